@@ -1,1 +1,1 @@
-"""What an agent runs: ranks of a training group, a Ray cluster, or one process."""
+"""Engines that an agent runs: ranks of a training group, a Ray cluster, or a single process."""

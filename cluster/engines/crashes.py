@@ -1,4 +1,4 @@
-"""Tell errors of the program and of its machine from disturbances: what a message says, and what ends group after group."""
+"""Distinction between bugs and disturbances, by error messages and by crashes of successive groups."""
 
 import signal
 from collections.abc import Iterable, Mapping
@@ -7,10 +7,10 @@ from typing import Any
 
 from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER
 
-CRASHES_ALLOWED = 2  # formations in a row, without a checkpoint, that may end in what no lost peer explains; one more is a bug
-ROW_SECONDS = 3600.0  # between two crashes of a row: a program that commits no checkpoints loses a peer now and then
-NETWORK_SECONDS = 600.0  # a network that is away comes back, or else it is not what ends group after group
-_FAULT_SIGNS = (  # in messages of NCCL and CUDA, lower case: a new group meets them again
+CRASHES_ALLOWED = 2  # consecutive groups without a checkpoint that may crash without a lost peer; one more is a bug
+ROW_SECONDS = 3600.0  # a longer time between two crashes starts a new row: a program may commit no checkpoints
+NETWORK_SECONDS = 600.0  # a network outage is over by then; crashes that go on have another cause
+_FAULT_SIGNS = (  # in messages of NCCL and CUDA, lower case; a new group would fail in the same way
     "ncclinvalidusage",
     "ncclinvalidargument",
     "duplicate gpu detected",
@@ -19,35 +19,37 @@ _FAULT_SIGNS = (  # in messages of NCCL and CUDA, lower case: a new group meets 
     "driver version is insufficient",
     "out of memory",
 )
-CRASHES = frozenset({EXIT_LOST_PEER, -signal.SIGABRT, -signal.SIGSEGV})  # how a rank ends by an error or in native code
+CRASHES = frozenset(
+    {EXIT_LOST_PEER, -signal.SIGABRT, -signal.SIGSEGV}
+)  # exit codes of a rank that lost a peer or crashed in native code
 _NODE_GONE = {"node_lost", "node_left", "node_left_early"}
 
 
 def is_fault(message: str) -> bool:
-    """Whether an error's message tells a fault of the program or of its machine, though it be NCCL's: no peer is lost."""
+    """Return True if an error message, such as NCCL's, shows a fault of the program or the machine rather than a lost peer."""
     return any(sign in message.lower() for sign in _FAULT_SIGNS)
 
 
 @dataclass(frozen=True)
 class Row:
-    """Formations in a row that ended in errors or crashes of ranks, with no new checkpoint between them."""
+    """Consecutive groups that ended in errors or crashes of ranks, with no new checkpoint between them."""
 
     count: int = 0
-    native: bool = False  # whether native code crashed in each of them; else the network may be away
-    began: float = 0.0  # when the first of them ended, in seconds since the epoch
+    native: bool = False  # native code crashed in all of them; otherwise the network may be down
+    began: float = 0.0  # end of the first one, seconds since the epoch
 
     def is_bug(self, now: float) -> bool:
-        """Whether a new group would meet the same again."""
+        """Return True if a new group would probably fail in the same way."""
         return self.count > CRASHES_ALLOWED and (self.native or now - self.began >= NETWORK_SECONDS)
 
 
 def crashes_in_a_row(events: Iterable[Mapping[str, Any]], attempt: int) -> Row:
-    """Find an attempt's newest formations that ended in errors or crashes of ranks.
+    """Return the row of an attempt's newest groups that ended in errors or crashes of ranks.
 
-    `events` are the run's, by time. A formation with a rank that something else killed does not count and breaks the row, and
-    so does a lost node, a hang, or an hour without a crash. What happened on other nodes just now may be missing.
+    `events`: all events of the run, sorted by time; the newest ones of other nodes may be missing. The row is interrupted by
+    a rank that was killed from outside, a lost node, a hang, or an hour without a crash.
     """
-    crashed: dict[int, _Formation] = {}  # in their order
+    crashed: dict[int, _Formation] = {}  # by group, in order of time
     excused: set[int] = set()
     newest, last = 0, 0.0
     for event in events:
@@ -63,14 +65,14 @@ def crashes_in_a_row(events: Iterable[Mapping[str, Any]], attempt: int) -> Row:
             if event["time"] - last > ROW_SECONDS:
                 crashed.clear()
             last = event["time"]
-            found = crashed.setdefault(group, _Formation(last))
-            found.native |= int(event["exit_code"]) < 0
+            formation = crashed.setdefault(group, _Formation(last))
+            formation.native |= int(event["exit_code"]) < 0
         elif kind == "rank_lost" and event.get("exit_code") != EXIT_FAILED:
             excused.add(group)
     groups = list(crashed)
     last_excused = max((groups.index(group) for group in excused if group in crashed), default=-1)
     row = list(crashed.values())[last_excused + 1 :]
-    return Row(len(row), all(one.native for one in row), row[0].ended) if row else Row()
+    return Row(len(row), all(formation.native for formation in row), row[0].ended) if row else Row()
 
 
 @dataclass

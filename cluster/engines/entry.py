@@ -1,6 +1,6 @@
-"""Call a job's entry and turn its end into an exit code: what the processes of every engine run.
+"""Call of a job's entry, with its result or error turned into an exit code; used by the processes of every engine.
 
-Usage, also below torchrun: python -m ropewalk.cluster.engines.entry RUN_DIR --attempt N
+Usage, also under torchrun: python -m ropewalk.cluster.engines.entry RUN_DIR --attempt N
 """
 
 import argparse
@@ -37,12 +37,12 @@ from ropewalk.cluster.run.project import add_project_path
 
 log = logging.getLogger(__name__)
 
-# a fault that NCCL names, such as two ranks on one GPU, is none
+# unless `is_fault` holds, such as for two ranks on one GPU
 _LOST_PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout", "gloo", "nccl")
 
 
 def load_entry(name: str) -> Callable[[JobContext], dict[str, Any] | None]:
-    """Import the callable that `module:attribute` names."""
+    """Import the entry `module:attribute`."""
     module, _, attribute = name.partition(":")
     entry: Callable[[JobContext], dict[str, Any] | None] = getattr(import_module(module), attribute)
     return entry
@@ -59,23 +59,26 @@ def run_entry(context: JobContext) -> int:
     except StopRequested as stop:
         log.info("stopped: %s", stop)
         return EXIT_REQUEUE
-    except StaleAttemptError as error:  # the attempt is its successors', and so are its files
+    except StaleAttemptError as error:  # a successor owns the attempt's files: write no error record
         log.warning("%s", error)
         return EXIT_LOST_PEER
-    except Exception as error:  # whatever it is becomes a record and an exit code
+    except Exception as error:  # every error becomes a record and an exit code
         code = exit_code_of(error)
         if isinstance(error, GateError) and context.rank == 0:
             write_json(folder / names.RESULT, error.results)
         log.error("%s: %s", type(error).__name__, error, exc_info=code != EXIT_NEVER_RETRY)
-        who = {"who": f"rank {context.rank}", "rank": context.rank, "group": context.group}
-        write_error(folder, f"group-{context.group}-rank-{context.rank}", error, code, **who)
+        origin = {"who": f"rank {context.rank}", "rank": context.rank, "group": context.group}
+        write_error(folder, f"group-{context.group}-rank-{context.rank}", error, code, **origin)
         return code
 
 
-def write_error(folder: Path, name: str, error: Exception, code: int, **who: Any) -> None:
-    """Record why a process gives up, for the outcome's cause and for `why`. Call it where the error is caught."""
+def write_error(folder: Path, name: str, error: Exception, code: int, **origin: Any) -> None:
+    """Record the error that ends a process, for the outcome's cause and for `why`. Call it in the `except` block.
+
+    `origin`: keys that identify the process, above all `who`, its name for people.
+    """
     record = {
-        **who,
+        **origin,
         "time": time.time(),
         "exit_code": code,
         "type": type(error).__name__,
@@ -84,23 +87,23 @@ def write_error(folder: Path, name: str, error: Exception, code: int, **who: Any
     }
     write_json(folder / names.ERRORS / f"{name}.json", record)
     if code == EXIT_NEVER_RETRY:
-        write_json(folder / names.FATAL, record)  # tells every agent of the attempt to leave
+        write_json(folder / names.FATAL, record)  # makes every agent of the attempt exit
 
 
 def exit_code_of(error: Exception) -> int:
-    """Return 42 for an error that no retry can mend, 75 for a lost peer, else 1."""
+    """Return 42 for an error that a retry cannot fix, 75 for a lost peer, else 1."""
     if isinstance(error, RopewalkError):
         return EXIT_FAILED if error.retryable else EXIT_NEVER_RETRY
-    words = f"{type(error).__name__} {error}".lower()
-    if isinstance(error, RuntimeError) and any(sign in words for sign in _LOST_PEER_SIGNS) and not is_fault(words):
+    text = f"{type(error).__name__} {error}".lower()
+    if isinstance(error, RuntimeError) and any(sign in text for sign in _LOST_PEER_SIGNS) and not is_fault(text):
         return EXIT_LOST_PEER
     return EXIT_FAILED
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """End this process when its parent is gone, or the process that had multiprocessing's server fork it, even if it is already.
+    """End this process as soon as its parent is gone, or the process that started it through multiprocessing's fork server.
 
-    An orphaned rank would hold a GPU and fight its successor.
+    An orphaned rank would occupy a GPU and compete with its successor.
     """
     parent = parent or os.getppid()
     starter = multiprocessing.parent_process()
@@ -114,11 +117,11 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def main() -> None:
-    """Run an entry in this process: below torchrun, in the `process` engine, or as a Ray driver."""
+    """Run an entry in this process: under torchrun, in the `process` engine, or as a Ray driver."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--parent", type=int, help="the process that started this one, and without which it ends")
+    parser.add_argument("--parent", type=int, help="pid of the process with which this one ends")
     arguments = parser.parse_args()
     rank = int(os.environ.get("RANK", "0"))
     configure_logging(f"rank {rank}")
@@ -139,7 +142,7 @@ def main() -> None:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a broken process group must not hang the interpreter's teardown
+    os._exit(code)  # the interpreter's shutdown may hang in a broken process group
 
 
 if __name__ == "__main__":

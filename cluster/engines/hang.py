@@ -1,4 +1,4 @@
-"""Detect ranks that hang: each agent watches its own ranks, all agents agree, stacks are taken, and the group ends."""
+"""Detection of hung ranks: agents watch their ranks' heartbeats, agree that all ranks hang, and record their stacks."""
 
 import logging
 import threading
@@ -17,55 +17,53 @@ from ropewalk.cluster.run.names import STACKS
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.05  # between two looks at the store, of nodes whose ranks stand still
-LOOKS_AT_ONCE = 16  # nodes that may look so often; of more each looks less often
-LONGEST_LOOK_SECONDS = 0.25  # between two looks at the ranks: what is longer, the agent itself stood still
-LOOKS = 2  # in a row that must find the same
-RECORD_SECONDS = 1.5  # what taking and writing the stacks may take before the ranks are ended all the same
+POLL_SECONDS = 0.05  # between two votes of a node whose ranks are late
+POLLING_NODES = 16  # with more nodes each polls less often
+LONGEST_PAUSE_SECONDS = 0.25  # between two reads of heartbeats; in the rest of a longer pause this agent was suspended
+CONFIRMATIONS = 2  # consecutive checks that must find all ranks late
+RECORD_SECONDS = 1.5  # for taking and writing the stacks; then the ranks are killed in any case
 
 
 class Counter(Protocol):
-    """A store by whose counters the agents agree: that of the group's formation."""
+    """A store with shared counters: that of the group's formation."""
 
-    def add(self, key: str, amount: int, /) -> int:
-        """Add to the counter `key`, and return the sum."""
-        ...
+    def add(self, key: str, amount: int, /) -> int: ...
 
 
 @dataclass
 class Hangs:
-    """Counts how often the group hung since the last progress.
+    """Number of hangs since the last progress.
 
-    Each hang doubles the time that a phase may take, so that a run whose steps really take that long now and then goes on.
+    Each hang doubles the time limits of all phases, so that a run with occasional very long steps can go on.
     """
 
     count: int = 0
-    progress: int = -1
+    progress: int = -1  # step of the newest checkpoint at the last hang
 
     def leniency(self, progress: int) -> float:
-        """Return the factor by which a phase may take longer than its rank says."""
+        """Return the factor by which the time limits are extended."""
         return 2.0**self.count if progress <= self.progress else 1.0
 
     def note(self, progress: int) -> None:
-        """Count one more hang."""
+        """Count a hang."""
         self.count = self.count + 1 if progress <= self.progress else 1
         self.progress = progress
 
 
 class Watch:
-    """The heartbeats of one node's ranks. Time during which this process itself stood still does not count."""
+    """Heartbeats of one node's ranks. Time in which this process was suspended does not count."""
 
     def __init__(self, files: Mapping[int, Path], group: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._files, self._group, self._clock = files, group, clock
-        self.beats: dict[int, Beat] = {}  # of the ranks that have beaten
-        self._since: dict[int, float] = {}  # when each beat was first seen, by the time awake
-        self._awake, self._looked_at = 0.0, clock()
+        self.beats: dict[int, Beat] = {}  # newest heartbeat by rank
+        self._since: dict[int, float] = {}  # value of `_awake` when each heartbeat was first read
+        self._awake, self._read_at = 0.0, clock()  # seconds in which this process was running
 
-    def look(self) -> None:
+    def read(self) -> None:
         """Read the ranks' heartbeats."""
         now = self._clock()
-        self._awake += min(now - self._looked_at, LONGEST_LOOK_SECONDS)
-        self._looked_at = now
+        self._awake += min(now - self._read_at, LONGEST_PAUSE_SECONDS)
+        self._read_at = now
         for rank, path in self._files.items():
             beat = read_beat(path)
             if beat is None or beat.group != self._group:
@@ -74,45 +72,44 @@ class Watch:
                 self._since[rank] = self._awake
             self.beats[rank] = beat
 
-    def stood(self, rank: int) -> float:
-        """Return the seconds since the rank's last heartbeat."""
+    def seconds_since_beat(self, rank: int) -> float:
         return self._awake - self._since[rank]
 
-    def late(self, leniency: float = 1.0) -> bool:
-        """Return whether every rank that beats is in its phase for too long: a single one may wait for the others."""
-        return bool(self.beats) and all(self.stood(r) > leniency * b.allowed_seconds for r, b in self.beats.items())
+    def all_late(self, leniency: float = 1.0) -> bool:
+        """Return True if every rank with a heartbeat exceeds the limit of its phase: a single late rank may wait for others."""
+        return bool(self.beats) and all(self.seconds_since_beat(r) > leniency * b.allowed_seconds for r, b in self.beats.items())
 
 
 class Agreement:
-    """A vote of all nodes of a group, which holds when every node says yes.
+    """Unanimous votes of the nodes of a group.
 
-    A node whose agent stands still does not vote. A node with a rank in a phase that may take long votes no: the other nodes
-    wait for its ranks.
+    A node whose agent is suspended does not vote, and a node with a rank in a long phase votes no: the other nodes then wait
+    for its ranks.
     """
 
     def __init__(self, store: Counter, nodes: int) -> None:
         self._store, self._nodes = store, nodes
         self._votes: set[str] = set()
-        self._next_look = 0.0
+        self._next_poll = 0.0
 
-    def vote(self, question: str, holds: bool) -> bool:
-        """Vote on a question, whether it holds on this node; returns whether it holds on all nodes."""
-        voted, now = question in self._votes, time.monotonic()
-        if voted == holds and (not holds or now < self._next_look):
+    def vote(self, proposition: str, holds: bool) -> bool:
+        """Cast this node's vote on a proposition, and return True if it holds on all nodes."""
+        voted, now = proposition in self._votes, time.monotonic()
+        if voted == holds and (not holds or now < self._next_poll):
             return False
-        self._next_look = now + LOOK_SECONDS * max(1.0, self._nodes / LOOKS_AT_ONCE)
+        self._next_poll = now + POLL_SECONDS * max(1.0, self._nodes / POLLING_NODES)
         try:
-            count = self._store.add(f"ropewalk/{question}", int(holds) - int(voted))
-        except DistError as error:  # a node that has lost the store is lost itself, which others find out
-            log.warning("the store of the group is lost, so hangs cannot be agreed on: %s", error)
+            count = self._store.add(f"ropewalk/{proposition}", int(holds) - int(voted))
+        except DistError as error:  # then this node is cut off, which the other nodes and the supervisor notice
+            log.warning("the group's store cannot be reached, so hangs cannot be detected: %s", error)
             return False
-        (self._votes.add if holds else self._votes.discard)(question)
+        (self._votes.add if holds else self._votes.discard)(proposition)
         return holds and count >= self._nodes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Formation:
-    """The formation of ranks that is watched, as events name it."""
+    """Identification of a group on one node, as used in events."""
 
     run: RunDir
     attempt: int
@@ -121,29 +118,29 @@ class Formation:
 
 
 class GroupWatch:
-    """Watches one formation of a group from one node."""
+    """Detects hangs of one formation of a group on one node."""
 
     def __init__(
-        self, place: Formation, files: Mapping[int, Path], agreement: Agreement, hangs: Hangs, progress: Callable[[], int]
+        self, formation: Formation, files: Mapping[int, Path], agreement: Agreement, hangs: Hangs, progress: Callable[[], int]
     ) -> None:
-        self._place, self._agreement, self._hangs, self._progress = place, agreement, hangs, progress
-        self.watch = Watch(files, place.group)
-        self._looks, self._leniency = 0, 0.0
+        self._formation, self._agreement, self._hangs, self._progress = formation, agreement, hangs, progress
+        self.watch = Watch(files, formation.group)
+        self._confirmations, self._leniency = 0, 0.0
 
-    def hung(self) -> bool:
-        """Return whether the whole group hangs; call it again and again."""
-        self.watch.look()
-        if not self.watch.late():
-            self._looks, self._leniency = 0, 0.0
+    def is_hung(self) -> bool:
+        """Return True if the whole group hangs. Call it periodically."""
+        self.watch.read()
+        if not self.watch.all_late():
+            self._confirmations, self._leniency = 0, 0.0
         else:
-            self._leniency = self._leniency or self._hangs.leniency(self._progress())  # read once: it lies on a slow disk
-            self._looks = self._looks + 1 if self.watch.late(self._leniency) else 0
-        return self._agreement.vote("hung", self._looks >= LOOKS)
+            self._leniency = self._leniency or self._hangs.leniency(self._progress())  # only once: it reads a slow disk
+            self._confirmations = self._confirmations + 1 if self.watch.all_late(self._leniency) else 0
+        return self._agreement.vote("hung", self._confirmations >= CONFIRMATIONS)
 
     def record(self, pids: Mapping[int, int], spare: Mapping[int, Path]) -> None:
-        """Take and write down the stacks of this node's ranks; returns when all nodes have done so, or after RECORD_SECONDS.
+        """Record the stacks of this node's ranks; return when all nodes have done so, or after RECORD_SECONDS.
 
-        The first node that ends its ranks ends those of others too, and a disk that stands still may be why they hang.
+        The first node that kills its ranks ends the ranks of other nodes too. The limit matters if the disk itself hangs.
         """
         self._hangs.note(self._progress())
         deadline = time.monotonic() + RECORD_SECONDS
@@ -151,26 +148,26 @@ class GroupWatch:
         writer.start()
         writer.join(RECORD_SECONDS)
         while not self._agreement.vote("recorded", True) and time.monotonic() < deadline:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _record(self, pids: Mapping[int, int], spare: Mapping[int, Path]) -> None:
-        place, beats = self._place, self.watch.beats
+        formation, beats = self._formation, self.watch.beats
         stacks = take_stacks(pids, spare)
-        folder = place.run.attempt_dir(place.attempt) / STACKS / f"group-{place.group:06d}"
-        ranks = [{"rank": rank, **_told(beats.get(rank), stack)} for rank, stack in sorted(stacks.items())]
-        place.run.event(
+        folder = formation.run.attempt_dir(formation.attempt) / STACKS / f"group-{formation.group:06d}"
+        ranks = [{"rank": rank, **_summarize(beats.get(rank), stack)} for rank, stack in sorted(stacks.items())]
+        formation.run.event(
             "ranks_hung",
-            attempt=place.attempt,
-            group=place.group,
-            node=place.node,
+            attempt=formation.attempt,
+            group=formation.group,
+            node=formation.node,
             step=max(beat.step for beat in beats.values()),
-            seconds=round(max(self.watch.stood(rank) for rank in beats), 2),
+            seconds=round(max(self.watch.seconds_since_beat(rank) for rank in beats), 2),
             ranks=ranks,
-            stacks=str(folder.relative_to(place.run.path)),
+            stacks=str(folder.relative_to(formation.run.path)),
         )
         write_stacks(folder, stacks, {rank: beat.phase.label for rank, beat in beats.items()})
 
 
-def _told(beat: Beat | None, stack: Stack) -> dict[str, str]:
+def _summarize(beat: Beat | None, stack: Stack) -> dict[str, str]:
     phase = beat.phase.label if beat is not None else "starting"
-    return {"phase": phase, "where": stack.place(waits_for_data=phase == "data"), "state": stack.state}
+    return {"phase": phase, "where": stack.location(waits_for_data=phase == "data"), "state": stack.state}

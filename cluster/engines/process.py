@@ -1,4 +1,4 @@
-"""The process engine: one process on the first node."""
+"""The process engine: a single process on the first node."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from ropewalk.cluster.run.directory import RunDir
 
 
 def run_process(run: RunDir, attempt: int, stop_flag: Path, environment: Mapping[str, str] | None = None) -> int:
-    """Run the entry in a process of its own; returns its exit code, 128 + the signal if one killed it."""
+    """Run the entry in a new process, and return its exit code (128 + signal number if it was killed)."""
     with (run.log_dir(attempt) / "rank-0.log").open("ab") as stream, stop_signals_blocked():
         process = subprocess.Popen(
             module_command(

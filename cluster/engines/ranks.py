@@ -1,4 +1,4 @@
-"""The ranks engine: torch.distributed.elastic in this process, ranks forked from a server that has imported everything."""
+"""The ranks engine: torch.distributed.elastic in this process, with ranks forked from a server with preloaded modules."""
 
 import logging
 import multiprocessing
@@ -21,7 +21,7 @@ from ropewalk.cluster.engines.crashes import CRASHES, crashes_in_a_row
 from ropewalk.cluster.engines.entry import die_with_parent, run_entry, write_error
 from ropewalk.cluster.engines.hang import Agreement, Formation, GroupWatch, Hangs
 from ropewalk.cluster.engines.rendezvous import NumberedRendezvous, RankArguments, RanksNode, join_rendezvous
-from ropewalk.cluster.engines.stacks import answer, stacks_file
+from ropewalk.cluster.engines.stacks import allow_stack_dumps, stacks_file
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
 from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
 from ropewalk.cluster.process.output import configure_logging, redirect_output
@@ -38,9 +38,9 @@ EXIT_BARRIER_SECONDS = 30.0
 
 
 class _Agent(LocalElasticAgent):
-    """torch's agent that also records which rank died, ends hung groups, and does not retry what a retry cannot mend."""
+    """torch's agent, extended to record lost ranks, to end hung groups, and not to retry permanent errors."""
 
-    _watch: GroupWatch  # of the group that was formed last
+    _watch: GroupWatch  # of the newest group
 
     def __init__(self, node: RanksNode, bugs: "_Bugs", hangs: Hangs, handler: NumberedRendezvous, spec: WorkerSpec) -> None:
         super().__init__(
@@ -52,8 +52,8 @@ class _Agent(LocalElasticAgent):
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:
         super()._initialize_workers(worker_group)
         for process in self._pcontext._pc.processes:  # type: ignore[union-attr]
-            process.terminate = process.kill  # torch ends by it the others on the node when one is lost; see `_shutdown`
-        formed: Any = worker_group  # torch declares what it fills in later as None
+            process.terminate = process.kill  # torch calls it for the other ranks of the node; see `_shutdown`
+        formed: Any = worker_group  # torch declares attributes as None that it fills in later
         run, flag = self._node.run, self._node.stop_flag
         self._watch = GroupWatch(
             Formation(run=run, attempt=self._node.attempt, node=self._node.index, group=self._handler.formation),
@@ -64,72 +64,73 @@ class _Agent(LocalElasticAgent):
         )
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = 30) -> None:
-        """End this node's ranks by SIGKILL: one that is stopped or stuck would not leave at a SIGTERM, and be waited for."""
+        """Kill this node's ranks: a stopped or hung rank would not exit at a SIGTERM, and torch would wait for it."""
         super()._shutdown(signal.SIGKILL, timeout)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY and self._may_miss_nodes() and self._handler.peer_lost():
-            log.warning("a node of the group has gone while its ranks were waited for: forming a new group")
+            log.warning("a node of the group is gone while other ranks wait for its ranks: forming a new group")
             return self._form_anew()
-        if result.state == WorkerState.HEALTHY and self._watch.hung():
+        if result.state == WorkerState.HEALTHY and self._watch.is_hung():
             log.warning("all ranks of the group hang: recording their stacks and forming a new group")
             workers, flag = worker_group.workers, self._node.stop_flag
             pids = {worker.global_rank: int(worker.id) for worker in workers}
             self._watch.record(pids, {worker.global_rank: stacks_file(flag, worker.local_rank) for worker in workers})
             return self._form_anew()
         if result.state == WorkerState.FAILED:
-            self._tell_lost({rank: failure.exitcode for rank, failure in result.failures.items()})
+            self._record_lost({rank: failure.exitcode for rank, failure in result.failures.items()})
             if self.exit_code != EXIT_LOST_PEER:
                 self._remaining_restarts = 0
         return result
 
     def _may_miss_nodes(self) -> bool:
-        """Whether a node can leave and the others stay: in an elastic group, and where a stop found its ranks not started yet."""
+        """Return True if a node can leave while others stay: in elastic groups, or if it was stopped before its ranks started."""
         return self._node.elastic or self._node.stop_flag.exists()
 
     def _form_anew(self) -> RunResult:
-        """End this node's ranks; torch counts it as a disturbance and looks for the other nodes."""
+        """Kill this node's ranks; torch counts a restart and joins the next group."""
         self._shutdown()
         self.exit_code = EXIT_LOST_PEER
         return RunResult(state=WorkerState.FAILED)
 
-    def _tell_lost(self, codes: dict[int, int]) -> None:
-        """Record the ranks that were lost, by their exit codes, and judge what follows from it."""
+    def _record_lost(self, codes: dict[int, int]) -> None:
+        """Record the lost ranks with their exit codes, and set this agent's exit code accordingly."""
         node, group = self._node, self._handler.formation
-        # torch ends the other ranks of the node itself: only the first to go tells a cause
+        # torch kills the other ranks of the node, so only the first exit codes show the cause
         for rank, code in codes.items():
             node.run.event("rank_lost", rank=rank, node=node.index, exit_code=code, attempt=node.attempt, group=group)
         self.exit_code = self._judge(set(codes.values()))
         crashed = self.exit_code == EXIT_FAILED and EXIT_FAILED not in codes.values()
         for rank, code in codes.items():
-            if crashed and code < 0:  # nothing else says why
-                error = RuntimeError(f"died of {signal.Signals(-code).name}, as the groups before: see its log, rank-{rank}.log")
-                who = {"who": f"rank {rank}", "rank": rank, "group": group}
-                write_error(node.run.attempt_dir(node.attempt), f"group-{group}-rank-{rank}-crash", error, EXIT_FAILED, **who)
+            if crashed and code < 0:  # the rank could not record an error itself
+                message = f"died of {signal.Signals(-code).name}, as in earlier groups; see its log, rank-{rank}.log"
+                origin = {"who": f"rank {rank}", "rank": rank, "group": group}
+                name = f"group-{group}-rank-{rank}-crash"
+                write_error(node.run.attempt_dir(node.attempt), name, RuntimeError(message), EXIT_FAILED, **origin)
 
     def _judge(self, codes: set[int]) -> int:
-        """Return EXIT_LOST_PEER if a new group is to form, else the code that the agent exits with."""
+        """Return EXIT_LOST_PEER if a new group is to be formed, else the exit code of the agent."""
         if EXIT_NEVER_RETRY in codes:
             return EXIT_NEVER_RETRY
-        # a signal (kill, out of memory) or a dead peer: disturbances, not bugs, unless group after group ends so
+        # a signal (kill, out of memory) or a lost peer is a disturbance, unless successive groups end in this way
         if EXIT_FAILED not in codes and not self._crashes_again(codes):
             return EXIT_LOST_PEER
         return EXIT_LOST_PEER if self._bugs.allow_another(_newest_step(self._node.run)) else EXIT_FAILED
 
     def _crashes_again(self, codes: set[int]) -> bool:
-        """Whether the group has crashed, like those before it, and nothing from outside explains that."""
+        """Return True if this group and those before it crashed without an external cause."""
         events = self._node.run.read_events(afresh=True)
         return not codes - CRASHES and crashes_in_a_row(events, self._node.attempt).is_bug(time.time())
 
 
 @dataclass
 class _Bugs:
-    """Counts errors of the program since the last checkpoint."""
+    """Number of errors of the program since the last checkpoint."""
 
     allowed: int
     count: int = 0
-    progress: int = -1
+    progress: int = -1  # step of the newest checkpoint at the last error
 
     def allow_another(self, progress: int) -> bool:
         self.count = self.count + 1 if progress <= self.progress else 1
@@ -138,43 +139,42 @@ class _Bugs:
 
 
 def _newest_step(run: RunDir) -> int:
-    """Return the step of the newest checkpoint: an error after it does not count with those before it."""
+    """Return the step of the newest checkpoint."""
     return max((int(e.get("step", 0)) for e in run.read_events(afresh=True) if e["event"] == "checkpoint"), default=0)
 
 
 def start_forkserver(preload: list[str]) -> None:
-    """Fork the server that ranks are forked from, so that they start with `preload` imported.
+    """Start the server from which ranks are forked with the `preload` modules imported. Does nothing if it is running.
 
-    Call it after those modules are imported here, and while this process has no threads. Does nothing if the server runs.
-    Raises ConfigError if CUDA is initialized.
+    Import those modules first, and call this while the process has no threads. Raises ConfigError if CUDA is initialized.
     """
     refuse_cuda()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ropewalk.cluster.engines.ranks", *preload])
     with stop_signals_blocked():
         multiprocessing.resource_tracker.ensure_running()
-    # once more: it lifts the block of SIGTERM when it has started
+    # again, since the resource tracker unblocks SIGTERM when it has started
     with stop_signals_blocked(), forked_interpreters():
         multiprocessing.forkserver.ensure_running()
 
 
 def configure_torch(node: RanksNode) -> None:
-    """Set what torch's elastic agent and gloo take from the environment, and make torch log through our handler."""
-    # torch 2.13 reuses a cached bootstrap store in a new round; a node that joins late would wait for it in vain
+    """Set the environment variables of torch's elastic agent and gloo, and route torch's log through our handler."""
+    # torch 2.13 reuses a cached bootstrap store in a new round; a node that joins late would wait for it forever
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # all nodes have as many ranks, and need not tell each other: one that is gone again would be waited for
+    # all nodes have the same number of ranks, so they skip an exchange in which they would wait for a lost node
     os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # TERM and USR2 are the cluster agent's
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # SIGTERM and SIGUSR2 are handled by our agent
     if socket.gethostbyname(node.address).startswith("127."):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nodes of one machine; the host's own name may not resolve
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # virtual nodes; the host's name may not resolve
     plain_torch_logging()
 
 
 def plain_torch_logging() -> None:
-    """Make torch log through our handler.
+    """Route torch's log through our handler.
 
-    Its own formatter imports torch._dynamo, 2 to 4 s, for the first exception that it formats: that of a lost rank, whose
-    replacement would wait for it.
+    torch's formatter imports torch._dynamo (2 to 4 s) to format the first exception, that of a lost rank, which would delay
+    the rank's replacement.
     """
     for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]:
         logger = logging.getLogger(name)
@@ -183,7 +183,7 @@ def plain_torch_logging() -> None:
 
 
 def run_ranks(node: RanksNode, bugs_allowed: int, restarts_allowed: int) -> int:
-    """Form a group with the other nodes and run the entry on every rank, again after each lost rank; returns the exit code."""
+    """Form a group with the other nodes, run the entry on every rank, repeat after lost ranks, and return the exit code."""
     refuse_cuda()
     configure_torch(node)
     arguments = RankArguments(
@@ -221,11 +221,11 @@ def run_ranks(node: RanksNode, bugs_allowed: int, restarts_allowed: int) -> int:
         if node.stop_flag.exists() or not node.elastic:
             handler.leave()
             return EXIT_REQUEUE
-        log.info("ranks have saved; forming a new group")  # a node joins, or one was asked to leave
+        log.info("ranks have saved; forming a new group")  # a node joins, or was asked to leave
 
 
 def run_rank(arguments: RankArguments) -> int:
-    """Be one rank: open its log, follow its agent, claim the fence, call the entry. Returns 0 or 85; any other code exits."""
+    """Run one rank: open its log, claim the fence, call the entry. Returns 0 or 85; exits with any other code."""
     exit_on_sigterm_from(arguments.agent_pid)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     run = RunDir(arguments.run)
@@ -234,7 +234,7 @@ def run_rank(arguments: RankArguments) -> int:
     plain_torch_logging()
     die_with_parent()
     if threads := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))  # the library read it where it was loaded: in an ancestor that had all cores
+        torch.set_num_threads(int(threads))  # it was read when the fork server imported torch; set it again
     context = JobContext(
         run=run,
         attempt=arguments.attempt,
@@ -248,7 +248,7 @@ def run_rank(arguments: RankArguments) -> int:
         hung_steps=arguments.hung_steps,
     )
     if arguments.hung_steps is not None:
-        answer(arguments.agent_pid, stacks_file(arguments.stop_flag, local_rank))
+        allow_stack_dumps(arguments.agent_pid, stacks_file(arguments.stop_flag, local_rank))
     try:
         if rank == 0:
             context.fence.claim()
@@ -259,5 +259,5 @@ def run_rank(arguments: RankArguments) -> int:
     code = run_entry(context)
     logging.shutdown()
     if code not in (EXIT_DONE, EXIT_REQUEUE):
-        os._exit(code)  # collectives may hang in a broken group's teardown
+        os._exit(code)  # the interpreter's shutdown may hang in a broken process group
     return code

@@ -1,7 +1,7 @@
-"""The ray engine: a Ray cluster over the allocation, the driver on its first node, and nothing left behind.
+"""The ray engine: a Ray cluster on the nodes of the allocation, with the driver on the first node.
 
-Ray on shared machines: every run has its own ports, its own short temporary directory (socket paths are limited
-to 107 bytes), its own token, and ends only the processes that it started itself.
+On shared machines every run has its own ports, its own short temporary directory (socket paths are limited to 107 bytes)
+and its own token, and kills only processes that it has started.
 """
 
 import logging
@@ -34,9 +34,9 @@ from ropewalk.cluster.run.succession import read_mark_afresh, write_mark
 log = logging.getLogger(__name__)
 
 START_SECONDS = 90.0
-STARTED = "Ray has started"  # what a node says that answers
-LONGEST_SCRATCH = 30  # what Ray puts below it takes up to 75 bytes
-OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that need more say so by their memory
+STARTED = "Ray has started"  # printed once the node's Ray answers
+LONGEST_SCRATCH = 30  # bytes; Ray's socket paths below it take up to 75 more
+OBJECT_STORE_BYTES = 256 * 2**20  # enough, since documents do not pass through it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +51,21 @@ class RayNode:
     cpus: int | None
     gpus: int
     stop_flag: Path
-    for_tune: bool = False  # its actors take none of the workers that Ray starts in advance, and nobody reads their output
+    for_tune: bool = False  # no workers started in advance, and no forwarding of worker logs
 
     @property
     def folder(self) -> Path:
-        """The attempt's directory, which every node sees."""
+        """Directory of the attempt, shared by all nodes."""
         return self.run.attempt_dir(self.attempt)
 
     @cached_property
     def ip(self) -> str:
-        """The address as a number: Ray takes no host names."""
+        """Numeric address of the node, since Ray does not accept host names."""
         return socket.gethostbyname(self.address)
 
 
 def run_ray(node: RayNode) -> int:
-    """Start this node's Ray; run the driver on the first node, wait for its end on the others. Returns the exit code."""
+    """Start this node's Ray, run the driver (first node) or wait for its end (other nodes), and return the exit code."""
     scratch = short_scratch()
     ray: subprocess.Popen[bytes] | None = None
     try:
@@ -90,13 +90,13 @@ def run_ray(node: RayNode) -> int:
 
 
 def short_scratch() -> Path:
-    """Make a private directory with a name so short that Ray's sockets below it stay within 107 bytes."""
+    """Make a private directory with a short path, so that Ray's socket paths below it stay within 107 bytes."""
     parent = tempfile.gettempdir()
     return make_scratch("r", parent if len(parent) <= LONGEST_SCRATCH else "/tmp")  # noqa: S108
 
 
 def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:
-    """Return the command that starts this node's Ray, which is the head unless there is a head's address."""
+    """Return the command that starts this node's Ray: the head node, unless `head_address` is set."""
     command = module_command("ropewalk.cluster.engines.ray_start", f"--ip={node.ip}", f"--temp-dir={scratch}")
     command += [f"--cpus={node.cpus or node_cpus()}", f"--gpus={node.gpus}", f"--object-store-bytes={OBJECT_STORE_BYTES}"]
     if not node.for_tune:
@@ -105,17 +105,17 @@ def start_command(node: RayNode, scratch: Path, head_address: str | None) -> lis
 
 
 def environment(node: RayNode) -> Mapping[str, str]:
-    """Return the environment of Ray's daemons. Their token comes from the backend and is never written down."""
-    ours = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # a user's own cluster
+    """Return the environment of Ray's daemons. The token in it comes from the backend and is never written to disk."""
+    variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # may name a user's cluster
     if node.ip.startswith("127."):
-        ours["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
+        variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
     if node.for_tune:
-        ours["RAY_prestart_worker_first_driver"] = "0"
-    return ours
+        variables["RAY_prestart_worker_first_driver"] = "0"
+    return variables
 
 
 def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[bytes]:
-    """Start Ray on this node and wait until it answers. Raises StopRequested, or an error that says why it did not."""
+    """Start Ray on this node, and wait until it answers. Raises StopRequested, NotReadyError, or RuntimeError with the reason."""
     head_address = None if head else await_head(node)
     command = start_command(node, scratch, head_address)
     output = node.run.log_dir(node.attempt) / f"ray-{node.index}.log"
@@ -127,7 +127,7 @@ def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[b
     def started() -> bool:
         if ray.poll() is not None:
             kind = NotReadyError if ray.returncode == EXIT_TERMINATED else RuntimeError
-            raise kind(f"the start of Ray on node {node.index} ended with {ray.returncode}: {tail(output)}")
+            raise kind(f"the start of Ray on node {node.index} failed with exit code {ray.returncode}: {tail(output)}")
         return STARTED in output.read_text(errors="replace")
 
     try:
@@ -137,17 +137,17 @@ def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[b
         stop_ray(ray, scratch)
         raise
     if head:
-        port = next(word.partition("=")[2] for word in command if word.startswith("--head-port="))
+        port = next(option.partition("=")[2] for option in command if option.startswith("--head-port="))
         (scratch / "address").write_text(f"{node.ip}:{port}")
     return ray
 
 
 def _wait(node: RayNode, condition: Callable[[], bool]) -> bool:
-    """Wait for a condition; returns whether it came true in time. Raises StopRequested if the run is to stop meanwhile."""
+    """Wait for a condition, and return True if it holds in time. Raises StopRequested if the run has to stop."""
     deadline = time.monotonic() + START_SECONDS
     while not condition():
         if node.stop_flag.exists():
-            raise StopRequested("asked to stop while Ray started: there is nothing to save")
+            raise StopRequested("stop requested while Ray was starting: nothing to save")
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
@@ -157,19 +157,19 @@ def _wait(node: RayNode, condition: Callable[[], bool]) -> bool:
 def tail(path: Path) -> str:
     """Return the last lines of a log, for an error message."""
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-5:]) or "its log is empty"
+    return " | ".join(lines[-5:]) or "the log is empty"
 
 
 def await_head(node: RayNode) -> str:
     """Wait until the first node has published the head's address, and return it."""
     path = node.folder / names.RAY_HEAD
     if not _wait(node, lambda: bool(read_afresh(path))):
-        raise NotReadyError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
+        raise NotReadyError(f"node {node.index}: the first node did not publish a Ray address within {START_SECONDS:.0f} s")
     return str((read_json_afresh(path) or {})["address"])
 
 
 def await_nodes(node: RayNode) -> None:
-    """Wait until every other node has joined; a failed start fails the attempt."""
+    """Wait until every other node has joined. Raises NotReadyError."""
     marks = {index: node.folder / names.NODES / f"ray-{index}" for index in range(1, node.num_nodes)}
     if not _wait(node, lambda: all(read_mark_afresh(mark) for mark in marks.values())):
         late = [index for index, mark in marks.items() if not read_mark_afresh(mark)]
@@ -177,11 +177,11 @@ def await_nodes(node: RayNode) -> None:
 
 
 def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
-    """Keep this node's Ray alive until the driver on the first node has ended; returns its exit code."""
+    """Wait until the driver on the first node has ended, and return its exit code."""
     pause_seconds = poll_seconds(node.folder)
     while True:
-        if found := read_json_afresh(node.folder / names.RAY_DRIVER):
-            return int(found["exit_code"])
+        if result := read_json_afresh(node.folder / names.RAY_DRIVER):
+            return int(result["exit_code"])
         if ray.poll() is not None:
             log.error("Ray on node %d ended with %s", node.index, ray.returncode)
             return EXIT_REQUEUE if node.stop_flag.exists() else EXIT_FAILED
@@ -189,19 +189,19 @@ def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
 
 
 def stop_ray(ray: subprocess.Popen[bytes], scratch: Path) -> None:
-    """Kill this node's Ray processes: our descendants, and those that name our temporary directory; nobody else's."""
+    """Kill this node's Ray processes: our descendants, and processes that use our temporary directory."""
     children = [process for process in family(ray.pid) if process.pid != ray.pid]
     ray.kill()
     ray.wait()
     count = end([process for process in {*children, *processes_of(scratch), *_writers_of(scratch)} if process.is_running()])
-    log.info("Ray ended on this node (%d processes were left)", count)
+    log.info("Ray ended on this node (%d remaining processes were killed)", count)
 
 
 def _writers_of(scratch: Path) -> Iterator[psutil.Process]:
-    """Find Ray's agents whose parent is gone by their logs: they have neither a command line nor an environment."""
+    """Find orphaned Ray agents by their open log files, since their command line and environment are overwritten."""
     for process in psutil.process_iter():
         try:
             if process.name().startswith("ray::") and any(file.path.startswith(f"{scratch}/") for file in process.open_files()):
                 yield process
-        except psutil.Error:  # it ended while we looked, or is another user's
+        except psutil.Error:  # it has just ended, or belongs to another user
             continue

@@ -1,8 +1,8 @@
-"""Stand in for one of the two agents of a Ray node: a process that imports nothing, and becomes the agent once somebody asks it.
+"""Stand-in for the agents of a Ray node: an idle process without imports, which becomes Ray's agent when it gets a connection.
 
-Usage: python -I -S ray_agent.py AGENT.py --node-id=ID --session-dir=DIR ...  The words are those of Ray's own agent.
-The dashboard's agent has no ports without a dashboard, and says so. The agent of run-time environments listens, and only a run
-that uses such environments connects to it. A node of Ray waits for both, and ends when one of them does.
+Usage: python -I -S ray_agent.py AGENT.py --node-id=ID --session-dir=DIR ...  The arguments are those of Ray's agent.
+In place of the dashboard agent it only reports that there are no ports. In place of the runtime-environment agent it listens;
+only runs that use runtime environments connect. A Ray node waits for both agents, and ends when one of them ends.
 """
 
 import os
@@ -13,35 +13,35 @@ import sys
 NO_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
 PORT = "runtime_env_agent_port"
 PORT_OPTION = "--runtime-env-agent-port="
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 
-def main(words: list[str]) -> None:
-    """Say on which ports the agent is to be asked, and wait for the end of the node or for somebody who asks."""
+def main(arguments: list[str]) -> None:
+    """Write the port files of the agent, and wait for a connection or the end of the node."""
     parent = os.getppid()
-    options = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
-    place = f"{options['session-dir']}/%s_{options['node-id']}"
+    options = dict(argument[2:].split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument)
+    port_file = f"{options['session-dir']}/%s_{options['node-id']}"
     with socket.socket() as listener:
-        if PORT_OPTION in "".join(words):
-            given = options.get("runtime-env-agent-port", "")
+        if PORT_OPTION in "".join(arguments):
+            wanted = options.get("runtime-env-agent-port", "")
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((options["node-ip-address"], int(given) if given.isdigit() else 0))
+            listener.bind((options["node-ip-address"], int(wanted) if wanted.isdigit() else 0))
             listener.listen()
             port = listener.getsockname()[1]
-            write(place % PORT, port)
-            while not select.select([listener], [], [], LOOK_SECONDS)[0]:
+            write(port_file % PORT, port)
+            while not select.select([listener], [], [], POLL_SECONDS)[0]:
                 if os.getppid() != parent:
                     return
-            others = [word for word in words if not word.startswith(PORT_OPTION)]
+            others = [argument for argument in arguments if not argument.startswith(PORT_OPTION)]
             os.execv(sys.executable, [sys.executable, "-u", *others, f"{PORT_OPTION}{port}"])  # noqa: S606
     for name in NO_PORTS:
-        write(place % name, -1)
+        write(port_file % name, -1)
     while os.getppid() == parent:
-        select.select([], [], [], LOOK_SECONDS)
+        select.select([], [], [], POLL_SECONDS)
 
 
 def write(path: str, port: int) -> None:
-    """Put a port where the node looks for it."""
+    """Write a port file atomically."""
     with open(f"{path}.new", "w") as stream:
         stream.write(str(port))
     os.replace(f"{path}.new", path)

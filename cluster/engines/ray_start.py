@@ -1,14 +1,13 @@
-"""Start the processes of one Ray node, as `ray start --block` does, without those that nobody here asks anything.
+"""Start the processes of one Ray node, as `ray start --block` does, without the unused ones.
 
-Usage: python -m ropewalk.cluster.engines.ray_start --ip IP --cpus N --gpus N --temp-dir DIR (--head-port PORT | --address
-HOST:PORT)
-It says STARTED when the node answers, and ends with its parent or when a process of the node does. Exit codes: 143 when Ray
-waited in vain for one of its processes, else 1.
+Usage: python -m ropewalk.cluster.engines.ray_start --ip IP --cpus N --gpus N --temp-dir DIR
+(--head-port PORT | --address HOST:PORT)
+Prints STARTED when the node answers. Exits with its parent, or when a process of the node exits. Exit codes: 143 if a process
+of Ray did not become ready in time, else 1.
 
-The command line of Ray imports four times what a node needs. The dashboard's server, Ray's client server and the monitor of
-clusters that scale are not started; the log monitor is a thread here; of a node's two agents, each an interpreter that imports
-Ray, the dashboard's only says that it has no ports, and that of run-time environments waits in an idle process until somebody
-has one (see ray_agent.py).
+Ray's own command line imports four times as much as a node needs. Dashboard server, client server and autoscaler monitor are
+not started, and the log monitor is a thread of this process. The node's two agents, each an interpreter that imports Ray, are
+replaced by idle stand-ins (see ray_agent.py).
 """
 
 import argparse
@@ -35,25 +34,25 @@ from ropewalk.cluster.process.kill import end, family
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.3
-GONE_SECONDS = 10  # a Ray of one process that does not answer for so long is gone: none is started anew in its place (Ray: 60)
-LOCAL_STORE_BYTES = 100 << 20  # of a Ray of one process: plans and summaries pass through it, texts never do
-RAYS_PATIENCE_SECONDS = 29.0  # Ray waits 30 s for whatever it waits for, and then says so in one of several ways
+GONE_SECONDS = 10  # until a process-local Ray that does not answer counts as dead (Ray's default: 60)
+LOCAL_STORE_BYTES = 100 << 20  # object store of a process-local Ray: only plans and summaries pass through it
+RAYS_PATIENCE_SECONDS = 29.0  # Ray fails after waiting for 30 s, with different errors
 AGENT = str(Path(__file__).with_name("ray_agent.py"))
 AGENTS = {ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT}
 
 
 def main() -> None:
-    """Start the node, and watch over it."""
+    """Start the node, and run until a process of it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ip", required=True, help="address of this node, as a number")
+    parser.add_argument("--ip", required=True, help="numeric address of this node")
     parser.add_argument("--cpus", type=int, required=True)
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--object-store-bytes", type=int, required=True)
-    parser.add_argument("--temp-dir", required=True, help="a short path: sockets lie below it")
-    parser.add_argument("--follow-logs", action="store_true", help="drivers hear what the workers of this node print")
+    parser.add_argument("--temp-dir", required=True, help="a short path, since sockets are created below it")
+    parser.add_argument("--follow-logs", action="store_true", help="forward the output of this node's workers to their drivers")
     role = parser.add_mutually_exclusive_group(required=True)
-    role.add_argument("--head-port", type=int, help="be the head, at this port")
-    role.add_argument("--address", help="HOST:PORT of the head that this node joins")
+    role.add_argument("--head-port", type=int, help="start a head node at this port")
+    role.add_argument("--address", help="HOST:PORT of the head node to join")
     options = parser.parse_args()
     threading.Thread(target=_watch_parent, args=(os.getppid(),), name="parent-watch", daemon=True).start()
     began = time.monotonic()
@@ -70,13 +69,13 @@ def main() -> None:
         threading.Thread(target=_follow_logs, args=(node, options.ip), name="log-monitor", daemon=True).start()
     while not (dead := node.dead_processes()):
         time.sleep(CHECK_SECONDS)
-    sys.stderr.write(f"of Ray's processes ended: {', '.join(f'{name} with {p.returncode}' for name, p in dead)}\n")
+    sys.stderr.write(f"processes of Ray ended: {', '.join(f'{name} with {p.returncode}' for name, p in dead)}\n")
     end(process for process in family(os.getpid()) if process.pid != os.getpid())
     os._exit(EXIT_FAILED)
 
 
 def start(options: argparse.Namespace) -> Node:
-    """Start the processes of a node: the head unless there is a head's address. Raises what Ray raises."""
+    """Start the processes of a node: the head node, unless `options.address` is set. Raises Ray's exceptions."""
     parameters = RayParams(
         node_ip_address=options.ip,
         node_name=options.ip,
@@ -98,14 +97,14 @@ def start(options: argparse.Namespace) -> Node:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ensure_token_if_auth_enabled(None, create_token_if_missing=False)
     with light_node():
-        services.get_node = patient(services.get_node)
+        services.get_node = retry_until_registered(services.get_node)
         node = Node(parameters, head=options.address is None, shutdown_at_exit=True, spawn_reaper=True)
     utils.write_ray_address(node.address, options.temp_dir)
     return node
 
 
 def start_local(cpus: int) -> None:
-    """`ray.init` of a Ray that this process alone has, and that ends with it. Raises what Ray raises."""
+    """Start a Ray for this process only, which ends with it. Raises Ray's exceptions."""
     with light_node():
         ray.init(
             address="local",
@@ -119,15 +118,15 @@ def start_local(cpus: int) -> None:
 
 @contextmanager
 def light_node() -> Iterator[None]:
-    """Nodes of Ray that this process starts meanwhile have our stand-ins for their agents, no dashboard and no autoscaler."""
+    """Start Ray nodes inside this block with stand-ins for their agents, without dashboard and autoscaler."""
     serve, scale = Node.start_api_server, Node.start_monitor
     build, minimal = services._build_python_executable_command_memory_profileable, utils.get_dashboard_dependency_error
 
-    def command(component: str, *words: Any, **more: Any) -> list[str]:
-        return [sys.executable, "-I", "-S", AGENT] if component in AGENTS else list(build(component, *words, **more))
+    def command(component: str, *arguments: Any, **options: Any) -> list[str]:
+        return [sys.executable, "-I", "-S", AGENT] if component in AGENTS else list(build(component, *arguments, **options))
 
     services._build_python_executable_command_memory_profileable = command
-    utils.get_dashboard_dependency_error = lambda: ImportError("nobody asks it")
+    utils.get_dashboard_dependency_error = lambda: ImportError("the dashboard is not used")
     Node.start_api_server = Node.start_monitor = lambda *_, **__: None
     try:
         yield
@@ -137,24 +136,24 @@ def light_node() -> Iterator[None]:
         Node.start_api_server, Node.start_monitor = serve, scale
 
 
-def patient(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """The same question, asked until it has an answer, at most for as long as a node may take to start."""
+def retry_until_registered(query: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a query for a node so that it is retried until the node is registered, for at most START_SECONDS."""
 
-    def answer(*words: Any) -> Any:
+    def retrying(*arguments: Any) -> Any:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                return ask(*words)
-            except RuntimeError:  # the node is not known yet
+                return query(*arguments)
+            except RuntimeError:  # the node is not registered yet
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(CHECK_SECONDS)
 
-    return answer
+    return retrying
 
 
 def _watch_parent(parent: int) -> None:
-    """End all that Ray has started when the parent of this process is gone."""
+    """Kill all processes of Ray when the parent of this process is gone."""
     while os.getppid() == parent:
         time.sleep(CHECK_SECONDS)
     end(process for process in family(os.getpid()) if process.pid != os.getpid())
@@ -162,7 +161,7 @@ def _watch_parent(parent: int) -> None:
 
 
 def _follow_logs(node: Node, ip: str) -> None:
-    """Send what workers of this node print to their driver."""
+    """Forward the output of this node's workers to their drivers."""
     log_monitor.logger.setLevel(logging.WARNING)
     client = ray._raylet.GcsClient(address=node.gcs_address)
     try:
@@ -170,8 +169,8 @@ def _follow_logs(node: Node, ip: str) -> None:
             ip, node.get_logs_dir_path(), client, log_monitor.is_proc_alive, gcs_address=node.gcs_address
         )
         monitor.run()
-    except Exception:  # what workers print is lost from now on, and nothing else
-        log.exception("the output of workers is not followed any more")
+    except Exception:  # only the forwarding of output is affected
+        log.exception("the output of workers is no longer forwarded")
 
 
 if __name__ == "__main__":

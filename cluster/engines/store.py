@@ -1,7 +1,7 @@
-"""The rendezvous store, in a process of its own beside the supervisor.
+"""The process of the rendezvous store, next to the supervisor.
 
-An agent that hosted the store would take the whole run with it when its node dies.
-The store listens at the run's address alone, and ends with its parent.
+If an agent hosted the store, the whole run would end when that agent's node dies.
+The store listens only at the run's address, and exits with its parent.
 
 Usage: python -m ropewalk.cluster.engines.store --host HOST --port PORT
 """
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--whole-torch", action="store_true", help="import all of torch, where its store does not load alone")
     arguments = parser.parse_args()
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the agents still need it to leave in order
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the agents need the store until they have exited
     parent = os.getppid()
     make = store_class(whole_torch=arguments.whole_torch)
     listener = listen_on(arguments.host, arguments.port)
@@ -40,7 +40,7 @@ def main() -> None:
         is_master=True,
         wait_for_workers=False,
         timeout=timedelta(seconds=60),
-        master_listen_fd=listener.detach(),  # torch itself would listen at all addresses
+        master_listen_fd=listener.detach(),  # torch would listen at all addresses
     )
     assert store.port == arguments.port
     while os.getppid() == parent:

@@ -33,6 +33,6 @@ def sign(key: str, purpose: str, *parts: bytes) -> bytes:
     return signature.digest()
 
 
-def signed_by(key: str, signature: bytes, purpose: str, *parts: bytes) -> bool:
+def is_signature(key: str, signature: bytes, purpose: str, *parts: bytes) -> bool:
     """Return whether `signature` is that of `parts`, in a time that reveals nothing about the right signature."""
     return hmac.compare_digest(signature, sign(key, purpose, *parts))

@@ -65,7 +65,7 @@ def test_ranks_that_crash_in_every_group_have_a_bug(toy: Start) -> None:
     """Such as a device-side assert, after which NCCL's watchdog aborts: a hundred groups met it again."""
     run = toy("crash", "ranks", retries={"bugs": 1, "disturbances": 8}, signal=int(signal.SIGABRT))
     outcome = run.finish()
-    cause = "rank 0: RuntimeError: died of SIGABRT, as the groups before: see its log, rank-0.log"
+    cause = "rank 0: RuntimeError: died of SIGABRT, as in earlier groups; see its log, rank-0.log"
     assert (outcome.state, outcome.cause) == (RunState.FAILED, cause)
     assert run.run.attempts() == [1]
     lost = [event["group"] for event in run.run.read_events() if event["event"] == "rank_lost"]

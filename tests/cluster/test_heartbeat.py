@@ -37,7 +37,7 @@ class Node:
         end = self.clock.now + seconds
         while self.clock.now < end - 1e-9:
             self.clock.now = min(end, self.clock.now + look)
-            self.watch.look()
+            self.watch.read()
 
     def beat(self, phase: Phase, step: int = 0, rank: int | None = None) -> None:
         for heart in self.hearts if rank is None else [self.hearts[rank]]:
@@ -58,20 +58,20 @@ def node(tmp_path: Path) -> Node:
 def test_a_step_of_ten_times_the_recent_ones_is_late_so_soon_that_the_group_forms_within_three_seconds_more(node: Node) -> None:
     node.train(20)
     node.pass_time(1.9)
-    assert not node.watch.late()
+    assert not node.watch.all_late()
     node.pass_time(0.3)
-    assert node.watch.late()
+    assert node.watch.all_late()
     assert node.watch.beats[1].step == 20
     node.beat(Phase.STEP, 21, rank=0)
     node.pass_time(LOOK)
-    assert not node.watch.late(), "it went on after all"
+    assert not node.watch.all_late(), "it went on after all"
 
 
 def test_a_rank_that_loads_excuses_those_that_wait_for_it(node: Node) -> None:
     node.train(20)
     node.beat(Phase.REPORT, 20, rank=0)
     node.pass_time(10.0)
-    assert not node.watch.late()
+    assert not node.watch.all_late()
 
 
 def test_data_may_be_as_slow_as_ten_times_the_slowest_so_far(node: Node) -> None:
@@ -82,22 +82,22 @@ def test_data_may_be_as_slow_as_ten_times_the_slowest_so_far(node: Node) -> None
         node.pass_time(0.1)
     node.beat(Phase.DATA)
     node.pass_time(19.0)
-    assert not node.watch.late()
+    assert not node.watch.all_late()
     node.pass_time(2.0)
-    assert node.watch.late()
+    assert node.watch.all_late()
 
 
 def test_a_rank_that_told_nothing_yet_excuses_none_of_the_others(node: Node) -> None:
     node.beat(Phase.LOADING, rank=0)
     node.pass_time(PATIENCE_SECONDS - 1, look=0.25)
-    assert not node.watch.late()
+    assert not node.watch.all_late()
     node.pass_time(2)
-    assert node.watch.late()
+    assert node.watch.all_late()
 
 
 def test_who_never_tells_anything_is_never_late(node: Node, tmp_path: Path) -> None:
     node.pass_time(3600, look=0.25)
-    assert not node.watch.late()
+    assert not node.watch.all_late()
     Heart(None).beat(Phase.STEP, 1)
     off = Heart(tmp_path / "off", 1, None)
     off.beat(Phase.STEP, 1)
@@ -107,7 +107,7 @@ def test_who_never_tells_anything_is_never_late(node: Node, tmp_path: Path) -> N
 def test_the_first_steps_of_a_group_may_take_long(node: Node) -> None:
     node.beat(Phase.STEP, 1)
     node.pass_time(PATIENCE_SECONDS - 1, look=0.25)
-    assert not node.watch.late()
+    assert not node.watch.all_late()
     assert node.watch.beats[0].phase is Phase.FIRST_STEP
 
 
@@ -115,18 +115,18 @@ def test_time_in_which_the_agent_stood_still_does_not_count(node: Node) -> None:
     """As where the machine sleeps, or is stopped with all that runs on it."""
     node.train(20)
     node.pass_time(3600.0, look=600.0)
-    assert not node.watch.late()
+    assert not node.watch.all_late()
     node.pass_time(1.0)
-    assert node.watch.late(), "it goes on to count where it runs"
+    assert node.watch.all_late(), "it goes on to count where it runs"
 
 
 def test_what_an_older_group_told_does_not_count(node: Node) -> None:
     node.train(20)
     watch = Watch(node.files, 2, node.clock)
     node.clock.now += 0.2
-    watch.look()
+    watch.read()
     assert watch.beats == {}
-    assert not watch.late()
+    assert not watch.all_late()
 
 
 def test_a_new_group_knows_how_long_the_long_phases_of_the_one_before_took(node: Node, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_nodes_hang_together_or_not_at_all() -> None:
     assert not one.vote("hung", False), "its ranks went on"
     assert not two.vote("hung", True)
     assert one.vote("hung", True)
-    two._next_look = 0.0
+    two._next_poll = 0.0
     assert two.vote("hung", True)
 
 

@@ -17,7 +17,7 @@ def test_a_sample_that_cannot_be_written_is_not_the_last(tmp_path: Path, caplog:
     monitor = Monitor(path, 0, interval_seconds=0.05)
     with caplog.at_level(logging.WARNING):
         monitor.start()
-        until(lambda: "a sample of the node is lost" in caplog.text, Patience.SIGNAL)
+        until(lambda: "a sample of the node could not be written" in caplog.text, Patience.SIGNAL)
     path.parent.mkdir()
     until(lambda: read_lines(path), Patience.SIGNAL)
     monitor.stop()

@@ -17,8 +17,8 @@ from tests.patience import Patience, until
 
 PROGRAM = """
 import os, pathlib, sys, threading, time
-from ropewalk.cluster.engines.stacks import answer
-answer(os.getppid(), pathlib.Path(sys.argv[1]))
+from ropewalk.cluster.engines.stacks import allow_stack_dumps
+allow_stack_dumps(os.getppid(), pathlib.Path(sys.argv[1]))
 
 def bring(): threading.Event().wait()
 
@@ -58,9 +58,9 @@ def test_of_one_that_is_stopped_and_one_that_holds_the_interpreter(begin: Begin,
     found = take_stacks({0: running, 1: stopped}, {0: a, 1: b})
     for stack in found.values():
         assert stack.text == ""
-        assert "spin (" in stack.place()
-        assert "program.py:10)" in stack.place()
-        assert re.search(r", its prefetch: \S*wait in bring \(", stack.place(waits_for_data=True))
+        assert "spin (" in stack.location()
+        assert "program.py:10)" in stack.location()
+        assert re.search(r", its prefetch: \S*wait in bring \(", stack.location(waits_for_data=True))
     assert found[1].state == "stopped"
     write_stacks(tmp_path / "stacks", found, {0: "step"})
     text = (tmp_path / "stacks" / "rank-1.txt").read_text()
@@ -73,14 +73,14 @@ def test_where_it_may_not_look_the_process_tells_itself(begin: Begin, monkeypatc
     until(lambda: psutil.Process(stopped).status() == psutil.STATUS_STOPPED, Patience.SIGNAL)
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     found = take_stacks({0: running, 1: stopped}, {0: a, 1: b})
-    assert "line 10 in spin" in found[0].place()
-    assert found[1].place() == "no stack: py-spy is not installed; and a stopped process cannot write its own"
+    assert "line 10 in spin" in found[0].location()
+    assert found[1].location() == "no stack: py-spy is not installed, and a stopped process cannot dump its stacks"
 
 
 def test_what_is_gone_is_said_to_be(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    assert take_stacks({3: ended.pid}, {3: tmp_path / "x"})[3].place() == "it is gone"
+    assert take_stacks({3: ended.pid}, {3: tmp_path / "x"})[3].location() == "the process is gone"
 
 
 def test_a_collective_is_named_with_the_place_that_called_it() -> None:
@@ -95,4 +95,4 @@ def test_a_collective_is_named_with_the_place_that_called_it() -> None:
         threads = _threads([{"thread_id": 1, "os_thread_id": 7, "thread_name": None, "frames": raw}], 7)
     finally:
         sys.path.pop(0)
-    assert Stack(7, "sleeping", threads).place() == "all_reduce in sum (sharding/group.py:40)"
+    assert Stack(7, "sleeping", threads).location() == "all_reduce in sum (sharding/group.py:40)"

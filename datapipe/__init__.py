@@ -1,1 +1,1 @@
-"""Documents to shards to batches."""
+"""Data pipeline: documents to shards to batches."""

@@ -1,4 +1,4 @@
-"""The manifest of a data set: what is in it, what it was made from, and the checksums that say whether it is intact."""
+"""Manifest of a data set: its contents, its inputs, and the checksums that verify it."""
 
 import json
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ TokenType = Literal["uint16", "uint32"]
 
 
 class TokenizerRecord(Section):
-    """The tokenizer that made the tokens; `hash` is over its own files, `path` lies inside the data set."""
+    """The tokenizer of a data set; `hash` is over its tokenizer.json, `path` is relative to the data set."""
 
     name: str
     hash: str
@@ -33,7 +33,7 @@ class TokenizerRecord(Section):
 
 
 class Shard(Section):
-    """One Arrow file: `bytes` are the documents' text in UTF-8, `size` is the file's own."""
+    """One Arrow file: `bytes` is the size of the documents' text in UTF-8, `size` that of the file."""
 
     path: str
     split: Split
@@ -53,7 +53,7 @@ class Count(Section):
 
     @classmethod
     def of(cls, shards: Iterable[Shard]) -> "Count":
-        """The sum over shards."""
+        """Sum over shards."""
         shards = list(shards)
         return cls(
             documents=sum(s.documents for s in shards),
@@ -63,14 +63,14 @@ class Count(Section):
 
 
 class Totals(Count):
-    """The sums over both splits, and of each."""
+    """Sums over both splits, and of each split."""
 
     train: Count = Count()
     validation: Count = Count()
 
     @classmethod
     def of_shards(cls, shards: Iterable[Shard]) -> "Totals":
-        """The sums over a data set's shards."""
+        """Sum over a data set's shards."""
         shards = list(shards)
         train = Count.of(s for s in shards if s.split == "train")
         validation = Count.of(s for s in shards if s.split == "validation")
@@ -78,7 +78,7 @@ class Totals(Count):
 
 
 class Rejected(Section):
-    """The number of dropped documents, by reason, and the files that list each of them."""
+    """Number of dropped documents by reason, and the files that list them."""
 
     total: int = 0
     reasons: dict[str, int] = Field(default_factory=dict)
@@ -86,7 +86,7 @@ class Rejected(Section):
 
 
 class NearRecord(Section):
-    """What the search for near-duplicates found: candidates by MinHash, pairs compared and similar enough, clusters by size."""
+    """Result of near-duplicate search: candidates by MinHash, pairs compared, similar pairs, clusters by size."""
 
     candidates: int
     compared: int
@@ -96,18 +96,18 @@ class NearRecord(Section):
 
 
 class InputRecord(Section):
-    """One input file: its size and checksum, and how many of its documents were kept and rejected."""
+    """One input file: its size and checksum, and the number of its documents kept and rejected."""
 
     path: str
     size: int
     checksum: str
     documents: int
     rejected: int
-    damage: str | None = None  # why reading stopped before its end
+    damage: str | None = None  # reason why reading stopped before its end
 
 
 class Manifest(Section):
-    """The content of manifest.json. It is written last: its presence means that the data set is complete."""
+    """Content of manifest.json. It is written last: its presence means that the data set is complete."""
 
     schema_version: Literal[1] = 1
     tokenizer: TokenizerRecord
@@ -116,74 +116,76 @@ class Manifest(Section):
     totals: Totals
     rejected: Rejected = Rejected()
     near_duplicates: NearRecord | None = None
-    counts: dict[str, int] = Field(default_factory=dict)  # what filters changed: `c4.javascript` is a number of lines
-    mixture: dict[str, dict[str, float]] = Field(default_factory=dict)  # of each source epochs and share, where balanced
-    renamed_ids: int = 0  # documents whose id was taken by another text
+    counts: dict[str, int] = Field(default_factory=dict)  # changes by filters: `c4.javascript` is a number of lines
+    mixture: dict[str, dict[str, float]] = Field(default_factory=dict)  # epochs and share of each source, if balanced
+    renamed_ids: int = 0  # documents whose id another text already had
     inputs: tuple[InputRecord, ...] = ()
-    versions: dict[str, str] = Field(default_factory=dict)  # of each input on an object store, such as its ETag
+    versions: dict[str, str] = Field(default_factory=dict)  # version of each input on an object store, such as its ETag
     config: dict[str, Any] = Field(default_factory=dict)
     hash: str = ""
 
     def of_split(self, split: str) -> tuple[Shard, ...]:
-        """The shards of one split, in order."""
+        """Return the shards of one split, in order."""
         return tuple(shard for shard in self.shards if shard.split == split)
 
     def sealed(self) -> "Manifest":
-        """The same manifest with the hash of all its other fields."""
+        """Return a copy with the hash of all other fields."""
         return self.model_copy(update={"hash": self.computed_hash()})
 
     def computed_hash(self) -> str:
-        """`xxh3:...` over the canonical JSON of everything but `hash`, and of what later versions added only where it is set."""
+        """Return `xxh3:...` over the canonical JSON of all fields but `hash`; fields of later versions count only if set."""
         values = self.model_dump(mode="json", exclude={"hash"})
         return hash_of({name: value for name, value in values.items() if value or name not in ADDED})
 
 
 def hash_of(value: object) -> str:
-    """`xxh3:<32 hex>` over the canonical JSON of plain values."""
+    """Return `xxh3:<32 hex>` over the canonical JSON of plain values."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
 
 
-def checksum_of_file(place: StoragePath, name: str) -> str:
-    """`xxh3:<32 hex>` over a file's bytes, in bounded memory. Raises FileNotFoundError."""
-    digest, size = xxhash.xxh3_128(), place.size(name)
+def checksum_of_file(folder: StoragePath, name: str) -> str:
+    """Return `xxh3:<32 hex>` over a file's bytes, in bounded memory. Raises FileNotFoundError."""
+    digest, size = xxhash.xxh3_128(), folder.size(name)
     for start in range(0, size, CHUNK_BYTES):
-        digest.update(place.read(name, start, min(start + CHUNK_BYTES, size)))
+        digest.update(folder.read(name, start, min(start + CHUNK_BYTES, size)))
     return f"xxh3:{digest.hexdigest()}"
 
 
-def write_manifest(place: StoragePath, manifest: Manifest) -> Manifest:
-    """Seal the manifest and write it: the data set is complete from now on."""
+def write_manifest(data_set: StoragePath, manifest: Manifest) -> Manifest:
+    """Seal and write the manifest, which completes the data set."""
     sealed = manifest.sealed()
     text = json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    place.write(MANIFEST_NAME, f"{text}\n".encode())
+    data_set.write(MANIFEST_NAME, f"{text}\n".encode())
     return sealed
 
 
-def read_manifest(place: StoragePath) -> Manifest:
-    """The manifest of the data set at `place`. Raises DataError: none there, closed, of another version, or damaged."""
-    where = f"{place.url}/{MANIFEST_NAME}"
+def read_manifest(data_set: StoragePath) -> Manifest:
+    """Read the manifest of a data set. Raises DataError if it is missing, not readable, damaged, or of another version."""
+    where = f"{data_set.url}/{MANIFEST_NAME}"
     try:
-        raw = place.read(MANIFEST_NAME)
+        raw = data_set.read(MANIFEST_NAME)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{where}: no such file; the data set is not complete: run `ropewalk run preprocess`, or check the path"
         ) from None
     except PermissionError as error:
-        raise DataError(f"{where}: {error.strerror or error}; ask whoever made the data set for the right to read it") from None
+        raise DataError(f"{where}: {error.strerror or error}; ask the owner of the data set for read permission") from None
     try:
         values = json.loads(raw)
     except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error}); the file is damaged: make the data set anew") from None
+        raise DataError(f"{where}: not JSON ({error}); the file is damaged: make the data set again") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:
-        raise DataError(f"{where}: schema version {version!r}, this program reads {SCHEMA_VERSION}; make the data set anew")
+        raise DataError(
+            f"{where}: schema version {version!r}, but this program reads version {SCHEMA_VERSION}; make the data set again"
+        )
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in problem["loc"])
-        raise DataError(f"{where}: {key}: {problem['msg']}; the file is damaged: make the data set anew") from None
+        raise DataError(f"{where}: {key}: {problem['msg']}; the file is damaged: make the data set again") from None
     if manifest.hash != manifest.computed_hash():
-        raise DataError(f"{where}: its content does not match its hash {manifest.hash!r}; make the data set anew")
+        raise DataError(f"{where}: its content does not match its hash {manifest.hash!r}; make the data set again")
     return manifest

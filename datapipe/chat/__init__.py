@@ -1,1 +1,1 @@
-"""Conversations: their formats, and what of them is learnt."""
+"""Data sets of conversations: formats, chat templates, loss masks, packing."""

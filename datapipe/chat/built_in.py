@@ -1,6 +1,6 @@
-"""Chat templates for tokenizers that have none. Both say by `{% generation %}` what is learnt."""
+"""Chat templates for tokenizers without one. Both mark the text to train on by `{% generation %}`."""
 
-# A turn is a heading with its role, and its text. The end-of-document token closes an answer, so that any tokenizer will do.
+# A turn is a heading with its role, and its text. The end-of-document token ends an answer, so that any tokenizer works.
 _PLAIN = """{%- for message in messages %}
 {{- '### ' + message['role'] + '\n' }}
 {%- if message['role'] == 'assistant' %}

@@ -1,4 +1,4 @@
-"""How conversations are read and written as text; light, as the command line reads it."""
+"""Keys of a job file for conversations. Imports nothing heavy, since the command line reads it."""
 
 from typing import Annotated, Literal
 
@@ -7,17 +7,17 @@ from pydantic import AfterValidator, Field
 from ropewalk.cluster.config import Section, absolute
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 
-KIND = "chat"  # the key of a manifest's `config` that says that it holds conversations
+KIND = "chat"  # key in a manifest's `config` that marks a data set of conversations
 Format = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"]
 
 
-def template_name(word: str) -> str:
-    """The name of a built-in template as it is, anything else as an absolute path."""
-    return word if word in TEMPLATES else absolute(word)
+def template_name(name: str) -> str:
+    """Return the name of a built-in template unchanged, anything else as an absolute path."""
+    return name if name in TEMPLATES else absolute(name)
 
 
 class ChatConfig(Section):
-    """The format of conversations, and the template that makes one text of each."""
+    """Format of conversations, and the chat template that renders them as text."""
 
     format: Format = Field(
         default="auto",
@@ -26,9 +26,9 @@ class ChatConfig(Section):
     )
     template: Annotated[str, AfterValidator(template_name)] | None = Field(
         default=None,
-        description="a file with a Jinja chat template, or built in: chatml, plain; unset: the tokenizer's own, else plain",
+        description="file with a Jinja chat template, or a built-in one: chatml, plain; unset: the tokenizer's own, else plain",
     )
-    system: str | None = Field(default=None, description="system prompt of conversations that have none")
+    system: str | None = Field(default=None, description="system prompt for conversations without one")
     added_tokens: list[str] = Field(
-        default=[], description="special tokens to add to the tokenizer; chatml adds its own where they are missing"
+        default=[], description="special tokens to add to the tokenizer; chatml adds its own if they are missing"
     )

@@ -1,4 +1,4 @@
-"""Records of the usual formats as conversations: messages with roles, checked before any template sees them."""
+"""Convert records of the usual formats to conversations: messages with roles, checked before any template sees them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from typing import Any
 
 from ropewalk.datapipe.chat.config import ChatConfig
 
-Message = dict[str, Any]  # role, content; tool_calls, name, ... are kept for the template
+Message = dict[str, Any]  # role, content; tool_calls, name, ... are passed on to the template
 
 ROLES = {
     **{role: role for role in ("system", "user", "assistant", "tool")},
@@ -16,7 +16,7 @@ ROLES = {
 
 
 class BadConversationError(Exception):
-    """A record that is not learnt from; `reason` is one of few words, `detail` says more."""
+    """A record that is rejected; `reason` is one of a few identifiers, `detail` explains it."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         self.reason, self.detail = reason, detail
@@ -25,7 +25,7 @@ class BadConversationError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """Messages, the tools that the assistant may call, and from which message on its turns are learnt."""
+    """Messages, the tools that the assistant may call, and the first message whose turns are trained on."""
 
     messages: list[Message]
     tools: list[Any] | None = None
@@ -33,19 +33,19 @@ class Conversation:
 
 
 def conversation_of(record: Mapping[str, Any], config: ChatConfig) -> Conversation:
-    """The conversation of a record, to learn its assistant's turns from. Raises BadConversationError."""
+    """Convert a record to a conversation with a trainable turn of the assistant. Raises BadConversationError."""
     kind = config.format if config.format != "auto" else _kind_of(record)
-    found = _READERS[kind](record)
-    if config.system is not None and found.messages and found.messages[0]["role"] != "system":
-        start = found.learn_from + 1 if found.learn_from else 0
-        found = replace(found, messages=[{"role": "system", "content": config.system}, *found.messages], learn_from=start)
-    check_roles(found.messages)
-    learnt = [m for m in found.messages[found.learn_from :] if m["role"] == "assistant"]
+    result = _READERS[kind](record)
+    if config.system is not None and result.messages and result.messages[0]["role"] != "system":
+        start = result.learn_from + 1 if result.learn_from else 0
+        result = replace(result, messages=[{"role": "system", "content": config.system}, *result.messages], learn_from=start)
+    check_roles(result.messages)
+    learnt = [m for m in result.messages[result.learn_from :] if m["role"] == "assistant"]
     if not learnt:
         raise BadConversationError("no_assistant_turn")
     if not any(m.get("tool_calls") or (m["content"] or "").strip() for m in learnt):
         raise BadConversationError("empty_answer")
-    return found
+    return result
 
 
 def _kind_of(record: Mapping[str, Any]) -> str:
@@ -61,38 +61,38 @@ def _kind_of(record: Mapping[str, Any]) -> str:
 
 
 def messages_of(value: Any, role: str) -> list[Message]:
-    """A string as one message of this role, or a list of messages. Raises BadConversationError."""
+    """Convert a string to one message of this role, or check a list of messages. Raises BadConversationError."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if not isinstance(value, Sequence) or not value:
         raise BadConversationError("no_messages", f"found {type(value).__name__}")
-    return [_message(one) for one in value]
+    return [_message(item) for item in value]
 
 
 def _message(value: Any) -> Message:
     if not isinstance(value, Mapping):
         raise BadConversationError("message_not_an_object", f"found {type(value).__name__}")
-    named = value.get("role", value.get("from"))
-    role = ROLES.get(named.lower()) if isinstance(named, str) else None
+    name = value.get("role", value.get("from"))
+    role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise BadConversationError("unknown_role", repr(named))
+        raise BadConversationError("unknown_role", repr(name))
     content = value.get("content", value.get("value"))
     rest = {
-        key: one for key, one in value.items() if key not in {"role", "from", "content", "value", "weight"} and one is not None
+        key: item for key, item in value.items() if key not in {"role", "from", "content", "value", "weight"} and item is not None
     }
     return {"role": role, "content": _text_of(content, may_be_empty=bool(rest.get("tool_calls"))), **rest}
 
 
 def _text_of(content: Any, *, may_be_empty: bool) -> str | None:
-    """The text of a message, whose parts (`{type: text, text: ...}`) are joined."""
+    """Return the text of a message; parts (`{type: text, text: ...}`) are joined."""
     if isinstance(content, str):
         return content
     if content is None and may_be_empty:
         return None
     if isinstance(content, Sequence) and content:
-        found = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        texts = [text for text in found if isinstance(text, str)]
-        if len(texts) == len(found):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        texts = [text for text in parts if isinstance(text, str)]
+        if len(texts) == len(parts):
             return "".join(texts)
     raise BadConversationError("content_not_text", f"found {type(content).__name__}")
 
@@ -141,10 +141,10 @@ def _from_alpaca(record: Mapping[str, Any]) -> Conversation:
     instruction, more, output = record.get("instruction"), record.get("input"), record.get("output")
     if not isinstance(instruction, str) or not isinstance(output, str):
         raise BadConversationError("content_not_text", "instruction and output must be strings")
-    asked = f"{instruction}\n\n{more}" if isinstance(more, str) and more.strip() else instruction
+    question = f"{instruction}\n\n{more}" if isinstance(more, str) and more.strip() else instruction
     system = record.get("system")
     first = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
-    return Conversation(messages=[*first, {"role": "user", "content": asked}, {"role": "assistant", "content": output}])
+    return Conversation(messages=[*first, {"role": "user", "content": question}, {"role": "assistant", "content": output}])
 
 
 _READERS = {

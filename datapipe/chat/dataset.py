@@ -1,4 +1,4 @@
-"""A data set of conversations, opened: the tokens of each, and which of them are learnt."""
+"""Read a data set of conversations: the tokens of each, and the mask of tokens to train on (`learnt`)."""
 
 from typing import Any
 
@@ -14,23 +14,23 @@ from ropewalk.datapipe.manifest import Manifest, Shard, Split, checksum_of_file,
 
 
 def is_chat_set(manifest: Manifest) -> bool:
-    """Whether a data set holds conversations, and not text."""
+    """Return True for a data set of conversations."""
     return KIND in manifest.config
 
 
 class ChatSet:
-    """The conversations of one split, in the order of the input. Raises DataError, CorruptShardError."""
+    """Conversations of one split, in the order of the input. Raises DataError, CorruptShardError."""
 
     def __init__(self, path: str, split: Split) -> None:
-        self.place = StoragePath(path)
-        self.manifest = read_manifest(self.place)
+        self.root = StoragePath(path)
+        self.manifest = read_manifest(self.root)
         if not is_chat_set(self.manifest):
-            raise DataError(f"{path}: holds text, and no conversations; train on it with pretrain, or give conversations")
+            raise DataError(f"{path}: holds text, not conversations; train on it with pretrain, or use conversations")
         tables = [self._open(shard) for shard in self.manifest.of_split(split)]
         parts = [_Part(batch) for table in tables for batch in table]
         self._parts = [part for part in parts if part.count]
         self._ends = np.cumsum([part.count for part in self._parts], dtype=np.int64)
-        self.lengths: NDArray[np.int64] = _joined([part.lengths for part in self._parts])
+        self.lengths: NDArray[np.int64] = _concatenate([part.lengths for part in self._parts])
         self.learnt_bytes = sum(int(part.batch.column("learnt_bytes").to_numpy().sum()) for part in self._parts)
         self.num_learnt = sum(int(part.learnt.sum()) for part in self._parts)
 
@@ -38,29 +38,29 @@ class ChatSet:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The tokens of a conversation, and whether each of them is learnt."""
+        """Return the tokens of a conversation, and the mask of tokens to train on."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         part = self._parts[number]
         row = index - (int(self._ends[number - 1]) if number else 0)
-        where = slice(int(part.offsets[row]), int(part.offsets[row + 1]))
-        return part.tokens[where], part.learnt[where]
+        window = slice(int(part.offsets[row]), int(part.offsets[row + 1]))
+        return part.tokens[window], part.learnt[window]
 
     def name(self, index: int) -> str:
-        """The id of a conversation."""
+        """Return the id of a conversation."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[number - 1]) if number else 0)
         return str(self._parts[number].batch.column("id")[row].as_py())
 
     def _open(self, shard: Shard) -> list[Any]:
-        local = self.place.local
-        path = cached_shard(self.place, shard) if local is None else local / shard.path
+        local = self.root.local
+        path = cached_shard(self.root, shard) if local is None else local / shard.path
         try:
             if checksum_of_file(StoragePath(path.parent), path.name) != shard.checksum:
-                raise CorruptShardError(f"{self.place.url}/{shard.path}: does not match its checksum; prepare the data anew")
+                raise CorruptShardError(f"{self.root.url}/{shard.path}: does not match its checksum; prepare the data again")
             with pa.memory_map(str(path)) as file:
                 reader = pa.ipc.open_file(file.read_buffer())
         except FileNotFoundError:
-            raise CorruptShardError(f"{self.place.url}/{shard.path}: is missing; prepare the data anew") from None
+            raise CorruptShardError(f"{self.root.url}/{shard.path}: no such file; prepare the data again") from None
         return [reader.get_batch(number) for number in range(reader.num_record_batches)]
 
 
@@ -77,5 +77,5 @@ class _Part:
         self.lengths = np.diff(self.offsets)
 
 
-def _joined(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _concatenate(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)

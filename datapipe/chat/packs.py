@@ -1,4 +1,4 @@
-"""Which conversations share a sample of fixed length: best fit decreasing, anew in every epoch, a pure function of (seed, k)."""
+"""Packing of conversations into samples of fixed length: best fit decreasing, new in every epoch, pure in (seed, k)."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,13 +12,13 @@ Indices = NDArray[np.int64]
 
 
 def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Pack items of falling sizes into as few bins as best fit finds: each into the fullest bin that still takes it.
+    """Pack items of decreasing sizes by best fit: each into the fullest bin with enough space.
 
-    Returns the items of each bin, by number. Sizes lie in 0 .. capacity.
+    Returns the indices of the items of each bin. Sizes are in [0, capacity].
     """
     bins: list[list[int]] = []
-    with_space: list[list[int]] = [[] for _ in range(capacity + 1)]  # space that is left → bins
-    spaces = 0  # a bit for each space that some bin has
+    with_space: list[list[int]] = [[] for _ in range(capacity + 1)]  # remaining space → bins
+    spaces = 0  # one bit for each amount of space that some bin has
     for item, size in enumerate(sizes):
         assert size <= capacity, f"an item of {size} does not fit into {capacity}"
         fitting = spaces >> size << size
@@ -37,10 +37,10 @@ def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 class Packs:
-    """Samples of `capacity` positions, each of whole conversations. Every conversation comes once in an epoch.
+    """Samples of `capacity` positions, each of whole conversations; every conversation occurs once per epoch.
 
-    How many of which lengths share a sample is settled once; which conversations of these lengths they are is drawn anew in
-    every epoch, and so is the order of the samples.
+    The lengths that share a sample are fixed; the conversations of these lengths, and the order of the samples, are drawn
+    again in every epoch.
     """
 
     def __init__(self, sizes: Indices, capacity: int, seed: int, *, packed: bool = True) -> None:
@@ -54,17 +54,17 @@ class Packs:
 
     @property
     def used(self) -> float:
-        """The share of positions that hold a token and no padding."""
+        """Share of positions that hold a token rather than padding."""
         return float(self.sizes.sum()) / max(1, len(self._bins) * self.capacity)
 
     def __getitem__(self, position: int) -> list[int]:
-        """The conversations of the sample at this position of the run (any k ≥ 0)."""
-        epoch, place = divmod(position, len(self._bins))
-        number = int(permute(np.array([place]), len(self._bins), self.seed, epoch)[0])
+        """Return the conversations of the sample at this position of the run (any k ≥ 0)."""
+        epoch, index = divmod(position, len(self._bins))
+        number = int(permute(np.array([index]), len(self._bins), self.seed, epoch)[0])
         order = self._epoch(epoch)
         return [int(order[item]) for item in self._bins[number]]
 
     def _draw(self, epoch: int) -> Indices:
-        """The conversations by falling size, those of one size in an order of this epoch's."""
+        """Return the conversations by decreasing size, with equal sizes in an order of this epoch."""
         ties = hash_words(self.seed, epoch, np.arange(len(self.sizes)))
         return np.lexsort((ties, -self.sizes))

@@ -1,4 +1,4 @@
-"""Files of conversations to a data set of tokens and of what is learnt of them. Where its tasks run is the caller's choice."""
+"""Turn files of conversations into a data set of tokens and loss masks. The caller decides where tasks run."""
 
 import json
 from collections import Counter
@@ -27,10 +27,10 @@ _WORKER = "ropewalk.datapipe.chat.shards"  # by name, as it imports transformers
 
 
 def chat_key(inputs: Sequence[str], tokenizer: TokenizerFiles, config: ChatConfig, validation_fraction: float) -> dict[str, Any]:
-    """The plain values that decide a data set of conversations: input files, tokenizer, template, rules. Raises DataError."""
+    """Return the values that determine a data set of conversations: inputs, tokenizer, template, format. Raises DataError."""
     files = {file.url: [file.size, file.version] for file in list_inputs(inputs)}
     return {
-        KIND: config.model_dump(mode="json", exclude={"template", "added_tokens"}),  # both are in the tokenizer
+        KIND: config.model_dump(mode="json", exclude={"template", "added_tokens"}),  # both are part of the tokenizer
         "tokenizer": hash_of({name: data.decode() for name, data in sorted(tokenizer.files.items())}),
         "validation_fraction": validation_fraction,
         "inputs": files,
@@ -48,11 +48,11 @@ def make_chat_set(
     run_tasks: RunTasks,
     progress: Progress,
 ) -> Manifest:
-    """Make the data set, or go on where an earlier call was killed. Raises DataError, ConfigError, StorageError."""
+    """Make the data set, or resume it after a kill. Raises DataError, ConfigError, StorageError."""
     keys = chat_key(inputs, tokenizer, config, validation_fraction)
     work = output.child(WORK)
-    if _plan_of(work) not in (None, json.loads(json.dumps(keys))):
-        output.remove("")  # made from other input by an attempt that was killed
+    if _read_plan(work) not in (None, json.loads(json.dumps(keys))):
+        output.remove("")  # left by a killed attempt with other input
     write_files(output.child(FOLDER), tokenizer)
     work.write("plan.json", json.dumps(keys).encode())
     encoder = Encoder(tokenizer)
@@ -77,7 +77,7 @@ def make_chat_set(
     return written
 
 
-def _plan_of(work: StoragePath) -> Any:
+def _read_plan(work: StoragePath) -> Any:
     try:
         return json.loads(work.read("plan.json"))
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def _plan_of(work: StoragePath) -> Any:
 
 
 def _encode(plans: list[ChatUnit], work: StoragePath, run_tasks: RunTasks, progress: Progress) -> list[ChatSummary]:
-    """Pass 1: encode every unit that is not done yet."""
+    """Pass 1: encode every unfinished unit."""
     present = set(work.names("units"))
     units = [plan.unit for plan in plans]
     done = {u.index: _summary(work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
@@ -97,7 +97,7 @@ def _encode(plans: list[ChatUnit], work: StoragePath, run_tasks: RunTasks, progr
         progress.add(task.arguments[0].unit.size, summary.conversations)
     summaries = [done[u.index] for u in units]
     if not sum(s.conversations for s in summaries):
-        raise DataError(f"no conversation is left to learn from; rejected: {reasons_in_words(summaries)}")
+        raise DataError(f"no conversation is left to train on; rejected: {describe_rejections(summaries)}")
     return summaries
 
 
@@ -105,8 +105,8 @@ def _summary(work: StoragePath, index: int) -> ChatSummary:
     return ChatSummary(**json.loads(work.read(summary_name(index))))
 
 
-def reasons_in_words(summaries: Sequence[ChatSummary]) -> str:
-    """How many were rejected for which reason, each with its first example."""
+def describe_rejections(summaries: Sequence[ChatSummary]) -> str:
+    """Describe the number of rejections by reason, each with an example."""
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for summary in summaries:
@@ -116,7 +116,7 @@ def reasons_in_words(summaries: Sequence[ChatSummary]) -> str:
 
 
 def _held_out(summaries: Sequence[ChatSummary], work: StoragePath, fraction: float) -> int:
-    """The hash up to which a conversation belongs to the validation split: exactly its share of them, equal ones together."""
+    """Return the largest hash of the validation split, such that it has its share of conversations; -1 for no split."""
     hashes = np.sort(np.concatenate([unit_hashes(work, s.index) for s in summaries if s.conversations]))
     count = min(max(1, round(len(hashes) * fraction)), len(hashes) - 1) if fraction else 0
     if count < 1 or hashes[count - 1] == hashes[-1]:
@@ -125,14 +125,16 @@ def _held_out(summaries: Sequence[ChatSummary], work: StoragePath, fraction: flo
 
 
 def _split(summaries: Sequence[ChatSummary], held_out: int, run_tasks: RunTasks, progress: Progress) -> list[Shard]:
-    """Pass 2: the shards of both splits, unit by unit."""
+    """Pass 2: write the shards of both splits, unit by unit."""
     plans = [ChatSplit(index=s.index, held_out=held_out) for s in summaries if s.conversations]
     progress.begin("write shards", len(plans), "units")
-    found: list[Shard] = []
-    for _, shards in run_tasks([Task(method=f"{_WORKER}:split_unit", label=f"unit {p.index}", arguments=(p,)) for p in plans]):
-        found += shards
+    shards: list[Shard] = []
+    for _, shards_of_unit in run_tasks(
+        [Task(method=f"{_WORKER}:split_unit", label=f"unit {p.index}", arguments=(p,)) for p in plans]
+    ):
+        shards += shards_of_unit
         progress.add(1)
-    return found
+    return shards
 
 
 def _list_rejected(summaries: Sequence[ChatSummary], work: StoragePath, output: StoragePath) -> Rejected:
@@ -147,15 +149,15 @@ def _list_rejected(summaries: Sequence[ChatSummary], work: StoragePath, output: 
 
 
 def _input_records(files: list[InputFile], units: list[Unit], summaries: list[ChatSummary]) -> tuple[InputRecord, ...]:
-    found = []
+    records = []
     for file in files:
         mine = [s for u, s in zip(units, summaries, strict=True) if u.files[0].url == file.url]
         checksum = mine[0].checksum if len(mine) == 1 else hash_of([s.checksum for s in mine]).removeprefix("xxh3:")
         damage = next((s.damage for s in mine if s.damage), None)
-        kept, dropped = sum(s.conversations for s in mine), sum(sum(s.rejected.values()) for s in mine)
-        found.append(
+        accepted, rejected = sum(s.conversations for s in mine), sum(sum(s.rejected.values()) for s in mine)
+        records.append(
             InputRecord(
-                path=file.url, size=file.size, checksum=f"xxh3:{checksum}", documents=kept, rejected=dropped, damage=damage
+                path=file.url, size=file.size, checksum=f"xxh3:{checksum}", documents=accepted, rejected=rejected, damage=damage
             )
         )
-    return tuple(found)
+    return tuple(records)

@@ -1,4 +1,4 @@
-"""The records of a unit of input, whole: objects of JSON lines or rows of parquet; what cannot be read has a reason."""
+"""Read whole records of a unit: JSON objects or parquet rows; records that cannot be read have a rejection reason."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from ropewalk.datapipe.inputs.streams import MIB, DamagedStreamError, HashedRead
 
 MAX_LINE_MIB = 32
 
-# line (from 1, counted from the unit's start), record, or the reason why there is none
+# line (from 1 at the start of the unit), and a record or the reason for its rejection
 Row = tuple[int, dict[str, Any] | None, str]
 
 
 @dataclass(kw_only=True)
 class UnitNotes:
-    """What reading a unit finds besides records."""
+    """Checksum and damage from reading a unit."""
 
     checksum: str = ""
-    damage: str | None = None  # why the file could not be read to its end
+    damage: str | None = None  # reason why the file could not be read to its end
 
 
 def read_records(unit: Unit, notes: UnitNotes) -> Iterator[Row]:
-    """Every record of a unit, in its order. Raises DataError for a file of another kind, or one that changed."""
+    """Read every record of a unit, in order. Raises DataError for a text file, and for a file that changed."""
     file = unit.files[0]
     if file.kind == "text":
-        raise DataError(f"{file.url}: is plain text, and no conversations; give .jsonl, .jsonl.gz, .jsonl.zst or .parquet")
+        raise DataError(f"{file.url}: is plain text, not conversations; use .jsonl, .jsonl.gz, .jsonl.zst or .parquet")
     try:
         yield from _parquet(unit, file, notes) if file.kind == "parquet" else _lines(unit, file, notes)
     except DamagedStreamError as error:

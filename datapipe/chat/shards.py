@@ -1,4 +1,4 @@
-"""A unit of conversations as tokens: encoded into the work area, then cut into the shard of each split."""
+"""Tasks for one unit of conversations: encode it into the work area, then split it into the shard of each split."""
 
 import json
 from collections import Counter
@@ -27,7 +27,7 @@ FOLDERS: dict[Split, str] = {"train": "shards", "validation": "validation"}
 
 
 def schema_of(token_type: TokenType) -> Any:
-    """The columns of a shard: `learnt` says of each token whether it counts for the loss."""
+    """Return the columns of a shard; `learnt` is 1 for each token that counts in the loss."""
     tokens = {"uint16": pa.uint16(), "uint32": pa.uint32()}[token_type]
     columns = {"id": pa.string(), "source": pa.string(), "tokens": pa.large_list(tokens), "learnt": pa.large_list(pa.uint8())}
     return pa.schema([*columns.items(), ("bytes", pa.int64()), ("learnt_bytes", pa.int64()), ("hash", pa.uint64())])
@@ -35,7 +35,7 @@ def schema_of(token_type: TokenType) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatUnit:
-    """One unit to encode, and how."""
+    """One unit to encode, and its settings."""
 
     unit: Unit
     config: ChatConfig
@@ -44,28 +44,28 @@ class ChatUnit:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSummary:
-    """What became of a unit; its file is written last, so that its presence means done."""
+    """Summary of a finished unit. Its file is written last: its presence means that the unit is done."""
 
     index: int
     conversations: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
-    example: dict[str, str] = field(default_factory=dict)  # reason → the first record that was rejected for it, in words
+    example: dict[str, str] = field(default_factory=dict)  # reason → the first record rejected for it, with details
     checksum: str = ""
     damage: str | None = None
 
 
 def encoded_name(index: int) -> str:
-    """The file of a unit's conversations, below the work area."""
+    """Path of a unit's conversations in the work area."""
     return f"units/{index:06d}.arrow"
 
 
 def rejected_name(index: int) -> str:
-    """The file of a unit's rejections, below the work area."""
+    """Path of a unit's rejections in the work area."""
     return f"units/{index:06d}.rejected.jsonl"
 
 
 def summary_name(index: int) -> str:
-    """The file that says that a unit is done, below the work area."""
+    """Path of the summary that marks a unit as done, in the work area."""
     return f"units/{index:06d}.json"
 
 
@@ -75,7 +75,7 @@ def _tokenizer_of(directory: Path) -> ChatTokenizer:
 
 
 def encode_unit(output: StoragePath, work: StoragePath, plan: ChatUnit) -> ChatSummary:
-    """Encode a unit's conversations, and commit them and what was rejected to the work area; a pure function of the input."""
+    """Encode a unit's conversations and commit them and the rejections to the work area; a pure function of the input."""
     assert output.local is not None, "conversations are prepared on a file system"
     tokenizer = _tokenizer_of(output.local / FOLDER)
     file, notes = plan.unit.files[0], UnitNotes()
@@ -110,10 +110,10 @@ def encode_unit(output: StoragePath, work: StoragePath, plan: ChatUnit) -> ChatS
 
 
 def _id_of(record: dict[str, Any] | None, name: str, unit: Unit, number: int) -> str:
-    """The record's own id, else FILE:LINE, where a line of a later part of the file is counted from that part's start."""
-    own = record.get("id") if record is not None else None
-    if isinstance(own, (str, int)) and not isinstance(own, bool) and own != "":
-        return str(own)
+    """Return the record's id, else FILE:LINE; lines of later parts of a file are counted from the start of the part."""
+    id_ = record.get("id") if record is not None else None
+    if isinstance(id_, (str, int)) and not isinstance(id_, bool) and id_ != "":
+        return str(id_)
     return f"{name}:{number}" if unit.piece == 0 else f"{name}@{unit.start}:{number}"
 
 
@@ -125,7 +125,6 @@ class _Rows:
         self.columns: dict[str, list[Any]] = {name: [] for name in schema.names}
 
     def add(self, name: str, source: str, encoded: Encoded) -> None:
-        """Add one conversation."""
         tokens = encoded.ids.astype(np.uint32)
         digest = xxhash.xxh3_64_intdigest(tokens.tobytes() + encoded.learnt.tobytes())
         learnt = encoded.learnt.astype(np.uint8)
@@ -138,14 +137,14 @@ class _Rows:
 
     def _flush(self) -> None:
         arrays = []
-        for one in self.schema:
-            values = self.columns[one.name]
-            arrays.append(_flat_lists(values, one.type) if pa.types.is_large_list(one.type) else pa.array(values, one.type))
-            self.columns[one.name] = []
+        for column in self.schema:
+            values, kind = self.columns[column.name], column.type
+            arrays.append(_flat_lists(values, kind) if pa.types.is_large_list(kind) else pa.array(values, kind))
+            self.columns[column.name] = []
         self.writer.write_batch(pa.record_batch(arrays, schema=self.schema))
 
     def close(self) -> None:
-        """Write the rest, and the end of the file."""
+        """Write the remaining rows and the end of the file."""
         self._flush()
         self.writer.close()
 
@@ -157,30 +156,30 @@ def _flat_lists(values: list[Any], kind: Any) -> Any:
 
 
 def unit_hashes(work: StoragePath, index: int) -> Any:
-    """The hash of each conversation of a unit, uint64."""
+    """Return the hash of each conversation of a unit, uint64."""
     table = pa.ipc.open_file(work.read(encoded_name(index))).read_all()
     return table.column("hash").to_numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSplit:
-    """One unit to cut: conversations whose hash is at most `held_out` are the validation split; -1: none is."""
+    """One unit to split: conversations with a hash up to `held_out` are for validation; -1: none."""
 
     index: int
     held_out: int
 
 
 def split_unit(output: StoragePath, work: StoragePath, plan: ChatSplit) -> list[Shard]:
-    """Write a unit's shard of each split that has any conversation of it."""
+    """Write a shard for each split that has conversations of this unit."""
     table = pa.ipc.open_file(work.read(encoded_name(plan.index))).read_all()
     hashes = table.column("hash").to_numpy()
     validation = hashes <= np.uint64(max(plan.held_out, 0)) if plan.held_out >= 0 else np.zeros(len(hashes), np.bool_)
-    found = []
+    shards = []
     for split, chosen in (("train", ~validation), ("validation", validation)):
         part = table.filter(pa.array(chosen)).combine_chunks()
         if part.num_rows:
-            found.append(_write_shard(part, output, f"{FOLDERS[split]}/part-{plan.index:05d}.arrow", split))  # type: ignore[index, arg-type]
-    return found
+            shards.append(_write_shard(part, output, f"{FOLDERS[split]}/part-{plan.index:05d}.arrow", split))  # type: ignore[index, arg-type]
+    return shards
 
 
 def _write_shard(table: Any, output: StoragePath, path: str, split: Split) -> Shard:

@@ -1,4 +1,4 @@
-"""Conversations as token ids, each with whether it is learnt: the assistant's words and the end of its turns, nothing else."""
+"""Encode conversations as token ids with a mask: only the assistant's text and the ends of its turns are trained on."""
 
 import re
 from collections.abc import Sequence
@@ -21,32 +21,32 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of a conversation, and whether each of them is learnt."""
+    """Tokens of a conversation, and the mask of tokens to train on (`learnt`)."""
 
     ids: NDArray[np.int64]
     learnt: NDArray[np.bool_]
     num_bytes: int = 0  # UTF-8 bytes of the text
-    num_learnt_bytes: int = 0  # of those that the learnt tokens stand for, special tokens apart
+    num_learnt_bytes: int = 0  # text bytes of the learnt tokens, without special tokens
 
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer with its chat template: what `apply_chat_template` gives, with a mask that can be trusted."""
+    """A Hugging Face tokenizer with its chat template: like `apply_chat_template`, with a reliable loss mask."""
 
     def __init__(self, directory: Path, template: str | None = None) -> None:
-        """Open the tokenizer of a directory; `template` replaces its own. Raises ConfigError where it has none."""
-        found = open_tokenizer(directory)
-        chosen = template or found.chat_template
+        """Open the tokenizer of a directory; `template` replaces its own. Raises ConfigError if there is no template."""
+        tokenizer = open_tokenizer(directory)
+        chosen = template or tokenizer.chat_template
         if isinstance(chosen, dict):
             chosen = chosen.get("default")
         if not chosen:
             raise ConfigError(
-                f"{directory}: its tokenizer has no chat template; set chat.template to a file, or to chatml or plain"
+                f"{directory}: the tokenizer has no chat template; set chat.template to a file, or to chatml or plain"
             )
         self.template: str = chosen
-        self.eos_token: str | None = found.eos_token
-        self.eos_id: int | None = found.eos_token_id
-        self._words = dict(found.special_tokens_map)
-        self._tokenizer = Tokenizer.from_str(found.backend_tokenizer.to_str())
+        self.eos_token: str | None = tokenizer.eos_token
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self._special_names = dict(tokenizer.special_tokens_map)
+        self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._tokenizer.post_processor = None  # the template writes special tokens, and offsets must not be trimmed
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -54,58 +54,58 @@ class ChatTokenizer:
         self._marked = bool(_GENERATION.search(chosen))
 
     def render(self, messages: Sequence[Message], tools: Any = None, *, prompt: bool = False) -> str:
-        """The text of a conversation; with `prompt`, up to where the assistant begins to answer. Raises BadConversationError."""
+        """Render a conversation; with `prompt`, add the start of the assistant's answer. Raises BadConversationError."""
         return self._render(messages, tools, prompt=prompt)[0]
 
     def prompt_ids(self, messages: Sequence[Message], tools: Any = None) -> list[int]:
-        """The tokens that the assistant is asked with."""
+        """Return the tokens of the prompt for the assistant's next answer."""
         return list(self._tokenizer.encode(self.render(messages, tools, prompt=True), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special ones included."""
+        """Return the text of tokens, including special ones."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """The tokens of a conversation. Raises BadConversationError where the template fails, or nothing would be learnt."""
+        """Encode a conversation. Raises BadConversationError if the template fails or the mask is empty."""
         text, spans = self._spans(conversation)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         learnt = np.zeros(len(encoding.ids), np.bool_)
-        # a token that straddles the border counts, as in transformers: it has the answer's first letters
+        # a token across the border counts, as in transformers: it contains the first letters of the answer
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         num_learnt_bytes = 0
         for start, end in spans:
             inside = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))
-            kept = inside if self._marked else self._to_end_of_turn(inside, encoding.ids, offsets, text)
-            learnt[kept] = True
-            num_learnt_bytes += self._num_bytes(kept, encoding.ids, offsets, text)
+            indices = inside if self._marked else self._to_end_of_turn(inside, encoding.ids, offsets, text)
+            learnt[indices] = True
+            num_learnt_bytes += self._num_bytes(indices, encoding.ids, offsets, text)
         if not learnt.any():
-            raise BadConversationError("empty_mask", "no token of the assistant is left; look at the template")
+            raise BadConversationError("empty_mask", "no token of the assistant is left; check the template")
         return Encoded(np.array(encoding.ids, np.int64), learnt, len(text.encode()), num_learnt_bytes)
 
-    def _num_bytes(self, kept: NDArray[np.int64], ids: Sequence[int], offsets: NDArray[np.int64], text: str) -> int:
-        """The bytes of text that neighbouring tokens stand for: what a special token is written with is none."""
-        if not len(kept):
+    def _num_bytes(self, indices: NDArray[np.int64], ids: Sequence[int], offsets: NDArray[np.int64], text: str) -> int:
+        """Return the bytes of text of consecutive tokens, without those of special tokens."""
+        if not len(indices):
             return 0
-        special = sum(len(text[slice(*offsets[index])].encode()) for index in kept.tolist() if ids[index] in self._special)
-        return len(text[offsets[kept[0], 0] : offsets[kept[-1], 1]].encode()) - special
+        special = sum(len(text[slice(*offsets[index])].encode()) for index in indices.tolist() if ids[index] in self._special)
+        return len(text[offsets[indices[0], 0] : offsets[indices[-1], 1]].encode()) - special
 
     def _to_end_of_turn(
         self, inside: NDArray[np.int64], ids: Sequence[int], offsets: NDArray[np.int64], text: str
     ) -> NDArray[np.int64]:
-        """Leave out the white space that a template writes behind the special token that ends a turn."""
-        special = [place for place, index in enumerate(inside.tolist()) if ids[index] in self._special]
+        """Remove the white space that a template writes after the special token that ends a turn."""
+        special = [position for position, index in enumerate(inside.tolist()) if ids[index] in self._special]
         if special and not text[offsets[inside[special[-1]], 1] : offsets[inside[-1], 1]].strip():
             return inside[: special[-1] + 1]
         return inside
 
     def _spans(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and from which letter to which the assistant's turns reach in it."""
+        """Return the text, and the ranges of characters of the assistant's turns."""
         messages, tools, first = conversation.messages, conversation.tools, conversation.learn_from
         text, marked = self._render(messages, tools)
         if self._marked:
-            asked = first < len(messages) and messages[first]["role"] == "assistant"
-            begin = len(self._prefix(text, messages[:first], tools, prompt=asked)) if first else 0
+            before_answer = first < len(messages) and messages[first]["role"] == "assistant"
+            begin = len(self._prefix(text, messages[:first], tools, prompt=before_answer)) if first else 0
             return text, [(start, end) for start, end in marked if start >= begin]
         spans = []
         for number, message in enumerate(messages):
@@ -115,15 +115,15 @@ class ChatTokenizer:
         return text, spans
 
     def _prefix(self, text: str, messages: Sequence[Message], tools: Any, *, prompt: bool) -> str:
-        """The text of the first messages, which must be how the whole text begins."""
-        found = self.render(messages, tools, prompt=prompt)
-        if not text.startswith(found):
+        """Return the text of the first messages, which must be a prefix of the whole text."""
+        prefix = self.render(messages, tools, prompt=prompt)
+        if not text.startswith(prefix):
             raise BadConversationError(
                 "template_not_prefix",
-                f"the first {len(messages)} messages are written otherwise when more follow; mark what is learnt by"
+                f"the first {len(messages)} messages are rendered differently when more follow; mark the text to train on by"
                 " {% generation %}",
             )
-        return found
+        return prefix
 
     def _render(self, messages: Sequence[Message], tools: Any, *, prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
         try:
@@ -133,22 +133,22 @@ class ChatTokenizer:
                 chat_template=self.template,
                 return_assistant_tokens_mask=self._marked,
                 add_generation_prompt=prompt,
-                **self._words,
+                **self._special_names,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:  # whatever a template does
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:  # a template may raise any of these
             raise BadConversationError("template_failed", str(error)[:300]) from None
         return texts[0], [(int(start), int(end)) for start, end in indices[0]] if indices else []
 
 
 def open_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a directory, as transformers has it. Raises ConfigError where it cannot be opened, or has no fast form."""
+    """Open the tokenizer of a directory with transformers. Raises ConfigError if this fails or it has no fast version."""
     try:
         if (directory / "tokenizer_config.json").is_file():
-            found = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         else:
-            found = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
-    except Exception as error:  # tokenizers and transformers each have their own
-        raise ConfigError(f"{directory}: its tokenizer cannot be opened: {str(error).splitlines()[0][:300]}") from None
-    if not getattr(found, "is_fast", False):
-        raise ConfigError(f"{directory}: its tokenizer has no fast form (tokenizer.json); choose a model that has one")
-    return found
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
+    except Exception as error:  # tokenizers and transformers raise various types
+        raise ConfigError(f"{directory}: the tokenizer cannot be opened: {str(error).splitlines()[0][:300]}") from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(f"{directory}: the tokenizer has no fast version (tokenizer.json); choose a model that has one")
+    return tokenizer

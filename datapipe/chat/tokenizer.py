@@ -1,4 +1,4 @@
-"""The tokenizer of a chat: that of the base model, with the template and the tokens that the conversations need."""
+"""Chat tokenizer: the base model's tokenizer plus the chat template and special tokens that conversations need."""
 
 import json
 from pathlib import Path
@@ -17,35 +17,35 @@ _SETTINGS = "tokenizer_config.json"
 
 
 def chat_files(base: TokenizerFiles, config: ChatConfig) -> TokenizerFiles:
-    """The base model's tokenizer with the template that is asked for; unchanged where it has all. Raises ConfigError."""
+    """Add the configured template and tokens to a tokenizer; return it unchanged if it has all. Raises ConfigError."""
     settings: dict[str, Any] = json.loads(base.files.get(_SETTINGS, b"{}"))
-    own = base.files.get(TEMPLATE_FILE, b"").decode() or _inline(settings)
-    template = _template_of(config.template) or own or TEMPLATES["plain"]
+    base_template = base.files.get(TEMPLATE_FILE, b"").decode() or _inline_template(settings)
+    template = _template_of(config.template) or base_template or TEMPLATES["plain"]
     files, end = dict(base.files), None
     tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
-    known = tokenizer.get_vocab(with_added_tokens=True)
-    wanted = [*(CHATML_TOKENS if config.template == "chatml" else ()), *config.added_tokens]
-    missing = [token for token in dict.fromkeys(wanted) if token not in known]
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    required = [*(CHATML_TOKENS if config.template == "chatml" else ()), *config.added_tokens]
+    missing = [token for token in dict.fromkeys(required) if token not in vocabulary]
     if missing:
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
         files["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
     if config.template == "chatml":
         end = CHATML_END
-    if template != own or end is not None:
+    if template != base_template or end is not None:
         files[TEMPLATE_FILE] = template.encode()
         settings.pop("chat_template", None)
-        files[_SETTINGS] = _dumped(settings if end is None else {**settings, "eos_token": end})
+        files[_SETTINGS] = _dump(settings if end is None else {**settings, "eos_token": end})
         if end is not None and "special_tokens_map.json" in files:
-            files["special_tokens_map.json"] = _dumped({**json.loads(files["special_tokens_map.json"]), "eos_token": end})
+            files["special_tokens_map.json"] = _dump({**json.loads(files["special_tokens_map.json"]), "eos_token": end})
     return TokenizerFiles(name=base.name, files=files)
 
 
-def _inline(settings: dict[str, Any]) -> str | None:
-    """The template inside tokenizer_config.json, as older models keep it."""
-    found = settings.get("chat_template")
-    if isinstance(found, list):  # several by name
-        found = {one["name"]: one["template"] for one in found}.get("default")
-    return found if isinstance(found, str) else None
+def _inline_template(settings: dict[str, Any]) -> str | None:
+    """Return the template in tokenizer_config.json, where older models store it."""
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several named templates
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template if isinstance(template, str) else None
 
 
 def _template_of(name: str | None) -> str | None:
@@ -55,15 +55,15 @@ def _template_of(name: str | None) -> str | None:
         return Path(name).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"chat.template: {name}: cannot be read: {error}; give a Jinja file, or one of {', '.join(TEMPLATES)}"
+            f"chat.template: {name}: cannot be read: {error}; use a Jinja file, or one of {', '.join(TEMPLATES)}"
         ) from None
 
 
-def _dumped(values: dict[str, Any]) -> bytes:
+def _dump(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def write_files(place: StoragePath, files: TokenizerFiles) -> None:
+def write_files(folder: StoragePath, files: TokenizerFiles) -> None:
     """Write a tokenizer as a Hugging Face directory."""
     for name, data in sorted(files.files.items()):
-        place.write(name, data)
+        folder.write(name, data)

@@ -1,1 +1,1 @@
-"""Duplicate documents, exact and near."""
+"""Deduplication over all documents: equal texts, equal ids, near-duplicates, repeated paragraphs."""

@@ -1,7 +1,7 @@
-"""Equal texts and equal ids over all documents, by parts of their hashes: nobody holds more than a part of them.
+"""Equal texts and equal ids over all documents, partitioned by hash so that a task holds only one part.
 
-texts   those of one part, of all units: all but the first of equal ones go
-ids     those of one part, of all documents that stay: all but the first of equal ones get a suffix
+texts   drop all but the first of equal texts
+ids     append a suffix to all but the first of equal ids, among the documents that are kept
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.dedup.dropped import are_set, bits_of
 from ropewalk.datapipe.dedup.exact import DUPLICATE, TRAIN, Corpus
 from ropewalk.datapipe.dedup.stages import RunStage, Stages
-from ropewalk.datapipe.inputs.unit_files import FAN_OUT, ID, TEXT, ids_name, text_hashes_name, unnamed_name
-from ropewalk.datapipe.text.parted import read_all, read_owned, read_with_parts, write_parts
+from ropewalk.datapipe.inputs.unit_files import FAN_OUT, ID_HASH, TEXT_HASH, ids_name, text_hashes_name, unnamed_name
+from ropewalk.datapipe.text.parted import read_all, read_with_file, read_with_parts, write_parts
 
 FOLDER = "equal"
-TASK_DOCUMENTS = 1 << 21  # whose hashes one task holds, about
-KEPT = f"{FOLDER}/kept"  # bits, one for each document: whether it stays
-PACKED = 1 << 20  # documents of which bits are made at a time: whole bytes of them
+TASK_DOCUMENTS = 1 << 21  # approximate number of documents whose hashes a task holds
+KEPT = f"{FOLDER}/kept"  # one bit per document, set if it is kept
+PACKED = 1 << 20  # documents whose bits are packed at a time; a multiple of 8
 SUFFIX_BYTES = 4
 ROW = np.dtype([("row", "<u4")])
 SUFFIX = np.dtype([("row", "<u4"), ("suffix", "S33")])
@@ -28,19 +28,19 @@ SUFFIX = np.dtype([("row", "<u4"), ("suffix", "S33")])
 
 @dataclass(frozen=True, kw_only=True)
 class Renamed:
-    """Where the suffixes are of documents whose id an earlier one has: files that are parted by unit."""
+    """Files, partitioned by unit, with the suffixes for ids that an earlier document has."""
 
     files: tuple[str, ...] = ()
     units: int = 0
 
     def of(self, unit: int, work: StoragePath) -> dict[int, str]:
-        """What is appended to the ids of a unit's documents, by row."""
+        """Return the suffixes for ids of a unit's documents, by row."""
         return {row: suffix.decode() for row, suffix in read_all(work, self.files, SUFFIX, unit, self.units).tolist()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Find equal texts of one part of the hashes."""
+    """Task: find equal texts in one part of the hashes."""
 
     folder: ClassVar[str] = FOLDER
     part: int
@@ -49,13 +49,12 @@ class Texts:
 
     @property
     def name(self) -> str:
-        """The name of the task."""
         return f"texts-{self.part:05d}"
 
     def run(self, work: StoragePath) -> dict[str, Any]:
-        """Write the documents that repeat an earlier one, by unit; returns how many."""
+        """Write the documents that repeat an earlier one, by unit; return their number."""
         names = [text_hashes_name(unit) for unit in range(self.units)]
-        records, owner = read_owned(work, names, TEXT, _bounds(self.part, self.parts), FAN_OUT)
+        records, owner = read_with_file(work, names, TEXT_HASH, _bounds(self.part, self.parts), FAN_OUT)
         again = repeats(records["hash"])
         gone = np.zeros(int(again.sum()), dtype=ROW)
         gone["row"] = records["row"][again]
@@ -65,7 +64,7 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Ids:
-    """Find equal ids of one part of their hashes, among the documents that stay."""
+    """Task: find equal ids in one part of the hashes, among the documents that are kept."""
 
     folder: ClassVar[str] = FOLDER
     part: int
@@ -75,36 +74,35 @@ class Ids:
 
     @property
     def name(self) -> str:
-        """The name of the task."""
         return f"ids-{self.part:05d}"
 
     def run(self, work: StoragePath) -> dict[str, Any]:
-        """Write the suffixes of documents whose id an earlier one has, by unit; returns how many."""
+        """Write the suffixes for ids that an earlier document has, by unit; return their number."""
         units = len(self.offsets) - 1
         names = [*map(ids_name, range(units)), *map(unnamed_name, self.unnamed)]
-        records, file = read_owned(work, names, ID, _bounds(self.part, self.parts), FAN_OUT)
+        records, file = read_with_file(work, names, ID_HASH, _bounds(self.part, self.parts), FAN_OUT)
         owner = np.array([*range(units), *self.unnamed], np.int64)[file]
         rows = np.array(self.offsets, np.int64)[owner] + records["row"]
-        stay = np.flatnonzero(are_set(work.read(KEPT), rows))
-        stay = stay[np.argsort(rows[stay])]
-        taken = stay[repeats(records["hash"][stay])]
-        found = np.zeros(len(taken), dtype=SUFFIX)
-        found["row"], found["suffix"] = records["row"][taken], _suffixes(records[taken])
-        write_parts(work, _renamed_name(self.part), found, owner[taken], units)
-        return {"renamed": len(found)}
+        remaining = np.flatnonzero(are_set(work.read(KEPT), rows))
+        remaining = remaining[np.argsort(rows[remaining])]
+        taken = remaining[repeats(records["hash"][remaining])]
+        suffixes = np.zeros(len(taken), dtype=SUFFIX)
+        suffixes["row"], suffixes["suffix"] = records["row"][taken], _suffixes(records[taken])
+        write_parts(work, _renamed_name(self.part), suffixes, owner[taken], units)
+        return {"renamed": len(suffixes)}
 
 
 def drop_equal_texts(corpus: Corpus, work: StoragePath, run: RunStage) -> None:
-    """Drop every document whose text an earlier one has; goes on where an earlier call was killed."""
+    """Drop every document whose text an earlier document has; resumes after a kill."""
     parts, units = _num_parts(corpus), len(corpus.units)
     Stages(work, FOLDER, run).do("find equal texts", [Texts(part=part, parts=parts, units=units) for part in range(parts)])
     for part in range(parts):
-        found, owner = read_with_parts(work, _repeated_name(part), ROW, units)
-        corpus.fate[corpus.offsets[owner] + found["row"]] = DUPLICATE
+        repeated, owner = read_with_parts(work, _repeated_name(part), ROW, units)
+        corpus.fate[corpus.offsets[owner] + repeated["row"]] = DUPLICATE
 
 
 def rename_equal_ids(corpus: Corpus, work: StoragePath, run: RunStage) -> tuple[Renamed, int]:
-    """Find new ids for the documents that stay and whose id an earlier one has; how many those are."""
+    """Find suffixes for the ids of kept documents that an earlier one has; also return their number."""
     parts = _num_parts(corpus)
     pieces = range(0, len(corpus.fate), PACKED)
     work.write(KEPT, b"".join(bits_of(corpus.fate[at : at + PACKED] >= TRAIN) for at in pieces))
@@ -116,7 +114,7 @@ def rename_equal_ids(corpus: Corpus, work: StoragePath, run: RunStage) -> tuple[
 
 
 def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """For each row of [n, 2], whether an earlier row is equal to it."""
+    """Return True for each row of [n, 2] that is equal to an earlier row."""
     repeated = np.zeros(len(hashes), dtype=np.bool_)
     if len(hashes) < 2:
         return repeated
@@ -127,19 +125,19 @@ def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 
 def _suffixes(records: NDArray[np.void]) -> list[bytes]:
-    """`~` and 8 hex digits of the text's hash; all 32 where an equal id has those 8 already."""
+    """Return `~` and 8 hex digits of the text's hash; all 32 digits if an equal id has these 8 already."""
     taken: set[tuple[int, int, bytes]] = set()
     suffixes: list[bytes] = []
-    for (one, other), digest in zip(records["hash"].tolist(), records["text"], strict=True):
+    for (high, low), digest in zip(records["hash"].tolist(), records["text"], strict=True):
         raw = digest.tobytes()
-        key = (one, other, raw[:SUFFIX_BYTES])
+        key = (high, low, raw[:SUFFIX_BYTES])
         suffixes.append(b"~" + (raw if key in taken else raw[:SUFFIX_BYTES]).hex().encode())
         taken.add(key)
     return suffixes
 
 
 def _bounds(part: int, parts: int) -> tuple[int, int]:
-    """The parts of a unit's files that a task reads."""
+    """Return the range of file parts that a task reads."""
     return part * FAN_OUT // parts, (part + 1) * FAN_OUT // parts
 
 

@@ -1,4 +1,4 @@
-"""What is known of all documents at once, in 5 bytes each: their sizes and fates, in global order."""
+"""State of all documents in 5 bytes each: their sizes and fates, in global order."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,39 +18,39 @@ DUPLICATE, NEAR_DUPLICATE, EMPTIED, LEFT_OUT, TRAIN, VALIDATION = range(6)
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """All documents that were read and not rejected. The fates are filled in stage by stage; what is kept has TRAIN at least."""
+    """All documents that passed the filters. Stages fill in the fates; a kept document has TRAIN or above."""
 
     size: NDArray[np.uint32]  # UTF-8 bytes
     fate: NDArray[np.uint8]
     offsets: NDArray[np.int64]  # first row of each unit, and the end
     line_base: tuple[int, ...]  # lines of the same file before each unit
     unnamed: tuple[int, ...]  # units with documents whose record has no id
-    copies: NDArray[np.unsignedinteger] | None = None  # how often a document is taken, where sources are balanced
+    copies: NDArray[np.unsignedinteger] | None = None  # number of copies of each document, if sources are balanced
 
     def rows_of(self, unit: int) -> slice:
-        """The rows of a unit's documents."""
+        """Return the global rows of a unit's documents."""
         return slice(int(self.offsets[unit]), int(self.offsets[unit + 1]))
 
     def dropped(self, rows: slice) -> NDArray[np.bool_]:
-        """Which of some documents are dropped."""
-        found: NDArray[np.bool_] = self.fate[rows] < TRAIN
-        return found
+        """Return True for each of these documents that is dropped."""
+        result: NDArray[np.bool_] = self.fate[rows] < TRAIN
+        return result
 
     @property
     def units(self) -> range:
-        """The numbers of all units."""
+        """Indices of all units."""
         return range(len(self.offsets) - 1)
 
     def kept_bytes(self) -> int:
-        """The bytes of all documents that are kept."""
+        """Return the total size of all kept documents."""
         parts = (self.rows_of(unit) for unit in self.units)
         return sum(int(self.size[part][self.fate[part] >= TRAIN].sum()) for part in parts)
 
 
 def load_corpus(units: Sequence[Unit], summaries: Sequence[UnitSummary], work: StoragePath, validation_fraction: float) -> Corpus:
-    """Read the metadata of every unit, one after another, and choose each document's split by its id's hash alone.
+    """Read the metadata of all units, one after another, and choose each document's split by the hash of its id.
 
-    A document without an id gets the hash of `FILE:LINE` for it.
+    For a document without an id, `FILE:LINE` is hashed.
     """
     offsets = np.cumsum([0, *(s.documents for s in summaries)], dtype=np.int64)
     size, fate = np.empty(offsets[-1], np.uint32), np.full(offsets[-1], TRAIN, np.uint8)
@@ -71,15 +71,15 @@ def load_corpus(units: Sequence[Unit], summaries: Sequence[UnitSummary], work: S
 
 
 def id_hashes(units: Sequence[Unit], corpus: Corpus, work: StoragePath) -> Iterator[tuple[Unit, NDArray[np.uint64]]]:
-    """Of each unit the hashes of its documents' ids, [documents, 2]."""
+    """Yield each unit with the hashes of its documents' ids, [documents, 2]."""
     for unit in units:
         yield unit, _id_hashes(_metadata(work, unit), unit, corpus.line_base[unit.index])
 
 
 def files_of_documents(work: StoragePath, unit: Unit) -> NDArray[np.int32]:
-    """Of each document of a unit its file, as an index in the unit's files."""
-    found: NDArray[np.int32] = _metadata(work, unit).column("file").to_numpy()
-    return found
+    """Return the file of each document of a unit, as an index in the unit's files."""
+    files: NDArray[np.int32] = _metadata(work, unit).column("file").to_numpy()
+    return files
 
 
 def _metadata(work: StoragePath, unit: Unit) -> pa.Table:
@@ -101,7 +101,7 @@ def _id_hashes(table: pa.Table, unit: Unit, base: int) -> NDArray[np.uint64]:
 
 
 def line_bases(units: Sequence[Unit], summaries: Sequence[UnitSummary]) -> list[int]:
-    """For each unit, the number of lines of its file that come before it."""
+    """Return, for each unit, the number of lines of its file before the unit."""
     bases: list[int] = []
     count = 0
     for unit, summary in zip(units, summaries, strict=True):
@@ -112,5 +112,5 @@ def line_bases(units: Sequence[Unit], summaries: Sequence[UnitSummary]) -> list[
 
 
 def unnamed_id(unit: Unit, line: int) -> str:
-    """The id of a document whose record has none; `line` counts from 1 in the whole file."""
+    """Return the id of a document whose record has none; `line` counts from 1 in the whole file."""
     return f"{unit.files[0].name}:{line}"

@@ -1,4 +1,4 @@
-"""Stages of work over all documents: their tasks, which of them are done, and where that is written."""
+"""Stages of work over all documents: tasks whose results are committed to the work area, so that a restart skips them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
@@ -10,17 +10,17 @@ from ropewalk.datapipe.inputs.streams import naming_full_disk
 
 
 class StageTask(Protocol):
-    """A task of a stage: a pure function of the work area, which names itself."""
+    """A task of a stage: a pure function of the work area."""
 
-    folder: ClassVar[str]  # below the work area, of all that the stages leave for each other
+    folder: ClassVar[str]  # folder of the work area for the intermediate files of the stages
 
     @property
     def name(self) -> str:
-        """The name of the task, which no other of the folder has."""
+        """Name of the task, unique in its folder."""
         ...
 
     def run(self, work: StoragePath) -> dict[str, Any]:
-        """Write what comes next, and return what is counted."""
+        """Run the task: write its outputs, return its counters."""
         ...
 
 
@@ -28,12 +28,12 @@ RunStage = Callable[[str, Sequence[StageTask]], Iterable[tuple[StageTask, dict[s
 
 
 def done_name(task: StageTask) -> str:
-    """The file that says that a task is done, below the work area, with its result."""
+    """Path of a finished task's result in the work area."""
     return f"{task.folder}/done/{task.name}.json"
 
 
 def run_stage_task(task: StageTask, work: StoragePath) -> dict[str, Any]:
-    """Do a task and commit its result."""
+    """Run a task and commit its result."""
     with naming_full_disk(work.url):
         result = task.run(work)
         work.write(done_name(task), orjson.dumps(result))
@@ -41,14 +41,14 @@ def run_stage_task(task: StageTask, work: StoragePath) -> dict[str, Any]:
 
 
 class Stages:
-    """Does the tasks of a stage that are not done yet."""
+    """Runs the tasks of stages, except those that an earlier attempt finished."""
 
     def __init__(self, work: StoragePath, folder: str, run: RunStage) -> None:
         self.work, self.run = work, run
         self.present = set(work.names(f"{folder}/done"))
 
     def do(self, label: str, tasks: Sequence[StageTask]) -> list[dict[str, Any]]:
-        """The results of all tasks, in their order."""
+        """Run the unfinished tasks and return the results of all, in order."""
         results: dict[str, dict[str, Any]] = {}
         for task in tasks:
             if f"{task.name}.json" in self.present:

@@ -1,1 +1,1 @@
-"""Where the tasks of a data set run: on Ray actors, or as the tasks of an array."""
+"""Execution of a data set's tasks: on Ray actors, or as array tasks."""

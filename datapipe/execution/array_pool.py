@@ -1,6 +1,6 @@
-"""A pool of array tasks: work is submitted in shares, what dead ones left is submitted anew, nothing is left running.
+"""Pool of array tasks: work is submitted in shares, unfinished work of dead ones is resubmitted, nothing is left running.
 
-Results come back one by one as files, so that they count while array tasks run, and none is made twice.
+Results come back one by one as files, so that each counts as soon as it exists, and none is computed twice.
 """
 
 import logging
@@ -26,22 +26,22 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 LEASE_TOUCH_SECONDS = 5.0
-PATIENCE_SECONDS = 600.0  # with a controller that does not answer
+PATIENCE_SECONDS = 600.0  # with a Slurm controller that does not answer
 LOG_LINES = 5
 
-_NOT_ITS_FAULT = ("PREEMPTED", "REVOKED")
+_BLAMELESS = ("PREEMPTED", "REVOKED")
 
 
 def choose_executor(options: ArrayOptions, name: str, cpus: int) -> Executor:
-    """Slurm if this process runs in a Slurm job, else processes of this machine."""
+    """Return Slurm if this process runs in a Slurm job, else processes of this machine."""
     return SlurmArray(options, name) if os.environ.get("SLURM_JOB_ID") else LocalProcesses(options, cpus)
 
 
 class ArrayPool:
-    """Submits an array for each pass over one data set. Use it as a context: leaving it ends what runs, and removes all but logs.
+    """Submits an array for each pass over one data set; a context manager that ends its array tasks and removes all but logs.
 
-    `urls` are the data set's and its working folder's. `folder` is this attempt's, on a file system that the array tasks
-    see. `on_submit` is called for every array: its stage (a folder in `folder`, with its logs), its ids and its size.
+    `urls` are those of the data set and its work area. `folder` belongs to this attempt and must be on a file system that the
+    array tasks share. `on_submit` is called for every array with its stage (a folder in `folder`, with its logs), ids and size.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class ArrayPool:
         self.touched = self.answered = float("-inf")
 
     def __enter__(self) -> "ArrayPool":
-        """End what earlier attempts left, and write this driver's lease."""
-        found = [lease.parent for lease in self.folder.parent.parent.glob(f"*/{self.folder.name}/{LEASE}")]
-        old = [folder for folder in found if folder <= self.folder]  # a successor's is its own
+        """End the array tasks of earlier attempts, and write this driver's lease."""
+        leased = [lease.parent for lease in self.folder.parent.parent.glob(f"*/{self.folder.name}/{LEASE}")]
+        old = [folder for folder in leased if folder <= self.folder]  # never those of a later attempt
         self.executor.clear([], old)
         for folder in old:
             _tidy(folder)
@@ -74,36 +74,36 @@ class ArrayPool:
         jobs, self.running = [job for job, _ in self.running.values()], {}
         try:
             self.executor.clear(jobs, [])
-        except BackendError as error:  # must not hide why we leave
+        except BackendError as error:  # must not hide the original error
             log.error("%s", error)
         _tidy(self.folder)
 
     def run_tasks(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-        """Yield each task with its result as it is done.
+        """Yield each task with its result when it is done.
 
-        Raises what a task raised; DataError for a task that killed three array tasks; StopRequested once a stop is
-        requested: what is committed stays, what is under way is dropped. Leaving the context ends the rest.
+        Raises the error of a task; DataError for a task that killed three array tasks; StopRequested once a stop is requested:
+        committed work is kept, work in progress is discarded. Leaving the context ends the remaining array tasks.
         """
         folder = self._pass_folder(tasks)
         waiting = _cut(list(range(len(tasks))), self.executor.num_array_tasks(len(tasks)))
         deaths: dict[int, int] = {}
-        seen: set[str] = set()
-        while len(seen) < len(tasks) or self.running:
+        results: set[str] = set()
+        while len(results) < len(tasks) or self.running:
             if self.stop():
-                raise StopRequested("asked to stop; committed units and shards stay")
+                raise StopRequested("asked to stop; committed units and shards are kept")
             self._touch()
             self._submit(waiting, tasks, folder)
             over = self.executor.over([job for job, _ in self.running.values()])  # before looking for their results
             names = _list(folder)
-            for name in sorted(n for n in names - seen if n.endswith(ENDING)):
-                seen.add(name)
+            for name in sorted(n for n in names - results if n.endswith(ENDING)):
+                results.add(name)
                 yield tasks[int(name.removesuffix(ENDING))], pickle.loads((folder / name).read_bytes())  # noqa: S301 - ours
             waiting += self._collect(over, names, deaths)
             time.sleep(POLL_SECONDS)
         _tidy(folder)
 
     def _pass_folder(self, tasks: Sequence[Task]) -> Path:
-        """A folder of its own for each pass, named for its place and for what it does."""
+        """Create a folder for a pass, named by its number and its method."""
         number = sum(1 for path in self.folder.iterdir() if path.is_dir())
         folder = self.folder / f"{number}-{tasks[0].method}"
         folder.mkdir()
@@ -144,16 +144,16 @@ class ArrayPool:
         )
 
     def _collect(self, over: dict[str, str], names: set[str], deaths: dict[int, int]) -> list[list[int]]:
-        """Remove the array tasks that ended from those that run; returns what they left undone. Raises what a task raised."""
+        """Remove ended array tasks from the running ones; return their unfinished tasks. Raises the error of a task."""
         left = []
         for identity, (job, share) in list(self.running.items()):
-            ended = job.paths.result_pickle.name in names and job.done()
-            if not ended and identity not in over:
+            has_result = job.paths.result_pickle.name in names and job.done()
+            if not has_result and identity not in over:
                 continue
             del self.running[identity]
             rest = [number for number, _ in share.tasks if result_name(number) not in names]
-            if ended:
-                error = job.result().error  # raises submitit's error, with the traceback, for one that is not ours
+            if has_result:
+                error = job.result().error  # an unexpected error is raised by submitit, with its traceback
                 if error is not None:
                     raise error
             elif rest:
@@ -162,20 +162,20 @@ class ArrayPool:
                 left.append(rest)
         return left
 
-    def _count_death(self, share: Share, number: int, word: str, output: Path, deaths: dict[int, int]) -> None:
+    def _count_death(self, share: Share, number: int, state: str, output: Path, deaths: dict[int, int]) -> None:
         task = dict(share.tasks)[number]
         self.deaths += 1
-        deaths[number] = deaths.get(number, 0) + (word not in _NOT_ITS_FAULT)
+        deaths[number] = deaths.get(number, 0) + (state not in _BLAMELESS)
         last = _last_lines(output)
         if deaths[number] >= DEATHS_A_TASK:
             raise DataError(
-                f"{task.label}: killed {deaths[number]} array tasks ({word}; {output}); if memory or time ran out give them"
-                f" more (array.memory_gib, array.minutes), else check this input; committed work is kept{last}"
+                f"{task.label}: killed {deaths[number]} array tasks ({state}; {output}); if memory or time ran out, give them"
+                f" more (array.memory_gib, array.minutes), otherwise check this input; committed work is kept{last}"
             )
-        log.warning("%s: its array task died (%s); another one takes over%s", task.label, word, last)
+        log.warning("%s: its array task died (%s); another one retries it%s", task.label, state, last)
 
     def _record(self) -> None:
-        """Write what this driver started into its lease: a successor ends it."""
+        """Write this driver's array tasks to its lease, so that a later attempt can end them."""
         write_json(self.folder / LEASE, {"pid": os.getpid(), "jobs": self.handles})
         self.touched = time.monotonic()
 
@@ -186,17 +186,17 @@ class ArrayPool:
 
 
 def _cut(numbers: list[int], num_shares: int) -> list[list[int]]:
-    """Shares of nearly equal size; neighbours go to different ones, since sizes often fall from first to last."""
+    """Split numbers into shares of nearly equal size; neighbours go to different shares, since sizes often decrease."""
     return [numbers[first::num_shares] for first in range(num_shares)]
 
 
 def _list(folder: Path) -> set[str]:
-    folder.chmod(folder.stat().st_mode & 0o7777)  # makes a network file system forget its old listing
+    folder.chmod(folder.stat().st_mode & 0o7777)  # makes a network file system refresh its listing
     return set(os.listdir(folder))
 
 
 def _tidy(folder: Path) -> None:
-    """Remove all but logs and scripts; also what killed array tasks have written in part, under other names."""
+    """Remove everything but logs and scripts, including partly written files of killed array tasks."""
     for path in (folder / LEASE, *folder.rglob("*.pkl*"), *folder.rglob(f"*{ENDING}*")):
         path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""One task of an array: does its share of a pass, and writes each result to a file, so that killing it loses one result."""
+"""One array task: runs its share of a pass and writes each result to a file, so that a kill loses at most one result."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ from ropewalk.cluster.run.files import write_atomically
 from ropewalk.datapipe.passes.worker import SINGLE_THREADED, Task, Worker
 
 LEASE = "lease.json"
-LEASE_SECONDS = 120.0  # a driver that did not touch its lease for so long is dead
+LEASE_SECONDS = 120.0  # a driver that has not touched its lease for so long is dead
 LEASE_CHECK_SECONDS = 10.0
 PARENT_CHECK_SECONDS = 0.3
 ENDING = ".result"
@@ -26,35 +26,35 @@ ENDING = ".result"
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one array task does: numbered tasks, and the folder that takes the result of each as NUMBER.result."""
+    """Work of one array task: numbered tasks, and the folder for their results, NUMBER.result."""
 
     output_url: str
     work_url: str
     tasks: tuple[tuple[int, Task], ...]
     folder: Path
     lease: Path
-    driver: tuple[int, float] | None  # its pid and the second in which it began, if it is on this machine
+    driver: tuple[int, float] | None  # its pid and start time, if it is on this machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How an array task ended by itself: all done, asked to leave before that, or with a task's error."""
+    """Result of an array task that ended by itself: finished, asked to leave, or failed with a task's error."""
 
     error: RopewalkError | None = None
 
 
 def result_name(number: int) -> str:
-    """The file of one task's result."""
+    """Return the file name of one task's result."""
     return f"{number:06d}{ENDING}"
 
 
 def do_share(share: Share) -> Ended:
-    """Do the tasks one after another; on SIGUSR2 (the time limit is near, or preemption) leave after the one under way.
+    """Run the tasks one after another; on SIGUSR2 (time limit near, or preemption) leave after the current one.
 
-    Each result is committed before it is reported, so SIGTERM may end the process at once; the death of its driver does too.
+    Each result is committed before it is reported, so that SIGTERM and the death of the driver may end the process at once.
     """
     leave = SignalFlag()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would let it pass, and requeue on SIGUSR2
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would ignore SIGTERM, and requeue on SIGUSR2
     signal.signal(signal.SIGUSR2, lambda *_: leave.set())
     _leave_with_driver(share)
     os.environ.update(SINGLE_THREADED)
@@ -72,18 +72,18 @@ def do_share(share: Share) -> Ended:
 
 
 def _leave_with_driver(share: Share) -> None:
-    """End this process when submitit's or the driver is gone: nobody would use its results."""
+    """End this process when its parent (submitit) or the driver is gone, since nothing would use its results."""
     parent = os.getppid()
     if not lease_holds(share.lease) or not _alive(share.driver):
         os._exit(EXIT_LOST_PEER)
 
     def watch() -> None:
-        looked = time.monotonic()
+        checked = time.monotonic()
         while os.getppid() == parent and _alive(share.driver):
-            if time.monotonic() - looked > LEASE_CHECK_SECONDS:
+            if time.monotonic() - checked > LEASE_CHECK_SECONDS:
                 if not lease_holds(share.lease):
                     break
-                looked = time.monotonic()
+                checked = time.monotonic()
             time.sleep(PARENT_CHECK_SECONDS)
         os._exit(EXIT_LOST_PEER)
 
@@ -91,9 +91,12 @@ def _leave_with_driver(share: Share) -> None:
 
 
 def lease_holds(lease: Path) -> bool:
-    """Whether the driver touched its lease not long ago, by the clock of the file system that both see."""
+    """Return True if the driver touched its lease recently, by the clock of the shared file system."""
     try:
-        with tempfile.TemporaryFile(dir=lease.parent) as now, lease.open("rb") as stream:  # opening asks the server anew
+        with (
+            tempfile.TemporaryFile(dir=lease.parent) as now,
+            lease.open("rb") as stream,
+        ):  # opening a file refreshes its attributes
             now.write(b".")
             now.flush()
             return os.fstat(now.fileno()).st_mtime - os.fstat(stream.fileno()).st_mtime < LEASE_SECONDS

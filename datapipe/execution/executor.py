@@ -1,4 +1,4 @@
-"""What an array runs on: starts its tasks, says which of them are over, and ends them."""
+"""Interface of an executor of array tasks: start them, list ended ones, cancel them."""
 
 import os
 import sys
@@ -16,38 +16,38 @@ NOTICE_SECONDS = 90  # from the signal to an array task to its time limit
 
 
 class ControllerAwayError(BackendError):
-    """Slurm's controller does not answer just now."""
+    """Slurm's controller does not answer at the moment."""
 
 
 class Executor(Protocol):
-    """Starts an array task for each share of a pass, and says which array tasks are over."""
+    """Starts an array task for each share of a pass, and tracks which have ended."""
 
-    same_machine: bool  # array tasks can look for the driver's process
+    same_machine: bool  # array tasks can check the driver's process
 
     def num_array_tasks(self, num_tasks: int) -> int:
-        """How many array tasks do a pass of so many tasks."""
+        """Return the number of array tasks for a pass of `num_tasks`."""
         ...
 
     def room(self, num_running: int) -> int:
-        """How many more array tasks may be submitted while so many run. Raises ControllerAwayError."""
+        """Return how many more array tasks may be submitted. Raises ControllerAwayError."""
         ...
 
     def submit(self, folder: Path, shares: Sequence[Share]) -> list[Any]:
-        """Submit an array task for each share; returns submitit's jobs. Raises BackendError."""
+        """Submit an array task for each share; return submitit's jobs. Raises BackendError."""
         ...
 
     def over(self, jobs: Sequence[Any]) -> dict[str, str]:
-        """The ids of those jobs that surely do not run any more, each with the reason."""
+        """Return the ids of jobs that have certainly ended, each with its final state."""
         ...
 
     def clear(self, jobs: Sequence[Any], folders: Sequence[Path]) -> None:
-        """End these jobs, and those that earlier attempts left in these folders; none runs on return. Raises BackendError."""
+        """End these jobs and those of earlier attempts in these folders; none runs on return. Raises BackendError."""
         ...
 
 
 @contextmanager
 def importing_this_program() -> Iterator[None]:
-    """Make array tasks import the program from where the driver did, whatever directory they start in."""
+    """Make array tasks import the program from the same directory as the driver, independent of their working directory."""
     before = os.environ.get("PYTHONPATH")
     home = str(Path(datapipe.__file__).parents[2])
     os.environ["PYTHONPATH"] = f"{home}{os.pathsep}{before}" if before else home

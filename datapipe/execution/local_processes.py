@@ -1,4 +1,4 @@
-"""Array tasks as processes of this machine, by submitit's local executor, which by itself would start all at once."""
+"""Array tasks as processes of this machine, through submitit's local executor with a limit on concurrent ones."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ropewalk.datapipe.execution.executor import NOTICE_SECONDS, importing_this_
 
 
 class LocalProcesses:
-    """Runs at most `array.at_once` array tasks at a time, each a process below one of submitit's own."""
+    """Runs at most `array.at_once` array tasks at a time, each in a child process of submitit's."""
 
     same_machine = True
 
@@ -24,23 +24,23 @@ class LocalProcesses:
         self.at_once = options.at_once or cpus
 
     def num_array_tasks(self, num_tasks: int) -> int:
-        """`array.jobs`, else as many as run at once."""
+        """Return `array.jobs`, else the number that may run at once."""
         return min(num_tasks, self.options.jobs or self.at_once)
 
     def room(self, num_running: int) -> int:
-        """What is left of the number that may run at once."""
+        """Return how many more may run at once."""
         return max(self.at_once - num_running, 0)
 
     def submit(self, folder: Path, shares: Sequence[Share]) -> list[Any]:
         """Start a process for each share."""
-        executor = submitit.LocalExecutor(folder=folder)  # the automatic one does not pass the notice on
+        executor = submitit.LocalExecutor(folder=folder)  # the automatic one ignores the notice
         notice = min(NOTICE_SECONDS, self.options.minutes * 15)
         executor.update_parameters(timeout_min=self.options.minutes, signal_delay_s=notice, stderr_to_stdout=True)
         with importing_this_program():
             return list(executor.map_array(do_share, shares))
 
     def over(self, jobs: Sequence[Any]) -> dict[str, str]:
-        """The jobs whose process has ended."""
+        """Return the jobs whose process has ended."""
         return {job.job_id: "its process ended" for job in jobs if job.done()}
 
     def clear(self, jobs: Sequence[Any], folders: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""A pool of Ray actors: bounded work in flight, dead actors replaced, a part of a CPU left to the rest of the cluster."""
+"""Pool of Ray actors: bounded work in flight, dead actors are replaced, part of a CPU is left to the rest of the cluster."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ POLL_SECONDS = 0.25
 
 
 class _Actor:
-    """A `Worker` in a process of its own, single-threaded so that as many run at once as there are CPUs."""
+    """A `Worker` in its own process, single-threaded so that one can run per CPU."""
 
     def __init__(self, output_url: str, work_url: str) -> None:
         os.environ.update(SINGLE_THREADED)
@@ -36,13 +36,13 @@ class _Actor:
 
 
 def cpus_an_actor(actors: int, cluster_cpus: float) -> float:
-    """CPUs that each actor reserves: one, or less where that would leave none for the rest of the cluster."""
+    """Return the CPUs that each actor reserves: one, or less if that would leave none for the rest of the cluster."""
     free = cluster_cpus - 1 if cluster_cpus > 1 else cluster_cpus / 2
     return 1.0 if actors <= free else max(int(free / actors * 1000) / 1000, 0.001)
 
 
 class ActorPool:
-    """Actors that work on one data set. Use it as a context: leaving it ends them."""
+    """Actors that work on one data set; a context manager that ends them on exit."""
 
     def __init__(self, output_url: str, work_url: str, actors: int | None, stop: Callable[[], bool]) -> None:
         cpus = float(ray.cluster_resources().get("CPU", 1))
@@ -65,35 +65,35 @@ class ActorPool:
         self.starting, self.idle, self.busy = {}, [], {}
 
     def run_tasks(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-        """Yield each task with its result as it is done.
+        """Yield each task with its result when it is done.
 
-        Raises what a task raised; DataError for a task that killed three actors; StopRequested once a stop is
-        requested: what is committed stays, what is under way is dropped.
+        Raises the error of a task; DataError for a task that killed three actors; StopRequested once a stop is requested:
+        committed work is kept, work in progress is discarded.
         """
         waiting = list(reversed(tasks))
         deaths: dict[int, int] = {}
         try:
             while waiting or self.busy:
                 if self.stop():
-                    raise StopRequested("asked to stop; committed units and shards stay")
+                    raise StopRequested("asked to stop; committed units and shards are kept")
                 self._fill(waiting)
                 done, _ = ray.wait([*self.busy, *self.starting], num_returns=1, timeout=POLL_SECONDS)
                 for reference in done:
                     if reference in self.starting:
-                        self._started(reference)
+                        self._handle_start(reference)
                         continue
                     actor, task = self.busy.pop(reference)
                     try:
                         result = ray.get(reference)
                     except (RayActorError, WorkerCrashedError, ObjectLostError) as error:
-                        ray.kill(actor)  # of a lost object the actor may be alive
+                        ray.kill(actor)  # after a lost object, the actor may still be alive
                         deaths[id(task)] = deaths.get(id(task), 0) + 1
                         self.deaths += 1
                         self._check_deaths(task, deaths[id(task)], error)
                         waiting.append(task)
                         continue
                     except RayTaskError as error:
-                        raise _original(error) from None
+                        raise _cause(error) from None
                     self.idle.append(actor)
                     yield task, result
         except BaseException:
@@ -101,7 +101,7 @@ class ActorPool:
             raise
 
     def _fill(self, waiting: list[Task]) -> None:
-        """Give idle actors work, and start as many actors as there is work for."""
+        """Assign tasks to idle actors, and start actors if there are more tasks."""
         while waiting and self.idle:
             actor, task = self.idle.pop(), waiting.pop()
             self.busy[actor.do.remote(task)] = (actor, task)
@@ -110,15 +110,15 @@ class ActorPool:
             actor = self.kind.remote(*self.urls)
             self.starting[actor.ready.remote()] = actor
 
-    def _started(self, reference: Any) -> None:
+    def _handle_start(self, reference: Any) -> None:
         actor = self.starting.pop(reference)
         try:
             ray.get(reference)
         except RayError as error:
             self.failed_starts += 1
             if self.failed_starts >= FAILED_STARTS:
-                raise BackendError(f"{self.failed_starts} actors in a row did not start: {_last_line(error)}") from None
-            log.warning("an actor did not start: %s", _last_line(error))
+                raise BackendError(f"{self.failed_starts} actors in a row failed to start: {_last_line(error)}") from None
+            log.warning("an actor failed to start: %s", _last_line(error))
             return
         self.failed_starts = 0
         self.idle.append(actor)
@@ -126,13 +126,13 @@ class ActorPool:
     def _check_deaths(self, task: Task, deaths: int, error: Exception) -> None:
         if deaths >= DEATHS_A_TASK:
             raise DataError(
-                f"{task.label}: killed {deaths} actors ({_last_line(error)}); if memory ran out give them more"
-                " (resources.memory_gib) or use fewer (actors), else check this input; committed work is kept"
+                f"{task.label}: killed {deaths} actors ({_last_line(error)}); if memory ran out, give them more"
+                " (resources.memory_gib) or use fewer (actors), otherwise check this input; committed work is kept"
             )
-        log.warning("%s: its actor died (%s); another one takes over", task.label, _last_line(error))
+        log.warning("%s: its actor died (%s); another actor retries it", task.label, _last_line(error))
 
 
-def _original(error: RayTaskError) -> BaseException:
+def _cause(error: RayTaskError) -> BaseException:
     cause = error.cause
     return cause if isinstance(cause, (RopewalkError, StopRequested)) else error
 

@@ -1,4 +1,4 @@
-"""Array tasks as tasks of Slurm arrays, submitted through submitit and watched by one squeue for all."""
+"""Array tasks in Slurm arrays, submitted through submitit and watched by one squeue for all."""
 
 import os
 import re
@@ -19,55 +19,55 @@ from ropewalk.datapipe.execution.array_task import Share, do_share
 from ropewalk.datapipe.execution.config import ArrayOptions
 from ropewalk.datapipe.execution.executor import NOTICE_SECONDS, UNLIMITED, ControllerAwayError, importing_this_program
 
-ROOM_SECONDS = 0.5  # between two looks at whether array tasks whose results are there have ended
+ROOM_SECONDS = 0.5  # between two checks for array tasks that delivered their results but have not ended
 COMMAND_SECONDS = 60.0
 CLEAR_SECONDS = 60.0
 ENDING_SECONDS = 10.0  # from an array task's last result to the end of its process
-WHICH_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")  # and who we are to it
+CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 
 _OVER = re.compile(r"COMPLETED|CANCELLED|FAILED|TIMEOUT|NODE_FAIL|PREEMPTED|BOOT_FAIL|DEADLINE|OUT_OF_ME|REVOKED")
 _AWAY = re.compile(r"unable to contact slurm controller|socket timed out|timed out|connection refused", re.IGNORECASE)
 
 
 class SlurmArray:
-    """Runs array tasks in the partition, account and QOS of the job that the driver runs in."""
+    """Runs array tasks in the partition, account and QOS of the driver's job."""
 
     same_machine = False
 
     def __init__(self, options: ArrayOptions, name: str) -> None:
         self.options, self.name = options, name
-        self.submitted = self.asked = self.looked = float("-inf")
+        self.submitted = self.queried = self.checked = float("-inf")
         self.ending_since: float | None = None
         self.missing: set[str] = set()
-        self.arrays: set[str] = set()  # ids of all that it submitted
+        self.arrays: set[str] = set()  # ids of all submitted arrays
 
     def num_array_tasks(self, num_tasks: int) -> int:
-        """`array.jobs`, else 64, and no fewer than may run at once."""
+        """Return `array.jobs`, else 64, but at least the number that may run at once."""
         return min(num_tasks, self.options.jobs or max(64, self.options.at_once or 0))
 
     def room(self, num_running: int) -> int:
-        """Without a limit any number, as within one array Slurm keeps to it; beside earlier arrays only what they leave free.
+        """Return how many array tasks may be submitted: within an array Slurm enforces the limit, across arrays this does.
 
-        An array task whose results are there counts until Slurm says that it has ended. A pass begins when none of an earlier
-        pass is left; those that do not end by themselves are cancelled.
+        An array task that delivered its results counts until Slurm reports its end. A pass begins when no array task of an
+        earlier pass is left; those that do not end by themselves are cancelled.
         """
         limit, now = self.options.at_once, time.monotonic()
         if limit is None:
             return UNLIMITED
-        if num_running >= limit or now - self.looked < ROOM_SECONDS:
+        if num_running >= limit or now - self.checked < ROOM_SECONDS:
             return 0
-        self.looked = now
-        there = [i for i, word in _squeue([self.name]).items() if word != "COMPLETING" and not _OVER.match(word)]
-        if num_running or not there:
+        self.checked = now
+        active = [i for i, state in _squeue([self.name]).items() if state != "COMPLETING" and not _OVER.match(state)]
+        if num_running or not active:
             self.ending_since = None
-            return max(limit - len(there), 0) if there else UNLIMITED
+            return max(limit - len(active), 0) if active else UNLIMITED
         self.ending_since = self.ending_since or now
         if now - self.ending_since > ENDING_SECONDS:
-            _scancel(there)
+            _scancel(active)
         return 0
 
     def submit(self, folder: Path, shares: Sequence[Share]) -> list[Any]:
-        """Submit one array, or a plain job for one share."""
+        """Submit one array, or a plain job for a single share."""
         executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
         executor.update_parameters(
             name=self.name,
@@ -75,17 +75,17 @@ class SlurmArray:
             cpus_per_task=self.options.cpus,
             mem_gb=self.options.memory_gib,
             stderr_to_stdout=True,
-            slurm_partition=self.options.partition or _inherited("PARTITION"),
-            slurm_account=_inherited("ACCOUNT"),
-            slurm_qos=_inherited("QOS"),
+            slurm_partition=self.options.partition or _own_setting("PARTITION"),
+            slurm_account=_own_setting("ACCOUNT"),
+            slurm_qos=_own_setting("QOS"),
             slurm_array_parallelism=self.options.at_once or len(shares),
             slurm_signal_delay_s=min(NOTICE_SECONDS, self.options.minutes * 15),
-            # the driver submits what a dead array task left undone, at once: Slurm would redo all of it
+            # the driver resubmits only the unfinished part of a dead array task; Slurm would repeat all of it
             slurm_additional_parameters={"no-requeue": True},
         )
-        self.submitted = self.asked = time.monotonic()
+        self.submitted = self.queried = time.monotonic()
         self.missing = set()
-        with _as_a_user_would():
+        with _user_environment():
             try:
                 jobs = list(executor.map_array(do_share, shares))
             except (UncompletedJobError, OSError) as error:
@@ -95,35 +95,35 @@ class SlurmArray:
         return jobs
 
     def over(self, jobs: Sequence[Any]) -> dict[str, str]:
-        """Ask squeue once for all jobs, the rarer the longer an array runs. A job is over if two answers in a row say so.
+        """Query squeue once for all jobs, less often the longer an array runs. A job is over after two equal answers in a row.
 
-        An array of this name that was never submitted here, since sbatch made it but did not answer in time, is cancelled.
+        An array of this name that is not ours was created by an sbatch that did not answer in time, and is cancelled.
         """
         now = time.monotonic()
-        if now - self.asked < min(max((now - self.submitted) / 20, 1.0), 30.0):
+        if now - self.queried < min(max((now - self.submitted) / 20, 1.0), 30.0):
             return {}
-        self.asked = now
+        self.queried = now
         try:
-            words = _squeue([self.name])
+            states = _squeue([self.name])
         except ControllerAwayError:
             return {}
         mine = {job.job_id for job in jobs}
-        _scancel([i for i, word in words.items() if array_of(i) not in self.arrays and not _OVER.match(word)])
-        gone = {i: words.get(i, "gone") for i in mine if _OVER.match(words.get(i, "CANCELLED"))}
-        sure = {i: word for i, word in gone.items() if i in self.missing}
+        _scancel([i for i, state in states.items() if array_of(i) not in self.arrays and not _OVER.match(state)])
+        gone = {i: states.get(i, "gone") for i in mine if _OVER.match(states.get(i, "CANCELLED"))}
+        sure = {i: state for i, state in gone.items() if i in self.missing}
         self.missing = set(gone)
         return sure
 
     def clear(self, jobs: Sequence[Any], folders: Sequence[Path]) -> None:
-        """Cancel until squeue shows none of them; without jobs or folders they first get the time to end by themselves."""
+        """Cancel until squeue shows none of them; without jobs and folders, they first get time to end by themselves."""
         mine = {job.job_id for job in jobs}
         old = [f"{self.name.rpartition('-')[0]}-{int(folder.parent.name)}" for folder in folders]
         began = time.monotonic()
         gentle_seconds = 0.0 if jobs or folders else ENDING_SECONDS
         while True:
             try:
-                own = {i: word for i, word in _squeue([self.name]).items() if word != "COMPLETING" or i in mine}
-                alive = [i for i, word in (own | (_squeue(old) if old else {})).items() if not _OVER.match(word)]
+                current = {i: state for i, state in _squeue([self.name]).items() if state != "COMPLETING" or i in mine}
+                alive = [i for i, state in (current | (_squeue(old) if old else {})).items() if not _OVER.match(state)]
                 if not alive:
                     return
                 if time.monotonic() - began >= gentle_seconds:
@@ -132,49 +132,49 @@ class SlurmArray:
             except ControllerAwayError as error:
                 reason = str(error)
             if time.monotonic() - began > CLEAR_SECONDS:
-                raise BackendError(f"{reason}; they end by themselves once their driver is gone, else cancel them with scancel")
+                raise BackendError(f"{reason}; they end by themselves once their driver is gone, or cancel them with scancel")
             time.sleep(0.5)
 
 
 def array_of(identity: str) -> str:
-    """The id of the array that an array task belongs to."""
+    """Return the id of the array that an array task belongs to."""
     return identity.partition("_")[0]
 
 
-def _inherited(option: str) -> str | None:
+def _own_setting(option: str) -> str | None:
     return os.environ.get(f"SBATCH_{option}") or os.environ.get(f"SLURM_JOB_{option}") or None
 
 
 @contextmanager
-def _as_a_user_would() -> Iterator[None]:
-    """Submit from an environment without the variables of the driver's own job, but with those that say which cluster it is."""
-    kept = {name: os.environ[name] for name in WHICH_CLUSTER if name in os.environ}
+def _user_environment() -> Iterator[None]:
+    """Submit from an environment without the variables of the driver's job, except those that identify the cluster."""
+    cluster = {name: os.environ[name] for name in CLUSTER_VARIABLES if name in os.environ}
     with importing_this_program(), clean_env(extra_names=("TMPDIR", STOP_VARIABLE)):
-        os.environ.update(kept)
+        os.environ.update(cluster)
         yield
 
 
 def _squeue(names: Sequence[str]) -> dict[str, str]:
-    """id → state of every array task under these job names that Slurm still remembers."""
-    wanted = [f"--user={os.getuid()}", f"--name={','.join(names)}"]
-    text = _ask(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", *wanted])
+    """Return id → state of every array task with these job names that Slurm still lists."""
+    selection = [f"--user={os.getuid()}", f"--name={','.join(names)}"]
+    text = _run(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", *selection])
     return dict(line.split("|", 1) for line in text.split())
 
 
 def _scancel(identities: Sequence[str]) -> None:
     if identities:
-        _ask(["scancel", "--quiet", *identities])
+        _run(["scancel", "--quiet", *identities])
 
 
-def _ask(command: list[str]) -> str:
-    # a user's own defaults would hide array tasks, or ask questions
+def _run(command: list[str]) -> str:
+    # a user's defaults could hide array tasks or prompt
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SCANCEL_"))}
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise ControllerAwayError(f"{command[0]} did not answer in {COMMAND_SECONDS:.0f} s") from None
     except FileNotFoundError:
-        raise BackendError(f"{command[0]}: no such command; fanout=array needs Slurm's commands where the driver runs") from None
+        raise BackendError(f"{command[0]}: no such command; fanout=array needs Slurm's commands on the driver's node") from None
     if done.returncode != 0 and command[0] == "squeue":
         raise ControllerAwayError(f"squeue: {done.stderr.strip()[-300:] or f'exit code {done.returncode}'}")
     return done.stdout

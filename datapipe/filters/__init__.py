@@ -1,1 +1,1 @@
-"""Rules that drop documents before they are tokenized, each with a reason that is recorded."""
+"""Filters that drop or rewrite documents before tokenization; the reason for each dropped document is recorded."""

@@ -1,4 +1,4 @@
-"""Apply filters to a batch, one after another, each to what the ones before it left."""
+"""Apply filters to a batch, one after another, each to the documents that the previous ones left."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 @dataclass
 class Filtered:
-    """What filters made of documents: those that are left, the rejections of the others, and what else was counted."""
+    """Result of filters: remaining documents, rejections of the others, and further counts."""
 
     batch: DocumentBatch
     rejections: list[Rejection] = field(default_factory=list)
@@ -25,10 +25,10 @@ class Filtered:
 def apply_filters(filters: Mapping[str, Filter], batch: DocumentBatch) -> Filtered:
     """Apply all filters; a document that one drops is rejected as `FILTER.REASON`. Raises DataError if a filter fails."""
     result = Filtered(batch)
-    for name, one in filters.items():
+    for name, rule in filters.items():
         if not len(result.batch):
             break
-        verdict = _judge(name, one, result.batch)
+        verdict = _judge(name, rule, result.batch)
         codes = _codes(name, verdict, len(result.batch))
         dropped = np.flatnonzero(codes)
         reasons = [f"{name}.{verdict.reasons[code - 1]}" for code in codes[dropped].tolist()]
@@ -40,31 +40,35 @@ def apply_filters(filters: Mapping[str, Filter], batch: DocumentBatch) -> Filter
     return result
 
 
-def _judge(name: str, one: Filter, batch: DocumentBatch) -> Verdict:
+def _judge(name: str, rule: Filter, batch: DocumentBatch) -> Verdict:
     try:
-        return one.judge(batch)
+        return rule.judge(batch)
     except Exception as error:
-        for row in range(len(batch)):  # which document it is, found one by one
+        for row in range(len(batch)):  # find the document that causes the error
             document = DocumentBatch(batch.records.slice(row, 1))
             try:
-                one.judge(document)
-            except Exception as own:
-                known, line, source = (document.column(column)[0] for column in ("id", "line", "source"))
-                raise _failed(name, f"document {known or f'of line {line}'} of {source}", own) from own
-        raise _failed(name, f"a batch of {len(batch)} documents", error) from error
+                rule.judge(document)
+            except Exception as cause:
+                id_, line, source = (document.column(column)[0] for column in ("id", "line", "source"))
+                raise _error(name, f"document {id_ or f'at line {line}'} of {source}", cause) from cause
+        raise _error(name, f"a batch of {len(batch)} documents", error) from error
 
 
-def _failed(name: str, where: str, error: Exception) -> DataError:
+def _error(name: str, where: str, error: Exception) -> DataError:
     what = f"{type(error).__name__}: {error}"
-    return DataError(f"filter {name} failed at {where}: {what}; correct it, or take it out of filters")
+    return DataError(f"filter {name} failed for {where}: {what}; fix the filter or remove it from `filters`")
 
 
 def _codes(name: str, verdict: Verdict, documents: int) -> NDArray[np.int64]:
-    """A number for each document. Raises DataError for a verdict of another batch, or with numbers that no reason has."""
+    """Return the reason number of each document. Raises DataError if the verdict does not fit the batch or its reasons."""
     codes = np.asarray(verdict.codes, dtype=np.int64)
     texts = documents if verdict.texts is None else len(verdict.texts)
     if codes.shape != (documents,) or texts != documents:
-        raise DataError(f"filter {name}: judged {len(codes)} documents and gave {texts} texts, of {documents}; correct it")
+        raise DataError(
+            f"filter {name}: returned {len(codes)} verdicts and {texts} texts for {documents} documents; fix the filter"
+        )
     if documents and (codes.min() < 0 or codes.max() > len(verdict.reasons)):
-        raise DataError(f"filter {name}: gave reason number {codes.max()}, has {len(verdict.reasons)}; correct it")
+        raise DataError(
+            f"filter {name}: returned reason number {codes.max()}, but has {len(verdict.reasons)} reasons; fix the filter"
+        )
     return codes

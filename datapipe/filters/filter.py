@@ -1,4 +1,4 @@
-"""What a filter is: options, and a function from a batch of documents to the reasons for dropping some of them."""
+"""Interface of a filter: options, and a function from a batch of documents to the reasons for dropping some of them."""
 
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 WordKind = Literal["white_space", "tokens"]
 WORDS: WordKind = Field(
     default="white_space",
-    description="what counts as a word: what white space separates, or English tokens, punctuation apart, nearly as spacy cuts",
+    description="definition of a word: separated by white space, or English tokens with punctuation split off, much like spacy's",
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a filter says of a batch: for each document 0, or the number from 1 of the reason why it is dropped.
+    """Result of a filter for a batch: for each document 0, or the number (from 1) of the reason why it is dropped.
 
-    `texts` are the texts as the filter rewrites them, all of the batch, if it does; `counts` is what else it counts; `columns`
-    is what it found of each document that others need.
+    `texts` are the texts of the whole batch if the filter rewrites any; `counts` are further numbers for the report, such as
+    dropped lines; `columns` are values of each document that later stages need, such as its language.
     """
 
     reasons: tuple[str, ...]
@@ -38,18 +38,18 @@ class Verdict:
 
     @classmethod
     def of(cls, reasons: Iterable[str | None]) -> "Verdict":
-        """The verdict of a reason, or None, for each document."""
+        """Build a verdict from a reason, or None, for each document."""
         number: dict[str, int] = {}
         codes = [0 if reason is None else number.setdefault(reason, len(number) + 1) for reason in reasons]
         return cls(tuple(number), codes)
 
 
 class Filter(Section):
-    """Drops documents, batch by batch. The fields of a subclass are its options, which are part of a data set's lineage.
+    """Base class of filters. The fields of a subclass are its options, which are recorded in the data set's manifest.
 
-    A filter decides by the document and its options alone, so that a data set does not depend on who made it or in what order.
+    A decision depends on the document and the options alone, so that the data set is independent of workers and their order.
     """
 
     @abstractmethod
     def judge(self, batch: "DocumentBatch") -> Verdict:
-        """The reasons for dropping documents, each one of a few words such as `too_short`, since they are counted."""
+        """Return the reasons for dropping documents; reasons are counted, so use few different ones, such as `too_short`."""

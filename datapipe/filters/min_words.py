@@ -1,4 +1,4 @@
-"""The filter `min_words`: drop documents of few words."""
+"""The filter `min_words`: drop documents with few words."""
 
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,10 @@ if TYPE_CHECKING:
 
 
 class MinWords(Filter):
-    """Drop documents with fewer words than this; words are what white space separates."""
+    """Drop documents with fewer words than this, as separated by white space."""
 
-    words: int = Field(default=50, ge=1, description="the least number of words")
+    words: int = Field(default=50, ge=1, description="minimum number of words")
 
     def judge(self, batch: "DocumentBatch") -> Verdict:
-        """`too_few`, or None."""
         first = batch.words.first
         return Verdict(("too_few",), (first[1:] - first[:-1] < self.words).astype("uint8"))

@@ -1,1 +1,1 @@
-"""From files to documents: finding, opening, reading, ingesting."""
+"""Input files: list them, cut them into units, read their documents."""

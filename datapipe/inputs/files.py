@@ -1,9 +1,9 @@
-"""List the input files and cut them into units of work; both are pure functions of the files that are there."""
+"""List the input files and cut them into units of work; both are pure functions of the existing files."""
 
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.storage import StoragePath, retry
-from ropewalk.datapipe.inputs.streams import MIB, open_file, place_of
+from ropewalk.datapipe.inputs.streams import MIB, open_file, split_url
 
 LINE_ENDINGS = {
     ".jsonl": "",
@@ -26,47 +26,47 @@ LINE_ENDINGS = {
 PROSE_ENDINGS = (".txt", ".text", ".md", ".markdown", ".rst", ".tex")
 CODE_ENDINGS = (".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".sh", ".sql", ".toml")
 TEXT_ENDINGS = PROSE_ENDINGS + CODE_ENDINGS
-READ_HERE = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet, *.warc.gz, *.txt, *.md, *.rst, *.py"
+SUPPORTED = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet, *.warc.gz, *.txt, *.md, *.rst, *.py"
 MAGIC = re.compile(r"[*?\[]")
-VERSIONS = ("ETag", "etag", "md5Hash", "mtime")  # what a store tells of an object: S3, Azure, GCS; a file has a time alone
+VERSIONS = ("ETag", "etag", "md5Hash", "mtime")  # version fields of S3, Azure and GCS; a local file only has its time
 FILES_A_UNIT = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
-    """One file of the input; `name` is relative to where its pattern starts, `version` changes when its content does."""
+    """One file of the input; `name` is relative to the start of its pattern, `version` changes with the content."""
 
     url: str
     name: str
     size: int
-    kind: str  # lines, gzip, zstd, parquet, text, warc, warc.gz; empty: its ending is not known
+    kind: str  # lines, gzip, zstd, parquet, text, warc, warc.gz; empty: unknown ending
     version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What one task reads: a byte range of one file, some of its row groups, or a group of small files.
+    """Input of one task: a byte range of one file, some of its row groups, or a group of small files.
 
-    `piece` of `pieces` is the share of the file whose checksum this unit takes.
+    The unit computes the checksum of part `piece` of `pieces` of the file.
     """
 
     index: int
     files: tuple[InputFile, ...]
-    start: int = 0  # bytes of a `lines` file, row groups of a `parquet` file
+    start: int = 0  # byte of a `lines` file, row group of a `parquet` file
     end: int | None = None
     piece: int = 0
     pieces: int = 1
-    held: InputFile | None = None  # the piece of a compressed file that was split, which is read in its place
-    damage: str | None = None  # why the file ends behind this piece
+    split_piece: InputFile | None = None  # read in place of a compressed file that was split
+    damage: str | None = None  # reason why the file ends after this piece
 
     @property
     def size(self) -> int:
-        """The approximate number of bytes of input."""
+        """Approximate number of bytes of input."""
         return sum(f.size for f in self.files) // self.pieces
 
     @property
     def label(self) -> str:
-        """The name of the unit in an error message."""
+        """Name of the unit in messages."""
         first = self.files[0].url
         if len(self.files) > 1:
             return f"{first} and {len(self.files) - 1} more files"
@@ -74,7 +74,7 @@ class Unit:
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of a file, by its ending; None for an ending that is not known."""
+    """Return the kind of a file by its ending, or None for an unknown ending."""
     lower = name.lower()
     for ending, compression in LINE_ENDINGS.items():
         if lower.endswith(ending):
@@ -87,74 +87,76 @@ def kind_of(name: str) -> str | None:
 
 
 def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
-    """List every file that the patterns name once, sorted by path.
+    """List every file that matches a pattern once, sorted by path.
 
-    Raises DataError for a pattern that matches nothing and for a file with an ending that is not known.
+    Raises DataError for a pattern that matches nothing and for a file with an unknown ending.
     """
-    found: dict[str, InputFile] = {}
+    by_url: dict[str, InputFile] = {}
     for pattern in patterns:
         files = list(expand(pattern))
         if not files:
-            raise DataError(f"input {pattern!r}: matches no file; check the path, or use ** to look into folders")
+            raise DataError(f"input {pattern!r}: matches no file; check the path, or use ** to include subdirectories")
         unknown = [f.url for f in files if not f.kind]
         if unknown:
             raise DataError(
-                f"input {pattern!r}: {unknown[0]!r} (and {len(unknown) - 1} more of {len(files)} files) has an ending"
-                f" that is not read; narrow the pattern to one of {READ_HERE}"
+                f"input {pattern!r}: {unknown[0]!r} (and {len(unknown) - 1} more of {len(files)} files) has an"
+                f" unsupported ending; narrow the pattern to one of {SUPPORTED}"
             )
         for file in files:
-            found.setdefault(file.url, file)
-    return [found[url] for url in sorted(found)]
+            by_url.setdefault(file.url, file)
+    return [by_url[url] for url in sorted(by_url)]
 
 
 class _LinkedFiles(LocalFileSystem):  # type: ignore[misc]
-    """This machine's files, through links to folders; fsspec passes over those, and over folders that it cannot read."""
+    """Local files, following links to directories; fsspec skips these, and directories that it cannot read."""
 
-    def walk(self, path: str, maxdepth: int | None = None, topdown: bool = True, on_error: Any = "raise", **words: Any) -> Any:
-        """Every folder below a path. Raises OSError for one that cannot be read."""
-        return super().walk(path, maxdepth, topdown, on_error="raise", **words)
+    def walk(self, path: str, maxdepth: int | None = None, topdown: bool = True, on_error: Any = "raise", **options: Any) -> Any:
+        """Walk all directories below a path. Raises OSError for one that cannot be read."""
+        return super().walk(path, maxdepth, topdown, on_error="raise", **options)
 
-    def ls(self, path: str, detail: bool = False, **words: Any) -> list[Any]:
-        """What a folder holds."""
-        found = super().ls(path, detail=detail, **words)
-        return [self._followed(each) for each in found if not each["name"].endswith("/lost+found")] if detail else list(found)
+    def ls(self, path: str, detail: bool = False, **options: Any) -> list[Any]:
+        """List a directory; links are replaced by their targets."""
+        entries = super().ls(path, detail=detail, **options)
+        return (
+            [self._follow(entry) for entry in entries if not entry["name"].endswith("/lost+found")] if detail else list(entries)
+        )
 
-    def _followed(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """What is known of where a link leads to, under the link's own name."""
+    def _follow(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Return the properties of a link's target under the link's name."""
         if not entry["islink"] or not os.path.exists(entry["name"]):
             return entry
-        found: dict[str, Any] = self.info(entry["name"])
+        info: dict[str, Any] = self.info(entry["name"])
         target, above = os.path.realpath(entry["name"]), Path(entry["name"]).parents
-        if found["type"] == "directory" and target in map(os.path.realpath, above):  # by other links on the way there, too
-            raise DataError(f"{entry['name']}: links to a folder that it lies in; remove the link, or narrow the pattern")
-        return found
+        if info["type"] == "directory" and target in map(os.path.realpath, above):  # also through other links
+            raise DataError(f"{entry['name']}: links to a directory above itself; remove the link, or narrow the pattern")
+        return info
 
 
 def expand(pattern: str) -> Iterator[InputFile]:
-    """List the files of one pattern: a file, a directory (all files below it), or a glob; through links, on this machine.
+    """List the files of one pattern: a file, a directory (all files below it), or a glob; local links are followed.
 
-    Raises DataError for a folder on the way that cannot be read.
+    Raises DataError for a directory that cannot be read.
     """
     scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
     magic = None if Path(pattern).exists() else MAGIC.search(pattern)  # a file may be called a[1].txt
     fixed = pattern[: magic.start()].rpartition("/")[0] if magic else pattern
-    place = StoragePath(fixed or "/")
-    fs = place.fs if place.local is None else _LinkedFiles()
+    root = StoragePath(fixed or "/")
+    fs = root.fs if root.local is None else _LinkedFiles()
 
-    def look() -> tuple[str, dict[str, dict[str, Any]]]:
+    def list_entries() -> tuple[str, dict[str, dict[str, Any]]]:
         if fixed != pattern:
-            return place.root, fs.glob(place.root + pattern[len(fixed) :], detail=True)
-        if fs.isfile(place.root):
-            return place.root.rpartition("/")[0], {place.root: fs.info(place.root)}
-        return place.root, fs.find(place.root, detail=True)
+            return root.root, fs.glob(root.root + pattern[len(fixed) :], detail=True)
+        if fs.isfile(root.root):
+            return root.root.rpartition("/")[0], {root.root: fs.info(root.root)}
+        return root.root, fs.find(root.root, detail=True)
 
     try:
-        base, entries = retry(look, f"list {pattern}")
+        base, entries = retry(list_entries, f"list {pattern}")
     except FileNotFoundError:
         return
     except PermissionError as error:
-        said = ": ".join(str(each) for each in (error.filename, error.strerror or error) if each)
-        raise DataError(f"input {pattern!r}: {said}; check its permissions or the credentials") from None
+        problem = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        raise DataError(f"input {pattern!r}: {problem}; check its permissions or the credentials") from None
     for path, info in sorted(entries.items()):
         name = path.removeprefix(base).lstrip("/")
         hidden = any(part.startswith(".") for part in name.split("/"))
@@ -168,9 +170,9 @@ def expand(pattern: str) -> Iterator[InputFile]:
 def plan_units(
     files: Iterable[InputFile], unit_mib: float, split: Mapping[str, tuple[Sequence[InputFile], str | None]] | None = None
 ) -> list[Unit]:
-    """Cut the input into units, in global order; documents are ordered by unit, then by their position in it.
+    """Cut the input into units, in global order; documents are ordered by unit, then by position in the unit.
 
-    `split` has the pieces of compressed files that were split, and what is wrong with the file.
+    `split` has the pieces of each compressed file that was split, and the damage of the file, if any.
     """
     limit = max(int(unit_mib * MIB), 1)
     units: list[Unit] = []
@@ -192,11 +194,11 @@ def plan_units(
             grouped += file.size
             continue
         flush()
-        held, damage = (split or {}).get(file.url, ((), None))
-        for piece, one in enumerate(held):
-            broken = damage if piece == len(held) - 1 else None
-            units.append(Unit(index=len(units), files=(file,), piece=piece, pieces=len(held), held=one, damage=broken))
-        if held:
+        split_pieces, damage = (split or {}).get(file.url, ((), None))
+        for piece, piece_file in enumerate(split_pieces):
+            unit = Unit(index=len(units), files=(file,), piece=piece, pieces=len(split_pieces), split_piece=piece_file)
+            units.append(replace(unit, damage=damage) if piece == len(split_pieces) - 1 else unit)
+        if split_pieces:
             continue
         ranges = _ranges(file, limit)
         for piece, (start, end) in enumerate(ranges):
@@ -206,14 +208,14 @@ def plan_units(
 
 
 def _ranges(file: InputFile, limit: int) -> list[tuple[int, int | None]]:
-    """Where a file is cut: plain lines by bytes, parquet by row groups, a compressed stream nowhere."""
+    """Return the ranges of a file: bytes of plain lines, row groups of parquet, one range for a compressed stream."""
     if file.size <= limit or file.kind in {"gzip", "zstd", "warc", "warc.gz"}:
         return [(0, None)]
     if file.kind == "lines":
         return [(start, min(start + limit, file.size)) for start in range(0, file.size, limit)]
-    place, name = place_of(file.url)
+    folder, name = split_url(file.url)
     try:
-        with open_file(place, name) as stream:
+        with open_file(folder, name) as stream:
             metadata = parquet.read_metadata(stream)
     except (pa.ArrowException, OSError):
         return [(0, None)]  # its reader records the damage

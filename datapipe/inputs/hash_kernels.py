@@ -1,4 +1,4 @@
-"""The normal form of texts in machine code: characters as a table has them, runs of white space as one blank."""
+"""Compiled normalization of texts: characters by a table, runs of white space as one blank."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,27 +8,27 @@ from ropewalk.datapipe.text.kernels import code_point
 
 
 @kernel
-def normalise(
+def normalize(
     data: NDArray[np.uint8],
     offsets: NDArray[np.int64],
-    places: NDArray[np.int32],
+    indices: NDArray[np.int32],
     pool: NDArray[np.uint8],
     out: NDArray[np.uint8],
     ends: NDArray[np.int64],
 ) -> None:
-    """Write the normal form of each text behind the one before; `ends` says where, negative where the table does not suffice.
+    """Write the concatenated normal forms to `out` and their ends to `ends`; an end is negative if the table does not suffice.
 
-    Of a character that is not ASCII, `places` has the place in `pool` of the number of its bytes and of these; 0: white space;
-    1: none, as what becomes of it depends on others. No character gets longer. White space of ASCII: 9 to 13, 28 to 32.
+    `indices` has, for each character beyond ASCII, the index in `pool` of the length and bytes of its form; 0: white space;
+    1: no form, since it depends on neighbours. No character gets longer. ASCII white space: 9 to 13, 28 to 32.
     """
     at = np.int64(0)
     for text in range(len(offsets) - 1):
-        begin, gap, known = at, False, True
-        place, end = offsets[text], offsets[text + 1]
-        while place < end:
-            byte = data[place]
+        begin, gap, complete = at, False, True
+        position, end = offsets[text], offsets[text + 1]
+        while position < end:
+            byte = data[position]
             if byte < 128:
-                place += 1
+                position += 1
                 if byte <= 32 and (byte == 32 or 9 <= byte <= 13 or byte >= 28):
                     gap = bool(at > begin)
                     continue
@@ -39,14 +39,14 @@ def normalise(
                 out[at] = byte + 32 if 65 <= byte <= 90 else byte
                 at += 1
                 continue
-            code, length = code_point(data, place)
-            place += length
-            entry = places[code] if code < len(places) else np.int32(1)
+            code, length = code_point(data, position)
+            position += length
+            entry = indices[code] if code < len(indices) else np.int32(1)
             if entry == 0:
                 gap = bool(at > begin)
                 continue
             if entry == 1:
-                known = False
+                complete = False
                 break
             if gap:
                 out[at] = 32
@@ -55,6 +55,6 @@ def normalise(
             for step in range(pool[entry]):
                 out[at] = pool[entry + 1 + step]
                 at += 1
-        if not known:
+        if not complete:
             at = begin
-        ends[text] = at if known else -1 - at
+        ends[text] = at if complete else -1 - at

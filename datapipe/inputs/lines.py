@@ -1,18 +1,18 @@
-"""Cut chunks of bytes into lines, without ever holding a line that is longer than allowed."""
+"""Split chunks of bytes into lines without ever holding a line longer than a limit."""
 
 from collections.abc import Iterable, Iterator
 
-TOO_LONG = b"\n"  # stands for a line over the limit: no real line contains a newline
+TOO_LONG = b"\n"  # marker for a line over the limit: a real line contains no newline
 
 
 def split_lines(chunks: Iterable[bytes], limit: int, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-    """The lines whose first byte lies in [start, end), without their newline; `TOO_LONG` (by identity) for longer ones.
+    """Yield the lines whose first byte is in [start, end), without their newline; `TOO_LONG` (by identity) for longer ones.
 
-    The chunks begin at byte `start - 1` (0 for start 0), so that a range that begins right behind a newline owns
-    the line there. A last line without a newline counts.
+    The chunks begin at byte `start - 1` (0 for start 0), so that a range that begins right after a newline includes the line
+    that starts there. A last line without a newline counts.
     """
-    position = max(start - 1, 0)  # of the first byte of what is pending
-    skipping = start > 0  # the line that is under way belongs to the range before
+    position = max(start - 1, 0)  # of the first pending byte
+    skipping = start > 0  # the current line belongs to the previous range
     overlong = False
     pending: list[bytes] = []
     held = 0

@@ -1,4 +1,4 @@
-"""Read the documents of a unit of input one by one, in bounded memory; what cannot be read is a recorded rejection."""
+"""Read the documents of a unit one by one, in bounded memory; a record that cannot be read becomes a rejection."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ from ropewalk.datapipe.inputs.streams import (
     HashedReader,
     gzip_chunks,
     open_file,
-    place_of,
     plain_chunks,
+    split_url,
     zstd_chunks,
 )
 from ropewalk.datapipe.inputs.web import read_pages
@@ -27,21 +27,21 @@ from ropewalk.datapipe.text.document import Document, Rejection
 
 ROWS_A_BATCH = 256
 BOM = b"\xef\xbb\xbf"
-MISSING, NOT_UTF8 = object(), object()  # stand for a text that is not there, or does not decode
+MISSING, NOT_UTF8 = object(), object()  # markers for a text that is absent or does not decode
 CHUNKS = {"lines": plain_chunks, "gzip": gzip_chunks, "zstd": zstd_chunks}
 
 
 @dataclass(kw_only=True)
 class ReadStats:
-    """What reading a unit finds besides documents."""
+    """Counts, checksums and damage from reading a unit."""
 
-    lines: int = 0  # of the unit; the next unit of the same file counts on from there
-    checksums: list[str] = field(default_factory=list)  # of each file, or of the unit's piece of it
-    damage: dict[int, str] = field(default_factory=dict)  # file index → why it could not be read to its end
+    lines: int = 0  # of the unit; line numbers of the file's next unit continue from there
+    checksums: list[str] = field(default_factory=list)  # of each file, or of the unit's piece of the file
+    damage: dict[int, str] = field(default_factory=dict)  # file index → reason why it could not be read to its end
 
 
 def read_unit(unit: Unit, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
-    """Read every record of a unit, in its order. Raises DataError if a file changed since the plan was made."""
+    """Read every record of a unit, in order. Raises DataError if a file changed since the plan was made."""
     for index, file in enumerate(unit.files):
         readers = {"parquet": _read_parquet, "text": _read_text, "warc": _read_web, "warc.gz": _read_web}
         reader = readers.get(file.kind, _read_lines)
@@ -56,32 +56,32 @@ def read_unit(unit: Unit, rules: ReadRules, stats: ReadStats) -> Iterator[Docume
 
 
 def open_input(file: InputFile) -> Any:
-    """Open a file of the plan. Raises DataError where it changed since, is gone, or may not be read."""
-    place, name = place_of(file.url)
+    """Open a file of the plan. Raises DataError if it changed, is gone, or cannot be read."""
+    folder, name = split_url(file.url)
     try:
-        if place.size(name) != file.size:
+        if folder.size(name) != file.size:
             raise DataError(
-                f"{file.url}: its size changed from {file.size} to {place.size(name)} bytes while it was read; start anew"
+                f"{file.url}: its size changed from {file.size} to {folder.size(name)} bytes while it was read; start over"
             )
-        return open_file(place, name)
+        return open_file(folder, name)
     except FileNotFoundError:
-        raise DataError(f"{file.url}: it was there when the job began and is gone; restore it, or start anew") from None
+        raise DataError(f"{file.url}: the file existed when the job began and is gone; restore it or start over") from None
     except PermissionError:
         raise DataError(f"{file.url}: cannot be read: permission denied; check its permissions or the credentials") from None
 
 
 def _read_lines(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
-    """Read JSON lines, plain (those that begin in the unit's byte range) or compressed."""
+    """Read JSON lines: plain ones that begin in the unit's byte range, or a compressed file."""
     file = unit.files[index]
-    here = unit.held or file
-    with open_input(here) as stream:
+    opened = unit.split_piece or file
+    with open_input(opened) as stream:
         stream.seek(max(unit.start - 1, 0))
         source = HashedReader(stream, unit.start, unit.end)
         check = RecordCheck(index=index, file=file, rules=rules)
         limit = int(rules.max_line_mib * MIB)
-        lines = split_lines(CHUNKS[here.kind](source), limit, unit.start, unit.end)
+        lines = split_lines(CHUNKS[opened.kind](source), limit, unit.start, unit.end)
         if unit.damage:
-            lines = _all_but_last(lines)  # of which the end is missing
+            lines = _all_but_last(lines)  # the last line is incomplete
         try:
             for line in lines:
                 stats.lines += 1
@@ -104,7 +104,7 @@ def _all_but_last(lines: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def parse_object(line: bytes) -> tuple[dict[str, Any] | None, str]:
-    """The object of a JSON line, or the reason why there is none."""
+    """Return the object of a JSON line, or None and the rejection reason."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -126,22 +126,22 @@ def _parse(line: bytes, number: int, check: "RecordCheck") -> Document | Rejecti
 
 @dataclass(frozen=True, kw_only=True)
 class RecordCheck:
-    """Makes documents of the records of one file, or rejections with the reason."""
+    """Turns records of one file into documents or rejections."""
 
-    index: int  # of the file, in the unit
+    index: int  # of the file in the unit
     file: InputFile
     rules: ReadRules
 
-    def reject(self, line: int, reason: str, known: str | None = None, source: str = "") -> Rejection:
-        """The rejection of a record that is not a document, or breaks a rule."""
-        return Rejection(self.index, line, known, source or self.file.name, reason)
+    def reject(self, line: int, reason: str, id_: str | None = None, source: str = "") -> Rejection:
+        """Return the rejection of a record that is not a document or breaks a rule."""
+        return Rejection(self.index, line, id_, source or self.file.name, reason)
 
     def judge(self, line: int, raw_id: Any, raw_source: Any, text: Any) -> Document | Rejection:
-        """A record as a document or as its rejection. Ids that are not strings or numbers count as none."""
-        known = str(raw_id) if isinstance(raw_id, (str, int, float)) and not isinstance(raw_id, bool) and raw_id != "" else None
+        """Turn a record into a document or a rejection. Ids that are neither strings nor numbers are ignored."""
+        id_ = str(raw_id) if isinstance(raw_id, (str, int, float)) and not isinstance(raw_id, bool) and raw_id != "" else None
         source = raw_source if isinstance(raw_source, str) and raw_source else self.file.name
         reason = self._reason_against(text)
-        return self.reject(line, reason, known, source) if reason else Document(self.index, line, known, source, text)
+        return self.reject(line, reason, id_, source) if reason else Document(self.index, line, id_, source, text)
 
     def _reason_against(self, text: Any) -> str | None:
         if text is MISSING:
@@ -155,7 +155,7 @@ class RecordCheck:
         if not text or text.isspace():
             return "empty"
         if len(text) > self.rules.max_line_mib * MIB:
-            return "text_too_large"  # a cell of a parquet file: a longer line was refused before it was parsed
+            return "text_too_large"  # only a cell of a parquet file: longer lines were rejected before parsing
         if len(text) < self.rules.min_chars:
             return "too_short"
         longest = self.rules.max_chars
@@ -163,7 +163,7 @@ class RecordCheck:
 
 
 def _read_text(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
-    """Read a text file as one document, named by the file's name."""
+    """Read a text file as one document whose id is the file name."""
     file = unit.files[index]
     check = RecordCheck(index=index, file=file, rules=rules)
     limit = int(rules.max_line_mib * MIB)
@@ -177,7 +177,7 @@ def _read_text(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> It
         yield check.reject(1, "file_too_large", file.name)
         return
     if not raw:
-        return  # an empty file is no document
+        return  # an empty file is not a document
     try:
         text = raw.removeprefix(BOM).decode()
     except UnicodeDecodeError:
@@ -187,25 +187,25 @@ def _read_text(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> It
 
 
 def _read_web(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
-    """Read the pages of a web archive; a record counts as a line, the host is the source."""
+    """Read the pages of a web archive; each record counts as a line, the host is the source."""
     file = unit.files[index]
     check = RecordCheck(index=index, file=file, rules=rules)
     with open_input(file) as stream:
         source = HashedReader(stream)
         chunks = (gzip_chunks if file.kind == "warc.gz" else plain_chunks)(source)
         try:
-            for known, host, text, reason in read_pages(chunks, int(rules.max_line_mib * MIB), rules.main_content):
+            for id_, host, text, reason in read_pages(chunks, int(rules.max_line_mib * MIB), rules.main_content):
                 stats.lines += 1
                 if reason:
-                    yield check.reject(stats.lines, reason, known, host)
+                    yield check.reject(stats.lines, reason, id_, host)
                 else:
-                    yield check.judge(stats.lines, known, host, text)
+                    yield check.judge(stats.lines, id_, host, text)
         finally:
             stats.checksums.append(source.drain())
 
 
 def _read_parquet(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
-    """Read the unit's row groups of a parquet file; a row counts as a line."""
+    """Read the unit's row groups of a parquet file; each row counts as a line."""
     file = unit.files[index]
     first, last = file.size * unit.piece // unit.pieces, file.size * (unit.piece + 1) // unit.pieces
     with open_input(file) as stream:
@@ -219,9 +219,7 @@ def _read_parquet(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) ->
             table = parquet.ParquetFile(stream)
             names = table.schema_arrow.names
             if rules.text_key not in names:
-                raise DataError(
-                    f"{file.url}: no column {rules.text_key!r}, there are {', '.join(names)}; set text_key to one of them"
-                )
+                raise DataError(f"{file.url}: no column {rules.text_key!r}; set text_key to one of {', '.join(names)}")
             keys = (rules.id_key, rules.source_key, rules.text_key)
             wanted = [k for k in keys if k in names]
             groups = list(range(unit.start, unit.end if unit.end is not None else table.num_row_groups))
@@ -237,7 +235,7 @@ def _read_parquet(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) ->
 
 
 def _plain_column(column: Any) -> list[Any]:
-    """A column as Python values; each text is decoded by itself, so that one bad byte rejects one row."""
+    """Return a column as Python values; texts are decoded one by one, so that an invalid byte rejects only its row."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()

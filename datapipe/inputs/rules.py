@@ -1,4 +1,4 @@
-"""The keys of a job file that say how documents are read."""
+"""Keys of a job file that control how documents are read."""
 
 from pydantic import Field
 
@@ -6,13 +6,13 @@ from ropewalk.cluster.config import Section
 
 
 class ReadRules(Section):
-    """The keys of a record that are read, and the sizes of documents that are let in."""
+    """Keys of a record that are read, and size limits of documents."""
 
-    id_key: str = Field(default="id", description="key of a document's id; a record without one gets FILE:LINE")
+    id_key: str = Field(default="id", description="key of a document's id; records without one get FILE:LINE")
     text_key: str = Field(default="text", description="key of a document's text")
-    source_key: str = Field(default="source", description="key of a document's source; a record without one gets the file's name")
+    source_key: str = Field(default="source", description="key of a document's source; records without one get the file name")
     min_chars: int = Field(default=1, ge=0, description="reject shorter documents")
     max_chars: int | None = Field(default=None, ge=1, description="reject longer documents")
     max_line_mib: float = Field(default=32, gt=0, le=1024, description="reject longer lines and text files, MiB")
-    main_content: bool = Field(default=True, description="of web pages (.warc.gz) only the main content, no menus")
-    unit_mib: float = Field(default=64, gt=0, description="input that one task reads, MiB")
+    main_content: bool = Field(default=True, description="extract only the main content of web pages (.warc.gz), without menus")
+    unit_mib: float = Field(default=64, gt=0, description="input per task, MiB")

@@ -1,4 +1,4 @@
-"""A large compressed file, which one alone can read, cut into pieces of whole lines that all can work on."""
+"""Split a large compressed file, which only one task can read, into pieces of whole lines that many tasks can read."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,17 +16,17 @@ from ropewalk.datapipe.inputs.streams import (
     gzip_chunks,
     naming_full_disk,
     open_file,
-    place_of,
+    split_url,
     zstd_chunks,
 )
 
-EXPANSION = 4  # how much larger text is than its compressed form, roughly
-LEVEL = 1  # pieces are read once, soon
+EXPANSION = 4  # rough ratio of text to compressed size
+LEVEL = 1  # low: pieces are read once, soon
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFile:
-    """The pieces that a compressed file was cut into, by their sizes on disk, and what is wrong with the file, if anything."""
+    """Pieces of a compressed file: their sizes on disk, and the damage of the file, if any."""
 
     url: str
     sizes: tuple[int, ...]
@@ -34,12 +34,12 @@ class SplitFile:
 
 
 def files_to_split(files: Sequence[InputFile], unit_mib: float) -> list[InputFile]:
-    """The compressed files of JSON lines that hold more than a unit."""
+    """Return the compressed JSON-lines files that hold more than a unit."""
     return [file for file in files if file.kind in {"gzip", "zstd"} and file.size * EXPANSION > unit_mib * MIB]
 
 
 def piece_name(url: str, piece: int) -> str:
-    """The file of a piece, below the work area."""
+    """Path of a piece in the work area."""
     return f"split/{xxhash.xxh3_64_hexdigest(url.encode())}-{piece:05d}.jsonl.zst"
 
 
@@ -48,28 +48,28 @@ def _done_name(url: str) -> str:
 
 
 def read_split(file: InputFile, work: StoragePath) -> SplitFile | None:
-    """What a file was split into, or None where it was not, or not to its end."""
+    """Return the record of a finished split, or None."""
     try:
-        found = json.loads(work.read(_done_name(file.url)))
+        record = json.loads(work.read(_done_name(file.url)))
     except FileNotFoundError:
         return None
-    return SplitFile(url=found["url"], sizes=tuple(found["sizes"]), damage=found["damage"])
+    return SplitFile(url=record["url"], sizes=tuple(record["sizes"]), damage=record["damage"])
 
 
-def pieces_of(file: InputFile, found: SplitFile, work: StoragePath) -> list[InputFile]:
-    """The pieces of a file as files, under its own name."""
+def pieces_of(file: InputFile, split: SplitFile, work: StoragePath) -> list[InputFile]:
+    """Return the pieces of a file as input files with the name of the original."""
     return [
         InputFile(url=f"{work.url}/{piece_name(file.url, piece)}", name=file.name, size=size, kind="zstd")
-        for piece, size in enumerate(found.sizes)
+        for piece, size in enumerate(split.sizes)
     ]
 
 
 def split_file(file: InputFile, unit_mib: float, work: StoragePath) -> SplitFile:
-    """Write the pieces of a file, each of about a unit; a pure function of the file. The record is written last."""
-    place, name = place_of(file.url)
+    """Write the pieces of a file, each about a unit, and then the record of the split. A pure function of the file."""
+    folder, name = split_url(file.url)
     sizes: list[int] = []
     damage: str | None = None
-    with naming_full_disk(work.url), open_file(place, name) as stream:
+    with naming_full_disk(work.url), open_file(folder, name) as stream:
         chunks = (gzip_chunks if file.kind == "gzip" else zstd_chunks)(HashedReader(stream))
         lines = _Lines(chunks)
         while not lines.ended:
@@ -87,22 +87,22 @@ def split_file(file: InputFile, unit_mib: float, work: StoragePath) -> SplitFile
 
 
 class _Lines:
-    """Chunks of bytes, handed out in pieces that end with a line."""
+    """Chunks of bytes, regrouped into pieces that end with a line."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self.chunks, self.rest, self.ended = chunks, b"", False
         self.damage: str | None = None
-        self.complete = True  # what was handed out ends with a line
+        self.complete = True  # the output so far ends with a line
 
     def piece(self, limit: int) -> Iterator[bytes]:
-        """At least `limit` bytes, up to the end of the line that is under way then."""
+        """Yield at least `limit` bytes, up to the next end of a line."""
         held = 0
         while True:
             data, self.rest = self.rest or self._next(), b""
             if not data:
                 self.ended = True
                 if self.damage and self.complete:
-                    yield b"\n"  # the last line of a damaged file is half a line, if only an empty one
+                    yield b"\n"  # readers drop the last line of a damaged file, so it must be incomplete or empty
                 return
             at = data.find(b"\n", max(limit - held - 1, 0)) if held + len(data) >= limit else -1
             if at >= 0:

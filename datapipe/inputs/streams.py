@@ -1,4 +1,4 @@
-"""Byte streams from any file system: reads that survive a store's absence, bounded decompression, checksums on the way."""
+"""Byte streams from any file system: retried reads, bounded decompression, checksums of what is read."""
 
 import io
 import zlib
@@ -16,24 +16,24 @@ from ropewalk.cluster.storage import StoragePath
 MIB = 1 << 20
 REMOTE_BUFFER_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20
-SLICE_BYTES = 1024  # of compressed input fed at once: it expands to 32 MiB at most (4 bytes make a block of 128 KiB)
+SLICE_BYTES = 1024  # compressed input fed at once; expands to at most 32 MiB (4 bytes make a block of 128 KiB)
 
 
 class DamagedStreamError(Exception):
-    """A compressed file ends too early or does not decode; what was read before that is good."""
+    """A compressed file ends too early or does not decode; everything read before is valid."""
 
 
-def place_of(url: str) -> tuple[StoragePath, str]:
-    """A file's directory and its name in it."""
+def split_url(url: str) -> tuple[StoragePath, str]:
+    """Split the URL of a file into its directory and its name."""
     folder, _, name = url.rpartition("/")
     return StoragePath(folder or "/"), name
 
 
 class _RangeFile(io.RawIOBase):
-    """A remote file as a seekable stream; each read is one range request that is retried by itself."""
+    """Remote file as a seekable stream; each read is one range request, retried on its own."""
 
-    def __init__(self, place: StoragePath, name: str) -> None:
-        self.place, self.file_name, self.length, self.position = place, name, place.size(name), 0
+    def __init__(self, folder: StoragePath, name: str) -> None:
+        self.folder, self.file_name, self.length, self.position = folder, name, folder.size(name), 0
 
     def readable(self) -> bool:
         return True
@@ -50,31 +50,31 @@ class _RangeFile(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self.length - self.position)
-        if wanted <= 0:
+        size = min(len(buffer), self.length - self.position)
+        if size <= 0:
             return 0
-        data = self.place.read(self.file_name, self.position, self.position + wanted)
+        data = self.folder.read(self.file_name, self.position, self.position + size)
         buffer[: len(data)] = data
         self.position += len(data)
         return len(data)
 
 
-def open_file(place: StoragePath, name: str) -> IO[bytes]:
-    """A seekable stream of a file. Raises FileNotFoundError; StorageError when the store stays away."""
-    if place.local is not None:
-        return (place.local / name).open("rb")
-    return io.BufferedReader(_RangeFile(place, name), REMOTE_BUFFER_BYTES)
+def open_file(folder: StoragePath, name: str) -> IO[bytes]:
+    """Open a file as a seekable stream. Raises FileNotFoundError, or StorageError if the store stays unreachable."""
+    if folder.local is not None:
+        return (folder.local / name).open("rb")
+    return io.BufferedReader(_RangeFile(folder, name), REMOTE_BUFFER_BYTES)
 
 
 class HashedReader:
-    """Reads a stream in chunks, and computes the checksum of the bytes between `start` and `end` on the way."""
+    """Reads a stream in chunks and computes the checksum of the bytes in [start, end)."""
 
     def __init__(self, stream: IO[bytes], start: int = 0, end: int | None = None) -> None:
         self.stream, self.position, self.start, self.end = stream, stream.tell(), start, end
         self.digest = xxhash.xxh3_128()
 
     def read(self, size: int = CHUNK_BYTES) -> bytes:
-        """Read at most `size` bytes; empty at the end of the file."""
+        """Read at most `size` bytes; returns no bytes at the end of the file."""
         data = self.stream.read(size)
         first = max(self.start - self.position, 0)
         last = len(data) if self.end is None else min(self.end - self.position, len(data))
@@ -84,24 +84,22 @@ class HashedReader:
         return data
 
     def drain(self) -> str:
-        """Read to the end of the hashed range, and return its checksum in hex."""
+        """Read to the end of the hashed range and return its checksum in hex."""
         while (self.end is None or self.position < self.end) and self.read():
             pass
         return self.digest.hexdigest()
 
 
 class HashedWriter(io.RawIOBase):
-    """Passes bytes on to a stream, counting and hashing them."""
+    """Writes to a stream while counting and hashing the bytes."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.size, self.digest = stream, 0, xxhash.xxh3_128()
 
     def writable(self) -> bool:
-        """A writer is always writable."""
         return True
 
     def write(self, data: Any) -> int:
-        """Pass all of the data on."""
         view = memoryview(data)
         self.stream.write(view)
         self.digest.update(view)
@@ -110,13 +108,13 @@ class HashedWriter(io.RawIOBase):
 
 
 def plain_chunks(source: HashedReader) -> Iterator[bytes]:
-    """The chunks of a stream that is not compressed."""
+    """Yield the chunks of an uncompressed stream."""
     while data := source.read():
         yield data
 
 
 def gzip_chunks(source: HashedReader) -> Iterator[bytes]:
-    """A gzip stream of any number of members, decompressed in bounded chunks. Raises DamagedStreamError."""
+    """Decompress a gzip stream of any number of members in bounded chunks. Raises DamagedStreamError."""
     member, inside, members = zlib.decompressobj(31), False, 0
     while data := source.read():
         while data:
@@ -132,14 +130,14 @@ def gzip_chunks(source: HashedReader) -> Iterator[bytes]:
             data = member.unconsumed_tail
             if member.eof:
                 data, member, inside, members = member.unused_data, zlib.decompressobj(31), False, members + 1
-    while inside and (out := member.decompress(b"", CHUNK_BYTES)):  # output that waited behind the last input
+    while inside and (out := member.decompress(b"", CHUNK_BYTES)):  # output that the last input still holds back
         yield out
     if inside and not member.eof:
         raise DamagedStreamError("gzip: the file ends in the middle of the stream")
 
 
 def zstd_chunks(source: HashedReader) -> Iterator[bytes]:
-    """A zstd stream of any number of frames, decompressed in bounded chunks. Raises DamagedStreamError."""
+    """Decompress a zstd stream of any number of frames in bounded chunks. Raises DamagedStreamError."""
     fresh: Callable[[], Any] = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
     frame, inside = fresh(), False
     while data := source.read():
@@ -162,10 +160,10 @@ def zstd_chunks(source: HashedReader) -> Iterator[bytes]:
 
 @contextmanager
 def naming_full_disk(where: str) -> Iterator[None]:
-    """Turn `no space left` into a StorageError that names the place, and says that nothing is lost."""
+    """Turn `no space left` into a StorageError that names the location and says that committed work is kept."""
     try:
         yield
     except OSError as error:
         if error.errno not in {ENOSPC, EDQUOT}:
             raise
-        raise StorageError(f"{where}: no space left on the device; free some and run again: committed work is kept") from error
+        raise StorageError(f"{where}: no space left on device; free some space and run again: committed work is kept") from error

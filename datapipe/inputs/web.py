@@ -1,4 +1,4 @@
-"""Web archives (WARC, WET): pages to texts, by fastwarc and resiliparse."""
+"""Extract texts from web archives (WARC, WET) with fastwarc and resiliparse."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,30 +11,29 @@ MISSING_LIBRARY = "reading web archives needs fastwarc and resiliparse: pip inst
 
 
 class _Chunks:
-    """Chunks of bytes as fastwarc reads them: in order, and to the end. Damage ends the stream and is told behind it."""
+    """File object over chunks of bytes for fastwarc. Damage ends the stream and is stored in `damage`."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self.chunks, self.rest, self.position = chunks, b"", 0
         self.damage: DamagedStreamError | None = None
 
     def read(self, size: int = 1 << 20) -> bytes:
-        """At most `size` bytes; empty at the end."""
+        """Read at most `size` bytes; returns no bytes at the end."""
         if not self.rest:
             try:
                 self.rest = next(self.chunks, b"")
             except DamagedStreamError as error:
                 self.damage = error
-        found, self.rest = (self.rest, b"") if size < 0 else (self.rest[:size], self.rest[size:])
-        self.position += len(found)
-        return found
+        data, self.rest = (self.rest, b"") if size < 0 else (self.rest[:size], self.rest[size:])
+        self.position += len(data)
+        return data
 
     def tell(self) -> int:
-        """The bytes that were read."""
         return self.position
 
 
 def read_pages(chunks: Iterator[bytes], longest: int, main_content: bool) -> Iterator[tuple[str | None, str, str | None, str]]:
-    """Each response or conversion record as (id, host, text, why it is no text). Raises DamagedStreamError, ConfigError."""
+    """Yield each response or conversion record as (id, host, text, rejection reason). Raises DamagedStreamError, ConfigError."""
     try:
         from fastwarc.warc import ArchiveIterator, WarcRecordType  # noqa: PLC0415 - an extra
     except ImportError:
@@ -46,9 +45,9 @@ def read_pages(chunks: Iterator[bytes], longest: int, main_content: bool) -> Ite
             host = urlsplit(record.headers.get("WARC-Target-URI") or "").hostname or ""
             text, reason = _text(record, longest, main_content)
             if stream.damage:
-                break  # of this record the end is missing
+                break  # this record is incomplete
             yield record.headers.get("WARC-Record-ID") or None, host, text, reason
-    except BaseException as error:  # a panic of the library's Rust is no Exception
+    except BaseException as error:  # a Rust panic of the library is not an Exception
         broken = isinstance(error, (ValueError, OSError)) or type(error).__name__ == "PanicException"
         if isinstance(error, StorageError) or not broken:
             raise
@@ -58,7 +57,7 @@ def read_pages(chunks: Iterator[bytes], longest: int, main_content: bool) -> Ite
 
 
 def _text(record: Any, longest: int, main_content: bool) -> tuple[str | None, str]:
-    """A page's text, or why it has none."""
+    """Return the text of a page, or the reason why it is rejected."""
     from resiliparse.extract.html2text import extract_plain_text  # noqa: PLC0415
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding  # noqa: PLC0415
     from resiliparse.parse.html import HTMLTree  # noqa: PLC0415

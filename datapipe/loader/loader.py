@@ -1,4 +1,4 @@
-"""The k-th training sequence of a run, whatever the world size: a pure function of (seed, k)."""
+"""The k-th training sequence of a run, independent of the world size: a pure function of (seed, k)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ropewalk.datapipe.loader.mixture import locate, quotas
 from ropewalk.datapipe.loader.order import Indices, hash_words, permute
 from ropewalk.datapipe.manifest import Manifest, Shard
 
-PLAN = 1024  # positions whose places are worked out at once: the arithmetic is paid per array, not per sample
+PLAN = 1024  # positions that are resolved at once: the cost is per array, not per sample
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Source:
 
 
 class TokenLoader:
-    """Sequences of `seq_len + 1` tokens out of one or more data sets, mixed by weight, shuffled anew each epoch.
+    """Sequences of `seq_len + 1` tokens from one or more data sets, mixed by weight and reshuffled in each epoch.
 
-    A sequence is a window of a shard at stride `seq_len`; neighbours share one token, the target of one and
-    the input of the next. Every source has epochs of its own. `most` sequences are read in order, of which each source has the
-    share that it has of the split: the beginning of the split would be that of the first source. Raises DataError and
+    A sequence is a window of a shard at stride `seq_len`; neighbours share one token, the target of one and the input of the
+    next. Each source has its own epochs. With `most`, only so many sequences are read in order, and each source contributes
+    its share of the split: the first sequences of the split would all be from the first source. Raises DataError and
     CorruptShardError.
     """
 
@@ -45,7 +45,7 @@ class TokenLoader:
         on_corrupt: OnCorrupt = "error",
     ) -> None:
         if seq_len < 1:
-            raise ConfigError(f"seq_len: must be at least 1, is {seq_len}")
+            raise ConfigError(f"seq_len: must be at least 1, not {seq_len}")
         self.seq_len, self.seed, self.split = seq_len, seed, split
         self.datasets = [Dataset(source.path, split, on_corrupt) for source in sources]
         self._quotas = quotas([source.weight for source in sources])
@@ -54,39 +54,39 @@ class TokenLoader:
         self._taken = self._sizes if most is None or most >= sum(self._sizes) else shares(most, self._sizes)
         self._first_shard = np.cumsum([0, *(len(dataset.shards) for dataset in self.datasets)])
         self._streams: list[Stream | None] = [None] * int(self._first_shard[-1])
-        # the plan of a stretch of positions is the same whoever asks; a few are kept
+        # the plans of the latest ranges of positions
         self._plan = lru_cache(maxsize=4)(self._make_plan)
 
     @property
     def sequences(self) -> int:
-        """The number of sequences in one epoch of all sources, or of those that are read in order."""
+        """Number of sequences in one epoch of all sources, at most `most`."""
         return sum(self._taken)
 
     @property
     def sequences_of_sources(self) -> list[int]:
-        """How many of the sequences are each source's."""
+        """Number of sequences of each source."""
         return list(self._taken)
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text per token of the split, or of each source's part of it as far as that is read."""
+        """UTF-8 bytes of text per token, weighted by the number of sequences of each source."""
         if self._taken == self._sizes:
             return bytes_per_token([shard for dataset in self.datasets for shard in dataset.shards])
-        found = [bytes_per_token(dataset.shards) for dataset in self.datasets]
-        return sum(each * taken for each, taken in zip(found, self._taken, strict=True)) / max(1, self.sequences)
+        ratios = [bytes_per_token(dataset.shards) for dataset in self.datasets]
+        return sum(ratio * taken for ratio, taken in zip(ratios, self._taken, strict=True)) / max(1, self.sequences)
 
     @property
     def manifests(self) -> list[Manifest]:
-        """The manifests of the sources, in their order."""
+        """Manifests of the sources, in order."""
         return [dataset.manifest for dataset in self.datasets]
 
     @property
     def quarantined(self) -> list[str]:
-        """For each shard that is left out, what is wrong with it, in the order of sources and shards."""
+        """Problem of each quarantined shard, in the order of sources and shards."""
         return [text for dataset in self.datasets for text in dataset.quarantined.values()]
 
     def read(self, positions: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Read the samples at these positions of the run (any k ≥ 0), [len(positions), seq_len + 1]."""
+        """Read the samples at these positions of the run (any k ≥ 0): [len(positions), seq_len + 1]."""
         batch = np.empty((len(positions), self.seq_len + 1), np.int64)
         for row, position in zip(batch, positions, strict=True):
             number, slot = divmod(position, PLAN)
@@ -95,18 +95,18 @@ class TokenLoader:
         return batch
 
     def in_order(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Read sequences start..stop of the split as they lie on disk, source after source, [stop - start, seq_len + 1].
+        """Read sequences [start, stop) of the split in the order on disk, source by source: [stop - start, seq_len + 1].
 
-        Of a source of which fewer are taken it is the beginning.
+        With `most`, these are the first sequences of each source.
         """
-        assert 0 <= start <= stop <= self.sequences, f"{start}..{stop} is not within 0..{self.sequences}"
+        assert 0 <= start <= stop <= self.sequences, f"[{start}, {stop}) is not within [0, {self.sequences})"
         batch = np.empty((stop - start, self.seq_len + 1), np.int64)
         bounds = np.cumsum(self._taken)
         indices = np.arange(start, stop)
         sources = np.searchsorted(bounds, indices, side="right")
         for row, source, index in zip(batch, sources.tolist(), indices.tolist(), strict=True):
             within = np.array([index - (int(bounds[source]) - self._taken[source])])
-            shards, starts = self._place(source, within, np.zeros(1, np.int64))
+            shards, starts = self._find(source, within, np.zeros(1, np.int64))
             self._copy(row, int(shards[0]), int(starts[0]))
         return batch
 
@@ -116,23 +116,23 @@ class TokenLoader:
             source = int(np.searchsorted(self._first_shard, shard, side="right")) - 1
             stream = self.datasets[source].open(shard - int(self._first_shard[source]))
             self._streams[shard] = stream
-        row[:] = stream[start : start + self.seq_len + 1]  # widens from the file's own integers, the only copy
+        row[:] = stream[start : start + self.seq_len + 1]  # the only copy; converts the file's integers to int64
 
     def _count(self, dataset: Dataset) -> Indices:
-        """The running number of sequences at the end of each shard."""
+        """Return the cumulative number of sequences at the end of each shard."""
         counts = [max(0, shard.tokens - 1) // self.seq_len for shard in dataset.shards]
         if not sum(counts):
             tokens = sum(shard.tokens for shard in dataset.shards)
             raise DataError(
-                f"{dataset.place.url}: no {self.split} sequence of seq_len={self.seq_len} fits into {tokens} tokens "
+                f"{dataset.root.url}: no {self.split} sequence of seq_len={self.seq_len} fits into {tokens} tokens "
                 f"of {len(counts)} shards; use a smaller seq_len or more text"
             )
         if not sum(count for number, count in enumerate(counts) if number not in dataset.quarantined):
-            raise DataError(f"{dataset.place.url}: nothing is left without the quarantined shards; make the data set anew")
+            raise DataError(f"{dataset.root.url}: all shards with a sequence are quarantined; make the data set again")
         return cast(Indices, np.cumsum(counts))
 
     def _make_plan(self, number: int) -> tuple[list[int], list[int]]:
-        """Shard and first token of the samples number * PLAN ..., as plain lists since they are read one by one."""
+        """Return shard and first token of samples number * PLAN, ..., as lists, since they are read one by one."""
         assert number >= 0, "positions count from 0"
         positions = np.arange(number * PLAN, (number + 1) * PLAN, dtype=np.int64)
         if len(self.datasets) == 1:
@@ -144,11 +144,11 @@ class TokenLoader:
             mine = sources == source
             epochs, offsets = np.divmod(indices[mine], size)
             shuffled = permute(offsets, size, self.seed + (source << 32), epochs)
-            shards[mine], starts[mine] = self._place(source, shuffled, epochs)
+            shards[mine], starts[mine] = self._find(source, shuffled, epochs)
         return shards.tolist(), starts.tolist()
 
-    def _place(self, source: int, indices: Indices, epochs: Indices) -> tuple[Indices, Indices]:
-        """Shard (counted over all sources) and first token of a source's sequences."""
+    def _find(self, source: int, indices: Indices, epochs: Indices) -> tuple[Indices, Indices]:
+        """Return shard (counted over all sources) and first token of a source's sequences."""
         ends = self._ends[source]
         bad = list(self.datasets[source].quarantined)
         local = np.searchsorted(ends, indices, side="right")
@@ -159,7 +159,7 @@ class TokenLoader:
         return local + self._first_shard[source], (indices - firsts[local]) * self.seq_len
 
     def _replace(self, source: int, indices: Indices, epochs: Indices, lost: npt.NDArray[np.bool_]) -> Indices:
-        """Another sequence for each one that lies in a quarantined shard, by a hash of what it replaces."""
+        """Replace each sequence of a quarantined shard by another one, chosen by a hash."""
         ends = self._ends[source]
         counts = np.diff(ends, prepend=0)
         counts[list(self.datasets[source].quarantined)] = 0
@@ -167,20 +167,20 @@ class TokenLoader:
         picks = (hash_words(self.seed, source, epochs, indices) % np.uint64(good_ends[-1])).astype(np.int64)
         shard = np.searchsorted(good_ends, picks, side="right")
         # index within the shard, then within the source
-        found = picks - (good_ends - counts)[shard] + (ends - np.diff(ends, prepend=0))[shard]
-        return np.where(lost, found, indices)
+        substitutes = picks - (good_ends - counts)[shard] + (ends - np.diff(ends, prepend=0))[shard]
+        return np.where(lost, substitutes, indices)
 
 
 def shares(count: int, sizes: Sequence[int]) -> list[int]:
-    """Deal `count` things out in proportion to `sizes`; what is left over goes to those that are short of most."""
+    """Split `count` in proportion to `sizes`, by largest remainder."""
     total = sum(sizes)
-    found = [count * size // total for size in sizes]
+    counts = [count * size // total for size in sizes]
     by_rest = sorted(range(len(sizes)), key=lambda number: -(count * sizes[number] % total))
-    for number in by_rest[: count - sum(found)]:
-        found[number] += 1
-    return found
+    for number in by_rest[: count - sum(counts)]:
+        counts[number] += 1
+    return counts
 
 
 def bytes_per_token(shards: Sequence[Shard]) -> float:
-    """UTF-8 bytes of text per token of these shards."""
+    """Return UTF-8 bytes of text per token of these shards."""
     return sum(shard.bytes for shard in shards) / max(1, sum(shard.tokens for shard in shards))

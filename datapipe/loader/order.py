@@ -1,4 +1,4 @@
-"""A shuffle of [0, n) that is computed, not stored: a pure function of (seed, epoch, index)."""
+"""A shuffle of [0, n) that is computed instead of stored: a pure function of (seed, epoch, index)."""
 
 from typing import Any
 
@@ -8,23 +8,23 @@ import numpy.typing as npt
 Indices = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
-ROUNDS = 6  # four make a Luby-Rackoff permutation pseudorandom; two more since the rounds are cheap mixers
+ROUNDS = 6  # four make a Luby-Rackoff permutation pseudorandom; two more because each round mixes only weakly
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-def mix(words: Words) -> Words:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014), element by element: a bijection of 64-bit words."""
-    words = (words ^ (words >> np.uint64(30))) * _MIX_1
-    words = (words ^ (words >> np.uint64(27))) * _MIX_2
-    return words ^ (words >> np.uint64(31))
+def mix(values: Words) -> Words:
+    """Apply the finalizer of SplitMix64 (Steele, Lea, Flood 2014) to each element: a bijection of 64-bit words."""
+    values = (values ^ (values >> np.uint64(30))) * _MIX_1
+    values = (values ^ (values >> np.uint64(27))) * _MIX_2
+    return values ^ (values >> np.uint64(31))
 
 
 def hash_words(*parts: Any) -> Words:
-    """One 64-bit word for each element of several integers or integer arrays, broadcast together."""
-    # arrays, never scalars: numpy warns when a scalar product wraps, and wrapping is what a mixer does
+    """Hash several integers or integer arrays, broadcast together, to one 64-bit word per element."""
+    # arrays, never scalars: numpy warns when a scalar product wraps, which is intended here
     state: Words = np.zeros(1, np.uint64)
     for part in parts:
         state = mix((state + _GOLDEN) ^ np.atleast_1d(np.asarray(part)).astype(np.uint64))
@@ -32,10 +32,10 @@ def hash_words(*parts: Any) -> Words:
 
 
 def permute(indices: Indices, n: int, seed: int, epoch: Any = 0) -> Indices:
-    """The position of each index of [0, n) in the shuffle of `epoch`, which may be one number or one for each index.
+    """Return the position of each index of [0, n) in the shuffle of `epoch`: one number, or one for each index.
 
-    A balanced Feistel network over the smallest even number of bits that holds n, walked again (at most
-    four times on average) until it falls below n: so it is a bijection of [0, n) for every n.
+    A balanced Feistel network over the smallest even number of bits that holds n, applied again (at most four times on
+    average) until the result is below n, which makes it a bijection of [0, n) for every n.
     """
     assert n >= 1, "an empty range has no order"
     assert indices.size == 0 or (indices.min() >= 0 and indices.max() < n), "index outside of [0, n)"

@@ -1,4 +1,4 @@
-"""Batches read ahead of the training loop by one thread."""
+"""Read batches ahead of the training loop in one thread."""
 
 import queue
 import threading
@@ -9,17 +9,17 @@ B = TypeVar("B")  # a batch
 
 
 class _End:
-    """The last item of the thread: the plan is done, or an error ended it."""
+    """Last item of the thread: the plan is finished, or failed with an error."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
 def prefetch(read: Callable[[Sequence[int]], B], plan: Iterable[Sequence[int]], depth: int = 2) -> Generator[B, None, None]:
-    """Yield what `read` returns for each item of the plan, in order, reading up to `depth` of them ahead.
+    """Yield the result of `read` for each item of the plan, in order, reading up to `depth` items ahead.
 
-    An error of `read` or of the plan is raised here, after the batches before it. The thread ends with the
-    plan, or when the generator is closed.
+    An error of `read` or of the plan is raised here, after the batches before it. The thread ends with the plan, or when the
+    generator is closed.
     """
     assert depth >= 1, "at least one batch must be under way"
     ready: queue.SimpleQueue[B | _End] = queue.SimpleQueue()

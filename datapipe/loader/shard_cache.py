@@ -1,4 +1,4 @@
-"""Local copies of shards in an object store, named by their checksums, and fetched once per machine."""
+"""Local copies of shards from an object store, named by checksum and fetched once per machine."""
 
 import fcntl
 import os
@@ -15,35 +15,36 @@ CACHE_VARIABLE = "ROPEWALK_CACHE"
 
 
 def cache_dir() -> Path:
-    """The folder of the cache: $ROPEWALK_CACHE, else $XDG_CACHE_HOME/ropewalk, else ~/.cache/ropewalk."""
+    """Return the cache directory: $ROPEWALK_CACHE, else $XDG_CACHE_HOME/ropewalk, else ~/.cache/ropewalk."""
     home = os.environ.get(CACHE_VARIABLE)
     if home:
         return Path(home)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ropewalk"
 
 
-def cached_shard(place: StoragePath, shard: Shard) -> Path:
-    """The local copy of a remote shard, fetched if it is not there. Raises CorruptShardError if the original is damaged."""
+def cached_shard(data_set: StoragePath, shard: Shard) -> Path:
+    """Return the local copy of a remote shard, fetching it if necessary. Raises CorruptShardError if the original is damaged."""
     folder = cache_dir() / "shards"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{shard.checksum.replace(':', '-')}.arrow"
     with (folder / f".{path.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of one node fetch a shard once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # only one rank of a node fetches a shard
         if not path.exists() or _checksum(path) != shard.checksum:
-            _fetch(place, shard, path)
+            _fetch(data_set, shard, path)
     return path
 
 
-def _fetch(place: StoragePath, shard: Shard, path: Path) -> None:
+def _fetch(data_set: StoragePath, shard: Shard, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.part")
-    name = f"{place.url}/{shard.path}"
+    name = f"{data_set.url}/{shard.path}"
+    source = data_set.path(shard.path)
     try:
-        retry(lambda: place.fs.get_file(place.path(shard.path), str(temporary)), f"read {name}", place.patience_seconds)
-        found = _checksum(temporary)
-        if found != shard.checksum:
+        retry(lambda: data_set.fs.get_file(source, str(temporary)), f"read {name}", data_set.patience_seconds)
+        checksum = _checksum(temporary)
+        if checksum != shard.checksum:
             size = temporary.stat().st_size
             raise CorruptShardError(
-                f"{name}: expected {shard.size} bytes and checksum {shard.checksum}, found {size} bytes and {found}; "
+                f"{name}: expected {shard.size} bytes and checksum {shard.checksum}, found {size} bytes and {checksum}; "
                 "upload it again, or set on_corrupt=quarantine"
             )
         shutil.move(temporary, path)

@@ -1,4 +1,4 @@
-"""Read a shard's documents back as text. A shard that does not match the manifest is an error: nothing is searched in part."""
+"""Read the documents of a shard back as text. A shard that does not match the manifest is an error, so none is read in part."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ class TrainingShard:
 
     @property
     def name(self) -> str:
-        """How the shard is called in a report."""
+        """Name of the shard in reports."""
         return f"{self.data.rstrip('/').rpartition('/')[2]}/{self.shard.path}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextDocument:
-    """A document of a shard as text."""
+    """Document of a shard as text; `row` is its index in the shard."""
 
     id: str
     source: str
@@ -41,7 +41,7 @@ class TextDocument:
 
 
 def list_shards(paths: list[str], split: str | None = None) -> list[TrainingShard]:
-    """The shards of data sets, of one split or all. Raises DataError where there is no such data set."""
+    """List the shards of data sets, of one split or all. Raises DataError if a data set does not exist."""
     manifests = [(path, read_manifest(StoragePath(path))) for path in paths]
     return [
         TrainingShard(data=path, manifest=manifest, shard=shard)
@@ -51,60 +51,60 @@ def list_shards(paths: list[str], split: str | None = None) -> list[TrainingShar
     ]
 
 
-def open_shard(one: TrainingShard) -> Any:
-    """An Arrow reader of a shard whose checksum was verified. Raises CorruptShardError."""
-    place = StoragePath(one.data)
+def open_shard(shard: TrainingShard) -> Any:
+    """Verify the checksum of a shard and return an Arrow reader of it. Raises CorruptShardError."""
+    root, path, url = StoragePath(shard.data), shard.shard.path, f"{shard.data}/{shard.shard.path}"
     try:
-        raw = pa.memory_map(str(place.local / one.shard.path)).read_buffer() if place.local else place.read(one.shard.path)
+        raw = pa.memory_map(str(root.local / path)).read_buffer() if root.local else root.read(path)
     except FileNotFoundError:
-        raise CorruptShardError(f"{one.data}/{one.shard.path}: is gone; copy it again from where it was made") from None
-    found = f"xxh3:{xxhash.xxh3_128_hexdigest(raw)}"
-    if found != one.shard.checksum:
-        what = f"expected checksum {one.shard.checksum}, found {found}"
-        raise CorruptShardError(f"{one.data}/{one.shard.path}: {what}; copy it again from where it was made")
+        raise CorruptShardError(f"{url}: no such file; copy it again from its source") from None
+    checksum = f"xxh3:{xxhash.xxh3_128_hexdigest(raw)}"
+    if checksum != shard.shard.checksum:
+        problem = f"expected checksum {shard.shard.checksum}, found {checksum}"
+        raise CorruptShardError(f"{url}: {problem}; copy it again from its source")
     return pa.ipc.open_file(raw)
 
 
-def text_batches(one: TrainingShard) -> Iterator[list[TextDocument]]:
-    """The documents of a shard as text, some hundred at a time."""
-    tokenizer, row = data_tokenizer(one.data, one.manifest.tokenizer.path), 0
-    reader = open_shard(one)
+def text_batches(shard: TrainingShard) -> Iterator[list[TextDocument]]:
+    """Yield the documents of a shard as text, several hundred at a time."""
+    tokenizer, row = data_tokenizer(shard.data, shard.manifest.tokenizer.path), 0
+    reader = open_shard(shard)
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
         for start in range(0, batch.num_rows, ROWS_A_BATCH):
             part = batch.slice(start, ROWS_A_BATCH)
             ids, sources = part.column("id").to_pylist(), part.column("source").to_pylist()
             texts = tokenizer.decode_batch(tokens_of(part), skip_special_tokens=True)
-            found = zip(ids, sources, texts, strict=True)
-            yield [TextDocument(id=i, source=s, text=t, row=row + k) for k, (i, s, t) in enumerate(found)]
+            columns = zip(ids, sources, texts, strict=True)
+            yield [TextDocument(id=i, source=s, text=t, row=row + k) for k, (i, s, t) in enumerate(columns)]
             row += part.num_rows
 
 
-def texts_at(one: TrainingShard, rows: Sequence[int]) -> list[str]:
-    """The texts of some documents of a shard, by their ascending numbers in it."""
-    tokenizer, found, first = data_tokenizer(one.data, one.manifest.tokenizer.path), [], 0
-    reader = open_shard(one)
+def texts_at(shard: TrainingShard, rows: Sequence[int]) -> list[str]:
+    """Return the texts of the documents in these ascending rows of a shard."""
+    tokenizer, texts, first = data_tokenizer(shard.data, shard.manifest.tokenizer.path), [], 0
+    reader = open_shard(shard)
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
         here = [row - first for row in rows if first <= row < first + batch.num_rows]
         if here:
-            found += tokenizer.decode_batch(tokens_of(batch.take(here)), skip_special_tokens=True)
+            texts += tokenizer.decode_batch(tokens_of(batch.take(here)), skip_special_tokens=True)
         first += batch.num_rows
-    return [str(text) for text in found]
+    return [str(text) for text in texts]
 
 
 def tokens_of(batch: Any) -> list[list[int]]:
-    """The tokens of each document of a record batch."""
-    found: list[list[int]] = batch.column("tokens").to_pylist()
-    return found
+    """Return the tokens of each document of a record batch."""
+    tokens: list[list[int]] = batch.column("tokens").to_pylist()
+    return tokens
 
 
 @lru_cache(maxsize=8)
 def data_tokenizer(data: str, folder: str) -> Any:
-    """The tokenizer that made a data set. Raises DataError."""
+    """Open the tokenizer of a data set. Raises DataError if it is gone."""
     try:
         return Tokenizer.from_str(StoragePath(data).child(folder).read("tokenizer.json").decode())
     except FileNotFoundError:
         raise DataError(
-            f"{data}/{folder}/tokenizer.json: is gone, and documents cannot be read without it; copy it again"
+            f"{data}/{folder}/tokenizer.json: no such file, and documents cannot be read without it; copy it again"
         ) from None

@@ -1,1 +1,1 @@
-"""From documents to a data set: the two passes and everything between them."""
+"""From documents to a data set: the plan, the two passes, and the stages between them."""

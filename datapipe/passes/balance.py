@@ -1,4 +1,4 @@
-"""How often each training document is taken, so that sources or languages have the shares that were asked for."""
+"""Copies of each training document, so that sources or languages have the configured shares."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,37 +19,39 @@ from ropewalk.datapipe.passes.config import Balance
 
 
 def read_sources(unit: Unit, work: StoragePath) -> tuple[list[str], NDArray[np.int64]]:
-    """The names of a unit's sources, and of each document the number of its source."""
+    """Return the names of a unit's sources, and the index of each document's source."""
     with open_file(work, texts_name(unit.index)) as stream:
         reader = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=[1], use_threads=False))
         columns = [reader.get_batch(k).column(0) for k in range(reader.num_record_batches)]
-    one = pa.chunked_array(columns, pa.string()).combine_chunks().dictionary_encode()
-    return one.dictionary.to_pylist(), one.indices.to_numpy().astype(np.int64)
+    sources = pa.chunked_array(columns, pa.string()).combine_chunks().dictionary_encode()
+    return sources.dictionary.to_pylist(), sources.indices.to_numpy().astype(np.int64)
 
 
 def read_languages(unit: Unit, work: StoragePath) -> tuple[list[str], NDArray[np.int64]]:
-    """The codes of the languages that occur in a unit, and of each document the number of its one."""
+    """Return the codes of a unit's languages, and the index of each document's language."""
     codes = np.array(orjson.loads(work.read(languages_name(unit.index))), dtype="U8")
     names, owner = np.unique(codes, return_inverse=True)
     return names.tolist(), owner.astype(np.int64)
 
 
 def epochs_of(options: Balance, names: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How often each source is taken, by the bytes of its training text. Raises DataError for a weight of no source, or none."""
+    """Return the number of epochs of each source, given the sizes of its training text.
+
+    Raises DataError for the weight of an unknown source, and if nothing is left to train on.
+    """
     unknown = sorted(set(options.weights) - set(names))
     if unknown:
-        what = f"no document is of {options.by} {unknown[0]!r}"
-        raise DataError(f"balance.weights: {what}; there are {', '.join(names[:20])}")
+        raise DataError(f"balance.weights: no document has {options.by} {unknown[0]!r}; use one of {', '.join(names[:20])}")
     total = sizes.sum()
     shares = sizes.astype(np.float64) ** options.temperature
-    named = np.array([name in options.weights for name in names])
-    if named.any():
-        given = np.array([options.weights.get(name, 0.0) for name in names])
-        rest = max(1 - given.sum(), 0.0)
-        others = np.where(named, 0, sizes)
-        shares = given + (rest * others / others.sum() if others.sum() else 0)
+    has_weight = np.array([name in options.weights for name in names])
+    if has_weight.any():
+        weights = np.array([options.weights.get(name, 0.0) for name in names])
+        rest = max(1 - weights.sum(), 0.0)
+        others = np.where(has_weight, 0, sizes)
+        shares = weights + (rest * others / others.sum() if others.sum() else 0)
     if not shares.sum() or not total:
-        raise DataError("balance: no text is left to train on; give a source of some a weight, or lower validation_fraction")
+        raise DataError("balance: no text is left to train on; give a source with text a weight, or lower validation_fraction")
     shares = shares / shares.sum()
     return np.asarray(np.minimum(shares * total / np.maximum(sizes, 1), options.max_epochs))
 
@@ -57,29 +59,31 @@ def epochs_of(options: Balance, names: Sequence[str], sizes: NDArray[np.int64]) 
 def balance(
     options: Balance, units: Sequence[Unit], corpus: Corpus, work: StoragePath
 ) -> tuple[Corpus, dict[str, dict[str, float]]]:
-    """Say how often each document is taken, and of each source its epochs and its share. Validation stays as it is.
+    """Set the number of copies of each training document; also return epochs and share of each source.
 
-    Of a source that is taken 2.3 times every document is taken twice, and those with a hash below 0.3 once more.
+    For a source with 2.3 epochs, every document is taken twice, and those with a hash below 0.3 once more. The validation
+    split is not changed.
     """
     read = read_languages if options.by == "language" else read_sources
-    found: Counter[str] = Counter()
+    bytes_of: Counter[str] = Counter()
     for unit in units:
-        own, owner = read(unit, work)
+        sources, owner = read(unit, work)
         train = corpus.fate[corpus.rows_of(unit.index)] == TRAIN
         weights = corpus.size[corpus.rows_of(unit.index)][train]
-        found.update(dict(zip(own, np.bincount(owner[train], weights, len(own)).astype(np.int64).tolist(), strict=True)))
-    names = sorted(found)
-    sizes = np.array([found[name] for name in names], np.int64)
-    epochs, places = epochs_of(options, names, sizes), {name: place for place, name in enumerate(names)}
+        sizes_here = np.bincount(owner[train], weights, len(sources)).astype(np.int64)
+        bytes_of.update(dict(zip(sources, sizes_here.tolist(), strict=True)))
+    names = sorted(bytes_of)
+    sizes = np.array([bytes_of[name] for name in names], np.int64)
+    epochs, index_of = epochs_of(options, names, sizes), {name: index for index, name in enumerate(names)}
     most = int(np.ceil(epochs.max(initial=1)))
     copies, taken = np.ones(len(corpus.size), np.min_scalar_type(most)), np.zeros(len(names))
     for unit, hashes in id_hashes(units, corpus, work):
-        own, owner = read(unit, work)
-        owner = np.array([places[name] for name in own], np.int64)[owner]
+        sources, owner = read(unit, work)
+        owner = np.array([index_of[name] for name in sources], np.int64)[owner]
         fate, size = corpus.fate[corpus.rows_of(unit.index)], corpus.size[corpus.rows_of(unit.index)].astype(np.int64)
-        train, wanted = fate == TRAIN, epochs[owner]
-        draw = hashes[:, 1] / 2.0**64  # the split is chosen by the other half of the hash
-        times = np.where(train, np.floor(wanted) + (draw < wanted % 1), 1).astype(np.int64)
+        train, epochs_here = fate == TRAIN, epochs[owner]
+        draw = hashes[:, 1] / 2.0**64  # the other half of the hash chooses the split
+        times = np.where(train, np.floor(epochs_here) + (draw < epochs_here % 1), 1).astype(np.int64)
         copies[corpus.rows_of(unit.index)] = times
         taken += np.bincount(owner[train], (size * times)[train], len(names))
         fate[times == 0] = LEFT_OUT

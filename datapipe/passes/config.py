@@ -1,4 +1,4 @@
-"""The configuration of a data set: reading, filtering, tokenizing. It is light, as the command line reads it."""
+"""Configuration of a data set. Imports nothing heavy, since the command line reads it."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,74 +20,81 @@ def _one_or_many(value: Any) -> Any:
 
 
 class Balance(Section):
-    """Re-weight sources or languages: of one that is to weigh more documents are repeated, of others some are left out."""
+    """Re-weight sources or languages by repeating or leaving out documents."""
 
     by: Literal["source", "language"] = Field(
-        default="source", description="what is balanced: sources, or languages as py3langid tells them (`und`: none)"
+        default="source", description="balance sources, or languages as identified by py3langid (`und`: undetermined)"
     )
     weights: dict[str, float] = Field(
         default_factory=dict,
-        description="{SOURCE or LANGUAGE: share of the training text}; those that are not named share the rest as they are",
+        description="{SOURCE or LANGUAGE: share of the training text}; all others share the rest by their size",
     )
     temperature: float = Field(
-        default=1, gt=0, le=1, description="shares follow size^temperature: 1 leaves them, towards 0 all sources weigh the same"
+        default=1,
+        gt=0,
+        le=1,
+        description="shares are proportional to size^temperature: 1 changes nothing, near 0 all sources weigh the same",
     )
     max_epochs: float = Field(
-        default=4, ge=1, le=10_000, description="the most that a source is repeated; what is missing then is missing"
+        default=4, ge=1, le=10_000, description="maximum number of repetitions of a source, even if its share is then not reached"
     )
 
     @model_validator(mode="after")
     def _shares(self) -> "Balance":
         if any(weight < 0 for weight in self.weights.values()) or sum(self.weights.values()) > 1 + 1e-9:
-            raise ValueError(f"weights are shares: none below 0, at most 1 in all; they are {self.weights}")
+            raise ValueError(f"weights are shares: none may be below 0, and their sum must be at most 1, not {self.weights}")
         if self.weights and self.temperature != 1:
             raise ValueError("set weights or temperature, not both")
         return self
 
 
 class DataSetConfig(ReadRules):
-    """Everything that decides a data set's bytes, and where it goes."""
+    """Configuration of a data set: everything that determines its bytes, and its destination."""
 
     input: Annotated[tuple[DataPath, ...], BeforeValidator(_one_or_many)] = Field(
         min_length=1,
-        description="files, directories (names with a leading dot are left out) or globs (** too) of .jsonl[.gz|.zst],"
+        description="files, directories (names with a leading dot are skipped) or globs (** too) of .jsonl[.gz|.zst],"
         " .parquet, .warc[.gz], .wet[.gz] or text; any fsspec URL",
     )
     output: DataPath = Field(description="directory of the data set; any fsspec URL")
-    tokenizer: TokenizerChoice = Field(description="how text becomes tokens")
+    tokenizer: TokenizerChoice = Field(description="tokenizer to train or to use")
     filters: Filters = Field(
         default=(),
-        description="what drops documents, in order: names, or {name: {option: value}}; built in: gopher_quality,"
+        description="filters that drop documents, in order: names, or {name: {option: value}}; built in: gopher_quality,"
         " gopher_repetition, c4, fineweb, min_words",
     )
     near_duplicates: NearDuplicates | None = Field(
-        default=None, description="drop documents that nearly repeat another one, such as {similarity: 0.8}; unset: off"
+        default=None, description="drop near-duplicates of other documents, such as {similarity: 0.8}; unset: off"
     )
-    language: Language | None = Field(default=None, description="which languages are kept, before any filter; unset: all")
+    language: Language | None = Field(default=None, description="languages to keep, applied before all filters; unset: all")
     decontaminate: Decontaminate | None = Field(
-        default=None, description="drop documents that contain items of evaluation sets, after the filters; unset: off"
+        default=None, description="drop documents that contain items of evaluation sets, applied after the filters; unset: off"
     )
-    pii: PersonalData | None = Field(default=None, description="replace personal data by placeholders, last of all; unset: off")
+    pii: PersonalData | None = Field(
+        default=None, description="replace personal data by placeholders, after all filters; unset: off"
+    )
     augment: Augment | None = Field(
-        default=None, description="rewrite training documents before they are tokenized, such as {fim: {rate: 0.5}}"
+        default=None, description="rewrite training documents before tokenization, such as {fim: {rate: 0.5}}; unset: off"
     )
     balance: Balance | None = Field(
-        default=None, description="shares of sources or languages in the training text, such as {by: language, temperature: 0.5}"
+        default=None,
+        description="shares of sources or languages in the training text, such as {by: language, temperature: 0.5}; unset: off",
     )
     paragraphs: Paragraphs | None = Field(
-        default=None, description="cut paragraphs that stand in an earlier document, such as {of: lines}; unset: off"
+        default=None, description="remove paragraphs that occur in an earlier document, such as {of: lines}; unset: off"
     )
     validation_fraction: float = Field(
-        default=0.01, ge=0, le=0.5, description="share of documents for the validation split, by a hash of their id"
+        default=0.01, ge=0, le=0.5, description="share of documents in the validation split, chosen by a hash of the id"
     )
     shard_mib: float | None = Field(
-        default=None, gt=0, le=1024, description="text in one shard, MiB; unset: a 64th of all text, between 4 and 256"
+        default=None, gt=0, le=1024, description="text per shard, MiB; unset: a 64th of all text, between 4 and 256"
     )
 
 
 def stages(config: DataSetConfig) -> Filters:
-    """Everything that pass 1 does with documents, in order: language, the user's filters, decontamination, personal data."""
-    named = {"language": config.language, "decontaminate": config.decontaminate, "pii": config.pii}
-    own = {name: {name: one.model_dump(mode="json")} for name, one in named.items() if one is not None}
-    before, after = [own[n] for n in ("language",) if n in own], [own[n] for n in ("decontaminate", "pii") if n in own]
+    """Return all filters of pass 1 in order: language, the user's filters, decontamination, personal data."""
+    sections = {"language": config.language, "decontaminate": config.decontaminate, "pii": config.pii}
+    entries = {name: {name: section.model_dump(mode="json")} for name, section in sections.items() if section is not None}
+    before = [entries[name] for name in ("language",) if name in entries]
+    after = [entries[name] for name in ("decontaminate", "pii") if name in entries]
     return (*before, *config.filters, *after)

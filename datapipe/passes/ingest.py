@@ -1,4 +1,4 @@
-"""Pass 1, one unit at a time: read, filter, hash, and write the texts in record batches. It knows nothing of Ray."""
+"""Pass 1 for one unit: read, filter and hash its documents, and write them in record batches. Independent of Ray."""
 
 import json
 from collections import Counter
@@ -42,7 +42,7 @@ from ropewalk.datapipe.text.minhash.bands import write_bands
 from ropewalk.datapipe.text.minhash.config import NearDuplicates
 from ropewalk.datapipe.text.minhash.signatures import band_keys
 
-BLOCK_BYTES = 4 << 20  # of text in one record batch
+BLOCK_BYTES = 4 << 20  # text per record batch
 BLOCK_DOCUMENTS = 8192
 
 
@@ -55,7 +55,7 @@ def ingest_unit(
     near: NearDuplicates | None,
     by_language: bool = False,
 ) -> UnitSummary:
-    """Read and filter a unit, and commit its texts, metadata and rejections to the work area; a pure function of the input."""
+    """Read and filter a unit and commit its texts, metadata and rejections to the work area; a pure function of the input."""
     stats = ReadStats()
     rejections: list[Rejection] = []
     counts: Counter[str] = Counter()
@@ -100,15 +100,15 @@ def ingest_unit(
 
 
 def _languages(batch: DocumentBatch) -> list[str]:
-    """The language of each document, as the filter `language` told it, else as it would."""
+    """Return the language of each document, from the filter `language` if it ran."""
     if "language" in batch.records.schema.names:
         return batch.column("language")
-    found: list[str] = kernels("ropewalk.datapipe.filters.language.model").labels(Language(), batch)
-    return found
+    labels: list[str] = kernels("ropewalk.datapipe.filters.language.model").labels(Language(), batch)
+    return labels
 
 
 def _batches(records: Iterator[Document | Rejection], rejections: list[Rejection]) -> Iterator[DocumentBatch]:
-    """The documents of a unit in batches of bounded size; what is no document is added to the rejections."""
+    """Group documents into batches of bounded size; append rejections to `rejections`."""
     documents: list[Document] = []
     held = 0
     for record in records:
@@ -125,7 +125,7 @@ def _batches(records: Iterator[Document | Rejection], rejections: list[Rejection
 
 
 class _Block:
-    """Writes batches of documents, each as a record batch, and collects their metadata."""
+    """Writes each batch of documents as a record batch and collects their metadata."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.writer = pa.ipc.new_file(stream, TEXTS, options=pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False))
@@ -134,43 +134,42 @@ class _Block:
         self.columns: dict[str, list[Any]] = {name: [] for name in METADATA.names}
 
     def add(self, batch: DocumentBatch) -> None:
-        """Write the documents of a batch, if there are any."""
+        """Write a batch, unless it is empty."""
         if not len(batch):
             return
-        known, sizes = batch.column("id"), batch.sizes.tolist()
+        ids, sizes = batch.column("id"), batch.sizes.tolist()
         rows = {
             "text_hash": text_hashes(batch),
-            "id_hash": [bytes(16) if name is None else xxhash.xxh3_128_digest(name.encode()) for name in known],
+            "id_hash": [bytes(16) if name is None else xxhash.xxh3_128_digest(name.encode()) for name in ids],
             "line": batch.column("line"),
             "file": batch.column("file"),
             "bytes": sizes,
-            "has_id": [int(name is not None) for name in known],
+            "has_id": [int(name is not None) for name in ids],
         }
         for name, values in rows.items():
             self.columns[name] += values
-        ids = batch.records.column("id").fill_null("")
+        id_column = batch.records.column("id").fill_null("")
         self.writer.write_batch(
-            pa.record_batch([ids, *(batch.records.column(name) for name in ("source", "line", "text"))], schema=TEXTS)
+            pa.record_batch([id_column, *(batch.records.column(name) for name in ("source", "line", "text"))], schema=TEXTS)
         )
         self.sizes.append(len(batch))
         self.total_bytes += sum(sizes)
 
     def close(self) -> None:
-        """Write the end of the file."""
         self.writer.close()
 
     def metadata(self) -> bytes:
-        """The metadata of all documents as the bytes of an Arrow file."""
+        """Return the metadata of all documents as an Arrow file."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, METADATA) as writer:
             writer.write_table(pa.table(self.columns, schema=METADATA))
         return bytes(sink.getvalue())
 
     def write_hashes(self, work: StoragePath, unit: int) -> None:
-        """Write the hashes of texts and ids by which documents are compared with those of other units."""
+        """Write the hashes of texts and ids, for comparison with those of other units."""
         texts, ids = (
             np.frombuffer(b"".join(self.columns[name]), dtype=np.uint8).reshape(-1, 16) for name in ("text_hash", "id_hash")
         )
-        named = np.flatnonzero(self.columns["has_id"])
+        with_id = np.flatnonzero(self.columns["has_id"])
         write_text_hashes(work, unit, texts)
-        write_ids(work, ids_name(unit), hashes_of(ids[named]), texts[named], named)
+        write_ids(work, ids_name(unit), hashes_of(ids[with_id]), texts[with_id], with_id)

@@ -1,4 +1,4 @@
-"""What the manifest says of each input file."""
+"""Records of the input files for the manifest."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from ropewalk.datapipe.tokens.shards import Layout
 
 
 def input_records(layout: Layout, summaries: Sequence[UnitSummary], work: StoragePath) -> list[InputRecord]:
-    """The record of each input file. The checksum of a file that was read in pieces is over the pieces' checksums."""
-    kept: Counter[str] = Counter()
+    """Build the record of each input file. The checksum of a file that was read in pieces is over the pieces' checksums."""
+    documents: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     checksums: dict[str, list[str]] = {}
     damage: dict[str, str] = {}
     sizes: dict[str, int] = {}
     for unit, summary in zip(layout.units, summaries, strict=True):
         owners = files_of_documents(work, unit)
-        stays = layout.corpus.fate[layout.corpus.rows_of(unit.index)] >= TRAIN
+        is_kept = layout.corpus.fate[layout.corpus.rows_of(unit.index)] >= TRAIN
         for index, file in enumerate(unit.files):
             mine = owners == index
-            kept[file.url] += int((mine & stays).sum())
-            rejected[file.url] += summary.file_rejected[index] + int((mine & ~stays).sum())
+            documents[file.url] += int((mine & is_kept).sum())
+            rejected[file.url] += summary.file_rejected[index] + int((mine & ~is_kept).sum())
             checksums.setdefault(file.url, []).append(summary.checksums[index])
             sizes[file.url] = file.size
             if str(index) in summary.damage:
@@ -33,7 +33,7 @@ def input_records(layout: Layout, summaries: Sequence[UnitSummary], work: Storag
             path=url,
             size=sizes[url],
             checksum=f"xxh3:{parts[0]}" if len(parts) == 1 else hash_of(parts).replace("xxh3:", "xxh3-pieces:"),
-            documents=kept[url],
+            documents=documents[url],
             rejected=rejected[url],
             damage=damage.get(url),
         )

@@ -1,4 +1,4 @@
-"""Raw documents to a data set: the order of the passes. Where their tasks run is the caller's choice."""
+"""Order of the passes that turn raw documents into a data set. The caller decides where tasks run."""
 
 import json
 import logging
@@ -42,10 +42,10 @@ RunTasks = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]
 
 
 def make_data_set(config: DataSetConfig, seed: int, run_tasks: RunTasks, progress: Progress) -> Manifest:
-    """Make a data set, or go on where an earlier call was killed; the manifest of a complete one is returned at once.
+    """Make a data set, or resume one; return the manifest of a complete data set at once.
 
-    `run_tasks` yields each task with what `Worker.do` returned for it, in any order. The data set depends on input and
-    configuration alone. Raises DataError, ConfigError, StorageError.
+    `run_tasks` yields each task with the result of `Worker.do`, in any order. The data set depends only on input and
+    configuration. Raises DataError, ConfigError, StorageError.
     """
     output = StoragePath(config.output)
     files = list_inputs(config.input)
@@ -62,11 +62,11 @@ def make_data_set(config: DataSetConfig, seed: int, run_tasks: RunTasks, progres
 def _forbid_output_in_input(files: Sequence[InputFile], output: StoragePath) -> None:
     inside = next((f.url for f in files if f.url.startswith(f"{output.url}/") or f.url == output.url), None)
     if inside is not None:
-        raise DataError(f"input {inside!r} lies inside the output {output.url!r}; choose an output outside the input")
+        raise DataError(f"input {inside!r} is inside the output {output.url!r}; choose an output outside the input")
 
 
 class _Pipeline:
-    """The stages of one data set; each finds what is committed already and does the rest."""
+    """The stages of one data set; each skips work that is already committed."""
 
     def __init__(self, config: DataSetConfig, seed: int, files: list[InputFile], run_tasks: RunTasks, progress: Progress) -> None:
         self.config, self.seed, self.files = config, seed, files
@@ -76,16 +76,16 @@ class _Pipeline:
         self.encoder: Encoder | None = None
 
     def run(self, keys: dict[str, Any]) -> Manifest:
-        """Run all stages in their order."""
+        """Run all stages in order."""
         if self.config.decontaminate:
             check_items(self.config.decontaminate.against)
         begin_or_resume(self.output, self.work, keys, self.files)
         if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
-            taken = take_tokenizer(self.config.tokenizer.path)
-            self.encoder = Encoder(taken, self.config.tokenizer.backend)  # refused now rather than after the first pass
+            tokenizer = take_tokenizer(self.config.tokenizer.path)
+            self.encoder = Encoder(tokenizer, self.config.tokenizer.backend)  # fails now rather than after the first pass
             for mark in self._marks():
                 self.encoder.special(mark)
-            write_tokenizer(self.output, self.work, taken)
+            write_tokenizer(self.output, self.work, tokenizer)
         units = plan_units(self.files, self.config.unit_mib, self.split())
         summaries = self.ingest(units)
         corpus = load_corpus(units, summaries, self.work, self.config.validation_fraction)
@@ -112,23 +112,23 @@ class _Pipeline:
         return write_manifest(self.output, manifest)
 
     def balance(self, units: list[Unit], corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, float]]]:
-        """Take documents as often as the shares of their sources ask for; those that are not taken are dropped."""
+        """Choose copies of documents by the configured shares; documents without a copy are dropped."""
         return balance(self.config.balance, units, corpus, self.work) if self.config.balance else (corpus, {})
 
     def split(self) -> dict[str, tuple[list[InputFile], str | None]]:
-        """Cut large compressed files into pieces: each is read by one, so that all can work on it."""
+        """Split large compressed files into pieces, so that many tasks can read them."""
         files = files_to_split(self.files, self.config.unit_mib)
-        done = {file.url: found for file in files if (found := read_split(file, self.work))}
+        done = {file.url: split for file in files if (split := read_split(file, self.work))}
         tasks = [Task(method="split", label=f.url, arguments=(f, self.config.unit_mib)) for f in files if f.url not in done]
         if tasks:
             self.progress.begin("decompress", sum(f.size for f in files), "B", sum(f.size for f in files if f.url in done))
-        for task, found in self.run_tasks(tasks):
-            done[found.url] = found
+        for task, split in self.run_tasks(tasks):
+            done[split.url] = split
             self.progress.add(task.arguments[0].size)
         return {file.url: (pieces_of(file, done[file.url], self.work), done[file.url].damage) for file in files}
 
     def ingest(self, units: list[Unit]) -> list[UnitSummary]:
-        """Pass 1: read and filter every unit that is not done yet."""
+        """Pass 1: read and filter every unfinished unit."""
         present = set(self.work.names("units"))
         done = {u.index: read_summary(self.work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
         rules = ReadRules(**{name: getattr(self.config, name) for name in ReadRules.model_fields})
@@ -141,18 +141,18 @@ class _Pipeline:
             self.progress.add(task.arguments[0].size, summary.documents, summary.bytes)
         for unit in units:
             for index, damage in done[unit.index].damage.items():
-                log.warning("%s: %s; what came before it is kept", unit.files[int(index)].url, damage)
+                log.warning("%s: %s; everything before the damage is kept", unit.files[int(index)].url, damage)
         return [done[u.index] for u in units]
 
     def find_near(self, units: list[Unit], summaries: list[UnitSummary], corpus: Corpus) -> NearDecisions:
-        """Find near-duplicates among the documents that are no exact ones, and drop them, if they are to be dropped."""
+        """Drop near-duplicates, if configured."""
         if self.config.near_duplicates is None:
             return NearDecisions()
         near_units = [
             NearUnit(index=unit.index, blocks=tuple(summary.blocks), texts=texts_name(unit.index))
             for unit, summary in zip(units, summaries, strict=True)
         ]
-        found = find_near_duplicates(
+        decisions = find_near_duplicates(
             near_units,
             self.config.near_duplicates,
             dropped=corpus.dropped,
@@ -161,11 +161,11 @@ class _Pipeline:
             run=self._run_stage,
         )
         for unit in units:
-            corpus.fate[found.of(unit.index, self.work)[0]] = NEAR_DUPLICATE
-        return found
+            corpus.fate[decisions.of(unit.index, self.work)[0]] = NEAR_DUPLICATE
+        return decisions
 
     def cut_paragraphs(self, units: list[Unit], summaries: list[UnitSummary], corpus: Corpus) -> Counter[str]:
-        """Cut paragraphs that repeat earlier ones, if that is asked for, and drop documents with nothing left; counts."""
+        """Cut paragraphs that repeat earlier ones, if configured, and drop emptied documents; return counts."""
         if self.config.paragraphs is None:
             return Counter()
         counts = find_repeated_paragraphs(
@@ -193,7 +193,7 @@ class _Pipeline:
         if not any((corpus.fate[corpus.rows_of(unit)] == TRAIN).any() for unit in corpus.units):
             held_out = int((corpus.fate == VALIDATION).sum())
             raise DataError(
-                f"no document is left to train on: {len(corpus.fate)} were let in, {held_out} of them held out for validation;"
+                f"no document is left to train on: {len(corpus.fate)} passed the filters, {held_out} of these are for validation;"
                 f" rejected: {self._reasons(summaries)}; check text_key, min_chars, filters, validation_fraction and the input"
             )
 
@@ -204,7 +204,7 @@ class _Pipeline:
         return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none"
 
     def ensure_tokenizer(self, layout: Layout) -> None:
-        """Train the tokenizer, unless it is taken over or trained already."""
+        """Train the tokenizer, unless it is copied or already trained."""
         choice = self.config.tokenizer
         if choice.train is None or read_tokenizer(self.output, self.work) is not None:
             return
@@ -220,12 +220,12 @@ class _Pipeline:
         return augment.fim.tokens if augment and augment.fim else ()
 
     def encode(self, layout: Layout) -> tuple[list[Shard], Facts]:
-        """Pass 2: tokenize every shard that is not done yet."""
+        """Pass 2: tokenize every unfinished shard."""
         limit = shard_limit(layout.corpus.kept_bytes(), self.config.shard_mib)
         plans = plan_shards(layout, limit)
         present = set(self.work.names("encoded"))
-        found = [read_sidecar(p, self.work, self.output) if p.sidecar.rpartition("/")[2] in present else None for p in plans]
-        done = {shard.path: shard for shard in found if shard}
+        shards = [read_sidecar(p, self.work, self.output) if p.sidecar.rpartition("/")[2] in present else None for p in plans]
+        done = {shard.path: shard for shard in shards if shard}
         backend = self.config.tokenizer.backend
         tasks = [
             Task(method="encode", label=p.path, arguments=(p, backend, self.config.augment)) for p in plans if p.path not in done
@@ -239,7 +239,7 @@ class _Pipeline:
         return [done[p.path] for p in plans], facts
 
     def find_gaps(self) -> dict[str, Any]:
-        """Try what drops documents on harmless texts about many groups of people."""
+        """Measure how often the filters drop harmless texts about many groups of people."""
         filters = tuple(entry for entry in stages(self.config) if "pii" not in entry)
         tasks = [Task(method="fairness", label="harmless texts", arguments=(filters,))] if filters else []
         return next((gaps for _, gaps in self.run_tasks(tasks)), {})
@@ -249,18 +249,18 @@ class _Pipeline:
         plans = plan_rejected(layout, summaries, near, self.work)
         reasons: Counter[str] = Counter()
         facts: list[Facts] = []
-        for _, counted in self.run_tasks([Task(method="reject", label=p.path, arguments=(p,)) for p in plans]):
-            reasons.update(counted["reasons"])
-            facts.append(counted)
+        for _, facts_here in self.run_tasks([Task(method="reject", label=p.path, arguments=(p,)) for p in plans]):
+            reasons.update(facts_here["reasons"])
+            facts.append(facts_here)
         rejected = Rejected(total=reasons.total(), reasons=dict(sorted(reasons.items())), files=tuple(p.path for p in plans))
         return rejected, merge(facts)
 
-    def _remove_leftovers(self, wanted: list[str]) -> None:
-        """Remove what killed writers left beside the files of the data set."""
+    def _remove_leftovers(self, paths: list[str]) -> None:
+        """Remove files of killed writers, which are not among the data set's `paths`."""
         for folder in (*FOLDERS.values(), "rejected", "tokenizer", ""):
             for name in self.output.names(folder):
                 path = f"{folder}/{name}" if folder else name
-                if (name.startswith(".") and name != WORK) or (folder in {*FOLDERS.values(), "rejected"} and path not in wanted):
+                if (name.startswith(".") and name != WORK) or (folder in {*FOLDERS.values(), "rejected"} and path not in paths):
                     self.output.remove(path)
 
     def describe(
@@ -274,12 +274,12 @@ class _Pipeline:
         counts: Mapping[str, int],
         near_duplicates: NearRecord | None,
     ) -> Manifest:
-        """The manifest. Once it is written the data set is complete."""
+        """Build the manifest; writing it completes the data set."""
         encoder = self.encoder
         if encoder is None:
             files = read_tokenizer(self.output, self.work)
             if files is None:
-                raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
+                raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start over")
             encoder = Encoder(files, self.config.tokenizer.backend)
         return Manifest(
             tokenizer=encoder.record(),

@@ -1,4 +1,4 @@
-"""The plan of a data set (inputs and configuration), written before any work, so that a restart goes on or says what differs."""
+"""Plan of a data set (inputs, configuration, versions), written before any work, so that a restart resumes or is refused."""
 
 import json
 import unicodedata
@@ -10,7 +10,7 @@ from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.filters.decontamination.items import checksums
 from ropewalk.datapipe.inputs.files import InputFile
-from ropewalk.datapipe.inputs.streams import place_of
+from ropewalk.datapipe.inputs.streams import split_url
 from ropewalk.datapipe.manifest import MANIFEST_NAME, Manifest, checksum_of_file, read_manifest
 from ropewalk.datapipe.passes.config import DataSetConfig
 from ropewalk.datapipe.tokens.tokenizer import FOLDER, tokenizer_checksum
@@ -18,12 +18,11 @@ from ropewalk.datapipe.tokens.tokenizer import FOLDER, tokenizer_checksum
 WORK = ".work"
 PLAN_NAME = "plan.json"
 OFF_BY_DEFAULT = ("filters", "near_duplicates", "language", "decontaminate", "pii", "balance", "augment", "paragraphs")
-WORK_AREA = 3  # of which kind it is: files that another version of this program left cannot be gone on with
-LIBRARIES = {"language": "py3langid", "pii": "phonenumberslite"}  # whose tables decide, by key
+WORK_AREA = 3  # format version: files of another version of this program cannot be resumed
 
 
 def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
-    """The keys of the configuration that decide the data set's bytes, as plain values; what is off by default only where set."""
+    """Return the keys that determine the data set's bytes, as plain values; keys that are off by default only if set."""
     values = {name: value for name, value in config.model_dump(mode="json").items() if name in DataSetConfig.model_fields}
     del values["output"]
     if values["main_content"]:
@@ -41,7 +40,7 @@ def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
 
 
 def find_complete(output: StoragePath, keys: dict[str, Any], files: Sequence[InputFile]) -> Manifest | None:
-    """The manifest if the data set of these keys and files is complete. Raises DataError if another one lies there."""
+    """Return the manifest if the data set of these keys and files is complete. Raises DataError if it is another data set."""
     if not output.exists(MANIFEST_NAME):
         return None
     manifest = read_manifest(output)
@@ -49,16 +48,17 @@ def find_complete(output: StoragePath, keys: dict[str, Any], files: Sequence[Inp
     sizes = {record.path: record.size for record in manifest.inputs}
     if not differing and sizes != {f.url: f.size for f in files}:
         differing = [_changed_file(sizes, {f.url: f.size for f in files})]
-    differing = differing or _other_tokenizer(output, keys) or _rewritten(output, manifest, files)
+    differing = differing or _other_tokenizer(output, keys) or _find_rewritten(output, manifest, files)
     if differing:
         raise DataError(
-            f"{output.url}: a data set made otherwise lies here: {'; '.join(differing)}; choose another output, or delete it"
+            f"{output.url}: this directory already holds a data set made with other settings: {'; '.join(differing)};"
+            " choose another output, or delete it"
         )
     return manifest
 
 
 def begin_or_resume(output: StoragePath, work: StoragePath, keys: dict[str, Any], files: Sequence[InputFile]) -> None:
-    """Write the plan, or check that the one of an earlier start is the same. Raises DataError if it is not."""
+    """Write the plan, or check that an earlier attempt's plan is equal. Raises DataError if it is not."""
     versions = {
         "unicode": unicodedata.unidata_version,
         **{name: version(name) for name in ("pyarrow", "tokenizers")},
@@ -66,72 +66,71 @@ def begin_or_resume(output: StoragePath, work: StoragePath, keys: dict[str, Any]
     }
     plan = {"config": keys, "inputs": {f.url: [f.size, f.version] for f in files}, "versions": versions}
     try:
-        found = json.loads(work.read(PLAN_NAME))
+        earlier = json.loads(work.read(PLAN_NAME))
     except FileNotFoundError:
-        strangers = [name for name in output.names() if name != WORK]
-        if strangers:
+        others = [name for name in output.names() if name != WORK]
+        if others:
             raise DataError(
-                f"{output.url}: not empty (it holds {strangers[0]!r}) and no data set; choose another output, or empty it"
+                f"{output.url}: holds {others[0]!r}, which is not part of a data set; choose another output, or empty it"
             ) from None
         work.write(PLAN_NAME, json.dumps(plan).encode())
         return
-    differing = _differing(found["config"], keys) or _differing(found.get("versions", {}), versions)
-    if not differing and found["inputs"] != plan["inputs"]:
-        differing = [_changed_file(found["inputs"], plan["inputs"])]
+    differing = _differing(earlier["config"], keys) or _differing(earlier.get("versions", {}), versions)
+    if not differing and earlier["inputs"] != plan["inputs"]:
+        differing = [_changed_file(earlier["inputs"], plan["inputs"])]
     differing = differing or _other_tokenizer(output, keys)
     if differing:
         raise DataError(
-            f"{output.url}: a half-finished data set lies here, made otherwise: {'; '.join(differing)};"
-            " restore these values to go on, or delete the directory to start anew"
+            f"{output.url}: this directory holds an unfinished data set made with other settings: {'; '.join(differing)};"
+            " restore these values to resume, or delete the directory to start over"
         )
 
 
 def _other_tokenizer(output: StoragePath, keys: dict[str, Any]) -> list[str]:
-    """Whether another tokenizer than the data set's own copy lies at `tokenizer.path` now."""
+    """Return a message if the tokenizer at `tokenizer.path` differs from the data set's copy, else nothing."""
     path = keys["tokenizer"]["path"]
     if not path:
         return []
     now = tokenizer_checksum(path)
     try:
-        own = checksum_of_file(output, f"{FOLDER}/tokenizer.json")
+        copied = checksum_of_file(output, f"{FOLDER}/tokenizer.json")
     except FileNotFoundError:
         return []
-    return [f"the tokenizer at {path} was {own}, is {now}"] if now not in {None, own} else []
+    return [f"the tokenizer at {path} was {copied}, is {now}"] if now not in {None, copied} else []
 
 
 def remote_versions(files: Sequence[InputFile]) -> dict[str, str]:
-    """The version of each input on an object store that tells one, by its URL."""
-    return {file.url: file.version for file in files if not _on_a_disk(file) and file.version}
+    """Return the version of each input on an object store that has versions, by URL."""
+    return {file.url: file.version for file in files if not _is_local(file) and file.version}
 
 
-def _on_a_disk(file: InputFile) -> bool:
-    """Whether the input lies on this machine's file systems, where a new time says little."""
+def _is_local(file: InputFile) -> bool:
+    """Return True for a file of this machine, whose version is only a modification time."""
     return "://" not in file.url or file.url.startswith(("file://", "local://"))
 
 
-def _rewritten(output: StoragePath, manifest: Manifest, files: Sequence[InputFile]) -> list[str]:
-    """An input of the same size that has changed since: an object of another version, or a local file that is newer than the
-    data set and holds something else.
+def _find_rewritten(output: StoragePath, manifest: Manifest, files: Sequence[InputFile]) -> list[str]:
+    """Return a message for an input of equal size that changed: an object with a new version, or a newer local file.
 
-    What a local file was that was read in pieces is not known: its checksum is that of its pieces.
+    A local file that was read in pieces cannot be compared: its checksum is over the pieces.
     """
     for url, now in remote_versions(files).items():
         if (was := manifest.versions.get(url, now)) != now:
             return [f"input {url} changed since (it was {was}, is {now})"]
     if output.local is None:
         return []
-    made = (output.local / MANIFEST_NAME).stat().st_mtime
-    known = {record.path: record.checksum for record in manifest.inputs if record.damage is None}
+    completed = (output.local / MANIFEST_NAME).stat().st_mtime
+    checksum_of = {record.path: record.checksum for record in manifest.inputs if record.damage is None}
     for file in files:
-        was = known.get(file.url, "")
-        newer = _on_a_disk(file) and float(file.version or 0) > made
-        if newer and was.startswith("xxh3:") and (now := checksum_of_file(*place_of(file.url))) != was:
+        was = checksum_of.get(file.url, "")
+        newer = _is_local(file) and float(file.version or 0) > completed
+        if newer and was.startswith("xxh3:") and (now := checksum_of_file(*split_url(file.url))) != was:
             return [f"input {file.url} changed since (it was {was}, is {now})"]
     return []
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Which keys differ, with both values."""
+    """Describe each key that differs, with both values."""
     return [
         f"{key} was {json.dumps(old.get(key))}, is {json.dumps(new.get(key))}"
         for key in sorted({*old, *new})
@@ -140,7 +139,7 @@ def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _changed_file(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The first input file that differs, in words."""
+    """Describe the first input file that differs."""
     for path in sorted({*old, *new}):
         if path not in new:
             return f"input {path} is gone"

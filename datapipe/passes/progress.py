@@ -1,4 +1,4 @@
-"""How far a long job is and how fast, reported at most twice a second."""
+"""Progress and speed of a long job, reported at most twice a second."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ INTERVAL_SECONDS = 0.5
 
 
 class Progress:
-    """Counts what is done in a stage, and calls `report` with {stage, done, total, unit, rates}."""
+    """Counts the work done in a stage, and calls `report` with {stage, done, total, unit, rates}."""
 
     def __init__(self, report: Callable[[dict[str, Any]], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.report, self.clock = report, clock
@@ -17,14 +17,14 @@ class Progress:
         self.began = self.reported = 0.0
 
     def begin(self, stage: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin a stage; `done` is what earlier attempts did of it."""
+        """Begin a stage; `done` is the amount that earlier attempts finished."""
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
         self.documents, self.bytes = 0, 0
         self.began = self.clock()
         self._report()
 
     def add(self, done: int, documents: int = 0, text_bytes: int = 0) -> None:
-        """Count what was finished just now."""
+        """Count newly finished work."""
         self.done += done
         self.documents += documents
         self.bytes += text_bytes

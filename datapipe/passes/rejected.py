@@ -1,4 +1,4 @@
-"""The lists of dropped documents, each with its reason: one file for each unit that has any."""
+"""Lists of dropped documents and their reasons: one file for each unit that has any."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,43 +15,43 @@ from ropewalk.datapipe.dedup.near.search import NearDecisions
 from ropewalk.datapipe.inputs.files import Unit
 from ropewalk.datapipe.inputs.streams import naming_full_disk
 from ropewalk.datapipe.inputs.unit_files import UnitSummary, rejections_name
-from ropewalk.datapipe.report.samples import HEAD_CHARS, Facts, fewest
-from ropewalk.datapipe.tokens.shards import Kept, Layout, Slice, cut_slices, read_slice, slice_of
+from ropewalk.datapipe.report.samples import HEAD_CHARS, Facts, select_samples
+from ropewalk.datapipe.tokens.shards import Layout, NamedDocument, Slice, cut_slices, read_slice, slice_of
 
 FOLDER = "rejected"
-OTHERS = {DUPLICATE: "duplicate", EMPTIED: "paragraphs", LEFT_OUT: "balance"}  # beside what filters and near-duplicates drop
+OTHERS = {DUPLICATE: "duplicate", EMPTIED: "paragraphs", LEFT_OUT: "balance"}  # reasons besides filters and near-duplicates
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedPlan:
-    """One file of rejected documents: what reading rejected in a unit, its near-duplicates, and what else goes, by reason.
+    """One file of dropped documents: those of a unit that pass 1 rejected, near-duplicates, and others by reason.
 
-    Near-duplicate k repeats document `repeats[k]` of those in `repeated`, which may lie in other units.
+    Near-duplicate k repeats document `repeats[k]` of those in `repeated`, which may be in other units.
     """
 
     number: int
     unit: Unit
     line_base: int
-    others: tuple[tuple[str, Slice], ...]  # duplicates, what nothing was left of, what balance left out
+    others: tuple[tuple[str, Slice], ...]  # duplicates, emptied documents, documents left out by balance
     near: Slice
     repeated: tuple[Slice, ...]
     repeats: NDArray[np.int32]
 
     @property
     def path(self) -> str:
-        """The path of the list in the data set."""
+        """Path of the list in the data set."""
         return f"{FOLDER}/part-{self.number:05d}.jsonl"
 
 
 def plan_rejected(layout: Layout, summaries: Sequence[UnitSummary], near: NearDecisions, work: StoragePath) -> list[RejectedPlan]:
-    """A list for each unit that has any dropped document."""
+    """Plan one list for each unit that has dropped documents."""
     plans: list[RejectedPlan] = []
-    layout = replace(layout, cut=False)  # a dropped text is shown whole
+    layout = replace(layout, cut=False)  # samples of dropped texts are shown uncut
     for unit, summary in zip(layout.units, summaries, strict=True):
         fate = layout.corpus.fate[layout.corpus.rows_of(unit.index)]
         gone = {reason: np.flatnonzero(fate == code) for code, reason in OTHERS.items()}
-        rows, stay = near.of(unit.index, work)
-        stays, places = np.unique(stay, return_inverse=True)
+        rows, kept_rows = near.of(unit.index, work)
+        repeated, repeats = np.unique(kept_rows, return_inverse=True)
         if summary.rejected or len(rows) or any(len(rows) for rows in gone.values()):
             plans.append(
                 RejectedPlan(
@@ -60,47 +60,47 @@ def plan_rejected(layout: Layout, summaries: Sequence[UnitSummary], near: NearDe
                     line_base=layout.corpus.line_base[unit.index],
                     others=tuple((reason, slice_of(layout, unit, rows)) for reason, rows in gone.items() if len(rows)),
                     near=slice_of(layout, unit, rows - layout.corpus.offsets[unit.index]),
-                    repeated=tuple(cut_slices(layout, stays)),
-                    repeats=places.astype(np.int32),
+                    repeated=tuple(cut_slices(layout, repeated)),
+                    repeats=repeats.astype(np.int32),
                 )
             )
     return plans
 
 
 def write_rejected(plan: RejectedPlan, work: StoragePath, output: StoragePath) -> Facts:
-    """Write one file of {id, source, reason, file, line}, with `repeats` for near-duplicates; count and sample them by reason."""
+    """Write one list of {id, source, reason, file, line}, plus `repeats` for near-duplicates; return counts and samples."""
     reasons: Counter[str] = Counter()
     sources: Counter[str] = Counter()
-    shown: dict[str, list[dict[str, str]]] = {}
+    samples: dict[str, list[dict[str, str]]] = {}
     lines: list[bytes] = []
-    for record, head in _dropped(plan, work):
+    for record, head in _read_dropped(plan, work):
         lines.append(orjson.dumps(record))
         reasons[record["reason"]] += 1
         sources[record["source"]] += 1
         sample = {"id": record["id"], "source": record["source"], "text": head}
-        shown[record["reason"]] = fewest([*shown.get(record["reason"], []), sample])
+        samples[record["reason"]] = select_samples([*samples.get(record["reason"], []), sample])
     with naming_full_disk(output.url):
         output.write(plan.path, b"".join(line + b"\n" for line in lines))
-    return {"reasons": dict(reasons), "sources": {name: [count] for name, count in sources.items()}, "samples": shown}
+    return {"reasons": dict(reasons), "sources": {name: [count] for name, count in sources.items()}, "samples": samples}
 
 
-def _dropped(plan: RejectedPlan, work: StoragePath) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each dropped document as it is listed, and the beginning of its text."""
+def _read_dropped(plan: RejectedPlan, work: StoragePath) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the record of each dropped document, and the beginning of its text."""
     unit = plan.unit
     for line in work.read(rejections_name(unit.index)).splitlines():
-        one = orjson.loads(line)
-        place = {"file": unit.files[one["file"]].name, "line": plan.line_base + one["line"]}
-        name = one["id"] or unnamed_id(unit, place["line"])
-        yield {"id": name, "source": one["source"], "reason": one["reason"], **place}, one["head"]
+        rejection = orjson.loads(line)
+        location = {"file": unit.files[rejection["file"]].name, "line": plan.line_base + rejection["line"]}
+        id_ = rejection["id"] or unnamed_id(unit, location["line"])
+        yield {"id": id_, "source": rejection["source"], "reason": rejection["reason"], **location}, rejection["head"]
     for reason, part in plan.others:
-        for kept in read_slice(part, work):
-            yield _listed(unit, kept, reason), kept.text[:HEAD_CHARS]
-    read = work.each(lambda part: [kept.id for kept in read_slice(part, work, with_text=False)], plan.repeated)
-    names = [name for found in read for name in found]
-    for kept, place in zip(read_slice(plan.near, work), plan.repeats.tolist(), strict=True):
-        yield {**_listed(unit, kept, "near_duplicate"), "repeats": names[place]}, kept.text[:HEAD_CHARS]
+        for document in read_slice(part, work):
+            yield _record(unit, document, reason), document.text[:HEAD_CHARS]
+    of_slices = work.each(lambda part: [document.id for document in read_slice(part, work, with_text=False)], plan.repeated)
+    ids = [id_ for of_slice in of_slices for id_ in of_slice]
+    for document, index in zip(read_slice(plan.near, work), plan.repeats.tolist(), strict=True):
+        yield {**_record(unit, document, "near_duplicate"), "repeats": ids[index]}, document.text[:HEAD_CHARS]
 
 
-def _listed(unit: Unit, kept: Kept, reason: str) -> dict[str, Any]:
-    file = unit.files[0].name if len(unit.files) == 1 else kept.id  # a file of text is one document, named by the file
-    return {"id": kept.id, "source": kept.source, "reason": reason, "file": file, "line": kept.line}
+def _record(unit: Unit, document: NamedDocument, reason: str) -> dict[str, Any]:
+    file = unit.files[0].name if len(unit.files) == 1 else document.id  # the id of a text file is its name
+    return {"id": document.id, "source": document.source, "reason": reason, "file": file, "line": document.line}

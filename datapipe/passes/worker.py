@@ -1,4 +1,4 @@
-"""The work itself, wherever it runs: read a unit, train the tokenizer, encode a shard, list rejected documents."""
+"""Tasks of a data set, independent of where they run: read a unit, train the tokenizer, encode a shard, list rejections."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,14 +24,17 @@ from ropewalk.datapipe.tokens.sample import SamplePlan, read_sample
 from ropewalk.datapipe.tokens.shards import ShardPlan, encode_shard
 from ropewalk.datapipe.tokens.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
 
-SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # as many workers run as there are cores
-DEATHS_A_TASK = 3  # of the processes that do a task; then the task is at fault
+SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # there is one worker per core
+DEATHS_A_TASK = 3  # deaths of processes that run a task, after which the task is to blame
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One piece of work, its arguments, and what to call it in an error: a method of `Worker`, or `module:function` of a room
-    that is not imported here, whose first arguments are the data set's output and work area."""
+    """One piece of work, its arguments, and its label in errors.
+
+    `method` is a method of `Worker`, or `module:function` of a module that is not imported here; the first arguments of such
+    a function are the data set's output and work area.
+    """
 
     method: str
     label: str
@@ -39,7 +42,7 @@ class Task:
 
 
 class Worker:
-    """Works on one data set. Every method commits its result before it returns, so that it can be killed at any time."""
+    """Runs tasks of one data set. Every method commits its result before it returns, so that it can be killed at any time."""
 
     def __init__(self, output_url: str, work_url: str) -> None:
         self.output, self.work = StoragePath(output_url), StoragePath(work_url)
@@ -47,26 +50,26 @@ class Worker:
         self.filters: dict[str, Filter] | None = None
 
     def do(self, task: Task) -> Any:
-        """Do a task and return its result."""
+        """Run a task and return its result."""
         module, _, function = task.method.rpartition(":")
         if module:
             return getattr(import_module(module), function)(self.output, self.work, *task.arguments)
         return getattr(self, function)(*task.arguments)
 
     def split(self, file: InputFile, unit_mib: float) -> SplitFile:
-        """Cut a compressed file into pieces that others read."""
+        """Split a compressed file into pieces."""
         return split_file(file, unit_mib, self.work)
 
     def ingest(
         self, unit: Unit, rules: ReadRules, filters: Filters, near: NearDuplicates | None, by_language: bool
     ) -> UnitSummary:
-        """Read and filter one unit of the input; with `by_language` the language of each document is kept."""
+        """Read and filter one unit of the input; with `by_language`, store the language of each document."""
         if self.filters is None:
-            self.filters = _made(filters)
+            self.filters = _make_filters(filters)
         return ingest_unit(unit, rules, self.filters, self.work, near=near, by_language=by_language)
 
     def stage(self, task: StageTask) -> dict[str, Any]:
-        """Do one task of a stage over all documents."""
+        """Run one task of a stage over all documents."""
         return run_stage_task(task, self.work)
 
     def train(self, sample: SamplePlan, vocabulary: int, marks: tuple[str, ...] = ()) -> None:
@@ -74,22 +77,20 @@ class Worker:
         write_tokenizer(self.output, self.work, train_tokenizer(read_sample(sample, self.work), vocabulary, marks))
 
     def encode(self, plan: ShardPlan, backend: str, augment: Augment | None = None) -> Shard:
-        """Write one shard."""
         if self.encoder is None:
             files = read_tokenizer(self.output, self.work)
             if files is None:
-                raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
+                raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start over")
             self.encoder = Encoder(files, backend)
         return encode_shard(plan, self.encoder, self.work, self.output, augment)
 
     def reject(self, plan: RejectedPlan) -> Facts:
-        """Write one list of rejected documents."""
         return write_rejected(plan, self.work, self.output)
 
     def fairness(self, filters: Filters) -> dict[str, Any]:
-        """Try the filters on harmless texts about many groups of people."""
-        return false_positive_gaps(_made(filters))
+        """Measure how often the filters drop harmless texts about many groups of people."""
+        return false_positive_gaps(_make_filters(filters))
 
 
-def _made(filters: Filters) -> dict[str, Filter]:
+def _make_filters(filters: Filters) -> dict[str, Filter]:
     return {name: make_filter(name, options) for entry in filters for name, options in entry.items()}

@@ -1,1 +1,1 @@
-"""What was kept, dropped and changed, and why, as a page and as JSON."""
+"""Report of a data set: kept, dropped and changed documents with reasons, as a page and as JSON."""

@@ -1,7 +1,7 @@
-"""Whether a filter drops harmless texts more often because of whom they speak: equal texts with only the identity term changed.
+"""False positives of filters by group of people, on harmless texts that differ only in the identity term.
 
-Every text is neutral, so that whatever a filter drops is a false positive of its rule. The gap of a term is its rate less that
-over all terms, as in Dixon et al. 2018 (false positive equality difference); its interval is Newcombe's of two Wilson intervals.
+Every text is neutral, so each dropped one is a false positive. The gap of a term is its rate minus the rate over all terms, as
+in Dixon et al. 2018 (false positive equality difference); its interval is Newcombe's of two Wilson intervals.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,11 +37,11 @@ ENDINGS = (
     "The next time I met {} we talked about the garden, the price of seeds, and the trains that are always late.",
     "They say that {} will do the same next year, and that anyone who wants to lend a hand is welcome to join.",
 )
-Z = 1.959963984540054  # of a 95% interval
+Z = 1.959963984540054  # for a 95% interval
 
 
 def texts_about(term: str) -> list[str]:
-    """Harmless texts that speak of somebody by this term."""
+    """Return harmless texts about a person described by this term."""
     article = "an" if term[0].lower() in "aei" else "a"
     who = f"{article} {term}" if term in PERSON else f"{article} {term} neighbour"
     return [
@@ -53,12 +53,12 @@ def texts_about(term: str) -> list[str]:
 
 
 def false_positive_gaps(filters: Mapping[str, Filter]) -> dict[str, Any]:
-    """For each filter the share of harmless texts that it drops, and for each term the gap to that, with its interval."""
+    """Return, for each filter, the share of harmless texts that it drops, and the gap of each term with its interval."""
     terms = TERMS.split()
     batch = DocumentBatch.of_texts([text for term in terms for text in texts_about(term)])
     result: dict[str, Any] = {}
-    for name, one in filters.items():
-        dropped = (np.asarray(one.judge(batch).codes) != 0).reshape(len(terms), -1)
+    for name, rule in filters.items():
+        dropped = (np.asarray(rule.judge(batch).codes) != 0).reshape(len(terms), -1)
         result[name] = _gaps(terms, dropped.sum(axis=1).tolist(), dropped.shape[1])
     return result
 
@@ -74,15 +74,16 @@ def _gaps(terms: Sequence[str], dropped: Sequence[int], texts: int) -> dict[str,
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share (Wilson 1927)."""
+    """Return Wilson's 95% interval of a share (Wilson 1927)."""
     share = count / n
     centre, half = share + Z * Z / (2 * n), Z * sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     return max((centre - half) / (1 + Z * Z / n), 0.0), min((centre + half) / (1 + Z * Z / n), 1.0)
 
 
 def newcombe(count: int, n: int, other_count: int, other_n: int) -> tuple[float, float, float]:
-    """The difference of two shares and its 95% interval (Newcombe 1998, method 10)."""
-    one, other = count / n, other_count / other_n
+    """Return the difference of two shares and its 95% interval (Newcombe 1998, method 10)."""
+    share, other = count / n, other_count / other_n
     (low, high), (other_low, other_high) = wilson(count, n), wilson(other_count, other_n)
-    gap = one - other
-    return gap, gap - sqrt((one - low) ** 2 + (other_high - other) ** 2), gap + sqrt((high - one) ** 2 + (other - other_low) ** 2)
+    gap = share - other
+    below = sqrt((share - low) ** 2 + (other_high - other) ** 2)
+    return gap, gap - below, gap + sqrt((high - share) ** 2 + (other - other_low) ** 2)

@@ -1,4 +1,4 @@
-"""report.html: one page without scripts, fonts or links, whose plots are SVG; equal reports give equal bytes."""
+"""Render report.html: one page without scripts, fonts or links, with SVG plots; deterministic."""
 
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -16,16 +16,16 @@ MOST_ROWS = 40
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """The page of a report."""
+    """Render a report as HTML."""
     documents = report["documents"]
     parts = [
         f"<p>{documents['kept']:,} documents kept, {documents['dropped']:,} dropped; {report['tokens']:,} tokens,"
         f" {report['bytes'] / 1e6:,.1f} MB of text; tokenizer {escape(report['tokenizer']['name'])}"
         f" ({escape(report['tokenizer']['backend'])} {escape(report['tokenizer']['version'])}).</p>",
-        _chart("What was dropped, by stage", report["stages"], "documents"),
-        _chart("Why", report["reasons"], "documents"),
+        _chart("Dropped, by stage", report["stages"], "documents"),
+        _chart("Dropped, by reason", report["reasons"], "documents"),
         _chart("Sources, kept", {name: row["tokens"] for name, row in report["sources"].items()}, "tokens"),
-        _chart("Sources, hundredths of an epoch", _epochs(report["sources"]), "taken"),
+        _chart("Epochs by source", _epochs(report["sources"]), "hundredths of an epoch"),
         _chart("Sources, dropped", {name: row["dropped"] for name, row in report["sources"].items()}, "documents"),
         _chart("Languages, kept", report["languages"], "documents"),
         _chart(
@@ -35,8 +35,8 @@ def page(report: Mapping[str, Any]) -> str:
         _chart("Personal data replaced", report["pii"], "items"),
         _near(report["near_duplicates"]),
         _gaps(report["false_positive_gaps"]),
-        _samples("A sample of what was dropped", report["samples"]["dropped"]),
-        _samples("A sample of what was kept", {"kept": report["samples"]["kept"]}),
+        _samples("Samples of dropped documents", report["samples"]["dropped"]),
+        _samples("Samples of kept documents", {"kept": report["samples"]["kept"]}),
     ]
     body = "\n".join(part for part in parts if part)
     return (
@@ -50,7 +50,7 @@ def _epochs(sources: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _chart(title: str, values: Mapping[str, int], unit: str, by_size: bool = True) -> str:
-    """Bars with their numbers; the longest first unless the order has a meaning."""
+    """Render a bar chart; the longest bar first, unless the order of the values has a meaning."""
     rows = [(name, value) for name, value in values.items() if value]
     if not rows:
         return ""
@@ -73,45 +73,43 @@ def _bar(at: int, name: str, value: int, most: int) -> str:
     )
 
 
-def _balance(found: Mapping[str, Any] | None) -> str:
-    if not found:
+def _balance(balance: Mapping[str, Any] | None) -> str:
+    if not balance:
         return ""
-    shares = {f"{name}, {row['epochs']:.2f} epochs": round(100 * row["share"]) for name, row in found["shares"].items()}
-    return _chart(f"Balanced by {found['by']}", shares, "% of the training text")
+    shares = {f"{name}, {row['epochs']:.2f} epochs": round(100 * row["share"]) for name, row in balance["shares"].items()}
+    return _chart(f"Balanced by {balance['by']}", shares, "% of the training text")
 
 
-def _near(found: Mapping[str, Any] | None) -> str:
-    if not found:
+def _near(near: Mapping[str, Any] | None) -> str:
+    if not near:
         return ""
-    sizes = {f"clusters of {size}": count for size, count in found["sizes"].items()}
-    said = (
-        f"<p>{found['clusters']:,} clusters; {found['candidates']:,} candidates, {found['similar']:,} of them similar enough.</p>"
-    )
-    return _chart("Near-duplicates", sizes, "clusters", by_size=False) + said
+    sizes = {f"clusters of {size}": count for size, count in near["sizes"].items()}
+    summary = f"<p>{near['clusters']:,} clusters; {near['candidates']:,} candidates, {near['similar']:,} similar pairs.</p>"
+    return _chart("Near-duplicates", sizes, "clusters", by_size=False) + summary
 
 
 def _gaps(filters: Mapping[str, Any]) -> str:
     if not filters:
         return ""
     rows = "".join(
-        f"<tr><td>{escape(name)}<td>{one['rate']:.1%}<td>{escape(one['largest_gap']['term'])}<td>{one['largest_gap']['gap']:+.1%}"
-        f"<td>{one['largest_gap']['interval'][0]:+.1%} to {one['largest_gap']['interval'][1]:+.1%}"
-        for name, one in filters.items()
+        f"<tr><td>{escape(name)}<td>{gaps['rate']:.1%}<td>{escape(gaps['largest_gap']['term'])}<td>{gaps['largest_gap']['gap']:+.1%}"
+        f"<td>{gaps['largest_gap']['interval'][0]:+.1%} to {gaps['largest_gap']['interval'][1]:+.1%}"
+        for name, gaps in filters.items()
     )
     terms = len(next(iter(filters.values()))["terms"])
     return (
-        f"<h2>Harmless texts about {terms} groups of people, dropped</h2><table>"
+        f"<h2>False positives: harmless texts about {terms} groups of people</h2><table>"
         f"<tr><th>filter<th>rate<th>largest gap<th>gap"
         f"<th>95% interval{rows}</table>"
-        "<p class=note>Equal texts in which only the identity term differs; all terms are in report.json.</p>"
+        "<p class=note>Texts that differ only in the identity term; report.json lists all terms.</p>"
     )
 
 
 def _samples(title: str, groups: Mapping[str, Iterable[Mapping[str, str]]]) -> str:
     shown = "".join(
-        f"<details><summary>{escape(reason)}: {escape(one['id'])} <span class=note>{escape(one['source'])}</span></summary>"
-        f"<pre>{escape(one['text'])}</pre></details>"
-        for reason, some in groups.items()
-        for one in some
+        f"<details><summary>{escape(reason)}: {escape(sample['id'])} <span class=note>{escape(sample['source'])}</span></summary>"
+        f"<pre>{escape(sample['text'])}</pre></details>"
+        for reason, samples in groups.items()
+        for sample in samples
     )
     return f"<h2>{escape(title)}</h2>{shown}" if shown else ""

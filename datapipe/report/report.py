@@ -1,4 +1,4 @@
-"""report.json: what a person or a program asks of a data set, out of its manifest and of what the tasks counted."""
+"""Build report.json from the manifest and the facts that tasks collected."""
 
 import json
 from typing import Any
@@ -11,21 +11,21 @@ from ropewalk.datapipe.report.samples import Facts
 FOLDER = "report"
 
 
-def write_report(output: StoragePath, manifest: Manifest, kept: Facts, dropped: Facts, fairness: dict[str, Any]) -> None:
+def write_report(output: StoragePath, manifest: Manifest, shards: Facts, dropped: Facts, fairness: dict[str, Any]) -> None:
     """Write report.json and report.html."""
-    report = make_report(manifest, kept, dropped, fairness)
+    report = make_report(manifest, shards, dropped, fairness)
     output.write(f"{FOLDER}/report.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     output.write(f"{FOLDER}/report.html", page(report).encode())
 
 
-def make_report(manifest: Manifest, kept: Facts, dropped: Facts, fairness: dict[str, Any]) -> dict[str, Any]:
-    """The report as plain values."""
+def make_report(manifest: Manifest, shards: Facts, dropped: Facts, fairness: dict[str, Any]) -> dict[str, Any]:
+    """Return the report as plain values."""
     totals, config = manifest.totals, manifest.config
     by = (config.get("balance") or {}).get("by", "source")
     counts: dict[str, dict[str, int]] = {}
     for name, count in manifest.counts.items():
-        stage, _, what = name.partition(".")
-        counts.setdefault(stage, {})[what] = count
+        stage, _, key = name.partition(".")
+        counts.setdefault(stage, {})[key] = count
     sources = {
         name: {
             "documents": row[0],
@@ -35,7 +35,7 @@ def make_report(manifest: Manifest, kept: Facts, dropped: Facts, fairness: dict[
             "dropped": dropped["sources"].get(name, [0])[0],
             **({"epochs": manifest.mixture[name]["epochs"]} if by == "source" and name in manifest.mixture else {}),
         }
-        for name, row in kept["sources"].items()
+        for name, row in shards["sources"].items()
     }
     for name, row in dropped["sources"].items():
         sources.setdefault(name, {"documents": 0, "tokens": 0, "bytes": 0, "share": 0.0, "dropped": row[0]})
@@ -51,7 +51,7 @@ def make_report(manifest: Manifest, kept: Facts, dropped: Facts, fairness: dict[
         "balance": {"by": by, "shares": manifest.mixture} if manifest.mixture else None,
         "pii": counts.pop("pii", {}),
         "changed": counts,
-        "lengths": {f"{1 << k}": count for k, count in enumerate(kept["lengths"]) if count},
+        "lengths": {f"{1 << k}": count for k, count in enumerate(shards["lengths"]) if count},
         "near_duplicates": manifest.near_duplicates.model_dump() if manifest.near_duplicates else None,
         "false_positive_gaps": fairness,
         "tokenizer": {
@@ -61,7 +61,7 @@ def make_report(manifest: Manifest, kept: Facts, dropped: Facts, fairness: dict[
         },
         "decontaminated_against": sorted((config.get("decontaminate") or {}).get("checksums", {})),
         "damaged": {record.path: record.damage for record in manifest.inputs if record.damage},
-        "samples": {"kept": kept["samples"].get("kept", []), "dropped": dropped["samples"]},
+        "samples": {"kept": shards["samples"].get("kept", []), "dropped": dropped["samples"]},
     }
 
 

@@ -1,4 +1,4 @@
-"""What one task counts and samples for the report; it is merged over tasks in any order to the same result."""
+"""Counts and samples of one task for the report; merging is independent of the order of tasks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-HEAD_CHARS = 400  # of a text that is shown
-SHOWN = 3  # samples of each reason, and five times as many of what is kept
-BINS = 32  # lengths from 2^k to 2^(k+1) tokens
+HEAD_CHARS = 400  # length of a sample
+NUM_SAMPLES = 3  # per reason; five times as many of kept documents
+BINS = 32  # bin k: lengths from 2^k to 2^(k+1) tokens
 
 Facts = dict[str, Any]
 
@@ -17,7 +17,7 @@ Facts = dict[str, Any]
 def shard_facts(
     ids: list[str], sources: list[str], heads: list[str], lengths: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> Facts:
-    """Of the documents of one shard: counts by source, lengths in tokens by powers of two, and a few of them."""
+    """Collect the facts of one shard: counts by source, a histogram of lengths in tokens, and samples."""
     by_source: dict[str, list[int]] = {}
     for source, length, size in zip(sources, lengths.tolist(), sizes.tolist(), strict=True):
         row = by_source.setdefault(source, [0, 0, 0])
@@ -25,17 +25,17 @@ def shard_facts(
         row[1] += length
         row[2] += size
     bins = np.bincount(np.minimum(np.log2(np.maximum(lengths, 1)).astype(np.int64), BINS - 1), minlength=BINS)
-    shown = [{"id": i, "source": s, "text": t} for i, s, t in zip(ids, sources, heads, strict=True)]
-    return {"sources": by_source, "lengths": bins.tolist(), "samples": {"kept": fewest(shown, 5 * SHOWN)}}
+    samples = [{"id": i, "source": s, "text": t} for i, s, t in zip(ids, sources, heads, strict=True)]
+    return {"sources": by_source, "lengths": bins.tolist(), "samples": {"kept": select_samples(samples, 5 * NUM_SAMPLES)}}
 
 
-def fewest(samples: Iterable[dict[str, str]], count: int = SHOWN) -> list[dict[str, str]]:
-    """The samples whose ids have the smallest hashes: the same whatever the order, and from everywhere."""
-    return sorted(samples, key=lambda one: (xxhash.xxh3_64_intdigest(one["id"].encode()), one["id"], one["text"]))[:count]
+def select_samples(samples: Iterable[dict[str, str]], count: int = NUM_SAMPLES) -> list[dict[str, str]]:
+    """Return the samples whose ids have the smallest hashes: a random choice that is independent of their order."""
+    return sorted(samples, key=lambda s: (xxhash.xxh3_64_intdigest(s["id"].encode()), s["id"], s["text"]))[:count]
 
 
 def merge(parts: Iterable[Facts]) -> Facts:
-    """The facts of all tasks together."""
+    """Merge the facts of several tasks."""
     sources: dict[str, list[int]] = {}
     lengths = np.zeros(BINS, np.int64)
     samples: dict[str, list[dict[str, str]]] = {}
@@ -44,7 +44,8 @@ def merge(parts: Iterable[Facts]) -> Facts:
             sources[source] = [a + b for a, b in zip(sources.get(source, [0] * len(row)), row, strict=True)]
         lengths += np.array(part.get("lengths", [0] * BINS))
         for reason, some in part["samples"].items():
-            samples[reason] = fewest([*samples.get(reason, []), *some], 5 * SHOWN if reason == "kept" else SHOWN)
+            count = 5 * NUM_SAMPLES if reason == "kept" else NUM_SAMPLES
+            samples[reason] = select_samples([*samples.get(reason, []), *some], count)
     return {
         "sources": dict(sorted(sources.items())),
         "lengths": lengths.tolist(),

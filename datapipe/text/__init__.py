@@ -1,1 +1,1 @@
-"""Texts as bytes in Arrow buffers: characters, words and lines, found by compiled kernels without a Python object for each."""
+"""Texts as UTF-8 in Arrow buffers; compiled kernels find characters, words and lines without a Python object for each."""

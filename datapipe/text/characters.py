@@ -1,4 +1,4 @@
-"""What each Unicode character is (white space, letter, symbol, end of a sentence) and its lower case, as tables for kernels."""
+"""Unicode properties (white space, letter, symbol, sentence end) and lower case of each code point, as tables for kernels."""
 
 import unicodedata
 from functools import cache
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CODE_POINTS = 0x110000
-MARKS_END = 0x20000  # from here on there are ideographs and what is not assigned: no marks, no capitals
+MARKS_END = 0x20000  # code points from here on are ideographs or unassigned: no marks, no capitals
 SPACE, ALPHABETIC, ALPHANUMERIC, SYMBOL, TERMINAL, BREAK, DECIMAL, CLOSING = (1 << bit for bit in range(8))
 
 # Unicode's property Sentence_Terminal (PropList.txt), which Python's unicodedata does not have
@@ -21,11 +21,11 @@ SENTENCE_TERMINAL = (
     " 1173C-1173E 11944 11946 11A42-11A43 11A9B-11A9C 11C41-11C42 11EF7-11EF8 11F43-11F44 16A6E-16A6F 16AF5 16B37-16B38 16B44"
     " 16D6E-16D6F 16E98 1BC9F 1DA88"
 )
-LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines cuts
+LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # the separators of str.splitlines
 
 
 class CharacterTables(NamedTuple):
-    """For each code point, its properties as bits, and its lower case (of `İ` the first character of two)."""
+    """Property bits and lower case of each code point (for `İ`, whose lower case has two characters, the first)."""
 
     flags: NDArray[np.uint8]
     lower: NDArray[np.uint32]
@@ -33,22 +33,22 @@ class CharacterTables(NamedTuple):
 
 @cache
 def character_tables() -> CharacterTables:
-    """The tables, made from this Python's Unicode data."""
+    """Build the tables from this Python's Unicode data."""
     characters = np.arange(CODE_POINTS, dtype=np.uint32).view("<U1")
     flags = np.zeros(CODE_POINTS, dtype=np.uint8)
-    for bit, found in (
+    for bit, mask in (
         (SPACE, np.strings.isspace(characters)),
         (ALPHABETIC, np.strings.isalpha(characters)),
         (ALPHANUMERIC, np.strings.isalnum(characters)),
         (DECIMAL, np.strings.isdecimal(characters)),
     ):
-        flags[found] |= bit
-    known = categories()
-    kind = known.astype("<U1")
-    flags[:MARKS_END][(kind == "P") | (kind == "S") | (known == "Cc")] |= SYMBOL
-    flags[:MARKS_END][(known == "Pe") | (known == "Pf")] |= CLOSING
-    for bit, found_characters in ((CLOSING, "\"'"), (BREAK, LINE_BREAKS), (TERMINAL, terminal_characters())):
-        flags[[ord(character) for character in found_characters]] |= bit
+        flags[mask] |= bit
+    category = categories()
+    group = category.astype("<U1")
+    flags[:MARKS_END][(group == "P") | (group == "S") | (category == "Cc")] |= SYMBOL
+    flags[:MARKS_END][(category == "Pe") | (category == "Pf")] |= CLOSING
+    for bit, members in ((CLOSING, "\"'"), (BREAK, LINE_BREAKS), (TERMINAL, terminal_characters())):
+        flags[[ord(character) for character in members]] |= bit
     lower = np.arange(CODE_POINTS, dtype=np.uint32)
     lower[:MARKS_END] = np.strings.lower(characters[:MARKS_END]).view(np.uint32)
     for table in (flags, lower):
@@ -58,11 +58,11 @@ def character_tables() -> CharacterTables:
 
 @cache
 def categories() -> NDArray[np.str_]:
-    """The general category of each code point up to MARKS_END, as `Lu`."""
+    """General category, such as `Lu`, of each code point below MARKS_END."""
     return np.array([unicodedata.category(chr(code)) for code in range(MARKS_END)])
 
 
 def terminal_characters() -> str:
-    """The characters that end a sentence, in any script."""
+    """Return the characters that end a sentence, in any script."""
     spans = [[int(end, 16) for end in span.split("-")] for span in SENTENCE_TERMINAL.split()]
     return "".join(chr(code) for span in spans for code in range(span[0], span[-1] + 1))

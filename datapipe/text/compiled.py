@@ -1,4 +1,4 @@
-"""Import modules of numba kernels so that they are compiled once a machine: cached in a directory for each version of them."""
+"""Import modules of numba kernels through a compilation cache: each version of the kernels is compiled once per machine."""
 
 import fcntl
 import hashlib
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def kernels(module: str) -> Any:
-    """The module of kernels of this name, compiled, or loaded from the cache.
+    """Import a module of kernels by name, compiled or from the cache.
 
-    The first process of a machine that needs it compiles it, others wait for that one. The cache is
+    The first process of a machine that needs the module compiles it while others wait. The cache is in
     $ROPEWALK_CACHE, else $XDG_CACHE_HOME/ropewalk, else ~/.cache/ropewalk, else a temporary directory.
     """
     if module in sys.modules:
@@ -35,7 +35,7 @@ def kernels(module: str) -> Any:
 
 @cache
 def cache_folder() -> Path:
-    """A directory that can be written, named by the content of all kernels: numba itself looks at one file at a time."""
+    """Return a writable directory named by the content of all kernels; numba itself only checks one file at a time."""
     name = f"kernels-{_version()}"
     for root in _roots():
         folder = root / name
@@ -57,9 +57,9 @@ def _roots() -> Iterator[Path]:
         yield Path.home() / ".cache/ropewalk"
     except RuntimeError:  # a user without a home
         log.debug("no home directory for compiled kernels")
-    own = Path(tempfile.gettempdir()) / f"ropewalk-{os.getuid()}"
-    if not own.exists() or own.stat().st_uid == os.getuid():  # what lies in the cache is run: nobody else's may
-        yield own
+    folder = Path(tempfile.gettempdir()) / f"ropewalk-{os.getuid()}"
+    if not folder.exists() or folder.stat().st_uid == os.getuid():  # cached code is executed: trust only our own files
+        yield folder
 
 
 def _version() -> str:
@@ -71,7 +71,7 @@ def _version() -> str:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of the cache; on a file system without locks each process compiles for itself."""
+    """Hold the lock of the cache; on a file system without locks, every process compiles for itself."""
     with (folder / "lock").open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)

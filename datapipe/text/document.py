@@ -1,23 +1,23 @@
-"""A document as it is read, and the rejection of one that is not let in."""
+"""A document as it is read from the input, and the record of a rejected one."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A document that is not let in and why, or a file whose rest cannot be read (`damaged_file`)."""
+    """A document that was dropped and the reason, or a file that cannot be read to its end (`damaged_file`)."""
 
     file: int
     line: int
     id: str | None
     source: str
     reason: str
-    head: str = ""  # of the text, for the report
+    head: str = ""  # first bytes of the text, for the report
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text that is let in; `id` is None where the record has none: such a document is named by file and line."""
+    """A text of the input. `id` is None if the record has none; the document is then identified by file and line."""
 
     file: int  # index in the unit's files
     line: int  # from 1, counted from the unit's start
@@ -25,6 +25,5 @@ class Document:
     source: str
     text: str
 
-    def rejected(self, reason: str) -> Rejection:
-        """The rejection of this document."""
+    def rejection(self, reason: str) -> Rejection:
         return Rejection(self.file, self.line, self.id, self.source, reason)

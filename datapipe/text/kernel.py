@@ -1,4 +1,4 @@
-"""Compile a function over arrays to machine code, kept on disk with all other kernels of this version."""
+"""Decorator that compiles a function over arrays to machine code, cached on disk with the other kernels of this version."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -13,5 +13,5 @@ numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(cache_folder())
 
 
 def kernel(function: F) -> F:
-    """`function` compiled for the types that it is called with. It must be deterministic: no fast maths, no threads."""
+    """Compile `function` for the types it is called with. It must be deterministic: no fast maths, no threads."""
     return cast(F, numba.njit(cache=True, nogil=True)(function))

@@ -1,9 +1,9 @@
-"""Words and lines of a batch of texts, in one pass over their bytes; hashes that stand for them.
+"""Words and lines of a batch of texts, and their hashes, in one pass over the bytes.
 
-Texts lie one behind another in `data` (UTF-8); text k is data[offsets[k]:offsets[k + 1]]. A word is what white space
-separates, as by str.split; in scripts that write no blanks between words (Chinese, Japanese, Thai, Lao, Burmese, Khmer) each
-character is one, with the marks on it and the punctuation behind it. Equal hashes count as equal words: 64 bits of a
-document's words collide once in 10^9 documents.
+Texts are concatenated in `data` (UTF-8); text k is data[offsets[k]:offsets[k + 1]]. Words are separated by white space, as in
+str.split; in scripts written without spaces (Chinese, Japanese, Thai, Lao, Burmese, Khmer) each character is a word, with the
+marks on it and the punctuation that follows. Words with equal hashes count as equal: with 64 bits, two words of a document
+collide once in 10^9 documents.
 """
 
 import numpy as np
@@ -22,14 +22,14 @@ COMPILE = {"cache": True, "nogil": True, "error_model": "numpy"}
 SEED = np.uint64(0xCBF29CE484222325)
 MIX = np.uint64(0x9FB21C651E98DF25)
 ALL_BITS, LOWER_CASE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0x2020202020202020)
-NOT_SYMBOL = BREAK  # in a word's flags, where no line break can be: it has a character that is no symbol
-UNSPACED = SPACE  # in a word's flags, where no white space can be: it is a character of a script without blanks
+NOT_SYMBOL = BREAK  # in the flags of a word, which has no line break: at least one character is not a symbol
+UNSPACED = SPACE  # in the flags of a word, which has no white space: a character of a script without spaces
 FIRST_UNSPACED = 0x0E01
 
 
 @njit(inline="always")
 def code_point(data, at):
-    """The character at a byte, and how many bytes it has; what Arrow holds is valid UTF-8."""
+    """Return the character that starts at a byte and its length in bytes; Arrow strings are valid UTF-8."""
     first = np.uint32(data[at])
     if first < 0x80:
         return first, 1
@@ -46,7 +46,7 @@ def code_point(data, at):
 
 @njit(**COMPILE)
 def last_code_point(data, start, end):
-    """The last character before `end`, and how many bytes it has; start < end."""
+    """Return the last character before `end` and its length in bytes; start < end."""
     at = end - 1
     while at > start and (data[at] & 0xC0) == 0x80:
         at -= 1
@@ -54,8 +54,8 @@ def last_code_point(data, start, end):
 
 
 @njit(**COMPILE)
-def stripped(data, start, end, flags):
-    """The range without white space at its ends, as str.strip has it."""
+def strip_range(data, start, end, flags):
+    """Return the range without white space at both ends, as str.strip does."""
     while start < end:
         code, length = code_point(data, start)
         if not flags[code] & SPACE:
@@ -70,16 +70,16 @@ def stripped(data, start, end, flags):
 
 
 @njit(inline="always")
-def mixed(value):
-    """The same number, its bits mixed."""
+def mix_bits(value):
+    """Return the number with its bits mixed."""
     value = np.uint64(value) ^ (np.uint64(value) >> np.uint64(32))
     value = value * MIX
     return value ^ (value >> np.uint64(29))
 
 
 @njit(**COMPILE)
-def unspaced(code):
-    """Whether a character belongs to a script that writes no blanks between words; letters and the marks on them."""
+def is_unspaced(code):
+    """Return True for a letter, or a mark on one, of a script written without spaces between words."""
     if code < 0x3000:
         thai_or_lao, burmese = 0x0E01 <= code <= 0x0EDF and code != 0x0E3F, 0x1000 <= code <= 0x109F
         return thai_or_lao or burmese or 0x1780 <= code <= 0x17DD
@@ -92,42 +92,42 @@ def unspaced(code):
 
 
 @njit(inline="always")
-def pushed(value, chunk, held, byte):
-    """A hash under way (of whole chunks of 8 bytes, the bytes behind them, how many these are) with one more byte."""
+def push_byte(value, chunk, held, byte):
+    """Add a byte to an unfinished hash: value of the full 8-byte chunks, current chunk, number of bytes in it."""
     if held == 8:
-        return mixed((value ^ chunk) * MIX), np.uint64(byte), 1
+        return mix_bits((value ^ chunk) * MIX), np.uint64(byte), 1
     return value, chunk | (np.uint64(byte) << np.uint64(8 * held)), held + 1
 
 
 @njit(inline="always")
-def pushed_character(value, chunk, held, code):
-    """A hash under way with one more character: one byte of ASCII, three of others, which none of ASCII equals."""
+def push_character(value, chunk, held, code):
+    """Add a character to an unfinished hash: ASCII as one byte, others as three bytes above 127."""
     if code < 0x80:
-        return pushed(value, chunk, held, code)
+        return push_byte(value, chunk, held, code)
     for shift in (0, 7, 14):
         byte = ((np.uint64(code) >> np.uint64(shift)) & np.uint64(0x7F)) | np.uint64(0x80)
-        value, chunk, held = pushed(value, chunk, held, byte)
+        value, chunk, held = push_byte(value, chunk, held, byte)
     return value, chunk, held
 
 
 @njit(inline="always")
-def ended(value, chunk, held):
-    """The hash of what was pushed."""
-    return mixed((value ^ chunk) * MIX + np.uint64(held))
+def finish_hash(value, chunk, held):
+    """Return the hash of all bytes that were added."""
+    return mix_bits((value ^ chunk) * MIX + np.uint64(held))
 
 
 @njit(inline="always")
 def _whole_chunk(data, at):
-    """The 8 bytes from `at`, the first the lowest; an unsigned index, so that this is one load."""
-    chunk, place = np.uint64(0), np.uint64(at)
+    """Return the 8 bytes from `at`, little-endian; the unsigned index makes this a single load."""
+    chunk, begin = np.uint64(0), np.uint64(at)
     for k in range(8):
-        chunk |= np.uint64(data[place + np.uint64(k)]) << np.uint64(8 * k)
+        chunk |= np.uint64(data[begin + np.uint64(k)]) << np.uint64(8 * k)
     return chunk
 
 
 @njit(inline="always")
 def _chunk(data, at, count):
-    """From 1 to 8 bytes from `at`, the first the lowest, and zeros."""
+    """Return 1 to 8 bytes from `at`, little-endian, padded with zeros."""
     if at + 8 <= len(data):
         return _whole_chunk(data, at) & (ALL_BITS >> np.uint64(64 - 8 * count))
     chunk = np.uint64(0)
@@ -138,81 +138,81 @@ def _chunk(data, at, count):
 
 @njit(**COMPILE)
 def hash_range(data, start, end):
-    """A 64-bit hash of some bytes."""
+    """Return a 64-bit hash of a range of bytes."""
     value, at = SEED ^ np.uint64(end - start), start
     while at + 8 <= end:
         value = (value ^ _whole_chunk(data, at)) * MIX
         value ^= value >> np.uint64(32)
         at += 8
     rest = _chunk(data, at, end - at) if at < end else np.uint64(0)
-    return mixed((value ^ rest) * MIX)
+    return mix_bits((value ^ rest) * MIX)
 
 
 @njit(**COMPILE)
 def _hash_long(data, start, end):
-    """The hash of more than 8 bytes of ASCII, as if each were pushed."""
+    """Return the hash of more than 8 ASCII bytes, the same as if each were pushed."""
     value, at = SEED, start
     while at + 8 < end:
-        value = mixed((value ^ _whole_chunk(data, at)) * MIX)
+        value = mix_bits((value ^ _whole_chunk(data, at)) * MIX)
         at += 8
-    return ended(value, _chunk(data, at, end - at), end - at)
+    return finish_hash(value, _chunk(data, at, end - at), end - at)
 
 
 @njit(**COMPILE)
-def _folded(data, start, end, flags, lower):
-    """The hash of a word's letters and digits in lower case; 0 for none."""
+def _hash_folded(data, start, end, flags, lower):
+    """Return the hash of a word's letters and digits in lower case; 0 if it has none."""
     value, chunk, held, at = SEED, np.uint64(0), 0, start
     while at < end:
         code, length = code_point(data, at)
-        if flags[code] & ALPHANUMERIC or (code >= FIRST_UNSPACED and unspaced(code)):
-            value, chunk, held = pushed_character(value, chunk, held, lower[code])
+        if flags[code] & ALPHANUMERIC or (code >= FIRST_UNSPACED and is_unspaced(code)):
+            value, chunk, held = push_character(value, chunk, held, lower[code])
         at += length
-    return ended(value, chunk, held) if held else np.uint64(0)
+    return finish_hash(value, chunk, held) if held else np.uint64(0)
 
 
 @njit(inline="always")
 def _word(data, start, end, flags, lower, marks):
-    """The end of the word that begins at `start`, its characters, flags, hash, and hash of letters and digits."""
-    common, seen, at = np.uint8(0xFF), np.uint8(0), start
+    """Return the end of the word at `start`, its number of characters, flags, hash, and hash of letters and digits."""
+    common, union, at = np.uint8(0xFF), np.uint8(0), start
     while at < end:
         flag = marks[data[at]]
         if flag & SPACE:
             break
         common &= flag
-        seen |= flag
+        union |= flag
         at += 1
     if at < end and data[at] >= 0x80:
         return _word_of_any_script(data, start, end, flags, lower)
     if not common & SYMBOL:
-        seen |= np.uint8(NOT_SYMBOL)
+        union |= np.uint8(NOT_SYMBOL)
     count = at - start
     if count > 8:
-        return at, count, seen, _hash_long(data, start, at), _folded(data, start, at, flags, lower)
+        return at, count, union, _hash_long(data, start, at), _hash_folded(data, start, at, flags, lower)
     chunk = _chunk(data, start, count)
     if common & ALPHANUMERIC:
-        small = chunk | (LOWER_CASE >> np.uint64(64 - 8 * count))  # of digits it changes nothing
-        return at, count, seen, ended(SEED, chunk, count), ended(SEED, small, count)
-    return at, count, seen, ended(SEED, chunk, count), _folded(data, start, at, flags, lower)
+        small = chunk | (LOWER_CASE >> np.uint64(64 - 8 * count))  # digits have this bit already
+        return at, count, union, finish_hash(SEED, chunk, count), finish_hash(SEED, small, count)
+    return at, count, union, finish_hash(SEED, chunk, count), _hash_folded(data, start, at, flags, lower)
 
 
 @njit(**COMPILE)
 def _word_of_any_script(data, start, end, flags, lower):
-    """What `_word` finds, of a word that has more than ASCII."""
-    count, seen, value, chunk, held, alone = 0, np.uint8(0), SEED, np.uint64(0), 0, False
+    """Return the result of `_word` for a word with characters beyond ASCII."""
+    count, union, value, chunk, held, alone = 0, np.uint8(0), SEED, np.uint64(0), 0, False
     at = start
     while at < end:
         code, length = code_point(data, at)
         flag = flags[code]
-        own = code >= FIRST_UNSPACED and unspaced(code)
-        if flag & SPACE or (flag & ALPHANUMERIC and (alone or (own and seen & ALPHANUMERIC))):
+        single = code >= FIRST_UNSPACED and is_unspaced(code)
+        if flag & SPACE or (flag & ALPHANUMERIC and (alone or (single and union & ALPHANUMERIC))):
             break
-        alone = alone or (own and flag & ALPHANUMERIC != 0)
-        value, chunk, held = pushed_character(value, chunk, held, code)
+        alone = alone or (single and flag & ALPHANUMERIC != 0)
+        value, chunk, held = push_character(value, chunk, held, code)
         at += length
         count += 1
-        seen |= flag if flag & SYMBOL else np.uint8(flag | NOT_SYMBOL)
-    plain = _folded(data, start, at, flags, lower)
-    return at, count, np.uint8(seen | UNSPACED) if alone else seen, ended(value, chunk, held), plain
+        union |= flag if flag & SYMBOL else np.uint8(flag | NOT_SYMBOL)
+    plain = _hash_folded(data, start, at, flags, lower)
+    return at, count, np.uint8(union | UNSPACED) if alone else union, finish_hash(value, chunk, held), plain
 
 
 @njit(
@@ -231,12 +231,12 @@ def _word_of_any_script(data, start, end, flags, lower):
     **COMPILE,
 )
 def split_words(data, offsets, flags, lower, start, chars, kind, exact, folded, first):
-    """Fill in each word's first byte, characters, flags, hash, and hash of its letters and digits in lower case (0: none).
+    """Fill in each word's first byte, number of characters, flags, hash, and hash of letters and digits in lower case (0: none).
 
     `first` gets the first word of each text, and the end. Returns the number of words.
     """
     word = 0
-    marks = np.full(256, np.uint8(SPACE))  # of bytes: where a run of ASCII within a word ends
+    marks = np.full(256, np.uint8(SPACE))  # flags of each byte; a byte beyond ASCII ends the fast path, as white space does
     marks[:128] = flags[:128]
     for text in range(len(offsets) - 1):
         first[text] = word
@@ -255,7 +255,7 @@ def split_words(data, offsets, flags, lower, start, chars, kind, exact, folded, 
 
 @njit(types.int64(BYTES, OFFSETS, types.int32[::1], types.int32[::1], types.int32[::1], types.int64[::1]), **COMPILE)
 def split_lines(data, offsets, start, end, chars, first):
-    """Fill in the first byte, end and characters of what lies between newlines; returns how many there are."""
+    """Fill in the first byte, end and number of characters of each line; return the number of lines."""
     line = 0
     for text in range(len(offsets) - 1):
         first[text] = line
@@ -276,7 +276,7 @@ def split_lines(data, offsets, start, end, chars, first):
 
 @njit(types.int64(BYTES), **COMPILE)
 def count_newlines(data):
-    """The number of newlines."""
+    """Return the number of newlines."""
     count = 0
     for byte in data:
         count += byte == 10

@@ -1,4 +1,4 @@
-"""A set of hashes and a counter of them, as open addressing in arrays that are never cleared: an entry counts by its stamp."""
+"""Sets of hashes with open addressing. Arrays are never cleared: an entry is valid if its stamp is the current one."""
 
 import numpy as np
 from numba import njit
@@ -8,7 +8,7 @@ from ropewalk.datapipe.text.kernels import COMPILE, MIX
 
 @njit(**COMPILE)
 def capacity(entries):
-    """The least power of two that leaves half of the slots free."""
+    """Return the least power of two that leaves half of the slots free."""
     size = 16
     while size < 2 * entries:
         size *= 2
@@ -17,7 +17,7 @@ def capacity(entries):
 
 @njit(inline="always")
 def slot_of(key, keys, stamps, mask, stamp):
-    """The slot that holds the key, or the free one that will."""
+    """Return the slot that holds the key, or the free slot for it."""
     slot = np.int64((np.uint64(key) * MIX) >> np.uint64(20)) & mask
     while stamps[slot] == stamp and keys[slot] != key:
         slot = (slot + 1) & mask
@@ -25,8 +25,8 @@ def slot_of(key, keys, stamps, mask, stamp):
 
 
 @njit(**COMPILE)
-def seen_before(key, keys, stamps, mask, stamp):
-    """Whether the key is in the set; it is from now on."""
+def add_key(key, keys, stamps, mask, stamp):
+    """Add the key to the set; return True if it was there before."""
     slot = slot_of(key, keys, stamps, mask, stamp)
     if stamps[slot] == stamp:
         return True

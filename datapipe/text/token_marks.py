@@ -1,4 +1,4 @@
-"""Which characters English tokens are cut at, as a table for kernels; abbreviations that are kept whole."""
+"""Characters at which English tokens are cut, as a table for kernels, and abbreviations that stay whole."""
 
 from functools import cache
 
@@ -23,7 +23,7 @@ ABBREVIATIONS = ("e.g.", "i.e.", "a.m.", "p.m.", "Mr.", "Mrs.", "Dr.", "vs.", "I
 
 @cache
 def token_marks() -> NDArray[np.uint16]:
-    """For each code point the properties that cutting tokens takes, as bits."""
+    """Bits of each code point that decide where tokens are cut."""
     characters = np.arange(CODE_POINTS, dtype=np.uint32).view("<U1")
     marks = np.zeros(CODE_POINTS, dtype=np.uint16)
     marks[np.strings.isalpha(characters)] |= ALPHA
@@ -32,7 +32,7 @@ def token_marks() -> NDArray[np.uint16]:
     marks[np.strings.isupper(characters)] |= UPPER
     marks[:MARKS_END][categories() == "So"] |= ICON | PREFIX | SUFFIX
     marks[:MARKS_END][categories() == "Sc"] |= CURRENCY | PREFIX
-    for found, bits in (
+    for members, bits in (
         (PUNCTUATION, PREFIX | SUFFIX | DOT_BEFORE),
         (QUOTES, PREFIX | SUFFIX | DOT_BEFORE | QUOTE),
         (DASHES, PREFIX | SUFFIX),
@@ -41,14 +41,14 @@ def token_marks() -> NDArray[np.uint16]:
         ("%\u00b2-+", DOT_BEFORE),
         (NO_ADDRESS_ENDS, NOT_LAST),
     ):
-        marks[[ord(character) for character in found]] |= bits
+        marks[[ord(character) for character in members]] |= bits
     marks.flags.writeable = False
     return marks
 
 
 @cache
 def abbreviations() -> NDArray[np.uint32]:
-    """The characters of each abbreviation, a row for each, zeros behind them."""
+    """Code points of each abbreviation, one row each, padded with zeros."""
     longest = max(map(len, ABBREVIATIONS))
     rows = np.array([[ord(c) for c in word.ljust(longest, "\0")] for word in ABBREVIATIONS], dtype=np.uint32)
     rows.flags.writeable = False

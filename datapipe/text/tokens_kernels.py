@@ -1,14 +1,14 @@
-"""English tokens of a batch: words with punctuation cut off them, nearly as spacy's tokenizer for English cuts.
+"""English tokens of a batch: words with punctuation split off, nearly as spacy's English tokenizer does.
 
-A chunk between white space loses marks at its front and its end, one after another, then is cut inside at certain marks. What
-looks like an address is kept whole. `marks` has the properties of each character that this takes (see `token_marks`).
+A chunk between white space loses marks at its front and its end, one after another, and is then split at certain inner marks.
+URLs and mail addresses stay whole. `marks` has the property bits of each character (see `token_marks`).
 """
 
 import numpy as np
 from numba import njit, types
 
 from ropewalk.datapipe.text.characters import ALPHANUMERIC, SPACE, SYMBOL
-from ropewalk.datapipe.text.kernels import BYTES, COMPILE, NOT_SYMBOL, OFFSETS, SEED, code_point, ended, pushed_character
+from ropewalk.datapipe.text.kernels import BYTES, COMPILE, NOT_SYMBOL, OFFSETS, SEED, code_point, finish_hash, push_character
 from ropewalk.datapipe.text.token_marks import (
     ALPHA,
     CURRENCY,
@@ -40,7 +40,7 @@ def _lower(point):
 
 @njit(**COMPILE)
 def _front(points, low, high, marks):
-    """How many characters come off the front."""
+    """Return the number of characters to split off the front."""
     if points[low] == DOT and low + 1 < high and points[low + 1] == DOT:
         count = 0
         while low + count < high and points[low + count] == DOT:
@@ -53,7 +53,7 @@ def _front(points, low, high, marks):
 
 @njit(**COMPILE)
 def _end(points, low, high, marks):
-    """How many characters come off the end."""
+    """Return the number of characters to split off the end."""
     last = points[high - 1]
     before = points[high - 2] if high - low > 1 else np.uint32(0)
     if last == DOT and before == DOT:
@@ -76,7 +76,7 @@ def _end(points, low, high, marks):
 
 @njit(**COMPILE)
 def _is_special(points, low, high, special):
-    """Whether these are the characters of an abbreviation that is kept whole."""
+    """Return True if these characters are an abbreviation that stays whole."""
     for row in range(special.shape[0]):
         same = True
         for k in range(special.shape[1]):
@@ -96,7 +96,7 @@ def _in_word(flags, point):
 
 @njit(**COMPILE)
 def _is_address(points, low, high, flags):
-    """Whether it begins as `scheme://`, `www.` or `name@host.x`."""
+    """Return True if the chunk starts with `scheme://`, `www.` or `name@host.x`."""
     at = low
     while at < high and 97 <= (points[at] | 32) <= 122 and points[at] < 128:
         at += 1
@@ -121,16 +121,16 @@ def _is_address(points, low, high, flags):
 
 
 @njit(**COMPILE)
-def _whole(points, low, high, flags, marks, special, maybe):
-    """Whether a chunk is not to be cut any more; `maybe`: it has a sign that addresses have."""
+def _whole(points, low, high, flags, marks, special, maybe_address):
+    """Return True if the chunk must not be cut any further; `maybe_address`: it contains `:`, `@` or `w`."""
     if points[high - 1] == DOT and high - low <= special.shape[1] and _is_special(points, low, high, special):
         return True
-    return maybe and not _has(marks, points[high - 1], NOT_LAST) and _is_address(points, low, high, flags)
+    return maybe_address and not _has(marks, points[high - 1], NOT_LAST) and _is_address(points, low, high, flags)
 
 
 @njit(**COMPILE)
 def _contraction(points, low, high, flags):
-    """The length of n't, 're, 'll, 've, 'm or 'd at the end, behind a letter or digit."""
+    """Return the length of n't, 're, 'll, 've, 'm or 'd at the end of a word, after a letter or digit; 0 if there is none."""
     size = high - low
     for length in (3, 2):
         if size <= length or not _in_word(flags, points[high - length - 1]):
@@ -152,7 +152,7 @@ def _contraction(points, low, high, flags):
 
 @njit(**COMPILE)
 def _inside(points, at, high, marks):
-    """How many characters at a place inside a word are a token of their own."""
+    """Return the number of characters from `at`, inside a word, that form a separate token."""
     point, before, behind = points[at], points[at - 1], points[at + 1]
     if point == DOT:
         if behind == DOT:
@@ -181,21 +181,21 @@ def _inside(points, at, high, marks):
 
 @njit(**COMPILE)
 def _emit(points, low, high, flags, chars, kind, exact, to):
-    """Write a token's characters, flags and hash; returns the place of the next one."""
+    """Write a token's number of characters, flags and hash; return the index of the next token."""
     if low >= high:
         return to
-    value, chunk, held, seen = SEED, np.uint64(0), 0, np.uint8(0)
+    value, chunk, held, union = SEED, np.uint64(0), 0, np.uint8(0)
     for at in range(low, high):
         flag = flags[points[at]]
-        seen |= flag if flag & SYMBOL else np.uint8(flag | NOT_SYMBOL)
-        value, chunk, held = pushed_character(value, chunk, held, points[at])
-    chars[to], kind[to], exact[to] = high - low, seen, ended(value, chunk, held)
+        union |= flag if flag & SYMBOL else np.uint8(flag | NOT_SYMBOL)
+        value, chunk, held = push_character(value, chunk, held, points[at])
+    chars[to], kind[to], exact[to] = high - low, union, finish_hash(value, chunk, held)
     return to + 1
 
 
 @njit(**COMPILE)
 def _cut_inside(points, low, high, flags, marks, chars, kind, exact, to):
-    """Write the tokens of a word without marks at its ends."""
+    """Write the tokens of a word that has no marks at its ends."""
     length = _contraction(points, low, high, flags)
     end, start, at = high - length, low, low + 1
     while at < end - 1:
@@ -212,12 +212,12 @@ def _cut_inside(points, low, high, flags, marks, chars, kind, exact, to):
 
 @njit(**COMPILE)
 def _cut_chunk(points, high, flags, marks, special, ends, chars, kind, exact, to):
-    """Write the tokens of what stands between white space."""
-    low, tails, maybe = 0, 0, False
+    """Write the tokens of one chunk between white space."""
+    low, tails, maybe_address = 0, 0, False
     for at in range(high):
         point = points[at]
-        maybe = maybe or point == 58 or point == 64 or (point | 32) == 119
-    while low < high and not _whole(points, low, high, flags, marks, special, maybe):
+        maybe_address = maybe_address or point == 58 or point == 64 or (point | 32) == 119
+    while low < high and not _whole(points, low, high, flags, marks, special, maybe_address):
         count = _front(points, low, high, marks)
         if count:
             to = _emit(points, low, low + count, flags, chars, kind, exact, to)
@@ -230,7 +230,7 @@ def _cut_chunk(points, high, flags, marks, special, ends, chars, kind, exact, to
         tails += 1
         high -= count
     if low < high:
-        if _whole(points, low, high, flags, marks, special, maybe):
+        if _whole(points, low, high, flags, marks, special, maybe_address):
             to = _emit(points, low, high, flags, chars, kind, exact, to)
         else:
             to = _cut_inside(points, low, high, flags, marks, chars, kind, exact, to)
@@ -243,7 +243,7 @@ def _cut_chunk(points, high, flags, marks, special, ends, chars, kind, exact, to
 
 @njit(types.int64(BYTES, types.int64, types.int64), **COMPILE)
 def most_tokens(data, start, end):
-    """No fewer than the tokens that some bytes can have, white space in front of each chunk included."""
+    """Return an upper bound of the number of tokens in a range of bytes."""
     others = 0
     for at in range(start, end):
         byte = data[at]
@@ -266,7 +266,7 @@ def most_tokens(data, start, end):
     **COMPILE,
 )
 def split_tokens(data, offsets, flags, marks, special, chars, kind, exact, first):
-    """Fill in each token's characters, flags and hash; `first` gets the first token of each text, and the end."""
+    """Fill in each token's number of characters, flags and hash; `first` gets the first token of each text, and the end."""
     longest = 1
     for text in range(len(offsets) - 1):
         longest = max(longest, offsets[text + 1] - offsets[text])

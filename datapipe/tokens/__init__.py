@@ -1,1 +1,1 @@
-"""From documents to tokens in Arrow shards."""
+"""Tokenizers, and pass 2: from documents to tokens in Arrow shards."""

@@ -1,4 +1,4 @@
-"""Training documents rewritten by functions of the user's own, and rearranged for fill-in-the-middle."""
+"""Rewrite training documents by a user-defined function, and rearrange them for fill-in-the-middle."""
 
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -16,49 +16,49 @@ from ropewalk.datapipe.tokens.tokenizer import Encoder
 
 
 class Named(Protocol):
-    """A document with its text."""
+    """A document with id, source and text."""
 
     @property
     def id(self) -> str:
-        """The final id."""
+        """Final id."""
         ...
 
     @property
     def source(self) -> str:
-        """Where it comes from."""
+        """Source of the document."""
         ...
 
     @property
     def text(self) -> str:
-        """The text before it is rewritten."""
+        """Text before rewriting."""
         ...
 
 
 def encode_augmented(
     documents: Sequence[Named], encoder: Encoder, augment: Augment | None
 ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
-    """The tokens of documents end to end and how many each has. What is drawn depends on a document's id alone."""
+    """Return the concatenated tokens of documents and the number of tokens of each. Random choices depend only on the id."""
     texts = [document.text for document in documents]
     if augment is None:
         return encoder.encode_flat(texts)
     if augment.function:
-        texts = [_rewritten(augment.function, document) for document in documents]
+        texts = [_rewrite(augment.function, document) for document in documents]
     if augment.fim is None:
         return encoder.encode_flat(texts)
     orders = [_order(document, text, augment.fim) for document, text in zip(documents, texts, strict=True)]
     tokens, lengths = encoder.encode_flat([part for parts in orders for part in parts if not isinstance(part, _Mark)])
     pieces = iter(np.split(tokens, np.cumsum(lengths)[:-1]))
     marks = [encoder.special(token) for token in augment.fim.tokens]
-    made = [_joined(parts, pieces, marks, encoder) for parts in orders]
-    return np.concatenate(made), np.array([len(one) for one in made], np.int64)
+    encoded = [_join(parts, pieces, marks, encoder) for parts in orders]
+    return np.concatenate(encoded), np.array([len(of_document) for of_document in encoded], np.int64)
 
 
 class _Mark(int):
-    """One of the three tokens: 0 prefix, 1 middle, 2 suffix."""
+    """One of the three special tokens: 0 prefix, 1 middle, 2 suffix."""
 
 
 def _order(document: Named, text: str, fim: FillInTheMiddle) -> list[str | _Mark]:
-    """The parts of a document in the order in which they are learnt: PSM or SPM, or the text as it is."""
+    """Return the parts of a document in training order: PSM, SPM, or the unchanged text."""
     if len(text) < 3 or not any(fnmatchcase(name, glob) for glob in fim.of for name in (document.id, document.source)):
         return [text]
     draws = [xxhash.xxh3_64_intdigest(document.id.encode(), seed=seed) / 2.0**64 for seed in range(4)]
@@ -71,31 +71,33 @@ def _order(document: Named, text: str, fim: FillInTheMiddle) -> list[str | _Mark
     return [_Mark(0), prefix, _Mark(2), suffix, _Mark(1), middle]
 
 
-def _joined(
+def _join(
     parts: Sequence[str | _Mark], pieces: Iterator[NDArray[np.unsignedinteger]], marks: Sequence[int], encoder: Encoder
 ) -> NDArray[np.unsignedinteger]:
-    """The tokens of all parts, each without its end-of-document token, and one of those at the end."""
-    found = [np.array([marks[part]], encoder.dtype) if isinstance(part, _Mark) else next(pieces)[:-1] for part in parts]
-    return np.concatenate([*found, np.array([encoder.end_of_document], encoder.dtype)])
+    """Concatenate the tokens of all parts, with a single end-of-document token at the end."""
+    tokens = [np.array([marks[part]], encoder.dtype) if isinstance(part, _Mark) else next(pieces)[:-1] for part in parts]
+    return np.concatenate([*tokens, np.array([encoder.end_of_document], encoder.dtype)])
 
 
 @lru_cache
 def _function(name: str) -> Callable[[str, str], str]:
     module, _, attribute = name.partition(":")
     try:
-        found: Callable[[str, str], str] = getattr(import_module(module), attribute)
+        function: Callable[[str, str], str] = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"augment.function: {name}: {error}; check the name, and that PYTHONPATH has its module") from None
-    return found
+        raise ConfigError(f"augment.function: {name}: {error}; check the name, and that its module is on PYTHONPATH") from None
+    return function
 
 
-def _rewritten(name: str, document: Named) -> str:
+def _rewrite(name: str, document: Named) -> str:
     try:
         text = _function(name)(document.text, document.id)
     except ConfigError:
         raise
     except Exception as error:
-        raise DataError(f"augment.function {name} failed at document {document.id}: {error!r}; correct it or unset it") from error
+        raise DataError(
+            f"augment.function {name} failed for document {document.id}: {error!r}; fix the function or unset it"
+        ) from error
     if not isinstance(text, str):
-        raise DataError(f"augment.function {name}: gave {type(text).__name__} for document {document.id}, must give a text")
+        raise DataError(f"augment.function {name}: returned {type(text).__name__} for document {document.id}, must return str")
     return text

@@ -1,4 +1,4 @@
-"""A faster tokenizer that must give the same tokens: checked when it starts, and on a piece of every batch."""
+"""A faster tokenizer, whose output is compared with the reference when it starts and for a piece of every batch."""
 
 import importlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from ropewalk.cluster.errors import ConfigError, DataError
 
-CHECKED_CHARS = 512  # of one text of each batch
+CHECKED_CHARS = 512  # of one text per batch
 HARD_TEXTS = (
     "",
     " ",
@@ -30,7 +30,7 @@ HARD_TEXTS = (
 
 
 class FastTokenizer:
-    """`fastokens` (RAYON_NUM_THREADS says on how many threads), with a `tokenizers` beside it that it is checked against."""
+    """`fastokens` (on RAYON_NUM_THREADS threads), compared with `tokenizers` as the reference."""
 
     def __init__(self, backend: str, description: str, reference: Tokenizer) -> None:
         try:
@@ -42,12 +42,12 @@ class FastTokenizer:
         self.backend, self.version, self.reference = backend, version(backend), reference
         try:
             self.tokenizer: Any = library.Tokenizer.from_json_str(description)
-        except Exception as error:  # the library's own, of whatever kind
+        except Exception as error:  # the library raises various types
             raise ConfigError(f"tokenizer.backend: {backend} cannot read this tokenizer ({error}); set tokenizers") from None
         self.check(HARD_TEXTS)
 
     def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """The tokens of all texts end to end, and where each text begins. Raises DataError where they are not the reference's."""
+        """Return the concatenated tokens and the start of each text. Raises DataError if they differ from the reference."""
         if texts:
             self.check([texts[len(texts) // 2][:CHECKED_CHARS]])
         return self._encode(texts)
@@ -62,6 +62,6 @@ class FastTokenizer:
         for at, encoding in enumerate(self.reference.encode_batch_fast(list(texts), add_special_tokens=False)):
             if encoding.ids != ids[offsets[at] : offsets[at + 1]].tolist():
                 raise DataError(
-                    f"tokenizer.backend: {self.backend} {self.version} gives other tokens than tokenizers for {texts[at][:40]!r};"
+                    f"tokenizer.backend: {self.backend} {self.version} and tokenizers disagree on {texts[at][:40]!r};"
                     " set tokenizer.backend to tokenizers"
                 )

@@ -1,4 +1,4 @@
-"""The text that a tokenizer is trained on: from record batches drawn by a hash, so that every part of the corpus counts."""
+"""Training text of a tokenizer: from record batches chosen by a hash, so that every part of the corpus is represented."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from ropewalk.datapipe.dedup.exact import TRAIN
 from ropewalk.datapipe.inputs.streams import MIB
 from ropewalk.datapipe.tokens.shards import Layout, Slice, cut_slices, read_slice
 
-LEAST_PIECES = 16  # a sample comes from at least so many places, where there are as many
+LEAST_PIECES = 16  # minimum number of record batches that a sample is drawn from, if there are as many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,30 +23,30 @@ class SamplePlan:
 
 
 def plan_sample(layout: Layout, sample_mib: float, seed: int) -> SamplePlan:
-    """Choose kept training documents of about `sample_mib`, at most a 16th from one record batch unless there are fewer."""
+    """Choose training documents of about `sample_mib`, at most a 16th from one record batch unless there are fewer."""
     blocks, corpus = layout.blocks, layout.corpus
-    places = [(unit, block) for unit, sizes in enumerate(blocks) for block in range(len(sizes))]
-    places.sort(key=lambda place: xxhash.xxh3_64_intdigest(f"{place[0]}:{place[1]}".encode(), seed=seed))
+    order = [(unit, block) for unit, sizes in enumerate(blocks) for block in range(len(sizes))]
+    order.sort(key=lambda batch: xxhash.xxh3_64_intdigest(f"{batch[0]}:{batch[1]}".encode(), seed=seed))
     starts = [np.cumsum([0, *sizes]) + int(corpus.offsets[unit]) for unit, sizes in enumerate(blocks)]
-    wanted = int(sample_mib * MIB)
-    share = max(wanted // max(min(len(places), LEAST_PIECES), 1), 1)
+    missing = int(sample_mib * MIB)
+    share = max(missing // max(min(len(order), LEAST_PIECES), 1), 1)
     chosen = []
-    for unit, block in places:
+    for unit, block in order:
         rows = np.arange(starts[unit][block], starts[unit][block + 1])
         rows = rows[corpus.fate[rows] == TRAIN]
         sizes = corpus.size[rows].astype(np.int64)
         before = np.cumsum(sizes) - sizes
-        rows = rows[before < min(share, wanted)]
+        rows = rows[before < min(share, missing)]
         chosen.append(rows)
-        wanted -= int(corpus.size[rows].sum())
-        if wanted <= 0:
+        missing -= int(corpus.size[rows].sum())
+        if missing <= 0:
             break
     rows = np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
-    return SamplePlan(slices=tuple(cut_slices(replace(layout, renamed=Renamed()), rows)))  # of their names nobody asks
+    return SamplePlan(slices=tuple(cut_slices(replace(layout, renamed=Renamed()), rows)))  # ids are not needed
 
 
 def read_sample(plan: SamplePlan, work: StoragePath) -> Iterator[str]:
     """Read the texts of the sample, in global order."""
     for part in plan.slices:
-        for kept in read_slice(part, work):
-            yield kept.text
+        for document in read_slice(part, work):
+            yield document.text

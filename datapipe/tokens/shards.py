@@ -1,4 +1,4 @@
-"""Pass 2, one shard at a time: read the kept documents, tokenize them, write one Arrow file. It knows nothing of Ray."""
+"""Pass 2 for one shard: read the kept documents, tokenize them, write one Arrow file. Independent of Ray."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -21,25 +21,25 @@ from ropewalk.datapipe.tokens.augment import encode_augmented
 from ropewalk.datapipe.tokens.config import Augment
 from ropewalk.datapipe.tokens.tokenizer import Encoder
 
-ENCODE_BYTES = 1 << 20  # of text handed to the tokenizer at once
+ENCODE_BYTES = 1 << 20  # text per call of the tokenizer
 SMALLEST, LARGEST = 4 * MIB, 256 * MIB
 FOLDERS: dict[Split, str] = {"train": "shards", "validation": "validation"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """All documents: their units, record batches, metadata and fates."""
+    """All documents: units, record batches, fates, new ids and cuts."""
 
     units: Sequence[Unit]
-    blocks: Sequence[Sequence[int]]  # of each unit: documents in each record batch
+    blocks: Sequence[Sequence[int]]  # documents in each record batch of each unit
     corpus: Corpus
     renamed: Renamed
-    cut: bool = False  # whether repeated paragraphs are cut out of texts
+    cut: bool = False  # cut repeated paragraphs from texts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Ascending rows of a unit, in as few bytes as they take: bits from the first on, or numbers where they lie far apart."""
+    """Ascending rows of a unit, stored compactly: bits from the first row on, or numbers if rows are sparse."""
 
     first: int
     bits: NDArray[np.uint8] | None
@@ -47,17 +47,17 @@ class Rows:
 
     @classmethod
     def of(cls, rows: NDArray[np.int64]) -> "Rows":
-        """Pack rows, of which some may occur several times."""
+        """Pack rows; a row may occur several times."""
         first = int(rows[0]) if len(rows) else 0
         span = int(rows[-1]) - first + 1 if len(rows) else 0
         if span > 32 * len(rows) or (np.diff(rows) == 0).any():
             return cls(first=first, bits=None, numbers=rows.astype(np.uint32))
-        there = np.zeros(span, np.bool_)
-        there[rows - first] = True
-        return cls(first=first, bits=np.packbits(there), numbers=None)
+        mask = np.zeros(span, np.bool_)
+        mask[rows - first] = True
+        return cls(first=first, bits=np.packbits(mask), numbers=None)
 
     def all(self) -> NDArray[np.int64]:
-        """The rows."""
+        """Unpack the rows."""
         if self.bits is None:
             return np.asarray(self.numbers, np.int64)
         return np.flatnonzero(np.unpackbits(self.bits)) + self.first
@@ -65,19 +65,19 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Some documents of one unit: their rows in the unit, the sizes of its record batches, where the ids are that change."""
+    """Some documents of one unit: their rows in the unit, the sizes of its record batches, the files with new ids."""
 
     unit: Unit
     blocks: Sequence[int]  # documents in each record batch
     packed: Rows
     line_base: int
     renamed: Renamed
-    cut: bool = False  # whether repeated paragraphs are cut out of their texts
+    cut: bool = False  # cut repeated paragraphs from texts
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """Everything that decides a shard's bytes, apart from the texts and the tokenizer."""
+    """Everything that determines a shard's bytes, apart from the texts and the tokenizer."""
 
     split: Split
     number: int
@@ -86,22 +86,22 @@ class ShardPlan:
 
     @property
     def path(self) -> str:
-        """The path of the shard in the data set."""
+        """Path of the shard in the data set."""
         return f"{FOLDERS[self.split]}/part-{self.number:05d}.arrow"
 
     @property
     def sidecar(self) -> str:
-        """The file below the work area that says that the shard is done."""
+        """Path of the file in the work area that marks the shard as done."""
         return f"encoded/{self.split}-{self.number:05d}.json"
 
     @property
     def facts(self) -> str:
-        """The file below the work area with what the report says of the shard."""
+        """Path of the shard's facts for the report, in the work area."""
         return f"encoded/{self.split}-{self.number:05d}.facts.json"
 
 
 def shard_limit(total_bytes: int, shard_mib: float | None) -> int:
-    """The bytes of text in a shard: `shard_mib`, else a 64th of all text, between 4 and 256 MiB."""
+    """Return the bytes of text per shard: `shard_mib`, else a 64th of all text, between 4 and 256 MiB."""
     return int(shard_mib * MIB) if shard_mib else min(max(total_bytes // 64, SMALLEST), LARGEST)
 
 
@@ -112,7 +112,7 @@ def plan_shards(layout: Layout, limit: int) -> list[ShardPlan]:
     for split, fate in splits:
         slices: list[list[Slice]] = []
         counts: list[int] = []
-        for unit, rows, numbers in _numbered(layout, fate, limit):
+        for unit, rows, numbers in _assign_shards(layout, fate, limit):
             for number in np.unique(numbers).tolist():
                 if number == len(slices):
                     slices.append([])
@@ -127,8 +127,8 @@ def plan_shards(layout: Layout, limit: int) -> list[ShardPlan]:
     return plans
 
 
-def _numbered(layout: Layout, fate: int, limit: int) -> Iterator[tuple[Unit, NDArray[np.int64], NDArray[np.int64]]]:
-    """Of each unit the rows with this fate, as often as they are taken, and the number of the shard of each."""
+def _assign_shards(layout: Layout, fate: int, limit: int) -> Iterator[tuple[Unit, NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield each unit with its rows of this fate, repeated by their copies, and the shard number of each row."""
     corpus, total, reached, number = layout.corpus, 0, -1, -1
     for unit in layout.units:
         part = corpus.rows_of(unit.index)
@@ -137,14 +137,14 @@ def _numbered(layout: Layout, fate: int, limit: int) -> Iterator[tuple[Unit, NDA
             rows = np.repeat(rows, corpus.copies[part][rows])
         if len(rows):
             ends = np.cumsum(corpus.size[part][rows].astype(np.int64)) + total
-            places = np.concatenate([[total], ends[:-1]]) // limit  # a large document may leave out some
-            numbers = np.cumsum(np.diff(np.concatenate([[reached], places])) != 0) + number
-            total, reached, number = int(ends[-1]), int(places[-1]), int(numbers[-1])
+            limits = np.concatenate([[total], ends[:-1]]) // limit  # a large document may skip some
+            numbers = np.cumsum(np.diff(np.concatenate([[reached], limits])) != 0) + number
+            total, reached, number = int(ends[-1]), int(limits[-1]), int(numbers[-1])
             yield unit, rows, numbers
 
 
 def cut_slices(layout: Layout, rows: NDArray[np.int64]) -> Iterator[Slice]:
-    """Cut ascending global rows into one slice for each unit that has any of them."""
+    """Split ascending global rows into one slice for each unit that has any."""
     offsets = layout.corpus.offsets
     owners = np.searchsorted(offsets, rows, side="right") - 1
     for index in np.unique(owners).tolist():
@@ -152,7 +152,7 @@ def cut_slices(layout: Layout, rows: NDArray[np.int64]) -> Iterator[Slice]:
 
 
 def slice_of(layout: Layout, unit: Unit, rows: NDArray[np.int64]) -> Slice:
-    """The slice of ascending rows of one unit, or of none."""
+    """Build the slice of ascending rows of one unit; it may be empty."""
     return Slice(
         unit=unit,
         blocks=layout.blocks[unit.index],
@@ -164,17 +164,17 @@ def slice_of(layout: Layout, unit: Unit, rows: NDArray[np.int64]) -> Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class NamedDocument:
     """A document of a slice with its final id."""
 
     id: str
     source: str
     text: str
-    line: int  # from 1, in the whole file
+    line: int  # in the whole file, from 1
 
 
-def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterator[Kept]:
-    """Read the documents of a slice in order; record batches without any of them are skipped."""
+def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterator[NamedDocument]:
+    """Read the documents of a slice in order; record batches without any are skipped."""
     starts, chosen = np.concatenate([[0], np.cumsum(part.blocks)]), part.packed.all()
     suffixes = part.renamed.of(part.unit.index, work)
     cuts = read_cuts(work, part.unit.index) if part.cut and with_text else np.zeros(0, dtype=CUT)
@@ -187,18 +187,18 @@ def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterat
             batch = reader.get_batch(index).take(pa.array(rows - starts[index]))
             texts = batch.column(3).to_pylist() if with_text else [""] * len(rows)
             ids, sources, lines = (batch.column(i).to_pylist() for i in range(3))
-            for row, known, source, line, text in zip(rows.tolist(), ids, sources, lines, texts, strict=True):
-                name = known or unnamed_id(part.unit, part.line_base + line)
+            for row, id_, source, line, text in zip(rows.tolist(), ids, sources, lines, texts, strict=True):
+                name = id_ or unnamed_id(part.unit, part.line_base + line)
                 if len(cuts):
                     low, high = np.searchsorted(cuts["row"], [row, row + 1])
                     text = cut_text(text, cuts[low:high])  # noqa: PLW2901
-                yield Kept(name + suffixes.get(row, ""), source, text, part.line_base + line)
+                yield NamedDocument(name + suffixes.get(row, ""), source, text, part.line_base + line)
 
 
 def encode_shard(
     plan: ShardPlan, encoder: Encoder, work: StoragePath, output: StoragePath, augment: Augment | None = None
 ) -> Shard:
-    """Write one shard, then its sidecar that says that it is done; a pure function of the plan, the texts and the tokenizer."""
+    """Write one shard, then the sidecar that marks it as done; a pure function of the plan, the texts and the tokenizer."""
     ids: list[str] = []
     sources: list[str] = []
     tokens: list[NDArray[np.unsignedinteger]] = []
@@ -207,9 +207,9 @@ def encode_shard(
     heads: list[str] = []
     for part in plan.slices:
         for group in _groups(read_slice(part, work)):
-            texts = [kept.text for kept in group]
-            ids.extend(kept.id for kept in group)
-            sources.extend(kept.source for kept in group)
+            texts = [document.text for document in group]
+            ids.extend(document.id for document in group)
+            sources.extend(document.source for document in group)
             flat, counts = encode_augmented(group, encoder, augment if plan.split == "train" else None)
             tokens.append(flat)
             lengths.append(counts)
@@ -234,12 +234,12 @@ def encode_shard(
     return shard
 
 
-def _groups(documents: Iterator[Kept]) -> Iterator[list[Kept]]:
-    group: list[Kept] = []
+def _groups(documents: Iterator[NamedDocument]) -> Iterator[list[NamedDocument]]:
+    group: list[NamedDocument] = []
     held = 0
-    for kept in documents:
-        group.append(kept)
-        held += len(kept.text)
+    for document in documents:
+        group.append(document)
+        held += len(document.text)
         if held >= ENCODE_BYTES:
             yield group
             group, held = [], 0
@@ -261,11 +261,11 @@ def _write_arrow(
     schema = pa.schema([("id", pa.string()), ("source", pa.string()), ("tokens", pa.list_(kind))])
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, type=kind))
     with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch([*(pa.array(one, pa.string()) for one in names), lists], schema=schema))
+        writer.write_batch(pa.record_batch([*(pa.array(column, pa.string()) for column in names), lists], schema=schema))
 
 
 def read_sidecar(plan: ShardPlan, work: StoragePath, output: StoragePath) -> Shard | None:
-    """The shard if it is done and its file is there in full, else None."""
+    """Return the shard if it is done and its file is complete, else None."""
     try:
         shard = Shard.model_validate_json(work.read(plan.sidecar))
         return shard if output.size(plan.path) == shard.size else None

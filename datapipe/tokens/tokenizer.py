@@ -1,4 +1,4 @@
-"""The tokenizer of a data set: trained on a sample of its documents or copied, and stored as a Hugging Face directory."""
+"""Tokenizer of a data set: trained on a sample of its documents or copied, and stored as a Hugging Face directory."""
 
 import json
 import os
@@ -26,14 +26,14 @@ KEPT_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
-    """The files of a tokenizer, as of a Hugging Face directory."""
+    """Files of a tokenizer, as in a Hugging Face directory."""
 
     name: str
     files: dict[str, bytes]
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, marks: Sequence[str] = ()) -> TokenizerFiles:
-    """Train a byte-level BPE as GPT-2's, with further special tokens; the same texts give the same bytes."""
+    """Train a byte-level BPE like GPT-2's, with additional special tokens `marks`; deterministic."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -62,26 +62,26 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, marks: Sequence[str] 
 def take_tokenizer(path: str) -> TokenizerFiles:
     """Copy an existing tokenizer: a Hugging Face directory, a tokenizer.json (also by URL), or a Hugging Face name.
 
-    Raises ConfigError if it is not there, not readable, or not in the cache while the hub cannot be reached.
+    Raises ConfigError if it does not exist, is not readable, or is not in the cache while the hub cannot be reached.
     """
     if path.endswith(".json"):
         folder, _, file = path.rpartition("/")
-        return _from_place(StoragePath(folder or "/"), file, path)
+        return _read_folder(StoragePath(folder or "/"), file, path)
     if "://" in path or path.startswith("/"):
-        place = StoragePath(path)
-        if not place.exists():
+        directory = StoragePath(path)
+        if not directory.exists():
             raise ConfigError(
-                f"tokenizer.path: {path}: no such directory; give a Hugging Face directory or name, or a tokenizer.json"
+                f"tokenizer.path: {path}: no such directory; use a Hugging Face directory or name, or a tokenizer.json"
             )
-        if place.exists("tokenizer.json"):
-            return _from_place(place, "tokenizer.json", path)
-        if place.local is None:
-            raise ConfigError(f"tokenizer.path: {path}: holds no tokenizer.json; save it there with save_pretrained")
-    return _converted(path)
+        if directory.exists("tokenizer.json"):
+            return _read_folder(directory, "tokenizer.json", path)
+        if directory.local is None:
+            raise ConfigError(f"tokenizer.path: {path}: no tokenizer.json; save one there with save_pretrained")
+    return _load_with_transformers(path)
 
 
 def tokenizer_checksum(path: str) -> str | None:
-    """`xxh3:<32 hex>` of the tokenizer.json that a path names; None where none lies there, or the path is a name on the hub."""
+    """Return `xxh3:<32 hex>` of the tokenizer.json at a path; None if there is none, or for a name on the hub."""
     if "://" not in path and not path.startswith("/"):
         return None
     folder, _, file = (path if path.endswith(".json") else f"{path.rstrip('/')}/tokenizer.json").rpartition("/")
@@ -91,63 +91,65 @@ def tokenizer_checksum(path: str) -> str | None:
         return None
 
 
-def _from_place(place: StoragePath, file: str, path: str) -> TokenizerFiles:
+def _read_folder(folder: StoragePath, file: str, path: str) -> TokenizerFiles:
     try:
-        files = {"tokenizer.json": place.read(file)}
+        files = {"tokenizer.json": folder.read(file)}
         Tokenizer.from_str(files["tokenizer.json"].decode())
     except FileNotFoundError:
         raise ConfigError(f"tokenizer.path: {path}: no such file; check the path") from None
-    except Exception as error:  # tokenizers raises bare Exception for what it cannot parse
-        raise ConfigError(f"tokenizer.path: {path}: not a tokenizer.json: {error}; save it anew with save_pretrained") from None
-    present = set(place.names())
-    files |= {name: place.read(name) for name in KEPT_FILES if name in present}
+    except Exception as error:  # tokenizers raises bare Exception for invalid files
+        raise ConfigError(
+            f"tokenizer.path: {path}: not a valid tokenizer.json: {error}; save it again with save_pretrained"
+        ) from None
+    present = set(folder.names())
+    files |= {name: folder.read(name) for name in KEPT_FILES if name in present}
     name = path.rstrip("/").removesuffix("/tokenizer.json").removesuffix(".json").rpartition("/")[2]
     return TokenizerFiles(name=name, files=files)
 
 
-def _converted(name: str) -> TokenizerFiles:
-    """Load a tokenizer that only transformers can find or convert: from its cache, else from the hub if that may be asked."""
-    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds to import, and rarely needed
+def _load_with_transformers(name: str) -> TokenizerFiles:
+    """Load a tokenizer that only transformers can find or convert: from its cache, else from the hub unless offline."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds to import, and is rarely needed
 
     try:
         try:
-            found = AutoTokenizer.from_pretrained(name, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
         except (OSError, ValueError):
             if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"} or Path(name).exists():
                 raise
-            found = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # the hub, its cache and sentencepiece each have their own
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the hub, its cache and sentencepiece raise various types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"tokenizer.path: {name!r} is no local path, is not in the Hugging Face cache, and the hub gave none ({reason});"
-            " download it where there is a network, or give a directory"
+            f"tokenizer.path: {name!r} is neither a local path nor in the Hugging Face cache, and the hub failed ({reason});"
+            " download it on a machine with network access, or use a directory"
         ) from None
-    if not getattr(found, "is_fast", False):
-        raise ConfigError(f"tokenizer.path: {name}: has no fast form (tokenizer.json); choose a tokenizer that has one")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(f"tokenizer.path: {name}: no fast version (tokenizer.json); choose a tokenizer that has one")
     with scratch("t") as folder:
-        found.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         return TokenizerFiles(
-            name=name.rstrip("/").rpartition("/")[2], files=_from_place(StoragePath(folder), "tokenizer.json", name).files
+            name=name.rstrip("/").rpartition("/")[2], files=_read_folder(StoragePath(folder), "tokenizer.json", name).files
         )
 
 
 @lru_cache(maxsize=1)
-def _opened(description: str, backend: str) -> tuple[Tokenizer, FastTokenizer | None]:
-    """The library's tokenizer, which nobody changes afterwards, and the faster one; to read both takes half a second."""
+def _load(description: str, backend: str) -> tuple[Tokenizer, FastTokenizer | None]:
+    """Load the library's tokenizer, which must not be changed afterwards, and the faster one; cached, since it takes 0.5 s."""
     tokenizer = Tokenizer.from_str(description)
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    # a document that contains the words of a special token must not be able to end itself
+    # text that spells a special token is encoded as ordinary text, so that a document cannot end itself
     tokenizer.encode_special_tokens = True
     return tokenizer, None if backend == "tokenizers" else FastTokenizer(backend, description, tokenizer)
 
 
 class Encoder:
-    """Text to token ids, each document closed by the end-of-document token."""
+    """Encodes texts to token ids, each followed by the end-of-document token."""
 
     def __init__(self, files: TokenizerFiles, backend: str = "tokenizers") -> None:
         self.files = files
-        self.tokenizer, self.fast = _opened(files.files["tokenizer.json"].decode(), backend)
+        self.tokenizer, self.fast = _load(files.files["tokenizer.json"].decode(), backend)
         ids = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(ids.values()) + 1
         self.end_of_document = self._find_end(ids)
@@ -159,41 +161,43 @@ class Encoder:
         settings = json.loads(self.files.files.get("tokenizer_config.json", b"{}"))
         marks = json.loads(self.files.files.get("special_tokens_map.json", b"{}"))
         for token in (settings.get("eos_token"), marks.get("eos_token"), END_OF_DOCUMENT, "</s>", "<|end_of_text|>", "<eos>"):
-            word = token.get("content") if isinstance(token, dict) else token
-            if word in ids:
-                return ids[word]
+            content = token.get("content") if isinstance(token, dict) else token
+            if content in ids:
+                return ids[content]
         raise ConfigError(
             f"tokenizer {self.files.name!r} has no end-of-document token; set eos_token in its tokenizer_config.json"
         )
 
     def special(self, token: str) -> int:
-        """The id of a special token. Raises ConfigError where the tokenizer has none of this name."""
-        found = self.tokenizer.token_to_id(token)
-        if found is None:
-            raise ConfigError(f"augment.fim: tokenizer {self.files.name!r} has no token {token!r}; name its own, or train one")
-        return int(found)
+        """Return the id of a special token. Raises ConfigError if the tokenizer does not have it."""
+        token_id = self.tokenizer.token_to_id(token)
+        if token_id is None:
+            raise ConfigError(
+                f"augment.fim: tokenizer {self.files.name!r} has no token {token!r}; name its own token, or train a tokenizer"
+            )
+        return int(token_id)
 
     def encode(self, texts: Sequence[str]) -> Iterator[NDArray[np.unsignedinteger]]:
-        """Encode each text, and append the end-of-document token."""
+        """Encode each text and append the end-of-document token."""
         tokens, lengths = self.encode_flat(texts)
         yield from np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else ()
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
-        """The tokens of all texts end to end, each with its end-of-document token, and how many each has."""
+        """Return the concatenated tokens of all texts, with end-of-document tokens, and the number of tokens of each."""
         if self.fast is not None:
             ids, offsets = self.fast.encode(texts)
             return np.insert(ids, offsets[1:], self.end_of_document).astype(self.dtype), np.diff(offsets) + 1
-        found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        lengths = np.array([len(encoding) + 1 for encoding in found], np.int64)
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        lengths = np.array([len(encoding) + 1 for encoding in encodings], np.int64)
         tokens = np.full(int(lengths.sum()), self.end_of_document, self.dtype)
         at = 0
-        for encoding in found:
+        for encoding in encodings:
             tokens[at : at + len(encoding)] = encoding.ids
             at += len(encoding) + 1
         return tokens, lengths
 
     def record(self) -> TokenizerRecord:
-        """The tokenizer's record in the manifest; the hash is over tokenizer.json."""
+        """Return the tokenizer's record for the manifest; the hash is over tokenizer.json."""
         return TokenizerRecord(
             name=self.files.name,
             hash=f"xxh3:{xxhash.xxh3_128_hexdigest(self.files.files['tokenizer.json'])}",
@@ -206,14 +210,14 @@ class Encoder:
 
 
 def write_tokenizer(output: StoragePath, work: StoragePath, tokenizer: TokenizerFiles) -> None:
-    """Write the tokenizer into the data set, then the file below the work area that says that it is complete."""
+    """Write the tokenizer into the data set, then the file in the work area that marks it as complete."""
     for name, data in sorted(tokenizer.files.items()):
         output.write(f"{FOLDER}/{name}", data)
     work.write("tokenizer.json", json.dumps({"name": tokenizer.name, "files": sorted(tokenizer.files)}).encode())
 
 
 def read_tokenizer(output: StoragePath, work: StoragePath) -> TokenizerFiles | None:
-    """Read the tokenizer that the data set has already, or None."""
+    """Read the tokenizer of the data set, or return None if it is not complete."""
     try:
         mark = json.loads(work.read("tokenizer.json"))
         return TokenizerFiles(name=mark["name"], files={name: output.read(f"{FOLDER}/{name}") for name in mark["files"]})

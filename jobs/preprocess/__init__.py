@@ -1,1 +1,1 @@
-"""The preprocess job: raw documents become a sharded Arrow data set of tokens."""
+"""The preprocess job: make a sharded Arrow data set of tokens from raw documents."""

@@ -1,4 +1,4 @@
-"""The keys of the `preprocess` job."""
+"""Keys of the `preprocess` job."""
 
 import re
 from pathlib import Path
@@ -14,33 +14,33 @@ from ropewalk.datapipe.passes.config import DataSetConfig
 
 
 class PreprocessConfig(DataSetConfig, JobConfig):
-    """The keys of a data set, and where the work on it runs."""
+    """Keys of a data set, and of the execution of its tasks."""
 
     actors: int | None = Field(default=None, ge=1, description="number of Ray actors; unset: one per CPU of the run's nodes")
     fanout: Literal["ray", "array"] = Field(
         default="ray",
-        description="where the work runs: on Ray actors of the run's nodes, or in a Slurm array that the run submits",
+        description="run tasks on Ray actors of the run's nodes, or in a Slurm array that the run submits",
     )
-    array: ArrayOptions = Field(default=ArrayOptions(), description="the array of fanout=array")
+    array: ArrayOptions = Field(default=ArrayOptions(), description="settings of fanout=array")
 
     @model_validator(mode="after")
     def _keys_of_the_fanout(self) -> "PreprocessConfig":
         if self.fanout == "ray" and self.array != ArrayOptions():
-            raise ValueError("array.* configures fanout=array, but fanout is 'ray'; set fanout=array too")
+            raise ValueError("array.* requires fanout=array, but fanout is 'ray'; set fanout=array")
         if self.fanout == "array" and self.actors is not None:
-            raise ValueError("actors counts Ray actors; with fanout=array set array.at_once instead")
+            raise ValueError("actors is the number of Ray actors; with fanout=array, set array.at_once instead")
         if self.fanout == "array" and self.resources.nodes.most > 1:
             raise ValueError(
-                "fanout=array takes one node for its driver (resources.nodes=1); array.at_once sets how many array tasks run"
+                "fanout=array uses one node for its driver (resources.nodes=1); array.at_once limits the number of array tasks"
             )
         return self
 
     def preferred_engine(self) -> Engine | None:
-        """With an array the run itself is one process, the driver."""
+        """Return the engine `process` for an array, whose run is only the driver."""
         return Engine.PROCESS if self.fanout == "array" else None
 
     def preflight(self, here: PathView = Path) -> None:
-        """Check that local inputs exist and that the output does not lie among them. Raises ConfigError, DataError."""
+        """Check that local inputs exist and that the output is not inside them. Raises ConfigError, DataError."""
         for pattern in self.input:
             if re.match(r"^[a-z0-9+]+:", pattern):
                 continue
@@ -49,7 +49,7 @@ class PreprocessConfig(DataSetConfig, JobConfig):
                 continue
             _require_input(pattern, path)
             if path.is_dir() and Path(self.output).is_relative_to(pattern):
-                raise ConfigError(f"output: {self.output!r} lies inside the input {pattern!r}; choose a directory outside")
+                raise ConfigError(f"output: {self.output!r} is inside the input {pattern!r}; choose a directory outside")
         for pattern in self.decontaminate.against if self.decontaminate else ():
             if not re.match(r"^[a-z0-9+]+:", pattern) and (path := here(pattern)) is not None:
                 _require_input(pattern, path, "decontaminate.against")
@@ -57,7 +57,7 @@ class PreprocessConfig(DataSetConfig, JobConfig):
         if local and local.startswith("/") and (path := here(local)) is not None and not path.exists():
             raise ConfigError(f"tokenizer.path: {local}: no such file or directory")
         if not re.match(r"^[a-z0-9+]+:", self.output) and (path := here(self.output)) is not None and path.is_file():
-            raise ConfigError(f"output: {self.output!r} is a file; give a directory")
+            raise ConfigError(f"output: {self.output!r} is a file; choose a directory")
 
 
 def _require_input(pattern: str, path: Path, key: str = "input") -> None:
@@ -68,4 +68,4 @@ def _require_input(pattern: str, path: Path, key: str = "input") -> None:
     if not glob.has_magic(pattern):
         raise DataError(f"{key} {pattern!r}: no such file or directory")
     if next(glob.iglob(str(path), recursive=True), None) is None:
-        raise DataError(f"{key} {pattern!r}: matches no file; check the path, or use ** to look into folders")
+        raise DataError(f"{key} {pattern!r}: matches no file; check the path, or use ** to include subdirectories")

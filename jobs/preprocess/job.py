@@ -1,4 +1,4 @@
-"""The `preprocess` job: raw documents to a sharded Arrow data set of tokens, by Ray actors or an array."""
+"""Entry of the `preprocess` job: raw documents to a sharded Arrow data set of tokens, by Ray actors or an array."""
 
 import logging
 import os
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Make the data set and its cards, or go on where an earlier attempt was killed.
+    """Make the data set and its cards, or resume after an earlier attempt.
 
-    Raises StopRequested once a stop is asked for: what is committed stays.
+    Raises StopRequested once a stop is requested; committed work is kept.
     """
     from ropewalk.datapipe.passes.pipeline import make_data_set
     from ropewalk.datapipe.passes.progress import Progress
@@ -40,7 +40,7 @@ def main(context: JobContext) -> dict[str, object]:
 
 
 class _Actors:
-    """Ray and a pool of actors, started when there is work: a complete data set needs neither."""
+    """Ray and a pool of actors, started at the first task: a complete data set needs neither."""
 
     def __init__(self, config: PreprocessConfig, context: JobContext) -> None:
         self.config, self.context = config, context
@@ -60,11 +60,11 @@ class _Actors:
             self.pool = ActorPool(output, f"{output}/{WORK}", self.config.actors, self.context.stop_requested)
             self.context.run.event("actors", actors=self.pool.size)
         for task, result in self.pool.run_tasks(tasks):
-            self.context.fence.check()  # an orphan of an older attempt must not finish over its successor
+            self.context.fence.check()  # a process of an earlier attempt must not finish the data set of a later one
             yield task, result
 
     def close(self) -> None:
-        """End the actors and leave Ray."""
+        """End the actors and disconnect from Ray."""
         if self.pool is None:
             return
         import ray
@@ -78,7 +78,7 @@ class _Actors:
 
 
 class _Array:
-    """A pool of array tasks, started when there is work."""
+    """A pool of array tasks, started at the first task."""
 
     def __init__(self, config: PreprocessConfig, context: JobContext) -> None:
         self.config, self.context = config, context
@@ -96,15 +96,15 @@ class _Array:
             run, attempt = self.context.run, self.context.attempt
             executor = choose_executor(self.config.array, f"{run.id}.array-{attempt}", _cpus(self.context))
             folder = run.attempt_dir(attempt) / "array"
-            tell = partial(run.event, "array", attempt=attempt)
+            on_submit = partial(run.event, "array", attempt=attempt)
             stop = self.context.stop_requested
-            self.pool = ArrayPool((output, f"{output}/{WORK}"), executor, folder, stop=stop, on_submit=tell).__enter__()
+            self.pool = ArrayPool((output, f"{output}/{WORK}"), executor, folder, stop=stop, on_submit=on_submit).__enter__()
         for task, result in self.pool.run_tasks(tasks):
             self.context.fence.check()
             yield task, result
 
     def close(self) -> None:
-        """End the array tasks that still run."""
+        """End the array tasks that are still running."""
         if self.pool is None:
             return
         self.pool.__exit__()
@@ -117,7 +117,7 @@ def _cpus(context: JobContext) -> int:
 
 
 def _connect(context: JobContext) -> bool:
-    """Join the cluster that the agent started, or start a small one; False if this process is in one already."""
+    """Connect to the agent's Ray cluster, or start a small one; return False if this process is already connected."""
     import ray
 
     if ray.is_initialized():
@@ -135,7 +135,7 @@ def _connect(context: JobContext) -> bool:
 def _results(manifest: "Manifest", config: PreprocessConfig, context: JobContext) -> dict[str, object]:
     damaged = [record.path for record in manifest.inputs if record.damage]
     if damaged:
-        log.warning("%d input files are damaged, what could be read of them is kept: %s", len(damaged), ", ".join(damaged[:5]))
+        log.warning("%d input files are damaged; documents before the damage are kept: %s", len(damaged), ", ".join(damaged[:5]))
         context.run.event("damaged_inputs", files=damaged)
     return {
         "documents": manifest.totals.documents,

@@ -1,4 +1,4 @@
-"""A data set's report as pictures of its run, for trackers: the page itself draws its own."""
+"""Plots of a data set's report for trackers; report.html has its own."""
 
 import json
 from functools import partial
@@ -13,23 +13,23 @@ REPORT = "report/report.json"
 
 
 def write_pictures(run: RunDir, output: StoragePath) -> None:
-    """Draw what was dropped and why, sources, languages and lengths; each only where there is anything."""
+    """Draw drop reasons, sources, languages and lengths, each only if there are values."""
     report: dict[str, Any] = json.loads(output.read(REPORT))
     sources = {name: row["tokens"] for name, row in report["sources"].items()}
-    drawn = {
+    charts = {
         "dropped": (_by_size(report["reasons"]), "documents dropped, by reason"),
         "sources": (_by_size(sources), "tokens kept, by source"),
         "languages": (_by_size(report["languages"]), "documents kept, by language"),
         "lengths": ({f"from {tokens}": count for tokens, count in report["lengths"].items()}, "documents, by tokens"),
     }
-    for name, (values, title) in drawn.items():
+    for name, (values, title) in charts.items():
         if values:
             height = 0.9 + 0.24 * min(len(values), 25)
             write_picture(run.path, name, as_png(partial(draw_bars, values=values, title=title), (6.4, height)))
-    dropped = [[reason, one.get("id"), one.get("text")] for reason, some in report["samples"]["dropped"].items() for one in some]
-    kept = [["kept", one.get("id"), one.get("text")] for one in report["samples"]["kept"]]
-    write_table(run.path, "documents", ("what became of it", "document", "text"), [*dropped, *kept])
+    groups = {**report["samples"]["dropped"], "kept": report["samples"]["kept"]}
+    rows = [[outcome, sample.get("id"), sample.get("text")] for outcome, samples in groups.items() for sample in samples]
+    write_table(run.path, "documents", ("outcome", "document", "text"), rows)
 
 
 def _by_size(values: dict[str, int]) -> dict[str, float]:
-    return {name: value for name, value in sorted(values.items(), key=lambda one: -one[1]) if value}
+    return {name: value for name, value in sorted(values.items(), key=lambda item: -item[1]) if value}

@@ -63,5 +63,5 @@ def test_its_options_are_checked_at_submission(tmp_path: Path) -> None:
 
 
 def test_it_is_not_there_without_its_package(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown filter 'shouting'; known: c4, decontaminate"):
+    with pytest.raises(ConfigError, match="unknown filter 'shouting'; available: c4, decontaminate"):
         configure(tmp_path, tmp_path / "out", filters=["shouting"])

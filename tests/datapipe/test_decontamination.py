@@ -58,7 +58,7 @@ def test_twelve_equal_words_are_not_thirteen() -> None:
     index = NgramIndex.build([item])
     assert index.matches(" ".join([*OTHERS[:9], *WORDS[5:16], *OTHERS[10:20]])) == []  # 11, and one more may differ
     (one,) = index.matches("Ähem: " + " ".join([*OTHERS[:9], *WORDS[5:18], *OTHERS[10:20]]))
-    assert (one.text, one.item, one.words) == (0, 0, 13)
+    assert (one.text, one.item, one.num_words) == (0, 0, 13)
     assert one.share == pytest.approx(13 / 40)
 
 

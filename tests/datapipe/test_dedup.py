@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ropewalk.cluster.errors import DataError
 from ropewalk.datapipe.dedup.equal import repeats
-from ropewalk.datapipe.inputs.text_hash import normalised, text_hashes
+from ropewalk.datapipe.inputs.text_hash import normal_form, text_hashes
 from ropewalk.datapipe.text.document_batch import DocumentBatch
 from ropewalk.datapipe.tokens.shards import Rows
 from tests.fakes.documents import make, rejected, rows, some_documents, write_lines
@@ -26,7 +26,7 @@ from tests.fakes.documents import make, rejected, rows, some_documents, write_li
     ],
 )
 def test_texts_are_equal_up_to_case_space_and_form(one: str, other: str, same: bool) -> None:
-    assert (normalised(one) == normalised(other)) is same
+    assert (normal_form(one) == normal_form(other)) is same
 
 
 def test_the_first_of_equal_texts_stays_across_files(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_repeats_are_those_seen_before(values: list[tuple[int, int]]) -> None:
 @given(st.lists(st.text(alphabet=st.characters(max_codepoint=300), max_size=40), min_size=1, max_size=6))
 @settings(max_examples=150, deadline=None)
 def test_hashes_of_a_batch_are_those_of_the_normal_forms(texts: list[str]) -> None:
-    assert text_hashes(DocumentBatch.of_texts(texts)) == [xxhash.xxh3_128_digest(normalised(text)) for text in texts]
+    assert text_hashes(DocumentBatch.of_texts(texts)) == [xxhash.xxh3_128_digest(normal_form(text)) for text in texts]
 
 
 def test_how_many_parts_hashes_are_compared_in_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,9 +62,9 @@ def test_what_a_user_writes(tmp_path: Path, source: Path, written: Any, meant: A
     [
         (
             ["min_word"],
-            "filters: unknown filter 'min_word'; did you mean 'min_words'?; known: c4, decontaminate, fineweb",
+            "filters: unknown filter 'min_word'; did you mean 'min_words'?; available: c4, decontaminate, fineweb",
         ),
-        (["c5"], "filters: unknown filter 'c5'; known: c4, decontaminate, fineweb"),
+        (["c5"], "filters: unknown filter 'c5'; available: c4, decontaminate, fineweb"),
         ([{"min_words": {"word": 3}}], "filters: min_words: unknown key 'word'; did you mean 'words'?"),
         ([{"min_words": {"words": 0}}], "filters: min_words: words: input should be greater than or equal to 1, is 0"),
         ([{"min_words": 3}], "options are written {option: value}, are 3"),
@@ -124,5 +124,7 @@ def test_a_killed_run_goes_on_with_its_filters(tmp_path: Path, source: Path) -> 
 
 def test_a_filter_that_fails_is_named_with_its_document(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.BUILT_IN, "fails", f"{__name__}:Fails")
-    with pytest.raises(DataError, match=r"filter fails failed at document doc-0-6 of book-0: ZeroDivisionError: .*; correct it"):
+    with pytest.raises(
+        DataError, match=r"filter fails failed for document doc-0-6 of book-0: ZeroDivisionError: .*; fix the filter"
+    ):
         make(source, tmp_path / "out", filters=["fails"])

@@ -139,7 +139,7 @@ def test_a_data_set_of_the_future(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "set", [100])
     manifest = data / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    with pytest.raises(DataError, match=r"schema version 2, this program reads 1"):
+    with pytest.raises(DataError, match=r"schema version 2, but this program reads version 1"):
         load(data)
 
 
@@ -190,7 +190,7 @@ def test_quarantine_of_everything_is_an_error(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "set", [500, 600])
     flip(data / "shards/part-00000.arrow")
     flip(data / "shards/part-00001.arrow")
-    with pytest.raises(CorruptShardError, match="every shard is corrupt"):
+    with pytest.raises(CorruptShardError, match="all shards are corrupt"):
         load(data, on_corrupt="quarantine")
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.dedup.dropped import write_dropped
 from ropewalk.datapipe.dedup.near.connect import Match, Star
-from ropewalk.datapipe.dedup.near.places import EDGE, FOLDER, Places, star_name, unique_edges
+from ropewalk.datapipe.dedup.near.intermediate import EDGE, FOLDER, SearchPlan, star_name, unique_edges
 from ropewalk.datapipe.dedup.near.search import MATCH_RECORDS, _settle, match_parts
 from ropewalk.datapipe.dedup.stages import Stages, run_stage_task
 from ropewalk.datapipe.text.document_batch import DocumentBatch
@@ -149,8 +149,8 @@ def test_a_part_of_the_keys_that_is_too_much_for_a_task_is_matched_in_pieces(tmp
     write_dropped(work, FOLDER, (0, 1), (0, 100, 200), lambda rows: np.arange(rows.start, rows.stop) % 7 == 3)
 
     def edges(parts: Sequence[int], match: int) -> list[list[tuple[int, int]]]:
-        places = Places(units=(0, 1), offsets=(0, 100, 200), match=match, star=1)
-        counts = [Match(part=part, places=places).run(work)["edges"] for part in parts]
+        plan = SearchPlan(units=(0, 1), offsets=(0, 100, 200), match=match, star=1)
+        counts = [Match(part=part, plan=plan).run(work)["edges"] for part in parts]
         found = [read_all(work, [star_name(0, part)], EDGE, 0, 1).tolist() for part in parts]
         assert [len(each) for each in found] == [2 * count for count in counts]
         return found
@@ -249,7 +249,7 @@ def test_clusters_are_the_connected_components(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[int, int]], parts: int
 ) -> None:
     work = StoragePath(tmp_path_factory.mktemp("stars"))
-    places = Places(units=(0,), offsets=(0, 31), match=1, star=parts)
+    plan = SearchPlan(units=(0,), offsets=(0, 31), match=1, star=parts)
     ends = [np.array([pair[k] for pair in pairs if pair[0] != pair[1]], dtype=np.int64) for k in (0, 1)]
     edges = unique_edges(np.concatenate(ends), np.concatenate(ends[::-1]))
     write_parts(work, star_name(0, 0), edges, spread(edges["from"].view(np.uint64), parts), parts)
@@ -257,7 +257,7 @@ def test_clusters_are_the_connected_components(
     def run(_: str, tasks: Sequence[Any]) -> Any:
         return [(task, run_stage_task(task, work)) for task in tasks]
 
-    stage = _settle(Stages(work, FOLDER, run), places)
+    stage = _settle(Stages(work, FOLDER, run), plan)
     names = [star_name(stage, part) for part in range(parts)]
     found = {(int(e["from"]), int(e["to"])) for part in range(parts) for e in read_all(work, names, EDGE, part, parts)}
     least = {node: node for pair in pairs for node in pair}
@@ -265,7 +265,7 @@ def test_clusters_are_the_connected_components(
         for one, other in pairs:
             least[one] = least[other] = min(least[one], least[other])
     assert found == {(node, root) for node, root in least.items() if node != root}
-    assert isinstance(Star(stage=1, part=0, places=places, sources=1).name, str)
+    assert isinstance(Star(stage=1, part=0, plan=plan, sources=1).name, str)
 
 
 @settings(max_examples=150, deadline=None)

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from ropewalk.datapipe.filters.registry import make_filter
 from ropewalk.datapipe.report.fairness import TERMS, false_positive_gaps, newcombe, wilson
-from ropewalk.datapipe.report.samples import fewest, merge, shard_facts
+from ropewalk.datapipe.report.samples import merge, select_samples, shard_facts
 from tests.datapipe.test_stages import STAGES, some_evaluation, some_input
 from tests.fakes.documents import make, rejected, write_lines
 
@@ -68,7 +68,9 @@ def test_facts_do_not_depend_on_how_documents_were_cut() -> None:
 
     whole = merge([facts(slice(0, 40))])
     assert merge([facts(slice(20, 40)), facts(slice(0, 20))]) == whole
-    assert whole["samples"]["kept"] == fewest([{"id": i, "source": "ab"[n % 2], "text": i} for n, i in enumerate(ids)], 15)
+    assert whole["samples"]["kept"] == select_samples(
+        [{"id": i, "source": "ab"[n % 2], "text": i} for n, i in enumerate(ids)], 15
+    )
 
 
 def test_intervals_are_those_of_the_papers() -> None:

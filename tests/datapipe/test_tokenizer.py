@@ -86,7 +86,7 @@ def test_a_backend_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     files = train_tokenizer(TEXTS, 400)
     encode = FastTokenizer._encode
     monkeypatch.setattr(FastTokenizer, "_encode", lambda self, texts: (encode(self, texts)[0] + 1, encode(self, texts)[1]))
-    with pytest.raises(DataError, match="gives other tokens than tokenizers"):
+    with pytest.raises(DataError, match="and tokenizers disagree on"):
         Encoder(files, "fastokens")
 
 

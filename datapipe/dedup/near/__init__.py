@@ -1,1 +1,1 @@
-"""Near-duplicates across all shards: MinHash bands that meet on disk, clusters by partitioned stars, pairs by true Jaccard."""
+"""Near-duplicates over all documents: candidates by MinHash bands, clusters by connected components, verified by Jaccard."""

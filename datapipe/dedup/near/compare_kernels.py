@@ -1,17 +1,17 @@
-"""Clusters of near-duplicates among candidates: pairs that share a band, compared by their shingles, and joined."""
+"""Compare pairs of candidates that share a band by their shingles, and join similar ones to clusters."""
 
 import numpy as np
 from numba import njit, types
 
 from ropewalk.datapipe.text.kernels import COMPILE, HASHES
 
-ALL_PAIRS = 64  # a band's documents up to this number are all compared; of more each with the first and with those before it
+ALL_PAIRS = 64  # up to so many documents of a band all pairs are compared; of more, each with the first and nearest ones
 NEIGHBOURS = 8
 
 
 @njit(**COMPILE)
 def jaccard(shingles, first, count, other, others):
-    """The Jaccard similarity of two ascending sets."""
+    """Return the Jaccard similarity of two ascending sets."""
     a, b, common = first, other, 0
     while a < first + count and b < other + others:
         if shingles[a] == shingles[b]:
@@ -35,29 +35,29 @@ def _root(parent, node):
 
 
 @njit(**COMPILE)
-def _met_before(keys, one, other, band):
-    """Whether two documents share an earlier band: then they have been compared."""
+def _share_earlier_band(keys, a, b, band):
+    """Return True if two documents share an earlier band and were compared there."""
     for earlier in range(band):
-        if keys[one, earlier] == keys[other, earlier] and keys[one, earlier]:
+        if keys[a, earlier] == keys[b, earlier] and keys[a, earlier]:
             return True
     return False
 
 
 @njit(**COMPILE)
-def _compare(one, other, keys, band, starts, counts, shingles, similarity, parent, degree, totals):
+def _compare(a, b, keys, band, starts, counts, shingles, similarity, parent, degree, totals):
     """Compare a pair and join it if it is similar enough."""
-    if _met_before(keys, one, other, band):
+    if _share_earlier_band(keys, a, b, band):
         return
-    small, large = min(counts[one], counts[other]), max(counts[one], counts[other])
+    small, large = min(counts[a], counts[b]), max(counts[a], counts[b])
     totals[0] += 1
     if small < similarity * large or not large:
         return
-    if jaccard(shingles, starts[one], counts[one], starts[other], counts[other]) >= similarity:
+    if jaccard(shingles, starts[a], counts[a], starts[b], counts[b]) >= similarity:
         totals[1] += 1
-        degree[one] += 1
-        degree[other] += 1
-        a, b = _root(parent, one), _root(parent, other)
-        parent[max(a, b)] = min(a, b)
+        degree[a] += 1
+        degree[b] += 1
+        root_a, root_b = _root(parent, a), _root(parent, b)
+        parent[max(root_a, root_b)] = min(root_a, root_b)
 
 
 @njit(**COMPILE)
@@ -81,7 +81,7 @@ def _band(low, high, band, keys, starts, counts, shingles, similarity, parent, d
 
 @njit(**COMPILE)
 def _choose(low, high, parent, degree, stays):
-    """Of each cluster the document stays that is similar to most others; of equals the first."""
+    """Keep the document of each cluster that is similar to most others; on ties the first."""
     for node in range(low, high):
         stays[node] = node
     best = stays
@@ -109,9 +109,9 @@ def _choose(low, high, parent, degree, stays):
     **COMPILE,
 )
 def decide(clusters, keys, starts, counts, shingles, similarity, stays, totals):
-    """For each candidate, in the order of clusters and rows, which one stays for it: itself where it is not dropped.
+    """Write to `stays`, for each candidate in the order of clusters and rows, the one that is kept for it (itself if kept).
 
-    `totals`: pairs compared, pairs that are similar enough.
+    `totals`: number of pairs compared, and of similar pairs.
     """
     parent = np.arange(len(clusters))
     degree = np.zeros(len(clusters), dtype=np.int64)

@@ -1,1 +1,1 @@
-"""Paragraphs or lines that an earlier document has too, cut out of texts: exact, over all documents, by a shuffle on disk."""
+"""Removal of paragraphs or lines that an earlier document has, exact and over all documents."""

@@ -1,4 +1,4 @@
-"""The key `paragraphs`. It is light, as the command line reads it."""
+"""The key `paragraphs` of a job file."""
 
 from typing import Literal
 
@@ -8,9 +8,10 @@ from ropewalk.cluster.config import Section
 
 
 class Paragraphs(Section):
-    """Cut paragraphs out of texts that stand in an earlier document or earlier in the same one, byte by byte; the first stays."""
+    """Remove paragraphs that occur, byte for byte, in an earlier document or earlier in the same one; the first is kept."""
 
     of: Literal["blank_lines", "lines"] = Field(
-        default="blank_lines", description="what is one: what blank lines separate, or a line, as web pages have them"
+        default="blank_lines",
+        description="definition of a paragraph: separated by blank lines, or each line, as in web pages",
     )
-    min_bytes: int = Field(default=50, ge=1, description="shorter ones stay, however often they occur")
+    min_bytes: int = Field(default=50, ge=1, description="keep shorter paragraphs, however often they occur")

@@ -1,8 +1,8 @@
-"""Which paragraphs repeat earlier ones, over all documents.
+"""Search for paragraphs that repeat earlier ones, over all documents.
 
-hash   a unit's paragraphs, to the part of their hash
-meet   those of one part, of all units: all but the first of equal ones go, to the part of their unit
-cut    a unit's paragraphs that go, in the order of its documents
+hash   paragraphs of a unit → the part of their hash
+meet   all paragraphs of one part → all but the first of equal ones, by unit
+cut    repeated paragraphs of a unit, in the order of its documents
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.dedup.dropped import Dropped, still_there, write_dropped
+from ropewalk.datapipe.dedup.dropped import Dropped, not_dropped, write_dropped
 from ropewalk.datapipe.dedup.paragraphs.config import Paragraphs
 from ropewalk.datapipe.dedup.paragraphs.cutting import CUT, FOLDER, cuts_name
 from ropewalk.datapipe.dedup.stages import RunStage, Stages
@@ -23,15 +23,15 @@ from ropewalk.datapipe.inputs.streams import open_file
 from ropewalk.datapipe.inputs.unit_files import UnitSummary, texts_name
 from ropewalk.datapipe.text.compiled import kernels
 from ropewalk.datapipe.text.document_batch import DocumentBatch
-from ropewalk.datapipe.text.parted import read_all, read_owned, write_parts
+from ropewalk.datapipe.text.parted import read_all, read_with_file, write_parts
 
 PARAGRAPH = np.dtype([("hash", "<u8"), ("size", "<u4"), *CUT.descr])
-PART_BYTES = 128 << 20  # of text, whose paragraphs one task holds: half as many bytes at the least size
+PART_BYTES = 128 << 20  # text per part; its records take at most half as many bytes at the default `min_bytes`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hash:
-    """Find the paragraphs of a unit's documents that are not dropped yet."""
+    """Task: find the paragraphs of a unit's documents that are not dropped."""
 
     folder: ClassVar[str] = FOLDER
     unit: int
@@ -40,29 +40,28 @@ class Hash:
 
     @property
     def name(self) -> str:
-        """The name of the task."""
         return f"hash-{self.unit:06d}"
 
     def run(self, work: StoragePath) -> dict[str, Any]:
-        """Write the paragraphs by their hashes; returns how many there are."""
-        found, first = [np.zeros(0, dtype=PARAGRAPH)], 0
+        """Write the paragraphs by hash; return their number."""
+        of_batches, first = [np.zeros(0, dtype=PARAGRAPH)], 0
         with open_file(work, texts_name(self.unit)) as stream:
             reader = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=[3], use_threads=False))
             for index in range(reader.num_record_batches):
                 batch = DocumentBatch.of_column(reader.get_batch(index).column(0))
                 records = paragraphs_of(batch, self.options)
                 records["row"] += first
-                found.append(records)
+                of_batches.append(records)
                 first += len(batch)
-        records = np.concatenate(found)
-        records = records[still_there(work, FOLDER, self.unit, records["row"])]
+        records = np.concatenate(of_batches)
+        records = records[not_dropped(work, FOLDER, self.unit, records["row"])]
         write_parts(work, f"{FOLDER}/hashed-{self.unit:06d}", records, _part(records["hash"], self.parts), self.parts)
         return {"paragraphs": len(records)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meet:
-    """Find equal paragraphs of one part of the hashes."""
+    """Task: find equal paragraphs in one part of the hashes."""
 
     folder: ClassVar[str] = FOLDER
     part: int
@@ -71,14 +70,13 @@ class Meet:
 
     @property
     def name(self) -> str:
-        """The name of the task."""
         return f"meet-{self.part:05d}"
 
     def run(self, work: StoragePath) -> dict[str, Any]:
-        """Write those that repeat an earlier one, by unit; returns how many."""
+        """Write the paragraphs that repeat an earlier one, by unit; return their number."""
         names = [f"{FOLDER}/hashed-{unit:06d}" for unit in range(self.units)]
-        records, owner = read_owned(work, names, PARAGRAPH, (self.part, self.part + 1), self.parts)
-        order = np.lexsort((records["size"], records["hash"]))  # stable: equal ones stay in the order of the input
+        records, owner = read_with_file(work, names, PARAGRAPH, (self.part, self.part + 1), self.parts)
+        order = np.lexsort((records["size"], records["hash"]))  # stable: equal ones keep the order of the input
         hashes, sizes = records["hash"][order], records["size"][order]
         again = np.zeros(len(order), dtype=bool)
         again[1:] = (hashes[1:] == hashes[:-1]) & (sizes[1:] == sizes[:-1])
@@ -92,7 +90,7 @@ class Meet:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Gather what is cut out of the documents of one unit."""
+    """Task: collect the cuts of one unit."""
 
     folder: ClassVar[str] = FOLDER
     unit: int
@@ -101,11 +99,10 @@ class Cut:
 
     @property
     def name(self) -> str:
-        """The name of the task."""
         return f"cut-{self.unit:06d}"
 
     def run(self, work: StoragePath) -> dict[str, Any]:
-        """Write the cuts in the order of documents and places; returns how many bytes they take."""
+        """Write the cuts, ordered by document and position; return the number of bytes to cut."""
         names = [f"{FOLDER}/met-{part:05d}" for part in range(self.parts)]
         cuts = read_all(work, names, CUT, self.unit, self.units)
         cuts = cuts[np.lexsort((cuts["start"], cuts["row"]))]
@@ -123,7 +120,7 @@ def find_repeated_paragraphs(
     work: StoragePath,
     run: RunStage,
 ) -> dict[str, int]:
-    """Find the paragraphs to cut out of documents that are not `dropped`; counts. It goes on where an earlier call was killed."""
+    """Find the paragraphs to cut from documents that are not `dropped`; return counts. Resumes after a kill."""
     ends = np.cumsum([0, *(summary.documents for summary in summaries)]).tolist()
     write_dropped(work, FOLDER, [unit.index for unit in units], ends, dropped)
     parts = total_bytes // PART_BYTES + 1
@@ -139,16 +136,16 @@ def find_repeated_paragraphs(
 
 
 def paragraphs_of(batch: DocumentBatch, options: Paragraphs) -> NDArray[np.void]:
-    """The paragraphs of a batch, by document and place."""
+    """Return the paragraphs of a batch, ordered by document and position."""
     most = int(batch.offsets[-1] - batch.offsets[0]) // options.min_bytes + len(batch) + 1
     numbers, hashes = np.empty((4, most), dtype=np.int64), np.empty(most, dtype=np.uint64)
     columns = (numbers[0], numbers[1], numbers[2], hashes, numbers[3])
     find = kernels("ropewalk.datapipe.dedup.paragraphs.paragraph_kernels").find_paragraphs
     count = find(batch.data, batch.offsets, options.of == "lines", options.min_bytes, columns)
-    found = np.empty(count, dtype=PARAGRAPH)
+    records = np.empty(count, dtype=PARAGRAPH)
     for name, values in zip(("row", "start", "end", "hash", "size"), columns, strict=True):
-        found[name] = values[:count]
-    return found
+        records[name] = values[:count]
+    return records
 
 
 def _part(hashes: NDArray[np.uint64], parts: int) -> NDArray[np.int64]:

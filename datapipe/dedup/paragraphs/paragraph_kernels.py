@@ -1,4 +1,4 @@
-"""The paragraphs of a batch of texts: where each begins and ends, and its hash."""
+"""Compiled search for paragraphs in a batch of texts: their bounds and hashes."""
 
 from numba import njit
 
@@ -7,7 +7,7 @@ from ropewalk.datapipe.text.kernels import COMPILE, hash_range
 
 @njit(**COMPILE)
 def _line(data, at, end):
-    """The end of the line that begins here, its first visible byte, and the end of its last one; equal for a blank line."""
+    """Return the end of the line at `at`, its first visible byte, and the end of its last one (equal for a blank line)."""
     first = last = at
     while at < end and data[at] != 10:
         if data[at] > 32:
@@ -18,14 +18,13 @@ def _line(data, at, end):
 
 
 @njit(**COMPILE)
-def find_paragraphs(data, offsets, by_line, least, found):
-    """Fill in columns of `found` [6, most]: text, first and last byte of what goes with the paragraph, its hash, its size.
+def find_paragraphs(data, offsets, by_line, least, columns):
+    """Fill in the columns text, start, end, hash and size of each paragraph of at least `least` bytes; return their number.
 
-    What goes with it is all up to the next paragraph, with the first one also what comes before it, counted from the text's
-    begin: without all of its paragraphs nothing is left of a text. Those of fewer than `least` bytes are left out. Returns the
-    number of paragraphs.
+    Start and end are bytes from the start of the text and include everything up to the next paragraph, for the first one also
+    everything before it: cutting all paragraphs leaves nothing of a text.
     """
-    rows, starts, ends, hashes, sizes = found
+    rows, starts, ends, hashes, sizes = columns
     count = 0
     for text in range(len(offsets) - 1):
         begin, end = offsets[text], offsets[text + 1]

@@ -1,1 +1,1 @@
-"""Texts that contain items of an evaluation set, found by n-grams of words of which one may have changed."""
+"""Detection of texts that contain evaluation items, by word n-grams in which one word may differ."""

@@ -17,16 +17,16 @@ def _one_or_many(value: Any) -> Any:
 
 
 class Decontaminate(Filter):
-    """Drop documents that have so many words in a row of which at most one differs from an evaluation item's."""
+    """Drop documents that share `ngram` consecutive words, of which one may differ, with an evaluation item."""
 
     against: Annotated[tuple[DataPath, ...], BeforeValidator(_one_or_many)] = Field(
         min_length=1,
-        description="files of evaluation items, directories or globs: .jsonl[.gz|.zst], .json, .csv, .parquet; each string of a"
-        " record of 8 words or more is looked for, all together where none has so many; of text each line",
+        description="files, directories or globs of evaluation items: .jsonl[.gz|.zst], .json, .csv, .parquet, text; an item is"
+        " each string of a record with 8 words or more (all strings joined if none has as many), or each line of a text file",
     )
-    ngram: int = Field(default=13, ge=5, le=64, description="words in a row that count as an overlap")
+    ngram: int = Field(default=13, ge=5, le=64, description="number of consecutive words that count as an overlap")
 
     def judge(self, batch: "DocumentBatch") -> Verdict:
-        """The name of the evaluation file as reason, and which item it is."""
+        """Return the evaluation file as the reason for each document that overlaps with one of its items."""
         verdict: Verdict = kernels("ropewalk.datapipe.filters.decontamination.judging").judge(self, batch)
         return verdict

@@ -1,4 +1,4 @@
-"""Evaluation items from files: what of a record is looked for, and what the item is called."""
+"""Read evaluation items from files: the texts of each record, and a name for reports."""
 
 import csv
 import io
@@ -19,19 +19,19 @@ from ropewalk.datapipe.inputs.streams import (
     HashedReader,
     gzip_chunks,
     open_file,
-    place_of,
     plain_chunks,
+    split_url,
     zstd_chunks,
 )
 from ropewalk.datapipe.manifest import checksum_of_file
 
-LABELS = {"id", "source", "url", "label", "split", "category", "subject", "type"}  # keys that are no part of a question
-MOST_MIB = 64  # of a line
+LABELS = {"id", "source", "url", "label", "split", "category", "subject", "type"}  # keys whose strings are not part of a question
+MAX_LINE_MIB = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationItem:
-    """The texts of one record, and FILE:NUMBER from 1."""
+    """The texts of one record; `number` counts the records of the file from 1."""
 
     file: str
     number: int
@@ -39,42 +39,42 @@ class EvaluationItem:
 
     @property
     def name(self) -> str:
-        """What the item is called in a report."""
+        """Name of the item in reports."""
         return f"{self.file}:{self.number}"
 
 
 def evaluation_files(patterns: tuple[str, ...]) -> list[InputFile]:
-    """The files that the patterns name, by path. Raises DataError for a pattern without any, or a file that is not read."""
-    found: dict[str, InputFile] = {}
+    """List the files of the patterns, by path. Raises DataError for a pattern without files and for an unsupported file."""
+    by_url: dict[str, InputFile] = {}
     for pattern in patterns:
         files = list(expand(pattern))
         if not files:
             raise DataError(f"decontaminate.against {pattern!r}: matches no file; check the path")
-        found |= {file.url: file for file in files}
-    for file in found.values():
+        by_url |= {file.url: file for file in files}
+    for file in by_url.values():
         if not _reader(file):
             raise DataError(
-                f"decontaminate.against: {file.url!r} has an ending that is not read; give .jsonl[.gz|.zst], .json, .csv, .tsv,"
+                f"decontaminate.against: {file.url!r} has an unsupported ending; use .jsonl[.gz|.zst], .json, .csv, .tsv,"
                 " .parquet or .txt"
             )
-    return [found[url] for url in sorted(found)]
+    return [by_url[url] for url in sorted(by_url)]
 
 
 def checksums(patterns: tuple[str, ...]) -> dict[str, str]:
-    """The checksum of each evaluation file, which is a part of what a data set is made from. Raises DataError."""
-    return {file.url: checksum_of_file(*place_of(file.url)) for file in evaluation_files(patterns)}
+    """Return the checksum of each evaluation file, which becomes part of the data set's plan. Raises DataError."""
+    return {file.url: checksum_of_file(*split_url(file.url)) for file in evaluation_files(patterns)}
 
 
 def check_items(patterns: tuple[str, ...]) -> None:
-    """Refuse, before any work, evaluation files that cannot be read or have no item. Raises DataError."""
+    """Check, before any work, that the evaluation files can be read and have items. Raises DataError."""
     if not list(read_items(evaluation_files(patterns))):
         raise DataError(
-            f"decontaminate.against: {', '.join(patterns)}: no item; give files with questions, or unset decontaminate"
+            f"decontaminate.against: {', '.join(patterns)}: no items; use files with questions, or unset decontaminate"
         )
 
 
 def read_items(files: list[InputFile]) -> Iterator[EvaluationItem]:
-    """All items of these files. Raises DataError, with file and line, for what cannot be read: a gap would go unnoticed."""
+    """Read all items of these files. Raises DataError, with file and line, for a record that cannot be read."""
     for file in files:
         short = file.url.rpartition("/")[2]
         try:
@@ -97,16 +97,16 @@ def _reader(file: InputFile) -> Any:
     )
 
 
-def _whole(file: InputFile) -> bytes:
-    place, name = place_of(file.url)
-    return place.read(name)
+def _read_bytes(file: InputFile) -> bytes:
+    folder, name = split_url(file.url)
+    return folder.read(name)
 
 
 def _read_lines(file: InputFile) -> Iterator[Any]:
     chunks = {"lines": plain_chunks, "gzip": gzip_chunks, "zstd": zstd_chunks}[kind_of(file.url) or "lines"]
-    place, name = place_of(file.url)
-    with open_file(place, name) as stream:
-        for number, line in enumerate(split_lines(chunks(HashedReader(stream)), MOST_MIB * MIB), 1):
+    folder, name = split_url(file.url)
+    with open_file(folder, name) as stream:
+        for number, line in enumerate(split_lines(chunks(HashedReader(stream)), MAX_LINE_MIB * MIB), 1):
             if not line.strip():
                 yield None
                 continue
@@ -117,36 +117,36 @@ def _read_lines(file: InputFile) -> Iterator[Any]:
 
 
 def _read_json(file: InputFile) -> Iterator[Any]:
-    found = json.loads(_whole(file))
-    while isinstance(found, dict) and len(lists := [v for v in found.values() if isinstance(v, list)]) == 1:
-        found = lists[0]  # {"data": [...]} as many sets are published
-    yield from found if isinstance(found, list) else [found]
+    value = json.loads(_read_bytes(file))
+    while isinstance(value, dict) and len(lists := [v for v in value.values() if isinstance(v, list)]) == 1:
+        value = lists[0]  # many sets are published as {"data": [...]}
+    yield from value if isinstance(value, list) else [value]
 
 
 def _read_table(file: InputFile) -> Iterator[Any]:
     delimiter = "\t" if file.url.lower().endswith(".tsv") else ","
-    yield from csv.DictReader(io.StringIO(_whole(file).decode("utf-8-sig")), delimiter=delimiter)
+    yield from csv.DictReader(io.StringIO(_read_bytes(file).decode("utf-8-sig")), delimiter=delimiter)
 
 
 def _read_parquet(file: InputFile) -> Iterator[Any]:
-    place, name = place_of(file.url)
-    with open_file(place, name) as stream:
+    folder, name = split_url(file.url)
+    with open_file(folder, name) as stream:
         for batch in parquet.ParquetFile(stream).iter_batches():
             yield from batch.to_pylist()
 
 
 def _read_text(file: InputFile) -> Iterator[Any]:
-    yield from _whole(file).decode("utf-8-sig").splitlines()
+    yield from _read_bytes(file).decode("utf-8-sig").splitlines()
 
 
 def _strings(value: Any, key: str = "") -> Iterator[str]:
-    """Every string in a record that may be a part of a question or an answer, in order."""
+    """Yield, in order, every string of a record that may be part of a question or an answer."""
     if isinstance(value, str):
         if key not in LABELS and value.strip():
             yield value
     elif isinstance(value, dict):
-        for name, one in value.items():
-            yield from _strings(one, str(name))
+        for name, member in value.items():
+            yield from _strings(member, str(name))
     elif isinstance(value, list):
-        for one in value:
-            yield from _strings(one, key)
+        for member in value:
+            yield from _strings(member, key)

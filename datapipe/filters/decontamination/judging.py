@@ -1,4 +1,4 @@
-"""The verdict of the filter `decontaminate` over a batch."""
+"""Apply the filter `decontaminate` to a batch."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,7 @@ from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 @dataclass(frozen=True)
 class EvaluationSets:
-    """An index of all items of the evaluation files, and for each item its name and its file."""
+    """Index of all items of the evaluation files, with the name and file of each item."""
 
     index: NgramIndex
     names: tuple[str, ...]
@@ -25,17 +25,17 @@ class EvaluationSets:
 
 @lru_cache(maxsize=2)
 def evaluation_sets(against: tuple[str, ...], ngram: int) -> EvaluationSets:
-    """Read and index the evaluation files; once a process."""
+    """Read and index the evaluation files, once per process."""
     items = list(read_items(evaluation_files(against)))
     index = NgramIndex.build((item.texts for item in items), ngram)
     return EvaluationSets(index, tuple(item.name for item in items), tuple(item.file for item in items))
 
 
 def judge(options: Decontaminate, batch: DocumentBatch) -> Verdict:
-    """The first item that a document overlaps with decides; the reason is its file, without endings."""
+    """Drop documents that overlap with an item; the reason is the file of the first such item, without its ending."""
     sets = evaluation_sets(options.against, options.ngram)
     reasons = tuple(dict.fromkeys(map(_stem, sets.files)))
-    number = {name: place for place, name in enumerate(reasons, 1)}
+    number = {name: index for index, name in enumerate(reasons, 1)}
     codes = np.zeros(len(batch), np.int64)
     for overlap in sets.index.overlaps(TextBatch.of_documents(batch), first_only=True):
         codes[overlap.text] = number[_stem(sets.files[overlap.item])]

@@ -1,4 +1,4 @@
-"""Words as numbers: what n-grams are made of, wherever texts are compared word by word. Case and punctuation do not count."""
+"""Hashes of words, for comparing texts word by word. Case and punctuation do not count."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,19 +7,24 @@ from ropewalk.datapipe.text.kernel import kernel
 
 BASIS = np.uint64(0xCBF29CE484222325)
 PRIME = np.uint64(0x100000001B3)
-SEPARATES, CHARACTER, PUNCTUATION, FULL_WIDTH = 0, 1, 2, 3  # classes of bytes; any other is the letter that it adds to a word
+SEPARATES, CHARACTER, PUNCTUATION, FULL_WIDTH = (
+    0,
+    1,
+    2,
+    3,
+)  # classes of bytes; any other value is the letter that the byte adds to a word
 UNSPACED = (0xE3, 0xE4, 0xE5, 0xE6, 0xE7, 0xE8, 0xE9)  # first bytes of kana and Han characters: each is a word
 
 
 def _classes() -> NDArray[np.uint8]:
-    """For each byte of UTF-8 its class, or what it adds to a word: itself in lower case."""
+    """Return the class of each UTF-8 byte, or the letter that it adds to a word: itself in lower case."""
     table = np.zeros(256, dtype=np.uint8)
     for byte in range(256):
         if byte >= 128 or chr(byte).isalnum():
             table[byte] = ord(chr(byte).lower()) if byte < 128 else byte
     table[list(UNSPACED)] = CHARACTER
     table[0xEF] = FULL_WIDTH
-    table[[0xC2, 0xE2]] = PUNCTUATION  # no-break space, quotation marks, dashes: mostly
+    table[[0xC2, 0xE2]] = PUNCTUATION  # mostly no-break space, quotation marks, dashes
     return table
 
 
@@ -28,7 +33,7 @@ CLASSES = _classes()
 
 @kernel
 def _full_width_sign(data: NDArray[np.uint8], at: int, end: int) -> bool:
-    """Whether a sign of U+FF01 to U+FF0F or U+FF1A to U+FF20 stands here, such as a full-width comma."""
+    """Return True for a sign of U+FF01 to U+FF0F or U+FF1A to U+FF20, such as a full-width comma."""
     return at + 2 < end and data[at + 1] == 0xBC and (data[at + 2] <= 0x8F or 0x9A <= data[at + 2] <= 0xA0)
 
 
@@ -39,11 +44,12 @@ def hash_words(
     end: int,
     classes: NDArray[np.uint8],
     hashes: NDArray[np.uint64],
-    places: NDArray[np.int64],
+    starts: NDArray[np.int64],
 ) -> int:
-    """FNV-1a of each word of `data[start:end]`, and where it begins; how many there are. Both arrays hold (end - start) // 2 + 1.
+    """Write the FNV-1a hash and the start of each word of `data[start:end]`; return their number.
 
-    A Han or kana character is a word; Latin-1 signs and general punctuation separate words as ASCII's do.
+    Both arrays hold (end - start) // 2 + 1. A Han or kana character is a word; Latin-1 signs and general punctuation separate
+    words, as ASCII punctuation does.
     """
     count = 0
     value = BASIS
@@ -55,7 +61,7 @@ def hash_words(
             if not inside:
                 inside = True
                 value = BASIS
-                places[count] = at
+                starts[count] = at
             value = (value ^ np.uint64(letter)) * PRIME
             at += 1
             continue
@@ -70,7 +76,7 @@ def hash_words(
             value = BASIS
             for step in range(length):
                 value = (value ^ np.uint64(data[at + step])) * PRIME
-            hashes[count], places[count] = value, at
+            hashes[count], starts[count] = value, at
             count += 1
         at += length
     if inside:

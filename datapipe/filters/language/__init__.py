@@ -1,1 +1,1 @@
-"""Which language a text is in, by py3langid's model, which lies in its wheel."""
+"""Language identification with the model of py3langid."""

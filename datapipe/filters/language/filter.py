@@ -1,4 +1,4 @@
-"""The filter `language`: keep documents of some languages."""
+"""The filter `language`: keep documents in some languages."""
 
 from typing import TYPE_CHECKING
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 class Language(Filter):
-    """Keep documents of these languages, as py3langid tells them; a text of none is `und`: code, noise, too little to say."""
+    """Keep documents in these languages, as identified by py3langid; `und` (undetermined) is code, noise or too little text."""
 
     keep: tuple[str, ...] = Field(
-        default=(), description="languages by ISO 639 code, such as [en, de]; empty: all, but for those that are `und`"
+        default=(), description="ISO 639 codes of the languages to keep, such as [en, de]; empty: all except `und`"
     )
     min_confidence: float = Field(
-        default=0.5, ge=0, le=1, description="a text of a lower probability is `und`; it is low for texts under 200 bytes"
+        default=0.5, ge=0, le=1, description="texts with a lower probability are `und`; it is low for texts under 200 bytes"
     )
-    code: bool = Field(default=True, description="whether a text that looks like program code is `und`")
+    code: bool = Field(default=True, description="treat texts that look like program code as `und`")
 
     def judge(self, batch: "DocumentBatch") -> Verdict:
-        """The code of the language as reason where it is none of those that are kept, and how many are kept of each."""
+        """Return the language as the reason for each dropped document; count kept documents by language."""
         verdict: Verdict = kernels("ropewalk.datapipe.filters.language.model").judge(self, batch)
         return verdict

@@ -1,4 +1,4 @@
-"""The language model in machine code: a walk through its automaton, and the sum of what its features say."""
+"""Compiled language model: walk the automaton over a text, and sum the weights of its features."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ from numpy.typing import NDArray
 
 from ropewalk.datapipe.text.kernel import kernel
 
-HAS_SMALL, HAS_CAPITAL, NOT_ASCII = 1, 2, 4  # what letters a text has
-HISTORY = 8  # bytes on which a state depends at most: no feature is longer (py3langid's have 6)
-PIECE = 4096  # bytes of each quarter that are read: they say as much of a book as the book does
+HAS_SMALL, HAS_CAPITAL, NOT_ASCII = 1, 2, 4  # bits: kinds of letters that a text has
+HISTORY = 8  # bytes that determine a state: no feature is longer (py3langid's have 6)
+PIECE = 4096  # bytes read of each quarter: enough even for a book
 CODE_SYMBOLS = b'{}()[]<>;=_/\\*&|#$@+^~`"%'
 CODE_LINE_ENDS = b";{}:,()[]=\\>&|"
 
 
 @kernel
 def look(
-    data: NDArray[np.uint8], offsets: NDArray[np.int64], kinds: NDArray[np.uint8], looks: NDArray[np.uint8], found: Any
+    data: NDArray[np.uint8], offsets: NDArray[np.int64], kinds: NDArray[np.uint8], looks: NDArray[np.uint8], counts: Any
 ) -> None:
-    """Of each text which letters it has; in `found` its visible bytes, code symbols, lines, lines that end as code."""
+    """Write each text's kinds of letters to `looks`, and its visible bytes, code symbols, lines and code lines to `counts`."""
     for text in range(len(offsets) - 1):
         letters, visible, symbols, lines, code_lines, last = 0, 0, 0, 0, 0, np.uint8(0)
         for at in range(offsets[text], offsets[text + 1]):
@@ -37,32 +37,32 @@ def look(
             lines += 1
             code_lines += (kinds[last] >> 4) & 1
         looks[text] = letters
-        found[text, 0], found[text, 1], found[text, 2], found[text, 3] = visible, symbols, lines, code_lines
+        counts[text, 0], counts[text, 1], counts[text, 2], counts[text, 3] = visible, symbols, lines, code_lines
 
 
 @kernel
 def add_scores(data: NDArray[np.uint8], offsets: NDArray[np.int64], model: Any, scores: NDArray[np.float32]) -> None:
-    """Naive Bayes over the features that the automaton visits: log(1 + count) times the weights of each; zeros without any."""
+    """Naive Bayes over the features that the automaton visits: log(1 + count) times the weights of each; 0 without features."""
     automaton, weights, priors = model
     counts = np.zeros(len(weights), np.int32)
-    seen = np.empty(len(weights) + 1, np.int32)
+    features = np.empty(len(weights) + 1, np.int32)
     visited = np.empty(np.diff(offsets).max() + 1 if len(offsets) > 1 else 1, np.int32)
     logs = np.empty(256, np.float32)
     for count in range(len(logs)):
         logs[count] = np.float32(np.log1p(np.float32(count)))
     for text in range(len(offsets) - 1):
         many = 0
-        for place in range(walk(data[offsets[text] : offsets[text + 1]], automaton, visited)):
-            feature = visited[place]
-            seen[many] = feature
+        for step in range(walk(data[offsets[text] : offsets[text + 1]], automaton, visited)):
+            feature = visited[step]
+            features[many] = feature
             many += int(counts[feature] == 0)
             counts[feature] += 1
         sums = scores[text]
         if many:
             for label in range(len(sums)):
                 sums[label] = priors[label]
-        for place in range(many):
-            feature = seen[place]
+        for index in range(many):
+            feature = features[index]
             count = counts[feature]
             weight = logs[count] if count < len(logs) else np.float32(np.log1p(np.float32(count)))
             counts[feature] = 0
@@ -73,15 +73,15 @@ def add_scores(data: NDArray[np.uint8], offsets: NDArray[np.int64], model: Any, 
 
 @kernel
 def walk(text: NDArray[np.uint8], automaton: Any, visited: NDArray[np.int32]) -> int:
-    """Write down the features that the automaton visits, and return how many; their order means nothing.
+    """Write the features that the automaton visits, in no particular order, and return their number.
 
-    Its table is larger than a cache: four quarters of a text are walked side by side, so that their misses overlap. Of a long
-    text's quarters only their beginnings are walked.
+    The table exceeds the CPU cache: the four quarters of a text are walked side by side so that cache misses overlap. Of a
+    long text, only the start of each quarter is walked.
     """
     moves, rows, features = automaton
     begin = np.int64(rows[0]) << 8
     quarter, end = max((len(text) - HISTORY) // 4, 0), len(text)
-    first, second, third = quarter, 2 * quarter, 3 * quarter  # of the last three
+    first, second, third = quarter, 2 * quarter, 3 * quarter  # starts of the other three quarters
     if quarter > PIECE:
         quarter, end = PIECE, third + PIECE
     a, b, c, d = begin, begin, begin, begin
@@ -100,7 +100,7 @@ def walk(text: NDArray[np.uint8], automaton: Any, visited: NDArray[np.int32]) ->
         c, d = np.int64(rows[state_c]) << 8, np.int64(rows[state_d]) << 8
         for state in (state_a, state_b, state_c, state_d):
             visited[many] = features[state]
-            many += int(features[state] >= 0)  # no branch: it would be guessed wrong every other time
+            many += int(features[state] >= 0)  # without a branch, which would be mispredicted half of the time
     for at in range(third + quarter, end):
         state = moves[d + text[at]]
         d = np.int64(rows[state]) << 8

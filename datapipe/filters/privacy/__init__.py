@@ -1,1 +1,1 @@
-"""Personal data in texts: found by shape and checksum, replaced by placeholders that say what stood there."""
+"""Personal data in texts: detection by shape and checksum, replacement by placeholders."""

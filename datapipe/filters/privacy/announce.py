@@ -1,4 +1,4 @@
-"""Words that announce a telephone or an identity number, in the languages in which they are looked for."""
+"""Words that announce a telephone or identity number, in several languages."""
 
 import re
 
@@ -18,30 +18,32 @@ sécurité sociale contribuinte aadhaar aadhar uid vatandaşlık kimlik personnu
 LOOK_BACK = 48  # bytes before a number
 
 
-def _pattern(listed: str) -> re.Pattern[str]:
-    words = listed.split()
-    latin = "|".join(re.escape(w) for w in words if w.isalpha() and ord(w[0]) < 0x500)
-    rest = "|".join(re.escape(w) for w in words if not (w.isalpha() and ord(w[0]) < 0x500))
+def _pattern(text: str) -> re.Pattern[str]:
+    announcing = text.split()
+    latin = "|".join(re.escape(w) for w in announcing if w.isalpha() and ord(w[0]) < 0x500)
+    rest = "|".join(re.escape(w) for w in announcing if not (w.isalpha() and ord(w[0]) < 0x500))
     return re.compile(rf"(?<!\w)(?:{latin})(?!\w)|{rest}" if rest else rf"(?<!\w)(?:{latin})(?!\w)")
 
 
 _PHONE, _ID = _pattern(PHONE_WORDS), _pattern(ID_WORDS)
 
 
-SENTENCE_END = re.compile(r".*(?:[.!?][ \t]+|。)(?=[^\w\n]*[^\W\d_])", re.DOTALL)  # with a word behind it: `Tel. 030` is none
+SENTENCE_END = re.compile(
+    r".*(?:[.!?][ \t]+|。)(?=[^\w\n]*[^\W\d_])", re.DOTALL
+)  # followed by a word: the dot of `Tel. 030` does not end a sentence
 
 
 def _sentence(before: str) -> str:
-    """What stands before a number in its sentence; of a sentence that ends right before it only an abbreviation (`Tel. 030`)."""
+    """Return the text before a number in its sentence; after a full stop only the last word, an abbreviation (`Tel. 030`)."""
     rest = SENTENCE_END.sub("", before.rpartition("\n")[2].lower())
     return rest.split()[-1] if rest.rstrip().endswith((".", "。")) and rest.split() else rest
 
 
 def announces_phone(before: str) -> bool:
-    """Whether the words right before a number, in its sentence and line, say that it is a telephone number."""
+    """Return True if the text right before a number, in its sentence and line, announces a telephone number."""
     return bool(_PHONE.search(_sentence(before)))
 
 
 def announces_id(before: str) -> bool:
-    """Whether the words right before a number, in its sentence and line, say that it is an identity number."""
+    """Return True if the text right before a number, in its sentence and line, announces an identity number."""
     return bool(_ID.search(_sentence(before)))

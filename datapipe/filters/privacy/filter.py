@@ -1,4 +1,4 @@
-"""The filter `pii`: put placeholders where personal data stand."""
+"""The filter `pii`: replace personal data by placeholders."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -18,10 +18,10 @@ class PersonalData(Filter):
 
     replace: tuple[Kind, ...] = Field(
         default=("email", "phone", "ip", "card", "iban"),
-        description="what is replaced: email, phone, ip, card (by Luhn's check digit), iban (mod 97), national_id (of 18 states)",
+        description="kinds of data to replace: email, phone, ip, card (Luhn check digit), iban (mod 97), national_id",
     )
 
     def judge(self, batch: "DocumentBatch") -> Verdict:
-        """The texts with placeholders, and how many of each kind."""
+        """Return the texts with placeholders, and the number of each kind; no document is dropped."""
         verdict: Verdict = kernels("ropewalk.datapipe.filters.privacy.replace").judge(self, batch)
         return verdict

@@ -1,4 +1,4 @@
-"""The first pass over a batch: the few places that may hold personal data, which slower checks then look at."""
+"""First pass over a batch: find the few candidates for personal data, which slower checks then judge."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from ropewalk.datapipe.text.kernel import kernel
 
 AT_SIGN, NUMBER, LETTERED, COLONS = 1, 2, 3, 4  # kinds of candidates
-LEAST_DIGITS = 7  # of a number
-LEAST_LETTERED = 9  # digits and capitals of an identifier with both
+LEAST_DIGITS = 7  # in a number
+LEAST_LETTERED = 9  # digits and capitals in an identifier with both
 SEPARATORS = (32, 40, 41, 45, 46, 47)  # blank ( ) - . /
 DIGIT, CAPITAL, SMALL, OTHER = 1, 2, 3, 0
 
@@ -23,12 +23,12 @@ CLASSES = _classes()
 
 @kernel
 def find_candidates(
-    data: NDArray[np.uint8], offsets: NDArray[np.int64], classes: NDArray[np.uint8], found: NDArray[np.int64]
+    data: NDArray[np.uint8], offsets: NDArray[np.int64], classes: NDArray[np.uint8], out: NDArray[np.int64]
 ) -> int:
-    """Rows (kind, text, start, end) of what may be personal data, by place; their number, which may exceed `found`'s rows.
+    """Write a row (kind, text, start, end) for each candidate, by position, to `out`; return their number, which may exceed it.
 
-    A number is digits with at most three of ` -./()` between two of them; LETTERED starts with two capitals and two digits or is
-    a token of digits and capitals; COLONS is a token of hexadecimal digits and colons.
+    A number is digits with at most three of ` -./()` between two of them; LETTERED starts with two capitals and two digits, or
+    is a token of digits and capitals; COLONS is a token of hexadecimal digits and colons.
     """
     rows = 0
     for text in range(len(offsets) - 1):
@@ -67,8 +67,8 @@ def find_candidates(
                     if digits >= LEAST_DIGITS or dots >= 3:
                         kind = NUMBER
             if kind:
-                if rows < len(found):
-                    found[rows, 0], found[rows, 1], found[rows, 2], found[rows, 3] = kind, text, begin, stop
+                if rows < len(out):
+                    out[rows, 0], out[rows, 1], out[rows, 2], out[rows, 3] = kind, text, begin, stop
                 rows += 1
             at = max(stop, at + 1) if kind != LETTERED else at + 1
     return rows
@@ -102,7 +102,7 @@ def _number(data: NDArray[np.uint8], classes: NDArray[np.uint8], start: int, end
 
 @kernel
 def _colons(data: NDArray[np.uint8], first: int, at: int, end: int) -> tuple[int, int, bool]:
-    """The token of hexadecimal digits, dots and colons around a colon, and whether it may be an address."""
+    """Return the bounds of the token of hexadecimal digits, dots and colons around a colon, and True if it may be an address."""
     begin = at
     while begin > first and at - begin < 4 and _hexadecimal(data[begin - 1]):
         begin -= 1

@@ -1,4 +1,4 @@
-"""Which digits are a telephone number: with a country's code, in a country's notation, or announced by a word."""
+"""Recognition of telephone numbers: with a country code, in a national notation, or announced by a word."""
 
 import re
 from functools import cache
@@ -9,7 +9,7 @@ import phonenumbers
 COUNTRIES = """
 US GB DE FR ES IT NL PL BR SE JP CN KR IN TR RU CZ FI CA AU AT CH BE DK NO PT IE MX AR CL CO ZA NG EG IL SA AE UA RO HU GR TH
 VN ID MY PH SG TW HK NZ
-"""  # whose national notations are known by sight
+"""  # countries whose national notations are recognized
 DATE = re.compile(
     r"(?:1[89]|20)\d\d([-./ ])\d\d?\1\d\d?(?!\d)|\d\d?([-./])\d\d?\2(?:1[89]|20)\d\d(?!\d)|(?:19|20)\d\d ?[-/] ?(?:19|20)\d\d$"
 )
@@ -25,13 +25,15 @@ FEWEST, MOST = 7, 15  # digits
 
 @cache
 def _numbering() -> tuple[tuple[re.Pattern[str], re.Pattern[str]], ...]:
-    """Of each country the prefix of national calls, and the shape of a national number."""
-    found: list[tuple[re.Pattern[str], re.Pattern[str]]] = []
+    """Return, for each country, the prefix of national calls and the pattern of national numbers."""
+    patterns: list[tuple[re.Pattern[str], re.Pattern[str]]] = []
     for country in COUNTRIES.split():
         metadata: Any = phonenumbers.PhoneMetadata.metadata_for_region(country)
         prefix = metadata.national_prefix
-        found.append((re.compile(f"(?:{prefix})?" if prefix else ""), re.compile(metadata.general_desc.national_number_pattern)))
-    return tuple(found)
+        patterns.append(
+            (re.compile(f"(?:{prefix})?" if prefix else ""), re.compile(metadata.general_desc.national_number_pattern))
+        )
+    return tuple(patterns)
 
 
 def _valid_somewhere(digits: str) -> bool:
@@ -43,7 +45,7 @@ def _valid_somewhere(digits: str) -> bool:
 
 
 def _international(digits: str, compact: bool) -> bool:
-    """Whether digits begin with a country's code, and are as many as numbers there have."""
+    """Return True if digits begin with a country code and have a possible length for that country."""
     code = next((digits[:n] for n in (1, 2, 3) if int(digits[:n] or 0) in phonenumbers.COUNTRY_CODE_TO_REGION_CODE), None)
     if code is None or not FEWEST <= len(digits) <= MOST:
         return False
@@ -54,9 +56,9 @@ def _international(digits: str, compact: bool) -> bool:
 
 
 def is_phone(text: str, announced: bool, whole: bool = True) -> bool:
-    """Whether digits with separators are a telephone number.
+    """Return True if digits with separators are a telephone number.
 
-    `announced`: a word before them says so; `whole`: no other digits stand beside them, as they would in a table.
+    `announced`: a word before them announces one; `whole`: no other digits are next to them, as in a table.
     """
     if DATE.match(text) or (BOOK.match(text) and not announced) or ZIP_CODE.fullmatch(text):
         return False

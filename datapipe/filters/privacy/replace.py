@@ -1,4 +1,4 @@
-"""Personal data replaced by placeholders that say what stood there, and counted."""
+"""Replace personal data by placeholders, and count it by kind."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -14,12 +14,12 @@ from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 
 def placeholder(kind: Kind) -> str:
-    """What stands in the place of personal data: <EMAIL>, <PHONE>, <IP>, <CARD>, <IBAN>, <NATIONAL_ID>."""
+    """Return the placeholder of a kind: <EMAIL>, <PHONE>, <IP>, <CARD>, <IBAN>, <NATIONAL_ID>."""
     return f"<{kind.upper()}>"
 
 
 def replace(batch: TextBatch, kinds: Iterable[Kind] = KINDS) -> tuple[TextBatch, Counter[Kind]]:
-    """The texts with placeholders, and how often each kind was replaced; the batch itself where there is nothing."""
+    """Return the texts with placeholders and the number of replacements by kind; the batch itself if there are none."""
     counts: Counter[Kind] = Counter()
     pieces: list[NDArray[np.uint8]] = []
     grown = np.zeros(len(batch), np.int64)  # bytes that each text gains
@@ -39,7 +39,7 @@ def replace(batch: TextBatch, kinds: Iterable[Kind] = KINDS) -> tuple[TextBatch,
 
 
 def judge(options: PersonalData, batch: DocumentBatch) -> Verdict:
-    """Every document stays; the texts are given only where there is something to replace."""
+    """Replace personal data in a batch; no document is dropped."""
     texts, counts = replace(TextBatch.of_documents(batch), options.replace)
-    kept = np.zeros(len(batch), np.int64)
-    return Verdict((), kept, texts.arrow() if counts else None, {str(kind): count for kind, count in counts.items()})
+    codes = np.zeros(len(batch), np.int64)
+    return Verdict((), codes, texts.arrow() if counts else None, {str(kind): count for kind, count in counts.items()})

@@ -1,1 +1,1 @@
-"""The published rules: of Gopher, C4 and FineWeb."""
+"""Published filter rules: Gopher, C4, FineWeb."""

@@ -1,17 +1,17 @@
-"""C4's rules over a batch: lines that are dropped, texts without them, and texts that are dropped."""
+"""C4's rules over a batch: drop lines, write the remaining texts, drop texts."""
 
 import numpy as np
 from numba import njit, types
 
 from ropewalk.datapipe.filters.rules.gopher_kernels import line_end
 from ropewalk.datapipe.text.characters import CLOSING, DECIMAL, SPACE, TERMINAL
-from ropewalk.datapipe.text.kernels import BYTES, CODES, COMPILE, FOLD, INTS, OFFSETS, code_point, last_code_point, stripped
+from ropewalk.datapipe.text.kernels import BYTES, CODES, COMPILE, FOLD, INTS, OFFSETS, code_point, last_code_point, strip_range
 
 OFF = -1
-WIDE = 0x3000  # from here on a mark ends a sentence without white space behind it
-LOREM_IPSUM, JAVASCRIPT, POLICIES = 0, 1, 2  # places in `phrases`: the policies are all that follow
-CURLY = 16  # of the bits for phrases
-CITATION_WORDS = 2  # of the phrases that follow the policies: what stands in brackets
+WIDE = 0x3000  # code points from here on end a sentence without white space after them
+LOREM_IPSUM, JAVASCRIPT, POLICIES = 0, 1, 2  # indices in `phrases`; the policies are all that follow
+CURLY = 16  # bit for a curly bracket, beside the bits of phrases
+CITATION_WORDS = 2  # phrases after the policies: the texts in brackets of citation marks
 
 
 @njit(**COMPILE)
@@ -26,7 +26,7 @@ def _starts_with(data, at, end, phrase):
 
 @njit(**COMPILE)
 def _citation_end(data, at, end, flags, edit, needed):
-    """The end of a citation mark (digits or certain words in brackets) that begins at a byte; the byte itself if none does."""
+    """Return the end of the citation mark (digits or certain words in brackets) at `at`, or `at` if there is none."""
     if data[at] != 91:
         return at
     begin, stop = at + 1, at + 1
@@ -46,7 +46,7 @@ def _citation_end(data, at, end, flags, edit, needed):
 
 @njit(**COMPILE)
 def _copy_line(data, start, end, flags, out, to, cut, edit, needed):
-    """Copy a line without its citation marks if `cut`; returns the end of the copy."""
+    """Copy a line, without its citation marks if `cut`; return the end of the copy."""
     brackets = 0
     for k in range(end - start):
         byte = data[start + k]
@@ -69,7 +69,7 @@ def _copy_line(data, start, end, flags, out, to, cut, edit, needed):
 
 @njit(**COMPILE)
 def _ends_well(line, start, end, marks):
-    """Whether a line ends with a mark, and not with three points."""
+    """Return True if a line ends with one of the marks, and not with three points."""
     if start == end or (end - start >= 3 and line[end - 1] == 46 and line[end - 2] == 46 and line[end - 3] == 46):
         return False
     code = last_code_point(line, start, end)[0]
@@ -81,7 +81,7 @@ def _ends_well(line, start, end, marks):
 
 @njit(**COMPILE)
 def _matches(line, at, end, phrase):
-    """Whether a phrase of lower-case ASCII begins here, whatever the case; the Kelvin sign is a K too."""
+    """Return True if a phrase of lower-case ASCII starts at `at`; case is ignored, and the Kelvin sign counts as K."""
     for letter in phrase:
         if at >= end:
             return False
@@ -99,22 +99,22 @@ def _matches(line, at, end, phrase):
 
 @njit(**COMPILE)
 def _phrases_in(line, start, end, phrases, bounds, heads):
-    """Which phrases a line has, as bits; and one more bit where it has a curly bracket."""
-    found, curly = 0, 0
+    """Return the phrases that a line contains, as bits, and the bit CURLY for a curly bracket."""
+    phrase_bits, curly = 0, 0
     for at in range(start, end - 1):
         byte = line[at]
         curly |= byte == 123
         likely = heads[0, byte] & heads[1, line[at + 1]]
         if likely:
             for k in range(len(bounds) - 1):
-                if likely >> k & 1 and not found >> k & 1 and _matches(line, at, end, phrases[bounds[k] : bounds[k + 1]]):
-                    found |= 1 << k
-    return found | (1 << CURLY if curly or (end > start and line[end - 1] == 123) else 0)
+                if likely >> k & 1 and not phrase_bits >> k & 1 and _matches(line, at, end, phrases[bounds[k] : bounds[k + 1]]):
+                    phrase_bits |= 1 << k
+    return phrase_bits | (1 << CURLY if curly or (end > start and line[end - 1] == 123) else 0)
 
 
 @njit(**COMPILE)
 def _sentences(line, start, end, flags):
-    """Sentences: each ends with a mark and closing quotes or brackets, then white space or the end; a rest counts as one."""
+    """Count sentences. Each ends with a mark, closing quotes or brackets, and white space or the end; a rest counts as one."""
     count, at = 0, start
     under_way, ending = False, False
     while at < end:
@@ -137,7 +137,7 @@ def _sentences(line, start, end, flags):
 
 @njit(**COMPILE)
 def _line_words(starts, chars, word, last, end):
-    """The first word behind a line, the words of the line, and the longest one's characters."""
+    """Return the first word after a line, the number of words in the line, and the length of the longest."""
     count, longest = 0, 0
     while word < last and starts[word] < end:
         longest = max(longest, chars[word])
@@ -148,39 +148,42 @@ def _line_words(starts, chars, word, last, end):
 
 @njit(**COMPILE)
 def _line_rule(out, start, end, count, flags, marks, phrases, bounds, heads, options):
-    """What becomes of a line: 0 it stays, 1 or 2 its text is dropped for that reason, -1 to -5 the line is."""
+    """Return 0 to keep a line, 1 or 2 to drop its text for that reason, -1 to -5 to drop the line for that reason."""
     if options[3] and not _ends_well(out, start, end, marks):
         return -2
     if count < options[1]:
         return -3
-    found = _phrases_in(out, start, end, phrases, bounds, heads)
-    if options[5] and found & 1:
+    phrase_bits = _phrases_in(out, start, end, phrases, bounds, heads)
+    if options[5] and phrase_bits & 1:
         return 1
-    if options[6] and found & 2:
+    if options[6] and phrase_bits & 2:
         return -4
-    if options[7] and found & (1 << CURLY):
+    if options[7] and phrase_bits & (1 << CURLY):
         return 2
-    if options[8] and found & ((1 << CURLY) - (1 << POLICIES)):
+    if options[8] and phrase_bits & ((1 << CURLY) - (1 << POLICIES)):
         return -5
     return 0
 
 
 @njit(**COMPILE)
 def _heads(phrases, bounds):
-    """For each byte, which phrases it may begin, and which it may be the second byte of; neither is a K, which is two letters."""
+    """Return, for each byte, the phrases that may start with it, and those of which it may be the second byte, as bits.
+
+    Neither byte of a phrase is a K, which would have a second form, the Kelvin sign.
+    """
     heads = np.zeros((2, 256), dtype=np.uint16)
     for k in range(len(bounds) - 1):
-        for place in range(2):
-            letter = phrases[bounds[k] + place]
-            heads[place, letter] |= np.uint16(1 << k)
-            heads[place, letter - 32] |= np.uint16(1 << k)
+        for at in range(2):
+            letter = phrases[bounds[k] + at]
+            heads[at, letter] |= np.uint16(1 << k)
+            heads[at, letter - 32] |= np.uint16(1 << k)
     return heads
 
 
 @njit(**COMPILE)
 def _end_text(out, begin, to, flags, code):
-    """Move what is left of a text, without white space at its ends, to where it begins; nothing where it is dropped."""
-    low, high = stripped(out, begin, to, flags)
+    """Strip the remaining text and move it to `begin`; write nothing if the text is dropped."""
+    low, high = strip_range(out, begin, to, flags)
     if not code and low == high:
         code = 4
     to = begin
@@ -211,39 +214,41 @@ def _end_text(out, begin, to, flags, code):
     **COMPILE,
 )
 def c4(data, offsets, flags, first, word_start, word_chars, phrases, bounds, marks, options, codes, dropped, out, ends):
-    """Write the lines of each text that stay to `out` (up to ends[text]), and the number of the rule that drops it to `codes`.
+    """Write the remaining lines of each text to `out` (up to ends[text]), and the number of the rule that drops it to `codes`.
 
-    `options`: least sentences, least words in a line, longest word, and 0 or 1 for: marks at lines' ends, citations, lorem
-    ipsum, JavaScript, curly brackets, policies. `phrases`: lorem ipsum, javascript, the policies, and the words of citations.
-    `dropped` counts lines by rule: word too long, no mark, too few words, JavaScript, policy. Returns the bytes written.
+    `options`: minimum sentences, minimum words in a line, maximum word length, and 0 or 1 for: marks at line ends, citations,
+    lorem ipsum, JavaScript, curly brackets, policies. `phrases`: lorem ipsum, javascript, the policies, the citation words.
+    `dropped` counts lines by rule: word too long, no mark, too few words, JavaScript, policy. Returns the number of bytes
+    written.
     """
-    known = len(bounds) - 1 - CITATION_WORDS
-    edit, needed = phrases[bounds[known] : bounds[known + 1]], phrases[bounds[known + 1] : bounds[known + 2]]
-    bounds = bounds[: known + 1]
+    num_phrases = len(bounds) - 1 - CITATION_WORDS
+    edit = phrases[bounds[num_phrases] : bounds[num_phrases + 1]]
+    needed = phrases[bounds[num_phrases + 1] : bounds[num_phrases + 2]]
+    bounds = bounds[: num_phrases + 1]
     heads = _heads(phrases, bounds)
     to = 0
     for text in range(len(codes)):
         begin, at, end = to, offsets[text], offsets[text + 1]
-        word, sentences, kept, code = first[text], 0, 0, 0
+        word, sentences, num_lines, code = first[text], 0, 0, 0
         while at < end and code <= 0:
             stop, following = line_end(data, at, end, flags)
-            low, high = stripped(data, at, stop, flags)
+            low, high = strip_range(data, at, stop, flags)
             word, count, longest = _line_words(word_start, word_chars, word, first[text + 1], stop)
-            at, copy = following, to + (1 if kept else 0)
-            ended = copy
+            at, copy = following, to + (1 if num_lines else 0)
+            copy_end = copy
             code = -1 if options[2] != OFF and longest > options[2] else 0
             if not code:
-                ended = _copy_line(data, low, high, flags, out, copy, options[4], edit, needed)
-                code = _line_rule(out, copy, ended, count, flags, marks, phrases, bounds, heads, options)
+                copy_end = _copy_line(data, low, high, flags, out, copy, options[4], edit, needed)
+                code = _line_rule(out, copy, copy_end, count, flags, marks, phrases, bounds, heads, options)
             if code < 0:
                 dropped[-code - 1] += 1
             elif code == 0:
                 if sentences < options[0]:
-                    sentences += _sentences(out, copy, ended, flags)
-                if kept:
+                    sentences += _sentences(out, copy, copy_end, flags)
+                if num_lines:
                     out[to] = 10
-                kept += 1
-                to = ended
+                num_lines += 1
+                to = copy_end
         code = max(code, 0)
         if not code and sentences < options[0]:
             code = 3

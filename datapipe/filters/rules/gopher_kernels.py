@@ -1,4 +1,4 @@
-"""Gopher's rules of quality and repetition over a batch: for each text the number of the first rule that drops it, or 0."""
+"""Gopher's quality and repetition rules over a batch: the number of the first rule that drops each text, or 0."""
 
 import numpy as np
 from numba import njit, types
@@ -17,23 +17,23 @@ from ropewalk.datapipe.text.kernels import (
     code_point,
     hash_range,
     last_code_point,
-    stripped,
+    strip_range,
 )
-from ropewalk.datapipe.text.seen_kernels import capacity, seen_before
+from ropewalk.datapipe.text.seen_kernels import add_key, capacity
 
-LIMITS = types.Array(types.float64, 1, "C", readonly=True)  # a threshold for each rule; NaN: the rule is off
+LIMITS = types.Array(types.float64, 1, "C", readonly=True)  # threshold of each rule; NaN if the rule is off
 ELLIPSIS, BULLET = 0x2026, 0x2022
 
 
 @njit(**COMPILE)
-def _counted_words(chars, kind, exact, first, last, stop_words):
-    """Words that are no mere symbols; how many of these stand between blanks, and their characters; words with a letter; how
-    many of the stop words occur.
+def _count_words(chars, kind, exact, first, last, stop_words):
+    """Return the number of words that are not only symbols, those of them in scripts with spaces and their characters, the number
+    of words with a letter, and the number of distinct stop words.
     """
     count, spaced, characters, alphabetic = 0, 0, 0, 0
-    found, sieve = np.uint64(0), np.uint64(0)
-    for wanted in stop_words:
-        sieve |= np.uint64(1) << (wanted & np.uint64(63))
+    present, sieve = np.uint64(0), np.uint64(0)
+    for stop_word in stop_words:
+        sieve |= np.uint64(1) << (stop_word & np.uint64(63))
     for word in range(first, last):
         flag = kind[word]
         if flag & NOT_SYMBOL:
@@ -45,29 +45,29 @@ def _counted_words(chars, kind, exact, first, last, stop_words):
         if sieve >> (exact[word] & np.uint64(63)) & np.uint64(1):
             for k in range(len(stop_words)):
                 if exact[word] == stop_words[k]:
-                    found |= np.uint64(1) << np.uint64(k)
+                    present |= np.uint64(1) << np.uint64(k)
     stops = 0
-    while found:
-        found &= found - np.uint64(1)
+    while present:
+        present &= present - np.uint64(1)
         stops += 1
     return count, spaced, characters, alphabetic, stops
 
 
 @njit(**COMPILE)
-def _ellipses(places, at, start, end):
-    """How many ellipses a text has, none within another, of those that begin at `places`; the first place behind the text."""
+def _ellipses(starts, at, start, end):
+    """Count the ellipses of a text, those that overlap once; `starts` are the start bytes of all. Also return the next index."""
     count, behind = 0, start
-    while at < len(places) and places[at] < end:
-        if places[at] >= behind and places[at] + 3 <= end:
+    while at < len(starts) and starts[at] < end:
+        if starts[at] >= behind and starts[at] + 3 <= end:
             count += 1
-            behind = places[at] + 3
+            behind = starts[at] + 3
         at += 1
     return count, at
 
 
 @njit(**COMPILE)
 def line_end(data, start, end, flags):
-    """The end of the line that begins at `start`, and where the next one begins, as str.splitlines cuts."""
+    """Return the end of the line at `start` and the start of the next one, as str.splitlines cuts."""
     at = start
     while at < end:
         if 32 <= data[at] < 128:
@@ -93,11 +93,11 @@ def _ends_with_ellipsis(data, start, end):
 
 @njit(**COMPILE)
 def _marked_lines(data, start, end, flags):
-    """Lines, those that begin with a bullet, and those that end with an ellipsis."""
+    """Count the lines, those that start with a bullet, and those that end with an ellipsis."""
     lines, bullets, ellipses, at = 0, 0, 0, start
     while at < end:
         stop, following = line_end(data, at, end, flags)
-        begin, stop = stripped(data, at, stop, flags)
+        begin, stop = strip_range(data, at, stop, flags)
         lines += 1
         if begin < stop:
             code = code_point(data, begin)[0]
@@ -112,19 +112,20 @@ def _marked_lines(data, start, end, flags):
     **COMPILE,
 )
 def quality(data, offsets, flags, first, chars, kind, exact, stop_words, hashes, ellipses, limits, codes):
-    """The rules, in the order of `limits`: words, at least and at most; their mean length, at least and at most; hash signs and
-    ellipses for each word; lines that begin with a bullet, and that end with an ellipsis; words with a letter; stop words.
-    `hashes` has the hash signs of each text, `ellipses` the places where three points or the character stand, ascending.
-    The mean length is of words between blanks: a character of Chinese, which counts as a word, says nothing of it.
+    """Apply the rules in the order of `limits`: minimum and maximum number of words, minimum and maximum mean length, hash signs
+    and ellipses per word, share of lines that start with a bullet, that end with an ellipsis, words with a letter, stop words.
+
+    `hashes` has the number of hash signs of each text, `ellipses` the ascending start bytes of `...` and of the character.
+    The mean length is over words in scripts with spaces: a Chinese character counts as a word, but has no meaningful length.
     """
-    place = 0
+    at = 0
     for text in range(len(codes)):
         start, end = offsets[text], offsets[text + 1]
-        words = max(first[text + 1] - first[text], 1)
-        counted = _counted_words(chars, kind, exact, first[text], first[text + 1], stop_words)
-        count, spaced, characters, alphabetic, stops = counted
-        points, place = _ellipses(ellipses, place, start, end)
-        lines, bullets, ended = _marked_lines(data, start, end, flags)
+        num_words = max(first[text + 1] - first[text], 1)
+        counts = _count_words(chars, kind, exact, first[text], first[text + 1], stop_words)
+        count, spaced, characters, alphabetic, stops = counts
+        points, at = _ellipses(ellipses, at, start, end)
+        lines, bullets, open_ends = _marked_lines(data, start, end, flags)
         length = characters / spaced if spaced else np.nan
         code = 0
         if count < limits[0]:
@@ -135,15 +136,15 @@ def quality(data, offsets, flags, first, chars, kind, exact, stop_words, hashes,
             code = 3
         elif length > limits[3]:
             code = 4
-        elif hashes[text] / words > limits[4]:
+        elif hashes[text] / num_words > limits[4]:
             code = 5
-        elif points / words > limits[5]:
+        elif points / num_words > limits[5]:
             code = 6
         elif bullets / max(lines, 1) > limits[6]:
             code = 7
-        elif ended / max(lines, 1) > limits[7]:
+        elif open_ends / max(lines, 1) > limits[7]:
             code = 8
-        elif alphabetic / words < limits[8]:
+        elif alphabetic / num_words < limits[8]:
             code = 9
         elif stops < limits[9]:
             code = 10
@@ -152,8 +153,8 @@ def quality(data, offsets, flags, first, chars, kind, exact, stop_words, hashes,
 
 @njit(**COMPILE)
 def _repeated_paragraphs(data, start, end, flags, table, stamps, mask, stamp):
-    """Paragraphs (what two newlines or more separate), those seen before, and the characters of these."""
-    begin, end = stripped(data, start, end, flags)
+    """Count the paragraphs (separated by two or more newlines), those that repeat an earlier one, and their characters."""
+    begin, end = strip_range(data, start, end, flags)
     count, repeated, characters, at = 0, 0, 0, begin
     while True:
         stop, size = at, 0
@@ -161,7 +162,7 @@ def _repeated_paragraphs(data, start, end, flags, table, stamps, mask, stamp):
             size += (data[stop] & 0xC0) != 0x80
             stop += 1
         count += 1
-        if seen_before(hash_range(data, at, stop), table, stamps, mask, stamp):
+        if add_key(hash_range(data, at, stop), table, stamps, mask, stamp):
             repeated += 1
             characters += size
         if stop >= end:
@@ -173,13 +174,13 @@ def _repeated_paragraphs(data, start, end, flags, table, stamps, mask, stamp):
 
 @njit(**COMPILE)
 def _repeated_lines(data, starts, ends, chars, first, last, table, stamps, mask, stamp):
-    """Lines (what newlines separate; an empty one only at either end), those seen before, and the characters of these."""
+    """Count the lines, those that repeat an earlier one, and their characters; inner empty lines do not count."""
     count, repeated, characters = 0, 0, 0
     for line in range(first, last):
         if starts[line] == ends[line] and not (last - first > 1 and (line == first or line == last - 1)):
             continue
         count += 1
-        if seen_before(hash_range(data, starts[line], ends[line]), table, stamps, mask, stamp):
+        if add_key(hash_range(data, starts[line], ends[line]), table, stamps, mask, stamp):
             repeated += 1
             characters += chars[line]
     return max(count, 1), repeated, characters
@@ -187,8 +188,8 @@ def _repeated_lines(data, starts, ends, chars, first, last, table, stamps, mask,
 
 @njit(types.void(BYTES, OFFSETS, BYTES, OFFSETS, INTS, HASHES, OFFSETS, INTS, INTS, INTS, LIMITS, CODES), **COMPILE)
 def repetition(data, offsets, flags, first, chars, exact, line_first, line_start, line_end, line_chars, limits, codes):
-    """The rules, in the order of `limits`: repeated paragraphs, their characters; repeated lines, their characters; characters
-    of the most frequent 2-, 3- and 4-gram; of repeated 5- to 10-grams.
+    """Apply the rules in the order of `limits`: share of repeated paragraphs, their characters, repeated lines, their characters,
+    characters of the most frequent 2-, 3- and 4-gram, characters of repeated 5- to 10-grams.
     """
     most = 1
     for text in range(len(codes)):

@@ -1,6 +1,6 @@
-"""Gopher's rules of n-grams over the words of one text: the most frequent ones, and all that repeat.
+"""Gopher's n-gram rules for the words of one text: the most frequent n-gram, and all repeated ones.
 
-Only those are looked at whose first and last n-1 words occur more than once: no other can repeat.
+Only n-grams whose first and last n-1 words occur more than once are considered: no other can repeat.
 """
 
 import numpy as np
@@ -13,15 +13,14 @@ BASE = np.uint64(0xD6E8FEB86659FD93)
 
 
 @njit(**COMPILE)
-def _find_repeated(size, many, exact, scratch, mask, stamp):
-    """Make n-grams of those one word shorter at the first `many` of `places`, mark the places of those that occur again in
-    `again`, and name for each the place where it occurs first. Returns how often the most frequent one occurs, and where it
-    does first (of equals the first).
+def _extend_grams(size, many, exact, scratch, mask, stamp):
+    """Extend the n-grams at the first `many` of `starts` by one word, mark repeated ones in `again`, and write the first
+    occurrence of each to `firsts`. Returns the count of the most frequent n-gram and its first occurrence (on ties the first).
     """
-    grams, places, again, firsts, counts, slots = scratch
+    grams, starts, again, firsts, counts, slots = scratch
     most, best = 1, 0
     for j in range(many):
-        k = places[j]
+        k = starts[j]
         gram = grams[k] * BASE + exact[k + size - 1]
         grams[k] = gram
         slot = np.int64((gram * MIX) >> np.uint64(20)) & mask
@@ -43,27 +42,27 @@ def _find_repeated(size, many, exact, scratch, mask, stamp):
 
 
 @njit(**COMPILE)
-def _may_repeat(size, many, words, scratch):
-    """Keep of the first `many` places those where an n-gram may repeat, as both of the shorter ones in it do; how many."""
-    _, places, again, _, _, _ = scratch
-    kept = 0
+def _keep_candidates(size, many, num_words, scratch):
+    """Keep those of the first `many` starts whose two shorter n-grams both repeat; return their number."""
+    _, starts, again, _, _, _ = scratch
+    num_kept = 0
     for j in range(many):
-        k = places[j]
-        places[kept] = k
-        kept += (k + size <= words) & (again[k] == size - 1) & (again[min(k + 1, words - 1)] == size - 1)
-    return kept
+        k = starts[j]
+        starts[num_kept] = k
+        num_kept += (k + size <= num_words) & (again[k] == size - 1) & (again[min(k + 1, num_words - 1)] == size - 1)
+    return num_kept
 
 
 @njit(**COMPILE)
 def _repeated_characters(size, many, chars, scratch):
-    """The characters of n-grams seen before, none counted twice; the search goes on behind each that is found."""
-    _, places, again, firsts, counts, _ = scratch
+    """Count the characters of n-grams that repeat an earlier one, without overlaps: the search continues after each."""
+    _, starts, again, firsts, counts, _ = scratch
     characters, behind = 0, 0
     for j in range(many):
-        k = places[j]
+        k = starts[j]
         if k < behind or again[k] != size:
             continue
-        if counts[firsts[k]] == -1:  # met by the search
+        if counts[firsts[k]] == -1:  # occurred earlier in the search
             for word in range(k, k + size):
                 characters += chars[word]
             behind = k + size
@@ -73,29 +72,29 @@ def _repeated_characters(size, many, chars, scratch):
 
 @njit(**COMPILE)
 def gram_rule(exact, chars, characters, limits, scratch, stamp):
-    """The first rule of n-grams that drops a text: 2 to 4 the most frequent one, 5 to 10 all that repeat. Returns 0 for none."""
-    grams, places, again = scratch[0], scratch[1], scratch[2]
-    words = len(exact)
-    mask = capacity(words) - 1
-    many = max(words - 1, 0)
-    for k in range(words):
-        grams[k], places[k], again[k] = exact[k], k, 0
-    for size in range(2, min(words, 10) + 1):
+    """Return the first n-gram rule that drops a text, or 0: most frequent 2- to 4-grams, then repeated 5- to 10-grams."""
+    grams, starts, again = scratch[0], scratch[1], scratch[2]
+    num_words = len(exact)
+    mask = capacity(num_words) - 1
+    many = max(num_words - 1, 0)
+    for k in range(num_words):
+        grams[k], starts[k], again[k] = exact[k], k, 0
+    for size in range(2, min(num_words, 10) + 1):
         if size > 2:
-            many = _may_repeat(size, many, words, scratch)
+            many = _keep_candidates(size, many, num_words, scratch)
         if size > 4 and not many:
             return 0
-        most, best = _find_repeated(size, many, exact, scratch, mask, stamp + size)
+        most, best = _extend_grams(size, many, exact, scratch, mask, stamp + size)
         limit = limits[2 + size]
         if np.isnan(limit):
             continue
         if size <= 4:
-            found = size - 1
+            covered = size - 1
             for word in range(best, best + size):
-                found += chars[word]
-            found *= most
+                covered += chars[word]
+            covered *= most
         else:
-            found = _repeated_characters(size, many, chars, scratch)
-        if found / characters > limit:
+            covered = _repeated_characters(size, many, chars, scratch)
+        if covered / characters > limit:
             return 3 + size
     return 0

@@ -1,4 +1,4 @@
-"""The published rules over a batch: options and buffers in, a verdict out. Which rule is which number is said here."""
+"""Apply the published rules to a batch; defines the order, and thus the number, of the rules."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -23,13 +23,13 @@ PHRASES = ("lorem ipsum", "javascript", *POLICIES, "edit]", "citation needed]")
 
 
 def _limits(options: Filter, rules: Sequence[str]) -> NDArray[np.float64]:
-    """The threshold of each rule, NaN where it is off."""
+    """Return the threshold of each rule, NaN if it is off."""
     return np.array([np.nan if getattr(options, rule) is None else getattr(options, rule) for rule in rules], dtype=np.float64)
 
 
 @cache
-def _hashes(words: tuple[str, ...], kind: WordKind) -> NDArray[np.uint64]:
-    return np.unique(_words(DocumentBatch.of_texts([*words]), kind).exact)
+def _hashes(stop_words: tuple[str, ...], kind: WordKind) -> NDArray[np.uint64]:
+    return np.unique(_words(DocumentBatch.of_texts([*stop_words]), kind).exact)
 
 
 def _words(batch: DocumentBatch, kind: WordKind) -> Words | Tokens:
@@ -37,32 +37,32 @@ def _words(batch: DocumentBatch, kind: WordKind) -> Words | Tokens:
 
 
 def _hash_signs(batch: DocumentBatch) -> NDArray[np.int64]:
-    """How many each text has."""
+    """Return the number of hash signs in each text."""
     return np.diff(np.searchsorted(np.flatnonzero(batch.data == 35), batch.offsets)).astype(np.int64)
 
 
 def _ellipses(batch: DocumentBatch) -> NDArray[np.int64]:
-    """Where three points in a row begin, or the character for them, which has three bytes too."""
+    """Return the positions, ascending, of `...` and of the ellipsis character; each has three bytes."""
     data = batch.data
     point = data == 46
     points = np.flatnonzero(point[:-2] & point[1:-1] & point[2:])
-    leads = np.flatnonzero(data[:-2] == 0xE2)  # few bytes are
+    leads = np.flatnonzero(data[:-2] == 0xE2)  # rare, so that the next line is cheap
     characters = leads[(data[leads + 1] == 0x80) & (data[leads + 2] == 0xA6)]
     return np.sort(np.concatenate([points, characters]))
 
 
 def gopher_quality(options: GopherQuality, batch: DocumentBatch) -> Verdict:
-    """The verdict of Gopher's rules of quality."""
+    """Apply Gopher's quality rules."""
     codes = np.zeros(len(batch), dtype=np.uint8)
-    words = _words(batch, options.words)
+    text_words = _words(batch, options.words)
     gopher_kernels.quality(
         batch.data,
         batch.offsets,
         character_tables().flags,
-        words.first,
-        words.chars,
-        words.kind,
-        words.exact,
+        text_words.first,
+        text_words.chars,
+        text_words.kind,
+        text_words.exact,
         _hashes(options.stop_words, options.words),
         _hash_signs(batch),
         _ellipses(batch),
@@ -73,16 +73,16 @@ def gopher_quality(options: GopherQuality, batch: DocumentBatch) -> Verdict:
 
 
 def gopher_repetition(options: GopherRepetition, batch: DocumentBatch) -> Verdict:
-    """The verdict of Gopher's rules of repetition."""
+    """Apply Gopher's repetition rules."""
     codes = np.zeros(len(batch), dtype=np.uint8)
-    words, lines, flags = _words(batch, options.words), batch.lines, character_tables().flags
+    text_words, lines, flags = _words(batch, options.words), batch.lines, character_tables().flags
     gopher_kernels.repetition(
         batch.data,
         batch.offsets,
         flags,
-        words.first,
-        words.chars,
-        words.exact,
+        text_words.first,
+        text_words.chars,
+        text_words.exact,
         lines.first,
         lines.start,
         lines.end,
@@ -94,7 +94,7 @@ def gopher_repetition(options: GopherRepetition, batch: DocumentBatch) -> Verdic
 
 
 def fineweb(options: FineWeb, batch: DocumentBatch) -> Verdict:
-    """The verdict of FineWeb's rules."""
+    """Apply FineWeb's rules."""
     codes = np.zeros(len(batch), dtype=np.uint8)
     lines, flags = batch.lines, character_tables().flags
     limits = _limits(options, FINEWEB)
@@ -114,13 +114,13 @@ def fineweb(options: FineWeb, batch: DocumentBatch) -> Verdict:
 
 
 def c4(options: C4, batch: DocumentBatch) -> Verdict:
-    """The verdict of C4's rules, with the texts that are left and the number of lines that each rule dropped."""
+    """Apply C4's rules; the verdict has the remaining texts and the number of lines that each rule dropped."""
     codes, ends = np.zeros(len(batch), dtype=np.uint8), np.zeros(len(batch), dtype=np.int64)
     dropped = np.zeros(len(C4_LINES), dtype=np.int64)
     out = np.empty(int(batch.offsets[-1] - batch.offsets[0]) + 1, dtype=np.uint8)
     phrases = np.frombuffer("".join(PHRASES).encode(), dtype=np.uint8)
     bounds = np.cumsum([0, *map(len, PHRASES)], dtype=np.int64)
-    words = batch.words
+    text_words = batch.words
     numbers = [-1 if n is None else n for n in (options.min_sentences, options.min_words_per_line, options.max_word_length)]
     switches = (
         options.end_marks is not None,
@@ -134,9 +134,9 @@ def c4(options: C4, batch: DocumentBatch) -> Verdict:
         batch.data,
         batch.offsets,
         character_tables().flags,
-        words.first,
-        words.start,
-        words.chars,
+        text_words.first,
+        text_words.start,
+        text_words.chars,
         phrases,
         bounds,
         np.array([ord(mark) for mark in options.end_marks or ""], dtype=np.uint32),

@@ -1,1 +1,1 @@
-"""MinHash of documents: signatures in bands, by which near-duplicates meet."""
+"""MinHash of documents: band keys that make near-duplicates candidates of each other."""

@@ -1,16 +1,16 @@
-"""MinHash of word n-grams over a batch, and the sets of their hashes."""
+"""MinHash band keys and shingle sets of a batch of documents."""
 
 import numpy as np
 from numba import njit, types
 
-from ropewalk.datapipe.text.kernels import COMPILE, FOLD, HASHES, MIX, OFFSETS, SEED, mixed
+from ropewalk.datapipe.text.kernels import COMPILE, FOLD, HASHES, MIX, OFFSETS, SEED, mix_bits
 
 BASE = np.uint64(0xA24BAED4963EE407)
 
 
 @njit(**COMPILE)
 def _plain_words(folded, first, last, plain):
-    """Gather the words of a text that have a letter or a digit; how many there are."""
+    """Copy the hashes of words that have a letter or digit to `plain`; return their number."""
     count = 0
     for word in range(first, last):
         if folded[word]:
@@ -21,16 +21,16 @@ def _plain_words(folded, first, last, plain):
 
 @njit(**COMPILE)
 def _shingle(plain, at, size):
-    """The hash of an n-gram."""
+    """Return the hash of the n-gram of `size` words from `at`."""
     value = np.uint64(size)
     for word in range(at, at + size):
         value = value * BASE + plain[word]
-    return mixed(value * MIX)
+    return mix_bits(value * MIX)
 
 
 @njit(types.void(HASHES, OFFSETS, types.int64, types.int64, FOLD, FOLD, types.uint64[:, ::1]), **COMPILE)
 def band_keys(folded, first, ngram, rows, multiply, add, keys):
-    """For each text and band a hash of the band's MinHash values, odd; 0 for a text without words.
+    """Fill in, for each text and band, an odd hash of the band's MinHash values; 0 for a text without words.
 
     A text of fewer than `ngram` words has one shingle of all its words.
     """
@@ -50,13 +50,13 @@ def band_keys(folded, first, ngram, rows, multiply, add, keys):
         for band in range(keys.shape[1]):
             key = SEED ^ np.uint64(band)
             for k in range(band * rows, (band + 1) * rows):
-                key = mixed((key ^ np.uint64(lowest[k])) * MIX)
+                key = mix_bits((key ^ np.uint64(lowest[k])) * MIX)
             keys[text, band] = (key | np.uint64(1)) if count else np.uint64(0)
 
 
 @njit(types.void(HASHES, OFFSETS, types.int64, types.uint64[::1], types.int64[::1]), **COMPILE)
-def shingle_sets(folded, first, ngram, found, bounds):
-    """Write the different shingles of each text to `found`, ascending, those of text k to found[bounds[k]:bounds[k + 1]]."""
+def shingle_sets(folded, first, ngram, hashes, bounds):
+    """Write the distinct shingles of text k, ascending, to hashes[bounds[k]:bounds[k + 1]]."""
     most = 1
     for text in range(len(first) - 1):
         most = max(most, first[text + 1] - first[text])
@@ -72,6 +72,6 @@ def shingle_sets(folded, first, ngram, found, bounds):
         ordered = np.sort(values[:shingles])
         for at in range(shingles):
             if at == 0 or ordered[at] != ordered[at - 1]:
-                found[to] = ordered[at]
+                hashes[to] = ordered[at]
                 to += 1
         bounds[text + 1] = to

@@ -1,4 +1,4 @@
-"""MinHash of a batch of documents: keys by which near-duplicates meet, and shingles by which they are compared."""
+"""MinHash of a batch of documents: band keys that find candidates, and shingles that are compared."""
 
 from functools import cache
 from typing import NamedTuple
@@ -14,7 +14,7 @@ KERNELS = "ropewalk.datapipe.text.minhash.minhash_kernels"
 
 
 class Shingles(NamedTuple):
-    """The different shingles of each document, ascending hashes; those of document k are [bounds[k], bounds[k + 1])."""
+    """Distinct shingle hashes of each document, ascending; those of document k are hashes[bounds[k]:bounds[k + 1]]."""
 
     hashes: NDArray[np.uint64]
     bounds: NDArray[np.int64]
@@ -22,7 +22,7 @@ class Shingles(NamedTuple):
 
 @cache
 def _permutations(count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Multipliers (odd) and summands of as many permutations of 32-bit numbers, by SplitMix64: the same on every machine."""
+    """Return odd multipliers and summands of `count` permutations of 32-bit numbers, by SplitMix64: equal on every machine."""
     numbers, state = [], 0x5EED
     for _ in range(2 * count):
         state = (state + 0x9E3779B97F4A7C15) & (2**64 - 1)
@@ -34,7 +34,7 @@ def _permutations(count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
 
 
 def band_keys(batch: DocumentBatch, options: NearDuplicates) -> NDArray[np.uint64]:
-    """[documents, bands]: equal keys of a band make two documents candidates; 0 where a document has no word."""
+    """Return keys, [documents, bands]: equal keys in a band make documents candidates; 0 for a document without words."""
     keys = np.empty((len(batch), options.bands), dtype=np.uint64)
     multiply, add = _permutations(options.bands * options.rows)
     kernels(KERNELS).band_keys(batch.words.folded, batch.words.first, options.ngram, options.rows, multiply, add, keys)
@@ -42,7 +42,7 @@ def band_keys(batch: DocumentBatch, options: NearDuplicates) -> NDArray[np.uint6
 
 
 def shingles_of(batch: DocumentBatch, options: NearDuplicates) -> Shingles:
-    """The shingles of each document."""
+    """Return the shingles of each document."""
     hashes = np.empty(len(batch.words.folded), dtype=np.uint64)
     bounds = np.empty(len(batch) + 1, dtype=np.int64)
     kernels(KERNELS).shingle_sets(batch.words.folded, batch.words.first, options.ngram, hashes, bounds)

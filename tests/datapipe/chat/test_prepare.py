@@ -117,7 +117,7 @@ def test_nothing_to_learn_from_is_an_error_that_says_why(tokenizer: Path, tmp_pa
     with pytest.raises(DataError, match=r"no conversation is left .*; rejected: no_assistant_turn 3 \(such as a.jsonl:1\)"):
         make(tmp_path / "set", [tmp_path / "a.jsonl"], tokenizer)
     (tmp_path / "a.txt").write_text("words")
-    with pytest.raises(DataError, match="is plain text, and no conversations"):
+    with pytest.raises(DataError, match="is plain text, not conversations"):
         make(tmp_path / "other", [tmp_path / "a.txt"], tokenizer)
 
 

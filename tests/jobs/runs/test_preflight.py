@@ -63,7 +63,7 @@ def test_paths_inside_a_claim_are_looked_for_where_the_profile_says(mounted: Pat
         EvaluateConfig.model_validate({"model": "/runs/nothing", "data": "/runs/d"}).preflight(here)
     with pytest.raises(DataError, match=r"input '/runs/raw/\*.txt': matches no file"):
         preprocess(["/runs/raw/*.txt"], "/runs/out").preflight(here)
-    with pytest.raises(ConfigError, match="output: '/runs/raw/out' lies inside the input '/runs/raw'"):
+    with pytest.raises(ConfigError, match="output: '/runs/raw/out' is inside the input '/runs/raw'"):
         preprocess(["/runs/raw"], "/runs/raw/out").preflight(here)
 
 

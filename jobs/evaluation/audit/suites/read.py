@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ropewalk.cluster.errors import DataError
-from ropewalk.datapipe.inputs.streams import place_of
+from ropewalk.datapipe.inputs.streams import split_url
 from ropewalk.jobs.evaluation.audit.suites.crows_pairs import crows_pair
 from ropewalk.jobs.evaluation.audit.suites.pair import Pair, make_pair
 from ropewalk.jobs.evaluation.audit.suites.stereoset import stereoset_pairs, stereoset_row
@@ -42,7 +42,7 @@ def read_pairs(url: str, suite: str) -> list[Pair]:
 
 def read_text(url: str) -> str:
     """A file as text. Raises DataError: there is none, or it is not UTF-8."""
-    place, name = place_of(url)
+    place, name = split_url(url)
     try:
         return place.read(name).decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):

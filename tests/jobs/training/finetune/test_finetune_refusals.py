@@ -57,7 +57,7 @@ def refused_configs(*paths: Path) -> list[tuple[dict[str, Any], str]]:
     return [
         (finetune_config(strange, prepared), "was prepared with another tokenizer than the model's"),
         (finetune_config(base, text), "holds text, and no conversations"),
-        (finetune_config(base, empty), "no conversation is left to learn from; rejected: no_assistant_turn 1"),
+        (finetune_config(base, empty), "no conversation is left to train on; rejected: no_assistant_turn 1"),
         (finetune_config(base, data, chat={"template": str(failing)}), "rejected: template_failed 150 (such as chat-0: never)"),
         (finetune_config(base, data, chat={"template": str(tmp_path / "none")}), "cannot be read"),
         (finetune_config(base, data, lora={"targets": ["nope"]}), "name layers of the model in lora.targets"),

@@ -1,4 +1,4 @@
-"""What the tasks of the search for near-duplicates leave for each other: names of files, their records, how they are cut."""
+"""File names, record layouts and partitioning of the intermediate files of near-duplicate search."""
 
 from dataclasses import dataclass
 
@@ -11,47 +11,47 @@ SHINGLE = np.dtype([("hash", "<u8")])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
-    """What all tasks know: the units and the first row of each, and in how many parts stages are cut."""
+class SearchPlan:
+    """Units, their first rows, and the number of parts of each stage; shared by all tasks."""
 
     units: tuple[int, ...]
-    offsets: tuple[int, ...]  # of each unit, and the end
+    offsets: tuple[int, ...]  # first row of each unit, and the end
     match: int
     star: int
     verify: int = 1
 
     def unit_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The place of each row's unit among the units."""
+        """Return the index of each row's unit in `units`."""
         return np.searchsorted(np.array(self.offsets), rows, side="right") - 1
 
 
 def star_name(stage: int, part: int) -> str:
-    """The file of the edges that one task of a stage wrote; stage 0 is `match`."""
+    """Path of the edges that one task of a stage wrote; stage 0 is `match`."""
     return f"{FOLDER}/edges-{stage:03d}-{part:05d}"
 
 
 def route_name(part: int) -> str:
-    """The file of one task's documents and clusters, by unit."""
+    """Path of the documents and clusters that one task wrote, by unit."""
     return f"{FOLDER}/clusters-{part:05d}"
 
 
 def member_type(bands: int) -> np.dtype[np.void]:
-    """A candidate as `gather` writes it: row, cluster, number of shingles, band keys."""
+    """Layout of a candidate as `gather` writes it: row, cluster, number of shingles, band keys."""
     return np.dtype([("row", "<i8"), ("cluster", "<i8"), ("shingles", "<i8"), ("keys", "<u8", (bands,))])
 
 
 def gathered_name(kind: str, unit: int) -> str:
-    """The file of a unit's candidates (`members`) or of their shingles (`shingles`)."""
+    """Path of a unit's candidates (`members`) or their shingles (`shingles`)."""
     return f"{FOLDER}/{kind}-{unit:06d}"
 
 
 def decided_name(part: int) -> str:
-    """The file of one task's decisions, by unit: document, and the one that stays for it."""
+    """Path of one task's decisions, by unit: a dropped document, and the one that is kept instead."""
     return f"{FOLDER}/decided-{part:05d}"
 
 
 def unique_edges(source: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.void]:
-    """The different edges, ascending."""
+    """Return the distinct edges, ascending."""
     edges = np.empty(len(source), dtype=EDGE)
     order = np.lexsort((target, source))
     edges["from"], edges["to"] = source[order], target[order]

@@ -128,7 +128,7 @@ class Manifest(Section):
         """Return the shards of one split, in order."""
         return tuple(shard for shard in self.shards if shard.split == split)
 
-    def sealed(self) -> "Manifest":
+    def with_hash(self) -> "Manifest":
         """Return a copy with the hash of all other fields."""
         return self.model_copy(update={"hash": self.computed_hash()})
 
@@ -154,7 +154,7 @@ def checksum_of_file(folder: StoragePath, name: str) -> str:
 
 def write_manifest(data_set: StoragePath, manifest: Manifest) -> Manifest:
     """Seal and write the manifest, which completes the data set."""
-    sealed = manifest.sealed()
+    sealed = manifest.with_hash()
     text = json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False)
     data_set.write(MANIFEST_NAME, f"{text}\n".encode())
     return sealed

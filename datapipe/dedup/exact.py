@@ -31,7 +31,7 @@ class Corpus:
         """Return the global rows of a unit's documents."""
         return slice(int(self.offsets[unit]), int(self.offsets[unit + 1]))
 
-    def dropped(self, rows: slice) -> NDArray[np.bool_]:
+    def is_dropped(self, rows: slice) -> NDArray[np.bool_]:
         """Return True for each of these documents that is dropped."""
         result: NDArray[np.bool_] = self.fate[rows] < TRAIN
         return result

@@ -155,7 +155,7 @@ class _Pipeline:
         decisions = find_near_duplicates(
             near_units,
             self.config.near_duplicates,
-            dropped=corpus.dropped,
+            dropped=corpus.is_dropped,
             total_bytes=int(corpus.size.sum(dtype=np.int64)),
             work=self.work,
             run=self._run_stage,
@@ -172,7 +172,7 @@ class _Pipeline:
             units,
             summaries,
             self.config.paragraphs,
-            dropped=corpus.dropped,
+            dropped=corpus.is_dropped,
             total_bytes=int(corpus.size.sum(dtype=np.int64)),
             work=self.work,
             run=self._run_stage,

@@ -98,5 +98,5 @@ def test_languages_have_the_shares_that_were_asked_for(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no document has source 'wbe'; use one of books, notes, web"):
         make(some_sources(tmp_path), tmp_path / "out", balance={"weights": {"wbe": 0.5}})
-    with pytest.raises(ConfigError, match="at most 1 in all"):
+    with pytest.raises(ConfigError, match="must be at most 1, not"):
         configure("in", "out", balance={"weights": {"a": 0.8, "b": 0.4}})

@@ -202,6 +202,6 @@ def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path: Path, source: Path) 
         pytest.skip(f"mount namespaces are not allowed here: {done.stderr.strip()}")
     assert "first 1\n" in done.stdout
     assert f"{tmp_path}/disk/out" in done.stdout
-    assert "no space left on the device; free some and run again" in done.stdout
+    assert "no space left on device; free some space and run again" in done.stdout
     assert "second 0\n" in done.stdout
     assert contents(tmp_path / "copy") == contents(tmp_path / "serial")

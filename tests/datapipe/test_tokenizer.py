@@ -128,10 +128,10 @@ def test_a_large_vocabulary_takes_wider_tokens(tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_will_not_do_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ConfigError, match="not in the Hugging Face cache"):
+    with pytest.raises(ConfigError, match="neither a local path nor in the Hugging Face cache"):
         take_tokenizer("nobody/no-such-tokenizer")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"not a tokenizer\.json"):
+    with pytest.raises(ConfigError, match=r"not a valid tokenizer\.json"):
         take_tokenizer(str(tmp_path))
     with pytest.raises(ConfigError, match="no such directory"):
         take_tokenizer(str(tmp_path / "nowhere"))

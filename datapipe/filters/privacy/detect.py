@@ -94,7 +94,7 @@ def _judge(window: _Window, kind: int, start: int, end: int, wanted: frozenset[K
     elif kind == COLONS:
         yield from _ip_version_6(window, start, end) if "ip" in wanted else ()
     elif kind == LETTERED:
-        yield from _lettered(window, start, wanted)
+        yield from _judge_lettered(window, start, wanted)
     else:
         yield from _number(window, start, end, wanted)
 
@@ -119,7 +119,7 @@ def _ip_version_6(window: _Window, start: int, end: int) -> Iterator[Span]:
         yield Span("ip", start, start + len(word))
 
 
-def _lettered(window: _Window, start: int, wanted: frozenset[Kind]) -> Iterator[Span]:
+def _judge_lettered(window: _Window, start: int, wanted: frozenset[Kind]) -> Iterator[Span]:
     text = window.letters(start, start + 48)
     before = window.letters(start - 1, start)
     if before in GLUE:

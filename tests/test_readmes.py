@@ -12,6 +12,7 @@ from ropewalk.jobs.runs.submit.submit import configure
 ROOT = Path(__file__).resolve().parents[1]
 SOAK = re.compile(r"mark\.soak\(\s*\"([^\"]+)\"")
 FOLDERS = ("cluster", "datapipe", "jobs", "k8s", "sharding", "slurm")
+ROOMS = ("evaluation", "inference", "models", "orchestration", "runs", "serving", "training")  # of jobs
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -21,8 +22,15 @@ def test_it_draws_the_flow_and_is_linked(folder: str) -> None:
     assert f"({folder}/README.md)" in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_jobs_draws_its_flow_and_is_linked(room: str) -> None:
+    assert "```" in (ROOT / "jobs" / room / "README.md").read_text()
+    assert f"({room}/README.md)" in (ROOT / "jobs/README.md").read_text()
+
+
 def test_links_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "tests/README.md", *(ROOT / folder / "README.md" for folder in FOLDERS)]:
+    rooms = [ROOT / "jobs" / room / "README.md" for room in ROOMS]
+    for page in [ROOT / "README.md", ROOT / "tests/README.md", *(ROOT / folder / "README.md" for folder in FOLDERS), *rooms]:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"
 

@@ -1,4 +1,4 @@
-"""The objective of jobs/README.md trains as it stands there."""
+"""The section "Add an objective" of jobs/training/README.md, executed as it stands there."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from ropewalk.cluster.run.directory import RunDir
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, losses, pretrain_config
 
-README = Path(__file__).resolve().parents[4] / "jobs/README.md"
+README = Path(__file__).resolve().parents[4] / "jobs/training/README.md"
 
 
 def main(context: JobContext) -> dict[str, object]:

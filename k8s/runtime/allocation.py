@@ -69,7 +69,7 @@ class PodAllocation(Allocation):
         while not self.must_stop():
             if self.run.cancel_requested:
                 return True
-            self._tend()
+            self._maintain()
             count = len(self._ready())
             if count >= wanted:
                 return True
@@ -165,11 +165,11 @@ class PodAllocation(Allocation):
     def release(self, node: int) -> None:
         """Stop using a node because the user wants fewer; Kubernetes removes the pods with the highest indexes."""
         self.busy.discard(node)
-        self._tend()
+        self._maintain()
 
     def acquire(self, wanted: int) -> list[int]:
         """Return the nodes of connected pods that are not used yet."""
-        self._tend()
+        self._maintain()
         chosen: list[int] = []
         for member in self._idle_others()[: max(wanted, 0)]:
             node = self.node_of(member.pod)
@@ -181,7 +181,7 @@ class PodAllocation(Allocation):
     def _idle_others(self) -> list[Member]:
         return [m for m in self.members.present() if m.idle and self.node_of(m.pod) not in self.busy]
 
-    def _tend(self) -> None:
+    def _maintain(self) -> None:
         """Let lost pods be replaced, and request the number of pods that the user wants."""
         for member in self.members.departed():
             self.replacer.replace(member, self.resources.grace_seconds)

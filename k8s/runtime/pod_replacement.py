@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Gone:
+class _LostPod:
     """A pod to be replaced."""
 
     name: str
@@ -44,7 +44,7 @@ class PodReplacer:
 
     def __init__(self, api: InClusterApi) -> None:
         self._api = api
-        self._gone: dict[str, _Gone] = {}
+        self._lost: dict[str, _LostPod] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="replacing", daemon=True).start()
@@ -57,21 +57,21 @@ class PodReplacer:
     def declare_dead(self, name: str, uid: str, in_seconds: float = 0.0) -> None:
         """Replace a pod after some seconds unless it has reconnected, even if its node does not report its end."""
         with self._lock:
-            self._gone.setdefault(uid, _Gone(name, uid, time.monotonic() + in_seconds))
+            self._lost.setdefault(uid, _LostPod(name, uid, time.monotonic() + in_seconds))
 
     def try_return(self, uid: str) -> bool:
         """Accept a pod that has reconnected. Returns False if it was already declared dead and is being deleted."""
         with self._lock:
-            if uid in self._gone and self._gone[uid].declared_dead:
+            if uid in self._lost and self._lost[uid].declared_dead:
                 return False
-            self._gone.pop(uid, None)
+            self._lost.pop(uid, None)
             return True
 
-    def _declare(self, gone: _Gone) -> bool:
+    def _declare(self, lost: _LostPod) -> bool:
         """Mark a pod as declared dead. Returns False if it has reconnected in the meantime."""
         with self._lock:
-            gone.declared_dead = gone.uid in self._gone
-            return gone.declared_dead
+            lost.declared_dead = lost.uid in self._lost
+            return lost.declared_dead
 
     def close(self) -> None:
         """Stop watching."""
@@ -82,36 +82,36 @@ class PodReplacer:
         while not self._closed.wait(pause):
             pause = REPLACEMENT_POLL_SECONDS
             with self._lock:
-                gone = list(self._gone.values())
-            for each in gone:
+                lost_pods = list(self._lost.values())
+            for each in lost_pods:
                 try:
-                    done = self._tend(each)
+                    done = self._process(each)
                 except ApiError as error:
                     log.warning("cannot reset the Job's back-off for lost pod %s: %s", each.name, error)
                     pause = REPLACEMENT_AWAY_POLL_SECONDS
                     continue
                 if done:
                     with self._lock:
-                        self._gone.pop(each.uid, None)
+                        self._lost.pop(each.uid, None)
 
-    def _tend(self, gone: _Gone) -> bool:
+    def _process(self, lost: _LostPod) -> bool:
         """Check a pod once. Returns True if nothing more needs to be done."""
-        pod, now = self._api.pod(gone.name), time.monotonic()
-        if pod is None or pod["metadata"]["uid"] != gone.uid or pod["status"].get("phase") == "Succeeded":
+        pod, now = self._api.pod(lost.name), time.monotonic()
+        if pod is None or pod["metadata"]["uid"] != lost.uid or pod["status"].get("phase") == "Succeeded":
             return True
         if is_backdated(pod):
-            gone.backdated_at = gone.backdated_at or now  # possibly done by an earlier leader
+            lost.backdated_at = lost.backdated_at or now  # possibly done by an earlier leader
             # the node of a pod that is still saving will report its end and restart the delay
-            return (is_over(pod) or is_declared_dead(pod)) and now - gone.backdated_at > BACKDATED_WATCH_SECONDS
-        if not is_over(pod) and now >= gone.dead_at:
-            if not self._declare(gone):
+            return (is_over(pod) or is_declared_dead(pod)) and now - lost.backdated_at > BACKDATED_WATCH_SECONDS
+        if not is_over(pod) and now >= lost.dead_at:
+            if not self._declare(lost):
                 return True
             self._mark_lost(pod)
         elif is_over(pod) or "deletionTimestamp" in pod["metadata"]:  # the successor may start while this pod saves
-            self._api.patch_pod_status(gone.name, backdated_termination(pod, LEAVING))
+            self._api.patch_pod_status(lost.name, backdated_termination(pod, LEAVING))
         else:
             return False
-        gone.backdated_at = now
+        lost.backdated_at = now
         return False
 
     def _mark_lost(self, pod: Object) -> None:

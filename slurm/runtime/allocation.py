@@ -192,7 +192,7 @@ class SlurmAllocation(Allocation):
 
         Slurm cannot add nodes to a running job, so that each additional node is held by a small job of its own.
         """
-        self.watchdog.tend()
+        self.watchdog.maintain()
         free = [index for index, slot in self.slots.items() if not slot.dead and not slot.busy][: max(wanted, 0)]
         missing = max(wanted, 0) - len(free)
         now = time.monotonic()

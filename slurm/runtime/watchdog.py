@@ -35,7 +35,7 @@ class Watchdog:
         self._step: Popen[bytes] | None = None
         self._next_heartbeat = 0.0
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Touch the file, and start the step if it does not run. Call this often while an elastic run is running."""
         now = time.monotonic()
         if now < self._next_heartbeat:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.process.forking import fork_program
 from ropewalk.cluster.process.kill import end, family, processes_of, writers_of
 from ropewalk.cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
@@ -63,7 +64,7 @@ def test_a_stop_that_comes_while_a_program_starts_is_kept(tmp_path: Path, word: 
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
     def command(way: str) -> list[str]:
-        return [sys.executable, "-m", "late", str(tmp_path / way)]
+        return module_command("late", str(tmp_path / way))
 
     with stop_signals_blocked():
         anew = subprocess.Popen(command("anew"), env=environment)

@@ -2,7 +2,8 @@
 
 import re
 
-from ropewalk.datapipe.filters.privacy.checksums import luhn, mod_97
+from stdnum import luhn
+from stdnum.iso7064 import mod_97_10
 
 ISSUERS = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}|3[47]\d{13}|3(?:0[0-59]|[689]\d)\d{11}"
@@ -25,7 +26,7 @@ def is_card(text: str) -> bool:
     if not CARD_GROUPS.fullmatch(text):
         return False
     digits = text.replace(" ", "").replace("-", "")
-    return bool(ISSUERS.fullmatch(digits)) and len(set(digits)) > 1 and luhn(digits)
+    return bool(ISSUERS.fullmatch(digits)) and len(set(digits)) > 1 and bool(luhn.is_valid(digits))
 
 
 def find_iban(text: str) -> int:
@@ -40,7 +41,8 @@ def find_iban(text: str) -> int:
             if len(letters) == length:
                 follows = text[at + 1 : at + 2]
                 ends = not (follows.isascii() and follows.isalnum())
-                return at + 1 if ends and "".join(letters[2:4]).isdigit() and mod_97("".join(letters)) else 0
+                valid = "".join(letters[2:4]).isdigit() and mod_97_10.is_valid("".join(letters[4:] + letters[:4]))
+                return at + 1 if ends and valid else 0
         elif letter not in " -" or text[at - 1] in " -":
             return 0
     return 0

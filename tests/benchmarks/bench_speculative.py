@@ -1,6 +1,6 @@
 """Speculative decoding in the engines that serve: a smaller model guesses, the model checks; tokens a second, text identical.
 
-    python -m tests.benchmarks.bench_speculative --kept DIR [--size small|smollm2|tiny] [--engines transformers,llamacpp:F32]
+    python -m tests.benchmarks.bench_speculative --kept DIR [--size small|smollm2|tiny] [--engines llamacpp:F32]
         [--layers 2] [--steps 200] [--most 2,3,4] [--tokens 96] [--rounds 3]
 
 The draft is cut out of the model (`--layers` of its layers) and distilled by `--steps` steps. `smollm2` is SmolLM2-135M-Instruct;
@@ -41,7 +41,7 @@ HELD_OUT, PROMPT_CHARACTERS = 8, 120  # of the texts that `small` has not learnt
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["small", "smollm2", "tiny"], default="small")
-    parser.add_argument("--engines", default="transformers,llamacpp:F32", help="each with its number format, where it has one")
+    parser.add_argument("--engines", default="llamacpp:F32", help="each with its number format, where it has one")
     parser.add_argument("--layers", type=int, default=2, help="layers of the draft")
     parser.add_argument("--steps", type=int, default=200, help="steps by which it is distilled")
     parser.add_argument("--most", default="2,3,4", help="tokens that the draft guesses at once")

@@ -96,7 +96,7 @@ class ServeConfig(JobConfig):
     )
     draft: str | None = Field(
         default=None,
-        description="a smaller model with the same tokens that guesses ahead (speculative decoding), such as one distilled from"
+        description="a smaller model with the same tokens for speculative decoding (llamacpp, vllm), such as one distilled from"
         " the model: a run, a Hugging Face directory, a version of the registry; unset: none",
     )
     draft_tokens: int = Field(default=3, ge=1, le=16, description="tokens that the draft guesses at once, at most")
@@ -148,7 +148,7 @@ class ServeConfig(JobConfig):
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError unless the model and its draft are there, and the nodes have the GPUs that replicas reserve."""
-        from ropewalk.jobs.serving.serve.drafts import check_draft
+        from ropewalk.jobs.serving.serve.drafts import check_draft, check_engine
         from ropewalk.jobs.serving.serve.models import find_source
 
         if self.resources.gpus and not self.gpus:
@@ -158,6 +158,8 @@ class ServeConfig(JobConfig):
             )
         if self.gpus and self.gpus > self.resources.gpus:
             raise ConfigError(f"gpus={self.gpus:g} a replica, but a node has resources.gpus={self.resources.gpus}; raise that")
+        if self.draft is not None:
+            check_engine(self.engine, self.gpus)
         model, draft = (here(ref) if ref is not None and ref.startswith("/") else ref for ref in (self.model, self.draft))
         if model is not None:
             find_source(str(model))

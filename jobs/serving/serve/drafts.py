@@ -6,10 +6,22 @@ from typing import Any
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.inference.engines.find import BUILT_IN, PREFERRED, PREFERRED_ON_GPUS, engine_names, find_engine
 from ropewalk.jobs.runs.models.find_model import find_model
 from ropewalk.jobs.serving.serve.models import find_source
 
 TOKENIZER = "tokenizer.json"
+
+
+def check_engine(engine: str, gpus: float) -> None:
+    """Raise ConfigError if the engine takes no draft, as far as it is installed here; `auto` stands for those it may choose."""
+    names = [engine] if engine != "auto" else PREFERRED_ON_GPUS if gpus else PREFERRED
+    installed = [find_engine(name) for name in names if name in engine_names()]
+    if installed and not any(each.capabilities.drafts for each in installed):
+        others = ", ".join(name for name in BUILT_IN if find_engine(name).capabilities.drafts)
+        raise ConfigError(
+            f"draft: engine {installed[0].name} takes no draft; leave draft unset, or set engine to one of {others}"
+        )
 
 
 def check_draft(model: str, draft: str) -> None:

@@ -16,7 +16,7 @@ class TransformersEngine:
     @property
     def capabilities(self) -> Capabilities:
         """What it can do; JSON schemas where llguidance is installed."""
-        return Capabilities(continues=True, prompt_logprobs=True, drafts=True, json_schema=missing_packages("llguidance") is None)
+        return Capabilities(continues=True, prompt_logprobs=True, json_schema=missing_packages("llguidance") is None)
 
     def unavailable(self, options: EngineOptions) -> str | None:
         """What of its HTTP server is not installed."""

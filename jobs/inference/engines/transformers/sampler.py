@@ -20,7 +20,6 @@ from ropewalk.jobs.inference.engines.api.errors import ApiError
 from ropewalk.jobs.inference.engines.sampler import Drawn, Sampling
 from ropewalk.jobs.inference.engines.transformers.constraint import Constraints
 from ropewalk.jobs.inference.engines.transformers.decoding import Answer, likeliest
-from ropewalk.jobs.inference.engines.transformers.guesses import Draft
 from ropewalk.jobs.inference.engines.transformers.plugin import TransformersEngine
 from ropewalk.jobs.inference.scoring.generate import end_tokens
 from ropewalk.jobs.inference.scoring.open_model import OpenModel
@@ -48,11 +47,8 @@ class Job:
 class TransformersSampler:
     """The sampler of the reference engine."""
 
-    def __init__(self, opened: OpenModel, *, slots: int, context: int | None, draft: Draft | None = None) -> None:
-        """Raise ConfigError where the draft cannot guess for the model."""
-        if draft is not None:
-            draft.check(opened)
-        self._opened, self.slots, self._draft = opened, slots, draft
+    def __init__(self, opened: OpenModel, *, slots: int, context: int | None) -> None:
+        self._opened, self.slots = opened, slots
         self.context = min(context or opened.max_length, opened.max_length)
         self.ends = frozenset(end_tokens(opened))
         self.vocabulary = int(opened.model.get_input_embeddings().num_embeddings)
@@ -69,7 +65,7 @@ class TransformersSampler:
         """What follows the prompt, token by token; closing the generator frees the slot after the pass that is computed."""
         schema = sampling.json_schema
         constraint = await asyncio.to_thread(self._constraints.begin, schema) if schema is not None else None
-        answer = Answer(self._opened.model, prompt, sampling, self.ends, constraint=constraint, draft=self._draft)
+        answer = Answer(self._opened.model, prompt, sampling, self.ends, constraint=constraint)
         job = Job(answer, asyncio.get_running_loop())
         with self._changed:
             self._waiting.append(job)
@@ -143,7 +139,7 @@ class TransformersSampler:
                 self._active.append(job)
 
     def _turn(self, job: Job) -> None:
-        """One token more of a request, or as many as a draft has guessed; a failure is that request's alone."""
+        """Draw one token of a request; a failure ends that request alone."""
         if job.gone:
             return
         try:
@@ -156,9 +152,8 @@ class TransformersSampler:
             job.tell(_failed(error))
             self._active.remove(job)
             return
-        for each in drawn:
-            job.tell(each)
-        if drawn[-1].ended is not None:
+        job.tell(drawn)
+        if drawn.ended is not None:
             job.tell(None)
             self._active.remove(job)
 

@@ -1,5 +1,6 @@
 """Which tokens may be drawn: by the same rules, in the same order, as with transformers."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,10 @@ import torch
 from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from ropewalk.jobs.inference.engines.sampler import Sampling
+from ropewalk.jobs.inference.engines.transformers import decoding
 from ropewalk.jobs.inference.engines.transformers.decoding import Answer
+from ropewalk.jobs.inference.scoring.open_model import open_model
+from tests.jobs.tiny import tiny_model
 
 DRAWS = 3000
 
@@ -49,3 +53,30 @@ def test_tokens_are_left_out_as_by_transformers(rules: dict[str, Any]) -> None:
     found, wanted = drawn(logits_V, **{"temperature": 1.0, **rules}), theirs(logits_V, **rules)
     assert set(np.flatnonzero(found)) == set(np.flatnonzero(wanted))
     assert found == pytest.approx(wanted, abs=0.04)  # four standard errors of a share
+
+
+@pytest.mark.parametrize("rounding", [False, True], ids=["clear choices", "any choice could be turned by rounding"])
+@pytest.mark.parametrize(
+    "rules",
+    [{"temperature": 0.0}, {"temperature": 0.8}, {"temperature": 0.8, "top_p": 0.9}, {"temperature": 0.0, "logprobs": 2}],
+    ids=str,
+)
+def test_an_answer_that_another_process_has_begun_goes_on_as_it_would_have(
+    rules: dict[str, Any], rounding: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(str(tiny_model(tmp_path / "model"))).model
+
+    def draw(prompt: list[int], continued: int) -> list[Any]:
+        answer = Answer(model, prompt, Sampling(max_tokens=20, seed=3, continued=continued, **rules), frozenset({256}))
+        drawn = [answer.step()]
+        while drawn[-1].ended is None:
+            drawn.append(answer.step())
+        return drawn
+
+    prompt = list(b"a rope")
+    whole = draw(prompt, 0)
+    if rounding:
+        monkeypatch.setattr(decoding, "token_noise", lambda dtype: 1e9)
+    for begun in range(1, len(whole), 4):
+        tokens = [step.token for step in draw([*prompt, *(step.token for step in whole[:begun])], begun)]
+        assert tokens == [step.token for step in whole[begun:]]

@@ -13,12 +13,13 @@ import pytest
 from gguf import GGUFReader
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.inference.engines.engine import EngineError, EngineOptions
+from ropewalk.jobs.inference.engines.engine import Engine, EngineError, EngineOptions
 from ropewalk.jobs.inference.engines.find import default_engine, find_engine
 from ropewalk.jobs.inference.engines.llamacpp import convert
 from ropewalk.jobs.inference.engines.llamacpp.gguf_facts import read_facts, read_fields
 from ropewalk.jobs.inference.engines.process import EngineProcess
 from ropewalk.jobs.inference.engines.transformers.__main__ import load
+from ropewalk.jobs.serving.serve.engine_command import CommandEngine
 from tests.jobs.inference.engines.conftest import TOKEN
 from tests.patience import HANG_SECONDS, Patience, ended, until
 
@@ -83,6 +84,14 @@ def test_a_port_that_is_taken_and_an_engine_that_is_none(engines: dict[str, Engi
         EngineProcess.start(find_engine("transformers"), model, EngineOptions(port=port), tmp_path / "log")
     with pytest.raises(ConfigError, match="did you mean 'llamacpp'"):
         find_engine("llamacp")
+
+
+@pytest.mark.parametrize("engine", [CommandEngine(["true"]), find_engine("transformers")], ids=lambda engine: engine.name)
+def test_an_engine_that_takes_no_draft_refuses_one(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"engine {engine.name} takes no draft"):
+        EngineProcess.start(engine, tmp_path, EngineOptions(draft=tmp_path), tmp_path / "log")
+    with pytest.raises(ConfigError, match="engine transformers takes no draft"):
+        load(str(tmp_path), EngineOptions(draft=tmp_path))
 
 
 def test_vllm_is_a_program_of_another_environment(tmp_path: Path) -> None:

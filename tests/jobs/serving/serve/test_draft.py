@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,3 +43,26 @@ def test_a_draft_of_other_tokens_is_refused_before_anything_starts(tmp_path: Pat
     check_draft(str(places["model"]), str(places["same"]))
     with pytest.raises(ConfigError, match=r"draft: .*other has other tokens than .*model"):
         check_draft(str(places["model"]), str(places["other"]))
+
+
+@pytest.mark.parametrize(
+    ("keys", "refused"),
+    [
+        ({"engine": "transformers"}, True),
+        ({"engine": "auto", "gpus": 1, "resources": {"gpus": 1}}, True),
+        ({"engine": "auto"}, False),
+        ({"engine": "vllm"}, False),
+        ({"engine": "plugin-of-the-cluster"}, False),
+    ],
+    ids=str,
+)
+def test_a_draft_for_an_engine_without_drafts_is_refused_before_anything_starts(
+    tmp_path: Path, keys: dict[str, Any], refused: bool
+) -> None:
+    folder = str(fake_model(tmp_path / "model"))
+    config = load_config(ServeConfig, {"model": folder, "draft": folder, **keys})
+    if not refused:
+        config.preflight()
+        return
+    with pytest.raises(ConfigError, match=r"draft: engine transformers takes no draft; .* set engine to one of llamacpp, vllm"):
+        config.preflight()

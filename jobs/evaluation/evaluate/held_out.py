@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from ropewalk.jobs.evaluation.evaluate.config import EvaluateConfig
-from ropewalk.jobs.evaluation.evaluate.generation import samples, tokenizer_for
 from ropewalk.jobs.evaluation.evaluate.perplexity import calibration, score_sequences, unigram_loss
 from ropewalk.jobs.evaluation.evaluate.readable import write_worst_sequences
+from ropewalk.jobs.inference.scoring.encode import encode
+from ropewalk.jobs.inference.scoring.generate import Sampling, generate
 from ropewalk.jobs.inference.scoring.open_model import OpenModel, max_length
 from ropewalk.jobs.results.score import hash_of
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
@@ -65,7 +67,7 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
     }
     if group.is_main:
         context.fence.check()
-        write_worst_sequences(context.run.path, losses.tolist(), loader, tokenizer_for(tokenizer))
+        write_worst_sequences(context.run.path, losses.tolist(), loader, _tokenizer(tokenizer))
     checksums = [shard.checksum for manifest in loader.manifests for shard in manifest.shards]
     several = [loader.sequences_of_sources] if len(sources) > 1 else []  # the sequence of a number depends on them
     asked = hash_of(checksums, config.split, seq_len, *several)
@@ -110,11 +112,28 @@ def _open(config: EvaluateConfig, run: RunDir, group: Group) -> _Found:
 
 
 def _generations(found: _Found, config: EvaluateConfig, plan: TokenizerPlan) -> list[dict[str, str]]:
-    """Written by the unsharded model, on the CPU."""
-    tokenizer = tokenizer_for(plan)
+    """Texts that the unsharded model writes on the CPU after each prompt, drawn from the seed."""
+    tokenizer = _tokenizer(plan)
     length = max_length(found.full, tokenizer)
     opened = OpenModel(model=found.full, tokenizer=tokenizer, name=config.model, step=found.step, max_length=length)
-    return samples(opened, config)
+    options = config.generate
+    sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+    prompts = [encode(opened, prompt) or [opened.end] for prompt in options.prompts]
+    texts = generate(opened, prompts, sampling, seed=config.seed)
+    return [{"prompt": prompt, "text": text.text} for prompt, text in zip(options.prompts, texts, strict=True)]
+
+
+def _tokenizer(plan: TokenizerPlan) -> PreTrainedTokenizerFast:
+    """The tokenizer as transformers has it; its files are fetched first where they are not on this machine."""
+    tokenizer: PreTrainedTokenizerFast
+    if plan.place.local is None:
+        read = plan.place.read("tokenizer.json").decode()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(read))
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(plan.place.local)
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(plan.record.end_of_document)
+    return tokenizer
 
 
 def _sharded(found: _Found, config: EvaluateConfig, group: Group) -> nn.Module:

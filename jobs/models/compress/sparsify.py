@@ -1,6 +1,7 @@
-"""Zeros in the matrices of a decoder, layer by layer: each is judged by what the pruned layers before it make of the text.
+"""Set weights of a decoder's matrices to zero, by their magnitude or by Wanda's score (2306.11695), layer by layer.
 
-B sequences, T tokens, I inputs of a matrix.
+Wanda judges each layer by what the pruned layers before it make of the text. In masks True means: the weight stays.
+B sequences, T tokens, O outputs and I inputs of a matrix.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,8 +15,9 @@ from torch import nn
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.inference.gguf.ggml import Float32s
 from ropewalk.jobs.models.compress.layers import layer_by_layer, linears
-from ropewalk.jobs.models.compress.masks import GROUP, of_matrix, of_rows, two_of_four, wanda_score
 from ropewalk.jobs.models.compress.methods import SparsityConfig
+
+GROUP, NONZERO = 4, 2  # 2:4
 
 
 @torch.no_grad()
@@ -92,3 +94,31 @@ def _check(layers: nn.Module, options: SparsityConfig) -> None:
     odd = [f"layers.{name} ({linear.in_features} inputs)" for name, linear in linears(layers) if linear.in_features % GROUP]
     if options.pattern is not None and odd:
         raise ConfigError(f"2:4: {odd[0]} is no multiple of {GROUP}; set a sparsity instead of the pattern")
+
+
+def wanda_score(weight_OI: torch.Tensor, input_norm_I: torch.Tensor) -> torch.Tensor:
+    """|W| times the L2 norm of each input over the calibration tokens."""
+    return weight_OI.abs() * input_norm_I
+
+
+def of_matrix(score_OI: torch.Tensor, fraction: float) -> torch.Tensor:
+    """All but the lowest scores of the whole matrix, as magnitude pruning compares them."""
+    count = int(score_OI.numel() * fraction)
+    lowest = score_OI.flatten().argsort(stable=True)[:count]
+    mask = torch.ones(score_OI.numel(), dtype=torch.bool)
+    mask[lowest] = False
+    return mask.reshape(score_OI.shape)
+
+
+def of_rows(score_OI: torch.Tensor, fraction: float) -> torch.Tensor:
+    """All but the lowest scores of each row, as Wanda compares them."""
+    count = int(score_OI.shape[1] * fraction)
+    lowest = score_OI.argsort(dim=1, stable=True)[:, :count]
+    return torch.ones_like(score_OI, dtype=torch.bool).scatter_(1, lowest, False)
+
+
+def two_of_four(score_OI: torch.Tensor) -> torch.Tensor:
+    """The two highest of every four neighbours of a row. The number of inputs is a multiple of 4."""
+    groups = score_OI.reshape(score_OI.shape[0], -1, GROUP)
+    lowest = groups.argsort(dim=2, stable=True)[..., : GROUP - NONZERO]
+    return torch.ones_like(groups, dtype=torch.bool).scatter_(2, lowest, False).flatten(1)

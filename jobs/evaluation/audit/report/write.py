@@ -1,6 +1,7 @@
 """Write what an audit found into its run: `audit/` with items.jsonl, report.json, report.html and what mitigates it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,20 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_lines, write_atomically, write_json
 from ropewalk.jobs.evaluation.audit.asking.question import Judged
-from ropewalk.jobs.evaluation.audit.config import AuditConfig
+from ropewalk.jobs.evaluation.audit.config import AuditConfig, MixtureConfig
 from ropewalk.jobs.evaluation.audit.measures.contamination import RATE as CONTAMINATED
 from ropewalk.jobs.evaluation.audit.measures.contamination import clean_rows
-from ropewalk.jobs.evaluation.audit.report.before_after import before_and_after
-from ropewalk.jobs.evaluation.audit.report.mixture import rebalanced
 from ropewalk.jobs.evaluation.audit.report.page import page
 from ropewalk.jobs.evaluation.audit.report.plots import draw_all
+from ropewalk.jobs.results.compare import compare_pairs
 from ropewalk.jobs.results.readable import file_word, write_picture
+from ropewalk.jobs.results.score import Score
 from ropewalk.jobs.runs.show.status import find_run
 
 FOLDER = "audit"
 ITEMS, REPORT, PAGE, MIXTURE, PAIRS = "items.jsonl", "report.json", "report.html", "mixture.yaml", "pairs.jsonl"
 PAIR_KEYS = ("prompt", "chosen", "rejected")
+NOT_COMPARED = ("counterfactual", "contamination")
 
 
 def write_report(
@@ -60,8 +62,56 @@ def write_report(
     return written
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+def rebalanced(config: MixtureConfig, scores: Mapping[str, Score]) -> list[dict[str, object]]:
+    """[{path, weight}]: each weight times e^(strength x excess), its factor bounded, the sum as before.
+
+    The excess of a group is its bits per byte less the mean of all groups. It is one step of the multiplicative weights of
+    DoReMi (Xie et al., 2305.10429) with the audit's figures instead of a proxy model's. Raises KeyError for an unknown group.
+    """
+    bits = [scores[f"subgroups/{group}/bits_per_byte"].value for group in config.groups]
+    mean = sum(bits) / len(bits)
+    factors = [min(max(math.exp(config.strength * (value - mean)), 1 / config.most), config.most) for value in bits]
+    moved = [one.weight * factor for one, factor in zip(config.data, factors, strict=True)]
+    scale = sum(one.weight for one in config.data) / sum(moved)
+    return [{"path": one.path, "weight": round(weight * scale, 6)} for one, weight in zip(config.data, moved, strict=True)]
+
+
+def before_and_after(
+    earlier: tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]], now: Judged, seed: int
+) -> list[dict[str, Any]]:
+    """A row for each measure that both audits have items of; a pair is an item of the same key and content in both."""
+    report, items = earlier
+    before = {item["key"]: item for item in items}
+    rows = []
+    for measure in dict.fromkeys(item["measure"] for item in now.items if item["measure"] not in NOT_COMPARED):
+        both = [
+            (before[item["key"]], item)
+            for item in now.items
+            if item["measure"] == measure and item["key"] in before and _same(before[item["key"]], item)
+        ]
+        if not both:
+            continue
+        found = compare_pairs(
+            [new["value"] for _, new in both],
+            [old["value"] for old, _ in both],
+            groups=[new["group"] for _, new in both],
+            seed=seed,
+        )
+        low, high = found.interval or (None, None)
+        old_mean, new_mean = (sum(pair[place]["value"] for pair in both) / len(both) for place in (0, 1))
+        words = {"first": "rose", "second": "fell", None: "no change shown"}[found.better]
+        row = {
+            "measure": measure,
+            "before": old_mean,
+            "after": new_mean,
+            "difference": found.difference,
+            "low": low,
+            "high": high,
+        }
+        rows.append(
+            {**row, "p": found.p_value, "smallest difference": found.smallest_difference, "items": found.n, "verdict": words}
+        )
+    return rows or [{"measure": "none in common", "before": report.get("model"), "after": None}]
 
 
 def _earlier(run: RunDir, before: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -72,3 +122,12 @@ def _earlier(run: RunDir, before: str) -> tuple[dict[str, Any], list[dict[str, A
     if not (path / REPORT).is_file():
         raise ConfigError(f"before: {before} has no {FOLDER}/{REPORT}; name an audit that has finished")
     return json.loads((path / REPORT).read_text()), read_lines(path / ITEMS)
+
+
+def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two items of one key ask the same: a suite's file may have changed in between."""
+    return all(old.get(key) == new.get(key) for key in ("group", "more", "less", "prompt", "hash") if key in new)
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)

@@ -8,9 +8,8 @@ import torch
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.inference.scoring.open_model import open_model
 from ropewalk.jobs.models.compress.layers import linears
-from ropewalk.jobs.models.compress.masks import of_matrix, of_rows, two_of_four, wanda_score
 from ropewalk.jobs.models.compress.methods import SparsityConfig
-from ropewalk.jobs.models.compress.sparsify import importance, sparsify, zeros
+from ropewalk.jobs.models.compress.sparsify import importance, of_matrix, of_rows, sparsify, two_of_four, wanda_score, zeros
 from tests.jobs.tiny import tiny_model
 
 

@@ -1,4 +1,4 @@
-"""What a program of yours can tell the run that it is part of, and ask of it.
+"""The interface for users' programs: metrics, checkpoints and stop requests of the current run; submission of new runs.
 
     import ropewalk
 
@@ -10,10 +10,10 @@
             torch.save(state, ropewalk.checkpoint_dir() / f"step-{step}.pt")
             ropewalk.commit_checkpoint(ropewalk.checkpoint_dir() / f"step-{step}.pt")
         if ropewalk.stop_requested():
-            sys.exit(85)                             # requeued: the next attempt goes on from here
+            sys.exit(85)                             # requeued: the next attempt resumes here
 
-It imports nothing heavy, and works in any program: outside a run it prints what is logged, keeps checkpoints in
-`./checkpoints`, and is never asked to stop.
+The module is light and works in any program. Outside a run it prints metrics, keeps checkpoints in `./checkpoints`, and never
+requests a stop.
 """
 
 import os
@@ -48,42 +48,41 @@ __all__ = [
     "submit",
 ]
 
-PRINT_SECONDS = 1.0  # outside a run, between two lines of metrics
-PROGRESS_SECONDS = 0.5
+PRINT_SECONDS = 1.0  # between two printed lines of metrics outside a run
+PROGRESS_SECONDS = 0.5  # between two updates of progress.json
 
 
 class Run:
-    """The run that this program is part of; outside of one `id` is empty and `directory` None."""
+    """The run of this program. Outside a run `id` is empty and `directory` is None."""
 
     @property
     def directory(self) -> Path | None:
-        """The run's directory."""
-        named = os.environ.get("ROPEWALK_RUN")
-        return Path(named) if named else None
+        directory = os.environ.get("ROPEWALK_RUN")
+        return Path(directory) if directory else None
 
     @property
     def id(self) -> str:
-        """The run's id, as `ropewalk ps` shows it."""
+        """The run id that `ropewalk ps` shows."""
         return self.directory.name if self.directory is not None else ""
 
     @property
     def attempt(self) -> int:
-        """Which attempt of the run this is, counted from 1; 0 outside a run."""
+        """The number of the attempt, counted from 1; 0 outside a run."""
         return int(os.environ.get("ROPEWALK_ATTEMPT", "0"))
 
     @property
     def rank(self) -> int:
-        """This process's rank in its training group."""
+        """The rank of this process in its training group."""
         return int(os.environ.get("RANK", "0"))
 
     def __bool__(self) -> bool:
-        """Whether this program is part of a run."""
+        """Return True inside a run."""
         return self.directory is not None
 
     def __call__(self, job: str, config: Mapping[str, Any] | str | Path, *overrides: str, on: str = "local") -> dict[str, Any]:
-        """Run a job to its end, as `ropewalk run JOB` does; `config` is a mapping of its keys, or a job file.
+        """Run a job to its end, as `ropewalk run JOB` does. `config` is a mapping of its keys, or the path of a job file.
 
-        Returns the job's results, with run, job, state and directory. Raises RopewalkError.
+        Returns the job's results with run, job, state and directory. Raises RopewalkError.
         """
         from ropewalk.jobs.orchestration.function.futures import submit_job
 
@@ -107,7 +106,7 @@ class Run:
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Future` when it is first used: this module is light, and every program of a run imports it."""
+    """Import `Future` on first use, to keep this module light."""
     if name == "Future":
         from ropewalk.jobs.orchestration.function.futures import Future
 
@@ -116,18 +115,18 @@ def __getattr__(name: str) -> Any:
 
 
 run = Run()
-_printed = 0.0
-_told = 0.0
+_last_print = 0.0
+_last_progress = 0.0
 _total: int | None = None
-_stop_seen = False
+_stopping = False
 
 
 def log(metrics: Mapping[str, float], step: int, reduce: Literal["mean", "sum"] | None = None) -> None:
-    """Record metrics of a step; `ropewalk show`, `ps` and W&B have them a quarter of a second later.
+    """Record metrics of a step. `ropewalk show`, `ps` and W&B show them a quarter of a second later.
 
-    Rank 0 records; the others may call it too, and do nothing. With `reduce` all ranks must call it: what is recorded is the
-    mean or the sum over them. A thread writes: a step waits for no file system, and what was told is written before the program
-    exits. The next call raises what went wrong, in a process whose attempt has a successor StaleAttemptError.
+    Rank 0 records; calls on other ranks do nothing. With `reduce` all ranks must call it, and the mean or sum over ranks is
+    recorded. A thread writes, so that a step never waits for a file system; all metrics are written before the program exits.
+    An error of the thread is raised by the next call: StaleAttemptError if a newer attempt has started.
     """
     values = {name: float(value) for name, value in metrics.items()}
     if reduce is not None:
@@ -142,7 +141,7 @@ def log(metrics: Mapping[str, float], step: int, reduce: Literal["mean", "sum"] 
 
 
 def progress(done: int, total: int | None = None, unit: str = "steps") -> None:
-    """Tell how much is done, for progress bars; `log` tells its step by itself."""
+    """Report progress for progress bars. `log` reports its step by itself."""
     global _total  # noqa: PLW0603 - one program is one run
     _total = total if total is not None else _total
     if run and run.rank == 0:
@@ -150,34 +149,34 @@ def progress(done: int, total: int | None = None, unit: str = "steps") -> None:
 
 
 def stop_requested(agree: bool | None = None) -> bool:
-    """Whether the scheduler wants the nodes back, or the user the run cancelled: save, and leave with exit code 85.
+    """Return True if the program should save and exit with code 85: preemption, time limit or cancellation.
 
-    Where torch.distributed is initialized all ranks must call it at the same point, such as once a step, and get the same
-    answer; `agree=False` asks about this node alone. From the first call on the signal that announces a stop does not end
-    this program any more, unless the program handles it itself.
+    If torch.distributed is initialized, all ranks must call it at the same point, such as once a step, and get the same
+    answer; `agree=False` checks this node only. After the first call the stop signal no longer ends the program, unless the
+    program has a handler of its own.
     """
-    global _stop_seen  # noqa: PLW0603 - a stop is never taken back
+    global _stopping  # noqa: PLW0603 - a stop request is final
     _outlive_stop_signal()
     flags = (os.environ.get("ROPEWALK_STOP_FLAG"), os.environ.get("ROPEWALK_REGROUP_FLAG"))
-    _stop_seen = _stop_seen or any(flag is not None and os.path.exists(flag) for flag in flags)
+    _stopping = _stopping or any(flag is not None and os.path.exists(flag) for flag in flags)
     if agree is False or not run:
-        return _stop_seen
-    return _reduced({"stop": float(_stop_seen)}, "sum")["stop"] > 0
+        return _stopping
+    return _reduced({"stop": float(_stopping)}, "sum")["stop"] > 0
 
 
 def checkpoint_dir() -> Path:
-    """The directory for checkpoints: it outlives the attempt. Outside a run it is `./checkpoints`."""
+    """Return the directory for checkpoints, which outlives the attempt. Outside a run it is `./checkpoints`."""
     folder = Path(os.environ.get("ROPEWALK_CHECKPOINTS") or "checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def commit_checkpoint(path: str | os.PathLike[str], step: int | None = None, keep: int | None = None) -> None:
-    """Declare a checkpoint complete: a directory or a file directly below `checkpoint_dir()`, written by all ranks.
+    """Declare a checkpoint complete: a directory or file directly below `checkpoint_dir()`, written by all ranks.
 
-    Call it on all ranks once each has written its part. A manifest with checksums is written; without one a checkpoint is
-    never the latest. `step` defaults to the last number in its name. `keep` removes all but so many of the newest. Raises
-    CheckpointError, and StaleAttemptError in a process whose attempt has a successor.
+    Call it on all ranks after each has written its part. It writes a manifest with checksums; without one a checkpoint is
+    never the latest. `step` defaults to the last number in the name. `keep` removes all but the newest `keep` checkpoints.
+    Raises CheckpointError, and StaleAttemptError if a newer attempt has started.
     """
     from ropewalk.jobs.runs.program import checkpoints
 
@@ -186,7 +185,7 @@ def commit_checkpoint(path: str | os.PathLike[str], step: int | None = None, kee
         folder = checkpoint_dir()
         check = run._context.fence.check if run else lambda: None
         if run:
-            run._recorder.flush()  # what it goes on behind is on the disk before it
+            run._recorder.flush()  # metrics up to this step are on disk before the checkpoint
         manifest = checkpoints.commit(folder, Path(path), step, check)
         if run:
             run._context.run.event("checkpoint", step=manifest["step"], attempt=run.attempt)
@@ -196,15 +195,15 @@ def commit_checkpoint(path: str | os.PathLike[str], step: int | None = None, kee
 
 
 def latest_checkpoint() -> Path | None:
-    """The newest committed checkpoint whose bytes are intact; None at the first start. Every rank may ask."""
+    """Return the newest committed and intact checkpoint, or None at the first start. Any rank may call it."""
     from ropewalk.jobs.runs.program import checkpoints
 
-    def complain(name: str, problem: str) -> None:
-        sys.stderr.write(f"ropewalk: the checkpoint {name} is left out: {problem}\n")
+    def report_damage(name: str, problem: str) -> None:
+        sys.stderr.write(f"ropewalk: skipping checkpoint {name}: {problem}\n")
         if run and run.rank == 0:
             run._context.run.event("bad_checkpoint", step=checkpoints.step_in(name), problems=problem)
 
-    return checkpoints.latest(checkpoint_dir(), complain)
+    return checkpoints.latest(checkpoint_dir(), report_damage)
 
 
 def submit(
@@ -217,11 +216,11 @@ def submit(
     kwargs: Mapping[str, object] | None = None,
     **resources: Any,
 ) -> "Future":
-    """Call a function on a cluster; returns a future with `result()`, `exception()`, `state`, `cancel()` and `directory`.
+    """Call a function on a cluster; return a future with `result()`, `exception()`, `state`, `cancel()` and `directory`.
 
-    The function is imported there by its name, and takes and returns plain values; with `by_value` it travels with its
-    arguments as a pickle in the run's own directory, and so does its result. `resources` are those of a job file: nodes=2,
-    gpus=8, memory_gib=64. Raises RopewalkError.
+    The function is imported by name on the cluster, and takes and returns plain values. With `by_value` the function, its
+    arguments and its result are pickled into the run directory. `resources` are the keys of a job file: nodes=2, gpus=8,
+    memory_gib=64. Raises RopewalkError.
     """
     from ropewalk.jobs.orchestration.function.futures import submit_function
 
@@ -238,7 +237,7 @@ def map(  # noqa: A001 - as in submitit and concurrent.futures
     at_once: int | None = None,
     **resources: Any,
 ) -> "list[Future]":
-    """Call a function for each element, or each tuple of several iterables, as one array of runs; their futures in order."""
+    """Call a function for each tuple of the iterables, as one array of runs; return the futures in order."""
     from ropewalk.jobs.orchestration.function.futures import submit_function
 
     calls: list[tuple[tuple[object, ...], Mapping[str, object]]] = [(args, {}) for args in zip(*iterables, strict=True)]
@@ -247,7 +246,7 @@ def map(  # noqa: A001 - as in submitit and concurrent.futures
 
 
 def runs() -> "list[Future]":
-    """Every run, newest first."""
+    """Return all runs, newest first."""
     from ropewalk.jobs.orchestration.function.futures import known_runs
 
     return known_runs()
@@ -255,7 +254,7 @@ def runs() -> "list[Future]":
 
 @cache
 def _outlive_stop_signal() -> None:
-    """Keep the signal that announces a stop from ending a program that asks for stops, and so saves by itself."""
+    """Ignore the stop signal from now on: a program that calls `stop_requested` saves by itself."""
     name = os.environ.get("ROPEWALK_STOP_SIGNAL", "")
     if name and threading.current_thread() is threading.main_thread():
         number = signal.Signals[name]
@@ -264,22 +263,22 @@ def _outlive_stop_signal() -> None:
 
 
 def _tell(done: int, total: int | None, unit: str, *, now: bool = False) -> None:
-    global _told  # noqa: PLW0603
-    if not now and time.monotonic() - _told < PROGRESS_SECONDS:
+    global _last_progress  # noqa: PLW0603
+    if not now and time.monotonic() - _last_progress < PROGRESS_SECONDS:
         return
-    _told = time.monotonic()
+    _last_progress = time.monotonic()
     run._recorder.progress(done, total, unit)
 
 
 def _print(step: int, values: Mapping[str, float]) -> None:
-    global _printed  # noqa: PLW0603
-    if time.monotonic() - _printed >= PRINT_SECONDS:
-        _printed = time.monotonic()
+    global _last_print  # noqa: PLW0603
+    if time.monotonic() - _last_print >= PRINT_SECONDS:
+        _last_print = time.monotonic()
         sys.stdout.write(f"step {step}  {'  '.join(f'{name} {value:.6g}' for name, value in values.items())}\n")
 
 
 def _group() -> Any:
-    """torch.distributed, where the program has initialized it; importing torch is left to the program."""
+    """Return torch.distributed if the program has initialized it. This module does not import torch by itself."""
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None

@@ -92,5 +92,5 @@ def test_outside_a_run_it_is_harmless(
     assert ropewalk.latest_checkpoint() == Path("checkpoints/step-3"), "one without a manifest is never the latest"
     (ropewalk.checkpoint_dir() / "step-3/weights").write_bytes(b"damaged")
     assert ropewalk.latest_checkpoint() == Path("checkpoints/step-2")
-    assert "step-3 is left out: weights is not what was written" in capsys.readouterr().err
+    assert "skipping checkpoint step-3: weights is not what was written" in capsys.readouterr().err
     assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["latest.json", "step-2", "step-3", "step-4"]

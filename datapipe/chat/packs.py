@@ -53,7 +53,7 @@ class Packs:
         return len(self._bins)
 
     @property
-    def used(self) -> float:
+    def fill_ratio(self) -> float:
         """Share of positions that hold a token rather than padding."""
         return float(self.sizes.sum()) / max(1, len(self._bins) * self.capacity)
 

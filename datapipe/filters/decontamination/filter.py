@@ -28,5 +28,5 @@ class Decontaminate(Filter):
 
     def judge(self, batch: "DocumentBatch") -> Verdict:
         """Return the evaluation file as the reason for each document that overlaps with one of its items."""
-        verdict: Verdict = kernels("ropewalk.datapipe.filters.decontamination.judging").judge(self, batch)
+        verdict: Verdict = kernels("ropewalk.datapipe.filters.decontamination.index").judge(self, batch)
         return verdict

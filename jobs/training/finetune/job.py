@@ -110,7 +110,7 @@ def _tell(context: JobContext, source: ConversationSource, validation: Conversat
         train=len(source.conversations),
         validation=len(validation.conversations) if validation is not None else 0,
         samples=source.epoch_samples,
-        positions_used=round(source.packs.used, 4) if source.packed else None,
+        positions_used=round(source.packs.fill_ratio, 4) if source.packed else None,
         too_long=source.num_long,
         cut=source.num_cut,
     )
@@ -129,6 +129,6 @@ def _facts(data: PreparedData, source: Any) -> dict[str, object]:
         "reasons": data.manifest.rejected.reasons,
         "too_long": source.num_long,
         "cut": source.num_cut,
-        **({"positions_used": round(source.packs.used, 4)} if source.packed else {}),
+        **({"positions_used": round(source.packs.fill_ratio, 4)} if source.packed else {}),
         "data": data.path,
     }

@@ -47,7 +47,7 @@ def test_every_conversation_comes_once_in_an_epoch_and_epochs_differ() -> None:
 
 def test_nearly_every_position_is_used() -> None:
     lengths = np.exp(np.random.default_rng(1).normal(5.0, 0.9, size=5000)).astype(int).clip(8, 1024)
-    assert Packs(lengths, 1024, seed=0).used >= 0.98
+    assert Packs(lengths, 1024, seed=0).fill_ratio >= 0.98
 
 
 def test_unpacked_has_one_a_sample() -> None:

@@ -1,1 +1,1 @@
-"""A run is a directory: its paths, its record, its events, and the fence against an old attempt."""
+"""Run directories: paths, record, attempts, events, and fencing of stale attempts."""

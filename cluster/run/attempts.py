@@ -1,4 +1,4 @@
-"""The attempts of a run on disk: their folders, their numbers, and how many are opened at once."""
+"""Folders and numbers of a run's attempts, and their creation."""
 
 import os
 import shutil
@@ -10,42 +10,42 @@ from typing import Any
 from ropewalk.cluster.errors import DamagedFileError
 from ropewalk.cluster.run.files import json_text, write_all
 from ropewalk.cluster.run.names import ATTEMPT, ATTEMPTS
-from ropewalk.cluster.run.succession import SUCCESSOR, open_folder, read_mark, succeed
+from ropewalk.cluster.run.succession import SUCCESSOR, create_marked_folder, mark_succeeded, read_mark
 from ropewalk.cluster.spec import Outcome, RunState
 
 
 def attempt_folder(run: Path, number: int) -> Path:
-    """The folder of one attempt: attempts/0001."""
+    """Return the folder of an attempt, such as attempts/0001."""
     return run / ATTEMPTS / f"{number:04d}"
 
 
 def attempt_numbers(run: Path) -> list[int]:
-    """The numbers of a run's attempts, ascending; the newest also where this machine's listing of the folder is old."""
+    """Return the numbers of a run's attempts, ascending. Attempts missing in a cached listing are found by successor marks."""
     try:
-        found = sorted(int(name) for name in os.listdir(run / ATTEMPTS) if name.isdigit())
+        numbers = sorted(int(name) for name in os.listdir(run / ATTEMPTS) if name.isdigit())
     except FileNotFoundError:
         return []
-    while found and (newer := read_mark(attempt_folder(run, found[-1]) / SUCCESSOR)) > found[-1]:
-        found += range(found[-1] + 1, newer + 1)
-    return found
+    while numbers and (newer := read_mark(attempt_folder(run, numbers[-1]) / SUCCESSOR)) > numbers[-1]:
+        numbers += range(numbers[-1] + 1, newer + 1)
+    return numbers
 
 
 def begin_attempts(
     runs: Sequence[Path], details: Sequence[Mapping[str, Any]], *, number: int | None = None, durable: bool = True
 ) -> list[int]:
-    """Open the next attempt of each run, with its own details in `attempt.json`; returns the attempts' numbers.
+    """Open the next attempt of each run with its details in `attempt.json`, and return the attempts' numbers.
 
-    With `number` no other number will do: raises FileExistsError if another process was faster, and leaves no trace then.
-    Not `durable`: the caller calls `sync_all` or `syncing` on each `attempt.json` before it tells anybody of the attempts.
-    Whoever starts an attempt calls `RunDir.make_folders` for it first.
+    `number`: the required number of all attempts; raises FileExistsError, and leaves nothing behind, if another process has
+    taken it. With `durable=False` the caller must call `sync_all` or `syncing` on each `attempt.json` before it uses the
+    attempts. Before an attempt starts, `RunDir.make_folders` must be called.
     """
     numbers: list[int] = []
     files: dict[Path, str] = {}
     try:
-        for run, own in zip(runs, details, strict=True):
+        for run, run_details in zip(runs, details, strict=True):
             numbers.append(_open(run, number))
-            opened = {"attempt": numbers[-1], "created": time.time(), **own}
-            files[attempt_folder(run, numbers[-1]) / ATTEMPT] = json_text(opened)
+            content = {"attempt": numbers[-1], "created": time.time(), **run_details}
+            files[attempt_folder(run, numbers[-1]) / ATTEMPT] = json_text(content)
     except FileExistsError:
         for path in files:
             shutil.rmtree(path.parent)
@@ -56,14 +56,14 @@ def begin_attempts(
 
 def _open(run: Path, wanted: int | None) -> int:
     first = wanted or (attempt_numbers(run) or [0])[-1] + 1
-    number = open_folder(run / ATTEMPTS, lambda n: attempt_folder(run, n), first, exactly=wanted is not None)
-    succeed(lambda older: attempt_folder(run, older) / SUCCESSOR, number, first=1)
+    number = create_marked_folder(run / ATTEMPTS, lambda n: attempt_folder(run, n), first, exactly=wanted is not None)
+    mark_succeeded(lambda older: attempt_folder(run, older) / SUCCESSOR, number, first=1)
     return number
 
 
-def outcome_of(raw: Any, path: Path) -> Outcome:
-    """How an attempt ended, of what its file at `path` holds. Raises DamagedFileError."""
+def parse_outcome(raw: Any, path: Path) -> Outcome:
+    """Parse the content of an outcome file at `path`. Raises DamagedFileError."""
     try:
         return Outcome(**{**raw, "state": RunState(raw["state"])})
     except (TypeError, KeyError, ValueError):
-        raise DamagedFileError(f"{path}: damaged: it holds no outcome; restore it, or remove it") from None
+        raise DamagedFileError(f"{path}: damaged: not an outcome; restore the file, or remove it") from None

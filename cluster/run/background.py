@@ -1,4 +1,4 @@
-"""A thread that writes metrics and events, so that no training step waits for a file system."""
+"""Background thread that writes metrics and events, so that training steps do not wait for a file system."""
 
 import logging
 import threading
@@ -10,16 +10,15 @@ log = logging.getLogger(__name__)
 
 Write = Callable[[list[Any]], None]
 
-PAUSE_SECONDS = 0.25  # what comes meanwhile is written together: a shared file system is asked some times a second, not a step
-MOST_WAITING = 10_000  # items; of a file system that stands still for longer than these the caller waits
+PAUSE_SECONDS = 0.25  # items of this interval are written together, to limit the load of a shared file system
+MOST_WAITING = 10_000  # items; when so many are waiting, `put` blocks
 
 
 class BackgroundWriter:
-    """Hands items to their writers, those of one writer together and in the order in which they came.
+    """Passes items to their write functions, in order and in batches per function.
 
-    `check` is called before anything is written, and raises where this process may no longer write. The first error ends the
-    thread; every later call of `put`, `flush` and `raise_error` raises it. Before `put` waits for the file system it calls
-    `waits`.
+    `check` is called before each batch, and raises if this process may no longer write. The first error ends the thread, and
+    is raised by every later call of `put`, `flush` and `raise_error`. `waits` is called before `put` blocks.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class BackgroundWriter:
         threading.Thread(target=self._run, name="writer", daemon=True).start()
 
     def put(self, write: Write, item: Any) -> None:
-        """Have `write` called soon with a list that holds the item. Raises the first error of an earlier write."""
+        """Queue an item for `write`. Raises the first error of an earlier write."""
         with self._changed:
             if len(self._items) >= self._most_waiting and self._error is None:
                 self._waits()
@@ -46,7 +45,7 @@ class BackgroundWriter:
                 self._changed.wait()
             self.raise_error()
             self._items.append((write, item))
-            if len(self._items) == 1:  # else the thread knows, and a step need not wake it
+            if len(self._items) == 1:  # otherwise the thread is awake already
                 self._changed.notify_all()
 
     def flush(self) -> None:
@@ -60,7 +59,7 @@ class BackgroundWriter:
             self.raise_error()
 
     def raise_error(self) -> None:
-        """Raise the first error of a write, if there was one. Touches no file."""
+        """Raise the first error of a write, if there was one."""
         if self._error is not None:
             raise self._error
 
@@ -72,7 +71,7 @@ class BackgroundWriter:
                 self._check()
                 for write, group in items.items():
                     write(group)
-            except BaseException as caught:  # raised by the next call
+            except BaseException as caught:  # raised again by the next call
                 error = caught
             with self._changed:
                 self._error, self._writing = error, False

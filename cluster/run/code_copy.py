@@ -1,4 +1,4 @@
-"""A copy of a run's code, named by git's hash of its tree: it is checked before each use."""
+"""Verification of code copies, which are named by git's hash of their tree."""
 
 import hashlib
 import logging
@@ -10,22 +10,22 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-CACHE = "__pycache__"  # never part of a copy: Python writes it beside code, and runs what it finds in it
-CACHE_TRIES = 20  # to remove it, while others that run from the copy write there
+CACHE = "__pycache__"  # never part of a copy, since Python would run bytecode in it
+CACHE_TRIES = 20  # attempts to remove it, while other processes that run from the copy write there
 
 
 def digest_on_disk(folder: Path) -> str:
-    """Git's hash (SHA-1) of the tree that lies there, as `git write-tree` prints it.
+    """Return git's SHA-1 hash of the tree in a folder, as `git write-tree` prints it.
 
-    Raises OSError for what cannot be read, or is neither file, folder nor link.
+    Raises OSError for an entry that cannot be read, or is neither a file, a folder nor a link.
     """
     return _tree(folder).hex()
 
 
 def accept_copy(folder: Path) -> bool:
-    """Return whether a copy exists and holds what its name says. One that does not is moved aside, to be made anew.
+    """Return True if a copy exists and its content matches its name; a copy that does not match is moved aside.
 
-    Bytecode that lies in it is removed: nothing tells whose code that is.
+    Bytecode in it is removed, since it cannot be verified.
     """
     if not os.path.lexists(folder):
         return False
@@ -33,25 +33,25 @@ def accept_copy(folder: Path) -> bool:
         _remove_bytecode(folder)
         if not folder.is_symlink() and digest_on_disk(folder) == folder.name:
             return True
-        why = "it does not hold the code that its name says"
+        problem = "the content does not match the hash in its name"
     except OSError as error:
-        why = str(error)
+        problem = str(error)
     aside = folder.with_name(f".{folder.name}.altered.{secrets.token_hex(4)}")
-    log.warning("%s: %s; somebody has changed it, and it is kept as %s", folder, why, aside.name)
+    log.warning("%s: %s; the code copy was changed and is moved to %s", folder, problem, aside.name)
     with suppress(FileNotFoundError):  # another process was faster
         folder.rename(aside)
     return False
 
 
 def _tree(folder: Path) -> bytes:
-    """The hash of a folder as git's tree object: mode, name and hash of each entry; folders sort as if a slash ended them."""
+    """Return the hash of a folder's git tree object: mode, name and hash of each entry; folders sort as if they ended in /."""
     entries = {}
     for path in folder.iterdir():
         name = os.fsencode(path.name)
         if path.is_symlink() or not path.is_dir():
             mode, content = _file(path)
             entries[name] = b"%s %s\0%s" % (mode, name, _hash(b"blob", content))
-        elif path.name != CACHE and (inner := _tree(path)) != _hash(b"tree", b""):  # git knows no empty ones
+        elif path.name != CACHE and (inner := _tree(path)) != _hash(b"tree", b""):  # git has no empty folders
             entries[name + b"/"] = b"40000 %s\0%s" % (name, inner)
     return _hash(b"tree", b"".join(entries[name] for name in sorted(entries)))
 
@@ -60,7 +60,7 @@ def _file(path: Path) -> tuple[bytes, bytes]:
     if path.is_symlink():
         return b"120000", os.fsencode(os.readlink(path))
     if not path.is_file():
-        raise OSError(f"{path} is no file")
+        raise OSError(f"{path} is not a regular file")
     return b"100755" if path.stat().st_mode & 0o100 else b"100644", path.read_bytes()
 
 
@@ -69,9 +69,9 @@ def _hash(kind: bytes, content: bytes) -> bytes:
 
 
 def _remove_bytecode(folder: Path) -> None:
-    for where, folders, _ in os.walk(folder):
-        cache = os.path.join(where, CACHE)
-        if CACHE in folders and not os.path.islink(cache):  # a link or a file of that name is found by the digest
+    for parent, folders, _ in os.walk(folder):
+        cache = os.path.join(parent, CACHE)
+        if CACHE in folders and not os.path.islink(cache):  # a link or file with this name changes the digest
             folders.remove(CACHE)
             _remove_cache(cache)
 

@@ -1,4 +1,4 @@
-"""What a job's entry is given: its run, its rank in the group, and the stop flag."""
+"""`JobContext`, the argument of every job's entry: run, rank, stop flag."""
 
 import os
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from ropewalk.cluster.run.heartbeat import Heart
 
 C = TypeVar("C", bound=JobConfig)
 
-STOP_VARIABLE = "ROPEWALK_STOP_FLAG"  # a file on the node's own disk; it exists as soon as the node must stop
-GROUP_VARIABLE = "ROPEWALK_GROUP"  # how often the ranks of this attempt were formed anew
+STOP_VARIABLE = "ROPEWALK_STOP_FLAG"  # file on the node's local disk; it exists as soon as the node must stop
+GROUP_VARIABLE = "ROPEWALK_GROUP"  # number of the group of ranks within the attempt
 
-# what a process of a run finds in its environment of that run: not for the processes of another run that it starts
+# environment variables that belong to one run; not passed on to processes of another run
 OWN_VARIABLES = frozenset({STOP_VARIABLE, GROUP_VARIABLE, "ROPEWALK_RUN", "ROPEWALK_ATTEMPT", "ROPEWALK_CHECKPOINTS"})
 OWN_VARIABLES |= {"ROPEWALK_REGROUP_FLAG", "ROPEWALK_STOP_SIGNAL", "ROPEWALK_NODES", "ROPEWALK_NODE_RANK"}
 OWN_VARIABLES |= {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -24,22 +24,22 @@ OWN_VARIABLES |= {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP
 
 @dataclass(frozen=True, kw_only=True)
 class JobContext:
-    """The one argument of every entry. In the `ray` and `process` engines the rank is 0 of 1.
+    """The argument of every entry. In the `ray` and `process` engines the rank is 0 and the world size 1.
 
-    An entry returns its results (a dict of plain values) or raises: StopRequested after it saved (exit 85),
-    a RopewalkError that is not retryable (exit 42), anything else (a bug: counted, then retried).
+    An entry returns its results (a dict of plain values) or raises: StopRequested after it has saved (exit 85), a
+    RopewalkError that is not retryable (exit 42), or any other exception (a bug, retried as often as `retries.bugs` allows).
     """
 
     run: RunDir
     attempt: int
-    group: int = 0  # the number of this formation of ranks within the attempt
+    group: int = 0  # number of this group of ranks within the attempt
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
     stop_flag: Path | None = None
-    regroup_flag: Path | None = None  # exists when a node is about to join or to leave: save, and form a new group
-    heart_file: Path | None = None  # on the node's own disk, where the agent reads the heartbeat; None: nobody reads it
-    hung_steps: float | None = None  # as `retries.hung_steps` says
+    regroup_flag: Path | None = None  # exists when the ranks have to save because a node is about to join or leave
+    heart_file: Path | None = None  # file of heartbeats for the agent, on the node's local disk
+    hung_steps: float | None = None  # the key `retries.hung_steps`
 
     def config(self, kind: type[C]) -> C:
         """Return the run's configuration as the job's own frozen model."""
@@ -47,14 +47,14 @@ class JobContext:
 
     @property
     def fence(self) -> Fence:
-        """The right to write into the run, as long as this group has no successor."""
+        """Right to write into the run, valid as long as this group has no successor."""
         return Fence(self.run, self.attempt, self.group)
 
     @cached_property
     def heart(self) -> Heart:
-        """The heartbeat by which a job tells that it goes on. A job that never beats is never taken for hung."""
+        """Heartbeat of the rank. A job that never calls `beat` never counts as hung."""
         return Heart(self.heart_file, self.group, self.hung_steps)
 
     def stop_requested(self) -> bool:
-        """Return whether this node was asked to stop. Ranks must agree on it before any of them acts (see `sharding`)."""
+        """Return True if this node must stop. Ranks must agree on it before any of them acts (see `sharding`)."""
         return any(flag is not None and os.path.exists(flag) for flag in (self.stop_flag, self.regroup_flag))

@@ -1,4 +1,4 @@
-"""A run is a directory: every path of it, and the few files that say what it is."""
+"""`RunDir`, the interface to a run directory: paths, record, attempts, outcomes, user requests."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from ropewalk.cluster.config import Resources, Retries
 from ropewalk.cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError
 from ropewalk.cluster.fresh_reads import list_afresh, read_json_afresh
 from ropewalk.cluster.run import names
-from ropewalk.cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts, outcome_of
+from ropewalk.cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts, parse_outcome
 from ropewalk.cluster.run.event_log import EventLog
 from ropewalk.cluster.run.files import dated_folder, make_private, read_json, read_lines, write_all, write_json
 from ropewalk.cluster.run.record import dump_record, read_record, without_diffs
@@ -23,7 +23,7 @@ from ropewalk.cluster.spec import Outcome
 log = logging.getLogger(__name__)
 
 RUNS_VARIABLE = "ROPEWALK_RUNS"
-CODE_FOLDER = ".code"  # under the runs' root: one copy of the code for all runs that were submitted with it
+CODE_FOLDER = ".code"  # under the runs' root: copies of code, each shared by all runs that were submitted with it
 
 
 def runs_root() -> Path:
@@ -32,10 +32,10 @@ def runs_root() -> Path:
 
 
 class RunDir:
-    """One run on disk. An object of this class holds no state: two processes that open the same path see the same run."""
+    """A run on disk. Objects have no state of their own: all processes that open the same path see the same run."""
 
     def __init__(self, path: Path | str, record: Mapping[str, Any] | None = None) -> None:
-        """Open a run; `record` is the content of run.yaml, where the caller has it already or the file does not exist."""
+        """Open a run. `record`: the content of run.yaml if the caller has it already, or the file does not exist."""
         self.path = Path(path).absolute()
         if record is not None:
             self.record = record
@@ -45,36 +45,36 @@ class RunDir:
 
     @property
     def id(self) -> str:
-        """The run's name: that of its directory."""
+        """Id of the run: the name of its directory."""
         return self.path.name
 
-    # --- what the run is: written once, before anything starts
+    # --- identity and record, written once before the run starts
 
     @classmethod
     def create(cls, name: str, record: Mapping[str, Any], root: Path | None = None) -> "RunDir":
-        """Make a new run directory with a fresh id, and write `run.yaml` into it."""
+        """Make a run directory with a new id and its `run.yaml`."""
         return cls.create_all([name], [record], root)[0]
 
     @classmethod
     def create_all(cls, labels: Sequence[str], records: Sequence[Mapping[str, Any]], root: Path | None = None) -> list["RunDir"]:
-        """Make many run directories, in order. What a crash leaves is a whole run, or a directory that is no run."""
+        """Make many run directories, in order. After a crash each is either a complete run, or has no run.yaml."""
         root = root or runs_root()
         root.mkdir(parents=True, exist_ok=True)
         paths = [dated_folder(root, name, (names.ATTEMPTS,), make_private) for name in labels]
         written, diffs = without_diffs(records)
-        known: dict[Any, str] = {}
+        cache: dict[Any, str] = {}
         files = {path / names.CODE_DIFF: diff for path, diff in zip(paths, diffs, strict=True) if diff}
-        files |= {path / names.RECORD: dump_record(path.name, r, known) for path, r in zip(paths, written, strict=True)}
+        files |= {path / names.RECORD: dump_record(path.name, r, cache) for path, r in zip(paths, written, strict=True)}
         write_all(files)
         return [cls(path, record={"run": path.name, **r}) for path, r in zip(paths, written, strict=True)]
 
     @classmethod
     def find(cls, name: str, root: Path | None = None) -> "RunDir":
-        """Find the run that a user names by a path, an id, the unique beginning of an id, or `latest`. Raises ConfigError."""
+        """Find a run by its path, its id, a unique prefix of its id, or `latest`. Raises ConfigError."""
         if (Path(name) / names.RECORD).is_file():
             return cls(name)
         root = root or runs_root()
-        if name and (root / name / names.RECORD).is_file():  # the others need not be looked at
+        if name and (root / name / names.RECORD).is_file():  # faster than a listing of all runs
             return cls(root / name)
         ids = [run.id for run in cls.all(root)]
         if name == "latest" and ids:
@@ -83,8 +83,8 @@ class RunDir:
         if len(matches) == 1:
             return cls(root / matches[0])
         if matches:
-            raise ConfigError(f"run {name!r} is ambiguous: {', '.join(matches[:5])}; give more of the id")
-        raise ConfigError(f"no run {name!r} under {root}; `ropewalk ps --all` lists them, ${RUNS_VARIABLE} moves the root")
+            raise ConfigError(f"run {name!r} is ambiguous: {', '.join(matches[:5])}; use a longer prefix of the id")
+        raise ConfigError(f"no run {name!r} under {root}; `ropewalk ps --all` lists the runs, ${RUNS_VARIABLE} sets the root")
 
     @classmethod
     def all(cls, root: Path | None = None) -> list["RunDir"]:
@@ -93,12 +93,12 @@ class RunDir:
         if not root.is_dir():
             return []
         with os.scandir(root) as entries:
-            found = [e.path for e in entries if e.is_dir() and os.path.exists(os.path.join(e.path, names.RECORD))]
-        return [cls(p) for p in sorted(found, key=lambda p: (os.stat(os.path.join(p, names.RECORD)).st_mtime_ns, p))]
+            paths = [e.path for e in entries if e.is_dir() and os.path.exists(os.path.join(e.path, names.RECORD))]
+        return [cls(p) for p in sorted(paths, key=lambda p: (os.stat(os.path.join(p, names.RECORD)).st_mtime_ns, p))]
 
     @cached_property
     def record(self) -> Mapping[str, Any]:
-        """The content of `run.yaml`: job, entry, engine, configuration, resources, cluster, code, versions. Never changes."""
+        """Content of `run.yaml`: job, entry, engine, configuration, resources, cluster, code, versions. Never changes."""
         try:
             return read_record(self.path / names.RECORD)
         except FileNotFoundError:
@@ -106,19 +106,18 @@ class RunDir:
 
     @property
     def retries(self) -> Retries:
-        """How often the run is tried again by itself."""
         return Retries.model_validate(self.record["config"].get("retries") or {})
 
     def resources(self, attempt: int | None = None) -> Resources:
-        """What an attempt (unset: the newest) asks of the scheduler: what it was opened with, else what run.yaml says."""
+        """Return the resources that an attempt (default: the newest) was opened with, else those in run.yaml."""
         number = attempt or (self.attempts() or [0])[-1]
         return Resources.model_validate(self.attempt_details(number).get("resources") or self.record["resources"])
 
     @property
     def code(self) -> Path | None:
-        """The folder of modules in the copy of the code that the run was submitted with; None: no copy was made.
+        """Folder of modules in the copy of the submitted code; None if no copy was made.
 
-        The copy may be gone: whoever runs from it has to check, lest other code runs.
+        The copy may have been deleted; check it before use, so that no other code runs.
         """
         code = self.record.get("code") or {}
         snapshot = code.get("snapshot")
@@ -126,7 +125,7 @@ class RunDir:
 
     @property
     def code_is_program(self) -> bool:
-        """Return True if `code` is a copy of this program, which then runs from there, and not of the user's project."""
+        """True if `code` is a copy of this program, which then runs from there, rather than of the user's project."""
         return bool((self.record.get("code") or {}).get("is_program"))
 
     @property
@@ -137,49 +136,49 @@ class RunDir:
 
     @cached_property
     def parent(self) -> "RunDir | None":
-        """The run on whose behalf this one exists, such as the sweep of a trial."""
-        found = self.record.get("parent")
-        return RunDir(self.path.parent / str(found)) if found else None
+        """The run that started this one, such as the sweep of a trial."""
+        parent = self.record.get("parent")
+        return RunDir(self.path.parent / str(parent)) if parent else None
 
-    # --- its files
+    # --- files
 
     @property
     def metrics(self) -> Path:
-        """The file of all metrics, which W&B mirrors: one JSON object a line."""
+        """File of all metrics, one JSON object per line."""
         return self.path / names.METRICS
 
     @property
     def events(self) -> EventLog:
-        """The log of what happened in the run and when, for people and for `why`."""
+        """Event log of the run, for people and for `why`."""
         return EventLog(self.path / names.EVENTS)
 
     @property
     def progress(self) -> Path:
-        """The file that says where a long job stands now: {stage, done, total, unit, rates}; replaced, not appended."""
+        """File with the current progress of a long job: {stage, done, total, unit, rates}. It is replaced at each update."""
         return self.path / names.PROGRESS
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of checkpoints, unless the configuration names another."""
+        """Default folder of checkpoints; the configuration may name another one."""
         return self.path / names.CHECKPOINTS
 
     @property
     def model_record(self) -> Path:
-        """What a run that trains keeps of its model beside the checkpoints; it is there once training has begun."""
+        """File that describes the model of a training run; it exists once training has begun."""
         return self.path / "model.json"
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer of the model that the run trains, copied so that the model can be used without the data."""
+        """Copy of the tokenizer of the model that the run trains, so that the model can be used without the data."""
         return self.path / "tokenizer"
 
     @property
     def wandb(self) -> Path:
-        """The folder of W&B's own files."""
+        """Folder of W&B's own files."""
         return self.path / names.WANDB
 
     def attempt_dir(self, attempt: int) -> Path:
-        """Return an attempt's folder, attempts/0001: script or manifest, scheduler id, logs, outcome."""
+        """Return an attempt's folder, such as attempts/0001."""
         return attempt_folder(self.path, attempt)
 
     def log_dir(self, attempt: int) -> Path:
@@ -187,34 +186,34 @@ class RunDir:
         return self.attempt_dir(attempt) / names.LOGS
 
     def event(self, kind: str, /, **fields: Any) -> None:
-        """Append an event with the time. A disk that does not take it is logged: nothing waits for an event, nor fails by it."""
+        """Append an event with the current time. If it cannot be written, a warning is logged."""
         try:
             self.events.append({"event": kind, "time": time.time(), **fields})
         except OSError as error:
-            log.warning("%s: the event %s is lost: %s", self.id, kind, error)
+            log.warning("%s: the event %s could not be written: %s", self.id, kind, error)
 
     def read_events(self, *, afresh: bool = False) -> list[dict[str, Any]]:
-        """Read all events so far, by time. Use `afresh` where something is decided by them."""
+        """Read all events, sorted by time. `afresh`: bypass the caches of a shared file system, for decisions."""
         return self.events.read(afresh=afresh)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read all metric lines so far, in the order in which they were written."""
+        """Read all metric lines, in the order in which they were written."""
         return [line for line in read_lines(self.metrics) if "step" in line]
 
     # --- attempts
 
     def attempts(self) -> list[int]:
-        """List the numbers of the attempts so far, ascending."""
+        """List the numbers of the attempts, ascending."""
         return attempt_numbers(self.path)
 
     def begin_attempt(self, **details: Any) -> int:
-        """Open the next attempt, and return its number. From now on no older attempt may write (see `Fence`)."""
+        """Open the next attempt, and return its number. Older attempts can no longer write (see `Fence`)."""
         number = begin_attempts([self.path], [details])[0]
         self.make_folders(number)
         return number
 
     def make_folders(self, attempt: int) -> None:
-        """Make the folders that agents and ranks of an attempt write into."""
+        """Make the folders into which agents and ranks of an attempt write."""
         for name in (names.LOGS, names.GROUPS, names.NODES, names.ERRORS):
             os.makedirs(f"{self.attempt_dir(attempt)}/{name}", exist_ok=True)
         os.makedirs(self.events.folder, exist_ok=True)
@@ -225,68 +224,67 @@ class RunDir:
         write_json(self.attempt_dir(attempt) / names.ATTEMPT, {**self.attempt_details(attempt), **details})
 
     def attempt_details(self, attempt: int) -> dict[str, Any]:
-        """Read what the backend wrote when it opened the attempt: handle, resources, its own keys."""
+        """Read the details that the backend recorded for the attempt: handle, resources, keys of its own."""
         return read_json(self.attempt_dir(attempt) / names.ATTEMPT) or {}
 
     def outcome(self, attempt: int) -> Outcome | None:
-        """Read how the attempt ended; None while it goes on."""
+        """Read the attempt's outcome; None while the attempt goes on."""
         path = self.attempt_dir(attempt) / names.OUTCOME
         raw = read_json(path)
         if raw is None and read_mark(path.with_name(ENDED)):
             raw = read_json_afresh(path)
-        return outcome_of(raw, path) if raw else None
+        return parse_outcome(raw, path) if raw else None
 
     def write_outcome(self, attempt: int, outcome: Outcome) -> None:
-        """Write down how the attempt ended."""
+        """Record the attempt's outcome."""
         write_json(self.attempt_dir(attempt) / names.OUTCOME, vars(outcome))
         write_mark(self.attempt_dir(attempt) / ENDED, 1)
 
     def last_outcome(self) -> Outcome | None:
-        """Read the outcome of the newest attempt; None if it still goes on, or there is no attempt yet."""
+        """Read the outcome of the newest attempt; None if it goes on, or there is no attempt yet."""
         attempts = self.attempts()
         return self.outcome(attempts[-1]) if attempts else None
 
     def read_errors(self, attempt: int) -> list[dict[str, Any]]:
-        """Read the errors that ranks and agents of an attempt recorded as they gave up, the decisive one first.
+        """Read the errors that ranks and agents of an attempt recorded, the decisive one first.
 
-        An error that no retry can mend decides, then the earliest; a lost peer only follows from another's error.
+        Errors that a retry cannot fix come first, then others by time, and lost peers last, since they follow from other errors.
         """
         folder = self.attempt_dir(attempt) / names.ERRORS
-        found = [read_json(folder / name) for name in list_afresh(folder) if name.endswith(".json")]
+        records = [read_json(folder / name) for name in list_afresh(folder) if name.endswith(".json")]
         return sorted(
-            (record for record in found if record),
+            (record for record in records if record),
             key=lambda r: (r["exit_code"] != EXIT_NEVER_RETRY, r["exit_code"] == EXIT_LOST_PEER, r["time"]),
         )
 
     def results(self) -> dict[str, Any]:
-        """Read the results that the job returned in the newest attempt that returned any."""
+        """Read the results of the job from the newest attempt that has any."""
         for attempt in reversed(self.attempts()):
-            found = read_json(self.attempt_dir(attempt) / names.RESULT)
-            if found is not None:
-                return dict(found)
+            results = read_json(self.attempt_dir(attempt) / names.RESULT)
+            if results is not None:
+                return dict(results)
         return {}
 
-    # --- what users ask of it
+    # --- requests of users
 
     @property
     def requests(self) -> Requests:
-        """What users ask of the run: {cancel, nodes}."""
+        """Requests of users: {cancel, nodes}."""
         return Requests(self.path / names.REQUESTS)
 
     @property
     def cancel_requested(self) -> bool:
-        """Whether a user asked for this run to end for good."""
         return bool(self.requests.get("cancel"))
 
     def request_cancel(self) -> None:
-        """Ask the run to end for good at its next step boundary."""
+        """Request that the run ends for good at its next step boundary."""
         self.requests.put("cancel", True)
 
     @property
     def orphaned(self) -> bool:
-        """Whether the run on whose behalf this one exists has ended for good, or was cancelled: nobody waits for this one.
+        """True if the parent of this run was cancelled or has ended for good, so that this run is no longer needed.
 
-        One whose record has `outlives_parent` goes on when its parent ends, unless that is cancelled.
+        If the record has `outlives_parent`, the run is only orphaned if its parent was cancelled.
         """
         if self.parent is None:
             return False
@@ -296,19 +294,19 @@ class RunDir:
         return outcome is not None and outcome.state.final and not self.record.get("outlives_parent")
 
     def withdraw_cancel(self) -> None:
-        """Withdraw a user's request to end the run: the user resumes it."""
+        """Withdraw the request to end the run, since a user resumes it."""
         self.requests.put("cancel", None)
 
     @property
     def wanted_nodes(self) -> int | None:
-        """The number of nodes that a user asked for; None: as many as the run's resources say."""
+        """Number of nodes that a user requested; None: the number in the run's resources."""
         nodes = self.requests.get("nodes")
         return int(nodes) if nodes else None
 
     def request_nodes(self, nodes: int) -> None:
-        """Ask an elastic run to go on with another number of nodes."""
+        """Request another number of nodes for an elastic run."""
         self.requests.put("nodes", nodes)
 
     def withdraw_nodes(self) -> None:
-        """Withdraw a request for a number of nodes: the user resumes the run with other resources."""
+        """Withdraw the request for a number of nodes, since a user resumes the run with other resources."""
         self.requests.put("nodes", None)

@@ -1,4 +1,4 @@
-"""A file that one process of one machine creates, whole, whoever else tries, on shared file systems too."""
+"""Exclusive creation of files, also between machines on a shared file system."""
 
 import errno
 import os
@@ -11,13 +11,13 @@ _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EX
 
 
 def create_whole(path: Path, text: str) -> bool:
-    """Write a file that is not there yet, whole; return False if it is. Of all machines that try, one succeeds."""
+    """Create a file with its content, or return False if it exists. Exactly one of several machines succeeds."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     write_atomically(temporary, text)
     try:
         os.link(temporary, path)
     except FileExistsError:
-        # NFS may repeat a request whose answer was lost, and then finds what it has made itself
+        # NFS repeats a request if the answer was lost, and may then find the link that it has made itself
         return os.stat(temporary).st_nlink > 1
     except OSError as error:
         if error.errno not in _NO_LINKS:
@@ -29,7 +29,7 @@ def create_whole(path: Path, text: str) -> bool:
 
 
 def _create_in_place(path: Path, text: str) -> bool:
-    """Write a file that is not there yet, on a file system without hard links; a crash may leave it empty."""
+    """Create a file on a file system without hard links; a crash may leave it empty."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:

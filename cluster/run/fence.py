@@ -1,29 +1,28 @@
-"""Fencing: who may write into a run."""
+"""Fencing: only the newest group of ranks of the newest attempt may write into a run."""
 
 from pathlib import Path
 
 from ropewalk.cluster.errors import StaleAttemptError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.names import GROUPS
-from ropewalk.cluster.run.succession import SUCCESSOR, read_mark_afresh, succeed
+from ropewalk.cluster.run.succession import SUCCESSOR, mark_succeeded, read_mark_afresh
 
 
 class Fence:
-    """The right to write into a run: held by the newest group of ranks of the newest attempt, and no other.
+    """Right of a group of ranks to write into a run.
 
-    A group is one formation of ranks inside an attempt (a rank was lost, a node joined). A claim writes a mark into the files
-    of all older groups and attempts; a check opens two files by name, which shows the mark on every file system, however old
-    the caches of this machine are. Nothing needs a lock.
+    A new group forms within an attempt whenever a rank is lost or a node joins. A claim marks all older groups and attempts
+    as succeeded. A check opens two marks, which works on every file system regardless of caches, and needs no lock.
     """
 
     def __init__(self, run: RunDir, attempt: int, group: int) -> None:
         self.run, self.attempt, self.group = run, attempt, group
 
     def claim(self) -> None:
-        """Take over from every older group. Raises StaleAttemptError if there is a newer one already."""
+        """Exclude all older groups. Raises StaleAttemptError if there is a newer one already."""
         self.check()
-        succeed(self._attempt_mark, self.attempt, first=1)
-        succeed(self._group_mark, self.group, first=0)  # what has no groups is group 0
+        mark_succeeded(self._attempt_mark, self.attempt, first=1)
+        mark_succeeded(self._group_mark, self.group, first=0)  # engines without groups use group 0
 
     def check(self) -> None:
         """Raise StaleAttemptError if this group has a successor."""
@@ -35,7 +34,6 @@ class Fence:
             )
 
     def has_successor(self) -> bool:
-        """Whether the group has a successor."""
         try:
             self.check()
         except StaleAttemptError:

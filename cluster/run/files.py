@@ -1,4 +1,4 @@
-"""The small files of a run directory: written whole or not at all, and read whatever a crash left of them."""
+"""Small files of a run directory: atomic writes, JSON lines that survive crashes, locks, folders with unique names."""
 
 import fcntl
 import json
@@ -19,14 +19,14 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.fresh_reads import parse_json
 
 SYNC_THREADS = 8
-MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # who may enter a run's directory, as chmod takes it: 2770 where a group shares its runs
-PRIVATE_MODE = 0o700  # runs hold uncommitted work, logs and keys
+MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # octal mode of run directories, such as 2770 to share them with a group
+PRIVATE_MODE = 0o700  # runs contain uncommitted code, logs and keys
 
 
 def write_atomically(path: Path, data: str | bytes, *, durable: bool = True) -> None:
-    """Write `path` so that a reader sees the old content or the new, and a crash leaves no half of it.
+    """Write a file so that readers, also after a crash, see either the old or the new content.
 
-    Not `durable`: a power cut may leave the old file, or an empty one, and nobody waits for the disk.
+    With `durable=False` the file is not synced to disk: a power cut may leave the old file or an empty one.
     """
     raw = data.encode() if isinstance(data, str) else data
     # rename is atomic only within one filesystem, so the temporary file sits beside its target
@@ -44,9 +44,9 @@ def write_atomically(path: Path, data: str | bytes, *, durable: bool = True) -> 
 
 
 def write_all(files: Mapping[Path, str | bytes], *, durable: bool = True) -> None:
-    """Write many files, each as `write_atomically` does, in order, and wait for the disk once for all of them.
+    """Write many files atomically, in order, and sync them to disk together.
 
-    Not `durable`: the caller calls `sync_all`; a power cut before that leaves no file, or an empty one.
+    With `durable=False` the caller must call `sync_all`; a power cut before that leaves no file, or an empty one.
     """
     temporaries = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for path in files}
     try:
@@ -63,17 +63,17 @@ def write_all(files: Mapping[Path, str | bytes], *, durable: bool = True) -> Non
 
 
 def sync_all(paths: Sequence[Path]) -> None:
-    """Wait until what was written to these files is on the disk."""
+    """Sync files to disk."""
     if len(paths) == 1:
         return _sync(paths[0])
-    # a file system joins what is asked of it at the same time; one by one they take four times as long
+    # in parallel, since file systems combine concurrent syncs; sequential syncs take four times as long
     with ThreadPoolExecutor(min(SYNC_THREADS, max(1, len(paths)))) as pool:
         list(pool.map(_sync, paths))
 
 
 @contextmanager
 def syncing(paths: Sequence[Path]) -> Iterator[None]:
-    """Call `sync_all` in a thread while the block runs, and wait for it at the block's end. Raises OSError then."""
+    """Call `sync_all` in a thread while the block runs, and wait for it at the end of the block. Raises OSError there."""
     errors: list[OSError] = []
 
     def sync() -> None:
@@ -101,17 +101,17 @@ def _sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Write `value` as readable JSON, atomically."""
+    """Write `value` as indented JSON, atomically."""
     write_atomically(path, json_text(value), durable=durable)
 
 
 def json_text(value: Any) -> str:
-    """Write `value` as JSON that a person can read, the form of all JSON files of a run."""
+    """Format `value` as indented JSON, the format of all JSON files of a run."""
     return json.dumps(value, indent=1, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any | None:
-    """Read a JSON file; None where there is no such file, or an empty one that a power cut left. Raises DamagedFileError."""
+    """Read a JSON file; return None if it is missing, or empty after a power cut. Raises DamagedFileError."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -121,20 +121,20 @@ def read_json(path: Path) -> Any | None:
 
 @cache
 def machine() -> str:
-    """Name this machine since its last boot, as no other machine is named, in characters fit for a file's name."""
+    """Return a unique name of this machine and its last boot, valid as a file name."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]  # pods of two machines may have one name
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]  # pods on two machines may have the same host name
     except OSError:  # not Linux
         boot = "0"
     return f"{socket.gethostname()}-{boot}"
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only this user can enter, or those whom $ROPEWALK_RUN_MODE lets in. Raises FileExistsError."""
+    """Make a folder with the mode $ROPEWALK_RUN_MODE, by default accessible only to this user. Raises FileExistsError."""
     mode = os.environ.get(MODE_VARIABLE, "")
     if mode and not re.fullmatch(r"[0-7]?7[0-7]{2}", mode):
         raise ConfigError(
-            f"${MODE_VARIABLE} is {mode!r}: it must be an octal mode, as chmod takes it, that lets the owner in, such as 2770"
+            f"${MODE_VARIABLE} is {mode!r}: must be an octal mode as for chmod, with full access for the owner, such as 2770"
         )
     folder.mkdir(mode=PRIVATE_MODE)
     if mode:
@@ -142,12 +142,12 @@ def make_private(folder: Path) -> None:
 
 
 def dated_label(name: str) -> str:
-    """What the names of a `dated_folder` begin with; behind it stand a dash, the time and some letters."""
+    """Return the prefix of the folder names that `dated_folder` makes; a dash, the time and a random suffix follow it."""
     return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40] or "run"
 
 
 def dated_folder(root: Path, name: str, inside: Sequence[str], make: Callable[[Path], None] = Path.mkdir) -> Path:
-    """Make a folder below `root` with a name of its own, by `make`, and the folders `inside` it."""
+    """Make a folder with a unique name below `root`, and subfolders `inside` it. `make`: creates the folder."""
     while True:
         folder = root / f"{dated_label(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         try:
@@ -161,33 +161,33 @@ def dated_folder(root: Path, name: str, inside: Sequence[str], make: Callable[[P
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file while the block runs. The lock of a process that dies is free."""
+    """Hold an exclusive lock on a file while the block runs. The kernel releases the lock of a process that dies."""
     with path.open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append one JSON object as one line, as `append_lines` does."""
+    """Append a JSON object as a line; see `append_lines`."""
     append_lines(path, [value])
 
 
 def append_lines(path: Path, values: Sequence[Any]) -> None:
-    """Append JSON objects, a line each, in a single write, so that the lines of several processes of one machine never mix.
+    """Append JSON objects, one per line, in a single write, so that lines of different processes never mix.
 
-    The lines of two machines do mix on NFS, where each appends at what it believes to be the end: let one machine write a file.
+    This holds for processes of one machine only: on NFS two machines may overwrite each other's lines.
     """
     lines = "".join(json.dumps(value, default=str) + "\n" for value in values).encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        while lines:  # a disk that is nearly full takes a part, and says at the next one that it is full
+        while lines:  # a nearly full disk accepts only a part; the next write then raises an error
             lines = lines[os.write(descriptor, lines) :]
     finally:
         os.close(descriptor)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the objects of a JSON-lines file, without broken lines and a last line that a crash cut short."""
+    """Read the objects of a JSON-lines file, without damaged lines and an incomplete last line."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -196,11 +196,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_lines(raw: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Parse the complete lines of a JSON-lines file into objects, and count the broken lines.
+    """Parse the complete lines of a JSON-lines file into objects, and count the damaged lines.
 
-    Machines that lost their power leave such lines, and file systems that let two writers overwrite each other.
+    Lines are damaged by power cuts, and by file systems on which two writers overwrite each other.
     """
-    found, broken = [], 0
+    objects, num_damaged = [], 0
     for line in raw.split(b"\n")[:-1]:
         if not line.strip():
             continue
@@ -209,7 +209,7 @@ def parse_lines(raw: bytes) -> tuple[list[dict[str, Any]], int]:
         except ValueError:
             value = None
         if isinstance(value, dict):
-            found.append(value)
+            objects.append(value)
         else:
-            broken += 1
-    return found, broken
+            num_damaged += 1
+    return objects, num_damaged

@@ -1,36 +1,36 @@
-"""The names of all files in a run's directory that this program reads back; what is missing here is a log."""
+"""Names of the files in a run directory that the program reads; all other files are logs."""
 
-# in the run's directory
-RECORD = "run.yaml"  # what the run is; written once
-CODE_DIFF = "code.diff"  # the uncommitted changes of the code that the run was submitted with
-METRICS = "metrics.jsonl"  # all metrics, a JSON object a line
-HISTOGRAMS = "histograms.jsonl"  # by layer, a JSON object a line: step, edges, counts by name
-EVENTS = "events"  # a folder with one file a machine: what happened and when
-PROGRESS = "progress.json"  # where a long job stands now: {stage, done, total, unit, rates}
-REQUESTS = "requests.json"  # what users ask of the run: {cancel, nodes}
+# in the run directory
+RECORD = "run.yaml"  # job, configuration, resources, code, versions; written once
+CODE_DIFF = "code.diff"  # uncommitted changes of the submitted code
+METRICS = "metrics.jsonl"  # all metrics, one JSON object per line
+HISTOGRAMS = "histograms.jsonl"  # histograms by layer, one JSON object per line: step, edges, counts by name
+EVENTS = "events"  # folder of events with one file per machine
+PROGRESS = "progress.json"  # progress of a long job: {stage, done, total, unit, rates}
+REQUESTS = "requests.json"  # requests of users: {cancel, nodes}
 CHECKPOINTS = "checkpoints"
-TABLES = "tables"  # what there is to read, for people and trackers: NAME.json of {columns, rows}
+TABLES = "tables"  # tables for people and trackers: NAME.json of {columns, rows}
 PICTURES = "pictures"  # NAME.png
-PREPARED_DATA = "data.json"  # the data set that was made of the run's data: {path, hash}
+PREPARED_DATA = "data.json"  # the data set prepared from the run's data: {path, hash}
 WANDB = "wandb"
-WANDB_ADDRESS = "wandb/address.json"  # where a person sees the run in W&B: {address}
+WANDB_ADDRESS = "wandb/address.json"  # address of the run's W&B page: {address}
 ATTEMPTS = "attempts"
 
-# of the local backend, in the run's directory
+# of the local backend, in the run directory
 SUPERVISOR = "supervisor.json"  # the supervisor's process: {pid, created}
-QUEUE = "queue.json"  # in the first run of a submission of many: {runs, at_once}
-QUEUE_PROCESS = "queue-process.json"  # beside it, the process that starts their supervisors
+QUEUE = "queue.json"  # in the first run of a submission of many runs: {runs, at_once}
+QUEUE_PROCESS = "queue-process.json"  # beside it: the process that starts the runs' supervisors
 
 # in an attempt's folder
-ATTEMPT = "attempt.json"  # what the backend wrote as it opened the attempt: handle, resources, its own keys
-OUTCOME = "outcome.json"  # how the attempt ended
-RESULT = "result.json"  # what the job returned
-FATAL = "fatal.json"  # an error that no retry can mend: every agent of the attempt leaves
-AGENTS = "agents.jsonl"  # one line an agent: node, address, pid of the process that started it
-RAY_HEAD = "ray.json"  # the address of the attempt's Ray
-RAY_DRIVER = "driver.json"  # the exit code of the Ray driver
+ATTEMPT = "attempt.json"  # details that the backend recorded when it opened the attempt: handle, resources, keys of its own
+OUTCOME = "outcome.json"  # result of the attempt
+RESULT = "result.json"  # results that the job returned
+FATAL = "fatal.json"  # an error that a retry cannot fix: every agent of the attempt exits
+AGENTS = "agents.jsonl"  # one line per agent: node, address, pid of the process that started it
+RAY_HEAD = "ray.json"  # address of the attempt's Ray cluster
+RAY_DRIVER = "driver.json"  # exit code of the Ray driver
 LOGS = "logs"
-GROUPS = "groups"  # one mark for each formation of the ranks
-NODES = "nodes"  # what each node's agent says of itself: samples, its exit code
-ERRORS = "errors"  # what ranks and agents wrote as they gave up
-STACKS = "stacks"  # of ranks that hung
+GROUPS = "groups"  # one successor mark for each formation of the ranks
+NODES = "nodes"  # files of each node's agent: samples, exit report
+ERRORS = "errors"  # errors that ended ranks and agents
+STACKS = "stacks"  # stacks of hung ranks

@@ -1,4 +1,4 @@
-"""A history in numbered files: each number is written by one process of one machine, whole, and never changed."""
+"""Append-only histories in numbered files, with exactly one writer per number, also between machines."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -14,21 +14,21 @@ Entries = Mapping[int, Mapping[str, Any]]
 
 
 def read_numbered(folder: Path) -> dict[int, dict[str, Any]]:
-    """Every entry by its number, ascending, also those that another machine has written a moment ago."""
-    found: dict[int, dict[str, Any]] = {}
+    """Return all entries by number, ascending, including those that another machine has just written."""
+    entries: dict[int, dict[str, Any]] = {}
     for name in sorted(list_afresh(folder)):
         number, _, suffix = name.partition(".")
         if suffix == "json" and number.isdigit():
-            with suppress(FileNotFoundError, ValueError):  # where files cannot be linked, a crash leaves an empty one
-                found[int(number)] = json.loads((folder / name).read_bytes())
-    return found
+            with suppress(FileNotFoundError, ValueError):  # on file systems without links a crash may leave an empty file
+                entries[int(number)] = json.loads((folder / name).read_bytes())
+    return entries
 
 
 def append_numbered(folder: Path, decide: Callable[[Entries], Mapping[str, Any] | None]) -> int | None:
-    """Add what `decide` makes of the entries that there are, as the next one; returns its number, or None where it made none.
+    """Append the entry that `decide` returns for the existing entries, and return its number; None if it returns None.
 
-    Where another process is faster, `decide` is asked again, with that one's entry too: what it has seen is all that there was
-    when its own was added. Nothing is locked, and a kill leaves the entry whole or not there. The folder must exist.
+    If another process appends first, `decide` is called again with that entry included, so it has always seen all earlier
+    entries. Uses no locks. After a crash the entry is either complete or missing. The folder must exist.
     """
     while True:
         entries = read_numbered(folder)
@@ -38,7 +38,7 @@ def append_numbered(folder: Path, decide: Callable[[Entries], Mapping[str, Any] 
         number = max(entries, default=0) + 1
         while not create_whole(folder / f"{number:06d}.json", json_text(value)):
             if number in read_numbered(folder):
-                break  # somebody else was faster, and said something
-            number += 1  # an empty file, which a crash has left
+                break  # another process has appended an entry
+            number += 1  # the file is empty, left by a crash
         else:
             return number

@@ -1,4 +1,4 @@
-"""run.yaml: written and read quickly, for a thousand runs that differ in a seed."""
+"""Reading and writing of run.yaml, optimized for many runs that share most of their content."""
 
 import re
 import textwrap
@@ -14,21 +14,21 @@ from ropewalk.cluster.errors import DamagedFileError
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-# a key begins at a line that is neither indented, nor an item of a list, nor empty; one of the level below two spaces further in
+# a key starts at a line that is not indented, not a list item and not empty; a key of the next level is indented by two spaces
 _SECTION = re.compile(r"\n(?![\s\-]|$)")
 _PART = re.compile(r"\n(?=  [^\s\-])")
 
 
 class _Dumper(_Base):  # type: ignore[misc]
-    """Writes a list that occurs twice in full both times, and not once with an anchor: people read the file."""
+    """Dumper without anchors and aliases: a repeated value is written in full, which is easier to read."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def without_diffs(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """Take the code's diff out of records: it may be a megabyte, and every rank reads run.yaml."""
-    # what the runs of one submission share is one object, and stays one: `dump_record` writes it out once
+    """Split the code's diffs off records: a diff may have a megabyte, and every rank reads run.yaml."""
+    # objects shared by the runs of a submission must stay shared, so that `dump_record` formats them only once
     shared: dict[int, dict[str, Any]] = {}
     written, diffs = [], []
     for record in records:
@@ -41,27 +41,27 @@ def without_diffs(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[st
     return written, diffs
 
 
-def dump_record(run_id: str, record: Mapping[str, Any], known: dict[Any, str]) -> str:
-    """Write a record as YAML. `known` keeps the text of parts for the next record, as long as the caller keeps all of them."""
+def dump_record(run_id: str, record: Mapping[str, Any], cache: dict[Any, str]) -> str:
+    """Format a record as YAML. `cache` holds formatted parts for further records; keep all records alive while it is used."""
     parts = [f"run: {run_id}\n"]
     for key, value in record.items():
-        # what the runs of one submission share is one object; its text may be long
-        same = (key, id(value) if isinstance(value, dict) else repr(value))
-        if same not in known:
-            known[same] = _dump_section(key, value, known)
-        parts.append(known[same])
+        # by identity, since the runs of a submission share large objects
+        cache_key = (key, id(value) if isinstance(value, dict) else repr(value))
+        if cache_key not in cache:
+            cache[cache_key] = _dump_section(key, value, cache)
+        parts.append(cache[cache_key])
     return "".join(parts)
 
 
-def _dump_section(key: str, value: Any, known: dict[Any, str]) -> str:
+def _dump_section(key: str, value: Any, cache: dict[Any, str]) -> str:
     if not isinstance(value, dict) or not value:
         return _dump({key: value})
     parts = [f"{key}:\n"]
     for inner, content in value.items():
-        same = (key, inner, repr(content))
-        if same not in known:
-            known[same] = textwrap.indent(_dump({inner: content}), "  ")
-        parts.append(known[same])
+        cache_key = (key, inner, repr(content))
+        if cache_key not in cache:
+            cache[cache_key] = textwrap.indent(_dump({inner: content}), "  ")
+        parts.append(cache[cache_key])
     return "".join(parts)
 
 
@@ -70,17 +70,17 @@ def _dump(value: Any) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a whole record; what many records share is parsed once, and must not be changed.
+    """Read a record. Parsed parts are cached and shared between records, so they must not be changed.
 
     Raises FileNotFoundError, DamagedFileError.
     """
     try:
         text = path.read_text()
     except UnicodeDecodeError:
-        raise _damaged(path, "it is no text") from None
+        raise _damaged(path, "not text") from None
     try:
         return _read_parts(text)
-    except (yaml.YAMLError, TypeError, ValueError):  # a person wrote it in another way
+    except (yaml.YAMLError, TypeError, ValueError):  # the file was edited and is formatted differently
         return _read_whole(text, path)
 
 
@@ -88,18 +88,18 @@ def _read_whole(text: str, path: Path) -> dict[str, Any]:
     try:
         record = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
-        raise _damaged(path, f"it is no YAML ({getattr(error, 'problem', error)})") from None
+        raise _damaged(path, f"not YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(record, dict):
-        raise _damaged(path, "it has no keys" if record is None else f"it is a {type(record).__name__}, not keys with values")
+        raise _damaged(path, "empty" if record is None else f"a {type(record).__name__} instead of keys with values")
     return record
 
 
-def _damaged(path: Path, how: str) -> DamagedFileError:
-    return DamagedFileError(f"{path}: damaged: {how}; restore it, or move {path.parent} away")
+def _damaged(path: Path, problem: str) -> DamagedFileError:
+    return DamagedFileError(f"{path}: damaged: {problem}; restore the file, or move {path.parent} away")
 
 
 def _read_parts(text: str) -> dict[str, Any]:
-    """Read a record by the parts that `dump_record` writes: the keys, and those one level below."""
+    """Parse a record by the parts that `dump_record` writes: the keys of the first two levels."""
     record: dict[str, Any] = {}
     for section in _SECTION.split(text):
         key, _, body = section.partition(":\n")
@@ -112,7 +112,7 @@ def _read_parts(text: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> dict[str, Any]:
-    found = yaml.load(text, Loader=_Loader)
-    if not isinstance(found, dict):
+    values = yaml.load(text, Loader=_Loader)
+    if not isinstance(values, dict):
         raise TypeError("not a mapping")
-    return found
+    return values

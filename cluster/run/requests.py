@@ -1,4 +1,4 @@
-"""What users ask of a run while it goes on, on disk, so that the run's supervisor finds it."""
+"""File of users' requests to a running run, which the run's supervisor reads."""
 
 from pathlib import Path
 from typing import Any
@@ -8,20 +8,20 @@ from ropewalk.cluster.run.files import read_json, write_json
 
 
 class Requests:
-    """A small file of keys and values. The supervisor makes the file before anybody asks, and so sees at once what is asked."""
+    """Key-value file of requests. It is created before the run starts, so that NFS clients see changes at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def get(self, key: str) -> Any:
-        """Return the value that a user asked for under `key`, or None."""
+        """Return the requested value of `key`, or None."""
         return (read_json(self.path) or {}).get(key)
 
     def put(self, key: str, value: Any) -> None:
-        """Ask for a value under `key`; None withdraws what was asked."""
-        asked = {**(read_json(self.path) or {}), key: value}
-        write_json(self.path, {name: value for name, value in asked.items() if value is not None})
+        """Set the requested value of `key`; None withdraws the request."""
+        requests = {**(read_json(self.path) or {}), key: value}
+        write_json(self.path, {name: value for name, value in requests.items() if value is not None})
 
     def make(self) -> None:
-        """Make the file, empty, before anybody asks: a client of NFS believes for a minute that a missing name stays missing."""
+        """Create the empty file, since an NFS client caches for a minute that a file is missing."""
         read_afresh(self.path)

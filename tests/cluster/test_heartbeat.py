@@ -136,8 +136,8 @@ def test_a_new_group_knows_how_long_the_long_phases_of_the_one_before_took(node:
     node.pass_time(0.5)
     node.beat(Phase.STEP)
     successor = Heart(node.files[0], 2, FACTOR, node.clock)
-    assert successor.pace.allowed(Phase.VALIDATION) == pytest.approx(200.0)
-    assert successor.pace.allowed(Phase.CHECKPOINT) == LONG_SECONDS
+    assert successor.pace.allowed_seconds(Phase.VALIDATION) == pytest.approx(200.0)
+    assert successor.pace.allowed_seconds(Phase.CHECKPOINT) == LONG_SECONDS
     successor.begin(patience_seconds=7200)
     beat = read_beat(node.files[0])
     assert beat is not None
@@ -172,16 +172,16 @@ def test_no_false_alarm_in_100_000_steps_with_jitter_validation_checkpoints_and_
     paces, now = [Pace(FACTOR), Pace(FACTOR)], [0.0, 0.0]
     late: list[list[tuple[float, float]]] = [[], []]  # when each rank was late, from and to
     for pace in paces:
-        pace.took(Phase.LOADING, 3.0)
-        pace.took(Phase.FIRST_STEP, 10 * median)
+        pace.add(Phase.LOADING, 3.0)
+        pace.add(Phase.FIRST_STEP, 10 * median)
     for (phase, mine), (_, other) in zip(phases(random_, median, True), phases(random_, median, False), strict=True):
         ends = [now[0] + mine, now[1] + other]
         if phase in (Phase.STEP, Phase.VALIDATION, Phase.CHECKPOINT):
             ends = [max(ends)] * 2
         for rank, pace in enumerate(paces):
-            if ends[rank] > (limit := now[rank] + pace.allowed(phase)):
+            if ends[rank] > (limit := now[rank] + pace.allowed_seconds(phase)):
                 late[rank].append((limit, ends[rank]))
-            pace.took(phase, ends[rank] - now[rank])
+            pace.add(phase, ends[rank] - now[rank])
         now = ends
     assert not [(a, b) for a in late[0] for b in late[1] if a[0] < b[1] and b[0] < a[1]]
     assert len(late[1]) < 100, "and it is seldom that one rank is excused by the other alone"
@@ -191,8 +191,8 @@ def test_a_step_that_hangs_is_noticed_amid_jitter() -> None:
     random_, pace = random.Random(2), Pace(FACTOR)
     for phase, seconds in phases(random_, 0.1, False):
         if phase in (Phase.STEP, Phase.DATA):
-            pace.took(phase, seconds)
-    assert pace.allowed(Phase.STEP) < FACTOR * pace.step_seconds + 3.0
+            pace.add(phase, seconds)
+    assert pace.allowed_seconds(Phase.STEP) < FACTOR * pace.step_seconds + 3.0
 
 
 # --- agreeing

@@ -14,7 +14,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.file_systems import mount_of
 from ropewalk.cluster.run.files import append_line, parse_lines, read_lines, write_json
-from ropewalk.cluster.run.succession import succeed, write_mark
+from ropewalk.cluster.run.succession import mark_succeeded, write_mark
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.cluster.supervise.supervisor import open_attempt
@@ -83,8 +83,8 @@ def test_an_older_group_sees_its_successor_at_once(two: tuple[RunDir, RunDir]) -
 def test_whoever_was_told_last_matters_not(tmp_path: Path) -> None:
     """One that claims late may not undo what a newer one has said."""
     marks: Callable[[int], Path] = lambda number: tmp_path / str(number)  # noqa: E731
-    succeed(marks, 3, first=1)
-    succeed(marks, 5, first=1)
+    mark_succeeded(marks, 3, first=1)
+    mark_succeeded(marks, 5, first=1)
     write_mark(marks(1), 2)
     assert all(read_afresh(marks(number)) for number in range(1, 5))
     assert not read_afresh(marks(5))

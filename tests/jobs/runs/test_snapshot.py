@@ -277,7 +277,7 @@ def test_nobody_else_enters_a_run_or_its_code(tree: Path, tmp_path: Path, monkey
     monkeypatch.setenv(MODE_VARIABLE, "2770")
     assert modes(tmp_path / "ours") == [0o2770, 0o2770]
     monkeypatch.setenv(MODE_VARIABLE, "rwx")
-    with pytest.raises(ConfigError, match="it must be an octal mode, as chmod takes it"):
+    with pytest.raises(ConfigError, match="must be an octal mode as for chmod"):
         modes(tmp_path / "nobodys")
 
 

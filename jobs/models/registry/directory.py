@@ -13,13 +13,7 @@ from pathlib import Path
 from ropewalk.cluster.errors import ConfigError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.run.files import make_private
-from ropewalk.jobs.runs.models.model_versions import DIRECTORIES, RegisteredModel, Version, find_version
-
-
-def exported_directory(version: Version) -> Path | None:
-    """The directory of a version, if it is there already."""
-    path = Path(version.path) if version.path is not None else _place(version)
-    return path if (path / "config.json").is_file() else None
+from ropewalk.jobs.runs.models.model_versions import Version, exported_directory, find_version
 
 
 def model_directory(version: Version) -> Path:
@@ -30,7 +24,7 @@ def model_directory(version: Version) -> Path:
         raise ConfigError(f"{version.id}: {version.path} is gone; put it back, or `ropewalk rollback`")
     from ropewalk.jobs.models.cards.export import export_with_cards
 
-    place = _place(version)
+    place = version.directory
     with suppress(FileExistsError):
         make_private(place.parent)
     partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
@@ -43,10 +37,6 @@ def model_directory(version: Version) -> Path:
     if exported_directory(version) is None:
         raise ConfigError(f"{version.id}: {place} is no model's directory; remove it, and it is exported anew")
     return place
-
-
-def _place(version: Version) -> Path:
-    return RegisteredModel(version.root, version.model).folder / DIRECTORIES / f"{version.number:06d}"
 
 
 def main() -> None:

@@ -42,6 +42,13 @@ class Version:
         """What a job calls it by: RUN@STEP, or the directory."""
         return self.path if self.path is not None else f"{self.run}@{self.step}"
 
+    @property
+    def directory(self) -> Path:
+        """The Hugging Face directory of the version; a checkpoint's exists only after it has been exported."""
+        if self.path is not None:
+            return Path(self.path)
+        return self.root / MODELS / self.model / DIRECTORIES / f"{self.number:06d}"
+
     def plain(self) -> dict[str, Any]:
         """The version as JSON has it."""
         own = {key: value for key, value in vars(self).items() if key not in ("root", "model", "number")}
@@ -119,6 +126,11 @@ class RegisteredModel:
     def history(self, alias: str) -> list[Move]:
         """All that was done with an alias, the oldest first."""
         return moves_of(self.name, alias, read_numbered(self.folder / ALIASES / alias))
+
+
+def exported_directory(version: Version) -> Path | None:
+    """Return the Hugging Face directory of a version, or None if its checkpoint has not been exported yet."""
+    return version.directory if (version.directory / "config.json").is_file() else None
 
 
 def moves_of(model: str, alias: str, entries: Entries) -> list[Move]:

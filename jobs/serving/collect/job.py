@@ -3,7 +3,9 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import xxhash
 
 from ropewalk.cluster.config import absolute
 from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_atomically, write_json
 from ropewalk.datapipe.chat.records import UnitNotes, read_records
 from ropewalk.datapipe.filters.decontamination.index import NgramIndex
@@ -19,13 +22,27 @@ from ropewalk.datapipe.inputs.files import list_inputs, plan_units
 from ropewalk.datapipe.text.batch import TextBatch
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.serving.collect.config import CollectConfig, DecontaminateConfig, ReplayConfig
-from ropewalk.jobs.serving.collect.feedback import Record, learn_from
+from ropewalk.jobs.serving.feedback.read import Captured, exchanges
+from ropewalk.jobs.serving.feedback.review.export import judgements_by_item, reviewed_conversations, reviewed_pairs
+from ropewalk.jobs.serving.feedback.review.judgements import Judgement
+from ropewalk.jobs.serving.feedback.training_data import answer_of, prompt_of, to_conversations, to_pairs
 from ropewalk.jobs.training.loop.model_record import find_source_run
 
 CONVERSATIONS, PAIRS, MANIFEST = "data/conversations.jsonl", "data/pairs.jsonl", "data/manifest.json"
 _UNTIL = "until.json"  # the moment at which the first attempt looked
 _UNIT_MIB = 64
 _MOST_TOLD = 50
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """What is made of exchanges; what is left out is counted by reason."""
+
+    conversations: list[Record]
+    pairs: list[Record]
+    counts: Counter[str]
 
 
 def main(context: JobContext) -> dict[str, object]:
@@ -115,3 +132,57 @@ def _records(path: str) -> Iterator[dict[str, Any]]:
 
 def _lines(records: Iterable[Record]) -> bytes:
     return "".join(f"{json.dumps(record, ensure_ascii=False, sort_keys=True)}\n" for record in records).encode()
+
+
+def learn_from(run: RunDir, *, since: float | None, until: float, unrated: bool) -> Learnt:
+    """Conversations and pairs of a serving run's exchanges, of what users said of them, and of what reviewers have judged.
+
+    All of it is of before `until`; an exchange counts where it, or anything said of it, is of `since` or later.
+    """
+    judged = judgements_by_item(run, until)
+    found = [
+        one
+        for one in exchanges(run.path, until=until, said_until=until)
+        if since is None or _last_change(one, judged.get(one.id, ())) >= since
+    ]
+    origin = {one.id: one for one in found}
+    conversations, pairs = to_conversations(found), to_pairs(found)
+    reviewed = [record for record in reviewed_conversations(run, until).records if record["id"] in origin]
+    better = {record["id"] for record in reviewed}  # a reviewer's word stands before a user's
+    others = [*conversations.records, *(_unrated(found) if unrated else ())]
+    words = Counter({"exchanges": len(found), "reviewed": len(better)})
+    preferred = [*pairs.records, *(record for record in reviewed_pairs(run, until).records if record["id"] in origin)]
+    return Learnt(
+        conversations=[
+            *(_with_origin(record, origin[record["id"]]) for record in others if record["id"] not in better),
+            *(_with_origin(record, origin[record["id"]], "reviewed") for record in reviewed),
+        ],
+        pairs=[_with_origin(record, origin[record["id"]]) for record in preferred],
+        counts=words + Counter(_said(one) for one in found) + conversations.left_out,
+    )
+
+
+def _last_change(one: Captured, judgements: Sequence[Judgement]) -> float:
+    """The time of the exchange, or of the last thing that was said of it."""
+    return max([one.time, *(rating.time for rating in one.ratings), *(judgement.time for judgement in judgements)])
+
+
+def _said(one: Captured) -> str:
+    if one.correction is not None:
+        return "corrected"
+    return {1: "liked", -1: "disliked", None: "not judged"}[one.rating]
+
+
+def _unrated(found: list[Captured]) -> list[Record]:
+    """Conversations of which nobody said anything."""
+    made = []
+    for one in found:
+        asked, answer = prompt_of(one), answer_of(one)
+        if not one.ratings and isinstance(asked, list) and isinstance(answer, list):
+            made.append({"messages": [*asked, *answer], **({"tools": one.tools} if one.tools else {}), "id": one.id})
+    return made
+
+
+def _with_origin(record: Record, one: Captured, why: str = "") -> Record:
+    ratings = [rating.id for rating in one.ratings]
+    return {**record, "version": one.version, "time": one.time, "ratings": ratings, "why": why or _said(one)}

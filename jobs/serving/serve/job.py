@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import time
+from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.errors import EXIT_USER_MISTAKE, ConfigError, StopRequested
@@ -18,7 +19,7 @@ from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.serving.serve.child import Child
 from ropewalk.jobs.serving.serve.config import ServeConfig
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles, open_requests, read_load
-from ropewalk.jobs.serving.serve.gateway_settings import gateway_settings
+from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings
 from ropewalk.jobs.serving.serve.handover import Handover
 from ropewalk.jobs.serving.serve.progress import Progress
 
@@ -145,3 +146,23 @@ class Serving:
         for part in reversed(self.parts):
             part.end()
         self.progress.close()
+
+
+def gateway_settings(config: ServeConfig, run: RunDir, local: LocalFiles) -> GatewaySettings:
+    """What the gateway is told; it has no secret."""
+    capture = config.capture.model_dump(mode="json") if config.capture is not None else None
+    return GatewaySettings(
+        host=config.host,
+        port=config.port,
+        routes=local.routes,
+        address_file=local.address,
+        load_file=local.load,
+        token_variable=config.auth.variable if config.auth is not None else None,
+        token_file=Path(config.auth.file) if config.auth is not None and config.auth.file else None,
+        deadline_seconds=config.deadline_seconds,
+        queue_per_slot=config.queue_per_slot,
+        cache_bytes=config.cache_mib * 2**20,
+        orphan_seconds=2.0,
+        feedback_folder=run.path / "feedback",
+        capture=capture,
+    )

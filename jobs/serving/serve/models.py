@@ -4,7 +4,8 @@ import logging
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,19 +13,33 @@ from ropewalk.cluster.errors import ConfigError, RopewalkError
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.models.registry.deployments import State, record_rollout
-from ropewalk.jobs.models.registry.directory import exported_directory
 from ropewalk.jobs.models.registry.promote import rollback
 from ropewalk.jobs.models.registry.weights import newest_step
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
 from ropewalk.jobs.runs.models.gates import newest_gates, require_passed
-from ropewalk.jobs.runs.models.model_versions import PRODUCTION, RegisteredModel, Version, find_version, registered_models
-from ropewalk.jobs.serving.serve.controller.wanted import Wanted
+from ropewalk.jobs.runs.models.model_versions import (
+    PRODUCTION,
+    RegisteredModel,
+    Version,
+    exported_directory,
+    find_version,
+    registered_models,
+)
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ALIAS = "default"  # of a run or a directory that is served
 EXPORT_SECONDS = 1800
 GATE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Versions that the registry asks this run to serve."""
+
+    stable: str | None  # the version that the served alias points to
+    canary: str | None = None  # the version that is to have a share, for as long as it is named
+    barred: Mapping[str, str] = field(default_factory=dict)  # versions that may not be loaded, each with the reason
 
 
 class Source(Protocol):

@@ -24,10 +24,9 @@ from ropewalk.jobs.serving.serve.controller.probe import Probes
 from ropewalk.jobs.serving.serve.controller.publish import routes_of
 from ropewalk.jobs.serving.serve.controller.state import Phase, ServingState, Version
 from ropewalk.jobs.serving.serve.controller.traffic import Rollout, Seen
-from ropewalk.jobs.serving.serve.controller.wanted import Wanted
 from ropewalk.jobs.serving.serve.drafts import draft_directory
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles, read_load
-from ropewalk.jobs.serving.serve.models import Source
+from ropewalk.jobs.serving.serve.models import Source, Wanted
 from ropewalk.jobs.serving.serve.replica import ReplicaSpec
 from ropewalk.jobs.serving.serve.routes import Routes, write_routes
 

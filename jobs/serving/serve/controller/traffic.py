@@ -10,7 +10,7 @@ from typing import Any
 
 from ropewalk.jobs.serving.serve.config import ServeConfig
 from ropewalk.jobs.serving.serve.controller.state import Canary, Phase, ServingState, Version
-from ropewalk.jobs.serving.serve.controller.wanted import Wanted
+from ropewalk.jobs.serving.serve.models import Wanted
 
 QUIET_SECONDS = 2.0  # the gateway's counts are that old at most
 FEW_ERRORS = 3  # so many failures end a canary before it has had all its requests, if they are too large a share of them

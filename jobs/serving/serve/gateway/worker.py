@@ -5,24 +5,27 @@ Usage: python -m ropewalk.jobs.serving.serve.gateway.worker SETTINGS.json FD
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import select
 import signal
 import socket
+import statistics
 import sys
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from ropewalk.cluster.run.files import write_atomically
 from ropewalk.jobs.serving.serve.gateway.exchange.archive import Archive
 from ropewalk.jobs.serving.serve.gateway.exchange.cache import AnswerCache
 from ropewalk.jobs.serving.serve.gateway.exchange.context import Context
 from ropewalk.jobs.serving.serve.gateway.exchange.metrics import Metrics
 from ropewalk.jobs.serving.serve.gateway.http.upstream import Upstreams
-from ropewalk.jobs.serving.serve.gateway.load import write_load
-from ropewalk.jobs.serving.serve.gateway.recorder import open_recorder
 from ropewalk.jobs.serving.serve.gateway.routing.table import Table
 from ropewalk.jobs.serving.serve.gateway.server import Gateway
 from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings, read_settings
@@ -31,21 +34,24 @@ from ropewalk.jobs.serving.serve.gateway.sockets.files import raise_open_files
 from ropewalk.jobs.serving.serve.gateway.sockets.journal import Header, Journal
 from ropewalk.jobs.serving.serve.gateway.sockets.workers import die_with_parent, take_channel
 
+if TYPE_CHECKING:
+    from ropewalk.jobs.serving.feedback.capture import Capture
+
 log = logging.getLogger(__name__)
 
 _ALIVE_SECONDS = 2.0
+_LOAD_SECONDS = 0.5
 
 
 class Leader:
     """A gateway that leads: the keeper's words in, numbers of closed connections out."""
 
-    def __init__(self, settings: GatewaySettings, channel: socket.socket, journal: Journal, expected: int) -> None:
-        self._channel, self._journal, self._expected = channel, journal, expected
+    def __init__(self, settings: GatewaySettings, channel: socket.socket, journal: Journal) -> None:
+        self._channel, self._journal, self._settings = channel, journal, settings
         self._known = {number: record for record, number in journal.records()}
         self._closed: list[int] = []
         self._over = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._settings = settings
 
     async def run(self) -> None:
         """Serve until the keeper says that it is over, and what was open has ended."""
@@ -60,8 +66,7 @@ class Leader:
         self.gateway = Gateway(context, self._note_closed, recorder)
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
         self._hear()
-        services = [table.follow(), self.gateway.look_after(), self._tell_alive(), write_load(self.gateway)]
-        for service in services:
+        for service in (table.follow(), self.gateway.look_after(), self._tell_alive(), write_load(self.gateway)):
             self._start(service)
         await self._over.wait()
         if recorder is not None:
@@ -131,6 +136,50 @@ class Leader:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+async def open_recorder(settings: GatewaySettings, on_durable: Callable[[Sequence[str]], None]) -> "Capture | None":
+    """Start the capture of exchanges, or return None if the settings name no folder for it."""
+    if settings.feedback_folder is None:
+        return None
+    from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig
+
+    config = None if settings.capture is None else CaptureConfig.model_validate(settings.capture)
+    capture = Capture(settings.feedback_folder, config, on_durable)
+    await capture.start()
+    return capture
+
+
+async def write_load(gateway: Gateway) -> None:
+    """Write the file twice a second, for ever."""
+    path = gateway.settings.load_file
+    began, last_requests, last_time = time.time(), 0, time.monotonic()
+    while path is not None:
+        await asyncio.sleep(_LOAD_SECONDS)
+        now, requests = time.monotonic(), sum(total[0] for total in gateway.context.metrics.totals.values())
+        rate = round((requests - last_requests) / (now - last_time), 3)
+        last_requests, last_time = requests, now
+        load = json.dumps({**load_of(gateway), "since": began, "requests_per_second": rate})
+        write_atomically(path, load, durable=False)
+
+
+def load_of(gateway: Gateway) -> dict[str, Any]:
+    """Requests that run, wait and have failed, by version; what runs on each replica."""
+    metrics, queues = gateway.context.metrics, gateway.context.table.queues
+    versions: dict[str, Any] = {}
+    for name in queues.keys() | metrics.totals.keys():
+        requests, errors = metrics.totals.get(name, (0, 0))
+        first = metrics.recent_first.pop(name, [])
+        queue = queues.get(name)
+        versions[name] = {
+            "running": queue.running if queue is not None else 0,
+            "queued": queue.waiting if queue is not None else 0,
+            "requests": requests,
+            "errors": errors,
+            "first_token_seconds_p50": round(statistics.median(first), 6) if first else None,
+        }
+    replicas = {one: {"running": state.running} for queue in queues.values() for one, state in queue.replicas.items()}
+    return {"time": time.time(), "connections": len(gateway.connections), "versions": versions, "replicas": replicas}
+
+
 def main() -> None:
     """Wait for the keeper's word, then lead."""
     die_with_parent()
@@ -148,8 +197,7 @@ def main() -> None:
     assert message.kind is Kind.LEAD
     journal = Journal(message.sockets[0])
     journal.add_to_header(Header.GENERATION)
-    leader = Leader(settings, channel, journal, message.value)
-    uvloop.run(leader.run())
+    uvloop.run(Leader(settings, channel, journal).run())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from ropewalk.jobs.serving.serve.config import ServeConfig
 from ropewalk.jobs.serving.serve.controller.publish import routes_of
 from ropewalk.jobs.serving.serve.controller.state import Phase, ServingState
 from ropewalk.jobs.serving.serve.controller.traffic import Rollout, Seen
-from ropewalk.jobs.serving.serve.controller.wanted import Wanted
+from ropewalk.jobs.serving.serve.models import Wanted
 from ropewalk.jobs.serving.serve.scaling import LoadPolicy
 
 UP = Seen(replicas=1, probed="")

@@ -53,7 +53,7 @@ def drift(
     from ropewalk.jobs.serving.drift.detect import detect
     from ropewalk.jobs.serving.drift.page import write_report
     from ropewalk.jobs.serving.drift.quality import compare_probes, read_probes
-    from ropewalk.jobs.serving.drift.sample import MOST_TEXTS
+    from ropewalk.jobs.serving.drift.sample import POOL_FACTOR
     from ropewalk.jobs.serving.drift.sources import open_sample
 
     try:
@@ -63,7 +63,7 @@ def drift(
         raise ConfigError(f"--{first['loc'][0]}: {first['input']!r}: {first['msg']}") from None
     scored = compare_probes(*(read_probes(path) for path in probes), seed=seed) if probes else None
     now = open_sample(current, limit=texts, seed=seed)
-    before = open_sample(reference, limit=MOST_TEXTS * texts, seed=seed)
+    before = open_sample(reference, limit=POOL_FACTOR * texts, seed=seed)
     strange = open_sample(planted, limit=texts, seed=seed) if planted else None
     found = detect(now, before, config, planted=strange)
     written = write_report(found, report, probes=scored)
@@ -81,12 +81,12 @@ def _print(found: object, scored: object, written: Path) -> None:
     from ropewalk.jobs.serving.drift.page import test_rows
 
     assert isinstance(found, Drift)
-    made = table("TEST", "WHAT IT SEES", ">P", ">P, CORRECTED", ">ARRANGEMENTS")
+    made = table("TEST", "EFFECT", ">P", ">P, CORRECTED", ">PERMUTATIONS")
     for row in test_rows(found):
         made.add_row(*row)
     out = console()
     out.print(made)
-    out.print(found.words, markup=False, soft_wrap=True)
+    out.print(found.summary, markup=False, soft_wrap=True)
     if found.ratings is not None:
         one = found.ratings
         words = (

@@ -1,1 +1,1 @@
-"""Whether what a model is asked differs from what it learnt from, or from what it was asked before."""
+"""Detection of changes in a model's prompts, relative to its training data or to earlier prompts."""

@@ -1,4 +1,4 @@
-"""What the tests are worth on this reference: how often they cry wolf, and the smallest share of drift that they find."""
+"""False-alarm rate and detection power of the drift tests, measured on the reference data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,111 +9,115 @@ from numpy.typing import NDArray
 from ropewalk.jobs.serving.drift.config import DriftConfig
 from ropewalk.jobs.serving.drift.two_sample import Features, compare_features
 
-Places = NDArray[np.int64]
+Rows = NDArray[np.int64]  # indices of texts
 
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
-MOST_TRIES = 40  # of a share of drift, and no more than there are rounds
-_TOPIC = 0.2  # of the reference is the topic of which more is asked, where nothing else is given to plant
-_PERMUTATIONS = 199  # a false alarm is a matter of yes or no, for which few do
-_LEAST = 30  # texts of a side, below which nothing is measured
+MAX_TRIES = 40  # per planted share; at most the configured number of rounds
+_TOPIC = 0.2  # share of the reference that forms the planted topic, unless other texts are planted
+_PERMUTATIONS = 199  # enough to decide whether p is below alpha
+_MIN_TEXTS = 30  # per side; with fewer nothing is measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """How often something was found among so many tries, with the interval of 95% of Clopper and Pearson."""
+    """Detection rate: hits among a number of tries."""
 
-    found: int
+    hits: int
     tries: int
 
     @property
     def value(self) -> float:
-        """The share itself."""
-        return self.found / self.tries
+        """Hits divided by tries."""
+        return self.hits / self.tries
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The exact interval."""
+        """Exact 95% interval of Clopper and Pearson."""
         from scipy import stats
 
-        low, high = stats.binomtest(self.found, self.tries).proportion_ci(method="exact")
+        low, high = stats.binomtest(self.hits, self.tries).proportion_ci(method="exact")
         return float(low), float(high)
 
     def plain(self) -> dict[str, object]:
-        """The share as files hold it."""
-        return {"value": self.value, "found": self.found, "tries": self.tries, "interval": list(self.interval)}
+        """Return the share as JSON values."""
+        return {"value": self.value, "hits": self.hits, "tries": self.tries, "interval": list(self.interval)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What the tests do where the truth is known."""
+    """Performance of the tests on data with a known answer."""
 
     texts: int  # of the smaller side in each try
     false_alarms: Share
-    power: dict[float, Share]  # by the share of drift that was planted
-    smallest: float | None  # the smallest share that is found with the power asked for; None: none of those tried
-    planted: str  # what was planted
+    power: dict[float, Share]  # detection rate by planted share
+    smallest: float | None  # smallest share detected with the requested power; None if no tested share was
+    planted: str  # description of the planted texts
 
 
 def calibrate(
-    reference: Features, config: DriftConfig, *, sizes: tuple[int, int], planted: Features | None = None, words: str = ""
+    reference: Features, config: DriftConfig, *, sizes: tuple[int, int], planted: Features | None = None, planted_name: str = ""
 ) -> Calibration | None:
-    """Measure false alarms and power on disjoint halves of a reference, of these sizes as far as it reaches.
+    """Measure false alarms and detection power on disjoint subsets of the reference with the given sizes, scaled down if the
+    reference is too small for them.
 
-    `planted` are texts of which shares are planted, with the directions of `reference`; unset: texts about one topic of the
-    reference, which neither half has by itself. None: the reference is too small for halves.
+    `planted` are the texts to plant; their features must be computed together with those of `reference`. If None, texts about one
+    topic of the reference are planted, and removed from both subsets otherwise. Returns None if the reference is too small.
     """
     random = np.random.default_rng(config.seed)
-    halves = _fitting(sizes, len(reference) * (1.0 if planted is not None else 1 - _TOPIC))
-    if config.rounds == 0 or min(halves) < _LEAST:
+    halves = _fit_sizes(sizes, len(reference) * (1.0 if planted is not None else 1 - _TOPIC))
+    if config.rounds == 0 or min(halves) < _MIN_TEXTS:
         return None
-    all_places = np.arange(len(reference))
+    all_rows = np.arange(len(reference))
 
-    def alarm(places: Places, first: int, features: Features = reference) -> bool:
-        return compare_features(features.rows(places), first, random, most=_PERMUTATIONS).p <= config.alpha
+    def alarm(rows: Rows, first: int, features: Features = reference) -> bool:
+        return compare_features(features.rows(rows), first, random, max_permutations=_PERMUTATIONS).p <= config.alpha
 
-    false = sum(alarm(random.permutation(all_places)[: sum(halves)], halves[0]) for _ in range(config.rounds))
-    both = reference if planted is None else joined(reference, planted)
-    plant = _topics(reference, random) if planted is None else _given(len(reference), len(planted), random)
+    false_alarms = sum(alarm(random.permutation(all_rows)[: sum(halves)], halves[0]) for _ in range(config.rounds))
+    both = reference if planted is None else concatenate(reference, planted)
+    plant = _topic_splitter(reference, random) if planted is None else _planted_texts(len(reference), len(planted), random)
     power: dict[float, Share] = {}
-    num_tries = min(MOST_TRIES, config.rounds)
+    num_tries = min(MAX_TRIES, config.rounds)
     for share in SHARES:
-        tries = [_planted(share, halves, *plant(), random) for _ in range(num_tries)]
-        if any(places is None for places in tries):
-            break  # there is not so much to plant
-        found = sum(alarm(places, halves[0], both) for places in tries if places is not None)
-        power[share] = Share(found=found, tries=num_tries)
+        tries = [_plant(share, halves, *plant(), random) for _ in range(num_tries)]
+        if any(rows is None for rows in tries):
+            break  # too few texts to plant a share this large
+        hits = sum(alarm(rows, halves[0], both) for rows in tries if rows is not None)
+        power[share] = Share(hits=hits, tries=num_tries)
         if power[share].value >= config.power:
             break
     return Calibration(
         texts=min(halves),
-        false_alarms=Share(found=false, tries=config.rounds),
+        false_alarms=Share(hits=false_alarms, tries=config.rounds),
         power=power,
-        smallest=next((share for share, one in power.items() if one.value >= config.power), None),
-        planted=words or "one topic of the reference, of which neither half has any by itself",
+        smallest=next((share for share, tested in power.items() if tested.value >= config.power), None),
+        planted=planted_name or "one topic of the reference, removed from both samples otherwise",
     )
 
 
-def joined(one: Features, other: Features) -> Features:
-    """The features of two sets of texts that were made together."""
-    assert one.names == other.names
+def concatenate(first: Features, second: Features) -> Features:
+    """Concatenate the features of two sets of texts that were computed together."""
+    assert first.names == second.names
     return Features(
-        lengths=np.concatenate([one.lengths, other.lengths]),
-        languages=np.concatenate([one.languages, other.languages]),
-        names=one.names,
-        vectors=np.concatenate([one.vectors, other.vectors]),
+        lengths=np.concatenate([first.lengths, second.lengths]),
+        languages=np.concatenate([first.languages, second.languages]),
+        names=first.names,
+        vectors=np.concatenate([first.vectors, second.vectors]),
     )
 
 
-def _fitting(sizes: tuple[int, int], there: float) -> tuple[int, int]:
-    """Two disjoint samples of these sizes, both smaller by one factor where there are not so many texts."""
-    factor = min(1.0, there / sum(sizes))
+def _fit_sizes(sizes: tuple[int, int], available: float) -> tuple[int, int]:
+    """Return the sizes of two disjoint samples, scaled down by a common factor if fewer texts are available."""
+    factor = min(1.0, available / sum(sizes))
     return int(sizes[0] * factor), int(sizes[1] * factor)
 
 
-def _topics(reference: Features, random: np.random.Generator) -> Callable[[], tuple[Places, Places]]:
-    """A function that draws a topic, the texts that are nearest to one of them, and gives all others and those."""
+def _topic_splitter(reference: Features, random: np.random.Generator) -> Callable[[], tuple[Rows, Rows]]:
+    """Return a function that picks a random topic and splits the reference into (all other texts, texts of the topic).
 
-    def draw() -> tuple[Places, Places]:
+    A topic is a random text and its nearest neighbours.
+    """
+
+    def draw() -> tuple[Rows, Rows]:
         anchor = reference.vectors[random.integers(len(reference))]
         order = np.argsort(np.square(reference.vectors - anchor).sum(axis=1))
         count = int(_TOPIC * len(reference))
@@ -122,12 +126,12 @@ def _topics(reference: Features, random: np.random.Generator) -> Callable[[], tu
     return draw
 
 
-def _given(count: int, planted: int, random: np.random.Generator) -> Callable[[], tuple[Places, Places]]:
+def _planted_texts(count: int, planted: int, random: np.random.Generator) -> Callable[[], tuple[Rows, Rows]]:
     return lambda: (np.arange(count), count + random.permutation(planted))
 
 
-def _planted(share: float, halves: tuple[int, int], base: Places, strange: Places, random: np.random.Generator) -> Places | None:
-    """Two halves of the base, the first with this share of strange texts; None: there are not so many of them."""
+def _plant(share: float, halves: tuple[int, int], base: Rows, strange: Rows, random: np.random.Generator) -> Rows | None:
+    """Return rows of two samples of `base`, the first with this share of `strange` texts; None if there are too few."""
     count = round(share * halves[0])
     if count > len(strange) or sum(halves) - count > len(base):
         return None

@@ -1,4 +1,4 @@
-"""Keys of a search for drift; light, as other jobs hold them among their own."""
+"""Configuration keys of drift detection. Imports nothing heavy: other jobs embed these keys."""
 
 from typing import Annotated
 
@@ -8,19 +8,17 @@ from ropewalk.cluster.config import Section, absolute
 
 
 class DriftConfig(Section):
-    """How two samples of texts are compared."""
+    """Settings for comparing two samples of texts."""
 
-    alpha: float = Field(
-        default=0.05, gt=0, lt=0.5, description="the rate of false alarms that is allowed, of all tests together"
-    )
-    texts: int = Field(default=1000, ge=50, le=20_000, description="texts of each side that are compared, drawn by the seed")
-    permutations: int = Field(default=1999, ge=199, description="at most so many arrangements a test; a clear case needs fewer")
+    alpha: float = Field(default=0.05, gt=0, lt=0.5, description="allowed false-alarm rate of all tests together")
+    texts: int = Field(default=1000, ge=50, le=20_000, description="number of texts compared per side, drawn at random")
+    permutations: int = Field(default=1999, ge=199, description="most permutations per test; clear cases stop earlier")
     rounds: int = Field(
-        default=100, ge=0, description="disjoint halves of the reference by which false alarms are measured; 0: not measured"
+        default=100, ge=0, description="random splits of the reference used to measure false alarms; 0: do not measure"
     )
-    power: float = Field(default=0.9, gt=0, lt=1, description="with which the smallest share of drift must be found")
+    power: float = Field(default=0.9, gt=0, lt=1, description="power required of the smallest detectable share of drift")
     embedding: Annotated[str, AfterValidator(absolute)] | None = Field(
         default=None,
-        description="directory of a static model of model2vec (needs ropewalk[drift]); unset: hashed n-grams, which need nothing",
+        description="directory of a model2vec static model (needs ropewalk[drift]); unset: hashed n-grams",
     )
-    seed: int = Field(default=0, ge=0, description="what is drawn by chance is drawn by this")
+    seed: int = Field(default=0, ge=0, description="random seed")

@@ -1,4 +1,4 @@
-"""What a comparison leaves for people and programs: drift.html, drift.json."""
+"""Report of a comparison: drift.html for people, drift.json for programs."""
 
 import base64
 from collections.abc import Callable
@@ -17,19 +17,19 @@ from ropewalk.jobs.serving.drift.monitor import Monitor
 CURRENT, REFERENCE = VALIDATION, TRAIN
 _LANGUAGES_SHOWN = 12
 PAGE, DATA = "drift.html", "drift.json"
-_LONGEST = 400  # characters of a text that are shown
-_MANY = 0.05  # of all texts; one that is repeated more often is told of
-_TOLD = {"length": "length", "language": "language", "embedding": "embedding (MMD)", "classifier": "classifier"}
+_MAX_CHARS = 400  # of a text; the rest is not shown
+_REPEATED_SHARE = 0.05  # a text that makes up more of the sample is reported
+_TITLES = {"length": "length", "language": "language", "embedding": "embedding (MMD)", "classifier": "classifier"}
 
 
 def write_report(drift: Drift, folder: Path, *, probes: Comparison | None = None, monitor: Monitor | None = None) -> Path:
-    """Write both files into a folder; returns the page."""
+    """Write both files into a folder and return the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {**drift.plain(), "probes": probes.plain() if probes else None}
+    results: dict[str, Any] = {**drift.plain(), "probes": probes.plain() if probes else None}
     if monitor is not None:
-        found["monitor"] = monitor.plain()
-    write_json(folder / DATA, found)
-    sections = [paragraph(drift.words), *notes(drift), _tests(drift), *_quality(drift, probes)]
+        results["monitor"] = monitor.plain()
+    write_json(folder / DATA, results)
+    sections = [paragraph(drift.summary), *notes(drift), _tests(drift), *_quality(drift, probes)]
     sections += [picture(title, url) for title, url in draw_drift(drift, monitor).items()]
     sections += [_unlike(drift)]
     write_atomically(folder / PAGE, page(f"{drift.current.name} against {drift.reference.name}", sections))
@@ -37,80 +37,88 @@ def write_report(drift: Drift, folder: Path, *, probes: Comparison | None = None
 
 
 def notes(drift: Drift) -> list[str]:
-    """What a reader should know of the samples, each as a paragraph."""
-    found = []
+    """Remarks on the samples, one paragraph each."""
+    paragraphs = []
     for side, compared in ((drift.current, drift.num_current), (drift.reference, drift.num_reference)):
-        words = f"{side.name}: {compared:,} of {side.total:,} texts were compared"
+        note = f"{side.name}: {compared:,} of {side.total:,} texts were compared"
         if side.skipped:
-            words += f"; {side.skipped:,} records without a text were left out"
-        text, times = side.most_repeated
-        if times > max(1, _MANY * len(side.texts)):
-            words += f"; {times / len(side.texts):.0%} are one text, {text[:80]!r}, where the tests take texts for independent"
-        found.append(paragraph(f"{words}."))
-    return found
+            note += f"; {side.skipped:,} records without text were skipped"
+        text, count = side.most_repeated
+        if count > max(1, _REPEATED_SHARE * len(side.texts)):
+            note += f"; {count / len(side.texts):.0%} are copies of one text, {text[:80]!r}; the tests assume independent texts"
+        paragraphs.append(paragraph(f"{note}."))
+    return paragraphs
 
 
 def test_rows(drift: Drift) -> list[tuple[str, ...]]:
-    """A row a test: its name, what it saw, p-value, corrected p-value, arrangements."""
-    seen = effects(drift)
+    """One table row per test: name, effect, p-value, corrected p-value, permutations."""
+    effect_of = effects(drift)
     rows: list[tuple[str, ...]] = []
-    for name, one in drift.tested.found.items():
-        rows.append((_TOLD[name], seen[name], f"{one.p:.3g}", f"{drift.tested.adjusted[name]:.3g}", f"{one.arrangements:,}"))
+    for name, result in drift.tests.results.items():
+        rows.append(
+            (_TITLES[name], effect_of[name], f"{result.p:.3g}", f"{drift.tests.adjusted[name]:.3g}", f"{result.permutations:,}")
+        )
     return rows
 
 
 def effects(drift: Drift) -> dict[str, str]:
-    """What each test saw, in words."""
-    now, before = drift.median_lengths
-    language, (share, other) = max(drift.languages.items(), key=lambda one: abs(one[1][0] - one[1][1]))
+    """Size of the effect that each test measured, for people."""
+    current, reference = drift.median_lengths
+    language, (share, reference_share) = max(drift.languages.items(), key=lambda item: abs(item[1][0] - item[1][1]))
     return {
-        "length": f"median of {now:,.0f} characters, was {before:,.0f}",
-        "language": f"{language} {share:.1%}, was {other:.1%}",
-        "embedding": f"squared distance of the means {drift.tested.found['embedding'].observed:.3g}",
-        "classifier": f"area under the curve {drift.tested.found['classifier'].observed:.3f}, where 0.5 is chance",
+        "length": f"median of {current:,.0f} characters, was {reference:,.0f}",
+        "language": f"{language} {share:.1%}, was {reference_share:.1%}",
+        "embedding": f"squared distance of the means{drift.tests.results['embedding'].observed:.3g}",
+        "classifier": f"area under the curve {drift.tests.results['classifier'].observed:.3f} (0.5 is chance)",
     }
 
 
 def _tests(drift: Drift) -> str:
-    table = Table("Tests", ("test", "what it sees", ">p", ">p, corrected", ">arrangements"))
+    table = Table("Tests", ("test", "effect", ">p", ">p, corrected", ">permutations"))
     for row in test_rows(drift):
         table.row(*row)
     return table.html()
 
 
 def _quality(drift: Drift, probes: Comparison | None) -> list[str]:
-    table = Table("Quality", ("by", ">current", ">reference", ">difference", ">95% interval", ">p", ">n", "shown to be"))
-    if (one := drift.ratings) is not None:
-        interval = f"{one.interval[0]:+.1%} to {one.interval[1]:+.1%}"
-        cells = (f"{one.current:.1%}", f"{one.reference:.1%}", f"{one.difference:+.1%}", interval, f"{one.p_value:.3g}")
-        table.row("good ratings", *cells, f"{one.n[0]} and {one.n[1]}", "worse" if one.worse else "")
+    table = Table("Quality", ("by", ">current", ">reference", ">difference", ">95% interval", ">p", ">n", "verdict"))
+    if (ratings := drift.ratings) is not None:
+        interval = f"{ratings.interval[0]:+.1%} to {ratings.interval[1]:+.1%}"
+        cells = (
+            f"{ratings.current:.1%}",
+            f"{ratings.reference:.1%}",
+            f"{ratings.difference:+.1%}",
+            interval,
+            f"{ratings.p_value:.3g}",
+        )
+        table.row("good ratings", *cells, f"{ratings.n[0]} and {ratings.n[1]}", "worse" if ratings.worse else "")
     if probes is not None:
         interval = "" if probes.interval is None else f"{probes.interval[0]:+.4g} to {probes.interval[1]:+.4g}"
         p = "" if probes.p_value is None else f"{probes.p_value:.3g}"
-        shown = {"first": "better", "second": "worse", None: ""}[probes.better]
-        table.row("probe set", "", "", f"{probes.difference:+.4g}", interval, p, str(probes.n), shown)
+        verdict = {"first": "better", "second": "worse", None: ""}[probes.better]
+        table.row("probe set", "", "", f"{probes.difference:+.4g}", interval, p, str(probes.n), verdict)
     return [table.html()] if table.rows else []
 
 
 def _unlike(drift: Drift) -> str:
-    table = Table("Current texts that look least like the reference", ("text",))
+    table = Table("Current texts least similar to the reference", ("text",))
     for text in drift.unlike:
-        table.row(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+        table.row(text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]}…")
     return table.html()
 
 
 def draw_drift(drift: Drift, monitor: Monitor | None = None) -> dict[str, str]:
-    """The pictures by title, as data URLs."""
-    drawn: dict[str, Callable[[Any], None]] = {
+    """Return the plots by title, as data URLs."""
+    plots: dict[str, Callable[[Any], None]] = {
         "Lengths": lambda axis: _lengths(axis, drift),
         "Languages": lambda axis: _languages(axis, drift),
         "Classifier": lambda axis: _scores(axis, drift),
     }
     if drift.calibration is not None and drift.calibration.power:
-        drawn["What would be found"] = lambda axis: _power(axis, drift)
+        plots["Detection power"] = lambda axis: _power(axis, drift)
     if monitor is not None and monitor.looks:
-        drawn["Looks"] = lambda axis: _looks(axis, monitor)
-    return {title: _picture(draw) for title, draw in drawn.items()}
+        plots["Monitoring"] = lambda axis: _looks(axis, monitor)
+    return {title: _picture(draw) for title, draw in plots.items()}
 
 
 def _picture(draw: Callable[[Any], None]) -> str:
@@ -123,22 +131,22 @@ def _lengths(axis: Any, drift: Drift) -> None:
     for side, color, label in sides:
         axis.step(np.sort(side), np.arange(1, len(side) + 1) / len(side), color=color, linewidth=1.6, label=label, where="post")
     axis.set_xscale("log")
-    dress(axis, "share of texts that are no longer than so many characters")
+    dress(axis, "cumulative share of texts by number of characters")
     axis.legend(frameon=False)
 
 
 def _languages(axis: Any, drift: Drift) -> None:
     shown = list(drift.languages.items())[:_LANGUAGES_SHOWN]
-    places = np.arange(len(shown))
-    axis.bar(places - 0.2, [shares[1] for _, shares in shown], 0.38, color=REFERENCE, alpha=0.7, label="reference")
-    axis.bar(places + 0.2, [shares[0] for _, shares in shown], 0.38, color=CURRENT, alpha=0.7, label="current")
-    axis.set_xticks(places, [name for name, _ in shown])
-    dress(axis, "share of each language (und: code, or too short to tell)")
+    positions = np.arange(len(shown))
+    axis.bar(positions - 0.2, [shares[1] for _, shares in shown], 0.38, color=REFERENCE, alpha=0.7, label="reference")
+    axis.bar(positions + 0.2, [shares[0] for _, shares in shown], 0.38, color=CURRENT, alpha=0.7, label="current")
+    axis.set_xticks(positions, [name for name, _ in shown])
+    dress(axis, "share of each language (und: code, or too short to identify)")
     axis.legend(frameon=False)
 
 
 def _scores(axis: Any, drift: Drift) -> None:
-    scores = drift.tested.scores
+    scores = drift.tests.scores
     low, high = np.quantile(scores, [0.002, 0.998])
     bins = np.linspace(low, high, 41)
     for side, color, label in (
@@ -148,23 +156,23 @@ def _scores(axis: Any, drift: Drift) -> None:
         weights = np.full(len(side), 1 / len(side))
         axis.hist(side, bins, weights=weights, color=color, alpha=0.5, label=label)
     axis.axvline(0, color=MUTED, linewidth=1, linestyle="--")
-    dress(axis, "scores of a classifier that has not seen the text: to the right, like the current ones")
+    dress(axis, "scores of a classifier on unseen texts; higher: more like the current texts")
     axis.set_yticks([])
     axis.legend(frameon=False)
 
 
 def _power(axis: Any, drift: Drift) -> None:
-    made = drift.calibration
-    assert made is not None
-    shares = [0.0, *made.power]
-    found = [made.false_alarms, *made.power.values()]
-    low, high = zip(*(one.interval for one in found), strict=True)
+    calibration = drift.calibration
+    assert calibration is not None
+    shares = [0.0, *calibration.power]
+    rates = [calibration.false_alarms, *calibration.power.values()]
+    low, high = zip(*(rate.interval for rate in rates), strict=True)
     axis.fill_between(shares, low, high, color=TRAIN, alpha=0.15, linewidth=0)
-    axis.plot(shares, [one.value for one in found], "o-", color=TRAIN, markersize=4)
+    axis.plot(shares, [rate.value for rate in rates], "o-", color=TRAIN, markersize=4)
     axis.axhline(drift.alpha, color=EVENT, linewidth=1, linestyle="--")
     axis.set_ylim(0, 1.02)
-    axis.set_xlabel("share of drift that was planted")
-    dress(axis, f"how often it is found, {made.texts} texts a side (at 0: false alarms)")
+    axis.set_xlabel("planted share of drift")
+    dress(axis, f"detection rate, {calibration.texts} texts per side (at 0: false alarms)")
 
 
 def _looks(axis: Any, monitor: Monitor) -> None:
@@ -173,5 +181,5 @@ def _looks(axis: Any, monitor: Monitor) -> None:
     axis.step(numbers, [look.level for look in monitor.looks], color=EVENT, linewidth=1, where="mid", label="level")
     axis.set_yscale("log")
     axis.set_xlabel("look")
-    dress(axis, f"looks that share a rate of {monitor.alpha:.0%}")
+    dress(axis, f"looks with a combined false-alarm rate of {monitor.alpha:.0%}")
     axis.legend(frameon=False)

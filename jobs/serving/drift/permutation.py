@@ -1,4 +1,4 @@
-"""P-values by rearranging which text is of which side: exact at any sample size, whatever the statistic."""
+"""Permutation tests: exact p-values at any sample size, for any statistic."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,55 +7,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-# of sides [text, arrangement] (1 / count where a text is of the first side, -1 / count of the other) one number an arrangement
+# Maps sides [text, permutation] to one number per permutation; an entry is 1 / count for a text of the first side, -1 / count
+# for a text of the second.
 Statistic = Callable[[Floats], NDArray[np.floating]]
 
-ENOUGH = 10  # arrangements that are as extreme, after which no more are needed: the p-value is far from small
-_FIRST, _LARGEST = 60, 1000  # arrangements at a time
-_ROUNDING = 1e-5  # relative; statistics nearer than this are equal
+ENOUGH = 10  # as extreme permutations after which sampling stops: the p-value is far from small
+_FIRST_BATCH, _MAX_BATCH = 60, 1000  # permutations computed together
+_ROUNDING = 1e-5  # relative; statistics closer than this count as equal
 
 
 @dataclass(frozen=True, kw_only=True)
 class PValue:
-    """A p-value, what was seen, and the arrangements that it stands on."""
+    """A p-value, the observed statistic, and the number of permutations behind it."""
 
     p: float
     observed: float
-    arrangements: int
+    permutations: int
 
 
-def permutation_p(statistic: Statistic, sides: Floats, random: np.random.Generator, *, most: int) -> PValue:
-    """The one-sided p-value of a statistic that is large where the sides differ.
+def permutation_p(statistic: Statistic, sides: Floats, random: np.random.Generator, *, max_permutations: int) -> PValue:
+    """Return the one-sided p-value of a statistic that is large if the sides differ.
 
-    Sequential Monte Carlo of Besag and Clifford (1991): arrangements are drawn until ten are as extreme as what was seen, when
-    p is ten over those drawn; else it is (extreme + 1) / (most + 1). Valid at any level, and cheap where there is no difference.
+    Sequential Monte Carlo of Besag and Clifford (1991): permutations are drawn until ten are as extreme as the observed one, and
+    p is ten divided by their number; otherwise p is (extreme + 1) / (max_permutations + 1). Valid at any level, and cheap if
+    there is no difference.
     """
     observed = float(statistic(sides[:, None])[0])
     threshold = observed - _ROUNDING * abs(observed)
-    drawn, extreme, size = 0, 0, _FIRST
-    while drawn < most:
-        values = statistic(_arranged(sides, min(size, most - drawn), random))
+    drawn, extreme, size = 0, 0, _FIRST_BATCH
+    while drawn < max_permutations:
+        values = statistic(_permute(sides, min(size, max_permutations - drawn), random))
         hits = np.flatnonzero(values >= threshold)
         if extreme + len(hits) >= ENOUGH:
             number = drawn + int(hits[ENOUGH - extreme - 1]) + 1
-            return PValue(p=ENOUGH / number, observed=observed, arrangements=number)
-        drawn, extreme, size = drawn + len(values), extreme + len(hits), min(2 * size, _LARGEST)
-    return PValue(p=(extreme + 1) / (drawn + 1), observed=observed, arrangements=drawn)
+            return PValue(p=ENOUGH / number, observed=observed, permutations=number)
+        drawn, extreme, size = drawn + len(values), extreme + len(hits), min(2 * size, _MAX_BATCH)
+    return PValue(p=(extreme + 1) / (drawn + 1), observed=observed, permutations=drawn)
 
 
 def sides_of(first: int, second: int) -> Floats:
-    """The weights of texts of two sides: a statistic's product with them is a difference of means."""
+    """Return the weights of the texts of two sides; a product with them is a difference of means."""
     return np.concatenate([np.full(first, 1 / first, np.float32), np.full(second, -1 / second, np.float32)])
 
 
-def _arranged(sides: Floats, count: int, random: np.random.Generator) -> Floats:
+def _permute(sides: Floats, count: int, random: np.random.Generator) -> Floats:
     return random.permuted(np.broadcast_to(sides[:, None], (len(sides), count)), axis=0)
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """P-values of several tests, corrected so that any false alarm among them has the rate of one test: Holm (1979)."""
-    adjusted, least = {}, 0.0
-    for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        least = max(least, min(1.0, (len(p_values) - place) * p_values[name]))
-        adjusted[name] = least
+    """Correct the p-values of several tests so that their combined false-alarm rate is that of one test (Holm, 1979)."""
+    adjusted, running_max = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        running_max = max(running_max, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = running_max
     return adjusted

@@ -1,4 +1,4 @@
-"""Whether answers became worse: by what people say of them, and by a fixed set of questions."""
+"""Changes in answer quality, measured by user ratings or by a fixed probe set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ _ALPHA = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Proportions:
-    """The share of good ratings on two sides, and their difference, current less reference."""
+    """Shares of good ratings of two sides and their difference (current minus reference)."""
 
     current: float
     reference: float
-    current_interval: tuple[float, float]  # 95%, Wilson's
+    current_interval: tuple[float, float]  # 95%, Wilson
     reference_interval: tuple[float, float]
     difference: float
-    interval: tuple[float, float]  # 95%, Newcombe's (1998, method 10)
+    interval: tuple[float, float]  # 95%, Newcombe (1998), method 10
     p_value: float  # Fisher's exact test
     n: tuple[int, int]
 
     @property
     def worse(self) -> bool:
-        """Whether the current side is shown to be worse."""
+        """Return True if the current side is significantly worse."""
         return self.p_value <= _ALPHA and self.interval[1] < 0
 
     def plain(self) -> dict[str, Any]:
-        """The comparison as files hold it."""
+        """Return the comparison as JSON values."""
         return {**vars(self), "worse": self.worse}
 
 
 def compare_ratings(current: Sequence[int], reference: Sequence[int]) -> Proportions | None:
-    """Compare two sides' independent ratings, of which those above 0 are good. None: a side has none."""
+    """Compare independent ratings of two sides; a rating above 0 is good. Returns None if a side has no ratings."""
     if not current or not reference:
         return None
     from scipy import stats
@@ -61,9 +61,9 @@ def compare_ratings(current: Sequence[int], reference: Sequence[int]) -> Proport
 
 
 def compare_probes(current: Mapping[str, float], reference: Mapping[str, float], *, seed: int = 0) -> Comparison:
-    """Compare what two models, or one at two times, scored on the same questions, question by question.
+    """Compare scores of two models, or of one model at two times, question by question.
 
-    Raises DataError where the two have no question in common.
+    Raises DataError if they have no question in common.
     """
     both = sorted(current.keys() & reference.keys())
     if not both:
@@ -72,21 +72,21 @@ def compare_probes(current: Mapping[str, float], reference: Mapping[str, float],
 
 
 def read_probes(path: Path) -> dict[str, float]:
-    """The scores of a probe set: lines of {item, value}, or the items of an evaluation (a file, or a run's directory).
+    """Read the scores of a probe set: lines of {item, value}, or the items of an evaluation (a file, or a run's directory).
 
     Raises DataError.
     """
-    file = next((one for one in (path / "evaluation/items.jsonl", path) if one.is_file()), None)
+    file = next((candidate for candidate in (path / "evaluation/items.jsonl", path) if candidate.is_file()), None)
     if file is None:
-        raise DataError(f"probes: {path}: no such file, and no run of evaluate that is done; check the path")
-    found: dict[str, float] = {}
+        raise DataError(f"probes: {path}: no such file, and not a finished evaluate run; check the path")
+    scores: dict[str, float] = {}
     for line in read_lines(file):
-        if isinstance(line.get("values"), dict):  # an evaluation's item has a value a metric
-            found.update({f"{line['task']}/{line['item']}/{name}": float(value) for name, value in line["values"].items()})
+        if isinstance(line.get("values"), dict):  # an item of an evaluation: one value per metric
+            scores.update({f"{line['task']}/{line['item']}/{name}": float(value) for name, value in line["values"].items()})
         elif "item" in line and isinstance(line.get("value"), (int, float)):
-            found[str(line["item"])] = float(line["value"])
+            scores[str(line["item"])] = float(line["value"])
         else:
-            raise DataError(f"probes: {file}: a line has neither {{item, value}} nor an evaluation's values; check the file")
-    if not found:
-        raise DataError(f"probes: {file}: is empty; run the probe set first")
-    return found
+            raise DataError(f"probes: {file}: a line has neither {{item, value}} nor {{task, item, values}}; check the file")
+    if not scores:
+        raise DataError(f"probes: {file} is empty; run the probe set first")
+    return scores

@@ -1,4 +1,4 @@
-"""A sample of texts, drawn from more than fit."""
+"""Random samples of texts."""
 
 import random
 from collections import Counter
@@ -8,37 +8,37 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MOST_TEXTS = 5  # times those that are compared are kept of a reference, from which halves are drawn
+POOL_FACTOR = 5  # reference texts kept per compared text, so that calibration can draw disjoint samples
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Texts of one side, in their order, and how many there were; ratings (+1, -1) where people gave any, one a conversation."""
+    """Texts of one side in their original order, with independent ratings (+1 or -1), at most one per conversation."""
 
     name: str
     texts: tuple[str, ...]
-    total: int
+    total: int  # texts before sampling
     ratings: tuple[int, ...] = ()
-    skipped: int = 0  # records in which there was no text
+    skipped: int = 0  # records without text
 
     @property
     def most_repeated(self) -> tuple[str, int]:
-        """The text that is there most often, and how often."""
+        """The most frequent text and its count."""
         return Counter(self.texts).most_common(1)[0] if self.texts else ("", 0)
 
 
 def draw(items: Iterable[T], limit: int, seed: int) -> tuple[tuple[T, ...], int]:
-    """At most `limit` of some items, each as likely as any other, in their order; and how many there were.
+    """Draw at most `limit` items uniformly, in their original order; also return the number of items.
 
     Algorithm R of Vitter (1985), in one pass.
     """
     random_ = random.Random(seed)
-    kept: list[tuple[int, T]] = []
+    reservoir: list[tuple[int, T]] = []
     total = 0
     for number, item in enumerate(items):
         total = number + 1
-        if len(kept) < limit:
-            kept.append((number, item))
-        elif (place := random_.randrange(total)) < limit:
-            kept[place] = (number, item)
-    return tuple(item for _, item in sorted(kept, key=lambda one: one[0])), total
+        if len(reservoir) < limit:
+            reservoir.append((number, item))
+        elif (slot := random_.randrange(total)) < limit:
+            reservoir[slot] = (number, item)
+    return tuple(item for _, item in sorted(reservoir, key=lambda entry: entry[0])), total

@@ -1,4 +1,4 @@
-"""The texts that a user names: files, a data set, what a serving run was asked, what a training run learnt from."""
+"""Texts that a user can name: files, data sets, prompts of a serving run, training data of a run."""
 
 import re
 import time
@@ -30,26 +30,26 @@ _UNIT_MIB = 64
 
 
 def open_sample(ref: str, *, limit: int, seed: int = 0, root: Path | None = None, now: float | None = None) -> Sample:
-    """At most `limit` texts of what a user names.
+    """Return at most `limit` texts from a user's reference.
 
-    That is: a file or a glob (.jsonl, .parquet, text; of conversations what is asked), a data set's directory, a serving run
-    with capture (`RUN`, `RUN@7d`: the last seven days, `RUN@14d..7d`: the seven before), or a run that was trained on data.
-    Raises ConfigError, DataError.
+    A reference is a file or glob (.jsonl, .parquet, text; of conversations the first question is taken), a data set's directory,
+    a serving run with capture (`RUN`, `RUN@7d`: the last seven days, `RUN@14d..7d`: the seven before), or a run that was trained
+    on data. Raises ConfigError, DataError.
     """
     paths = _paths(ref, root)
     if paths is None:
-        return _captured(ref, limit, seed, root, now or time.time())
+        return _sample_captured(ref, limit, seed, root, now or time.time())
     parts = [_of_path(path, limit, seed) for path in paths]
     total = sum(part.total for part in parts)
     shares = [min(len(part.texts), round(limit * part.total / max(total, limit))) for part in parts]
     texts = tuple(text for part, share in zip(parts, shares, strict=True) for text in draw(part.texts, share, seed)[0])
     if not texts:
-        raise DataError(f"{ref}: holds no text; records need a key `text`, `prompt` or `messages`")
+        raise DataError(f"{ref} holds no text; records need a key `text`, `prompt` or `messages`")
     return Sample(name=ref, texts=texts, total=total, skipped=sum(p.skipped for p in parts))
 
 
 def _paths(ref: str, root: Path | None) -> list[str] | None:
-    """The files and data sets that are named, by themselves or as a run's data; None where a serving run is named."""
+    """Return the files and data sets a reference names, directly or as the data of a run; None for a serving run."""
     if "://" in ref or MAGIC.search(ref):
         return [ref]
     path = Path(ref).expanduser()
@@ -76,18 +76,20 @@ def _run(ref: str, root: Path | None) -> RunDir:
 
 
 def _data_of(run: RunDir) -> list[str] | None:
-    """What a run's configuration names as its data."""
+    """Return the data paths in a run's configuration, or None if it has none."""
     data = (run.record.get("config") or {}).get("data")
     if isinstance(data, str):
         return [data]
     if isinstance(data, list) and data:
-        return [str(one["path"]) if isinstance(one, Mapping) else str(one) for one in data]
+        return [str(source["path"]) if isinstance(source, Mapping) else str(source) for source in data]
     return None
 
 
-def _captured(ref: str, limit: int, seed: int, root: Path | None, now: float) -> Sample:
-    """What a serving run was asked: the first prompt of each conversation, and one rating, since those of one are not
-    independent."""
+def _sample_captured(ref: str, limit: int, seed: int, root: Path | None, now: float) -> Sample:
+    """Sample the prompts of a serving run: the first prompt and one rating per conversation.
+
+    Turns of one conversation are not independent.
+    """
     window = _WINDOW.match(ref)
     run = _run(window["run"] if window else ref, root)
     if not (run.path / CAPTURED).is_dir():
@@ -97,26 +99,26 @@ def _captured(ref: str, limit: int, seed: int, root: Path | None, now: float) ->
     ratings: list[tuple[str, int]] = []
 
     def prompts() -> Iterator[str]:
-        seen: set[str] = set()
+        conversations: set[str] = set()
         for exchange in exchanges(run.path, since, until):
             if exchange.rating is not None:
                 ratings.append((exchange.conversation, exchange.rating))
-            if exchange.prompt and exchange.conversation not in seen:
-                seen.add(exchange.conversation)
+            if exchange.prompt and exchange.conversation not in conversations:
+                conversations.add(exchange.conversation)
                 yield exchange.prompt
 
     texts, total = draw(prompts(), limit, seed)
     if not texts:
-        raise DataError(f"{ref}: nobody asked {run.id} anything in that time; take a longer one")
+        raise DataError(f"{ref}: {run.id} received no requests in that time; choose a longer window")
     return Sample(name=ref, texts=texts, total=total, ratings=tuple(by_conversation(ratings)))
 
 
-def _seconds(word: str) -> float:
-    return float(word[:-1]) * _SECONDS[word[-1]]
+def _seconds(age: str) -> float:
+    return float(age[:-1]) * _SECONDS[age[-1]]
 
 
 def _of_path(path: str, limit: int, seed: int) -> Sample:
-    """Texts of a data set's directory or of files."""
+    """Sample a data set's directory or files."""
     if MAGIC.search(path) or not StoragePath(path).exists(MANIFEST_NAME):
         return _of_files(path, [path], limit, seed)
     manifest = read_manifest(StoragePath(path))
@@ -124,7 +126,7 @@ def _of_path(path: str, limit: int, seed: int) -> Sample:
         return _of_shards(path, limit, seed)
     files = [record.path for record in manifest.inputs]
     if any("://" not in file and not Path(file).is_file() for file in files):
-        raise DataError(f"{path}: its conversations are tokens, and the files that they came from are gone; name those files")
+        raise DataError(f"{path}: the data set holds only tokens, and its input files are gone; name the input files")
     return _of_files(path, files, limit, seed)
 
 
@@ -140,33 +142,33 @@ def _of_files(name: str, files: list[str], limit: int, seed: int) -> Sample:
                 else:
                     skipped += 1
 
-    kept, total = draw(texts(), limit, seed)
-    return Sample(name=name, texts=kept, total=total, skipped=skipped)
+    sampled, total = draw(texts(), limit, seed)
+    return Sample(name=name, texts=sampled, total=total, skipped=skipped)
 
 
 def _of_shards(path: str, limit: int, seed: int) -> Sample:
-    """Texts of the training split, of which only those that are drawn are decoded."""
+    """Sample the training split; only the drawn texts are decoded."""
     shards = list_shards([path], "train")
     drawn, total = draw(((shard, row) for shard in shards for row in range(shard.shard.documents)), limit, seed)
     texts: list[str] = []
     for shard in shards:
-        rows = [row for one, row in drawn if one is shard]
+        rows = [row for owner, row in drawn if owner is shard]
         texts += texts_at(shard, rows) if rows else []
     return Sample(name=path, texts=tuple(texts), total=total)
 
 
 def _read(path: str) -> Iterator[str | None]:
-    """Every text of some files, of a conversation its first question; None for a record in which there is none."""
+    """Yield the text of each record, or the first question of a conversation; None for a record without text."""
     for unit in plan_units(list_inputs([path]), _UNIT_MIB):
         if unit.files[0].kind in {"text", "warc", "warc.gz"}:
-            found = read_unit(unit, ReadRules(), ReadStats())
-            yield from (one.text if isinstance(one, Document) else None for one in found)
+            documents = read_unit(unit, ReadRules(), ReadStats())
+            yield from (document.text if isinstance(document, Document) else None for document in documents)
         else:
             yield from (text_of(record) if record is not None else None for _, record, _ in read_records(unit, UnitNotes()))
 
 
 def text_of(record: Mapping[str, Any]) -> str | None:
-    """The text of a record: `text`, or what is asked in it; None: neither."""
+    """Return the text of a record: `text`, or the first question in it; None if it has neither."""
     if isinstance(record.get("text"), str):
         return str(record["text"])
     try:
@@ -178,5 +180,5 @@ def text_of(record: Mapping[str, Any]) -> str | None:
             messages = conversation_of(record, ChatConfig()).messages
     except BadConversationError:
         return None
-    asked = [message["content"] for message in messages if message["role"] == "user" and message["content"]]
-    return str(asked[0]) if asked else None
+    questions = [message["content"] for message in messages if message["role"] == "user" and message["content"]]
+    return str(questions[0]) if questions else None

@@ -1,4 +1,4 @@
-"""The four tests whether two samples of texts have one distribution: length, language, embedding, classifier."""
+"""Four two-sample tests for texts: length, language, embedding, classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from ropewalk.jobs.serving.drift.permutation import Floats, PValue, Statistic, h
 
 TESTS = ("length", "language", "embedding", "classifier")
 _FOLDS = 5
-_RIDGE = 10.0  # times the mean variance of a direction: samples are few, and what differs is spread over many directions
-_LEAST_CONFIDENCE = 0.5  # of a language; a text of less is `und`
+_RIDGE = 10.0  # times the mean variance of a direction: few samples, and differences spread over many directions
+_MIN_CONFIDENCE = 0.5  # of language identification; below it a text is `und`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What the tests look at of each text, whichever side it is from."""
+    """Features of texts, computed without knowing their side."""
 
     lengths: NDArray[np.int64]  # characters
     languages: NDArray[np.int64]  # index in `names`
@@ -28,15 +28,17 @@ class Features:
 
     @classmethod
     def of(cls, texts: Sequence[str], model: str | None = None, *, seed: int = 0) -> "Features":
-        """The features of texts. Raises ConfigError for an embedding model that cannot be opened."""
-        found = identify(TextBatch.of([text.encode("utf-8", "replace").decode() for text in texts]))
-        words = [found.of(index) for index in range(len(texts))]
-        unknown = (found.confidence < _LEAST_CONFIDENCE) | found.code
-        told = [UNKNOWN if out or word == NO_LANGUAGE else word for out, word in zip(unknown.tolist(), words, strict=True)]
-        names = tuple(sorted(set(told)))
+        """Compute the features of texts. Raises ConfigError for an embedding model that cannot be opened."""
+        identified = identify(TextBatch.of([text.encode("utf-8", "replace").decode() for text in texts]))
+        codes = [identified.of(index) for index in range(len(texts))]
+        uncertain = (identified.confidence < _MIN_CONFIDENCE) | identified.code
+        labels = [
+            UNKNOWN if unclear or code == NO_LANGUAGE else code for unclear, code in zip(uncertain.tolist(), codes, strict=True)
+        ]
+        names = tuple(sorted(set(labels)))
         return cls(
             lengths=np.array([len(text) for text in texts], np.int64),
-            languages=np.array([names.index(word) for word in told], np.int64),
+            languages=np.array([names.index(code) for code in labels], np.int64),
             names=names,
             vectors=embed(texts, model, seed=seed),
         )
@@ -44,30 +46,30 @@ class Features:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def rows(self, places: NDArray[np.int64]) -> "Features":
-        """The features of some texts."""
+    def rows(self, indices: NDArray[np.int64]) -> "Features":
+        """Select the features of some texts."""
         return Features(
-            lengths=self.lengths[places], languages=self.languages[places], names=self.names, vectors=self.vectors[places]
+            lengths=self.lengths[indices], languages=self.languages[indices], names=self.names, vectors=self.vectors[indices]
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested:
-    """What the tests say of two samples: p-values, corrected ones, and how well the classifier tells the texts apart."""
+class TestResults:
+    """Results of the four tests: raw and corrected p-values, and classifier scores."""
 
-    found: dict[str, PValue]
+    results: dict[str, PValue]
     adjusted: dict[str, float]
-    scores: Floats  # of each text, by a classifier that has not seen it: larger where it looks like the first sample
+    scores: Floats  # cross-validated, per text; larger for texts like the first sample
 
     @property
     def p(self) -> float:
-        """The smallest corrected p-value: that of the question whether the samples differ in anything."""
+        """Smallest corrected p-value: evidence that the samples differ at all."""
         return min(self.adjusted.values())
 
 
-def compare_features(features: Features, first: int, random: np.random.Generator, *, most: int) -> Tested:
-    """Test whether the first texts are drawn as the others are, by at most so many arrangements a test."""
-    order = random.permutation(len(features))  # so that no tie, and no fold, knows of the sides
+def compare_features(features: Features, first: int, random: np.random.Generator, *, max_permutations: int) -> TestResults:
+    """Test the first `first` texts against the others, with at most `max_permutations` permutations per test."""
+    order = random.permutation(len(features))  # ties and folds must not depend on the sides
     mixed = features.rows(order)
     sides = sides_of(first, len(features) - first)[order]
     classifier = _Classifier(mixed.vectors, random)
@@ -77,26 +79,26 @@ def compare_features(features: Features, first: int, random: np.random.Generator
         "embedding": lambda arranged: np.square(mixed.vectors.T @ arranged).sum(axis=0),
         "classifier": classifier,
     }
-    found = {name: permutation_p(statistics[name], sides, random, most=most) for name in TESTS}
+    results = {name: permutation_p(statistics[name], sides, random, max_permutations=max_permutations) for name in TESTS}
     scores = np.empty(len(features), np.float32)
     scores[order] = classifier.scores(sides[:, None])[:, 0]
-    return Tested(found=found, adjusted=holm({name: one.p for name, one in found.items()}), scores=scores)
+    return TestResults(results=results, adjusted=holm({name: result.p for name, result in results.items()}), scores=scores)
 
 
 class _Length:
-    """The statistic of Kolmogorov and Smirnov: the largest distance of two distribution functions."""
+    """Kolmogorov-Smirnov statistic: largest distance between the two distribution functions."""
 
     def __init__(self, lengths: NDArray[np.int64]) -> None:
         self.order = np.argsort(lengths)
         ordered = lengths[self.order]
-        self.ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal lengths are one step
+        self.ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal lengths form one step
 
     def __call__(self, arranged: Floats) -> NDArray[np.floating]:
         return np.asarray(np.abs(np.cumsum(arranged[self.order], axis=0)[self.ends]).max(axis=0))
 
 
 class _Language:
-    """Pearson's chi-square of the two mixtures, but for a factor that all arrangements share."""
+    """Pearson's chi-square of the two mixtures, up to a factor common to all permutations."""
 
     def __init__(self, languages: NDArray[np.int64], count: int) -> None:
         self.members = np.zeros((count, len(languages)), np.float32)
@@ -108,10 +110,10 @@ class _Language:
 
 
 class _Classifier:
-    """The area under the curve of a ridge classifier's cross-validated scores.
+    """Area under the curve of a ridge classifier's cross-validated scores.
 
-    A classifier two-sample test (Lopez-Paz and Oquab, 2017). Least squares are linear in the labels: to train it again for each
-    arrangement, so that the p-value is exact, costs two products of matrices.
+    A classifier two-sample test (Lopez-Paz and Oquab, 2017). Least squares are linear in the labels: retraining for each
+    permutation, which makes the p-value exact, costs two matrix products.
     """
 
     def __init__(self, vectors: Floats, random: np.random.Generator) -> None:
@@ -127,12 +129,12 @@ class _Classifier:
             self.folds.append((fold != number, fold == number, centred, (held - mean) @ inverse))
 
     def scores(self, arranged: Floats) -> Floats:
-        """Of each text and arrangement, the score by a classifier that was trained without it."""
-        found = np.empty_like(arranged)
+        """Return the score of each text under each permutation, by a classifier trained without that text."""
+        scores = np.empty_like(arranged)
         for train, held, centred, solved in self.folds:
             labels = arranged[train]
-            found[held] = solved @ (centred.T @ (labels - labels.mean(axis=0)))
-        return found
+            scores[held] = solved @ (centred.T @ (labels - labels.mean(axis=0)))
+        return scores
 
     def __call__(self, arranged: Floats) -> NDArray[np.floating]:
         ranks = self.scores(arranged).argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")

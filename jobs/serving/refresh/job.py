@@ -57,6 +57,6 @@ def drift_look(config: DriftTrigger | None, served: RunDir, seed: int) -> DriftL
         monitor = Monitor.of(state or None, alpha=options.alpha)
         found = detect(current, reference, options, permutations=monitor.permutations)
         alarm = monitor.look(found.p).alarm
-        return {"alarm": alarm, "words": found.words, "state": monitor.plain(), "figures": found.plain()}
+        return {"alarm": alarm, "words": found.summary, "state": monitor.plain(), "figures": found.plain()}
 
     return look

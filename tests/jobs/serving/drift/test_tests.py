@@ -16,7 +16,7 @@ GERMAN = "der Hund und die Katze gehen heute nicht aus dem Haus weil es regnet u
 
 def compared(current: list[str], reference: list[str], seed: int = 0) -> dict[str, float]:
     features = Features.of([*current, *reference])
-    return compare_features(features, len(current), np.random.default_rng(seed), most=399).adjusted
+    return compare_features(features, len(current), np.random.default_rng(seed), max_permutations=399).adjusted
 
 
 def test_what_is_planted_is_found_by_the_test_that_is_for_it() -> None:
@@ -77,7 +77,7 @@ def test_p_values_are_uniform_without_a_difference() -> None:
         def distance(arranged: Floats) -> Floats:
             return np.abs(values @ arranged)
 
-        return permutation_p(distance, sides, random, most=199).p
+        return permutation_p(distance, sides, random, max_permutations=199).p
 
     found = np.array([p() for _ in range(600)])
     for level in (0.05, 0.2, 0.5):
@@ -87,12 +87,14 @@ def test_p_values_are_uniform_without_a_difference() -> None:
 def test_a_p_value_is_of_all_arrangements_or_of_ten_that_are_as_extreme() -> None:
     random = np.random.default_rng(3)
     sides = sides_of(20, 20)
-    clear = permutation_p(lambda arranged: (np.arange(40)[::-1, None] * arranged).sum(axis=0), sides, random, most=500)
+    clear = permutation_p(
+        lambda arranged: (np.arange(40)[::-1, None] * arranged).sum(axis=0), sides, random, max_permutations=500
+    )
     assert clear.p == pytest.approx(1 / 501)
-    assert clear.arrangements == 500
-    nothing = permutation_p(lambda arranged: np.zeros(arranged.shape[1]), sides, random, most=500)
+    assert clear.permutations == 500
+    nothing = permutation_p(lambda arranged: np.zeros(arranged.shape[1]), sides, random, max_permutations=500)
     assert nothing.p == 1
-    assert nothing.arrangements == ENOUGH
+    assert nothing.permutations == ENOUGH
 
 
 def test_holms_correction() -> None:
@@ -110,7 +112,7 @@ def test_texts_of_any_kind_have_a_vector() -> None:
 def test_false_alarms_and_the_smallest_share_are_measured_on_the_reference() -> None:
     features = Features.of(asked("ropes", 200, 1) + asked("bread", 100, 1))
     known, strange = features.rows(np.arange(200)), features.rows(np.arange(200, 300))
-    made = calibrate(known, DriftConfig(rounds=20), sizes=(100, 100), planted=strange, words="bread")
+    made = calibrate(known, DriftConfig(rounds=20), sizes=(100, 100), planted=strange, planted_name="bread")
     assert made is not None
     assert made.false_alarms.tries == 20
     assert made.false_alarms.value <= 0.2
@@ -125,4 +127,4 @@ def test_false_alarms_and_the_smallest_share_are_measured_on_the_reference() -> 
 
 
 def test_an_interval_of_a_share_is_clopper_and_pearsons() -> None:
-    assert Share(found=0, tries=20).interval == pytest.approx((0, 0.1684), abs=1e-4)
+    assert Share(hits=0, tries=20).interval == pytest.approx((0, 0.1684), abs=1e-4)

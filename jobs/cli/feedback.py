@@ -28,7 +28,7 @@ def feedback(
     import json
 
     from ropewalk.jobs.runs.show.status import find_run
-    from ropewalk.jobs.serving.feedback.export import export_feedback, moment
+    from ropewalk.jobs.serving.feedback.export import export_feedback, parse_time
     from ropewalk.jobs.serving.feedback.read import enforce_retention, read, refuse_without_capture
     from ropewalk.jobs.serving.feedback.summary import summarize
     from ropewalk.jobs.serving.feedback.tables import lines_of
@@ -36,7 +36,7 @@ def feedback(
     opened = find_run(run)
     refuse_without_capture(opened)
     deleted = enforce_retention(opened)
-    found = read(opened, moment(since) if since else None)
+    found = read(opened, parse_time(since) if since else None)
     written = export_feedback(opened, found, export[0], export[1]) if export else None
     summary = summarize(found)
     if as_json:
@@ -73,7 +73,7 @@ def review(  # noqa: PLR0917 - typer reads the options of a command from its arg
     from ropewalk.jobs.serving.feedback.review.serve import open_review
 
     with open_review(run, reviewer=reviewer, ask_at=endpoint, sample=sample, out=out, port=port) as opened:
-        print(f"{opened.words}\n{opened.server.link()}", flush=True)
+        print(f"{opened.status}\n{opened.server.link()}", flush=True)
         if sys.stdin.isatty():
             print("The link works once; Enter prints a new one, Ctrl-C ends.", flush=True)
             opened.serve(lambda: print(opened.server.link(), flush=True))

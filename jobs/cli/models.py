@@ -106,7 +106,7 @@ def approve(
 
     run = find_run(run_ref)
     rounds = view_of(run).plain().get("rounds") if run.record.get("job") == "refresh" else None
-    waiting = [one for one in rounds or () if "asked" in one and "approval" not in one and "outcome" not in one]
+    waiting = [one for one in rounds or () if "approval_requested" in one and "approval" not in one and "outcome" not in one]
     if not waiting:
         raise ConfigError(f"{run.id} does not wait for an approval; `ropewalk show {run.id}` says where it stands")
     number, candidate = waiting[-1]["round"], waiting[-1]["candidate"]

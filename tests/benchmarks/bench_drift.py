@@ -59,8 +59,8 @@ def power(base: list[str], planted: list[str], texts: int, tries: int, random: n
         drawn = [base[place] for place in random.permutation(len(base))[: 2 * texts - count]]
         strange = draw(planted, count, number)[0]
         features = Features.of([*strange, *drawn], seed=number)
-        found += compare_features(features, texts, random, most=PERMUTATIONS).p <= ALPHA
-    return Share(found=found, tries=tries), (time.process_time() - before) / tries
+        found += compare_features(features, texts, random, max_permutations=PERMUTATIONS).p <= ALPHA
+    return Share(hits=found, tries=tries), (time.process_time() - before) / tries
 
 
 def without(base: Features, texts: int, tries: int, random: np.random.Generator) -> Share:
@@ -68,8 +68,8 @@ def without(base: Features, texts: int, tries: int, random: np.random.Generator)
     found = 0
     for _ in range(tries):
         places = random.permutation(len(base))[: 2 * texts]
-        found += compare_features(base.rows(places), texts, random, most=PERMUTATIONS).p <= ALPHA
-    return Share(found=found, tries=tries)
+        found += compare_features(base.rows(places), texts, random, max_permutations=PERMUTATIONS).p <= ALPHA
+    return Share(hits=found, tries=tries)
 
 
 def looks(base: Features, texts: int, series: int, random: np.random.Generator) -> Share:
@@ -81,9 +81,9 @@ def looks(base: Features, texts: int, series: int, random: np.random.Generator) 
         reference, rest = order[:texts], order[texts:]
         for _ in range(LOOKS):
             places = np.concatenate([random.permutation(rest)[:texts], reference])
-            monitor.look(compare_features(base.rows(places), texts, random, most=monitor.permutations).p, 0.0)
+            monitor.look(compare_features(base.rows(places), texts, random, max_permutations=monitor.permutations).p, 0.0)
         found += any(look.alarm for look in monitor.looks)
-    return Share(found=found, tries=series)
+    return Share(hits=found, tries=series)
 
 
 def tell(figures: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ def test_a_pod_serves_behind_a_service_and_a_laptop_finds_the_way(
         serving.until(lambda: len(serving.replicas("one")) == 2, Patience.CLUSTER)
         with tunnel(endpoint.tunnel, namespace):
             until(lambda: ask(f"http://127.0.0.1:{port}")[0] == 200, Patience.STEP)
-        assert serving.events("served_to_the_end"), "the pod that left ended what was open"
+        assert serving.events("serving_stopped"), "the pod that left ended what was open"
     finally:
         list(cancel_runs([run.id]))
         until(lambda: (outcome := run.last_outcome()) is not None and outcome.state.final, Patience.RUN)

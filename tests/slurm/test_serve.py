@@ -72,7 +72,7 @@ def test_two_nodes_serve_and_a_requeued_run_comes_back(start: Callable[..., Serv
         outcome = serving.until(lambda: run.outcome(attempt), Patience.CLUSTER)
     assert (outcome.state, outcome.exit_code) == (RunState.REQUEUED, 85)
     assert not [failure for failure in load.failures if "cut" in failure]
-    assert serving.events("served_to_the_end")[-1]["open"] == 0
+    assert serving.events("serving_stopped")[-1]["open"] == 0
     serving.until(lambda: (read_json(serving.files.address) or {}).get("attempt") == attempt + 1, Patience.CLUSTER)
     serving.until(lambda: len(serving.replicas(version)) == 2 and view_of(run).endpoint(), Patience.CLUSTER)
     serving.until(lambda: ask(serving.address)[0] == 200)  # the gateway looks at its routes now and then
@@ -101,7 +101,7 @@ def test_at_its_time_limit_a_run_hands_over_and_fails_no_stream(start: Callable[
 
     serving.until(both_answered, Patience.CLUSTER)
     assert failures == []
-    successor = RunDir(run.path.parent / serving.events("handover_begun")[0]["successor"])
+    successor = RunDir(run.path.parent / serving.events("handover_started")[0]["successor"])
     outcome = serving.until(run.last_outcome, Patience.CLUSTER)
     assert (outcome.state, run.results()) == (RunState.SUCCEEDED, {"handed_over_to": successor.id})
-    assert serving.events("served_to_the_end")[-1]["open"] == 0
+    assert serving.events("serving_stopped")[-1]["open"] == 0

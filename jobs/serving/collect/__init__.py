@@ -1,1 +1,1 @@
-"""The collect job: what a serving run has captured, as conversations and preferences that are learnt from."""
+"""The collect job: training data from the feedback of a serving run."""

@@ -1,4 +1,4 @@
-"""The keys of the `collect` job."""
+"""Configuration keys of the `collect` job."""
 
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,32 +18,36 @@ Files = Annotated[tuple[DataPath, ...], BeforeValidator(_one_or_many)]
 
 
 class ReplayConfig(Section):
-    """Conversations that the model has learnt before, lest it forget them."""
+    """Earlier training conversations to mix in, against forgetting."""
 
     data: Files = Field(min_length=1, description="conversations: .jsonl[.gz|.zst] or .parquet, files or globs")
-    share: float = Field(default=0.3, ge=0, lt=1, description="their share of the conversations of the new data set")
+    share: float = Field(default=0.3, ge=0, lt=1, description="their share of all conversations in the new data set")
 
 
 class DecontaminateConfig(Section):
-    """Evaluation items of which no conversation may hold a copy."""
+    """Evaluation items that must not occur in a conversation."""
 
-    against: Files = Field(min_length=1, description="files of items, as `decontaminate` of preprocess reads them")
-    ngram: int = Field(default=13, ge=8, description="words in a row that an item and a conversation share")
+    against: Files = Field(
+        min_length=1, description="files of evaluation items, in any format `decontaminate` of preprocess reads"
+    )
+    ngram: int = Field(default=13, ge=8, description="length in words of an overlap that counts as a copy")
 
 
 class CollectConfig(JobConfig):
-    """What people asked a serving run, with the answers that they corrected or liked, as files for finetune and align."""
+    """Collect conversations and preference pairs from a serving run's exchanges and ratings, for finetune and align."""
 
-    watch: str = Field(description="the serving run, which captures (`capture`)")
+    watch: str = Field(description="serving run with `capture` switched on")
     since: float | None = Field(
         default=None,
-        description="only exchanges of this time and later, or of which something was said then, in seconds since the epoch",
+        description="only exchanges made or rated at this time or later, in seconds since the epoch",
     )
-    until: float | None = Field(default=None, description="only exchanges and feedback before this time; unset: up to now")
-    unrated: bool = Field(default=False, description="learn from answers that nobody has judged, too")
-    most: int | None = Field(default=None, ge=1, description="at most so many new conversations, the newest; unset: all")
-    replay: ReplayConfig | None = Field(default=None, description="conversations that are mixed in; unset: none")
-    decontaminate: DecontaminateConfig | None = Field(default=None, description="leave out what holds evaluation items")
+    until: float | None = Field(default=None, description="only exchanges and ratings before this time; unset: now")
+    unrated: bool = Field(default=False, description="include answers without a rating")
+    most: int | None = Field(default=None, ge=1, description="maximum number of new conversations, newest first; unset: all")
+    replay: ReplayConfig | None = Field(default=None, description="earlier conversations to mix in; unset: none")
+    decontaminate: DecontaminateConfig | None = Field(
+        default=None, description="drop conversations and pairs that contain evaluation items"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -52,7 +56,7 @@ class CollectConfig(JobConfig):
         return self
 
     def preflight(self, here: PathView = Path) -> None:
-        """Raise ConfigError unless the serving run is there."""
-        found = find_run(self.watch)
-        if not (found.path / "feedback").is_dir():
-            raise ConfigError(f"watch: {found.id} has captured nothing yet; serve with `capture` switched on")
+        """Raise ConfigError unless the serving run has captured something."""
+        run = find_run(self.watch)
+        if not (run.path / "feedback").is_dir():
+            raise ConfigError(f"watch: {run.id} has captured nothing yet; serve with `capture` switched on")

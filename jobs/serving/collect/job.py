@@ -1,4 +1,4 @@
-"""Make conversations and preferences of what a serving run has captured: the same bytes however often it is begun anew."""
+"""Training data from a serving run's feedback: conversations and preference pairs, reproducible across restarts."""
 
 import hashlib
 import json
@@ -22,23 +22,23 @@ from ropewalk.datapipe.inputs.files import list_inputs, plan_units
 from ropewalk.datapipe.text.batch import TextBatch
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.serving.collect.config import CollectConfig, DecontaminateConfig, ReplayConfig
-from ropewalk.jobs.serving.feedback.read import Captured, exchanges
+from ropewalk.jobs.serving.feedback.read import CapturedExchange, exchanges
 from ropewalk.jobs.serving.feedback.review.export import judgements_by_item, reviewed_conversations, reviewed_pairs
 from ropewalk.jobs.serving.feedback.review.judgements import Judgement
 from ropewalk.jobs.serving.feedback.training_data import answer_of, prompt_of, to_conversations, to_pairs
 from ropewalk.jobs.training.loop.model_record import find_source_run
 
 CONVERSATIONS, PAIRS, MANIFEST = "data/conversations.jsonl", "data/pairs.jsonl", "data/manifest.json"
-_UNTIL = "until.json"  # the moment at which the first attempt looked
+_UNTIL = "until.json"  # time of the first attempt, which all attempts use as their end
 _UNIT_MIB = 64
-_MOST_TOLD = 50
+_MAX_LISTED = 50
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learnt:
-    """What is made of exchanges; what is left out is counted by reason."""
+class FeedbackData:
+    """Conversations and preference pairs, and the number of exchanges by kind and by reason for skipping."""
 
     conversations: list[Record]
     pairs: list[Record]
@@ -46,22 +46,22 @@ class Learnt:
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Write `data/` into the run; returns the paths of its files, and how many records of each kind there are."""
+    """Write `data/` into the run and return the paths of its files and the number of records of each kind."""
     config, run = context.config(CollectConfig), context.run
-    beside = run.path.parent / config.watch
-    watched = find_source_run(run, config.watch, "watch") if beside.is_dir() else find_run(config.watch)
-    until = config.until if config.until is not None else _settled(run.path / _UNTIL)
-    found = learn_from(watched, since=config.since, until=until, unrated=config.unrated)
-    conversations = _newest(_distinct(found.conversations), config.most)
-    pairs = found.pairs
+    sibling = run.path.parent / config.watch
+    watched = find_source_run(run, config.watch, "watch") if sibling.is_dir() else find_run(config.watch)
+    until = config.until if config.until is not None else _recorded_time(run.path / _UNTIL)
+    feedback = collect_feedback(watched, since=config.since, until=until, unrated=config.unrated)
+    conversations = _newest(_distinct(feedback.conversations), config.most)
+    pairs = feedback.pairs
     dropped: list[dict[str, str]] = []
     if config.decontaminate is not None:
-        conversations, dropped = without_items(conversations, config.decontaminate)
-        pairs, more = without_items(pairs, config.decontaminate)
-        dropped += more
+        conversations, dropped = drop_contaminated(conversations, config.decontaminate)
+        pairs, dropped_pairs = drop_contaminated(pairs, config.decontaminate)
+        dropped += dropped_pairs
     new = len(conversations)
     replayed = _replay(config.replay, new, config.seed) if config.replay is not None and new else []
-    counts = {**found.counts, "contaminated": len(dropped), "new": new, "replay": len(replayed), "pairs": len(pairs)}
+    counts = {**feedback.counts, "contaminated": len(dropped), "new": new, "replay": len(replayed), "pairs": len(pairs)}
     context.fence.check()
     (run.path / CONVERSATIONS).parent.mkdir(exist_ok=True)
     files = {name: _lines(rows) for name, rows in ((CONVERSATIONS, [*conversations, *replayed]), (PAIRS, pairs))}
@@ -69,60 +69,62 @@ def main(context: JobContext) -> dict[str, object]:
         write_atomically(run.path / name, text)
     hashes = {name: hashlib.sha256(text).hexdigest() for name, text in files.items()}
     manifest = {"watch": watched.id, "since": config.since, "until": until, "counts": counts, "sha256": hashes}
-    write_json(run.path / MANIFEST, {**manifest, "dropped": dropped[:_MOST_TOLD]})
+    write_json(run.path / MANIFEST, {**manifest, "dropped": dropped[:_MAX_LISTED]})
     context.run.event("collected", **{key.replace(" ", "_"): value for key, value in counts.items()})
     return {"conversations": CONVERSATIONS, "pairs": PAIRS, "manifest": MANIFEST, "counts": counts, "until": until}
 
 
-def _settled(path: Path) -> float:
-    """The moment up to which all attempts look."""
-    if (known := read_json(path)) is None:
-        known = {"until": time.time()}
-        write_json(path, known)
-    return float(known["until"])
+def _recorded_time(path: Path) -> float:
+    """Return the time in the file, which is created with the current time by the first attempt."""
+    if (record := read_json(path)) is None:
+        record = {"until": time.time()}
+        write_json(path, record)
+    return float(record["until"])
 
 
 def _distinct(records: Iterable[Record]) -> list[Record]:
-    """Each conversation once, as it was had last."""
-    found = {xxhash.xxh3_128_hexdigest(json.dumps(one["messages"], sort_keys=True).encode()): one for one in records}
-    return list(found.values())
+    """Keep each conversation once, in its newest version."""
+    by_content = {
+        xxhash.xxh3_128_hexdigest(json.dumps(record["messages"], sort_keys=True).encode()): record for record in records
+    }
+    return list(by_content.values())
 
 
 def _newest(records: list[Record], most: int | None) -> list[Record]:
-    return records if most is None else sorted(records, key=lambda one: (one["time"], one["id"]))[-most:]
+    return records if most is None else sorted(records, key=lambda record: (record["time"], record["id"]))[-most:]
 
 
-def without_items(records: Sequence[Record], config: DecontaminateConfig) -> tuple[list[Record], list[dict[str, str]]]:
-    """The records that hold no evaluation item, and what the others hold."""
+def drop_contaminated(records: Sequence[Record], config: DecontaminateConfig) -> tuple[list[Record], list[dict[str, str]]]:
+    """Return the records without evaluation items, and the id and item of each dropped one."""
     items = list(read_items(evaluation_files(tuple(map(absolute, config.against)))))
     index = NgramIndex.build([item.texts for item in items], config.ngram)
     if not records:
         return [], []
     overlaps = index.overlaps(TextBatch.of([text_of(record) for record in records]), first_only=True)
-    held = {overlap.text: items[overlap.item].name for overlap in overlaps}
-    dropped = [{"id": str(records[number]["id"]), "item": name} for number, name in sorted(held.items())]
-    return [record for number, record in enumerate(records) if number not in held], dropped
+    contaminated = {overlap.text: items[overlap.item].name for overlap in overlaps}
+    dropped = [{"id": str(records[number]["id"]), "item": name} for number, name in sorted(contaminated.items())]
+    return [record for number, record in enumerate(records) if number not in contaminated], dropped
 
 
 def text_of(record: Record) -> str:
-    """All that is said in a conversation or a pair."""
+    """Concatenate all texts of a conversation or a pair."""
     messages = [message for key in ("prompt", "messages", "chosen", "rejected") for message in record.get(key) or ()]
     return "\n".join(str(message.get("content") or "") for message in messages)
 
 
 def _replay(config: ReplayConfig, new: int, seed: int) -> list[Record]:
-    """So many conversations of before that they are the wanted share of all: the same ones for the same seed and files."""
-    wanted = round(new * config.share / (1 - config.share))
+    """Draw enough earlier conversations for the configured share; the same ones for the same seed and files."""
+    num_wanted = round(new * config.share / (1 - config.share))
     ranked = (
         sorted(
-            (xxhash.xxh3_64_intdigest(f"{seed} {number} {place}".encode()), number, place, record)
+            (xxhash.xxh3_64_intdigest(f"{seed} {number} {row}".encode()), number, row, record)
             for number, path in enumerate(config.data)
-            for place, record in enumerate(_records(path))
+            for row, record in enumerate(_records(path))
         )
-        if wanted
+        if num_wanted
         else []
     )
-    return [{**record, "id": f"replay-{record.get('id', f'{number}:{place}')}"} for _, number, place, record in ranked[:wanted]]
+    return [{**record, "id": f"replay-{record.get('id', f'{number}:{row}')}"} for _, number, row, record in ranked[:num_wanted]]
 
 
 def _records(path: str) -> Iterator[dict[str, Any]]:
@@ -134,55 +136,57 @@ def _lines(records: Iterable[Record]) -> bytes:
     return "".join(f"{json.dumps(record, ensure_ascii=False, sort_keys=True)}\n" for record in records).encode()
 
 
-def learn_from(run: RunDir, *, since: float | None, until: float, unrated: bool) -> Learnt:
-    """Conversations and pairs of a serving run's exchanges, of what users said of them, and of what reviewers have judged.
+def collect_feedback(run: RunDir, *, since: float | None, until: float, unrated: bool) -> FeedbackData:
+    """Build conversations and pairs from a serving run's exchanges, user ratings and reviews before `until`.
 
-    All of it is of before `until`; an exchange counts where it, or anything said of it, is of `since` or later.
+    With `since`, only exchanges that were made, rated or reviewed at that time or later.
     """
-    judged = judgements_by_item(run, until)
-    found = [
-        one
-        for one in exchanges(run.path, until=until, said_until=until)
-        if since is None or _last_change(one, judged.get(one.id, ())) >= since
+    reviews = judgements_by_item(run, until)
+    captured = [
+        exchange
+        for exchange in exchanges(run.path, until=until, rated_until=until)
+        if since is None or _last_change(exchange, reviews.get(exchange.id, ())) >= since
     ]
-    origin = {one.id: one for one in found}
-    conversations, pairs = to_conversations(found), to_pairs(found)
-    reviewed = [record for record in reviewed_conversations(run, until).records if record["id"] in origin]
-    better = {record["id"] for record in reviewed}  # a reviewer's word stands before a user's
-    others = [*conversations.records, *(_unrated(found) if unrated else ())]
-    words = Counter({"exchanges": len(found), "reviewed": len(better)})
-    preferred = [*pairs.records, *(record for record in reviewed_pairs(run, until).records if record["id"] in origin)]
-    return Learnt(
+    by_id = {exchange.id: exchange for exchange in captured}
+    conversations, pairs = to_conversations(captured), to_pairs(captured)
+    reviewed = [record for record in reviewed_conversations(run, until).records if record["id"] in by_id]
+    reviewed_ids = {record["id"] for record in reviewed}  # a review overrides user ratings
+    other_records = [*conversations.records, *(_unrated(captured) if unrated else ())]
+    totals = Counter({"exchanges": len(captured), "reviewed": len(reviewed_ids)})
+    all_pairs = [*pairs.records, *(record for record in reviewed_pairs(run, until).records if record["id"] in by_id)]
+    return FeedbackData(
         conversations=[
-            *(_with_origin(record, origin[record["id"]]) for record in others if record["id"] not in better),
-            *(_with_origin(record, origin[record["id"]], "reviewed") for record in reviewed),
+            *(_with_origin(record, by_id[record["id"]]) for record in other_records if record["id"] not in reviewed_ids),
+            *(_with_origin(record, by_id[record["id"]], "reviewed") for record in reviewed),
         ],
-        pairs=[_with_origin(record, origin[record["id"]]) for record in preferred],
-        counts=words + Counter(_said(one) for one in found) + conversations.left_out,
+        pairs=[_with_origin(record, by_id[record["id"]]) for record in all_pairs],
+        counts=totals + Counter(_opinion(exchange) for exchange in captured) + conversations.left_out,
     )
 
 
-def _last_change(one: Captured, judgements: Sequence[Judgement]) -> float:
-    """The time of the exchange, or of the last thing that was said of it."""
-    return max([one.time, *(rating.time for rating in one.ratings), *(judgement.time for judgement in judgements)])
+def _last_change(exchange: CapturedExchange, judgements: Sequence[Judgement]) -> float:
+    """Return the time of the exchange, or of its newest rating or review."""
+    return max([exchange.time, *(rating.time for rating in exchange.ratings), *(judgement.time for judgement in judgements)])
 
 
-def _said(one: Captured) -> str:
-    if one.correction is not None:
+def _opinion(exchange: CapturedExchange) -> str:
+    if exchange.correction is not None:
         return "corrected"
-    return {1: "liked", -1: "disliked", None: "not judged"}[one.rating]
+    return {1: "liked", -1: "disliked", None: "not judged"}[exchange.rating]
 
 
-def _unrated(found: list[Captured]) -> list[Record]:
-    """Conversations of which nobody said anything."""
-    made = []
-    for one in found:
-        asked, answer = prompt_of(one), answer_of(one)
-        if not one.ratings and isinstance(asked, list) and isinstance(answer, list):
-            made.append({"messages": [*asked, *answer], **({"tools": one.tools} if one.tools else {}), "id": one.id})
-    return made
+def _unrated(captured: list[CapturedExchange]) -> list[Record]:
+    """Return the conversations without any rating."""
+    records = []
+    for exchange in captured:
+        prompt, answer = prompt_of(exchange), answer_of(exchange)
+        if not exchange.ratings and isinstance(prompt, list) and isinstance(answer, list):
+            records.append(
+                {"messages": [*prompt, *answer], **({"tools": exchange.tools} if exchange.tools else {}), "id": exchange.id}
+            )
+    return records
 
 
-def _with_origin(record: Record, one: Captured, why: str = "") -> Record:
-    ratings = [rating.id for rating in one.ratings]
-    return {**record, "version": one.version, "time": one.time, "ratings": ratings, "why": why or _said(one)}
+def _with_origin(record: Record, exchange: CapturedExchange, reason: str = "") -> Record:
+    ratings = [rating.id for rating in exchange.ratings]
+    return {**record, "version": exchange.version, "time": exchange.time, "ratings": ratings, "why": reason or _opinion(exchange)}

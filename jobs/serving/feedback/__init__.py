@@ -1,1 +1,1 @@
-"""What an endpoint was asked and what people thought of its answers: captured, masked, read again as training data."""
+"""Capture of an endpoint's requests, answers and ratings: masked, stored, and read back as training data."""

@@ -1,4 +1,4 @@
-"""Which model gave an answer: the ledger that every endpoint keeps, whether or not it captures content."""
+"""Lookup of answers in the ledger that every endpoint keeps, with or without capture."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ from ropewalk.jobs.serving.feedback.records import FOLDER, answers_store
 class Answer(NamedTuple):
     """One answer of a serving run, without its content."""
 
-    id: str  # of the request, x-request-id
-    answer_id: str | None  # `id` in the answer's body
+    id: str  # request id, x-request-id
+    answer_id: str | None  # `id` in the response body
     time: float  # seconds since the epoch
     alias: str
     version: str
@@ -26,6 +26,6 @@ class Answer(NamedTuple):
 
 
 def find_answer(run: RunDir, number: str) -> Answer | None:
-    """The answer with this id, of its body or of its request; None if this run gave none."""
+    """Return the answer with this answer id or request id, or None if the run has none."""
     row = answers_store(run.path / FOLDER).find(("answer_id", "id"), number)
     return Answer(**{name: row[name] for name in Answer._fields}) if row else None

@@ -1,4 +1,4 @@
-"""The keys of capturing: which exchanges are kept, for how long, and which personal data are masked in them."""
+"""Configuration keys of capture."""
 
 from typing import get_args
 
@@ -11,13 +11,15 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class CaptureConfig(Section):
-    """What an endpoint keeps of the requests that it answers. Nothing of their content is kept where this is unset."""
+    """Parts of requests and answers that an endpoint stores; without this section no content is stored."""
 
-    share: float = Field(default=1.0, gt=0, le=1, description="share of conversations that are captured, drawn by their hash")
-    retention_days: float = Field(default=30.0, gt=0, description="exchanges and feedback that are older are deleted")
-    max_bytes: int = Field(default=10 * 2**30, ge=2**20, description="of captured exchanges at most; the oldest ones go first")
+    share: float = Field(default=1.0, gt=0, le=1, description="share of conversations to capture, selected by hash")
+    retention_days: float = Field(default=30.0, gt=0, description="days after which exchanges and ratings are deleted")
+    max_bytes: int = Field(
+        default=10 * 2**30, ge=2**20, description="maximum bytes of captured exchanges; the oldest are deleted first"
+    )
     mask: tuple[Kind, ...] = Field(
         default=KINDS,
-        description="personal data that are replaced by placeholders before anything is written: email, phone, ip, card, iban, "
+        description="personal data to replace by placeholders before anything is stored: email, phone, ip, card, iban, "
         "national_id; names and addresses are not recognised",
     )

@@ -1,4 +1,4 @@
-"""An exchange as the gateway hands it over, and the frames in which it travels to the process that writes it down."""
+"""An exchange as the gateway hands it over, and the frames that carry it to the writer process."""
 
 import struct
 from collections.abc import Iterator
@@ -10,21 +10,21 @@ import orjson
 Outcome = Literal["completed", "cancelled", "deadline", "failed", "refused"]
 
 EXCHANGE, FEEDBACK, SETTINGS = b"E", b"F", b"S"
-_HEAD = struct.Struct("<cIII")  # kind; bytes of fields, request, answer
+_HEAD = struct.Struct("<cIII")  # kind; sizes of fields, request and answer in bytes
 
 
 class Exchange(NamedTuple):
-    """One request and what was answered to it, raw: only ever in memory.
+    """One request and its answer, unmasked: kept only in memory.
 
-    `id` is unique, of the gateway's making: an exchange that is handed over twice is kept once. `request` and `answer` are the
-    bodies as they were received and as they were sent, JSON or server-sent events. `conversation` is what tells conversations
-    apart: all exchanges of one are sampled alike. `completion_tokens` is used where the answer has no `usage`.
+    `id` is unique and made by the gateway: an exchange that is handed over twice is stored once. `request` and `answer` are the
+    bodies as received and as sent, JSON or server-sent events. `conversation` identifies a conversation: all its exchanges are
+    sampled alike. `completion_tokens` is used if the answer has no `usage`.
     """
 
     id: str
-    time: float  # seconds since the epoch, of the request's arrival
+    time: float  # arrival of the request, seconds since the epoch
     path: str  # such as /v1/chat/completions
-    alias: str  # what the client asked for as `model`
+    alias: str  # the client's `model`
     version: str
     replica: str
     request: bytes
@@ -33,18 +33,18 @@ class Exchange(NamedTuple):
     outcome: Outcome
     first_token_seconds: float | None
     seconds: float
-    moves: int = 0  # to how many other replicas it was handed on its way
+    moves: int = 0  # number of times another replica had to continue it
     conversation: bytes = b""
     completion_tokens: int | None = None
 
 
 _BODIES = ("request", "answer", "conversation")
 _NAMES = (*(name for name in Exchange._fields if name not in _BODIES), "captured")
-_values = itemgetter(*(at for at, name in enumerate(Exchange._fields) if name not in _BODIES))
+_values = itemgetter(*(index for index, name in enumerate(Exchange._fields) if name not in _BODIES))
 
 
 class Frame(NamedTuple):
-    """What was received: fields by name, and two bodies."""
+    """A received frame: fields by name, and two bodies."""
 
     kind: bytes
     fields: dict[str, Any]
@@ -53,20 +53,20 @@ class Frame(NamedTuple):
 
 
 def exchange_frame(exchange: Exchange, *, captured: bool) -> list[bytes]:
-    """The pieces of an exchange's frame; without its request where its content is not captured."""
-    fields = orjson.dumps((*_values(exchange), captured))  # without their names, which would take as long again
+    """Return the pieces of an exchange's frame; without the request if its content is not captured."""
+    fields = orjson.dumps((*_values(exchange), captured))  # values only: names would double the time
     request = exchange.request if captured else b""
     return [_HEAD.pack(EXCHANGE, len(fields), len(request), len(exchange.answer)), fields, request, exchange.answer]
 
 
 def frame(kind: bytes, fields: dict[str, Any], body: bytes = b"") -> list[bytes]:
-    """The pieces of any other frame."""
+    """Return the pieces of any other frame."""
     packed = orjson.dumps(fields)
     return [_HEAD.pack(kind, len(packed), len(body), 0), packed, body]
 
 
 def take_frames(received: bytearray) -> Iterator[Frame]:
-    """All whole frames at the beginning of what was received; they are removed from it."""
+    """Yield all complete frames at the start of the buffer, and remove them from it."""
     at = 0
     with memoryview(received) as view:
         while len(view) - at >= _HEAD.size:

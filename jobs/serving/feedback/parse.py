@@ -1,4 +1,4 @@
-"""What a raw exchange says: messages, options, answers put together from a stream. Nothing here is masked yet."""
+"""Parsing of raw exchanges: messages, sampling options, and answers assembled from streams. Nothing is masked here."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -6,17 +6,19 @@ from typing import Any
 
 import orjson
 
-_WHO_ASKS = frozenset({"user", "safety_identifier", "prompt_cache_key"})
-_ASKED = frozenset({"model", "messages", "prompt", "tools", "functions", "stream"})
-_OPTIONS = frozenset({"stop", "response_format", "tool_choice", "chat_template_kwargs"})  # that are more than one word or number
+_USER_KEYS = frozenset({"user", "safety_identifier", "prompt_cache_key"})
+_CONTENT_KEYS = frozenset({"model", "messages", "prompt", "tools", "functions", "stream"})
+_OPTIONS = frozenset(
+    {"stop", "response_format", "tool_choice", "chat_template_kwargs"}
+)  # sampling options whose values may be objects or arrays
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 
 
 def read_json(body: bytes) -> Any:
-    """A JSON body; None where it is none."""
+    """Parse a JSON body; return None if it is not JSON."""
     try:
         return orjson.loads(body)
-    except orjson.JSONDecodeError:  # also lone surrogates and large integers, which others let in
+    except orjson.JSONDecodeError:  # orjson also rejects lone surrogates and large integers, which `json` accepts
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
@@ -24,27 +26,27 @@ def read_json(body: bytes) -> Any:
 
 
 def request_of(body: bytes) -> dict[str, Any]:
-    """`messages`, `prompt`, `tools` and `sampling` of a request; empty where the body is no JSON object.
+    """Return `messages`, `prompt`, `tools` and `sampling` of a request; empty if the body is not a JSON object.
 
-    `store` is False where the client asks, as the OpenAI API lets it, that nothing be kept of what is said. Token ids, pictures
-    and sound are left out: nobody could tell which personal data are in them.
+    `store` is False if the client asked, as the OpenAI API allows, that the exchange not be stored. Token ids, images and audio
+    are left out: personal data in them cannot be detected.
     """
-    asked = read_json(body)
-    if not isinstance(asked, dict):
+    body_json = read_json(body)
+    if not isinstance(body_json, dict):
         return {}
-    made: dict[str, Any] = {"sampling": {k: v for k, v in asked.items() if _is_option(k, v)}}
-    if isinstance(asked.get("messages"), list):
-        made["messages"] = [_message(m) for m in asked["messages"]]
-    if "prompt" in asked:
-        made["prompt"] = _prompt(asked["prompt"])
-    tools = asked.get("tools") or asked.get("functions")
-    if asked.get("store") is False:
-        made["store"] = False
-    return {**made, "tools": tools} if tools else made
+    request: dict[str, Any] = {"sampling": {k: v for k, v in body_json.items() if _is_option(k, v)}}
+    if isinstance(body_json.get("messages"), list):
+        request["messages"] = [_message(m) for m in body_json["messages"]]
+    if "prompt" in body_json:
+        request["prompt"] = _prompt(body_json["prompt"])
+    tools = body_json.get("tools") or body_json.get("functions")
+    if body_json.get("store") is False:
+        request["store"] = False
+    return {**request, "tools": tools} if tools else request
 
 
 def _is_option(key: str, value: Any) -> bool:
-    return key not in _WHO_ASKS | _ASKED and (key in _OPTIONS or not isinstance(value, dict | list))
+    return key not in _USER_KEYS | _CONTENT_KEYS and (key in _OPTIONS or not isinstance(value, dict | list))
 
 
 def _message(message: Any) -> Any:
@@ -70,7 +72,7 @@ def _prompt(prompt: Any) -> Any:
 
 
 def answer_of(body: bytes) -> dict[str, Any]:
-    """`id`, `choices` (each {message or text, finish_reason}), `usage` and `error` of an answer, streamed or not."""
+    """Return `id`, `choices` (each {message or text, finish_reason}), `usage` and `error` of an answer, streamed or not."""
     start = body.lstrip()[:1]
     if start == b"{":
         whole = read_json(body)
@@ -80,41 +82,41 @@ def answer_of(body: bytes) -> dict[str, Any]:
 
 def _whole(answer: Mapping[str, Any]) -> dict[str, Any]:
     choices = answer.get("choices")
-    kept = [
+    parsed = [
         {name: read(choice[name]) for name, read in _READ.items() if choice.get(name) is not None}
         for choice in (choices if isinstance(choices, list) else [])
         if isinstance(choice, dict)
     ]
-    return {"id": answer.get("id"), "choices": kept, "usage": answer.get("usage"), "error": answer.get("error")}
+    return {"id": answer.get("id"), "choices": parsed, "usage": answer.get("usage"), "error": answer.get("error")}
 
 
-def _said(message: Any) -> dict[str, Any]:
-    """The words of an answer's message: neither token ids nor log-probabilities, which spell what is masked."""
+def _message_text(message: Any) -> dict[str, Any]:
+    """Return the texts and calls of a message, without token ids and log-probabilities, which would reveal masked texts."""
     return {k: v for k, v in _object(message).items() if isinstance(v, str) or k in {"tool_calls", "function_call"}}
 
 
-_READ: dict[str, Callable[[Any], Any]] = {"message": _said, "text": str, "finish_reason": str}
+_READ: dict[str, Callable[[Any], Any]] = {"message": _message_text, "text": str, "finish_reason": str}
 
 
 def _events(body: bytes) -> list[Any]:
-    """The JSON of a stream's events; what was cut short, as the client's connection was, is left out."""
+    """Parse the events of a stream; incomplete events at the end are dropped."""
     data = [line[5:].strip() for line in body.split(b"\n") if line.startswith(b"data:")]
-    data = [one for one in data if one != b"[DONE]"]
+    data = [item for item in data if item != b"[DONE]"]
     try:
-        return orjson.loads(b"[%s]" % b",".join(data))  # type: ignore[no-any-return]  # all at once: a third of the time
+        return orjson.loads(b"[%s]" % b",".join(data))  # type: ignore[no-any-return]  # one parse of all events takes a third of the time
     except orjson.JSONDecodeError:
-        return [read_json(one) for one in data]
+        return [read_json(item) for item in data]
 
 
 def _stream(events: Iterable[Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {"id": None, "usage": None, "error": None}
+    answer: dict[str, Any] = {"id": None, "usage": None, "error": None}
     choices: dict[int, _Choice] = {}
     for event in events:
         if not isinstance(event, dict):
             continue
-        for key in made:
-            if found := event.get(key):
-                made[key] = found
+        for key in answer:
+            if value := event.get(key):
+                answer[key] = value
         parts = event.get("choices")
         for part in parts if isinstance(parts, list) else ():
             if isinstance(part, dict):
@@ -122,11 +124,11 @@ def _stream(events: Iterable[Any]) -> dict[str, Any]:
                 if index not in choices:
                     choices[index] = _Choice()
                 choices[index].add(part)
-    return {**made, "choices": [choice.whole() for _, choice in sorted(choices.items())]}
+    return {**answer, "choices": [choice.whole() for _, choice in sorted(choices.items())]}
 
 
 class _Pieces(dict[str, list[str]]):
-    """Texts that arrive in pieces, by name."""
+    """Texts by name that arrive in pieces."""
 
     def add(self, delta: Mapping[str, Any]) -> None:
         for key, value in delta.items():
@@ -141,12 +143,12 @@ class _Pieces(dict[str, list[str]]):
 
 
 class _Choice:
-    """One answer of a stream, put together."""
+    """One choice of a streamed answer."""
 
     def __init__(self) -> None:
         self.message = _Pieces()
         self.text: list[str] = []
-        self.calls: dict[int, tuple[_Pieces, _Pieces]] = {}  # of a tool: id and type; name and arguments of the function
+        self.calls: dict[int, tuple[_Pieces, _Pieces]] = {}  # per tool call: (id and type), (name and arguments of the function)
         self.finish_reason: str | None = None
 
     def add(self, part: Mapping[str, Any]) -> None:
@@ -167,14 +169,14 @@ class _Choice:
                 inner.add(_object(call.get("function")))
 
     def whole(self) -> dict[str, Any]:
-        made: dict[str, Any] = {"text": "".join(self.text)} if self.text else {}
+        choice: dict[str, Any] = {"text": "".join(self.text)} if self.text else {}
         message = self.message.whole()
         if self.calls:
             message["tool_calls"] = [{**a.whole(), "function": b.whole()} for _, (a, b) in sorted(self.calls.items())]
         if message:
             role = message.pop("role", "assistant")
-            made["message"] = {"role": role if role in ("assistant", "tool") else "assistant", **message}
-        return {**made, "finish_reason": self.finish_reason} if self.finish_reason else made
+            choice["message"] = {"role": role if role in ("assistant", "tool") else "assistant", **message}
+        return {**choice, "finish_reason": self.finish_reason} if self.finish_reason else choice
 
 
 def _object(value: Any) -> dict[str, Any]:

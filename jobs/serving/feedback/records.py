@@ -1,4 +1,4 @@
-"""The rows that are kept of exchanges and feedback, and how raw ones become such rows, masked."""
+"""Stored rows of exchanges and feedback, and their construction from raw data, masked."""
 
 import hashlib
 import json
@@ -17,34 +17,34 @@ from ropewalk.jobs.serving.feedback.parse import answer_of, request_of
 from ropewalk.jobs.serving.feedback.ratings import FeedbackBody
 from ropewalk.jobs.serving.feedback.store import Row, Store
 
-FOLDER = "feedback"  # of a run
+FOLDER = "feedback"  # in a run's directory
 _TEXT, _NUMBER = pa.string(), pa.float64()
-_WHO = [("id", _TEXT), ("time", _NUMBER)]
-_OF_ANSWER = [
+_KEY_FIELDS = [("id", _TEXT), ("time", _NUMBER)]
+_ANSWER_FIELDS = [
     *(("answer_id", _TEXT), ("alias", _TEXT), ("version", _TEXT), ("replica", _TEXT)),
     *(("path", _TEXT), ("status", pa.int32()), ("outcome", _TEXT)),
     *(("prompt_tokens", pa.int32()), ("completion_tokens", pa.int32())),
     *(("first_token_seconds", _NUMBER), ("seconds", _NUMBER), ("moves", pa.int32())),
 ]
-ANSWERS = pa.schema([*_WHO, *_OF_ANSWER])
+ANSWERS = pa.schema([*_KEY_FIELDS, *_ANSWER_FIELDS])
 EXCHANGES = pa.schema(
     [
-        *_WHO,
-        *_OF_ANSWER,
-        ("conversation", _TEXT),  # a hash of the masked first message of the user
+        *_KEY_FIELDS,
+        *_ANSWER_FIELDS,
+        ("conversation", _TEXT),  # hash of the masked first user message
         ("prompt", _TEXT),  # the user's last message, or the prompt of a completion
         ("answer", _TEXT),  # the text of the first choice
         ("finish_reason", _TEXT),
         ("messages", _TEXT),  # JSON: all messages of the request, or its prompt as text
         ("choices", _TEXT),  # JSON: all answers
         ("tools", _TEXT),  # JSON
-        ("sampling", _TEXT),  # JSON: what else the request asked for
-        ("masked", pa.int32()),  # texts in which personal data were replaced
+        ("sampling", _TEXT),  # JSON: the other parameters of the request
+        ("masked", pa.int32()),  # number of texts with masked personal data
     ]
 )
 RATINGS = pa.schema(
     [
-        *_WHO,
+        *_KEY_FIELDS,
         *(("answer_id", _TEXT), ("rating", _TEXT), ("score", _NUMBER)),
         ("correction", _TEXT),  # JSON: a text, or messages
         ("comment", _TEXT),
@@ -55,24 +55,24 @@ RATINGS = pa.schema(
 
 
 def answers_store(folder: Path) -> Store:
-    """Who answered what and when, without content: kept always."""
+    """Store of the ledger: all answers, without content."""
     return Store(folder / "answers", ANSWERS)
 
 
 def exchanges_store(folder: Path) -> Store:
-    """Captured exchanges, masked."""
+    """Store of captured exchanges, masked."""
     return Store(folder / "exchanges", EXCHANGES)
 
 
 def ratings_store(folder: Path) -> Store:
-    """What people say of answers, masked."""
+    """Store of ratings and corrections, masked."""
     return Store(folder / "ratings", RATINGS)
 
 
 def ledger_row(fields: Mapping[str, Any], answer: Mapping[str, Any]) -> Row:
-    """The line of the ledger: everything but content."""
-    told = answer.get("usage")
-    usage = told if isinstance(told, dict) else {}
+    """Return the ledger row of an answer: everything but content."""
+    raw_usage = answer.get("usage")
+    usage = raw_usage if isinstance(raw_usage, dict) else {}
     row = {name: fields.get(name) for name in ANSWERS.names if name in fields}
     return {
         **row,
@@ -83,19 +83,19 @@ def ledger_row(fields: Mapping[str, Any], answer: Mapping[str, Any]) -> Row:
 
 
 def exchange_rows(frames: Sequence[Frame], kinds: Sequence[Kind]) -> tuple[list[Row], list[Row]]:
-    """The ledger's rows of all frames, and the masked rows of those whose content is captured."""
+    """Return the ledger rows of all frames, and the masked content rows of captured ones."""
     ledger: list[Row] = []
     contents: list[Any] = []
-    of: list[Row] = []
+    captured_rows: list[Row] = []
     for frame in frames:
         answer = answer_of(frame.answer)
         row = ledger_row(frame.fields, answer)
         ledger.append(row)
-        if frame.fields["captured"] and (asked := request_of(frame.request)).get("store") is not False:
-            contents.append({**asked, "choices": answer.get("choices") or []})
-            of.append(row)
+        if frame.fields["captured"] and (request := request_of(frame.request)).get("store") is not False:
+            contents.append({**request, "choices": answer.get("choices") or []})
+            captured_rows.append(row)
     masked, counts = mask(contents, kinds)
-    return ledger, [_content_row(row, content, count) for row, content, count in zip(of, masked, counts, strict=True)]
+    return ledger, [_content_row(row, content, count) for row, content, count in zip(captured_rows, masked, counts, strict=True)]
 
 
 def _content_row(row: Row, content: dict[str, Any], masked: int) -> Row:
@@ -118,29 +118,29 @@ def _content_row(row: Row, content: dict[str, Any], masked: int) -> Row:
 
 
 def rating_row(number: str, body: FeedbackBody, kinds: Sequence[Kind], *, source: str = "api") -> Row:
-    """A masked row of feedback."""
-    said = body.model_dump(exclude_none=True)
-    (kept,), _ = mask([{key: said.get(key) for key in ("correction", "comment")}], kinds)
+    """Return the masked row of a rating."""
+    values = body.model_dump(exclude_none=True)
+    (masked,), _ = mask([{key: values.get(key) for key in ("correction", "comment")}], kinds)
     return {
         "id": number,
         "time": time.time(),
         "answer_id": body.answer_id,
         "rating": body.rating,
         "score": body.score,
-        "correction": _json(kept["correction"]),
-        "comment": kept["comment"],
+        "correction": _json(masked["correction"]),
+        "comment": masked["comment"],
         "user": user_hash(body.user) if body.user else None,
         "source": source,
     }
 
 
 def user_hash(user: str) -> str:
-    """What is kept of a user's tag: enough to tell one from another."""
+    """Hash a user's tag: enough to distinguish users."""
     return hashlib.blake2b(user.encode(), digest_size=8, person=b"ropewalk").hexdigest()
 
 
 def _text(content: Any) -> str:
-    """The text of a message, of its content, or of a prompt."""
+    """Return the text of a message, of its content, or of a prompt."""
     if isinstance(content, dict):
         content = content.get("text") if "text" in content else content.get("content")
     if isinstance(content, list):
@@ -153,7 +153,7 @@ def _json(value: Any) -> str | None:
         return None
     try:
         return orjson.dumps(value).decode()
-    except TypeError:  # an integer of more than 64 bits, which a request can hold that is refused
+    except TypeError:  # an integer of more than 64 bits, possible in a refused request
         return json.dumps(value)
 
 

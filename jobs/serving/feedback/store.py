@@ -1,9 +1,9 @@
-"""Records that outlive any kill: lines of a spool, one writer a file, rolled into Arrow shards in which each record is once.
+"""Crash-safe record stores: append-only spools, one writer per file, rolled into deduplicated Arrow shards.
 
 FOLDER/
-  spool-TIME-HOST-PID.jsonl    what a living writer has written since the last roll; it holds a lock on the file
-  part-TIME-RANDOM.arrow       rolled: Arrow IPC, every id once among all shards
-  roll.lock                    held by whoever rolls or deletes
+  spool-TIME-HOST-PID.jsonl    records since the last roll; a running writer holds a lock on its file
+  part-TIME-RANDOM.arrow       rolled records as Arrow IPC; each id occurs once among all shards
+  roll.lock                    held while rolling or deleting
 """
 
 import fcntl
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 class Spool:
-    """The file that one writer appends to. What `append` has written is there for good, whoever is killed then."""
+    """Append-only file of one writer. Appended rows survive a crash of any process."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,15 +41,15 @@ class Spool:
             self.path = folder / f"{SPOOL}{time.time_ns():020d}-{machine()}-{os.getpid()}.jsonl"
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX)
-            if self.path.exists():  # else whoever rolls saw it before it had the lock, and took it for one that was left
+            if self.path.exists():  # else a roll found the file before it was locked, and removed it as abandoned
                 break
             os.close(self._file)
         self.num_bytes = 0
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Write rows down, a line each. Raises OSError; what was written of them then is no line, or a row that comes again."""
+        """Append rows, one line each. Raises OSError; a partly written row is then ignored or written again."""
         lines = b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-        if self.num_bytes < 0:  # the disk was full in the middle of a line
+        if self.num_bytes < 0:  # the last write stopped in the middle of a line
             lines, self.num_bytes = b"\n" + lines, 0
         while lines:
             try:
@@ -61,16 +61,16 @@ class Spool:
             lines = lines[written:]
 
     def sync(self) -> None:
-        """Wait until all of it is on the disk, lest the machine lose its power."""
+        """Wait until the data is on disk, so that it survives a power failure."""
         os.fdatasync(self._file)
 
     def close(self) -> None:
-        """Let others roll it."""
+        """Release the lock, so that the file can be rolled."""
         os.close(self._file)
 
 
 class Store:
-    """All records of one kind in a folder, by a schema that has `id` and `time` (seconds since the epoch)."""
+    """All records of one kind in a folder; the schema has `id` and `time` (seconds since the epoch)."""
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self.folder, self.schema = folder, schema
@@ -78,16 +78,16 @@ class Store:
     # --- reading
 
     def read(self, since: float | None = None) -> pa.Table:
-        """Every record once, by time; `since`: of this time and later."""
-        spooled = self._spooled()  # before the shards: what is rolled meanwhile is then found twice, and not missed
+        """Return each record once, by time; with `since` only those of this time and later."""
+        spooled = self._spooled()  # before the shards: a concurrent roll then causes duplicates instead of gaps
         tables = [*(self._open(path) for path in self.shards()), *([self._table(spooled)] if spooled else [])]
-        found = _once(pa.concat_tables(tables)) if tables else self.schema.empty_table()
+        table = _deduplicate(pa.concat_tables(tables)) if tables else self.schema.empty_table()
         if since is not None:
-            found = found.filter(pc.greater_equal(found[TIME], since))
-        return found.sort_by([(TIME, "ascending"), (ID, "ascending")])
+            table = table.filter(pc.greater_equal(table[TIME], since))
+        return table.sort_by([(TIME, "ascending"), (ID, "ascending")])
 
     def find(self, columns: Sequence[str], value: str) -> Row | None:
-        """The record that has this value in one of the columns."""
+        """Return the record with this value in one of the columns, or None."""
         for row in self._spooled():
             if value in (row.get(column) for column in columns):
                 return self._table([row]).to_pylist()[0]  # type: ignore[no-any-return]
@@ -100,11 +100,11 @@ class Store:
         return None
 
     def shards(self) -> list[Path]:
-        """The shards, the oldest first."""
+        """Return the paths of the shards, oldest first."""
         return sorted(self.folder / name for name in list_afresh(self.folder) if name.startswith(SHARD))
 
     def num_bytes(self) -> int:
-        """The bytes of shards and spools."""
+        """Return the size of all shards and spools."""
         total = 0
         for name in list_afresh(self.folder):
             with suppress(FileNotFoundError):
@@ -121,11 +121,11 @@ class Store:
         try:
             with pa.memory_map(str(path)) as source:
                 table = pa.ipc.open_file(source).read_all()
-        except (FileNotFoundError, pa.ArrowInvalid) as error:  # deleted by retention a moment ago; a bad disk
+        except (FileNotFoundError, pa.ArrowInvalid) as error:  # just deleted by retention, or damaged
             if not isinstance(error, FileNotFoundError):
-                log.warning("%s cannot be read and is left out: %s", path, error)
+                log.warning("%s cannot be read and is skipped: %s", path, error)
             return self.schema.empty_table()
-        return _fitted(table, self.schema)
+        return _conform(table, self.schema)
 
     def _table(self, rows: Sequence[Row]) -> pa.Table:
         return pa.Table.from_pylist([{name: row.get(name) for name in self.schema.names} for row in rows], self.schema)
@@ -133,13 +133,13 @@ class Store:
     # --- rolling and deleting
 
     def roll(self) -> int:
-        """Make shards of all spools whose writer is gone; how many rows they have. A kill loses and doubles none."""
+        """Turn the spools of dead writers into shards; return the number of rows. A crash neither loses nor duplicates rows."""
         if not self._spools():
             return 0
         with locked(self.folder / LOCK):
-            return sum(self._roll_one(path) for path in self._spools())
+            return sum(self._roll_spool(path) for path in self._spools())
 
-    def _roll_one(self, path: Path) -> int:
+    def _roll_spool(self, path: Path) -> int:
         try:
             stream = path.open("rb")
         except FileNotFoundError:
@@ -148,13 +148,13 @@ class Store:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return 0  # its writer lives
-            table = _once(self._table(list(_rows(path))))
+                return 0  # its writer is alive
+            table = _deduplicate(self._table(list(_rows(path))))
             for shard in self.shards():
                 table = table.filter(pc.invert(pc.is_in(table[ID], value_set=self._open(shard)[ID])))
             if table.num_rows:
                 self._write(table)
-            path.unlink()  # only now: a roll that is cut short before is made again, and finds its rows in the shard
+            path.unlink()  # last: an interrupted roll is repeated, and finds its rows in the shard
         return int(table.num_rows)
 
     def _write(self, table: pa.Table, path: Path | None = None) -> None:
@@ -166,24 +166,24 @@ class Store:
         write_atomically(path or self.folder / f"{SHARD}{newest:015d}-{secrets.token_hex(4)}.arrow", sink.getvalue())
 
     def delete_before(self, moment: float) -> int:
-        """Delete all records that are older; how many. A living writer's spool is left to it."""
+        """Delete all records older than `moment` and return their number. Spools of running writers are not touched."""
         if not self.folder.is_dir():
             return 0
         deleted = 0
         with locked(self.folder / LOCK):
             for path in self.shards():
                 table = self._open(path)
-                kept = table.filter(pc.greater_equal(table[TIME], moment))
-                if kept.num_rows < table.num_rows:
-                    deleted += table.num_rows - kept.num_rows
-                    if kept.num_rows:
-                        self._write(kept, path)
+                remaining = table.filter(pc.greater_equal(table[TIME], moment))
+                if remaining.num_rows < table.num_rows:
+                    deleted += table.num_rows - remaining.num_rows
+                    if remaining.num_rows:
+                        self._write(remaining, path)
                     else:
                         path.unlink()
         return deleted
 
     def delete_beyond(self, max_bytes: int) -> int:
-        """Delete the oldest shards until what is left takes no more bytes; how many records went."""
+        """Delete the oldest shards until at most `max_bytes` are left; return the number of deleted records."""
         deleted = 0
         if self.num_bytes() <= max_bytes:
             return 0
@@ -197,22 +197,22 @@ class Store:
 
 
 class Writer:
-    """Appends to a store, and rolls what it has written when that is much, or old."""
+    """Appends to a store, and rolls its spool once it is large or old enough."""
 
     def __init__(self, store: Store, roll_bytes: int, roll_seconds: float, clock: Callable[[], float] = time.time) -> None:
         self.store, self.roll_bytes, self.roll_seconds, self._clock = store, roll_bytes, roll_seconds, clock
         store.folder.mkdir(parents=True, exist_ok=True)
-        store.roll()  # what earlier writers have left
+        store.roll()  # spools of earlier writers
         self._spool: Spool | None = None
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Write rows down; durable once this returns, but for a loss of power before `sync`. Raises OSError."""
+        """Append rows. They survive a crash once this returns, and a power failure after `sync`. Raises OSError."""
         if rows:
             self._spool = self._spool or Spool(self.store.folder)
             self._spool.append(rows)
 
     def sync(self) -> None:
-        """Wait until what was written is on the disk; then roll, if it is time."""
+        """Wait until appended rows are on disk; roll if due."""
         if self._spool is None:
             return
         self._spool.sync()
@@ -220,7 +220,7 @@ class Writer:
             self.roll()
 
     def roll(self) -> None:
-        """Make a shard of what was written."""
+        """Turn the spool into a shard."""
         if self._spool is not None:
             self._spool.close()
             self._spool = None
@@ -239,8 +239,8 @@ def _rows(path: Path) -> Iterator[Row]:
             yield row
 
 
-def _once(table: pa.Table) -> pa.Table:
-    """The first row of each id."""
+def _deduplicate(table: pa.Table) -> pa.Table:
+    """Keep the first row of each id."""
     if table.num_rows == 0:
         return table
     numbered = table.append_column("_row", pa.array(range(table.num_rows), pa.int64()))
@@ -248,8 +248,8 @@ def _once(table: pa.Table) -> pa.Table:
     return table if len(first) == table.num_rows else table.take(first)
 
 
-def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table in this schema: columns that an older version did not have are null."""
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Convert a table to the schema; columns missing in older versions become null."""
     columns = [
         table[field.name].cast(field.type) if field.name in table.schema.names else pa.nulls(table.num_rows, field.type)
         for field in schema

@@ -1,4 +1,4 @@
-"""What a run's feedback comes to: how much there is, and how answers were rated, by version and over time, with intervals."""
+"""Statistics of a run's feedback: counts, and mean ratings with intervals, by version and over time."""
 
 import math
 import time
@@ -12,15 +12,15 @@ from ropewalk.jobs.serving.feedback.read import Feedback, Rating
 
 HOUR, DAY = "%Y-%m-%d %H:00", "%Y-%m-%d"
 HOURS_UP_TO_SECONDS = 2 * 86_400.0
-QUANTILE = 1.959964  # of the normal distribution, for 95%
+QUANTILE = 1.959964  # 97.5% quantile of the normal distribution
 
 
 @dataclass(frozen=True)
 class Share:
-    """The mean of ratings between 0 and 1, with an interval of 95%."""
+    """Mean of ratings between 0 and 1, with a 95% interval."""
 
     n: int
-    groups: int  # conversations, of which several ratings may be
+    groups: int  # conversations; each may have several ratings
     value: float | None
     low: float | None
     high: float | None
@@ -28,7 +28,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Line:
-    """One version, or one hour or day."""
+    """Statistics of one version, hour or day."""
 
     name: str
     answers: int
@@ -40,26 +40,26 @@ class Line:
 
 @dataclass(frozen=True)
 class Summary:
-    """All of a run."""
+    """Statistics of a run's feedback."""
 
     answers: int
     captured: int
     ratings: int
-    unknown: int  # ratings of answers that nobody knows (yet)
+    unknown: int  # ratings whose answer is not in the ledger (yet)
     outcomes: dict[str, int]
     versions: list[Line]
     times: list[Line]
 
     def plain(self) -> dict[str, Any]:
-        """As values for JSON."""
+        """Return the summary as JSON values."""
         return asdict(self)
 
 
 def share(values: Sequence[float], groups: Sequence[str]) -> Share:
-    """The mean with Wilson's interval, of as many ratings as are independent: ratings of one conversation are alike.
+    """Return the mean with Wilson's interval at the effective sample size: ratings within a conversation are correlated.
 
-    Wilson (1927) at the effective sample size p(1-p)/SE^2, SE robust to groups (Korn and Graubard 1998); at p = 0 or 1, where
-    SE says nothing, each conversation counts once.
+    Wilson (1927) at the effective sample size p(1-p)/SE^2, with a cluster-robust SE (Korn and Graubard 1998); at p = 0 or 1,
+    where SE is zero, each conversation counts once.
     """
     n, num_groups = len(values), len(set(groups))
     if not n:
@@ -73,42 +73,48 @@ def share(values: Sequence[float], groups: Sequence[str]) -> Share:
     return Share(n, num_groups, mean, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
-def by_conversation(said: Iterable[tuple[str, int]]) -> list[int]:
-    """One rating (+1, -1) a conversation, as most of its ratings have it; of one that is divided, none.
+def by_conversation(ratings: Iterable[tuple[str, int]]) -> list[int]:
+    """Return one rating (+1 or -1) per conversation by majority; ties are dropped.
 
-    So they are independent, as tests of two shares want them: those of one conversation are alike, and often one person's.
+    Tests of proportions need independent ratings, and those of one conversation are often one user's.
     """
     balance: Counter[str] = Counter()
-    for conversation, rating in said:
+    for conversation, rating in ratings:
         balance[conversation] += rating
     return [1 if total > 0 else -1 for total in balance.values() if total]
 
 
-def summarize(found: Feedback) -> Summary:
-    """Count and rate everything, by version and over time: by hours up to two days, else by days, of UTC."""
-    ratings = [*((one.version, one.time, one.conversation, r) for one in found.exchanges for r in one.ratings)]
-    ratings += [(row["version"], row["time"], row["id"], r) for row, r in found.uncaptured]
-    times = [row["time"] for row in found.answers]
-    form = HOUR if times and max(times) - min(times) <= HOURS_UP_TO_SECONDS else DAY
+def summarize(feedback: Feedback) -> Summary:
+    """Count and rate all answers, by version and over time (UTC): by hour up to two days, else by day."""
+    ratings = [
+        *(
+            (exchange.version, exchange.time, exchange.conversation, r)
+            for exchange in feedback.exchanges
+            for r in exchange.ratings
+        )
+    ]
+    ratings += [(row["version"], row["time"], row["id"], r) for row, r in feedback.uncaptured]
+    times = [row["time"] for row in feedback.answers]
+    time_format = HOUR if times and max(times) - min(times) <= HOURS_UP_TO_SECONDS else DAY
 
     def moment(seconds: float) -> str:
-        return time.strftime(form, time.gmtime(seconds))
+        return time.strftime(time_format, time.gmtime(seconds))
 
     return Summary(
-        answers=len(found.answers),
-        captured=len(found.exchanges),
+        answers=len(feedback.answers),
+        captured=len(feedback.exchanges),
         ratings=len(ratings),
-        unknown=len(found.unknown),
-        outcomes=dict(Counter(row["outcome"] for row in found.answers).most_common()),
-        versions=_lines(found, ((v, c, r) for v, _, c, r in ratings), lambda version, _: version),
-        times=_lines(found, ((moment(t), c, r) for _, t, c, r in ratings), lambda _, seconds: moment(seconds)),
+        unknown=len(feedback.unknown),
+        outcomes=dict(Counter(row["outcome"] for row in feedback.answers).most_common()),
+        versions=_lines(feedback, ((v, c, r) for v, _, c, r in ratings), lambda version, _: version),
+        times=_lines(feedback, ((moment(t), c, r) for _, t, c, r in ratings), lambda _, seconds: moment(seconds)),
     )
 
 
-def _lines(found: Feedback, ratings: Iterable[tuple[str, str, Rating]], name: Any) -> list[Line]:
-    answers = Counter(name(row["version"], row["time"]) for row in found.answers)
-    failed = Counter(name(r["version"], r["time"]) for r in found.answers if r["outcome"] not in {"completed", "cancelled"})
-    captured = Counter(name(one.version, one.time) for one in found.exchanges)
+def _lines(feedback: Feedback, ratings: Iterable[tuple[str, str, Rating]], name: Any) -> list[Line]:
+    answers = Counter(name(row["version"], row["time"]) for row in feedback.answers)
+    failed = Counter(name(r["version"], r["time"]) for r in feedback.answers if r["outcome"] not in {"completed", "cancelled"})
+    captured = Counter(name(exchange.version, exchange.time) for exchange in feedback.exchanges)
     values: dict[str, list[tuple[float, str]]] = defaultdict(list)
     corrections: Counter[str] = Counter()
     for key, conversation, rating in ratings:

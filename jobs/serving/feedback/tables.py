@@ -1,4 +1,4 @@
-"""A run's feedback for people: a few lines and two tables."""
+"""Terminal output of `ropewalk feedback`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from ropewalk.jobs.serving.feedback.summary import Line, Share, Summary
 
 
 def lines_of(run: str, summary: Summary, written: Mapping[str, Any] | None, deleted: int) -> Iterator[RenderableType]:
-    """What `ropewalk feedback` prints."""
+    """Yield what `ropewalk feedback` prints."""
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in summary.outcomes.items())
     yield Text(f"{run}: {counted(summary.answers, 'answer')}{f' ({outcomes})' if outcomes else ''}")
     if not summary.captured and not summary.ratings:
-        yield Text("No content is captured; `ropewalk submit serve capture={share: 1.0}` switches it on.", style="dim")
+        yield Text("No content is captured; `ropewalk submit serve capture={share: 1.0}` switches capture on.", style="dim")
     else:
         yield Text(f"{counted(summary.captured, 'exchange')} captured, {counted(summary.ratings, 'rating')}{_unknown(summary)}")
     if summary.answers:
@@ -30,15 +30,15 @@ def lines_of(run: str, summary: Summary, written: Mapping[str, Any] | None, dele
 
 
 def _unknown(summary: Summary) -> str:
-    return f"; {counted(summary.unknown, 'rating')} of answers that this run did not give" if summary.unknown else ""
+    return f"; {counted(summary.unknown, 'rating')} of unknown answers" if summary.unknown else ""
 
 
 def _table(name: str, lines: Sequence[Line]) -> RenderableType:
-    made = table(name, ">ANSWERS", ">FAILED", ">CAPTURED", ">RATED", ">GOOD", ">95% INTERVAL", ">CORRECTED")
+    rows = table(name, ">ANSWERS", ">FAILED", ">CAPTURED", ">RATED", ">GOOD", ">95% INTERVAL", ">CORRECTED")
     for line in lines:
         numbers = (line.answers, line.failed, line.captured, line.rated.n)
-        made.add_row(line.name, *map(str, numbers), *_share(line.rated), str(line.corrections))
-    return made
+        rows.add_row(line.name, *map(str, numbers), *_share(line.rated), str(line.corrections))
+    return rows
 
 
 def _share(rated: Share) -> tuple[str, str]:

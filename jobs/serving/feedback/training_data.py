@@ -1,4 +1,4 @@
-"""Feedback as training data: pairs for `align`, conversations for `finetune`, documents; what cannot be used has a reason."""
+"""Feedback as training data: preference pairs for `align`, conversations for `finetune`, documents."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -11,115 +11,115 @@ import zstandard
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.files import write_atomically
-from ropewalk.jobs.serving.feedback.read import Captured
+from ropewalk.jobs.serving.feedback.read import CapturedExchange
 
 Record = dict[str, Any]
 
 
 @dataclass
-class Made:
-    """Records, and why others were left out, by reason."""
+class TrainingData:
+    """Training records, and the number of skipped exchanges by reason."""
 
     records: list[Record] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def to_pairs(exchanges: Iterable[Captured]) -> Made:
-    """{prompt, chosen, rejected} of corrected answers, and of answers to the same prompt of which one was liked and one not."""
-    made = Made()
-    rated: dict[bytes, tuple[list[Captured], list[Captured]]] = defaultdict(lambda: ([], []))
-    for one in exchanges:
-        asked, answer = prompt_of(one), answer_of(one)
-        if one.correction is None and one.rating is None:
+def to_pairs(exchanges: Iterable[CapturedExchange]) -> TrainingData:
+    """Return {prompt, chosen, rejected} from corrected answers, and from liked and disliked answers to the same prompt."""
+    data = TrainingData()
+    rated: dict[bytes, tuple[list[CapturedExchange], list[CapturedExchange]]] = defaultdict(lambda: ([], []))
+    for exchange in exchanges:
+        prompt, answer = prompt_of(exchange), answer_of(exchange)
+        if exchange.correction is None and exchange.rating is None:
             continue
-        if asked is None or answer is None:
-            made.left_out["not_text" if asked is None else "no_answer"] += 1
+        if prompt is None or answer is None:
+            data.left_out["not_text" if prompt is None else "no_answer"] += 1
             continue
-        if one.correction is not None:
-            add_pair(made, one, corrected(one), answer)
-        elif one.rating:
-            rated[orjson.dumps(asked)][one.rating < 0].append(one)
+        if exchange.correction is not None:
+            add_pair(data, exchange, correction_of(exchange), answer)
+        elif exchange.rating:
+            rated[orjson.dumps(prompt)][exchange.rating < 0].append(exchange)
     for liked, disliked in rated.values():
         for good, bad in zip(liked, disliked, strict=False):
-            add_pair(made, good, answer_of(good), answer_of(bad))
-        made.left_out["rated_without_a_counterpart"] += abs(len(liked) - len(disliked))
-    made.left_out = +made.left_out
-    return made
+            add_pair(data, good, answer_of(good), answer_of(bad))
+        data.left_out["rated_without_a_counterpart"] += abs(len(liked) - len(disliked))
+    data.left_out = +data.left_out
+    return data
 
 
-def add_pair(made: Made, one: Captured, chosen: Any, rejected: Any) -> None:
-    """Add the pair, unless its answers are equal or empty."""
+def add_pair(data: TrainingData, exchange: CapturedExchange, chosen: Any, rejected: Any) -> None:
+    """Add a pair, unless its answers are equal or one is empty."""
     if chosen == rejected:
-        made.left_out["equal_answers"] += 1
+        data.left_out["equal_answers"] += 1
     elif not chosen or not rejected:
-        made.left_out["empty_answer"] += 1
+        data.left_out["empty_answer"] += 1
     else:
-        tools = {"tools": one.tools} if one.tools else {}
-        made.records.append({"prompt": prompt_of(one), "chosen": chosen, "rejected": rejected, **tools, "id": one.id})
+        tools = {"tools": exchange.tools} if exchange.tools else {}
+        data.records.append({"prompt": prompt_of(exchange), "chosen": chosen, "rejected": rejected, **tools, "id": exchange.id})
 
 
-def to_conversations(exchanges: Iterable[Captured], *, liked: bool = True) -> Made:
-    """{messages} that end with the corrected answer or, where `liked`, with an answer that was rated well."""
-    made = Made()
-    for one in exchanges:
-        if one.correction is None and not (liked and one.rating == 1):
+def to_conversations(exchanges: Iterable[CapturedExchange], *, liked: bool = True) -> TrainingData:
+    """Return {messages} that end with a corrected answer or, if `liked`, with an answer that was rated well."""
+    data = TrainingData()
+    for exchange in exchanges:
+        if exchange.correction is None and not (liked and exchange.rating == 1):
             continue
-        asked = prompt_of(one)
-        answer = corrected(one) if one.correction is not None else answer_of(one)
-        if not isinstance(asked, list):
-            made.left_out["not_a_conversation"] += 1
+        prompt = prompt_of(exchange)
+        answer = correction_of(exchange) if exchange.correction is not None else answer_of(exchange)
+        if not isinstance(prompt, list):
+            data.left_out["not_a_conversation"] += 1
         elif not answer:
-            made.left_out["no_answer"] += 1
+            data.left_out["no_answer"] += 1
         else:
-            tools = {"tools": one.tools} if one.tools else {}
-            made.records.append({"messages": [*asked, *answer], **tools, "id": one.id})
-    return made
+            tools = {"tools": exchange.tools} if exchange.tools else {}
+            data.records.append({"messages": [*prompt, *answer], **tools, "id": exchange.id})
+    return data
 
 
-def to_documents(exchanges: Iterable[Captured], source: str) -> Made:
-    """{id, text, source}: each exchange as plain text, question and answer, whatever was said of it."""
-    made = Made()
-    for one in exchanges:
-        asked, answer = prompt_of(one), answer_of(one)
-        if asked is None or answer is None:
-            made.left_out["not_text" if asked is None else "no_answer"] += 1
+def to_documents(exchanges: Iterable[CapturedExchange], source: str) -> TrainingData:
+    """Return {id, text, source}: each exchange as plain text, prompt and answer, whatever its ratings."""
+    data = TrainingData()
+    for exchange in exchanges:
+        prompt, answer = prompt_of(exchange), answer_of(exchange)
+        if prompt is None or answer is None:
+            data.left_out["not_text" if prompt is None else "no_answer"] += 1
             continue
-        texts = [*_texts(asked), *_texts(answer)]
-        made.records.append({"id": one.id, "text": "\n\n".join(filter(None, texts)), "source": source})
-    return made
+        texts = [*_texts(prompt), *_texts(answer)]
+        data.records.append({"id": exchange.id, "text": "\n\n".join(filter(None, texts)), "source": source})
+    return data
 
 
-def prompt_of(one: Captured) -> str | list[Record] | None:
-    """What was asked: a completion's prompt, or messages whose content is text; None where something else was in it."""
-    if isinstance(one.messages, str):
-        return one.messages or None
-    if not isinstance(one.messages, list) or not one.messages:
+def prompt_of(exchange: CapturedExchange) -> str | list[Record] | None:
+    """Return the prompt: a completion's text, or messages with text content; None if it has other content."""
+    if isinstance(exchange.messages, str):
+        return exchange.messages or None
+    if not isinstance(exchange.messages, list) or not exchange.messages:
         return None
-    found = [_plain(message) for message in one.messages]
-    return None if None in found else [message for message in found if message is not None]
+    messages = [_plain(message) for message in exchange.messages]
+    return None if None in messages else [message for message in messages if message is not None]
 
 
-def answer_of(one: Captured) -> str | list[Record] | None:
-    """The answer in the form that fits the prompt; None where there was none to the end."""
-    if one.outcome != "completed" or not one.choices:
+def answer_of(exchange: CapturedExchange) -> str | list[Record] | None:
+    """Return the answer in the form of the prompt, or None if it is incomplete."""
+    if exchange.outcome != "completed" or not exchange.choices:
         return None
-    first = one.choices[0]
-    if isinstance(one.messages, str):
+    first = exchange.choices[0]
+    if isinstance(exchange.messages, str):
         return first.get("text") or None
     message = _plain({"role": "assistant", **(first.get("message") or {})})
     return [message] if message and (message.get("content") or message.get("tool_calls")) else None
 
 
-def corrected(one: Captured) -> str | list[Record]:
-    """The correction in the form that fits the prompt."""
-    given = one.correction
-    if isinstance(one.messages, str):
-        return given if isinstance(given, str) else "\n".join(m.get("content") or "" for m in given)
-    return [{"role": "assistant", "content": given}] if isinstance(given, str) else list(given)
+def correction_of(exchange: CapturedExchange) -> str | list[Record]:
+    """Return the correction in the form of the prompt."""
+    correction = exchange.correction
+    if isinstance(exchange.messages, str):
+        return correction if isinstance(correction, str) else "\n".join(m.get("content") or "" for m in correction)
+    return [{"role": "assistant", "content": correction}] if isinstance(correction, str) else list(correction)
 
 
-def _texts(said: str | list[Record]) -> list[str]:
-    return [said] if isinstance(said, str) else [str(message.get("content") or "") for message in said]
+def _texts(content: str | list[Record]) -> list[str]:
+    return [content] if isinstance(content, str) else [str(message.get("content") or "") for message in content]
 
 
 def _plain(message: Any) -> Record | None:
@@ -129,17 +129,17 @@ def _plain(message: Any) -> Record | None:
     if isinstance(content, list):
         texts = [part.get("text") if isinstance(part, dict) else part for part in content]
         if not all(isinstance(text, str) for text in texts):
-            return None  # a picture, or sound
+            return None  # an image, or audio
         content = "\n".join(map(str, texts))
     return {**message, "content": content}
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write a .jsonl or .jsonl.zst file, whole or not at all. Raises ConfigError for another name."""
+    """Write a .jsonl or .jsonl.zst file atomically. Raises ConfigError for another suffix."""
     raw = b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
     if path.name.endswith(".jsonl.zst"):
         raw = zstandard.compress(raw)
     elif not path.name.endswith(".jsonl"):
-        raise ConfigError(f"{path}: a file of records is called .jsonl or .jsonl.zst")
+        raise ConfigError(f"{path}: the file name must end in .jsonl or .jsonl.zst")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, raw)

@@ -1,1 +1,1 @@
-"""The refresh job: the loop from feedback back to the model that serves, through a gate and a canary."""
+"""The refresh job: retrain the served model from its feedback, and promote it through a gate and a canary."""

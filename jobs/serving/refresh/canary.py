@@ -1,7 +1,7 @@
-"""A candidate that answers a share of the conversations: whether it has done so long enough, and well enough."""
+"""Judgement of a canary: answers, errors and ratings of the candidate, compared with production."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,143 +14,150 @@ from ropewalk.jobs.serving.feedback.summary import by_conversation
 from ropewalk.jobs.serving.refresh.config import CanaryConfig
 
 State = Literal["passed", "refused", "held"]
-FEW_RATINGS = 10  # fewer rated conversations of either side say nothing
-FAILED = frozenset({"failed", "deadline"})  # outcomes that the model, or what serves it, is to blame for
+MIN_RATED = 10  # rated conversations per side below which ratings are not compared
+FAILED = frozenset({"failed", "deadline"})  # outcomes counted as errors of the model or its server
 SERVER_ERROR = 500
-LIKING: Mapping[str | None, int] = {"up": 1, "down": -1}
+RATING_VALUES: Mapping[str | None, int] = {"up": 1, "down": -1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What one version has done since the canary began."""
+    """Answers, errors and ratings of one version since the canary started."""
 
     answers: int = 0
     errors: int = 0
-    liked: int = 0  # conversations
+    liked: int = 0  # conversations, as is `disliked`
     disliked: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ruling:
-    """The end of a canary."""
+class CanaryResult:
+    """Final result of a canary."""
 
-    state: State  # held: nobody serves it, and it stays a candidate
-    words: str
+    state: State  # held: no run serves it, so it stays a candidate
+    message: str
     candidate: Tally
     production: Tally
 
     def plain(self) -> dict[str, Any]:
-        """The ruling as JSON has it."""
         return asdict(self)
 
 
-def rule(config: CanaryConfig, candidate: Tally, production: Tally, seconds: float) -> Ruling | None:
-    """Judge what both versions have done in so many seconds; None: too early.
+def judge_canary(config: CanaryConfig, candidate: Tally, production: Tally, seconds: float) -> CanaryResult | None:
+    """Judge both versions by their record over `seconds`; None if it is too early.
 
-    Before `most_minutes` errors are held against the answers that are still to come; from then on against those that there are.
+    Before `most_minutes` the errors are related to the number of answers still expected; afterwards to the number observed.
     """
     sides = {"candidate": candidate, "production": production}
-    over = seconds >= 60 * config.most_minutes
-    judged = candidate.answers if over else max(config.requests, candidate.answers)
-    if candidate.errors > config.max_error_rate * judged:
-        rate = f"{candidate.errors} of its {candidate.answers} answers failed, and {config.max_error_rate:.1%} may"
-        return Ruling(state="refused", words=rate, **sides)
-    if (words := liked_less(candidate, production)) is not None:
-        return Ruling(state="refused", words=words, **sides)
-    told = f"{candidate.answers} answers, {candidate.errors} failed"
+    time_is_up = seconds >= 60 * config.most_minutes
+    num_expected = candidate.answers if time_is_up else max(config.requests, candidate.answers)
+    if candidate.errors > config.max_error_rate * num_expected:
+        error_message = f"{candidate.errors} of its {candidate.answers} answers failed; at most {config.max_error_rate:.1%} may"
+        return CanaryResult(state="refused", message=error_message, **sides)
+    if (complaint := liked_less(candidate, production)) is not None:
+        return CanaryResult(state="refused", message=complaint, **sides)
+    counts = f"{candidate.answers} answers, {candidate.errors} failed"
     if seconds >= 60 * config.minutes and candidate.answers >= config.requests:
-        return Ruling(state="passed", words=told, **sides)
-    if over:
-        return Ruling(state="passed", words=f"{told}: too few to tell, after {seconds / 60:.0f} minutes", **sides)
-    return None
-
-
-def liked_less(candidate: Tally, production: Tally) -> str | None:
-    """In words, that people like the candidate's answers less, by more than chance (three standard errors: it is looked at
-    again and again); None: not shown.
-    """
-    mine, others = candidate.liked + candidate.disliked, production.liked + production.disliked
-    if min(mine, others) < FEW_RATINGS:
-        return None
-    own, other = candidate.liked / mine, production.liked / others
-    pooled = (candidate.liked + production.liked) / (mine + others)
-    error = math.sqrt(pooled * (1 - pooled) * (1 / mine + 1 / others))
-    if own >= other or other - own <= 3 * error:
-        return None
-    return f"people like {own:.0%} of its conversations (n = {mine}), and {other:.0%} of production's (n = {others})"
-
-
-def tallies(run: RunDir, versions: tuple[str, str], since: float) -> tuple[Tally, Tally]:
-    """What the candidate and production have answered in a serving run since then, and what people said of it: a conversation
-    counts once. What is not captured belongs to none that is known, and counts by itself.
-    """
-    folder = run.path / FOLDER
-    rows = answers_store(folder).read(since).to_pylist()
-    said = {str(row["answer_id"]): row for row in ratings_store(folder).read(since).to_pylist()}
-    captured = exchanges_store(folder).read(since).select(["id", "conversation"]).to_pylist()
-    begun = {str(row["id"]): str(row["conversation"]) for row in captured if row["conversation"]}
-    first, second = (_tally([row for row in rows if row["version"] == version], said, begun) for version in versions)
-    return first, second
-
-
-def _tally(rows: list[dict[str, Any]], said: Mapping[str, Mapping[str, Any]], begun: Mapping[str, str]) -> Tally:
-    ratings = []
-    for row in rows:
-        opinion = said.get(str(row["answer_id"])) or said.get(str(row["id"])) or {}
-        if (liking := LIKING.get(opinion.get("rating"))) is not None:
-            ratings.append((begun.get(str(row["id"]), str(row["id"])), liking))
-    found = by_conversation(ratings)
-    errors = sum(row["outcome"] in FAILED or (row["status"] or 0) >= SERVER_ERROR for row in rows)
-    return Tally(answers=len(rows), errors=errors, liked=found.count(1), disliked=found.count(-1))
-
-
-def watch(
-    config: CanaryConfig, served: RunDir, candidate: Version, production: Version, *, since: float, now: float
-) -> Ruling | None:
-    """Look at a canary once; None: it goes on."""
-    first, second = tallies(served, (candidate.id, production.id), since)
-    sides = {"candidate": first, "production": second}
-    model = RegisteredModel(candidate.root, candidate.model)
-    if cause := refusal(candidate, CANDIDATE, served, since):
-        return Ruling(state="refused", words=cause, **sides)
-    if (current := model.current(CANDIDATE)) is None or current.number != candidate.number:
-        moves = model.history(CANDIDATE)
-        by = f" ({moves[-1].by}: {moves[-1].reason or moves[-1].kind})" if moves else ""
-        return Ruling(state="refused", words=f"it was taken away from {CANDIDATE}{by}", **sides)
-    found = rule(config, first, second, now - since)
-    if found is not None and found.state == "refused":
-        return found
-    if (outcome := final_outcome(served)) is not None:
-        words = f"the serving run {served.id} is over ({outcome.state}), and nobody serves the candidate"
-        return Ruling(state="held", words=words, **sides)
-    return found
-
-
-def refusal(version: Version, alias: str, served: RunDir, since: float) -> str | None:
-    """Why the serving run refused the version since then, in words; None: it has not."""
-    told = [
-        one
-        for one in rollouts(version.root, version.model)
-        if one["version"] == version.number and one["time"] >= since and served.id in str(one["by"])
-    ]
-    mine = [one for one in told if one["alias"].rpartition("@")[2] == alias]
-    last = (mine or told)[-1:]
-    return f"the serving run refused it: {last[0]['cause']}" if last and last[0]["state"] == "refused" else None
-
-
-def settled(served: RunDir, version: Version, since: float) -> Ruling | None:
-    """What became of a version that was promoted: whether the serving run serves it; None: it has not said so yet."""
-    none = Tally()
-    if cause := refusal(version, PRODUCTION, served, since):
-        return Ruling(state="refused", words=cause, candidate=none, production=none)
-    told = [one for one in rollouts(version.root, version.model) if one["version"] == version.number and one["time"] >= since]
-    if any(one["state"] == "serving" and served.id in str(one["by"]) for one in told):
-        return Ruling(state="passed", words=f"{served.id} serves it", candidate=none, production=none)
-    if final_outcome(served) is not None:
-        return Ruling(
-            state="passed", words=f"{served.id} is over; whoever serves next serves it", candidate=none, production=none
+        return CanaryResult(state="passed", message=counts, **sides)
+    if time_is_up:
+        return CanaryResult(
+            state="passed", message=f"{counts}: too few for a judgement after {seconds / 60:.0f} minutes", **sides
         )
     return None
 
 
-Look = Callable[[], Ruling | None]
+def liked_less(candidate: Tally, production: Tally) -> str | None:
+    """Return a message if the candidate's answers are liked significantly less than production's, else None.
+
+    The threshold is three standard errors, since the test is repeated while the canary runs.
+    """
+    num_rated, num_rated_production = candidate.liked + candidate.disliked, production.liked + production.disliked
+    if min(num_rated, num_rated_production) < MIN_RATED:
+        return None
+    share, production_share = candidate.liked / num_rated, production.liked / num_rated_production
+    pooled = (candidate.liked + production.liked) / (num_rated + num_rated_production)
+    error = math.sqrt(pooled * (1 - pooled) * (1 / num_rated + 1 / num_rated_production))
+    if share >= production_share or production_share - share <= 3 * error:
+        return None
+    return (
+        f"{share:.0%} of its rated conversations are liked (n = {num_rated}), "
+        f"{production_share:.0%} of production's (n = {num_rated_production})"
+    )
+
+
+def tallies(run: RunDir, versions: tuple[str, str], since: float) -> tuple[Tally, Tally]:
+    """Count answers and ratings of the candidate and of production in a serving run since a time, one rating per conversation.
+
+    An answer that was not captured counts as a conversation of its own.
+    """
+    folder = run.path / FOLDER
+    rows = answers_store(folder).read(since).to_pylist()
+    ratings = {str(row["answer_id"]): row for row in ratings_store(folder).read(since).to_pylist()}
+    captured = exchanges_store(folder).read(since).select(["id", "conversation"]).to_pylist()
+    conversations = {str(row["id"]): str(row["conversation"]) for row in captured if row["conversation"]}
+    first, second = (_tally([row for row in rows if row["version"] == version], ratings, conversations) for version in versions)
+    return first, second
+
+
+def _tally(rows: list[dict[str, Any]], ratings: Mapping[str, Mapping[str, Any]], conversations: Mapping[str, str]) -> Tally:
+    votes = []
+    for row in rows:
+        rating = ratings.get(str(row["answer_id"])) or ratings.get(str(row["id"])) or {}
+        if (value := RATING_VALUES.get(rating.get("rating"))) is not None:
+            votes.append((conversations.get(str(row["id"]), str(row["id"])), value))
+    balance = by_conversation(votes)
+    errors = sum(row["outcome"] in FAILED or (row["status"] or 0) >= SERVER_ERROR for row in rows)
+    return Tally(answers=len(rows), errors=errors, liked=balance.count(1), disliked=balance.count(-1))
+
+
+def check_canary(
+    config: CanaryConfig, served: RunDir, candidate: Version, production: Version, *, since: float, now: float
+) -> CanaryResult | None:
+    """Check a canary once; None while it continues."""
+    first, second = tallies(served, (candidate.id, production.id), since)
+    sides = {"candidate": first, "production": second}
+    model = RegisteredModel(candidate.root, candidate.model)
+    if cause := refusal(candidate, CANDIDATE, served, since):
+        return CanaryResult(state="refused", message=cause, **sides)
+    if (current := model.current(CANDIDATE)) is None or current.number != candidate.number:
+        moves = model.history(CANDIDATE)
+        by = f" ({moves[-1].by}: {moves[-1].reason or moves[-1].kind})" if moves else ""
+        return CanaryResult(state="refused", message=f"the alias {CANDIDATE} no longer points to it{by}", **sides)
+    result = judge_canary(config, first, second, now - since)
+    if result is not None and result.state == "refused":
+        return result
+    if (outcome := final_outcome(served)) is not None:
+        message = f"the serving run {served.id} has ended ({outcome.state}); no run serves the candidate"
+        return CanaryResult(state="held", message=message, **sides)
+    return result
+
+
+def refusal(version: Version, alias: str, served: RunDir, since: float) -> str | None:
+    """Return the reason the serving run refused the version since a time, or None if it has not."""
+    records = [
+        record
+        for record in rollouts(version.root, version.model)
+        if record["version"] == version.number and record["time"] >= since and served.id in str(record["by"])
+    ]
+    own_records = [record for record in records if record["alias"].rpartition("@")[2] == alias]
+    newest = (own_records or records)[-1:]
+    return f"the serving run refused it: {newest[0]['cause']}" if newest and newest[0]["state"] == "refused" else None
+
+
+def check_promotion(served: RunDir, version: Version, since: float) -> CanaryResult | None:
+    """Return the outcome of a promotion in the serving run, or None while the run has not reported one."""
+    none = Tally()
+    if cause := refusal(version, PRODUCTION, served, since):
+        return CanaryResult(state="refused", message=cause, candidate=none, production=none)
+    records = [
+        record
+        for record in rollouts(version.root, version.model)
+        if record["version"] == version.number and record["time"] >= since
+    ]
+    if any(record["state"] == "serving" and served.id in str(record["by"]) for record in records):
+        return CanaryResult(state="passed", message=f"{served.id} serves it", candidate=none, production=none)
+    if final_outcome(served) is not None:
+        return CanaryResult(
+            state="passed", message=f"{served.id} has ended; the next serving run will serve it", candidate=none, production=none
+        )
+    return None

@@ -1,8 +1,6 @@
-"""Watch a serving run, and go round: feedback, training, gate, canary, production. Its state is in files."""
+"""Driver of a refresh: feedback, training, gate, canary, promotion, round after round. All state is in files."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import yaml
 
@@ -15,35 +13,35 @@ from ropewalk.jobs.serving.refresh.config import DriftTrigger, RefreshConfig
 from ropewalk.jobs.serving.refresh.loop import Loop
 from ropewalk.jobs.serving.refresh.report import results_of, write_report
 from ropewalk.jobs.serving.refresh.steps import Steps
-from ropewalk.jobs.serving.refresh.trigger import DriftLook, Trigger
+from ropewalk.jobs.serving.refresh.trigger import DriftCheck, DriftReport, DriftState, RefreshTrigger
 from ropewalk.jobs.training.loop.model_record import find_source_run
 
-CLUSTERS = "clusters.yaml"  # in the run: the cluster that the driver and its steps go by
+CLUSTERS = "clusters.yaml"  # in the run's directory: profile of the cluster for the driver and its steps
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Go through all rounds; returns what became of them. Raises StopRequested, StepFailedError.
+    """Run all rounds and return their outcomes. Raises StopRequested, StepFailedError.
 
-    A driver that was killed goes on where it was: each step is a run that is made once, each promotion is made once.
+    A restarted driver continues where the killed one stopped: each step's run and each promotion is made only once.
     """
     config, run = context.config(RefreshConfig), context.run
     write_atomically(run.path / CLUSTERS, yaml.safe_dump(run.record["clusters"]))
     os.environ[PROFILES_VARIABLE] = str(run.path / CLUSTERS)
     served = find_source_run(run, config.watch, "watch")
     output = run.log_dir(context.attempt) / "launcher.log"
-    # the steps outlive this process, and hear of a stop by themselves
-    with launcher(output, {PROFILES_VARIABLE: os.environ[PROFILES_VARIABLE]}, []) as place:
-        steps = Steps(context, lambda verb, step: ask(place, verb, step))
-        trigger = Trigger(config.trigger, served, drift_look(config.trigger.drift, served, config.seed))
+    # the steps outlive this process, and receive a stop directly
+    with launcher(output, {PROFILES_VARIABLE: os.environ[PROFILES_VARIABLE]}, []) as socket:
+        steps = Steps(context, lambda verb, step: ask(socket, verb, step))
+        trigger = RefreshTrigger(config.trigger, served, drift_check(config.trigger.drift, served, config.seed))
         Loop(context, config, steps, trigger).drive(lambda: write_report(run))
     write_report(run)
     return results_of(run)
 
 
-def drift_look(config: DriftTrigger | None, served: RunDir, seed: int) -> DriftLook:
-    """A function that looks for drift of what a serving run is asked, with the state of all looks before."""
+def drift_check(config: DriftTrigger | None, served: RunDir, seed: int) -> DriftCheck:
+    """Return a function that checks the prompts of a serving run for drift, given the state of all earlier checks."""
 
-    def look(state: Mapping[str, Any]) -> dict[str, Any]:
+    def check(state: DriftState) -> DriftReport:
         from ropewalk.jobs.serving.drift.config import DriftConfig
         from ropewalk.jobs.serving.drift.detect import detect
         from ropewalk.jobs.serving.drift.monitor import Monitor
@@ -55,8 +53,8 @@ def drift_look(config: DriftTrigger | None, served: RunDir, seed: int) -> DriftL
         current = open_sample(f"{served.id}@{config.window}", limit=limit, seed=seed, root=root)
         reference = open_sample(config.reference, limit=limit, seed=seed, root=root)
         monitor = Monitor.of(state or None, alpha=options.alpha)
-        found = detect(current, reference, options, permutations=monitor.permutations)
-        alarm = monitor.look(found.p).alarm
-        return {"alarm": alarm, "words": found.summary, "state": monitor.plain(), "figures": found.plain()}
+        drift = detect(current, reference, options, permutations=monitor.permutations)
+        alarm = monitor.look(drift.p).alarm
+        return DriftReport(alarm, drift.summary, monitor.plain(), drift.plain())
 
-    return look
+    return check

@@ -1,4 +1,4 @@
-"""Whether a candidate may have traffic: its gates, and production beside it, item by item."""
+"""Verdict on a candidate: the results of its gates, and a paired comparison with production."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,141 +17,157 @@ from ropewalk.jobs.serving.drift.permutation import holm
 
 AUDIT_ITEMS = "audit/items.jsonl"
 NOT_COMPARED = frozenset({"counterfactual", "contamination"})
-EVEN = 0.5  # a pair of sentences of which each is as likely as the other
+EVEN = 0.5  # value of a sentence pair without preference
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
-    """One measure of both sides."""
+class Measure:
+    """One measure of the candidate and of production."""
 
     name: str
     candidate: float
     production: float
     worse: bool
-    words: str
+    message: str
     n: int
-    p_value: float | None = None  # one-sided, that it is worse; of all in a verdict, corrected. None where a margin decides
+    p_value: float | None = None  # one-sided, for worse; corrected within a verdict. None if a margin decides
 
 
 def judge(
     evaluations: tuple[RunDir, RunDir] | None, audits: tuple[RunDir, RunDir] | None, margin: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The verdict on a candidate by the runs that measured it and production: {passed, reasons, gates, comparisons}.
+    """Return the verdict from the runs that measured the candidate and production: {passed, reasons, gates, comparisons}.
 
-    A candidate that is as good as production is refused for one measure or another at most once in twenty times, however many
-    are compared. A measure with a margin is asked for by itself: it must be shown to be within.
+    A candidate as good as production is refused by chance at most once in twenty times, however many measures are compared. A
+    measure with a margin is tested separately: it must be significantly within the margin.
     """
     sides = [pair for pair in (evaluations, audits) if pair is not None]
     gates = [gate_of(candidate) for candidate, _ in sides]
-    reasons = [f"{gate['run']}: {gate['words']}" for gate in gates if not gate["passed"]]
-    compared = corrected([*_evaluated(evaluations, margin), *_audited(audits, margin)])
-    reasons += [one.words for one in compared if one.worse]
-    if unknown := sorted(set(margin) - {one.name for one in compared} - {one.name.partition("/")[0] for one in compared}):
-        reasons.append(f"gate.margin names {unknown[0]!r}, and nothing of that name was measured on both sides")
-    return {"passed": not reasons, "reasons": reasons, "gates": gates, "comparisons": [vars(one) for one in compared]}
+    reasons = [f"{gate['run']}: {gate['message']}" for gate in gates if not gate["passed"]]
+    measures = correct_for_chance([*_compare_evaluations(evaluations, margin), *_compare_audits(audits, margin)])
+    reasons += [measure.message for measure in measures if measure.worse]
+    if unknown := sorted(
+        set(margin) - {measure.name for measure in measures} - {measure.name.partition("/")[0] for measure in measures}
+    ):
+        reasons.append(f"gate.margin names {unknown[0]!r}, which was not measured on both sides")
+    return {"passed": not reasons, "reasons": reasons, "gates": gates, "comparisons": [vars(measure) for measure in measures]}
 
 
-def corrected(found: Sequence[Compared]) -> list[Compared]:
-    """Comparisons of which those are worse that are so beyond what as many would show by chance (Holm)."""
-    own = {str(place): one.p_value for place, one in enumerate(found) if one.p_value is not None}
-    return [_corrected(one, holm(own).get(str(place)), len(own)) for place, one in enumerate(found)]
+def correct_for_chance(measures: Sequence[Measure]) -> list[Measure]:
+    """Apply Holm's correction: a measure stays `worse` only if its corrected p-value is significant."""
+    p_values = {str(index): measure.p_value for index, measure in enumerate(measures) if measure.p_value is not None}
+    return [_correct(measure, holm(p_values).get(str(index)), len(p_values)) for index, measure in enumerate(measures)]
 
 
-def _corrected(one: Compared, p_value: float | None, number: int) -> Compared:
-    if p_value is None or not one.worse or p_value <= 1 - LEVEL:
-        return replace(one, p_value=p_value)
-    words = f"{one.words.rstrip('.')}; one of {number} comparisons may be so by chance (p = {p_value:.3g} by Holm)"
-    return replace(one, p_value=p_value, worse=False, words=words)
+def _correct(measure: Measure, p_value: float | None, num_tests: int) -> Measure:
+    if p_value is None or not measure.worse or p_value <= 1 - LEVEL:
+        return replace(measure, p_value=p_value)
+    message = f"{measure.message.rstrip('.')}; not significant among {num_tests} comparisons (p = {p_value:.3g} after Holm)"
+    return replace(measure, p_value=p_value, worse=False, message=message)
 
 
 def gate_of(run: RunDir) -> dict[str, Any]:
-    """What the gate of a run said: {run, job, passed, words, figures}."""
+    """Return the gate's result of a run: {run, job, passed, message, figures}."""
     results, outcome = run.results(), final_outcome(run)
     gate = results.get("gate") or {"passed": outcome is not None and outcome.state is RunState.SUCCEEDED, "failed": []}
-    words = "; ".join(str(each["words"]) for each in gate["failed"]) or ("" if gate["passed"] else "it was refused")
-    about = {"run": run.id, "job": run.record.get("job"), "passed": bool(gate["passed"]), "words": words}
+    message = "; ".join(str(failure["words"]) for failure in gate["failed"]) or ("" if gate["passed"] else "its gate refused it")
+    about = {"run": run.id, "job": run.record.get("job"), "passed": bool(gate["passed"]), "message": message}
     return {**about, "figures": results.get("figures") or {}}
 
 
-def refused(run: RunDir) -> bool:
-    """Whether the gate of a run that is over refused the model."""
+def is_refused(run: RunDir) -> bool:
+    """Return True if the run has ended and its gate refused the model."""
     outcome = final_outcome(run)
     return outcome is not None and outcome.state is RunState.REFUSED
 
 
-def _evaluated(sides: tuple[RunDir, RunDir] | None, margin: Mapping[str, float]) -> Iterator[Compared]:
+def _compare_evaluations(sides: tuple[RunDir, RunDir] | None, margin: Mapping[str, float]) -> Iterator[Measure]:
     if sides is None:
         return
     candidate, production = (Evaluation(run=run) for run in sides)
     try:
-        found = compare([candidate], [production], ("candidate", "production"), seeds=False)
-    except ConfigError:  # nothing was asked alike
+        comparison = compare([candidate], [production], ("candidate", "production"), seeds=False)
+    except ConfigError:  # no items in common
         return
-    for one in found.metrics:
-        name = f"{one.task}/{one.metric}"
-        allowed = margin.get(name, margin.get(one.task))
-        better = 1 if one.higher_is_better else -1
-        worse = one.better == "second" if allowed is None else not within(one.found, allowed, better)
-        words = found.words(one) if allowed is None else _margin_words(name, one.found, allowed, better)
-        p_value = one.found.p_of("second" if one.higher_is_better else "first") if allowed is None else None
-        yield Compared(
-            name=name, candidate=one.first, production=one.second, worse=worse, words=words, n=one.found.n, p_value=p_value
+    for metric in comparison.metrics:
+        name = f"{metric.task}/{metric.metric}"
+        allowed = margin.get(name, margin.get(metric.task))
+        better = 1 if metric.higher_is_better else -1
+        worse = metric.better == "second" if allowed is None else not within(metric.found, allowed, better)
+        message = comparison.words(metric) if allowed is None else _margin_message(name, metric.found, allowed, better)
+        p_value = metric.found.p_of("second" if metric.higher_is_better else "first") if allowed is None else None
+        yield Measure(
+            name=name,
+            candidate=metric.first,
+            production=metric.second,
+            worse=worse,
+            message=message,
+            n=metric.found.n,
+            p_value=p_value,
         )
 
 
-def _audited(sides: tuple[RunDir, RunDir] | None, margin: Mapping[str, float]) -> Iterator[Compared]:
-    """Measures of an audit by their items; each item's value says how much there is of what should not be.
+def _compare_audits(sides: tuple[RunDir, RunDir] | None, margin: Mapping[str, float]) -> Iterator[Measure]:
+    """Yield the measures of two audits, paired by item; a higher value is worse.
 
-    Of a pair of sentences it is 1 where the stereotype is the likelier one, and to prefer the other one is no better.
+    For a sentence pair the value is 1 if the stereotype is more likely; preferring the other sentence is no improvement.
     """
     if sides is None:
         return
-    mine, others = ({item["key"]: item for item in read_lines(run.path / AUDIT_ITEMS)} for run in sides)
-    both = [(item, others[key]) for key, item in mine.items() if key in others and same(item, others[key])]
-    for name in dict.fromkeys(item["measure"] for item, _ in both if item["measure"] not in NOT_COMPARED):
-        pairs = [(item, other) for item, other in both if item["measure"] == name]
-        yield _compared(name, pairs, margin.get(name))
+    items, production_items = ({item["key"]: item for item in read_lines(run.path / AUDIT_ITEMS)} for run in sides)
+    shared = [
+        (item, production_items[key])
+        for key, item in items.items()
+        if key in production_items and same_question(item, production_items[key])
+    ]
+    for name in dict.fromkeys(item["measure"] for item, _ in shared if item["measure"] not in NOT_COMPARED):
+        pairs = [(item, other) for item, other in shared if item["measure"] == name]
+        yield _compare_items(name, pairs, margin.get(name))
 
 
-def _compared(name: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], allowed: float | None) -> Compared:
-    first, second = ([float(pair[place]["value"]) for pair in pairs] for place in (0, 1))
-    found = compare_pairs(first, second, groups=[item["group"] for item, _ in pairs])
-    mean, other = sum(first) / len(first), sum(second) / len(second)
-    towards = -1  # more of it is worse
+def _compare_items(name: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], allowed: float | None) -> Measure:
+    first, second = ([float(pair[side]["value"]) for pair in pairs] for side in (0, 1))
+    comparison = compare_pairs(first, second, groups=[item["group"] for item, _ in pairs])
+    mean, production_mean = sum(first) / len(first), sum(second) / len(second)
+    better = -1  # a higher value is worse
     if "more" in pairs[0][0]:  # a stereotype pair
-        towards = -1 if mean >= EVEN else 1
-    higher: Literal["first", "second"] = "first" if towards < 0 else "second"
-    worse = found.better == higher if allowed is None else not within(found, allowed, towards)
-    p_value = found.p_of(higher) if allowed is None else None
-    rose = "rose" if mean > other else "fell"
-    words = f"{name}: {rose} from {other:.4g} to {mean:.4g}{_interval(found)}"
-    words = words if allowed is None else _margin_words(name, found, allowed, towards)
-    return Compared(name=name, candidate=mean, production=other, worse=worse, words=words, n=found.n, p_value=p_value)
+        better = -1 if mean >= EVEN else 1
+    higher: Literal["first", "second"] = "first" if better < 0 else "second"
+    worse = comparison.better == higher if allowed is None else not within(comparison, allowed, better)
+    p_value = comparison.p_of(higher) if allowed is None else None
+    verb = "rose" if mean > production_mean else "fell"
+    message = f"{name}: {verb} from {production_mean:.4g} to {mean:.4g}{_interval(comparison)}"
+    message = message if allowed is None else _margin_message(name, comparison, allowed, better)
+    return Measure(
+        name=name, candidate=mean, production=production_mean, worse=worse, message=message, n=comparison.n, p_value=p_value
+    )
 
 
-def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two items of one key ask the same."""
-    return all(other.get(key) == one.get(key) for key in ("group", "more", "less", "prompt", "hash") if key in one)
+def same_question(item: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return True if two items with the same key hold the same question."""
+    return all(other.get(key) == item.get(key) for key in ("group", "more", "less", "prompt", "hash") if key in item)
 
 
-def within(found: Comparison, allowed: float, better: int) -> bool:
-    """Whether the difference (candidate minus production) is shown to be no worse than `allowed`; `better` is 1 or -1."""
-    if found.difference == 0 and found.standard_error == 0:
+def within(comparison: Comparison, allowed: float, better: int) -> bool:
+    """Return True if the interval of the difference (candidate - production) excludes a loss above `allowed`; `better` is 1 or
+    -1.
+    """
+    if comparison.difference == 0 and comparison.standard_error == 0:
         return True
-    if found.interval is None:
+    if comparison.interval is None:
         return False
-    return (found.interval[0] if better > 0 else -found.interval[1]) >= -allowed
+    return (comparison.interval[0] if better > 0 else -comparison.interval[1]) >= -allowed
 
 
-def _margin_words(name: str, found: Comparison, allowed: float, better: int) -> str:
-    if found.difference is None:
-        return f"{name}: nothing can be said of {found.n} items, and it may be worse by {allowed:g} at most"
-    worse = -found.difference * better
-    told = f"worse by {worse:.4g}" if worse > 0 else f"better by {-worse:.4g}"
-    return f"{name}: {told}{_interval(found)}; it must be shown to be worse by {allowed:g} at most"
+def _margin_message(name: str, comparison: Comparison, allowed: float, better: int) -> str:
+    if comparison.difference is None:
+        return f"{name}: {comparison.n} items do not suffice for a test of its margin of {allowed:g}"
+    worse = -comparison.difference * better
+    change = f"worse by {worse:.4g}" if worse > 0 else f"better by {-worse:.4g}"
+    return f"{name}: {change}{_interval(comparison)}; the interval must exclude a loss of more than {allowed:g}"
 
 
-def _interval(found: Comparison) -> str:
-    if found.interval is None:
-        return f" (n = {found.n})"
-    return f" (95% interval of the difference {found.interval[0]:.4g} to {found.interval[1]:.4g}, n = {found.n})"
+def _interval(comparison: Comparison) -> str:
+    if comparison.interval is None:
+        return f" (n = {comparison.n})"
+    return f" (95% interval of the difference {comparison.interval[0]:.4g} to {comparison.interval[1]:.4g}, n = {comparison.n})"

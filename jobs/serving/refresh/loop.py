@@ -1,8 +1,9 @@
-"""A round, from what people said to a model that serves or was refused: each stage begins where a killed driver left off."""
+"""Rounds of a refresh, from feedback to a promoted or refused model; each stage resumes where a killed driver stopped."""
 
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,139 +16,142 @@ from ropewalk.jobs.models.registry.promote import promote, rollback, withdraw
 from ropewalk.jobs.models.registry.register import register
 from ropewalk.jobs.models.registry.weights import newest_step
 from ropewalk.jobs.runs.models.model_versions import Version, find_version
-from ropewalk.jobs.serving.refresh.canary import Ruling, settled, watch
+from ropewalk.jobs.serving.refresh.canary import check_canary, check_promotion
 from ropewalk.jobs.serving.refresh.config import RefreshConfig
-from ropewalk.jobs.serving.refresh.judge import judge, refused
+from ropewalk.jobs.serving.refresh.judge import is_refused, judge
 from ropewalk.jobs.serving.refresh.plan import BASE, CANDIDATE, Plan, Step
 from ropewalk.jobs.serving.refresh.rounds import Round, read_rounds
 from ropewalk.jobs.serving.refresh.steps import Steps
-from ropewalk.jobs.serving.refresh.trigger import Trigger
+from ropewalk.jobs.serving.refresh.trigger import DriftSchedule, RefreshTrigger
 
-APPROVED = "approved"  # a user's word on a round, among the requests of the run: {round, yes, by, why}
-PREPARED = "data.json"  # in a run of finetune: where the data set lies that its conversations became
+APPROVED = "approved"  # request of the run that holds a user's decision on a round: {round, yes, by, why}
+PREPARED = "data.json"  # in a finetune run: the path of its prepared data set
 
 
 class Loop:
-    """The rounds of a refresh."""
+    """Driver of all rounds of a refresh."""
 
     def __init__(
         self,
         context: JobContext,
         config: RefreshConfig,
         steps: Steps,
-        trigger: Trigger,
+        trigger: RefreshTrigger,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.context, self.config, self.steps, self.trigger, self.clock = context, config, steps, trigger, clock
         self.run = context.run
         self.root = self.run.path.parent
-        self.served = trigger.served
+        self.served = trigger.served_run
         self.by = f"refresh:{self.run.id}"
 
     def drive(self, report: Callable[[], None]) -> None:
-        """Go through the rounds that are left. Raises StopRequested, StepFailedError, ConfigError."""
+        """Run the remaining rounds. Raises StopRequested, StepFailedError, ConfigError."""
         number = max(1, len(read_rounds(self.run)))
         while self.config.rounds is None or number <= self.config.rounds:
             round_ = Round(self.context, number)
             if not round_.over:
-                self.go(round_)
-                self.run.event("round_ended", round=number, outcome=round_.facts["outcome"], words=round_.facts["words"])
+                self.run_round(round_)
+                self.run.event("round_ended", round=number, outcome=round_.facts["outcome"], message=round_.facts["message"])
                 report()
             number += 1
 
-    def go(self, round_: Round) -> None:
-        """Go through one round, or what is left of it, to its outcome."""
-        began = round_.once("began", self.clock)
-        earlier = [facts for facts in read_rounds(self.run) if facts["round"] < round_.number]
-        since = _learnt_until(earlier)
-        self._await_trigger(round_, began, earlier)
+    def run_round(self, round_: Round) -> None:
+        """Run the stages of one round that are left."""
+        waiting_since = round_.once("waiting_since", self.clock)
+        previous = [facts for facts in read_rounds(self.run) if facts["round"] < round_.number]
+        since = _trained_until(previous)
+        self._await_trigger(round_, waiting_since, previous)
         base = self._version(round_.once("base", lambda: self.config.base(self.root).id))
         plan = self.config.plan(f"{self.config.name or 'refresh'}-{round_.number}", self._group())
         collected = self._finish(round_, plan.collect(since, round_.facts["trigger"]["time"]))
-        found = collected.results()
-        round_.once("data", lambda: {"run": collected.id, **found["counts"]})
-        if found["counts"]["new"] < self.config.least_conversations:
-            few = f"{found['counts']['new']} new conversations, and a round learns from {self.config.least_conversations} or more"
-            return self._end(round_, "nothing to learn", few)
-        trained, step = self._train(round_, plan, base, collected, found)
+        results = collected.results()
+        round_.once("data", lambda: {"run": collected.id, **results["counts"]})
+        if results["counts"]["new"] < self.config.least_conversations:
+            num_new = results["counts"]["new"]
+            message = f"{num_new} new conversations; training needs at least {self.config.least_conversations}"
+            return self._end(round_, "nothing to learn", message)
+        trained, step = self._train(round_, plan, base, collected, results)
         ref = round_.once("candidate", lambda: f"{trained.id}@{step}")
-        if not self._judged(round_, plan, base, ref)["passed"]:
+        if not self._verdict(round_, plan, base, ref)["passed"]:
             return self._end(round_, "refused", "; ".join(round_.facts["verdict"]["reasons"]))
-        if self.config.approve and not self._approved(round_)["yes"]:
-            word = round_.facts["approval"]
-            why = f": {word['why']}" if word.get("why") else ""
-            return self._end(round_, "not approved", f"{word['by']} said no{why}")
+        if self.config.approve and not self._await_approval(round_)["yes"]:
+            approval = round_.facts["approval"]
+            why = f": {approval['why']}" if approval.get("why") else ""
+            return self._end(round_, "not approved", f"{approval['by']} rejected it{why}")
         return self._promote(round_, base, ref)
 
     # --- stages
 
-    def _await_trigger(self, round_: Round, began: float, earlier: list[dict[str, Any]]) -> None:
-        before = float(earlier[-1]["trigger"]["time"]) if earlier else None
-        looked_at = [facts["looks"] for facts in (*earlier, round_.facts) if "looks" in facts]
-        looks: dict[str, Any] = dict(looked_at[-1]) if looked_at else {}
+    def _await_trigger(self, round_: Round, waiting_since: float, previous: list[dict[str, Any]]) -> None:
+        last_triggered = float(previous[-1]["trigger"]["time"]) if previous else None
+        schedules = [facts["drift_checks"] for facts in (*previous, round_.facts) if "drift_checks" in facts]
+        drift = DriftSchedule(**schedules[-1]) if schedules else DriftSchedule()
         while "trigger" not in round_.facts:
-            looked = dict(looks)
-            found = self.trigger.ask(began, before, looks)
-            if looks != looked:
-                round_.settle("looks", looks)
-            if found is not None:
-                round_.settle("trigger", found)
-                self.run.event("round_began", round=round_.number, why=found["words"])
+            checked = drift.next_check
+            reason = self.trigger.due(waiting_since, last_triggered, drift)
+            if drift.next_check != checked:
+                round_.record("drift_checks", asdict(drift))
+            if reason is not None:
+                round_.record("trigger", asdict(reason))
+                self.run.event("round_started", round=round_.number, reason=reason.message)
             else:
                 self._pause(self.config.trigger.look_seconds)
 
-    def _train(self, round_: Round, plan: Plan, base: Version, collected: RunDir, found: dict[str, Any]) -> tuple[RunDir, int]:
-        """The run and the step of the candidate: fine-tuned from production, and aligned where there are pairs enough."""
+    def _train(self, round_: Round, plan: Plan, base: Version, collected: RunDir, results: dict[str, Any]) -> tuple[RunDir, int]:
+        """Return the candidate's run and step: fine-tuned from production, and aligned if there are enough pairs."""
         start = {"path": base.path} if base.path is not None else {"run": base.run, "step": base.step}
-        trained = self._finish(round_, plan.train(start, str(collected.path / found["conversations"])))
+        trained = self._finish(round_, plan.train(start, str(collected.path / results["conversations"])))
         step = newest_step(trained)
-        if self.config.align and found["counts"]["pairs"] >= self.config.least_pairs:
-            more = plan.align({"run": trained.id, "step": step}, str(collected.path / found["pairs"]))
-            trained = self._finish(round_, more)
+        if self.config.align and results["counts"]["pairs"] >= self.config.least_pairs:
+            alignment = plan.align({"run": trained.id, "step": step}, str(collected.path / results["pairs"]))
+            trained = self._finish(round_, alignment)
             step = newest_step(trained)
         return trained, step
 
-    def _judged(self, round_: Round, plan: Plan, base: Version, ref: str) -> dict[str, Any]:
+    def _verdict(self, round_: Round, plan: Plan, base: Version, ref: str) -> dict[str, Any]:
         if "verdict" in round_.facts:
             return dict(round_.facts["verdict"])
         evaluations = audits = None
         gate = self.config.gate
         if gate.evaluate:
-            evaluations = self._both(round_, plan.evaluate, base, ref)
-        # what one gate has refused, no other can save
-        if gate.audit and not (evaluations and refused(evaluations[0])):
-            audits = self._both(round_, lambda side, model: plan.audit(side, model, self._learnt_data(round_)), base, ref)
+            evaluations = self._measure_both(round_, plan.evaluate, base, ref)
+        # a candidate that failed its evaluation needs no audit
+        if gate.audit and not (evaluations and is_refused(evaluations[0])):
+            audits = self._measure_both(
+                round_, lambda side, model: plan.audit(side, model, self._training_data(round_)), base, ref
+            )
         return dict(round_.once("verdict", lambda: judge(evaluations, audits, gate.margin)))
 
-    def _both(self, round_: Round, step: Callable[[str, str], Step], base: Version, ref: str) -> tuple[RunDir, RunDir]:
+    def _measure_both(self, round_: Round, step: Callable[[str, str], Step], base: Version, ref: str) -> tuple[RunDir, RunDir]:
         candidate = self._finish(round_, step(CANDIDATE, ref))
         return candidate, self._finish(round_, step(BASE, base.ref))
 
-    def _approved(self, round_: Round) -> dict[str, Any]:
-        """What a person says of this round."""
+    def _await_approval(self, round_: Round) -> dict[str, Any]:
+        """Wait for a user's decision on this round."""
         while "approval" not in round_.facts:
-            word = self.run.requests.get(APPROVED)
-            if word and int(word["round"]) == round_.number:
-                round_.settle("approval", word)
+            decision = self.run.requests.get(APPROVED)
+            if decision and int(decision["round"]) == round_.number:
+                round_.record("approval", decision)
             else:
-                if "asked" not in round_.facts:
-                    round_.settle("asked", self.clock())
+                if "approval_requested" not in round_.facts:
+                    round_.record("approval_requested", self.clock())
                     self.run.event("approval_awaited", round=round_.number, candidate=round_.facts["candidate"])
                 self._pause(1.0)
         return dict(round_.facts["approval"])
 
     def _promote(self, round_: Round, base: Version, ref: str) -> None:
-        """Candidate, canary, production, and what the serving run makes of it."""
+        """Register the candidate, run its canary, promote it, and wait until the serving run confirms or refuses it."""
         version = register(ref, base.model, self.root, by=self.by)
         round_.once("version", lambda: version.id)
-        model_directory(version)  # so that no engine waits for it, and no rollback
+        model_directory(version)  # exported now, so that neither an engine nor a rollback waits for it
         if self.config.canary is not None and self.config.alias != CANDIDATE:
-            ruling = self._canary(round_, base, version)
-            if ruling["state"] != "passed":
-                if ruling["state"] == "refused":
-                    withdraw(version.model, self.root, ruling["words"], only=version.number, by=self.by)
-                return self._end(round_, "refused by its canary" if ruling["state"] == "refused" else "held", ruling["words"])
-        began = round_.once("promoting", self.clock)
+            canary = self._canary(round_, base, version)
+            if canary["state"] != "passed":
+                if canary["state"] == "refused":
+                    withdraw(version.model, self.root, canary["message"], only=version.number, by=self.by)
+                return self._end(round_, "refused by its canary" if canary["state"] == "refused" else "held", canary["message"])
+        began = round_.once("promotion_started", self.clock)
         key = f"{self.run.id}/{round_.number}/{self.config.alias}"
         try:
             promote(
@@ -158,55 +162,55 @@ class Loop:
                 expected=lambda current: current == base.number,
                 reason=f"round {round_.number} of {self.run.id}",
             )
-        except ConfigError as error:  # its gate, or somebody else was faster
+        except ConfigError as error:  # its gate refused it, or the alias was moved by someone else
             withdraw(version.model, self.root, str(error), only=version.number, by=self.by)
             return self._end(round_, "not promoted", str(error))
-        found = self._settled(round_, version, began) if self.config.canary is not None else None
-        if found is not None and found["state"] == "refused":
-            undo = {"only": version.number, "by": self.by, "reason": found["words"], "key": f"{key}/back"}
+        confirmation = self._await_confirmation(round_, version, began) if self.config.canary is not None else None
+        if confirmation is not None and confirmation["state"] == "refused":
+            undo = {"only": version.number, "by": self.by, "reason": confirmation["message"], "key": f"{key}/back"}
             rollback(self.config.alias, model=version.model, root=self.root, **undo)
-            return self._end(round_, "rolled back", found["words"])
-        words = f"{version.id} is {self.config.alias} in the place of {base.id}"
-        return self._end(round_, "promoted", f"{words}; {found['words']}" if found else words)
+            return self._end(round_, "rolled back", confirmation["message"])
+        message = f"{version.id} replaces {base.id} as {self.config.alias}"
+        return self._end(round_, "promoted", f"{message}; {confirmation['message']}" if confirmation else message)
 
     def _canary(self, round_: Round, base: Version, version: Version) -> dict[str, Any]:
         assert self.config.canary is not None
-        since = round_.once("canary began", self.clock)
+        since = round_.once("canary_started", self.clock)
         key = f"{self.run.id}/{round_.number}/{CANDIDATE}"
         if "canary" not in round_.facts:
             promote(version.id, CANDIDATE, root=self.root, key=key, by=self.by, reason=f"round {round_.number} of {self.run.id}")
         while "canary" not in round_.facts:
-            found = watch(self.config.canary, self.served, version, base, since=since, now=self.clock())
-            if found is not None:
-                round_.settle("canary", found.plain())
+            result = check_canary(self.config.canary, self.served, version, base, since=since, now=self.clock())
+            if result is not None:
+                round_.record("canary", asdict(result))
             else:
                 self._pause(1.0)
         return dict(round_.facts["canary"])
 
-    def _settled(self, round_: Round, version: Version, began: float) -> dict[str, Any]:
+    def _await_confirmation(self, round_: Round, version: Version, began: float) -> dict[str, Any]:
         assert self.config.canary is not None
-        while "settled" not in round_.facts:
-            found: Ruling | None = settled(self.served, version, began)
-            if found is not None:
-                round_.settle("settled", found.plain())
+        while "confirmation" not in round_.facts:
+            result = check_promotion(self.served, version, began)
+            if result is not None:
+                round_.record("confirmation", asdict(result))
             elif self.clock() - began > 60 * self.config.canary.settle_minutes:
-                words = f"{self.served.id} has not said in {self.config.canary.settle_minutes:g} minutes that it serves it"
-                round_.settle("settled", {"state": "passed", "words": words})
+                message = f"{self.served.id} did not confirm the promotion within {self.config.canary.settle_minutes:g} minutes"
+                round_.record("confirmation", {"state": "passed", "message": message})
             else:
                 self._pause(1.0)
-        return dict(round_.facts["settled"])
+        return dict(round_.facts["confirmation"])
 
-    # --- what the stages have in common
+    # --- shared by the stages
 
     def _finish(self, round_: Round, step: Step) -> RunDir:
         run = self.steps.finish(round_.number, step)
         round_.once(f"step {step.name}", lambda: {"run": run.id, "ended": self.clock()})
         return run
 
-    def _end(self, round_: Round, outcome: str, words: str) -> None:
+    def _end(self, round_: Round, outcome: str, message: str) -> None:
         round_.once("ended", self.clock)
-        round_.once("words", lambda: words)
-        round_.once("outcome", lambda: outcome)  # last: from now on the round is over
+        round_.once("message", lambda: message)
+        round_.once("outcome", lambda: outcome)  # last: this completes the round
 
     def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -214,22 +218,22 @@ class Loop:
         while time.monotonic() < deadline:
             self.steps.wait()
 
-    def _learnt_data(self, round_: Round) -> str | None:
-        """The prepared data set of the round's training run."""
+    def _training_data(self, round_: Round) -> str | None:
+        """Return the prepared data set of the round's training run."""
         run = self.root / round_.facts["step train"]["run"]
         record = read_json(run / PREPARED)
         return os.path.normpath(Path(run) / str(record["path"])) if record else None
 
     def _version(self, name: str) -> Version:
-        found = find_version(name, self.root)
-        assert found is not None, name
-        return found
+        version = find_version(name, self.root)
+        assert version is not None, name
+        return version
 
     def _group(self) -> str:
         return str(self.run.record["config"]["wandb"].get("group") or self.run.id)
 
 
-def _learnt_until(earlier: list[dict[str, Any]]) -> float | None:
-    """The end of what the last promoted model has learnt from; None: nothing was promoted yet."""
-    promoted = [facts for facts in earlier if facts.get("outcome") == "promoted"]
+def _trained_until(previous: list[dict[str, Any]]) -> float | None:
+    """Return the end of the feedback that the last promoted model was trained on; None if none was promoted yet."""
+    promoted = [facts for facts in previous if facts.get("outcome") == "promoted"]
     return float(promoted[-1]["trigger"]["time"]) if promoted else None

@@ -1,4 +1,4 @@
-"""The steps of a round: which job each of them is, and with which keys."""
+"""Steps of a round: their jobs and keys."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +8,11 @@ from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.registry import config_of, find_job
 
-Keys = dict[str, Any]  # of another job; checked by that job's configuration
+Keys = dict[str, Any]  # configuration keys of another job, checked by that job
 
 COLLECT, TRAIN, ALIGN = "collect", "train", "align"
 CANDIDATE, BASE = "candidate", "production"
-WORDS = {
+STEP_NAMES = {
     COLLECT: "collect feedback",
     TRAIN: "train",
     ALIGN: "align",
@@ -37,7 +37,7 @@ SECTIONS = {"finetune": "train", "collect": "data", "evaluate": "gate.evaluate",
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Makes the steps of a round of one refresh, out of the user's keys and what other steps made."""
+    """Builds the steps of a round from the user's keys and the outputs of earlier steps."""
 
     watch: str
     seed: int
@@ -47,29 +47,29 @@ class Plan:
     alignment: Keys
     evaluation: Keys
     auditing: Keys
-    label: str  # what the runs' names begin with
-    group: str  # of W&B
+    label: str  # prefix of the runs' names
+    group: str  # W&B group
 
     def collect(self, since: float | None, until: float | None) -> Step:
-        """Feedback as data."""
+        """Collect feedback as training data."""
         replay = {"replay": self.replay} if self.replay else {}
-        made = {"watch": self.watch, "since": since, "until": until, **replay}
-        return self._step(COLLECT, "collect", self.data, made)
+        filled = {"watch": self.watch, "since": since, "until": until, **replay}
+        return self._step(COLLECT, "collect", self.data, filled)
 
     def train(self, base: dict[str, Any], data: str) -> Step:
         """Fine-tune `base` (keys of `model`) on conversations."""
         return self._step(TRAIN, "finetune", self.training, {"model": base, "data": data})
 
     def align(self, base: dict[str, Any], data: str) -> Step:
-        """Align what was trained to corrected answers."""
+        """Align a fine-tuned model to preference pairs."""
         return self._step(ALIGN, "align", self.alignment, {"model": base, "data": data})
 
     def evaluate(self, side: str, ref: str) -> Step:
-        """Evaluate one side; production is not held to the gate, it is what the candidate is compared with."""
+        """Evaluate one side. Production is only a baseline: the gate's requirements are left out."""
         return self._step(f"evaluate-{side}", "evaluate", self._of_side(side, self.evaluation), {"model": ref})
 
     def audit(self, side: str, ref: str, data: str | None) -> Step:
-        """Audit one side; `data` is what the candidate has learnt from, which is searched for evaluation items."""
+        """Audit one side. `data` is the candidate's training data, which is searched for evaluation items."""
         keys = self._of_side(side, self.auditing)
         if "contamination" in keys and "data" not in (keys["contamination"] or {}):
             if side == CANDIDATE and data is not None:
@@ -79,32 +79,32 @@ class Plan:
         return self._step(f"audit-{side}", "audit", keys, {"model": ref})
 
     def examples(self) -> dict[str, JobConfig]:
-        """The configuration of each kind of step, with made-up paths."""
-        place = self.group
-        steps = [self.collect(None, None), self.train({"path": place}, f"{place}/data.jsonl")]
+        """Return a configuration of each kind of step, with placeholder paths."""
+        placeholder = self.group
+        steps = [self.collect(None, None), self.train({"path": placeholder}, f"{placeholder}/data.jsonl")]
         if self.alignment:
-            steps.append(self.align({"path": place}, f"{place}/pairs.jsonl"))
-        found = {step.name: step.config for step in steps}
+            steps.append(self.align({"path": placeholder}, f"{placeholder}/pairs.jsonl"))
+        configs = {step.name: step.config for step in steps}
         if self.evaluation:
-            found["evaluate"] = self.evaluate(CANDIDATE, place).config
+            configs["evaluate"] = self.evaluate(CANDIDATE, placeholder).config
         if self.auditing:
-            found["audit"] = self.audit(CANDIDATE, place, place).config
-        return found
+            configs["audit"] = self.audit(CANDIDATE, placeholder, placeholder).config
+        return configs
 
     @staticmethod
     def _of_side(side: str, keys: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in keys.items() if side == CANDIDATE or key != "require"}
 
-    def _step(self, name: str, job: str, keys: dict[str, Any], made: dict[str, Any]) -> Step:
+    def _step(self, name: str, job: str, keys: dict[str, Any], filled: dict[str, Any]) -> Step:
         more = {"name": f"{self.label}-{name}", "wandb": {"group": self.group}}
-        return Step(name, job, self._config(job, keys, {**more, **made}))
+        return Step(name, job, self._config(job, keys, {**more, **filled}))
 
-    def _config(self, job: str, keys: Keys, made: Keys) -> JobConfig:
-        """The configuration of a step. Raises ConfigError that names the section of the keys."""
+    def _config(self, job: str, keys: Keys, filled: Keys) -> JobConfig:
+        """Return the configuration of a step. Raises ConfigError that names the section of the keys."""
         section = SECTIONS.get(job, job)
-        if taken := sorted(set(keys) & set(made) - {"name", "seed", "wandb"}):
-            raise ConfigError(f"{section}.{taken[0]}: is filled in by the refresh; leave it out")
+        if clashes := sorted(set(keys) & set(filled) - {"name", "seed", "wandb"}):
+            raise ConfigError(f"{section}.{clashes[0]}: is set by the refresh; leave it out")
         try:
-            return load_config(config_of(find_job(job)), {"seed": self.seed, **made, **keys}).resolved()
+            return load_config(config_of(find_job(job)), {"seed": self.seed, **filled, **keys}).resolved()
         except ConfigError as error:
             raise ConfigError(f"{section}: {error}") from None

@@ -1,4 +1,4 @@
-"""What a refresh did, for a person who has a minute: report.html, and report.json for programs."""
+"""Report of a refresh: report.html for people, report.json for programs."""
 
 import time
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_atomically, write_json
 from ropewalk.jobs.runs.show.html import Table, page, paragraph
-from ropewalk.jobs.serving.refresh.plan import WORDS
+from ropewalk.jobs.serving.refresh.plan import STEP_NAMES
 from ropewalk.jobs.serving.refresh.rounds import read_rounds
 
 REPORT, PAGE = "report.json", "report.html"
@@ -15,18 +15,23 @@ Facts = Mapping[str, Any]
 
 
 def results_of(run: RunDir) -> dict[str, Any]:
-    """The results of the run: the outcome of each round, and the last promoted version."""
+    """Return the results of the run: the outcome of each round, and the promoted versions."""
     rounds = read_rounds(run)
     promoted = [facts["version"] for facts in rounds if facts.get("outcome") == "promoted"]
-    told = [
-        {key: facts[key] for key in ("round", "outcome", "words", "candidate", "version", "base") if key in facts}
+    outcomes = [
+        {key: facts[key] for key in ("round", "outcome", "message", "candidate", "version", "base") if key in facts}
         for facts in rounds
     ]
-    return {"rounds": told, "outcome": told[-1].get("outcome") if told else None, "promoted": promoted, "report": PAGE}
+    return {
+        "rounds": outcomes,
+        "outcome": outcomes[-1].get("outcome") if outcomes else None,
+        "promoted": promoted,
+        "report": PAGE,
+    }
 
 
 def write_report(run: RunDir) -> None:
-    """Write both files anew."""
+    """Write both files."""
     rounds = read_rounds(run)
     write_json(run.path / REPORT, {"run": run.id, "watch": run.record["config"]["watch"], "rounds": rounds})
     sections = [paragraph(headline(run, rounds))]
@@ -36,76 +41,84 @@ def write_report(run: RunDir) -> None:
 
 
 def headline(run: RunDir, rounds: list[dict[str, Any]]) -> str:
-    """All of it in a sentence or two."""
+    """One sentence on the newest round."""
     if not rounds:
-        return f"{run.id} has not begun a round."
+        return f"{run.id} has not started a round yet."
     last = rounds[-1]
     return f"Round {last['round']} of {run.id}: {outcome_of(last)}."
 
 
 def outcome_of(facts: Facts) -> str:
-    """What became of a round, or where it stands, in words."""
+    """Describe the outcome of a round, or its current stage."""
     if "outcome" in facts:
-        return f"{facts['outcome']}: {facts['words']}"
+        return f"{facts['outcome']}: {facts['message']}"
     if "trigger" not in facts:
-        return "it waits for what begins it"
-    if "asked" in facts and "approval" not in facts:
-        return f"{facts['candidate']} has passed its gate and waits for a person: `ropewalk approve RUN`"
-    if "canary began" in facts and "canary" not in facts:
+        return "waiting for its trigger"
+    if "approval_requested" in facts and "approval" not in facts:
+        return f"{facts['candidate']} has passed its gate and needs approval: `ropewalk approve RUN`"
+    if "canary_started" in facts and "canary" not in facts:
         return f"{facts['version']} answers a share of the conversations"
     steps = [name.removeprefix("step ") for name in facts if name.startswith("step ")]
-    return f"under way; done: {', '.join(WORDS[step] for step in steps) or 'nothing yet'}"
+    return f"in progress; done: {', '.join(STEP_NAMES[step] for step in steps) or 'nothing yet'}"
 
 
 def _round(facts: Facts) -> list[str]:
     sections = [f"<h2>Round {int(facts['round'])}</h2>\n", paragraph(f"{outcome_of(facts)}.")]
-    sections.append(_course(facts).html())
+    sections.append(_timeline(facts).html())
     verdict = facts.get("verdict")
     if verdict:
-        compared = Table("Candidate and production", ("measure", ">candidate", ">production", ">n", "", "evidence"))
-        for one in verdict["comparisons"]:
-            word = "worse" if one["worse"] else ""
-            cells = (f"{one['candidate']:.4g}", f"{one['production']:.4g}", str(one["n"]), word, one["words"])
-            compared.row(one["name"], *cells)
-        gates = Table("Gate", ("run", "score", "must be", ">is", ">standard error", ">n"))
+        comparisons = Table("Candidate and production", ("measure", ">candidate", ">production", ">n", "verdict", "evidence"))
+        for measure in verdict["comparisons"]:
+            verdict_text = "worse" if measure["worse"] else ""
+            cells = (
+                f"{measure['candidate']:.4g}",
+                f"{measure['production']:.4g}",
+                str(measure["n"]),
+                verdict_text,
+                measure["message"],
+            )
+            comparisons.row(measure["name"], *cells)
+        gates = Table("Gate", ("run", "score", "required", ">value", ">standard error", ">n"))
         for gate in verdict["gates"]:
             for name, figure in gate["figures"].items():
                 figures = (_number(figure.get("value")), _number(figure.get("standard_error")), str(figure.get("n", "")))
                 gates.row(gate["run"], name, figure["require"], *figures)
-        sections += [compared.html(), gates.html()]
+        sections += [comparisons.html(), gates.html()]
     canary = facts.get("canary")
     if canary:
-        told = Table("Canary", ("", ">answers", ">failed", ">liked", ">disliked"))
+        ratings = Table("Canary", ("", ">answers", ">failed", ">liked", ">disliked"))
         for side in ("candidate", "production"):
-            told.row(side, *(str(canary[side][key]) for key in ("answers", "errors", "liked", "disliked")))
-        sections.append(told.html())
+            ratings.row(side, *(str(canary[side][key]) for key in ("answers", "errors", "liked", "disliked")))
+        sections.append(ratings.html())
     return sections
 
 
-def _course(facts: Facts) -> Table:
-    """What happened, in order."""
-    course = Table("Course", ("when", "what", "run or model", "outcome"))
-    course.row(_when(facts.get("began")), "waited for what begins it", "", "")
+def _timeline(facts: Facts) -> Table:
+    """Table of the round's events, in order."""
+    timeline = Table("Timeline", ("time", "event", "run or model", "details"))
+    timeline.row(_when(facts.get("waiting_since")), "waiting for trigger", "", "")
     if "trigger" in facts:
-        course.row(_when(facts["trigger"]["time"]), "began", "", facts["trigger"]["words"])
-        course.row("", "trained from", str(facts.get("base", "")), "")
+        timeline.row(_when(facts["trigger"]["time"]), "started", "", facts["trigger"]["message"])
+        timeline.row("", "base model", str(facts.get("base", "")), "")
     for name, step in facts.items():
         if not name.startswith("step "):
             continue
         kind = name.removeprefix("step ")
-        said = ""
+        details = ""
         if kind == "collect" and "data" in facts:
-            said = ", ".join(f"{count} {word}" for word, count in facts["data"].items() if word != "run" and count)
-        course.row(_when(step["ended"]), WORDS[kind], step["run"], said)
+            details = ", ".join(f"{count} {label}" for label, count in facts["data"].items() if label != "run" and count)
+        timeline.row(_when(step["ended"]), STEP_NAMES[kind], step["run"], details)
     if "verdict" in facts:
-        course.row("", "gate", str(facts["candidate"]), "passed" if facts["verdict"]["passed"] else "refused")
+        timeline.row("", "gate", str(facts["candidate"]), "passed" if facts["verdict"]["passed"] else "refused")
     if "approval" in facts:
-        course.row("", "a person", facts["approval"]["by"], "yes" if facts["approval"]["yes"] else "no")
-    if "canary began" in facts:
-        course.row(_when(facts["canary began"]), "canary", str(facts["version"]), str(facts.get("canary", {}).get("words", "")))
+        timeline.row("", "approval", facts["approval"]["by"], "yes" if facts["approval"]["yes"] else "no")
+    if "canary_started" in facts:
+        timeline.row(
+            _when(facts["canary_started"]), "canary", str(facts["version"]), str(facts.get("canary", {}).get("message", ""))
+        )
     if "outcome" in facts:
-        course.row(_when(facts["ended"]), facts["outcome"], str(facts.get("version", "")), facts["words"])
-    return course
+        timeline.row(_when(facts["ended"]), facts["outcome"], str(facts.get("version", "")), facts["message"])
+    return timeline
 
 
 def _when(moment: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The runs of a round's steps: made once, started once, followed to their end, whoever was killed meanwhile."""
+"""Runs of a round's steps: created once, started once, and followed to their end across restarts of the driver."""
 
 import time
 from collections.abc import Callable
@@ -14,78 +14,76 @@ from ropewalk.jobs.runs.submit.children import create_child, find_child
 from ropewalk.jobs.serving.refresh.plan import Step
 
 LOOK_SECONDS = 0.5
-SETTLE_SECONDS = 10.0  # a run whose processes are gone without a word is asked about so often
+SETTLE_SECONDS = 10.0  # between checks for runs whose processes died without recording an outcome
 DONE = frozenset({RunState.SUCCEEDED, RunState.REFUSED})
 
 Ask = Callable[[str, RunDir], None]  # (submit | resume | cancel, run)
 
 
 class StepFailedError(RopewalkError):
-    """A step's run has failed for good."""
+    """A step's run has failed permanently."""
 
 
 class Steps:
-    """Makes and follows the runs of steps."""
+    """Creates and follows the runs of steps."""
 
     def __init__(self, context: JobContext, ask: Ask, look_seconds: float = LOOK_SECONDS) -> None:
         self.context, self.ask, self.look_seconds = context, ask, look_seconds
         self.cluster = str(context.run.record["cluster"])
-        self._begun: set[str] = set()
+        self._started: set[str] = set()
 
     def finish(self, number: int, step: Step) -> RunDir:
-        """The run of a step once it is over: it has succeeded, or its gate refused.
+        """Run a step to its end and return its run: it succeeded, or its gate refused.
 
-        Raises StepFailedError, and StopRequested where this run must stop; the step's run goes on then.
+        Raises StepFailedError, and StopRequested if this run must stop; the step's run then continues.
         """
         run = self._run(number, step)
-        looked = 0.0
+        checked_at = 0.0
         while (outcome := final_outcome(run)) is None or not self._done(run, outcome):
-            if run.id not in self._begun or time.monotonic() - looked > SETTLE_SECONDS:
-                looked = time.monotonic()
-                self._begin(run)
+            if run.id not in self._started or time.monotonic() - checked_at > SETTLE_SECONDS:
+                checked_at = time.monotonic()
+                self._start(run)
             self.wait()
         return run
 
     def wait(self) -> None:
-        """Wait a moment. Raises StopRequested where this run must stop."""
+        """Sleep for the polling interval. Raises StopRequested if this run must stop."""
         if self.context.stop_requested():
-            raise StopRequested("the steps that have begun run on; the next attempt follows them again")
+            raise StopRequested("running steps continue; the next attempt follows them")
         time.sleep(self.look_seconds)
 
     def _done(self, run: RunDir, outcome: Outcome) -> bool:
-        """Whether a run that is over has done its work; False: an earlier driver's attempt failed, and it is tried once more."""
+        """Return True if a finished run did its work; False if it failed under an earlier driver and is to be retried once."""
         if outcome.state in DONE:
             return True
-        if run.id in self._begun:
+        if run.id in self._started:
             raise StepFailedError(
-                f"{run.id} ended as {outcome.state}: {outcome.cause}; `ropewalk why {run.id}` says more, and "
-                f"`ropewalk resume {self.context.run.id}` goes on with it"
+                f"{run.id} ended as {outcome.state}: {outcome.cause}; see `ropewalk why {run.id}`; "
+                f"`ropewalk resume {self.context.run.id}` retries it"
             )
         return False
 
     def _run(self, number: int, step: Step) -> RunDir:
         parent, label = self.context.run, f"{number}-{step.name}"
-        found = find_child(parent, label, str(step.config.name))
-        if found is None:
+        run = find_child(parent, label, str(step.config.name))
+        if run is None:
             self.context.fence.check()
             backend = load_backend(self.cluster)
-            found = create_child(
-                parent, label, step.job, step.config, cluster=self.cluster, backend=backend, outlives_parent=False
-            )
-        return found
+            run = create_child(parent, label, step.job, step.config, cluster=self.cluster, backend=backend, outlives_parent=False)
+        return run
 
-    def _begin(self, run: RunDir) -> None:
-        """Start a run that was never started, or resume one that is neither under way nor done."""
-        first = run.id not in self._begun
+    def _start(self, run: RunDir) -> None:
+        """Start a run that was never started, or resume one that is neither running nor done."""
+        first = run.id not in self._started
         if not run.attempts():
             verb = "submit"
         else:
             state = settle(run)
-            under_way = not state.state.final and state.state is not RunState.UNKNOWN and state.word not in GONE
-            if under_way or state.state in DONE or (state.state.final and not first):
-                self._begun.add(run.id)
+            running = not state.state.final and state.state is not RunState.UNKNOWN and state.word not in GONE
+            if running or state.state in DONE or (state.state.final and not first):
+                self._started.add(run.id)
                 return
             verb = "resume"
-        with suppress(AlreadyRunningError):  # an earlier driver's request was carried out after it was killed
+        with suppress(AlreadyRunningError):  # the request of a killed driver was carried out meanwhile
             self.ask(verb, run)
-        self._begun.add(run.id)
+        self._started.add(run.id)

@@ -1,4 +1,4 @@
-"""How a refresh is shown, followed and explained: by its rounds."""
+"""Display of a refresh: its rounds and the runs of its steps."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -15,15 +15,15 @@ LOOK_SECONDS = 1.0
 
 
 class RefreshView(RunView):
-    """The runs of a refresh's steps are its children."""
+    """Shows the rounds of a refresh; the runs of its steps are its children."""
 
     def __init__(self, run: RunDir) -> None:
         super().__init__(run)
-        self._told: set[str] = set()
-        self._look_at = 0.0
+        self._reported: set[str] = set()
+        self._next_look = 0.0
 
     def children(self) -> list[RunDir]:
-        """The runs of all steps, in the order in which they were made."""
+        """Return the runs of all steps, in order of creation."""
         name = self.run.record["config"].get("name") or "refresh"
         return [run for run in RunDir.all(self.run.path.parent) if run.id.startswith(str(name).lower()[:30]) and self._mine(run)]
 
@@ -32,23 +32,23 @@ class RefreshView(RunView):
 
     def child_words(self, child: RunDir) -> str:
         """`round 1: evaluate the candidate`."""
-        from ropewalk.jobs.serving.refresh.plan import WORDS
+        from ropewalk.jobs.serving.refresh.plan import STEP_NAMES
 
         number, _, step = str(child.record.get("step")).partition("-")
-        return f"round {number}: {WORDS.get(step, step)}"
+        return f"round {number}: {STEP_NAMES.get(step, step)}"
 
     def explain_child(self, child: RunDir) -> str:
-        """Which step the run is."""
-        return f"It is a step of {self.run.id} ({self.child_words(child)}); `ropewalk resume {self.run.id}` goes on with it."
+        """Describe the step the run belongs to."""
+        return f"It is a step of {self.run.id} ({self.child_words(child)}); `ropewalk resume {self.run.id}` continues it."
 
     def plain(self) -> dict[str, Any]:
-        """The facts of each round."""
+        """Return the facts of each round."""
         from ropewalk.jobs.serving.refresh.rounds import read_rounds
 
         return {"rounds": read_rounds(self.run)}
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """The run, then its rounds and their steps."""
+        """Render the run, its rounds and their steps."""
         from rich.console import Group
 
         from ropewalk.jobs.runs.show.tables import run_page
@@ -56,7 +56,7 @@ class RefreshView(RunView):
         return Group(run_page({**details, "results": {}, "metrics": {}}), self._rounds(), self._steps())
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        """The rounds, each with its outcome, and where the report lies."""
+        """Render the rounds with their outcomes, and the path of the report."""
         from rich.console import Group
 
         from ropewalk.jobs.serving.refresh.report import PAGE
@@ -68,45 +68,45 @@ class RefreshView(RunView):
         from ropewalk.jobs.serving.refresh.report import outcome_of
         from ropewalk.jobs.serving.refresh.rounds import read_rounds
 
-        made = table(">ROUND", "BEGAN BY", "FROM", "CANDIDATE", "OUTCOME", title="rounds")
+        rows = table(">ROUND", "TRIGGER", "BASE", "CANDIDATE", "OUTCOME", title="rounds")
         for facts in read_rounds(self.run):
-            why = str(facts.get("trigger", {}).get("words", ""))
+            reason = str(facts.get("trigger", {}).get("message", ""))
             candidate = str(facts.get("version") or facts.get("candidate") or "")
-            made.add_row(str(facts["round"]), why, str(facts.get("base", "")), candidate, outcome_of(facts))
-        return made
+            rows.add_row(str(facts["round"]), reason, str(facts.get("base", "")), candidate, outcome_of(facts))
+        return rows
 
     def _steps(self) -> "RenderableType":
         from ropewalk.jobs.runs.show.tables import shorten, state_text, table
 
-        made = table("STEP", "RUN", "STATE", "REASON", title="steps")
+        rows = table("STEP", "RUN", "STATE", "REASON", title="steps")
         children = self.children()
-        found = states(children)
+        state_of = states(children)
         for run in children:
-            state = found[run.id]
-            made.add_row(self.child_words(run), run.id, state_text(state.state), shorten(state.reason, 90))
-        return made
+            state = state_of[run.id]
+            rows.add_row(self.child_words(run), run.id, state_text(state.state), shorten(state.reason, 90))
+        return rows
 
     def news(self) -> Iterable[str]:
-        """A line for each stage that a round has reached since it was asked last."""
+        """Yield a line for each stage that a round has reached since the last call."""
         from ropewalk.jobs.serving.refresh.report import outcome_of
         from ropewalk.jobs.serving.refresh.rounds import read_rounds
 
-        if time.monotonic() < self._look_at:
+        if time.monotonic() < self._next_look:
             return
-        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._next_look = time.monotonic() + LOOK_SECONDS
         for facts in read_rounds(self.run):
             line = f"round {facts['round']}: {outcome_of(facts)}"
-            if line not in self._told:
-                self._told.add(line)
+            if line not in self._reported:
+                self._reported.add(line)
                 yield line
 
     def explain(self) -> list[str]:
-        """Where each round that is not promoted stands, or why it ended."""
+        """Return a line per round: its outcome, or its current stage."""
         from ropewalk.jobs.serving.refresh.report import outcome_of
         from ropewalk.jobs.serving.refresh.rounds import read_rounds
 
         return [f"round {facts['round']}: {outcome_of(facts)}" for facts in read_rounds(self.run)]
 
     def wandb_group(self) -> str:
-        """The refresh's own id: its steps are W&B runs of the same group, unless its keys name one."""
+        """Return the refresh's id: its steps share one W&B group, unless its keys name another."""
         return self.run.id

@@ -1,1 +1,1 @@
-"""A model served: replicas that answer, and the gateway in front of them that loses no request."""
+"""The serve job: replicas of a model, and a gateway in front of them that loses no request."""

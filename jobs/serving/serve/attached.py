@@ -1,4 +1,4 @@
-"""Start a program that ends when the process that asked for it is gone: engines that do not look after that themselves.
+"""Start a program that ends together with the process that requested it, for engines without such a check of their own.
 
 Usage: python -m ropewalk.jobs.serving.serve.attached --parent PID -- PROGRAM [ARGUMENT...]
 """
@@ -17,16 +17,16 @@ _LIBC = ctypes.CDLL(None)
 
 
 def main() -> None:
-    """Run the program, and exit with its code."""
+    """Run the program and exit with its code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parent", type=int, required=True)
-    parser.add_argument("words", nargs="+")
-    given = parser.parse_args()
-    end_with_parent(given.parent)
+    parser.add_argument("command", nargs="+")
+    arguments = parser.parse_args()
+    end_with_parent(arguments.parent)
     try:
-        program = subprocess.Popen(given.words, preexec_fn=_die_with_starter)  # noqa: PLW1509 - one system call, no lock is taken
+        program = subprocess.Popen(arguments.command, preexec_fn=_die_with_starter)  # noqa: PLW1509 - one system call, no lock is taken
     except OSError as error:
-        sys.exit(f"engine_command: {given.words[0]!r} does not start: {error.strerror}; is it installed on this node?")
+        sys.exit(f"engine_command: {arguments.command[0]!r} does not start: {error.strerror}; is it installed on this node?")
     code = program.wait()
     sys.exit(128 - code if code < 0 else code)
 

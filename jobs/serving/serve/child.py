@@ -1,4 +1,4 @@
-"""A part of a serving run: a process that is started again whenever it ends."""
+"""A supervised process of a serving run, restarted whenever it ends."""
 
 import logging
 import os
@@ -14,15 +14,15 @@ from ropewalk.cluster.process.signals import stop_signals_blocked
 
 log = logging.getLogger(__name__)
 
-DEATHS, DEATHS_SECONDS = 10, 60.0  # so many deaths in so many seconds are no accident
+MAX_DEATHS, DEATHS_SECONDS = 10, 60.0  # more deaths within this time are a failure of the run
 PAUSE_SECONDS = 0.2
 
 
 class Child:
-    """One process. It is looked after by calling `look` often."""
+    """One process, restarted by calling `restart_if_ended` regularly."""
 
-    def __init__(self, name: str, words: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> None:
-        self.name, self.words, self.log_file = name, list(words), log_file
+    def __init__(self, name: str, command: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> None:
+        self.name, self.command, self.log_file = name, list(command), log_file
         self._environment = dict(environment)
         self._deaths: list[float] = []
         self.process = self._start()
@@ -30,40 +30,41 @@ class Child:
     def _start(self) -> "subprocess.Popen[bytes]":
         with self.log_file.open("ab") as stream, stop_signals_blocked():
             return subprocess.Popen(
-                self.words,
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
                 env={**os.environ, **self._environment},
-                start_new_session=True,  # signals are for it alone
+                start_new_session=True,  # it gets no signals sent to the parent's group
             )
 
-    def look(self) -> int | None:
-        """Start the process again if it has ended; returns the exit code of the one that has, if so. Raises RuntimeError where
-        it ends again and again.
+    def restart_if_ended(self) -> int | None:
+        """Restart the process if it has ended, and return the exit code of the ended one. Raises RuntimeError if it ends too
+        often.
         """
         code = self.process.poll()
         if code is None:
             return None
         now = time.monotonic()
         self._deaths = [*(death for death in self._deaths if now - death < DEATHS_SECONDS), now]
-        if len(self._deaths) > DEATHS:
-            raise RuntimeError(f"the {self.name} ended {len(self._deaths)} times in {DEATHS_SECONDS:.0f} s: {self.last_words()}")
-        log.warning("the %s ended with %d; it is started again", self.name, code)
+        if len(self._deaths) > MAX_DEATHS:
+            raise RuntimeError(
+                f"the {self.name} ended {len(self._deaths)} times in {DEATHS_SECONDS:.0f} s: {self.last_log_line()}"
+            )
+        log.warning("the %s ended with exit code %d and is restarted", self.name, code)
         time.sleep(PAUSE_SECONDS)
         self.process = self._start()
         return code
 
-    def last_words(self) -> str:
-        """The last line of its log."""
+    def last_log_line(self) -> str:
         lines = [line.strip() for line in self.log_file.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1][-500:] if lines else f"it said nothing ({self.log_file})"
+        return lines[-1][-500:] if lines else f"its log is empty ({self.log_file})"
 
     def end(self, seconds: float = 0.0) -> None:
-        """End the process and what it has started: asked to by SIGTERM where it gets time, then killed."""
-        everyone = family(self.process.pid)
+        """Kill the process and its descendants; with `seconds`, first send SIGTERM and wait that long."""
+        processes = family(self.process.pid)
         if seconds:
             self.process.terminate()
-            psutil.wait_procs(everyone, timeout=seconds)
-        end(process for process in everyone if process.is_running())
+            psutil.wait_procs(processes, timeout=seconds)
+        end(process for process in processes if process.is_running())
         self.process.wait()

@@ -1,4 +1,4 @@
-"""The draft of a serving run: a smaller model that guesses tokens ahead for the one that answers."""
+"""Draft models of serving runs: checks and lookup."""
 
 import json
 from pathlib import Path
@@ -25,18 +25,18 @@ def check_engine(engine: str, gpus: float) -> None:
 
 
 def check_draft(model: str, draft: str) -> None:
-    """Raise ConfigError unless the draft is there, with the tokens of the model as far as their files tell."""
+    """Raise ConfigError unless the draft exists and, as far as tokenizer files tell, has the model's tokens."""
     try:
-        own = find_model(draft)
+        draft_model = find_model(draft)
     except ConfigError as error:
         raise ConfigError(str(error).replace("model:", "draft:", 1)) from None
-    tokens, others = _tokens(own), _tokens(find_model(model))
-    if tokens is not None and others is not None and tokens != others:
-        raise ConfigError(f"draft: {draft} has other tokens than {model}; distil a draft out of the model itself")
+    draft_tokens, model_tokens = _tokens(draft_model), _tokens(find_model(model))
+    if draft_tokens is not None and model_tokens is not None and draft_tokens != model_tokens:
+        raise ConfigError(f"draft: {draft} has other tokens than {model}; distil a draft from the model itself")
 
 
 def draft_directory(ref: str, folder: Path) -> Path:
-    """The Hugging Face directory of a draft; what must be exported first goes to `folder`. Raises ConfigError."""
+    """Return the Hugging Face directory of a draft, exporting it to `folder` if necessary. Raises ConfigError."""
     source = find_source(ref)
     version = source.wanted(None, gated=False).stable
     if version is None:
@@ -44,11 +44,11 @@ def draft_directory(ref: str, folder: Path) -> Path:
     return source.directory(version, folder)
 
 
-def _tokens(place: RunDir | Path) -> Any:
-    """What a tokenizer's file says of its tokens; None where there is no such file."""
-    folder = place if isinstance(place, Path) else place.tokenizer
+def _tokens(model: RunDir | Path) -> Any:
+    """Return the vocabulary and added tokens in a tokenizer file; None if there is no such file."""
+    folder = model if isinstance(model, Path) else model.tokenizer
     try:
-        found = json.loads((folder / TOKENIZER).read_text())
-        return found["model"].get("vocab"), [(token["id"], token["content"]) for token in found.get("added_tokens", ())]
+        tokenizer = json.loads((folder / TOKENIZER).read_text())
+        return tokenizer["model"].get("vocab"), [(token["id"], token["content"]) for token in tokenizer.get("added_tokens", ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,4 +1,4 @@
-"""A program of the user's as the engine of a serving run."""
+"""A user's program as the engine of a serving run."""
 
 import os
 from collections.abc import Sequence
@@ -11,43 +11,43 @@ from ropewalk.jobs.inference.engines.find import find_engine
 
 
 class CommandEngine:
-    """An engine that is started by words in which {model}, {host}, {port}, {slots} and {context} are filled in."""
+    """An engine started by a command in which {model}, {host}, {port}, {slots} and {context} are filled in."""
 
     name = "command"
     capabilities = Capabilities(token_ids=False, logprobs=False)
     inherits_socket = False
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = tuple(words)
+    def __init__(self, template: Sequence[str]) -> None:
+        self.template = tuple(template)
 
     def unavailable(self, options: EngineOptions) -> str | None:
-        """None: whether the program is there shows when it is started."""
+        """Return None: a missing program is detected when it is started."""
         return None
 
     def refuses(self, model: Path) -> str | None:
-        """None: what the program can load shows when it is started."""
+        """Return None: an unsupported model is detected when the program is started."""
         return None
 
     def prepare(self, model: Path, options: EngineOptions) -> Path:
-        """The model's directory itself."""
+        """Return the model's directory unchanged."""
         return model
 
     def command(self, model: Path, options: EngineOptions) -> list[str]:
-        """The words with their values. Raises ConfigError for a word in braces that has none."""
+        """Return the command with values filled in. Raises ConfigError for an unknown placeholder."""
         values = {"model": model, "host": options.host, "port": options.port, "slots": options.slots}
         values["context"] = options.context or ""
         try:
-            words = [word.format(**values) for word in self.words]
+            arguments = [part.format(**values) for part in self.template]
         except (KeyError, IndexError, ValueError) as error:
-            known = ", ".join(f"{{{key}}}" for key in values)
-            raise ConfigError(f"engine_command: {error} cannot be filled in; known: {known}") from None
-        return module_command("ropewalk.jobs.serving.serve.attached", "--parent", str(os.getpid()), "--", *words)
+            names = ", ".join(f"{{{key}}}" for key in values)
+            raise ConfigError(f"engine_command: unknown placeholder {error}; known: {names}") from None
+        return module_command("ropewalk.jobs.serving.serve.attached", "--parent", str(os.getpid()), "--", *arguments)
 
     def environment(self, options: EngineOptions) -> dict[str, str]:
-        """Nothing besides the environment of the replica."""
+        """Return no variables besides those of the replica."""
         return {}
 
 
-def engine_of(name: str, words: Sequence[str] | None, model: Path, gpus: int) -> Engine:
-    """The engine that a configuration names, for a model's directory and so many GPUs. Raises ConfigError."""
-    return CommandEngine(words) if words else find_engine(name, model, gpus)
+def select_engine(name: str, command: Sequence[str] | None, model: Path, gpus: int) -> Engine:
+    """Return the configured engine for a model's directory and a number of GPUs. Raises ConfigError."""
+    return CommandEngine(command) if command else find_engine(name, model, gpus)

@@ -1,4 +1,4 @@
-"""The files of a serving run: what its parts tell each other, and what `show` and other programs read."""
+"""Files of a serving run: for its own processes, for `show`, and for other programs."""
 
 import tempfile
 from pathlib import Path
@@ -9,51 +9,49 @@ from ropewalk.cluster.run.files import read_json
 
 
 class ServingFiles:
-    """In the run's directory, for everybody; and on the first node's own disk, for the gateway."""
+    """Files in the run's directory, readable by everyone."""
 
     def __init__(self, run: RunDir) -> None:
         self.folder = run.path / "serving"
-        self.routes = self.folder / "routes.json"  # which replicas answer for which version, as the gateway has it
-        self.state = self.folder / "state.json"  # versions and their phases, as the controller decided
-        self.load = self.folder / "load.json"  # requests under way and counts, some seconds old
+        self.routes = self.folder / "routes.json"  # copy of the gateway's routes
+        self.state = self.folder / "state.json"  # ServingState: versions and their phases
+        self.load = self.folder / "load.json"  # running requests and counts, some seconds old
         self.address = self.folder / "address.json"  # {address, host, port, attempt, node}
-        self.successor = self.folder / "successor.json"  # {run}: who takes over from this run
-        self.replicas = self.folder / "replicas"  # a folder an application, in it a file a replica
-        self.models = self.folder / "models"  # checkpoints as Hugging Face directories
+        self.successor = self.folder / "successor.json"  # {run}: the successor that takes over
+        self.replicas = self.folder / "replicas"  # one folder per application with one file per replica
+        self.models = self.folder / "models"  # exported checkpoints
 
     def make(self) -> None:
-        """Make the folders."""
         for folder in (self.folder, self.replicas, self.models):
             folder.mkdir(exist_ok=True)
 
 
 class LocalFiles:
-    """On the first node's own disk: files that change often, and are read as often."""
+    """Files on the first node's own disk, which change and are read often."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or Path(tempfile.gettempdir()) / "serve"  # of the agent: it goes with the attempt
+        self.folder = folder or Path(tempfile.gettempdir()) / "serve"  # the agent's temporary folder, removed after the attempt
         self.routes = self.folder / "routes.json"
         self.load = self.folder / "load.json"
         self.address = self.folder / "address.json"
         self.settings = self.folder / "gateway.json"
-        self.closing = self.folder / "closing"  # it exists once new requests are refused
-        self.failure = self.folder / "failure.json"  # {error}: why the controller gave up
+        self.closing = self.folder / "closing"  # exists once new requests are refused
+        self.failure = self.folder / "failure.json"  # {error}: fatal error of the controller
 
     def make(self) -> None:
-        """Make the folder."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def read_load(path: Path) -> dict[str, Any]:
-    """What the gateway last said of its load; empty before it has said anything."""
+    """Read the gateway's load; empty before it is first written."""
     try:
-        found = read_json(path)
+        load = read_json(path)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return load if isinstance(load, dict) else {}
 
 
 def open_requests(load: dict[str, Any]) -> int:
-    """Requests under way or in a queue."""
+    """Count running and queued requests."""
     counts = (load.get("versions") or {}).values()
-    return sum(int(each.get("running", 0)) + int(each.get("queued", 0)) for each in counts)
+    return sum(int(version.get("running", 0)) + int(version.get("queued", 0)) for version in counts)

@@ -1,4 +1,4 @@
-"""A serving run that must leave hands over: a second run of the same keys starts, and this one serves until that answers."""
+"""Handover of a serving run that must stop: a successor is submitted, and this run serves until the successor answers."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.status import settle
-from ropewalk.jobs.runs.submit.submit import start
+from ropewalk.jobs.runs.submit.submit import start as start_runs
 from ropewalk.jobs.serving.serve.config import ServeConfig
 from ropewalk.jobs.serving.serve.files import ServingFiles
 
@@ -31,28 +31,28 @@ ORIGIN = (
     "directory",
     "project",
 )
-ASK_SECONDS = 3.0
+CHECK_SECONDS = 3.0  # between queries of the successor's state
 
 
 class Handover:
-    """Decides when to hand over, submits the successor, and sees whether it answers."""
+    """Submits the successor in time and checks whether it serves."""
 
     def __init__(self, context: JobContext, config: ServeConfig) -> None:
         self.context, self.config = context, config
         self.files = ServingFiles(context.run)
-        self._began, self._asked = time.monotonic(), 0.0
-        self.failed = False  # in this attempt: it serves on until it must leave, and its next attempt takes over
+        self._started_at, self._checked_at = time.monotonic(), 0.0
+        self.failed = False  # in this attempt, which then serves until it must stop
         limit = context.run.resources(context.attempt).time_limit_minutes
         self._limit = limit * 60 - config.resources.grace_seconds if limit is not None else None
 
     def due(self) -> bool:
-        """Whether the time limit is near enough that a successor must start now."""
+        """Return True if the time limit is so close that a successor must start now."""
         if not self.config.handover or self._limit is None or self.failed:
             return False
-        return time.monotonic() - self._began > self._limit - self.config.handover_minutes * 60
+        return time.monotonic() - self._started_at > self._limit - self.config.handover_minutes * 60
 
-    def begin(self) -> RunDir | None:
-        """Submit the successor, unless the run was cancelled or hands nothing over; None where there is none."""
+    def start(self) -> RunDir | None:
+        """Submit the successor; None if the run was cancelled, has no handover, or the submission failed."""
         run = self.context.run
         if not self.config.handover or run.cancel_requested or self.failed:
             return None
@@ -61,37 +61,37 @@ class Handover:
         record = {key: run.record[key] for key in ORIGIN if key in run.record}
         successor = RunDir.create(self.config.name or "serve", {**record, "continues": run.id}, run.path.parent)
         try:
-            start(load_backend(str(run.record["cluster"])), [successor], self.config.resources)
+            start_runs(load_backend(str(run.record["cluster"])), [successor], self.config.resources)
         except (RopewalkError, OSError) as error:
             self._fail(f"no successor could be submitted: {error}")
             return None
         write_json(self.files.successor, {"run": successor.id, "time": time.time()})
-        run.event("handover_begun", successor=successor.id)
+        run.event("handover_started", successor=successor.id)
         return successor
 
     def _earlier(self) -> RunDir | None:
-        """The successor that an earlier attempt has submitted, unless that one has failed."""
-        found = read_json(self.files.successor)
-        successor = RunDir(self.context.run.path.parent / str(found["run"])) if found else None
+        """Return the successor submitted by an earlier attempt, unless it failed."""
+        record = read_json(self.files.successor)
+        successor = RunDir(self.context.run.path.parent / str(record["run"])) if record else None
         outcome = successor.last_outcome() if successor is not None else None
-        lost = outcome is not None and outcome.state.final and outcome.state is not RunState.SUCCEEDED
-        return None if lost else successor
+        failed = outcome is not None and outcome.state.final and outcome.state is not RunState.SUCCEEDED
+        return None if failed else successor
 
     def _fail(self, why: str) -> None:
         self.failed = True
-        log.error("nothing is handed over: %s", why)
+        log.error("handover failed: %s", why)
         self.context.run.event("handover_failed", error=why)
 
-    def answers(self, successor: RunDir) -> bool:
-        """Whether the successor serves; `failed` says when it never will."""
+    def is_serving(self, successor: RunDir) -> bool:
+        """Return True if the successor serves; sets `failed` if it never will."""
         state = read_json(ServingFiles(successor).state) or {}
         address = read_json(ServingFiles(successor).address) or {}
         if state.get("stable") and address.get("address") and not address.get("closed"):
             return True
-        if time.monotonic() - self._asked < ASK_SECONDS:
+        if time.monotonic() - self._checked_at < CHECK_SECONDS:
             return False
-        self._asked = time.monotonic()
-        found = settle(successor)
-        if found.state.final and found.state is not RunState.SUCCEEDED:
-            self._fail(f"{successor.id}: {found.reason}")
+        self._checked_at = time.monotonic()
+        status = settle(successor)
+        if status.state.final and status.state is not RunState.SUCCEEDED:
+            self._fail(f"{successor.id}: {status.reason}")
         return False

@@ -1,6 +1,6 @@
-"""The `serve` job's entry: a small parent of the gateway, which answers clients, and of the controller, which runs the replicas.
+"""Entry of the `serve` job: supervises the gateway, which answers clients, and the controller, which runs the replicas.
 
-It starts either again whenever it dies, tells the run's progress, and sees to it that open requests end before the run leaves.
+Restarts either when it dies, writes the run's progress, and lets open requests finish before the run stops.
 """
 
 import logging
@@ -26,12 +26,12 @@ from ropewalk.jobs.serving.serve.progress import Progress
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.1
-MARGIN = 0.2  # of the grace, which is left for the end of the run itself; at most MARGIN_SECONDS
+MARGIN = 0.2  # share of the grace period reserved for shutdown; at most MARGIN_SECONDS
 MARGIN_SECONDS = 10.0
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Serve until the run is asked to stop. Raises StopRequested then, or RuntimeError if there is nothing to serve."""
+    """Serve until the run is asked to stop. Raises StopRequested then, or RuntimeError if nothing can be served."""
     run = Serving(context)
     try:
         return run.serve()
@@ -51,10 +51,10 @@ class Serving:
         self.progress = Progress(context, self.files, self.local)
         self.parts: list[Child] = []
         self._address: dict[str, Any] | None = None
-        self._stopped = 0.0  # when the stop was seen; 0: not yet
+        self._stop_noticed = 0.0  # monotonic time at which the stop was noticed; 0: not yet
 
     def serve(self) -> dict[str, object]:
-        """Run the parts until a stop; returns the results of a run that has handed over."""
+        """Run gateway and controller until a stop; return the results of a run that has handed over."""
         self._start()
         successor = None
         while successor is None and not self.context.stop_requested():
@@ -64,31 +64,31 @@ class Serving:
         if successor is None:
             successor = self._hand_over()
         open_at_end = self._drain()
-        self.context.run.event("served_to_the_end", attempt=self.context.attempt, open=open_at_end)
+        self.context.run.event("serving_stopped", attempt=self.context.attempt, open=open_at_end)
         if successor is not None:
             return {"handed_over_to": successor.id}
         raise StopRequested(f"{open_at_end} requests were open")
 
     def _hand_over(self) -> RunDir | None:
-        """Serve until a successor answers, or this run must leave; None where there is none, or it has failed."""
-        successor = self.handover.begin()
-        while successor is not None and not self.handover.answers(successor) and not self._must_leave():
+        """Serve until the successor answers or this run must stop; None if there is no successor."""
+        successor = self.handover.start()
+        while successor is not None and not self.handover.is_serving(successor) and not self._must_leave():
             if self.handover.failed:
                 return None
             self._wait()
         return successor
 
     def _wait(self) -> None:
-        self._look()
+        self._check_parts()
         time.sleep(LOOK_SECONDS)
 
     def _start(self) -> None:
         context = self.context
-        self.files.routes.unlink(missing_ok=True)  # of an attempt before: nobody answers by them any more
+        self.files.routes.unlink(missing_ok=True)  # of an earlier attempt: its replicas are gone
         settings = gateway_settings(self.config, context.run, self.local)
         self.local.settings.write_text(settings.model_dump_json(indent=1))
         last = read_json(self.files.address)
-        if last and not self.local.address.exists():  # the port of the attempt before, if it is free
+        if last and not self.local.address.exists():  # reuse the port of the earlier attempt if it is free
             write_json(self.local.address, {key: last[key] for key in ("address", "port") if key in last})
         logs = context.run.log_dir(context.attempt)
         secret = {TOKEN_VARIABLE: secrets.token_hex(16)}
@@ -100,39 +100,39 @@ class Serving:
             Child("controller", controller, logs / "controller.log", secret),
         ]
 
-    def _look(self) -> None:
-        """Look after the parts, and tell where the run stands."""
+    def _check_parts(self) -> None:
+        """Restart ended parts, and update the run's progress."""
         if failure := read_json(self.local.failure):
             raise RuntimeError(f"nothing can be served: {failure['error']}")
         for part in self.parts:
-            code = part.look()
+            code = part.restart_if_ended()
             if code is None:
                 continue
             if part.name == "gateway" and code == EXIT_USER_MISTAKE:
-                raise ConfigError(part.last_words())
+                raise ConfigError(part.last_log_line())
             self.context.run.event("serving_part_died", part=part.name, exit_code=code)
-        found = read_json(self.local.address)
-        if found and found != self._address and "pid" in found:
-            self._address = found
-            self.progress.publish(found)
-        self.progress.look()
+        address = read_json(self.local.address)
+        if address and address != self._address and "pid" in address:
+            self._address = address
+            self.progress.publish(address)
+        self.progress.update()
 
     def _must_leave(self) -> bool:
-        """Whether the grace is nearly over; it begins with the stop."""
+        """Return True if the grace period, which starts with the stop, is nearly over."""
         if not self.context.stop_requested():
             return False
-        self._stopped = self._stopped or time.monotonic()
+        self._stop_noticed = self._stop_noticed or time.monotonic()
         grace = self.config.resources.grace_seconds
-        return time.monotonic() >= self._stopped + grace - min(MARGIN_SECONDS, MARGIN * grace)
+        return time.monotonic() >= self._stop_noticed + grace - min(MARGIN_SECONDS, MARGIN * grace)
 
     def _drain(self) -> int:
-        """Refuse new requests, and wait until those that are open have ended; how many have not when it is time to leave."""
+        """Refuse new requests and wait for open ones; return the number still open when it is time to stop."""
         self.local.closing.touch()
-        seen = read_load(self.local.load).get("time")
+        load_time = read_load(self.local.load).get("time")
         deadline = time.monotonic() + self.config.update.drain_seconds
         while not self._must_leave() and time.monotonic() < deadline:
             load = read_load(self.local.load)
-            if load.get("time") != seen and not open_requests(load) and self._closed():
+            if load.get("time") != load_time and not open_requests(load) and self._closed():
                 return 0
             self._wait()
         return open_requests(read_load(self.local.load))
@@ -142,14 +142,14 @@ class Serving:
         return routes.get("accepting") is False
 
     def close(self) -> None:
-        """End the parts; Ray and its replicas are ended by the engine that started them."""
+        """End gateway and controller; Ray and its replicas are ended by the engine that started them."""
         for part in reversed(self.parts):
             part.end()
         self.progress.close()
 
 
 def gateway_settings(config: ServeConfig, run: RunDir, local: LocalFiles) -> GatewaySettings:
-    """What the gateway is told; it has no secret."""
+    """Return the settings of the gateway, without secrets."""
     capture = config.capture.model_dump(mode="json") if config.capture is not None else None
     return GatewaySettings(
         host=config.host,

@@ -1,4 +1,4 @@
-"""Which versions a serving run is to serve: those that an alias of the registry points to, or one model for good."""
+"""Versions a serving run should serve: those an alias of the registry points to, or one fixed model."""
 
 import logging
 import re
@@ -28,53 +28,53 @@ from ropewalk.jobs.runs.models.model_versions import (
 
 log = logging.getLogger(__name__)
 
-DEFAULT_ALIAS = "default"  # of a run or a directory that is served
+DEFAULT_ALIAS = "default"  # API name of a fixed run or directory
 EXPORT_SECONDS = 1800
 GATE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Versions that the registry asks this run to serve."""
+    """Versions that should be served now."""
 
-    stable: str | None  # the version that the served alias points to
-    canary: str | None = None  # the version that is to have a share, for as long as it is named
-    barred: Mapping[str, str] = field(default_factory=dict)  # versions that may not be loaded, each with the reason
+    stable: str | None  # version of the served alias
+    canary: str | None = None  # version of the canary alias
+    barred: Mapping[str, str] = field(default_factory=dict)  # versions refused by their gate, with the reason
 
 
 class Source(Protocol):
-    """Where versions come from."""
+    """Source of versions to serve."""
 
-    alias: str  # the API's name for whatever serves
-    names: tuple[str, ...]  # what else the API calls it
+    alias: str  # API name of the serving version
+    names: tuple[str, ...]  # more API names of it
 
     def wanted(self, canary: str | None, *, gated: bool) -> Wanted:
-        """What is to be served now; `canary` is the alias of versions that are to have a share, None: there is none."""
+        """Return the versions to serve now; `canary` is the alias of canary versions, None for no canary."""
         ...
 
     def ref(self, version: str) -> str:
-        """RUN@STEP or the directory of a version. Raises ConfigError."""
+        """Return RUN@STEP or the directory of a version. Raises ConfigError."""
         ...
 
     def directory(self, version: str, folder: Path) -> Path:
-        """The Hugging Face directory of a version; what must be exported first may go to `folder`. Raises ConfigError."""
+        """Return the Hugging Face directory of a version; an export may go to `folder`. Raises ConfigError."""
         ...
 
-    def tell(self, version: str, state: State, cause: str, by: str) -> None:
-        """Tell the registry what became of a version."""
+    def report(self, version: str, state: State, cause: str, by: str) -> None:
+        """Report the state of a version to the registry."""
         ...
 
-    def take_back(self, version: str, cause: str, by: str) -> str:
-        """Make aliases point to what they pointed to before a version that was refused; what was done, in words."""
+    def revert_aliases(self, version: str, cause: str, by: str) -> str:
+        """Point aliases of a refused version back to their previous version; return a description of the changes."""
         ...
 
 
-class Fixed:
+class FixedModel:
     """One model: a run's checkpoint or a directory."""
 
     def __init__(self, ref: str, root: Path | None = None) -> None:
-        found = find_checkpoint(ref, root)
-        self._place, self._step = found.place, found.step
+        checkpoint = find_checkpoint(ref, root)
+        self._place, self._step = checkpoint.place, checkpoint.step
         if isinstance(self._place, RunDir):
             self._step = self._step if self._step is not None else newest_step(self._place)
             self.version = f"{self._place.id}@{self._step}"
@@ -84,21 +84,21 @@ class Fixed:
         self.names: tuple[str, ...] = ()
 
     def wanted(self, canary: str | None, *, gated: bool) -> Wanted:
-        """The model, always."""
+        """Return the model, always."""
         barred = {}
-        if gated and (why := why_barred(self._place, self._step, None)):
-            barred[self.version] = why
+        if gated and (reason := gate_refusal(self._place, self._step, None)):
+            barred[self.version] = reason
         return Wanted(stable=self.version, barred=barred)
 
     def ref(self, version: str) -> str:
-        """The run and its step, or the directory."""
+        """Return RUN@STEP, or the directory."""
         return str(self._place) if isinstance(self._place, Path) else self.version
 
     def directory(self, version: str, folder: Path) -> Path:
-        """The directory itself, or the checkpoint's, exported into the serving run's folder."""
+        """Return the directory, or export the checkpoint into `folder`."""
         if isinstance(self._place, Path):
             if not (self._place / "config.json").is_file():
-                raise ConfigError(f"{self._place}: is no Hugging Face directory any more (no config.json)")
+                raise ConfigError(f"{self._place} is no longer a Hugging Face directory (no config.json)")
             return self._place
         target = folder / re.sub(r"[^\w.-]", "-", self.version)
         if not (target / "config.json").is_file():
@@ -107,118 +107,122 @@ class Fixed:
             )
         return target
 
-    def tell(self, version: str, state: State, cause: str, by: str) -> None:
-        """Nothing: no registry knows the model."""
+    def report(self, version: str, state: State, cause: str, by: str) -> None:
+        """Do nothing: the model is not in the registry."""
 
-    def take_back(self, version: str, cause: str, by: str) -> str:
-        """Nothing: there is no other version."""
+    def revert_aliases(self, version: str, cause: str, by: str) -> str:
+        """Do nothing: there is no other version."""
         return ""
 
 
-class Watched:
-    """An alias of the registry: what it points to changes."""
+class WatchedAlias:
+    """An alias of the registry, which can change its version."""
 
     def __init__(self, model: RegisteredModel, alias: str) -> None:
         self.model, self.alias = model, alias
-        self._judged: dict[str, tuple[str, float]] = {}  # by version: why its gates keep it out, and until when that is believed
+        self._refusals: dict[
+            str, tuple[str, float]
+        ] = {}  # by version: (refusal by its gate, monotonic time until which it is cached)
         self.names: tuple[str, ...] = (model.name, f"{model.name}@{alias}") if alias == PRODUCTION else (f"{model.name}@{alias}",)
 
     def wanted(self, canary: str | None, *, gated: bool) -> Wanted:
-        """What the alias, and the alias of canaries, point to now."""
+        """Return the current versions of the served alias and of the canary alias."""
         stable = self.model.current(self.alias)
-        other = self.model.current(canary) if canary is not None and canary != self.alias else None
-        if other is not None and stable is not None and other.number == stable.number:
-            other = None
+        candidate = self.model.current(canary) if canary is not None and canary != self.alias else None
+        if candidate is not None and stable is not None and candidate.number == stable.number:
+            candidate = None
         barred = {}
-        for version in (each for each in (stable, other) if gated and each is not None):
-            if why := self._why_barred(version):
-                barred[version.id] = why
-        return Wanted(stable=stable.id if stable else None, canary=other.id if other else None, barred=barred)
+        for version in (each for each in (stable, candidate) if gated and each is not None):
+            if reason := self._gate_refusal(version):
+                barred[version.id] = reason
+        return Wanted(stable=stable.id if stable else None, canary=candidate.id if candidate else None, barred=barred)
 
-    def _why_barred(self, version: Version) -> str:
-        """Why its gates keep a version from traffic; to ask means to look at every run under the root."""
-        why, until = self._judged.get(version.id, ("", 0.0))
+    def _gate_refusal(self, version: Version) -> str:
+        """Return the cached reason the gate refuses a version: computing it reads every run under the root."""
+        reason, until = self._refusals.get(version.id, ("", 0.0))
         if time.monotonic() >= until:
-            why = why_barred(*_place_of(version), version.root)
-            self._judged[version.id] = why, time.monotonic() + GATE_SECONDS
-        return why
+            reason = gate_refusal(*_model_of(version), version.root)
+            self._refusals[version.id] = reason, time.monotonic() + GATE_SECONDS
+        return reason
 
     def ref(self, version: str) -> str:
-        """RUN@STEP or the directory of NAME@NUMBER. Raises ConfigError."""
+        """Return RUN@STEP or the directory of NAME@NUMBER. Raises ConfigError."""
         return self._version(version).ref
 
     def directory(self, version: str, folder: Path) -> Path:
-        """The directory of NAME@NUMBER, which the registry keeps for all who serve it. Raises ConfigError."""
-        found = self._version(version)
-        if exported_directory(found) is None:
+        """Return the directory of NAME@NUMBER, which the registry shares between serving runs. Raises ConfigError."""
+        entry = self._version(version)
+        if exported_directory(entry) is None:
             _run(["ropewalk.jobs.models.registry.directory", version, str(self.model.root)], version)
-        directory = exported_directory(found)
+        directory = exported_directory(entry)
         if directory is None:
-            raise ConfigError(f"{version}: {found.ref} is no model's directory any more (no config.json)")
+            raise ConfigError(f"{version}: {entry.ref} is no longer a model directory (no config.json)")
         return directory
 
-    def tell(self, version: str, state: State, cause: str, by: str) -> None:
-        """Write it into the registry, for `ropewalk models`."""
+    def report(self, version: str, state: State, cause: str, by: str) -> None:
+        """Write the state into the registry, for `ropewalk models`."""
         try:
             record_rollout(self.model.root, version, self.alias, state, cause, by=by)
-        except (RopewalkError, OSError) as error:  # the registry is a mirror of it; this run has it in its own files
-            log.warning("the registry was not told of %s: %s", version, error)
+        except (RopewalkError, OSError) as error:  # not fatal: the run's own files have the state
+            log.warning("the state of %s was not written to the registry: %s", version, error)
 
-    def take_back(self, version: str, cause: str, by: str) -> str:
-        """Make each alias that points to the version point to the one before it."""
-        done = []
-        for alias, found in self.model.aliases().items():
-            if found.id != version:
+    def revert_aliases(self, version: str, cause: str, by: str) -> str:
+        """Point each alias of the version back to its previous version."""
+        changes = []
+        for alias, current in self.model.aliases().items():
+            if current.id != version:
                 continue
             try:
-                move = rollback(alias, model=self.model.name, root=self.model.root, only=found.number, by=by, reason=cause)
+                move = rollback(alias, model=self.model.name, root=self.model.root, only=current.number, by=by, reason=cause)
             except RopewalkError as error:
-                done.append(f"{alias} still points to it: {error}")
+                changes.append(f"{alias} still points to it: {error}")
             else:
-                done.append(f"{alias} points to {move.version_id or 'nothing'} again")
-        return "; ".join(done)
+                changes.append(f"{alias} points to {move.version_id or 'nothing'} again")
+        return "; ".join(changes)
 
     def _version(self, version: str) -> Version:
         return self.model.version(int(version.rpartition("@")[2]))
 
 
-def find_source(ref: str, root: Path | None = None) -> Fixed | Watched:
-    """What a configuration's `model` means. Raises ConfigError if it is neither in the registry, nor a run, nor a directory."""
+def find_source(ref: str, root: Path | None = None) -> FixedModel | WatchedAlias:
+    """Return the source that `model` names. Raises ConfigError if it is not in the registry, a run or a directory."""
     name, _, word = ref.partition("@")
     if not Path(ref).expanduser().exists() and not word.isdigit():
         for model in registered_models(root):
             if name == model.name and word in model.alias_names():
                 find_version(ref, root)  # raises where it points to nothing
-                return Watched(model, word)
+                return WatchedAlias(model, word)
         if (version := find_version(ref, root)) is not None:
-            return Watched(RegisteredModel(version.root, version.model), PRODUCTION if ref == version.model else ref)
-    return Fixed(ref, root)
+            return WatchedAlias(RegisteredModel(version.root, version.model), PRODUCTION if ref == version.model else ref)
+    return FixedModel(ref, root)
 
 
 def lasting_name(ref: str) -> str:
-    """A model's name that means the same tomorrow, as far as it is known here; what is not found stays as it is."""
+    """Return a name of a model that stays valid (NAME@ALIAS, RUN@STEP, a path); unknown names are returned unchanged."""
     try:
         source = find_source(ref)
-        return f"{source.model.name}@{source.alias}" if isinstance(source, Watched) else find_checkpoint(ref).ref
+        return f"{source.model.name}@{source.alias}" if isinstance(source, WatchedAlias) else find_checkpoint(ref).ref
     except ConfigError:
         return ref
 
 
-def why_barred(place: RunDir | Path, step: int | None, root: Path | None) -> str:
-    """Why a model's gates keep it from traffic; empty: they have passed."""
+def gate_refusal(model: RunDir | Path, step: int | None, root: Path | None) -> str:
+    """Return the reason a model's gate refuses it, or an empty string if it passed."""
     try:
-        require_passed(place, step, root)
+        require_passed(model, step, root)
     except ConfigError as error:
-        return f"its gate refused it: {error}" if newest_gates(place, step, root) else f"no gate has judged it: {error}"
+        return f"its gate refused it: {error}" if newest_gates(model, step, root) else f"it has not passed a gate: {error}"
     return ""
 
 
-def _place_of(version: Version) -> tuple[RunDir | Path, int | None]:
+def _model_of(version: Version) -> tuple[RunDir | Path, int | None]:
     return (Path(version.path), None) if version.path else (RunDir(version.root / str(version.run)), version.step)
 
 
-def _run(words: Sequence[str], what: str) -> None:
-    """Run a module of this program in a process of its own: it needs torch. Raises ConfigError with its words."""
-    made = subprocess.run(module_command(*words), capture_output=True, text=True, timeout=EXPORT_SECONDS, check=False)
-    if made.returncode:
-        raise ConfigError(f"{what} cannot be exported: {(made.stderr.strip() or made.stdout.strip())[-500:]}")
+def _run(command: Sequence[str], what: str) -> None:
+    """Run a module of this program as a process, since it needs torch. Raises ConfigError with its error message."""
+    completed = subprocess.run(
+        module_command(*command), capture_output=True, text=True, timeout=EXPORT_SECONDS, check=False
+    )
+    if completed.returncode:
+        raise ConfigError(f"{what} cannot be exported: {(completed.stderr.strip() or completed.stdout.strip())[-500:]}")

@@ -1,7 +1,7 @@
-"""A replica of Ray Serve: it starts an engine on its node, says where that answers, and lives as long as it does.
+"""Ray Serve deployment that runs an engine on its node, publishes its address, and ends with it.
 
-Requests never pass through it: the gateway talks to the engine. When Ray Serve takes the replica away, it first leaves the routes
-and lets the engine finish what it has begun.
+Requests do not pass through Ray Serve: the gateway talks to the engine directly. When Ray Serve removes the replica, it leaves
+the routes first and lets the engine finish running requests.
 """
 
 import json
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
-QUIET_SECONDS = 2.0  # for so long no request must be under way before a draining engine is ended: routes take a moment
-OLD_SECONDS = 5.0  # what the gateway said longer ago says nothing of now
+QUIET_SECONDS = 2.0  # a draining engine is stopped after this long without requests: routes take a moment to update
+STALE_SECONDS = 5.0  # older counts of the gateway are ignored
 
 
 class ReplicaState(StrEnum):
-    """What a replica says of itself."""
+    """State in a replica's record."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -41,7 +41,7 @@ class ReplicaState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSpec:
-    """What a replica is told: plain values, since they travel to another node."""
+    """Settings of a replica: plain values, since they are sent to another node."""
 
     app: str
     version: str
@@ -50,21 +50,21 @@ class ReplicaSpec:
     engine_command: tuple[str, ...] | None
     slots: int
     threads: int | None
-    gpus: int  # of those of its node, which may have more
+    gpus: int  # the node may have more
     context: int | None
-    draft: str | None  # the Hugging Face directory of the draft
+    draft: str | None  # Hugging Face directory of the draft model
     draft_tokens: int
-    folder: str  # where it writes its record
-    load: str  # the file in which the gateway's counts are
-    logs: str  # the attempt's logs
+    folder: str  # folder of the replica's record
+    load: str  # file with the gateway's counts
+    logs: str  # log folder of the attempt
     start_seconds: float
     drain_seconds: float
-    own_address: bool  # listen at the node's address; else at the loopback
-    token: str | None = field(default=None, repr=False)  # that the engine asks for
+    own_address: bool  # listen on the node's address instead of loopback
+    token: str | None = field(default=None, repr=False)  # required by the engine
 
 
 class Replica:
-    """The deployment's class: Ray Serve makes one object a replica, each in a process of its own."""
+    """Deployment class; Ray Serve creates one object per replica, each in its own process."""
 
     def __init__(self, spec: ReplicaSpec) -> None:
         from ray import serve
@@ -74,25 +74,25 @@ class Replica:
         self._record = Path(spec.folder) / f"{self.id}.json"
         self._actor = context.replica_id.to_full_id_str()
         self._ending = False
-        self._told: dict[str, Any] = {}
-        self._tell(ReplicaState.STARTING)
+        self._written: dict[str, Any] = {}
+        self._write_record(ReplicaState.STARTING)
         try:
             self._engine, engine_name = self._start()
         except Exception as error:
-            self._tell(ReplicaState.FAILED, cause=str(error))
+            self._write_record(ReplicaState.FAILED, cause=str(error))
             raise
-        self._tell(ReplicaState.SERVING, url=self._engine.url, engine=engine_name)
+        self._write_record(ReplicaState.SERVING, url=self._engine.url, engine=engine_name)
         threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
 
     def _start(self) -> "tuple[EngineProcess, str]":
         from ropewalk.jobs.inference.engines.engine import EngineOptions
         from ropewalk.jobs.inference.engines.process import EngineProcess
-        from ropewalk.jobs.serving.serve.engine_command import engine_of
+        from ropewalk.jobs.serving.serve.engine_command import select_engine
 
         spec = self.spec
-        engine = engine_of(spec.engine, spec.engine_command, Path(spec.model), spec.gpus)
+        engine = select_engine(spec.engine, spec.engine_command, Path(spec.model), spec.gpus)
         options = EngineOptions(
-            host=own_address() if spec.own_address else "127.0.0.1",
+            host=node_address() if spec.own_address else "127.0.0.1",
             slots=spec.slots,
             threads=spec.threads,
             gpus=spec.gpus,
@@ -111,7 +111,7 @@ class Replica:
         return started, engine.name
 
     def _watch(self) -> None:
-        """End this process when the engine has ended: Ray Serve then starts another replica."""
+        """End this process when the engine ends, so that Ray Serve starts another replica."""
         while self._engine.alive():
             time.sleep(LOOK_SECONDS)
         if not self._ending:
@@ -121,73 +121,86 @@ class Replica:
             os._exit(1)
 
     def check_health(self) -> None:
-        """Asked by Ray Serve. Raises RuntimeError once the engine is gone."""
+        """Health check called by Ray Serve. Raises RuntimeError once the engine has ended."""
         if not self._ending and not self._engine.alive():
             raise RuntimeError(f"the engine of replica {self.id} has ended")
 
     def __call__(self) -> str:
-        """The replica's name: nothing else is asked through Ray Serve."""
+        """Return the replica's name; no other requests come through Ray Serve."""
         return self.id
 
     def __del__(self) -> None:
-        """Called by Ray Serve when the replica is to go: leave the routes, let requests end, end the engine."""
+        """Shutdown called by Ray Serve: leave the routes, let requests finish, stop the engine."""
         engine = getattr(self, "_engine", None)
         if engine is None or self._ending:
             return
         self._ending = True
-        self._tell(ReplicaState.DRAINING, **{key: self._told[key] for key in ("url", "engine")})
-        drained(lambda: under_way(engine.url, self.spec.token, Path(self.spec.load), self.id), self.spec.drain_seconds)
+        self._write_record(ReplicaState.DRAINING, **{key: self._written[key] for key in ("url", "engine")})
+        wait_until_drained(
+            lambda: count_running(engine.url, self.spec.token, Path(self.spec.load), self.id), self.spec.drain_seconds
+        )
         engine.stop()
         self._record.unlink(missing_ok=True)
 
-    def _tell(self, state: ReplicaState, **more: Any) -> None:
+    def _write_record(self, state: ReplicaState, **more: Any) -> None:
         about = {"id": self.id, "actor": self._actor, "version": self.spec.version, "slots": self.spec.slots}
-        self._told = {**about, "state": state.value, "node": os.uname().nodename, "pid": os.getpid(), "time": time.time(), **more}
-        write_json(self._record, self._told, durable=False)
+        self._written = {
+            **about,
+            "state": state.value,
+            "node": os.uname().nodename,
+            "pid": os.getpid(),
+            "time": time.time(),
+            **more,
+        }
+        write_json(self._record, self._written, durable=False)
 
 
-def own_address() -> str:
-    """The address at which other nodes reach this one, as Ray knows it."""
+def node_address() -> str:
+    """Return the node's address as other nodes reach it, according to Ray."""
     import ray
 
     return str(ray.util.get_node_ip_address())
 
 
-class UnderWay(NamedTuple):
-    """How many requests an engine has begun or queued, and when that was counted, by the clock of whoever counts."""
+class RunningRequests(NamedTuple):
+    """Number of running and queued requests of an engine, and the time of the count by the counter's own clock."""
 
     requests: int
-    counted: float
+    counted_at: float
 
 
-def drained(look: Callable[[], UnderWay | None], seconds: float) -> bool:
-    """Wait until an engine has had no request for a moment, at most so many seconds; returns whether it is known to have none."""
-    busy_at = came_at = time.monotonic()
-    deadline, last = busy_at + seconds, None
+def wait_until_drained(count: Callable[[], RunningRequests | None], seconds: float) -> bool:
+    """Wait until an engine has had no requests for QUIET_SECONDS, at most `seconds`; return True if it is known to be idle."""
+    last_busy = last_update = time.monotonic()
+    deadline, last = last_busy + seconds, None
     while (now := time.monotonic()) < deadline:
-        found = look()
-        if found is not None and (last is None or found.counted != last.counted):  # another machine's clock may be wrong
-            came_at, last = now, found
-        if found is None or found.requests or now - came_at > OLD_SECONDS:
-            busy_at = now
-        elif came_at - busy_at >= QUIET_SECONDS:
+        running = count()
+        if running is not None and (
+            last is None or running.counted_at != last.counted_at
+        ):  # only compared for equality: clocks of machines differ
+            last_update, last = now, running
+        if running is None or running.requests or now - last_update > STALE_SECONDS:
+            last_busy = now
+        elif last_update - last_busy >= QUIET_SECONDS:
             return True
         time.sleep(LOOK_SECONDS)
     return False
 
 
-def under_way(url: str, token: str | None, load: Path, replica: str) -> UnderWay | None:
-    """What is under way at an engine by its own word, else by the gateway's; None where neither says."""
-    asked = urllib.request.Request(f"{url}/health", headers={"Authorization": f"Bearer {token}"} if token else {})
+def count_running(url: str, token: str | None, load: Path, replica: str) -> RunningRequests | None:
+    """Return the running requests of an engine as reported by itself, else by the gateway; None if neither reports them."""
+    request = urllib.request.Request(f"{url}/health", headers={"Authorization": f"Bearer {token}"} if token else {})
     try:
-        with urllib.request.urlopen(asked, timeout=5) as answer:
-            found = json.loads(answer.read())
-        return UnderWay(int(found["running"]) + int(found.get("waiting", 0)), time.time())
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            health = json.loads(answer.read())
+        return RunningRequests(int(health["running"]) + int(health.get("waiting", 0)), time.time())
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(getattr(error, "reason", None), ConnectionRefusedError):  # nobody is there who could have begun anything
-            return UnderWay(0, time.time())
+        if isinstance(getattr(error, "reason", None), ConnectionRefusedError):  # the engine is gone, and with it its requests
+            return RunningRequests(0, time.time())
     try:
-        told = read_load(load)
-    except OSError:  # of a shared disk; it is asked again
+        counts = read_load(load)
+    except OSError:  # a shared file system may fail; the caller retries
         return None
-    return UnderWay(int(told["replicas"].get(replica, {}).get("running", 0)), told["time"]) if "time" in told else None
+    return (
+        RunningRequests(int(counts["replicas"].get(replica, {}).get("running", 0)), counts["time"]) if "time" in counts else None
+    )

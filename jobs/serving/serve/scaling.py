@@ -1,4 +1,4 @@
-"""How many replicas the load asks for: the policy that Ray Serve's autoscaling asks once a second."""
+"""Autoscaling policy: the number of replicas for the current load, evaluated by Ray Serve once a second."""
 
 import json
 import math
@@ -6,34 +6,33 @@ import time
 from pathlib import Path
 from typing import Any
 
-STALE_SECONDS = 15.0  # a load that is older says nothing: the gateway is away
+STALE_SECONDS = 15.0  # an older load is ignored: the gateway is down
 
 
 class LoadPolicy:
-    """As many replicas as have slots for all requests that the gateway has under way or waiting.
+    """Scales to as many replicas as have slots for all running and waiting requests of the gateway.
 
-    Ray Serve counts its own requests only, and those of this program never pass it: the gateway's take their place.
-    Bounds and delays are applied by Ray Serve.
+    Ray Serve's own request counts are always zero, since requests bypass it. Ray Serve applies bounds and delays.
     """
 
     def __init__(self, load_file: str, version: str, slots: int, busy: float) -> None:
         self.load_file, self.version, self.slots, self.busy = Path(load_file), version, slots, busy
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """Replicas, and the state that is given back the next time: none."""
-        requests = load_of(self.load_file, self.version)
+        """Return the number of replicas, and an empty state for the next call."""
+        requests = count_requests(self.load_file, self.version)
         if requests is None:
             return context.target_num_replicas, {}
         return max(context.capacity_adjusted_min_replicas, replicas_for(requests, self.slots, self.busy)), {}
 
 
 def replicas_for(requests: float, slots: int, busy: float) -> int:
-    """Replicas whose slots are busy at most to this share."""
+    """Return the number of replicas at which at most this share of the slots is busy."""
     return math.ceil(requests / (slots * busy))
 
 
-def load_of(file: Path, version: str) -> float | None:
-    """Requests of a version that are under way or waiting; None where nothing is known."""
+def count_requests(file: Path, version: str) -> float | None:
+    """Count running and waiting requests of a version; None if the load is unknown."""
     try:
         load = json.loads(file.read_bytes())
     except (OSError, ValueError):

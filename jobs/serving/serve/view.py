@@ -1,4 +1,4 @@
-"""How a serving run is shown and explained: where it listens, which versions answer, what became of updates."""
+"""Display of a serving run: address, versions, and the state of updates."""
 
 import time
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ServeView(RunView):
-    """Address, versions and replicas, beside what every run shows."""
+    """Shows address, versions and replicas of a run."""
 
     serves = True
 
@@ -27,40 +27,40 @@ class ServeView(RunView):
         self.files = ServingFiles(run)
 
     def endpoint(self) -> Endpoint | None:
-        """Where the run, or the one that it hands over to once that serves, can be asked; None: nowhere now."""
-        own, found = self._own_endpoint(), read_json(self.files.successor)
-        if not found:
-            return own
-        other = ServeView(RunDir(self.run.path.parent / str(found["run"])))
-        serves = (read_json(other.files.state) or {}).get("stable")
-        return (other.endpoint() or own) if serves or own is None else own
+        """Return the endpoint of the run, or of its successor once that serves; None if it is not serving."""
+        endpoint, record = self._own_endpoint(), read_json(self.files.successor)
+        if not record:
+            return endpoint
+        successor = ServeView(RunDir(self.run.path.parent / str(record["run"])))
+        serves = (read_json(successor.files.state) or {}).get("stable")
+        return (successor.endpoint() or endpoint) if serves or endpoint is None else endpoint
 
     def _own_endpoint(self) -> Endpoint | None:
-        found = read_json(self.files.address)
-        if not found or found.get("closed") or self.run.outcome(int(found["attempt"])) is not None:
+        address = read_json(self.files.address)
+        if not address or address.get("closed") or self.run.outcome(int(address["attempt"])) is not None:
             return None
         auth = (self.run.record.get("config") or {}).get("auth") or {}
-        tunnel = self._tunnel(found)
+        tunnel = self._tunnel(address)
         return Endpoint(
-            address=str(found["address"]),
-            node=str(found.get("node") or ""),
+            address=str(address["address"]),
+            node=str(address.get("node") or ""),
             variable=auth.get("variable"),
             file=auth.get("file"),
             tunnel=tunnel,
-            tunnelled=f"http://127.0.0.1:{found['port']}" if tunnel else "",
+            tunnelled=f"http://127.0.0.1:{address['port']}" if tunnel else "",
         )
 
-    def _tunnel(self, found: Mapping[str, Any]) -> str:
-        """The command by which another machine reaches the address; empty where none is needed."""
+    def _tunnel(self, address: Mapping[str, Any]) -> str:
+        """Return the command that forwards the address to another machine; empty if none is needed."""
         try:
             return load_backend(str(self.run.record.get("cluster", "local"))).tunnel_command(
-                self.run, str(found["node"]), int(found["port"])
+                self.run, str(address["node"]), int(address["port"])
             )
-        except RopewalkError:  # the cluster is not described on this machine
+        except RopewalkError:  # this machine has no profile of the cluster
             return ""
 
     def plain(self) -> dict[str, Any]:
-        """Address, versions, aliases, and how much is asked of them."""
+        """Return address, versions, aliases and load."""
         endpoint, load = self.endpoint(), read_json(self.files.load) or {}
         routes, state = read_json(self.files.routes) or {}, read_json(self.files.state) or {}
         return {
@@ -73,50 +73,50 @@ class ServeView(RunView):
         }
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """The run, where it listens, and its versions."""
+        """Render the run, its address and its versions."""
         from rich.console import Group
         from rich.text import Text
 
         from ropewalk.jobs.runs.show.tables import run_page, table
 
-        found = self.plain()
+        details_of_serving = self.plain()
         parts: list[Any] = [run_page({**details, "results": details.get("results") or {}})]
-        if found["address"]:
-            parts.append(Text(f"address: {found['address']}", style="bold"))
-            if found["tunnel"]:
-                parts.append(Text(f"from here: {found['tunnel']}", overflow="fold"))
-            parts.append(Text(f"talk to it: ropewalk chat {self.run.id}", style="dim"))
-        if found["successor"]:
-            parts.append(Text(f"handed over to {found['successor']}"))
-        if found["versions"]:
-            made = table(
+        if details_of_serving["address"]:
+            parts.append(Text(f"address: {details_of_serving['address']}", style="bold"))
+            if details_of_serving["tunnel"]:
+                parts.append(Text(f"tunnel: {details_of_serving['tunnel']}", overflow="fold"))
+            parts.append(Text(f"chat: ropewalk chat {self.run.id}", style="dim"))
+        if details_of_serving["successor"]:
+            parts.append(Text(f"handed over to {details_of_serving['successor']}"))
+        if details_of_serving["versions"]:
+            rows = table(
                 "VERSION", "STATE", "TRAFFIC", ">REPLICAS", ">RUNNING", ">REQUESTS", ">ERRORS", "CAUSE", title="versions"
             )
             keys = ("version", "state", "traffic", "replicas", "running", "requests", "errors", "cause")
-            for row in found["versions"]:
-                made.add_row(*(str(row[key]) for key in keys))
-            parts.append(made)
+            for row in details_of_serving["versions"]:
+                rows.add_row(*(str(row[key]) for key in keys))
+            parts.append(rows)
         return Group(*parts)
 
     def explain(self) -> list[str]:
-        """Which version serves, and why others do not."""
-        found = self.plain()
+        """Return a line per version: its traffic, state, or the reason it was refused."""
+        serving = self.plain()
         lines = []
-        for row in found["versions"]:
+        for row in serving["versions"]:
             if row["state"] == "refused":
                 lines.append(f"version {row['version']} was refused: {row['cause']}")
             elif row["traffic"]:
                 replicas = counted(row["replicas"], "replica")
                 lines.append(f"version {row['version']} gets {row['traffic']} of the traffic, on {replicas}")
             elif row["state"] in {"loading", "probing"}:
-                lines.append(f"version {row['version']} is {row['state']} since {time.time() - row['since']:.0f} s")
-        if found["address"]:
-            lines.append(f"it listens at {found['address']}")
+                lines.append(f"version {row['version']} has been {row['state']} for {time.time() - row['since']:.0f} s")
+        if serving["address"]:
+            lines.append(f"listening at {serving['address']}")
         return lines
 
 
 def version_rows(state: Mapping[str, Any], routes: Mapping[str, Any], load: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a version, the serving ones first."""
+    """Return one row per version, versions with traffic first."""
     rows = []
     canary = state.get("canary") or {}
     share = max((float(alias.get("share") or 0) for alias in (routes.get("aliases") or {}).values()), default=0.0)

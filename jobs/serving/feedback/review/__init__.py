@@ -1,1 +1,1 @@
-"""The review page: a person compares, rates and corrects answers without knowing whose they are."""
+"""The review page: a person compares, rates and corrects answers without knowing which version gave them."""

@@ -1,4 +1,4 @@
-"""How far two reviewers agree beyond what chance would make them."""
+"""Inter-annotator agreement (Cohen's kappa)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,31 +11,33 @@ from ropewalk.jobs.serving.feedback.summary import Share, share
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two reviewers, over the items that both have judged."""
+    """Agreement of two reviewers on the items both have judged."""
 
     reviewers: tuple[str, str]
-    equal: Share  # of the items: both said the same
-    kappa: float | None  # Cohen (1960): 0 as chance would have it, 1 always; None where chance alone makes them agree
+    equal: Share  # share of items with equal judgements
+    kappa: float | None  # Cohen (1960): 0 is chance, 1 is perfect; None if chance alone gives perfect agreement
 
 
 def agreements(standing: Mapping[str, Mapping[str, Judgement]]) -> list[Agreement]:
-    """Of every two reviewers who have judged the same pair of answers, skipped ones aside."""
-    found = []
-    for one, other in combinations(sorted(standing), 2):
-        both = [
-            (mine.choice, its.choice)
-            for item, mine in standing[one].items()
-            if (its := standing[other].get(item)) and "skip" not in (mine.choice, its.choice) and mine.second == its.second
+    """Return the agreement of every two reviewers who judged the same pairs of answers, without skipped ones."""
+    results = []
+    for first, second in combinations(sorted(standing), 2):
+        pairs = [
+            (judgement.choice, counterpart.choice)
+            for item, judgement in standing[first].items()
+            if (counterpart := standing[second].get(item))
+            and "skip" not in (judgement.choice, counterpart.choice)
+            and judgement.second == counterpart.second
         ]
-        if both:
-            equal = share([float(a == b) for a, b in both], [str(n) for n in range(len(both))])
-            found.append(Agreement((one, other), equal, kappa(both)))
-    return found
+        if pairs:
+            equal = share([float(a == b) for a, b in pairs], [str(n) for n in range(len(pairs))])
+            results.append(Agreement((first, second), equal, kappa(pairs)))
+    return results
 
 
 def kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
-    """Cohen's kappa of two raters' words on the same items."""
+    """Return Cohen's kappa of two raters on the same items."""
     n = len(pairs)
     first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
-    chance = sum(first[word] * second[word] for word in first) / n**2
+    chance = sum(first[label] * second[label] for label in first) / n**2
     return None if chance == 1 else (sum(a == b for a, b in pairs) / n - chance) / (1 - chance)

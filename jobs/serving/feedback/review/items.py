@@ -1,4 +1,4 @@
-"""What a reviewer is shown: an exchange with a second answer to the same prompt, or alone, in an order that nobody chose."""
+"""Items of a review: an exchange, with a second answer to the same prompt if there is one, in hash order."""
 
 import hashlib
 from collections import defaultdict
@@ -8,78 +8,78 @@ from typing import Any
 
 import orjson
 
-from ropewalk.jobs.serving.feedback.read import Captured
+from ropewalk.jobs.serving.feedback.read import CapturedExchange
 from ropewalk.jobs.serving.feedback.training_data import answer_of, prompt_of
 
-Said = str | list[dict[str, Any]]
+Content = str | list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Side:
-    """One answer, and who gave it, which its reviewer is not told."""
+    """One answer, with the version that gave it; reviewers do not see the version."""
 
-    id: str  # of the exchange, or of the sample
+    id: str  # id of the exchange or of the sample
     version: str
-    answer: Said
+    answer: Content
 
 
 @dataclass(frozen=True)
 class Item:
-    """What is judged at once. `id` is that of the exchange whose answer is `first`."""
+    """Answers judged together. `id` is the id of the exchange whose answer is `first`."""
 
     id: str
-    prompt: Said
+    prompt: Content
     tools: Any
     first: Side
     second: Side | None
 
     def left_is_first(self, reviewer: str) -> bool:
-        """Which answer stands on the left: drawn by item and reviewer, so that a habit of the hand favours nobody."""
+        """Return True if the first answer is shown on the left: decided by hash of item and reviewer, to avoid side bias."""
         return _hash(self.id, reviewer) % 2 == 0
 
     def sides(self, reviewer: str) -> tuple[Side, Side | None]:
-        """The answers from left to right."""
+        """Return the answers from left to right."""
         if self.second is None or self.left_is_first(reviewer):
             return self.first, self.second
         return self.second, self.first
 
 
-def find_items(exchanges: Iterable[Captured], samples: Mapping[str, Side]) -> list[Item]:
-    """All items, ordered by hash: every reviewer sees the same ones first.
+def find_items(exchanges: Iterable[CapturedExchange], samples: Mapping[str, Side]) -> list[Item]:
+    """Return all items in hash order, the same for every reviewer.
 
-    Of answers to one prompt two are shown together, of different versions where there are such. `samples` are second answers by
-    the exchange that they belong to. What has no answer or no text to show is left out.
+    Answers to the same prompt are paired, if possible across versions. `samples` are second answers by exchange id. Exchanges
+    without an answer or without text are left out.
     """
-    groups: dict[bytes, list[Captured]] = defaultdict(list)
-    for one in exchanges:
-        prompt = prompt_of(one)
-        if prompt is not None and answer_of(one) is not None:
-            groups[orjson.dumps([prompt, one.tools])].append(one)
+    groups: dict[bytes, list[CapturedExchange]] = defaultdict(list)
+    for exchange in exchanges:
+        prompt = prompt_of(exchange)
+        if prompt is not None and answer_of(exchange) is not None:
+            groups[orjson.dumps([prompt, exchange.tools])].append(exchange)
     items = [item for group in groups.values() for item in _of_group(group, samples)]
     return sorted(items, key=lambda item: _hash(item.id, ""))
 
 
-def _of_group(group: Sequence[Captured], samples: Mapping[str, Side]) -> list[Item]:
-    waiting = sorted(group, key=lambda one: _hash(one.id, ""))
-    found = []
+def _of_group(group: Sequence[CapturedExchange], samples: Mapping[str, Side]) -> list[Item]:
+    waiting = sorted(group, key=lambda exchange: _hash(exchange.id, ""))
+    items = []
     while waiting:
         first = waiting.pop(0)
-        others = [one for one in waiting if answer_of(one) != answer_of(first)]
-        other = next((one for one in others if one.version != first.version), others[0] if others else None)
+        others = [exchange for exchange in waiting if answer_of(exchange) != answer_of(first)]
+        other = next((exchange for exchange in others if exchange.version != first.version), others[0] if others else None)
         if other is not None:
             waiting.remove(other)
         second = _side(other) if other is not None else samples.get(first.id)
         if second is not None and second.answer == answer_of(first):
             second = None
-        found.append(Item(first.id, prompt_of(first) or "", first.tools, _side(first), second))
-        if other is None:  # the rest say the same
+        items.append(Item(first.id, prompt_of(first) or "", first.tools, _side(first), second))
+        if other is None:  # the remaining answers are equal
             break
-    return found
+    return items
 
 
-def _side(one: Captured) -> Side:
-    return Side(one.id, one.version, answer_of(one) or "")
+def _side(exchange: CapturedExchange) -> Side:
+    return Side(exchange.id, exchange.version, answer_of(exchange) or "")
 
 
-def _hash(*words: str) -> int:
-    return int.from_bytes(hashlib.blake2b("\0".join(words).encode(), digest_size=8).digest())
+def _hash(*parts: str) -> int:
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest())

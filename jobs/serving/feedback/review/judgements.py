@@ -1,4 +1,4 @@
-"""What reviewers have judged: one row a judgement, appended and never changed; an undo is a row too."""
+"""Judgements of reviewers: append-only, one row per judgement or undo."""
 
 import secrets
 import time
@@ -16,7 +16,7 @@ from ropewalk.jobs.serving.feedback.masking import mask
 from ropewalk.jobs.serving.feedback.records import FOLDER
 from ropewalk.jobs.serving.feedback.store import Row, Store, Writer
 
-Choice = Literal["first", "second", "both", "neither", "skip"]  # alone, an answer is `both` (good) or `neither`
+Choice = Literal["first", "second", "both", "neither", "skip"]  # a single answer is `both` (good) or `neither` (bad)
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 UNDO = "undo"
 _TEXT = pa.string()
@@ -24,8 +24,8 @@ JUDGEMENTS = pa.schema(
     [
         *(("id", _TEXT), ("time", pa.float64()), ("reviewer", _TEXT)),
         *(("item", _TEXT), ("first", _TEXT), ("second", _TEXT), ("choice", _TEXT)),
-        *(("corrected", _TEXT), ("correction", _TEXT)),  # the id of the answer that was corrected; what it should be
-        ("undone", _TEXT),  # the judgement that an undo takes back
+        *(("corrected", _TEXT), ("correction", _TEXT)),  # id of the corrected answer, and the correction
+        ("undone", _TEXT),  # id of the judgement that an undo reverts
     ]
 )
 ROLL_BYTES, ROLL_SECONDS = 1 << 20, 3600.0
@@ -33,7 +33,7 @@ ROLL_BYTES, ROLL_SECONDS = 1 << 20, 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """One reviewer's word on one item."""
+    """One reviewer's judgement of one item."""
 
     id: str
     time: float
@@ -47,50 +47,50 @@ class Judgement:
 
 
 def judgements_store(run: Path) -> Store:
-    """All judgements of a run, of all reviewers."""
+    """Return the store of all judgements of a run."""
     return Store(run / FOLDER / "judgements", JUDGEMENTS)
 
 
-def standing(rows: Iterable[Row]) -> dict[str, dict[str, Judgement]]:
-    """By reviewer and item, the judgements that nobody has taken back; the newest of each, in their order."""
+def current_judgements(rows: Iterable[Row]) -> dict[str, dict[str, Judgement]]:
+    """Return the newest judgement by reviewer and item that was not undone, in order."""
     rows = list(rows)
     undone = {row["undone"] for row in rows if row["choice"] == UNDO}
-    found: dict[str, dict[str, Judgement]] = defaultdict(dict)
+    current: dict[str, dict[str, Judgement]] = defaultdict(dict)
     for row in rows:
         if row["choice"] in CHOICES and row["id"] not in undone:
-            found[row["reviewer"]].pop(row["item"], None)
-            found[row["reviewer"]][row["item"]] = Judgement(**{k: v for k, v in row.items() if k != "undone"})
-    return found
+            current[row["reviewer"]].pop(row["item"], None)
+            current[row["reviewer"]][row["item"]] = Judgement(**{k: v for k, v in row.items() if k != "undone"})
+    return current
 
 
-class Judging:
-    """One reviewer at work: each judgement is on the disk before the next item is shown."""
+class JudgementLog:
+    """Judgements of one reviewer; each is on disk before the next item is shown."""
 
     def __init__(self, run: Path, reviewer: str, kinds: Sequence[Kind]) -> None:
         self.reviewer, self._kinds = reviewer, kinds
         self._writer = Writer(judgements_store(run), ROLL_BYTES, ROLL_SECONDS)
-        self.own = standing(self._writer.store.read().to_pylist()).get(reviewer, {})
+        self.judgements = current_judgements(self._writer.store.read().to_pylist()).get(reviewer, {})
 
     def add(self, item: str, first: str, second: str | None, choice: Choice, **correction: str | None) -> None:
-        """Write a judgement down; a correction is masked before. Raises OSError where it cannot be written."""
-        said: Any = correction.get("correction")
-        if said:
-            (said,), _ = mask([said], self._kinds)
+        """Record a judgement; a correction is masked first. Raises OSError if it cannot be written."""
+        masked: Any = correction.get("correction")
+        if masked:
+            (masked,), _ = mask([masked], self._kinds)
         row = {**self._row(), "item": item, "first": first, "second": second, "choice": choice}
-        row |= {"corrected": correction.get("corrected") if said else None, "correction": said or None}
+        row |= {"corrected": correction.get("corrected") if masked else None, "correction": masked or None}
         self._append(row)
-        self.own[item] = Judgement(**row)
+        self.judgements[item] = Judgement(**row)
 
     def undo(self) -> str | None:
-        """Take the newest judgement back; its item. None where there is none."""
-        if not self.own:
+        """Revert the newest judgement and return its item; None if there is none."""
+        if not self.judgements:
             return None
-        item, last = self.own.popitem()
+        item, last = self.judgements.popitem()
         self._append({**self._row(), "item": item, "choice": UNDO, "undone": last.id})
         return item
 
     def close(self) -> None:
-        """Make a shard of what was written."""
+        """Roll the written judgements into a shard."""
         self._writer.roll()
 
     def _row(self) -> Row:
@@ -101,12 +101,12 @@ class Judging:
         self._writer.sync()
 
 
-def text_of(said: Any) -> str:
-    """An answer as a person reads it: its words, and its tool calls as JSON."""
-    if isinstance(said, str):
-        return said
+def text_of(content: Any) -> str:
+    """Render an answer for people: its texts, and its tool calls as JSON."""
+    if isinstance(content, str):
+        return content
     parts = []
-    for message in said:
+    for message in content:
         parts.append(str(message.get("content") or ""))
         parts += [
             orjson.dumps(call.get("function") or call).decode()

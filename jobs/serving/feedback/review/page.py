@@ -1,29 +1,29 @@
-"""The review page as HTML: whatever an answer holds is shown as text, and nothing comes from another place."""
+"""The review page as HTML. Answers are shown as escaped text, and nothing is loaded from other hosts."""
 
 from collections.abc import Sequence
 from html import escape as escape_html
 from typing import NamedTuple
 
 from ropewalk.jobs.serving.feedback.review.agreement import Agreement
-from ropewalk.jobs.serving.feedback.review.items import Item, Said, Side
+from ropewalk.jobs.serving.feedback.review.items import Content, Item, Side
 from ropewalk.jobs.serving.feedback.review.judgements import text_of
 from ropewalk.jobs.serving.feedback.review.session import Progress
 
 _ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
-_EARLIER = 2  # messages at the end of a prompt that are shown open; those before them are folded
+_OPEN_MESSAGES = 2  # last messages of a prompt that are shown; earlier ones are folded
 
 
 class Viewer(NamedTuple):
-    """Whose page it is."""
+    """The run, the reviewer and the progress shown on a page."""
 
     run: str
     reviewer: str
     progress: Progress
-    csrf: str  # what only a page of this server can send back
+    csrf: str  # token that only pages of this server contain
 
 
 def item_page(viewer: Viewer, item: Item, note: str = "") -> str:
-    """The page on which one item is judged."""
+    """Render the page for judging one item."""
     left, right = item.sides(viewer.reviewer)
     cards = _card("left", "Left" if right else "Answer", left) + (_card("right", "Right", right) if right else "")
     body = f"""
@@ -39,47 +39,47 @@ def item_page(viewer: Viewer, item: Item, note: str = "") -> str:
 
 
 def done_page(viewer: Viewer, agreements: Sequence[Agreement], files: Sequence[str]) -> str:
-    """The page when nothing is left, or there was nothing."""
+    """Render the page for a finished or an empty review."""
     progress = viewer.progress
     if not progress.total:
-        words = "<p>Nothing to review yet: this run has captured no answers. Reload this page when it has.</p>"
+        content = "<p>Nothing to review yet: this run has captured no answers. Reload this page when it has.</p>"
     else:
         listed = "".join(f"<li><code>{escape(file)}</code></li>" for file in files)
-        words = f"<p>Everything is judged. Pairs for <b>align</b> and conversations for <b>finetune</b>:</p><ul>{listed}</ul>"
-    words += "".join(f"<p>{escape(sentence)}</p>" for sentence in map(agreement_words, agreements))
+        content = f"<p>All items are judged. Pairs for <b>align</b> and conversations for <b>finetune</b>:</p><ul>{listed}</ul>"
+    content += "".join(f"<p>{escape(sentence)}</p>" for sentence in map(describe_agreement, agreements))
     undo = f"""<form method="post" action="/undo" id="undo"><input type="hidden" name="csrf" value="{escape(viewer.csrf)}">
-<button class="quiet" data-key="u">Undo the last one <kbd>U</kbd></button></form>"""
-    return _page(viewer, f'<section class="done"><h1>Done</h1>{words}{undo if progress.judged else ""}</section>')
+<button class="quiet" data-key="u">Undo the last judgement <kbd>U</kbd></button></form>"""
+    return _page(viewer, f'<section class="done"><h1>Done</h1>{content}{undo if progress.judged else ""}</section>')
 
 
-def refusal_page(words: str) -> str:
-    """A page that says why a request is refused."""
-    return _page(None, f'<section class="done"><h1>Not here</h1><p>{escape(words)}</p></section>')
+def refusal_page(message: str) -> str:
+    """Render a page that explains why a request was refused."""
+    return _page(None, f'<section class="done"><h1>Not available</h1><p>{escape(message)}</p></section>')
 
 
-def agreement_words(found: Agreement) -> str:
-    """Two reviewers' agreement in a sentence."""
-    one, other = found.reviewers
-    equal = found.equal
-    chance = "" if found.kappa is None else f"; Cohen's kappa {found.kappa:.2f}"
+def describe_agreement(agreement: Agreement) -> str:
+    """Describe the agreement of two reviewers in a sentence."""
+    first, second = agreement.reviewers
+    equal = agreement.equal
+    chance = "" if agreement.kappa is None else f"; Cohen's kappa {agreement.kappa:.2f}"
     return (
-        f"{one} and {other} said the same of {equal.value or 0:.0%} of {equal.n} items"
-        f" (95%: {equal.low or 0:.0%} to {equal.high or 0:.0%}{chance})"
+        f"{first} and {second} agree on {equal.value or 0:.0%} of {equal.n} items"
+        f" (95% interval {equal.low or 0:.0%} to {equal.high or 0:.0%}{chance})"
     )
 
 
 def escape(text: str) -> str:
-    """Any text as HTML; a null byte, which browsers drop or replace as they like, as the sign for what cannot be shown."""
+    """Escape text for HTML; null bytes, which browsers treat differently, become U+FFFD."""
     return escape_html(text.replace("\0", "\ufffd"))
 
 
-def _prompt(prompt: Said) -> str:
+def _prompt(prompt: Content) -> str:
     if isinstance(prompt, str):
         return _turn("Prompt", prompt, "user")
     turns = [_turn(_ROLES.get(str(m.get("role")), "Other"), text_of([m]), str(m.get("role"))) for m in prompt]
-    folded = turns[:-_EARLIER]
+    folded = turns[:-_OPEN_MESSAGES]
     before = f"<details><summary>{len(folded)} earlier messages</summary>{''.join(folded)}</details>" if folded else ""
-    return before + "".join(turns[-_EARLIER:])
+    return before + "".join(turns[-_OPEN_MESSAGES:])
 
 
 def _turn(name: str, text: str, role: str) -> str:
@@ -87,34 +87,34 @@ def _turn(name: str, text: str, role: str) -> str:
     return f'<div class="turn {kind}"><span class="role">{escape(name)}</span><div class="text">{escape(text)}</div></div>'
 
 
-def _card(place: str, name: str, side: Side) -> str:
-    text = text_of(side.answer)
-    key = "E" if place == "left" else "R"
-    return f"""<article class="card" id="{place}"><header>{name}</header><div class="text">{escape(text)}</div>
+def _card(side: str, name: str, shown: Side) -> str:
+    text = text_of(shown.answer)
+    key = "E" if side == "left" else "R"
+    return f"""<article class="card" id="{side}"><header>{name}</header><div class="text">{escape(text)}</div>
 <details class="correct"><summary data-key="{key.lower()}">Correct <kbd>{key}</kbd></summary>
-<textarea name="correction_{place}" rows="8" aria-label="Correction of the {place} answer">{_area(text)}</textarea>
-<button name="save" value="{place}" class="save">Save the correction <kbd>Ctrl</kbd> <kbd>Enter</kbd></button>
+<textarea name="correction_{side}" rows="8" aria-label="Correction of the {side} answer">{_area(text)}</textarea>
+<button name="save" value="{side}" class="save">Save the correction <kbd>Ctrl</kbd> <kbd>Enter</kbd></button>
 </details></article>"""
 
 
 def _area(text: str) -> str:
-    """The content of a textarea; a browser drops its first line break."""
+    """Return the content of a textarea; browsers drop a leading line break."""
     return "\n" + escape(text)
 
 
 def _buttons(pair: bool) -> str:
-    words: list[tuple[str, str, str, str]] = (
+    buttons: list[tuple[str, str, str, str]] = (
         [("left", "1", "Left is better", "strong"), ("right", "2", "Right is better", "strong"), ("both", "3", "Both good", "")]
         if pair
         else [("left", "1", "Good", "strong"), ("right", "2", "Bad", "strong")]
     )
-    words += [("neither", "4", "Both bad", "")] if pair else []
-    words += [("skip", "s", "Skip", "quiet")]
-    made = "".join(
+    buttons += [("neither", "4", "Both bad", "")] if pair else []
+    buttons += [("skip", "s", "Skip", "quiet")]
+    html = "".join(
         f'<button name="choice" value="{value}" data-key="{key}" class="{kind}">{name} <kbd>{key.upper()}</kbd></button>'
-        for value, key, name, kind in words
+        for value, key, name, kind in buttons
     )
-    return made + '<button form="undo" data-key="u" class="quiet">Undo <kbd>U</kbd></button>'
+    return html + '<button form="undo" data-key="u" class="quiet">Undo <kbd>U</kbd></button>'
 
 
 def _page(viewer: Viewer | None, body: str) -> str:

@@ -1,1 +1,1 @@
-"""The controller: which versions run, which of them get the traffic, and what the gateway is told."""
+"""The controller: decides which versions run and get traffic, and publishes the routes."""

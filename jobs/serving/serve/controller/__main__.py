@@ -1,4 +1,4 @@
-"""The controller's process: python -m ropewalk.jobs.serving.serve.controller RUN_DIR --attempt N --parent PID."""
+"""Process of the controller: python -m ropewalk.jobs.serving.serve.controller RUN_DIR --attempt N --parent PID."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ from ropewalk.cluster.run.context import STOP_VARIABLE, JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.serving.serve.config import ServeConfig
 from ropewalk.jobs.serving.serve.controller.applications import Applications
-from ropewalk.jobs.serving.serve.controller.controller import Controller, give_up
+from ropewalk.jobs.serving.serve.controller.controller import Controller, report_failure
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles
 from ropewalk.jobs.serving.serve.models import find_source
 
@@ -24,21 +24,21 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     configure_logging("controller")
-    die_with_parent(given.parent)
+    die_with_parent(arguments.parent)
     flag = os.environ.get(STOP_VARIABLE)
-    run = RunDir(given.run_dir)
-    context = JobContext(run=run, attempt=given.attempt, stop_flag=Path(flag) if flag else None)
+    run = RunDir(arguments.run_dir)
+    context = JobContext(run=run, attempt=arguments.attempt, stop_flag=Path(flag) if flag else None)
     config, local, files = context.config(ServeConfig), LocalFiles(), ServingFiles(run)
-    applications = Applications(config, files.replicas / f"{given.attempt:04d}", local.load)
+    applications = Applications(config, files.replicas / f"{arguments.attempt:04d}", local.load)
     applications.connect()
     cause = Controller(context, applications, find_source(config.model, run.path.parent), local).run()
     if cause:
-        give_up(local, cause)
+        report_failure(local, cause)
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(EXIT_FAILED if cause else 0)  # Ray's own threads must not hold the process
+    os._exit(EXIT_FAILED if cause else 0)  # do not wait for Ray's threads
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Ray Serve: one application a version, whose replicas each start an engine; what is seen of them.
+"""Ray Serve applications of a serving run: one per version, whose replicas each start an engine.
 
-Applications outlive the process that started them: a controller that starts again finds them running.
+Applications outlive the process that started them: a restarted controller finds them running.
 """
 
 import logging
@@ -22,18 +22,18 @@ log = logging.getLogger(__name__)
 DEPLOYMENT = "replica"
 HEALTH_SECONDS = 2.0
 SCALE_LOOK_SECONDS = 1.0
-NAMESPACE = "serve"  # Ray Serve's own
-LAST_WORDS = re.compile(r"^[A-Za-z_.]*(?:Error|Exception)\b[^\n]*", re.MULTILINE)
+NAMESPACE = "serve"  # of Ray Serve
+ERROR_LINE = re.compile(r"^[A-Za-z_.]*(?:Error|Exception)\b[^\n]*", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What is seen of one application."""
+class ApplicationStatus:
+    """Observed state of an application."""
 
-    replicas: tuple[Mapping[str, Any], ...] = ()  # the records of those that serve
-    failed: str = ""  # why none does, and none will
-    waits: str = ""  # what replicas wait for
-    draining: tuple[str, ...] = field(default=())  # ids of those that finish what they have begun
+    replicas: tuple[Mapping[str, Any], ...] = ()  # records of serving replicas
+    failed: str = ""  # permanent error, if no replica serves
+    waits: str = ""  # reason for missing replicas
+    draining: tuple[str, ...] = field(default=())  # ids of replicas that finish their requests
 
 
 class Applications:
@@ -43,7 +43,7 @@ class Applications:
         self.config, self.folder, self.load_file = config, folder, load_file
 
     def connect(self) -> None:
-        """Join the run's Ray, and start Ray Serve there unless it runs; its HTTP proxy stays off."""
+        """Connect to the run's Ray, and start Ray Serve there without its HTTP proxy."""
         import ray
         from ray import serve
 
@@ -51,13 +51,13 @@ class Applications:
         serve.start(proxy_location="Disabled")
 
     def running(self) -> dict[str, Any]:
-        """Ray Serve's word on each application that there is, by name."""
+        """Return the status of each application according to Ray Serve, by name."""
         from ray import serve
 
-        return {name: found for name, found in serve.status().applications.items() if found.status != "DELETING"}
+        return {name: status for name, status in serve.status().applications.items() if status.status != "DELETING"}
 
     def deploy(self, spec: ReplicaSpec) -> None:
-        """Start an application, or find it started; returns at once."""
+        """Start an application, or find it running; does not wait."""
         from ray import serve
 
         os.makedirs(spec.folder, exist_ok=True)
@@ -72,7 +72,7 @@ class Applications:
         return serve.deployment(
             name=DEPLOYMENT,
             ray_actor_options=actor,
-            max_ongoing_requests=1000,  # none come: requests go to the engine itself
+            max_ongoing_requests=1000,  # irrelevant: requests go directly to the engine
             health_check_period_s=HEALTH_SECONDS,
             health_check_timeout_s=30,
             graceful_shutdown_timeout_s=config.update.drain_seconds + 30,
@@ -105,32 +105,33 @@ class Applications:
         }
 
     def delete(self, app: str) -> None:
-        """Take an application away; its replicas finish what they have begun. Returns at once."""
+        """Remove an application; its replicas finish their requests. Does not wait."""
         from ray import serve
 
-        log.info("application %s goes", app)
+        log.info("deleting application %s", app)
         serve.delete(app, _blocking=False)
 
-    def look(self, apps: Collection[str], running: Mapping[str, Any]) -> dict[str, Found]:
-        """What is seen of these applications; `running` is Ray Serve's word on those that there are."""
+    def observe(self, apps: Collection[str], running: Mapping[str, Any]) -> dict[str, ApplicationStatus]:
+        """Return the state of these applications; `running` is Ray Serve's status of the existing ones."""
         import ray
 
         records = {app: self._records(app) for app in apps}
-        actors = {each["name"] for each in ray.util.list_named_actors(all_namespaces=True)}  # after it: who wrote is among them
-        return {app: self._found(records[app], running.get(app), actors) for app in apps}
+        # listed after the records are read, so that the actor of every live record is included
+        actors = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
+        return {app: self._status(records[app], running.get(app), actors) for app in apps}
 
-    def _found(self, records: list[dict[str, Any]], status: Any, actors: Collection[str]) -> Found:
+    def _status(self, records: list[dict[str, Any]], status: Any, actors: Collection[str]) -> ApplicationStatus:
         alive = [record for record in records if record["actor"] in actors]
         serving = tuple(record for record in alive if record["state"] == ReplicaState.SERVING)
         draining = tuple(str(record["id"]) for record in alive if record["state"] == ReplicaState.DRAINING)
         failed = ""
         if not serving:
             failed = next((str(record["cause"]) for record in records if record["state"] == ReplicaState.FAILED), "")
-            failed = failed or (_last_words(status) if status is not None and status.status == "DEPLOY_FAILED" else "")
-        return Found(replicas=serving, draining=draining, failed=failed, waits=_waits(status))
+            failed = failed or (_error_line(status) if status is not None and status.status == "DEPLOY_FAILED" else "")
+        return ApplicationStatus(replicas=serving, draining=draining, failed=failed, waits=_waits(status))
 
     def _records(self, app: str) -> list[dict[str, Any]]:
-        folder, found = self.folder / app, []
+        folder, records = self.folder / app, []
         for name in sorted(list_afresh(folder)):
             if name.endswith(".json") and not name.startswith("."):
                 try:
@@ -138,23 +139,23 @@ class Applications:
                 except ValueError:
                     continue
                 if record:
-                    found.append(record)
-        return found
+                    records.append(record)
+        return records
 
     def forget(self, app: str) -> None:
-        """Remove what replicas of an application have written: it is gone."""
+        """Remove the records of an application that is gone."""
         shutil.rmtree(self.folder / app, ignore_errors=True)
 
 
-def _last_words(status: Any) -> str:
-    """The error out of Ray Serve's message, which holds whole tracebacks."""
-    told = " ".join(str(each.message) for each in status.deployments.values()) or str(status.message)
-    errors = LAST_WORDS.findall(told)
-    return str(errors[-1] if errors else told)[:500]
+def _error_line(status: Any) -> str:
+    """Extract the error from Ray Serve's message, which contains whole tracebacks."""
+    message = " ".join(str(deployment.message) for deployment in status.deployments.values()) or str(status.message)
+    errors = ERROR_LINE.findall(message)
+    return str(errors[-1] if errors else message)[:500]
 
 
 def _waits(status: Any) -> str:
-    """Why replicas are not there yet, where Ray Serve knows."""
+    """Return the reason for missing replicas, if Ray Serve knows one."""
     if status is None:
         return ""
-    return " ".join(str(each.message) for each in status.deployments.values() if each.message)[:300]
+    return " ".join(str(deployment.message) for deployment in status.deployments.values() if deployment.message)[:300]

@@ -1,7 +1,6 @@
-"""The controller of a serving run: it makes what runs like what is wanted, again and again, and publishes who answers.
+"""Control loop of a serving run: reconciles running applications with wanted versions, and publishes the routes.
 
-Nothing is in its memory alone: a controller that is killed and started again reads the state, finds the applications running,
-and goes on.
+No state is only in memory: a restarted controller reads the state file, finds the applications running, and continues.
 """
 
 import logging
@@ -19,11 +18,11 @@ from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.models.registry.deployments import State
 from ropewalk.jobs.serving.serve.config import ServeConfig
-from ropewalk.jobs.serving.serve.controller.applications import Applications, Found
+from ropewalk.jobs.serving.serve.controller.applications import Applications, ApplicationStatus
 from ropewalk.jobs.serving.serve.controller.probe import Probes
-from ropewalk.jobs.serving.serve.controller.publish import routes_of
+from ropewalk.jobs.serving.serve.controller.publish import build_routes
 from ropewalk.jobs.serving.serve.controller.state import Phase, ServingState, Version
-from ropewalk.jobs.serving.serve.controller.traffic import Rollout, Seen
+from ropewalk.jobs.serving.serve.controller.traffic import Observation, TrafficController
 from ropewalk.jobs.serving.serve.drafts import draft_directory
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles, read_load
 from ropewalk.jobs.serving.serve.models import Source, Wanted
@@ -33,9 +32,9 @@ from ropewalk.jobs.serving.serve.routes import Routes, write_routes
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.25
-WANTED_SECONDS = 0.5  # between two looks at the registry
-HOPELESS_SECONDS = 3.0  # for which the first version is refused and still wanted, before the run fails
-TOLD: dict[str, State] = {  # events that the registry hears of
+WANTED_SECONDS = 0.5  # between reads of the registry
+FAILURE_SECONDS = 3.0  # the run fails if its first version has been refused and still wanted for this long
+REPORTED_STATES: dict[str, State] = {  # event → state reported to the registry
     "version_loading": "loading",
     "canary_started": "canary",
     "version_serves": "serving",
@@ -45,7 +44,7 @@ _RUNS = frozenset({Phase.LOADING, Phase.PROBING, Phase.READY, Phase.LEAVING})
 
 
 class Controller:
-    """One controller process."""
+    """The controller of one attempt."""
 
     def __init__(self, context: JobContext, applications: Applications, source: Source, local: LocalFiles) -> None:
         self.context, self.applications, self.source, self.local = context, applications, source, local
@@ -56,93 +55,93 @@ class Controller:
         self.state = state if state is not None and state.attempt == context.attempt else ServingState(attempt=context.attempt)
         self.state.alias = source.alias
         self.probes = Probes(self.config.update.probe, self.token, self.config.update.probe_seconds)
-        self._models: dict[str, str] = {}  # what routes say of each version's model
+        self._models: dict[str, str] = {}  # run and step, or directory, by version
         self._preparing: dict[str, threading.Thread] = {}  # by application
-        self._unprepared: dict[str, str] = {}  # why an application was not started
+        self._unprepared: dict[str, str] = {}  # error by application that could not be started
         self._wanted, self._wanted_at = Wanted(stable=self.state.stable), -math.inf
         self._published: Routes | None = None
         self._name = f"serve {context.run.id}"
-        self._rejected: set[str] = set()  # applications whose version was taken back already
+        self._reverted: set[str] = set()  # applications whose aliases were reverted already
 
     def run(self) -> str:
-        """Go on until the entry ends this process; returns why there is nothing to serve, if that is so."""
-        while not (hopeless := self.tick()):
+        """Run until the entry ends this process; return an error if nothing can be served."""
+        while not (failure := self.tick()):
             time.sleep(LOOK_SECONDS)
-        return hopeless
+        return failure
 
     def tick(self) -> str:
-        """One round; returns why there is nothing to serve and never will be, or nothing."""
+        """Run one round of the loop; return an error if nothing can be served, else an empty string."""
         now = time.time()
-        wanted = self._want()
+        wanted = self._read_wanted()
         running = self.applications.running()
-        found = self.applications.look({version.app for version in self.state.versions.values()}, running)
-        seen = self._seen(found)
+        statuses = self.applications.observe({version.app for version in self.state.versions.values()}, running)
+        observations = self._observe(statuses)
         before = self.state.model_dump()
-        events = Rollout(self.config, self.state, now).step(wanted, seen)
+        events = TrafficController(self.config, self.state, now).step(wanted, observations)
         for kind, fields in events:
             log.info("%s %s", kind, fields)
             self.context.run.event(kind, **fields)
-            if kind in TOLD:
-                self.source.tell(fields["version"], TOLD[kind], str(fields.get("cause", "")), self._name)
+            if kind in REPORTED_STATES:
+                self.source.report(fields["version"], REPORTED_STATES[kind], str(fields.get("cause", "")), self._name)
         if self.state.model_dump() != before:
             self.state.write(self.files.state)
-        self._publish(found)
-        self._reconcile(found, running)
-        self._take_back()
-        return self._hopeless(now, wanted)
+        self._publish(statuses)
+        self._reconcile(statuses, running)
+        self._revert_aliases()
+        return self._failure(now, wanted)
 
-    # --- what is wanted, and what is seen
+    # --- wanted and observed state
 
-    def _want(self) -> Wanted:
+    def _read_wanted(self) -> Wanted:
         if time.monotonic() - self._wanted_at >= WANTED_SECONDS:
             self._wanted_at = time.monotonic()
             canary = self.config.canary.alias if self.config.canary is not None else None
             try:
                 self._wanted = self.source.wanted(canary, gated=self.config.update.gated)
-            except (RopewalkError, OSError, ValueError) as error:  # a registry that cannot be read changes nothing
+            except (RopewalkError, OSError, ValueError) as error:  # keep the last state if the registry cannot be read
                 log.warning("the registry cannot be read: %s", error)
         return self._wanted
 
-    def _seen(self, found: Mapping[str, Found]) -> dict[str, Seen]:
+    def _observe(self, statuses: Mapping[str, ApplicationStatus]) -> dict[str, Observation]:
         counts = read_load(self.local.load).get("versions") or {}
         versions = self.state.versions.items()
-        return {name: self._seen_of(version, found[version.app], counts.get(name) or {}) for name, version in versions}
+        return {name: self._observe_version(version, statuses[version.app], counts.get(name) or {}) for name, version in versions}
 
-    def _seen_of(self, version: Version, found: Found, counts: Mapping[str, Any]) -> Seen:
-        return Seen(
-            replicas=len(found.replicas),
-            failed=self._unprepared.get(version.app) or found.failed,
-            waits=found.waits,
-            probed=self.probes.of(version.app),
+    def _observe_version(self, version: Version, status: ApplicationStatus, counts: Mapping[str, Any]) -> Observation:
+        return Observation(
+            replicas=len(status.replicas),
+            failed=self._unprepared.get(version.app) or status.failed,
+            waits=status.waits,
+            probe=self.probes.result(version.app),
             running=int(counts.get("running", 0)) + int(counts.get("queued", 0)),
             requests=int(counts.get("requests", 0)),
             errors=int(counts.get("errors", 0)),
         )
 
-    # --- what is done about it
+    # --- actions
 
-    def _reconcile(self, found: Mapping[str, Found], running: Collection[str]) -> None:
-        """Start the applications that are to run, end the others, and ask those that are to be asked."""
-        named = {version.app: name for name, version in self.state.versions.items() if version.phase in _RUNS}
-        for app, name in named.items():
+    def _reconcile(self, statuses: Mapping[str, ApplicationStatus], running: Collection[str]) -> None:
+        """Start wanted applications, delete the others, and probe those in the probing phase."""
+        versions = {version.app: name for name, version in self.state.versions.items() if version.phase in _RUNS}
+        for app, name in versions.items():
             if app not in running and app not in self._preparing:
                 thread = threading.Thread(target=self._prepare, args=(app, name), name=f"prepare-{app}", daemon=True)
                 self._preparing[app] = thread
                 thread.start()
         for app in running:
-            if app not in named:
+            if app not in versions:
                 self.applications.delete(app)
                 self.probes.forget(app)
         for name, version in self.state.versions.items():
-            if version.phase is Phase.PROBING and version.app in found:
-                self.probes.begin(version.app, name, found[version.app].replicas)
+            if version.phase is Phase.PROBING and version.app in statuses:
+                self.probes.start(version.app, name, statuses[version.app].replicas)
 
     def _prepare(self, app: str, name: str) -> None:
-        """Make the version's directory, and start its application."""
+        """Export the version's directory if necessary, and start its application."""
         try:
             draft = draft_directory(self.config.draft, self.files.models) if self.config.draft is not None else None
             self.applications.deploy(self._spec(app, name, self.source.directory(name, self.files.models), draft))
-        except Exception as error:  # whatever it is, the version is refused for it
+        except Exception as error:  # any error refuses the version
             log.exception("version %s cannot be started", name)
             self._unprepared[app] = str(error)
 
@@ -170,28 +169,30 @@ class Controller:
             token=self.token,
         )
 
-    def _take_back(self) -> None:
-        """Have the registry point to the version before one that was refused."""
+    def _revert_aliases(self) -> None:
+        """Point aliases of refused versions back to their previous version."""
         for name, version in self.state.versions.items():
-            if version.phase is Phase.REFUSED and version.app not in self._rejected:
-                self._rejected.add(version.app)
-                done = self.source.take_back(name, version.cause, self._name)
-                if done:
-                    self.context.run.event("alias_taken_back", version=name, done=done)
+            if version.phase is Phase.REFUSED and version.app not in self._reverted:
+                self._reverted.add(version.app)
+                changes = self.source.revert_aliases(name, version.cause, self._name)
+                if changes:
+                    self.context.run.event("aliases_reverted", version=name, changes=changes)
                 self._wanted_at = -math.inf
 
-    def _publish(self, found: Mapping[str, Found]) -> None:
-        replicas = {name: found[version.app].replicas for name, version in self.state.versions.items() if version.app in found}
+    def _publish(self, statuses: Mapping[str, ApplicationStatus]) -> None:
+        replicas = {
+            name: statuses[version.app].replicas for name, version in self.state.versions.items() if version.app in statuses
+        }
         share = self.config.canary.share if self.config.canary is not None else 0.0
         models = {name: self._model(name) for name in self.state.versions}
-        routes = routes_of(self.state, replicas, models, self.source.names, share, accepting=self._accepting())
+        routes = build_routes(self.state, replicas, models, self.source.names, share, accepting=self._accepting())
         if routes != self._published:
             write_routes(self.local.routes, routes)
             write_routes(self.files.routes, routes)
             self._published = routes
 
     def _model(self, name: str) -> str:
-        """The run and step, or the directory, of a version."""
+        """Return the run and step, or the directory, of a version."""
         if name not in self._models:
             try:
                 self._models[name] = self.source.ref(name)
@@ -200,18 +201,18 @@ class Controller:
         return self._models[name]
 
     def _accepting(self) -> bool:
-        """Whether new requests are answered: until the entry closes, or, where nothing is handed over, until a stop."""
+        """Return True if new requests are accepted: until the entry closes, or without handover until a stop."""
         return not self.local.closing.exists() and (self.config.handover or not self.context.stop_requested())
 
-    def _hopeless(self, now: float, wanted: Wanted) -> str:
+    def _failure(self, now: float, wanted: Wanted) -> str:
         if self.state.stable is not None or wanted.stable is None:
             return ""
         version = self.state.versions.get(wanted.stable)
-        if version is None or version.phase is not Phase.REFUSED or now - version.since < HOPELESS_SECONDS:
+        if version is None or version.phase is not Phase.REFUSED or now - version.since < FAILURE_SECONDS:
             return ""
         return f"{wanted.stable}: {version.cause}"
 
 
-def give_up(local: LocalFiles, cause: str) -> None:
-    """Tell the entry why there is nothing to serve."""
+def report_failure(local: LocalFiles, cause: str) -> None:
+    """Tell the entry that nothing can be served."""
     write_json(local.failure, {"error": cause})

@@ -1,4 +1,4 @@
-"""What the gateway is told: routes of the versions that answer, by the state and what is seen."""
+"""Routes for the gateway, built from the serving state and the observed replicas."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 from ropewalk.jobs.serving.serve.controller.state import Phase, ServingState
 from ropewalk.jobs.serving.serve.routes import Alias, Replica, Routes, Version
 
-_ANSWERS = frozenset({Phase.READY, Phase.LEAVING})
+_ROUTED = frozenset({Phase.READY, Phase.LEAVING})
 
 
-def routes_of(
+def build_routes(
     state: ServingState,
     replicas: Mapping[str, Sequence[Mapping[str, Any]]],
     models: Mapping[str, str],
@@ -19,7 +19,7 @@ def routes_of(
     accepting: bool = True,
     retry_after: int = 5,
 ) -> Routes:
-    """The routes: `replicas` are those that serve, by version; `names` are more names of the alias; `share` is a canary's."""
+    """Build the routes: `replicas` are serving ones by version, `names` more names of the alias, `share` the canary's share."""
     versions = {
         name: Version(
             replicas=tuple(_replica(record) for record in replicas.get(name, ())),
@@ -27,10 +27,10 @@ def routes_of(
             draining=version.phase is Phase.LEAVING,
         )
         for name, version in state.versions.items()
-        if version.phase in _ANSWERS
+        if version.phase in _ROUTED
     }
     aliases: dict[str, Alias] = {}
-    # before the first version answers, requests wait for the one that loads
+    # until the first version is ready, requests wait for the one that is loading
     stable = state.stable or next((name for name, version in state.versions.items() if version.phase is not Phase.REFUSED), None)
     if stable is not None:
         versions.setdefault(stable, Version(model=models.get(stable, "")))

@@ -1,4 +1,4 @@
-"""What a serving run serves, as its controller writes it down: versions with their phases, and who gets the traffic."""
+"""State of a serving run as written by its controller: versions with their phases, and the split of traffic."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -9,13 +9,13 @@ from ropewalk.cluster.run.files import read_json, write_json
 
 
 class Phase(StrEnum):
-    """What a version is doing."""
+    """Phase of a version."""
 
-    LOADING = "loading"  # its replicas start
-    PROBING = "probing"  # it is asked its first question
-    READY = "ready"  # it answers: it serves, waits for its canary's verdict, or is kept as the version before
-    REFUSED = "refused"  # it has no traffic and no replicas, and `cause` says why
-    LEAVING = "leaving"  # it gets no new requests; its replicas go as soon as their streams have ended
+    LOADING = "loading"  # its replicas are starting
+    PROBING = "probing"  # its probe is running
+    READY = "ready"  # loaded: it serves, is a canary, or is kept as the previous version
+    REFUSED = "refused"  # it gets no traffic and has no replicas; see `cause`
+    LEAVING = "leaving"  # it gets no new requests; its replicas stop once their streams have ended
 
 
 class _State(BaseModel):
@@ -25,42 +25,42 @@ class _State(BaseModel):
 class Version(_State):
     """One version of the model."""
 
-    app: str  # its Ray Serve application; a version that is tried again has a new one
+    app: str  # Ray Serve application; a version that is tried again gets a new one
     phase: Phase = Phase.LOADING
-    since: float  # when the phase began, seconds since the epoch
-    cause: str = ""  # why it was refused
-    barred: bool = False  # it was refused by its gate, before it was loaded
-    trusted: bool = False  # it has passed its canary, or served already
+    since: float  # start of the phase, seconds since the epoch
+    cause: str = ""  # reason for the refusal
+    barred: bool = False  # refused by its gate, before it was loaded
+    trusted: bool = False  # it has passed its canary or has served
 
 
 class Canary(_State):
-    """The version that gets a share, and the counts when that began."""
+    """The version that gets a share of the traffic, with the gateway's counts at its start."""
 
     version: str
     since: float
     requests: int = 0
     errors: int = 0
-    decides: bool = True  # it takes over once it has passed; false: it keeps its share as long as an alias names it
+    decides: bool = True  # takes over once it has passed; False: keeps its share while the canary alias points to it
 
 
 class ServingState(_State):
-    """All that a new controller must know of the one before."""
+    """State that a restarted controller needs."""
 
-    attempt: int  # whose applications they are: the next attempt begins with none
+    attempt: int  # owner of the applications; the next attempt starts with none
     alias: str = "default"
     versions: dict[str, Version] = {}
     stable: str | None = None
     canary: Canary | None = None
     previous: str | None = None
     previous_until: float = 0.0
-    applications: int = 0  # how many were started so far: their names are never used twice
+    applications: int = 0  # number started so far, so that names are never reused
 
     @classmethod
     def read(cls, path: Path) -> "ServingState | None":
-        """The state that the last controller wrote; None where there is none."""
-        found = read_json(path)
-        return None if found is None else cls.model_validate(found)
+        """Read the state; None if there is none."""
+        record = read_json(path)
+        return None if record is None else cls.model_validate(record)
 
     def write(self, path: Path) -> None:
-        """Write the state, for a successor and for `show`."""
+        """Write the state, for a restarted controller and for `show`."""
         write_json(path, self.model_dump(mode="json"), durable=False)

@@ -1,1 +1,1 @@
-"""The one address of an endpoint: takes requests, picks replicas, passes answers through, continues what breaks off."""
+"""The gateway, an endpoint's single address: accepts requests, selects replicas, forwards answers, continues broken streams."""

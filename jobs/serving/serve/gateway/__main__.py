@@ -11,18 +11,16 @@ from ropewalk.jobs.serving.serve.gateway.sockets.keeper import Keeper
 
 
 def main() -> None:
-    """Keep an endpoint until SIGTERM; exit 2 with one line for a mistake in the settings."""
+    """Run an endpoint until SIGTERM; exit 2 with one line for a mistake in the settings."""
     parser = argparse.ArgumentParser(
         prog="python -m ropewalk.jobs.serving.serve.gateway",
-        description="The one address of an endpoint: passes requests on to the replicas in routes.json, and loses none.",
+        description="Single address of an endpoint: forwards requests to the replicas in routes.json, and loses none.",
     )
-    parser.add_argument(
-        "settings", type=Path, help="JSON file with the settings: jobs/serving/serve/gateway/settings.py has the keys"
-    )
-    given = parser.parse_args()
+    parser.add_argument("settings", type=Path, help="JSON file with settings, see jobs/serving/serve/gateway/settings.py")
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper %(levelname)s %(message)s")
     try:
-        keeper = Keeper(read_settings(given.settings), given.settings)
+        keeper = Keeper(read_settings(arguments.settings), arguments.settings)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USER_MISTAKE)

@@ -1,4 +1,4 @@
-"""A gateway: its connections, what stands at which path, and what it does once a second."""
+"""The gateway's connections, its URL paths, and its periodic work."""
 
 import asyncio
 import hmac
@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from ropewalk.jobs.serving.serve.gateway.exchange.asked import CHAT, COMPLETIONS, OTHERS
 from ropewalk.jobs.serving.serve.gateway.exchange.context import Context
 from ropewalk.jobs.serving.serve.gateway.exchange.exchange import Exchange
+from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, COMPLETIONS, OTHERS
 from ropewalk.jobs.serving.serve.gateway.http.answers import JSON, RefusalError, plain, refusal, whole
 from ropewalk.jobs.serving.serve.gateway.http.connection import Connection, OpenExchange
 from ropewalk.jobs.serving.serve.gateway.http.head import Head
@@ -27,16 +27,16 @@ _LOOK_SECONDS = 1.0
 _PLAIN_TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 
 
-class TakesFeedback(Protocol):
-    """Who takes ratings and corrections."""
+class FeedbackHandler(Protocol):
+    """Handler of ratings and corrections."""
 
     async def feedback(self, number: str, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer. `number` names the request: what comes twice with one is kept once."""
+        """Return status and body of the answer. `number` identifies the request: a repeated one is stored once."""
         ...
 
 
-class _Answered:
-    """An answer that was there at once."""
+class _Completed:
+    """An exchange that was answered immediately."""
 
     def hang_up(self) -> None:
         pass
@@ -46,9 +46,9 @@ class _Answered:
 
 
 class Gateway:
-    """All connections of clients, and what their requests mean."""
+    """All client connections, and the handling of their requests."""
 
-    def __init__(self, context: Context, closed: Callable[[int], None], feedback: TakesFeedback | None = None) -> None:
+    def __init__(self, context: Context, closed: Callable[[int], None], feedback: FeedbackHandler | None = None) -> None:
         self.context = context
         self.settings: GatewaySettings = context.settings
         self.journal: Journal = context.journal
@@ -61,7 +61,7 @@ class Gateway:
     # --- connections
 
     async def adopt(self, number: int, sock: socket.socket, record: int | None) -> None:
-        """Take a connection, new or from a gateway before this one (`record`: its place in the journal)."""
+        """Take over a connection: a new one, or one of an earlier gateway (`record` is its place in the journal)."""
         sock.setblocking(False)
         try:
             reached = Progress(0, 0, alive=True) if record is None else progress(sock)
@@ -76,19 +76,19 @@ class Gateway:
                 return
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
         except (OSError, IndexError) as error:
-            log.info("connection %d is let go: %s", number, error)
-            if (lost := self.connections.pop(number, None)) is not None:
-                self.journal.free_record(lost.record)
+            log.info("connection %d dropped: %s", number, error)
+            if (dropped := self.connections.pop(number, None)) is not None:
+                self.journal.free_record(dropped.record)
             sock.close()
             self._closed(number)
 
     def closed(self, connection: Connection) -> None:
-        """A connection is over."""
+        """Forget a closed connection."""
         if self.connections.pop(connection.number, None) is not None:
             self._closed(connection.number)
 
     async def look_after(self) -> None:
-        """Let go of clients that are too slow, for ever."""
+        """Close connections of clients that are too slow, forever."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             now = time.monotonic()
@@ -98,7 +98,7 @@ class Gateway:
                     connection.leave()
 
     def leave(self) -> None:
-        """Take no new requests; those that are open end."""
+        """Stop accepting requests; open ones are finished."""
         self.leaving = True
         for connection in list(self.connections.values()):
             connection.leave()
@@ -106,9 +106,9 @@ class Gateway:
     # --- requests
 
     def begin(self, connection: Connection, head: Head, body: bytes) -> OpenExchange:
-        """Answer a request, at once or in a while, unless a gateway that has died since did."""
+        """Handle a request, unless an earlier gateway has answered it."""
         try:
-            self._judge(head)
+            self._check(head)
         except RefusalError as error:
             return self._answer(connection, head, self._refusal(head, error))
         if head.path == FEEDBACK:
@@ -119,26 +119,26 @@ class Gateway:
             return Exchange(self.context, connection, head, body)
         return self._answer(connection, head, self._page(head))
 
-    def _judge(self, head: Head) -> None:
+    def _check(self, head: Head) -> None:
         """Raise RefusalError for a wrong token, path or method."""
         path = head.path
         if self._token is not None and path != "/healthz":
-            scheme, _, given = head.headers.get(b"authorization", b"").partition(b" ")
-            if not (hmac.compare_digest(given.strip(), self._token) and scheme.lower() == b"bearer"):
-                words = "the token is missing or wrong; send the header Authorization: Bearer TOKEN"
-                raise RefusalError(401, words, "invalid_api_key")
+            scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
+            if not (hmac.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"):
+                message = "the token is missing or wrong; send the header Authorization: Bearer TOKEN"
+                raise RefusalError(401, message, "invalid_api_key")
         pages = path in _PAGES or path.startswith("/v1/models/")
         if not pages and path not in _ANSWERS and (path != FEEDBACK or self._feedback is None):
-            raise RefusalError(404, f"there is nothing at {path}", "not_found")
-        wanted = ("GET", "HEAD") if pages else ("POST",)
-        if head.method not in wanted:
-            raise RefusalError(405, f"{path} takes {' and '.join(wanted)}, not {head.method}", "method_not_allowed")
+            raise RefusalError(404, f"no such path: {path}", "not_found")
+        methods = ("GET", "HEAD") if pages else ("POST",)
+        if head.method not in methods:
+            raise RefusalError(405, f"{path} accepts {' and '.join(methods)}, not {head.method}", "method_not_allowed")
 
     def _answer(self, connection: Connection, head: Head, raw: bytes) -> OpenExchange:
         if not connection.answered:
             connection.send(raw)
         connection.ended(keep_alive=head.keep_alive)
-        return _Answered()
+        return _Completed()
 
     def _take_feedback(self, connection: Connection, head: Head, body: bytes) -> OpenExchange:
         async def run() -> None:
@@ -153,7 +153,7 @@ class Gateway:
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return _Answered()
+        return _Completed()
 
     # --- pages
 
@@ -168,13 +168,13 @@ class Gateway:
             return self._whole(head, 200, plain({"object": "list", "data": [_model(name) for name in table.names()]}))
         name = path.removeprefix("/v1/models/")
         if name not in table.names():
-            return self._refusal(head, RefusalError(404, f"there is no model {name!r} here", "model_not_found", param="model"))
+            return self._refusal(head, RefusalError(404, f"there is no model {name!r}", "model_not_found", param="model"))
         return self._whole(head, 200, plain(_model(name)))
 
     def _health(self, head: Head) -> bytes:
         table = self.context.table
         answering = {
-            version: sum(state.listed and state.away_since is None for state in queue.replicas.values())
+            version: sum(state.listed and state.unhealthy_since is None for state in queue.replicas.values())
             for version, queue in table.queues.items()
         }
         accepting = table.routes is not None and table.routes.accepting and not self.leaving

@@ -1,4 +1,4 @@
-"""A gateway process, which waits until the keeper tells it to lead.
+"""A gateway process, which waits until the keeper makes it the leader.
 
 Usage: python -m ropewalk.jobs.serving.serve.gateway.worker SETTINGS.json FD
 """
@@ -44,17 +44,17 @@ _LOAD_SECONDS = 0.5
 
 
 class Leader:
-    """A gateway that leads: the keeper's words in, numbers of closed connections out."""
+    """The gateway that serves: takes connections from the keeper and reports closed ones."""
 
     def __init__(self, settings: GatewaySettings, channel: socket.socket, journal: Journal) -> None:
         self._channel, self._journal, self._settings = channel, journal, settings
-        self._known = {number: record for record, number in journal.records()}
+        self._records = {number: record for record, number in journal.records()}
         self._closed: list[int] = []
         self._over = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Serve until the keeper says that it is over, and what was open has ended."""
+        """Serve until the keeper ends it and all open requests have finished."""
         settings = self._settings
         upstreams = Upstreams(os.environ.get("ROPEWALK_ENGINE_TOKEN"))
         table = Table(settings.routes, upstreams, per_slot=settings.queue_per_slot, imbalance=settings.imbalance)
@@ -64,8 +64,8 @@ class Leader:
         archive.recover(recorder)
         context = Context(settings, self._journal, table, upstreams, AnswerCache(settings.cache_bytes), Metrics(), archive)
         self.gateway = Gateway(context, self._note_closed, recorder)
-        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
-        self._hear()
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._receive)
+        self._receive()
         for service in (table.follow(), self.gateway.look_after(), self._tell_alive(), write_load(self.gateway)):
             self._start(service)
         await self._over.wait()
@@ -74,18 +74,18 @@ class Leader:
 
     # --- the keeper
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         while True:
             try:
                 message = receive(self._channel)
             except BlockingIOError:
                 return
-            if message is None:  # the keeper is gone, and with it the sockets
+            if message is None:  # the keeper died, and with it the sockets
                 os.kill(os.getpid(), signal.SIGKILL)
                 return
-            self._heed(message)
+            self._handle(message)
 
-    def _heed(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         if message.kind is Kind.CONNECTIONS:
             self._start(self._adopt(message))
         elif message.kind is Kind.LEAVE:
@@ -94,7 +94,7 @@ class Leader:
 
     async def _adopt(self, message: Message) -> None:
         for number, handle in zip(message.numbers, message.sockets, strict=True):
-            await self.gateway.adopt(number, socket.socket(fileno=handle), self._known.pop(number, None))
+            await self.gateway.adopt(number, socket.socket(fileno=handle), self._records.pop(number, None))
 
     def _note_closed(self, number: int) -> None:
         if not self._closed:
@@ -102,7 +102,7 @@ class Leader:
         self._closed.append(number)
 
     def _tell_closed(self) -> None:
-        """Tell of closed connections, once their own descriptors are closed too."""
+        """Report closed connections, after their own descriptors are closed."""
         numbers, self._closed = self._closed, []
         for at in range(0, len(numbers), 1024):
             part = numbers[at : at + 1024]
@@ -132,7 +132,7 @@ class Leader:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a service of the gateway has failed: it is replaced", exc_info=error)
+            log.error("a task of the gateway failed; the gateway is replaced", exc_info=error)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -149,7 +149,7 @@ async def open_recorder(settings: GatewaySettings, on_durable: Callable[[Sequenc
 
 
 async def write_load(gateway: Gateway) -> None:
-    """Write the file twice a second, for ever."""
+    """Write the load twice a second, forever: the input of autoscaling, canaries and draining."""
     path = gateway.settings.load_file
     began, last_requests, last_time = time.time(), 0, time.monotonic()
     while path is not None:
@@ -162,7 +162,7 @@ async def write_load(gateway: Gateway) -> None:
 
 
 def load_of(gateway: Gateway) -> dict[str, Any]:
-    """Requests that run, wait and have failed, by version; what runs on each replica."""
+    """Return running, waiting and failed requests by version, and running requests by replica."""
     metrics, queues = gateway.context.metrics, gateway.context.table.queues
     versions: dict[str, Any] = {}
     for name in queues.keys() | metrics.totals.keys():
@@ -176,14 +176,14 @@ def load_of(gateway: Gateway) -> dict[str, Any]:
             "errors": errors,
             "first_token_seconds_p50": round(statistics.median(first), 6) if first else None,
         }
-    replicas = {one: {"running": state.running} for queue in queues.values() for one, state in queue.replicas.items()}
+    replicas = {name: {"running": state.running} for queue in queues.values() for name, state in queue.replicas.items()}
     return {"time": time.time(), "connections": len(gateway.connections), "versions": versions, "replicas": replicas}
 
 
 def main() -> None:
-    """Wait for the keeper's word, then lead."""
+    """Wait for the keeper's message, then lead."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keeper says when to leave
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keeper decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s gateway %(process)d %(levelname)s %(message)s")
     settings = read_settings(Path(sys.argv[1]))

@@ -233,7 +233,7 @@ def test_what_waits_for_a_stuck_writer_is_bounded_and_counted(tmp_path: Path) ->
     told: list[str] = []
 
     async def scenario() -> Capture:
-        capture = Capture(tmp_path, CaptureConfig(retention_days=1e5, mask=()), told.extend, most_open_bytes=200_000)
+        capture = Capture(tmp_path, CaptureConfig(retention_days=1e5, mask=()), told.extend, max_open_bytes=200_000)
         await capture.start()
         os.kill(capture.writer_pid or 0, signal.SIGSTOP)
         for number in range(400):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ropewalk.jobs.serving.feedback.config import KINDS
 from ropewalk.jobs.serving.feedback.exchange import Frame, exchange_frame, take_frames
-from ropewalk.jobs.serving.feedback.masking import DEEPEST, LEFT_OUT, mask
+from ropewalk.jobs.serving.feedback.masking import LEFT_OUT, MAX_DEPTH, mask
 from ropewalk.jobs.serving.feedback.records import exchange_rows
 from tests.jobs.serving.feedback.exchanges import exchange, items, personal_exchange, planted
 
@@ -53,7 +53,7 @@ def test_what_is_nested_beyond_measure_is_left_out() -> None:
         value = [value]
     text = json.dumps(masked(value))
     assert LEFT_OUT in text
-    assert text.count("[") == DEEPEST + 1
+    assert text.count("[") == MAX_DEPTH + 1
     assert "example" not in text
 
 

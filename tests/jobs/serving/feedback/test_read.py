@@ -10,7 +10,7 @@ import pytest
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.datapipe.chat.config import ChatConfig
 from ropewalk.datapipe.chat.conversation import conversation_of
-from ropewalk.jobs.serving.feedback.export import moment
+from ropewalk.jobs.serving.feedback.export import parse_time
 from ropewalk.jobs.serving.feedback.read import exchanges, read
 from ropewalk.jobs.serving.feedback.records import FOLDER, answers_store, exchanges_store
 from ropewalk.jobs.serving.feedback.summary import share, summarize
@@ -125,8 +125,8 @@ def test_the_command_deletes_what_the_configuration_lets_nobody_keep(shell: Shel
 
 
 def test_times_that_a_user_names() -> None:
-    assert moment("7d", now=1e9) == 1e9 - 7 * 86_400
-    assert moment("1.5h", now=1e9) == 1e9 - 5400
-    assert time.strftime("%Y-%m-%d", time.localtime(moment("2026-11-27"))) == "2026-11-27"
+    assert parse_time("7d", now=1e9) == 1e9 - 7 * 86_400
+    assert parse_time("1.5h", now=1e9) == 1e9 - 5400
+    assert time.strftime("%Y-%m-%d", time.localtime(parse_time("2026-11-27"))) == "2026-11-27"
     with pytest.raises(ConfigError, match="is no time"):
-        moment("soon")
+        parse_time("soon")

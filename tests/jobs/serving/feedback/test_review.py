@@ -20,7 +20,7 @@ from ropewalk.jobs.serving.feedback.read import exchanges
 from ropewalk.jobs.serving.feedback.review.agreement import agreements, kappa
 from ropewalk.jobs.serving.feedback.review.export import reviewed_conversations, reviewed_pairs
 from ropewalk.jobs.serving.feedback.review.items import find_items
-from ropewalk.jobs.serving.feedback.review.judgements import judgements_store, standing
+from ropewalk.jobs.serving.feedback.review.judgements import current_judgements, judgements_store
 from ropewalk.jobs.serving.feedback.review.samples import Sampler, endpoint
 from ropewalk.jobs.serving.feedback.review.server import ReviewServer
 from ropewalk.jobs.serving.feedback.review.session import Review
@@ -137,7 +137,7 @@ def test_an_undo_brings_the_item_back_and_a_restart_goes_on(run: RunDir) -> None
     current = again.current()
     assert current is not None
     assert current.id == order[0]
-    assert standing(judgements_store(run.path).read().to_pylist())["ann"] == {}
+    assert current_judgements(judgements_store(run.path).read().to_pylist())["ann"] == {}
 
 
 def test_corrections_are_masked_before_they_are_written(run: RunDir) -> None:
@@ -270,7 +270,7 @@ def test_a_second_answer_is_drawn_from_the_endpoint_masked_and_kept(tmp_path: Pa
         server.shutdown()
     assert sorted(seen) == [("Question 0?", ["One", "Mail <EMAIL>"]), ("Question 1?", ["Two", None])]
     assert review.sampler is not None
-    assert "503" in review.sampler.trouble
+    assert "503" in review.sampler.error
     path, token, body = next(one for one in server.asked if "Question 0?" in str(one))  # type: ignore[attr-defined]
     assert (path, token, body["store"], body["model"]) == ("/v1/chat/completions", "Bearer word", False, "production")
     review.close()

@@ -21,7 +21,7 @@ from ropewalk.jobs.serving.refresh.config import RefreshConfig
 from ropewalk.jobs.serving.refresh.loop import Loop
 from ropewalk.jobs.serving.refresh.report import write_report
 from ropewalk.jobs.serving.refresh.steps import Steps
-from ropewalk.jobs.serving.refresh.trigger import DriftLook, Trigger
+from ropewalk.jobs.serving.refresh.trigger import DriftCheck, DriftReport, RefreshTrigger
 from tests.jobs.models.registry.registered import MODEL_RECORD, judged, trained
 
 NOW = 1_790_000_000.0
@@ -146,7 +146,7 @@ class Stage:
         self.run = RunDir.create("fresh", {**record, "resources": {"nodes": 1}}, root)
         self.now = NOW
         self.waits: Callable[[], None] = lambda: None  # what happens while the driver waits
-        self.drift: DriftLook = lambda state: {}
+        self.drift: DriftCheck = lambda state: DriftReport(False, "", state, {})
 
     def drive(self) -> list[dict[str, Any]]:
         """An attempt of the driver; the facts of all rounds."""
@@ -163,7 +163,7 @@ class Stage:
             plain_wait()
 
         steps.wait = wait  # type: ignore[method-assign]
-        trigger = Trigger(self.config.trigger, self.served, self.drift, lambda: self.now)
+        trigger = RefreshTrigger(self.config.trigger, self.served, self.drift, lambda: self.now)
         Loop(context, self.config, steps, trigger, lambda: self.now).drive(lambda: write_report(self.run))
         write_report(self.run)
         return read_rounds(self.run)

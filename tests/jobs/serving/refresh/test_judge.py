@@ -63,7 +63,7 @@ def test_one_metric_of_many_that_is_worse_by_chance_refuses_nobody(tmp_path: Pat
     assert found["passed"]
     (told,) = [one for one in found["comparisons"] if one["name"] == "quiz/acc"]
     assert not told["worse"]
-    assert "one of 20 comparisons may be so by chance" in told["words"]
+    assert "not significant among 20 comparisons" in told["message"]
     assert found["reasons"] == []
 
     many = {**same, "acc": worse(30)}, {**same, "acc": [1.0] * ITEMS}
@@ -75,7 +75,7 @@ def test_a_metric_with_a_margin_is_asked_for_by_itself(tmp_path: Path) -> None:
     same = {f"m{k}": [1.0, 0.0] * (ITEMS // 2) for k in range(METRICS - 1)}
     sides = [evaluated(tmp_path, {**same, "acc": one}) for one in (worse(7), [1.0] * ITEMS)]
     found = judge((sides[0], sides[1]), None, {"quiz/acc": 0.02})
-    assert ["it must be shown to be worse by 0.02 at most" in reason for reason in found["reasons"]] == [True]
+    assert ["the interval must exclude a loss of more than 0.02" in reason for reason in found["reasons"]] == [True]
 
 
 def test_the_better_side_of_a_loss_is_the_lower_one(tmp_path: Path) -> None:

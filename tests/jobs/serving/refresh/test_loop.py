@@ -18,12 +18,12 @@ from ropewalk.jobs.models.registry.promote import promote
 from ropewalk.jobs.runs.models.model_versions import RegisteredModel
 from ropewalk.jobs.runs.show.tree import family_tree
 from ropewalk.jobs.serving.feedback.records import FOLDER, answers_store, exchanges_store, ratings_store
-from ropewalk.jobs.serving.refresh.canary import Tally, rule, tallies
+from ropewalk.jobs.serving.refresh.canary import Tally, judge_canary, tallies
 from ropewalk.jobs.serving.refresh.config import CanaryConfig, RefreshConfig, TriggerConfig
 from ropewalk.jobs.serving.refresh.report import headline
 from ropewalk.jobs.serving.refresh.rounds import Round
 from ropewalk.jobs.serving.refresh.steps import StepFailedError
-from ropewalk.jobs.serving.refresh.trigger import Trigger
+from ropewalk.jobs.serving.refresh.trigger import DriftReport, DriftSchedule, DriftState, RefreshTrigger
 from tests.jobs.models.registry.registered import judged, trained
 from tests.jobs.serving.refresh.staged import NOW, Played, Stage, captured, keep, rated
 from tests.jobs.shell import Shell
@@ -51,7 +51,7 @@ def steps_of(stage: Stage) -> list[str]:
 def test_a_good_candidate_is_promoted_with_all_that_speaks_for_it(root: Path) -> None:
     stage = Stage(root)
     (facts,) = stage.drive()
-    assert (facts["outcome"], facts["words"]) == ("promoted", "main@2 is production in the place of main@1")
+    assert (facts["outcome"], facts["message"]) == ("promoted", "main@2 replaces main@1 as production")
     assert steps_of(stage) == ["1-collect", "1-train", "1-evaluate-candidate", "1-evaluate-production"]
     assert {key: facts["data"][key] for key in ("corrected", "liked", "disliked", "not judged", "new", "pairs")} == {
         "corrected": 3,
@@ -84,7 +84,7 @@ def test_a_good_candidate_is_promoted_with_all_that_speaks_for_it(root: Path) ->
         (
             Played(right={"candidate": 0.86, "production": 0.9}),
             {"gate": {"evaluate": {"tasks": ["quiz.yaml"], "require": {"quiz": ">= 0.5"}}, "margin": {"quiz": 0.01}}},
-            "it must be shown to be worse by 0.01 at most",
+            "the interval must exclude a loss of more than 0.01",
         ),
         (
             Played(right={"leaks candidate": 0.6, "leaks production": 0.0}),
@@ -94,7 +94,7 @@ def test_a_good_candidate_is_promoted_with_all_that_speaks_for_it(root: Path) ->
         (
             Played(refused=("audit-candidate",)),
             {"gate": {"audit": {"memorization": {"canaries": "c.jsonl"}, "require": {"canaries/exposure": "<= 3"}}}},
-            "it was refused",
+            "its gate refused it",
         ),
     ],
     ids=["its gate", "worse", "perhaps worse", "leaks more", "audit"],
@@ -103,7 +103,7 @@ def test_a_bad_candidate_never_gets_traffic(root: Path, played: Played, keys: di
     stage = Stage(root, played, **keys)
     (facts,) = stage.drive()
     assert facts["outcome"] == "refused"
-    assert said in facts["words"]
+    assert said in facts["message"]
     assert (moves(stage), moves(stage, "candidate")) == ([("promote", 1)], [])
 
 
@@ -128,7 +128,7 @@ def test_a_person_is_waited_for(root: Path, capsys: pytest.CaptureFixture[str], 
         assert "does not wait for an approval" in shell.mistake("approve", stage.run.id)
 
         def answer(stage: Stage = stage, said: tuple[str, ...] = said) -> None:
-            if json.loads((stage.run.path / "rounds/0001/round.json").read_text()).get("asked"):
+            if json.loads((stage.run.path / "rounds/0001/round.json").read_text()).get("approval_requested"):
                 assert moves(stage, "candidate") == []
                 if not stage.run.requests.get("approved"):
                     shell("approve", stage.run.id, *said)
@@ -153,7 +153,7 @@ def test_through_a_canary_to_production(root: Path) -> None:
     stage.waits = serve
     (facts,) = stage.drive()
     assert facts["outcome"] == "promoted"
-    assert facts["words"].endswith(f"{stage.served.id} serves it")
+    assert facts["message"].endswith(f"{stage.served.id} serves it")
     assert facts["canary"]["candidate"]["answers"] >= 20
     assert moves(stage, "candidate") == [("promote", 2), ("withdraw", None)]
 
@@ -163,7 +163,7 @@ def test_a_canary_that_fails_is_withdrawn(root: Path) -> None:
     stage.waits = lambda: stage.answer("main@2", 4, errors=2)
     (facts,) = stage.drive()
     assert facts["outcome"] == "refused by its canary"
-    assert "of its 4 answers failed" in facts["words"]
+    assert "of its 4 answers failed" in facts["message"]
     assert moves(stage) == [("promote", 1)]
     assert moves(stage, "candidate") == [("promote", 2), ("withdraw", None)]
 
@@ -177,7 +177,7 @@ def test_what_the_serving_run_refuses_is_rolled_back(root: Path) -> None:
 
     stage.waits = serve
     (facts,) = stage.drive()
-    assert (facts["outcome"], facts["words"]) == ("rolled back", "the serving run refused it: it does not load")
+    assert (facts["outcome"], facts["message"]) == ("rolled back", "the serving run refused it: it does not load")
     assert moves(stage) == [("promote", 1), ("promote", 2), ("rollback", 1)]
 
 
@@ -202,7 +202,7 @@ def test_whoever_promotes_by_hand_meanwhile_is_not_overruled(root: Path) -> None
     stage.waits = by_hand
     (facts,) = stage.drive()
     assert facts["outcome"] == "not promoted"
-    assert "somebody else has moved it" in facts["words"]
+    assert "somebody else has moved it" in facts["message"]
     assert [version for _, version in moves(stage)][:1] == [1]
     assert RegisteredModel(root, "main").current("production").run == other.id  # type: ignore[union-attr]
 
@@ -241,16 +241,18 @@ def test_feedback_begins_one_round_whatever_becomes_of_it(root: Path, played: Pl
     stage.waits = tell
     first, second = stage.drive()
     assert first["outcome"] == second["outcome"] == outcome
-    assert second["trigger"]["time"] > second["began"], "it waits for feedback that is new"
-    assert (second["trigger"]["ratings"], second["data"]["corrected"]) == (7, 3), "and learns from what came before, too"
+    assert second["trigger"]["time"] > second["waiting_since"], "it waits for feedback that is new"
+    assert (second["trigger"]["figures"]["ratings"], second["data"]["corrected"]) == (7, 3), (
+        "and learns from what came before, too"
+    )
 
 
 def test_all_rounds_together_are_one_series_of_looks_for_drift(root: Path) -> None:
     drift = {"reference": "x.jsonl", "every_hours": 0.1}
     stage = Stage(root, Played(refused=("evaluate-candidate",)), rounds=2, trigger={"drift": drift, "look_seconds": 0.001})
-    stage.drift = lambda state: {"alarm": True, "words": "Dutch", "state": {"looked": state.get("looked", 0) + 1}, "figures": {}}
+    stage.drift = lambda state: DriftReport(True, "Dutch", {"looked": state.get("looked", 0) + 1}, {})
     first, second = stage.drive()
-    assert second["looks"]["state"] == {"looked": 2}
+    assert second["drift_checks"]["state"] == {"looked": 2}
     assert second["trigger"]["time"] - first["trigger"]["time"] >= 360
 
 
@@ -258,7 +260,7 @@ class KilledError(BaseException):
     """What stands for a kill: nothing catches it."""
 
 
-EFFECTS: tuple[tuple[Any, str], ...] = ((Round, "settle"), (Played, "ask"), (loop_module, "promote"), (loop_module, "register"))
+EFFECTS: tuple[tuple[Any, str], ...] = ((Round, "record"), (Played, "ask"), (loop_module, "promote"), (loop_module, "register"))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +325,7 @@ def test_killed_before_and_after_each_effect_it_ends_the_same(
 )
 def test_what_a_canary_is_judged_by(candidate: Tally, production: Tally, minutes: float, state: str | None) -> None:
     config = CanaryConfig(minutes=1, requests=50, most_minutes=30, max_error_rate=0.02)
-    found = rule(config, candidate, production, 60 * minutes)
+    found = judge_canary(config, candidate, production, 60 * minutes)
     assert (found.state if found else None) == state
 
 
@@ -350,32 +352,32 @@ def test_a_conversation_is_liked_once(root: Path) -> None:
 
 def test_what_begins_a_round(root: Path) -> None:
     stage = Stage(root)
-    looks: dict[str, Any] = {}
+    schedule = DriftSchedule()
 
-    def drift(state: Any) -> dict[str, Any]:
+    def drift(state: DriftState) -> DriftReport:
         looked = state.get("looked", 0) + 1
-        return {"alarm": looked == 3, "words": "they ask in Dutch", "state": {"looked": looked}, "figures": {}}
+        return DriftReport(looked == 3, "the prompts are in Dutch", {"looked": looked}, {})
 
     def why(hours: float, **keys: Any) -> str | None:
-        trigger = Trigger(TriggerConfig(**keys), stage.served, drift, lambda: NOW + hours * 3600)
-        found = trigger.ask(NOW, None, looks)
-        return found["why"] if found else None
+        trigger = RefreshTrigger(TriggerConfig(**keys), stage.served, drift, lambda: NOW + hours * 3600)
+        reason = trigger.due(NOW, None, schedule)
+        return reason.kind if reason else None
 
     assert why(0) == "start"
     assert [why(hours, every_hours=2) for hours in (1.9, 2)] == [None, "schedule"]
     assert [why(0, feedback=count) for count in (8, 7)] == [None, "feedback"]
     drifting = {"drift": {"reference": "x.jsonl", "every_hours": 24}}
     assert [why(hours, **drifting) for hours in (0, 1, 24, 47, 48)] == [None, None, None, None, "drift"]
-    assert looks["state"] == {"looked": 3}
+    assert schedule.state == {"looked": 3}
 
 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"gate": {"evaluate": {"tasks": ["quiz.yaml"]}}}, "nothing is promoted without a gate"),
+        ({"gate": {"evaluate": {"tasks": ["quiz.yaml"]}}}, "a gate is required"),
         ({"train": {"steps": 4, "stepz": 1}}, "train: unknown key 'stepz'"),
-        ({"train": {"steps": 4, "data": "x"}}, "train.data: is filled in"),
-        ({"model": "main@3"}, "is a version and never changes"),
+        ({"train": {"steps": 4, "data": "x"}}, "train.data: is set by the refresh"),
+        ({"model": "main@3"}, "is a version, which never changes"),
         ({"replay": {"share": 0.2}}, "replay.data"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_run_that_is_asked_to_leave_serves_until_its_successor_answers(start: 
     with Load(run.address, WORDS, clients=2, pause=0.1) as load:
         run.until(lambda: load.count)
         run.stop()
-        begun = run.until(lambda: run.events("handover_begun"))[0]
+        begun = run.until(lambda: run.events("handover_started"))[0]
         successor = RunDir(run.run.path.parent / begun["successor"])
         try:
             run.until(lambda: view_of(successor).plain()["versions"] and view_of(successor).endpoint(), Patience.CLUSTER)

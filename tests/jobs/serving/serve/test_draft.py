@@ -31,7 +31,7 @@ def test_a_draft_that_is_not_there_is_named_before_anything_starts(tmp_path: Pat
     config = load_config(ServeConfig, {"model": str(folder), "draft": str(tmp_path / "nowhere")})
     with pytest.raises(ConfigError, match=r"draft: .*nowhere"):
         config.preflight()
-    with pytest.raises(ConfigError, match="draft: name it in the words of engine_command"):
+    with pytest.raises(ConfigError, match="draft: set it in engine_command"):
         load_config(ServeConfig, {"model": "m", "draft": "d", "engine_command": ["serve", "{model}"]})
 
 

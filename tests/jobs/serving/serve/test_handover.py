@@ -10,11 +10,11 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.jobs.runs.show.view import view_of
 from ropewalk.jobs.serving.serve.config import ServeConfig
-from ropewalk.jobs.serving.serve.controller.applications import Applications, Found
+from ropewalk.jobs.serving.serve.controller.applications import Applications, ApplicationStatus
 from ropewalk.jobs.serving.serve.controller.controller import Controller
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles
 from ropewalk.jobs.serving.serve.handover import Handover
-from ropewalk.jobs.serving.serve.models import Fixed
+from ropewalk.jobs.serving.serve.models import FixedModel
 from ropewalk.jobs.serving.serve.replica import ReplicaSpec
 from tests.fakes.engine import fake_model
 from tests.jobs.shell import Shell
@@ -45,15 +45,15 @@ def test_a_successor_that_fails_is_left_and_the_next_attempt_submits_another(she
     run, config = serving(shell.home / "runs", "bad")
     first = attempt(run, config)
     assert first.due()
-    failed = first.begin()
+    failed = first.start()
     assert failed is not None
     assert failed.record["continues"] == run.id
-    assert not first.answers(failed)
+    assert not first.is_serving(failed)
     assert first.failed
     assert not first.due()
-    assert first.begin() is None
+    assert first.start() is None
     assert [event["error"].partition(":")[0] for event in run.read_events() if event["event"] == "handover_failed"] == [failed.id]
-    second = attempt(run, config).begin()
+    second = attempt(run, config).start()
     assert second is not None
     assert second.id != failed.id
 
@@ -61,9 +61,9 @@ def test_a_successor_that_fails_is_left_and_the_next_attempt_submits_another(she
 def test_one_that_answers_is_handed_over_to_by_whichever_attempt(shell: Shell) -> None:
     run, config = serving(shell.home / "runs", "slow")
     first = attempt(run, config)
-    successor = first.begin()
+    successor = first.start()
     assert successor is not None
-    assert not first.answers(successor)
+    assert not first.is_serving(successor)
     assert not first.failed
     write_json(ServingFiles(run).address, {"address": "http://127.0.0.1:2", "port": 2, "node": "a", "attempt": 1})
     files = ServingFiles(successor)
@@ -73,17 +73,17 @@ def test_one_that_answers_is_handed_over_to_by_whichever_attempt(shell: Shell) -
     write_json(files.state, {"stable": "anything@1"})
     assert asked_at(run) == "http://127.0.0.1:1"
     again = attempt(run, config)
-    found = again.begin()
+    found = again.start()
     assert found is not None
     assert found.id == successor.id
-    assert again.answers(successor)
+    assert again.is_serving(successor)
     assert read_json(ServingFiles(run).successor) is not None
 
 
 def test_a_submission_that_is_refused_changes_nothing(shell: Shell) -> None:
     run, config = serving(shell.home / "runs", "closed")
     first = attempt(run, config)
-    assert first.begin() is None
+    assert first.start() is None
     assert first.failed
     assert not first.due()
 
@@ -97,8 +97,8 @@ class NoApplications(Applications):
     def deploy(self, spec: ReplicaSpec) -> None:
         pass
 
-    def look(self, apps: Collection[str], running: Mapping[str, Any]) -> dict[str, Found]:
-        return {app: Found() for app in apps}
+    def observe(self, apps: Collection[str], running: Mapping[str, Any]) -> dict[str, ApplicationStatus]:
+        return {app: ApplicationStatus() for app in apps}
 
 
 def test_once_its_successor_answers_a_run_refuses_new_requests_though_nobody_has_asked_it_to_stop(shell: Shell) -> None:
@@ -106,7 +106,7 @@ def test_once_its_successor_answers_a_run_refuses_new_requests_though_nobody_has
     run, config = serving(shell.home / "runs", "slow")
     local = LocalFiles(shell.home / "local")
     local.make()
-    source = Fixed(str(fake_model(shell.home / "one")))
+    source = FixedModel(str(fake_model(shell.home / "one")))
     context = JobContext(run=run, attempt=run.begin_attempt())
     controller = Controller(context, NoApplications(config, local.folder, local.load), source, local)
     controller.tick()

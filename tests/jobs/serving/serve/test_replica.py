@@ -14,7 +14,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.inference.engines.engine import EngineError
 from ropewalk.jobs.serving.serve.config import ServeConfig
-from ropewalk.jobs.serving.serve.replica import Replica, ReplicaSpec, UnderWay, drained, under_way
+from ropewalk.jobs.serving.serve.replica import Replica, ReplicaSpec, RunningRequests, count_running, wait_until_drained
 
 
 class Silent(BaseHTTPRequestHandler):
@@ -49,33 +49,33 @@ def test_an_engine_that_does_not_count_is_drained_by_the_gateways_count(
     monkeypatch.setattr(replica_module, "LOOK_SECONDS", 0.01)
     load = tmp_path / "load.json"
 
-    def look() -> UnderWay | None:
-        return under_way(silent, None, load, "r1")
+    def look() -> RunningRequests | None:
+        return count_running(silent, None, load, "r1")
 
     def tell(**running: int) -> None:
         counts = {name: {"running": n} for name, n in running.items()}
         write_json(load, {"time": time.time() + ahead_seconds, "replicas": counts}, durable=False)
 
-    def look_while_told(**running: int) -> UnderWay | None:
+    def look_while_told(**running: int) -> RunningRequests | None:
         tell(**running)
         return look()
 
     assert look() is None
-    assert not drained(look, 0.3), "nobody says: its time is waited out"
+    assert not wait_until_drained(look, 0.3), "nobody says: its time is waited out"
     assert (found := look_while_told(r1=2, r2=1))
     assert found.requests == 2
-    assert not drained(lambda: look_while_told(r1=2, r2=1), 0.3), "it is busy"
+    assert not wait_until_drained(lambda: look_while_told(r1=2, r2=1), 0.3), "it is busy"
     tell(r2=1)
-    assert not drained(look, 0.3), "what was said before it left says nothing of what came then; this gateway is gone"
+    assert not wait_until_drained(look, 0.3), "what was said before it left says nothing of what came then; this gateway is gone"
     started = time.monotonic()
-    assert drained(lambda: look_while_told(r2=1), 60)
+    assert wait_until_drained(lambda: look_while_told(r2=1), 60)
     assert time.monotonic() - started >= 0.1, "routes take a moment"
 
 
 def test_an_engine_that_is_gone_has_nothing_under_way(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Silent) as server:
         gone = f"http://127.0.0.1:{server.server_port}"
-    found = under_way(gone, None, tmp_path / "load.json", "r1")
+    found = count_running(gone, None, tmp_path / "load.json", "r1")
     assert found is not None
     assert found.requests == 0
 
@@ -98,5 +98,5 @@ def test_an_engine_gets_the_gpus_of_its_replica(tmp_path: Path, monkeypatch: pyt
 
 def test_gpus_that_no_replica_would_use_are_refused(tmp_path: Path) -> None:
     keys = {"model": str(tmp_path), "resources": {"nodes": 1, "gpus": 8}}
-    with pytest.raises(ConfigError, match=r"gpus: is 0, and a node has resources.gpus=8: .* CPU; set gpus=1"):
+    with pytest.raises(ConfigError, match=r"gpus=0, but a node has resources.gpus=8: .* CPU; set gpus=1"):
         ServeConfig.model_validate(keys).preflight()

@@ -8,13 +8,13 @@ from typing import Any
 
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.serving.serve.config import ServeConfig
-from ropewalk.jobs.serving.serve.controller.publish import routes_of
+from ropewalk.jobs.serving.serve.controller.publish import build_routes
 from ropewalk.jobs.serving.serve.controller.state import Phase, ServingState
-from ropewalk.jobs.serving.serve.controller.traffic import Rollout, Seen
+from ropewalk.jobs.serving.serve.controller.traffic import Observation, TrafficController
 from ropewalk.jobs.serving.serve.models import Wanted
 from ropewalk.jobs.serving.serve.scaling import LoadPolicy
 
-UP = Seen(replicas=1, probed="")
+UP = Observation(replicas=1, probe="")
 
 
 @dataclass
@@ -26,10 +26,10 @@ class Steps:
     state: ServingState = field(default_factory=lambda: ServingState(attempt=1))
     told: list[str] = field(default_factory=list)
 
-    def step(self, stable: str | None, seconds: float = 1.0, *, canary: str | None = None, **seen: Seen) -> None:
+    def step(self, stable: str | None, seconds: float = 1.0, *, canary: str | None = None, **seen: Observation) -> None:
         self.now += seconds
         config = ServeConfig(model="m", **self.keys)
-        events = Rollout(config, self.state, self.now).step(Wanted(stable=stable, canary=canary), seen)
+        events = TrafficController(config, self.state, self.now).step(Wanted(stable=stable, canary=canary), seen)
         self.told += [f"{kind} {fields.get('version')}" for kind, fields in events]
         ServingState.model_validate_json(self.state.model_dump_json())
 
@@ -49,7 +49,7 @@ def test_a_version_loads_is_asked_and_serves() -> None:
     run = Steps()
     run.step("a")
     assert (run.phase("a"), run.state.stable) == (Phase.LOADING, None)
-    run.step("a", a=Seen(replicas=1))
+    run.step("a", a=Observation(replicas=1))
     assert (run.phase("a"), run.state.stable) == (Phase.PROBING, None)
     run.step("a", a=UP)
     assert (run.phase("a"), run.state.stable) == (Phase.READY, "a")
@@ -59,9 +59,9 @@ def test_a_version_loads_is_asked_and_serves() -> None:
 def test_all_replicas_load_before_it_takes_over() -> None:
     run = Steps({"replicas": "2..3"})
     run.step("a")
-    run.step("a", a=Seen(replicas=1))
+    run.step("a", a=Observation(replicas=1))
     assert run.phase("a") is Phase.LOADING
-    run.step("a", a=Seen(replicas=2))
+    run.step("a", a=Observation(replicas=2))
     assert run.phase("a") is Phase.PROBING
 
 
@@ -69,25 +69,25 @@ def test_a_new_version_is_loaded_beside_the_old_one_which_stays_for_a_rollback()
     run = Steps({"update": {"keep_previous_minutes": 1}}).serving("a")
     run.step("b", a=UP)
     assert (run.state.stable, run.phase("a"), run.phase("b")) == ("a", Phase.READY, Phase.LOADING)
-    run.step("b", a=UP, b=Seen(replicas=1))
+    run.step("b", a=UP, b=Observation(replicas=1))
     run.step("b", a=UP, b=UP)
     assert (run.state.stable, run.state.previous) == ("b", "a")
     run.step("a", a=UP, b=UP)  # rolled back: the next step
     assert (run.state.stable, run.state.previous) == ("a", "b")
     run.step("a", 61.0, a=UP, b=UP)
     assert run.phase("b") is Phase.LEAVING
-    run.step("a", a=UP, b=Seen(replicas=1, running=2))
-    run.step("a", 5.0, a=UP, b=Seen(replicas=1, running=1))
+    run.step("a", a=UP, b=Observation(replicas=1, running=2))
+    run.step("a", 5.0, a=UP, b=Observation(replicas=1, running=1))
     assert run.phase("b") is Phase.LEAVING, "it has open requests"
-    run.step("a", a=UP, b=Seen(replicas=1))
+    run.step("a", a=UP, b=Observation(replicas=1))
     assert run.phase("b") is None
     assert run.told[-1] == "version_gone b"
 
 
 def test_a_version_that_does_not_load_or_answer_never_gets_traffic() -> None:
     for seen, cause in (
-        (Seen(failed="bad weights"), "it did not load: bad weights"),
-        (Seen(replicas=1, probed="it answers 500"), "it did not answer: it answers 500"),
+        (Observation(failed="bad weights"), "loading failed: bad weights"),
+        (Observation(replicas=1, probe="it answers 500"), "probe failed: it answers 500"),
     ):
         run = Steps().serving("a")
         run.step("b", a=UP)
@@ -103,7 +103,7 @@ def test_a_version_that_does_not_load_or_answer_never_gets_traffic() -> None:
 def test_one_that_never_loads_is_refused_in_time_and_one_withdrawn_while_it_loads_goes() -> None:
     run = Steps({"update": {"start_minutes": 1}}).serving("a")
     run.step("b", a=UP)
-    run.step("b", 61.0, a=UP, b=Seen(waits="1 GPU is needed, none is free"))
+    run.step("b", 61.0, a=UP, b=Observation(waits="1 GPU is needed, none is free"))
     assert run.phase("b") is Phase.REFUSED
     assert "1 GPU is needed" in run.state.versions["b"].cause
     run = Steps().serving("a")
@@ -115,7 +115,7 @@ def test_one_that_never_loads_is_refused_in_time_and_one_withdrawn_while_it_load
 def test_a_gate_that_has_not_passed_keeps_a_version_out_until_it_has() -> None:
     run = Steps({"update": {"gated": True}}).serving("a")
     config = ServeConfig(model="m", **run.keys)
-    step = Rollout(config, run.state, 2000.0).step
+    step = TrafficController(config, run.state, 2000.0).step
     assert step(Wanted(stable="b", barred={"b": "its gate refused it"}), {"a": UP})[0][0] == "version_refused"
     assert run.state.versions["b"].cause == "its gate refused it"
     run.step("b", a=UP)
@@ -129,7 +129,7 @@ CANARY = {"canary": {"share": 0.2, "requests": 10, "minutes": 5, "max_error_rate
 def canary_of_b() -> Steps:
     run = Steps(CANARY).serving("a")
     run.step("b", a=UP)
-    run.step("b", a=UP, b=Seen(replicas=1))
+    run.step("b", a=UP, b=Observation(replicas=1))
     run.step("b", a=UP, b=UP)
     assert run.state.canary is not None
     assert (run.state.stable, run.state.canary.version) == ("a", "b")
@@ -138,17 +138,17 @@ def canary_of_b() -> Steps:
 
 def test_a_canary_takes_over_once_it_has_answered_enough() -> None:
     run = canary_of_b()
-    run.step("b", a=UP, b=Seen(replicas=1, probed="", requests=9))
+    run.step("b", a=UP, b=Observation(replicas=1, probe="", requests=9))
     assert run.state.stable == "a"
-    run.step("b", a=UP, b=Seen(replicas=1, probed="", requests=10, errors=1))
+    run.step("b", a=UP, b=Observation(replicas=1, probe="", requests=10, errors=1))
     assert (run.state.stable, run.state.canary) == ("b", None)
     quiet = canary_of_b()
-    quiet.step("b", 301.0, a=UP, b=Seen(replicas=1, probed="", requests=1))
+    quiet.step("b", 301.0, a=UP, b=Observation(replicas=1, probe="", requests=1))
     assert quiet.state.stable == "b", "nobody asks it much, and it did no harm"
 
 
 def test_a_canary_that_fails_too_often_or_dies_gets_no_more() -> None:
-    for seen in (Seen(replicas=1, probed="", requests=6, errors=3), Seen(replicas=0, failed="killed", probed="")):
+    for seen in (Observation(replicas=1, probe="", requests=6, errors=3), Observation(replicas=0, failed="killed", probe="")):
         run = canary_of_b()
         run.step("b", a=UP, b=seen)
         assert (run.state.stable, run.state.canary, run.phase("b")) == ("a", None, Phase.REFUSED)
@@ -159,23 +159,23 @@ def test_a_gateway_that_counts_anew_does_not_confuse_a_canary() -> None:
     run = canary_of_b()
     assert run.state.canary is not None
     run.state.canary.requests = 100
-    run.step("b", a=UP, b=Seen(replicas=1, probed="", requests=3))
+    run.step("b", a=UP, b=Observation(replicas=1, probe="", requests=3))
     assert (run.state.stable, run.state.canary.requests) == ("a", 3)
 
 
 def test_a_candidate_has_its_share_for_as_long_as_it_is_named_and_then_takes_over_at_once() -> None:
     run = Steps(CANARY).serving("a")
     run.step("a", canary="b", a=UP)
-    run.step("a", canary="b", a=UP, b=Seen(replicas=1))
+    run.step("a", canary="b", a=UP, b=Observation(replicas=1))
     run.step("a", canary="b", a=UP, b=UP)
     run.step("a", canary="b", a=UP, b=UP)
     assert run.state.canary is not None
-    run.step("a", canary="b", a=UP, b=Seen(replicas=1, probed="", requests=50))
+    run.step("a", canary="b", a=UP, b=Observation(replicas=1, probe="", requests=50))
     assert (run.state.stable, run.state.canary.version) == ("a", "b"), "it takes over when production is moved, not before"
-    run.step("b", a=UP, b=Seen(replicas=1, probed="", requests=60))
+    run.step("b", a=UP, b=Observation(replicas=1, probe="", requests=60))
     assert (run.state.stable, run.state.canary) == ("b", None)
     run.step("b", canary="c", a=UP, b=UP)
-    run.step("b", canary="c", a=UP, b=UP, c=Seen(replicas=1))
+    run.step("b", canary="c", a=UP, b=UP, c=Observation(replicas=1))
     run.step("b", canary="c", a=UP, b=UP, c=UP)
     run.step("b", canary="c", a=UP, b=UP, c=UP)
     assert run.state.canary is not None
@@ -186,13 +186,13 @@ def test_a_candidate_has_its_share_for_as_long_as_it_is_named_and_then_takes_ove
 def test_routes_show_who_answers() -> None:
     run = canary_of_b()
     record = {"id": "b.1", "url": "http://127.0.0.1:1", "engine": "command", "slots": 2}
-    routes = routes_of(run.state, {"b": [record]}, {"a": "run@3"}, ("main@production",), 0.2)
+    routes = build_routes(run.state, {"b": [record]}, {"a": "run@3"}, ("main@production",), 0.2)
     assert routes.aliases["default"].canary == "b"
     assert (routes.aliases["main@production"].stable, routes.aliases["default"].share) == ("a", 0.2)
     assert (routes.versions["b"].replicas[0].slots, routes.versions["a"].model) == (2, "run@3")
     first = Steps()
     first.step("a")
-    early = routes_of(first.state, {}, {}, (), 0.0)
+    early = build_routes(first.state, {}, {}, (), 0.0)
     assert early.aliases["default"].stable == "a", "requests wait for the version that loads"
 
 

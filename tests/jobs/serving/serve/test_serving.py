@@ -41,7 +41,7 @@ def test_it_answers_and_says_where(run: Serving) -> None:
 def test_a_broken_version_gets_no_traffic_and_the_alias_goes_back(run: Serving) -> None:
     with Load(run.address, WORDS, clients=3, pause=0.1) as load:
         broken = run.promote("broken", load="bad weights")
-        run.until(lambda: run.events("alias_taken_back"))
+        run.until(lambda: run.events("aliases_reverted"))
         run.until(lambda: broken not in run.state["versions"])
         before = load.count
         run.until(lambda: load.count > before + 4)
@@ -75,5 +75,5 @@ def test_asked_to_stop_it_ends_what_is_open(run: Serving) -> None:
         run.stop()
         outcome = run.until(lambda: run.run.outcome(attempt))
     assert outcome.exit_code == 85
-    assert run.events("served_to_the_end")[-1]["open"] == 0
+    assert run.events("serving_stopped")[-1]["open"] == 0
     assert not [failure for failure in load.failures if "cut" in failure], "no stream was cut"

@@ -39,7 +39,7 @@ def test_twenty_updates_ten_of_them_broken(tmp_path: Path, monkeypatch: pytest.M
                 more = BROKEN[number // 2 % len(BROKEN)] if broken else {}
                 version = run.promote(f"model{'abcdefghijklmnopqrst'[number - 1]}", words=WORDS, pause=0.03, **more)
                 if broken:
-                    told = run.until(lambda version=version: _of(run.events("alias_taken_back"), version), Patience.CLUSTER)
+                    told = run.until(lambda version=version: _of(run.events("aliases_reverted"), version), Patience.CLUSTER)
                     refused = _of(run.events("version_refused"), version)
                     assert refused is not None
                     back.append(told["time"] - refused["time"])

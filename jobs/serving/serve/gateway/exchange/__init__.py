@@ -1,1 +1,1 @@
-"""A request from its arrival to the last byte of its answer, whatever dies in between."""
+"""One exchange, from the arrival of a request to the last byte of its answer, across failures of gateways and replicas."""

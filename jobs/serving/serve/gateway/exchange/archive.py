@@ -1,8 +1,8 @@
-"""Exchanges that are over, kept in the journal until the capture has them for good: each is recorded, through any kill.
+"""Finished exchanges, kept in the journal until their capture is durable, so that each is recorded despite crashes.
 
-over        an entry of the archive is made, then the exchange is closed: a kill between the two finds the entry by its id
-recorded    the capture is told; it keeps each id once
-durable     the capture says so, and the entry goes
+finish      adds an entry to the journal before the exchange is closed: after a crash in between, its id is found in the journal
+record      hands the exchange to the capture, which stores each id once
+durable     the capture confirms, and the entry is removed
 """
 
 import struct
@@ -18,8 +18,8 @@ from ropewalk.jobs.serving.serve.gateway.sockets.journal import Journal
 _HEAD = struct.Struct("<III")
 
 
-class Sides(NamedTuple):
-    """What was asked and answered."""
+class Bodies(NamedTuple):
+    """Request and answer of an exchange."""
 
     request: bytes
     answer: bytes
@@ -28,14 +28,14 @@ class Sides(NamedTuple):
 
 
 class Recorder(Protocol):
-    """Who writes exchanges down."""
+    """Destination of finished exchanges."""
 
     def record(self, exchange: Exchange) -> None:
-        """Take an exchange; never waits."""
+        """Take an exchange; never blocks."""
 
 
 class Archive:
-    """What is over, and not yet for good in the hands of the recorder. Without one nothing is kept."""
+    """Finished exchanges that are not yet durable. Without a recorder nothing is kept."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -44,55 +44,55 @@ class Archive:
 
     @property
     def waiting(self) -> int:
-        """Exchanges that are not yet written down for good."""
+        """Number of exchanges that are not yet durable."""
         return len(self._entries)
 
     def recover(self, recorder: Recorder | None) -> None:
-        """Begin with a recorder: it is told again what a gateway before this one has kept."""
+        """Set the recorder, and hand it the exchanges kept by an earlier gateway."""
         self._recorder = recorder
         for entry, raw in self._journal.kept():
-            finished = _read(raw)
+            finished = _unpack(raw)
             self._entries[finished.id] = entry
             if self._recorder is not None:
                 self._recorder.record(finished)
 
-    def finish(self, record: Record, clock: Clock, asked: Sides) -> None:
-        """An exchange is over. Called twice for one id, it is one."""
+    def finish(self, record: Record, clock: Clock, bodies: Bodies) -> None:
+        """Record a finished exchange; a repeated id is ignored."""
         if self._recorder is None or record.id in self._entries:
             return
         finished = Exchange(
             **{key: getattr(record, key) for key in ("id", "path", "alias", "version", "replica", "status", "outcome", "moves")},
             time=clock.arrived,
-            request=asked.request,
-            answer=asked.answer,
+            request=bodies.request,
+            answer=bodies.answer,
             first_token_seconds=record.first_token_seconds,
             seconds=clock.seconds(),
-            conversation=asked.conversation,
-            completion_tokens=asked.num_tokens,
+            conversation=bodies.conversation,
+            completion_tokens=bodies.num_tokens,
         )
-        self._entries[record.id] = self._journal.keep(_packed(finished))
+        self._entries[record.id] = self._journal.keep(_pack(finished))
         self._recorder.record(finished)
 
     def durable(self, ids: Iterable[str]) -> None:
-        """The recorder has these for good."""
-        for one in ids:
-            if (entry := self._entries.pop(one, None)) is not None:
+        """Remove exchanges that the recorder has confirmed."""
+        for number in ids:
+            if (entry := self._entries.pop(number, None)) is not None:
                 self._journal.forget(entry)
 
 
-def _packed(finished: Exchange) -> bytes:
-    plain: dict[str, Any] = finished._asdict()
-    parts = [plain.pop("request"), plain.pop("answer"), plain.pop("conversation")]
-    fields = orjson.dumps(plain)
-    return b"".join([_HEAD.pack(len(fields), len(parts[0]), len(parts[1])), fields, *parts])
+def _pack(finished: Exchange) -> bytes:
+    fields: dict[str, Any] = finished._asdict()
+    parts = [fields.pop("request"), fields.pop("answer"), fields.pop("conversation")]
+    packed_fields = orjson.dumps(fields)
+    return b"".join([_HEAD.pack(len(packed_fields), len(parts[0]), len(parts[1])), packed_fields, *parts])
 
 
-def _read(raw: bytes) -> Exchange:
+def _unpack(raw: bytes) -> Exchange:
     num_fields, num_request, num_answer = _HEAD.unpack_from(raw)
-    at = _HEAD.size
+    offset = _HEAD.size
     fields, request, answer = (
-        raw[at : (at := at + num_fields)],
-        raw[at : (at := at + num_request)],
-        raw[at : (at := at + num_answer)],
+        raw[offset : (offset := offset + num_fields)],
+        raw[offset : (offset := offset + num_request)],
+        raw[offset : (offset := offset + num_answer)],
     )
-    return Exchange(**orjson.loads(fields), request=request, answer=answer, conversation=raw[at:])
+    return Exchange(**orjson.loads(fields), request=request, answer=answer, conversation=raw[offset:])

@@ -1,4 +1,4 @@
-"""What all exchanges of a gateway share."""
+"""Services shared by all exchanges of a gateway."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from ropewalk.jobs.serving.serve.gateway.sockets.journal import Journal
 
 @dataclass(frozen=True)
 class Context:
-    """Settings, journal, replicas, and where exchanges go when they are over."""
+    """Settings, journal, routing, and the destinations of finished exchanges."""
 
     settings: GatewaySettings
     journal: Journal

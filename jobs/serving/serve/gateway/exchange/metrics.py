@@ -1,4 +1,4 @@
-"""What /metrics tells: requests by outcome, and first-token and per-token time by where it was spent."""
+"""Prometheus metrics: requests by outcome, and time to first token and per token by where it was spent."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -11,12 +11,12 @@ _PARTS = ("queue", "gateway", "engine")
 
 
 class Metrics:
-    """Counters of one gateway; they begin again when it is replaced, which Prometheus takes for what it is."""
+    """Counters of one gateway process; they restart at zero when it is replaced, which Prometheus handles."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "ropewalk_requests", "Requests that are over", ["version", "outcome", "status"], registry=self.registry
+            "ropewalk_requests", "Finished requests", ["version", "outcome", "status"], registry=self.registry
         )
         first = Histogram(
             "ropewalk_first_token_seconds",
@@ -26,23 +26,27 @@ class Metrics:
             buckets=_FIRST,
         )
         token = Histogram(
-            "ropewalk_token_seconds", "Time of each further event of a stream", ["part"], registry=self.registry, buckets=_TOKEN
+            "ropewalk_token_seconds", "Time per further event of a stream", ["part"], registry=self.registry, buckets=_TOKEN
         )
         self._first = {part: first.labels(part) for part in _PARTS}
         self._token = {part: token.labels(part) for part in _PARTS[1:]}
-        self._seconds = Histogram("ropewalk_request_seconds", "Time of a whole answer", registry=self.registry, buckets=_FIRST)
-        self.moves = Counter("ropewalk_moves", "Answers that another replica had to go on with", registry=self.registry)
-        self._running = Gauge("ropewalk_replica_running", "Requests on a replica", ["version", "replica"], registry=self.registry)
+        self._seconds = Histogram("ropewalk_request_seconds", "Time of a complete answer", registry=self.registry, buckets=_FIRST)
+        self.moves = Counter("ropewalk_moves", "Answers continued by another replica", registry=self.registry)
+        self._running = Gauge(
+            "ropewalk_replica_running", "Running requests of a replica", ["version", "replica"], registry=self.registry
+        )
         self._slots = Gauge("ropewalk_replica_slots", "Slots of a replica", ["version", "replica"], registry=self.registry)
-        self._up = Gauge("ropewalk_replica_up", "Whether a replica answers", ["version", "replica"], registry=self.registry)
-        self._waiting = Gauge("ropewalk_waiting", "Requests that wait for a slot", ["version"], registry=self.registry)
-        self._open = Gauge("ropewalk_connections", "Clients that are connected", registry=self.registry)
-        self._unrecorded = Gauge("ropewalk_unrecorded", "Exchanges that are not yet written down", registry=self.registry)
+        self._up = Gauge(
+            "ropewalk_replica_up", "1 if the replica answers, else 0", ["version", "replica"], registry=self.registry
+        )
+        self._waiting = Gauge("ropewalk_waiting", "Requests waiting for a slot", ["version"], registry=self.registry)
+        self._open = Gauge("ropewalk_connections", "Connected clients", registry=self.registry)
+        self._unrecorded = Gauge("ropewalk_unrecorded", "Exchanges that are not yet durable", registry=self.registry)
         self.totals: dict[str, list[int]] = {}  # by version: requests, errors
         self.recent_first: dict[str, list[float]] = {}
 
     def count(self, record: Record, clock: Clock) -> None:
-        """An exchange is over."""
+        """Count a finished exchange."""
         self._requests.labels(record.version, record.outcome, str(record.status)).inc()
         total = self.totals.setdefault(record.version, [0, 0])
         total[0] += 1
@@ -54,13 +58,13 @@ class Metrics:
         self.recent_first.setdefault(record.version, []).append(clock.first_seconds)
         self._seconds.observe(clock.last_at - clock.began)
         if clock.pieces > 1:
-            each = (clock.last_at - clock.first_at) / (clock.pieces - 1)
-            mine = min(each, clock.working_seconds / (clock.pieces - 1))
-            self._token["gateway"].observe(mine)
-            self._token["engine"].observe(each - mine)
+            event_seconds = (clock.last_at - clock.first_at) / (clock.pieces - 1)
+            gateway_seconds = min(event_seconds, clock.working_seconds / (clock.pieces - 1))
+            self._token["gateway"].observe(gateway_seconds)
+            self._token["engine"].observe(event_seconds - gateway_seconds)
 
     def page(self, table: Table, num_connections: int, unrecorded: int) -> bytes:
-        """The text that Prometheus reads."""
+        """Return the metrics in Prometheus' text format."""
         for gauge in (self._running, self._slots, self._up, self._waiting):
             gauge.clear()
         for version, queue in table.queues.items():
@@ -69,7 +73,7 @@ class Metrics:
                 labels = (version, state.replica.id)
                 self._running.labels(*labels).set(state.running)
                 self._slots.labels(*labels).set(state.replica.slots)
-                self._up.labels(*labels).set(state.away_since is None)
+                self._up.labels(*labels).set(state.unhealthy_since is None)
         self._open.set(num_connections)
         self._unrecorded.set(unrecorded)
         return generate_latest(self.registry)

@@ -1,7 +1,6 @@
-"""Which tokens the sent part of a stream came of, beside its bytes in the journal.
+"""Token ids of the sent part of a stream, stored in the journal.
 
-Each entry has the position in the output up to which it tells: an entry that was written, while a kill prevented its bytes from
-being written, is not counted.
+Each entry holds the output position up to which it is valid: an entry whose bytes were not written because of a crash is ignored.
 """
 
 import struct
@@ -13,8 +12,8 @@ _HEAD = struct.Struct("<QBI")
 _PROMPT, _ANSWER = 0, 1
 
 
-class Tokens:
-    """The tokens of the exchange that is open on a connection."""
+class TokenLog:
+    """Token ids of the open exchange on a connection."""
 
     def __init__(self, journal: Journal, record: int, limit_bytes: int) -> None:
         self._journal, self._record = journal, record
@@ -22,7 +21,7 @@ class Tokens:
         self._tape = Tape(journal, record, Field.TOKENS, end, limit_bytes)
 
     def add(self, output_end: int, prompt_ids: list[int], token_ids: list[int]) -> None:
-        """Note tokens, before the bytes that came of them are written up to `output_end`."""
+        """Record token ids, before their bytes are written up to `output_end`."""
         if prompt_ids:
             self._append(output_end, _PROMPT, prompt_ids)
         self._append(output_end, _ANSWER, token_ids)
@@ -32,15 +31,15 @@ class Tokens:
         self._journal.write(self._record, Field.TOKENS_END, self._tape.end)
 
     def read(self, output_end: int) -> tuple[list[int], list[int] | None]:
-        """(Tokens of the prompt, tokens of the answer or None where none were told), up to a position in the output."""
+        """Return (prompt ids, answer ids or None if none were reported) up to an output position."""
         raw = self._tape.read(self._tape.start, self._tape.end)
         prompt: list[int] = []
         answer: list[int] | None = None
-        at = 0
-        while at < len(raw):
-            position, kind, count = _HEAD.unpack_from(raw, at)
-            ids = struct.unpack_from(f"<{count}i", raw, at + _HEAD.size)
-            at += _HEAD.size + 4 * count
+        offset = 0
+        while offset < len(raw):
+            position, kind, count = _HEAD.unpack_from(raw, offset)
+            ids = struct.unpack_from(f"<{count}i", raw, offset + _HEAD.size)
+            offset += _HEAD.size + 4 * count
             if position > output_end:
                 break
             if kind == _PROMPT:
@@ -50,5 +49,5 @@ class Tokens:
         return prompt, answer
 
     def clear(self) -> None:
-        """Forget all: the exchange is over, or begins."""
+        """Remove all entries, at the start or end of an exchange."""
         self._tape.drop(self._tape.end)

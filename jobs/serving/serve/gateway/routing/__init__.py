@@ -1,1 +1,1 @@
-"""Which replica answers a request, and which requests wait."""
+"""Choice of the replica for a request, and queues of waiting requests."""

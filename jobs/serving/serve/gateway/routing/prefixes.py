@@ -1,44 +1,44 @@
-"""Which beginnings of prompts a replica has seen: by hashes of blocks, each of all that stands before it too."""
+"""Prompt prefixes seen by a replica, as chained hashes of blocks."""
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
-_MOST_BLOCKS = 256  # of a prompt; what lies behind them changes no decision
-_KEPT_BLOCKS = 8192  # of a replica
+_MAX_BLOCKS = 256  # per prompt; the rest is ignored
+_CAPACITY = 8192  # blocks per replica
 
 
 def prefix_blocks(prompt: bytes, block_bytes: int) -> tuple[bytes, ...]:
-    """A hash for each whole block of the prompt's beginning: two prompts share n of them as they share n blocks."""
+    """Return one hash per whole block of the prompt; equal leading hashes mean equal leading blocks."""
     running = hashlib.blake2b(digest_size=8)
-    found = []
-    for at in range(0, min(len(prompt) // block_bytes, _MOST_BLOCKS) * block_bytes, block_bytes):
+    hashes = []
+    for at in range(0, min(len(prompt) // block_bytes, _MAX_BLOCKS) * block_bytes, block_bytes):
         running.update(prompt[at : at + block_bytes])
-        found.append(running.digest())
-    return tuple(found)
+        hashes.append(running.digest())
+    return tuple(hashes)
 
 
 class Prefixes:
-    """The blocks that a replica has seen, the latest ones."""
+    """The most recent prompt blocks of a replica."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._blocks: OrderedDict[bytes, None] = OrderedDict()
 
     def shared(self, blocks: Sequence[bytes]) -> int:
-        """How many blocks at the beginning of a prompt it has seen."""
+        """Return the number of leading blocks of a prompt that the replica has seen."""
         for number, block in enumerate(blocks):
-            if block not in self._seen:
+            if block not in self._blocks:
                 return number
         return len(blocks)
 
     def add(self, blocks: Sequence[bytes]) -> None:
-        """Note that it sees a prompt."""
+        """Record the blocks of a prompt sent to the replica."""
         for block in blocks:
-            self._seen[block] = None
-            self._seen.move_to_end(block)
-        while len(self._seen) > _KEPT_BLOCKS:
-            self._seen.popitem(last=False)
+            self._blocks[block] = None
+            self._blocks.move_to_end(block)
+        while len(self._blocks) > _CAPACITY:
+            self._blocks.popitem(last=False)
 
     def clear(self) -> None:
-        """It has forgotten all: it is another process now."""
-        self._seen.clear()
+        """Forget all blocks, because the replica's process was replaced."""
+        self._blocks.clear()

@@ -1,4 +1,4 @@
-"""The requests of one version that wait for a slot, and the slots of its replicas."""
+"""Queue of the requests of a version, and the slots of its replicas."""
 
 import asyncio
 import math
@@ -7,12 +7,12 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from ropewalk.jobs.serving.serve.gateway.http.answers import RefusalError
-from ropewalk.jobs.serving.serve.gateway.routing.replica import ReplicaState, choose
+from ropewalk.jobs.serving.serve.gateway.routing.replica import ReplicaState, choose_replica
 
-_LOOK_AHEAD = 8  # of the first so many that wait, one whose prompt a free replica knows goes first
-_MOST_SKIPS = 4  # so often another goes before the one that has waited longest
-_KNOWN_SERVICE = 0.1  # weight of the newest figure in the mean
-_LEAST_WAITING = 4
+_LOOK_AHEAD = 8  # waiting requests among which one with a cached prefix may go first
+_MAX_SKIPS = 4  # times the first request may be overtaken
+_SERVICE_WEIGHT = 0.1  # weight of the newest value in the mean service time
+_MIN_WAITING = 4  # always allowed to wait
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ class _Waiting:
 
 @dataclass
 class Slot:
-    """A place at a replica, until it is given back."""
+    """A slot of a replica, held until it is given back."""
 
     queue: "VersionQueue"
     state: ReplicaState
@@ -32,14 +32,14 @@ class Slot:
     held: bool = True
 
     def give_back(self, *, completed: bool) -> None:
-        """Let the next one in. `completed`: how long it took says how long requests take."""
+        """Release the slot. The time of a completed request updates the mean service time."""
         if self.held:
             self.held = False
             self.queue.release(self.state, time.monotonic() - self.began if completed else None)
 
 
 class VersionQueue:
-    """First come, first served, but for prompts whose beginning a free replica knows."""
+    """First in, first out, except for requests whose prompt prefix is cached on a free replica."""
 
     def __init__(self, version: str, *, per_slot: float, imbalance: float) -> None:
         self.version = version
@@ -47,43 +47,41 @@ class VersionQueue:
         self.service_seconds = 0.0
         self._per_slot, self._imbalance = per_slot, imbalance
         self._waiting: deque[_Waiting] = deque()
-        self._most_slots = 1
+        self._last_slots = 1
 
     @property
     def waiting(self) -> int:
-        """Requests that wait."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Requests that a replica answers now."""
-        return sum(each.running for each in self.replicas.values())
+        return sum(state.running for state in self.replicas.values())
 
     @property
     def slots(self) -> int:
-        """Slots of the replicas that answer; of those that were there last, while none is."""
-        now = sum(each.replica.slots for each in self.replicas.values() if each.listed and each.away_since is None)
+        """Number of slots of available replicas; while none is available, the last such number."""
+        now = sum(state.replica.slots for state in self.replicas.values() if state.listed and state.unhealthy_since is None)
         if now:
-            self._most_slots = now
-        return now or self._most_slots
+            self._last_slots = now
+        return now or self._last_slots
 
     def expected_wait_seconds(self) -> float:
-        """How long a request that comes now would wait, by how long others took."""
+        """Estimate the waiting time of a new request from the mean service time."""
         return (len(self._waiting) + 1) * self.service_seconds / self.slots
 
-    async def take(self, blocks: tuple[bytes, ...], *, remaining_seconds: float, again: bool = False) -> Slot:
-        """A slot at the best replica, as soon as there is one. `again`: the request was begun, and goes before all others.
+    async def take(self, blocks: tuple[bytes, ...], *, remaining_seconds: float, resumed: bool = False) -> Slot:
+        """Wait for a slot on the best replica. `resumed` requests were started before and go first.
 
-        Raises RefusalError (429) where too many wait, or where its turn would come too late.
+        Raises RefusalError (429) if too many requests wait or the deadline would pass.
         """
-        if not self._waiting or again:
-            state = choose(list(self.replicas.values()), blocks, self._imbalance)
+        if not self._waiting or resumed:
+            state = choose_replica(list(self.replicas.values()), blocks, self._imbalance)
             if state is not None:
                 return self._occupy(state, blocks)
-        if not again:
+        if not resumed:
             self._refuse_excess(remaining_seconds)
         waiting = _Waiting(blocks, asyncio.get_running_loop().create_future())
-        (self._waiting.appendleft if again else self._waiting.append)(waiting)
+        (self._waiting.appendleft if resumed else self._waiting.append)(waiting)
         try:
             state = await waiting.future
         except asyncio.CancelledError:
@@ -95,18 +93,18 @@ class VersionQueue:
         return Slot(self, state)
 
     def release(self, state: ReplicaState, seconds: float | None) -> None:
-        """A slot is free again."""
+        """Free a slot; `seconds` is the service time of a completed request."""
         state.running -= 1
         if seconds is not None:
-            known = self.service_seconds
-            self.service_seconds = known + _KNOWN_SERVICE * (seconds - known) if known else seconds
+            mean = self.service_seconds
+            self.service_seconds = mean + _SERVICE_WEIGHT * (seconds - mean) if mean else seconds
         if not state.listed and not state.running and self.replicas.get(state.replica.id) is state:
             del self.replicas[state.replica.id]
         self.wake()
 
     def wake(self) -> None:
-        """Give free slots to those that wait."""
-        # a task that is cancelled takes itself out only when it runs again, and its future is over before
+        """Assign free slots to waiting requests."""
+        # a cancelled task removes itself only when it runs again; its future is done before
         self._waiting = deque(waiting for waiting in self._waiting if not waiting.future.done())
         while self._waiting:
             if (chosen := self._next()) is None:
@@ -119,10 +117,10 @@ class VersionQueue:
     def _next(self) -> tuple[_Waiting, ReplicaState] | None:
         replicas = list(self.replicas.values())
         first = self._waiting[0]
-        state = choose(replicas, first.blocks, self._imbalance)
+        state = choose_replica(replicas, first.blocks, self._imbalance)
         if state is None:
             return None
-        if first.skips < _MOST_SKIPS and not state.prefixes.shared(first.blocks):
+        if first.skips < _MAX_SKIPS and not state.prefixes.shared(first.blocks):
             for other in list(self._waiting)[1:_LOOK_AHEAD]:
                 if other.blocks and state.prefixes.shared(other.blocks):
                     first.skips += 1
@@ -140,9 +138,9 @@ class VersionQueue:
         state.prefixes.add(blocks)
 
     def _refuse_excess(self, remaining_seconds: float) -> None:
-        most = max(_LEAST_WAITING, round(self._per_slot * self.slots)) if self._per_slot else 0
+        most = max(_MIN_WAITING, round(self._per_slot * self.slots)) if self._per_slot else 0
         expected = self.expected_wait_seconds()
         if len(self._waiting) >= most or expected > remaining_seconds:
             seconds = max(1, math.ceil(expected))
-            words = f"{len(self._waiting)} requests wait already; come back in {seconds} s"
-            raise RefusalError(429, words, "overloaded", retry_after=seconds)
+            message = f"{len(self._waiting)} requests are waiting; retry in {seconds} s"
+            raise RefusalError(429, message, "overloaded", retry_after=seconds)

@@ -1,4 +1,4 @@
-"""A replica as the gateway sees it: its slots, what runs on it, whether it answers."""
+"""Routing state of a replica, and the choice of a replica for a prompt."""
 
 import time
 from dataclasses import dataclass, field
@@ -9,44 +9,46 @@ from ropewalk.jobs.serving.serve.routes import Replica
 
 @dataclass(eq=False)
 class ReplicaState:
-    """A replica, and how it does."""
+    """Load and health of one replica, as the gateway knows them."""
 
     replica: Replica
     running: int = 0
-    away_since: float | None = None  # it did not answer; it is asked for its health until it does
-    listed: bool = True  # it stands in routes.json
-    last_used: float = 0.0  # of two that are equally loaded, the one that has rested longer
+    unhealthy_since: float | None = None  # monotonic seconds; None while it answers
+    listed: bool = True  # present in the newest routes.json
+    last_used: float = 0.0  # breaks ties between equally loaded replicas: least recently used first
     prefixes: Prefixes = field(default_factory=Prefixes)
 
-    @property
-    def free(self) -> bool:
-        """Whether a request may go to it now."""
-        return self.listed and self.away_since is None and self.running < self.replica.slots
+    def is_available(self) -> bool:
+        """Return True if the replica is listed, healthy and has a free slot."""
+        return self.listed and self.unhealthy_since is None and self.running < self.replica.slots
 
     @property
     def load(self) -> float:
-        """Share of its slots that are taken."""
+        """Share of busy slots."""
         return self.running / self.replica.slots
 
-    def lose(self) -> None:
-        """It did not answer."""
-        if self.away_since is None:
-            self.away_since = time.monotonic()
+    def mark_unhealthy(self) -> None:
+        """Take the replica out of rotation until a health check passes, and forget its cached prefixes."""
+        if self.unhealthy_since is None:
+            self.unhealthy_since = time.monotonic()
             self.prefixes.clear()
 
 
-def choose(replicas: list[ReplicaState], blocks: tuple[bytes, ...], imbalance: float) -> ReplicaState | None:
-    """The replica for a prompt: the least loaded, unless another has seen its beginning and is ahead by little.
+def choose_replica(replicas: list[ReplicaState], prefix_blocks: tuple[bytes, ...], max_imbalance: float) -> ReplicaState | None:
+    """Return the replica for a prompt, or None if none has a free slot.
 
-    By little: by `imbalance` of its slots, and one request at least. None where no replica is free.
+    The replica with the longest cached prefix of the prompt wins, as long as it runs at most `max_imbalance` times its slots
+    (at least one request) more than the least loaded one. Otherwise the least loaded one wins.
     """
-    free = [each for each in replicas if each.free]
-    if not free:
+    available = [replica for replica in replicas if replica.is_available()]
+    if not available:
         return None
-    least = min(free, key=lambda each: (each.load, each.last_used))
-    if not blocks or len(free) == 1:
+    least = min(available, key=lambda replica: (replica.load, replica.last_used))
+    if not prefix_blocks or len(available) == 1:
         return least
-    shared = {id(each): each.prefixes.shared(blocks) for each in free}
-    allowed = [each for each in free if each.running - least.running <= max(1.0, imbalance * each.replica.slots)]
-    best = max(allowed, key=lambda each: (shared[id(each)], -each.load))
-    return best if shared[id(best)] > shared[id(least)] else least
+    num_shared = {id(replica): replica.prefixes.shared(prefix_blocks) for replica in available}
+    allowed = [
+        replica for replica in available if replica.running - least.running <= max(1.0, max_imbalance * replica.replica.slots)
+    ]
+    best = max(allowed, key=lambda replica: (num_shared[id(replica)], -replica.load))
+    return best if num_shared[id(best)] > num_shared[id(least)] else least

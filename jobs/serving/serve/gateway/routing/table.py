@@ -1,4 +1,4 @@
-"""routes.json as it is now: what the API's names mean, and a queue for each version."""
+"""Routing table: resolves API names by routes.json, and holds a queue per version."""
 
 import asyncio
 import logging
@@ -15,92 +15,94 @@ from ropewalk.jobs.serving.serve.routes import Replica, Routes, read_routes
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1  # between checks of routes.json
 _HEALTH_SECONDS = 2.0
-_ASK_SECONDS = (0.02, 0.5)  # the first question for the health of a replica that is away, and at most so long between two
+_HEALTH_PAUSE_SECONDS = (0.02, 0.5)  # first and longest pause between health checks of an unhealthy replica
 
 
 class Table:
-    """Which version a request is for, and the queues. Follows the file while `follow` runs."""
+    """Current routes and the queues of all versions. Follows the file while `follow` runs."""
 
     def __init__(self, path: Path, upstreams: Upstreams, *, per_slot: float, imbalance: float) -> None:
         self.routes: Routes | None = None
         self.queues: dict[str, VersionQueue] = {}
         self._path, self._upstreams = path, upstreams
         self._per_slot, self._imbalance = per_slot, imbalance
-        self._seen: tuple[int, int, int] | None = None
-        self._asking: set[asyncio.Task[None]] = set()
+        self._file_id: tuple[int, int, int] | None = None
+        self._health_checks: set[asyncio.Task[None]] = set()
 
     # --- names
 
     def version_for(self, model: str | None, conversation: bytes) -> tuple[str, str]:
-        """(The name that was meant, the version that answers). Raises RefusalError for one that there is not."""
+        """Return (requested name, version that answers). Raises RefusalError for an unknown name."""
         routes = self._accepting()
         name = model or routes.default
         if name is None:
-            raise RefusalError(400, "model: name one; GET /v1/models lists them", "missing_required_parameter", param="model")
+            raise RefusalError(
+                400, "model is required; GET /v1/models lists the models", "missing_required_parameter", param="model"
+            )
         if (alias := routes.aliases.get(name)) is not None:
             return name, alias.version_for(conversation)
         version = routes.versions.get(name)
         if version is None or version.draining:
-            told = ", ".join(self.names()) or "none"
-            raise RefusalError(404, f"there is no model {name!r} here; there is {told}", "model_not_found", param="model")
+            names = ", ".join(self.names()) or "none"
+            raise RefusalError(404, f"there is no model {name!r}; available: {names}", "model_not_found", param="model")
         return name, name
 
     def names(self) -> list[str]:
-        """What `model` may be."""
+        """Return the accepted values of `model`."""
         if self.routes is None:
             return []
         return [*self.routes.aliases, *(name for name, version in self.routes.versions.items() if not version.draining)]
 
     def queue(self, version: str) -> VersionQueue:
-        """The queue of a version, also of one that the file does not name any more."""
+        """Return the queue of a version, also of one that is no longer in the file."""
         if version not in self.queues:
             self.queues[version] = VersionQueue(version, per_slot=self._per_slot, imbalance=self._imbalance)
         return self.queues[version]
 
     def _accepting(self) -> Routes:
         if self.routes is None:
-            raise RefusalError(503, "no model is served yet; come back in a moment", "not_ready", retry_after=2)
+            raise RefusalError(503, "no model is ready yet; retry in a moment", "not_ready", retry_after=2)
         if not self.routes.accepting:
-            raise RefusalError(503, "this server is leaving; try again", "leaving", retry_after=self.routes.retry_after)
+            raise RefusalError(503, "this server is shutting down; retry", "leaving", retry_after=self.routes.retry_after)
         return self.routes
 
     # --- the file
 
     async def follow(self) -> None:
-        """Read the file whenever it changes, for ever."""
+        """Read the file whenever it changes, forever."""
         while True:
             self.look()
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     def look(self) -> None:
-        """Read the file if it has changed. One that is not valid changes nothing, and is logged."""
+        """Read the file if it has changed. An invalid file is logged and ignored."""
         try:
-            found = os.stat(self._path)
-            seen = (found.st_mtime_ns, found.st_ino, found.st_size)
-            if seen == self._seen:
+            status = os.stat(self._path)
+            file_id = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if file_id == self._file_id:
                 return
             routes = read_routes(self._path)
         except FileNotFoundError:
             return
         except (OSError, ConfigError) as error:
-            log.warning("routes stay as they are: %s", error)
-            self._seen = None if isinstance(error, OSError) else seen
+            log.warning("keeping the previous routes: %s", error)
+            self._file_id = None if isinstance(error, OSError) else file_id
             return
-        self._seen, self.routes = seen, routes
+        self._file_id, self.routes = file_id, routes
         for name in routes.versions.keys() | self.queues.keys():
             self._update(name, routes.versions[name].replicas if name in routes.versions else ())
 
     def _update(self, version: str, replicas: tuple[Replica, ...]) -> None:
         queue = self.queue(version)
         listed = {replica.id: replica for replica in replicas}
-        for known, state in list(queue.replicas.items()):
-            if listed.get(known) != state.replica:
+        for replica_id, state in list(queue.replicas.items()):
+            if listed.get(replica_id) != state.replica:
                 state.listed = False
                 self._upstreams.forget(state.replica.url)
-                if not state.running or known in listed:
-                    del queue.replicas[known]
+                if not state.running or replica_id in listed:
+                    del queue.replicas[replica_id]
         for name, replica in listed.items():
             if name not in queue.replicas:
                 queue.replicas[name] = ReplicaState(replica)
@@ -109,20 +111,20 @@ class Table:
         if not queue.replicas and not queue.waiting and self.routes is not None and version not in self.routes.versions:
             del self.queues[version]
 
-    # --- replicas that do not answer
+    # --- unhealthy replicas
 
-    def lose(self, queue: VersionQueue, state: ReplicaState) -> None:
-        """A replica did not answer: nothing goes there until its health says otherwise."""
+    def mark_unhealthy(self, queue: VersionQueue, state: ReplicaState) -> None:
+        """Send no requests to a replica until a health check passes."""
         self._upstreams.forget(state.replica.url)
-        if state.away_since is None:
-            state.lose()
-            log.warning("replica %s of %s is away", state.replica.id, queue.version)
+        if state.unhealthy_since is None:
+            state.mark_unhealthy()
+            log.warning("replica %s of %s does not answer", state.replica.id, queue.version)
             task = asyncio.get_running_loop().create_task(self._await_health(queue, state))
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            self._health_checks.add(task)
+            task.add_done_callback(self._health_checks.discard)
 
     async def _await_health(self, queue: VersionQueue, state: ReplicaState) -> None:
-        pause, longest = _ASK_SECONDS
+        pause, longest = _HEALTH_PAUSE_SECONDS
         while state.listed:
             receiver = Whole()
             try:
@@ -131,9 +133,9 @@ class Table:
             except (UnreachableError, BrokenError, TimeoutError):
                 pass
             if receiver.status == 200:
-                away = time.monotonic() - (state.away_since or 0.0)
-                log.info("replica %s of %s is back after %.1f s", state.replica.id, queue.version, away)
-                state.away_since = None
+                seconds = time.monotonic() - (state.unhealthy_since or 0.0)
+                log.info("replica %s of %s answers again after %.1f s", state.replica.id, queue.version, seconds)
+                state.unhealthy_since = None
                 queue.wake()
                 return
             await asyncio.sleep(pause)

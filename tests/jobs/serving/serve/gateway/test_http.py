@@ -4,9 +4,14 @@ import json
 
 import pytest
 
-from ropewalk.jobs.serving.serve.gateway.exchange.asked import CHAT, Asked, read_request
-from ropewalk.jobs.serving.serve.gateway.exchange.continuation import Way, by_ids, first_body, from_body
-from ropewalk.jobs.serving.serve.gateway.exchange.readers import DivergedError, Pass, Replay
+from ropewalk.jobs.serving.serve.gateway.exchange.continuation import (
+    Method,
+    can_continue_by_ids,
+    continue_from_body,
+    initial_body,
+)
+from ropewalk.jobs.serving.serve.gateway.exchange.readers import DivergedError, PassThrough, ReplayReader
+from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, ModelRequest, read_request
 from ropewalk.jobs.serving.serve.gateway.exchange.sent import read_sent
 from ropewalk.jobs.serving.serve.gateway.http.answers import RefusalError
 from ropewalk.jobs.serving.serve.gateway.http.head import BadRequestError, read_body, read_head
@@ -78,7 +83,7 @@ def test_bodies_without_sense_are_refused(body: bytes, code: str) -> None:
     assert (error.value.status, error.value.code) == (400, code)
 
 
-def _chat(**keys: object) -> Asked:
+def _chat(**keys: object) -> ModelRequest:
     return read_request(CHAT, {}, json.dumps({"messages": [{"role": "user", "content": "hi"}], "stream": True, **keys}).encode())
 
 
@@ -86,48 +91,51 @@ def test_token_ids_are_taken_out_and_nothing_else() -> None:
     said = json.dumps(r'quoted ,"token_ids":[9] \ é')
     bare = f'data: {{"id":"a","choices":[{{"delta":{{"content":{said}}},"index":0}}]}}\n\n'.encode()
     with_ids = bare.replace(b'"index":0}]}', b'"index":0,"token_ids":[1, -1]}],"prompt_token_ids":[7,8]}')
-    reader = Pass(keep_ids=False)
+    reader = PassThrough(keep_ids=False)
     assert reader.feed(with_ids[:30]) == b""
     assert reader.feed(with_ids[30:] + b"data: half") == bare
-    assert (reader.token_ids, reader.prompt_ids, reader.told_ids, reader.ended) == ([1, -1], [7, 8], True, False)
+    assert (reader.token_ids, reader.prompt_ids, reader.has_token_ids, reader.ended) == ([1, -1], [7, 8], True, False)
     assert reader.feed(b"\n\ndata: [DONE]\n\n") == b"data: half\n\ndata: [DONE]\n\n"
-    assert (reader.token_ids, reader.told_ids, reader.ended) == ([], False, True)
-    assert Pass(keep_ids=True).feed(with_ids) == with_ids
+    assert (reader.token_ids, reader.has_token_ids, reader.ended) == ([], False, True)
+    assert PassThrough(keep_ids=True).feed(with_ids) == with_ids
 
 
 def test_a_body_keeps_its_bytes() -> None:
-    asked = Asked(
+    asked = ModelRequest(
         CHAT, b'{"messages" : [{"a":1.50}],"stream":true }\n', {"messages": [{"a": 1.5}], "stream": True}, None, True, None
     )
-    assert first_body(asked, Way.REPLAY, None, 5) == asked.body
-    assert first_body(asked, Way.FROM, None, 5) == b'{"messages" : [{"a":1.50}],"stream":true ,"return_token_ids":true,"seed":5}'
-    assert json.loads(first_body(asked, Way.IDS, "name", 5))["model"] == "name"
+    assert initial_body(asked, Method.REPLAY, None, 5) == asked.body
+    assert (
+        initial_body(asked, Method.CONTINUE_FROM, None, 5)
+        == b'{"messages" : [{"a":1.50}],"stream":true ,"return_token_ids":true,"seed":5}'
+    )
+    assert json.loads(initial_body(asked, Method.BY_IDS, "name", 5))["model"] == "name"
     greedy = _chat(temperature=0, seed=None)
-    assert "seed" not in first_body(greedy, Way.FROM, None, 5).decode().replace('"seed": null', "")
+    assert "seed" not in initial_body(greedy, Method.CONTINUE_FROM, None, 5).decode().replace('"seed": null', "")
 
 
 def test_what_was_sent_is_told_to_the_next_engine() -> None:
     asked = _chat(temperature=0, max_tokens=9)
     stream = b'data: {"id":"c1","created":3,"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
-    told = json.loads(from_body(asked, read_sent(asked, stream + b"data: {", [1], [5]), None, 7))
+    told = json.loads(continue_from_body(asked, read_sent(asked, stream + b"data: {", [1], [5]), None, 7))
     assert told["continue_from"] == {"id": "c1", "created": 3, "token_ids": [5], "started": True}
     assert "seed" not in told
-    assert by_ids(asked, read_sent(asked, stream, [1], [5]))
+    assert can_continue_by_ids(asked, read_sent(asked, stream, [1], [5]))
     for keys in ({"tools": [{}]}, {"presence_penalty": 1}, {"response_format": {"type": "json_object"}}, {"n": 2}):
         other = _chat(temperature=0, max_tokens=9, **keys)
-        assert not by_ids(other, read_sent(other, stream, [1], [5]))
+        assert not can_continue_by_ids(other, read_sent(other, stream, [1], [5]))
 
 
 def test_a_replay_leaves_out_what_is_known_and_sees_another_answer() -> None:
     asked = _chat()
     events = [b'data: {"id":"%%s","choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n' % k for k in range(4)]
     known = read_sent(asked, b"".join(one.replace(b"%s", b"c1") for one in events[:2]), [], None)
-    out = Replay(known).feed(b"".join(one.replace(b"%s", b"c2") for one in events) + b"data: [DONE]\n\n")
+    out = ReplayReader(known).feed(b"".join(one.replace(b"%s", b"c2") for one in events) + b"data: [DONE]\n\n")
     assert out == b"".join(one.replace(b"%s", b"c1") for one in events[2:]) + b"data: [DONE]\n\n"
     with pytest.raises(DivergedError):
-        Replay(known).feed(events[1])
+        ReplayReader(known).feed(events[1])
     with pytest.raises(DivergedError):
-        Replay(known).feed(events[0] + b"data: [DONE]\n\n")
+        ReplayReader(known).feed(events[0] + b"data: [DONE]\n\n")
 
 
 def test_the_wire_is_read_back() -> None:

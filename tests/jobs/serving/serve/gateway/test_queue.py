@@ -96,7 +96,7 @@ def test_a_turn_that_would_come_too_late_is_refused_at_once() -> None:
         with pytest.raises(RefusalError) as error:
             await queue.take((), remaining_seconds=5)
         assert error.value.retry_after == 10
-        again = asyncio.create_task(queue.take((), remaining_seconds=5, again=True))  # what was begun is never refused
+        again = asyncio.create_task(queue.take((), remaining_seconds=5, resumed=True))  # what was begun is never refused
         await asyncio.sleep(0)
         held[0].give_back(completed=True)
         assert (await again).state.running == 1

@@ -221,8 +221,6 @@ def _model_of(version: Version) -> tuple[RunDir | Path, int | None]:
 
 def _run(command: Sequence[str], what: str) -> None:
     """Run a module of this program as a process, since it needs torch. Raises ConfigError with its error message."""
-    completed = subprocess.run(
-        module_command(*command), capture_output=True, text=True, timeout=EXPORT_SECONDS, check=False
-    )
+    completed = subprocess.run(module_command(*command), capture_output=True, text=True, timeout=EXPORT_SECONDS, check=False)
     if completed.returncode:
         raise ConfigError(f"{what} cannot be exported: {(completed.stderr.strip() or completed.stdout.strip())[-500:]}")

@@ -1,4 +1,4 @@
-"""From an answer back to code, data and feedback; from a document on to the models that learnt from it."""
+"""From an answer back to code, data and feedback; from a document on to the models trained on it."""
 
 import json
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_a_document_is_traced_to_the_models_that_learnt_it(shell: Shell, answere
     tokens = str(tmp_path / "tokens")
     assert places == [(tokens, "shards/part-00000.arrow", "train", 3), (tokens, "validation/part-00000.arrow", "validation", 3)]
     (base, learnt), (tuned, began) = [(run["run"], run["how"]) for run in found["runs"]]
-    assert (learnt, tuned, began) == ("learnt from it", answered.id, f"began with {base}")
+    assert (learnt, tuned, began) == ("was trained on it", answered.id, f"started from {base}")
     assert found["versions"] == [{"version": "main@1", "run": answered.id, "aliases": ["production"]}]
     said = shell("trace", "d3")
     assert "version main@1 (production)" in said

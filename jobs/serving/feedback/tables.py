@@ -30,7 +30,7 @@ def lines_of(run: str, summary: Summary, written: Mapping[str, Any] | None, dele
 
 
 def _unknown(summary: Summary) -> str:
-    return f"; {counted(summary.unknown, 'rating')} of unknown answers" if summary.unknown else ""
+    return f"; {counted(summary.unknown, 'rating')} of answers unknown to this run" if summary.unknown else ""
 
 
 def _table(name: str, lines: Sequence[Line]) -> RenderableType:

@@ -12,7 +12,7 @@ def test_logs_of_a_rank_that_never_was(shell: Shell, running: RunDir) -> None:
 
 
 def test_feedback_of_a_run_that_answers_nobody(shell: Shell, running: RunDir) -> None:
-    assert f"{running.id} is a pretrain run, which answers nobody" in shell.mistake("feedback", running.id)
+    assert f"{running.id} is a pretrain run; name a serving run" in shell.mistake("feedback", running.id)
 
 
 def test_export_of_a_step_that_is_not_there(shell: Shell) -> None:

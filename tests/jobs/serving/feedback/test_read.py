@@ -96,7 +96,7 @@ def test_the_command_counts_and_exports(shell: Shell) -> None:
     run = serving_run(shell.home / "runs", [exchange(n, answered=f"Answer {n}") for n in range(6)], RATINGS)
     out = shell("feedback", run.id)
     assert "6 answers (6 completed)" in out
-    assert "6 exchanges captured, 6 ratings; 1 rating of answers that this run did not give" in out
+    assert "6 exchanges captured, 6 ratings; 1 rating of answers unknown to this run" in out
     told = json.loads(shell("feedback", run.id, "--json", "--export", "pairs", "pairs.jsonl"))
     assert told["export"] == {
         "kind": "pairs",

@@ -215,7 +215,7 @@ def test_nobody_else_gets_in(client: Client, run: RunDir) -> None:
     assert client(link)[0] == 303
     status, _, page = client(link)  # once
     assert status == 403
-    assert "prints a new one" in page
+    assert "for a new one" in page
     client.enter()
     page = client("/")[2]
     csrf = page.split('name="csrf" value="')[1].split('"')[0]

@@ -21,12 +21,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        ("{", "no valid routes"),
+        ("{", "invalid routes"),
         ({"aliases": {"production": {"stable": "m-9"}}}, "no version m-9"),
         ({"default": "m-9"}, "neither an alias nor a version"),
         ({"versions": {"m": {"replicas": [{"id": "a", "url": "unix:/x", "engine": "e"}]}}}, "url"),
-        ({"versions": {"m": {"replicas": [REPLICA.model_dump()] * 2}}}, "named twice"),
-        ({"versions": {"m": {}}, "aliases": {"m": {"stable": "m"}}}, "needs another"),
+        ({"versions": {"m": {"replicas": [REPLICA.model_dump()] * 2}}}, "ids must be unique"),
+        ({"versions": {"m": {}}, "aliases": {"m": {"stable": "m"}}}, "both an alias and a version"),
     ],
 )
 def test_what_is_not_valid_is_named(tmp_path: Path, raw: object, said: str) -> None:

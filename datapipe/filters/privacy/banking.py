@@ -1,4 +1,4 @@
-"""Cards and bank accounts: their shapes by issuer and country, and their checksums."""
+"""Recognition of payment cards and IBANs, by shape and checksum."""
 
 import re
 
@@ -17,12 +17,12 @@ AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 
 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21
 LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24 RS22 RU33 SA24 SC31 SD18 SE24
 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30
-"""  # and how long an IBAN is there
-IBAN_LENGTHS = {word[:2]: int(word[2:]) for word in COUNTRIES.split()}
+"""  # country codes and lengths of their IBANs
+IBAN_LENGTHS = {entry[:2]: int(entry[2:]) for entry in COUNTRIES.split()}
 
 
 def is_card(text: str) -> bool:
-    """Whether digits, in one piece or grouped as on a card, are an issuer's card number with a right check digit."""
+    """Return True if digits, ungrouped or grouped as on a card, are an issuer's card number with a valid check digit."""
     if not CARD_GROUPS.fullmatch(text):
         return False
     digits = text.replace(" ", "").replace("-", "")
@@ -30,7 +30,7 @@ def is_card(text: str) -> bool:
 
 
 def find_iban(text: str) -> int:
-    """The length of the IBAN that `text` begins with, in one piece or grouped by blanks or dashes; 0 if there is none."""
+    """Return the length of the IBAN at the start of `text`, ungrouped or grouped by blanks or dashes; 0 if there is none."""
     length = IBAN_LENGTHS.get(text[:2])
     if length is None:
         return 0

@@ -1,4 +1,4 @@
-"""Identity numbers of states, by shape, date and checksum; those with a weak checksum only where a word announces them."""
+"""Recognition of national identity numbers by shape, date and checksum; those with a weak checksum need an announcing word."""
 
 import re
 from collections.abc import Callable
@@ -24,8 +24,8 @@ from stdnum.pt import nif
 from stdnum.ru import inn
 from stdnum.tr import tckimlik
 
-# Checks of our own where python-stdnum refuses issued numbers, or decides by today's date, which would make the output depend
-# on the day: US (9xx: ITIN), CN (places of birth missing in its table), KR (numbers since 2020 have no check digit), SE
+# Own checks where python-stdnum rejects issued numbers, or depends on today's date, which would make the output depend on the
+# day: US (9xx: ITIN), CN (places of birth missing in its table), KR (numbers since 2020 have no check digit), SE
 # (coordination numbers; today), NO (FH numbers; today), DK and BE (today).
 
 
@@ -42,7 +42,7 @@ def _china(s: str) -> bool:
 
 
 def _korea(s: str) -> bool:
-    return s[6] in "12345678"  # neither date nor checksum: since 2020 the last six digits are drawn
+    return s[6] in "12345678"  # neither date nor checksum: the last six digits are random since 2020
 
 
 def _sweden(s: str) -> bool:
@@ -54,8 +54,8 @@ def _finland(s: str) -> bool:
 
 
 def _norway(s: str) -> bool:
-    checked = (fodselsnummer.calc_check_digit1(s), fodselsnummer.calc_check_digit2(s)) == (s[9], s[10])
-    return checked and 1 <= int(s[:2]) % 40 <= 31 and 1 <= int(s[2:4]) % 40 <= 12
+    valid = (fodselsnummer.calc_check_digit1(s), fodselsnummer.calc_check_digit2(s)) == (s[9], s[10])
+    return valid and 1 <= int(s[:2]) % 40 <= 31 and 1 <= int(s[2:4]) % 40 <= 12
 
 
 def _denmark(s: str) -> bool:
@@ -72,7 +72,7 @@ def _always(_: str) -> bool:
 
 @dataclass(frozen=True)
 class NationalId:
-    """One state's number: its shape, the check of its digits and letters, and whether a word must announce it."""
+    """Identity number of a country: its pattern, and the check of its characters. `announced`: only after an announcing word."""
 
     country: str
     shape: re.Pattern[str]
@@ -123,24 +123,24 @@ SEPARATORS = str.maketrans("", "", " -./")
 
 
 def is_national_id(number: str, announced: bool, whole: bool = True) -> bool:
-    """Whether digits with separators are an identity number.
+    """Return True if digits with separators are an identity number.
 
-    `announced`: a word before them says so; `whole`: no other digits stand beside them, as they would in a table.
+    `announced`: a word before them announces one; `whole`: no other digits are next to them, as in a table.
     """
     if len(set(number)) <= 3 or not (whole or announced or " " not in number):
         return False
     return any(
-        (announced or not one.announced) and one.shape.fullmatch(number) and one.check(number.translate(SEPARATORS))
-        for one in NUMERIC
+        (announced or not kind.announced) and kind.shape.fullmatch(number) and kind.check(number.translate(SEPARATORS))
+        for kind in NUMERIC
     )
 
 
 def find_lettered(text: str) -> int:
-    """The length of the identity number of digits and letters that `text` begins with; 0 if there is none."""
-    for one in LETTERED:
-        match = one.shape.match(text)
+    """Return the length of the identity number of digits and letters at the start of `text`; 0 if there is none."""
+    for kind in LETTERED:
+        match = kind.shape.match(text)
         if match and not text[match.end() : match.end() + 1].isalnum():
-            bare = match.group() if one.country == "FI" else match.group().translate(SEPARATORS)
-            if one.check(bare):
+            bare = match.group() if kind.country == "FI" else match.group().translate(SEPARATORS)
+            if kind.check(bare):
                 return match.end()
     return 0

@@ -1,4 +1,4 @@
-"""The matrix of oracles: loss and gradient of `align` on real ranks, against TRL's trainers and the papers' formulas.
+"""Loss and gradient of `align` on real ranks, against TRL's trainers and the papers' formulas.
 
     python -m tests.benchmarks.bench_align_oracles [--methods dpo,kto] [--ranks 1,2,3] [--trl PYTHON]
 
@@ -6,6 +6,9 @@ A cell is a method, a number of ranks, and all weights or LoRA. The job takes a 
 differ; of its second step it writes down loss and gradient. Oracles: the formula in plain torch in float64, a sequence at a time
 (every cell), and TRL's trainer in fp32 on the same token ids (where it computes the same thing; else the cell says what differs).
 TRL lives in an environment of its own: --trl, or $ROPEWALK_TRL_PYTHON, else it is made under build/trl. Prints one JSON object.
+
+Measured: 2026-11-26, TRL 1.16, ten methods, relative differences. In TRL ipo, orpo and conservative smoothing compute other
+things, and a reward head beside an adapter has no format: these cells have no peer.
 """
 
 import argparse

@@ -1,10 +1,13 @@
-"""How long it takes from a base model to an exported assistant: jobs/configs/assistant.yaml as it stands, on real items.
+"""Time from a base model to an exported assistant: the unchanged jobs/configs/assistant.yaml, on real items.
 
     python -m tests.benchmarks.bench_assistant [--folder build/assistant] [--model tiny]
 
 SmolLM2-135M learns labelled questions as conversations, then the gold answer against another one, and is exported with its cards.
 Runs lie in `--folder`; called again it goes on with the pipeline that is there. Prints one JSON object: seconds in all and of
 each step, by its attempts.
+
+Measured: 2026-11-27, tests beside it at the lowest priority: SFT 20 minutes, DPO 20.5 (6 of them validation), export with its
+cards 15 s; 5,172 labelled items.
 """
 
 import argparse

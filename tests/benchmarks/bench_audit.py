@@ -5,6 +5,8 @@
 Real model and data (tests/real_data.py). `--items` pairs of each suite, 0 for all: 6,008. The peer scores the sentences of
 `--peer` of the same pairs one by one, as a textbook does, with transformers alone; every one of them must agree on each item's
 difference. Prints one JSON object: CPU seconds of all threads of the rank, items, scores, and the largest deviation.
+
+Measured: 2026-11-26, a shared machine. Stereotype rate 0.565 ± 0.009. The peer scores 300 items; no decision differs.
 """
 
 import argparse

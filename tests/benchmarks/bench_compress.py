@@ -1,4 +1,4 @@
-"""Many variants of a real model in one table, each in the engine that serves it; which published orderings it reproduces.
+"""Variants of a real model in one table, each in the engine that serves it; published orderings that the table reproduces.
 
     python -m tests.benchmarks.bench_compress --kept DIR [--seeds 3] [--sequences 8] [--calibration 32] [--tokens 32] [--tiny]
 
@@ -6,6 +6,13 @@ One JSON object: `orderings` over the seeds (a seed is other calibration text, a
 bits a byte, decode rate against F16 of the same engine), and the table. Each row is told on stderr as it comes. Ended at any
 moment and begun again with the same --kept, it goes on where it was; without --kept nothing is kept. `--tiny` takes a tiny model
 and few variants, to see that the benchmark itself works.
+
+Measured: 2026-11-27, a quiet machine, 18 variants, 2,048 held-out tokens of XSum, 11 minutes and 4 for each further seed;
+orderings hold in all 3 seeds. Decode: 10.6 against 23.2 ms a token. Bits a byte over bf16 with rounding as it was before
+GPTQ: Q4_K +0.026 ± 0.003, Q5_K +0.003, Q6_K +0.002, Q8_0 -0.0003, F16 0.0000, w8 +0.0001. 4 bits with GPTQ and the
+attention's values in Q5_0: 8,192 held-out tokens, as many for calibration; +0.0203 with values of 4 bits, +0.0250 without
+GPTQ; 150 of 210 matrices are IQ4_NL, since 576 is no multiple of 256. Matrices alone, nats a token, by hand: IQ4_NL 0.090
+plain, 0.051 with GPTQ of equal tokens; int4 in groups of 32: 0.254, 0.142.
 """
 
 import argparse

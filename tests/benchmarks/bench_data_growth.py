@@ -1,4 +1,4 @@
-"""The data path as input grows, on Ray actors: memory of driver and actors, wall with one and two actors, how busy the cores are.
+"""The data path as input grows, on Ray actors: memory of driver and actors, wall time of one and two actors, load of the cores.
 
     python -m tests.benchmarks.bench_data_growth [--megabytes 50,500] [--actors 1,2] [--stages all] [--backend tokenizers]
     python -m tests.benchmarks.bench_data_growth --short 50000,400000 [--stages all]
@@ -8,6 +8,10 @@ The corpus (bench_preprocess's) is repeated with other ids and another last line
 wall, which begins with the first actor; cores are counted as busy by the CPU seconds of driver and actors from then on.
 `--short`: so many short documents, some of which are equal or have equal ids, with one process that does all tasks: by how many
 bytes a document the driver's peak grows.
+
+Measured: 2026-11-27, a quiet machine, one .jsonl.zst. Without stages the driver has 368 MiB at 50 MB and an actor 479 MiB;
+160 MB take two actors 1.75 times less wall (86% of both cores). Short documents: 2026-11-28, peaks of 275.5 and 280.6 MiB;
+with all stages the libraries' part differs by some 10 MiB from run to run. 500 MB without stages: 16.2 MB a CPU-second.
 """
 
 import argparse

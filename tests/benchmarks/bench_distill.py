@@ -1,4 +1,4 @@
-"""What distillation wins back of a model that was cut by a quarter, against cross entropy on as many tokens; the logits' cache.
+"""Loss won back by distilling into a model cut by a quarter, against cross entropy on as many tokens; size of the logits' cache.
 
     python -m tests.benchmarks.bench_distill --kept DIR [--cut layers|width] [--size tiny|small|smollm2] [--seeds 3] [--steps 100]
     python -m tests.benchmarks.bench_distill --cache
@@ -10,6 +10,12 @@ these run side by side on two cores. Each step is told on stderr. Ended at any m
 goes on where it was. --on-policy lets the student write half of its samples. --cache measures cached sampled logits of SmolLM2:
 bytes against all logits in bf16, and how far the mean gradient of 1,000 draws is from the full one, beside top-k. Prints one
 JSON object.
+
+Measured: `tiny`: 2026-11-27, 15 programs on 2 cores, ended before the last seed: 61,440 tokens, a teacher of 3.329 bits a
+byte that is not trained out, cut 3.373; distilled 3.339 and 3.341 (77% and 73%), cross entropy 3.270, 3.277, 3.272, which
+learns on where the teacher stopped. Width and `small` are not measured yet. SmolLM2: 2026-11-28, XSum, 56,320 tokens, teacher
+1.182 bits a byte, cut 1.550; distilled 71.2, 71.3 and 74.1%, cross entropy 69.6, 73.3 and 74.4%: distillation does not win.
+Cached logits: 61 bytes a position.
 """
 
 import argparse

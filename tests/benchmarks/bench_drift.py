@@ -1,4 +1,4 @@
-"""A planted drift of 20%: how often it is found, and how often something is found where there is nothing, on real text.
+"""Detection rate of a planted drift of 20% on real text, and rate of false alarms without a drift.
 
     python -m tests.benchmarks.bench_drift [--texts 1000] [--tries 20] [--null 200] [--series 20] [--documents FILE.jsonl.zst]
         [--only-documents]
@@ -8,6 +8,9 @@ search engine, so that the planted ones are hard to tell. With `--documents` (li
 mixed too, at half of `--texts`. Each try draws anew, embeds anew and runs all four tests with Holm's correction at 5%. Without a
 drift both sides are disjoint samples of one pool. A series is 100 looks at one reference, without a drift, under one Monitor.
 Prints one JSON object: shares with exact intervals of 95%, and CPU seconds a comparison.
+
+Measured: 2026-11-27 and 28: 500 documents of Rust's and Linux's documentation, each planted in the other, against 500; 20 of
+20 found either way; false alarms 14 and 21 of 500, 95% interval 2.5 to 4.8%; 1 to 3 CPU seconds a comparison.
 """
 
 import argparse

@@ -4,6 +4,10 @@
 
 One JSON object. Both compute on one thread, in float32, in this process, task by task; tokenizing is in both figures, loading
 is in none. `--tiny` takes a tiny model and made-up tasks instead, to see that the benchmark itself works.
+
+Measured: 2026-11-26 to 28, a busy machine, SmolLM2-135M, batch 1 in lm-eval, one thread, every item: 9,377. With two options
+both compute the context once, and ours leaves out the head. With five examples before each item (10 items of each task) no
+decision differs; both together are 4.8 times faster.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A thousand runs on nodes that kwok plays: how long submit, ps and cancel take, and how many list calls ps makes.
+"""A thousand runs on nodes simulated by kwok: time of submit, ps and cancel, and list calls of ps.
 
     python -m tests.benchmarks.bench_k8s_many [--runs 1000] [--nodes 20]      as root, where the lab is (see tests/k8s/lab.py)
 

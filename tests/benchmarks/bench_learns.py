@@ -1,4 +1,4 @@
-"""Whether a small real model learns: SmolLM2-135M with LoRA, by finetune, DPO and GRPO, on items that were held out.
+"""Gains of a small real model on held-out items: SmolLM2-135M with LoRA, by finetune, DPO and GRPO.
 
     python -m tests.benchmarks.bench_learns [sft dpo grpo] [--seeds 0,1,2] [--folder build/learns] [--ranks 2] [--model tiny]
 
@@ -11,6 +11,11 @@ one by one, for the base once and for each seed, and the differences are paired:
 answer (nats) and whether it is the likeliest, in all and a token; of a word, whether the sentence holds it, by the likeliest
 tokens and by drawn ones. Everything lies in `--folder`: what is finished is not done again, and a killed run goes on. The
 last line is a JSON object; each seed is also in FOLDER/METHOD-SEED.json.
+
+Measured: 2026-11-27 and 28, one seed each, other programs on the cores: 17, 15 and 33 minutes by the median of a step. SFT:
+48 steps, 400 held-out questions, gold answer the likelier of two in 62.3% instead of 54.8%, a token in 64.3% instead of
+56.0%. GRPO: 60 steps of 32 answers, 120 held-out prompts, 98% instead of 58%, drawn 99% instead of 21%. DPO: 400 held-out
+pairs, 55.8% instead of 54.8%: no difference shown.
 """
 
 import argparse

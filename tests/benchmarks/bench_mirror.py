@@ -1,9 +1,14 @@
-"""What it costs to show runs in W&B: a relay of live runs, finished runs sent at once, a sidecar, and what the loop itself does.
+"""Cost of mirroring runs to W&B: a relay of live runs, finished runs sent at once, a sidecar, and reporting in the training loop.
 
     python -m tests.benchmarks.bench_mirror [--live 200 --seconds 60] [--finished 1000 --lines 10000] [--sidecar 60] [--steps 400]
 
 Real wandb-core and a server in a process of its own that counts lines; CPU seconds are apart for Python, wandb-core and server,
 so that one sees which of them limits. 0 leaves a part out. Prints one JSON object a part.
+
+Measured: Sidecar: 2026-11-27, 16 programs on 2 cores; wandb-core's part is 0.4 (online) and 0.3 (offline) of it. Lines of
+finished runs of 5,000, a CPU-second: Python 4,400 with its start, wandb-core 4,200, the recording server 91,000; Python alone
+hands over 22,000. Relay: 2026-11-27, a program on the other core; delay at the 99th percentile 1.99 s; wandb-core takes 33%
+of a core beside Python's 26%, and limits the lines a second.
 """
 
 import argparse

@@ -8,6 +8,13 @@ them through datatrove's, which takes as long for each.
 datatrove gets an environment of its own under build/, or the one of $ROPEWALK_DATATROVE (its python). `--spacy`: a directory with
 spacy, to compare with datatrove's default words too. The corpus: $ROPEWALK_CORPUS, else as for bench_preprocess. `--signatures
 1000000,100000000` is the long run: 17 GB of disk.
+
+Measured: 2026-11-28, a quiet machine, datatrove 0.10.1, 2.5 MB through its filters and 64 MB through ours. A second run: 21.6
+against 0.21 with default words, 43.9 against 1.27 with white space words (35 times), MinHash 35.2 against 0.42. Decisions
+that differ with white space words are of symbols that datatrove's list lacks. The whole pipeline has Gopher's and FineWeb's
+filters, e-mails and addresses, near-duplicates and the same tokenizer. Near-duplicates ran beside two other programs: 290,000
+to 330,000 documents a CPU-second on a quiet machine; the disk holds 0.46, 0.49 and 0.50 of the signatures' 448 bytes at 10^6,
+10^7 and 10^8.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Figures of an endpoint: what the gateway costs, and what clients see when replicas die, or when too many ask.
+"""Cost of the gateway, and latency and errors that clients see when replicas die or requests exceed the capacity.
 
 python -m tests.benchmarks.bench_serve [--rows overhead,kills,prefixes,overload,hangups,reading,capture,connections]
     [--requests 200] [--engine fake|transformers|llamacpp] [--model DIR] [--threads 1] [--router PYTHON_WITH_vllm_router] [--ray]
@@ -7,6 +7,14 @@ python -m tests.benchmarks.bench_serve [--rows overhead,kills,prefixes,overload,
 Load is open: requests come at random moments at a rate of their own. Peers stand before the same engine in the same run, in
 turns: the bare engine, `vllm-router` (an environment of its own: it is no dependency), Ray Serve with HAProxy and direct
 streaming.
+
+Measured: Engine of 2 ms a token: 2026-11-27, a quiet machine, 10 requests of 32 tokens a second, 200 in all; p99 of
+vllm-router 7.4 ms, of Ray Serve 34.3 ms. llama.cpp: 2026-11-28, SmolLM2-135M, one thread, 1.5 requests of 8 tokens a second,
+180 in all, its second core shared by client and gateway; two other turns 96 and 265 ms against 102 and 287, 100 and 346
+against 105 and 371 (p50 and p99, bare and gateway); the same request is later by a mean of -1.0 ± 1.6 ms. A client that
+leaves while a prompt is read: worst of 25 185 ms, with one thread 85 ms and worst 230 ms; while an answer is drawn: worst of
+50 35 ms (a fake engine: 9 ms). Beyond the capacity the rest is answered by 429. After a kill of the gateway the same 9,900
+connections are answered, a stream among them too.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The matrix of oracles of `finetune`: loss and gradient on real ranks, against SFTTrainer and the formula; CPU seconds a step.
+"""Loss and gradient of `finetune` on real ranks, against SFTTrainer and the formula; CPU seconds a step.
 
     python -m tests.benchmarks.bench_sft_oracles [--ranks 1,2,3] [--trl PYTHON] [--steps 4]
 
@@ -7,6 +7,9 @@ writes down loss and gradient of its second. Oracles of that: every conversation
 `apply_chat_template` (every cell), and TRL's SFTTrainer in fp32, which renders, masks and packs the same messages itself. With
 --steps also CPU seconds a step of both on SmolLM2-135M with LoRA of rank 16, the same conversations, packed. TRL lives in an
 environment of its own: --trl, or $ROPEWALK_TRL_PYTHON, else it is made under build/trl. Prints one JSON object.
+
+Measured: 2026-11-26, TRL 1.16, tiny model, fp32, 24 cells; deviations from SFTTrainer and from the formula in float64. CPU: 4
+packed sequences of 512 tokens of BoolQ, one thread, one run of 3 steps on a busy machine.
 """
 
 import argparse

@@ -1,7 +1,10 @@
-"""Standstill on real Slurm: from a disturbance to the next step that was not there before.
+"""Standstill on real Slurm, from a disturbance to the next new step.
 
 Usage: python -m tests.benchmarks.bench_slurm_recovery [ROUNDS]
 A counter of 20 steps a second with a checkpoint each, so that what is measured is the machinery.
+
+Measured: Four nodes, on a Slurm that is configured to requeue slowly. Slurm itself takes 25 s to notice that the first node
+has died. No step was redone.
 """
 
 import itertools

@@ -8,6 +8,12 @@ The draft is cut out of the model (`--layers` of its layers) and distilled by `-
 the two share it. An engine with and without draft are up side by side, and are asked in turn, one request at a time, on one
 thread each; a ratio is that of neighbours. Prints one JSON object; each row is told on stderr. Ended at any moment and begun
 again with the same --kept, it goes on where it was.
+
+Measured: Text is identical in all rows. SmolLM2: 2026-11-27, another program on the second core, a draft of 10 layers
+distilled by 46,080 tokens, 2 guesses; by hand, llama.cpp in F32, a quiet machine: 22 layers in Q4_K 0.78 and 0.72, the model
+itself in Q4_K 0.97 and 0.94 (2 and 3 guesses). On this CPU (AVX2) a pass of more tokens saves little: 1 to 4 tokens take 22,
+31, 35, 59 ms in llama.cpp in F16. `small`: 2026-11-28, 60 steps, 2.53 nats a byte, a draft of 1 of 6 layers, 122,880 tokens;
+2 and 3 guesses 1.29 and 1.58. GPUs are not measured.
 """
 
 import argparse

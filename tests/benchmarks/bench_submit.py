@@ -1,4 +1,4 @@
-"""What it costs to submit functions, against submitit on the same test cluster: many as one array, many one by one, and one by
+"""Cost of submitting functions, against submitit on the same test cluster: many as one array, many one by one, and one by
 a process of its own.
 
     python -m tests.benchmarks.bench_submit [--functions 1000] [--single 1000] [--rounds 7] [--folder DIR]
@@ -6,6 +6,9 @@ a process of its own.
 Prints one JSON object of CPU seconds (with those of sbatch and git) and wall seconds. All jobs are held, so that none disturbs.
 The processes are run in turn; their ratio is the median of the ratios of neighbours. They work in a small repository that
 neither writes into: submitit's files lie beside it, else each of its submissions would be a change of the code that ours copies.
+
+Measured: 2026-11-28, a quiet machine. Each of our functions is a run with a directory of its own; pydantic and a first model
+of it take 0.13 s of the 0.31 s.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a trial costs besides its training: against calling the training directly, and against plain Tune + Ray Train V2.
+"""Cost of a trial beyond its training: against calling the training directly, and against plain Tune + Ray Train V2.
 
     python -m tests.benchmarks.bench_sweep_overhead [--trials 8] [--steps 40]
 

@@ -4,6 +4,8 @@
 
 Takes twenty minutes on two cores, and says each sweep's result as it comes. Prints one JSON object: the best validation
 loss of each, with standard errors over the seeds, whatever they are.
+
+Measured: Three seeds, mean and standard error of the best validation loss.
 """
 
 import argparse

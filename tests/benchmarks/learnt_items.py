@@ -1,4 +1,4 @@
-"""Held-out items of `bench_learns`, and what a model says of each: labelled questions as pairs, and words."""
+"""Held-out items of `bench_learns` (labelled questions as pairs, and words), and a model's scores of each."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Requests to an endpoint at their own pace (open loop): whoever is slow does not slow down who asks."""
+"""An open loop of requests to an endpoint: slow answers do not slow down the requests."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What others put before an engine, as peers of the gateway: started, awaited, ended."""
+"""Peers of the gateway: other routers before an engine, started, awaited and ended."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What the benchmarks of sweeps share: the quick start's data and model, a sweep to its end, the machine's CPU seconds."""
+"""Parts shared by the benchmarks of sweeps: the quick start's data and model, a sweep to its end, the machine's CPU seconds."""
 
 import math
 import os

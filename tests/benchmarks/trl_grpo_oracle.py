@@ -1,4 +1,4 @@
-"""GRPO losses and gradients by TRL's own trainer, in an environment of its own: cells from a JSON file → what it finds.
+"""GRPO losses and gradients by TRL's own trainer, in an environment of its own, for the cells of a JSON file.
 
     PYTHON_WITH_TRL tests/benchmarks/trl_grpo_oracle.py CELLS.json
 

@@ -1,4 +1,4 @@
-"""Losses and gradients by TRL's own trainers, in an environment of its own: reads cells from a JSON file, writes what it finds.
+"""Losses and gradients by TRL's own trainers, in an environment of its own, for the cells of a JSON file.
 
     PYTHON_WITH_TRL tests/benchmarks/trl_oracle.py CELLS.json
 

@@ -130,7 +130,7 @@ def _short_folder() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _childrens_disk() -> Iterator[None]:
-    """What killed processes leave behind lies in one place, and goes with the session."""
+    """One temporary directory for all child processes, removed at the end of the session."""
     place = _short_folder()
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(place)  # for child processes: this one's tempfile has settled already

@@ -1,4 +1,4 @@
-"""What the runs of a failed test say of themselves, for its report: the machine that it failed on may be gone tomorrow."""
+"""Diagnostics of a failed test's runs for its report; the machine may be gone tomorrow."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""How long a test waits, in one table, and the one way to wait: for a condition, by a clock that slows down as the machine does.
+"""The table of waiting times, and the way to wait: for a condition, by a clock that slows down with the machine.
 
 A number at the spot holds on the machine of whoever wrote it. Here a test says what it waits for, the table says how long that
 may take on two quiet cores, and a second only counts in full while no more programs want to run than there are cores.
@@ -30,7 +30,7 @@ class Patience(Enum):
 
 
 def slowness() -> float:
-    """How many programs want to run, for each core that could run them; at least 1."""
+    """Number of programs that want to run, for each core; at least 1."""
     try:
         running = int(LOAD.read_text().split()[3].partition("/")[0]) - 1.0  # whoever looks is one of them
     except (OSError, ValueError, IndexError):  # not Linux

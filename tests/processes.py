@@ -4,7 +4,7 @@ import psutil
 
 
 def words_of(process: psutil.Process) -> list[str]:
-    """Its command line; none where it ends just now."""
+    """Command line of a process; empty if it has ended."""
     try:
         return process.cmdline()
     except psutil.Error:

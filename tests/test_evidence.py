@@ -1,4 +1,4 @@
-"""What a failed test's report says of its runs."""
+"""Diagnostics of runs in a failed test's report."""
 
 import time
 from pathlib import Path

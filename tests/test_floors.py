@@ -101,7 +101,7 @@ def imports(path: Path) -> set[str]:
 
 
 def graph() -> dict[str, set[str]]:
-    """Which module imports which."""
+    """Imports of each module."""
     known = modules()
     return {name: {word for word in imports(path) if word in known and word != name} for name, path in known.items()}
 

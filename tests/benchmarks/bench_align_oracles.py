@@ -84,7 +84,7 @@ def trl_python(given: str | None) -> str:
 
 
 def step_rows(run: RunDir, kto: bool) -> tuple[list[tuple[Any, ...]], list[list[int]]]:
-    """What the second step of a run learnt from: its rows as plain values, and for KTO the answers of other prompts."""
+    """Rows of the second step of a run as plain values, and for KTO the answers of other prompts."""
     rows = Rows(run.path / "pairs/train.arrow")
     numbers = permute(torch.arange(BATCH, 2 * BATCH).numpy(), len(rows), 0, 0).tolist()
     if not kto:
@@ -194,7 +194,7 @@ def ask_trl(made: list[dict[str, Any]], folder: Path, python: str) -> None:
 
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many cells there are, the largest differences, and the cells that miss a limit."""
+    """Number of cells, the largest differences, and the cells that miss a limit."""
     by_oracle = {oracle: [cell[oracle] for cell in cells if isinstance(cell[oracle], dict)] for oracle in ("formula", "trl")}
     missed = [
         {key: cell[key] for key in ("method", "ranks", "weights")} | {"oracle": oracle}

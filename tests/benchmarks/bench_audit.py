@@ -33,7 +33,7 @@ SUITES = {"stereoset": "StereoSet/test.jsonl", "crows_pairs": "Crows-Pairs/test.
 
 
 def cpu_seconds() -> float:
-    """Of all threads of this process."""
+    """CPU seconds of all threads of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 

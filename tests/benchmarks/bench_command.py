@@ -54,7 +54,7 @@ class Running:
         return read_lines(self.told)
 
     def said(self) -> str:
-        """Who is at work, and how far."""
+        """Processes at work, and the newest step."""
         return "\n".join([*(" ".join(process.cmdline()) for process in self.processes()), *map(str, self.steps()[-3:])])
 
     def processes(self) -> list[psutil.Process]:
@@ -140,7 +140,7 @@ def recovery(made: Running) -> tuple[float, float] | None:
 
 
 def _next(made: Running, killed: float, pid: int) -> float | None:
-    """When the first step ended after the kill, of ranks that were formed anew."""
+    """End of the first step of the new ranks after the kill, or None if none came."""
     times = [line["time"] for line in made.steps() if line["time"] > killed + 0.1]
     return times[0] if times and pid not in {process.pid for process in made.ranks()} else None
 

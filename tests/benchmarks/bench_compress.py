@@ -76,7 +76,7 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
 
 
 def _four_bits(rows: Rows) -> dict[str, Any]:
-    """What each variant of 4 bits reaches of what is asked of them."""
+    """Figures of each 4-bit variant that has a goal."""
     found = {}
     for name in FOUR_BITS:
         if name not in rows or not {"bf16", "f16-gguf"} <= rows.keys():
@@ -130,7 +130,7 @@ def _environment(folder: Path, words: argparse.Namespace) -> dict[str, str]:
 
 
 def _ropewalk(folder: Path, words: argparse.Namespace, *arguments: str) -> str:
-    """What the command prints; where it refuses (a run is under way) what it says goes to stderr."""
+    """Run the command and return its output; a refusal (a run is under way) goes to stderr."""
     command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
     done = subprocess.run(command, env=_environment(folder, words), cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
     return done.stdout.strip()

@@ -106,7 +106,7 @@ class Meter(threading.Thread):
             self.actor_mib = max(self.actor_mib, actor.memory_info().rss / 2**20)
 
     def stop(self) -> dict[str, Any]:
-        """What was found."""
+        """Stop measuring and return the figures."""
         self.ended.set()
         self.join()
         cpu = sum(last - first for first, last in self.seconds.values())

@@ -66,7 +66,7 @@ def read_texts(source: Path) -> list[str]:
 
 
 def bare_tokenizer(files: TokenizerFiles, texts: list[str]) -> None:
-    """What the tokenizer alone takes, in the batches of the chain."""
+    """Encode with the tokenizer alone, in the batches of the chain."""
     tokenizer, group, held = Encoder(files).tokenizer, [], 0
     for text in texts:
         group.append(text)

@@ -170,7 +170,7 @@ def recovery(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
 
 @torch.no_grad()
 def cache(rows: int, size: int, draws: int) -> dict[str, Any]:
-    """Of SmolLM2's own distributions: bytes of a position, and the gradient's mean over draws."""
+    """Bytes of a position, and the gradient's mean over draws, for SmolLM2's own distributions."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(smollm2()).eval()

@@ -55,7 +55,7 @@ def documents(path: Path) -> dict[str, list[str]]:
 
 
 def power(base: list[str], planted: list[str], texts: int, tries: int, random: np.random.Generator) -> tuple[Share, float]:
-    """How often the planted share is found, and the CPU seconds of a comparison."""
+    """Detection rate of the planted share, and the CPU seconds of a comparison."""
     found, before = 0, time.process_time()
     for number in range(tries):
         count = round(SHARE * texts)
@@ -67,7 +67,7 @@ def power(base: list[str], planted: list[str], texts: int, tries: int, random: n
 
 
 def without(base: Features, texts: int, tries: int, random: np.random.Generator) -> Share:
-    """How often something is found between disjoint samples of one pool."""
+    """Rate of alarms between disjoint samples of one pool."""
     found = 0
     for _ in range(tries):
         places = random.permutation(len(base))[: 2 * texts]
@@ -76,7 +76,7 @@ def without(base: Features, texts: int, tries: int, random: np.random.Generator)
 
 
 def looks(base: Features, texts: int, series: int, random: np.random.Generator) -> Share:
-    """How many series of looks at one reference raise an alarm at all."""
+    """Share of series of looks at one reference that raise any alarm."""
     found = 0
     for _ in range(series):
         monitor = Monitor()

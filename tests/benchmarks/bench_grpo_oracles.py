@@ -60,7 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def rollouts_of(run: RunDir) -> list[dict[str, Any]]:
-    """What the second step of a run learnt from, by its ledger."""
+    """Rollouts of the second step of a run, read from its ledger."""
     table = arrow_table((run.path / "rollouts/prompts.arrow").read_bytes())
     rows = [row for row in read_rollouts(run).to_pylist() if row["step"] == 1]
     rows.sort(key=lambda row: (row["slot"], row["sample"]))

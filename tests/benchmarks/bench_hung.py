@@ -108,7 +108,7 @@ def end(run: RunDir) -> None:
 
 
 def completed(run: RunDir) -> list[tuple[float, int]]:
-    """When each step was completed."""
+    """Time and number of each completed step."""
     return [(line["time"], int(line["step"])) for line in run.read_metrics() if "train/loss" in line]
 
 
@@ -177,7 +177,7 @@ def soak(data: Path, steps: int) -> dict[str, Any]:
 
 
 def _told(alarm: dict[str, Any]) -> dict[str, Any]:
-    """What a node says of an alarm: when it was, and what its ranks did."""
+    """A node's report of an alarm: its time, and the state of its ranks."""
     when = time.strftime("%H:%M:%S", time.localtime(alarm["time"]))
     ranks = [f"{one['rank']}: {one['phase']}, {one['state']}, {one['where']}" for one in alarm["ranks"]]
     return {"time": when, **{key: alarm[key] for key in ("node", "step", "seconds")}, "ranks": ranks}

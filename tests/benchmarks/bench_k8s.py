@@ -69,7 +69,7 @@ def of_a_fixed_run(namespace: Namespace, kube: Cluster) -> Figures:
 
 
 def of_one_pod(namespace: Namespace, kube: Cluster) -> Figures:
-    """Its node dies, and nobody is left but Kubernetes."""
+    """Standstill of a run of one pod whose node dies; Kubernetes alone notices."""
     run = KubeToy(namespace, steps=1000000)
     run.reach(20)
     found = {"the only pod's node dies (Kubernetes notices after 8 s here)": to_next_step(run, lambda: _kill(kube, run))}
@@ -118,7 +118,7 @@ def _kill(kube: Cluster, run: KubeToy) -> None:
 
 
 def _works(pod: dict[str, Any]) -> bool:
-    """It runs, and is not the pod of a node that died and is back."""
+    """Return True if the pod runs and does not belong to a node that died and came back."""
     return pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
 
 

@@ -120,7 +120,7 @@ class Contest:
         return [job] if pods == 1 else [service, job]
 
     def first_step(self, run: RunDir) -> float:
-        """When it was done."""
+        """Time of the first step."""
         return float(until(run.read_metrics, Patience.RUN)[0]["time"])
 
     def clear(self) -> None:
@@ -136,7 +136,7 @@ def nothing_is_created() -> AbstractContextManager[object]:
 
 
 def phases(run: RunDir) -> Moments:
-    """When what came about on the way to the first step."""
+    """Moments on the way to the first step."""
     details, folder = run.attempt_details(1), run.attempt_dir(1)
     formed = next(event["time"] for event in run.read_events() if event["event"] == "group_formed")
     return {
@@ -176,7 +176,7 @@ def contest(namespace: Namespace, pairs: int) -> dict[str, Any]:
 
 
 def medians(all_moments: list[Moments]) -> Moments:
-    """Of each moment."""
+    """Median of each moment."""
     return {name: round(statistics.median(each[name] for each in all_moments), 2) for name in all_moments[0]}
 
 

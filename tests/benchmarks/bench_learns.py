@@ -137,7 +137,7 @@ class Bench:
         return path
 
     def scorer(self, method: str) -> Callable[[Any], Values]:
-        """What scores a model by the held-out items of a method."""
+        """Return the function that scores a model on the held-out items of a method."""
         if method == "grpo":
             from transformers import AutoTokenizer
 

@@ -31,7 +31,7 @@ def tokens_of(index: int) -> torch.Tensor:
 
 
 def write_litdata(folder: Path, shards: int) -> None:
-    """The same tokens in litdata's format, chunks of 64 MB, which is its documented setting for tokens."""
+    """Write the tokens in litdata's format, in chunks of 64 MB, its documented setting for tokens."""
     litdata.optimize(
         fn=tokens_of,
         inputs=list(range(shards)),

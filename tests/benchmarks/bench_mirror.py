@@ -73,7 +73,7 @@ class CountingServer(WandbServer):
         super().stream(name, body)
 
     def told(self) -> dict[str, Any]:
-        """What was seen since the last call."""
+        """Lines received since the last call."""
         behind, self.behind = sorted(self.behind), []
         return {
             "lines": sum(len(run.lines) for run in self.runs.values()),
@@ -110,7 +110,7 @@ class Bench:
         return self._server.stdout.readline().strip()
 
     def told(self) -> dict[str, Any]:
-        """What the server has seen since the last call."""
+        """Lines that the server received since the last call."""
         assert self._server.stdin is not None
         self._server.stdin.write("\n")
         self._server.stdin.flush()
@@ -144,7 +144,7 @@ def line(step: int) -> dict[str, Any]:
 
 
 def cpu_seconds(process: subprocess.Popen[bytes]) -> dict[str, float]:
-    """Of a process and of its wandb-core."""
+    """CPU seconds of a process and of its wandb-core."""
     found = {"python": 0.0, "wandb-core": 0.0}
     own = psutil.Process(process.pid)
     for one in (own, *own.children(recursive=True)):
@@ -230,7 +230,7 @@ def sidecar(bench: Bench, seconds: int, *, offline: bool) -> dict[str, Any]:
 
 
 def loop(home: Path, steps: int) -> dict[str, Any]:
-    """What reporting a step costs the training process, its thread included; nothing in it depends on W&B."""
+    """Cost of reporting a step to the training process, its thread included; nothing in it depends on W&B."""
     from ropewalk.jobs.training.loop.report import Report
     from ropewalk.jobs.training.loop.state import Progress
     from ropewalk.jobs.training.loop.step import StepStats

@@ -214,7 +214,7 @@ def prefixes(options: argparse.Namespace) -> None:
 
 
 def overload(options: argparse.Namespace) -> None:
-    """As many as it can, then three times as many."""
+    """Send requests at the capacity, then at three times the capacity."""
     engines = engines_of(options, 1, "--token", "0.005")
     with endpoint_of(engines) as made:
         began = time.perf_counter()
@@ -290,7 +290,7 @@ def hangups(options: argparse.Namespace) -> None:
 
 
 def capture(options: argparse.Namespace) -> None:
-    """As many at once as the engine has slots, with every exchange captured and masked and without, in turns."""
+    """Fill all slots of the engine, in turns with and without capturing and masking every exchange."""
     engines, rates = engines_of(options, 1, "--token", "0.005"), dict[str, list[float]]()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         kept = {"capture": {"retention_days": 1}, "feedback_folder": Path(folder)}

@@ -34,7 +34,7 @@ HELD = {"sbatch": {"hold": True}}
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+    """Milliseconds that `work` takes."""
     started = time.perf_counter()
     work()
     return (time.perf_counter() - started) * 1000

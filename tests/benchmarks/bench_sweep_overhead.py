@@ -67,7 +67,7 @@ def seconds_a_trial(answers: SweepResults) -> list[float]:
 
 
 def plain_tune(folder: Path, data: Path, steps: int, rates: list[float]) -> None:
-    """The same trials as a Ray user writes them: a function of Tune that runs a TorchTrainer of Train V2."""
+    """Run the trials as a Ray user writes them: a function of Tune that runs a TorchTrainer of Train V2."""
     code = Path(__file__).with_name("plain_tune.py")
     configs = [base(data, steps, optim={"lr": rate}) for rate in rates]
     environment = {**os.environ, "RAY_TRAIN_V2_ENABLED": "1"}

@@ -43,7 +43,7 @@ LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def plain_loss(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """What one would write."""
+    """Cross entropy as a hand-written loop has it."""
     return F.cross_entropy(logits_NV.float(), targets_N)
 
 

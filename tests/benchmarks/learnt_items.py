@@ -71,7 +71,7 @@ def toys() -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def score_pairs(model: Any, rows: Rows) -> Values:
-    """What a model says of each pair: how likely the gold answer is, and whether it is the likelier one."""
+    """Score each pair: log-probability of the gold answer, and 1 if it is the likelier one."""
     source, sums_found, lengths = PairSource(rows, seed=0, tokens_per_sample=1, in_order=True), [], []
     for first in range(0, len(rows), 8):
         found = answer_log_probs(model, source.read(range(first, min(first + 8, len(rows)))))
@@ -86,7 +86,7 @@ def score_pairs(model: Any, rows: Rows) -> Values:
 
 
 def score_words(model: Any, tokenizer: Any, items: Sequence[dict[str, Any]]) -> Values:
-    """Whether each sentence holds its word: the one of the likeliest tokens, and one that is drawn, by equal numbers."""
+    """Score each sentence by its word: the sentence of the likeliest tokens, and one drawn by equal random numbers."""
     ends, found = frozenset({tokenizer.eos_token_id}), Values(likeliest=[], drawn=[])
     for first in range(0, len(items), 25):
         part = items[first : first + 25]

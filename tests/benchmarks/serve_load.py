@@ -17,7 +17,7 @@ CHAT = "/v1/chat/completions"
 
 @dataclass
 class Seen:
-    """What a client saw of one request."""
+    """One request as its client saw it."""
 
     began: float = field(default_factory=time.perf_counter)
     status: int = 0
@@ -90,7 +90,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """What processes and their descendants that live have spent."""
+    """CPU seconds of processes and of their living descendants."""
     total = 0.0
     for pid in pids:
         try:

@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 
 def arguments(folder, **more):
-    """What TRL must be told to compute in fp32 on a CPU, the whole data as one batch in its order."""
+    """Arguments for TRL to compute in fp32 on a CPU, with the whole data as one batch in its order."""
     plain = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True, "report_to": [], "max_grad_norm": 0.0}
     return SFTConfig(
         output_dir=folder, assistant_only_loss=True, save_strategy="no", dataloader_num_workers=0, **{**plain, **more}

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.soak("minutes; test_distill.py and test_on_policy.py h
     ids=["cached logits", "shared layers", "own samples"],
 )
 def test_twenty_random_kills_leave_no_trace(keys: dict[str, Any], tmp_path: Path) -> None:
-    """Of both ranks at once, at random steps, some before the first: while the student is cut or logits are computed."""
+    """Kill both ranks at once at random steps, some before the first: while the student is cut or logits are computed."""
     chance, kills = random.Random(str(keys)), 20
     teacher = tiny_model(tmp_path / "teacher", num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2)
     data = [make_dataset(tmp_path / name / "data") for name in ("one", "two")]

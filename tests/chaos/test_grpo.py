@@ -65,7 +65,7 @@ def kill(run: RunDir, part: str) -> bool:
 
 
 def put(run: RunDir) -> int:
-    """How many chunks lie in the ledger."""
+    """Number of chunks in the ledger."""
     return sum(1 for _ in (run.path / "rollouts").glob("at-*/0-*.arrow"))
 
 

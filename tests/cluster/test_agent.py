@@ -52,7 +52,7 @@ if __name__ == "__main__":
 
 
 def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would outlive the agent. The group forms here while the agent, which was asked to stop, waits for its sidecar."""
+    """A rank would outlive the agent. The group forms while the stopping agent waits for its sidecar."""
     (tmp_path / "lingering.py").write_text(LINGERING)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     record = {"config": {"steps": 100000}, "entry": "tests.fakes.toy:count", "engine": "ranks", "sidecars": ["lingering"]}

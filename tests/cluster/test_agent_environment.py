@@ -1,4 +1,4 @@
-"""What agents are told of their nodes: the same rule for every backend."""
+"""Environment of agents: one rule for every backend."""
 
 import os
 from pathlib import Path

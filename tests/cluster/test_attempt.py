@@ -1,4 +1,4 @@
-"""What becomes of an attempt whose agents end in a way that no real allocation can be made to show at will."""
+"""Outcomes of attempts whose agents end in ways that a real allocation cannot produce on demand."""
 
 import signal
 import subprocess
@@ -50,7 +50,7 @@ class Sleepers(Allocation):
 
 
 class Deaf(Sleepers):
-    """Its agents hear no stop."""
+    """An allocation whose agents ignore stops."""
 
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
         with stop_signals_blocked():
@@ -93,7 +93,7 @@ time.sleep(60)  # its sidecars have yet to send what they have
 
 @pytest.mark.parametrize(("code", "cause"), [(EXIT_REQUEUE, "cancelled after saving"), (EXIT_DONE, "done")])
 def test_what_an_agent_has_reported_holds_when_it_is_ended(tmp_path: Path, code: int, cause: str) -> None:
-    """It had only to wait for its sidecars: what it saved, or that all is done, is not to be taken for lost."""
+    """The agent only waited for its sidecars: its saved state and its success count."""
     record = {"config": {}, "engine": "process", "resources": {"nodes": 1, "grace_seconds": 1.0}}
     run = RunDir.create("x", record, tmp_path)
     number = run.begin_attempt()

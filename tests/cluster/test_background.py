@@ -1,4 +1,4 @@
-"""What a training step has to say is written beside it: in order, whole, and with its errors."""
+"""Reports of training steps are written in the background: in order, whole, and with their errors."""
 
 import threading
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which errors and crashes of ranks are the program's or the machine's, and which follow from a lost peer."""
+"""Classification of errors and crashes of ranks: the program's, the machine's, or caused by a lost peer."""
 
 import signal
 from typing import Any

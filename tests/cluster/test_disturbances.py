@@ -92,7 +92,7 @@ def test_a_node_that_dies_before_its_ranks_have_joined_is_not_waited_for(toy: St
 
 @pytest.mark.parametrize("nodes", ["2", "1..2"])
 def test_a_stop_that_finds_one_node_without_ranks_is_not_waited_for_by_the_ranks_of_the_other(toy: Start, nodes: str) -> None:
-    """It leaves at once, with nothing to save; the other's ranks have begun, and would wait for its own through all the grace."""
+    """The node without ranks leaves at once; ranks of the other would otherwise wait for it through all the grace."""
     resources = {"nodes": nodes, "grace_seconds": 3600.0}
     run = toy("count", "ranks", steps=20, stuck_forming=True, preload=["tests.fakes.slow_forming"], resources=resources)
     until((run.run.log_dir(1) / "rank-0.log").exists)
@@ -139,7 +139,7 @@ def test_a_signal_to_one_agent_stops_all_at_one_step(toy: Start) -> None:
 
 
 def test_a_signal_to_every_process_of_the_run_is_the_agents_alone(toy: Start) -> None:
-    """As Slurm signals a step: ranks, their server and what they started hear it too, and must not die of it."""
+    """Slurm signals a step in this way: ranks, their server and their children get the signal too, and must survive it."""
     run = toy("count", "ranks", steps=60, resources={"nodes": 2})
     run.reach(5)
     for process in run.supervisor().children(recursive=True):

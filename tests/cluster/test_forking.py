@@ -1,4 +1,4 @@
-"""What must not have happened in a process before others are forked from it."""
+"""Imports and threads that a process must not have before others are forked from it."""
 
 import logging
 import multiprocessing.forkserver

@@ -1,4 +1,4 @@
-"""What ranks tell, and when their agents take them for hung: by clocks of the tests' own."""
+"""Heartbeats of ranks, and the agents' decision that they hang, on simulated clocks."""
 
 import random
 from collections.abc import Iterator
@@ -112,7 +112,7 @@ def test_the_first_steps_of_a_group_may_take_long(node: Node) -> None:
 
 
 def test_time_in_which_the_agent_stood_still_does_not_count(node: Node) -> None:
-    """As where the machine sleeps, or is stopped with all that runs on it."""
+    """A machine that sleeps, or is paused with everything on it, stops the agent too."""
     node.train(20)
     node.pass_time(3600.0, look=600.0)
     assert not node.watch.all_late()

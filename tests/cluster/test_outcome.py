@@ -1,4 +1,4 @@
-"""What the ends of an attempt's agents mean, as a table."""
+"""Table of the outcomes of an attempt by the exits of its agents."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the engines use of torch, multiprocessing and Ray that these do not document: each name, where its owner has it.
+"""Undocumented names of torch, multiprocessing and Ray that the engines use, each at its place.
 
 A release that moves one of them fails here, by name, and not as a group that never forms.
 """

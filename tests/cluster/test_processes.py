@@ -59,7 +59,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("word", sorted(STOP_SIGNALS))
 def test_a_stop_that_comes_while_a_program_starts_is_kept(tmp_path: Path, word: signal.Signals) -> None:
-    """It would die of it, and its node would seem to be lost."""
+    """The program would die of the signal, and its node would seem lost."""
     (tmp_path / "late.py").write_text(LATE)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
@@ -89,7 +89,7 @@ def test_the_processes_that_write_a_log_are_found_by_it(tmp_path: Path) -> None:
 
 
 def test_a_place_names_no_other_whose_name_begins_like_its_own(tmp_path: Path) -> None:
-    """What is on node 10 is not killed with node 1."""
+    """Ending node 1 does not kill processes of node 10."""
     words = [sys.executable, "-c", "import time; time.sleep(600)"]
     started = [subprocess.Popen([*words, str(tmp_path / name)]) for name in ("n1", "n1/inside", "n10", "n10/inside")]
     try:

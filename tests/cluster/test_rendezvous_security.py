@@ -46,7 +46,7 @@ wanted.bind((sys.argv[2], int(sys.argv[3])))
 
 
 class Planted:
-    """What an attacker puts into the store: unpickling it creates a file."""
+    """An attacker's value in the store: unpickling it creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -56,7 +56,7 @@ class Planted:
 
 
 def answers(address: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Return True if a process listens at the address."""
     try:
         socket.create_connection((address, port), timeout=1).close()
     except ConnectionRefusedError:
@@ -131,7 +131,7 @@ def test_ranks_meet_only_where_an_agent_says(tmp_path: Path, monkeypatch: pytest
 
 
 def _read_again(handler: DynamicRendezvousHandler) -> RendezvousInfo:
-    """What a node that is not the first would read in the store now."""
+    """Rendezvous that any node but the first would now read in the store."""
     store = handler._get_store()
     return RendezvousInfo(store, 1, 2, RendezvousStoreInfo.build(1, store, None))
 

@@ -1,4 +1,4 @@
-"""What killed processes leave in the temporary directory goes with the next start; what somebody needs stays."""
+"""Cleaning of the temporary directory at a start: leftovers of killed processes go, files in use stay."""
 
 import os
 import signal

@@ -32,7 +32,7 @@ for number in range(200):
 
 @pytest.fixture
 def two(network: Network) -> tuple[RunDir, RunDir]:
-    """The same run, seen from two machines; both have looked at all of it."""
+    """One run as two machines see it, after both have listed all of it."""
     here, there = network.client(), network.client()
     run = RunDir.create("shared", RECORD, here)
     return run, RunDir(there / run.id)

@@ -1,4 +1,4 @@
-"""What datapipe/README.md says of adding a filter, done word for word."""
+"""The steps of "Add a filter" in datapipe/README.md, followed literally."""
 
 import json
 import re

@@ -13,7 +13,7 @@ from tests.fakes.documents import configure, make, rejected, rows, write_lines
 
 
 def some_sources(folder: Path) -> Path:
-    """Of three sources 400, 100 and 20 documents of one length."""
+    """Write 400, 100 and 20 documents of one length from three sources."""
     counts = {"web": 400, "books": 100, "notes": 20}
     return write_lines(
         folder / "in.jsonl",

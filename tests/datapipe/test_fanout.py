@@ -170,7 +170,7 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
 
 
 def test_an_element_whose_driver_is_gone_does_nothing(tmp_path: Path) -> None:
-    """As on another node, where only the lease tells."""
+    """On another node only the lease shows that the driver is gone."""
     lease = tmp_path / LEASE
     lease.touch()
     assert lease_holds(lease)

@@ -59,7 +59,7 @@ def test_decisions_are_those_of_py3langid(oracle: Any) -> None:
 
 
 def test_a_state_depends_on_the_last_bytes_alone() -> None:
-    """As many as the deepest state lies below the first."""
+    """The number of bytes is the depth of the deepest state."""
     moves, rows, _ = _model()[0][0]
     reached, front, depth = np.zeros(len(rows), np.bool_), np.array([0]), 0
     while len(front) and depth <= HISTORY:

@@ -1,4 +1,4 @@
-"""Which tokens the k-th sample holds, over real Arrow files."""
+"""Tokens of the k-th sample, over real Arrow files."""
 
 from pathlib import Path
 

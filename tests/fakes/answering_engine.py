@@ -23,7 +23,7 @@ _CACHED = 12
 
 
 class Engine:
-    """What it can, and what it has done."""
+    """Abilities and counters of the engine."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -210,7 +210,7 @@ async def main(options: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its command line."""
+    """Parser of the command line."""
     made = argparse.ArgumentParser()
     made.add_argument("port", type=int)
     made.add_argument("--slots", type=int, default=4)

@@ -80,7 +80,7 @@ def contents(place: Any) -> dict[str, bytes]:
 
 
 def rejected(output: Path, places: bool = False) -> list[dict[str, Any]]:
-    """What is listed of dropped documents; file and line of each if they are asked for."""
+    """Records of dropped documents; with file and line if `places` is set."""
     listed = [json.loads(line) for file in sorted(output.glob("rejected/*.jsonl")) for line in file.read_text().splitlines()]
     return listed if places else [{k: v for k, v in one.items() if k not in {"file", "line"}} for one in listed]
 

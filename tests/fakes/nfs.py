@@ -74,7 +74,7 @@ class Network:
         self.backing.mkdir(parents=True)
 
     def client(self, latency_milliseconds: float = 0.0) -> Path:
-        """Where one more machine sees the shared files."""
+        """Mount the shared files for one more machine and return the path."""
         name = f"machine-{len(self.clients)}"
         self.clients.append(Client(self.backing, self.folder / name, latency_milliseconds))
         return self.clients[-1].path

@@ -22,7 +22,7 @@ def below(value: float, limit: float | None) -> bool:
 
 
 def unspaced(character: str) -> bool:
-    """Whether it is a character, or a mark, of a script that writes no blanks between words."""
+    """Return True for a character or mark of a script without blanks between words."""
     names = (
         *("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "COMBINING KATAKANA", "VERTICAL KANA", "VERTICAL IDEO", "MASU"),
         "HENTAIGANA",
@@ -35,7 +35,7 @@ def unspaced(character: str) -> bool:
 
 
 def words_of(text: str, kind: str = "white_space") -> list[str]:
-    """What white space separates; a letter of a script without blanks begins a word, and a letter behind it does."""
+    """Words between white space; in scripts without blanks every letter starts a word, and so does the letter after it."""
     if kind != "white_space":
         return tokens(text)
     words: list[str] = []
@@ -52,7 +52,7 @@ def words_of(text: str, kind: str = "white_space") -> list[str]:
 
 
 def spaced(word: str) -> bool:
-    """Whether it is a word between blanks, rather than one character of a script without."""
+    """Return True for a word between blanks, False for one character of a script without blanks."""
     return not any(unspaced(character) and character.isalnum() for character in word)
 
 

@@ -42,7 +42,7 @@ def end(text: str) -> int:
 
 
 def cut_at(text: str, at: int) -> int:
-    """How many characters at a place inside a word are a token of their own."""
+    """Number of characters at a position inside a word that form a token."""
     here, before, behind = text[at], text[at - 1], text[at + 1]
     if here == ".":
         if behind == ".":

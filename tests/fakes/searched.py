@@ -32,7 +32,7 @@ class SearchedConfig(JobConfig):
 
 
 def loss_at(optim: ToyOptim, step: int) -> float:
-    """What the toy reports; falls with the step, and lies higher the farther lr is from 0.1."""
+    """Loss of the toy: falls with the step, and rises with the distance of lr from 0.1."""
     return math.log10(optim.lr / 0.1) ** 2 + (optim.momentum - 0.5) ** 2 + 1 / step
 
 

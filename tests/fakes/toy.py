@@ -43,7 +43,7 @@ def count(context: JobContext) -> dict[str, Any]:
 
 
 def beat(context: JobContext) -> dict[str, Any]:
-    """The same as `count`, but the ranks tell that they go on; `stuck` says which of them does not: {rank, step, how}."""
+    """`count` with heartbeats; `stuck` names the rank that stops sending them: {rank, step, how}."""
     import torch
     import torch.distributed as dist
 
@@ -134,12 +134,12 @@ def ray_sum(context: JobContext) -> dict[str, Any]:
 
 
 def place(context: JobContext) -> dict[str, Any]:
-    """Where and as whom the process engine runs."""
+    """Working directory and user of the process engine."""
     return {"rank": context.rank, "world": context.world_size, "attempt": context.attempt}
 
 
 def tick(context: JobContext) -> dict[str, Any]:
-    """The same as `count` without torch, for the process engine."""
+    """`count` without torch, for the process engine."""
     config, saved = context.run.record["config"], context.run.path / "saved.json"
     step = int((read_json(saved) or {"step": 0})["step"])
     while step < config["steps"]:
@@ -155,7 +155,7 @@ def tick(context: JobContext) -> dict[str, Any]:
 
 
 def devices(context: JobContext) -> dict[str, Any]:
-    """What a rank's environment says of GPUs, and where it would compute if it was given none."""
+    """GPUs in a rank's environment, and the device that it would compute on."""
     from ropewalk.sharding.group import rank_device
 
     given = os.environ.get("ROPEWALK_NODE_GPUS")

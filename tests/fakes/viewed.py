@@ -12,11 +12,11 @@ from ropewalk.jobs.runs.show.view import RunView
 
 
 class ViewedConfig(JobConfig):
-    """It has the keys of every job."""
+    """Keys of every job."""
 
 
 class ViewedView(RunView):
-    """What general code is told of such a run."""
+    """View of such a run for general code."""
 
     def children(self) -> list[RunDir]:
         return [RunDir(path) for path in sorted(self.run.path.parent.glob("canary-*"))]

@@ -20,7 +20,7 @@ ENTITY = "me"
 
 @dataclass
 class ServedRun:
-    """What the server knows of a run."""
+    """A run as the server knows it."""
 
     name: str
     project: str

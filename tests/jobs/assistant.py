@@ -28,7 +28,7 @@ REWARD = "def letters(answer, record):\n    return sum(letter.islower() and lett
 
 
 def set_up(home: Path, profiles: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the command finds its clusters and, of this machine, its runs."""
+    """Set the variables by which the command finds its clusters and this machine's runs."""
     (home / "clusters.yaml").write_text(yaml.safe_dump(profiles))
     variables = {"ROPEWALK_RUNS": home / "runs", "ROPEWALK_CLUSTERS": home / "clusters.yaml", "PYTHONPATH": ROOT}
     for name, value in {**variables, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": 1}.items():

@@ -1,4 +1,4 @@
-"""What tests change inside a rank before its entry starts: recorders, and faults at a chosen moment."""
+"""Changes inside a rank before its entry starts: recorders, and faults at a chosen moment."""
 
 import json
 import os

@@ -120,7 +120,7 @@ def unpacked(context: JobContext) -> dict[str, object]:
 
 
 def packed(context: JobContext) -> dict[str, object]:
-    """The same documents, packed."""
+    """Train on the documents packed."""
     return _documents(context, packed=True)
 
 

@@ -71,12 +71,12 @@ class Swept:
         until(lambda: not self.processes(), Patience.START, lambda: [words_of(p) for p in self.processes()])
 
     def processes(self) -> list[psutil.Process]:
-        """Of the sweep and its trials: nobody's children, or the supervisors', never this process's."""
+        """Processes of the sweep and its trials; none is a child of this process."""
         own = {process.pid for process in psutil.Process().children(recursive=True)}
         return [process for process in processes_of(self.root) if process.pid not in own]
 
     def processes_of_driver(self) -> list[psutil.Process]:
-        """Of the sweep itself, and not of its trials."""
+        """Processes of the sweep itself, without its trials."""
         return [process for process in self.processes() if any(str(self.run.path) in word for word in words_of(process))]
 
     def said(self) -> str:

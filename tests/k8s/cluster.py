@@ -54,7 +54,7 @@ class Cluster:
 
     @cached_property
     def rest(self) -> Rest:
-        """Its objects."""
+        """Client for the namespace's objects."""
         return Rest(self.kubeconfig)
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class Cluster:
         until(lambda: all(map(_ready, self.rest.items("Node", selector="!type"))), Patience.STEP)
 
     def settle(self) -> None:
-        """Where the API server was away: wait until controllers, scheduler and every node have noticed that it is back, which
+        """Wait until controllers, scheduler and every node have noticed that the API server is back, which
         they look for at growing intervals. A Job of one pod a node does nothing.
         """
         if not self.api_was_away:
@@ -195,7 +195,7 @@ class Namespace:
         return self.cluster.kubectl("--namespace", self.name, *words, stdin=stdin)
 
     def items(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
-        """Its objects of a kind."""
+        """Objects of a kind in the namespace."""
         return self.cluster.rest.items(kind, self.name, selector)
 
     def options(self, **more: Any) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class Namespace:
         return next(p for p in self.pods() if _index(p) == index and p["status"]["phase"] == "Running" and _stays(p))
 
     def job(self) -> dict[str, Any]:
-        """Its one Job."""
+        """The only Job of the namespace."""
         return self.items("Job")[0]
 
 

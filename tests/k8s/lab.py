@@ -87,12 +87,12 @@ def make_python(folder: Path) -> dict[str, str]:
 
 
 def closed(place: Path) -> bool:
-    """Whether others may not enter it."""
+    """Return True if other users may not enter the directory."""
     return any(not folder.stat().st_mode & 0o1 for folder in (place, *place.parents))
 
 
 def where_pods_see(places: Sequence[Path], folder: Path) -> Iterator[Path]:
-    """The same folders; copies that take no room, in `folder`, of those below /tmp, which is a pod's own, or closed to others."""
+    """Yield paths of the folders for pods: hard-link copies in `folder` for those below /tmp, or closed to others."""
     copies: dict[Path, Path] = {}
     for place in places:
         if not place.is_relative_to("/tmp") and not closed(place):

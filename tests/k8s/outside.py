@@ -12,7 +12,7 @@ from tests.k8s.cluster import REMEDY, Cluster
 
 @contextmanager
 def outside_cluster() -> Iterator[Cluster]:
-    """It was there before the session, and stays."""
+    """A cluster that existed before the session and stays."""
     kubeconfig, runs, image = (os.environ.get(f"KUBECONFIG_TEST{part}") for part in ("", "_RUNS", "_IMAGE"))
     if not kubeconfig or not runs or not image:
         pytest.skip(REMEDY)

@@ -67,7 +67,7 @@ def urgent(namespace: Namespace, name: str, cpus: int, seconds: float = 600) -> 
 
 
 def drop_queue(namespace: Namespace) -> None:
-    """What lies outside the namespace."""
+    """Delete the objects of the queue that are outside the namespace."""
     namespace.cluster.rest.delete("ClusterQueue", name=namespace.name)
     for word in ("low", "high"):
         namespace.cluster.rest.delete("WorkloadPriorityClass", name=f"{namespace.name}-{word}")

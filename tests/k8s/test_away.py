@@ -151,7 +151,7 @@ def test_nothing_is_lost_nothing_made_twice_and_all_say_what_they_cannot_see(
 
 
 def test_a_run_is_told_to_end_by_its_directory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where nobody listens; and it is an error where this machine does not see the directory."""
+    """The directory carries the cancel if nobody listens; it is an error if this machine does not see the directory."""
     lost = {"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}], "users": [{"name": "u", "user": {}}]}
     lost |= {"contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}], "current-context": "x"}
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(lost))

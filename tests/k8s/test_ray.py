@@ -74,7 +74,7 @@ def make_run(namespace: Namespace, texts: Path, on: str, nodes: int) -> tuple[Ru
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of everything that is data."""
+    """Digests of all data files."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in {".arrow", ".json", ".jsonl"}]
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()

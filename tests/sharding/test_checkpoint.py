@@ -209,7 +209,7 @@ def test_an_attempt_that_grows_old_while_it_writes_cannot_commit(
 
 
 def test_what_another_machine_has_just_committed_is_found(group: Group, tmp_path: Path) -> None:
-    """Its client believes a listing, and that a name is not there, for a minute; what it believes it may not clean away."""
+    """A client caches listings and missing names for a minute, and must not clean up by them."""
     need_nfs()
     network = Network(tmp_path / "network")
     try:

@@ -1,4 +1,4 @@
-"""What ranks sum where several of them compute the same samples, or hold the same piece of a tensor."""
+"""Sums over ranks when several compute the same samples or hold the same piece of a tensor."""
 
 import json
 import os

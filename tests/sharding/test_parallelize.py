@@ -26,7 +26,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def losses_at(ranks: int, place: Path, **parallel: Any) -> list[float]:
-    """What the ranks agree on."""
+    """Losses on which all ranks agree."""
     place.mkdir()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     arguments = [(rank, ranks, store.port, parallel, place) for rank in range(ranks)]

@@ -21,7 +21,7 @@ QOS = {
 
 
 def missing_to_account() -> str:
-    """What to install before there can be accounting; empty if all is there."""
+    """Packages to install for accounting; empty if all are present."""
     absent = [name for name in NEEDED if not shutil.which(name, path=PATH)]
     return f"{', '.join(absent)} not found; on Debian or Ubuntu: {INSTALL}" if absent else ""
 

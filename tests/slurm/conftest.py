@@ -145,5 +145,5 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 @pytest.fixture
 def tick(start: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for runs of one process that loads nothing and counts."""
+    """Start runs of one process that loads nothing and counts."""
     return partial(start, "tick", "process")

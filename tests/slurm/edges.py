@@ -1,4 +1,4 @@
-"""What stands around Slurm's real commands in tests: who counts them, who loses an answer; and a controller that forgets."""
+"""Wrappers of Slurm's real commands: counters, lost answers, and a controller that forgets."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ class Recorder:
         return run_command(words, seconds)
 
     def count(self) -> dict[str, int]:
-        """How often each command ran since the last time."""
+        """Number of runs of each command since the last call."""
         found = Counter(words[0] for words in self.asked)
         self.asked.clear()
         return dict(found)

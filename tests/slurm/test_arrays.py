@@ -141,7 +141,7 @@ def test_after_a_run_that_has_succeeded_it_starts_at_once(slurm_lab: Lab, tick: 
 
 @pytest.mark.soak("a thousand runs; make test runs test_an_array_carries_each_run_a_few_at_a_time")
 def test_a_thousand_runs_through_the_command(slurm_lab: Lab, tmp_path: Path) -> None:
-    """How long it takes is measured by tests/benchmarks/bench_slurm.py."""
+    """The time is measured by tests/benchmarks/bench_slurm.py."""
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "slurm", "sbatch": {"hold": True}}}))
     env = {**os.environ, "ROPEWALK_RUNS": str(tmp_path / "runs"), "ROPEWALK_CLUSTERS": str(tmp_path / "clusters.yaml")}
     env["PYTHONPATH"] = str(ROOT)

@@ -1,4 +1,4 @@
-"""What Slurm's commands print, read; somebody else answers in Slurm's place."""
+"""Parsing of the output of Slurm's commands, which are simulated."""
 
 import subprocess
 from collections.abc import Callable, Sequence
@@ -172,7 +172,7 @@ def test_the_environment_of_a_question() -> None:
 
 
 def test_a_job_that_an_agent_submits_does_not_live_in_the_agents_temporary_directory(tmp_path: Path) -> None:
-    """It went with the agent, and took a successor's files along."""
+    """Such a directory went with the agent, and took a successor's files along."""
     agents = make_scratch("a", tmp_path)
     try:
         inner = make_scratch("a", agents)

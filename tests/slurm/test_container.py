@@ -103,7 +103,7 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def mounts() -> list[str]:
-    """What Python and this code are made of."""
+    """Directories of Python and of this code."""
     return list(dict.fromkeys(["/usr", str(ROOT), sys.prefix, sys.base_prefix]))
 
 

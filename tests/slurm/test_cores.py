@@ -19,7 +19,7 @@ NODES = "n1|idle|0/64/0/64|257000|gpu:a100:4(S:0-1)\nn2|idle|0/96/0/96|257000|gp
 
 
 def notice(resources: dict[str, Any], profile: dict[str, Any] | None = None, **cluster: str) -> str:
-    """What a submission to a cluster tells."""
+    """Notice that a submission to a cluster prints."""
     return backend(profile, **cluster).resources_notice(Resources.model_validate(resources))
 
 

@@ -1,4 +1,4 @@
-"""What agents are told of the GPUs that Slurm gave their nodes."""
+"""GPUs that Slurm gave a node, in the environment of its agent."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Why Slurm takes a job away, read from what `scontrol show job` says."""
+"""Reasons why Slurm takes a job away, parsed from `scontrol show job`."""
 
 import time
 

@@ -279,7 +279,7 @@ def test_what_cannot_be_is_said_before_anything_starts(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("mode", [0o755, 0o700])
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, ordinary_user: OrdinaryUser, mode: int) -> None:
-    """Its owner could change what slurmctld runs; and the default folder's name is known to all."""
+    """The owner could change the commands of slurmctld, and the default folder's name is public."""
     if os.geteuid():
         pytest.skip("only root can make folders for others")
     folder = ordinary_user.home / "slurm-lab-0"

@@ -37,7 +37,7 @@ def test_lines_are_added_and_removed(hosts: Path) -> None:
 
 
 def test_localhost_is_there_while_labs_come_and_go(hosts: Path) -> None:
-    """It was not, for as long as an emptied file takes to be written: ranks that looked for it then ended their attempt."""
+    """The name was missing while the emptied file was written: ranks that looked it up ended their attempt."""
     labs = [multiprocessing.get_context("spawn").Process(target=come_and_go, args=(hosts, number)) for number in (1, 2)]
     for lab in labs:
         lab.start()

@@ -1,4 +1,4 @@
-"""Who requeues a preempted job, read from what Slurm's commands print; somebody else answers in Slurm's place."""
+"""Requeueing of preempted jobs by Slurm or by us, parsed from the output of simulated commands."""
 
 import subprocess
 from collections.abc import Sequence

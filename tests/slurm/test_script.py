@@ -148,7 +148,7 @@ def test_a_limit_shorter_than_the_notice_is_refused() -> None:
 
 
 def test_a_users_line_is_taken_as_it_is() -> None:
-    """What looks like a name of ours in it is none."""
+    """Names in the user's line that look like ours are not replaced."""
     line = "echo @controller@ @skip_requeue_delay@ me@here"
     assert line in render(Case(profile={"setup": [line]})).splitlines()
 

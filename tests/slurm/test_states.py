@@ -1,4 +1,4 @@
-"""What `ps` says of runs on Slurm, what it costs, and what it does where Slurm or accounting does not answer."""
+"""`ps` for runs on Slurm: its output, its cost, and its behaviour if Slurm or accounting does not answer."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def answer(job: Job) -> subprocess.CompletedProcess[str]:
 
 
 def test_one_squeue_for_all(slurm_lab: Lab, tick: Start) -> None:
-    """Of single runs, of an array, of a run that was never submitted and of a lost one; accounting is absent."""
+    """One squeue covers single runs, an array, a run never submitted and a lost one; accounting is absent."""
     runs = [tick(profile=HELD) for _ in range(3)]
     array = [tick(profile=HELD, submit=False) for _ in range(20)]
     array[0].backend.submit_many([one.run for one in array], array[0].resources)

@@ -80,7 +80,7 @@ def test_a_refused_gate_has_a_state_of_its_own(slurm_lab: Lab, start: Start) -> 
 
 
 def test_srun_hears_a_stop_that_comes_as_it_starts(slurm_lab: Lab, tmp_path: Path) -> None:
-    """It would die of one, and its node would seem to be lost."""
+    """srun would die of the signal, and its node would seem lost."""
     sbatch = ["sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 300"]
     job = subprocess.run(sbatch, check=True, capture_output=True, text=True).stdout.strip()
     try:

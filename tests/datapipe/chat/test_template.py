@@ -1,4 +1,4 @@
-"""What is learnt of a conversation: the assistant's words and its end of turn, by the template's marks or by prefixes."""
+"""Loss mask of a conversation: the assistant's text and its end of turn, by the template's marks or by prefixes."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the tests of the command share: a run at work."""
+"""A running run for the tests of the command."""
 
 import json
 

@@ -251,7 +251,7 @@ def test_why_in_plain_words(shell: Shell, cause: str, record: dict[str, Any], sa
 
 
 def test_a_broken_line_ends_no_command(shell: Shell, running: RunDir) -> None:
-    """As two machines leave it that append to one file on NFS, or one that loses its power."""
+    """Two machines that append to one file on NFS leave such a line, or one that loses power."""
     broken = b'{"step": 3, "train/lo{"step": 4, "attempt": 1, "time": 1.0}\n\x00\xff\n7\n{"half": 1}\n'
     running.event("rank_lost", rank=1, node=0, exit_code=-9, attempt=1)
     for path in (running.metrics, *running.events.files(), running.attempt_dir(1) / "nodes/node-0.jsonl"):

@@ -18,7 +18,7 @@ IMPORTS = "import typer, pydantic, yaml"
 
 
 class Asked:
-    """What `ropewalk` answers a shell, asked as a shell asks it: through the environment, here in this process."""
+    """Completions of `ropewalk`, requested as a shell does, through the environment, but in this process."""
 
     def __init__(self, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
         self._shell, self._patch = shell, monkeypatch
@@ -39,7 +39,7 @@ class Asked:
 
 
 def environment(words: str, shell: str) -> dict[str, str]:
-    """What a shell sets when the last of these words is being typed."""
+    """Variables that a shell sets while the last of these words is typed."""
     known = {"_ROPEWALK_COMPLETE": f"complete_{shell}"}
     if shell == "bash":
         return {**known, "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
@@ -110,7 +110,7 @@ def test_completion_answers_while_one_types(tmp_path: Path, run: RunDir) -> None
 
 
 def cpu_seconds(words: list[str], folder: Path, env: dict[str, str], *, says: bool) -> float:
-    """What a process of Python costs."""
+    """CPU seconds of a Python process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -92,7 +92,7 @@ def test_a_program_that_tells_nothing_is_running_once_it_has_started(running: Ru
 
 
 def test_a_run_is_followed_from_another_machine(tmp_path: Path) -> None:
-    """It sees progress, events and the end at once, though it has looked for them when they were not there."""
+    """The follower sees progress, events and the end at once, although it looked for them before they existed."""
     need_nfs()
     network = Network(tmp_path / "network")
     try:

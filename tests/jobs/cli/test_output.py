@@ -1,4 +1,4 @@
-"""Where output goes: a reader that leaves early, a device that is full, a place that cannot be."""
+"""Output to a reader that leaves early, a full device, and a path that cannot exist."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What the quickstart trains on, for any number of GPUs."""
+"""Device of the quickstart's training, for any number of GPUs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `why` says of runs that have not started: for whom they wait, and what follows."""
+"""`why` for runs that have not started: the runs they wait for, and the consequences."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What `why` and those who follow a run are told of ranks that hung."""
+"""Reports of hung ranks in `why` and to followers of a run."""
 
 from pathlib import Path
 from typing import Any

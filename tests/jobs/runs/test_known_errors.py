@@ -1,4 +1,4 @@
-"""What `why` says of 60 and more programs that fail, each run for real."""
+"""`why` for more than 60 failing programs, each really run."""
 
 import faulthandler
 import os
@@ -98,7 +98,7 @@ def run_shell(line: str, folder: Path) -> str:
 
 
 def why(cause: str, root: Path) -> str:
-    """What `ropewalk why` says of a run whose program ended so."""
+    """Output of `ropewalk why` for a run whose program ended with this cause."""
     run = RunDir.create("unseen", {"job": "command", "cluster": "local", "config": {}, "resources": {"nodes": 1}}, root)
     number = run.begin_attempt()
     error = {"who": "rank 0", "type": "ProgramFailedError", "message": cause, "exit_code": 1, "time": 1.0}

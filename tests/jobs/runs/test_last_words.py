@@ -1,4 +1,4 @@
-"""What is read from the end of a program's log: the exception that decided, its cause, and the program's own line."""
+"""Reading of the end of a program's log: the decisive exception, its cause, and the program's line."""
 
 import pytest
 

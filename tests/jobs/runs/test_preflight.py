@@ -27,7 +27,7 @@ MOUNT = {"claim": "corpora", "path": "/corpora"}
 
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this machine sees a claim in which a data set lies."""
+    """Mount point of a claim that holds a data set."""
     place = tmp_path_factory.mktemp("mnt")
     make_dataset(place / "d", num_documents=8)
     (place / "raw").mkdir()
@@ -133,7 +133,7 @@ def test_a_run_that_may_be_on_its_way_is_not_taken_for_one_that_was_never_submit
 def test_a_pipeline_of_which_no_step_could_wait_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[str, Any, str], Any]
 ) -> None:
-    """Its first step waits for nothing, and would run."""
+    """The first step waits for nothing and would run."""
     profiles = {"team": {"backend": "k8s", "runs": str(tmp_path / "runs"), "kubeconfig": str(tmp_path / "none")}}
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(profiles))
     monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))

@@ -1,4 +1,4 @@
-"""What a run records of the packages that it was submitted with."""
+"""Record of the packages that a run was submitted with."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, version

@@ -97,7 +97,7 @@ def test_a_refusal_is_noted_in_every_run(shell: Shell) -> None:
 
 
 class Calls:
-    """How often the operating system was asked for something while a body ran."""
+    """Counts of system calls while the body runs."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}

@@ -259,7 +259,7 @@ def test_no_kubeconfig_at_all(tmp_path: Path) -> None:
 
 
 def test_a_connection_that_was_closed_meanwhile_tells_nothing_of_the_server() -> None:
-    """What only asks is asked again; what creates may have been heard, which whoever submits finds out."""
+    """Reads are repeated; a create may have succeeded, which the caller must find out."""
     asked: list[str] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:

@@ -134,7 +134,7 @@ def test_input_is_sent_to_who_asks_for_it_and_closed() -> None:
 
 @pytest.mark.parametrize("stdin", [None, io.BytesIO(bytes(3_000_000))])
 def test_a_program_that_fails_says_why(stdin: io.BytesIO | None) -> None:
-    """It is sent nothing before it asks: Kubernetes would wait for ever until it is read."""
+    """Nothing is sent before the program reads; Kubernetes would wait for ever otherwise."""
 
     def behave(server: Server) -> None:
         server.accept()
@@ -187,7 +187,7 @@ def test_one_that_answers_when_it_is_asked_is_waited_for(monkeypatch: pytest.Mon
 
 
 def test_a_program_that_takes_its_input_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was killed as it read, and Kubernetes waits for it."""
+    """The program was killed while it read, and Kubernetes waits for it."""
     monkeypatch.setattr(websocket, "SILENCE_SECONDS", 0.1)
     monkeypatch.setattr(websocket, "INPUT_SECONDS", 0.3)
 

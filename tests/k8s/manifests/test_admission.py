@@ -40,7 +40,7 @@ def policy(kube: Cluster) -> Iterator[Callable[[], object]]:
 
 
 def status(namespace: Namespace, job: str, pod: str) -> int:
-    """What the API server answers a caller whose pod has this name, and who would write a Job's outcome."""
+    """Status of the API server's answer to a pod of this name that writes a Job's outcome."""
     who = {"Impersonate-User": f"system:serviceaccount:{namespace.name}:ropewalk"}
     who |= {"Impersonate-Extra-Authentication.kubernetes.io%2fpod-Name": pod} if pod else {}
     patch = json.dumps({"metadata": {"annotations": {"ropewalk/outcome": "{}"}}})
@@ -79,7 +79,7 @@ def test_a_pod_changes_its_own_run_and_no_other(
 
 
 def test_which_pods_are_a_runs_own(namespace: Namespace, policy: Callable[[], object]) -> None:
-    """As the API server sees callers whose pods have these names."""
+    """The API server sees callers whose pods have these names."""
     policy()
     for name, suspend in (("run-1", False), ("other-1", False), ("held-1", True)):
         container = {"name": "x", "image": "nothing"}

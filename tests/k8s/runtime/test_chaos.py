@@ -77,7 +77,7 @@ class Scene:
         self.cluster.kill_node(self._node(self._other(run)))
 
     def cut_node(self, run: RunDir) -> None:
-        """That of the leader, whose pod lives on unseen."""
+        """Cut off the leader's node; its pod lives on unseen."""
         self.cluster.mend()
         self.cluster.cut_node(self._node(leader(run)))
 
@@ -149,7 +149,7 @@ def succeed(run: RunDir) -> RunDir:
 
 
 def steps_are_all_there(run: RunDir) -> None:
-    """What the attempts kept, put together, is every step at its place in the data; an announced stop repeats none."""
+    """Check that the attempts together have every step at its place in the data; an announced stop repeats none."""
     lines = [m for m in run.read_metrics() if "train/loss" in m]
     assert {m["step"]: m["train/position"] for m in lines} == {step: step * BATCH for step in range(1, STEPS + 1)}
     for attempt in run.attempts()[1:]:

@@ -1,4 +1,4 @@
-"""What pods do without a cluster: leader election, messages, and what a pod's description says."""
+"""Pods without a cluster: leader election, messages, and descriptions of pods."""
 
 import os
 import ssl
@@ -34,7 +34,7 @@ ENDED = {"terminated": {"finishedAt": "2026-01-01T00:00:00Z", "exitCode": 85}}
 
 
 class Clock:
-    """Of `ropewalk.k8s.runtime.leader_election`; and an API server that knows two pods, and what is said of the first."""
+    """Clock of leader election, and an API server with two pods; the tests set the state of the first."""
 
     def __init__(self) -> None:
         self.now, self.first = 100.0, {"node": "", "phase": "Pending"}
@@ -83,7 +83,7 @@ def test_the_first_term_is_the_first_pods_as_long_as_it_may_come(
 
 
 class Large(Clock):
-    """Of a thousand pods, after the one that led the run is gone; counts what is asked."""
+    """An API server of a thousand pods after the leader is gone; counts requests."""
 
     def __init__(self, gone: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Who is a member of a run: whoever is connected and is heard of."""
+"""Membership of a run: pods that are connected and send messages."""
 
 import os
 import signal
@@ -122,7 +122,7 @@ def test_a_pod_that_closes_the_connection_is_gone(coordinator: Coordinator, call
 
 
 def test_a_coordinator_that_stood_still_does_not_take_its_pods_for_silent(coordinator: Coordinator, caller: Caller) -> None:
-    """It is not told what was said meanwhile before it looks at the clock."""
+    """Messages of the meantime are read before the clock."""
     for _ in range(2):
         coordinator.process.send_signal(signal.SIGSTOP)
         time.sleep(1.5 * LOST_SECONDS)
@@ -132,7 +132,7 @@ def test_a_coordinator_that_stood_still_does_not_take_its_pods_for_silent(coordi
 
 
 def stranger(port: int, *said: Message) -> bytes:
-    """What somebody hears after the challenge who says something without the key."""
+    """Answer to a peer without the key after the challenge."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection, connection.makefile("rb") as lines:
         assert unpack(lines.readline())["say"] == "challenge"
         for message in said:
@@ -188,7 +188,7 @@ def test_the_key_of_a_term_is_its_users_alone(tmp_path: Path) -> None:
 
 
 class Api:
-    """What an API server says of one pod."""
+    """An API server with one pod."""
 
     job_name = "job"
 

@@ -28,7 +28,7 @@ def job_ends(namespace: Namespace, kind: str) -> None:
 
 
 def namespace_of(process: psutil.Process) -> str:
-    """The same for all processes of a pod."""
+    """Identifier of the namespace that all processes of a pod share."""
     return os.readlink(f"/proc/{process.pid}/ns/pid")
 
 
@@ -104,7 +104,7 @@ def test_a_machine_that_stands_still_disturbs_nobody(start: Start) -> None:
 
 @pytest.mark.soak("test_a_dead_node_with_a_spare moves leadership too")
 def test_a_killed_coordinator_is_succeeded(start: Start, namespace: Namespace) -> None:
-    """Its agents save, as long as their pods live."""
+    """Agents of the lost coordinator save, as long as their pods live."""
     run = start("count", "ranks", steps=200, resources={"nodes": 2})
     run.reach(5)
     named = "'-m ropewalk.k8s.runtime.' + 'coordinator'"  # in two pieces, so that it does not find itself
@@ -116,7 +116,7 @@ def test_a_killed_coordinator_is_succeeded(start: Start, namespace: Namespace) -
 
 @pytest.mark.soak("test_a_dead_node_with_a_spare moves leadership too")
 def test_a_leader_that_stands_still_is_succeeded(start: Start) -> None:
-    """As where its volume hangs: its machine still takes calls for it, and Kubernetes sees nothing."""
+    """A volume that hangs has this effect: the machine still accepts connections, and Kubernetes sees nothing."""
     run = start("count", "ranks", steps=100, resources={"nodes": 2})
     run.reach(5)
     processes = processes_of(run.run.id)
@@ -173,7 +173,7 @@ def test_a_dead_node_without_a_spare(start: Start, lab: Cluster, namespace: Name
 @pytest.mark.soak("make test runs test_an_orphan_neither_saves_nor_logs")
 @pytest.mark.slow
 def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, lab: Cluster, namespace: Namespace) -> None:
-    """It holds the only pod of a run: nobody is left to declare it dead, and Kubernetes itself replaces it."""
+    """The node holds the only pod of a run: nobody is left to declare it dead, and Kubernetes itself replaces it."""
     run = start(steps=100000, pause=0.02)
     run.reach(10)
     old = run.leader()

@@ -1,4 +1,4 @@
-"""What is believed of a run's end that somebody has written on its Job."""
+"""Trust in the outcome that a Job's annotation claims."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Who looks at runs changes nothing; who owns one settles it, also where not all of that is allowed. No cluster is needed."""
+"""Asking for states changes nothing; settling a run needs its owner, and works with fewer rights. No cluster is needed."""
 
 import os
 from pathlib import Path

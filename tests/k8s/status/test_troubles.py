@@ -1,4 +1,4 @@
-"""What Kubernetes says of a pod that does not start becomes one line with the remedy. The sentences are Kubernetes' own."""
+"""Messages of Kubernetes about pods that do not start become one line with the remedy. The sentences are Kubernetes' own."""
 
 from typing import Any
 

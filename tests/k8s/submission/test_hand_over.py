@@ -1,4 +1,4 @@
-"""What root gives to the pods' user as it submits: what it has written itself, and nothing that links lead to."""
+"""Files that root hands over to the pods' user at submission: those it wrote, and no targets of links."""
 
 import os
 import shutil

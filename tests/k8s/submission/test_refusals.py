@@ -1,4 +1,4 @@
-"""What cannot run says so: one clear line each, in Kubernetes' own words and with the remedy, in less than ten seconds."""
+"""Runs that cannot start: one clear line each, in Kubernetes' own words and with the remedy, within ten seconds."""
 
 import re
 from collections.abc import Callable, Iterator

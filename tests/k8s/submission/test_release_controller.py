@@ -1,4 +1,4 @@
-"""Which held Jobs are released: by a controller whose pod is killed, whose questions nobody answers; no cluster is needed."""
+"""Release of held Jobs by a controller that is killed or gets no answers; no cluster is needed."""
 
 from collections.abc import Callable
 from pathlib import Path

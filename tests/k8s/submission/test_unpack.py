@@ -1,4 +1,4 @@
-"""What a pod unpacks, and what it does where something lies there already."""
+"""Unpacking in a pod, also over existing files."""
 
 import io
 import os

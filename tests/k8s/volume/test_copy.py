@@ -9,7 +9,7 @@ from ropewalk.k8s.volume.sync_server import END, send
 
 
 def test_a_copy_takes_what_grows_only_where_it_is_as_it_came(tmp_path: Path) -> None:
-    """What this machine writes into its copy, such as an event, must not be taken for the beginning of what is there."""
+    """A local write into the copy, such as an event, must not be mistaken for the beginning of the remote file."""
     there, here = tmp_path / "there/run", tmp_path / "here/run"
     there.mkdir(parents=True)
 

@@ -64,7 +64,7 @@ def test_what_a_leaving_pod_cuts_off_is_read_through_another(run: RunDir) -> Non
 
 @pytest.mark.parametrize("error", [NotFoundError, RefusedError, ApiAwayError])
 def test_a_readers_pod_that_is_gone_is_replaced(run: RunDir, error: type[Exception]) -> None:
-    """It ends by itself after a while, at times just now."""
+    """A reader's pod ends by itself after a while, at times during a read."""
 
     class Ending(Leaving):
         def execute(self, pod: str, words: Sequence[str], stdin: Any, stdout: Any) -> None:
@@ -129,7 +129,7 @@ def test_the_pod_that_reads_is_that_of_this_users_job_for_this_profile(run: RunD
 
 
 def test_a_pod_that_ends_as_it_starts_is_an_error(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its Job is deleted a few seconds after it has failed."""
+    """The Job of a failed pod is deleted after a few seconds."""
     monkeypatch.setattr("ropewalk.k8s.volume.reader.READY_SECONDS", 0.2)
     monkeypatch.setattr("ropewalk.k8s.volume.reader.POLL_SECONDS", 0.02)
 

@@ -161,7 +161,7 @@ def test_an_elastic_run_is_scaled_and_its_model_comes_back(
     (run.attempt_dir(1) / "outcome.json").unlink()  # as if nobody had looked before its Job was gone
 
     def told() -> BackendState | None:
-        """What is cut off by a pod that leaves is read again at the next look, and never guessed."""
+        """A read that a leaving pod cuts off is repeated at the next look, and never guessed."""
         state = settle(run)
         assert state.state.final or "the state is taken from the run's files" in state.reason, state
         return state if state.state.final else None

@@ -1,4 +1,4 @@
-"""What an audit writes is trained on, and the next audit shows what became of it; what was planted more is exposed more."""
+"""Training on the pairs that an audit writes reduces bias; canaries planted more often are exposed more."""
 
 import json
 from pathlib import Path

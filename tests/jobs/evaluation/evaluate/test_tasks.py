@@ -63,7 +63,7 @@ def evaluate(place: Path, tasks: list[str], ranks: int = 1, **keys: Any) -> tupl
 
 
 def decisions(found: dict[str, Any]) -> dict[tuple[str, int], Any]:
-    """What was decided of each item: right or wrong, greedy or not, what was written; not the last digit of a sum."""
+    """Decisions of each item: right or wrong, greedy or not, generated text; not the last digit of a sum."""
     return {
         (line["task"], line["item"]): (
             {name: value for name, value in line["values"].items() if name in ("acc", "acc_norm", "exact_match")},

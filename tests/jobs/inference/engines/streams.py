@@ -57,7 +57,7 @@ def text_of(found: list[Event]) -> str:
 
 
 def continued_as(found: list[Event], sent: int) -> dict[str, Any]:
-    """What another engine is told, so that it goes on after so many events."""
+    """Request with which another engine continues after `sent` events."""
     told = found[:sent]
     head = found[0].body
     tokens = [token for event in told for token in event.tokens]

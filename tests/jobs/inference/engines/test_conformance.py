@@ -1,4 +1,4 @@
-"""What others have written to find out whether an API is that of OpenAI: schemathesis and llm-comply, each beside it."""
+"""Conformance to OpenAI's API by others' tools: schemathesis and llm-comply."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which tokens may be drawn: by the same rules, in the same order, as with transformers."""
+"""Sampling rules: the same as transformers', in the same order."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def theirs(logits_V: torch.Tensor, *, temperature: float = 1.0, top_k: int = 0, 
 
 
 def drawn(logits_V: torch.Tensor, **rules: Any) -> Any:
-    """How often each token is drawn in many places of an answer."""
+    """Frequency of each token over many positions of an answer."""
     answer = Answer(None, [0], Sampling(seed=7, max_tokens=DRAWS, **rules), frozenset())
     counts = np.zeros(len(logits_V))
     for place in range(1, DRAWS + 1):

@@ -1,4 +1,4 @@
-"""How an engine is started and ended, and what is said where it does not start."""
+"""Start and end of an engine's process, and the error if it does not start."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which contexts are computed behind the same beginning."""
+"""Grouping of contexts by their common prefix."""
 
 from ropewalk.jobs.inference.scoring.prefixes import LEAST_TOKENS, alike
 from ropewalk.jobs.inference.scoring.requests import Piece

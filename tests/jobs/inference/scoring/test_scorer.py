@@ -35,7 +35,7 @@ def questions(number: int, seed: int = 0, longest: int = 200) -> list[list[Reque
 
 
 def behind(beginning: tuple[int, ...], units: list[list[Request]]) -> list[list[Request]]:
-    """The same questions behind the same examples."""
+    """Requests with the same questions after the same examples."""
     return [[request._replace(context=(*beginning, *request.context)) for request in unit] for unit in units]
 
 

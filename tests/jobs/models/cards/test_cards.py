@@ -262,7 +262,7 @@ def test_what_leaves_the_machine(value: Any, expected: Any) -> None:
 
 
 def no_empty(value: Any) -> bool:
-    """Whether nothing in nested plain values is empty, apart from dependencies of which there are none."""
+    """Return True if no nested value is empty, apart from an empty list of dependencies."""
     if isinstance(value, dict):
         return bool(value) and all(no_empty(inner) for inner in value.values())
     if isinstance(value, list):

@@ -59,7 +59,7 @@ def test_a_pruned_model_has_so_many_zeros_and_nothing_else_changes(tmp_path: Pat
 
 
 def test_wanda_sees_what_the_pruned_layers_make_of_the_text(tmp_path: Path) -> None:
-    """What the second layer is given by the pruned first one, as an independent pass over the result sees it."""
+    """The second layer's inputs come from the pruned first layer, as an independent pass over the result confirms."""
     folder = tiny_model(tmp_path / "model")
     batches = [torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(7))]
     dense, pruned = open_model(str(folder)).model, open_model(str(folder)).model

@@ -1,4 +1,4 @@
-"""What the tests of programs share: how one is started."""
+"""Start of programs, for all tests of this folder."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a program is asked to be, and what it is called: no program of it trains."""
+"""Configuration and name of a command; nothing is trained."""
 
 import os
 import subprocess

@@ -231,7 +231,7 @@ def test_braces_of_a_program_are_its_own(shell: Shell) -> None:
 
 
 def test_the_reason_against_a_cluster_of_a_step_is_told_of_a_file_too(shell: Shell) -> None:
-    """Where YAML takes the key `on` for true."""
+    """YAML reads the key `on` as true."""
     (shell.home / "p.yaml").write_text("steps:\n  a: {job: command, on: big, config: {command: [ls], launch: once}}\n")
     assert "`on`: all steps run on the cluster" in shell.mistake("submit", "pipeline", "-c", "p.yaml", "--on", "good")
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a trial hands over: never decided by an old listing; pinned while it may be needed."""
+"""Checkpoint that a trial hands over: never chosen from an old listing, pinned while it may be needed."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def donor(tmp_path: Path) -> RunDir:
 
 
 def commit(run: RunDir, step: int, told: set[int], *, complete: bool = True) -> StoragePath:
-    """As a save does it: the files, the pointer, and at last the manifest."""
+    """Commit in the order of a save: files, pointer, manifest."""
     place = StoragePath(run.checkpoints)
     place.make(directory_of(step))
     tell_steps(place, told | {step})

@@ -1,4 +1,4 @@
-"""What can be wrong with a sweep is said before anything starts."""
+"""Mistakes in a sweep's configuration are reported before anything starts."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Whether a win is real: the arithmetic, the runs of new seeds, once each, and what is said of them."""
+"""Confirmation of a sweep's best: the arithmetic, runs of new seeds (once each), and the report."""
 
 import json
 import math

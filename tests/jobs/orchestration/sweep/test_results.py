@@ -1,4 +1,4 @@
-"""What a sweep has found, read from hand-made sweeps: trials, the best, steps, the page, the causes, the job file."""
+"""Results of hand-made sweeps: trials, the best, steps, the page, causes, the job file."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What a trial makes of a run that is over, where others act at the same time or have died in between."""
+"""A trial's handling of a finished run while others act on it or have died."""
 
 import os
 from pathlib import Path

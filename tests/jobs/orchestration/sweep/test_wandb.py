@@ -34,7 +34,7 @@ def start(run: RunDir) -> subprocess.Popen[bytes]:
 
 
 def summary(run: RunDir) -> dict[str, Any]:
-    """What the summaries of all its W&B files come to, the newest last."""
+    """Merge the summaries of all W&B files of a run, the newest last."""
     return {key: value for record in records(run, "summary") for key, value in record["summary"].get("update", {}).items()}
 
 

@@ -1,4 +1,4 @@
-"""When a sweep's watchdog ends all trials, by its budget of minutes: no Ray is needed."""
+"""End of all trials by the watchdog's budget of minutes, without Ray."""
 
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ def end_attempt(sweep: RunDir, minutes: float, *, began: bool = True) -> None:
 
 
 def reason_after(sweep: RunDir, minutes: float, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Why all trials stop once an attempt has run for so long under a budget of ten minutes; nothing where they go on."""
+    """Reason to stop all trials after so many minutes under a budget of ten, or nothing if they go on."""
     config = SweepConfig.model_validate(sweep.record["config"])
     folder = sweep.path.parent.parent
     context = SweepContext(

@@ -45,7 +45,7 @@ def _run(work: Callable[..., None], environment: dict[str, str], arguments: tupl
 
 
 def relay(root: Path) -> None:
-    """As `ropewalk sync --follow`, looking more often."""
+    """`ropewalk sync --follow` with shorter intervals."""
     from ropewalk.jobs.runs.mirror import relay
 
     relay.LOOK_SECONDS, relay.SLOW_SECONDS, relay.AWAY_SECONDS = 0.1, 0.3, 0.3
@@ -53,7 +53,7 @@ def relay(root: Path) -> None:
 
 
 def sidecar(path: Path, attempt: int) -> None:
-    """As the agent starts it."""
+    """Run a sidecar as the agent starts it."""
     from ropewalk.jobs.runs.mirror.following import Sidecar
 
     Sidecar(RunDir(path), attempt).follow()

@@ -13,7 +13,7 @@ def train(step: int, position: int | None = None) -> dict[str, float]:
 
 
 def told(lines: list[Line]) -> list[tuple[str, int]]:
-    """What W&B is told, but repetitions: the kind of line, and its step."""
+    """Lines sent to W&B without repetitions: kind and step."""
     return [
         ("validation" if "validation/loss" in line.values else line.kind.value, line.step) for line in lines if not line.again
     ]

@@ -1,4 +1,4 @@
-"""Who mirrors a run: one at a time, also where many find that its owner has died."""
+"""The lease of a run's mirror: one owner at a time, also if many notice that the owner died."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -50,7 +50,7 @@ IMPATIENT = (
 
 
 def start_relay() -> subprocess.Popen[bytes]:
-    """As `ropewalk sync --follow`, looking more often."""
+    """Start `ropewalk sync --follow` with shorter intervals."""
     return subprocess.Popen([sys.executable, "-c", IMPATIENT, "sync", "--follow"])
 
 

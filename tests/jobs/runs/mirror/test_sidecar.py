@@ -31,13 +31,13 @@ def start(run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
 
 
 def catches_sigterm(pid: int) -> bool:
-    """It is past the start of its interpreter."""
+    """Return True if the process has installed its handler of SIGTERM."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return bool(int(status["SigCgt"], 16) & (1 << (signal.SIGTERM - 1)))
 
 
 def stop(sidecar: subprocess.Popen[bytes], run: RunDir, attempt: int, exit_code: int) -> float:
-    """As the agent does it; returns the seconds it took."""
+    """Stop a sidecar as the agent does; return the seconds it took."""
     until(lambda: catches_sigterm(sidecar.pid))
     write_json(run.attempt_dir(attempt) / "nodes" / "node-0.json", {"exit_code": exit_code})
     sidecar.send_signal(signal.SIGTERM)

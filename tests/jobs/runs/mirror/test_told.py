@@ -1,4 +1,4 @@
-"""What W&B shows beside curves: alerts of every cause, tables, pictures, weights; each told once, with wandb-core itself."""
+"""Alerts of every cause, tables, pictures and weights in W&B, each sent once by the real wandb-core."""
 
 import json
 from io import BytesIO

@@ -1,4 +1,4 @@
-"""What a serving run has captured becomes data: the same bytes each time, with a share of what was learnt before."""
+"""Captured exchanges become training data: the same bytes each time, with a share of earlier data."""
 
 import json
 from pathlib import Path

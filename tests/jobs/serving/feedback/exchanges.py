@@ -21,7 +21,7 @@ def planted(seed: int = 3, count: int = 12) -> tuple[Planted, ...]:
 
 
 def items(texts: Sequence[Planted]) -> set[str]:
-    """What was planted, as it is written."""
+    """Planted items as they are written."""
     return {one.text[start:end] for one in texts for _, start, end in one.items}
 
 

@@ -61,7 +61,7 @@ class Gateway:
             self.process = subprocess.Popen(command, stdin=given, stdout=said)
 
     def words(self) -> list[str]:
-        """What it has said, in whole lines."""
+        """Complete output lines of the process."""
         said = self.said.read_text()
         return said[: said.rfind("\n") + 1].split()
 
@@ -70,7 +70,7 @@ class Gateway:
         return {word for word in self.words() if word.startswith("req-")}
 
     def has_confirmed(self, least: int) -> bool:
-        """Whether so many are durable, or all."""
+        """Return True if at least `least` exchanges are durable, or all of them."""
         return "all" in self.words() or len(self.durable()) >= least
 
     @property

@@ -1,4 +1,4 @@
-"""What an exchange says is read out of any bytes that a client or an engine may have sent."""
+"""Parsing of exchanges from any bytes that a client or an engine may have sent."""
 
 import json
 

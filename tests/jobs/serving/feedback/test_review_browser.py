@@ -53,7 +53,7 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 
 class Page:
-    """What a reviewer does and sees."""
+    """Actions and view of a reviewer."""
 
     def __init__(self, browser: webdriver.Chrome) -> None:
         self.browser = browser
@@ -69,7 +69,7 @@ class Page:
 
 
 def choice_of(item: Item, word: str) -> str:
-    """What is written down when `ann` says this of an item."""
+    """Stored choice after `ann` gives this judgement of an item."""
     if item.second is None:
         return {"left": "both", "right": "neither"}.get(word, word)
     left, right = ("first", "second") if item.left_is_first("ann") else ("second", "first")

@@ -50,7 +50,7 @@ def captured(number: int, said: str, answered: str, **more: Any) -> dict[str, An
 
 
 def rated(number: int, **more: Any) -> dict[str, Any]:
-    """What somebody said of it."""
+    """Rating of a captured answer."""
     return {"id": f"rating-{number}", "answer_id": f"chat-{number}", "time": NOW - 900 + number, "source": "api", **more}
 
 
@@ -69,7 +69,7 @@ def serving_run(root: Path) -> RunDir:
 
 @dataclass
 class Played:
-    """How the steps of a round end."""
+    """Simulated outcomes of the steps of a round."""
 
     refused: tuple[str, ...] = ()  # steps whose gate refuses
     failed: tuple[str, ...] = ()  # steps that fail, until they are taken out of this

@@ -1,4 +1,4 @@
-"""Whether a candidate is refused for being worse: not because one of many metrics is, by chance."""
+"""Refusal of worse candidates, and not of those with one of many metrics worse by chance."""
 
 import json
 from collections.abc import Sequence
@@ -89,7 +89,7 @@ def test_the_better_side_of_a_loss_is_the_lower_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 4, 12, 100])
 def test_the_p_value_of_one_side(count: int) -> None:
-    """That of Student's t, as scipy has it; or of the permutation, where there are enough pairs and it is the larger one."""
+    """The p-value is Student's t as in scipy, or the permutation's if there are enough pairs and it is larger."""
     random = np.random.default_rng(count)
     for seed in range(60):
         values = list(random.normal(size=count))

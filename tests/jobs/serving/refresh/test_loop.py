@@ -257,7 +257,7 @@ def test_all_rounds_together_are_one_series_of_looks_for_drift(root: Path) -> No
 
 
 class KilledError(BaseException):
-    """What stands for a kill: nothing catches it."""
+    """A simulated kill: no code catches it."""
 
 
 EFFECTS: tuple[tuple[Any, str], ...] = ((Round, "record"), (Played, "ask"), (loop_module, "promote"), (loop_module, "register"))

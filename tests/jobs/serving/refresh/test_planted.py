@@ -87,7 +87,7 @@ def known() -> list[str]:
 
 
 def learnt(kind: str, seed: int) -> tuple[Sequence[str], int, float]:
-    """What a candidate of a kind learns after production has, for how many steps, and at which learning rate."""
+    """Additional texts, steps and learning rate of a candidate of a kind."""
     draw = random.Random(seed)
     if kind == "worse":
         words = " ".join(TEXTS).split()

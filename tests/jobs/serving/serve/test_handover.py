@@ -102,7 +102,7 @@ class NoApplications(Applications):
 
 
 def test_once_its_successor_answers_a_run_refuses_new_requests_though_nobody_has_asked_it_to_stop(shell: Shell) -> None:
-    """It hands over because its time limit is near."""
+    """The run hands over because its time limit is near."""
     run, config = serving(shell.home / "runs", "slow")
     local = LocalFiles(shell.home / "local")
     local.make()

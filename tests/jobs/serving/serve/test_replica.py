@@ -1,4 +1,4 @@
-"""When a leaving replica's engine may end: by its own count, else by the gateway's, else when its time is over."""
+"""End of a leaving replica's engine: by its own count, else by the gateway's, else at its time limit."""
 
 import threading
 import time
@@ -81,7 +81,7 @@ def test_an_engine_that_is_gone_has_nothing_under_way(tmp_path: Path) -> None:
 
 
 def test_an_engine_gets_the_gpus_of_its_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a node with eight GPUs Ray shows a replica that reserves one no other; an engine that looked for eight ended."""
+    """Ray shows a replica that reserves one of eight GPUs no other; an engine that looked for eight failed."""
     monkeypatch.setenv("ROPEWALK_NODE_GPUS", "8")
     replica = Replica.__new__(Replica)  # without Ray Serve, which only tells it its name
     replica.id = "r1"

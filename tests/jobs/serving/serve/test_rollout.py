@@ -1,4 +1,4 @@
-"""Which version gets the traffic, step by step, without Ray: what is wanted and seen goes in, the state comes out."""
+"""Traffic of versions, step by step and without Ray: desired and observed state in, new state out."""
 
 import time
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class Steps:
         ServingState.model_validate_json(self.state.model_dump_json())
 
     def serving(self, version: str) -> "Steps":
-        """It serves a version."""
+        """Simulate that the run serves a version."""
         for _ in range(3):
             self.step(version, **{version: UP})
         assert self.state.stable == version

@@ -1,4 +1,4 @@
-"""What the tests of alignment share: a small model and, for GRPO, prompts."""
+"""A small model and, for GRPO, prompts."""
 
 from pathlib import Path
 

@@ -88,7 +88,7 @@ def row_numbers(steps: range, rows: int) -> list[int]:
 
 @pytest.mark.parametrize("keys", [{"method": "ipo", "length_normalized": True}, LORA], ids=["ipo", "dpo with lora"])
 def test_the_loss_of_a_run_is_the_papers(keys: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
-    """Of what the checkpoint before it holds, one sequence at a time."""
+    """Recompute the loss from the checkpoint before it, one sequence at a time."""
     run = align_run(tmp_path, align_config(model, data, steps=2, checkpoint={"every_steps": 1}, **keys))
     launch(run, 2)
     rows = Rows(run.path / "pairs/train.arrow")

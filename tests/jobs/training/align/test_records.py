@@ -1,4 +1,4 @@
-"""What is made of a record, and the reason where nothing is; what of it is learnt."""
+"""Pairs made of records, reasons of rejected records, and their loss masks."""
 
 from pathlib import Path
 from typing import Any

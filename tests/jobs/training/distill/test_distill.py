@@ -140,7 +140,7 @@ def test_a_student_comes_nearer_to_its_teacher_and_leaves_as_a_model(trained: Ru
 def test_validation_is_not_taken_from_a_loss_of_another_kind(
     alpha: float, told: bool, teacher: Path, data: Path, tmp_path: Path
 ) -> None:
-    """It is the cross entropy with the text; the loss of training is only where it learns from nothing else."""
+    """Validation is cross entropy with the text; the training loss is too only if nothing else is learnt."""
     run = distill_run(tmp_path, distill_config(teacher, data, steps=2, alpha=alpha))
     results = launch(run, 1)
     assert "validation/loss" in results

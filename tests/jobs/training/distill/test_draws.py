@@ -15,7 +15,7 @@ def logits(seed: int, rows: int = 3) -> torch.Tensor:
 
 
 def gradient(teacher: torch.Tensor | SparseTeacher, times: int = 1) -> torch.Tensor:
-    """Of each row's loss by the student's logits; the same student, `times` over."""
+    """Gradient of each row's loss by the student's logits, for `times` copies of the student."""
     student = logits(7).repeat(times, 1).requires_grad_()
     distillation_sums(student, teacher, torch.zeros(len(student), dtype=torch.int64), MIX).loss.backward()
     assert student.grad is not None

@@ -1,4 +1,4 @@
-"""What the tests of finetuning share: a small model, conversations, and a folder of runs."""
+"""A small model, conversations, and a folder of runs."""
 
 from pathlib import Path
 

@@ -25,7 +25,7 @@ from tests.jobs.training.finetune.chats import LORA, chats, finetune_config, mak
 
 
 def plain_losses(base: Path, run: RunDir, results: dict[str, Any], *, packed: bool) -> list[float]:
-    """The same steps by transformers and torch alone, every conversation by itself."""
+    """Losses of the same steps by transformers and torch alone, every conversation by itself."""
     config = run.record["config"]
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, betas=(0.9, 0.999))

@@ -1,4 +1,4 @@
-"""What finetuning refuses, and what it leaves out: with the words that say so."""
+"""Inputs that finetuning refuses or leaves out, with their messages."""
 
 from pathlib import Path
 from typing import Any

@@ -32,7 +32,7 @@ def stop_at(run: RunDir, ranks: int, step: int) -> int:
 
 
 def copy_of(run: RunDir, root: Path, name: str) -> RunDir:
-    """The same run again, as it stands."""
+    """Copy a run in its present state."""
     target = root / name
     target.mkdir()
     for path in run.path.rglob("*"):

@@ -50,7 +50,7 @@ def lora_config(data: Path, base: Path, **changes: Any) -> dict[str, Any]:
 
 
 def peft_losses(data: Path, base: Path, config: dict[str, Any], **options: Any) -> tuple[list[float], Any]:
-    """The same training by peft and plain torch, in one process."""
+    """Losses of the same training by peft and plain torch, in one process."""
     from ropewalk.datapipe.loader.loader import Source, TokenLoader
     from ropewalk.jobs.training.loop.config import OptimConfig
     from ropewalk.jobs.training.loop.optimizer import learning_rate

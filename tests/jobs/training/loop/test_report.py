@@ -1,4 +1,4 @@
-"""What rank 0 says of a run is written by a thread: no step waits for a file system that others use too."""
+"""Rank 0 reports from a thread: no step waits for a shared file system."""
 
 import os
 import shutil

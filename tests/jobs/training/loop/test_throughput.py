@@ -1,4 +1,4 @@
-"""What is known of a device's peak, and what is measured of any."""
+"""Peak rates of devices: known ones from a table, others measured."""
 
 import pytest
 import torch

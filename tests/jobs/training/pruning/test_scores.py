@@ -32,7 +32,7 @@ def batches(count: int = 3) -> list[torch.Tensor]:
 
 
 def inputs_of(model: Any, module: Any) -> list[torch.Tensor]:
-    """What a module is given for each sequence by itself, [T, C] each."""
+    """Inputs of a module for each sequence by itself, [T, C] each."""
     seen: list[torch.Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0][0].double()))
     with torch.no_grad():

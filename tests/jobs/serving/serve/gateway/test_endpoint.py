@@ -22,7 +22,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
 def _raw(endpoint: Endpoint, data: bytes, until_seen: bytes = b"") -> bytes:
-    """What is answered to bytes, until the connection ends or something is seen."""
+    """Send bytes and return the answer, until the connection ends or `until_seen` appears."""
     found = b""
     with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as client:
         client.sendall(data)

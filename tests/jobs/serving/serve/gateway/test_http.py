@@ -1,4 +1,4 @@
-"""Where requests end, to the byte; what is refused; what is taken out of an engine's events."""
+"""Ends of requests to the byte, refusals, and fields read from an engine's events."""
 
 import json
 

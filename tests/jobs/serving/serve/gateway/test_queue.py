@@ -1,4 +1,4 @@
-"""Who answers and who waits: the least loaded, unless another knows the prompt; never more than the slots."""
+"""Choice of a replica and queueing: the least loaded, unless another has the prompt cached; never beyond the slots."""
 
 import asyncio
 from collections import Counter

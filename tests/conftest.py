@@ -1,4 +1,4 @@
-"""Distribution of the tests over workers; fixtures of several folders: a fork server, an S3 server that can be cut off."""
+"""Fixtures of several folders: temporary directories, a fork server, an S3 server that can be cut off."""
 
 import fcntl
 import json
@@ -37,54 +37,7 @@ SET_BY_OTHERS = {
 WATCHED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
 
-# Tests that need one of these fixtures share a lab: one worker runs them one after the other, and starts it once.
-LABS = {
-    **dict.fromkeys(["cluster"], "kubernetes"),
-    **dict.fromkeys(["slurm_lab", "make_lab", "ordinary_user"], "slurm"),
-    **dict.fromkeys(["s3_server"], "s3"),
-    **dict.fromkeys(["engines"], "engines"),
-}
-TEARDOWN_SECONDS = 60.0
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):
-        os.setpgrp()  # Ctrl-C reaches the controller alone, which interrupts each worker once
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a lab, and those of a module, on one worker; start the labs first, because they take longest."""
-    for item in items:
-        if any(not mark.args for mark in item.iter_markers("soak")):
-            raise pytest.UsageError(f"{item.nodeid}: say why it is left to make soak: @pytest.mark.soak('reason')")
-        labs = [LABS[name] for name in getattr(item, "fixturenames", []) if name in LABS]
-        item.add_marker(pytest.mark.xdist_group([*labs, item.nodeid.partition("::")[0]][0]))
-    items.sort(key=lambda item: _start_order(next(item.iter_markers("xdist_group")).args[0]))
-
-
-def _start_order(group: str) -> int:
-    return [*LABS.values(), group].index(group)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Remove the group that xdist appends to the id of a test."""
-    if hasattr(report, "node") and report.nodeid.rfind("@") > report.nodeid.rfind("]"):
-        report.nodeid = report.nodeid.rpartition("@")[0]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Let interrupted workers take their labs down; xdist alone would end them within seconds."""
-    distribution = session.config.pluginmanager.getplugin("dsession")
-    if distribution is None or exitstatus != pytest.ExitCode.INTERRUPTED:
-        return
-    workers = [node for node in distribution.nodemanager.group if not node.node.channel.isclosed()]
-    for worker in workers:
-        worker._io.popen.send_signal(signal.SIGINT)
-    for worker in workers:
-        with suppress(worker.node.channel.TimeoutError, EOFError, OSError):
-            worker.node.channel.waitclose(TEARDOWN_SECONDS)
+pytest_plugins = ["tests.workers"]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -64,7 +64,7 @@ def main() -> int:
     lint = None if soak or selection else subprocess.Popen(command, shell=True)
     report = f"--junitxml=build/tests/{'soak' if soak else 'test'}.xml"
     marked = [] if "::" in "".join(selection) else ["-m", "soak" if soak else "not soak"]
-    workers = ["-n", str(SOAK_WORKERS if soak else WORKERS), "--dist=loadgroup", "--no-loadscope-reorder"]
+    workers = ["-n", str(SOAK_WORKERS if soak else WORKERS)]
     code, first = run_pytest(*workers, "--durations=15", report, *marked, *selection)
     lint_failed = lint is not None and lint.wait() != 0
     verdict = dict.fromkeys(first.failed, "failed")

@@ -30,9 +30,36 @@ def test_skipped():
         assert False, "fails before it is skipped"
     pytest.skip("the program has gone")
 
-@pytest.mark.soak
+@pytest.mark.soak("a reason")
 def test_long():
-    assert False, "is not run"
+    pass
+"""
+
+
+LAB = """
+import time
+from pathlib import Path
+import pytest
+
+pytest_plugins = ["tests.workers"]
+LOG = Path(__file__).parents[1] / "labs"
+
+@pytest.fixture(scope="session")
+def lab():
+    with LOG.open("a") as log:
+        print("up", end=" ", file=log)
+    yield
+    time.sleep(1)
+    with LOG.open("a") as log:
+        print("down", end=" ", file=log)
+"""
+
+INTERRUPT = """
+import os, signal, time
+
+def test_lab(lab):
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
 """
 
 
@@ -80,6 +107,22 @@ def test_a_crash_is_repeated_and_a_skipped_repetition_is_a_failure(checkout: Pat
     assert code == 1
     assert lines[-2].startswith("failed twice: tests/test_it.py::test_skipped, ")
     assert lines[-1].startswith("flaky: tests/test_it.py::test_crash, first failure: ")
+
+
+def test_a_lab_starts_once_and_is_taken_down_on_an_interrupt(checkout: Path) -> None:
+    shutil.copy(Path(__file__).with_name("workers.py"), checkout / "tests/workers.py")
+    (checkout / "tests/conftest.py").write_text(LAB)
+    folder = checkout / "tests/slurm"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"test_{number}.py").write_text("def test_lab(lab):\n    pass\n")
+    code, lines = run(checkout, "tests/slurm", "tests/test_it.py::test_long")
+    assert code == 0, lines
+    assert (checkout / "labs").read_text() == "up down "
+    (folder / "test_2.py").write_text(INTERRUPT)
+    code, lines = run(checkout, "tests/slurm")
+    assert code == pytest.ExitCode.INTERRUPTED, lines
+    assert (checkout / "labs").read_text() == "up down up down "
 
 
 def test_nothing_is_repeated_where_a_module_cannot_be_imported(checkout: Path) -> None:

@@ -1,0 +1,57 @@
+"""Pytest plug-in: distribution of the tests over workers (pytest-xdist, `pytest -n 3`), and the end of workers."""
+
+import os
+import signal
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+# The tests of a lab run on one worker, one after the other, and share its cluster. Labs start first: they take longest.
+LABS = {
+    "tests/k8s/": "kubernetes",
+    "tests/benchmarks/": "kubernetes",
+    "tests/slurm/": "slurm",
+    "tests/jobs/inference/engines/": "engines",
+}
+TEARDOWN_SECONDS = 60.0
+
+
+class LabScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Send the tests of a lab, and those of a module, to one worker. (xdist's marks have no effect under pytest 9.2.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return next((lab for folder, lab in LABS.items() if module.startswith(folder)), module)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LabScheduling:
+    config.option.loadscopereorder = False  # else the groups with the most tests start first
+    return LabScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(not mark.args for mark in item.iter_markers("soak")):
+            raise pytest.UsageError(f"{item.nodeid}: say why it is left to make soak: @pytest.mark.soak('reason')")
+    items.sort(key=lambda item: not item.nodeid.startswith(tuple(LABS)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        os.setpgrp()  # Ctrl-C reaches the controller alone, which interrupts each worker once
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Let interrupted workers take their labs down; xdist alone would end them within seconds."""
+    distribution = session.config.pluginmanager.getplugin("dsession")
+    if distribution is None or exitstatus != pytest.ExitCode.INTERRUPTED:
+        return
+    workers = [gateway for gateway in distribution.nodemanager.group if not gateway.node.channel.isclosed()]
+    for gateway in workers:
+        gateway._io.popen.send_signal(signal.SIGINT)
+    for gateway in workers:
+        with suppress(gateway.node.channel.TimeoutError, EOFError, OSError):
+            gateway.node.channel.waitclose(TEARDOWN_SECONDS)

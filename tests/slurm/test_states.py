@@ -235,7 +235,7 @@ def test_a_controller_that_hangs_is_not_waited_for(make_lab: MakeLab, tick: Star
         for process in controllers:
             process.send_signal(signal.SIGCONT)
     assert told.state is RunState.PENDING
-    assert "the last that its files tell" in told.reason
+    assert "taken from the run's files" in told.reason
 
 
 def test_another_users_runs_are_asked_for_too(slurm_lab: Lab, tick: Start, tmp_path: Path) -> None:

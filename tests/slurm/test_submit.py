@@ -250,7 +250,7 @@ def test_a_controller_killed_during_submission_run_and_ps(make_lab: MakeLab, tic
     told = run.state
     assert told.state is RunState.RUNNING
     assert "Unable to contact slurm controller" in told.reason
-    assert "the last that its files tell" in told.reason
+    assert "taken from the run's files" in told.reason
     step = run.steps()[-1]
     run.reach(step + 3)
     lab.start_controller()

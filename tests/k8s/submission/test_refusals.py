@@ -69,7 +69,7 @@ def _stays(job: dict[str, Any]) -> bool:
     ("profile", "resources", "said"),
     [
         ({"claim": "nope"}, {}, r"no PersistentVolumeClaim 'nope' .*\(existing: runs\).*correct `claim`"),
-        ({"namespace": "nope"}, {}, "no namespace 'nope'.*correct namespace"),
+        ({"namespace": "nope"}, {}, "no namespace 'nope'.*correct `namespace`"),
         ({"service_account": "nope"}, {}, "no ServiceAccount 'nope'.*apply k8s/manifests/rbac.yaml"),
         ({"queue": "nope"}, {}, "no LocalQueue 'nope'"),
         ({"priority_class": "nope"}, {}, "no PriorityClass 'nope'"),
@@ -169,7 +169,7 @@ def test_who_may_not(namespace: Namespace, start: Start, tmp_path: Path) -> None
     ("profile", "said"),
     [
         ({"image": "No Image"}, "couldn't parse image name.*correct `image` in the cluster's profile"),
-        ({"image": "local.test/nope:1", "image_pull_policy": "Never"}, "image .*local.test/nope:1.*correct image"),
+        ({"image": "local.test/nope:1", "image_pull_policy": "Never"}, "image .*local.test/nope:1.*correct `image`"),
         ({"python": "/no/python"}, "/no/python: no such file.*correct `python` in the cluster's profile"),
         ({"secrets": ["nope"]}, 'secret "nope" not found; create the Secret'),
         ({"pod": SECRET_VOLUME}, 'secret "gone" not found; create the Secret'),
@@ -197,7 +197,7 @@ def test_what_can_never_start(namespace: Namespace, start: Start, profile: dict[
 @pytest.mark.parametrize(
     ("profile", "resources", "said"),
     [
-        ({"node_selector": {"a": "b"}}, {}, "didn't match Pod's node affinity/selector; correct node_selector"),
+        ({"node_selector": {"a": "b"}}, {}, "didn't match Pod's node affinity/selector; correct `node_selector`"),
         ({}, {"cpus": 500}, "Insufficient cpu; request less per node"),
         ({}, {"gpus": 3}, "Insufficient nvidia.com/gpu"),
         ({"devices": {"rdma/hca": 1}}, {}, "Insufficient rdma/hca"),

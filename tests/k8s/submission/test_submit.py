@@ -146,7 +146,7 @@ def test_a_job_that_somebody_has_deleted(namespace: Namespace, start: Start) -> 
     attempt = run.run.attempt_details(1)
     run.run.describe_attempt(1, created=attempt["created"] - 1000)
     assert run.state.state is RunState.UNKNOWN
-    assert f"no Job {run.run.id}-1 any more" in run.state.reason
+    assert f"no longer has Job {run.run.id}-1" in run.state.reason
     assert f"`ropewalk resume {run.run.id}`" in run.state.reason
 
 

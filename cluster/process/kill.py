@@ -29,7 +29,7 @@ def _mentions(process: psutil.Process, path: str) -> bool:
 
 
 def processes_with(variables: Mapping[str, str]) -> list[psutil.Process]:
-    """Find this user's other processes that have all these variables in their environment, or in their title if forked.
+    """Find this user's other processes that have all these variables in their initial environment.
 
     This finds descendants of a program also after they were adopted by another parent.
     """
@@ -37,14 +37,14 @@ def processes_with(variables: Mapping[str, str]) -> list[psutil.Process]:
     matches = []
     for pid in filter(str.isdigit, os.listdir("/proc")):  # ten times as fast as psutil
         with suppress(OSError, psutil.Error):  # it has just ended, or belongs to another user
-            if int(pid) != os.getpid() and (wanted <= _environment_of(pid) or wanted <= _title_of(pid)):
+            if int(pid) != os.getpid() and wanted <= _environment_of(pid):
                 matches.append(psutil.Process(int(pid)))
     return matches
 
 
 def variable_of(process: psutil.Process, name: str) -> str | None:
-    """Return a variable of a process's initial environment, or of its title if it was forked; None if it is not set."""
-    for word in {*_environment_of(process.pid), *_title_of(process.pid)}:
+    """Return a variable of a process's initial environment, or None if it is not set."""
+    for word in _environment_of(process.pid):
         if word.startswith(f"{name}=".encode()):
             return os.fsdecode(word.partition(b"=")[2])
     return None
@@ -52,10 +52,6 @@ def variable_of(process: psutil.Process, name: str) -> str | None:
 
 def _environment_of(pid: int | str) -> set[bytes]:
     return set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-
-
-def _title_of(pid: int | str) -> set[bytes]:
-    return set(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").split())
 
 
 def writers_of(log: Path) -> list[psutil.Process]:

@@ -79,8 +79,7 @@ class Running:
         return [process for process in self.processes() if self._is_rank(process)]
 
     def _is_rank(self, process: psutil.Process) -> bool:
-        words = " ".join(process.cmdline()).split()  # a title is one word
-        return str(SCRIPT) in words[:4] and not {"ropewalk.jobs.cli", "torch.distributed.run"} & set(words)
+        return str(SCRIPT) in process.cmdline()[:2]
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from ropewalk.cluster.config import CodeConfig, DataPath, JobConfig, PathView, c
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.spec import Engine
 from ropewalk.jobs.orchestration.command.program_name import program_name
-from ropewalk.jobs.orchestration.command.script import imports_of, script_of, sets_variables
 from ropewalk.jobs.runs.submit.provenance import refuse_secrets
 
 
@@ -37,11 +36,6 @@ class CommandConfig(JobConfig):
     directory: DataPath = Field(default=".", description="where the program is started; unset: where you submit")
     code: CodeConfig = Field(default=CodeConfig(), description="how the code around the directory travels to a cluster")
     environment: dict[str, str] = Field(default={}, description="variables of the program; no secrets")
-    fork: bool = Field(
-        default=True,
-        description="start a Python program by a fork of a process that has imported torch, where that makes no difference;"
-        " false: always as a new process",
-    )
     stop_signal: Literal["TERM", "INT", "USR1", "USR2"] = Field(
         default="TERM", description="the signal that asks the program to save and leave, once the scheduler wants its nodes back"
     )
@@ -98,15 +92,6 @@ class CommandConfig(JobConfig):
     def preferred_engine(self) -> Engine | None:
         """The ranks engine forms the group of `ranks` and `nodes`; one process needs none."""
         return Engine.PROCESS if self.launch == "once" else Engine.RANKS
-
-    def extra_record(self, cluster_name: str) -> dict[str, Any]:
-        """What the program imports of the libraries that its forks find imported."""
-        found = script_of([*self.command]) if self.fork and not self.setup else None
-        script = Path(self.directory, found[0]) if found and not found[2] else None
-        if script is None or not script.is_file():
-            return {}
-        text = script.read_text(errors="replace")
-        return {} if sets_variables(text) else {"preload": ["ropewalk.jobs.orchestration.command.job", *imports_of(text)]}
 
     def preflight(self, here: PathView = Path) -> None:
         """The directory must be there, where this machine sees it. Raises ConfigError."""

@@ -36,7 +36,7 @@ def main(context: JobContext) -> dict[str, object]:
     environment = _environment(context, config)
     end_older_groups(context)
     folder = project_folder(context.run, config.directory)
-    code = Program(_words(context, config), folder, environment, output, fork=config.fork).wait(stops)
+    code = Program(_words(context, config), folder, environment, output).wait(stops)
     end(processes_with({name: environment[name] for name in OF_ONE_PROGRAM if name in environment}))
     if output is not None:
         output.close()

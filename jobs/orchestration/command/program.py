@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.cluster.process.forking import Process
-from ropewalk.jobs.orchestration.command.forked import Start, fork_script, forkable
 
 SCHEDULER_SECONDS = 3.0  # by which the word of a stop may come after the scheduler's own signal to the program
 LOOK_SECONDS = 0.2  # between two looks whether the program was asked to stop; its end is noticed at once
@@ -53,7 +51,7 @@ class Stops:
         if self.asked():
             self.sent = self._signal
 
-    def tell(self, process: Process) -> None:
+    def tell(self, process: subprocess.Popen[bytes]) -> None:
         """Send the program its signal, once."""
         if self.sent is None and self.asked():
             self.sent = self._signal
@@ -63,27 +61,24 @@ class Stops:
 class Program:
     """The program of one rank, one node, or of the whole run."""
 
-    process: Process
-
-    def __init__(
-        self,
-        words: Sequence[str],
-        folder: str,
-        environment: Mapping[str, str],
-        output: Reader | None = None,
-        *,
-        fork: bool = True,
-    ) -> None:
-        """Start it; `fork`: by a fork of this process where that makes no difference. Raises ConfigError where there is no
-        such program or folder.
-        """
-        stream = output.fileno() if output is not None else None
-        if fork and (script := forkable(words, folder, environment)):
-            prepare = _prepare(os.getpid())
-            start = Start(words=words, folder=folder, environment=environment, output=stream, prepare=prepare)
-            self.process = fork_script(script, start)
-        else:
-            self.process = _execute(words, folder, environment, stream)
+    def __init__(self, words: Sequence[str], folder: str, environment: Mapping[str, str], output: Reader | None = None) -> None:
+        """Start the program. Raises ConfigError if the program or its folder does not exist, or may not be executed."""
+        try:
+            self.process = subprocess.Popen(
+                words,
+                cwd=folder,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output.fileno() if output is not None else None,
+                stderr=subprocess.STDOUT if output is not None else None,
+                start_new_session=True,  # signals are for it alone, and what it starts is found by its session
+                preexec_fn=_prepare(os.getpid()),  # noqa: PLW1509 - two system calls, no lock is taken
+            )
+        except FileNotFoundError as error:
+            what = f"directory {folder}" if error.filename == folder else f"program {words[0]!r}"
+            raise ConfigError(f"command: there is no {what} on this node; is it installed, and does PATH name it?") from None
+        except PermissionError:
+            raise ConfigError(f"command: {words[0]!r} may not be executed; chmod +x it, or name its interpreter") from None
         if output is not None:
             output.started()
 
@@ -99,25 +94,6 @@ class Program:
         if -code in STOPS and stops.sent is None:
             stops.await_word(SCHEDULER_SECONDS)
         return code
-
-
-def _execute(words: Sequence[str], folder: str, environment: Mapping[str, str], stream: int | None) -> Process:
-    try:
-        return subprocess.Popen(
-            words,
-            cwd=folder,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT if stream is not None else None,
-            start_new_session=True,  # signals are for it alone, and what it starts is found by its session
-            preexec_fn=_prepare(os.getpid()),  # noqa: PLW1509 - two system calls, no lock is taken
-        )
-    except FileNotFoundError as error:
-        what = f"directory {folder}" if error.filename == folder else f"program {words[0]!r}"
-        raise ConfigError(f"command: there is no {what} on this node; is it installed, and does PATH name it?") from None
-    except PermissionError:
-        raise ConfigError(f"command: {words[0]!r} may not be executed; chmod +x it, or name its interpreter") from None
 
 
 def _prepare(parent: int) -> Callable[[], None]:

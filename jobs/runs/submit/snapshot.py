@@ -17,7 +17,6 @@ from ropewalk.cluster.run.code_copy import CACHE, accept_copy
 from ropewalk.cluster.run.directory import CODE_FOLDER
 from ropewalk.cluster.run.files import make_private, sync_all
 from ropewalk.cluster.text import counted
-from ropewalk.jobs.runs.submit.snapshot_memory import SnapshotMemory
 
 DIFF_LIMIT_BYTES = 1 << 20
 NAMES_LIMIT = 100
@@ -121,12 +120,9 @@ def take_snapshot(
 ) -> tuple[str | None, list[str]]:
     """Copy the work tree (tracked files as they are, and untracked ones that git does not ignore) under a runs' root.
 
-    Returns git's hash of the tree, which names the copy, and what was left out and why. Equal code is copied once, and not looked
-    at again as long as nothing was touched. The user's repository is only read. Raises RopewalkError if git cannot copy.
+    Returns git's hash of the tree, which names the copy, and what was left out and why. Equal code is copied once. The user's
+    repository is only read. Raises RopewalkError if git cannot copy.
     """
-    memory = SnapshotMemory(root, place, [*map(str, not_code), "but", *exclude])
-    if (known := memory.recall()) is not None:
-        return known["digest"], known["left_out"]
     listed = _names(place, not_code)
     if listed is None:
         return None, ["git does not list the files of the checkout (try `git status` there)"]
@@ -138,37 +134,14 @@ def take_snapshot(
         target = root / CODE_FOLDER / digest
         if not accept_copy(target):
             _write(scratch, target, files)
-    told = [_text(os.fsencode(word)) for word in left_out]
-    memory.keep(listed, _folders(place, not_code), digest, {"digest": digest, "left_out": told})
-    return digest, told
+    return digest, [_text(os.fsencode(word)) for word in left_out]
 
 
 def code_of(place: Path, root: Path, not_code: Sequence[Path]) -> dict[str, Any]:
-    """What `code_state` says of a checkout, with the copy of it that `take_snapshot` makes under `root`."""
-    memory = SnapshotMemory(root, place, [*map(str, not_code), "state"])
-    if (known := memory.recall()) is not None:
-        return dict(known)
+    """Return the `code_state` of a checkout, with the copy that `take_snapshot` makes under `root`."""
     code = code_state(place, not_code)
     code["snapshot"], code["left_out"] = take_snapshot(place, root, not_code)
-    if code["snapshot"] is not None:
-        memory.keep(_names(place, not_code) or (), _folders(place, not_code), code["snapshot"], code)
     return code
-
-
-def _folders(place: Path, not_code: Sequence[Path]) -> list[Path]:
-    """The folders in which a new file would be code: all but hidden ones, those under `not_code`, and what git ignores."""
-    words = ("ls-files", "-z", "--full-name", "--others", "--ignored", "--exclude-standard", "--directory")
-    ignored = {os.fsdecode(word).rstrip("/") for word in (_git(place, *words) or b"").split(b"\0") if word}
-    aside, found = {path.resolve() for path in not_code}, []
-    for where, folders, _ in os.walk(place):
-        here = Path(where)
-        found.append(here)
-        folders[:] = [
-            name
-            for name in folders
-            if name != ".git" and str((here / name).relative_to(place)) not in ignored and (here / name).resolve() not in aside
-        ]
-    return found
 
 
 def _names(place: Path, not_code: Sequence[Path]) -> list[str] | None:

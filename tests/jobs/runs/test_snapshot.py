@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +16,7 @@ from ropewalk.cluster.run.files import MODE_VARIABLE
 from ropewalk.jobs.runs.submit import snapshot
 from ropewalk.jobs.runs.submit import submit as submission
 from ropewalk.jobs.runs.submit.snapshot import checkout, code_notice, code_state, take_snapshot
-from ropewalk.jobs.runs.submit.snapshot_memory import TICK_SECONDS
 from tests.jobs.shell import Shell, pretrain
-from tests.patience import until
 
 
 def git(place: Path, *words: str) -> str:
@@ -279,46 +275,3 @@ def test_nobody_else_enters_a_run_or_its_code(tree: Path, tmp_path: Path, monkey
     monkeypatch.setenv(MODE_VARIABLE, "rwx")
     with pytest.raises(ConfigError, match="must be an octal mode as for chmod"):
         modes(tmp_path / "nobodys")
-
-
-def test_what_nobody_has_touched_is_not_looked_at_again(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, asked = tmp_path / "runs", []
-    (tree / "empty").mkdir()
-    settle()
-    run_git = snapshot._git
-    monkeypatch.setattr(snapshot, "_git", lambda *words: (asked.append(words), run_git(*words))[1])
-
-    def take() -> tuple[str, bool]:
-        asked.clear()
-        found = snapshot.code_of(tree, root, [root])
-        return str(found["snapshot"]), bool(asked)
-
-    first, _ = take()
-    assert take() == (first, False)
-    changes: list[Callable[[], object]] = [
-        lambda: (tree / "a.py").write_text((tree / "a.py").read_text().swapcase()),  # of the same size
-        lambda: (tree / "empty/new.py").write_text("x"),
-        (tree / "empty/new.py").unlink,
-        lambda: (tree / ".gitignore").write_text("*.nothing\n"),
-    ]
-    seen = {first}
-    for change in changes:
-        change()
-        settle()
-        digest, looked = take()
-        assert looked
-        assert take() == (digest, False)
-        seen.add(digest)
-    assert len(seen) >= 4
-    git(tree, "commit", "--allow-empty", "-qm", "another")
-    settle()
-    assert take() == (digest, True), "the commit is part of the record"
-    (root / CODE_FOLDER / digest / "a.py").write_text("somebody else's\n")
-    assert take() == (digest, True)
-    assert (root / CODE_FOLDER / digest / "a.py").read_text() == (tree / "a.py").read_text()
-
-
-def settle() -> None:
-    """Let the tick pass in which a file may be written twice."""
-    end = time.monotonic() + 2 * TICK_SECONDS
-    until(lambda: time.monotonic() > end)

@@ -15,11 +15,10 @@ COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks what a word may be
 # what a file system answers where a path is wrong, closed or full
 ANSWERS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-WHOLE = 1000  # characters: typer would cut a command's summary at the terminal's width
 
 
 class Commands(TyperGroup):
-    """The commands, of which none is completed behind a word that is no command, and whose list is printed without rich."""
+    """The group of all commands: no command is completed behind a word that is no command."""
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """What the word may become."""
@@ -33,20 +32,6 @@ class Commands(TyperGroup):
             if args[0] in JOBS:
                 ctx.fail(f"{args[0]!r} is a job, not a command: `ropewalk run {args[0]} ...` starts one")
         return super().resolve_command(ctx, args)
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The list of all commands, by panel. Rich's would take as long as all else together."""
-        self.format_usage(ctx, formatter)
-        self.format_help_text(ctx, formatter)
-        self.format_options(ctx, formatter)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """A section of each panel, their columns aligned."""
-        widest = max(map(len, self.commands))
-        for panel, functions in PANELS.items():
-            commands = [self.commands[function.__name__] for function in functions]
-            with formatter.section(typer.style(panel, bold=True)):
-                formatter.write_dl([(str(each.name).ljust(widest), each.get_short_help_str(WHOLE)) for each in commands])
 
 
 app = typer.Typer(

@@ -4,11 +4,6 @@ import multiprocessing
 
 from tests.warm import TRAINING
 
-MIRRORS = (
-    "ropewalk.jobs.runs.mirror.history",
-    "ropewalk.jobs.runs.mirror.relay",
-    "ropewalk.jobs.runs.mirror.following",
-    "tests.jobs.runs.mirror.processes",
-)
+MIRRORS = ("ropewalk.jobs.runs.mirror.relay", "ropewalk.jobs.runs.mirror.following", "tests.jobs.runs.mirror.processes")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([*TRAINING, "tests.jobs.launch", *MIRRORS])

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,8 @@ class WandbRun:
         run.wandb.mkdir(exist_ok=True)
         import wandb
 
-        from ropewalk.jobs.runs.mirror.history import LoggedHistory, history_of
-
         self.run, self.offline = run, offline
         self._wandb = wandb.init(**_arguments(run, attempt, offline=offline, beside=beside))
-        self._history, self._logged = history_of(self._wandb), LoggedHistory(self._wandb)
         self._wandb.define_metric("train/step")
         self._wandb.define_metric("system/time")
         for section in ("train", "evaluation", "events", "layers"):
@@ -69,9 +65,8 @@ class WandbRun:
 
     def send(self, lines: Iterable[Line]) -> None:
         """Hand over lines; their numbers are the steps of W&B's history."""
-        for quick, group in groupby(lines, lambda line: line.again or line.kind is not Kind.HISTOGRAMS):
-            history = self._history if quick else self._logged
-            history.send([(line.number, wandb_values(line)) for line in group])
+        for line in lines:
+            self._wandb.log(wandb_values(line), step=line.number, commit=True)  # without `commit` it waits for the next line
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of the summary."""

@@ -1,11 +1,14 @@
 """Commands about a machine or a cluster, not about one run: doctor, lab, quickstart."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ropewalk.jobs.cli.arguments import Cluster
+
+LABS = "ropewalk.labs"  # entry points of test clusters
 
 
 def doctor(on: Cluster = "local") -> None:
@@ -38,6 +41,25 @@ def lab(
     ] = None,
 ) -> None:
     """Start a real test cluster on this machine: `ropewalk lab slurm up`."""
-    from ropewalk.jobs.cli.labs import run_lab
+    if arguments and arguments[0] != "--help":
+        return _load_lab(arguments[0])(arguments[1:])
+    typer.echo(context.get_help())
+    return typer.echo(f"Test clusters: {_installed_labs()}; `ropewalk lab NAME --help` shows the commands of one.")
 
-    run_lab(arguments or [], context.get_help)
+
+def _load_lab(name: str) -> Callable[[Sequence[str]], None]:
+    """Return the command of a test cluster, which takes the arguments after its name. Raises ConfigError for an unknown name."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=LABS, name=name):
+        command: Callable[[Sequence[str]], None] = point.load()
+        return command
+    from ropewalk.cluster.errors import ConfigError
+
+    raise ConfigError(f"unknown test cluster {name!r}; installed: {_installed_labs()}")
+
+
+def _installed_labs() -> str:
+    from importlib.metadata import entry_points
+
+    return ", ".join(sorted(point.name for point in entry_points(group=LABS))) or "none"

@@ -1,7 +1,8 @@
 """The keys of the `command` job."""
 
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,8 +11,16 @@ from pydantic import Field, field_validator, model_validator
 from ropewalk.cluster.config import CodeConfig, DataPath, JobConfig, PathView, check_variables
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.spec import Engine
-from ropewalk.jobs.orchestration.command.program_name import program_name
 from ropewalk.jobs.runs.submit.provenance import refuse_secrets
+
+DEFAULT_NAME = "command"
+# programs that start another one: what is behind their options is it
+_STARTERS = re.compile(
+    r"(python|pypy)[\d.]*|torchrun|accelerate|deepspeed|horovodrun|mpirun|mpiexec|srun|env|nice|time|timeout|nohup|exec|uv|poetry"
+    r"|conda|pipenv|launch|run|node|julia|Rscript|perl|ruby"
+)
+_SHELLS = frozenset({"bash", "sh", "zsh", "dash"})
+_SCRIPT = re.compile(r".+\.(py|sh|jl|R|pl|rb|js|lua)")
 
 
 class CommandConfig(JobConfig):
@@ -103,3 +112,31 @@ class CommandConfig(JobConfig):
 def filled(text: str, values: Mapping[str, object]) -> str:
     """Replace each {name} of `values` in a text; braces around anything else stay, such as those of JSON."""
     return re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]) if match[1] in values else match[0], text)
+
+
+def program_name(command: Sequence[str]) -> str:
+    """Return a run's name by its command: `train` for `python train.py` or `torchrun -m mylab.train`, else the first word."""
+    words = list(command)
+    if words and Path(words[0]).name in _SHELLS:
+        words = _of_shell(words[1:])
+    for index, word in enumerate(words):
+        if word == "-m" and index + 1 < len(words):
+            return words[index + 1].rpartition(".")[2]
+        if _SCRIPT.fullmatch(word) and not word.startswith("-"):
+            return Path(word).stem
+    for word in words:
+        name = Path(word).name
+        if not word.startswith("-") and "=" not in word and not _STARTERS.fullmatch(name):
+            return name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) else DEFAULT_NAME
+    return DEFAULT_NAME
+
+
+def _of_shell(words: Sequence[str]) -> list[str]:
+    """Return the words that a shell runs: a script and its arguments, or the last command of a line."""
+    if "-c" not in words or words[-1] == "-c":
+        return list(words)
+    line = words[words.index("-c") + 1]
+    try:
+        return shlex.split(re.split(r"&&|;|\n", line.strip().rstrip(";"))[-1], comments=True)
+    except ValueError:  # half a quotation
+        return []

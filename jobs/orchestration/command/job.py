@@ -9,8 +9,7 @@ from ropewalk.cluster.process.kill import end, processes_with, variable_of
 from ropewalk.cluster.run.context import GROUP_VARIABLE, STOP_VARIABLE, JobContext
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.orchestration.command.config import CommandConfig, filled
-from ropewalk.jobs.orchestration.command.output import Output
-from ropewalk.jobs.orchestration.command.program import Program, Stops
+from ropewalk.jobs.orchestration.command.program import Output, Program, Stops
 from ropewalk.jobs.results.metrics import OWN_KEYS, latest_metrics
 from ropewalk.jobs.runs.program.environment import project_folder, variables_of
 from ropewalk.jobs.runs.program.verdict import judge, said_so_far

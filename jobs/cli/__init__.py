@@ -1,1 +1,1 @@
-"""The command line: words become calls; the only place that prints."""
+"""The command line `ropewalk`: the only part that prints."""

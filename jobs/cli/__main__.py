@@ -1,4 +1,4 @@
-"""`python -m ropewalk.jobs.cli`: the command `ropewalk` without an installed script."""
+"""`python -m ropewalk.jobs.cli`: the `ropewalk` command without the installed script."""
 
 from ropewalk.jobs.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, with their help and their shell completion."""
+"""Arguments and options shared by several commands, with their help and shell completion."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from ropewalk.jobs.cli import complete
 RunRef = Annotated[
     str,
     typer.Argument(
-        metavar="RUN", help="a run: its id, a unique beginning of it, its directory, or latest", autocompletion=complete.runs
+        metavar="RUN", help="a run: its id, a unique prefix of it, its directory, or latest", autocompletion=complete.runs
     ),
 ]
 JobName = Annotated[
@@ -26,10 +26,10 @@ Cluster = Annotated[
     typer.Option(
         "--on",
         metavar="CLUSTER",
-        help="a cluster of the profile file, or local, slurm, k8s",
+        help="cluster from the profile file, or local, slurm, k8s",
         autocompletion=complete.clusters,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON on stdout, for programs")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print the script or manifest, submit nothing")]
-HelpFlag = Annotated[bool, typer.Option("--help", help="show this page; after a JOB, all of its keys")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the script or manifest without submitting")]
+HelpFlag = Annotated[bool, typer.Option("--help", help="show this page; after JOB: all keys of the job")]

@@ -1,4 +1,4 @@
-"""The command that talks to a model."""
+"""The command `chat`: talk to a model."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -13,32 +13,33 @@ if TYPE_CHECKING:
 
 def chat(  # noqa: PLR0917 - typer reads the options of a command from its arguments
     model: Annotated[
-        str, typer.Argument(metavar="RUN|DIR", help="a run that trains or serves, or a directory", autocompletion=complete.runs)
+        str,
+        typer.Argument(metavar="RUN|DIR", help="a training or serving run, or a directory", autocompletion=complete.runs),
     ],
     system: Annotated[str | None, typer.Option("--system", help="system prompt")] = None,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the likeliest token, always")] = 0.7,
-    top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="draw from tokens of this share together")] = 0.95,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="tokens of an answer at most")] = 256,
-    seed: Annotated[int, typer.Option("--seed", help="the same words and seed get the same answers")] = 0,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="sampling temperature; 0: greedy")] = 0.7,
+    top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="nucleus sampling probability")] = 0.95,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="maximum length of an answer, in tokens")] = 256,
+    seed: Annotated[int, typer.Option("--seed", help="random seed")] = 0,
 ) -> None:
-    """Talk to a model: a line is what you say; an empty line or Ctrl-D ends it. From a pipe, each line is answered by one."""
+    """Chat with a model; an empty line or Ctrl-D ends it. Without a terminal every input line is a prompt and gets one answer."""
     from ropewalk.jobs.inference.scoring.endpoint_chat import EndpointChat, find_endpoint
     from ropewalk.jobs.inference.scoring.generate import Sampling
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    opened: Chat | EndpointChat
+    model_chat: Chat | EndpointChat
     if (endpoint := find_endpoint(model)) is not None:
-        opened = EndpointChat(endpoint, sampling, system=system, seed=seed)
+        model_chat = EndpointChat(endpoint, sampling, system=system, seed=seed)
     else:
         from ropewalk.jobs.inference.scoring.chat import open_chat
 
-        opened = open_chat(model, sampling, system=system, seed=seed)
+        model_chat = open_chat(model, sampling, system=system, seed=seed)
     at_terminal = sys.stdin.isatty()
     while True:
         try:
-            words = input("> ") if at_terminal else next(sys.stdin).rstrip("\n")
+            message = input("> ") if at_terminal else next(sys.stdin).rstrip("\n")
         except (EOFError, StopIteration):
             return
-        if not words.strip():
+        if not message.strip():
             return
-        print(opened.answer(words), flush=True)
+        print(model_chat.answer(message), flush=True)

@@ -1,4 +1,4 @@
-"""Commands that take something out of runs: export (a model), sync (W&B files)."""
+"""The commands `export` (write a run's model) and `sync` (send runs to W&B)."""
 
 import tempfile
 from collections.abc import Callable
@@ -17,67 +17,67 @@ if TYPE_CHECKING:
 
 def export(  # noqa: PLR0917 - typer reads the options of a command from its arguments
     run_ref: RunRef,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="the directory to write; with --format gguf: the file")],
-    step: Annotated[int | None, typer.Option("--step", help="the checkpoint of this step; unset: the newest")] = None,
-    adapter: Annotated[bool, typer.Option("--adapter", help="the low-rank adapter by itself, as peft opens it")] = False,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="directory to write; with --format gguf: the file")],
+    step: Annotated[int | None, typer.Option("--step", help="export the checkpoint of this step; unset: the newest")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="export only the LoRA adapter, in peft's format")] = False,
     best: Annotated[
-        bool, typer.Option("--best", help="the checkpoint of the best validation, where the run keeps it (validation.keep_best)")
+        bool, typer.Option("--best", help="export the checkpoint with the best validation (needs validation.keep_best)")
     ] = False,
-    ema: Annotated[bool, typer.Option("--ema", help="the running mean of the weights, where the run keeps one")] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="export the moving average of the weights, if the run has one")] = False,
     gated: Annotated[
-        bool, typer.Option("--gated", help="only if the gates that evaluate and audit held this checkpoint to have passed")
+        bool, typer.Option("--gated", help="export only if this checkpoint passed its gates of evaluate and audit")
     ] = False,
     form: Annotated[
         str,
         typer.Option(
             "--format",
             metavar="hf|gguf[:TYPE]",
-            help="hf, or a file of llama.cpp's: gguf (in F32), gguf:Q8_0, gguf:Q4_K ...",
+            help="hf, or a file for llama.cpp: gguf (in F32), gguf:Q8_0, gguf:Q4_K ...",
         ),
     ] = "hf",
 ) -> None:
-    """Write a checkpoint as a Hugging Face model directory, with its model card and bill of materials; or as a GGUF file."""
+    """Write a checkpoint as a Hugging Face directory with model card and bill of materials, or as a GGUF file."""
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.models.cards.export import export_with_cards
     from ropewalk.jobs.runs.show.remote import export_elsewhere
     from ropewalk.jobs.runs.show.status import find_run
 
-    found = find_run(run_ref)
+    run = find_run(run_ref)
     if best and step is not None:
         raise ConfigError("--best and --step name two checkpoints; leave one of them out")
     if gated:
-        step = _passed_step(found, step, best=best)
+        step = _passed_step(run, step, best=best)
         best = False
-    options = [word for word, asked in (("--adapter", adapter), ("--ema", ema), ("--best", best)) if asked]
+    options = [option for option, enabled in (("--adapter", adapter), ("--ema", ema), ("--best", best)) if enabled]
 
     def write(target: Path) -> None:
-        if not export_elsewhere(found, target, step, options):
+        if not export_elsewhere(run, target, step, options):
             if step is not None:
-                _check_step(found, step)
-            export_with_cards(found, target, step, adapter=adapter, ema=ema, best=best)
+                _check_step(run, step)
+            export_with_cards(run, target, step, adapter=adapter, ema=ema, best=best)
 
     if form == "hf":
         write(directory)
     else:
-        _write_gguf(found.id, write, directory, form, adapter=adapter)
+        _write_gguf(run.id, write, directory, form, adapter=adapter)
     print(directory)
 
 
 def _check_step(run: "RunDir", step: int) -> None:
-    """Raise ConfigError unless the run has a checkpoint of this step, whole or not."""
+    """Raise ConfigError unless the run has a checkpoint of this step, complete or not."""
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.training.loop.model_record import checkpoint_place
     from ropewalk.sharding.layout import steps_in, told_steps
 
-    place = checkpoint_place(run)
-    steps = sorted(told_steps(place).union(steps_in(place)))
+    folder = checkpoint_place(run)
+    steps = sorted(told_steps(folder).union(steps_in(folder)))
     if step not in steps:
-        known = f"those of steps {', '.join(map(str, steps))}" if steps else "none yet"
-        raise ConfigError(f"--step {step}: {run.id} has no such checkpoint; it has {known}")
+        available = f"those of steps {', '.join(map(str, steps))}" if steps else "none yet"
+        raise ConfigError(f"--step {step}: {run.id} has no such checkpoint; it has {available}")
 
 
 def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: str, *, adapter: bool) -> None:
-    """Export to a directory of no duration, and write that as GGUF. Raises ConfigError."""
+    """Export to a temporary directory and convert that to GGUF. Raises ConfigError."""
     import torch
 
     from ropewalk.cluster.errors import ConfigError
@@ -87,21 +87,21 @@ def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: st
 
     kind, _, type_name = form.partition(":")
     if kind != "gguf":
-        raise ConfigError(f"--format: {form!r} is not a format; hf, gguf or gguf:TYPE")
+        raise ConfigError(f"--format: unknown format {form!r}; use hf, gguf or gguf:TYPE")
     if adapter:
-        raise ConfigError("--adapter is peft's own format; leave it out, and the file has it merged")
+        raise ConfigError("--adapter writes peft's format, not GGUF; without it the file has the adapter merged")
     check_type(type_name := type_name or UNQUANTIZED)
     if target.exists():
         raise ConfigError(f"{target}: exists; name a new file")
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".export-") as folder:
         write(Path(folder) / "model")
-        opened = open_model(str(Path(folder) / "model"), device=torch.device("cpu"))
-        write_gguf(opened, target, type_name, name=name)
+        model = open_model(str(Path(folder) / "model"), device=torch.device("cpu"))
+        write_gguf(model, target, type_name, name=name)
 
 
 def _passed_step(run: "RunDir", step: int | None, *, best: bool) -> int:
-    """The step of the checkpoint that the gates let pass. Raises ConfigError, CheckpointError."""
+    """Return the step of the selected checkpoint. Raises ConfigError if it has not passed its gates, CheckpointError."""
     from ropewalk.jobs.runs.models.gates import require_passed
     from ropewalk.jobs.training.loop.load_checkpoint import best_step
     from ropewalk.jobs.training.loop.model_record import checkpoint_place
@@ -117,11 +117,11 @@ def _passed_step(run: "RunDir", step: int | None, *, best: bool) -> int:
 
 def sync(
     run_ref: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="only this run; unset: all", autocompletion=complete.runs)
+        str | None, typer.Argument(metavar="[RUN]", help="send only this run; unset: all", autocompletion=complete.runs)
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="go on until Ctrl-C, with all runs as they come and go")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="keep sending all runs, including new ones, until Ctrl-C")] = False,
 ) -> None:
-    """Send to W&B what it lacks of your runs: on a login node, where the compute nodes have no network."""
+    """Send to W&B what it is missing of your runs; for login nodes of clusters whose compute nodes have no network."""
     from ropewalk.cluster.errors import BackendError, ConfigError
     from ropewalk.jobs.runs.mirror.mirror import is_complete, send_rest
     from ropewalk.jobs.runs.mirror.server import why_away
@@ -131,10 +131,10 @@ def sync(
         if run_ref:
             raise ConfigError("sync --follow sends all runs; leave RUN out")
         return _follow()
-    waiting = [run for run in ([find_run(run_ref)] if run_ref else all_runs()) if run.attempts() and not is_complete(run)]
-    if waiting and (away := why_away()):
-        raise BackendError(f"W&B lacks lines of {len(waiting)} runs, but {away}; then `ropewalk sync` again")
-    for run in waiting:
+    unsent = [run for run in ([find_run(run_ref)] if run_ref else all_runs()) if run.attempts() and not is_complete(run)]
+    if unsent and (away := why_away()):
+        raise BackendError(f"{len(unsent)} runs have lines that W&B is missing, but {away}; run `ropewalk sync` again later")
+    for run in unsent:
         print(f"{run.id}: {send_rest(run)} lines")
     return None
 
@@ -144,4 +144,4 @@ def _follow() -> None:
     from ropewalk.jobs.runs.show.status import roots
 
     with suppress(KeyboardInterrupt):
-        Relay(roots(), lambda words: print(words, flush=True)).follow(lambda: False)
+        Relay(roots(), lambda line: print(line, flush=True)).follow(lambda: False)

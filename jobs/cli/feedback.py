@@ -1,4 +1,4 @@
-"""Commands about what an endpoint was asked and what people say of its answers: feedback, review."""
+"""The commands `feedback` and `review`: ratings of a serving run's answers."""
 
 import sys
 from pathlib import Path
@@ -20,11 +20,11 @@ def feedback(
         ),
     ] = None,
     since: Annotated[
-        str | None, typer.Option("--since", help="only exchanges of this time and later: 7d, 12h, 30m or 2026-11-27[T10:00]")
+        str | None, typer.Option("--since", help="only exchanges since then: 7d, 12h, 30m or 2026-11-27[T10:00]")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what people say of a serving run's answers, by version and over time; write it as training data."""
+    """Show the ratings of a serving run's answers by version and over time; export them as training data."""
     import json
 
     from ropewalk.jobs.runs.show.status import find_run
@@ -33,51 +33,54 @@ def feedback(
     from ropewalk.jobs.serving.feedback.summary import summarize
     from ropewalk.jobs.serving.feedback.tables import lines_of
 
-    opened = find_run(run)
-    refuse_without_capture(opened)
-    deleted = enforce_retention(opened)
-    found = read(opened, parse_time(since) if since else None)
-    written = export_feedback(opened, found, export[0], export[1]) if export else None
-    summary = summarize(found)
+    serve_run = find_run(run)
+    refuse_without_capture(serve_run)
+    deleted = enforce_retention(serve_run)
+    exchanges = read(serve_run, parse_time(since) if since else None)
+    exported = export_feedback(serve_run, exchanges, export[0], export[1]) if export else None
+    summary = summarize(exchanges)
     if as_json:
-        made = {"run": opened.id, **summary.plain(), "deleted": deleted, "export": written}
-        sys.stdout.write(json.dumps(made, default=str) + "\n")
+        values = {"run": serve_run.id, **summary.plain(), "deleted": deleted, "export": exported}
+        sys.stdout.write(json.dumps(values, default=str) + "\n")
         return
     from ropewalk.jobs.runs.show.tables import console
 
-    for line in lines_of(opened.id, summary, written, deleted):
+    for line in lines_of(serve_run.id, summary, exported, deleted):
         console().print(line, soft_wrap=True)
 
 
 def review(  # noqa: PLR0917 - typer reads the options of a command from its arguments
     run: RunRef = "latest",
-    reviewer: Annotated[str | None, typer.Option("--reviewer", metavar="NAME", help="who judges; unset: your user name")] = None,
+    reviewer: Annotated[
+        str | None, typer.Option("--reviewer", metavar="NAME", help="name of the reviewer; unset: your user name")
+    ] = None,
     endpoint: Annotated[
         str | None,
         typer.Option(
             "--endpoint",
             metavar="URL",
-            help="draw second answers here, with the token in $ROPEWALK_ENDPOINT_TOKEN; unset: where the run serves",
+            help="endpoint for second answers, with the token in $ROPEWALK_ENDPOINT_TOKEN; unset: the run's own",
         ),
     ] = None,
     sample: Annotated[
-        bool, typer.Option("--sample/--no-sample", help="draw a second answer where only one was captured and the run serves")
+        bool,
+        typer.Option("--sample/--no-sample", help="generate a second answer if only one was captured and the run is serving"),
     ] = True,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="where pairs.jsonl and chats.jsonl go; unset: the run's feedback/review"),
+        typer.Option("--out", metavar="DIR", help="directory for pairs.jsonl and chats.jsonl; unset: the run's feedback/review"),
     ] = None,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free")] = 0,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="port of the page; 0: any free port")] = 0,
 ) -> None:
     """Compare, rate and correct a serving run's answers, blind, in a browser: pairs for align, conversations for finetune."""
     from ropewalk.jobs.serving.feedback.review.serve import open_review
 
-    with open_review(run, reviewer=reviewer, ask_at=endpoint, sample=sample, out=out, port=port) as opened:
-        print(f"{opened.status}\n{opened.server.link()}", flush=True)
+    with open_review(run, reviewer=reviewer, ask_at=endpoint, sample=sample, out=out, port=port) as session:
+        print(f"{session.status}\n{session.server.link()}", flush=True)
         if sys.stdin.isatty():
             print("The link works once; Enter prints a new one, Ctrl-C ends.", flush=True)
-            opened.serve(lambda: print(opened.server.link(), flush=True))
+            session.serve(lambda: print(session.server.link(), flush=True))
         else:
-            opened.serve()
-    for line in opened.results:
+            session.serve()
+    for line in session.results:
         print(line)

@@ -1,4 +1,4 @@
-"""`ropewalk run JOB --help`: every key of a job by section, each with its type, its default and what it decides."""
+"""`ropewalk run JOB --help`: every key of a job by section, with type, default and description."""
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -8,8 +8,8 @@ from ropewalk.cluster.config import JobConfig
 from ropewalk.jobs.cli.job_keys import Key, keys_of
 from ropewalk.jobs.registry import JOBS, config_of, find_job
 
-WIDEST = 120  # columns: longer lines are hard to read
-TOP = ""  # the section of keys that stand alone
+WIDEST = 120  # columns; longer lines are hard to read
+TOP = ""  # the section of top-level keys
 
 
 def print_job_help(command: str, job: str) -> None:
@@ -22,12 +22,12 @@ def print_job_help(command: str, job: str) -> None:
 
 
 def print_jobs() -> None:
-    """Print the jobs there are, a line each."""
+    """Print one line per job."""
     rows = _grid(max(map(len, JOBS)))
     for spec in JOBS.values():
         rows.add_row(Text(spec.name, style="bold"), spec.summary)
     _console().print(
-        Group(Text("Jobs", style="bold underline"), rows, Text("\n`ropewalk run JOB --help` lists the keys of one."))
+        Group(Text("Jobs", style="bold underline"), rows, Text("\n`ropewalk run JOB --help` lists the keys of a job."))
     )
 
 
@@ -35,7 +35,7 @@ def _page(kind: type[JobConfig]) -> Group:
     keys = keys_of(kind)
     width = max(len(key.name) for key in keys)
     sections = list(dict.fromkeys(key.section for key in keys))
-    sections.sort(key=lambda name: name != TOP)  # the others stay as they are
+    sections.sort(key=lambda name: name != TOP)  # stable: the other sections keep their order
     lines: list[Text | Table] = []
     for section in sections:
         rows = _grid(width)
@@ -47,7 +47,7 @@ def _page(kind: type[JobConfig]) -> Group:
 
 
 def _facts(kind: type[JobConfig], key: Key) -> str:
-    """`(float, default 0.1)`; of a key without a default, when it must be set."""
+    """Return `(float, default 0.1)`, or when the key is required if it has no default."""
     if key.default is not None:
         return f"({key.type}, {key.default if key.default == 'unset' else f'default {key.default}'})"
     optional = key.section and not kind.model_fields[key.section].is_required()
@@ -70,5 +70,5 @@ def _grid(width: int) -> Table:
 
 
 def _console() -> Console:
-    made = Console(highlight=False, markup=False, emoji=False)
-    return made if made.width <= WIDEST else Console(highlight=False, markup=False, emoji=False, width=WIDEST)
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.width <= WIDEST else Console(highlight=False, markup=False, emoji=False, width=WIDEST)

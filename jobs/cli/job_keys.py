@@ -1,4 +1,4 @@
-"""The keys of a job, each with its type, its default and what it decides. Shells ask while one types: no rich is imported."""
+"""All keys of a job with type, default and description. Shell completion uses it, so rich is not imported."""
 
 import json
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from ropewalk.cluster.config_reader import types_of, walk_keys
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One key of a job, as its help shows it."""
+    """One key of a job's configuration, as shown in its help."""
 
     name: str  # dotted
     meaning: str
     type: str
-    default: str | None  # as it would stand in a job file; None: the key must be set
-    values: tuple[str, ...]  # what it may be set to, where these are few
+    default: str | None  # as written in a job file; None: the key is required
+    values: tuple[str, ...]  # allowed values, if the key is an enumeration or a flag
 
     @property
     def section(self) -> str:
-        """The first word of a dotted name; `TOP` for a key that stands alone."""
+        """The first part of a dotted name; empty for a top-level key."""
         return self.name.rpartition(".")[0].partition(".")[0]
 
 
 def keys_of(kind: type[JobConfig]) -> list[Key]:
-    """Every key of a job: required ones first, then the job's own, then those of every job; a section's stay together."""
+    """Return every key of a job: required keys first, then the job's own, then common keys; sections stay together."""
     keys = [_key(kind, name, info) for name, info in walk_keys(kind)]
     return sorted(keys, key=lambda key: _rank(kind, key.name.partition(".")[0], key.default is None and not key.section))
 
@@ -40,19 +40,19 @@ def _rank(kind: type[JobConfig], top: str, required: bool) -> tuple[bool, int]:
 
 
 def _key(kind: type[JobConfig], name: str, info: FieldInfo) -> Key:
-    kinds = types_of(info.annotation)
-    values = [str(word) for one in kinds if get_origin(one) is Literal for word in get_args(one)]
+    types = types_of(info.annotation)
+    values = [str(value) for kind in types if get_origin(kind) is Literal for value in get_args(kind)]
     return Key(
         name=name,
         meaning=info.description or "",
         type=_type(info.annotation),
         default=None if info.is_required() else _yaml(_default(kind, name, info)),
-        values=(*values, "true", "false") if bool in kinds else tuple(values),
+        values=(*values, "true", "false") if bool in types else tuple(values),
     )
 
 
 def _default(kind: type[JobConfig], name: str, info: FieldInfo) -> Any:
-    """A key's default: its section's, which may differ from what the section's class says."""
+    """Return a key's default; the default of its section takes precedence over that of the section's class."""
     section, _, last = name.partition(".")
     whole = kind.model_fields[section].default if last and "." not in last else None
     return getattr(whole, last) if isinstance(whole, Section) else info.get_default(call_default_factory=True, validated_data={})
@@ -65,25 +65,25 @@ def _yaml(value: Any) -> str:
 
 
 def _plain(section: BaseModel) -> dict[str, Any]:
-    """A section within a list, without what is unset in it."""
+    """Return a section inside a list as a mapping, without unset keys."""
     return section.model_dump(mode="json", exclude_none=True)
 
 
 def _type(annotation: Any) -> str:
-    """A type in a user's words: `int`, `cosine|wsd`, `list of str`, `{path, weight}`."""
-    words = []
+    """Describe a type to users: `int`, `cosine|wsd`, `list of str`, `{path, weight}`."""
+    names = []
     for kind in types_of(annotation):
         origin, arguments = get_origin(kind), get_args(kind)
         if origin is Literal:
-            words.append("|".join(str(word) for word in arguments))
+            names.append("|".join(str(word) for word in arguments))
         elif origin in (list, tuple):
-            words.append(f"list of {_type(arguments[0])}")
+            names.append(f"list of {_type(arguments[0])}")
         elif origin is dict or kind is dict:
-            words.append("mapping")
+            names.append("mapping")
         elif isinstance(kind, type) and issubclass(kind, CountRange):
-            words.append("int or A..B")
+            names.append("int or A..B")
         elif isinstance(kind, type) and issubclass(kind, Section):
-            words.append(f"{{{', '.join(kind.model_fields)}}}")
-        elif kind is not type(None):  # null is how a key is unset
-            words.append(getattr(kind, "__name__", str(kind)))
-    return " or ".join(dict.fromkeys(words))
+            names.append(f"{{{', '.join(kind.model_fields)}}}")
+        elif kind is not type(None):  # null unsets a key
+            names.append(getattr(kind, "__name__", str(kind)))
+    return " or ".join(dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""The `ropewalk` command. Only typer is imported on top: --help must answer at once."""
+"""The `ropewalk` command. Only typer is imported at the top, so that --help is fast."""
 
 import errno
 import gc
@@ -11,21 +11,21 @@ from typer.core import TyperGroup
 
 from ropewalk.jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep, trace
 
-COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks what a word may become
-# what a file system answers where a path is wrong, closed or full
-ANSWERS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks for completions
+# errors of a file system that are a user's mistake: wrong path, no permission, no space
+USER_ERRORS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 class Commands(TyperGroup):
-    """The group of all commands: no command is completed behind a word that is no command."""
+    """The group of all commands, with a hint when a job's name is used as a command."""
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """What the word may become."""
+        """Complete the command's name, but nothing after a word that is not a command."""
         return [] if [*ctx._protected_args, *ctx.args] else super().shell_complete(ctx, incomplete)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that words name; a job is none, and its name stands behind `run`."""
+        """Return the command that `args` name; suggest `run JOB` if they name a job."""
         if args and args[0] not in self.commands:
             from ropewalk.jobs.registry import JOBS
 
@@ -60,7 +60,7 @@ def options(
     """Take the options of the command itself."""
 
 
-OWN_HELP: dict[str, Any] = {"help_option_names": []}  # --help is an option of the command itself: it shows a job's keys
+OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --help themselves: after JOB it shows the job's keys
 
 PANELS = {
     "Run": (run.run, run.submit, run.resume, runs.scale, runs.cancel),
@@ -81,20 +81,20 @@ for _panel, _commands in PANELS.items():
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line and exit code 2, never a traceback."""
-    gc.set_threshold(100_000)  # what a command makes lives as long as it does: to look for cycles in it was a seventh of `ps`
-    if COMPLETION in os.environ:  # to look for pydantic's plug-ins in every package takes longer than to answer
+    """Run the command. A user's mistake is reported in one line with exit code 2, never as a traceback."""
+    gc.set_threshold(100_000)  # objects live as long as the command; garbage collection took a seventh of `ps`
+    if COMPLETION in os.environ:  # looking for pydantic plug-ins takes longer than the completion itself
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     try:
-        words, program = _split(sys.argv[1:])
-        code = app(words or ["--help"], prog_name="ropewalk", standalone_mode=False, obj=program)
-        sys.stdout.flush()  # while an error of it can still be told
+        arguments, program = _split(sys.argv[1:])
+        code = app(arguments or ["--help"], prog_name="ropewalk", standalone_mode=False, obj=program)
+        sys.stdout.flush()  # so that a write error can still be reported
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError:  # the reader closed the pipe
         code = 0
     except SystemExit as leave:
-        if not isinstance(leave.__context__, BrokenPipeError):  # else it is rich's word for the same
+        if not isinstance(leave.__context__, BrokenPipeError):  # rich turns BrokenPipeError into SystemExit
             raise
         code = 0
     except Exception as error:
@@ -104,37 +104,37 @@ def main() -> None:
 
 
 def _flush_or_discard() -> None:
-    """Write what is left of the output; what cannot be written any more must not fail once more when this process ends."""
+    """Flush stdout; if that fails, discard the rest so that interpreter shutdown does not fail again."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """The command's own words, and behind `--` those of a program of the user's."""
-    if "--" not in words:
-        return words, []
-    place = words.index("--")
-    return words[:place], words[place + 1 :]
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split the arguments at `--` into those of the command and those of the user's program."""
+    if "--" not in arguments:
+        return arguments, []
+    index = arguments.index("--")
+    return arguments[:index], arguments[index + 1 :]
 
 
 def _explain(error: Exception) -> int:
-    """Print a user's mistake or a failure as one line; its exit code. Raises whatever is neither."""
+    """Print a user's mistake or a failure in one line and return the exit code; raise any other error."""
     format_message = getattr(error, "format_message", None)
-    if format_message is not None:  # typer's own: a missing argument, an unknown option
+    if format_message is not None:  # typer's errors: a missing argument, an unknown option
         context = getattr(error, "ctx", None)
         usage = f"; see `{context.command_path} --help`" if context else ""
         return _mistake(" ".join(format_message().split()).rstrip(".") + usage)
     from ropewalk.cluster.errors import EXIT_FAILED, ConfigError, DataError, RopewalkError
 
-    if isinstance(error, OSError) and error.errno in ANSWERS:
+    if isinstance(error, OSError) and error.errno in USER_ERRORS:
         if not error.filename:
-            if error.errno not in FULL:
+            if error.errno not in NO_SPACE:
                 raise error
-            return _mistake(f"the output, or a file, cannot be written: {error.strerror}; free some space, or write elsewhere")
-        said = "is no directory" if error.errno in {errno.EEXIST, errno.ENOTDIR} else error.strerror
-        return _mistake(f"{error.filename}: {said}; check the path, and who may read and write there")
+            return _mistake(f"cannot write the output or a file: {error.strerror}; free some space, or write elsewhere")
+        reason = "not a directory" if error.errno in {errno.EEXIST, errno.ENOTDIR} else error.strerror
+        return _mistake(f"{error.filename}: {reason}; check the path and its permissions")
     if not isinstance(error, RopewalkError):
         raise error
     code = _mistake(" ".join(str(error).split()))

@@ -1,4 +1,4 @@
-"""Commands about models of the registry: models, promote, rollback, approve."""
+"""The commands of the model registry: `models`, `promote`, `rollback`, `approve`."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from ropewalk.jobs.cli.arguments import AsJson, RunRef
 if TYPE_CHECKING:
     from ropewalk.jobs.runs.models.model_versions import Move, RegisteredModel
 
-ModelWords = Annotated[
+ModelRef = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
@@ -24,81 +24,79 @@ ModelWords = Annotated[
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="only this model, with its history", autocompletion=complete.names)
+        str | None, typer.Argument(metavar="[NAME]", help="show only this model, with its history", autocompletion=complete.names)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the models of the registry: versions, aliases, gates, who promoted what."""
+    """List registered models: versions, aliases, gates, and who promoted them."""
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.runs.models.model_versions import registered_models
     from ropewalk.jobs.runs.show.tables import console
 
-    every = registered_models()
-    found = [model for model in every if name in (None, model.name)]
-    if name is not None and not found:
-        known = ", ".join(model.name for model in every) or "none yet"
-        raise ConfigError(f"no model {name!r} in the registry; models: {known}")
+    registered = registered_models()
+    matching = [model for model in registered if name in (None, model.name)]
+    if name is not None and not matching:
+        names = ", ".join(model.name for model in registered) or "none yet"
+        raise ConfigError(f"no model {name!r} in the registry; models: {names}")
     if as_json:
-        print(json.dumps([_plain(model) for model in found], default=str))
-    elif not found:
-        print("the registry has no model yet; `ropewalk promote RUN --to candidate` registers one")
+        print(json.dumps([_plain(model) for model in matching], default=str))
+    elif not matching:
+        print("the registry is empty; `ropewalk promote RUN --to candidate` registers a model")
     else:
-        for model in found:
+        for model in matching:
             console().print(_versions_table(model))
             if name is not None:
                 console().print(_history_table(model))
 
 
 def promote(
-    model: ModelWords,
+    model: ModelRef,
     to: Annotated[str, typer.Option("--to", metavar="ALIAS", help="candidate, production, or another alias")],
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="the registry's name of the model; unset: its only one")
+        str | None, typer.Option("--name", metavar="NAME", help="name of the registered model; unset: the only one")
     ] = None,
-    force: Annotated[
-        str | None, typer.Option("--force", metavar="WHY", help="promote without a passed gate; WHY is recorded")
-    ] = None,
+    force: Annotated[str | None, typer.Option("--force", metavar="WHY", help="promote without a passed gate; record WHY")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an alias point to a model; to production only if its gates have passed."""
+    """Point an alias to a model; production requires that its gates have passed."""
     from ropewalk.jobs.models.registry.directory import model_directory
     from ropewalk.jobs.models.registry.promote import gates_of_version
     from ropewalk.jobs.models.registry.promote import promote as move_alias
     from ropewalk.jobs.models.registry.register import register
 
     version = register(model, name)
-    gates_of_version(version, to, force)  # before the export, which takes a while
-    directory = model_directory(version)  # so that whoever serves it, or goes back to it, need not wait
+    gates_of_version(version, to, force)  # before the export, which is slow
+    directory = model_directory(version)  # exported now, so that serving it or rolling back to it is immediate
     move = move_alias(version.id, to, root=version.root, force=force)
     if as_json:
         print(json.dumps({**move.plain(), "alias": move.alias, "ref": version.ref, "directory": str(directory)}, default=str))
     else:
-        print(_told(move))
+        print(_move_line(move))
 
 
 def rollback(
     alias: Annotated[
         str, typer.Argument(metavar="[ALIAS]", help="an alias, or NAME@ALIAS; unset: production", autocompletion=complete.aliases)
     ] = "production",
-    why: Annotated[str | None, typer.Option("--why", metavar="WHY", help="a reason to record")] = None,
+    why: Annotated[str | None, typer.Option("--why", metavar="WHY", help="reason to record")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an alias point to what it pointed to before; a candidate is withdrawn."""
+    """Point an alias to its previous version; a candidate is withdrawn."""
     from ropewalk.jobs.models.registry.promote import rollback as move_back
 
-    name, _, word = alias.rpartition("@")
-    move = move_back(word, model=name or None, reason=why)
+    name, _, alias_name = alias.rpartition("@")
+    move = move_back(alias_name, model=name or None, reason=why)
     if as_json:
         print(json.dumps(move.plain(), default=str))
     else:
-        print(_told(move))
+        print(_move_line(move))
 
 
 def approve(
     run_ref: RunRef,
-    no: Annotated[str | None, typer.Option("--no", metavar="WHY", help="refuse the candidate; WHY is recorded")] = None,
+    no: Annotated[str | None, typer.Option("--no", metavar="WHY", help="refuse the candidate; record WHY")] = None,
 ) -> None:
-    """Let the candidate of a refresh that waits for a person have traffic, or refuse it."""
+    """Approve or refuse the candidate of a refresh run that waits for a person's decision."""
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.models.registry.register import who
     from ropewalk.jobs.runs.show.status import find_run
@@ -106,15 +104,17 @@ def approve(
 
     run = find_run(run_ref)
     rounds = view_of(run).plain().get("rounds") if run.record.get("job") == "refresh" else None
-    waiting = [one for one in rounds or () if "approval_requested" in one and "approval" not in one and "outcome" not in one]
+    waiting = [
+        entry for entry in rounds or () if "approval_requested" in entry and "approval" not in entry and "outcome" not in entry
+    ]
     if not waiting:
-        raise ConfigError(f"{run.id} does not wait for an approval; `ropewalk show {run.id}` says where it stands")
+        raise ConfigError(f"{run.id} does not wait for an approval; see `ropewalk show {run.id}`")
     number, candidate = waiting[-1]["round"], waiting[-1]["candidate"]
     run.requests.put("approved", {"round": number, "yes": no is None, "by": who(), "why": no})
     print(f"round {number} of {run.id}: {candidate} {'gets traffic' if no is None else 'is refused'}")
 
 
-def _told(move: "Move") -> str:
+def _move_line(move: "Move") -> str:
     grounds = ", ".join(f"{gate['run']} passed" for gate in move.gates if gate["passed"]) or "no gate"
     if move.forced is not None:
         grounds = f"forced: {move.forced}"
@@ -142,40 +142,40 @@ def _versions_table(model: "RegisteredModel") -> Any:
     from ropewalk.jobs.models.registry.deployments import rollouts
     from ropewalk.jobs.runs.show.tables import duration, table
 
-    made = table("VERSION", "ALIASES", "MODEL", "GATES", "SERVED", "BY", ">AGE", title=model.name)
+    versions = table("VERSION", "ALIASES", "MODEL", "GATES", "SERVED", "BY", ">AGE", title=model.name)
     aliases = model.aliases()
     moves = [move for alias in model.alias_names() for move in model.history(alias)]
-    told = rollouts(model.root, model.name)
-    served = {one["version"]: ": ".join(filter(None, (one["state"], one["cause"]))) for one in told}
+    deployments = rollouts(model.root, model.name)
+    served = {entry["version"]: ": ".join(filter(None, (entry["state"], entry["cause"]))) for entry in deployments}
     for version in model.versions():
-        mine = [alias for alias, pointed in aliases.items() if pointed.number == version.number]
-        evidence = next((move for move in reversed(moves) if move.version == version.number and move.kind == "promote"), None)
-        made.add_row(
+        own_aliases = [alias for alias, target in aliases.items() if target.number == version.number]
+        promotion = next((move for move in reversed(moves) if move.version == version.number and move.kind == "promote"), None)
+        versions.add_row(
             version.id,
-            " ".join(mine),
+            " ".join(own_aliases),
             version.ref,
-            _evidence(evidence),
+            _evidence(promotion),
             served.get(version.number, ""),
             version.by,
             duration(time.time() - version.created),
         )
-    return made
+    return versions
 
 
 def _evidence(move: "Move | None") -> str:
     if move is None:
         return ""
-    told = [f"{gate['job']} {'passed' if gate['passed'] else 'refused'}" for gate in move.gates]
-    return ", ".join(told + ([f"forced: {move.forced}"] if move.forced else [])) or "none"
+    gates = [f"{gate['job']} {'passed' if gate['passed'] else 'refused'}" for gate in move.gates]
+    return ", ".join(gates + ([f"forced: {move.forced}"] if move.forced else [])) or "none"
 
 
 def _history_table(model: "RegisteredModel") -> Any:
     from ropewalk.jobs.runs.show.tables import duration, table
 
-    made = table(">AGO", "ALIAS", "MOVE", "VERSION", "BY", "GROUNDS", title="history")
+    rows = table(">AGO", "ALIAS", "MOVE", "VERSION", "BY", "GROUNDS", title="history")
     moves = sorted((move for alias in model.alias_names() for move in model.history(alias)), key=lambda move: move.time)
     for move in moves:
         grounds = _evidence(move) if move.kind == "promote" else ""
-        words = " · ".join(word for word in (grounds, move.reason) if word)
-        made.add_row(duration(time.time() - move.time), move.alias, move.kind, move.version_id or "none", move.by, words)
-    return made
+        reasons = " · ".join(text for text in (grounds, move.reason) if text)
+        rows.add_row(duration(time.time() - move.time), move.alias, move.kind, move.version_id or "none", move.by, reasons)
+    return rows

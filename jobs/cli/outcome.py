@@ -1,4 +1,4 @@
-"""Follow a run to its end, print its last line, and exit with its outcome."""
+"""Follow a run to its end and exit with its outcome."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from ropewalk.jobs.runs.show.tables import console
 
 
 def follow_to_end(run: RunDir, as_json: bool) -> None:
-    """Follow a run, print how it ended, and exit with its outcome. Ctrl-C ends the command, not the run."""
+    """Follow a run, print its result, and exit with its outcome. Ctrl-C ends the command, not the run."""
     try:
         watch = follow(run, console(stderr=True))
     except KeyboardInterrupt:
@@ -26,13 +26,13 @@ def follow_to_end(run: RunDir, as_json: bool) -> None:
 
 
 def exit_with_outcome(run: RunDir, watch: Watch, as_json: bool) -> None:
-    """Print how a run ended, and exit 0 if it succeeded, else 1."""
+    """Print a run's result and exit with 0 if it succeeded, else with 1."""
     result: dict[str, Any] = final_object(run)
     succeeded = result["state"] == RunState.SUCCEEDED
     if not succeeded:
         reason = watch.abandoned or result.get("cause") or ""
         state = f"{result['state']}{f': {reason}' if reason else ''}"
-        sys.stderr.write(f"{run.id} ended as {state}; `ropewalk why {run.id}` says more\n")
+        sys.stderr.write(f"{run.id} ended as {state}; see `ropewalk why {run.id}`\n")
     if as_json:
         sys.stdout.write(f"{json.dumps(result, default=str)}\n")
     elif succeeded:

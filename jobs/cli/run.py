@@ -1,4 +1,4 @@
-"""Commands that start something: run, submit, resume."""
+"""Commands that start runs: `run`, `submit`, `resume`."""
 
 import json
 import sys
@@ -23,7 +23,12 @@ def run(
     on: Cluster = "local",
     resumed: Annotated[
         str | None,
-        typer.Option("--resume", metavar="RUN", help="resume this run of the job instead", autocompletion=complete.runs),
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="resume this run of the job instead of starting a new one",
+            autocompletion=complete.runs,
+        ),
     ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -41,10 +46,10 @@ def run(
         raise ConfigError("--dry-run cannot be combined with --resume: nothing new would be submitted")
     if resumed:
         return follow_to_end(resume_as(job, config, overrides or [], resumed), as_json)
-    wanted = configure(job, config, _with_program(context, job, overrides, config))
+    configured = configure(job, config, _with_program(context, job, overrides, config))
     if dry_run:
-        return _print_dry_run(job, [wanted], on)
-    started = submit(job, wanted, on, command=_command())
+        return _print_dry_run(job, [configured], on)
+    started = submit(job, configured, on, command=_command())
     _print_notices(started)
     console(stderr=True).print(f"{started.id}: {started.path}", soft_wrap=True)
     return follow_to_end(started, as_json)
@@ -75,11 +80,11 @@ def submit(
     from ropewalk.jobs.runs.show.status import find_run
     from ropewalk.jobs.runs.submit.submit import configure_each, submit_many
 
-    others = [find_run(ref) for ref in after or []]
+    predecessors = [find_run(ref) for ref in after or []]
     configs = configure_each(job, config, _with_program(context, job, overrides, config), each or [])
     if dry_run:
         return _print_dry_run(job, configs, on)
-    runs = submit_many(job, configs, on, after=others, at_once=at_once, command=_command())
+    runs = submit_many(job, configs, on, after=predecessors, at_once=at_once, command=_command())
     _print_notices(runs[0])
     return print("\n".join(run.id for run in runs))
 
@@ -88,7 +93,9 @@ def resume(
     run_ref: RunRef,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[resources.KEY=VALUE ...]", help="other resources than before", autocompletion=complete.keys),
+        typer.Argument(
+            metavar="[resources.KEY=VALUE ...]", help="change resources of the new attempt", autocompletion=complete.keys
+        ),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="print the run id instead of following the run")] = False,
     as_json: AsJson = False,
@@ -98,12 +105,12 @@ def resume(
     from ropewalk.jobs.runs.show.status import find_run
     from ropewalk.jobs.runs.submit.submit import resume as start_attempt
 
-    found = find_run(run_ref)
-    start_attempt(found, overrides or [])
+    run = find_run(run_ref)
+    start_attempt(run, overrides or [])
     if detach:
-        print(found.id)
+        print(run.id)
     else:
-        follow_to_end(found, as_json)
+        follow_to_end(run, as_json)
 
 
 def _help(context: typer.Context, job: str | None) -> None:
@@ -116,17 +123,17 @@ def _help(context: typer.Context, job: str | None) -> None:
 
 
 def _with_program(context: typer.Context, job: str, overrides: list[str] | None, config: Path | None) -> list[str]:
-    """The overrides, with the program that stands behind `--` as the key `command`. Raises ConfigError for another job."""
+    """Return the overrides, with the program after `--` as the key `command`. Raises ConfigError for other jobs."""
     from ropewalk.cluster.errors import ConfigError
 
-    words, program = overrides or [], context.obj or []
+    pairs, program = overrides or [], context.obj or []
     if program and job != "command":
         raise ConfigError(
-            f"-- {program[0]}: only the job `command` takes a program; write: run command -- {' '.join(program[:3])}"
+            f"-- {program[0]}: only the job `command` runs a program; write: run command -- {' '.join(program[:3])}"
         )
-    if job == "command" and not program and config is None and not any(word.startswith("command=") for word in words):
-        raise ConfigError("which program? write it behind two dashes: run command -- python train.py")
-    return [*words, *([f"command={json.dumps(program)}"] if program else [])]
+    if job == "command" and not program and config is None and not any(pair.startswith("command=") for pair in pairs):
+        raise ConfigError("no program given; write it after two dashes: run command -- python train.py")
+    return [*pairs, *([f"command={json.dumps(program)}"] if program else [])]
 
 
 def _print_dry_run(job: str, configs: list[Any], on: str) -> None:

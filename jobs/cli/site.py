@@ -1,4 +1,4 @@
-"""Commands about a machine or a cluster, not about one run: doctor, lab, quickstart."""
+"""Commands about a machine or a cluster: `doctor`, `lab`, `quickstart`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,22 +12,22 @@ LABS = "ropewalk.labs"  # entry points of test clusters
 
 
 def doctor(on: Cluster = "local") -> None:
-    """Check this machine and a cluster: what is there, what is missing, what to do."""
+    """Check this machine and a cluster for missing parts, with a remedy for each."""
     from ropewalk.jobs.inference.engines.checks import engine_checks
     from ropewalk.jobs.runs.show.doctor import checks
     from ropewalk.jobs.runs.show.tables import checks_table, console
 
-    found = [*checks(on), *engine_checks()]
-    console().print(checks_table(found))
-    if not all(check.ok for check in found):
+    results = [*checks(on), *engine_checks()]
+    console().print(checks_table(results))
+    if not all(check.ok for check in results):
         raise typer.Exit(1)
 
 
 def quickstart(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="the directory to write")] = Path("quickstart"),
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="directory to write")] = Path("quickstart"),
     steps: Annotated[int, typer.Option(min=20, help="training steps")] = 300,
 ) -> None:
-    """Preprocess, train and evaluate on this machine in a few minutes, on text that is already here."""
+    """Preprocess, train and evaluate a small model on this machine in a few minutes, on local text."""
     from ropewalk.jobs.cli.quickstart import quickstart as tour
     from ropewalk.jobs.runs.show.tables import console
 
@@ -36,15 +36,13 @@ def quickstart(
 
 def lab(
     context: typer.Context,
-    arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME COMMAND", help="a test cluster, and what to do with it")
-    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="NAME COMMAND", help="a test cluster and its command")] = None,
 ) -> None:
     """Start a real test cluster on this machine: `ropewalk lab slurm up`."""
     if arguments and arguments[0] != "--help":
         return _load_lab(arguments[0])(arguments[1:])
     typer.echo(context.get_help())
-    return typer.echo(f"Test clusters: {_installed_labs()}; `ropewalk lab NAME --help` shows the commands of one.")
+    return typer.echo(f"Test clusters: {_installed_labs()}; `ropewalk lab NAME --help` lists its commands.")
 
 
 def _load_lab(name: str) -> Callable[[Sequence[str]], None]:

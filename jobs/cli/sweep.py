@@ -1,4 +1,4 @@
-"""Commands about a sweep: best (its best configuration), confirm (whether that is really better)."""
+"""The commands `best` (a sweep's best configuration) and `confirm` (test it with new seeds)."""
 
 import json
 import sys
@@ -13,14 +13,14 @@ from ropewalk.jobs.cli.arguments import AsJson
 SweepRef = Annotated[
     str,
     typer.Argument(
-        metavar="SWEEP", help="a sweep: its id, a unique beginning of it, its directory, or latest", autocompletion=complete.runs
+        metavar="SWEEP", help="a sweep: its id, a unique prefix of it, its directory, or latest", autocompletion=complete.runs
     ),
 ]
 
 
 def best(
     sweep_ref: SweepRef,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE.yaml]", help="the file to write; unset: print it")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE.yaml]", help="file to write; unset: print it")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a sweep's best configuration as a job file for `ropewalk run JOB -c`."""
@@ -39,16 +39,17 @@ def best(
 
 def confirm(
     sweep_ref: SweepRef,
-    seeds: Annotated[int, typer.Option("--seeds", min=2, max=100, metavar="N", help="new seeds for each of the two")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, max=100, metavar="N", help="number of new seeds per configuration")] = 3,
     against: Annotated[
-        Literal["runner-up", "base"], typer.Option("--against", help="what to compare the best with")
+        Literal["runner-up", "base"], typer.Option("--against", help="configuration to compare the best one with")
     ] = "runner-up",
     on: Annotated[
-        str | None, typer.Option("--on", metavar="CLUSTER", help="unset: where the trials ran", autocompletion=complete.clusters)
+        str | None,
+        typer.Option("--on", metavar="CLUSTER", help="cluster; unset: the one of the trials", autocompletion=complete.clusters),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a sweep's best configuration again with new seeds: is its win real? Exit 1 if that cannot be said."""
+    """Run a sweep's best configuration again with new seeds to test whether it wins. Exit 1 if that stays open."""
     from ropewalk.jobs.orchestration.sweep import confirm as again
     from ropewalk.jobs.orchestration.sweep.confirm_report import await_runs, confirmation, confirmation_page
     from ropewalk.jobs.orchestration.sweep.results import find_sweep, read_sweep, trials_cluster
@@ -56,15 +57,18 @@ def confirm(
     from ropewalk.jobs.runs.show.tables import console
 
     results, progress = read_sweep(freshen(find_sweep(sweep_ref))), console(stderr=True)
-    found = again.candidates(results, against)
+    candidates = again.candidates(results, against)
     command = ["ropewalk", *sys.argv[1:]]
-    again.ensure_runs(results, found, again.seeds_of(results, seeds), on or trials_cluster(results.run), command)
+    again.ensure_runs(results, candidates, again.seeds_of(results, seeds), on or trials_cluster(results.run), command)
     try:
-        await_runs([run for one in found for run in one.runs.values()], lambda line: progress.print(line, soft_wrap=True))
+        await_runs(
+            [run for candidate in candidates for run in candidate.runs.values()],
+            lambda line: progress.print(line, soft_wrap=True),
+        )
     except KeyboardInterrupt:
         sys.stderr.write(f"\nthe runs keep running; `ropewalk confirm {results.run.id}` waits for them again\n")
         raise typer.Exit(130) from None
-    result = confirmation(results, found)
+    result = confirmation(results, candidates)
     if as_json:
         _write(json.dumps(result, default=str))
     else:

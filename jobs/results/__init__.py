@@ -1,1 +1,1 @@
-"""Results a run reports: metrics, scores with their evidence, comparisons, gates."""
+"""Results of runs: metrics, scores with their evidence, comparisons, gates, tables and plots."""

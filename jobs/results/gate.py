@@ -1,4 +1,4 @@
-"""A gate: conditions on scores, each met or named with its figure and interval."""
+"""Gates: conditions on scores, and a message with value and interval for each condition that fails."""
 
 import math
 import operator
@@ -20,7 +20,7 @@ NORMAL_95 = 1.96
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A bound that a score must keep; with `errors`, by that many standard errors on the safe side."""
+    """A bound on a score; with `errors`, the score must stay within it by that many standard errors."""
 
     relation: str
     bound: float
@@ -29,15 +29,15 @@ class Condition:
     @classmethod
     def parse(cls, text: str) -> "Condition":
         """Read `<= 0.6` or `>= 0.55 by 2se`. Raises ValueError."""
-        found = _CONDITION.fullmatch(text)
-        if not found:
-            raise ValueError(f"{text!r} is no condition; write one such as '<= 0.6', '== 0' or '>= 0.55 by 2se'")
-        if found[1] == "==" and found[3]:
-            raise ValueError(f"{text!r}: a number cannot be equal by so many standard errors; use <= or >= with `by`")
-        return cls(relation=found[1], bound=float(found[2]), errors=float(found[3] or 0))
+        match = _CONDITION.fullmatch(text)
+        if not match:
+            raise ValueError(f"{text!r} is not a condition; examples: '<= 0.6', '== 0', '>= 0.55 by 2se'")
+        if match[1] == "==" and match[3]:
+            raise ValueError(f"{text!r}: `by` cannot be combined with ==; use <= or >=")
+        return cls(relation=match[1], bound=float(match[2]), errors=float(match[3] or 0))
 
     def holds(self, score: Score) -> bool:
-        """Whether the score keeps the bound; one that is no number, or lacks the evidence that is asked for, does not."""
+        """Return True if the score meets the condition. NaN, or a missing standard error that `by` needs, fails it."""
         if not math.isfinite(score.value):
             return False
         if not self.errors:
@@ -48,11 +48,11 @@ class Condition:
 
 
 def interval_of(score: Score, errors: float) -> tuple[float, float] | None:
-    """So many standard errors around a score; None where there is none, or where it shows nothing.
+    """Return the interval of `errors` standard errors around a score, or None if the items do not determine one.
 
-    Items that are all alike have a standard error of 0, which is no certainty. Where all are 0 or all are 1 the interval is
-    Wilson's (1927). Others are no shares: each lies on its side of a bound by chance half the time, and they must be so many
-    that this is rarer than what lies beyond so many standard errors of the normal distribution.
+    Equal items have a standard error of 0, which does not mean certainty. If all are 0 or all are 1, the interval is Wilson's
+    (1927). Other equal values lie on one side of a bound by chance with probability 1/2 each; there must be so many of them
+    that this is rarer than `errors` standard errors of the normal distribution.
     """
     value, error = score.value, score.standard_error
     if error is None or not math.isfinite(error):
@@ -60,10 +60,10 @@ def interval_of(score: Score, errors: float) -> tuple[float, float] | None:
     if not no_spread(value, error):
         return value - errors * error, value + errors * error
     if value in (0.0, 1.0):
-        reach = errors**2 / (score.n + errors**2)
-        return (0.0, reach) if value == 0 else (1 - reach, 1.0)
-    beyond = math.erfc(errors / math.sqrt(2)) / 2
-    return (value, value) if score.n * math.log(2) >= -math.log(beyond) else None
+        width = errors**2 / (score.n + errors**2)
+        return (0.0, width) if value == 0 else (1 - width, 1.0)
+    tail = math.erfc(errors / math.sqrt(2)) / 2
+    return (value, value) if score.n * math.log(2) >= -math.log(tail) else None
 
 
 def _check(text: str) -> str:
@@ -71,13 +71,13 @@ def _check(text: str) -> str:
     return text
 
 
-# A condition as a job file has it, checked at submission.
+# a condition in a job file, validated at submission
 ConditionText = Annotated[str, AfterValidator(_check)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A condition that was not met: its figure, interval, and words."""
+    """A failed condition with the score's value and interval, and a message."""
 
     name: str
     require: str
@@ -85,29 +85,34 @@ class Failed:
     standard_error: float | None
     interval: tuple[float, float] | None  # 95%
     n: int
-    words: str
+    message: str
+
+    def plain(self) -> dict[str, Any]:
+        """Return the condition as stored in results, where its message is called `words`."""
+        values = dict(vars(self))
+        return {**values, "words": values.pop("message")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What became of all conditions."""
+    """Outcome of all conditions."""
 
     passed: bool
     failed: tuple[Failed, ...]
-    figures: Mapping[str, Any] = field(default_factory=dict)  # each condition and its score, whether met or not
+    figures: Mapping[str, Any] = field(default_factory=dict)  # every condition with its score
 
     def plain(self) -> dict[str, Any]:
-        """The gate as results hold it: {passed, failed: [...]}."""
-        return {"passed": self.passed, "failed": [vars(each) for each in self.failed]}
+        """Return the gate as stored in results: {passed, failed: [...]}."""
+        return {"passed": self.passed, "failed": [condition.plain() for condition in self.failed]}
 
     @property
     def words(self) -> str:
-        """Every failed condition with its figure and interval."""
-        return "; ".join(each.words for each in self.failed)
+        """Messages of all failed conditions, in one line."""
+        return "; ".join(condition.message for condition in self.failed)
 
 
 def gate(require: Mapping[str, str], scores: Mapping[str, Score]) -> Gate:
-    """Judge scores by their conditions; a condition on a score that is not there has failed."""
+    """Check scores against conditions; a condition on a missing score fails."""
     failed, figures = [], {}
     for name, text in require.items():
         score = scores.get(name)
@@ -117,27 +122,27 @@ def gate(require: Mapping[str, str], scores: Mapping[str, Score]) -> Gate:
     return Gate(passed=not failed, failed=tuple(failed), figures=figures)
 
 
-def check_names(require: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ConfigError for a condition on a score that will not be there."""
-    names = list(known)
+def check_names(require: Iterable[str], available: Iterable[str]) -> None:
+    """Raise ConfigError for a condition on a score that the job does not produce."""
+    names = list(available)
     for name in require:
         if name not in names:
-            raise ConfigError(f"require: there will be no score {name!r}; scores: {', '.join(names)}")
+            raise ConfigError(f"require: unknown score {name!r}; scores: {', '.join(names)}")
 
 
 def _failed(name: str, text: str, score: Score | None) -> Failed:
     if score is None:
-        words = f"{name}: there is no such score, and it must be {text}"
-        return Failed(name=name, require=text, value=None, standard_error=None, interval=None, n=0, words=words)
+        message = f"{name}: score missing, must be {text}"
+        return Failed(name=name, require=text, value=None, standard_error=None, interval=None, n=0, message=message)
     plain, error, interval = score.plain(), score.standard_error, None
-    told = f"{name} is {score.value:.4g}"
+    message = f"{name} is {score.value:.4g}"
     if error is None or not math.isfinite(error) or not math.isfinite(score.value):
-        told += f" (n = {score.n}, no standard error)"
+        message += f" (n = {score.n}, no standard error)"
     elif (interval := interval_of(score, NORMAL_95)) is None:
-        told += f" (all items alike, too few to tell, n = {score.n})"
+        message += f" (all items equal and too few to decide, n = {score.n})"
     else:
-        spread = ("", "all items alike; ") if no_spread(score.value, error) else (f" ± {error:.2g}", "")
-        told += f"{spread[0]} ({spread[1]}95% interval {interval[0]:.4g} to {interval[1]:.4g}, n = {score.n})"
+        spread = ("", "all items equal; ") if no_spread(score.value, error) else (f" ± {error:.2g}", "")
+        message += f"{spread[0]} ({spread[1]}95% interval {interval[0]:.4g} to {interval[1]:.4g}, n = {score.n})"
     return Failed(
         name=name,
         require=text,
@@ -145,5 +150,5 @@ def _failed(name: str, text: str, score: Score | None) -> Failed:
         standard_error=plain["standard_error"],
         interval=interval,
         n=score.n,
-        words=f"{told}, and must be {text}",
+        message=f"{message}, must be {text}",
     )

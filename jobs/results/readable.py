@@ -1,4 +1,4 @@
-"""What of a run is there to be read, beside its curves: tables and pictures in the run's directory, which trackers show."""
+"""Tables and plots in a run's directory, which trackers show."""
 
 import json
 import re
@@ -10,12 +10,12 @@ from ropewalk.cluster.run.files import read_json, write_atomically, write_json
 from ropewalk.cluster.run.names import PICTURES, TABLES
 
 MOST_ROWS = 1000
-_LONGEST = 10_000  # characters of a cell
+_LONGEST = 10_000  # characters per cell
 _LONGEST_NAME = 80
 
 
 class ReadableTable(NamedTuple):
-    """A table by its name."""
+    """A named table."""
 
     name: str
     columns: list[str]
@@ -23,7 +23,7 @@ class ReadableTable(NamedTuple):
 
 
 def write_table(run: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a table of a run anew: at most its last thousand rows, of texts and numbers."""
+    """Write a table of a run, replacing its previous version; at most the last thousand rows, of texts and numbers."""
     cells = [[_cell(value) for value in row] for row in rows[-MOST_ROWS:]]
     assert all(len(row) == len(columns) for row in cells)
     (run / TABLES).mkdir(exist_ok=True)
@@ -31,40 +31,42 @@ def write_table(run: Path, name: str, columns: Sequence[str], rows: Sequence[Seq
 
 
 def add_rows(run: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, key: str) -> None:
-    """Add rows to a table, in the place of those that have the same value of the column `key`."""
-    known = read_table(run / TABLES / f"{name}.json")
-    place = list(columns).index(key)
-    new = {row[place] for row in rows}
-    kept = [row for row in known.rows if row[place] not in new] if known and known.columns == list(columns) else []
-    write_table(run, name, columns, [*kept, *rows])
+    """Add rows to a table, replacing rows with the same value in the column `key`."""
+    previous = read_table(run / TABLES / f"{name}.json")
+    key_index = list(columns).index(key)
+    new_keys = {row[key_index] for row in rows}
+    remaining = []
+    if previous is not None and previous.columns == list(columns):
+        remaining = [row for row in previous.rows if row[key_index] not in new_keys]
+    write_table(run, name, columns, [*remaining, *rows])
 
 
 def write_picture(run: Path, name: str, png: bytes) -> None:
-    """Write a picture of a run anew."""
+    """Write a plot of a run, replacing its previous version."""
     (run / PICTURES).mkdir(exist_ok=True)
     write_atomically(run / PICTURES / f"{name}.png", png)
 
 
 def file_word(title: str) -> str:
-    """A title as the name of a table or a picture."""
+    """Convert a title into the file name of a table or plot."""
     return re.sub(r"[^\w]+", "-", title.lower(), flags=re.ASCII).strip("-")[:_LONGEST_NAME] or "untitled"
 
 
 def read_table(path: Path) -> ReadableTable | None:
-    """The table of a file; None for one that is not there, or holds none."""
-    found = read_json(path)
-    if not isinstance(found, dict) or not {"columns", "rows"} <= found.keys():
+    """Read a table, or return None if the file does not exist or holds no table."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"columns", "rows"} <= content.keys():
         return None
-    return ReadableTable(path.stem, list(found["columns"]), [list(row) for row in found["rows"]])
+    return ReadableTable(path.stem, list(content["columns"]), [list(row) for row in content["rows"]])
 
 
 def tables(run: Path) -> Iterator[Path]:
-    """The files of the tables of a run."""
+    """Yield the files of a run's tables."""
     yield from sorted((run / TABLES).glob("*.json"))
 
 
 def pictures(run: Path) -> Iterator[Path]:
-    """The files of the pictures of a run."""
+    """Yield the files of a run's plots."""
     yield from sorted((run / PICTURES).glob("*.png"))
 
 

@@ -1,8 +1,8 @@
-"""A score with its evidence: value, standard error, n, and the hash of what was asked."""
+"""A score with its evidence: value, standard error, n, and the hash of the questions."""
 
 import json
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,15 @@ from ropewalk.jobs.results.statistics import Statistic, bootstrap_error, mean_er
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A figure that says what it rests on. `standard_error` is None where n is too small to have one."""
+    """A value with its evidence. `standard_error` is None if n is too small to estimate it."""
 
     value: float
     standard_error: float | None
     n: int  # items
-    hash: str  # of all that was asked, so that only what was asked alike is compared
+    hash: str  # of all questions; only scores with equal hashes are comparable
 
     def plain(self) -> dict[str, Any]:
-        """The score as results and files hold it; what is no number is null, for JSON has no NaN."""
+        """Return the score as stored in results and files; NaN is null, as JSON has no NaN."""
         error = self.standard_error
         return {
             "value": self.value if math.isfinite(self.value) else None,
@@ -32,7 +32,7 @@ class Score:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Score":
-        """Read what `plain` has written."""
+        """Read a score written by `plain`."""
         value = values["value"]
         return cls(
             value=math.nan if value is None else float(value),
@@ -47,33 +47,33 @@ class Score:
 
 
 def mean_score(values: Sequence[float], *, hash: str, groups: Sequence[Hashable] | None = None) -> Score:  # noqa: A002
-    """The mean of items; its standard error is clustered where `groups` says which items belong together."""
+    """Return the mean of items as a score; with `groups` the standard error is clustered."""
     mean = math.fsum(values) / len(values) if values else math.nan
     return Score(value=mean, standard_error=mean_error(values, groups), n=len(values), hash=hash)
 
 
 def statistic_score(
     items: Sequence[Any],
-    statistic: Callable[[Sequence[Any]], float],
+    statistic: Statistic,
     *,
     hash: str,  # noqa: A002
     groups: Sequence[Hashable] | None = None,
     strata: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> Score:
-    """A figure that is no mean of items (F1 of a corpus, a quotient of sums); its standard error is bootstrapped over groups,
-    and within `strata` where the figure compares these.
+    """Return a statistic that is not a mean of items (corpus F1, a ratio of sums) as a score.
+
+    The standard error is bootstrapped over groups, within each of the `strata` if they are given.
     """
-    found: Statistic = statistic
     return Score(
         value=float(statistic(items)),
-        standard_error=bootstrap_error(items, found, groups=groups, strata=strata, seed=seed),
+        standard_error=bootstrap_error(items, statistic, groups=groups, strata=strata, seed=seed),
         n=len(items),
         hash=hash,
     )
 
 
 def hash_of(*parts: Any) -> str:
-    """A hash of plain values, the same on every machine: of a task's definition and all its prompts."""
+    """Hash JSON-like values, such as a task's definition and its prompts, equally on every machine."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode('utf-8', 'surrogatepass'))}"

@@ -56,7 +56,7 @@ def report(context: JobContext, config: AuditConfig, opened: OpenModel, judged: 
     context.fence.check()
     written = write_report(context.run, config, judged, verdict.plain(), model=opened.name, step=opened.step)
     log_scores(context, judged.scores, opened.step or 0)
-    context.run.event("audited", passed=verdict.passed, failed=[one.words for one in verdict.failed])
+    context.run.event("audited", passed=verdict.passed, failed=[condition.message for condition in verdict.failed])
     return {"scores": nested(judged.scores), "gate": verdict.plain(), "model_step": opened.step, **figures, **written}
 
 

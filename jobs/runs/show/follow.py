@@ -80,7 +80,7 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
             last_round = watch.over()
             if not address and (address := wandb_address(run) or ""):  # known as soon as a mirror has opened the run there
                 view.say(f"W&B: {address}")
-            for event in events.news(last=last_round):
+            for event in events.new_events(last=last_round):
                 text = tell(event)
                 if text is not None:
                     view.say(text)

@@ -36,7 +36,7 @@ def test_a_place_that_cannot_be_is_one_line(shell: Shell, monkeypatch: pytest.Mo
     monkeypatch.setenv("ROPEWALK_RUNS", str(Path("file").resolve()))
     shell("submit", *pretrain("--on", "slow"), expect=2)
     assert shell.err.splitlines()[-1].startswith("error: ")
-    assert "is no directory" in shell.err
+    assert "not a directory" in shell.err
 
 
 def test_run_of_a_failing_job_exits_1_and_says_why(shell: Shell) -> None:

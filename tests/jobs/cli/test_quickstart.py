@@ -83,9 +83,9 @@ def test_it_tells_a_shell_how_to_find_the_command_and_the_runs(tmp_path: Path, m
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
     monkeypatch.setenv("PATH", "/usr/bin")
     export = f"export ROPEWALK_RUNS='{tmp_path}/a b/runs'"
-    assert quickstart.how_to_go_on(tmp_path / "a b", True) == ["source .venv/bin/activate", export, "ropewalk ps --all"]
+    assert quickstart.next_commands(tmp_path / "a b", set_root=True) == ["source .venv/bin/activate", export, "ropewalk ps --all"]
     monkeypatch.setenv("PATH", str(tmp_path / ".venv/bin"))
-    assert quickstart.how_to_go_on(tmp_path / "a b", False) == ["ropewalk ps --all"]
+    assert quickstart.next_commands(tmp_path / "a b", set_root=False) == ["ropewalk ps --all"]
 
 
 @pytest.mark.soak(

@@ -6,14 +6,14 @@ import pytest
 
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.gpus import deal_devices
-from ropewalk.jobs.cli.quickstart import settings, usable_gpus, where_it_trains
+from ropewalk.jobs.cli.quickstart import device_notice, settings, usable_gpus
 from tests.fakes.gpus import machine_with
 
 
 @pytest.mark.parametrize(
     ("gpus", "devices", "said"),
     [
-        (0, [[], []], "no GPU that torch can use"),
+        (0, [[], []], "torch finds no usable GPU"),
         (1, [[], []], "1 GPU is too few for 2 ranks"),
         (2, [["0"], ["1"]], "2 of the 2 GPUs"),
         (8, [["0"], ["1"]], "2 of the 8 GPUs"),
@@ -27,7 +27,7 @@ def test_each_rank_has_a_gpu_of_its_own_or_none_has_any(
     resources.check_ranks()
     assert (resources.nodes.most, resources.local_world_size) == (2, 1)
     assert deal_devices(resources) == devices
-    assert said in where_it_trains(gpus)
+    assert said in device_notice(gpus)
 
 
 def test_gpus_that_torch_cannot_use_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:

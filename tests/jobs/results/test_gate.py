@@ -62,9 +62,9 @@ def test_items_that_are_all_alike_are_as_much_evidence_as_they_are_many(
 
 def test_a_failed_gate_tells_the_interval_of_items_that_are_all_alike() -> None:
     found = gate({"x": ">= 0.55 by 2se", "y": "<= 4 by 2se"}, {"x": alike(1.0), "y": alike(3.7)})
-    assert [each.words for each in found.failed] == [
-        "x is 1 (all items alike; 95% interval 0.3424 to 1, n = 2), and must be >= 0.55 by 2se",
-        "y is 3.7 (all items alike, too few to tell, n = 2), and must be <= 4 by 2se",
+    assert [each.message for each in found.failed] == [
+        "x is 1 (all items equal; 95% interval 0.3424 to 1, n = 2), must be >= 0.55 by 2se",
+        "y is 3.7 (all items equal and too few to decide, n = 2), must be <= 4 by 2se",
     ]
     assert [each.interval for each in found.failed] == [pytest.approx((0.3424, 1.0), abs=1e-4), None]
 
@@ -79,9 +79,9 @@ def test_a_failed_gate_names_each_condition_with_figure_and_interval() -> None:
     found = gate({"boolq": ">= 0.7", "toxicity": "<= 0.1", "lucky": ">= 0 by 2se"}, {"boolq": BOOLQ, "lucky": one_item()})
     assert not found.passed
     assert [each.name for each in found.failed] == ["boolq", "toxicity", "lucky"]
-    assert found.failed[0].words == "boolq is 0.6 ± 0.02 (95% interval 0.5608 to 0.6392, n = 600), and must be >= 0.7"
-    assert "there is no such score" in found.failed[1].words
-    assert "no standard error" in found.failed[2].words
+    assert found.failed[0].message == "boolq is 0.6 ± 0.02 (95% interval 0.5608 to 0.6392, n = 600), must be >= 0.7"
+    assert "score missing" in found.failed[1].message
+    assert "no standard error" in found.failed[2].message
     assert found.plain()["failed"][0]["interval"] == pytest.approx((0.5608, 0.6392))
 
 

@@ -75,7 +75,7 @@ def test_a_condition_on_a_score_that_will_not_be_there_ends_the_audit_at_once(tm
         ({"suites": ["crows_pairs"], "suites_folder": "nowhere"}, "has none of crows_pairs_anonymized.csv"),
         ({"suites": ["a/x.jsonl", "b/x.csv"]}, "x is given twice"),
         ({"suites": [3]}, "neither a name nor a file"),
-        ({"require": {"stereotype_rate": "about 0.5"}}, "is no condition"),
+        ({"require": {"stereotype_rate": "about 0.5"}}, "is not a condition"),
         ({"scorers": ["toxic"]}, "scorers: judge texts"),
         ({"memorization": {}}, "set data, canaries or both"),
         ({"mitigation": {"mixture": {"data": [{"path": "a"}, {"path": "b"}], "groups": ["x", "y"]}}}, "set that too"),

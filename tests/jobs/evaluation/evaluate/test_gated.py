@@ -49,4 +49,4 @@ def test_a_users_mistakes_are_told_at_submission(place: Path) -> None:
     assert "nothing to evaluate" in ropewalk(place, *run, expect=2)
     assert "there is no file" in ropewalk(place, *run, "tasks=[gone.yaml]", expect=2)
     assert "task_files.boolq=FILE" in ropewalk(place, *run, "tasks=[boolq]", expect=2)
-    assert "is no condition" in ropewalk(place, *run, "tasks=[choice.yaml]", "require={choice: good}", expect=2)
+    assert "is not a condition" in ropewalk(place, *run, "tasks=[choice.yaml]", "require={choice: good}", expect=2)

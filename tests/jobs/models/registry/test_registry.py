@@ -224,7 +224,7 @@ def shell(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 
 def test_as_a_user_types_it(shell: Shell, root: Path, tmp_path: Path) -> None:
-    assert "no model yet" in shell("models")
+    assert "registry is empty" in shell("models")
     first, second = (str(directory(tmp_path / name, name.encode())) for name in ("one", "two"))
     assert "no gate has judged" in shell.mistake("promote", first, "--to", "production")
     judged(root, first, step=None)

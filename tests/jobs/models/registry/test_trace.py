@@ -73,4 +73,4 @@ def test_a_document_is_traced_to_the_models_that_learnt_it(shell: Shell, answere
 
 
 def test_what_nobody_knows_is_a_mistake(shell: Shell, answered: RunDir) -> None:
-    assert "no serving run under" in shell.mistake("trace", "chat-999")
+    assert "neither an answer of a serving run under" in shell.mistake("trace", "chat-999")

@@ -103,10 +103,10 @@ def test_the_words_behind_two_dashes_are_the_program(tmp_path: Path) -> None:
         [*words, "evaluate", *program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "only the job `command` takes a program" in done.stderr
+    assert "only the job `command` runs a program" in done.stderr
     done = subprocess.run([*words, "command"], cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 2
-    assert "which program?" in str(done.stderr)
+    assert "no program given" in str(done.stderr)
 
 
 def test_values_stand_for_their_names(start: Start, tmp_path: Path) -> None:

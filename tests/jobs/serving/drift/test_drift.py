@@ -32,7 +32,7 @@ def test_the_command_tells_what_differs_and_writes_a_page(shell: Shell, tmp_path
     words = ["drift", "now.jsonl", "before.jsonl", "--rounds", "3", "--texts", "120", "--probes", "a.jsonl", "a.jsonl"]
     told = shell(*words)
     assert "now.jsonl differs from before.jsonl in" in told
-    assert "Probe set: +0 over 20 questions, not shown to differ." in told
+    assert "Probe set: +0 over 20 questions, no significant difference." in told
     page = (tmp_path / "drift/drift.html").read_text()
     assert page.count("data:image/png;base64,") == 4
     assert "2 records without text were skipped" in page

@@ -247,9 +247,9 @@ def map(  # noqa: A001 - as in submitit and concurrent.futures
 
 def runs() -> "list[Future]":
     """Return all runs, newest first."""
-    from ropewalk.jobs.orchestration.function.futures import known_runs
+    from ropewalk.jobs.orchestration.function.futures import all_futures
 
-    return known_runs()
+    return all_futures()
 
 
 @cache

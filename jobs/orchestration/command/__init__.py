@@ -1,1 +1,1 @@
-"""The command job: any program, with the promises of a run."""
+"""The `command` job: run any program of the user's."""

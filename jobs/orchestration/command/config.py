@@ -14,7 +14,7 @@ from ropewalk.cluster.spec import Engine
 from ropewalk.jobs.runs.submit.provenance import refuse_secrets
 
 DEFAULT_NAME = "command"
-# programs that start another one: what is behind their options is it
+# launchers: the program is the word after their options
 _STARTERS = re.compile(
     r"(python|pypy)[\d.]*|torchrun|accelerate|deepspeed|horovodrun|mpirun|mpiexec|srun|env|nice|time|timeout|nohup|exec|uv|poetry"
     r"|conda|pipenv|launch|run|node|julia|Rscript|perl|ruby"
@@ -24,36 +24,36 @@ _SCRIPT = re.compile(r".+\.(py|sh|jl|R|pl|rb|js|lua)")
 
 
 class CommandConfig(JobConfig):
-    """A program, how it is started, and how it is asked to stop."""
+    """A program, and how to start and stop it."""
 
-    command: list[str] = Field(
-        min_length=1, description="the program and its arguments; one string is a line of bash, a list is taken word by word"
-    )
+    command: list[str] = Field(min_length=1, description="program and arguments as a list of words; a string is a line of bash")
     launch: Literal["ranks", "nodes", "once"] = Field(
         default="ranks",
-        description="ranks: a process per rank with torchrun's variables; nodes: one process a node; once: one process in all",
+        description="ranks: a process per rank with torchrun's variables; nodes: one process per node; once: one process in all",
     )
     values: dict[str, str | int | float | bool] = Field(
         default={},
-        description="what stands for {name} in command, environment and files of `fill`; a sweep searches values.NAME",
+        description="values of {name} in command, environment and files of `fill`; a sweep searches values.NAME",
     )
     fill: list[DataPath] = Field(
         default=[],
-        description="text files in which {name} is replaced; words of the command that name them get the copies",
+        description="text files in which to replace {name}; the command gets the path of the copy",
     )
-    setup: list[str] = Field(default=[], description="lines of bash before each start, such as `module load cuda`")
-    directory: DataPath = Field(default=".", description="where the program is started; unset: where you submit")
-    code: CodeConfig = Field(default=CodeConfig(), description="how the code around the directory travels to a cluster")
-    environment: dict[str, str] = Field(default={}, description="variables of the program; no secrets")
+    setup: list[str] = Field(default=[], description="lines of bash to run before each start, such as `module load cuda`")
+    directory: DataPath = Field(default=".", description="working directory of the program; unset: where you submit")
+    code: CodeConfig = Field(default=CodeConfig(), description="the copy of the user's code that a cluster gets")
+    environment: dict[str, str] = Field(default={}, description="environment variables of the program; no secrets")
     stop_signal: Literal["TERM", "INT", "USR1", "USR2"] = Field(
-        default="TERM", description="the signal that asks the program to save and leave, once the scheduler wants its nodes back"
+        default="TERM", description="signal that asks the program to save and exit before its nodes are taken away"
     )
-    steps: int | None = Field(default=None, ge=1, description="steps in all, for progress bars; unset: as the program says")
+    steps: int | None = Field(default=None, ge=1, description="total steps, for progress bars; unset: as logged by the program")
     metrics: dict[str, str] = Field(
-        default={}, description=r"metrics read from the output of rank 0: name: regular expression with a group, `loss=(\S+)`"
+        default={},
+        description=r"metrics to read from the output of rank 0; name: regular expression with one group, such as `loss=(\S+)`",
     )
     step_pattern: str | None = Field(
-        default=None, description=r"regular expression of the step in the output, `step (\d+)`; unset: metrics are counted"
+        default=None,
+        description=r"regular expression of the step in the output, such as `step (\d+)`; unset: count the lines with metrics",
     )
 
     @field_validator("command", mode="before")
@@ -80,63 +80,63 @@ class CommandConfig(JobConfig):
             try:
                 groups = re.compile(pattern).groups
             except re.error as error:
-                raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
+                raise ValueError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
             if groups < 1:
                 raise ValueError(f"{name}: {pattern!r} has no group; put the number into parentheses, such as loss=(\\S+)")
         if self.launch != "ranks" and (self.resources.ranks_per_node or 1) != 1:
-            raise ValueError(f"launch={self.launch} starts one process a node, but resources.ranks_per_node is more than 1")
+            raise ValueError(f"launch={self.launch} starts one process per node, but resources.ranks_per_node is more than 1")
         if self.launch == "once" and self.resources.nodes.most > 1:
             raise ValueError("launch=once starts one process on one node, but resources.nodes is more than 1; use launch=nodes")
         return self
 
     def project(self) -> tuple[str, CodeConfig] | None:
-        """The code around the directory."""
+        """Return the folder of the user's code and how to copy it."""
         return self.directory, self.code
 
     def resolved(self) -> Self:
-        """Return the configuration, the run named after its program. Raises ConfigError for a secret, which would be masked."""
+        """Return the configuration with the run named after its program. Raises ConfigError if it contains a secret."""
         refuse_secrets(self.model_dump(mode="json"), "let the program read it from its environment or a file")
         return self if self.name else self.model_copy(update={"name": program_name(self.command)})
 
     def preferred_engine(self) -> Engine | None:
-        """The ranks engine forms the group of `ranks` and `nodes`; one process needs none."""
+        """Return the process engine for a single process, else the ranks engine."""
         return Engine.PROCESS if self.launch == "once" else Engine.RANKS
 
     def preflight(self, here: PathView = Path) -> None:
-        """The directory must be there, where this machine sees it. Raises ConfigError."""
+        """Raise ConfigError if this machine can see that the directory does not exist."""
         folder = here(self.directory)
         if folder is not None and not folder.is_dir() and not Path(self.directory).is_dir():
             raise ConfigError(f"directory: {self.directory} is not a directory on this machine")
 
 
-def filled(text: str, values: Mapping[str, object]) -> str:
-    """Replace each {name} of `values` in a text; braces around anything else stay, such as those of JSON."""
+def fill_placeholders(text: str, values: Mapping[str, object]) -> str:
+    """Replace each {name} of `values` in a text; other braces, such as those of JSON, stay."""
     return re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]) if match[1] in values else match[0], text)
 
 
 def program_name(command: Sequence[str]) -> str:
     """Return a run's name by its command: `train` for `python train.py` or `torchrun -m mylab.train`, else the first word."""
-    words = list(command)
-    if words and Path(words[0]).name in _SHELLS:
-        words = _of_shell(words[1:])
-    for index, word in enumerate(words):
-        if word == "-m" and index + 1 < len(words):
-            return words[index + 1].rpartition(".")[2]
+    arguments = list(command)
+    if arguments and Path(arguments[0]).name in _SHELLS:
+        arguments = _shell_command(arguments[1:])
+    for index, word in enumerate(arguments):
+        if word == "-m" and index + 1 < len(arguments):
+            return arguments[index + 1].rpartition(".")[2]
         if _SCRIPT.fullmatch(word) and not word.startswith("-"):
             return Path(word).stem
-    for word in words:
+    for word in arguments:
         name = Path(word).name
         if not word.startswith("-") and "=" not in word and not _STARTERS.fullmatch(name):
             return name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) else DEFAULT_NAME
     return DEFAULT_NAME
 
 
-def _of_shell(words: Sequence[str]) -> list[str]:
+def _shell_command(arguments: Sequence[str]) -> list[str]:
     """Return the words that a shell runs: a script and its arguments, or the last command of a line."""
-    if "-c" not in words or words[-1] == "-c":
-        return list(words)
-    line = words[words.index("-c") + 1]
+    if "-c" not in arguments or arguments[-1] == "-c":
+        return list(arguments)
+    line = arguments[arguments.index("-c") + 1]
     try:
         return shlex.split(re.split(r"&&|;|\n", line.strip().rstrip(";"))[-1], comments=True)
-    except ValueError:  # half a quotation
+    except ValueError:  # an unclosed quote
         return []

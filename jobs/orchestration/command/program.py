@@ -1,4 +1,4 @@
-"""A process of the user's program: how it is started and stopped, and the metrics that are read from its output."""
+"""Start and stop the user's program, and read metrics from its output."""
 
 import ctypes
 import logging
@@ -21,17 +21,17 @@ from ropewalk.jobs.results.metrics import MetricLog
 
 log = logging.getLogger(__name__)
 
-SCHEDULER_SECONDS = 3.0  # by which the word of a stop may come after the scheduler's own signal to the program
-LOOK_SECONDS = 0.2  # between two looks whether the program was asked to stop; its end is noticed at once
+STOP_FLAG_SECONDS = 3.0  # the stop flag may follow the scheduler's own signal to the program by this much
+POLL_SECONDS = 0.2  # between two checks for a stop request; the program's exit is noticed at once
 STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2})
 _PR_SET_PDEATHSIG = 1
 CHUNK_BYTES = 1 << 16
-LONGEST_LINE_BYTES = 1 << 16  # what is longer is no line of a log
+LONGEST_LINE_BYTES = 1 << 16  # longer lines are cut
 _LIBC = ctypes.CDLL(None)
 
 
 class Output:
-    """Reads a program's output, copies it to this process's own, and logs the metrics that it finds."""
+    """Reads a program's output, copies it to our own, and logs the metrics in it."""
 
     def __init__(self, context: JobContext, config: CommandConfig) -> None:
         self._read, self._write = os.pipe()
@@ -42,16 +42,16 @@ class Output:
         self._thread = threading.Thread(target=self._copy, name="output", daemon=True)
 
     def fileno(self) -> int:
-        """The end of the pipe that the program writes to."""
+        """Return the end of the pipe that the program writes to."""
         return self._write
 
     def started(self) -> None:
-        """Begin to read: the program holds the pipe's other end now."""
+        """Start reading; the program has its copy of the pipe's other end."""
         os.close(self._write)
         self._thread.start()
 
     def close(self) -> None:
-        """Wait until all that was written is read; whatever the program has left running may hold the pipe open, and is left."""
+        """Wait until the output is read, but not for processes that the program left running with the pipe open."""
         self._thread.join(timeout=5.0)
 
     def _copy(self) -> None:
@@ -60,20 +60,20 @@ class Output:
             os.write(1, chunk)
             *lines, rest = (rest + chunk).split(b"\n")
             rest = rest[-LONGEST_LINE_BYTES:]
-            self._take(lines)
-        self._take([rest])
+            self._try_log(lines)
+        self._try_log([rest])
 
-    def _take(self, lines: list[bytes]) -> None:
-        """Log what is found. Whatever goes wrong with that, the program's output is read on, or the program would stand still."""
+    def _try_log(self, lines: list[bytes]) -> None:
+        """Log the metrics in these lines. Errors are not raised: if reading stopped, the program would block on its output."""
         try:
             self._log_lines(lines)
-        except StaleAttemptError:  # another attempt writes the metrics now
+        except StaleAttemptError:  # a newer attempt writes the metrics now
             pass
         except OSError as error:
-            log.warning("metrics of the program are not written: %s", error)
+            log.warning("cannot write the program's metrics: %s", error)
 
     def _log_lines(self, lines: list[bytes]) -> None:
-        found = []
+        logged = []
         for raw in lines:
             line = raw.decode(errors="replace")
             read = {name: _number(pattern.search(line)) for name, pattern in self._patterns.items()}
@@ -84,95 +84,95 @@ class Output:
             elif values:
                 self._step += 1
             if values:
-                found.append((self._step, values))
-        for step, values in found:
+                logged.append((self._step, values))
+        for step, values in logged:
             self._log.log(step, values)
-        if found:
+        if logged:
             progress = {"stage": "train", "done": self._step, "total": self._total, "unit": "steps"}
             write_json(self._run.progress, progress, durable=False)
 
 
 class Stops:
-    """Whether this process was asked to stop, by files, and whether the program was told."""
+    """Stop requests, which are files, and their forwarding to the program as a signal."""
 
     def __init__(self, flags: Sequence[Path | None], signal_name: str) -> None:
         self._flags = [str(flag) for flag in flags if flag is not None]
         self._signal = signal.Signals[f"SIG{signal_name}"]
         self.sent: signal.Signals | None = None
 
-    def asked(self) -> bool:
-        """One of the files exists."""
+    def requested(self) -> bool:
+        """Return True if a stop is requested."""
         return any(map(os.path.exists, self._flags))
 
-    def await_word(self, seconds: float) -> None:
-        """A stop signal has ended the program that we have not sent: wait for the word that tells whether it was a stop."""
+    def await_request(self, seconds: float) -> None:
+        """Wait for a stop request after a stop signal from elsewhere has ended the program, to learn whether it was a stop."""
         deadline = time.monotonic() + seconds
-        while not self.asked() and time.monotonic() < deadline:
-            time.sleep(LOOK_SECONDS)
-        if self.asked():
+        while not self.requested() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if self.requested():
             self.sent = self._signal
 
-    def tell(self, process: subprocess.Popen[bytes]) -> None:
-        """Send the program its signal, once."""
-        if self.sent is None and self.asked():
+    def forward(self, process: subprocess.Popen[bytes]) -> None:
+        """Send the program its stop signal, once, if a stop is requested."""
+        if self.sent is None and self.requested():
             self.sent = self._signal
             process.send_signal(self._signal)
 
 
 class Program:
-    """The program of one rank, one node, or of the whole run."""
+    """The user's program of one rank, one node, or the whole run."""
 
-    def __init__(self, words: Sequence[str], folder: str, environment: Mapping[str, str], output: Output | None = None) -> None:
-        """Start the program. Raises ConfigError if the program or its folder does not exist, or may not be executed."""
+    def __init__(self, command: Sequence[str], folder: str, environment: Mapping[str, str], output: Output | None = None) -> None:
+        """Start the program. Raises ConfigError if the program or its folder does not exist, or is not executable."""
         try:
             self.process = subprocess.Popen(
-                words,
+                command,
                 cwd=folder,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output.fileno() if output is not None else None,
                 stderr=subprocess.STDOUT if output is not None else None,
-                start_new_session=True,  # signals are for it alone, and what it starts is found by its session
+                start_new_session=True,  # signals of the terminal do not reach it
                 preexec_fn=_prepare(os.getpid()),  # noqa: PLW1509 - two system calls, no lock is taken
             )
         except FileNotFoundError as error:
-            what = f"directory {folder}" if error.filename == folder else f"program {words[0]!r}"
+            what = f"directory {folder}" if error.filename == folder else f"program {command[0]!r}"
             raise ConfigError(f"command: there is no {what} on this node; is it installed, and does PATH name it?") from None
         except PermissionError:
-            raise ConfigError(f"command: {words[0]!r} may not be executed; chmod +x it, or name its interpreter") from None
+            raise ConfigError(f"command: {command[0]!r} is not executable; chmod +x it, or name its interpreter") from None
         if output is not None:
             output.started()
 
     def wait(self, stops: Stops) -> int:
-        """Wait for the program's end, and tell it of a stop meanwhile; its exit code, negative for a signal."""
+        """Wait for the program and forward stop requests meanwhile; return its exit code, negative for a signal."""
         descriptor = os.pidfd_open(self.process.pid)
         try:
-            while not select.select([descriptor], [], [], LOOK_SECONDS)[0]:
-                stops.tell(self.process)
+            while not select.select([descriptor], [], [], POLL_SECONDS)[0]:
+                stops.forward(self.process)
         finally:
             os.close(descriptor)
         code = self.process.wait()
         if -code in STOPS and stops.sent is None:
-            stops.await_word(SCHEDULER_SECONDS)
+            stops.await_request(STOP_FLAG_SECONDS)
         return code
 
 
 def _prepare(parent: int) -> Callable[[], None]:
-    """In the child before exec: hear all signals again, and die with the process that started it."""
+    """Return what the child does before exec: unblock signals, and die together with the process that started it."""
 
     def prepare() -> None:
-        # schedulers signal every process of a job: what is meant for the agent must not end a program that does not know it
+        # schedulers signal every process of a job; a program without a handler must not die of the agent's signal
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent died before prctl
             os._exit(1)
 
     return prepare
 
 
 def _number(match: re.Match[str] | None) -> float | None:
-    if match is None or match[1] is None:  # a group of an alternative that did not match
+    if match is None or match[1] is None:  # the group is in an alternative that did not match
         return None
     try:
         return float(match[1].replace(",", ""))

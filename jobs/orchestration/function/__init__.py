@@ -1,1 +1,1 @@
-"""The function job: a Python function of the user's, called on a cluster, with its result and its traceback brought back."""
+"""The `function` job: call a Python function on a cluster and bring back its result or traceback."""

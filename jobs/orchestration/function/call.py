@@ -1,4 +1,4 @@
-"""A function and its arguments on their way to a run and back: plain values, or pickles in the run's own directory."""
+"""Transfer of a function call to a run and of its result back: as JSON values, or pickled in the run's directory."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,66 +8,66 @@ from typing import Any
 
 from ropewalk.cluster.errors import ConfigError
 
-CALL = "call.pkl"  # in the run's directory, beside run.yaml: written by whoever submits, read by the run alone
+CALL = "call.pkl"  # in the run's directory; written at submission, read by the run
 RESULT = "result.pkl"  # in the attempt's directory
 
 
-def name_of(function: Callable[..., object]) -> str:
-    """`module:name` of a function that can be imported. Raises ConfigError for one that cannot."""
+def import_path(function: Callable[..., object]) -> str:
+    """Return `module:name` of a function. Raises ConfigError if it cannot be imported."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if module in (None, "__main__") or "<" in name:
-        what = name or repr(function)
-        raise ConfigError(f"{what} cannot be imported by a run: move it to a module, or submit it with by_value=True")
+        label = name or repr(function)
+        raise ConfigError(f"{label} cannot be imported by the run: move it to a module, or submit it with by_value=True")
     return f"{module}:{name}"
 
 
-def plain(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments as JSON brings them to the run. Raises ConfigError for what is no plain value."""
+def json_arguments(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments after a round trip through JSON. Raises ConfigError for other values."""
     try:
         texts = json.dumps([list(args), dict(kwargs)], allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the arguments are no plain values ({error}); submit them with by_value=True") from None
-    found: tuple[list[Any], dict[str, Any]] = tuple(json.loads(texts))
-    return found
+        raise ConfigError(f"the arguments are not JSON values ({error}); submit them with by_value=True") from None
+    arguments: tuple[list[Any], dict[str, Any]] = tuple(json.loads(texts))
+    return arguments
 
 
 def write_call(folder: Path, function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object]) -> None:
-    """Pickle a call into a run's directory, which only its owner can write to."""
+    """Pickle a call into a run's directory, which only the owner can write to."""
     import cloudpickle
 
     (folder / CALL).write_bytes(cloudpickle.dumps((function, tuple(args), dict(kwargs))))
 
 
 def read_call(folder: Path) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
-    """The call that was pickled into a run's directory at its submission."""
+    """Return the call pickled in a run's directory."""
     import cloudpickle
 
-    found: tuple[Callable[..., object], tuple[object, ...], dict[str, object]] = cloudpickle.loads((folder / CALL).read_bytes())
-    return found
+    call: tuple[Callable[..., object], tuple[object, ...], dict[str, object]] = cloudpickle.loads((folder / CALL).read_bytes())
+    return call
 
 
 def write_result(attempt: Path, value: object) -> None:
-    """Pickle a result into its attempt's directory."""
+    """Pickle a result into the attempt's directory."""
     import cloudpickle
 
     (attempt / RESULT).write_bytes(cloudpickle.dumps(value))
 
 
 def read_result(attempt: Path) -> object:
-    """The pickled result of an attempt."""
+    """Return the pickled result of an attempt."""
     import cloudpickle
 
     return cloudpickle.loads((attempt / RESULT).read_bytes())
 
 
 def import_function(name: str) -> Callable[..., object]:
-    """The function of `module:name`. Raises ConfigError if there is none."""
+    """Import the function `module:name`. Raises ConfigError if it does not exist."""
     module, _, attributes = name.partition(":")
     try:
-        found: Any = import_module(module)
+        target: Any = import_module(module)
         for attribute in attributes.split("."):
-            found = getattr(found, attribute)
+            target = getattr(target, attribute)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(f"function: {name} cannot be imported where the run stands: {error}") from error
-    function: Callable[..., object] = found
+        raise ConfigError(f"function: {name} cannot be imported by the run: {error}") from error
+    function: Callable[..., object] = target
     return function

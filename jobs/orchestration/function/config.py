@@ -1,4 +1,4 @@
-"""The keys of the `function` job, which `ropewalk.submit` writes."""
+"""The keys of the `function` job, written by `ropewalk.submit`."""
 
 from typing import Any, Literal, Self
 
@@ -10,28 +10,30 @@ from ropewalk.jobs.runs.submit.provenance import refuse_secrets
 
 
 class FunctionConfig(JobConfig):
-    """A function, and what it is called with."""
+    """A function and its arguments."""
 
-    function: str = Field(description="module:name of the function; of one that travels by value, its name")
-    args: list[Any] = Field(default=[], description="positional arguments, as plain values")
-    kwargs: dict[str, Any] = Field(default={}, description="keyword arguments, as plain values")
+    function: str = Field(description="module:name of the function; with by_value its name")
+    args: list[Any] = Field(default=[], description="positional arguments, as JSON values")
+    kwargs: dict[str, Any] = Field(default={}, description="keyword arguments, as JSON values")
     by_value: bool = Field(
         default=False,
-        description="function and arguments lie pickled in the run's directory, and the result will: ropewalk.submit",
+        description="pickle function, arguments and result in the run's directory; set by ropewalk.submit",
     )
-    launch: Literal["once", "ranks"] = Field(default="once", description="once: called once; ranks: by every rank of a group")
-    code: CodeConfig = Field(default=CodeConfig(), description="how the code around the directory travels to a cluster")
-    directory: DataPath = Field(default=".", description="where its module is imported from; unset: where you submit")
+    launch: Literal["once", "ranks"] = Field(
+        default="once", description="once: call it once; ranks: call it in every rank of a group"
+    )
+    code: CodeConfig = Field(default=CodeConfig(), description="the copy of the user's code that a cluster gets")
+    directory: DataPath = Field(default=".", description="folder to import the module from; unset: where you submit")
 
     def project(self) -> tuple[str, CodeConfig] | None:
-        """The code around the directory."""
+        """Return the folder of the user's code and how to copy it."""
         return self.directory, self.code
 
     def resolved(self) -> Self:
-        """Return the configuration as it is. Raises ConfigError for a secret, which the run would find masked."""
+        """Return the configuration unchanged. Raises ConfigError if it contains a secret, which would be masked in the run."""
         refuse_secrets(self.model_dump(mode="json"), "let the program read it from its environment or a file")
         return self
 
     def preferred_engine(self) -> Engine | None:
-        """One call needs no group."""
+        """Return the process engine for a single call, else the ranks engine."""
         return Engine.PROCESS if self.launch == "once" else Engine.RANKS

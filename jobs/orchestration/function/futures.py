@@ -1,4 +1,4 @@
-"""Functions and jobs submitted from Python: futures whose runs are like any other."""
+"""Functions and jobs submitted from Python, as futures of their runs."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from ropewalk.cluster.config_reader import load_config, read_yaml
 from ropewalk.cluster.errors import ConfigError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
-from ropewalk.jobs.orchestration.function.call import name_of, plain, read_result, write_call
+from ropewalk.jobs.orchestration.function.call import import_path, json_arguments, read_result, write_call
 from ropewalk.jobs.orchestration.function.config import FunctionConfig
 from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.show.status import all_runs, final_object, final_outcome, states
@@ -20,11 +20,11 @@ POLL_SECONDS = 0.2
 
 
 class RunFailedError(RopewalkError):
-    """A run did not succeed; the message has its cause, and the traceback of the far side where there is one."""
+    """A run did not succeed. The message has its cause and, if there is one, the remote traceback."""
 
 
 class Future:
-    """A run that was submitted from Python."""
+    """A run submitted from Python."""
 
     def __init__(self, run: RunDir, *, pickled: bool = False, job: str = "function") -> None:
         self.run, self._pickled, self._job = run, pickled, job
@@ -34,32 +34,30 @@ class Future:
 
     @property
     def id(self) -> str:
-        """The run's id."""
         return self.run.id
 
     @property
     def directory(self) -> Path:
-        """The run's directory."""
         return self.run.path
 
     @property
     def state(self) -> str:
-        """The run's state in one word, such as PENDING, RUNNING, SUCCEEDED."""
+        """State of the run, such as PENDING, RUNNING, SUCCEEDED."""
         return str(states([self.run])[self.run.id].state)
 
     def done(self) -> bool:
-        """Whether the run is over, however it ended."""
+        """Return True if the run has ended, successfully or not."""
         return final_outcome(self.run) is not None
 
     def cancel(self) -> None:
-        """Ask the run to save, leave and not come back."""
+        """Cancel the run after a final checkpoint; do nothing if it has ended."""
         if not self.done():
             load_backend(str(self.run.record["cluster"])).cancel(self.run)
 
     def result(self, timeout_seconds: float | None = None) -> Any:
-        """Wait for the run, and return what the function returned, or a job's results.
+        """Wait for the run and return the function's result, or the results of a job.
 
-        Raises RunFailedError where it did not succeed, and TimeoutError.
+        Raises RunFailedError if the run did not succeed, and TimeoutError.
         """
         if (error := self.exception(timeout_seconds)) is not None:
             raise error
@@ -70,8 +68,8 @@ class Future:
         return self.run.results().get("result")
 
     def exception(self, timeout_seconds: float | None = None) -> RunFailedError | None:
-        """Wait for the run, and return why it did not succeed; None if it did. Raises TimeoutError."""
-        from ropewalk.jobs.runs.show.follow import wait  # whoever submits and leaves needs none of it
+        """Wait for the run and return its error, or None if it succeeded. Raises TimeoutError."""
+        from ropewalk.jobs.runs.show.follow import wait  # not needed to submit only
 
         watch = wait(self.run, _sleeper(self.run, timeout_seconds))
         outcome = final_outcome(self.run)
@@ -95,16 +93,16 @@ def submit_function(
     settings: Mapping[str, Any],
     at_once: int | None = None,
 ) -> list[Future]:
-    """A run for each call, submitted together. Raises RopewalkError."""
+    """Submit one run per call, all together. Raises RopewalkError."""
     name = getattr(function, "__name__", "function")
-    word = name if by_value else name_of(function)
-    values = {"function": word, "by_value": by_value, **settings, "name": settings.get("name") or name.strip("<>")}
-    common = load_config(FunctionConfig, values)  # checked once: they differ in plain values alone
-    given = [([], {}) if by_value else plain(args, kwargs) for args, kwargs in calls]
-    configs = [common.model_copy(update={"args": args, "kwargs": kwargs}) for args, kwargs in given]
+    reference = name if by_value else import_path(function)
+    values = {"function": reference, "by_value": by_value, **settings, "name": settings.get("name") or name.strip("<>")}
+    common = load_config(FunctionConfig, values)  # validated once: the runs differ only in their arguments
+    arguments = [([], {}) if by_value else json_arguments(args, kwargs) for args, kwargs in calls]
+    configs = [common.model_copy(update={"args": args, "kwargs": kwargs}) for args, kwargs in arguments]
     backend = load_backend(on)
     if by_value and not backend.shares_files:
-        raise ConfigError(f"by_value: this machine does not see the files of {on}; give a function that can be imported")
+        raise ConfigError(f"by_value: this machine does not see the files of {on}; submit a function that can be imported")
     runs = write_down(backend, "function", configs, on, ("ropewalk.submit",))
     if by_value:
         for run, (args, kwargs) in zip(runs, calls, strict=True):
@@ -114,13 +112,13 @@ def submit_function(
 
 
 def submit_job(job: str, config: Mapping[str, Any] | str | Path, on: str, overrides: Iterable[str]) -> Future:
-    """A run of one of the jobs, from its keys or a job file. Raises RopewalkError."""
+    """Submit a job given by its keys or a job file. Raises RopewalkError."""
     values = config if isinstance(config, Mapping) else read_yaml(Path(config))
     return Future(submit(job, load_config(config_of(find_job(job)), values, list(overrides)), on), job=job)
 
 
-def known_runs() -> list[Future]:
-    """Every run under every root, newest first."""
+def all_futures() -> list[Future]:
+    """Return futures of all runs under every root, newest first."""
     return [
         Future(run, pickled=bool((run.record.get("config") or {}).get("by_value")), job=str(run.record.get("job")))
         for run in reversed(all_runs())
@@ -132,7 +130,7 @@ def _sleeper(run: RunDir, timeout_seconds: float | None) -> Callable[[float], No
 
     def sleep(seconds: float) -> None:
         if deadline is not None and time.monotonic() > deadline:
-            raise TimeoutError(f"{run.id} is not over after {timeout_seconds:g} s")
+            raise TimeoutError(f"{run.id} has not ended after {timeout_seconds:g} s")
         time.sleep(min(seconds, POLL_SECONDS))
 
     return sleep

@@ -1,4 +1,4 @@
-"""Call the user's function, and leave its result in the run."""
+"""Call the user's function and store its result in the run."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from ropewalk.jobs.runs.program.verdict import ProgramFailedError
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Call the function; returns `{"result": ...}` as rank 0 has it. Whatever it raises is the run's error."""
+    """Call the function and return rank 0's `{"result": ...}`. An exception of the function is the run's error."""
     config = context.config(FunctionConfig)
     sys.path.insert(0, project_folder(context.run, config.directory))
     if config.by_value:
@@ -26,10 +26,10 @@ def main(context: JobContext) -> dict[str, object]:
         value = function(*args, **kwargs)
     except SystemExit as leave:
         if leave.code == EXIT_REQUEUE:
-            raise StopRequested("the function left with 85") from None
-        raise ProgramFailedError(f"{config.function} left the interpreter with {leave.code!r}") from leave
+            raise StopRequested("the function exited with 85") from None
+        raise ProgramFailedError(f"{config.function} exited with {leave.code!r}") from leave
     finally:
-        recorder.flush()  # this process ends without the interpreter's own end
+        recorder.flush()  # this process exits without interpreter shutdown
     if context.rank != 0:
         return {}
     if config.by_value:
@@ -38,4 +38,4 @@ def main(context: JobContext) -> dict[str, object]:
     try:
         return {"result": json.loads(json.dumps(value, allow_nan=False))}
     except (TypeError, ValueError) as error:
-        raise DataError(f"{config.function} returned what is no plain value ({error}); submit it with by_value=True") from None
+        raise DataError(f"{config.function} returned a value that is not JSON ({error}); submit it with by_value=True") from None

@@ -1,1 +1,1 @@
-"""The pipeline job: several jobs, some of which need others; each is a run of its own."""
+"""The `pipeline` job: several jobs with dependencies, each a run of its own."""

@@ -1,4 +1,4 @@
-"""The keys of the `pipeline` job: steps, what each needs, and how a step names what another one makes."""
+"""The keys of the `pipeline` job: its steps, their dependencies and configurations."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from ropewalk.cluster.config import JobConfig, PathView, Resources, Section
 from ropewalk.cluster.config_reader import apply_override, load_config, read_yaml
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.orchestration.pipeline.references import Made, fill, referenced, refuse_misspelt
+from ropewalk.jobs.orchestration.pipeline.references import StepResult, referenced_steps, refuse_misspelt, resolve_references
 from ropewalk.jobs.registry import config_of, find_job
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -22,19 +22,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 class StepConfig(Section):
     """One job of a pipeline."""
 
-    job: str = Field(description="the job: preprocess, pretrain, evaluate, command, ...")
+    job: str = Field(description="name of the job: preprocess, pretrain, evaluate, command, ...")
     needs: list[str] = Field(
-        default=[], description="steps that must have succeeded before; those that its keys refer to are added"
+        default=[], description="steps that must succeed before this one; steps that its keys refer to are added"
     )
-    config: dict[str, Any] = Field(default={}, description="the job's keys, inline or a YAML file")
-    set: dict[str, Any] = Field(default={}, description="dotted keys that replace those of config: {optim.lr: 1e-3}")
+    config: dict[str, Any] = Field(default={}, description="keys of the job, inline or as a YAML file")
+    set: dict[str, Any] = Field(default={}, description="dotted keys that override those of config: {optim.lr: 1e-3}")
 
     @model_validator(mode="before")
     @classmethod
     def _one_cluster(cls, values: Any) -> Any:
-        if isinstance(values, dict) and (found := next((key for key in ("on", "cluster") if key in values), None)):
+        if isinstance(values, dict) and (key_name := next((key for key in ("on", "cluster") if key in values), None)):
             raise ValueError(
-                f"`{found}`: all steps run on the cluster that the pipeline is submitted to (--on CLUSTER), whose scheduler"
+                f"`{key_name}`: all steps run on the cluster that the pipeline is submitted to (--on CLUSTER), whose scheduler"
                 " starts each after those that it needs; submit a pipeline to each cluster, once the one before it is done"
             )
         return values
@@ -45,7 +45,7 @@ class StepConfig(Section):
         return read_yaml(Path(config).expanduser()) if isinstance(config, str) else config
 
     def values(self) -> dict[str, Any]:
-        """The job's keys, with those of `set`. Raises ConfigError."""
+        """Return the job's keys, overridden by `set`. Raises ConfigError."""
         values = copy.deepcopy(self.config)
         for key, value in self.set.items():
             apply_override(values, f"{key}={json.dumps(value)}")
@@ -53,7 +53,7 @@ class StepConfig(Section):
 
 
 class PipelineConfig(JobConfig):
-    """Jobs that need each other, submitted at once. `resources` are those of its own short job, which comes last."""
+    """Jobs with dependencies, submitted together. `resources` are those of the pipeline's own short job, which runs last."""
 
     steps: dict[str, StepConfig] = Field(
         min_length=1,
@@ -66,85 +66,91 @@ class PipelineConfig(JobConfig):
     def _names(cls, steps: dict[str, StepConfig]) -> dict[str, StepConfig]:
         for name, step in steps.items():
             if not _NAME.fullmatch(name):
-                raise ValueError(f"the name {name!r} may hold letters, digits, - and _ only")
+                raise ValueError(f"invalid name {name!r}; use letters, digits, - and _")
             for other in step.needs:
                 if other == name:
-                    raise ValueError(f"{name} needs itself: it could never start; leave {name!r} out of its needs")
+                    raise ValueError(f"{name} needs itself and could never start; remove {name!r} from its needs")
                 if other not in steps:
-                    raise ValueError(f"{name} needs {other!r}, which is no step; steps: {', '.join(steps)}")
+                    raise ValueError(f"{name} needs {other!r}, which is not a step; steps: {', '.join(steps)}")
         return steps
 
     def needs(self, name: str) -> list[str]:
-        """The steps that a step needs: those that it names, and those that its keys refer to."""
-        found = referenced(self.steps[name].values(), self.steps)
-        return [other for other in self.steps if other != name and (other in self.steps[name].needs or other in found)]
+        """Return the steps that a step depends on, by `needs` or by references in its keys."""
+        references = referenced_steps(self.steps[name].values(), self.steps)
+        return [other for other in self.steps if other != name and (other in self.steps[name].needs or other in references)]
 
     def order(self) -> list[str]:
-        """The steps, each behind those that it needs. Raises ConfigError for a circle."""
+        """Return the steps in dependency order. Raises ConfigError for a cycle."""
         try:
             graph = {name: self.needs(name) for name in self.steps}
             return list(TopologicalSorter(graph).static_order())
         except CycleError as error:
-            raise ConfigError(f"steps: {' needs '.join(reversed(error.args[1]))}: such a circle can never start") from None
+            raise ConfigError(f"steps: {' needs '.join(reversed(error.args[1]))}: this cycle can never start") from None
 
     def step_name(self, name: str) -> str:
-        """The name of a step's run."""
+        """Return the name of a step's run."""
         return str(self.steps[name].values().get("name") or f"{self.name or 'pipeline'}-{name}")
 
-    def step_config(self, name: str, made: Mapping[str, Made], more: Mapping[str, Any]) -> JobConfig:
-        """The configuration of a step, where `made` says what the others make. `more` are keys that stand unless it sets them.
+    def step_config(self, name: str, results: Mapping[str, StepResult], defaults: Mapping[str, Any]) -> JobConfig:
+        """Return the configuration of a step, given the results of the steps that it refers to, and default keys.
 
         Raises ConfigError that names the step.
         """
         step = self.steps[name]
         try:
-            values = {"seed": self.seed, "name": self.step_name(name), **more, **fill(step.values(), made, f"steps.{name}")}
+            values = {
+                "seed": self.seed,
+                "name": self.step_name(name),
+                **defaults,
+                **resolve_references(step.values(), results, f"steps.{name}"),
+            }
             return load_config(config_of(find_job(step.job)), values).resolved()
         except ConfigError as error:
             raise ConfigError(f"steps.{name}: {error}") from None
 
     def all_configs(self) -> dict[str, JobConfig]:
-        """The configuration of each step, in order, with made-up runs in the place of those to come. Raises ConfigError."""
-        made: dict[str, Made] = {}
-        found: dict[str, JobConfig] = {}
+        """Return the configuration of each step, in order, with placeholders for run ids. Raises ConfigError."""
+        results: dict[str, StepResult] = {}
+        configs: dict[str, JobConfig] = {}
         for name in self.order():
-            found[name] = self.step_config(name, made, {})
-            made[name] = Made(f"the-run-of-{name}", found[name].model_dump(mode="json"))
+            configs[name] = self.step_config(name, results, {})
+            results[name] = StepResult(f"the-run-of-{name}", configs[name].model_dump(mode="json"))
         self._refuse_misspelt()
-        return found
+        return configs
 
     def _refuse_misspelt(self) -> None:
-        """Raise ConfigError where a text almost names another step, or the step itself."""
+        """Raise ConfigError for a reference to a misspelt step, or to the step itself."""
         keys = {name: config_of(find_job(step.job)).model_fields for name, step in self.steps.items()}
         for name, step in self.steps.items():
             refuse_misspelt(step.values(), name, keys)
 
     def children_resources(self) -> list[Resources]:
-        """What the steps ask of the cluster."""
+        """Return the resources of all steps."""
         return [config.resources for config in self.all_configs().values()]
 
     @property
     def needs_others(self) -> bool:
-        """A pipeline waits for its steps."""
         return True
 
     def resolved(self) -> Self:
-        """Return the configuration as it is, once every step's has proved right. Raises ConfigError."""
+        """Return the configuration unchanged after validating every step. Raises ConfigError."""
         self.all_configs()
         return self
 
     def preflight(self, here: PathView = Path) -> None:
-        """Check the inputs of every step, as far as no other step has yet to make them. Raises ConfigError, DataError."""
+        """Check the inputs of every step that are not outputs of other steps. Raises ConfigError, DataError."""
         configs = self.all_configs()
         outputs = [str(output) for config in configs.values() if (output := getattr(config, "output", None))]
 
         def view(path: str) -> Path | None:
-            to_come = any(path == output or path.startswith(f"{output}/") for output in outputs)
-            return None if to_come else here(path)
+            is_output = any(path == output or path.startswith(f"{output}/") for output in outputs)
+            return None if is_output else here(path)
 
         for name, config in configs.items():
             texts = str(config.model_dump(mode="json"))
-            if not any(f"the-run-of-{other}" in texts for other in self.steps):  # a run to come cannot be looked at
+            if not any(
+                f"the-run-of-{other}" in texts for other in self.steps
+            ):  # it needs the run of another step, which does not exist yet
                 try:
                     config.preflight(view)
                 except ConfigError as error:

@@ -1,4 +1,4 @@
-"""How a step of a pipeline names what another one makes: its run, its output, or any of its keys."""
+"""References from a step of a pipeline to another step's run, output, or any of its keys."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -8,82 +8,82 @@ from typing import Any
 
 from ropewalk.cluster.errors import ConfigError
 
-RUN_KEYS = frozenset({"run", "model", "teacher", "reference"})  # a step's name as their value is the step's run
-OUTPUT_KEYS = frozenset({"data"})  # and here it is the step's output
-_PLACE = re.compile(r"\{([A-Za-z0-9][A-Za-z0-9_-]*)\.([A-Za-z_][\w.]*)\}")
+RUN_KEYS = frozenset({"run", "model", "teacher", "reference"})  # a step's name as a value stands for its run
+OUTPUT_KEYS = frozenset({"data"})  # a step's name as a value stands for its output
+_REFERENCE = re.compile(r"\{([A-Za-z0-9][A-Za-z0-9_-]*)\.([A-Za-z_][\w.]*)\}")
 
 
 @dataclass(frozen=True)
-class Made:
-    """What is known of a step: the id of its run, and its keys."""
+class StepResult:
+    """The run id and the keys of a step."""
 
     run: str
     keys: Mapping[str, Any]
 
     def get(self, key: str) -> Any:
-        """A key by its dotted name; `run` is the id. None: there is none, or it is unset."""
+        """Return the value of a dotted key (`run` is the id), or None if there is no such key or it is unset."""
         if key == "run":
             return self.run
-        found: Any = self.keys
+        value: Any = self.keys
         for part in key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        return found
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
 
 
-def referenced(values: Any, steps: Collection[str], key: str = "") -> set[str]:
-    """The steps that the keys of a job refer to."""
+def referenced_steps(values: Any, steps: Collection[str], key: str = "") -> set[str]:
+    """Return the steps that the keys of a job refer to."""
     if isinstance(values, Mapping):
-        return set().union(*(referenced(value, steps, str(name)) for name, value in values.items()))
+        return set().union(*(referenced_steps(value, steps, str(name)) for name, value in values.items()))
     if isinstance(values, list):
-        return set().union(*(referenced(value, steps, key) for value in values))
+        return set().union(*(referenced_steps(value, steps, key) for value in values))
     if not isinstance(values, str):
         return set()
     if key in RUN_KEYS | OUTPUT_KEYS and values in steps:
         return {values}
-    return {match[1] for match in _PLACE.finditer(values) if match[1] in steps}
+    return {match[1] for match in _REFERENCE.finditer(values) if match[1] in steps}
 
 
-def refuse_misspelt(values: Any, own: str, keys: Mapping[str, Collection[str]]) -> None:
-    """Raise ConfigError for {NAME.KEY} where NAME is the step itself, and for {NAME.run} where it is almost a step's name.
+def refuse_misspelt(values: Any, step: str, keys: Mapping[str, Collection[str]]) -> None:
+    """Raise ConfigError for {NAME.KEY} if NAME is the step itself, and for {NAME.run} if NAME resembles a step's name.
 
-    `keys` has those of each step. Other braces are the program's own business, and ${NAME.KEY} is.
+    `keys` maps each step to the keys of its job. Other braces, and ${NAME.KEY}, belong to the program.
     """
     if isinstance(values, Mapping | list):
         for value in values.values() if isinstance(values, Mapping) else values:
-            refuse_misspelt(value, own, keys)
-    for match in _PLACE.finditer(values) if isinstance(values, str) else ():
+            refuse_misspelt(value, step, keys)
+    for match in _REFERENCE.finditer(values) if isinstance(values, str) else ():
         if match.start() and match.string[match.start() - 1] == "$":
             continue
         name, key = match[1], match[2].partition(".")[0]
-        if name == own and key in {"run", *keys[own]}:
-            raise ConfigError(f"steps.{own}: {match[0]}: a step cannot refer to itself; name another step")
+        if name == step and key in {"run", *keys[step]}:
+            raise ConfigError(f"steps.{step}: {match[0]}: a step cannot refer to itself; name another step")
         if match[2] == "run" and name not in keys and (near := get_close_matches(name, keys, n=1, cutoff=0.75)):
             hint = f"did you mean {{{near[0]}.run}}? steps: {', '.join(keys)}"
-            raise ConfigError(f"steps.{own}: {match[0]}: no step {name!r}; {hint}")
+            raise ConfigError(f"steps.{step}: {match[0]}: no step {name!r}; {hint}")
 
 
-def fill(values: Any, made: Mapping[str, Made], where: str, key: str = "") -> Any:
-    """The keys of a job with what other steps make in the place of their names. Raises ConfigError for what none of them has."""
+def resolve_references(values: Any, results: Mapping[str, StepResult], where: str, key: str = "") -> Any:
+    """Return the keys of a job with references replaced by their values. Raises ConfigError for an unknown key."""
     if isinstance(values, Mapping):
-        return {name: fill(value, made, where, str(name)) for name, value in values.items()}
+        return {name: resolve_references(value, results, where, str(name)) for name, value in values.items()}
     if isinstance(values, list):
-        return [fill(value, made, where, key) for value in values]
+        return [resolve_references(value, results, where, key) for value in values]
     if not isinstance(values, str):
         return values
-    if key in RUN_KEYS and values in made:
-        return made[values].run
-    if key in OUTPUT_KEYS and values in made:
-        return _value(made, values, "output", f"{key}: {values}")
+    if key in RUN_KEYS and values in results:
+        return results[values].run
+    if key in OUTPUT_KEYS and values in results:
+        return _value(results, values, "output", f"{key}: {values}")
 
-    def replaced(match: re.Match[str]) -> str:
-        return str(_value(made, match[1], match[2], match[0])) if match[1] in made else match[0]
+    def replace(match: re.Match[str]) -> str:
+        return str(_value(results, match[1], match[2], match[0])) if match[1] in results else match[0]
 
-    return _PLACE.sub(replaced, values)
+    return _REFERENCE.sub(replace, values)
 
 
-def _value(made: Mapping[str, Made], step: str, key: str, said: str) -> Any:
-    found = made[step].get(key)
-    if found is None or isinstance(found, (Mapping, list)):
-        known = ", ".join(name for name, value in made[step].keys.items() if isinstance(value, (str, int, float)))
-        raise ConfigError(f"{said}: the step {step!r} has no {key!r}; it has run, {known}")
-    return found
+def _value(results: Mapping[str, StepResult], step: str, key: str, reference: str) -> Any:
+    value = results[step].get(key)
+    if value is None or isinstance(value, (Mapping, list)):
+        scalars = ", ".join(name for name, item in results[step].keys.items() if isinstance(item, (str, int, float)))
+        raise ConfigError(f"{reference}: the step {step!r} has no {key!r}; it has run, {scalars}")
+    return value

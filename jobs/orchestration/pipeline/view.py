@@ -1,4 +1,4 @@
-"""How a pipeline is shown, followed and explained: by its steps."""
+"""Show, follow and explain a pipeline by its steps."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,20 +16,19 @@ from ropewalk.jobs.runs.show.view import RunView
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-LOOK_SECONDS = 1.0  # a followed pipeline is looked at so often
+REFRESH_SECONDS = 1.0  # between two looks at a followed pipeline
 
 
 class PipelineView(RunView):
-    """A pipeline's steps are its children: runs beside it, which it waits for."""
+    """View of a pipeline, whose children are the runs of its steps."""
 
     def __init__(self, run: RunDir) -> None:
         super().__init__(run)
-        self._told: dict[str, str] = {}
-        self._look_at = 0.0
+        self._reported: dict[str, str] = {}
+        self._next_look = 0.0
 
     @cached_property
     def config(self) -> PipelineConfig:
-        """The pipeline's keys."""
         return config_of_run(self.run)
 
     @cached_property
@@ -37,54 +36,54 @@ class PipelineView(RunView):
         return step_runs(self.run, self.config)
 
     def steps(self) -> dict[str, RunDir]:
-        """The runs of the steps, in order; whoever submits the pipeline may be about to make some."""
+        """Return the runs of the steps, in order; looked up again while a submission is still creating some."""
         if len(self._all_steps) < len(self.config.steps):
             del self._all_steps
         return self._all_steps
 
     def children(self) -> list[RunDir]:
-        """The runs of the steps, in the order of what needs what."""
+        """Return the runs of the steps in dependency order."""
         return list(self.steps().values())
 
     def child_words(self, child: RunDir) -> str:
-        """`train, after data`."""
+        """Describe a step's run, such as `train, after data`."""
         name = str(child.record.get("step"))
         needed = self.config.needs(name) if name in self.config.steps else []
         return f"{name}, after {' and '.join(needed)}" if needed else name
 
     def submit_needed(self, after: Sequence[RunDir]) -> list[RunDir]:
-        """Submit the steps that are neither done nor under way; the pipeline's own job comes after all of them."""
+        """Submit the steps that have neither succeeded nor are active; the pipeline's own job runs after all of them."""
         return submit_steps(self.run, after)
 
     def render_needed(self) -> list[tuple[RunDir, str]]:
-        """What would be submitted before it: a run for each step, with made-up runs in the place of those to come."""
+        """Return the run that would be submitted for each step, with placeholders for run ids, and a heading for it."""
         from ropewalk.jobs.runs.submit.submit import make_record, unwritten_run
 
         cluster = str(self.run.record["cluster"])
         configs = self.config.all_configs()
         return [
-            (unwritten_run(own, make_record(self.config.steps[name].job, own, cluster, {})), self._heading(name))
-            for name, own in configs.items()
+            (unwritten_run(config, make_record(self.config.steps[name].job, config, cluster, {})), self._heading(name))
+            for name, config in configs.items()
         ]
 
     def _heading(self, name: str) -> str:
         needed = " and ".join(self.config.needs(name))
         return f"the step {name}" + (f", once {needed} succeeded" if needed else "")
 
-    # --- what is shown of it
+    # --- show and follow
 
     def plain(self) -> dict[str, Any]:
-        """The steps by name: run, state, needs."""
-        found = states(self.children())
+        """Return run, state and dependencies of each step."""
+        step_states = states(self.children())
         return {
             "steps": {
-                name: {"run": run.id, "state": found[run.id].state.value, "needs": self.config.needs(name)}
+                name: {"run": run.id, "state": step_states[run.id].state.value, "needs": self.config.needs(name)}
                 for name, run in self.steps().items()
             }
         }
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """The run, then its steps."""
+        """Return the run's page followed by the table of steps."""
         from rich.console import Group
 
         from ropewalk.jobs.runs.show.tables import run_page
@@ -92,45 +91,46 @@ class PipelineView(RunView):
         return Group(run_page({**details, "results": {}, "metrics": {}}), self._table())
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        """The steps, each with its results."""
+        """Return the table of steps and the results of each."""
         from rich.console import Group
 
         from ropewalk.jobs.runs.show.tables import values_table
 
         results = [(name, run.results()) for name, run in self.steps().items()]
-        return Group(self._table(), *(values_table(found, name) for name, found in results if found))
+        return Group(self._table(), *(values_table(values, name) for name, values in results if values))
 
     def _table(self) -> "RenderableType":
         from ropewalk.jobs.runs.show.tables import shorten, state_text, table
 
-        made = table("STEP", "NEEDS", "RUN", "STATE", "REASON", title="steps")
-        found = states(self.children())
+        steps = table("STEP", "NEEDS", "RUN", "STATE", "REASON", title="steps")
+        step_states = states(self.children())
         for name, run in self.steps().items():
-            state = found[run.id]
-            made.add_row(name, " ".join(self.config.needs(name)), run.id, state_text(state.state), shorten(state.reason, 90))
-        return made
+            state = step_states[run.id]
+            steps.add_row(name, " ".join(self.config.needs(name)), run.id, state_text(state.state), shorten(state.reason, 90))
+        return steps
 
     def news(self) -> Iterable[str]:
-        """A line for each step that has begun or ended since it was asked last."""
-        if time.monotonic() < self._look_at:
+        """Yield a line for each step that has started or ended since the last call."""
+        if time.monotonic() < self._next_look:
             return
-        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._next_look = time.monotonic() + REFRESH_SECONDS
         for name, run in self.steps().items():
             outcome = final_outcome(run)
-            word = f"{outcome.state}: {outcome.cause}" if outcome else "RUNNING" if has_agents(run) else ""
-            if word and self._told.get(name) != word:
-                self._told[name] = word
-                yield f"step {name} ({run.id}) {word}"
+            state = f"{outcome.state}: {outcome.cause}" if outcome else "RUNNING" if has_agents(run) else ""
+            if state and self._reported.get(name) != state:
+                self._reported[name] = state
+                yield f"step {name} ({run.id}) {state}"
 
-    # --- why it is in its state
+    # --- explain
 
     def explain(self) -> list[str]:
-        """A line for each step that did not succeed, and what goes on with them."""
-        found = states(self.children())
+        """Return a line for each step that has not succeeded, and one for steps that are not submitted."""
+        step_states = states(self.children())
         lines = [
-            f"step {name} ({run.id}) {found[run.id].state}" + (f": {found[run.id].reason}" if found[run.id].reason else "")
+            f"step {name} ({run.id}) {step_states[run.id].state}"
+            + (f": {step_states[run.id].reason}" if step_states[run.id].reason else "")
             for name, run in self.steps().items()
-            if found[run.id].state is not RunState.SUCCEEDED
+            if step_states[run.id].state is not RunState.SUCCEEDED
         ]
         missing = [name for name in self.config.steps if name not in self.steps()]
         if missing:
@@ -138,10 +138,10 @@ class PipelineView(RunView):
         return lines
 
     def explain_child(self, child: RunDir) -> str:
-        """Which step the run is."""
+        """Return the sentence that `why` adds for the run of a step."""
         step, whole = child.record.get("step"), self.run.id
-        return f"It is the step {step} of {whole}; `ropewalk resume {whole}` goes on with all that did not succeed."
+        return f"It is the step {step} of {whole}; `ropewalk resume {whole}` resumes every step that did not succeed."
 
     def wandb_group(self) -> str:
-        """The pipeline's own id, unless its keys name a group: its steps are W&B runs of the same."""
+        """Return the W&B group of the pipeline and its steps."""
         return self.run.id

@@ -24,9 +24,9 @@ from tests.jobs.orchestration.command.programs import ROOT, Start, ended, script
         ({"command": []}, "command"),
         ({"command": ["x"], "environment": {"WANDB_API_KEY": "1"}}, "looks like a secret"),
         ({"command": ["x"], "metrics": {"loss": "loss="}}, "has no group"),
-        ({"command": ["x"], "metrics": {"loss": "("}}, "is no regular expression"),
+        ({"command": ["x"], "metrics": {"loss": "("}}, "is not a regular expression"),
         ({"command": ["x"], "launch": "once", "resources": {"nodes": 2}}, "use launch=nodes"),
-        ({"command": ["x"], "launch": "nodes", "resources": {"ranks_per_node": 2}}, "one process a node"),
+        ({"command": ["x"], "launch": "nodes", "resources": {"ranks_per_node": 2}}, "one process per node"),
     ],
 )
 def test_mistakes(values: dict[str, Any], words: str) -> None:

@@ -61,7 +61,7 @@ def test_every_rank_calls_it() -> None:
 def test_mistakes() -> None:
     with pytest.raises(ConfigError, match="by_value=True"):
         ropewalk.submit(lambda: 1)
-    with pytest.raises(ConfigError, match="no plain values"):
+    with pytest.raises(ConfigError, match="not JSON values"):
         ropewalk.submit(functions.add, object())
     with pytest.raises(ConfigError, match="kwargs: holds what looks like a secret"):
         ropewalk.submit(functions.add, 1, kwargs={"token": "the run would get ***"})

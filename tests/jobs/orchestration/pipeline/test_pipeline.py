@@ -204,9 +204,9 @@ def test_a_dry_run_has_every_step(shell: Shell, pipeline_file: Path) -> None:
     [
         ({}, "steps"),
         ({"a b": SHORT}, "letters, digits"),
-        ({"a": {**SHORT, "needs": ["b"]}}, "a needs 'b', which is no step"),
-        ({"a": {**SHORT, "needs": ["b"]}, "b": {**SHORT, "needs": ["a"]}}, "such a circle can never start"),
-        ({"a": {**SHORT, "needs": ["a"]}}, "a needs itself: it could never start"),
+        ({"a": {**SHORT, "needs": ["b"]}}, "a needs 'b', which is not a step"),
+        ({"a": {**SHORT, "needs": ["b"]}, "b": {**SHORT, "needs": ["a"]}}, "this cycle can never start"),
+        ({"a": {**SHORT, "needs": ["a"]}}, "a needs itself and could never start"),
         ({"model": SHORT, "b": {**SHORT, "set": {"command": "x {modl.run}"}}}, "steps.b: {modl.run}: no step 'modl'; did you"),
         ({"data": SHORT, "b": {**SHORT, "set": {"command": ["x", "{dat.run}"]}}}, r"did you mean {data.run}\? steps: data, b"),
         ({"first": {**SHORT, "set": {"command": "x {first.run}"}}}, "steps.first: {first.run}: a step cannot refer to itself"),

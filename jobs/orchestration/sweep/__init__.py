@@ -1,1 +1,1 @@
-"""The sweep job: Ray Tune decides, and each trial is a run."""
+"""The `sweep` job: hyperparameter search by Ray Tune, with each trial as a run."""

@@ -1,4 +1,4 @@
-"""Trials inside the allocation of their sweep: what supervises them, and the backend by which others see them."""
+"""Trials inside the allocation of their sweep: their supervisor and their backend."""
 
 import logging
 import sys
@@ -23,19 +23,19 @@ NAME = "allocation"
 
 
 class AllocationBackend(Backend):
-    """The backend of such runs: one lives as long as its sweep does, and is resumed with it."""
+    """Backend of runs inside a sweep's allocation; they live as long as the sweep and are resumed with it."""
 
     def render(self, run: RunDir, resources: Resources) -> str:
-        """Raise BackendError: no scheduler is handed anything."""
-        raise BackendError(f"{NAME}: runs of it are trials of a sweep with allocation=true; submit that")
+        """Raise BackendError; nothing is handed to a scheduler."""
+        raise BackendError(f"{NAME}: its runs are trials of a sweep with allocation=true; submit the sweep")
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Raise BackendError: only the sweep starts them."""
-        whose = run.record.get("parent", "a sweep with allocation=true")
-        raise BackendError(f"{run.id} runs on the nodes of its sweep and is resumed with it: `ropewalk resume {whose}`")
+        """Raise BackendError; only the sweep starts its trials."""
+        sweep = run.record.get("parent", "a sweep with allocation=true")
+        raise BackendError(f"{run.id} runs on the nodes of its sweep and is resumed with it: `ropewalk resume {sweep}`")
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
-        """The states of their sweeps, for runs that have no outcome."""
+        """Return the states of the runs' sweeps, or the outcomes of ended runs."""
         return {run.id: self._state(run) for run in runs}
 
     def _state(self, run: RunDir) -> BackendState:
@@ -43,20 +43,20 @@ class AllocationBackend(Backend):
         if outcome is not None and outcome.state.final:
             return BackendState(state=outcome.state, word="ended")
         if sweep is None:
-            return BackendState(state=RunState.UNKNOWN, word="lost", reason="no sweep is named in its record")
-        theirs = load_backend(str(sweep.record["cluster"])).states([sweep])[sweep.id]
-        if theirs.state is RunState.RUNNING:
-            return BackendState(state=RunState.RUNNING, word="allocated", handle=theirs.handle)
-        reason = f"its sweep does not run now; `ropewalk resume {sweep.id}` resumes both"
-        return BackendState(state=theirs.state, word=theirs.word, reason=reason)
+            return BackendState(state=RunState.UNKNOWN, word="lost", reason="its record names no sweep")
+        sweep_state = load_backend(str(sweep.record["cluster"])).states([sweep])[sweep.id]
+        if sweep_state.state is RunState.RUNNING:
+            return BackendState(state=RunState.RUNNING, word="allocated", handle=sweep_state.handle)
+        reason = f"its sweep is not running; `ropewalk resume {sweep.id}` resumes both"
+        return BackendState(state=sweep_state.state, word=sweep_state.word, reason=reason)
 
     def cancel(self, run: RunDir) -> None:
-        """Leave the request in the run, where its supervisor finds it."""
+        """Write the cancel request into the run, where its supervisor reads it."""
         run.request_cancel()
 
 
 class TrialSupervisor(threading.Thread):
-    """Supervises a trial's run on the placement group of this actor, until the run is over or has lost its nodes."""
+    """Supervises a trial's run on this actor's placement group until the run ends or loses its nodes."""
 
     def __init__(self, run: RunDir, stop_reason: Callable[[], str]) -> None:
         super().__init__(name=f"supervisor-{run.id}", daemon=True)
@@ -64,11 +64,10 @@ class TrialSupervisor(threading.Thread):
         close_unfinished_attempt(run, "the nodes of its sweep were lost")
         run.withdraw_cancel()
         self.resources = run.resources()
-        plain = self.resources.model_dump(mode="json")
-        self.number = run.begin_attempt(resources=plain, backend=NAME, opened_by=BY_SUBMISSION)
+        resources = self.resources.model_dump(mode="json")
+        self.number = run.begin_attempt(resources=resources, backend=NAME, opened_by=BY_SUBMISSION)
 
     def run(self) -> None:
-        """Supervise attempt after attempt."""
         import ray
 
         from ropewalk.jobs.orchestration.sweep.ray_allocation import RayClusterAllocation
@@ -77,15 +76,15 @@ class TrialSupervisor(threading.Thread):
         try:
             nodes = RayClusterAllocation(self.run_dir, self.resources, ray.util.get_current_placement_group(), self.stop_reason)
             Supervisor(self.run_dir, nodes, sys.executable).supervise(self.number)
-        except Exception:  # a thread has nobody to raise to; the trial sees that its supervisor is gone
-            log.exception("%s is not supervised any more", self.run_dir.id)
+        except Exception:  # a thread cannot raise to a caller; the trial notices that its supervisor ended
+            log.exception("%s: its supervisor failed", self.run_dir.id)
         finally:
             if nodes is not None:
                 nodes.close()
 
 
 def placement(resources: Resources) -> "PlacementGroupFactory":
-    """The placement group of one trial: a bundle a node, on different nodes; the actor itself takes nothing."""
+    """Return the placement group of a trial: one bundle per node, on different nodes; the actor itself takes no resources."""
     from ray.tune import PlacementGroupFactory
 
     from ropewalk.jobs.orchestration.sweep.ray_allocation import cpus_of

@@ -1,8 +1,8 @@
-"""Checkpoints that one trial hands over to another: which one, and that it stays as long as a trial may need it.
+"""References to checkpoints that one trial continues from another, and pins that protect them from pruning.
 
-A client of NFS may believe an old listing, or that a name is missing, for a minute. So the pointer of the checkpoints is opened
-by its name: it tells of a step before its manifest is written. And a step's directory is listed right after a pin was written
-into it: a directory that this client has changed itself is listed anew.
+An NFS client may use a stale directory listing, or miss a new name, for a minute. Therefore the checkpoints' pointer file is
+opened by name (it lists a step before the step's manifest is written), and a step's directory is listed right after writing a
+pin into it, because a client lists a directory again after changing it.
 """
 
 import logging
@@ -23,48 +23,48 @@ POLL_SECONDS = 0.1
 
 
 def checkpoint_of(sweep: RunDir, run: RunDir, step: int, over: Callable[[], bool]) -> dict[str, Any]:
-    """A pinned reference to the checkpoint of `step`, as soon as it is complete; the nearest other one if it never will be.
+    """Wait for the checkpoint of `step`, pin it, and return a reference; fall back to the nearest complete checkpoint.
 
-    Empty if the run has none. `over` tells whether the run has ended, and saves no more.
+    Empty if the run has none. `over` returns True once the run has ended and saves no more.
     """
     config = _config(run)
-    place, wanted = place_of(run, config), step - step % config.every_steps
+    folder, wanted = place_of(run, config), step - step % config.every_steps
     deadline = time.monotonic() + COMMIT_SECONDS
     while True:
         last_look = over() or time.monotonic() > deadline
-        place.make()  # else this client might believe for a minute that there is no such directory
-        told = told_steps(place)
-        if wanted in told and _pinned(place, wanted, sweep):
-            return _reference(sweep, run, place, wanted)
-        if any(one > wanted for one in told) or last_look:
+        folder.make()  # otherwise an NFS client may not see the directory for a minute
+        steps = told_steps(folder)
+        if wanted in steps and _pin_if_complete(folder, wanted, sweep):
+            return _reference(sweep, run, folder, wanted)
+        if any(other > wanted for other in steps) or last_look:
             break
         time.sleep(POLL_SECONDS)
-    for one in sorted(told - {wanted}, key=lambda one: abs(one - wanted)):
-        if _pinned(place, one, sweep):
-            log.warning("%s: there is no checkpoint of step %d; taking that of step %d", run.id, wanted, one)
-            return _reference(sweep, run, place, one)
+    for other in sorted(steps - {wanted}, key=lambda other: abs(other - wanted)):
+        if _pin_if_complete(folder, other, sweep):
+            log.warning("%s: no checkpoint of step %d; using that of step %d", run.id, wanted, other)
+            return _reference(sweep, run, folder, other)
     return {}
 
 
-def _pinned(place: StoragePath, step: int, sweep: RunDir) -> bool:
-    """Pin a checkpoint that the pointer tells of; returns whether it is complete."""
-    pin(place, step, sweep.id)
-    return MANIFEST_NAME in place.names(directory_of(step))
+def _pin_if_complete(folder: StoragePath, step: int, sweep: RunDir) -> bool:
+    """Pin a listed checkpoint and return True if it is complete."""
+    pin(folder, step, sweep.id)
+    return MANIFEST_NAME in folder.names(directory_of(step))
 
 
-def _reference(sweep: RunDir, run: RunDir, place: StoragePath, step: int) -> dict[str, Any]:
-    """Name a pinned checkpoint, and release those of the run that no trial has made use of: only the newest is handed over."""
+def _reference(sweep: RunDir, run: RunDir, folder: StoragePath, step: int) -> dict[str, Any]:
+    """Return a reference to a pinned checkpoint, and unpin the run's others that no trial continued from."""
     used = {entry["step"] for record in read_records(sweep) for entry in record.lineage if entry["from_run"] == run.id}
-    for other in told_steps(place) - used - {step}:
-        unpin(place, other, sweep.id)
+    for other in told_steps(folder) - used - {step}:
+        unpin(folder, other, sweep.id)
     return {"run": run.id, "step": step}
 
 
 def release_all(sweep: RunDir, run: RunDir) -> None:
-    """Release the run's checkpoints once the sweep is over."""
-    place = place_of(run, _config(run))
-    for step in told_steps(place):
-        unpin(place, step, sweep.id)
+    """Unpin all checkpoints of the run after the sweep."""
+    folder = place_of(run, _config(run))
+    for step in told_steps(folder):
+        unpin(folder, step, sweep.id)
 
 
 def _config(run: RunDir) -> CheckpointConfig:

@@ -1,4 +1,4 @@
-"""What a sweep derives from its base job (steps, rungs, how many trials fit at once), and what can be wrong with it."""
+"""Validation of a sweep, and values derived from its base job: steps, rungs, number of concurrent trials."""
 
 import difflib
 import fnmatch
@@ -13,11 +13,11 @@ from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.gpus import machine_devices
 from ropewalk.jobs.orchestration.sweep.keys import SweepKeys
-from ropewalk.jobs.orchestration.sweep.space import merged, samples
+from ropewalk.jobs.orchestration.sweep.space import merge_parameters, samples
 from ropewalk.jobs.registry import config_of, find_job
 
-GRACE_SHARE = 10  # the first decision comes after one of so many parts of a trial
-OWN_JOBS_AT_ONCE = 8  # where a scheduler has the trials' jobs, and nobody said how many
+GRACE_SHARE = 10  # the first decision comes after 1/10 of a trial
+DEFAULT_CONCURRENT_JOBS = 8  # trials in a scheduler's queue at a time, unless configured
 
 K = TypeVar("K", bound=SweepKeys)
 
@@ -26,32 +26,32 @@ K = TypeVar("K", bound=SweepKeys)
 
 
 def resolve(config: K) -> K:
-    """The sweep with its base as the job itself understands it (paths absolute, numbers as numbers), and its number of trials.
+    """Return the sweep with its base parsed by the job (absolute paths, numbers as numbers) and its number of trials.
 
-    Loads the job's configuration with each extreme value of the space. Raises ConfigError.
+    Validates the job's configuration with each extreme value of the space. Raises ConfigError.
     """
     if config.job == "sweep":
-        raise ConfigError("job: a sweep of sweeps; name the job whose configuration is searched")
+        raise ConfigError("job: a sweep cannot search a sweep; name another job")
     kind, valid = config_of(find_job(config.job)), list[JobConfig]()
     for parameters in samples(config.space):
         try:
-            valid.append(load_config(kind, merged(config.base, parameters)))
+            valid.append(load_config(kind, merge_parameters(config.base, parameters)))
         except ConfigError as error:
             with_values = ", ".join(f"{key}={value}" for key, value in parameters.items())
             raise ConfigError(f"base and space: {error} (with {with_values})") from None
-    base = _as_understood(config.base, valid[0].model_dump(mode="json"))
+    base = _parsed_values(config.base, valid[0].model_dump(mode="json"))
     return config.model_copy(update={"base": base, "trials": config.num_trials})
 
 
-def _as_understood(given: Any, understood: Any) -> Any:
-    """The keys that the user gave, with the values that the job's configuration made of them."""
-    if not isinstance(given, dict) or not isinstance(understood, dict):
-        return understood
-    return {key: _as_understood(value, understood[key]) if key in understood else value for key, value in given.items()}
+def _parsed_values(values: Any, parsed: Any) -> Any:
+    """Return the keys of `values` with their values after parsing."""
+    if not isinstance(values, dict) or not isinstance(parsed, dict):
+        return parsed
+    return {key: _parsed_values(value, parsed[key]) if key in parsed else value for key, value in values.items()}
 
 
 def check_submission(config: SweepKeys, here: PathView = Path) -> None:
-    """Check what only the submitting machine can check. Raises ConfigError, DataError."""
+    """Run the checks that need the submitting machine. Raises ConfigError, DataError."""
     reports = find_job(config.job).reports
     if reports and not any(fnmatch.fnmatch(config.metric, pattern) for pattern in reports):
         near = difflib.get_close_matches(config.metric, reports, n=1)
@@ -62,42 +62,42 @@ def check_submission(config: SweepKeys, here: PathView = Path) -> None:
     sample.preflight(load_backend(config.cluster).path_here if config.cluster is not None else here)
 
 
-def refuse_unreachable(own: Profile, trials: Profile) -> None:
-    """Raise ConfigError if the driver's pod could not reach the trials' cluster: its service account is of its own cluster."""
-    if own.backend != "k8s" or trials.backend != "k8s":
+def refuse_unreachable(driver: Profile, trials: Profile) -> None:
+    """Raise ConfigError if the driver's pod cannot reach the trials' cluster, as its service account is valid only in its own."""
+    if driver.backend != "k8s" or trials.backend != "k8s":
         return
-    other = [key for key in ("kubeconfig", "context") if own.options.get(key) != trials.options.get(key)]
-    if other:
+    different = [key for key in ("kubeconfig", "context") if driver.options.get(key) != trials.options.get(key)]
+    if different:
         raise ConfigError(
-            f"cluster={trials.name}: its {other[0]} is another than that of {own.name}, whose pods do not know it;"
-            f" drive the sweep from here: --on local"
+            f"cluster={trials.name}: its {different[0]} differs from that of {driver.name}, whose pods cannot reach it;"
+            f" run the sweep's driver here: --on local"
         )
 
 
 def sample_config(config: SweepKeys) -> JobConfig:
-    """The configuration of a possible trial: for what all trials have in common."""
-    return load_config(config_of(find_job(config.job)), merged(config.base, samples(config.space)[0]))
+    """Return the configuration of one possible trial, for values that all trials share."""
+    return load_config(config_of(find_job(config.job)), merge_parameters(config.base, samples(config.space)[0]))
 
 
 # --- numbers
 
 
 def steps_of(sample: JobConfig) -> int | None:
-    """The steps of a complete trial, where the job counts steps."""
+    """Return the steps of a complete trial, or None if the job does not count steps."""
     steps = getattr(sample, "steps", None)
     return int(steps) if steps else None
 
 
 def highest_rung(config: SweepKeys, sample: JobConfig) -> int:
-    """The steps after which a trial is complete, for schedulers with rungs. Raises ConfigError."""
+    """Return the steps of a complete trial for schedulers with rungs. Raises ConfigError."""
     highest = config.asha.max_steps or steps_of(sample)
     if highest is None:
-        raise ConfigError(f"asha.max_steps: required, since {config.job} has no `steps`; the step of its last metric")
+        raise ConfigError(f"asha.max_steps: required because {config.job} has no `steps`; set it to the step of its last metric")
     return highest
 
 
 def decision_steps(config: SweepKeys, sample: JobConfig) -> int | None:
-    """The interval in steps at which the scheduler decides on a trial; None: only its end is reported. Raises ConfigError."""
+    """Return the scheduler's decision interval in steps; None if only final values are reported. Raises ConfigError."""
     steps = steps_of(sample)
     tenth = max(1, steps // GRACE_SHARE) if steps else None
     if config.scheduler == "asha":
@@ -111,55 +111,57 @@ def decision_steps(config: SweepKeys, sample: JobConfig) -> int | None:
 
 def _required(value: int | None, key: str, config: SweepKeys) -> int:
     if value is None:
-        raise ConfigError(f"{key}: required, since {config.job} has no `steps` to derive it from")
+        raise ConfigError(f"{key}: required because {config.job} has no `steps` to derive it from")
     return value
 
 
 def trial_defaults(config: SweepKeys, sample: JobConfig, sweep_id: str) -> dict[str, Any]:
-    """Dotted keys that every trial has besides base and parameters: the W&B group, and checkpoints for a population."""
-    found: dict[str, Any] = {"wandb.group": sweep_id} if sample.wandb.group is None else {}
+    """Return dotted keys that every trial gets: the W&B group and, for a population, the checkpoint interval."""
+    defaults: dict[str, Any] = {"wandb.group": sweep_id} if sample.wandb.group is None else {}
     if config.scheduler == "pbt" and "every_steps" not in (config.base.get("checkpoint") or {}):
-        found["checkpoint.every_steps"] = decision_steps(config, sample)
-    return found
+        defaults["checkpoint.every_steps"] = decision_steps(config, sample)
+    return defaults
 
 
 def check_limits(config: SweepKeys, sample: JobConfig) -> None:
-    """Check that steps, rungs and checkpoints fit each other. Raises ConfigError."""
+    """Check that steps, rungs and checkpoint intervals are compatible. Raises ConfigError."""
     interval, steps = decision_steps(config, sample), steps_of(sample)
     if interval is not None and steps is not None and interval >= steps:
-        raise ConfigError(f"the scheduler would first decide after {interval} steps, and a trial has {steps}; set it lower")
+        raise ConfigError(
+            f"the scheduler's first decision is after {interval} steps, but a trial has only {steps}; set a smaller interval"
+        )
     every = getattr(getattr(sample, "validation", None), "every_steps", None)
     if interval and steps and every and config.metric.startswith("validation/") and every >= steps:
         raise ConfigError(
-            f"{config.metric} is reported every {every} steps (base.validation.every_steps), and a trial has {steps}: "
+            f"{config.metric} is reported every {every} steps (base.validation.every_steps), but a trial has {steps}: "
             f"scheduler={config.scheduler} could never decide; set base.validation.every_steps={interval}"
         )
     if config.scheduler == "pbt":
         if not hasattr(sample, "start_from"):
             raise ConfigError(f"scheduler=pbt needs a job that can start from another run's checkpoint; {config.job} cannot")
-        own = (config.base.get("checkpoint") or {}).get("every_steps")
-        if own is not None and interval is not None and interval % own:
+        checkpoint_steps = (config.base.get("checkpoint") or {}).get("every_steps")
+        if checkpoint_steps is not None and interval is not None and interval % checkpoint_steps:
             raise ConfigError(
-                f"pbt.interval_steps={interval} must be a multiple of base.checkpoint.every_steps={own}: "
-                "trials go on from the checkpoint of the step at which it was decided"
+                f"pbt.interval_steps={interval} must be a multiple of base.checkpoint.every_steps={checkpoint_steps}: "
+                "trials continue from the checkpoint of the step of the decision"
             )
 
 
 def concurrent_trials(config: SweepKeys, resources: Resources, backend: str) -> int:
-    """How many trials may run at the same time."""
+    """Return the number of trials that may run at the same time."""
     wanted = config.max_concurrent or config.num_trials
-    if config.max_concurrent or config.scheduler == "pbt":  # a population lives together
+    if config.max_concurrent or config.scheduler == "pbt":  # all members of a population run together
         return min(wanted, config.num_trials)
     nodes = resources.nodes.most
     if config.allocation:
-        own = config.resources
-        share = (own.cpus or 1) // (resources.cpus or 1) if own.cpus else 1
-        if own.gpus and resources.gpus:
-            share = own.gpus // resources.gpus
-        return max(1, min(wanted, own.nodes.least * max(1, share) // nodes))
+        sweep_resources = config.resources
+        trials_per_node = (sweep_resources.cpus or 1) // (resources.cpus or 1) if sweep_resources.cpus else 1
+        if sweep_resources.gpus and resources.gpus:
+            trials_per_node = sweep_resources.gpus // resources.gpus
+        return max(1, min(wanted, sweep_resources.nodes.least * max(1, trials_per_node) // nodes))
     if backend == "local":
         fits = (os.cpu_count() or 1) // (nodes * (resources.cpus or resources.local_world_size))
         if resources.gpus:
             fits = min(fits, len(machine_devices()) // (nodes * resources.gpus))
         return max(1, min(wanted, fits))
-    return min(wanted, OWN_JOBS_AT_ONCE)
+    return min(wanted, DEFAULT_CONCURRENT_JOBS)

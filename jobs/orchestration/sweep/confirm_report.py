@@ -1,4 +1,4 @@
-"""The report of running the best configuration again: means, the difference, and whether the win is real, in plain words."""
+"""Report of `ropewalk confirm`: means, their difference, and a verdict."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ from ropewalk.jobs.runs.show.follow import POLL_SECONDS, Watch
 from ropewalk.jobs.runs.show.status import final_outcome
 from ropewalk.jobs.runs.show.tables import table
 
-ROUNDING = 1e-9  # a smaller spread, of the difference, is that of floating point
+ROUNDING = 1e-9  # a standard error below this share of the difference is floating-point noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,51 +32,49 @@ class Mean:
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """Mean and its standard error; the latter needs two values."""
+    """Return the mean and its standard error, which needs two values."""
     mean = statistics.fmean(values) if values else None
     return Mean(mean=mean, standard_error=mean_error(values), n=len(values))
 
 
 def compare(best: Mapping[int, float], other: Mapping[int, float], mode: str) -> Comparison:
-    """Compare values by seed, positive where the first is better; only seeds that both have count, since one seed gives both
-    the same data order.
-    """
+    """Compare values of the same seed, which gives both the same data order; positive differences favour the first."""
     sign = 1.0 if mode == "max" else -1.0
     return judge([sign * (best[seed] - other[seed]) for seed in sorted(best.keys() & other.keys())])
 
 
-def is_real(found: Comparison) -> bool | None:
-    """Whether the interval lies on the good side of 0; None where there are too few seeds to tell."""
-    return None if found.interval is None else found.interval[0] > 0
+def is_real(comparison: Comparison) -> bool | None:
+    """Return True if the interval lies above 0, or None if there are too few seeds."""
+    return None if comparison.interval is None else comparison.interval[0] > 0
 
 
 # --- the report
 
 
-def await_runs(runs: Sequence[RunDir], say: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> None:
-    """Return when all runs are over; `say` a line as each ends."""
+def await_runs(runs: Sequence[RunDir], report: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> None:
+    """Wait until all runs have ended, and `report` a line for each."""
     watches, done = [Watch(run) for run in runs], 0
     while watches:
         for watch in [watch for watch in watches if watch.over()]:
             watches.remove(watch)
             done += 1
             outcome = final_outcome(watch.run)
-            word = outcome.state.value if outcome is not None else f"its process is gone ({watch.abandoned})"
-            say(f"{watch.run.id}: {word} ({done} of {len(runs)} runs are over)")
+            state = outcome.state.value if outcome is not None else f"its process is gone ({watch.abandoned})"
+            report(f"{watch.run.id}: {state} ({done} of {len(runs)} runs have ended)")
         if watches:
             sleep(POLL_SECONDS)
 
 
-def confirmation(results: SweepResults, found: Sequence[Candidate]) -> dict[str, Any]:
-    """All that `confirm --json` prints."""
-    best, other = found
-    values = [values_of(results, candidate) for candidate in found]
+def confirmation(results: SweepResults, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """Return the output of `confirm --json`."""
+    best, other = candidates
+    values = [values_of(results, candidate) for candidate in candidates]
     result = compare(values[0], values[1], results.mode)
     return {
         "sweep": results.run.id,
         "metric": results.metric,
         "mode": results.mode,
-        "candidates": [_plain(candidate, own) for candidate, own in zip(found, values, strict=True)],
+        "candidates": [_plain(candidate, by_seed) for candidate, by_seed in zip(candidates, values, strict=True)],
         "difference": result.difference,
         "standard_error": result.standard_error,
         "interval": result.interval,
@@ -88,64 +86,67 @@ def confirmation(results: SweepResults, found: Sequence[Candidate]) -> dict[str,
 
 def _plain(candidate: Candidate, values: Mapping[int, float]) -> dict[str, Any]:
     runs = {seed: run.id for seed, run in candidate.runs.items()}
-    head = {"candidate": candidate.word, "trial": candidate.trial, "parameters": dict(candidate.parameters)}
+    head = {"candidate": candidate.role, "trial": candidate.trial, "parameters": dict(candidate.parameters)}
     return {**head, "in_sweep": candidate.in_sweep, **vars(mean_of(list(values.values()))), "values": dict(values), "runs": runs}
 
 
-def verdict(results: SweepResults, best: Candidate, other: Candidate, found: Comparison) -> str:
-    """Whether the best configuration is better than the other one, in a sentence."""
-    one, two = _name(best), _name(other)
-    if found.difference is None or found.standard_error is None or found.interval is None:
-        has = "no seed" if found.n == 0 else "one seed"
-        return f"Nothing can be said: {has} has a value of both {one} and {two}; two are the least, and {_more(results, 5)}."
-    by = f"by {format_metric(abs(found.difference))} ± {format_metric(found.standard_error)} of {results.metric}"
-    basis = f"mean and standard error of {found.n} differences, each at one seed"
-    if found.difference > 0 and found.standard_error <= ROUNDING * found.difference:
-        return f"The win is real, and the seed changes nothing: {one} is better than {two} {by} at each of {found.n} seeds."
-    high_end = found.interval[1]
-    low, high = (format_metric(end) for end in found.interval)
-    if is_real(found):
-        return f"The win is real: {one} is better than {two} {by} ({basis}; 95% interval {low} to {high})."
+def verdict(results: SweepResults, best: Candidate, other: Candidate, comparison: Comparison) -> str:
+    """Return a sentence that says whether the best configuration is better than the other."""
+    best_name, other_name = _name(best), _name(other)
+    if comparison.difference is None or comparison.standard_error is None or comparison.interval is None:
+        have = "no seed has" if comparison.n == 0 else "only one seed has"
+        return f"No verdict: {have} values of both {best_name} and {other_name}, and two are needed; {_more(results, 5)}."
+    by = f"by {format_metric(abs(comparison.difference))} ± {format_metric(comparison.standard_error)} of {results.metric}"
+    basis = f"mean and standard error of {comparison.n} differences, each at one seed"
+    if comparison.difference > 0 and comparison.standard_error <= ROUNDING * comparison.difference:
+        return (
+            f"The win is real, and independent of the seed: {best_name} is better than {other_name} {by}"
+            f" at each of {comparison.n} seeds."
+        )
+    high_end = comparison.interval[1]
+    evidence = f"{basis}; 95% interval {' to '.join(format_metric(end) for end in comparison.interval)}"
+    if is_real(comparison):
+        return f"The win is real: {best_name} is better than {other_name} {by} ({evidence})."
     if high_end < 0:
-        return f"The win is not reproduced: at new seeds {one} is worse than {two} {by} ({basis}; 95% interval {low} to {high})."
-    way = "better" if found.difference > 0 else "worse"
-    seen = f"{one} is {way} than {two} {by}, and that may be chance ({basis}; 95% interval {low} to {high} includes 0)"
-    needed = found.pairs_needed
-    advice = f"about {needed} seeds would show a difference of this size: {_more(results, needed)}" if needed else ""
-    return f"The win is not shown: {seen}." + (
-        f" {advice[:1].upper()}{advice[1:]}." if advice else " Take the cheaper of the two."
+        return f"The win is not reproduced: at new seeds {best_name} is worse than {other_name} {by} ({evidence})."
+    direction = "better" if comparison.difference > 0 else "worse"
+    observed = f"{best_name} is {direction} than {other_name} {by}, which may be chance ({evidence} includes 0)"
+    needed = comparison.pairs_needed
+    advice = f"about {needed} seeds would make a difference of this size significant: {_more(results, needed)}" if needed else ""
+    return f"The win is not significant: {observed}." + (
+        f" {advice[:1].upper()}{advice[1:]}." if advice else " Use the cheaper configuration."
     )
 
 
 def _more(results: SweepResults, seeds: int) -> str:
-    return f"`ropewalk confirm {results.run.id} --seeds {seeds}` adds those that are missing"
+    return f"`ropewalk confirm {results.run.id} --seeds {seeds}` adds the missing ones"
 
 
 def _name(candidate: Candidate) -> str:
     return "the base configuration" if candidate.trial is None else f"trial {candidate.trial}"
 
 
-def confirmation_page(results: SweepResults, found: Mapping[str, Any]) -> RenderableType:
-    """What `confirm` prints above its verdict."""
-    seeds = sorted({int(seed) for candidate in found["candidates"] for seed in candidate["runs"]})
+def confirmation_page(results: SweepResults, report: Mapping[str, Any]) -> RenderableType:
+    """Return the tables that `confirm` prints above its verdict."""
+    seeds = sorted({int(seed) for candidate in report["candidates"] for seed in candidate["runs"]})
     columns = [f">seed {seed}" for seed in seeds]
-    made = table("", ">IN THE SWEEP", *columns, ">MEAN", ">± SE", ">N", "PARAMETERS", title=f"{results.metric} at new seeds")
-    for candidate in found["candidates"]:
-        word = candidate["candidate"] + ("" if candidate["trial"] is None else f", trial {candidate['trial']}")
+    means = table("", ">IN THE SWEEP", *columns, ">MEAN", ">± SE", ">N", "PARAMETERS", title=f"{results.metric} at new seeds")
+    for candidate in report["candidates"]:
+        role = candidate["candidate"] + ("" if candidate["trial"] is None else f", trial {candidate['trial']}")
         cells = [_value(candidate["values"].get(seed)) for seed in seeds]
         mean, error = _value(candidate["mean"]), _value(candidate["standard_error"])
-        words = format_parameters(candidate["parameters"])
-        made.add_row(word, _value(candidate["in_sweep"]), *cells, mean, error, str(candidate["n"]), words)
-    failed = [
-        f"{run} has no value: `ropewalk why {run}`; `ropewalk resume {run}` tries it again"
-        for candidate in found["candidates"]
+        parameters = format_parameters(candidate["parameters"])
+        means.add_row(role, _value(candidate["in_sweep"]), *cells, mean, error, str(candidate["n"]), parameters)
+    notes = [
+        f"{run} has no value: see `ropewalk why {run}`; `ropewalk resume {run}` retries it"
+        for candidate in report["candidates"]
         for seed, run in candidate["runs"].items()
         if seed not in candidate["values"]
     ]
     best = results.best
     if best is not None and best.lineage:
-        failed.append("the population changed the best trial's parameters on the way; these runs have its last ones throughout")
-    return Group(made, *[Text(line, style="dim") for line in failed])
+        notes.append("population-based training changed the best trial's parameters; these runs use its last ones throughout")
+    return Group(means, *[Text(line, style="dim") for line in notes])
 
 
 def _value(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""A sweep in pictures and on one page of HTML that needs nothing else: no network, no other file."""
+"""Plots of a sweep, and a self-contained HTML page."""
 
 import base64
 import html
@@ -18,13 +18,13 @@ from ropewalk.jobs.results.readable import write_picture, write_table
 from ropewalk.jobs.runs.show.plots import INK, MUTED, as_png
 from ropewalk.jobs.runs.show.tables import duration
 
-Drawing = tuple[tuple[float, float], Callable[[Any], None]]  # inches, and what draws it on an axis
+Drawing = tuple[tuple[float, float], Callable[[Any], None]]  # size in inches, and a function that draws on an axis
 DOTS_PER_INCH = 150
-LINE = 170  # characters across all pictures in one
+LINE = 170  # characters of a line of the overview
 
 
 def write_report(run: RunDir, path: Path) -> list[Path]:
-    """Write `path` (all pictures in one), one PNG a picture beside it, and the page. Raises DataError: nothing to draw yet.
+    """Write an overview of all plots to `path`, each plot beside it, and the page. Raises DataError if there is no data.
 
     `path` may end in .png or .html: `sweep.png`, `sweep-parallel.png`, ..., `sweep.html`.
     """
@@ -40,13 +40,13 @@ def write_report(run: RunDir, path: Path) -> list[Path]:
     }
     overview, page = path.with_suffix(".png"), path.with_suffix(".html")
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = _write_pictures(results, drawings, overview)
-    write_atomically(page, _page(results, importance, written))
-    return [overview, *written.values(), page]
+    plots = _write_pictures(results, drawings, overview)
+    write_atomically(page, _page(results, importance, plots))
+    return [overview, *plots.values(), page]
 
 
 def write_readable(results: SweepResults) -> None:
-    """Write trials as a table, and parallel coordinates and the history as pictures of the sweep's run, for trackers."""
+    """Write trials as a table, and parallel coordinates and history as plots of the sweep's run, for trackers."""
     run = results.run.path
     keys = sorted({key for trial in results.trials for key in trial.parameters})
     rows = [[t.trial, t.run, str(t.state), t.metric, t.steps, *(t.parameters.get(key) for key in keys)] for t in results.trials]
@@ -62,12 +62,12 @@ def _write_pictures(results: SweepResults, drawings: Mapping[str, Drawing], over
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    written = {name: overview.with_name(f"{overview.stem}-{name}.png") for name in drawings}
+    paths = {name: overview.with_name(f"{overview.stem}-{name}.png") for name in drawings}
     with plt.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "font.family": "DejaVu Sans"}):
         for name, (size, draw) in drawings.items():
             figure, axis = plt.subplots(figsize=size, layout="constrained")
             draw(axis)
-            figure.savefig(written[name], dpi=DOTS_PER_INCH, facecolor="white")
+            figure.savefig(paths[name], dpi=DOTS_PER_INCH, facecolor="white")
             plt.close(figure)
         figure = plt.figure(figsize=(14, 9.2), layout="constrained")
         figure.suptitle(results.run.id, x=0.012, ha="left", fontsize=13, fontweight="bold")
@@ -78,7 +78,7 @@ def _write_pictures(results: SweepResults, drawings: Mapping[str, Drawing], over
             drawings[name][1](axis)
         figure.savefig(overview, dpi=DOTS_PER_INCH, facecolor="white")
         plt.close(figure)
-    return written
+    return paths
 
 
 # --- the page
@@ -104,7 +104,7 @@ td:last-child { white-space: normal }
 .stopped td { color: #7b8794 }
 .failed td { color: #c53030 }
 """
-# a click on a column's name sorts by it, again the other way round; numbers as numbers, empty cells last
+# clicking a column's name sorts by it, clicking again reverses; numbers numerically, empty cells last
 _SCRIPT = """
 const body = document.querySelector('tbody')
 function value(row, place) {
@@ -132,7 +132,7 @@ def _page(results: SweepResults, importance: Importance, pictures: Mapping[str, 
 <title>{name}</title><style>{_STYLE}</style></head><body>
 <h1>{name}</h1><p class="muted">{html.escape(title_of(results))}</p>
 {_facts(results)}
-<h2>Parameters of each trial, to its metric</h2>{images["parallel"]}
+<h2>Parameters and metric of each trial</h2>{images["parallel"]}
 <h2>Trials</h2><div class="row">{images["history"]}{images["curves"]}</div>
 <h2>Importance{caution}</h2><div class="row">{images["importance"]}</div>
 <h2>All trials</h2><div class="scroll">{_table(results)}</div>
@@ -149,7 +149,7 @@ def _facts(results: SweepResults) -> str:
     facts = {
         f"best {results.metric}": format_metric(best.metric) if best is not None and best.metric is not None else "none",
         "trials": f"{len(results.trials)} ({results.states})",
-        "steps spent": f"{results.spent:,}" + (f", {results.spent / full:.0%} of all to the end" if full else ""),
+        "steps spent": f"{results.spent:,}" + (f", {results.spent / full:.0%} of all complete trials" if full else ""),
         "steps saved": f"{results.saved:,}",
         "time of all trials": duration(results.seconds),
     }
@@ -171,13 +171,13 @@ def _row(trial: TrialResult, keys: list[str], best: TrialResult | None) -> str:
 
 
 def _cells(values: Sequence[Any], tag: str = "td") -> str:
-    """A table cell per value; a number is shown in a few digits, to the right, and sorted by its full value."""
-    found = ""
+    """Return a table cell per value; numbers are rounded, right-aligned, and sorted by their full value."""
+    cells = ""
     for value in values:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        about = f' class="n" data-value="{value}"' if number else ""
+        attributes = f' class="n" data-value="{value}"' if number else ""
         text = "" if value is None else format_value(value)
         if number:
             text = format_metric(value) if value % 1 else f"{value:,}"
-        found += f"<{tag}{about}>{html.escape(text)}</{tag}>"
-    return found
+        cells += f"<{tag}{attributes}>{html.escape(text)}</{tag}>"
+    return cells

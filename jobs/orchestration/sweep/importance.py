@@ -1,8 +1,8 @@
-"""How much each parameter of a sweep matters: PED-ANOVA by Optuna, beside what mere chance would give.
+"""Importance of a sweep's parameters by Optuna's PED-ANOVA, compared with the importance that chance alone would give.
 
 Watanabe, Bansal, Hutter: PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces, IJCAI 2023.
-It compares how the best trials spread over a parameter with how all of them do; so a trial that was stopped early
-needs no value of its own at the end, only its place among the others.
+It compares the distribution of the best trials over a parameter with that of all trials, so that trials stopped early only
+need a rank, not a final value.
 """
 
 import random
@@ -16,45 +16,45 @@ from ropewalk.jobs.orchestration.sweep.results import SweepResults, TrialResult
 
 LEAST_TRIALS = 6
 ENOUGH_TRIALS = 30
-BEST_TRIALS = 5  # as many at least are the best ones, as the method's authors advise
+BEST_TRIALS = 5  # at least so many count as the best, as the method's authors advise
 SHUFFLES = 60
 CHANCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """A share for each parameter, largest first; they add up to 1."""
+    """Share of each parameter, largest first, summing to 1."""
 
     shares: Mapping[str, float] = field(default_factory=dict)
-    chance: Mapping[str, float] = field(default_factory=dict)  # what 95% of shuffled metrics stay below
+    chance: Mapping[str, float] = field(default_factory=dict)  # 95th percentile of the share with shuffled metrics
     n: int = 0
     caution: str = ""
 
 
 def importance_of(results: SweepResults) -> Importance:
-    """The importance of each parameter, over trials that finished or were stopped for their value, not for a spent budget."""
+    """Return the importance of each parameter over trials that finished or were stopped for their value, not by the budget."""
     trials = [t for t in results.eligible if t.state == "SUCCEEDED" or t.stopped_at is not None]
     axes = axes_of(results.run.record["config"].get("space") or {}, trials)
     if len(trials) < LEAST_TRIALS or not axes:
-        few = f"{len(trials)} of {LEAST_TRIALS} trials: too few to tell what matters" if axes else "no parameter has two values"
-        return Importance(n=len(trials), caution=few)
+        reason = f"{len(trials)} of {LEAST_TRIALS} trials: too few for importances" if axes else "no parameter has two values"
+        return Importance(n=len(trials), caution=reason)
     sign = 1.0 if results.mode == "min" else -1.0
     values = [sign * float(trial.metric or 0.0) for trial in trials]
-    found = _divergences(axes, trials, values)
+    importances = _divergences(axes, trials, values)
     generator, shuffled = random.Random(0), []
     for _ in range(SHUFFLES):
         generator.shuffle(values)
         shuffled.append(_divergences(axes, trials, values))
-    total = sum(found.values()) or 1.0
-    chance = {key: sorted(one[key] for one in shuffled)[int(CHANCE * SHUFFLES)] / total for key in found}
-    ordered = sorted(found, key=lambda key: -found[key])
+    total = sum(importances.values()) or 1.0
+    chance = {key: sorted(sample[key] for sample in shuffled)[int(CHANCE * SHUFFLES)] / total for key in importances}
+    ordered = sorted(importances, key=lambda key: -importances[key])
     return Importance(
-        shares={key: found[key] / total for key in ordered}, chance=chance, n=len(trials), caution=_caution(len(trials))
+        shares={key: importances[key] / total for key in ordered}, chance=chance, n=len(trials), caution=_caution(len(trials))
     )
 
 
 def _caution(n: int) -> str:
-    return f"only {n} trials: read with caution" if n < ENOUGH_TRIALS else ""
+    return f"only {n} trials: interpret with caution" if n < ENOUGH_TRIALS else ""
 
 
 def _divergences(axes: Sequence[Axis], trials: Sequence[TrialResult], values: Sequence[float]) -> dict[str, float]:
@@ -65,17 +65,17 @@ def _divergences(axes: Sequence[Axis], trials: Sequence[TrialResult], values: Se
     study = optuna.create_study(direction="minimize")
     distributions = {axis.key: _distribution(axis, optuna.distributions) for axis in axes}
     for trial, value in zip(trials, values, strict=True):
-        own = {axis.key: _value(axis, trial.parameters[axis.key]) for axis in axes if axis.key in trial.parameters}
-        kept = {key: distributions[key] for key in own}
-        study.add_trial(optuna.trial.create_trial(params=own, distributions=kept, value=value))
-    found = {}
+        parameters = {axis.key: _value(axis, trial.parameters[axis.key]) for axis in axes if axis.key in trial.parameters}
+        used = {key: distributions[key] for key in parameters}
+        study.add_trial(optuna.trial.create_trial(params=parameters, distributions=used, value=value))
+    divergences = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there are few trials is told by `caution`
+        warnings.simplefilter("ignore")  # `caution` warns of few trials
         evaluator = PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.1, BEST_TRIALS / len(trials))))
-        for axis in axes:  # one by one: some hold under a condition only
-            told = get_param_importances(study, evaluator=evaluator, params=[axis.key], normalize=False)
-            found[axis.key] = float(told[axis.key])
-    return found
+        for axis in axes:  # one by one, because some parameters are conditional
+            importance = get_param_importances(study, evaluator=evaluator, params=[axis.key], normalize=False)
+            divergences[axis.key] = float(importance[axis.key])
+    return divergences
 
 
 def _distribution(axis: Axis, kinds: Any) -> Any:

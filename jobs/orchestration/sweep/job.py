@@ -1,4 +1,4 @@
-"""Search for the best configuration of another job: Ray Tune decides, in a small Ray of its own, and each trial is a run."""
+"""Driver of a sweep: Ray Tune, in a small Ray cluster, searches the configuration of another job; each trial is a run."""
 
 import logging
 import os
@@ -44,19 +44,19 @@ from ropewalk.jobs.runs.submit.submit import make_record, unwritten_run
 
 log = logging.getLogger(__name__)
 
-ADDRESS = "127.0.1.1"  # Ray serves this machine alone; it would take 127.0.0.1 for a wish to be reached from outside
-ENDS = {  # of trials that were not over when all were told to stop
+ADDRESS = "127.0.1.1"  # Ray serves only this machine; 127.0.0.1 would make it listen on an external address
+OPEN_TRIAL_ENDS = {  # final states of trials that were open when all trials were stopped
     "cancelled": (TrialState.CANCELLED, WITH_THE_SWEEP),
     "budget": (TrialState.STOPPED, "the budget is spent"),
 }
-ORIGIN = ("created", "versions", "command", "code", "directory")  # of the sweep's record: trials run what was submitted with it
+ORIGIN = ("created", "versions", "command", "code", "directory")  # keys of the sweep's record that trials inherit
 
-# of Ray Tune and Ray, read as they are imported or started
+# settings of Ray Tune and Ray, read when they are imported or started
 SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may end without a value
-    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # the sweep's state is in its trials' records
-    "TUNE_FORCE_TRIAL_CLEANUP_S": str(3600),  # an actor that waits for its run to save
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # trial records hold the sweep's state
+    "TUNE_FORCE_TRIAL_CLEANUP_S": str(3600),  # an actor may wait long for its run to save
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
@@ -67,7 +67,7 @@ class SweepError(RopewalkError):
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Search until all trials are over; returns the best one. Continues where an earlier attempt was killed."""
+    """Search until all trials have ended and return the best one; continues the work of earlier attempts."""
     return Driver(context, context.config(SweepConfig)).drive()
 
 
@@ -77,25 +77,25 @@ class Driver:
     def __init__(self, context: JobContext, config: SweepConfig) -> None:
         self.context, self.config, self.sweep = context, config, context.run
         self.sample = sample_config(config)
-        on = self.sweep.record["trials_on"]
-        self.cluster, self.local = str(on["cluster"]), on["backend"] == "local"
-        wanted = self.sample.resources
-        self.gpus = wanted.nodes.most * wanted.gpus if self.local else 0
+        trials_on = self.sweep.record["trials_on"]
+        self.cluster, self.local = str(trials_on["cluster"]), trials_on["backend"] == "local"
+        resources = self.sample.resources
+        self.gpus = resources.nodes.most * resources.gpus if self.local else 0
         if self.local:
-            deal_devices(wanted)  # else Tune would wait for GPUs that will never be there
-        self.slots = concurrent_trials(config, wanted, str(on["backend"]))
-        # as they were at submission; whoever starts, asks for or cancels a trial finds them by the variable
+            deal_devices(resources)  # raises if there are too few GPUs, for which Tune would wait forever
+        self.slots = concurrent_trials(config, resources, str(trials_on["backend"]))
+        # profiles of the time of submission; all processes that handle trials find them by the variable
         write_atomically(self.sweep.path / CLUSTERS, yaml.safe_dump(self.sweep.record["clusters"]))
         os.environ[PROFILES_VARIABLE] = str(self.sweep.path / CLUSTERS)
 
     def drive(self) -> dict[str, object]:
-        """Search, and return the results. Raises StopRequested if a later attempt continues, SweepError if nothing was found."""
+        """Search and return the results. Raises StopRequested if a later attempt continues, SweepError if there is no result."""
         load_backend(self.cluster).check_rights()
         scratch = self._scratch()
         self._reopen()
         try:
-            with self._launcher() as place:
-                context = self._sweep_context(scratch, place)
+            with self._launcher() as folder:
+                context = self._sweep_context(scratch, folder)
                 watchdog = Watchdog(context, self.context.stop_requested, self.config.num_trials)
                 with self._ray(scratch, watchdog):
                     broken = self._tune(context)
@@ -106,7 +106,7 @@ class Driver:
             remove_scratch(scratch)
 
     def _scratch(self) -> Path:
-        """A folder for what is thrown away; where trials' actors are on several nodes, one that all of them see."""
+        """Return a folder for temporary files; a shared one if trials' actors run on several nodes."""
         if not self.config.allocation:
             return short_scratch()
         path = self.sweep.attempt_dir(self.context.attempt) / "scratch"
@@ -114,19 +114,19 @@ class Driver:
         return path
 
     def _launcher(self) -> AbstractContextManager[Path]:
-        if self.config.allocation:  # each actor supervises its trial itself, on the nodes that Ray has set aside for it
+        if self.config.allocation:  # each actor supervises its trial on the nodes reserved by Ray
             return nullcontext(Path())
         output = self.sweep.log_dir(self.context.attempt) / "launcher.log"
         return launcher(output, self._environment(), self._modules())
 
-    def _sweep_context(self, scratch: Path, place: Path) -> SweepContext:
+    def _sweep_context(self, scratch: Path, launcher_folder: Path) -> SweepContext:
         return SweepContext(
             sweep=self.sweep,
             attempt=self.context.attempt,
             config=self.config,
             cluster=self.cluster,
             scratch=scratch,
-            launcher=place,
+            launcher=launcher_folder,
             gpus=self.gpus,
             every_steps=decision_steps(self.config, self.sample),
             total_steps=steps_of(self.sample),
@@ -135,21 +135,21 @@ class Driver:
         )
 
     def _environment(self) -> dict[str, str]:
-        """Variables of the process that starts the trials."""
-        ours = {PROFILES_VARIABLE: os.environ[PROFILES_VARIABLE]}
-        if self.local and "OMP_NUM_THREADS" not in os.environ:  # they share this machine
-            ours["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.slots))
-        return ours
+        """Return environment variables of the process that starts the trials."""
+        variables = {PROFILES_VARIABLE: os.environ[PROFILES_VARIABLE]}
+        if self.local and "OMP_NUM_THREADS" not in os.environ:  # trials share this machine
+            variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.slots))
+        return variables
 
     def _modules(self) -> list[str]:
-        """Modules that every trial on this machine would import, one after the other."""
+        """Return modules to import once for all trials on this machine."""
         if not self.local:
             return []
         record = make_record(self.config.job, self.sample, self.cluster, {})
         return ["ropewalk.cluster.backends.local.supervisor_main", *preload_modules(unwritten_run(self.sample, record))]
 
     def _reopen(self) -> None:
-        """Let trials that ended only because the sweep was cancelled be resumed, now that the sweep is."""
+        """Reopen trials that were cancelled together with the sweep, now that the sweep is resumed."""
         times = [float(event["time"]) for event in self.sweep.read_events(afresh=True) if event["event"] == SWEEP_CANCELLED]
         for record in read_records(self.sweep):
             if record.with_sweep or (times and self._cancelled_since(record, times[-1])):
@@ -157,14 +157,14 @@ class Driver:
                 write_record(self.sweep, record)
 
     def _cancelled_since(self, record: TrialRecord, time: float) -> bool:
-        """Whether its run was cancelled after that time, when no driver lived to write it down."""
+        """Return True if the trial's run was cancelled after that time without a driver to record it."""
         outcome = final_outcome(RunDir(self.sweep.path.parent / record.runs[-1])) if record.runs else None
         cancelled = outcome is not None and outcome.state is RunState.CANCELLED and outcome.ended >= time
         return cancelled and not record.state.final
 
     @contextmanager
     def _ray(self, scratch: Path, watchdog: Watchdog) -> Iterator[None]:
-        """The Ray that Tune works in: over the sweep's allocation, or a small one of its own."""
+        """Connect to the Ray cluster for Tune: that of the sweep's allocation, or a small local one."""
         os.environ.update(SETTINGS)
         process = None if self.config.allocation else self._start_ray(scratch)
         try:
@@ -183,9 +183,9 @@ class Driver:
                 stop_ray(process, scratch)
 
     def _start_ray(self, scratch: Path) -> subprocess.Popen[bytes]:
-        """Start a Ray with a CPU for each trial that may run at a time: they are slots, not cores."""
+        """Start a local Ray with one CPU per concurrent trial; these are slots, not cores."""
         devices = machine_devices() if self.gpus else []
-        os.environ[DEVICES_VARIABLE] = ",".join(devices)  # the driver's node has none; Ray hands these out to the trials
+        os.environ[DEVICES_VARIABLE] = ",".join(devices)  # Ray assigns these to trials
         os.environ[ORDER_VARIABLE] = device_order()
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # lives in memory only
@@ -203,7 +203,7 @@ class Driver:
         return start_ray(node, scratch, head=True)
 
     def _tune(self, context: SweepContext) -> list[int]:
-        """Let Tune run until all trials are over, or until all are told to stop; returns trials whose actors failed."""
+        """Run Tune until all trials have ended or must stop; return trials whose actors failed."""
         from ray import tune
 
         from ropewalk.jobs.orchestration.sweep.tune import (
@@ -215,10 +215,10 @@ class Driver:
             param_space,
         )
 
-        logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it misses the results that Tune was told not to keep
-        # a population is there from the beginning
+        logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it warns of results that Tune was configured not to keep
+        # a population starts as a whole
         at_once = self.config.num_trials if self.config.scheduler == "pbt" else self.slots
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)  # their actors start at the same time
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)  # start their actors at the same time
         decisions = Decisions(context)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(RunTrainable, context=context), self._resources()),
@@ -234,44 +234,44 @@ class Driver:
                 storage_path=str(context.scratch),
                 verbose=0,
                 callbacks=[decisions],
-                failure_config=tune.FailureConfig(max_failures=3),  # of actors; a run that fails is no failure of its actor
+                failure_config=tune.FailureConfig(max_failures=3),  # failures of actors; a failed run is not a failed actor
             ),
         )
         tuner.fit()
         return decisions.broken
 
     def _resources(self) -> Any:
-        """What Tune asks of Ray for each trial."""
+        """Return the Ray resources of each trial."""
         return placement(self.sample.resources) if self.config.allocation else {"CPU": 1, "GPU": self.gpus}
 
     # --- the end
 
     def _conclude(self, context: SweepContext, watchdog: Watchdog) -> dict[str, object]:
-        reason = watchdog.stop_reason or context.stop_reason()  # trials may have heard of a cancel first
+        reason = watchdog.stop_reason or context.stop_reason()  # trials may have noticed a cancel request first
         if reason == "preempted" and (self.sweep.cancel_requested or self.sweep.orphaned):
-            reason = "cancelled"  # the signal was faster than the request
+            reason = "cancelled"  # the signal arrived before the request
         if reason == "preempted":
-            raise StopRequested("the trials keep running; the next attempt follows them again")
+            raise StopRequested("the trials keep running; the next attempt follows them")
         self._end_runs(context, reason)
         watchdog.publish()
         if reason == "cancelled":
             raise StopRequested("all trials have saved and exited")
         causes = [record.cause for record in read_records(self.sweep) if record.state is TrialState.FAILED]
         if reason == "failures":
-            raise SweepError(f"{watchdog.num_failed} trials failed; the first: {causes[0] if causes else ''}")
-        found = read_sweep(self.sweep)
-        write_readable(found)
-        results = found.summary()
+            raise SweepError(f"{watchdog.num_failed} trials failed; first cause: {causes[0] if causes else ''}")
+        sweep_results = read_sweep(self.sweep)
+        write_readable(sweep_results)
+        results = sweep_results.summary()
         if results["best_trial"] is None:
-            raise SweepError(f"no trial reported {self.config.metric}; {causes[0] if causes else 'none had the time'}")
+            raise SweepError(f"no trial reported {self.config.metric}; {causes[0] if causes else 'none ran long enough'}")
         return results
 
     def _end_runs(self, context: SweepContext, reason: str) -> None:
-        """End all trials' runs, whoever followed them: none outlives the sweep. Trials that were not over get their state."""
+        """End the runs of all trials, so that none outlives the sweep, and set the final state of open trials."""
         runs: list[RunDir] = []
         for record in read_records(self.sweep):
             if not record.state.final:
-                state, cause = ENDS.get(reason, (TrialState.CANCELLED, "the sweep ended before it"))
+                state, cause = OPEN_TRIAL_ENDS.get(reason, (TrialState.CANCELLED, "the sweep ended before it"))
                 record.end(state, cause, with_sweep=reason == "cancelled")
                 write_record(self.sweep, record)
             runs += map(context.run, record.runs)

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: parallel coordinates, history, curves, importance; stopped trials are lighter than finished ones."""
+"""Plots of a sweep: parallel coordinates, history, curves, importance. Stopped trials are lighter than finished ones."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,25 +11,25 @@ from ropewalk.jobs.orchestration.sweep.results import SweepResults, TrialResult,
 from ropewalk.jobs.runs.show.plots import EVENT, INK, MUTED, TRAIN, VALIDATION, dress
 
 BEST, FINISHED, STOPPED = VALIDATION, TRAIN, "#b8c4d0"
-UNSET = -0.09  # where a line passes an axis whose condition does not hold
-RANKS_TOLD = 12  # values beside the axis of ranks
-MOST_ENDS = 40  # trials whose end is marked by a point
-MANY = 12  # values, of which a few may be left beyond the edge
-KEPT = 0.9  # share of the values that a scale is made for; a few that diverged must not flatten the others
+UNSET = -0.09  # position on the axis of a parameter that is not set
+RANK_LABELS = 12  # labels on the axis of ranks
+MOST_ENDS = 40  # up to so many trials, ends are marked by points
+MANY = 12  # from so many values on, a few may lie beyond the edge
+VISIBLE_SHARE = 0.9  # share of the values that fits on the scale; a few diverged ones must not flatten the others
 
 
 def draw_parallel(axis: Any, results: SweepResults) -> None:
-    """A line a trial through its parameters to its place among the others: the best on top."""
+    """Draw a line per trial through its parameters to its rank, with the best trial on top."""
     trials = results.eligible
     axes = axes_of(results.run.record["config"].get("space") or {}, trials)
     unset = any(a.key not in t.parameters for a in axes for t in trials)
-    # by rank: where trials were stopped on the way, their values would press those of the others into one point
-    ranks = {trial.trial: 1 - place / max(1, len(trials) - 1) for place, trial in enumerate(trials)}
-    for trial in reversed(trials):  # the best is drawn last, over the others
-        heights = [a.place(trial.parameters[a.key]) if a.key in trial.parameters else UNSET for a in axes]
+    # by rank, because the values of stopped trials would compress those of the others
+    ranks = {trial.trial: 1 - rank / max(1, len(trials) - 1) for rank, trial in enumerate(trials)}
+    for trial in reversed(trials):  # the best is drawn last, above the others
+        heights = [a.position(trial.parameters[a.key]) if a.key in trial.parameters else UNSET for a in axes]
         axis.plot(*_bent([*heights, ranks[trial.trial]]), **_style(trial, results))
-    told = trials[:: max(1, -(-len(trials) // RANKS_TOLD))]
-    values = [(ranks[t.trial], format_metric(float(t.metric or 0))) for t in told]
+    labelled = trials[:: max(1, -(-len(trials) // RANK_LABELS))]
+    values = [(ranks[t.trial], format_metric(float(t.metric or 0))) for t in labelled]
     columns = [(a.key, a.ticks()) for a in axes] + [(f"{results.metric}, by rank", values)]
     for x, (name, ticks) in enumerate(columns):
         _draw_scale(axis, x, _name(name, len(columns)), ticks, last=x == len(columns) - 1)
@@ -45,14 +45,14 @@ def _draw_scale(axis: Any, x: int, name: str, ticks: Sequence[tuple[float, str]]
     side, ha = (6, "left") if last else (-5, "right")
     box = {"boxstyle": "square,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
     beside = {"textcoords": "offset points", "color": INK, "zorder": 6}
-    for place, word in ticks:
-        axis.annotate(word, (x, place), xytext=(side, 0), ha=ha, va="center", fontsize=8, bbox=box, **beside)
+    for position, label in ticks:
+        axis.annotate(label, (x, position), xytext=(side, 0), ha=ha, va="center", fontsize=8, bbox=box, **beside)
     weight = "bold" if last else "normal"
     axis.annotate(name, (x, 1), xytext=(0, 10), ha="center", va="bottom", fontsize=9, fontweight=weight, **beside)
 
 
 def draw_history(axis: Any, results: SweepResults) -> None:
-    """Each trial's metric in the order in which they began, and the best so far."""
+    """Draw each trial's metric in order of start, and the best so far."""
     trials = [t for t in results.trials if t.metric is not None and t.state != "FAILED"]
     values = [float(t.metric or 0) for t in trials]
     _limit(axis, results, values)
@@ -61,17 +61,17 @@ def draw_history(axis: Any, results: SweepResults) -> None:
         ("STOPPED", "stopped", {"color": "white", "edgecolor": STOPPED, "linewidth": 1.4}),
         ("", "finished", {"color": FINISHED, "edgecolor": "white", "linewidth": 0.6}),
     ):
-        mine = [t for t in trials if (t.state == "STOPPED") == (kind == "STOPPED")]
-        if mine:
-            heights = [min(max(float(t.metric or 0), low), high) for t in mine]  # one far beyond lies on the edge
-            axis.scatter([t.trial for t in mine], heights, s=34, zorder=3, label=label, clip_on=False, **style)
+        group = [t for t in trials if (t.state == "STOPPED") == (kind == "STOPPED")]
+        if group:
+            heights = [min(max(float(t.metric or 0), low), high) for t in group]  # outliers are drawn at the edge
+            axis.scatter([t.trial for t in group], heights, s=34, zorder=3, label=label, clip_on=False, **style)
     failed = [t.trial for t in results.trials if t.state == "FAILED"]
     if failed:
         edge = [high if results.mode == "min" else low] * len(failed)
         axis.scatter(failed, edge, marker="x", color=EVENT, s=28, zorder=4, label="failed", clip_on=False)
     best = list(itertools.accumulate(values, min if results.mode == "min" else max))
     axis.step([t.trial for t in trials], best, where="post", color=BEST, linewidth=1.8, zorder=2, label="best so far")
-    dress(axis, f"{results.metric} of each trial, in the order of their start")
+    dress(axis, f"{results.metric} of each trial, in order of start")
     axis.set_xlabel("trial")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.margins(x=0.03)
@@ -79,7 +79,7 @@ def draw_history(axis: Any, results: SweepResults) -> None:
 
 
 def draw_curves(axis: Any, results: SweepResults) -> None:
-    """The metric over the steps: where trials were stopped, and what became of the others."""
+    """Draw the metric of each trial over the steps."""
     trials = [t for t in reversed(results.eligible) if t.points]
     for trial in trials:
         steps, values = zip(*trial.points, strict=True)
@@ -92,26 +92,26 @@ def draw_curves(axis: Any, results: SweepResults) -> None:
     axis.set_xlabel("step")
 
 
-def draw_importance(axis: Any, found: Importance) -> None:
-    """A bar a parameter; a mark shows how far chance alone reaches."""
-    keys = list(found.shares)[::-1]
-    dress(axis, "which parameter matters (PED-ANOVA, shares of 1)")
+def draw_importance(axis: Any, importance: Importance) -> None:
+    """Draw a bar per parameter, with a mark at the share that chance alone reaches."""
+    keys = list(importance.shares)[::-1]
+    dress(axis, "importance of parameters (PED-ANOVA, shares of 1)")
     if not keys:
         axis.set_axis_off()
-        axis.text(0.0, 0.9, found.caution, transform=axis.transAxes, color=MUTED, fontsize=9, va="top", wrap=True)
+        axis.text(0.0, 0.9, importance.caution, transform=axis.transAxes, color=MUTED, fontsize=9, va="top", wrap=True)
         return
-    shares, chance = [found.shares[k] for k in keys], [found.chance[k] for k in keys]
+    shares, chance = [importance.shares[k] for k in keys], [importance.chance[k] for k in keys]
     colors = [FINISHED if share > limit else STOPPED for share, limit in zip(shares, chance, strict=True)]
     axis.barh(keys, shares, color=colors, height=0.56, zorder=2)
-    for place, (share, limit) in enumerate(zip(shares, chance, strict=True)):
-        axis.plot([min(limit, 1.0)] * 2, [place - 0.38, place + 0.38], color=INK, linewidth=1.4, zorder=3)
-        axis.annotate(f"{share:.2f}", (max(share, min(limit, 1.0)), place), xytext=(6, 0), textcoords="offset points",
+    for row, (share, limit) in enumerate(zip(shares, chance, strict=True)):
+        axis.plot([min(limit, 1.0)] * 2, [row - 0.38, row + 0.38], color=INK, linewidth=1.4, zorder=3)
+        axis.annotate(f"{share:.2f}", (max(share, min(limit, 1.0)), row), xytext=(6, 0), textcoords="offset points",
                       va="center", fontsize=8, color=INK)  # fmt: skip
     axis.set(xlim=(0, max(1.0, *shares) * 1.12), ylim=(-0.6, len(keys) - 0.4))
     axis.tick_params(axis="y", labelcolor=INK)
     axis.grid(False, axis="y")
-    words = f"black mark: 95% of shuffled metrics stay below it (n = {found.n})"
-    axis.set_xlabel(f"{words}\n{found.caution}" if found.caution else words, fontsize=8)
+    legend = f"black mark: 95th percentile with shuffled metrics (n = {importance.n})"
+    axis.set_xlabel(f"{legend}\n{importance.caution}" if importance.caution else legend, fontsize=8)
 
 
 def _style(trial: TrialResult, results: SweepResults) -> dict[str, Any]:
@@ -124,10 +124,10 @@ def _style(trial: TrialResult, results: SweepResults) -> dict[str, Any]:
 
 
 def _range(values: Sequence[float], mode: str) -> tuple[float, float]:
-    """From the best to the worst; to the worst but a few where those lie far beyond many others."""
+    """Return the range of the values, without a few far outliers on the bad side if there are many values."""
     ordered = sorted(values, reverse=mode == "max")
-    best, kept, worst = ordered[0], ordered[int(KEPT * (len(ordered) - 1))], ordered[-1]
-    end = kept if len(values) >= MANY and abs(worst - best) > 2 * abs(kept - best) > 0 else worst
+    best, last_visible, worst = ordered[0], ordered[int(VISIBLE_SHARE * (len(ordered) - 1))], ordered[-1]
+    end = last_visible if len(values) >= MANY and abs(worst - best) > 2 * abs(last_visible - best) > 0 else worst
     return min(best, end), max(best, end)
 
 
@@ -139,7 +139,7 @@ def _limit(axis: Any, results: SweepResults, values: Sequence[float]) -> None:
 
 
 def _bent(heights: Sequence[float], points: int = 24) -> tuple[Any, Any]:
-    """A smooth line through one height per axis, level at each."""
+    """Return a smooth line through one height per axis, horizontal at each."""
     import numpy as np
 
     xs = np.linspace(0, len(heights) - 1, points * (len(heights) - 1) + 1)
@@ -149,12 +149,12 @@ def _bent(heights: Sequence[float], points: int = 24) -> tuple[Any, Any]:
 
 
 def _name(key: str, columns: int) -> str:
-    """A long key over two lines where many axes stand side by side."""
+    """Break a long key into two lines if there are many axes."""
     return key if columns <= 4 else key.replace(".", ".\n", 1).replace("/", "/\n", 1)
 
 
 def title_of(results: SweepResults) -> str:
-    """What stands above a picture."""
+    """Return the title of a plot."""
     best = results.best
     if best is None or best.metric is None:
         return results.run.id

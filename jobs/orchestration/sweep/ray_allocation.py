@@ -1,4 +1,4 @@
-"""The nodes of a placement group as an allocation: a trial's agents run where Ray has set cores and GPUs aside for them."""
+"""Allocation of a trial on a Ray placement group: its agents run on cores and GPUs reserved by Ray."""
 
 import os
 import secrets
@@ -27,12 +27,12 @@ from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSp
 from ropewalk.jobs.runs.submit.launcher import OURS
 
 ANSWER_SECONDS = 60.0
-LOOK_SECONDS = 0.3  # between two questions about one process
-NODE_GONE = -signal.SIGKILL  # how a process ended whose node or actor is not there any more
+POLL_SECONDS = 0.3  # between two polls of a process
+NODE_GONE = -signal.SIGKILL  # exit code of a process whose node or actor is gone
 
 
 class NodeServer:
-    """An actor on a node: it starts commands there, polls them and ends them."""
+    """Actor on a node that starts, polls and ends commands there."""
 
     def __init__(self) -> None:
         self.disk = make_scratch("n")
@@ -40,16 +40,16 @@ class NodeServer:
         self.store_port = ReservedPort()
 
     def address(self) -> str:
-        """The address under which the other nodes reach this one."""
+        """Return the address of this node for other nodes."""
         return str(ray.util.get_node_ip_address())
 
     def free_port(self) -> int:
-        """Reserve a port of this node that this user alone can bind, until the next call."""
+        """Reserve a port of this node that only this user can bind, until the next call."""
         return self.store_port.take(self.address())
 
     def start(self, command: list[str], environment: Mapping[str, str], log: str) -> int:
-        """Start a command in a session of its own; returns its process id."""
-        # Ray has set which GPUs are this actor's
+        """Start a command in its own session and return its process id."""
+        # Ray sets the variable of this actor's GPUs
         values = {name: value for name, value in os.environ.items() if name == DEVICES_VARIABLE or name not in OURS}
         with open(log, "ab") as stream, stop_signals_blocked():
             process = subprocess.Popen(
@@ -64,7 +64,7 @@ class NodeServer:
         return process.pid
 
     def poll(self, pid: int) -> int | None:
-        """The exit code of a process, or None while it runs."""
+        """Return the exit code of a process, or None while it runs."""
         return self.processes[pid].poll()
 
     def signal(self, pid: int, number: int) -> None:
@@ -72,22 +72,22 @@ class NodeServer:
         self.processes[pid].send_signal(number)
 
     def end(self, pid: int) -> int:
-        """Kill a process and its descendants; returns its exit code."""
+        """Kill a process and its descendants, and return its exit code."""
         end(family(pid))
         return self.processes[pid].wait()
 
     def clean(self) -> None:
-        """End all processes that were started here."""
+        """Kill all processes started here."""
         end(processes_of(self.disk))
 
     def close(self) -> None:
-        """End all processes that were started here, and remove their files."""
+        """Kill all processes started here and remove their files."""
         self.clean()
         remove_scratch(self.disk)
 
 
 class RemoteProcess:
-    """A process on another node, as `ropewalk.cluster.process.forking.Process` wants it."""
+    """A process on another node, with the interface of `ropewalk.cluster.process.forking.Process`."""
 
     def __init__(self, server: Any, pid: int, args: list[str]) -> None:
         self.server, self.pid, self.args = server, pid, args
@@ -95,18 +95,17 @@ class RemoteProcess:
         self._next_look = 0.0
 
     def poll(self) -> int | None:
-        """Look whether the process has ended, asking its node at most every LOOK_SECONDS."""
+        """Return the exit code, or None while the process runs; query its node at most every POLL_SECONDS."""
         if self.returncode is None and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + LOOK_SECONDS
+            self._next_look = time.monotonic() + POLL_SECONDS
             self.returncode = _answer(self.server.poll.remote(self.pid), NODE_GONE)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end of the process. Raises subprocess.TimeoutExpired."""
-        return wait_by_polling(self, timeout, LOOK_SECONDS)
+        return wait_by_polling(self, timeout, POLL_SECONDS)
 
     def send_signal(self, sig: int) -> None:
-        """Send a signal to the process."""
         _answer(self.server.signal.remote(self.pid, int(sig)), None)
 
     def terminate(self) -> None:
@@ -120,7 +119,7 @@ class RemoteProcess:
 
 
 def _answer(reference: Any, otherwise: Any) -> Any:
-    """An actor's answer, or `otherwise` where the actor is gone."""
+    """Return an actor's answer, or `otherwise` if the actor is gone."""
     try:
         return ray.get(reference, timeout=ANSWER_SECONDS)
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
@@ -128,14 +127,14 @@ def _answer(reference: Any, otherwise: Any) -> Any:
 
 
 class RayClusterAllocation(Allocation):
-    """A server on each bundle of the trial's placement group. `sweep_stop_reason` says why the whole sweep must stop, if so."""
+    """Nodes of a trial: a server per bundle of its placement group. `sweep_stop_reason` returns why the whole sweep must stop."""
 
     name = "allocation"
-    owner_limits_time = True  # the sweep has one for all its trials
+    owner_limits_time = True  # the sweep has a time limit for all its trials
 
     def __init__(self, run: RunDir, resources: Resources, group: PlacementGroup, sweep_stop_reason: Callable[[], str]) -> None:
         self.run, self.resources, self.sweep_stop_reason = run, resources, sweep_stop_reason
-        self.token = secrets.token_hex(32)  # lives in memory only
+        self.token = secrets.token_hex(32)  # only kept in memory
         self.gone: set[int] = set()
         cpus, gpus = cpus_of(resources), resources.gpus
         server = ray.remote(NodeServer)
@@ -147,14 +146,14 @@ class RayClusterAllocation(Allocation):
             ).remote()
             for bundle in range(resources.nodes.most)
         ]
-        self.addresses: list[str] = ray.get([one.address.remote() for one in self.servers])
+        self.addresses: list[str] = ray.get([server.address.remote() for server in self.servers])
 
     def initial_nodes(self) -> list[int]:
-        """Return the nodes that were not lost."""
+        """Return the nodes that are not lost."""
         return [node for node in range(len(self.servers)) if node not in self.gone]
 
     def address(self, node: int) -> str:
-        """Return the node's address, as Ray knows it."""
+        """Return the node's address in Ray."""
         return self.addresses[node]
 
     def free_port(self) -> int:
@@ -162,7 +161,7 @@ class RayClusterAllocation(Allocation):
         return int(ray.get(self.servers[0].free_port.remote()))
 
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
-        """Start a command on a node, through its server."""
+        """Start a command on a node through its server."""
         cpus = cpus_of(self.resources)
         values = agent_environment(self.run, self.resources, cpus=cpus, ray_token=self.token)
         pid = ray.get(self.servers[node].start.remote(spec.command(), values, str(log)))
@@ -174,7 +173,7 @@ class RayClusterAllocation(Allocation):
         process.end()
 
     def clean_up(self, node: int) -> None:
-        """End processes that have left the agent's process group."""
+        """Kill processes that have left the agent's process group."""
         _answer(self.servers[node].clean.remote(), None)
 
     def mark_lost(self, node: int) -> None:
@@ -183,28 +182,28 @@ class RayClusterAllocation(Allocation):
         self.gone.add(node)
 
     def release(self, node: int) -> None:
-        """Stop using a node; Ray keeps it for the trial until that is over."""
+        """Stop using a node; Ray keeps it reserved until the trial ends."""
         self.gone.add(node)
 
     def stop_reason(self) -> str:
-        """Say that the whole sweep is preempted, if it is."""
+        """Return PREEMPTED if the whole sweep is preempted, else an empty string."""
         return StopReason.PREEMPTED if self.sweep_stop_reason() == StopReason.PREEMPTED else ""
 
     def query_stop_reason(self) -> str:
-        """Say that the sweep is preempted: what stops agents past their supervisor stops the whole sweep."""
+        """Return PREEMPTED: a stop that reaches agents directly is one of the whole sweep."""
         return StopReason.PREEMPTED
 
     def can_retry(self) -> bool:
-        """Say whether all nodes are still there, and the sweep keeps running."""
+        """Return True if all nodes are present and the sweep keeps running."""
         return not self.gone and not self.sweep_stop_reason()
 
     def close(self) -> None:
-        """End all processes of the trial and remove its files, on every node."""
+        """Kill all processes of the trial and remove its files on every node."""
         for server in self.servers:
             _answer(server.close.remote(), None)
             ray.kill(server)
 
 
 def cpus_of(resources: Resources) -> int:
-    """The cores that a trial takes on each of its nodes."""
+    """Return the cores of a trial per node."""
     return resources.cpus or resources.local_world_size

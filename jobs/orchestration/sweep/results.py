@@ -1,4 +1,4 @@
-"""What a sweep has found so far: its trials, the best of them, the steps spent and the steps saved. Reads files only."""
+"""Results of a sweep so far: trials, the best one, steps spent and saved. Reads files only."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,53 +9,53 @@ from typing import Any
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
-from ropewalk.jobs.orchestration.sweep.curves import MetricFollower, joined
+from ropewalk.jobs.orchestration.sweep.curves import MetricFollower, join_runs
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord, TrialState, read_records
 from ropewalk.jobs.runs.show.status import all_runs, find_run, newest, states
 
 
 @dataclass(kw_only=True)
 class TrialResult(TrialRecord):
-    """One trial: its record, and what its runs have written."""
+    """A trial's record with the metrics of its runs."""
 
     points: Sequence[tuple[int, float]] = ()  # (step, metric), steps ascending
-    metric: float | None = None  # the newest value, as Ray Tune judges; None: none yet, or not a number any more
-    best_metric: float | None = None  # the best on the way
-    steps: int = 0  # the step it has come to
-    steps_spent: int = 0  # with those done again after a resume
-    steps_full: int | None = None  # the steps of a trial that nobody stops
+    metric: float | None = None  # newest value, which Ray Tune compares; None: no value, or diverged
+    best_metric: float | None = None  # best value so far
+    steps: int = 0  # newest step
+    steps_spent: int = 0  # including steps repeated after a resume
+    steps_full: int | None = None  # steps of a complete trial
     seconds: float = 0.0
-    run_state: str | None = None  # of its newest run, where the scheduler was asked
+    run_state: str | None = None  # state of its newest run, if the scheduler was queried
 
     @property
     def run(self) -> str | None:
-        """The newest run of the trial."""
+        """Newest run of the trial."""
         return self.runs[-1] if self.runs else None
 
     def plain(self) -> dict[str, Any]:
-        """What `show --json` prints of the trial."""
-        left_out = {"points", "steps_full", "sampled", "with_sweep"}
-        return {"trial": self.trial, "run": self.run, **{k: v for k, v in vars(self).items() if k not in left_out}}
+        """Return the trial's output of `show --json`."""
+        hidden = {"points", "steps_full", "sampled", "with_sweep"}
+        return {"trial": self.trial, "run": self.run, **{k: v for k, v in vars(self).items() if k not in hidden}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResults:
-    """A sweep at one moment."""
+    """A snapshot of a sweep."""
 
     run: RunDir
     metric: str
     mode: str  # min or max
-    wanted: int | None  # trials the sweep was asked for
+    wanted: int | None  # configured number of trials
     trials: Sequence[TrialResult]  # by number
 
     @property
     def job(self) -> str:
-        """The job whose configuration is searched."""
+        """Job whose configuration is searched."""
         return str(self.run.record["config"].get("job"))
 
     @cached_property
     def ranked(self) -> list[TrialResult]:
-        """All trials, the best first; those without a value after them, those that failed last."""
+        """All trials, best first, then those without a value, then failed ones."""
         sign = 1 if self.mode == "min" else -1
         return sorted(
             self.trials,
@@ -64,53 +64,52 @@ class SweepResults:
 
     @property
     def eligible(self) -> list[TrialResult]:
-        """Trials that can win, the best first: they have a value and did not fail."""
+        """Trials that have a value and did not fail, best first."""
         return [trial for trial in self.ranked if trial.metric is not None and trial.state != TrialState.FAILED]
 
     @property
     def best(self) -> TrialResult | None:
-        """The best trial so far."""
         return next(iter(self.eligible), None)
 
     @property
     def by_state(self) -> dict[str, int]:
-        """How many trials are in each state."""
+        """Number of trials per state."""
         return dict(Counter(trial.state.value for trial in self.trials))
 
     @property
     def states(self) -> str:
-        """`1 running, 8 stopped, 3 succeeded`."""
+        """Summary such as `1 running, 8 stopped, 3 succeeded`."""
         return ", ".join(f"{count} {state.lower()}" for state, count in sorted(self.by_state.items()))
 
     @property
     def keys(self) -> list[str]:
-        """Every parameter that some trial has."""
+        """Parameters of all trials."""
         return list(dict.fromkeys(key for trial in self.trials for key in trial.parameters))
 
     @property
     def spent(self) -> int:
-        """Steps that all trials have done."""
+        """Steps done by all trials."""
         return sum(trial.steps_spent for trial in self.trials)
 
     @property
     def full(self) -> int | None:
-        """Steps that the trials begun so far would do if nobody stopped them; None where no trial tells its length."""
-        begun = [trial.steps_full for trial in self.trials if trial.runs]
-        return sum(steps for steps in begun if steps) if any(begun) else None
+        """Steps that the trials started so far would take to completion; None if that is unknown."""
+        started = [trial.steps_full for trial in self.trials if trial.runs]
+        return sum(steps for steps in started if steps) if any(started) else None
 
     @property
     def saved(self) -> int:
-        """Steps that the scheduler saved by stopping trials."""
+        """Steps saved by stopping trials early."""
         stopped = [trial for trial in self.trials if trial.state == "STOPPED"]
         return sum(max(0, (trial.steps_full or trial.steps) - trial.steps) for trial in stopped)
 
     @property
     def seconds(self) -> float:
-        """Seconds that all trials ran, one after the other."""
+        """Total run time of all trials."""
         return sum(trial.seconds for trial in self.trials)
 
     def plain(self) -> dict[str, Any]:
-        """What `show --json` prints besides the run's own keys."""
+        """Return the sweep's part of `show --json`."""
         return {
             "metric": self.metric,
             "mode": self.mode,
@@ -124,7 +123,7 @@ class SweepResults:
         }
 
     def summary(self) -> dict[str, Any]:
-        """The results of the sweep's own run: the best trial, and what it cost to find it."""
+        """Return the results of the sweep's own run: the best trial and the cost of the search."""
         best = self.best
         return {
             "best_trial": best.trial if best else None,
@@ -139,7 +138,7 @@ class SweepResults:
 
 
 class SweepReader:
-    """Reads a sweep repeatedly: each time only what is new of the trials' metrics."""
+    """Reads a sweep repeatedly, each time only the new metrics of its trials."""
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
@@ -147,7 +146,7 @@ class SweepReader:
         self._series: dict[str, MetricFollower] = {}
 
     def read(self) -> SweepResults:
-        """The sweep as it is now."""
+        """Return the current state of the sweep."""
         trials = [self._trial(record) for record in read_records(self.run)]
         longest = max((trial.steps for trial in trials if trial.state == TrialState.SUCCEEDED), default=None)
         return SweepResults(
@@ -160,54 +159,54 @@ class SweepReader:
 
     def _trial(self, record: TrialRecord) -> TrialResult:
         series = [self._read_run(run_id) for run_id in record.runs]
-        points = joined(series)
+        points = join_runs(series)
         values = [value for _, value in points]
         newest = series[-1] if series else None
         better = min if self.config.get("mode", "min") == "min" else max
         if not record.state.final and record.state is not TrialState.PAUSED and newest is not None and newest.outcome is not None:
-            # the driver has not seen yet that the trial's run is over
+            # the driver has not noticed yet that the run ended
             record.state, record.cause = TrialState(newest.outcome.state.value), record.cause or newest.outcome.cause
         return TrialResult(
             **vars(record),
             points=points,
             metric=values[-1] if values and not (newest and newest.diverged) else None,
             best_metric=better(values) if values else None,
-            steps=max((one.step for one in series), default=0) if newest is None or not newest.step else newest.step,
-            steps_spent=sum(one.steps_spent for one in series),
+            steps=max((run.step for run in series), default=0) if newest is None or not newest.step else newest.step,
+            steps_spent=sum(run.steps_spent for run in series),
             steps_full=_full_steps(self.config, record),
-            seconds=sum(one.seconds for one in series),
+            seconds=sum(run.seconds for run in series),
         )
 
     def _read_run(self, run_id: str) -> MetricFollower:
         if run_id not in self._series:
-            # trials lie beside their sweep, under whatever name this machine sees the runs' root
+            # trials are beside their sweep, whatever path this machine has for the runs' root
             self._series[run_id] = MetricFollower(RunDir(self.run.path.parent / run_id), str(self.config.get("metric", "")))
         self._series[run_id].refresh()
         return self._series[run_id]
 
 
 def read_sweep(run: RunDir) -> SweepResults:
-    """The sweep as it is now, read once."""
+    """Read a sweep once."""
     return SweepReader(run).read()
 
 
 def with_run_states(results: SweepResults) -> SweepResults:
-    """The results, with what the schedulers say of the runs of trials that are not over: one question to each."""
+    """Return the results with the schedulers' states of open trials' runs, using one query per scheduler."""
     root = results.run.path.parent
     runs = {trial.run: RunDir(root / trial.run) for trial in results.trials if trial.run and not trial.state.final}
-    asked = states(list(runs.values())) if runs else {}
-    said = {trial.trial: asked[trial.run].state.value for trial in results.trials if trial.run in asked}
-    return replace(results, trials=[replace(t, run_state=said.get(t.trial)) for t in results.trials])
+    run_states = states(list(runs.values())) if runs else {}
+    trial_states = {trial.trial: run_states[trial.run].state.value for trial in results.trials if trial.run in run_states}
+    return replace(results, trials=[replace(t, run_state=trial_states.get(t.trial)) for t in results.trials])
 
 
 def is_sweep(run: RunDir) -> bool:
-    """Whether a run is a sweep: it has trials, which are runs."""
+    """Return True if a run is a sweep."""
     return run.record.get("job") == "sweep"
 
 
-def find_sweep(word: str) -> RunDir:
-    """The sweep that a user means; `latest` is the latest sweep. Raises ConfigError where the run is none."""
-    run = (newest(all_runs(), is_sweep) if word == "latest" else None) or find_run(word)
+def find_sweep(reference: str) -> RunDir:
+    """Find a sweep by its reference; `latest` is the latest sweep. Raises ConfigError if the run is not a sweep."""
+    run = (newest(all_runs(), is_sweep) if reference == "latest" else None) or find_run(reference)
     if not is_sweep(run):
         parent = run.record.get("parent")
         hint = f"it is a trial of {parent}" if parent else f"it is a run of {run.record.get('job')}"
@@ -216,13 +215,13 @@ def find_sweep(word: str) -> RunDir:
 
 
 def trials_cluster(run: RunDir) -> str:
-    """The cluster that a sweep's trials run on."""
-    where = run.record.get("trials_on") or {}
-    return str(where.get("cluster") or run.record.get("cluster") or "local")
+    """Return the cluster of a sweep's trials."""
+    record = run.record.get("trials_on") or {}
+    return str(record.get("cluster") or run.record.get("cluster") or "local")
 
 
 def format_metric(value: float) -> str:
-    """A metric in five digits: trials often differ in the fourth."""
+    """Format a metric with five digits, as trials often differ in the fourth."""
     return f"{value:,.5g}"
 
 

@@ -1,4 +1,4 @@
-"""What a sweep tries: ranges and choices for dotted keys of the base job, some of them only under a condition."""
+"""Search space of a sweep: ranges and choices for dotted keys of the base job, optionally under conditions."""
 
 import itertools
 import json
@@ -18,157 +18,159 @@ SCALARS = (str, int, float, bool, type(None))
 
 
 class Parameter(Section):
-    """The values that one key may take: exactly one of the kinds, by Ray Tune's names."""
+    """Values of one key: exactly one of the kinds, named as in Ray Tune."""
 
-    uniform: Range | None = Field(default=None, description="[low, high]")
+    uniform: Range | None = Field(default=None, description="[low, high], uniform")
     loguniform: Range | None = Field(default=None, description="[low, high], each order of magnitude equally likely")
-    quniform: tuple[float, float, float] | None = Field(default=None, description="[low, high, step], rounded to the step")
+    quniform: tuple[float, float, float] | None = Field(
+        default=None, description="[low, high, step], uniform, rounded to the step"
+    )
     qloguniform: tuple[float, float, float] | None = Field(default=None, description="[low, high, step] on a logarithmic scale")
-    randint: tuple[int, int] | None = Field(default=None, description="[low, high): whole numbers without the upper end")
-    choice: list[Any] | None = Field(default=None, min_length=1, description="one of these")
-    grid: list[Any] | None = Field(default=None, min_length=1, description="each of these, crossed with all other grids")
-    when: dict[str, Any] = Field(default={}, description="only where other keys of the space have these values (one, or a list)")
+    randint: tuple[int, int] | None = Field(default=None, description="[low, high): integers, excluding the upper end")
+    choice: list[Any] | None = Field(default=None, min_length=1, description="draw one of these")
+    grid: list[Any] | None = Field(default=None, min_length=1, description="try each of these, crossed with all other grids")
+    when: dict[str, Any] = Field(default={}, description="only if other keys of the space have these values (one or a list)")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        given = [name for name in KINDS if getattr(self, name) is not None]
-        if len(given) != 1:
+        kinds = [name for name in KINDS if getattr(self, name) is not None]
+        if len(kinds) != 1:
             raise ValueError(f"set exactly one of {', '.join(KINDS)}")
         if self.values is None:
-            low, high, *step = getattr(self, given[0])
+            low, high, *step = getattr(self, kinds[0])
             if not low < high:
-                raise ValueError(f"{given[0]}: the range must rise; {low} is not below {high}")
-            if "log" in given[0] and low <= 0:
-                raise ValueError(f"{given[0]}: a logarithmic range must begin above 0, is {low}")
+                raise ValueError(f"{kinds[0]}: the range must be ascending; {low} is not below {high}")
+            if "log" in kinds[0] and low <= 0:
+                raise ValueError(f"{kinds[0]}: a logarithmic range must start above 0, not at {low}")
             if step and not 0 < step[0] <= high - low:
-                raise ValueError(f"{given[0]}: the step must lie between 0 and the width of the range, is {step[0]}")
+                raise ValueError(f"{kinds[0]}: the step must be between 0 and the width of the range, not {step[0]}")
         return self
 
     @property
     def kind(self) -> str:
-        """The name of the kind that is set."""
+        """Name of the kind that is set."""
         return next(name for name in KINDS if getattr(self, name) is not None)
 
     @property
     def values(self) -> list[Any] | None:
-        """All values, where there are finitely many; None for a range."""
+        """All values if there are finitely many; None for a range."""
         return self.choice if self.choice is not None else self.grid
 
     @property
     def extremes(self) -> list[Any]:
-        """Values that are valid only if all are: the ends of a range, each value of a choice."""
+        """Values that represent all others in validation: the ends of a range, each value of a choice."""
         if self.values is not None:
             return self.values
         low, high, *_ = getattr(self, self.kind)
         return [low, high - 1 if self.kind == "randint" else high]
 
     def domain(self, *, crossed: bool) -> "Domain | dict[str, Any]":
-        """The parameter as Ray Tune's own object; `crossed` values are combined with those of other keys, else one is drawn."""
+        """Return Ray Tune's domain; `crossed` values are combined with those of other keys, otherwise one is drawn."""
         from ray import tune
 
         if self.values is not None:
-            names = [encoded(value) for value in self.values]
-            found: Domain | dict[str, Any] = tune.grid_search(names) if crossed else tune.choice(names)
-            return found
-        made: Domain = getattr(tune, self.kind)(*getattr(self, self.kind))
-        return made
+            names = [encode(value) for value in self.values]
+            choice: Domain | dict[str, Any] = tune.grid_search(names) if crossed else tune.choice(names)
+            return choice
+        domain: Domain = getattr(tune, self.kind)(*getattr(self, self.kind))
+        return domain
 
 
 KINDS = ("uniform", "loguniform", "quniform", "qloguniform", "randint", "choice", "grid")
 Space = dict[str, Parameter]
 
 
-def encoded(value: Any) -> Any:
-    """A value as a search may carry it: scalars as they are, lists and mappings as their text."""
+def encode(value: Any) -> Any:
+    """Encode a value for the search: scalars unchanged, lists and mappings as JSON."""
     return value if isinstance(value, SCALARS) else json.dumps(value, sort_keys=True)
 
 
-def decoded(parameter: Parameter, value: Any) -> Any:
-    """The value that `encoded` was given; numpy's numbers as Python's."""
+def decode(parameter: Parameter, value: Any) -> Any:
+    """Invert `encode`, and convert numpy numbers to Python's."""
     if parameter.values is not None:
-        return next((own for own in parameter.values if encoded(own) == value), value)
+        return next((option for option in parameter.values if encode(option) == value), value)
     return value.item() if hasattr(value, "item") else value
 
 
-def wrong_conditions(space: Space) -> list[str]:
-    """What is wrong with the `when` of a space, in words."""
-    found = []
+def condition_errors(space: Space) -> list[str]:
+    """Return a message for each error in the `when` conditions of a space."""
+    errors = []
     for key, parameter in space.items():
         for other, wanted in parameter.when.items():
             values = space[other].values if other in space else None
             if other not in space:
-                found.append(f"{key}.when: {other} is not a key of the space")
+                errors.append(f"{key}.when: {other} is not a key of the space")
             elif values is None:
-                found.append(f"{key}.when: {other} is a range; conditions are on a choice or a grid")
-            elif strange := [value for value in _listed(wanted) if value not in values]:
-                found.append(f"{key}.when: {other} never is {strange[0]!r}; it is one of {values}")
+                errors.append(f"{key}.when: {other} is a range; conditions need a choice or a grid")
+            elif unknown := [value for value in _as_list(wanted) if value not in values]:
+                errors.append(f"{key}.when: {other} is never {unknown[0]!r}; its values are {values}")
     try:
         list(_sorter(space).static_order())
     except CycleError as error:
-        found.append(f"when: {' depends on '.join(map(str, error.args[1]))}")
-    return found
+        errors.append(f"when: {' depends on '.join(map(str, error.args[1]))}")
+    return errors
 
 
 def _sorter(space: Space) -> TopologicalSorter[str]:
     return TopologicalSorter({key: [other for other in p.when if other in space] for key, p in space.items()})
 
 
-def _listed(wanted: Any) -> list[Any]:
+def _as_list(wanted: Any) -> list[Any]:
     return wanted if isinstance(wanted, list) else [wanted]
 
 
-def active(space: Space, sampled: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampled values whose conditions hold, in the order of the space."""
+def active_parameters(space: Space, sampled: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sampled values whose conditions hold, in the order of the space."""
     holding: set[str] = set()
     for key in _sorter(space).static_order():
-        if all(other in holding and sampled[other] in _listed(wanted) for other, wanted in space[key].when.items()):
+        if all(other in holding and sampled[other] in _as_list(wanted) for other, wanted in space[key].when.items()):
             holding.add(key)
     return {key: sampled[key] for key in space if key in holding}
 
 
 def samples(space: Space) -> list[dict[str, Any]]:
-    """Sets of parameters in which each extreme value of each key occurs: what a check of the space must look at."""
-    found: list[dict[str, Any]] = []
+    """Return sets of parameters that contain each extreme value of each key, for validation of the space."""
+    sets: list[dict[str, Any]] = []
     for key, parameter in space.items():
         for value in parameter.extremes:
             sampled = {other: p.extremes[0] for other, p in space.items()}
             _satisfy(space, key, sampled)
             sampled[key] = value
-            found.append(active(space, sampled))
-    return list({as_text(one): one for one in found}.values())
+            sets.append(active_parameters(space, sampled))
+    return list({as_text(parameters): parameters for parameters in sets}.values())
 
 
 def _satisfy(space: Space, key: str, sampled: dict[str, Any]) -> None:
     for other, wanted in space[key].when.items():
-        sampled[other] = _listed(wanted)[0]
+        sampled[other] = _as_list(wanted)[0]
         _satisfy(space, other, sampled)
 
 
 def grid_size(space: Space) -> int:
-    """How many different trials a grid has, each condition counted."""
+    """Return the number of different trials of a grid, considering conditions."""
     keys = list(space)
     combinations = itertools.product(*(space[key].values or [None] for key in keys))
-    return len({as_text(active(space, dict(zip(keys, one, strict=True)))) for one in combinations})
+    return len({as_text(active_parameters(space, dict(zip(keys, values, strict=True)))) for values in combinations})
 
 
 def as_text(parameters: Mapping[str, Any]) -> str:
-    """Parameters as a text, which is the same for equal parameters."""
+    """Return a text that is the same for equal parameters."""
     return json.dumps(parameters, sort_keys=True, default=str)
 
 
-def merged(base: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The base's plain values with dotted parameters set."""
-    values: dict[str, Any] = _copied(base)
+def merge_parameters(base: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the base configuration with dotted parameters set."""
+    values: dict[str, Any] = _copy(base)
     for key, value in parameters.items():
         *parents, last = key.split(".")
-        place = values
+        section = values
         for parent in parents:
-            inner = place.get(parent)
-            place[parent] = inner if isinstance(inner, dict) else {}
-            place = place[parent]
-        place[last] = value
+            inner = section.get(parent)
+            section[parent] = inner if isinstance(inner, dict) else {}
+            section = section[parent]
+        section[last] = value
     return values
 
 
-def _copied(value: Any) -> Any:
-    return {key: _copied(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
+def _copy(value: Any) -> Any:
+    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value

@@ -1,4 +1,4 @@
-"""A sweep as tables for people: its trials by metric, the best so far, what was spent and saved."""
+"""Terminal tables of a sweep: trials by metric, the best so far, steps spent and saved."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,42 +10,42 @@ from ropewalk.cluster.text import format_parameters, format_value
 from ropewalk.jobs.orchestration.sweep.results import SweepResults, TrialResult, format_metric
 from ropewalk.jobs.runs.show.tables import COLORS, duration, progress_words, run_page, table
 
-COLORS_OF_TRIALS = {**COLORS, "STOPPED": "bright_black", "PAUSED": "yellow"}
-MOST_COLUMNS = 5  # parameters with a column of their own; more are told in one
-LIVE_ROWS = 12  # of the table under a bar
+TRIAL_COLORS = {**COLORS, "STOPPED": "bright_black", "PAUSED": "yellow"}
+MOST_COLUMNS = 5  # with more parameters, all of them share one column
+LIVE_ROWS = 12  # rows of the table below a progress bar
 
 
-def sweep_page(found: Mapping[str, Any], results: SweepResults) -> RenderableType:
-    """What `show` prints of a sweep: the run that it is, then its trials. `found` is what `status.details` says."""
-    return Group(run_page({**found, "results": {}, "metrics": {}}), *sweep_parts(results))
+def sweep_page(details: Mapping[str, Any], results: SweepResults) -> RenderableType:
+    """Return the page of `show`: the run, given by `status.details`, then its trials."""
+    return Group(run_page({**details, "results": {}, "metrics": {}}), *sweep_parts(results))
 
 
 def sweep_ending(results: SweepResults) -> RenderableType:
-    """What stands at the end of a followed sweep, and what one does next."""
+    """Return the final page of a followed sweep, with suggested commands."""
     name = results.run.id
     next_steps = table("", "", title="next")
     next_steps.show_header = False
-    next_steps.add_row(f"ropewalk best {name} best.yaml", f"the best configuration, for `ropewalk run {results.job} -c`")
-    next_steps.add_row(f"ropewalk confirm {name}", "runs it and the runner-up with new seeds, and says whether the win is real")
-    next_steps.add_row(f"ropewalk show {name} --plot", "pictures, and all of it on one page")
+    next_steps.add_row(f"ropewalk best {name} best.yaml", f"writes the best configuration for `ropewalk run {results.job} -c`")
+    next_steps.add_row(f"ropewalk confirm {name}", "tests the win over the runner-up with new seeds")
+    next_steps.add_row(f"ropewalk show {name} --plot", "writes plots and an HTML page")
     return Group(*sweep_parts(results), next_steps)
 
 
 def sweep_parts(results: SweepResults) -> list[RenderableType]:
-    """What `show` prints of a sweep, besides what it prints of every run."""
+    """Return the parts of a sweep's page below those of every run."""
     if not results.trials:
-        return [Text("no trial has begun yet", style="dim")]
+        return [Text("no trial has started yet", style="dim")]
     parts: list[RenderableType] = [_summary(results), trials_table(results.ranked, results)]
     failed = [trial for trial in results.trials if trial.state == "FAILED"]
     if failed:
-        parts.append(Text(f"`ropewalk why {results.run.id}` groups the causes of {len(failed)} failed trials", style="dim"))
+        parts.append(Text(f"see `ropewalk why {results.run.id}` for the causes of {len(failed)} failed trials", style="dim"))
     return parts
 
 
 def _summary(results: SweepResults) -> RenderableType:
     head = table("", "", title="sweep")
     head.show_header = False
-    head.add_row("trials", trials_words(results))
+    head.add_row("trials", trials_summary(results))
     best = results.best
     if best is not None and best.metric is not None:
         goal = "lowest" if results.mode == "min" else "highest"
@@ -60,25 +60,27 @@ def _summary(results: SweepResults) -> RenderableType:
 
 def _share(results: SweepResults) -> str:
     full = results.full
-    return f": {results.spent / full:.0%} of the {full:,} that all to the end would take" if full else ""
+    return f": {results.spent / full:.0%} of the {full:,} of all trials to completion" if full else ""
 
 
-def trials_words(results: SweepResults) -> str:
-    """`12 of 16 begun: 1 running, 8 stopped, 3 succeeded`."""
-    begun = sum(1 for trial in results.trials if trial.runs)
-    return f"{begun} of {results.wanted} begun: {results.states}" if results.wanted else f"{begun} begun: {results.states}"
+def trials_summary(results: SweepResults) -> str:
+    """Return a summary such as `12 of 16 started: 1 running, 8 stopped, 3 succeeded`."""
+    started = sum(1 for trial in results.trials if trial.runs)
+    return (
+        f"{started} of {results.wanted} started: {results.states}" if results.wanted else f"{started} started: {results.states}"
+    )
 
 
 def trials_table(trials: Sequence[TrialResult], results: SweepResults) -> RenderableType:
-    """One line per trial; the best is bold, those that were stopped are dim."""
+    """Return a table with one line per trial; the best is bold, stopped ones are dim."""
     keys = results.keys
-    own = keys if len(keys) <= MOST_COLUMNS else []
-    columns = [f">{_short_name(key, keys)}" for key in own] or ["PARAMETERS"]
-    made = table(">TRIAL", "STATE", f">{results.metric}", ">STEPS", ">TOOK", *columns, "RUN")
+    column_keys = keys if len(keys) <= MOST_COLUMNS else []
+    columns = [f">{_short_name(key, keys)}" for key in column_keys] or ["PARAMETERS"]
+    rows = table(">TRIAL", "STATE", f">{results.metric}", ">STEPS", ">TOOK", *columns, "RUN")
     best = results.best
     for trial in trials:
-        cells = [format_value(trial.parameters[key]) if key in trial.parameters else "" for key in own]
-        made.add_row(
+        cells = [format_value(trial.parameters[key]) if key in trial.parameters else "" for key in column_keys]
+        rows.add_row(
             str(trial.trial),
             _state(trial),
             "" if trial.metric is None else format_metric(trial.metric),
@@ -88,25 +90,25 @@ def trials_table(trials: Sequence[TrialResult], results: SweepResults) -> Render
             f"{trial.run or ''}{f' (of {len(trial.runs)})' if len(trial.runs) > 1 else ''}",
             style="bold" if best is not None and trial.trial == best.trial else "dim" if trial.state == "STOPPED" else "",
         )
-    return made
+    return rows
 
 
 def _state(trial: TrialResult) -> Text:
-    """The trial's state, and that of its run where its scheduler has another word for it: pending, requeued."""
-    state = Text(trial.state, style=COLORS_OF_TRIALS.get(trial.state, ""))
+    """Return the trial's state, and its run's state if that differs, such as pending or requeued."""
+    state = Text(trial.state, style=TRIAL_COLORS.get(trial.state, ""))
     if trial.run_state and trial.run_state != trial.state:
         state.append(f" ({trial.run_state})", style=COLORS.get(trial.run_state, ""))
     return state
 
 
 def _short_name(key: str, keys: Sequence[str]) -> str:
-    """`lr` of `optim.lr`, where no other key ends so."""
+    """Return `lr` for `optim.lr` if no other key ends with it."""
     last = key.rpartition(".")[2]
     return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
 
 
 def live_table(results: SweepResults) -> RenderableType:
-    """The best trials so far, for a terminal that is being watched."""
+    """Return the table of the best trials for a followed sweep."""
     shown = results.ranked[:LIVE_ROWS]
     more = len(results.ranked) - len(shown)
     rest = [Text(f"and {more} more: `ropewalk show {results.run.id}`", style="dim")] if more else []

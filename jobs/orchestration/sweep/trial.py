@@ -1,4 +1,4 @@
-"""One trial as Ray Tune's actor holds it: starts or adopts its run, follows what that reports, ends it."""
+"""A trial inside Ray Tune's actor: starts or adopts the trial's run, reports its metric, ends it."""
 
 import logging
 import math
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 ASK_AGAIN_SECONDS = 1.0
-RESTARTS = 3  # of a run whose process is gone
-FINISHED = "trial_finished"  # the event
-PAUSED = "paused_by_sweep"  # an event of the run: its attempt was told to exit only for now
-OBJECTIVE = "objective"  # the metric's name towards Ray Tune
+MAX_RESTARTS = 3  # of a run whose process is gone
+FINISHED = "trial_finished"  # event
+PAUSED = "paused_by_sweep"  # event of the run: its attempt exits only for now
+OBJECTIVE = "objective"  # name of the metric in Ray Tune
 
 
 class ReportInterval:
-    """Which values a scheduler is told: the first at or after each multiple of its steps. None: only the last one."""
+    """Selects the values reported to a scheduler: the first at or after each multiple of its interval; None: only the last."""
 
     def __init__(self, every_steps: int | None, after: int = 0) -> None:
         self._every, self._passed = every_steps, after
 
     def due(self, step: int) -> bool:
-        """Whether the value of this step is reported; asked once for each, ascending."""
+        """Return True if the value of this step must be reported; call it once per step in ascending order."""
         if self._every is None or step // self._every <= self._passed // self._every:
             return False
         self._passed = step
@@ -48,7 +48,7 @@ class ReportInterval:
 
 
 class TrialFollower:
-    """Trial K, from wherever its record says it is."""
+    """Follows one trial, continuing from its record."""
 
     def __init__(self, context: SweepContext, number: int) -> None:
         self.context, self.number = context, number
@@ -56,18 +56,18 @@ class TrialFollower:
         self.run: RunDir | None = None
         self._watch: Watch | None = None
         self._restarts = 0
-        self._supervisor: TrialSupervisor | None = None  # in the sweep's allocation
+        self._supervisor: TrialSupervisor | None = None  # only in the sweep's allocation
         self._queue: deque[tuple[int, float]] = deque()
-        self._last_step = 0  # no earlier one is reported again
-        self._held: tuple[int, float] | None = None  # read, and not reported (yet)
+        self._last_step = 0  # earlier steps are not reported again
+        self._held: tuple[int, float] | None = None  # read but not yet reported
         self._reported: tuple[int, float] | None = None
         self._metric: MetricFollower | None = None
         self._interval = ReportInterval(context.every_steps)
 
-    # --- towards Tune
+    # --- interface to Tune
 
     def next_report(self) -> dict[str, Any]:
-        """The next value that the scheduler wants, or the last one with `done`. Blocks until there is one."""
+        """Return the next value for the scheduler, or the last one with `done`; blocks until there is one."""
         if self.context.stop_reason():
             return self._stop()
         if self.record.state.final and self.run is None:
@@ -76,7 +76,7 @@ class TrialFollower:
         elif self.run is None:
             self._start_or_adopt()
         while True:
-            over = self._is_over()  # before the lines are read, so that the last ones are seen
+            over = self._is_over()  # checked before reading, so that the last lines are included
             self._read()
             while self._queue:
                 step, value = self._queue.popleft()
@@ -90,7 +90,7 @@ class TrialFollower:
             time.sleep(POLL_SECONDS)
 
     def _stop(self) -> dict[str, Any]:
-        """All trials are told to stop. A run in the sweep's own allocation has exited before Tune hears of it."""
+        """Report a stop of all trials; a run in the sweep's own allocation exits first."""
         if self.context.config.allocation:
             self.leave()
         return self._report(done=True)
@@ -101,17 +101,17 @@ class TrialFollower:
         return {"step": step, OBJECTIVE: value, "trial": self.number, "done": done}
 
     def _is_last(self, step: int) -> bool:
-        """Whether the run is about to end by itself: it is reported as finished, not stopped a moment before."""
+        """Return True for the run's last step: the trial is reported as finished rather than stopped just before its end."""
         return self.context.total_steps is not None and step >= self.context.total_steps
 
     def leave(self) -> None:
-        """Tune is done with the trial, for now or for good: its run saves and exits, unless a later attempt follows it again."""
+        """Let the run save and exit as Tune releases the trial, unless the sweep is preempted and a later attempt follows it."""
         run = self.run
         if run is None or (self.context.stop_reason() == "preempted" and not self.context.config.allocation):
             return
         if final_outcome(run) is None:
             self.record = self._read_record()
-            if self.record.state is TrialState.RUNNING:  # nobody has decided otherwise: it is resumed later
+            if self.record.state is TrialState.RUNNING:  # no other decision was made: it is resumed later
                 self.record.state = TrialState.PAUSED
                 write_record(self.context.sweep, self.record)
                 if run.attempts() and not run.cancel_requested:
@@ -122,20 +122,20 @@ class TrialFollower:
         self.run = None
 
     def reference(self) -> dict[str, Any]:
-        """What another trial needs to continue from here: the run, and the step of a complete checkpoint of it."""
+        """Return run and step of a complete checkpoint from which another trial can continue."""
         if self.run is None or self._reported is None or self.context.config.scheduler != "pbt":
             return {}
         return checkpoint_of(self.context.sweep, self.run, self._reported[0], self._is_over)
 
-    # --- its run
+    # --- the run
 
     def _read_record(self) -> TrialRecord:
-        found = read_record(self.context.sweep, self.number)
-        assert found is not None, f"trial {self.number} has no record"
-        return found
+        record = read_record(self.context.sweep, self.number)
+        assert record is not None, f"trial {self.number} has no record"
+        return record
 
     def _save(self) -> None:
-        Fence(self.context.sweep, self.context.attempt, 0).check()  # a driver that was killed must not act through its orphans
+        Fence(self.context.sweep, self.context.attempt, 0).check()  # orphans of a killed driver must not act
         write_record(self.context.sweep, self.record)
 
     def _open(self, run: RunDir) -> None:
@@ -147,19 +147,19 @@ class TrialFollower:
     def _start_or_adopt(self) -> None:
         context, record = self.context, self.record
         if record.waits_for_run:
-            if record.runs:  # an exploit that a killed driver had decided on
+            if record.runs:  # an exploit step decided by a killed driver
                 end_run(context, context.run(record.runs[-1]))
             run = create_run(context, record)
             record.runs.append(run.id)
         else:
             run = context.run(record.runs[-1])
-        was, record.state = record.state, TrialState.RUNNING
+        previous_state, record.state = record.state, TrialState.RUNNING
         self._save()
         self._open(run)
-        self._ensure_running(run, paused=was is TrialState.PAUSED)
+        self._ensure_running(run, paused=previous_state is TrialState.PAUSED)
 
     def _ensure_running(self, run: RunDir, *, paused: bool) -> None:
-        """Start the run, or resume it where its process is gone, unless it is over."""
+        """Start the run, or resume it if its process is gone; do nothing if it has ended."""
         if not run.attempts():
             self._event("trial_started", run)
             self._ask("submit", run)
@@ -189,10 +189,10 @@ class TrialFollower:
             self._supervisor.start()
             return
         try:
-            # Ray has given this actor GPUs of its own, where trials on this machine need some
+            # Ray assigned GPUs to this actor if local trials need them
             ask(self.context.launcher, verb, run, os.environ.get(DEVICES_VARIABLE, "") if self.context.gpus else "")
         except AlreadyRunningError:
-            log.info("%s is under way already", run.id)
+            log.info("%s is already active", run.id)
         except BackendError as error:
             run.event("submit_failed", error=str(error))
             raise
@@ -201,22 +201,22 @@ class TrialFollower:
         self.context.sweep.event(kind, trial=self.number, run=run.id, parameters=self.record.parameters, **more)
 
     def _is_over(self) -> bool:
-        """Whether the trial's run has ended or is lost; changes nothing."""
+        """Return True if the trial's run has ended or is lost, without changing anything."""
         if self.run is None or self._watch is None or self.record.state.final:
             return True
         return self._watch.over() or (self._supervisor is not None and not self._supervisor.is_alive())
 
     def _revive(self) -> bool:
-        """Resume a run that is over though the trial is not: its process was lost, or another actor had paused it."""
+        """Resume the run of an open trial whose process was lost or which another actor had paused."""
         run = self.run
         if run is None or self._watch is None or self.record.state.final:
             return False
         outcome = final_outcome(run)
         if outcome is None:
-            if self._restarts == RESTARTS:
+            if self._restarts == MAX_RESTARTS:
                 return False
             self._restarts += 1
-            log.warning("trial %d: no process runs %s (%s); resuming it", self.number, run.id, self._watch.abandoned)
+            log.warning("trial %d: the process of %s is gone (%s); resuming it", self.number, run.id, self._watch.abandoned)
         elif not self._paused_by_another(run, outcome):
             return False
         else:
@@ -228,7 +228,7 @@ class TrialFollower:
         return True
 
     def _paused_by_another(self, run: RunDir, outcome: Outcome) -> bool:
-        """Whether Tune gave the trial to this actor while another, which had held it, made its run save and exit."""
+        """Return True if another actor paused the run while Tune moved the trial to this actor."""
         last = run.attempts()[-1]
         paused = any(event["event"] == PAUSED and event["attempt"] == last for event in run.read_events(afresh=True))
         if outcome.state is not RunState.CANCELLED or not paused:
@@ -245,27 +245,27 @@ class TrialFollower:
                 self._last_step = step
                 self._queue.append((step, value))
 
-    # --- its end
+    # --- the end
 
     def _end(self) -> dict[str, Any]:
-        """The run is over: record and report what became of the trial."""
+        """Record and report the trial's outcome after the end of its run."""
         self.record = record = self._read_record()
         if not record.state.final:
             state, cause = self._final_state()
-            # `ropewalk cancel SWEEP` ends trials too, which may have exited before the driver hears of it
+            # `ropewalk cancel SWEEP` cancels trials too, which may exit before the driver notices
             with_sweep = state is TrialState.CANCELLED and self.context.sweep.cancel_requested
             record.end(state, WITH_THE_SWEEP if with_sweep else cause, with_sweep=with_sweep)
             self._save()
-            self._tell_end()
-        elif record.state in {TrialState.SUCCEEDED, TrialState.FAILED} and not self._end_is_told():
-            self._tell_end()  # a kill came between the record and its event
+            self._write_end_event()
+        elif record.state in {TrialState.SUCCEEDED, TrialState.FAILED} and not self._has_end_event():
+            self._write_end_event()  # killed between writing the record and the event
         return self._report(done=True)
 
-    def _tell_end(self) -> None:
+    def _write_end_event(self) -> None:
         record, step = self.record, (self._held or (0,))[0]
         self._event(FINISHED, self.run or RunDir("."), state=record.state, cause=record.cause, step=step)
 
-    def _end_is_told(self) -> bool:
+    def _has_end_event(self) -> bool:
         events = self.context.sweep.read_events(afresh=True)
         return any(event["event"] == FINISHED and event["trial"] == self.number for event in events)
 
@@ -273,19 +273,22 @@ class TrialFollower:
         assert self.run is not None
         outcome = final_outcome(self.run)
         if outcome is None:
-            return TrialState.FAILED, f"its process was lost {RESTARTS + 1} times: {self._watch.abandoned if self._watch else ''}"
+            return (
+                TrialState.FAILED,
+                f"its process was lost {MAX_RESTARTS + 1} times: {self._watch.abandoned if self._watch else ''}",
+            )
         if outcome.state is not RunState.SUCCEEDED:
             return TrialState(outcome.state.value), outcome.cause
         self._hold_result(self.run)
         if self._held is None and self._reported is None:
-            known = sorted(latest_metrics(self.run).keys() - OWN_KEYS)
-            known += [key for key, value in self.run.results().items() if isinstance(value, float)]
-            told = ", ".join(known) or "nothing"
-            return TrialState.FAILED, f"it never reported {self.context.config.metric}; it reported {told}"
+            names = sorted(latest_metrics(self.run).keys() - OWN_KEYS)
+            names += [key for key, value in self.run.results().items() if isinstance(value, float)]
+            reported = ", ".join(names) or "nothing"
+            return TrialState.FAILED, f"it never reported {self.context.config.metric}; it reported {reported}"
         return TrialState.SUCCEEDED, ""
 
     def _hold_result(self, run: RunDir) -> None:
-        """Take the metric from the job's results, where it is newer than the last line: a job may report it only there."""
-        found, newest = result_of(run, self.context.config.metric), self._held or self._reported
-        if found is not None and (newest is None or found[0] > newest[0]):
-            self._held = found
+        """Use the metric of the job's results if it is newer than the last line; some jobs report it only there."""
+        result, newest = result_of(run, self.context.config.metric), self._held or self._reported
+        if result is not None and (newest is None or result[0] > newest[0]):
+            self._held = result

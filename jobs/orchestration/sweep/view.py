@@ -1,4 +1,4 @@
-"""How a sweep is shown, followed, explained and cancelled: by its trials."""
+"""Show, follow, explain and cancel a sweep by its trials."""
 
 import time
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from ropewalk.jobs.runs.show.view import RunView
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-READ_SECONDS = 1.0  # a followed sweep is read anew at most so often
-MOST_NAMED = 8  # trials named for one cause
+READ_SECONDS = 1.0  # minimum time between two reads of a followed sweep
+MAX_NAMED = 8  # trials named per cause
 
 
 class SweepView(RunView):
-    """A sweep's trials are its children: runs beside it."""
+    """View of a sweep, whose children are the runs of its trials."""
 
     def __init__(self, run: RunDir) -> None:
         super().__init__(run)
@@ -28,7 +28,7 @@ class SweepView(RunView):
         self._read_at, self._results = 0.0, None  # type: float, SweepResults | None
 
     def results(self) -> SweepResults:
-        """The sweep as it is now, or was up to a second ago."""
+        """Return the state of the sweep, at most a second old."""
         now = time.monotonic()
         if self._results is None or now >= self._read_at + READ_SECONDS:
             self._reader = self._reader or SweepReader(self.run)
@@ -36,15 +36,15 @@ class SweepView(RunView):
         return self._results
 
     def children(self) -> list[RunDir]:
-        """The runs of all trials, beside the sweep."""
+        """Return the runs of all trials."""
         return [RunDir(self.run.path.parent / name) for record in read_records(self.run) for name in record.runs]
 
     def child_words(self, child: RunDir) -> str:
-        """`trial 3`."""
+        """Describe a trial's run, such as `trial 3`."""
         return f"trial {child.record.get('trial')}"
 
     def before_cancel(self) -> None:
-        """Tell the driver why its node is taken away, so that it begins no further trial; also on a volume not seen from here."""
+        """Write the cancel request for the driver first, also on a remote volume, so that it starts no further trial."""
         from ropewalk.jobs.runs.show.remote import write_there
 
         self.run.request_cancel()
@@ -52,23 +52,23 @@ class SweepView(RunView):
         write_there(self.run, self.run.requests.path.name)
 
     def plain(self) -> dict[str, Any]:
-        """Metric, trials, best, steps spent and saved."""
+        """Return metric, trials, best trial, steps spent and saved."""
         return with_run_states(read_sweep(self.run)).plain()
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """The run, then its trials."""
+        """Return the run's page followed by its trials."""
         from ropewalk.jobs.orchestration.sweep.tables import sweep_page
 
         return sweep_page(details, with_run_states(read_sweep(self.run)))
 
     def pictures(self, file: Path | None) -> list[Path]:
-        """All pictures in one, each by itself, and a page of HTML."""
+        """Write an overview of all plots, each plot by itself, and an HTML page."""
         from ropewalk.jobs.orchestration.sweep.html_report import write_report
 
         return write_report(self.run, file or self.run.path / "sweep.png")
 
     def words(self) -> str:
-        """`3 running  best validation/loss 3.214 (trial 4)  1,200 steps`."""
+        """Return a status line such as `3 running  best validation/loss 3.214 (trial 4)  1,200 steps`."""
         results = self.results()
         running, best = results.by_state.get("RUNNING", 0), results.best
         parts = [f"{running} running"] if running else []
@@ -77,22 +77,22 @@ class SweepView(RunView):
         return "  ".join([*parts, f"{results.spent:,} steps"])
 
     def live(self) -> "RenderableType":
-        """A table of the best trials so far."""
+        """Return a table of the best trials so far."""
         from ropewalk.jobs.orchestration.sweep.tables import live_table
 
         return live_table(self.results())
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        """All trials, and what one does next."""
+        """Return all trials and suggested commands."""
         from ropewalk.jobs.orchestration.sweep.tables import sweep_ending
 
         return sweep_ending(read_sweep(self.run))
 
     def explain(self) -> list[str]:
-        """Trials by state, the best so far, and each cause of failed trials once."""
+        """Return lines with trials by state, the best so far, and each cause of failed trials once."""
         results = read_sweep(self.run)
         if not results.trials:
-            return ["no trial has begun"]
+            return ["no trial has started"]
         lines = [f"{len(results.trials)} of {results.wanted or len(results.trials)} trials: {results.states}"]
         best = results.best
         if best is not None and best.metric is not None:
@@ -101,22 +101,22 @@ class SweepView(RunView):
         return [*lines, *failures(results)]
 
     def explain_child(self, child: RunDir) -> str:
-        """Which trial the run is, and whether the sweep stopped it."""
+        """Return the sentence that `why` adds for a trial's run."""
         trial = child.record.get("trial")
         record = read_json(path_of(self.run, int(trial))) if trial is not None else None
-        found = record or {}
-        if found.get("state") != "STOPPED":
+        values = record or {}
+        if values.get("state") != "STOPPED":
             return f"It is trial {trial} of {self.run.id}."
-        step = found.get("stopped_at")
+        step = values.get("stopped_at")
         after = f" after step {step}" if step is not None else ""
-        return f"It is trial {trial} of {self.run.id}, which stopped it{after}: {found.get('cause') or 'no cause was recorded'}."
+        return f"It is trial {trial} of {self.run.id}, which stopped it{after}: {values.get('cause') or 'no cause was recorded'}."
 
     def wandb_group(self) -> str:
-        """The sweep's own id: its trials are W&B runs of the same group."""
+        """Return the W&B group of the sweep and its trials."""
         return self.run.id
 
     def wandb_summary(self) -> dict[str, Any]:
-        """Trials by state, steps, and the best trial with its parameters."""
+        """Return the W&B summary: trials by state, steps, and the best trial with its parameters."""
         results = self.results()
         best = results.best
         values: dict[str, Any] = {f"sweep/{state.lower()}": count for state, count in results.by_state.items()}
@@ -128,13 +128,13 @@ class SweepView(RunView):
 
 
 def failures(results: SweepResults) -> list[str]:
-    """Why trials failed, each cause once, the most frequent first: `2 trials failed (3, 8): rank 0: ...`."""
+    """Return each cause of failed trials, most frequent first, such as `2 trials failed (3, 8): rank 0: ...`."""
     grouped: dict[str, list[int]] = {}
     for trial in results.trials:
         if trial.state == TrialState.FAILED:
             grouped.setdefault(trial.cause or "no cause was recorded", []).append(trial.trial)
     lines = []
     for cause, trials in sorted(grouped.items(), key=lambda item: -len(item[1])):
-        named = ", ".join(map(str, trials[:MOST_NAMED])) + (", ..." if len(trials) > MOST_NAMED else "")
+        named = ", ".join(map(str, trials[:MAX_NAMED])) + (", ..." if len(trials) > MAX_NAMED else "")
         lines.append(f"{counted(len(trials), 'trial')} failed ({named}): {cause}")
     return lines

@@ -1,4 +1,4 @@
-"""Watches a sweep from beside Tune: requests to stop, the budget, the death of Ray; and publishes its progress."""
+"""Watchdog thread of a sweep: stop requests, budget, loss of Ray, and progress reports."""
 
 import logging
 import os
@@ -17,11 +17,11 @@ from ropewalk.jobs.orchestration.sweep.results import SweepReader
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 
 class Watchdog:
-    """A thread of the driver. Its `stop_reason` makes every trial stop, so that Tune has nothing more to do."""
+    """Thread of the driver. Once `stop_reason` is set, every trial stops and Tune ends."""
 
     def __init__(self, context: SweepContext, stop_requested: Callable[[], bool], total: int) -> None:
         self.context, self._stop_requested, self._total = context, stop_requested, total
@@ -32,29 +32,29 @@ class Watchdog:
         self._ray: subprocess.Popen[bytes] | None = None
         self._began = time.time()
         self._reader = SweepReader(context.sweep)
-        self._said: dict[str, Any] = {}
+        self._published: dict[str, Any] = {}
 
     def start(self, ray: subprocess.Popen[bytes] | None) -> None:
-        """Begin to watch; also Ray's first process, if that is the sweep's own."""
+        """Start watching, including the sweep's own Ray process if there is one."""
         self._ray = ray
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK_SECONDS):
+        while not self._over.wait(POLL_SECONDS):
             if self._ray is not None and self._ray.poll() is not None:
-                self._leave_at_once(f"Ray ended with {self._ray.returncode}")
+                self._exit_for_requeue(f"Ray ended with {self._ray.returncode}")
             try:
-                self._look()
-            except OSError as error:  # a file system that is away for a moment
-                log.warning("cannot look after the trials: %s", error)
+                self._check()
+            except OSError as error:  # the file system may be unavailable for a moment
+                log.warning("cannot check the trials: %s", error)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         records = read_records(self.context.sweep)
         self.num_failed = sum(record.state is TrialState.FAILED for record in records)
         self._publish(records)
@@ -78,30 +78,30 @@ class Watchdog:
         return ""
 
     def _minutes(self) -> float:
-        """How long the sweep has run, over all its attempts."""
+        """Return the run time of the sweep over all its attempts."""
         sweep, seconds = self.context.sweep, time.time() - self._began
         for number in sweep.attempts():
             outcome = sweep.outcome(number)
-            if outcome is not None and outcome.started:  # an attempt that was over before it began has no such time
+            if outcome is not None and outcome.started:  # an attempt that never started has no start time
                 seconds += outcome.ended - outcome.started
         return seconds / 60
 
     def publish(self) -> None:
-        """Write the sweep's progress."""
+        """Write the sweep's progress file."""
         self._publish(read_records(self.context.sweep))
 
     def _publish(self, records: list[TrialRecord]) -> None:
         done = sum(record.state.final for record in records)
-        said = {"stage": "sweep", "done": done, "total": self._total, "unit": "trials", "rates": {}}
-        if said != self._said:
-            self._said = said
-            write_json(self.context.sweep.progress, said)
+        progress = {"stage": "sweep", "done": done, "total": self._total, "unit": "trials", "rates": {}}
+        if progress != self._published:
+            self._published = progress
+            write_json(self.context.sweep.progress, progress)
 
-    def _leave_at_once(self, cause: str) -> None:
-        """Exit, to be requeued: without Ray there is nothing to save. The trials run on, and the next attempt follows them."""
+    def _exit_for_requeue(self, cause: str) -> None:
+        """Exit to be requeued; without Ray there is nothing to save. Trials keep running, and the next attempt follows them."""
         log.error("%s; exiting, the trials keep running", cause)
         self.context.sweep.event("ray_lost", cause=cause)
         assert self._ray is not None
-        stop_ray(self._ray, self.context.scratch)  # what its first process has left behind
+        stop_ray(self._ray, self.context.scratch)  # processes that its first process left behind
         logging.shutdown()
         os._exit(EXIT_REQUEUE)

@@ -11,7 +11,7 @@ from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.orchestration.sweep.checks import concurrent_trials, decision_steps, sample_config
 from ropewalk.jobs.orchestration.sweep.config import SweepConfig
-from ropewalk.jobs.orchestration.sweep.space import Parameter, active, merged, samples
+from ropewalk.jobs.orchestration.sweep.space import Parameter, active_parameters, merge_parameters, samples
 from ropewalk.jobs.orchestration.sweep.trial import ReportInterval
 from ropewalk.jobs.orchestration.sweep.tune import parameters_of
 from tests.jobs.shell import Shell
@@ -34,13 +34,13 @@ def load(**changes: Any) -> SweepConfig:
     ("changes", "words"),
     [
         ({"job": "pretrian"}, "did you mean 'pretrain'"),
-        ({"job": "sweep"}, "a sweep of sweeps"),
+        ({"job": "sweep"}, "a sweep cannot search a sweep"),
         ({"base": {"data": "data", "stepz": 3}}, "unknown key 'stepz'; did you mean 'steps'"),
         ({"base": {"data": "data"}}, "steps: required"),
         ({"space": {"optim.lrr": {"uniform": [0, 1]}}}, "unknown key 'optim.lrr'; did you mean 'optim.lr'"),
         ({"space": {"optim.lr": {"uniform": [-1, 1]}}}, "with optim.lr=-1.0"),
-        ({"space": {"optim.lr": {"uniform": [2, 1]}}}, "the range must rise"),
-        ({"space": {"optim.lr": {"loguniform": [0, 1]}}}, "must begin above 0"),
+        ({"space": {"optim.lr": {"uniform": [2, 1]}}}, "the range must be ascending"),
+        ({"space": {"optim.lr": {"loguniform": [0, 1]}}}, "must start above 0"),
         ({"space": {"optim.lr": {"uniform": [1, 2], "choice": [1]}}}, "exactly one of"),
         ({"space": {"optim.lr": {}}}, "exactly one of"),
         ({"space": {"resources.nodes": {"choice": [1, 2]}}}, "all trials share this key"),
@@ -48,10 +48,10 @@ def load(**changes: Any) -> SweepConfig:
         ({"space": {"optim.lr": {"uniform": [1, 2], "when": {"seed": 1}}}}, "seed is not a key of the space"),
         ({"space": {}}, "space"),
         ({"search": "grid"}, "space.optim.lr is a range"),
-        ({"scheduler": "pbt", "search": "optuna"}, "goes with search=random only"),
-        ({"search": "bohb"}, "search: bohb was removed, since nobody maintains its packages; use search=optuna"),
-        ({"allocation": True, "cluster": "local"}, "leave cluster out"),
-        ({"resources": {"nodes": 2}}, "resources are the driver's"),
+        ({"scheduler": "pbt", "search": "optuna"}, "works with search=random only"),
+        ({"search": "bohb"}, "search: bohb is not supported, as its packages are unmaintained; use search=optuna"),
+        ({"allocation": True, "cluster": "local"}, "remove cluster or allocation"),
+        ({"resources": {"nodes": 2}}, "resources are those of the driver"),
         ({"scheduler": "best"}, "scheduler"),
         ({"metrik": "x"}, "did you mean 'metric'"),
     ],
@@ -66,7 +66,7 @@ def test_a_mistake_is_named(changes: dict[str, Any], words: str) -> None:
     ("changes", "words"),
     [
         ({"metric": "validation/los"}, "did you mean 'validation/loss'"),
-        ({"scheduler": "asha", "asha": {"grace_steps": 100}}, "would first decide after 100 steps"),
+        ({"scheduler": "asha", "asha": {"grace_steps": 100}}, "first decision is after 100 steps"),
         ({"scheduler": "asha", "base": {"data": "data", "steps": 50}}, "set base.validation.every_steps=5"),
         (
             {
@@ -114,9 +114,9 @@ def test_conditions_leave_keys_out_and_hold_in_chains() -> None:
         "b": Parameter(choice=["x", "y", "z"], when={"a": 1}),
         "a": Parameter(choice=[1, 2]),
     }
-    assert active(space, {"a": 1, "b": "y", "c": 0.5}) == {"c": 0.5, "b": "y", "a": 1}
-    assert active(space, {"a": 2, "b": "y", "c": 0.5}) == {"a": 2}
-    assert active(space, {"a": 1, "b": "z", "c": 0.5}) == {"b": "z", "a": 1}
+    assert active_parameters(space, {"a": 1, "b": "y", "c": 0.5}) == {"c": 0.5, "b": "y", "a": 1}
+    assert active_parameters(space, {"a": 2, "b": "y", "c": 0.5}) == {"a": 2}
+    assert active_parameters(space, {"a": 1, "b": "z", "c": 0.5}) == {"b": "z", "a": 1}
     for key, parameter in space.items():
         for value in parameter.extremes:
             assert any(one.get(key) == value for one in samples(space)), f"{key}={value} is checked"
@@ -130,7 +130,7 @@ def test_lists_travel_as_text_and_come_back() -> None:
 
 
 def test_parameters_are_set_where_they_belong() -> None:
-    assert merged({"optim": {"lr": 1, "eps": 2}}, {"optim.lr": 3, "a.b": 4}) == {"optim": {"lr": 3, "eps": 2}, "a": {"b": 4}}
+    assert merge_parameters({"optim": {"lr": 1, "eps": 2}}, {"optim.lr": 3, "a.b": 4}) == {"optim": {"lr": 3, "eps": 2}, "a": {"b": 4}}
 
 
 def test_a_scheduler_hears_of_the_first_reading_behind_each_of_its_steps() -> None:
@@ -147,7 +147,7 @@ def test_as_many_trials_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert concurrent_trials(two, resources, "slurm") == 8
     assert concurrent_trials(load(trials=3), resources, "slurm") == 3
     assert concurrent_trials(load(max_concurrent=5), resources, "local") == 5
-    assert concurrent_trials(load(scheduler="pbt", trials=6), resources, "local") == 6, "a population lives together"
+    assert concurrent_trials(load(scheduler="pbt", trials=6), resources, "local") == 6, "a population runs together"
 
 
 def test_the_example_is_a_sweep_and_its_first_rung_lies_on_a_validation() -> None:

@@ -134,7 +134,7 @@ def test_what_cannot_be_confirmed_is_told(shell: Shell) -> None:
     root = shell.home / "runs"
     going = make_sweep(root, 4, name="going")
     (going.attempt_dir(1) / "outcome.json").unlink()
-    assert "is not over" in shell.mistake("confirm", going.id)
+    assert "has not ended" in shell.mistake("confirm", going.id)
     single = make_sweep(root, 1, name="single")
     assert "no runner-up; use --against base" in shell.mistake("confirm", single.id)
     bare = make_sweep(root, 4, name="bare", base={"data": "data", "seq_len": 16})
@@ -175,12 +175,12 @@ def test_no_spread_and_no_difference_are_told_as_such(shell: Shell) -> None:
     confirm.ensure_runs(results, found, [1, 2], "slow", [])
     finish(found[0].runs, {1: 3.0, 2: 3.1})
     finish(found[1].runs, {1: 3.5, 2: 3.6})
-    assert "The win is real, and the seed changes nothing" in confirmation(results, found)["words"]
+    assert "The win is real, and independent of the seed" in confirmation(results, found)["words"]
     finish(found[1].runs, {1: 3.0, 2: 3.1})
-    assert "The win is not shown" in confirmation(results, found)["words"]
+    assert "The win is not significant" in confirmation(results, found)["words"]
     finish(found[1].runs, {1: 2.0, 2: 2.11})
     assert "The win is not reproduced" in confirmation(results, found)["words"]
     (found[1].runs[2].attempt_dir(1) / "outcome.json").unlink()
     said = confirmation(results, found)
     assert (said["real"], said["n"]) == (None, 1)
-    assert "Nothing can be said: one seed has a value of both" in said["words"]
+    assert "No verdict: only one seed has values of both" in said["words"]

@@ -65,9 +65,9 @@ def test_importance_stands_beside_chance(tmp_path: Path) -> None:
     assert found.shares["optim.weight_decay"] < found.chance["optim.weight_decay"]
     assert (found.n, found.caution) == (59, "")  # all but the one that failed
     few = importance_of(read_sweep(make_sweep(tmp_path, 12, name="few")))
-    assert few.caution == "only 11 trials: read with caution"
+    assert few.caution == "only 11 trials: interpret with caution"
     none = importance_of(read_sweep(make_sweep(tmp_path, 4, name="none")))
-    assert (none.shares, none.caution) == ({}, "4 of 6 trials: too few to tell what matters")
+    assert (none.shares, none.caution) == ({}, "4 of 6 trials: too few for importances")
 
 
 class Page(HTMLParser):

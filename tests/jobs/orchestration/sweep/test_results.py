@@ -141,7 +141,7 @@ def test_show_as_a_page(shell: Shell, root: Path) -> None:
     best = read_sweep(sweep).best
     assert best is not None
     assert f"trial {best.trial} at step 270" in page
-    assert "5 of 5 begun: 1 failed, 3 stopped, 1 succeeded" in page
+    assert "5 of 5 started: 1 failed, 3 stopped, 1 succeeded" in page
     rows = [words[:2] for words in map(str.split, page.splitlines()) if words[:1] and words[0].isdigit() and len(words) > 6]
     assert rows[0] == [str(best.trial), "SUCCEEDED"]
     assert rows[-1][1] == "FAILED"
@@ -159,7 +159,7 @@ def test_a_scheduler_tells_of_a_trial_that_waits(shell: Shell, root: Path) -> No
 def test_an_empty_sweep(shell: Shell, root: Path) -> None:
     sweep = make_sweep(root, 1)
     (sweep.path / "trials" / "0000.json").unlink()
-    assert "no trial has begun yet" in shell("show", sweep.id)
+    assert "no trial has started yet" in shell("show", sweep.id)
     assert json.loads(shell("show", sweep.id, "--json"))["best"] is None
     assert "no trial has reported" in shell.mistake("best", sweep.id)
     assert "no trial has reported" in shell.mistake("show", sweep.id, "--plot")
@@ -249,7 +249,7 @@ def test_a_followed_sweep_ends_with_what_one_does_next(shell: Shell, root: Path)
     sweep = make_sweep(root, 5)
     said = shell("wait", sweep.id)
     assert f"ropewalk best {sweep.id} best.yaml" in said
-    assert "5 of 5 begun" in said
+    assert "5 of 5 started" in said
     assert json.loads(shell("wait", sweep.id, "--json"))["state"] == "SUCCEEDED"
 
 

@@ -37,7 +37,7 @@ def reason_after(sweep: RunDir, minutes: float, monkeypatch: pytest.MonkeyPatch)
     )
     watchdog = Watchdog(context, lambda: False, total=4)
     monkeypatch.setattr(time, "time", lambda: watchdog._began + minutes * 60)
-    watchdog._look()
+    watchdog._check()
     monkeypatch.undo()
     return watchdog.stop_reason
 

@@ -130,7 +130,8 @@ def test_lists_travel_as_text_and_come_back() -> None:
 
 
 def test_parameters_are_set_where_they_belong() -> None:
-    assert merge_parameters({"optim": {"lr": 1, "eps": 2}}, {"optim.lr": 3, "a.b": 4}) == {"optim": {"lr": 3, "eps": 2}, "a": {"b": 4}}
+    values = merge_parameters({"optim": {"lr": 1, "eps": 2}}, {"optim.lr": 3, "a.b": 4})
+    assert values == {"optim": {"lr": 3, "eps": 2}, "a": {"b": 4}}
 
 
 def test_a_scheduler_hears_of_the_first_reading_behind_each_of_its_steps() -> None:

@@ -1,4 +1,4 @@
-"""The jobs there are, by name: listing them imports none of them."""
+"""Table of jobs by name. Listing them imports none of them."""
 
 import difflib
 from importlib import import_module
@@ -8,12 +8,12 @@ from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.spec import Engine, JobSpec
 
-GROUP = "ropewalk.jobs"  # entry points that are a JobSpec: jobs that others add
+GROUP = "ropewalk.jobs"  # entry points of plug-in jobs, each a JobSpec
 
 _TRAINING = (
     "torch",
     "transformers",
-    "transformers.models.llama.modeling_llama",  # of the presets; every other model needs most of what it imports
+    "transformers.models.llama.modeling_llama",  # the presets; other models share most of its imports
     "torch.distributed.fsdp",
     "torch.distributed.checkpoint",
     "ropewalk.jobs.training.loop.recipe",
@@ -57,7 +57,7 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="finetune",
-            summary="Teach a language model to answer, on conversations: all weights or a low-rank adapter.",
+            summary="Finetune a language model on conversations: all weights or a low-rank adapter.",
             config="ropewalk.jobs.training.finetune.config:FinetuneConfig",
             entry="ropewalk.jobs.training.finetune.job:main",
             engine=Engine.RANKS,
@@ -66,14 +66,14 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="answers",
-            summary="Ask a served teacher, and keep its answers as conversations that finetune learns from.",
+            summary="Collect answers of a served teacher model as conversations for finetune.",
             config="ropewalk.jobs.training.distill.answers.config:AnswersConfig",
             entry="ropewalk.jobs.training.distill.answers.job:main",
             engine=Engine.PROCESS,
         ),
         JobSpec(
             name="distill",
-            summary="Teach a smaller model, a preset or cut out of the teacher, what a larger one knows.",
+            summary="Train a smaller model (a preset, or pruned from the teacher) on a teacher's predictions.",
             config="ropewalk.jobs.training.distill.config:DistillConfig",
             entry="ropewalk.jobs.training.distill.job:main",
             engine=Engine.RANKS,
@@ -83,7 +83,7 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="evaluate",
-            summary="Measure a model: bits per byte on held-out text, tasks, sample generations; and hold it to a gate.",
+            summary="Evaluate a model: bits per byte on held-out text, tasks, sample generations; with a gate.",
             config="ropewalk.jobs.evaluation.evaluate.config:EvaluateConfig",
             entry="ropewalk.jobs.evaluation.evaluate.job:main",
             engine=Engine.RANKS,
@@ -92,7 +92,7 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="audit",
-            summary="Audit a model before it is trusted: stereotypes, memory, personal data, contamination; with a gate.",
+            summary="Audit a model: stereotypes, memorization, personal data, contamination; with a gate.",
             config="ropewalk.jobs.evaluation.audit.config:AuditConfig",
             entry="ropewalk.jobs.evaluation.audit.job:main",
             engine=Engine.RANKS,
@@ -110,14 +110,14 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="collect",
-            summary="Make conversations and preferences of what a serving run has captured.",
+            summary="Turn a serving run's captured traffic into conversations and preference pairs.",
             config="ropewalk.jobs.serving.collect.config:CollectConfig",
             entry="ropewalk.jobs.serving.collect.job:main",
             engine=Engine.PROCESS,
         ),
         JobSpec(
             name="refresh",
-            summary="Watch a serving run: learn from feedback, judge, canary and promote; each step is a run.",
+            summary="Retrain from a serving run's feedback, gate, canary and promote; each step is a run.",
             config="ropewalk.jobs.serving.refresh.config:RefreshConfig",
             entry="ropewalk.jobs.serving.refresh.job:main",
             engine=Engine.PROCESS,
@@ -125,7 +125,7 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="serve",
-            summary="Answer requests with a model, through OpenAI's API: replicas, updates without a lost answer.",
+            summary="Serve a model through the OpenAI API: replicas, updates without failed requests.",
             config="ropewalk.jobs.serving.serve.config:ServeConfig",
             entry="ropewalk.jobs.serving.serve.job:main",
             engine=Engine.RAY,
@@ -134,7 +134,7 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="command",
-            summary="Run any program: as ranks, one a node, or once.",
+            summary="Run any program: as ranks, once per node, or once.",
             config="ropewalk.jobs.orchestration.command.config:CommandConfig",
             entry="ropewalk.jobs.orchestration.command.job:main",
             engine=Engine.RANKS,
@@ -142,7 +142,7 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="function",
-            summary="Call a Python function; `ropewalk.submit` in a program or a notebook writes it.",
+            summary="Call a Python function; submitted by `ropewalk.submit` from a program or notebook.",
             config="ropewalk.jobs.orchestration.function.config:FunctionConfig",
             entry="ropewalk.jobs.orchestration.function.job:main",
             engine=Engine.PROCESS,
@@ -158,7 +158,7 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="pipeline",
-            summary="Run several jobs, some of which need others; each is a run.",
+            summary="Run several jobs with dependencies; each is a run.",
             config="ropewalk.jobs.orchestration.pipeline.config:PipelineConfig",
             entry="ropewalk.jobs.orchestration.pipeline.job:main",
             engine=Engine.PROCESS,
@@ -169,33 +169,33 @@ JOBS: dict[str, JobSpec] = {
 
 
 def find_job(name: str) -> JobSpec:
-    """The job that a user names: of this program, or an entry point of the group. Raises ConfigError with the nearest name."""
+    """Find a job by name, built-in or from an entry point. Raises ConfigError with a suggestion."""
     if name in JOBS:
         return JOBS[name]
-    from importlib.metadata import entry_points  # it looks through every package that is installed
+    from importlib.metadata import entry_points  # slow: it searches every installed package
 
     for point in entry_points(group=GROUP, name=name):
-        found: JobSpec = point.load()
-        return found
+        spec: JobSpec = point.load()
+        return spec
     near = difflib.get_close_matches(name, JOBS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"unknown job {name!r}{hint}; jobs: {', '.join(JOBS)}")
 
 
 def config_of(spec: JobSpec) -> type[JobConfig]:
-    """The job's configuration class; imports that light module alone."""
-    kind: type[JobConfig] = _imported(spec.config)
+    """Import and return a job's configuration class, whose module is light."""
+    kind: type[JobConfig] = _import_name(spec.config)
     return kind
 
 
 def view_class(job: str) -> Any:
     """Return the view class of a job (a `ropewalk.jobs.runs.show.view.RunView`), or the default if the job is not installed."""
     try:
-        return _imported(find_job(job).view)
+        return _import_name(find_job(job).view)
     except ConfigError:
-        return _imported(JobSpec.view)
+        return _import_name(JobSpec.view)
 
 
-def _imported(name: str) -> Any:
+def _import_name(name: str) -> Any:
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)

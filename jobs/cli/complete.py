@@ -81,12 +81,12 @@ def runs(incomplete: str) -> Candidates:
 
 def models(incomplete: str) -> Candidates:
     """Complete aliases and versions of the registry, and run ids."""
-    return [*_registered(incomplete, aliases=True, versions=True), *runs(incomplete)]
+    return [*_complete_registered(incomplete, aliases=True, versions=True), *runs(incomplete)]
 
 
 def aliases(incomplete: str) -> Candidates:
     """Complete aliases of the registry."""
-    return _registered(incomplete, aliases=True, versions=False)
+    return _complete_registered(incomplete, aliases=True, versions=False)
 
 
 def names(incomplete: str) -> Candidates:
@@ -104,7 +104,7 @@ def _models() -> dict[str, "RegisteredModel"]:
         return {}
 
 
-def _registered(incomplete: str, *, aliases: bool, versions: bool) -> Candidates:
+def _complete_registered(incomplete: str, *, aliases: bool, versions: bool) -> Candidates:
     descriptions: dict[str, str] = {}
     for model in _models().values():
         if aliases:

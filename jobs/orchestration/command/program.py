@@ -45,7 +45,7 @@ class Output:
         """Return the end of the pipe that the program writes to."""
         return self._write
 
-    def started(self) -> None:
+    def start(self) -> None:
         """Start reading; the program has its copy of the pipe's other end."""
         os.close(self._write)
         self._thread.start()
@@ -141,7 +141,7 @@ class Program:
         except PermissionError:
             raise ConfigError(f"command: {command[0]!r} is not executable; chmod +x it, or name its interpreter") from None
         if output is not None:
-            output.started()
+            output.start()
 
     def wait(self, stops: Stops) -> int:
         """Wait for the program and forward stop requests meanwhile; return its exit code, negative for a signal."""

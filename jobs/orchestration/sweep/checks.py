@@ -103,13 +103,13 @@ def decision_steps(config: SweepKeys, sample: JobConfig) -> int | None:
     if config.scheduler == "asha":
         return config.asha.grace_steps or max(1, highest_rung(config, sample) // GRACE_SHARE)
     if config.scheduler == "median":
-        return config.median.grace_steps or _required(tenth, "median.grace_steps", config)
+        return config.median.grace_steps or _require(tenth, "median.grace_steps", config)
     if config.scheduler == "pbt":
-        return config.pbt.interval_steps or _required(tenth, "pbt.interval_steps", config)
+        return config.pbt.interval_steps or _require(tenth, "pbt.interval_steps", config)
     return None
 
 
-def _required(value: int | None, key: str, config: SweepKeys) -> int:
+def _require(value: int | None, key: str, config: SweepKeys) -> int:
     if value is None:
         raise ConfigError(f"{key}: required because {config.job} has no `steps` to derive it from")
     return value

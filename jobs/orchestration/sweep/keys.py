@@ -101,7 +101,7 @@ class SweepKeys(JobConfig):
 
     @field_validator("search", mode="before")
     @classmethod
-    def _removed(cls, search: Any) -> Any:
+    def _refuse_removed(cls, search: Any) -> Any:
         if search == "bohb":
             raise ValueError("bohb is not supported, as its packages are unmaintained; use search=optuna, with scheduler=asha")
         return search

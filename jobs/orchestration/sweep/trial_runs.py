@@ -36,14 +36,14 @@ def trial_config(context: SweepContext, record: TrialRecord) -> JobConfig:
 def create_run(context: SweepContext, record: TrialRecord) -> RunDir:
     """Create the trial's next run without starting it, or take one that a killed driver had created."""
     config, sweep = trial_config(context, record), context.sweep
-    existing = _unrecorded(sweep, record, str(config.name))
+    existing = _find_unrecorded(sweep, record, str(config.name))
     if existing is not None:
         return existing
     run_record = make_record(context.config.job, config, context.cluster, context.origin)
     return RunDir.create(str(config.name), {**run_record, "parent": sweep.id, "trial": record.trial}, sweep.path.parent)
 
 
-def _unrecorded(sweep: RunDir, record: TrialRecord, name: str) -> RunDir | None:
+def _find_unrecorded(sweep: RunDir, record: TrialRecord, name: str) -> RunDir | None:
     """Return a run of this trial that is missing in its record because the driver was killed after creating it."""
     for path in sorted(sweep.path.parent.glob(f"{name.lower()[:40]}-*")):
         run = RunDir(path)
@@ -77,12 +77,12 @@ def await_end(run: RunDir) -> bool:
             log.error("%s was told to end and has not ended within %.0f s", run.id, grace + EXIT_SECONDS)
             return False
         time.sleep(POLL_SECONDS)
-    while time.monotonic() < deadline and _supervised(run):
+    while time.monotonic() < deadline and _is_supervised(run):
         time.sleep(POLL_SECONDS)
     return True
 
 
-def _supervised(run: RunDir) -> bool:
+def _is_supervised(run: RunDir) -> bool:
     """Return True if the local supervisor still runs; it cleans up after writing the outcome."""
     try:
         return load_backend(str(run.record["cluster"])).states([run])[run.id].word == "supervised"

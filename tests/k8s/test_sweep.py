@@ -214,7 +214,7 @@ def test_pods_that_may_not_submit_say_so_at_once(start: Start, namespace: Namesp
 
 def test_pods_know_no_other_cluster_than_their_own() -> None:
     own, other = (Profile(name=name, backend="k8s", options={"context": name, "claim": "runs"}) for name in ("team", "big"))
-    with pytest.raises(ConfigError, match=r"cluster=big: its context is another than that of team.*run the sweep's driver here"):
+    with pytest.raises(ConfigError, match=r"cluster=big: its context differs from that of team.*run the sweep's driver here"):
         refuse_unreachable(own, other)
     refuse_unreachable(own, Profile(name="urgent", backend="k8s", options={"context": "team", "queue": "urgent"}))
     refuse_unreachable(Profile(name="local", backend="local"), other)

@@ -32,8 +32,7 @@ def test_an_output_that_is_full_is_one_line(words: str, tmp_path: Path) -> None:
     done = bash(f"{ROPEWALK} {words} > /dev/full", ROPEWALK_RUNS=str(tmp_path))
     assert done.returncode == 2
     assert (
-        done.stderr
-        == "error: the output, or a file, cannot be written: No space left on device; free some space, or write elsewhere\n"
+        done.stderr == "error: cannot write the output or a file: No space left on device; free some space, or write elsewhere\n"
     )
 
 

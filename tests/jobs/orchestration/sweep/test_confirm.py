@@ -163,7 +163,7 @@ def tossed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 def test_runs_of_the_real_backend_say_that_the_win_is_real(shell: Shell, tossed: RunDir) -> None:
     page = shell("confirm", tossed.id, "--seeds", "2")
     assert "The win is real: trial 0 is better than trial 1 by 0.4" in page  # and a seed's luck
-    assert "4 of 4 runs are over" in shell.err
+    assert "4 of 4 runs have ended" in shell.err
     before = [run.id for run in all_runs()]
     assert "The win is real" in shell("confirm", tossed.id, "--seeds", "2")
     assert [run.id for run in all_runs()] == before  # nothing was run twice

@@ -81,7 +81,7 @@ def test_too_many_failures_end_the_sweep(start: Start) -> None:
     outcome = sweep.run.last_outcome()
     assert outcome is not None
     assert outcome.exit_code == 42
-    assert "trials failed; the first: rank 0: ZeroDivisionError" in outcome.cause
+    assert "trials failed; first cause: rank 0: ZeroDivisionError" in outcome.cause
     assert len(sweep.records()) < 6
 
 

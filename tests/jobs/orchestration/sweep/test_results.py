@@ -208,7 +208,7 @@ def test_the_best_configuration_is_a_job_file(shell: Shell, root: Path, tmp_path
 def test_a_file_that_best_did_not_write_stays(shell: Shell, root: Path, tmp_path: Path) -> None:
     sweep = make_sweep(root, 2)
     (tmp_path / "mine.yaml").write_text("steps: 1\n")
-    assert "mine.yaml exists, and `ropewalk best` did not write it" in shell.mistake("best", sweep.id, "mine.yaml")
+    assert "mine.yaml exists and was not written by `ropewalk best`" in shell.mistake("best", sweep.id, "mine.yaml")
     assert (tmp_path / "mine.yaml").read_text() == "steps: 1\n"
 
 

@@ -33,7 +33,7 @@ class Condition:
         if not match:
             raise ValueError(f"{text!r} is not a condition; examples: '<= 0.6', '== 0', '>= 0.55 by 2se'")
         if match[1] == "==" and match[3]:
-            raise ValueError(f"{text!r}: `by` cannot be combined with ==; use <= or >=")
+            raise ValueError(f"{text!r}: a condition with == cannot have `by`; use <= or >=")
         return cls(relation=match[1], bound=float(match[2]), errors=float(match[3] or 0))
 
     def holds(self, score: Score) -> bool:

@@ -92,7 +92,7 @@ def test_what_is_no_number_never_passes() -> None:
 
 
 def test_a_condition_on_a_score_that_will_not_be_there() -> None:
-    with pytest.raises(ConfigError, match=r"no score 'bolq'; scores: boolq"):
+    with pytest.raises(ConfigError, match=r"unknown score 'bolq'; scores: boolq"):
         check_names(["bolq"], ["boolq"])
 
 

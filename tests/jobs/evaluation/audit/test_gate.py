@@ -63,7 +63,7 @@ def test_a_condition_on_a_score_that_will_not_be_there_ends_the_audit_at_once(tm
     model, suite = make_model(tmp_path / "model"), write_lines(tmp_path / "suite.jsonl", PAIRS[:4])
     run = make_audit(tmp_path / "runs", model=str(model), suites=[str(suite)], require={"stereotyp_rate": BOUND})
     assert start(run, 1).wait() == [42]
-    assert "no score 'stereotyp_rate'" in log_of(run)
+    assert "unknown score 'stereotyp_rate'" in log_of(run)
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,13 @@ def test_axes_follow_the_space(tmp_path: Path) -> None:
     assert list(axes) == list(SPACE)
     rate = axes["optim.lr"]
     assert rate.log
-    assert rate.place(1e-4) == 0
-    assert rate.place(10**-2.5) == pytest.approx(0.5)
+    assert rate.position(1e-4) == 0
+    assert rate.position(10**-2.5) == pytest.approx(0.5)
     assert [word for _, word in rate.ticks()] == ["1e-4", "0.001", "0.01", "0.1"]
     assert not axes["optim.weight_decay"].log
     assert [word for _, word in axes["optim.warmup_steps"].ticks()] == ["0", "10", "20", "30"]
     assert axes["optim.schedule"].categories == ["cosine", "constant", "wsd"]
-    assert axes["optim.schedule"].place("constant") == pytest.approx(0.5)
+    assert axes["optim.schedule"].position("constant") == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_every_kind_of_parameter_has_an_axis(item: Any, values: list[Any], kind:
     trials = [TrialResult(trial=k, parameters={"key": value}) for k, value in enumerate(values)]
     (axis,) = axes_of({} if item is None else {"key": item}, trials)
     assert (axis.categories if axis.categories else (axis.low, axis.high)) == kind
-    assert all(0 <= axis.place(value) <= 1 for value in values)
+    assert all(0 <= axis.position(value) <= 1 for value in values)
     assert axis.ticks()
 
 

@@ -6,8 +6,9 @@ Start to first step, CPU time of everything but the script while it trains, and 
 
 Prints one JSON object. Both run the same script of two ranks in turn; CPU seconds are those of all processes that were started.
 
-Measured: 2026-11-27, 3 rounds, 4 kills. torchrun's group came back within 90 s after 1 of 4 kills, by hand after 6 of 6 in
-7.5 s. The agent alone was measured apart.
+Measured: start 2026-11-29 on a busy machine, 3 rounds. Kills of ours 2026-11-29 on a quiet machine, 5 kills; most of the time
+is the script's own imports (torch and torch._dynamo). The rest 2026-11-27: torchrun's group came back within 90 s after 1 of 4
+kills, by hand after 6 of 6 in 7.5 s; the agent alone was measured apart.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""Model, optimizer state and sample order, split over ranks."""
+"""Division of model, optimizer state and sample order among ranks."""

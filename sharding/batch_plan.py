@@ -1,4 +1,4 @@
-"""Which samples of a global batch each rank computes, and in how many micro-batches."""
+"""The samples of a global batch that each rank computes, cut into micro-batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,18 +25,18 @@ class BatchPlan:
         return -(-max_samples // self.micro_batch)
 
     def samples(self, position: int) -> range:
-        """The samples that this rank computes in the step at `position`; may be empty."""
+        """Return the samples that this rank computes in the step at `position`; may be empty."""
         start = self.global_batch * self.data_rank // self.data_size
         stop = self.global_batch * (self.data_rank + 1) // self.data_size
         return range(position + start, position + stop)
 
     def micro_batches(self, num_samples: int) -> list[slice]:
-        """How this rank's samples are cut into micro-batches; an empty slice is a micro-batch without samples."""
+        """Cut this rank's samples into micro-batches; an empty slice is a micro-batch without samples."""
         assert num_samples <= self.num_micro_batches * self.micro_batch, (num_samples, self)
         starts = range(0, self.num_micro_batches * self.micro_batch, self.micro_batch)
         return [slice(min(s, num_samples), min(s + self.micro_batch, num_samples)) for s in starts]
 
     def steps(self, position: int, num_steps: int) -> Iterator[range]:
-        """This rank's samples of the next steps."""
+        """Yield this rank's samples of the next steps."""
         for step in range(num_steps):
             yield self.samples(position + step * self.global_batch)

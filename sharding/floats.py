@@ -1,4 +1,4 @@
-"""Infinities and NaN in plain values: JSON has none, so they are written as `{"__float__": "Infinity"}`, as transformers does."""
+"""Infinities and NaN in JSON, written as `{"__float__": "Infinity"}` like transformers does."""
 
 import math
 from typing import Any
@@ -6,31 +6,31 @@ from typing import Any
 TAG = "__float__"
 
 
-def encoded(value: Any) -> Any:
-    """Plain values without floats that JSON does not have."""
+def encode_floats(value: Any) -> Any:
+    """Replace floats that JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return {TAG: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
-    return _mapped(encoded, value)
+    return _map(encode_floats, value)
 
 
-def decoded(value: Any) -> Any:
-    """The values that were `encoded`."""
-    return float(value[TAG]) if _is_special(value) else _mapped(decoded, value)
+def decode_floats(value: Any) -> Any:
+    """Reverse `encode_floats`."""
+    return float(value[TAG]) if _is_special(value) else _map(decode_floats, value)
 
 
-def nulled(value: Any) -> Any:
-    """Encoded values as older checkpoints have them, which lost such floats."""
-    return None if _is_special(value) else _mapped(nulled, value)
+def null_floats(value: Any) -> Any:
+    """Return encoded values as checkpoints of older versions hold them: such floats are null there."""
+    return None if _is_special(value) else _map(null_floats, value)
 
 
-def restored(saved: Any, defaults: Any) -> Any:
-    """Encoded values of a checkpoint, with the defaults' infinities where an older one has lost them."""
+def restore_floats(saved: Any, defaults: Any) -> Any:
+    """Return encoded values of a checkpoint, with the defaults' infinities in place of nulls of older versions."""
     if saved is None and _is_special(defaults):
         return defaults
     if isinstance(saved, dict) and isinstance(defaults, dict):
-        return {key: restored(inner, defaults.get(key)) for key, inner in saved.items()}
+        return {key: restore_floats(inner, defaults.get(key)) for key, inner in saved.items()}
     if isinstance(saved, list) and isinstance(defaults, list) and len(saved) == len(defaults):
-        return [restored(inner, default) for inner, default in zip(saved, defaults, strict=True)]
+        return [restore_floats(inner, default) for inner, default in zip(saved, defaults, strict=True)]
     return saved
 
 
@@ -38,7 +38,7 @@ def _is_special(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {TAG}
 
 
-def _mapped(function: Any, value: Any) -> Any:
+def _map(function: Any, value: Any) -> Any:
     if isinstance(value, dict):
         return {key: function(inner) for key, inner in value.items()}
     return [function(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""Shard a Hugging Face model over the ranks with FSDP2, and fill it with values that do not depend on how many there are."""
+"""Shard a Hugging Face model over the ranks with FSDP2, and fill it with values that do not depend on the number of ranks."""
 
 from collections import defaultdict
 
@@ -11,33 +11,32 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ropewalk.sharding.config import ParallelConfig
 from ropewalk.sharding.group import Group
 
-_SMALL_BYTES = 2 << 30  # what a rank may hold of the unsharded model
-_GRADIENT_BYTES = 4  # fp32, in which gradients are reduced
+_SMALL_BYTES = 2 << 30  # limit of unsharded parameters or gradients on a rank
+_GRADIENT_BYTES = 4  # gradients are reduced in fp32
 
 
 def shard(model: nn.Module, group: Group, parallel: ParallelConfig, policy: MixedPrecisionPolicy) -> nn.Module:
-    """Shard a model (on the meta device) in place with `fully_shard`; its values are undefined until `fill` gives it some.
+    """Shard a model (on the meta device) in place with `fully_shard`; its values are undefined until `fill` sets them.
 
-    Each decoder layer is one FSDP module (layers that share weights are one together) and the rest (embedding, norm, head)
-    another, which keeps tied weights tied.
-    Gradients are summed over ranks, and not divided.
+    Each decoder layer is one FSDP module (layers that share weights form one together); the rest (embedding, norm, head) is
+    another, which keeps tied weights tied. Gradients are summed over ranks, not averaged.
     """
     ties = _ties(model)
     reshard = should_reshard_after_forward(model, parallel, group.device)
-    for layers in _sharing(decoder_layers(model)):
+    for layers in _group_by_weights(decoder_layers(model)):
         fully_shard(layers, mesh=group.mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=group.mesh, mp_policy=policy, reshard_after_forward=False)  # in place
     model.to_empty(device=group.device)
-    _tie(model, ties)  # to_empty gives each name a tensor of its own
+    _tie(model, ties)  # to_empty separates tied tensors
     for module in fsdp_modules(model):
-        # the loss is divided by the global weight, so that uneven ranks count rightly
+        # sums, since the step divides by the global weight: ranks may have different numbers of tokens
         module.set_force_sum_reduction_for_comms(True)
         module.set_gradient_divide_factor(1.0)
     return model
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a model: those that the model itself says must not be split, else its longest list."""
+    """Return the repeated blocks of a model: the classes in its `_no_split_modules`, else its longest ModuleList."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [m for m in model.modules() if type(m).__name__ in names and not isinstance(m, nn.Embedding)]
     if layers:
@@ -46,17 +45,17 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return max(lists, key=len, default=[])
 
 
-def _sharing(layers: list[nn.Module]) -> list[list[nn.Module]]:
-    """The layers, those together that have the same weights."""
-    found: dict[int, list[nn.Module]] = {}
+def _group_by_weights(layers: list[nn.Module]) -> list[list[nn.Module]]:
+    """Group layers that have the same weights."""
+    groups: dict[int, list[nn.Module]] = {}
     for layer in layers:
         first = next(layer.parameters(), None)
-        found.setdefault(id(layer) if first is None else id(first), []).append(layer)
-    return list(found.values())
+        groups.setdefault(id(layer) if first is None else id(first), []).append(layer)
+    return list(groups.values())
 
 
 def should_reshard_after_forward(model: nn.Module, parallel: ParallelConfig, device: torch.device) -> bool:
-    """Whether gathered parameters are freed between forward and backward."""
+    """Return True if gathered parameters are freed between forward and backward."""
     if parallel.reshard == "auto":
         bytes_each = 2 if device.type == "cuda" else 4
         return sum(p.numel() for p in model.parameters()) * bytes_each > _SMALL_BYTES
@@ -64,33 +63,39 @@ def should_reshard_after_forward(model: nn.Module, parallel: ParallelConfig, dev
 
 
 def accumulates_sharded(model: nn.Module, parallel: ParallelConfig) -> bool:
-    """Whether each micro-batch's gradients are reduced at once: else every rank holds the full fp32 gradient between them."""
+    """Return True if the gradients of each micro-batch are reduced at once.
+
+    Otherwise every rank holds the full fp32 gradient between micro-batches.
+    """
     if parallel.accumulate == "auto":
         return sum(p.numel() for p in model.parameters() if p.requires_grad) * _GRADIENT_BYTES > _SMALL_BYTES
     return parallel.accumulate == "sharded"
 
 
 def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
-    """The parts of a model whose parameters are gathered, and whose gradients are reduced, in one collective."""
+    """Return the modules whose parameters are gathered, and whose gradients are reduced, in one collective."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def set_micro_batch(modules: list[FSDPModule], *, last: bool, reshard: bool, sharded: bool) -> None:
-    """Prepare for a micro-batch of a step. Unless gradients are accumulated sharded, the last one alone reduces them; unless
-    parameters are resharded after forward, the first one alone gathers them."""
+    """Prepare the modules for a micro-batch of a step.
+
+    Only the last one reduces gradients, unless they are accumulated sharded; only the first one gathers parameters, unless
+    they are resharded after forward.
+    """
     for module in modules:
         module.set_requires_gradient_sync(last or sharded, recurse=False)
         module.set_reshard_after_backward(last or reshard, recurse=False)
 
 
 def reshard_all(model: nn.Module) -> None:
-    """Free gathered parameters: after a forward pass alone they would stay, and hide what is loaded or learnt later."""
+    """Free gathered parameters. After a forward pass alone they would stay, and hide values that are loaded later."""
     for module in fsdp_modules(model):
         module.reshard()
 
 
 def _ties(model: nn.Module) -> list[list[str]]:
-    """Names of parameters that are one tensor."""
+    """Return groups of parameter names that are one tensor."""
     names = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names[id(parameter)].append(name)
@@ -107,9 +112,9 @@ def _tie(model: nn.Module, ties: list[list[str]]) -> None:
 
 @torch.no_grad()
 def fill(model: nn.Module, source: nn.Module | None, group: Group) -> None:
-    """Give every rank its shard of the values of rank 0's unsharded `source`; the other ranks have None for it.
+    """Copy the values of rank 0's unsharded `source` to every rank's shards; `source` is None on the other ranks.
 
-    Buffers too: `to_empty` leaves garbage in those of the rotary embedding, no checkpoint repairs them, and the loss
+    Buffers are copied too: `to_empty` leaves garbage in those of the rotary embedding, and no checkpoint holds them: the loss
     would be finite and wrong.
     """
     assert (source is not None) == group.is_main

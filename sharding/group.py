@@ -1,4 +1,4 @@
-"""The group of ranks: forming it, leaving it, and agreeing inside it."""
+"""The group of ranks: form it, leave it, and agree within it."""
 
 import errno
 import logging
@@ -25,13 +25,13 @@ from ropewalk.sharding.config import ParallelConfig
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CONNECT_SECONDS = 60.0  # beyond the group's timeout, after which gloo and the store give up by themselves
-DATA_AXES = ("replicate", "shard")  # of a mesh: ranks along them compute different samples, along any other the same ones
+CONNECT_SECONDS = 60.0  # beyond the group's timeout, at which gloo and the store give up by themselves
+DATA_AXES = ("replicate", "shard")  # ranks along these axes of the mesh compute different samples, along any other the same
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """All ranks of a run, as a mesh: its axis `shard` divides the parameters, `replicate` holds copies of them (HSDP)."""
+    """All ranks of a run as a device mesh: the axis `shard` divides parameters, `replicate` holds copies of them (HSDP)."""
 
     mesh: DeviceMesh
     device: torch.device
@@ -41,46 +41,46 @@ class Group:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank is the one that reports and commits."""
+        """True on the rank that reports and commits."""
         return self.rank == 0
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, in place: the same bits on every rank."""
+        """Sum over ranks, in place: the same bits on every rank."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     @property
     def data_size(self) -> int:
-        """The number of shares that samples are dealt in; ranks that compute the same samples have one share."""
-        return math.prod(size for size, _ in self._places(DATA_AXES))
+        """The number of shares into which samples are divided; ranks that compute the same samples have one share."""
+        return math.prod(size for size, _ in self._coordinates(DATA_AXES))
 
     @property
     def data_rank(self) -> int:
-        """The share of the samples that this rank computes, counted from 0."""
+        """The number of this rank's share of the samples, from 0."""
         number = 0
-        for size, index in self._places(DATA_AXES):
+        for size, index in self._coordinates(DATA_AXES):
             number = number * size + index
         return number
 
     def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, in place, of values computed from samples; of ranks that compute the same samples one counts."""
+        """Sum values computed from samples over ranks, in place; of ranks that compute the same samples one is counted."""
         return self.all_reduce_sum(values if self.counts_samples else values.zero_())
 
     @property
     def counts_samples(self) -> bool:
-        """Whether this rank is the one that counts, of those that compute the same samples."""
+        """True on one of the ranks that compute the same samples: the one that is counted."""
         others = [name for name in self.mesh.mesh_dim_names or () if name not in DATA_AXES]
-        return all(index == 0 for _, index in self._places(others))
+        return all(index == 0 for _, index in self._coordinates(others))
 
-    def _places(self, axes: Collection[str]) -> list[tuple[int, int]]:
-        """The size of each of these axes that the mesh has, with this rank's index along it."""
+    def _coordinates(self, axes: Collection[str]) -> list[tuple[int, int]]:
+        """Return (size of the axis, this rank's index along it) for those of these axes that the mesh has."""
         names, indices = self.mesh.mesh_dim_names or (), self.mesh.get_coordinate() or ()
-        places = zip(names, self.mesh.shape, indices, strict=True)
-        return [(size, index) for name, size, index in places if name in axes]
+        pairs = zip(names, self.mesh.shape, indices, strict=True)
+        return [(size, index) for name, size, index in pairs if name in axes]
 
     def any(self, value: bool) -> bool:
-        """Whether `value` is true on some rank."""
+        """Return True on every rank if `value` is true on any rank."""
         return bool(self.all_reduce_sum(torch.tensor(float(value), device=self.device)).item())
 
     def barrier(self) -> None:
@@ -88,13 +88,13 @@ class Group:
         self.any(False)
 
     def all_gather_object(self, value: T) -> list[T]:
-        """Every rank's plain value, in rank order."""
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, value)
-        return found
+        """Return every rank's plain value, in rank order."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def broadcast_object(self, value: T | None) -> T:
-        """Rank 0's plain value, on every rank."""
+        """Return rank 0's plain value on every rank."""
         box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0)
         result: T = box[0]
@@ -102,7 +102,7 @@ class Group:
 
 
 def counts_piece(tensor: torch.Tensor) -> bool:
-    """Whether this rank is the one that counts its piece of a DTensor (in a norm), of those that hold the same piece."""
+    """Return True on one of the ranks that hold the same piece of a DTensor: the one that counts it in a norm."""
     assert isinstance(tensor, DTensor)
     indices = tensor.device_mesh.get_coordinate() or ()
     pairs = zip(tensor.placements, indices, strict=True)
@@ -113,13 +113,13 @@ def counts_piece(tensor: torch.Tensor) -> bool:
 def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     """Form the group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or a group of one.
 
-    On GPUs a group that an error breaks is left as it is: end the process then, as the engines do. Raises ConfigError where
+    On GPUs a group that an error breaks is not destroyed: end the process then, as the engines do. Raises ConfigError if
     the ranks cannot be arranged as `parallel` says.
     """
     parallel = parallel or ParallelConfig()
     _refuse_stale_store()
     timeout = timedelta(minutes=parallel.timeout_minutes)
-    _tell_unused_gpus()
+    _warn_of_unused_gpus()
     device = rank_device()
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -127,9 +127,9 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_world_size()))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    # with its device NCCL connects now, and not in the middle of the first step
+    # given its device, NCCL connects now and not in the middle of the first step
     bound = device if on_gpu else None
-    with _ended_after(timeout):
+    with _time_limit(timeout):
         if "WORLD_SIZE" not in os.environ:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)
         elif (store := _store(timeout)) is not None:
@@ -137,7 +137,7 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound)
         else:
             dist.init_process_group(backend, init_method="env://", timeout=timeout, device_id=bound)
-    # NCCL would wait for its peers, which sit in a collective that this rank has left, and nobody would hear of the error
+    # after an error NCCL would wait for peers in a collective that this rank has left, and hide the error
     may_destroy = not on_gpu
     try:
         rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -153,13 +153,13 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
 
 
 @contextmanager
-def _ended_after(timeout: timedelta) -> Iterator[None]:
-    """End this process where it takes longer to connect: NCCL's own limit begins once it has, and a closed port says nothing."""
+def _time_limit(timeout: timedelta) -> Iterator[None]:
+    """End this process if connecting takes longer: NCCL's own limit starts after it has connected."""
 
     def give_up() -> None:
         log.error(
             "no connection to the other ranks within %s (parallel.timeout_minutes): a closed port, or NCCL_SOCKET_IFNAME names"
-            " an interface that the other nodes do not reach; NCCL_DEBUG=INFO tells which it takes",
+            " an interface that the other nodes cannot reach; NCCL_DEBUG=INFO shows the interface in use",
             timeout,
         )
         os._exit(EXIT_LOST_PEER)
@@ -173,10 +173,13 @@ def _ended_after(timeout: timedelta) -> Iterator[None]:
         timer.cancel()
 
 
-def _tell_unused_gpus() -> None:
-    """Warn, on the first rank, where its machine has GPUs and the run asked for none. Call it before `rank_device` hides them."""
-    if node_gpus() == 0 and os.environ.get("RANK", "0") == "0" and (found := len(machine_devices())):
-        log.warning("%d GPU(s) are here and resources.gpus is 0: this run computes on the CPU; set resources.gpus", found)
+def _warn_of_unused_gpus() -> None:
+    """Warn on the first rank if its machine has GPUs and the run requested none. Call before `rank_device` hides them."""
+    if node_gpus() == 0 and os.environ.get("RANK", "0") == "0" and (num_gpus := len(machine_devices())):
+        log.warning(
+            "this machine has %d GPU(s) and resources.gpus is 0: computing on the CPU; set resources.gpus to use them",
+            num_gpus,
+        )
 
 
 def _mesh(device: torch.device, world_size: int, parallel: ParallelConfig) -> DeviceMesh:
@@ -189,47 +192,50 @@ def _mesh(device: torch.device, world_size: int, parallel: ParallelConfig) -> De
 
 
 def rank_device() -> torch.device:
-    """This rank's own GPU if its node was given any, else the CPU. Raises ConfigError where ranks would have to share one,
-    BackendError where the node has not what it was given.
+    """Return this rank's GPU if its node was allocated any, else the CPU.
+
+    Raises ConfigError if ranks would have to share a GPU, BackendError if the node lacks GPUs of its allocation.
     """
-    given = node_gpus()
-    if given == 0:
-        # those of others may be visible; if torch saw them it would make an NCCL group for the mesh of CPUs too
+    allocated = node_gpus()
+    if allocated == 0:
+        # hide GPUs of other users' jobs: torch would create an NCCL group for the CPU mesh too
         os.environ[DEVICES_VARIABLE] = ""
-    if given == 0 or (given is None and not torch.cuda.is_available()):
+    if allocated == 0 or (allocated is None and not torch.cuda.is_available()):
         return torch.device("cpu")
-    seen = torch.cuda.device_count()
-    if given is not None and seen < given:
+    visible = torch.cuda.device_count()
+    if allocated is not None and visible < allocated:
         raise BackendError(
-            f"this node was given {given} GPUs and torch {torch.__version__} sees {seen}:"
-            " look at nvidia-smi there, and whether this torch is built for GPUs"
+            f"this node was allocated {allocated} GPUs and torch {torch.__version__} finds {visible}:"
+            " check nvidia-smi there, and that this torch is built for GPUs"
         )
-    rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), given or seen
+    rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), allocated or visible
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or rank + 1
     if ranks > gpus:
         raise ConfigError(
-            f"{ranks} ranks on this node and {gpus} GPUs: NCCL wants one for each; start {gpus} ranks per node,"
+            f"{ranks} ranks on this node and {gpus} GPUs: NCCL needs one for each; start {gpus} ranks per node,"
             f" or set {DEVICES_VARIABLE}= (to nothing) to compute on the CPU"
         )
     return torch.device("cuda", rank * (gpus // ranks) if "LOCAL_WORLD_SIZE" in os.environ else rank)
 
 
 def _refuse_stale_store() -> None:
-    """torchrun hands a restarted group the store of the one before, whose ranks' addresses are still in it (torch 2.13):
-    the group would wait for the dead. Raises ConfigError instead. Our own agent gives each group a store of its own.
+    """Raise ConfigError if torchrun restarted this group with the previous group's store.
+
+    That store still holds the addresses of dead ranks (torch 2.13), for which the group would wait. Our own agent gives each
+    group a new store.
     """
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if shared and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         raise ConfigError(
-            "torchrun restarted this group with the store of the one before, which hangs; "
+            "torchrun restarted this group with the store of the previous one, which would hang; "
             "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or start the run with `ropewalk run`"
         )
 
 
 def _store(timeout: timedelta) -> TCPStore | None:
-    """Open the store in which the ranks meet, which rank 0 serves at MASTER_ADDR alone: torch would listen at all addresses.
+    """Open the store in which the ranks meet. Rank 0 serves it at MASTER_ADDR only; torch would listen on all addresses.
 
-    None where that is left to torch: torchrun serves the store itself, or MASTER_ADDR is no address of rank 0's machine.
+    Returns None if that is left to torch: torchrun serves the store, or MASTER_ADDR is not an address of rank 0's machine.
     """
     host, port, served = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), os.environ.get("RANK") == "0"
     if not host or not port or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -246,5 +252,5 @@ def _store(timeout: timedelta) -> TCPStore | None:
 
 
 def _local_world_size() -> int:
-    """Ranks that share this machine's cores; torchrun and our agent both say it."""
+    """Return the number of ranks that share this machine's cores; torchrun and our agent both set it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1"))

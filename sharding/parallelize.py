@@ -1,4 +1,4 @@
-"""The one place for the order in which a model is wrapped: adapter, tensor parallel, checkpointing, compile, FSDP."""
+"""The order in which a model is wrapped: adapter, tensor parallel, activation checkpointing, compile, FSDP."""
 
 import logging
 from collections.abc import Callable
@@ -27,10 +27,10 @@ def parallelize(
     trainable: bool = True,
     adapter: Adapter | None = None,
 ) -> nn.Module:
-    """Divide a model on the meta device among the ranks; its values are undefined until `fill` of fsdp.py gives it some.
+    """Divide a model on the meta device among the ranks; its values are undefined until `fill` of fsdp.py sets them.
 
-    `adapter` gets the unsharded model first, such as for LoRA's layers. A model that is not `trainable` (a teacher, a
-    reference) is frozen and in evaluation mode. Raises ConfigError for what this model or this version cannot do.
+    `adapter` is applied to the unsharded model first, for LoRA's layers for example. A model that is not `trainable` (a
+    teacher, a reference) is frozen and in evaluation mode. Raises ConfigError for options that this model or version lacks.
     """
     if adapter is not None:
         model = adapter(model)
@@ -39,29 +39,29 @@ def parallelize(
         if compute_format(precision, group.device) == "bf16":
             _keep_in_bf16(model)
     if parallel.tensor > 1:
-        raise ConfigError(f"parallel.tensor: is {parallel.tensor}, tensor parallelism is not there yet; leave it at 1")
+        raise ConfigError(f"parallel.tensor: is {parallel.tensor}, tensor parallelism is not implemented; leave it at 1")
     if parallel.activation_checkpointing == "full" and trainable:
         _checkpoint_activations(model)
     if parallel.compile:
         for layer in decoder_layers(model):
             layer.compile()  # in place: a wrapper would rename the parameters
     if trainable and group.is_main and group.device.type == "cuda" and compute_format(precision, group.device) == "fp32":
-        log.info("computing in fp32%s", "" if precision.compute == "fp32" else ": this GPU has no bf16 of its own")
+        log.info("computing in fp32%s", "" if precision.compute == "fp32" else ": this GPU has no native bf16")
     return shard(model, group, parallel, _mixed_precision(precision, group.device))
 
 
 def _keep_in_bf16(model: nn.Module) -> None:
-    """Keep frozen parameters in the format that they are computed in, which halves their memory; buffers stay as they are."""
-    kept: dict[int, nn.Parameter] = {}  # tied ones stay one
+    """Store frozen parameters in the format of computation, which halves their memory; buffers are unchanged."""
+    converted: dict[int, nn.Parameter] = {}  # by id: tied parameters stay tied
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if id(parameter) not in kept:
-                kept[id(parameter)] = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
-            setattr(module, name, kept[id(parameter)])
+            if id(parameter) not in converted:
+                converted[id(parameter)] = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
+            setattr(module, name, converted[id(parameter)])
 
 
 def _checkpoint_activations(model: nn.Module) -> None:
-    """Let each layer recompute its activations in backward, by transformers' own layers: no parameter is renamed."""
+    """Let each layer recompute its activations in backward, using transformers' own layers: no parameter is renamed."""
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise ConfigError(
             f"parallel.activation_checkpointing: {type(model).__name__} cannot recompute its activations; set it to none"
@@ -72,10 +72,10 @@ def _checkpoint_activations(model: nn.Module) -> None:
 
 
 def compute_format(precision: PrecisionConfig, device: torch.device) -> Literal["bf16", "fp32"]:
-    """The format of forward and backward on a device: `auto` is bf16 on GPUs that compute in it themselves, else fp32."""
+    """Return the format of forward and backward on a device: `auto` is bf16 on GPUs that support it natively, else fp32."""
     if precision.compute != "auto":
         return precision.compute
-    # before Ampere torch emulates it, slower than fp32
+    # before Ampere torch emulates bf16, slower than fp32
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if native else "fp32"
 

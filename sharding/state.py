@@ -1,4 +1,4 @@
-"""The tensors that a checkpoint holds, by name: parameters, buffers that persist, Adam's moments and step, a mean of weights."""
+"""The tensors of a checkpoint by name: parameters, persistent buffers, Adam's moments and step, an average of the weights."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ EMA = "ema."
 
 
 def model_state(model: nn.Module) -> State:
-    """Parameters (a tied one once, under its first name) and persistent buffers; no copies."""
+    """Return parameters (a tied one once, under its first name) and persistent buffers; no copies."""
     state: State = {f"{MODEL}{name}": parameter for name, parameter in model.named_parameters()}
     persistent = model.state_dict(keep_vars=True)
     state.update({f"{MODEL}{name}": buffer for name, buffer in model.named_buffers() if name in persistent})
@@ -19,21 +19,21 @@ def model_state(model: nn.Module) -> State:
 
 
 def trained_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """The parameters that the optimizer moves, and no others; no copies."""
+    """Return the parameters that the optimizer updates, by name; no copies."""
     trained = {id(parameter) for parameter in _parameters_of(optimizer)}
     return {f"{MODEL}{name}": parameter for name, parameter in model.named_parameters() if id(parameter) in trained}
 
 
 def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """The parameters that the optimizer moves, in the model's order."""
+    """Return the parameters that the optimizer updates, in the model's order."""
     trained = {id(parameter) for parameter in _parameters_of(optimizer)}
     return [parameter for parameter in model.parameters() if id(parameter) in trained]
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """The optimizer's tensors by the name of their parameter; no copies, so loading into them is loading.
+    """Return the optimizer's tensors by the name of their parameter; no copies, so loading into them is loading.
 
-    A frozen parameter has none: for a model that is trained in part they would take twice its size.
+    A frozen parameter has none: they would take twice the size of a model that is trained only in part.
     """
     trained = {id(parameter) for parameter in _parameters_of(optimizer)}
     return {
@@ -50,9 +50,9 @@ def _parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def prepare_adam(optimizer: torch.optim.Optimizer) -> None:
-    """Give a fresh Adam the state that it makes at its first step, so that there is something to load into.
+    """Create the state of a fresh Adam, which it would create at its first step, so that a checkpoint can be loaded into it.
 
-    torch's own `get_state_dict` takes a step to make it and leaves Adam's count at 1.
+    torch's own `get_state_dict` takes a step to create it and leaves Adam's count at 1.
     """
     for parameter in _parameters_of(optimizer):
         if not optimizer.state[parameter]:

@@ -1,7 +1,7 @@
-"""Raw tensor bytes of a checkpoint in any file system: one file a rank, checksummed while it is written.
+"""Raw tensor bytes of a checkpoint in any file system: one file per rank, checksummed while it is written.
 
-This is the storage floor of torch's distributed checkpoint; nothing is pickled, so a checkpoint from
-anywhere can be read safely. `index.json` says where each piece of each tensor lies.
+This is the storage layer of torch's distributed checkpoint (DCP); nothing is pickled, so a checkpoint from
+anywhere can be read safely. `index.json` locates each piece of each tensor.
 """
 
 import json
@@ -29,7 +29,7 @@ from ropewalk.cluster.errors import CheckpointError
 from ropewalk.cluster.storage import StoragePath
 
 _WRITE_BYTES = 64 << 20
-_GAP_BYTES = 1 << 20  # reading over a smaller gap is cheaper than another request
+_GAP_BYTES = 1 << 20  # reading across a smaller gap is cheaper than another request
 _READ_BYTES = 256 << 20
 
 Index = dict[str, Any]  # {tensor: {dtype, shape, pieces: [{offsets, shape, file, start}]}}
@@ -37,7 +37,7 @@ Index = dict[str, Any]  # {tensor: {dtype, shape, pieces: [{offsets, shape, file
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file of a checkpoint with the size and checksum that it must have."""
+    """A file of a checkpoint with its size and checksum."""
 
     path: str
     size: int
@@ -46,44 +46,41 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class Piece:
-    """The file and the byte at which a rank wrote one piece of a tensor."""
+    """The location of one piece of a tensor: a file, and the byte at which the piece starts."""
 
     file: WrittenFile
     start: int
 
 
 def checksum(digest: "xxhash.xxh3_128") -> str:
-    """A digest in the notation of manifests, `xxh3:<32 hex>`."""
+    """Format a digest as in manifests, `xxh3:<32 hex>`."""
     return f"xxh3:{digest.hexdigest()}"
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """A tensor's bytes, without a copy where it is contiguous on the CPU."""
+    """Return a tensor's bytes, without a copy if it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return memoryview(flat.numpy().data)
 
 
 class CheckpointWriter(StorageWriter):
-    """Writes one rank's pieces; `commit` is called on rank 0 when the files of all ranks are durable."""
+    """Writer of one rank's pieces; `commit` is called on rank 0 when the files of all ranks are durable."""
 
-    def __init__(self, place: StoragePath, prefix: str, check: Callable[[], None], commit: Callable[[list[WrittenFile]], None]):
+    def __init__(self, folder: StoragePath, prefix: str, check: Callable[[], None], commit: Callable[[list[WrittenFile]], None]):
         super().__init__()
-        self.place, self.prefix, self.check, self.commit = place, prefix, check, commit
+        self.folder, self.prefix, self.check, self.commit = folder, prefix, check, commit
         self.rank = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Do nothing: a writer serves one save and keeps no state between saves."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Learn this rank's number."""
         self.rank = int(kwargs.get("rank") or 0)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """Leave this rank's plan as it is."""
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Leave all ranks' plans as they are."""
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -96,7 +93,7 @@ class CheckpointWriter(StorageWriter):
         self.check()
         name = f"{self.prefix}-rank-{self.rank:05d}.bin"
         digest, position, starts = xxhash.xxh3_128(), 0, []
-        with self.place.create(name) as stream:
+        with self.folder.create(name) as stream:
             for item in items:
                 tensor = planner.resolve_data(item)
                 assert isinstance(tensor, torch.Tensor), "a checkpoint holds tensors only"
@@ -112,27 +109,26 @@ class CheckpointWriter(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write the index and commit. Called on rank 0 alone, after every rank has written."""
-        found = {result.index: result.storage_data for rank in results for result in rank}
-        files = sorted({piece.file for piece in found.values()}, key=lambda file: file.path)
-        index = _index_of(metadata, found)
+        pieces = {result.index: result.storage_data for rank in results for result in rank}
+        files = sorted({piece.file for piece in pieces.values()}, key=lambda file: file.path)
+        index = _index_of(metadata, pieces)
         data = json.dumps(index, separators=(",", ":")).encode()
         name = f"{self.prefix}-index.json"
-        self.place.write(name, data)
+        self.folder.write(name, data)
         self.commit([*files, WrittenFile(name, len(data), checksum(xxhash.xxh3_128(data)))])
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Accept any path or URL."""
         return True
 
 
-def _index_of(metadata: Metadata, found: Mapping[MetadataIndex, Piece]) -> Index:
+def _index_of(metadata: Metadata, pieces_by_index: Mapping[MetadataIndex, Piece]) -> Index:
     index: Index = {}
     for name, entry in metadata.state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata), f"{name}: a checkpoint holds tensors only"
         pieces = []
         for chunk in entry.chunks:
-            piece = found.get(MetadataIndex(name, chunk.offsets)) or found[MetadataIndex(name)]
+            piece = pieces_by_index.get(MetadataIndex(name, chunk.offsets)) or pieces_by_index[MetadataIndex(name)]
             pieces.append(
                 {"offsets": list(chunk.offsets), "shape": list(chunk.sizes), "file": piece.file.path, "start": piece.start}
             )
@@ -142,7 +138,7 @@ def _index_of(metadata: Metadata, found: Mapping[MetadataIndex, Piece]) -> Index
 
 
 def parse_index(data: bytes, where: str) -> Index:
-    """The index of a verified checkpoint."""
+    """Parse the index of a verified checkpoint. Raises CheckpointError."""
     try:
         index: Index = json.loads(data)
         for entry in index.values():
@@ -153,11 +149,11 @@ def parse_index(data: bytes, where: str) -> Index:
 
 
 class CheckpointReader(StorageReader):
-    """Reads whatever slices this rank needs, however many ranks wrote them."""
+    """Reader of the slices that this rank needs, at any number of ranks that wrote them."""
 
-    def __init__(self, place: StoragePath, index: Index) -> None:
+    def __init__(self, folder: StoragePath, index: Index) -> None:
         super().__init__()
-        self.place, self.index = place, index
+        self.folder, self.index = folder, index
         self.pieces = {
             (name, tuple(piece["offsets"])): (piece, getattr(torch, entry["dtype"]))
             for name, entry in index.items()
@@ -168,7 +164,7 @@ class CheckpointReader(StorageReader):
         """Do nothing: a reader keeps no state between loads."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index as DCP's metadata."""
+        """Return the index as DCP's metadata."""
         return Metadata(
             {
                 name: TensorStorageMetadata(
@@ -184,14 +180,12 @@ class CheckpointReader(StorageReader):
         )
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the reader was given all it needs."""
+        """Do nothing: the constructor has all that is needed."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Leave this rank's plan as it is."""
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Leave all ranks' plans as they are."""
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
@@ -199,7 +193,7 @@ class CheckpointReader(StorageReader):
         wanted = [self._range(item) for item in plan.items]
         for file in sorted({want.file for want in wanted}):
             for stretch in _stretches([want for want in wanted if want.file == file]):
-                data = self.place.read(file, stretch[0].start, max(want.stop for want in stretch))
+                data = self.folder.read(file, stretch[0].start, max(want.stop for want in stretch))
                 for want in stretch:
                     offset = want.start - stretch[0].start
                     target = planner.resolve_tensor(want.item).detach()
@@ -220,13 +214,12 @@ class CheckpointReader(StorageReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Accept any path or URL."""
         return True
 
 
 @dataclass(frozen=True)
 class _Want:
-    """The bytes of a file that hold the rows of a piece that an item asks for."""
+    """The bytes of a file that hold the rows of a piece which an item requests."""
 
     item: ReadItem
     file: str
@@ -236,7 +229,7 @@ class _Want:
     shape: tuple[int, ...]
 
     def tensor(self, data: bytes) -> torch.Tensor:
-        """The part of these rows that the item asks for."""
+        """Return the part of these rows that the item requests."""
         rows = _tensor(data, self.dtype, self.shape)
         for dim in range(1, rows.dim()):
             rows = rows.narrow(dim, self.item.storage_offsets[dim], self.item.lengths[dim])
@@ -250,7 +243,7 @@ def _tensor(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tens
 
 
 def _stretches(wants: list[_Want]) -> Iterator[list[_Want]]:
-    """Groups of neighbours in a file, each to be read in one request."""
+    """Group requests that are neighbours in a file, to read each group at once."""
     stretch: list[_Want] = []
     for want in sorted(wants, key=lambda want: want.start):
         if stretch and (want.start - stretch[-1].stop > _GAP_BYTES or want.stop - stretch[0].start > _READ_BYTES):
@@ -261,8 +254,8 @@ def _stretches(wants: list[_Want]) -> Iterator[list[_Want]]:
         yield stretch
 
 
-def read_tensors(place: StoragePath, index: Index, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Full tensors whose names begin with `prefix` (which is cut off), put together on the CPU in this process."""
+def read_tensors(folder: StoragePath, index: Index, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Assemble full tensors whose names start with `prefix` (which is removed), on the CPU in this process."""
     tensors = {}
     for name, entry in index.items():
         if not name.startswith(prefix):
@@ -271,7 +264,7 @@ def read_tensors(place: StoragePath, index: Index, prefix: str = "") -> dict[str
         whole = torch.empty(entry["shape"], dtype=dtype)
         for piece in entry["pieces"]:
             size = math.prod(piece["shape"]) * dtype.itemsize
-            part = _tensor(place.read(piece["file"], piece["start"], piece["start"] + size), dtype, piece["shape"])
+            part = _tensor(folder.read(piece["file"], piece["start"], piece["start"] + size), dtype, piece["shape"])
             window = tuple(slice(o, o + n) for o, n in zip(piece["offsets"], piece["shape"], strict=True))
             whole[window] = part
         tensors[name.removeprefix(prefix)] = whole

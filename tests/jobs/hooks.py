@@ -287,12 +287,12 @@ def stall_in_reference(context: JobContext) -> None:
 
 def stall_in_chunk(context: JobContext) -> None:
     """The second chunk that a rank computes hangs; the file `stalled` says so once rank 0's first is kept."""
-    from ropewalk.jobs.training.distill.cache import _Maker
+    from ropewalk.jobs.training.distill.cache import _ChunkComputation
 
-    chunk = _Maker.chunk
+    chunk = _ChunkComputation.chunk
     chunks = [0]
 
-    def stalling(self: _Maker, *arguments: Any) -> Any:
+    def stalling(self: _ChunkComputation, *arguments: Any) -> Any:
         chunks[0] += 1
         if chunks[0] == 2:
             (context.run.path / "stalled").touch()
@@ -300,4 +300,4 @@ def stall_in_chunk(context: JobContext) -> None:
                 time.sleep(0.1)
         return chunk(self, *arguments)
 
-    _Maker.chunk = stalling  # type: ignore[method-assign]
+    _ChunkComputation.chunk = stalling  # type: ignore[method-assign]

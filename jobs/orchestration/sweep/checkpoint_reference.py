@@ -14,7 +14,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.orchestration.sweep.records import read_records
 from ropewalk.sharding.config import CheckpointConfig
-from ropewalk.sharding.layout import MANIFEST_NAME, directory_of, pin, place_of, told_steps, unpin
+from ropewalk.sharding.layout import MANIFEST_NAME, directory_of, pin, place_of, listed_steps, unpin
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def checkpoint_of(sweep: RunDir, run: RunDir, step: int, over: Callable[[], bool
     while True:
         last_look = over() or time.monotonic() > deadline
         folder.make()  # otherwise an NFS client may not see the directory for a minute
-        steps = told_steps(folder)
+        steps = listed_steps(folder)
         if wanted in steps and _pin_if_complete(folder, wanted, sweep):
             return _reference(sweep, run, folder, wanted)
         if any(other > wanted for other in steps) or last_look:
@@ -55,7 +55,7 @@ def _pin_if_complete(folder: StoragePath, step: int, sweep: RunDir) -> bool:
 def _reference(sweep: RunDir, run: RunDir, folder: StoragePath, step: int) -> dict[str, Any]:
     """Return a reference to a pinned checkpoint, and unpin the run's others that no trial continued from."""
     used = {entry["step"] for record in read_records(sweep) for entry in record.lineage if entry["from_run"] == run.id}
-    for other in told_steps(folder) - used - {step}:
+    for other in listed_steps(folder) - used - {step}:
         unpin(folder, other, sweep.id)
     return {"run": run.id, "step": step}
 
@@ -63,7 +63,7 @@ def _reference(sweep: RunDir, run: RunDir, folder: StoragePath, step: int) -> di
 def release_all(sweep: RunDir, run: RunDir) -> None:
     """Unpin all checkpoints of the run after the sweep."""
     folder = place_of(run, _config(run))
-    for step in told_steps(folder):
+    for step in listed_steps(folder):
         unpin(folder, step, sweep.id)
 
 

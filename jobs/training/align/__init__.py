@@ -1,1 +1,1 @@
-"""The align job: a model learns from preferences, or from rewards."""
+"""The align job: train a model on preferences or rewards."""

@@ -28,8 +28,8 @@ from ropewalk.jobs.training.loop.config import (
     OptimConfig,
     TrainingConfig,
     ValidationConfig,
-    adapting_defaults,
     check_keep_zeros,
+    fill_defaults,
 )
 
 if TYPE_CHECKING:
@@ -39,16 +39,16 @@ else:
 Reference = Literal["adapter", "copy", "precomputed", "none"]
 
 LORA_LR = 1e-5
-GRPO_VALIDATIONS, GRPO_HELD_OUT = 10, 64  # of a run of grpo: how many, and of how many prompts each
+GRPO_VALIDATIONS, GRPO_HELD_OUT = 10, 64  # of grpo: validations per run, prompts per validation
 
 
 def _only(key: str) -> str:
-    """The start of the help text of a key that only some methods use."""
+    """Return the start of the help text of a key that only some methods use."""
     return ", ".join(methods_with(key))
 
 
 class AlignOptimConfig(OptimConfig):
-    """AdamW for a model that has learnt to answer already: small steps, no decay."""
+    """AdamW for a model that already answers: small steps, no decay."""
 
     lr: float = Field(default=1e-6, gt=0, description="peak learning rate; unset with lora: 1e-5")
     weight_decay: float = Field(default=0.0, ge=0, description="decay of weights with two or more dimensions")
@@ -56,20 +56,20 @@ class AlignOptimConfig(OptimConfig):
 
 
 class AnswersConfig(Section):
-    """How prompts and answers are written as text."""
+    """Conversion of prompts and answers to text."""
 
     template: Annotated[str, AfterValidator(template_name)] | None = Field(
-        default=None, description="a file with a Jinja chat template, or built in: chatml, plain; unset: the tokenizer's own"
+        default=None, description="file with a Jinja chat template, or built in: chatml, plain; unset: the tokenizer's own"
     )
     system: str | None = Field(default=None, description="system prompt of conversations that have none")
     verbatim: bool | None = Field(
         default=None,
-        description="take prompts and answers that are text as they stand, not as messages; unset: where there is no template",
+        description="treat text as plain text, not as messages; unset: if there is no chat template",
     )
 
     @property
     def template_text(self) -> str | None:
-        """The template that is named, if one is."""
+        """The content of the configured template, if there is one."""
         if self.template is None:
             return None
         return TEMPLATES.get(self.template) or Path(self.template).read_text()
@@ -78,31 +78,35 @@ class AnswersConfig(Section):
 class AlignConfig(TrainingConfig):
     """The keys of an alignment run. A sample is a pair of answers; with `kto` one answer, with `grpo` a prompt's group."""
 
-    model: ModelConfig = Field(description="the model that learns: {path: DIR} or {run: RUN}")
+    model: ModelConfig = Field(description="model to train: {path: DIR} or {run: RUN}")
     data: DataPath = Field(description="JSON lines or parquet of {prompt, chosen, rejected}; for kto {prompt, completion, label}")
-    validation_data: DataPath | None = Field(default=None, description="the same of held-out prompts; unset: a fraction of data")
-    validation_fraction: float = Field(default=0.05, ge=0, lt=1, description="held out by a hash of the prompt")
+    validation_data: DataPath | None = Field(
+        default=None, description="held-out data of the same form; unset: a fraction of data"
+    )
+    validation_fraction: float = Field(
+        default=0.05, ge=0, lt=1, description="fraction of the prompts to hold out, by a hash of the prompt"
+    )
     method: MethodName = Field(default="dpo", description="training method")
     seq_len: int | None = Field(
         default=None,
         ge=2,
-        description="tokens of a prompt with its answer at most; unset: 1024, or the model's positions",
+        description="maximum tokens of a prompt with its answer; unset: 1024, or the model's positions if fewer",
     )
     on_long: Literal["drop", "cut", "error"] = Field(
-        default="drop", description="a prompt with an answer above seq_len: leave it out, cut its end, or fail; counted"
+        default="drop", description="a prompt with an answer longer than seq_len: drop it, cut its end, or fail; reported"
     )
-    chat: AnswersConfig = Field(default=AnswersConfig(), description="how prompts and answers are written as text")
+    chat: AnswersConfig = Field(default=AnswersConfig(), description="conversion of prompts and answers to text")
     lora: LoraConfig | None = Field(default=None, description="train low-rank adapters only; unset: all weights")
     optim: AlignOptimConfig = Field(default=AlignOptimConfig(), description="optimizer and learning rate")
 
     anomaly: AnomalyConfig = Field(
         default=AnomalyConfig(spike_factor=None),
-        description="what to do when the loss is NaN; these losses fall to 0 and below, so that no multiple of theirs is a spike",
+        description="reaction to a NaN loss; these losses may be near 0 or negative, so that spikes are not detected",
     )
     validation: ValidationConfig = Field(
         default=ValidationConfig(),
-        description="when the validation split is scored; every_steps unset: 20 times a run; patience unset: 3, null: no end; "
-        "of grpo, rewards of held-out prompts: 10 times, 64 of them, no patience",
+        description="validation schedule; every_steps unset: 20 validations per run; patience unset: 3, null: no early stopping; "
+        "grpo (rewards of 64 held-out prompts): 10 validations, no early stopping",
     )
 
     beta: float | None = Field(
@@ -124,35 +128,35 @@ class AlignConfig(TrainingConfig):
     )
     reference: Reference | None = Field(
         default=None,
-        description="model to compare with: the own adapter switched off, a frozen copy, or log-probabilities computed "
+        description="reference model: the model with its adapter disabled, a frozen copy, or log-probabilities computed "
         f"once; unset: adapter with lora, else copy; none for {', '.join(methods_without_reference())}",
     )
 
-    grpo: GrpoConfig = Field(default=GrpoConfig(), description="grpo: its answers, rewards and loss")
+    grpo: GrpoConfig = Field(default=GrpoConfig(), description="grpo: generation, rewards and loss")
 
     @model_validator(mode="after")
     def _fits_grpo(self) -> Self:
         size, grpo = self.batch.global_batch, self.grpo
         if self.method == "grpo" and size % grpo.group_size:
-            raise ValueError(f"batch.global_batch: {size} answers are no multiple of grpo.group_size, {grpo.group_size}")
+            raise ValueError(f"batch.global_batch: {size} answers are not a multiple of grpo.group_size, {grpo.group_size}")
         if self.method == "grpo" and self.seq_len is not None and self.seq_len <= grpo.max_new_tokens:
             raise ValueError(
                 f"grpo.max_new_tokens: {grpo.max_new_tokens} leaves no token of seq_len, {self.seq_len}, for a prompt"
             )
         if self.method == "grpo" and self.reference == "precomputed":
-            raise ValueError("reference: answers of grpo are not there before it draws them; choose adapter or copy")
+            raise ValueError("reference: grpo generates its answers, so that nothing can be precomputed; choose adapter or copy")
         return self
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Fill in what depends on other keys."""
+        """Fill in keys that depend on others."""
         if not isinstance(values, dict):
             return values
-        if values.get("method") == "grpo":  # each of its validations is a round of answers, whose rewards are noisy
-            filled = adapting_defaults(values, LORA_LR, validations=GRPO_VALIDATIONS, most_validated=GRPO_HELD_OUT, patience=None)
+        if values.get("method") == "grpo":  # each validation generates answers, and rewards are noisy
+            filled = fill_defaults(values, LORA_LR, validations=GRPO_VALIDATIONS, most_validated=GRPO_HELD_OUT, patience=None)
         else:
-            filled = adapting_defaults(values, LORA_LR)
+            filled = fill_defaults(values, LORA_LR)
         if isinstance(filled.get("anomaly", {}), dict):
             filled["anomaly"] = {"spike_factor": None, **filled.get("anomaly", {})}
         return filled
@@ -160,10 +164,10 @@ class AlignConfig(TrainingConfig):
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:
         if self.model.path is None and self.model.run is None:
-            raise ValueError("model: align begins with a model that answers already; set path or run")
+            raise ValueError("model: align starts from a model that already answers; set path or run")
         method = METHODS[self.method]
         if not method.needs_reference and self.reference not in {None, "none"}:
-            raise ValueError(f"reference: {self.method} compares with no reference; leave it out")
+            raise ValueError(f"reference: {self.method} uses no reference; remove the key")
         if method.needs_reference and self.reference == "none":
             others = " or ".join(methods_without_reference())
             raise ValueError(f"reference: {self.method} needs one; choose adapter, copy or precomputed, or method: {others}")
@@ -171,16 +175,16 @@ class AlignConfig(TrainingConfig):
             changed = getattr(self, key) != type(self).model_fields[key].default
             if changed and key not in method.optional_keys:
                 raise ValueError(
-                    f"{key}: {self.method} does not use it; leave it out, or choose {' or '.join(methods_with(key))}"
+                    f"{key}: {self.method} does not use it; remove the key, or choose {' or '.join(methods_with(key))}"
                 )
         if self.reference == "adapter" and self.lora is None:
-            raise ValueError("reference: adapter is the model with its adapter switched off; set lora too, or choose copy")
+            raise ValueError("reference: adapter is the model with its adapter disabled; set lora too, or choose copy")
         if self.loss == "robust" and not self.label_smoothing:
-            raise ValueError("loss: robust corrects for pairs that are swapped; set label_smoothing to how often they are")
+            raise ValueError("loss: robust corrects for swapped pairs; set label_smoothing to their fraction")
         if self.grpo.workers and self.grpo.engine == "transformers" and self.resources.gpus:
             raise ValueError(
-                "grpo.workers: with the engine transformers they draw on CPUs, for which the GPUs would wait; leave workers out,"
-                " so that ranks draw on their GPUs, or name another engine"
+                "grpo.workers: with the engine transformers they generate on CPUs, for which the GPUs would wait; remove workers,"
+                " so that ranks generate on their GPUs, or choose another engine"
             )
         check_keep_zeros(self, self.lora)
         return self
@@ -209,17 +213,17 @@ class AlignConfig(TrainingConfig):
         return "copy" if self.lora is None else "adapter"
 
     def project(self) -> tuple[str, CodeConfig] | None:
-        """The user's own code that rewards of grpo need."""
+        """Return the user's own code that GRPO's rewards need."""
         return (self.grpo.directory, self.grpo.code) if self.method == "grpo" and self.grpo.own_code else None
 
     def preflight(self, here: PathView = Path) -> None:
-        """Raise ConfigError or DataError unless local files are there and the runs that are named train a model."""
+        """Raise ConfigError or DataError unless local files exist and the named runs train a model."""
         template = self.chat.template if self.chat.template not in TEMPLATES else None
         for key, path in {"data": self.data, "validation_data": self.validation_data, "chat.template": template}.items():
             if path is not None and any(letter in path for letter in "*?["):
                 continue
-            seen = here(path) if path is not None and "://" not in path else None
-            if seen is not None and not seen.exists():
+            local = here(path) if path is not None and "://" not in path else None
+            if local is not None and not local.exists():
                 raise DataError(f"{key}: {path}: no such file; check the path")
         if self.start_from is not None:
             check_model_run("start_from.run", self.start_from.run)

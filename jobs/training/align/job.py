@@ -9,7 +9,7 @@ from ropewalk.sharding.group import process_group
 def main(context: JobContext) -> dict[str, object]:
     """Train to the end, from the newest complete checkpoint if there is one; returns the results."""
     config = context.config(AlignConfig)
-    # whoever lets a collective take longer knows of something that takes long
+    # a larger limit for collectives implies slow phases
     context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)
     with process_group(config.parallel) as group:
         results: dict[str, object] = load_entry(METHODS[config.method].run)(context, config, group)

@@ -11,7 +11,7 @@ _LOSSES = "ropewalk.jobs.training.align.preferences.losses"
 class Method:
     """An alignment method. A new loss of pairs is one function and one row of METHODS.
 
-    `loss` names a function (answers, *, beta, KEY, ...) -> Scored; it gets `beta` and `keys` from the job file by name.
+    `loss` names a function (answers, *, beta, KEY, ...) -> Scored, which gets `beta` and `keys` of the job file by name.
     """
 
     run: str = (

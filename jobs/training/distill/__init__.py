@@ -1,1 +1,1 @@
-"""The distill job: a student that learns from a teacher."""
+"""The distill job: train a student on its teacher's distribution."""

@@ -1,7 +1,7 @@
 """The teacher's logits, computed once: a few tokens of each position, in Arrow chunks beside the data.
 
 A chunk holds the samples at `CHUNK` positions. It is a function of teacher, data, both seeds and the options: runs that
-agree in these share one copy, and a longer one adds what is missing.
+agree in these share one copy, and a longer run adds the missing chunks.
 """
 
 import math
@@ -16,7 +16,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.datapipe.manifest import hash_of
 from ropewalk.jobs.training.distill.config import DistillConfig
-from ropewalk.jobs.training.distill.draws import entropy, likeliest, sampled, uniforms
+from ropewalk.jobs.training.distill.draws import entropy, likeliest, sample_tokens, uniforms
 from ropewalk.jobs.training.loop.batch import Batch, to_device
 from ropewalk.jobs.training.loop.chunks import Chunks, compute_chunks, weights_content
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
@@ -29,18 +29,18 @@ from ropewalk.sharding.group import Group
 from ropewalk.sharding.parallelize import compute_format
 
 CHUNK = 64  # samples
-FULL_BYTES = 2  # of a logit in bf16, as which they would be kept
+FULL_BYTES = 2  # bytes per logit in bf16
 _SUFFIX, _FOLDER = "teacher", "teacher-logits"
-_ROWS = 64  # whose distributions are worked on at once
+_ROWS = 64  # distributions that are processed at once
 
 
 def chunk_name(number: int) -> str:
-    """The file of a chunk."""
+    """Return the file name of a chunk."""
     return f"logits-{number:06d}.arrow"
 
 
 def num_chunks(config: DistillConfig) -> int:
-    """Chunks of all samples that the run may come to."""
+    """Return the number of chunks for all samples that the run may reach."""
     left_out = config.anomaly.max_anomalies if config.anomaly.policy == "rollback" else 0
     return math.ceil((config.steps + left_out) * config.batch.global_batch / CHUNK)
 
@@ -48,32 +48,32 @@ def num_chunks(config: DistillConfig) -> int:
 def cached_logits(
     context: JobContext, config: DistillConfig, group: Group, teacher: ModelPlan, *, loader: TokenLoader, vocabulary: int
 ) -> Chunks:
-    """The cache of this run, with all that it needs in it. Raises StopRequested."""
+    """Open the cache of this run, and compute missing chunks. Raises StopRequested."""
 
     def find() -> tuple[Chunks, list[str]]:
-        word = _fingerprint(config, group.device, teacher, loader, vocabulary)
+        fingerprint = _fingerprint(config, group.device, teacher, loader, vocabulary)
         otherwise = context.run.path / _FOLDER
         if config.cache.path is not None:
-            chunks = Chunks.beside(f"{config.cache.path}/logits", _SUFFIX, word, otherwise=otherwise)
+            chunks = Chunks.beside(f"{config.cache.path}/logits", _SUFFIX, fingerprint, otherwise=otherwise)
         else:
-            chunks = Chunks.beside(weighted(config.data)[0].path, _SUFFIX, word, otherwise=otherwise)
+            chunks = Chunks.beside(weighted(config.data)[0].path, _SUFFIX, fingerprint, otherwise=otherwise)
         names = [chunk_name(number) for number in range(num_chunks(config))]
         return chunks, [name for name in names if chunks.read(name) is None]
 
     chunks, missing = on_main(group, find)
     if missing:
         model = build_model(teacher, context.run, group, config.parallel, config.precision, trainable=False)
-        maker = _Maker(config, model, group, loader, vocabulary)
-        compute_chunks(context, group, chunks, missing, maker.chunk)
+        computation = _ChunkComputation(config, model, group, loader, vocabulary)
+        compute_chunks(context, group, chunks, missing, computation.chunk)
         reshard_all(model)
     return chunks
 
 
 def cache_facts(config: DistillConfig, chunks: Chunks, vocabulary: int) -> dict[str, Any]:
-    """How large the cache of this run is, and which share that is of all logits in bf16."""
+    """Return the size of this run's cache, and its ratio to all logits in bf16."""
     size = sum(chunks.size(chunk_name(number)) for number in range(num_chunks(config)))
     full = num_chunks(config) * CHUNK * config.seq_len * vocabulary * FULL_BYTES
-    biased = {"bias": "what is not among the likeliest tokens counts as impossible"} if config.cache.method == "top_k" else {}
+    biased = {"bias": "all but the likeliest tokens count as impossible"} if config.cache.method == "top_k" else {}
     return {"method": config.cache.method, "size": config.cache.size, "bytes": size, "share_of_full": size / full, **biased}
 
 
@@ -83,7 +83,7 @@ def _fingerprint(config: DistillConfig, device: torch.device, teacher: ModelPlan
         {
             "teacher": teacher.fingerprint,
             "weights": dict(weights_content(teacher.weights)),
-            "data": [[*pair] for pair in zip(shards, (one.weight for one in weighted(config.data)), strict=True)],
+            "data": [[*pair] for pair in zip(shards, (data_set.weight for data_set in weighted(config.data)), strict=True)],
             "samples": [config.seq_len, config.seed],
             "draws": [config.cache.method, config.cache.size, config.cache.seed],
             "temperature": config.temperature,
@@ -93,8 +93,8 @@ def _fingerprint(config: DistillConfig, device: torch.device, teacher: ModelPlan
     )
 
 
-class _Maker:
-    """Computes chunks with a teacher that lies on all ranks."""
+class _ChunkComputation:
+    """Computes chunks with a teacher that is sharded over all ranks."""
 
     def __init__(self, config: DistillConfig, model: nn.Module, group: Group, loader: TokenLoader, vocabulary: int) -> None:
         self.config, self.model, self.group, self.vocabulary = config, model, group, vocabulary
@@ -102,7 +102,7 @@ class _Maker:
 
     @torch.no_grad()
     def chunk(self, name: str, mine: bool) -> pa.Table | None:
-        """The samples of a chunk, in forward passes that do not depend on the number of ranks."""
+        """Compute a chunk in forward passes that do not depend on the number of ranks."""
         first = int(name.removesuffix(".arrow").rpartition("-")[2]) * CHUNK
         parts = []
         for start in range(first, first + CHUNK, self.config.batch.micro_batch):
@@ -117,17 +117,17 @@ class _Maker:
 
     def _sample(self, position: int, logits_TV: torch.Tensor) -> pa.Table:
         keys, numbers = self.config.cache, uniforms(self.config.cache.seed, position, len(logits_TV)).to(logits_TV.device)
-        found: list[list[torch.Tensor]] = [[], [], [], []]
+        parts_of_kind: list[list[torch.Tensor]] = [[], [], [], []]
         for start in range(0, len(logits_TV), _ROWS):
             rows = logits_TV[start : start + _ROWS].float() / self.config.temperature
             drawn = (
-                sampled(rows, numbers[start : start + _ROWS], keys.size)
+                sample_tokens(rows, numbers[start : start + _ROWS], keys.size)
                 if keys.method == "sampled"
                 else likeliest(rows, keys.size)
             )
-            for values, part in zip(found, (*drawn, entropy(rows)), strict=True):
+            for values, part in zip(parts_of_kind, (*drawn, entropy(rows)), strict=True):
                 values.append(part)
-        ids, weights, sizes, nats = (torch.cat(parts).cpu().numpy() for parts in found)
+        ids, weights, sizes, nats = (torch.cat(parts).cpu().numpy() for parts in parts_of_kind)
         few = np.uint8 if keys.size <= 255 else np.uint16
         kinds = {
             "ids": np.uint16 if self.vocabulary <= 1 << 16 else np.uint32,

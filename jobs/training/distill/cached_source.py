@@ -1,4 +1,4 @@
-"""Samples with what the teacher said of them."""
+"""Samples with cached logits of the teacher."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,7 +16,7 @@ from ropewalk.jobs.training.loop.source import Source
 
 # B samples, T tokens a sample, K tokens of a sparse teacher
 
-_OPEN_CHUNKS = 8  # that are kept in memory: a step's samples follow each other
+_OPEN_CHUNKS = 8  # kept in memory: the samples of a step are consecutive
 
 
 class CachedSource(Source):
@@ -28,17 +28,17 @@ class CachedSource(Source):
         self._chunk = lru_cache(maxsize=_OPEN_CHUNKS)(self._read_chunk)
 
     def read(self, positions: Sequence[int]) -> Batch:
-        """The samples at these positions, with the teacher's tokens padded to the most of any position."""
+        """Return the samples at these positions, with the teacher's tokens padded to the largest number of any position."""
         batch = self._source.read(positions)
-        said = [self._said(position) for position in positions]
-        return {**batch, **_padded(said, self.tokens_per_sample)}
+        logits = [self._logits_at(position) for position in positions]
+        return {**batch, **_pad(logits, self.tokens_per_sample)}
 
     def filler(self) -> Batch:
-        """One sample without labels, of which the teacher says nothing."""
+        """Return one sample without labels and without tokens of the teacher."""
         nothing = np.zeros(0, np.int64), np.zeros(0), np.zeros(self.tokens_per_sample, np.int64), np.zeros(self.tokens_per_sample)
-        return {**self._source.filler(), **_padded([nothing], self.tokens_per_sample)}
+        return {**self._source.filler(), **_pad([nothing], self.tokens_per_sample)}
 
-    def _said(self, position: int) -> tuple[np.ndarray, ...]:
+    def _logits_at(self, position: int) -> tuple[np.ndarray, ...]:
         number, row = divmod(position, CHUNK)
         table = self._chunk(number)
         return tuple(table[name][row].values.to_numpy() for name in ("ids", "weights", "sizes", "entropy"))
@@ -46,18 +46,18 @@ class CachedSource(Source):
     def _read_chunk(self, number: int) -> pa.Table:
         table = self._chunks.read(chunk_name(number))
         if table is None:
-            place = f"{self._chunks.place.url}/{chunk_name(number)}"
-            raise DataError(f"{place}: the teacher's logits are gone or damaged; resume the run, and they are computed again")
+            path = f"{self._chunks.folder.url}/{chunk_name(number)}"
+            raise DataError(f"{path}: the teacher's logits are missing or damaged; resume the run to compute them again")
         return table
 
 
-def _padded(said: Sequence[tuple[np.ndarray, ...]], tokens: int) -> Batch:
-    most = max((int(sizes.max(initial=1)) for _, _, sizes, _ in said), default=1)
-    ids_BTK = np.zeros((len(said), tokens, max(1, most)), np.int64)
+def _pad(logits: Sequence[tuple[np.ndarray, ...]], tokens: int) -> Batch:
+    most = max((int(sizes.max(initial=1)) for _, _, sizes, _ in logits), default=1)
+    ids_BTK = np.zeros((len(logits), tokens, max(1, most)), np.int64)
     probabilities_BTK = np.zeros(ids_BTK.shape, np.float32)
-    entropy_BT = np.zeros((len(said), tokens), np.float32)
+    entropy_BT = np.zeros((len(logits), tokens), np.float32)
     places_K = np.arange(ids_BTK.shape[2])
-    for number, (ids, weights, sizes, nats) in enumerate(said):
+    for number, (ids, weights, sizes, nats) in enumerate(logits):
         filled_TK = places_K < sizes.astype(np.int64)[:, None]
         ids_BTK[number][filled_TK] = ids
         probabilities_BTK[number][filled_TK] = weights

@@ -1,8 +1,8 @@
-"""Divergences of a student from its teacher that turn the student's logits into their own gradient, in their own memory.
+"""Divergences of a student from its teacher that overwrite the student's logits with their gradient.
 
 The loss of a token is alpha · cross entropy + (1 - alpha) · T² · D(teacher, student), of distributions at the temperature T
-(Hinton et al., 1503.02531: T² keeps the gradient's size). D is the forward or reverse KL divergence, or Jensen-Shannon's
-generalized one (GKD, 2306.13649): beta · KL(teacher | M) + (1 - beta) · KL(student | M), where M is beta · teacher +
+(Hinton et al., 1503.02531: T² preserves the gradient's size). D is the forward or reverse KL divergence, or the generalized
+Jensen-Shannon divergence (GKD, 2306.13649): beta · KL(teacher | M) + (1 - beta) · KL(student | M), where M is beta · teacher +
 (1 - beta) · student.
 """
 
@@ -19,20 +19,20 @@ from ropewalk.jobs.training.loop.objective import LossTerms, logits_of
 # B samples, T tokens a sample, N = B*T labels, R rows of a chunk, V vocabulary, K tokens of a sparse teacher
 
 IDS, PROBABILITIES, ENTROPY = "teacher_ids", "teacher_probabilities", "teacher_entropy"  # keys of a batch with cached logits
-_CHUNK_NUMBERS = 1 << 22  # of logits that are worked on at once: nothing else of the size [N, V] is made
+_CHUNK_NUMBERS = 1 << 22  # logits processed at once: no other tensor of the size [N, V] is allocated
 
 
 class Mix(NamedTuple):
-    """What is learnt of a teacher, and how much of it."""
+    """The components of the loss and their weights."""
 
     divergence: str  # forward_kl | reverse_kl | jensen_shannon
     beta: float
     temperature: float
-    alpha: float  # the share of cross entropy with the text itself
+    alpha: float  # weight of cross entropy with the text
 
 
 class Sums(NamedTuple):
-    """Summed over the labels that are not IGNORE."""
+    """Sums over the labels that are not IGNORE."""
 
     loss: torch.Tensor  # with a gradient
     divergence: torch.Tensor  # D alone, without T² and weight
@@ -40,15 +40,15 @@ class Sums(NamedTuple):
 
 
 class SparseTeacher(NamedTuple):
-    """A teacher of whom a few tokens' probabilities are known; the others count as 0."""
+    """A teacher with known probabilities of a few tokens; the others count as 0."""
 
-    ids: torch.Tensor  # [N, K], each token once a row; where the probability is 0, any
+    ids: torch.Tensor  # [N, K], each token once per row; arbitrary where the probability is 0
     probabilities: torch.Tensor  # [N, K]
     entropy: torch.Tensor  # [N], nats, of the whole distribution
 
 
 def divergence_of(mix: Mix, teacher_RV: torch.Tensor, student_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """D of each row, [R], and its gradient by the student's logits, [R, V]; both given as logits, at temperature 1."""
+    """Return D of each row, [R], and its gradient by the student's logits, [R, V]; arguments are logits at temperature 1."""
     log_p, log_q = teacher_RV.log_softmax(-1), student_RV.log_softmax(-1)
     q = log_q.exp()
     if mix.divergence == "forward_kl":
@@ -56,8 +56,8 @@ def divergence_of(mix: Mix, teacher_RV: torch.Tensor, student_RV: torch.Tensor) 
         return (p * (log_p - log_q)).sum(-1), q - p
     if mix.divergence == "reverse_kl":
         ratio = log_q - log_p
-        found = (q * ratio).sum(-1)
-        return found, q * (ratio - found[:, None])
+        kl = (q * ratio).sum(-1)
+        return kl, q * (ratio - kl[:, None])
     beta = mix.beta
     log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
     ratio = log_q - log_m
@@ -67,7 +67,10 @@ def divergence_of(mix: Mix, teacher_RV: torch.Tensor, student_RV: torch.Tensor) 
 
 
 def sparse_divergence_of(teacher: SparseTeacher, student_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `divergence_of`, of a sparse teacher: the forward KL, unbiased where its probabilities are, for it is linear in them."""
+    """Return the forward KL from a sparse teacher, and its gradient, like `divergence_of`.
+
+    Unbiased if the teacher's probabilities are, since it is linear in them.
+    """
     log_q = student_RV.log_softmax(-1)
     p_RK = teacher.probabilities.to(log_q.dtype)
     cross_R = -(p_RK * log_q.gather(1, teacher.ids)).sum(-1)
@@ -77,7 +80,7 @@ def sparse_divergence_of(teacher: SparseTeacher, student_RV: torch.Tensor) -> tu
 
 
 class _Distillation(torch.autograd.Function):
-    """The gradient is made in the forward pass, chunk by chunk, where the student's logits lay."""
+    """The loss, with its gradient computed in the forward pass, chunk by chunk, in the memory of the student's logits."""
 
     @staticmethod
     def forward(
@@ -106,7 +109,7 @@ class _Distillation(torch.autograd.Function):
 def _chunk(
     student_RV: torch.Tensor, teacher: torch.Tensor | SparseTeacher, labels_R: torch.Tensor, mix: Mix
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss, divergence and cross entropy of each row, [3, R], and the loss's gradient, [R, V]."""
+    """Return loss, divergence and cross entropy of each row, [3, R], and the loss's gradient, [R, V]."""
     counted_R, t = labels_R != IGNORE, mix.temperature
     targets_R1 = labels_R.clamp(min=0)[:, None]
     scaled_RV = student_RV / t if t != 1.0 else student_RV
@@ -127,10 +130,10 @@ def _chunk(
 
 
 def distillation_sums(student_NV: torch.Tensor, teacher: torch.Tensor | SparseTeacher, labels_N: torch.Tensor, mix: Mix) -> Sums:
-    """Loss, divergence and cross entropy of all labels. `teacher` are its logits [N, V], of the same vocabulary, or a sparse one
-    (at the mix's temperature, for the forward KL alone).
+    """Sum loss, divergence and cross entropy over all labels.
 
-    May take over the memory of the student's logits: they are of no use afterwards. The gradient can be taken once.
+    `teacher` is its logits [N, V], of the same vocabulary, or a sparse one (at the mix's temperature, for the forward KL alone).
+    May overwrite the student's logits: do not use them afterwards. The gradient can be taken once.
     """
     if torch.is_grad_enabled() and not is_free(student_NV):
         student_NV = student_NV.clone()
@@ -139,26 +142,26 @@ def distillation_sums(student_NV: torch.Tensor, teacher: torch.Tensor | SparseTe
 
 
 class Distillation:
-    """The mix in training; in validation the cross entropy with the text, which compares with any other run's."""
+    """The mixed loss in training; in validation the cross entropy with the text, which is comparable with any other run."""
 
     metric_names = ("divergence", "cross_entropy")
 
     def __init__(self, mix: Mix, teacher: nn.Module | None) -> None:
-        self.mix, self.teacher = mix, teacher  # None: the teacher's word comes with each batch
+        self.mix, self.teacher = mix, teacher  # None: each batch has the teacher's logits
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """The summed loss of the labels that are not IGNORE, and their number."""
+        """Compute the summed loss of the labels that are not IGNORE, and their number."""
         plain = {name: batch[name] for name in ("input_ids", "labels")}
         labels_N = batch["labels"].flatten()
         weight = (labels_N != IGNORE).sum()
-        known = self._teacher_of(batch, plain)
+        teacher = self._teacher_of(batch, plain)
         student_NV = logits_of(model, plain).flatten(0, 1)
-        if known is None:  # a validation sample, of whom no teacher has said anything
+        if teacher is None:  # a validation sample without the teacher's logits
             loss = summed_cross_entropy(student_NV, labels_N)
             return LossTerms(loss, weight, {"divergence": _terms(loss * 0, weight * 0), "cross_entropy": _terms(loss, weight)})
-        if isinstance(known, torch.Tensor):
-            known = known[:, : student_NV.shape[1]]  # the teacher's vocabulary may be padded further
-        sums = distillation_sums(student_NV, known, labels_N, self.mix)
+        if isinstance(teacher, torch.Tensor):
+            teacher = teacher[:, : student_NV.shape[1]]  # the teacher's vocabulary may have more padding
+        sums = distillation_sums(student_NV, teacher, labels_N, self.mix)
         metrics = {"divergence": _terms(sums.divergence, weight), "cross_entropy": _terms(sums.cross_entropy, weight)}
         return LossTerms(sums.loss if model.training else sums.cross_entropy, weight, metrics)
 

@@ -1,4 +1,4 @@
-"""What distillation was worth: teacher, student before and student after, on the same held-out sequences."""
+"""Evaluation of a distillation: teacher, student before and student after training, on the same held-out sequences."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import write_atomically
 from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.jobs.training.distill.config import DistillConfig
-from ropewalk.jobs.training.distill.recipe import Lesson
+from ropewalk.jobs.training.distill.recipe import DistillationPlan
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.objective import logits_of
@@ -31,24 +31,26 @@ FP32_BYTES = 4
 TEACHER, START, STUDENT = "teacher", "student before", "student"
 
 
-def measured(context: JobContext, config: DistillConfig, group: Group, found: Lesson, student: nn.Module) -> dict[str, Any]:
-    """The table of variants, and which part of the lost loss was won back; nothing where no text is held out."""
-    loader = found.held_out
+def measure(
+    context: JobContext, config: DistillConfig, group: Group, distillation: DistillationPlan, student: nn.Module
+) -> dict[str, Any]:
+    """Return the table of variants, and the share of the initial loss gap that was recovered; empty without held-out text."""
+    loader = distillation.held_out
     if loader is None:
         return {"table": []}
-    plan = found.recipe.model
+    plan = distillation.recipe.model
 
-    def opened(one: ModelPlan) -> nn.Module:
-        return build_model(one, context.run, group, config.parallel, config.precision, trainable=False)
+    def open_frozen(model_plan: ModelPlan) -> nn.Module:
+        return build_model(model_plan, context.run, group, config.parallel, config.precision, trainable=False)
 
-    teacher = opened(found.teacher)
+    teacher = open_frozen(distillation.teacher)
     n = loader.sequences
-    exam = _Exam(config=config, group=group, loader=loader, teacher=teacher, n=n)
+    evaluation = _Evaluation(config=config, group=group, loader=loader, teacher=teacher, n=n)
     sequences: dict[str, torch.Tensor] = {}  # [n, 2]: nats a token, KL from the teacher
     rows: list[dict[str, Any]] = []
     for name in (TEACHER, START, STUDENT):
-        model = opened(plan) if name == START else {TEACHER: teacher, STUDENT: student}[name]
-        sequences[name] = exam.scores(model)
+        model = open_frozen(plan) if name == START else {TEACHER: teacher, STUDENT: student}[name]
+        sequences[name] = evaluation.scores(model)
         rows.append({"variant": name, **_row(sequences[name], loader), **_size(model)})
     if group.is_main:
         _keep(context, sequences)
@@ -58,8 +60,8 @@ def measured(context: JobContext, config: DistillConfig, group: Group, found: Le
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Exam:
-    """The held-out sequences that all models are measured on."""
+class _Evaluation:
+    """Evaluation on the held-out sequences."""
 
     config: DistillConfig
     group: Group
@@ -69,16 +71,16 @@ class _Exam:
 
     @torch.no_grad()
     def scores(self, model: nn.Module) -> torch.Tensor:
-        """Nats a token of each sequence, and its KL divergence from the teacher, [n, 2]."""
+        """Return nats per token of each sequence, and its KL divergence from the teacher, [n, 2]."""
         was_training = model.training
         model.eval()
         source = TokenSource(self.loader, in_order=True)
         micro_batch = self.config.batch.micro_batch
-        found = by_sequence(self._score(model), source, self.group, num_sequences=self.n, micro_batch=micro_batch, values=2)
+        sums = by_sequence(self._score(model), source, self.group, num_sequences=self.n, micro_batch=micro_batch, values=2)
         reshard_all(model)
         reshard_all(self.teacher)
         model.train(was_training)
-        return found / self.loader.seq_len
+        return sums / self.loader.seq_len
 
     def _score(self, model: nn.Module) -> Callable[[Batch], torch.Tensor]:
         def score(batch: Batch) -> torch.Tensor:
@@ -95,7 +97,7 @@ class _Exam:
 
 
 def _row(values: torch.Tensor, loader: TokenLoader) -> dict[str, Any]:
-    """Means over sequences, each with its standard error."""
+    """Return means over sequences, each with its standard error."""
     bits = [bits_per_byte(value, loader.bytes_per_token) for value in values[:, 0].tolist()]
     return {
         "loss": values[:, 0].mean().item(),
@@ -106,13 +108,13 @@ def _row(values: torch.Tensor, loader: TokenLoader) -> dict[str, Any]:
 
 
 def _size(model: nn.Module) -> dict[str, int]:
-    """Parameters, shared ones once, and what they take as they are trained."""
+    """Return the number of parameters, shared ones once, and their bytes in training."""
     count = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": count, "bytes": FP32_BYTES * count}
 
 
 def _keep(context: JobContext, sequences: dict[str, torch.Tensor]) -> None:
-    """Write down each sequence's figures: what two runs are compared by."""
+    """Write the figures of each sequence, by which two runs are compared."""
     context.fence.check()
     folder = context.run.path / FOLDER
     folder.mkdir(exist_ok=True)

@@ -27,18 +27,18 @@ from ropewalk.sharding.group import Group
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """A distillation before it begins: the recipe, and what is measured at its end."""
+class DistillationPlan:
+    """A prepared distillation: the recipe, and the objects of the final evaluation."""
 
     recipe: Recipe
     teacher: ModelPlan
     held_out: TokenLoader | None
-    chunks: Chunks | None  # of the teacher's logits, where they are cached
+    chunks: Chunks | None  # of the teacher's logits, if they are cached
 
 
-def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
-    """Prepare everything: settle the teacher, cut the student, compute logits that are missing. Raises StopRequested."""
-    sets = [DataSet(one.path, one.weight) for one in weighted(config.data)]
+def plan_distillation(context: JobContext, config: DistillConfig, group: Group) -> DistillationPlan:
+    """Prepare everything: teacher, pruned student, missing logits. Raises StopRequested."""
+    sets = [DataSet(data_set.path, data_set.weight) for data_set in weighted(config.data)]
     loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
     tokenizer = tokenizer_of(loader.manifests, config.data)
     teacher = teacher_plan(context, config, group, tokenizer.record)
@@ -70,19 +70,19 @@ def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
         validation=held_out_tokens(held_out, group, micro_batch=config.batch.micro_batch, comparable=config.alpha == 1),
         objective=objective,
     )
-    return Lesson(recipe=recipe, teacher=teacher, held_out=held_out, chunks=chunks)
+    return DistillationPlan(recipe=recipe, teacher=teacher, held_out=held_out, chunks=chunks)
 
 
 def mix_of(config: DistillConfig) -> Mix:
-    """The loss that a configuration asks for."""
+    """Return the loss that a configuration describes."""
     return Mix(divergence=config.loss, beta=config.beta, temperature=config.temperature, alpha=config.alpha)
 
 
 def check_vocabularies(student: ModelPlan, teacher: ModelPlan) -> None:
-    """Raise ConfigError where the student has tokens that the teacher does not know."""
-    own, its = int(student.config.vocab_size), int(teacher.config.vocab_size)
-    if own > its:
+    """Raise ConfigError if the student has tokens that the teacher lacks."""
+    student_size, teacher_size = int(student.config.vocab_size), int(teacher.config.vocab_size)
+    if student_size > teacher_size:
         raise ConfigError(
-            f"student: its vocabulary of {own} is larger than the teacher's, {its}, who can say nothing of the rest; "
+            f"student: its vocabulary of {student_size} tokens is larger than the teacher's, {teacher_size}; "
             "choose a student by prune or preset, or one with the teacher's vocabulary"
         )

@@ -1,4 +1,4 @@
-"""Who learns: a model that is named, or one that rank 0 cuts out of the teacher, once, into the run."""
+"""The student: a model that is named, or one that rank 0 prunes from the teacher, once per run."""
 
 import shutil
 from dataclasses import replace
@@ -19,14 +19,14 @@ from ropewalk.jobs.training.pruning.config import PruneConfig
 from ropewalk.jobs.training.pruning.student import prune
 from ropewalk.sharding.group import Group
 
-FOLDER = "student"  # in the run: the student before it has learnt anything
+FOLDER = "student"  # in the run: the student before training
 RECORD = "prune.json"
 
 
 def student_plan(
     context: JobContext, config: DistillConfig, group: Group, teacher: ModelPlan, tokenizer: TokenizerRecord
 ) -> ModelPlan:
-    """The student, the same in every attempt of the run. Raises ConfigError."""
+    """Plan the student, the same in every attempt of the run. Raises ConfigError."""
     if config.student.prune is None:
         plan = ModelPlan.of(config.student.model(), context.run, tokenizer=tokenizer, seq_len=config.seq_len)
     else:
@@ -43,7 +43,7 @@ def _cut_plan(context: JobContext, config: DistillConfig, group: Group, teacher:
 
 
 def _cut_once(context: JobContext, config: DistillConfig, teacher: ModelPlan) -> dict[str, Any]:
-    """Write the student into the run, unless an earlier attempt did; returns its fingerprint."""
+    """Write the pruned student into the run, unless an earlier attempt did; returns its fingerprint."""
     from transformers import AutoConfig
 
     folder = context.run.path / FOLDER
@@ -56,18 +56,18 @@ def _cut_once(context: JobContext, config: DistillConfig, teacher: ModelPlan) ->
         shutil.rmtree(partial, ignore_errors=True)
         pruned.model.save_pretrained(partial)
         write_json(partial / RECORD, pruned.record)
-        partial.rename(folder)  # complete, or not there
+        partial.rename(folder)  # atomic: complete or absent
         before, after = (pruned.record[key]["parameters"] for key in ("before", "after"))
         context.run.event("pruned", parameters_before=before, parameters_after=after, layers=pruned.record["layers"])
     return model_fingerprint(AutoConfig.from_pretrained(folder))
 
 
 def _text(config: DistillConfig, keys: PruneConfig) -> Any:
-    wanted = keys.calibration
+    calibration = keys.calibration
     return calibration_batches(
-        wanted.data or config.data,
-        seq_len=wanted.seq_len or config.seq_len,
-        sequences=wanted.sequences,
-        seed=wanted.seed,
-        micro_batch=wanted.micro_batch,
+        calibration.data or config.data,
+        seq_len=calibration.seq_len or config.seq_len,
+        sequences=calibration.sequences,
+        seed=calibration.seed,
+        micro_batch=calibration.micro_batch,
     )

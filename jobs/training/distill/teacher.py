@@ -1,4 +1,4 @@
-"""Who teaches: the model that a run names, settled when it starts for the first time."""
+"""The teacher: the model that a run names, fixed when it starts for the first time."""
 
 from typing import Any
 
@@ -20,42 +20,42 @@ from ropewalk.jobs.training.loop.start import pin_weights
 from ropewalk.sharding.checkpoint import newest_complete
 from ropewalk.sharding.group import Group
 
-RECORD = "teacher.json"  # in the run: the teacher's step does not change with the attempt
+RECORD = "teacher.json"  # in the run: later attempts use the same step
 
 
 def teacher_plan(context: JobContext, config: DistillConfig, group: Group, tokenizer: TokenizerRecord) -> ModelPlan:
-    """The teacher, the same in every attempt of the run. Raises ConfigError for one that does not fit the data."""
+    """Plan the teacher, the same in every attempt of the run. Raises ConfigError if it does not match the data."""
 
     def settle() -> dict[str, Any]:
-        place = context.run.path / RECORD
-        known = read_json(place)
-        if not known:
-            known = _found(context, config, tokenizer)
+        path = context.run.path / RECORD
+        record = read_json(path)
+        if not record:
+            record = _find(context, config, tokenizer)
             context.fence.check()
-            write_json(place, known)
-        return known
+            write_json(path, record)
+        return record
 
-    known = on_main(group, settle)
-    found = config_from_fingerprint(known["fingerprint"])
-    check_fit(found, tokenizer.vocabulary, config.seq_len)
-    weights = Weights.model_validate(known["weights"])
-    return ModelPlan(config=found, seq_len=config.seq_len, weights=weights)
+    record = on_main(group, settle)
+    config_of_teacher = config_from_fingerprint(record["fingerprint"])
+    check_fit(config_of_teacher, tokenizer.vocabulary, config.seq_len)
+    weights = Weights.model_validate(record["weights"])
+    return ModelPlan(config=config_of_teacher, seq_len=config.seq_len, weights=weights)
 
 
-def _found(context: JobContext, config: DistillConfig, tokenizer: TokenizerRecord) -> dict[str, Any]:
-    found = find_model(config.teacher, context.run.path.parent)
-    if not isinstance(found, RunDir):
-        return {"fingerprint": model_fingerprint(AutoConfig.from_pretrained(found)), "weights": {"path": str(found)}}
-    record = require_record(found)
+def _find(context: JobContext, config: DistillConfig, tokenizer: TokenizerRecord) -> dict[str, Any]:
+    target = find_model(config.teacher, context.run.path.parent)
+    if not isinstance(target, RunDir):
+        return {"fingerprint": model_fingerprint(AutoConfig.from_pretrained(target)), "weights": {"path": str(target)}}
+    record = require_record(target)
     if record.head != "causal_lm":
-        raise ConfigError(f"teacher: {found.id} trained a reward model, which scores and predicts no token; name another run")
+        raise ConfigError(f"teacher: {target.id} trained a reward model, which predicts no tokens; name another run")
     if record.tokenizer.hash != tokenizer.hash:
         raise ConfigError(
-            f"teacher: {found.id} was trained with the tokenizer {record.tokenizer.name} ({record.tokenizer.hash}), the data was"
-            f" made with {tokenizer.name} ({tokenizer.hash}); preprocess the data with tokenizer.path={found.tokenizer}"
+            f"teacher: {target.id} was trained with the tokenizer {record.tokenizer.name} ({record.tokenizer.hash}), the data was"
+            f" made with {tokenizer.name} ({tokenizer.hash}); preprocess the data with tokenizer.path={target.tokenizer}"
         )
-    _, manifest = newest_complete(checkpoint_place(found))
-    weights = Weights(run=found.id if found.path.parent == context.run.path.parent else str(found.path), step=manifest.step)
+    _, manifest = newest_complete(checkpoint_place(target))
+    weights = Weights(run=target.id if target.path.parent == context.run.path.parent else str(target.path), step=manifest.step)
     pin_weights(weights, context.run)
     fingerprint = {key: value for key, value in without_head(manifest.identity).items() if key != ADAPTER}
     return {"fingerprint": fingerprint, "weights": weights.model_dump(exclude_none=True)}

@@ -1,4 +1,4 @@
-"""Distillation against cross entropy of equal size and equal tokens, seed by seed: which is better, if that shows."""
+"""Distillation compared with cross entropy on the same student and tokens, seed by seed."""
 
 from typing import Any
 
@@ -13,35 +13,35 @@ from ropewalk.jobs.training.distill.measure import STUDENT
 
 
 def versus(context: JobContext, config: DistillConfig, results: dict[str, Any]) -> dict[str, Any]:
-    """The comparison by seeds, and a row of the table for each side. Raises DataError where an arm has no figures."""
+    """Compare by seeds, and return a row of the table for each side. Raises DataError if an arm has no figures."""
     runs = {**arm_runs(context.run, config), arm_name(DISTILLED, config.seed): context.run}
     seeds = seeds_of(config)
     bits = {side: [_bits(runs, results, context.run, side, seed) for seed in seeds] for side in (CROSS_ENTROPY, DISTILLED)}
-    found = compare_pairs(bits[CROSS_ENTROPY], bits[DISTILLED])
-    better = {"first": DISTILLED, "second": CROSS_ENTROPY, None: None}[found.better]  # fewer bits are better
+    comparison = compare_pairs(bits[CROSS_ENTROPY], bits[DISTILLED])
+    better = {"first": DISTILLED, "second": CROSS_ENTROPY, None: None}[comparison.better]  # fewer bits are better
     rows = [_row(side, values, results) for side, values in bits.items()]
     facts = {
         "seeds": seeds,
         "bits_per_byte": bits,
         "runs": {name: run.id for name, run in runs.items()},
-        "comparison": found.plain() | {"better": better},
-        "said": verdict(found, better),
+        "comparison": comparison.plain() | {"better": better},
+        "said": verdict(comparison, better),
     }
     return {"table": [*results["table"], *rows], "baseline": facts}
 
 
-def _bits(runs: dict[str, RunDir], results: dict[str, Any], own: RunDir, side: str, seed: int) -> float:
+def _bits(runs: dict[str, RunDir], results: dict[str, Any], this_run: RunDir, side: str, seed: int) -> float:
     name = arm_name(side, seed)
     run = runs.get(name)
-    table = results["table"] if run == own else run.results().get("table", []) if run is not None else []
-    found = next((row["bits_per_byte"] for row in table if row["variant"] == STUDENT), None)
-    if found is None:
-        raise DataError(f"baseline: the run {name} has no figures; `ropewalk resume {own.id}` has it trained again")
-    return float(found)
+    table = results["table"] if run == this_run else run.results().get("table", []) if run is not None else []
+    bits = next((row["bits_per_byte"] for row in table if row["variant"] == STUDENT), None)
+    if bits is None:
+        raise DataError(f"baseline: the run {name} has no figures; `ropewalk resume {this_run.id}` trains it again")
+    return float(bits)
 
 
 def _row(side: str, bits: list[float], results: dict[str, Any]) -> dict[str, Any]:
-    """The mean over seeds; its standard error is that of seeds."""
+    """Return the mean over seeds with its standard error."""
     like = next(row for row in results["table"] if row["variant"] == STUDENT)
     return {
         "variant": f"{side}, mean of {len(bits)} seeds",
@@ -54,14 +54,16 @@ def _row(side: str, bits: list[float], results: dict[str, Any]) -> dict[str, Any
     }
 
 
-def verdict(found: Comparison, better: str | None) -> str:
-    """What the comparison says, in a sentence."""
-    assert found.difference is not None
-    errors = f", {abs(found.difference / found.standard_error):.1f} standard errors" if found.standard_error else ""
-    gap = f"{abs(found.difference):.4f} bits per byte{errors} over {found.n} seeds"
+def verdict(comparison: Comparison, better: str | None) -> str:
+    """Describe the comparison in a sentence."""
+    assert comparison.difference is not None
+    errors = (
+        f", {abs(comparison.difference / comparison.standard_error):.1f} standard errors" if comparison.standard_error else ""
+    )
+    gap = f"{abs(comparison.difference):.4f} bits per byte{errors} over {comparison.n} seeds"
     if better == DISTILLED:
         return f"Distillation is better than cross entropy on as many tokens by {gap}."
     if better == CROSS_ENTROPY:
-        return f"Distillation does not win: cross entropy on as many tokens is better by {gap}."
-    seen = "ahead of" if found.difference > 0 else "behind"
-    return f"Distillation does not win: it is {seen} cross entropy on as many tokens by {gap}, which may be chance."
+        return f"Distillation is not better: cross entropy on as many tokens is better by {gap}."
+    side = "ahead of" if comparison.difference > 0 else "behind"
+    return f"Distillation is not better: it is {side} cross entropy on as many tokens by {gap}, which is not significant."

@@ -1,4 +1,4 @@
-"""How a distillation is shown, and the runs that it is compared with."""
+"""Display of a distillation and of its baseline runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,40 +9,38 @@ from ropewalk.jobs.runs.show.view import RunView
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_OWN = ("table", "baseline", "teacher_logits")
+_OWN_RESULTS = ("table", "baseline", "teacher_logits")
 
 
 class DistillView(RunView):
-    """The arms of its baseline are its children: runs beside it, which it waits for."""
+    """The view of a distillation. The arms of its baseline are its children: runs beside it, for which it waits."""
 
     def children(self) -> list[RunDir]:
-        """The runs of the arms that there are."""
         from ropewalk.jobs.training.distill.baseline import arm_runs, config_of_run
 
         return list(arm_runs(self.run, config_of_run(self.run)).values())
 
     def child_words(self, child: RunDir) -> str:
-        """`cross entropy, seed 1`."""
+        """Return the arm, such as `cross entropy, seed 1`."""
         return str(child.record.get("arm") or "")
 
     def submit_needed(self, after: Sequence[RunDir]) -> list[RunDir]:
-        """Submit the arms that are neither done nor under way; the distillation comes after all of them."""
+        """Submit the arms that are neither done nor active; the distillation starts after all of them."""
         from ropewalk.jobs.training.distill.baseline import submit_arms
 
         return submit_arms(self.run, after)
 
     def explain_child(self, child: RunDir) -> str:
-        """Which arm the run is."""
         return f"It is the arm {child.record.get('arm')!r} of {self.run.id}, which compares distillation with cross entropy."
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        """The figures, the table of variants, what is said of them, and the report's place."""
+        """Show the figures, the table of variants, the comparison, and the path of the report."""
         from rich.console import Group
         from rich.text import Text
 
         from ropewalk.jobs.runs.show.tables import values_table
 
-        parts: list[Any] = [values_table({key: value for key, value in result.items() if key not in _OWN}, "succeeded")]
+        parts: list[Any] = [values_table({key: value for key, value in result.items() if key not in _OWN_RESULTS}, "succeeded")]
         if result.get("table"):
             parts.append(variants_table(result["table"]))
         if "baseline" in result:
@@ -51,24 +49,26 @@ class DistillView(RunView):
         return Group(*parts)
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """The run, then its table."""
+        """Show the run, then its table."""
         from rich.console import Group
 
         from ropewalk.jobs.runs.show.tables import run_page
 
         results = details.get("results") or {}
-        parts: list[Any] = [run_page({**details, "results": {key: value for key, value in results.items() if key not in _OWN}})]
+        parts: list[Any] = [
+            run_page({**details, "results": {key: value for key, value in results.items() if key not in _OWN_RESULTS}})
+        ]
         if results.get("table"):
             parts.append(variants_table(results["table"]))
         return Group(*parts)
 
 
 def variants_table(rows: Sequence[Mapping[str, Any]]) -> "RenderableType":
-    """A row for each variant."""
+    """Return a table with a row for each variant."""
     from ropewalk.jobs.runs.show.tables import table
 
-    made = table("VARIANT", ">BITS PER BYTE", ">± SE", ">KL", ">PARAMETERS", title="held-out text")
+    result = table("VARIANT", ">BITS PER BYTE", ">± SE", ">KL", ">PARAMETERS", title="held-out text")
     for row in rows:
         figures = ("" if row[key] is None else f"{row[key]:.4f}" for key in ("bits_per_byte", "standard_error", "kl"))
-        made.add_row(row["variant"], *figures, f"{row['parameters']:,}")
-    return made
+        result.add_row(row["variant"], *figures, f"{row['parameters']:,}")
+    return result

@@ -1,1 +1,1 @@
-"""The finetune job: a language model learns to answer."""
+"""The finetune job: train a language model to answer."""

@@ -17,20 +17,20 @@ from ropewalk.jobs.training.loop.config import (
     OptimConfig,
     TrainingConfig,
     ValidationConfig,
-    adapting_defaults,
     check_keep_zeros,
-    grid_word,
+    fill_defaults,
+    parse_grid,
 )
 
 LORA_LR = 2e-4
 
 
-def _one_or_many(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
 class FinetuneOptimConfig(OptimConfig):
-    """AdamW for a model that is trained already: small steps."""
+    """AdamW for a model that is already trained: small steps."""
 
     lr: float = Field(default=2e-5, gt=0, description="peak learning rate; unset with lora: 2e-4")
     weight_decay: float = Field(default=0.0, ge=0, description="decay of weights with two or more dimensions")
@@ -38,79 +38,81 @@ class FinetuneOptimConfig(OptimConfig):
 
 
 class FinetuneConfig(TrainingConfig):
-    """The keys of a finetuning run. A sample is a sequence of `seq_len` tokens with as many conversations as fit into it."""
+    """The keys of a finetuning run. A sample is a sequence of up to `seq_len` tokens with as many conversations as fit."""
 
-    model: ModelConfig = Field(description="the model that learns: {path: DIR} or {run: RUN}")
-    data: Annotated[tuple[DataPath, ...], BeforeValidator(_one_or_many)] = Field(
+    model: ModelConfig = Field(description="model to train: {path: DIR} or {run: RUN}")
+    data: Annotated[tuple[DataPath, ...], BeforeValidator(_as_tuple)] = Field(
         min_length=1,
         description="conversations: .jsonl[.gz|.zst] or .parquet, files or globs; or the directory of a prepared data set",
     )
-    chat: ChatConfig = Field(default=ChatConfig(), description="the format of conversations, and how they become text")
+    chat: ChatConfig = Field(default=ChatConfig(), description="format of conversations, and chat template")
     prepared: DataPath | None = Field(
-        default=None, description="where the prepared data set is kept; unset: beside the runs, where runs of equal keys share it"
+        default=None, description="directory of the prepared data set; unset: beside the runs, shared by runs with equal keys"
     )
     actors: int | None = Field(
         default=None,
         ge=1,
-        description="Ray actors that prepare the conversations; unset: one per core above 16 MiB of files, else none",
+        description="Ray actors that prepare the conversations; unset: one per core for more than 16 MiB of files, else none",
     )
     validation_fraction: float = Field(
         default=0.05, ge=0, le=0.5, description="share of conversations for the validation split, by a hash of their tokens"
     )
     seq_len: int | None = Field(
-        default=None, ge=2, description="tokens of a sequence; unset: 1024, or the model's positions where it has fewer"
+        default=None, ge=2, description="tokens per sequence; unset: 1024, or the model's positions if fewer"
     )
-    packing: bool = Field(default=True, description="several conversations in a sequence, each computed as if it stood alone")
+    packing: bool = Field(
+        default=True, description="pack several conversations into a sequence, each computed as if it stood alone"
+    )
     on_long: Literal["drop", "cut", "error"] = Field(
-        default="drop", description="a conversation above seq_len: leave it out, cut its end, or fail; counted"
+        default="drop", description="a conversation longer than seq_len: drop it, cut its end, or fail; reported"
     )
     tokenizer: DataPath | None = Field(
-        default=None, description="a Hugging Face directory with the tokenizer; unset: the model's own, which presets have not"
+        default=None, description="Hugging Face directory with the tokenizer; unset: the model's own, which presets lack"
     )
     lora: LoraConfig | None = Field(default=None, description="train a low-rank adapter; unset: all weights")
-    qat: Annotated[GridConfig, BeforeValidator(grid_word)] | None = Field(
+    qat: Annotated[GridConfig, BeforeValidator(parse_grid)] | None = Field(
         default=None,
-        description="train with the layers' matrices rounded to few bits (int8, int4, {type: int4, group_size: 32}), on the grid "
-        "of compress's compressed_tensors; whoever opens the model gets it exactly so. Unset: no rounding",
+        description="quantization-aware training: int8, int4 or {type: int4, group_size: 32}, on the grid of compress's "
+        "compressed_tensors; the exported model has exactly these rounded weights; unset: no rounding",
     )
     neftune: float | None = Field(
-        default=None, gt=0, description="noise on embeddings in training (NEFTune, arXiv 2310.05914), such as 5; unset: none"
+        default=None, gt=0, description="noise on embeddings in training (NEFTune, arXiv 2310.05914), for example 5; unset: none"
     )
     optim: FinetuneOptimConfig = Field(default=FinetuneOptimConfig(), description="optimizer and learning rate")
     validation: ValidationConfig = Field(
         default=ValidationConfig(),
-        description="when the validation split is scored; every_steps unset: 20 times a run; patience unset: 3, null: no end",
+        description="validation schedule; every_steps unset: 20 validations per run; patience unset: 3, null: no early stopping",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Fill in what depends on other keys."""
-        return adapting_defaults(values, LORA_LR) if isinstance(values, dict) else values
+        """Fill in keys that depend on others."""
+        return fill_defaults(values, LORA_LR) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.model.path is None and self.model.run is None and self.tokenizer is None:
-            raise ValueError("model: a preset or configuration has no tokenizer; set tokenizer, or model.path or model.run")
+            raise ValueError("model: a preset or configuration has no tokenizer; set tokenizer, model.path or model.run")
         if self.qat is not None and self.lora is not None:
             raise ValueError(
-                "qat: with lora the rounded weights are frozen, and what is merged into them lies beside their grid;"
-                " leave lora out, or quantize the merged model by compress"
+                "qat: with lora the rounded weights are frozen, and merging the adapter moves them off their grid;"
+                " remove lora, or quantize the merged model with compress"
             )
         check_keep_zeros(self, self.lora)
         return self
 
     def preflight(self, here: PathView = Path) -> None:
-        """Raise ConfigError or DataError unless local files are there and the runs that are named train a model."""
+        """Raise ConfigError or DataError unless local files exist and the named runs train a model."""
         from ropewalk.datapipe.inputs.files import MAGIC
 
         for path in self.data:
-            seen = here(path) if "://" not in path and not MAGIC.search(path) else None
-            if seen is not None and not seen.exists():
+            local = here(path) if "://" not in path and not MAGIC.search(path) else None
+            if local is not None and not local.exists():
                 raise DataError(f"data: {path}: no such file or directory; check the path")
         for key, value in {"chat.template": self.chat.template, "tokenizer": self.tokenizer}.items():
-            seen = here(value) if value is not None and value not in TEMPLATES and "://" not in value else None
-            if seen is not None and not seen.exists():
+            local = here(value) if value is not None and value not in TEMPLATES and "://" not in value else None
+            if local is not None and not local.exists():
                 raise ConfigError(f"{key}: {value}: no such file; check the path, or name one of {', '.join(TEMPLATES)}")
         if self.start_from is not None:
             check_model_run("start_from.run", self.start_from.run)

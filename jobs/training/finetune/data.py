@@ -1,4 +1,4 @@
-"""The prepared data set of a run: found, or made once by rank 0, and kept where runs of equal keys share it."""
+"""The prepared data set of a run: prepared once by rank 0, and stored where runs with equal keys share it."""
 
 import logging
 import os
@@ -32,12 +32,12 @@ from ropewalk.sharding.group import Group
 log = logging.getLogger(__name__)
 
 SHARED = ".prepared"  # beside the runs
-_ALONE_BYTES = 16 << 20  # of conversations that one process prepares by itself
+_ALONE_BYTES = 16 << 20  # of conversations that one process prepares without actors
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedData:
-    """A data set of conversations, the tokenizer that made it, and that of the base model."""
+    """A data set of conversations, with its tokenizer and that of the base model."""
 
     path: str
     manifest: Manifest
@@ -46,17 +46,17 @@ class PreparedData:
     @property
     def tokenizer(self) -> TokenizerPlan:
         """The tokenizer of the data set, which becomes the run's."""
-        return TokenizerPlan(place=StoragePath(self.path).child(self.manifest.tokenizer.path), record=self.manifest.tokenizer)
+        return TokenizerPlan(folder=StoragePath(self.path).child(self.manifest.tokenizer.path), record=self.manifest.tokenizer)
 
 
 def prepared_data(context: JobContext, config: FinetuneConfig, group: Group) -> PreparedData:
-    """The data set that the run learns from; rank 0 makes it if nobody did. Raises DataError, ConfigError, StopRequested."""
+    """Return the run's data set; rank 0 prepares it unless it exists. Raises DataError, ConfigError, StopRequested."""
     path = on_main(group, lambda: _path(context, config))
     base = _base_tokenizer(context, config)
     manifest = read_manifest(StoragePath(path))
     if not is_chat_set(manifest):
-        raise DataError(f"data: {path}: holds text, and no conversations; train on it with pretrain")
-    _require_same_words(base, StoragePath(path).child(FOLDER), path)
+        raise DataError(f"data: {path}: holds text, not conversations; use pretrain")
+    _require_same_tokenizer(base, StoragePath(path).child(FOLDER), path)
     return PreparedData(path=path, manifest=manifest, base=Encoder(base).record())
 
 
@@ -67,35 +67,35 @@ def _base_tokenizer(context: JobContext, config: FinetuneConfig) -> TokenizerFil
         return take_tokenizer(config.model.path)
     assert config.model.run is not None
     if (context.run.path / PREPARED_DATA).is_file() and context.run.model_record.is_file():
-        return take_tokenizer(str(context.run.tokenizer))  # the other run may be gone by now
+        return take_tokenizer(str(context.run.tokenizer))  # the other run may have been deleted
     return take_tokenizer(str(find_source_run(context.run, config.model.run, "model.run").tokenizer))
 
 
-def _require_same_words(base: TokenizerFiles, made_with: StoragePath, path: str) -> None:
-    """Raise ConfigError unless the data set's tokenizer is the base model's, added tokens apart."""
-    words = Tokenizer.from_str(base.files["tokenizer.json"].decode()).get_vocab(with_added_tokens=True)
-    found = Tokenizer.from_str(made_with.read("tokenizer.json").decode()).get_vocab(with_added_tokens=True)
-    strange = next((word for word, number in words.items() if found.get(word) != number), None)
+def _require_same_tokenizer(base: TokenizerFiles, made_with: StoragePath, path: str) -> None:
+    """Raise ConfigError unless the data set's tokenizer is the base model's, up to added tokens."""
+    model_ids = Tokenizer.from_str(base.files["tokenizer.json"].decode()).get_vocab(with_added_tokens=True)
+    data_ids = Tokenizer.from_str(made_with.read("tokenizer.json").decode()).get_vocab(with_added_tokens=True)
+    strange = next((word for word, number in model_ids.items() if data_ids.get(word) != number), None)
     if strange is not None:
         raise ConfigError(
-            f"data: {path} was prepared with another tokenizer than the model's ({strange!r} is token {words[strange]} of the"
-            f" model, {found.get(strange)} there); give the files of the conversations, so that they are prepared for this model"
+            f"data: {path} was prepared with another tokenizer than the model's ({strange!r} is token {model_ids[strange]} of the"
+            f" model, {data_ids.get(strange)} there); name the files of the conversations, to prepare them for this model"
         )
 
 
 def _path(context: JobContext, config: FinetuneConfig) -> str:
-    """Rank 0: the data set's directory, which is complete on return."""
+    """Rank 0: return the data set's directory, complete."""
     record = context.run.path / PREPARED_DATA
-    if (known := read_json(record)) and _is_complete(settled := _from_run(context, known["path"])):
-        return settled
-    given = len(config.data) == 1 and _is_complete(config.data[0])
-    path = config.data[0] if given else _prepare(context, config)
+    if (settled := read_json(record)) and _is_complete(existing := _from_run(context, settled["path"])):
+        return existing
+    is_prepared = len(config.data) == 1 and _is_complete(config.data[0])
+    path = config.data[0] if is_prepared else _prepare(context, config)
     manifest = read_manifest(StoragePath(path))
-    if known and known["hash"] != manifest.hash:
+    if settled and settled["hash"] != manifest.hash:
         raise DataError(
-            f"data: what the run began with was another data set ({known['hash']}); restore {known['path']}, or start anew"
+            f"data: the run started with another data set ({settled['hash']}); restore {settled['path']}, or start a new run"
         )
-    write_json(record, {"path": _seen_from_run(context, path), "hash": manifest.hash})
+    write_json(record, {"path": _relative_to_run(context, path), "hash": manifest.hash})
     return path
 
 
@@ -103,8 +103,8 @@ def _is_complete(path: str) -> bool:
     return StoragePath(path).exists(MANIFEST_NAME)
 
 
-def _seen_from_run(context: JobContext, path: str) -> str:
-    """A path below the runs' root as seen from the run, since other machines may see the root elsewhere."""
+def _relative_to_run(context: JobContext, path: str) -> str:
+    """Return a path below the runs' root relative to the run, since other machines may mount the root elsewhere."""
     root = context.run.path.parent
     return os.path.relpath(path, context.run.path) if "://" not in path and Path(path).is_relative_to(root) else path
 
@@ -118,12 +118,14 @@ def _prepare(context: JobContext, config: FinetuneConfig) -> str:
     tokenizer = chat_files(_base_tokenizer(context, config), rules)
     keys = chat_key(config.data, tokenizer, rules, config.validation_fraction)
     name = hash_of(keys).removeprefix("xxh3:")[:16]
-    place = Path(config.prepared) if config.prepared is not None else context.run.path.parent / SHARED / name
-    if (place / MANIFEST_NAME).is_file():
-        if read_manifest(StoragePath(place)).config != keys:
-            raise DataError(f"prepared: {place} holds a data set that was made otherwise; choose another directory, or delete it")
-        return str(place)
-    unfinished = place.with_name(f".{place.name}.{context.run.id}")  # of this run alone, so that runs cannot disturb each other
+    folder = Path(config.prepared) if config.prepared is not None else context.run.path.parent / SHARED / name
+    if (folder / MANIFEST_NAME).is_file():
+        if read_manifest(StoragePath(folder)).config != keys:
+            raise DataError(
+                f"prepared: {folder} holds a data set made with other settings; choose another directory, or delete it"
+            )
+        return str(folder)
+    unfinished = folder.with_name(f".{folder.name}.{context.run.id}")  # private to this run, so that runs cannot interfere
     output = StoragePath(unfinished)
     progress = Progress(lambda values: write_json(context.run.progress, values, durable=False))
     with _tasks(context, output, config.actors) as run_tasks:
@@ -132,27 +134,27 @@ def _prepare(context: JobContext, config: FinetuneConfig) -> str:
             output, config.data, tokenizer, rules, validation_fraction=fraction, run_tasks=run_tasks, progress=progress
         )
     context.fence.check()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if not (place / MANIFEST_NAME).is_file():  # another run was not quicker
-        unfinished.rename(place)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not (folder / MANIFEST_NAME).is_file():  # unless another run was quicker
+        unfinished.rename(folder)
     else:
         output.remove("")
-    _tell(context, manifest, str(place))
-    return str(place)
+    _report(context, manifest, str(folder))
+    return str(folder)
 
 
-def _tell(context: JobContext, manifest: Manifest, path: str) -> None:
+def _report(context: JobContext, manifest: Manifest, path: str) -> None:
     rejected = manifest.rejected
     context.run.event(
         "prepared", path=path, conversations=manifest.totals.documents, rejected=rejected.total, reasons=rejected.reasons
     )
     if rejected.total:
-        log.warning("%d conversations were rejected (%s); each is listed in %s/rejected", rejected.total, rejected.reasons, path)
+        log.warning("%d conversations were rejected (%s); see %s/rejected", rejected.total, rejected.reasons, path)
 
 
 @contextmanager
 def _tasks(context: JobContext, output: StoragePath, actors: int | None) -> Iterator[Any]:
-    """How tasks are run: by this process, or where there is much to do by Ray actors on this machine's cores."""
+    """Provide a function that runs tasks: in this process, or for much data in Ray actors on this machine's cores."""
     urls = (output.url, f"{output.url}/{WORK}")
     pools: list[Any] = []
 
@@ -165,7 +167,7 @@ def _tasks(context: JobContext, output: StoragePath, actors: int | None) -> Iter
         worker = Worker(*urls)
         for task in tasks:
             if context.stop_requested():
-                raise StopRequested("asked to stop; what is prepared stays")
+                raise StopRequested("stopped; conversations prepared so far are kept")
             context.fence.check()
             yield task, worker.do(task)
 
@@ -180,21 +182,21 @@ def _tasks(context: JobContext, output: StoragePath, actors: int | None) -> Iter
 
 
 def _worthwhile_actors(tasks: Sequence[Task]) -> int:
-    """How many actors are worth the seconds in which Ray starts; 0: none."""
+    """Return the number of actors that is worth starting Ray for; 0: none."""
     size = sum(task.arguments[0].unit.size for task in tasks if isinstance(task.arguments[0], ChatUnit))
     cores = len(os.sched_getaffinity(0))
     return cores if size > _ALONE_BYTES and cores > 1 else 0
 
 
 def _actors(context: JobContext, urls: tuple[str, str], actors: int) -> list[Any]:
-    """A pool of actors; none where Ray does not start, for this process can do the work as well."""
+    """Start a pool of actors; an empty list if Ray does not start, since this process can do the work as well."""
     from ropewalk.cluster.engines.ray_start import start_local
     from ropewalk.datapipe.execution.ray_actors import ActorPool
 
     try:
         start_local(len(os.sched_getaffinity(0)))
-    except Exception as error:  # Ray raises bare ones
-        log.warning("Ray does not start here (%s): the conversations are prepared without it", str(error).splitlines()[0])
+    except Exception as error:  # Ray raises bare exceptions
+        log.warning("Ray does not start (%s): preparing the conversations without it", str(error).splitlines()[0])
         return []
     context.run.event("actors", actors=actors)
     return [ActorPool(*urls, actors, context.stop_requested)]

@@ -24,7 +24,7 @@ from ropewalk.sharding.layout import complete_steps
 
 log = logging.getLogger(__name__)
 
-SEQ_LEN = 1024  # unless the job file says otherwise, or the model has fewer positions
+SEQ_LEN = 1024  # default, unless the model has fewer positions
 
 
 def main(context: JobContext) -> dict[str, object]:
@@ -32,15 +32,15 @@ def main(context: JobContext) -> dict[str, object]:
     config = context.config(FinetuneConfig)
     with process_group(config.parallel) as group:
         data = prepared_data(context, config, group)
-        # whoever lets a collective take longer knows of something that takes long
+        # a larger limit for collectives implies slow phases
         context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)
-        found = recipe(context, config, group, data)
-        results = train(context, config, group, found)
-        return {**results, **_facts(data, found.source)}
+        training_recipe = recipe(context, config, group, data)
+        results = train(context, config, group, training_recipe)
+        return {**results, **_facts(data, training_recipe.source)}
 
 
 def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: PreparedData) -> Recipe:
-    """Next-token prediction of what the assistant says in the conversations."""
+    """Build the recipe: next-token prediction of the assistant's tokens."""
     plan = model_plan(context, config, data)
     source, validation = _sources(context, config, group, data, plan.seq_len)
     fresh = group.broadcast_object(not complete_steps(checkpoint_place(context.run)) if group.is_main else None)
@@ -59,31 +59,33 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
 
 
 def model_plan(context: JobContext, config: FinetuneConfig, data: PreparedData) -> ModelPlan:
-    """The base model, with embeddings for added tokens and with the adapter. Raises ConfigError."""
-    made = data.manifest.tokenizer
+    """Plan the base model, with embeddings for added tokens and with the adapter. Raises ConfigError."""
+    tokenizer = data.manifest.tokenizer
     from_scratch = config.model.path is None and config.model.run is None
-    plan = ModelPlan.of(config.model, context.run, tokenizer=made if from_scratch else data.base, seq_len=config.seq_len or 1)
+    plan = ModelPlan.of(
+        config.model, context.run, tokenizer=tokenizer if from_scratch else data.base, seq_len=config.seq_len or 1
+    )
     limit = getattr(plan.config, "max_position_embeddings", None) or SEQ_LEN
     seq_len = config.seq_len or min(SEQ_LEN, int(limit))
-    plan = replace(plan, seq_len=seq_len, config=_grown(plan.config, data))
+    plan = replace(plan, seq_len=seq_len, config=_extend_vocabulary(plan.config, data))
     plan = plan.with_lora(config.lora, config.seed, _added_tokens(context, data))
     return replace(plan, grid=config.qat, noise=config.neftune)
 
 
 def _added_tokens(context: JobContext, data: PreparedData) -> list[int]:
-    """The tokens that the data's tokenizer has beside the base model's; settled when the run starts for the first time."""
+    """Return the tokens that the data's tokenizer adds to the base model's; fixed when the run starts for the first time."""
     settled = read_record(context.run)
     if settled is not None:
         return list((settled.adapter or {}).get(ADDED_TOKENS, ()))
     return list(range(data.base.vocabulary, data.manifest.tokenizer.vocabulary))
 
 
-def _grown(config: Any, data: PreparedData) -> Any:
-    """The configuration with room for added tokens, and with the end of turn that they may have brought."""
-    made = data.manifest.tokenizer
-    config.vocab_size = max(config.vocab_size, made.vocabulary)
-    if made.end_of_document != data.base.end_of_document:
-        config.eos_token_id = made.end_of_document
+def _extend_vocabulary(config: Any, data: PreparedData) -> Any:
+    """Return the configuration with room for added tokens, and with the end-of-turn token that they may include."""
+    tokenizer = data.manifest.tokenizer
+    config.vocab_size = max(config.vocab_size, tokenizer.vocabulary)
+    if tokenizer.end_of_document != data.base.end_of_document:
+        config.eos_token_id = tokenizer.end_of_document
     return config
 
 
@@ -99,12 +101,12 @@ def _sources(
         how = "drop" if config.on_long == "error" else config.on_long
         validation = ConversationSource(held_out, seq_len=seq_len, seed=config.seed, packed=config.packing, on_long=how)
     if group.is_main:
-        _tell(context, source, validation)
-        write_samples(context.run.path / "samples.html", source, data.tokenizer.place)
+        _report(context, source, validation)
+        write_samples(context.run.path / "samples.html", source, data.tokenizer.folder)
     return source, validation
 
 
-def _tell(context: JobContext, source: ConversationSource, validation: ConversationSource | None) -> None:
+def _report(context: JobContext, source: ConversationSource, validation: ConversationSource | None) -> None:
     context.run.event(
         "conversations",
         train=len(source.conversations),
@@ -118,7 +120,7 @@ def _tell(context: JobContext, source: ConversationSource, validation: Conversat
         how = "cut" if source.num_cut else "left out"
         log.warning("%d conversations are longer than seq_len=%d and %s", source.num_long, source.seq_len, how)
     if validation is None:
-        log.warning("no validation split: the model is not scored, and nothing tells when it overfits")
+        log.warning("no validation split: overfitting is not detected")
         context.run.event("no_validation", seq_len=source.seq_len)
 
 

@@ -1,4 +1,4 @@
-"""Samples of conversations: several packed into one sequence, or one each."""
+"""Samples of conversations: several packed into a sequence, or one each."""
 
 import logging
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ OnLong = Literal["drop", "cut", "error"]
 
 
 class ConversationSource(Source):
-    """The conversations of a split. A sample has `seq_len` positions at most; the last token of each needs none."""
+    """The conversations of a split. A sample has at most `seq_len` positions; the last token of each needs none."""
 
     def __init__(self, conversations: ChatSet, *, seq_len: int, seed: int, packed: bool, on_long: OnLong = "drop") -> None:
         self.conversations, self.seq_len, self.packed = conversations, seq_len, packed
@@ -31,36 +31,35 @@ class ConversationSource(Source):
                 f"conversation {conversations.name(int(long[0]))!r} has {int(positions[long[0]]) + 1} tokens, and {len(long)} are"
                 f" longer than seq_len={seq_len}; raise seq_len, or set on_long to drop or cut"
             )
-        kept = positions >= 1
-        kept[long] = [on_long == "cut" and self._learns(int(index)) for index in long]
-        self.num_long, self.num_cut = len(long), int(kept[long].sum())
-        self._kept = np.flatnonzero(kept)
-        if not len(self._kept):
+        usable = positions >= 1
+        usable[long] = [on_long == "cut" and self._is_trainable(int(index)) for index in long]
+        self.num_long, self.num_cut = len(long), int(usable[long].sum())
+        self._usable = np.flatnonzero(usable)
+        if not len(self._usable):
             raise DataError(f"all {len(long)} conversations are longer than seq_len={seq_len}; raise seq_len, or set on_long=cut")
-        self.packs = Packs(np.minimum(positions[self._kept], seq_len), seq_len, seed, packed=packed)
+        self.packs = Packs(np.minimum(positions[self._usable], seq_len), seq_len, seed, packed=packed)
         self.epoch_samples = len(self.packs)
         self.tokens_per_sample = seq_len if packed else max(1, round(float(self.packs.sizes.mean())))
 
-    def _learns(self, index: int) -> bool:
-        """Whether anything is learnt of a conversation that is cut."""
+    def _is_trainable(self, index: int) -> bool:
+        """Return True if a conversation has trained tokens left when it is cut."""
         return bool(self.conversations[index][1][1 : self.seq_len + 1].any())
 
     def index_of(self, number: int) -> int:
-        """The place in the split of one that `packs` names."""
-        return int(self._kept[number])
+        """Return the index in the split of a conversation of `packs`."""
+        return int(self._usable[number])
 
     def read(self, positions: Sequence[int]) -> Batch:
-        """The samples at these positions of the run, padded to one length behind their last token."""
-        samples = [[self._document(self.index_of(one)) for one in self.packs[position]] for position in positions]
+        """Return the samples at these positions of the run, padded at the end to one length."""
+        samples = [[self._document(self.index_of(document)) for document in self.packs[position]] for position in positions]
         if not samples:
             return {name: tensor[:0] for name, tensor in self.filler().items()}
         longest = self.seq_len if self.packed else max(sum(len(ids) for ids, _ in sample) for sample in samples)
-        found = [pack(sample, longest) for sample in samples]
-        batch = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        packed_samples = [pack(sample, longest) for sample in samples]
+        batch = {name: torch.cat([document[name] for document in packed_samples]) for name in packed_samples[0]}
         return batch if self.packed else {name: batch[name] for name in ("input_ids", "labels")}
 
     def filler(self) -> Batch:
-        """A sample without labels."""
         empty = pack([], 8)
         return empty if self.packed else {name: empty[name] for name in ("input_ids", "labels")}
 

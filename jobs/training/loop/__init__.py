@@ -1,1 +1,1 @@
-"""One training loop, many objectives."""
+"""One training loop for many objectives."""

@@ -1,4 +1,4 @@
-"""Tables that are computed once and kept in a folder beside the data, chunk by chunk: resumable, and verified."""
+"""Tables computed once and stored in a folder beside the data, chunk by chunk: resumable, and verified."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,46 +21,46 @@ _MARK, _SUM = b"fingerprint", b"checksum"
 
 @dataclass(frozen=True, kw_only=True)
 class Chunks:
-    """Arrow files in a folder; one that is damaged, or of another fingerprint, counts as missing."""
+    """Arrow files in a folder; one that is damaged, or has another fingerprint, counts as missing."""
 
-    place: StoragePath
+    folder: StoragePath
     fingerprint: str
 
     @classmethod
     def beside(cls, data: str, suffix: str, fingerprint: str, *, otherwise: Path) -> "Chunks":
-        """In `DATA.SUFFIX/`, where other runs find them too; in the folder `otherwise` where nothing can be written there."""
-        place = StoragePath(f"{data.rstrip('/')}.{suffix}/{fingerprint.rpartition(':')[2][:16]}")
+        """Choose `DATA.SUFFIX/`, where other runs find the chunks too, or the folder `otherwise` if that is not writable."""
+        folder = StoragePath(f"{data.rstrip('/')}.{suffix}/{fingerprint.rpartition(':')[2][:16]}")
         try:
-            place.write("fingerprint", fingerprint.encode())
+            folder.write("fingerprint", fingerprint.encode())
         except OSError:
-            return cls(place=StoragePath(otherwise), fingerprint=fingerprint)
-        return cls(place=place, fingerprint=fingerprint)
+            return cls(folder=StoragePath(otherwise), fingerprint=fingerprint)
+        return cls(folder=folder, fingerprint=fingerprint)
 
     def write(self, name: str, table: pa.Table) -> int:
-        """Keep a chunk and return its size in bytes; another run may write the same one at the same time."""
+        """Store a chunk and return its size in bytes; another run may write the same chunk at the same time."""
         raw = _arrow(table.replace_schema_metadata(None))
-        said = {_MARK: self.fingerprint, _SUM: xxhash.xxh3_128_hexdigest(raw)}
-        content = _arrow(table.replace_schema_metadata(said))
-        self.place.write(name, content)
+        metadata = {_MARK: self.fingerprint, _SUM: xxhash.xxh3_128_hexdigest(raw)}
+        content = _arrow(table.replace_schema_metadata(metadata))
+        self.folder.write(name, content)
         return len(content)
 
     def read(self, name: str) -> pa.Table | None:
-        """A chunk, or None where it is not there or does not verify."""
+        """Return a chunk, or None if it is missing or fails verification."""
         try:
-            table = pa.ipc.open_file(pa.BufferReader(self.place.read(name))).read_all()
+            table = pa.ipc.open_file(pa.BufferReader(self.folder.read(name))).read_all()
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError, ValueError) as error:
-            if getattr(error, "errno", None):  # of the file system, not of the content
+            if getattr(error, "errno", None):  # an error of the file system, not of the content
                 raise
             return None
-        said, bare = table.schema.metadata or {}, table.replace_schema_metadata(None)
-        whole = said.get(_MARK) == self.fingerprint.encode()
-        return bare if whole and said.get(_SUM) == xxhash.xxh3_128_hexdigest(_arrow(bare)).encode() else None
+        metadata, bare = table.schema.metadata or {}, table.replace_schema_metadata(None)
+        matches = metadata.get(_MARK) == self.fingerprint.encode()
+        return bare if matches and metadata.get(_SUM) == xxhash.xxh3_128_hexdigest(_arrow(bare)).encode() else None
 
     def size(self, name: str) -> int:
-        """Bytes of a chunk that is there."""
-        return self.place.size(name)
+        """Return the size in bytes of an existing chunk."""
+        return self.folder.size(name)
 
 
 def _arrow(table: pa.Table) -> bytes:
@@ -72,30 +72,30 @@ def _arrow(table: pa.Table) -> bytes:
 
 
 def weights_content(weights: Weights | None) -> Mapping[str, Any]:
-    """What tells the weights of a model from others: checksums of a directory's files, the run and step of a checkpoint."""
+    """Identify the weights of a model: by checksums of a directory's files, or by the run and step of a checkpoint."""
     if weights is None or weights.path is None:
         return weights.model_dump(exclude_none=True) if weights is not None else {}
-    place = StoragePath(weights.path)
-    return {name: checksum_of_file(place, name) for name in sorted(place.names()) if name.endswith((".safetensors", ".bin"))}
+    folder = StoragePath(weights.path)
+    return {name: checksum_of_file(folder, name) for name in sorted(folder.names()) if name.endswith((".safetensors", ".bin"))}
 
 
 def compute_chunks(
     context: JobContext, group: Group, chunks: Chunks, missing: Sequence[str], compute: Callable[[str, bool], pa.Table | None]
 ) -> None:
-    """Have the missing chunks computed, each by one rank, and keep them. All ranks call it together, with the same names.
+    """Compute the missing chunks, each on one rank, and store them. All ranks call it together, with the same names.
 
-    `compute(name, mine)` is called equally often on all ranks, for collectives must match; where the chunk is not this
-    rank's, what it returns is not looked at. Raises StopRequested; what is kept by then is not computed again.
+    `compute(name, mine)` is called equally often on all ranks, since collectives must match; unless `mine`, its result is
+    ignored. Raises StopRequested; chunks stored by then are not computed again.
     """
     for start in range(0, len(missing), group.data_size):
         if group.any(context.stop_requested()):
-            raise StopRequested("the chunks that are computed are kept")
+            raise StopRequested("the chunks computed so far are stored")
         context.heart.beat(Phase.VALIDATION, 0)
-        at = start + group.data_rank
-        mine = at < len(missing)
-        table = compute(missing[at] if mine else missing[start], mine)
+        number = start + group.data_rank
+        mine = number < len(missing)
+        table = compute(missing[number] if mine else missing[start], mine)
         if mine and group.counts_samples:
             assert table is not None
             context.fence.check()
-            chunks.write(missing[at], table)
+            chunks.write(missing[number], table)
     group.barrier()

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from ropewalk.cluster.config import DataPath, JobConfig, Section
 from ropewalk.sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, PrecisionConfig
 
-VALIDATIONS = 20  # of a run that adapts a model, unless the job file says otherwise
+VALIDATIONS = 20  # per run of a job that adapts a model, unless configured
 PATIENCE = 3
-LEAST_VALIDATED, MOST_VALIDATED = 16, 256  # samples of each of them
-LEARNT_A_VALIDATED = 2  # samples that are learnt on for each that is validated, unless that were fewer than the least
+LEAST_VALIDATED, MOST_VALIDATED = 16, 256  # samples per validation
+TRAINED_PER_VALIDATED = 2  # training samples per validated sample, unless that gives fewer than LEAST_VALIDATED
 
 
 class ModelConfig(Section):
@@ -21,9 +21,7 @@ class ModelConfig(Section):
     preset: Literal["tiny", "small", "smollm-135m"] | None = Field(default=None, description="a built-in model size")
     path: DataPath | None = Field(default=None, description="a Hugging Face directory: its configuration and weights")
     config: dict[str, Any] | None = Field(default=None, description="a Hugging Face configuration with model_type")
-    run: str | None = Field(
-        default=None, description="the id or directory of a run: the model and weights that it trained, from step 0 on"
-    )
+    run: str | None = Field(default=None, description="id or directory of a run whose trained model to start from, at step 0")
     step: int | None = Field(default=None, ge=1, description="with run: the checkpoint's step; unset: its newest complete one")
 
     @model_validator(mode="after")
@@ -31,41 +29,45 @@ class ModelConfig(Section):
         if [self.preset, self.path, self.config, self.run].count(None) != 3:
             raise ValueError("set exactly one of preset, path, config and run")
         if self.config is not None and "model_type" not in self.config:
-            raise ValueError("config needs model_type, such as llama")
+            raise ValueError("config needs model_type, for example llama")
         if self.step is not None and self.run is None:
             raise ValueError("step names a checkpoint of run; set run too")
         return self
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (LoRA, arXiv 2106.09685) beside frozen weights: what is trained, and all that a checkpoint holds."""
+    """Low-rank adapters (LoRA, arXiv 2106.09685) beside frozen weights: only they are trained and checkpointed."""
 
     rank: int = Field(default=16, ge=1, description="rank of the two matrices beside each weight")
-    alpha: float | None = Field(default=None, gt=0, description="scale of the adapter, over its rank; unset: twice the rank")
+    alpha: float | None = Field(
+        default=None, gt=0, description="scale of the adapter, divided by the rank; unset: twice the rank"
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of the adapter's input")
     targets: Literal["all-linear"] | list[str] = Field(
         default="all-linear",
-        description="names of the layers that get an adapter, such as [q_proj, v_proj]; all-linear: all but the head",
+        description="names of layers to adapt, for example [q_proj, v_proj]; all-linear: all linear layers but the head",
     )
     dora: bool = Field(
-        default=False, description="learn each weight's magnitude apart from its direction (DoRA, arXiv 2402.09353)"
+        default=False, description="train the magnitude of each weight separately from its direction (DoRA, arXiv 2402.09353)"
     )
-    rslora: bool = Field(default=False, description="divide alpha by the root of the rank (rsLoRA, arXiv 2312.03732)")
+    rslora: bool = Field(default=False, description="divide alpha by the square root of the rank (rsLoRA, arXiv 2312.03732)")
 
 
 class GridConfig(Section):
-    """A grid of few bits for the matrices of a model's layers: whole numbers times a scale."""
+    """A quantization grid for the matrices of a model's layers: integers times a scale."""
 
-    type: Literal["int8", "int4"] = Field(default="int8", description="int8: a scale a row; int4: a scale a group of a row")
-    group_size: int = Field(default=32, ge=1, description="int4: weights that share a scale")
+    type: Literal["int8", "int4"] = Field(
+        default="int8", description="int8: one scale per row; int4: one scale per group of a row"
+    )
+    group_size: int = Field(default=32, ge=1, description="int4: number of weights that share a scale")
 
 
-def grid_word(value: Any) -> Any:
-    """A bare word is a grid with all its defaults: `qat: int4`."""
+def parse_grid(value: Any) -> Any:
+    """Accept a bare type as a grid with default options: `qat: int4`."""
     return {"type": value} if isinstance(value, str) else value
 
 
-def adapting_defaults(
+def fill_defaults(
     values: Mapping[str, Any],
     lora_lr: float,
     *,
@@ -73,40 +75,42 @@ def adapting_defaults(
     most_validated: int = MOST_VALIDATED,
     patience: int | None = PATIENCE,
 ) -> dict[str, Any]:
-    """The keys of a job that adapts a trained model, with those filled in that depend on others, so that run.yaml says them:
-    the learning rate of an adapter, and validations of which the best is kept, and which end a run that has begun to overfit.
+    """Fill in keys that depend on others, for a job that adapts a trained model; run.yaml shows them.
+
+    These are the learning rate of an adapter, and a validation schedule that keeps the best checkpoint and stops a run that
+    overfits.
     """
     filled = dict(values)
     if filled.get("lora") is not None and isinstance(filled.get("optim", {}), dict):
         filled["optim"] = {"lr": lora_lr, **filled.get("optim", {})}
-    steps, own = _number(filled.get("steps")), filled.get("validation", {})
-    if isinstance(own, dict) and steps is not None:
+    steps, validation = _number(filled.get("steps")), filled.get("validation", {})
+    if isinstance(validation, dict) and steps is not None:
         batch = filled.get("batch")
         samples = _number(batch.get("global_batch")) if isinstance(batch, dict) else None
-        every = _number(own.get("every_steps"))
-        often = _how_often(steps, samples or BatchConfig().global_batch, every, validations, most_validated)
-        filled["validation"] = {**often, "patience": patience, "keep_best": True, **own}
+        every = _number(validation.get("every_steps"))
+        schedule = _validation_schedule(steps, samples or BatchConfig().global_batch, every, validations, most_validated)
+        filled["validation"] = {**schedule, "patience": patience, "keep_best": True, **validation}
     return filled
 
 
 def check_keep_zeros(config: "TrainingConfig", lora: LoraConfig | None) -> None:
-    """Raise ValueError where pruned weights would neither be trained nor stay pruned: beside an adapter."""
+    """Raise ValueError for keep_zeros with an adapter: pruned weights would be neither trained nor kept at zero."""
     if config.keep_zeros and lora is not None:
         raise ValueError(
-            "keep_zeros: with lora the pruned weights are frozen, and what is merged into them fills their zeros;"
-            " leave lora out to train them, or leave keep_zeros out and prune the merged model by compress"
+            "keep_zeros: with lora the pruned weights are frozen, and merging the adapter fills their zeros;"
+            " remove lora to train them, or remove keep_zeros and prune the merged model with compress"
         )
 
 
-def _how_often(steps: int, samples: int, every: int | None, validations: int, most: int) -> dict[str, int]:
-    """When a run of `steps` of so many samples is validated, and by how many: a short one would spend its time on it."""
-    needed = math.ceil(LEARNT_A_VALIDATED * LEAST_VALIDATED / samples)
+def _validation_schedule(steps: int, samples: int, every: int | None, validations: int, most: int) -> dict[str, int]:
+    """Choose the validation interval and size, so that a short run does not spend its time on validation."""
+    needed = math.ceil(TRAINED_PER_VALIDATED * LEAST_VALIDATED / samples)
     every = every or max(1, steps // validations, min(needed, steps // 4))
-    return {"every_steps": every, "max_sequences": min(most, max(LEAST_VALIDATED, every * samples // LEARNT_A_VALIDATED))}
+    return {"every_steps": every, "max_sequences": min(most, max(LEAST_VALIDATED, every * samples // TRAINED_PER_VALIDATED))}
 
 
 def _number(value: Any) -> int | None:
-    """A whole number above zero, as a job file or a command line gives it; None: it is none, which the key itself will say."""
+    """Parse a positive integer from a job file or command line; None if it is not one, which validation of the key reports."""
     word = str(value)
     return int(word) or None if word.isdecimal() else None
 
@@ -120,14 +124,16 @@ class OptimConfig(Section):
     eps: float = Field(default=1e-8, gt=0, description="epsilon added to Adam's denominator")
     grad_clip: float = Field(default=1.0, ge=0, description="clip gradients to this norm; 0 disables")
     warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up")
-    schedule: Literal["cosine", "wsd", "constant"] = Field(default="cosine", description="learning rate after the warm-up")
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        default="cosine", description="learning rate schedule after the warm-up"
+    )
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="final learning rate, as a fraction of the peak")
     decay_fraction: float = Field(default=0.2, gt=0, le=1, description="wsd: fraction of all steps that decay at the end")
     layer_decay: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="multiply the learning rate by this, once for each layer from the head down; unset: all layers learn alike",
+        description="factor of the learning rate from each layer to the one below; unset: the same rate for all layers",
     )
 
     @model_validator(mode="after")
@@ -138,25 +144,25 @@ class OptimConfig(Section):
 
 
 class ValidationConfig(Section):
-    """When the validation split is scored."""
+    """Validation interval, size, and early stopping."""
 
-    every_steps: int = Field(default=100, ge=1, description="steps between two validations; the last step is followed by one too")
+    every_steps: int = Field(default=100, ge=1, description="steps between two validations; the last step is always validated")
     max_sequences: int = Field(default=256, ge=1, description="maximum sequences of the validation split to score")
-    patience: int | None = Field(default=None, ge=1, description="stop after this many validations without a better loss")
+    patience: int | None = Field(default=None, ge=1, description="stop after this many validations without a lower loss")
     keep_best: bool = Field(
-        default=False, description="save after a validation that is the best so far, and keep that checkpoint for export --best"
+        default=False, description="save a checkpoint after the best validation so far, and keep it for export --best"
     )
 
 
 class SamplesConfig(Section):
     """Prompts that the model continues at every validation, for people to read: `tables/samples.json` of the run, and W&B."""
 
-    prompts: list[str] = Field(min_length=1, max_length=64, description="texts to continue, or the first messages of chats")
-    max_new_tokens: int = Field(default=48, ge=1, description="tokens to write after each; as many forward passes")
+    prompts: list[str] = Field(min_length=1, max_length=64, description="texts to continue, or first messages of chats")
+    max_new_tokens: int = Field(default=48, ge=1, description="tokens to generate after each prompt; as many forward passes")
 
 
 class AnomalyConfig(Section):
-    """What to do when the loss is NaN or spikes."""
+    """Reaction to a loss that is NaN or spikes."""
 
     policy: Literal["stop", "skip", "rollback"] = Field(
         default="stop", description="end the run, skip the batch, or roll back to the last checkpoint and skip it"
@@ -164,15 +170,17 @@ class AnomalyConfig(Section):
     spike_factor: float | None = Field(
         default=3.0,
         gt=1,
-        description="a loss above this many times its running mean, and beyond its recent noise, is a spike; null disables",
+        description="a loss above this multiple of its running mean, and outside its recent noise, is a spike; null disables",
     )
-    max_anomalies: int = Field(default=10, ge=1, description="abort after this many in one attempt, whatever the policy")
+    max_anomalies: int = Field(default=10, ge=1, description="fail after this many anomalies in one attempt, with any policy")
 
 
 class EmaConfig(Section):
-    """A running mean of the weights beside them: checkpointed, and exported with `export --ema`."""
+    """An exponential moving average of the weights: checkpointed, and exported with `export --ema`."""
 
-    decay: float = Field(default=0.999, gt=0, lt=1, description="what a step keeps of the mean; less in the first steps")
+    decay: float = Field(
+        default=0.999, gt=0, lt=1, description="weight of the previous average at each step; smaller in the first steps"
+    )
 
 
 class StartFrom(Section):
@@ -183,23 +191,25 @@ class StartFrom(Section):
 
 
 class TrainingConfig(JobConfig):
-    """The keys of every job that trains."""
+    """The keys of every training job."""
 
     steps: int = Field(ge=1, description="optimizer steps of the whole run")
-    batch: BatchConfig = Field(default=BatchConfig(), description="how many sequences a step learns from")
+    batch: BatchConfig = Field(default=BatchConfig(), description="batch sizes")
     optim: OptimConfig = Field(default=OptimConfig(), description="optimizer and learning rate")
-    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when the state is saved")
-    validation: ValidationConfig = Field(default=ValidationConfig(), description="when the validation split is scored")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="checkpoint interval and retention")
+    validation: ValidationConfig = Field(default=ValidationConfig(), description="validation interval, size, early stopping")
     samples: SamplesConfig | None = Field(
-        default=None, description="prompts that the model continues whenever validation.every_steps is due; unset: none"
+        default=None, description="prompts that the model continues at every validation; unset: none"
     )
-    anomaly: AnomalyConfig = Field(default=AnomalyConfig(), description="what to do when the loss is NaN or spikes")
-    parallel: ParallelConfig = Field(default=ParallelConfig(), description="how the model is divided among the ranks")
+    anomaly: AnomalyConfig = Field(default=AnomalyConfig(), description="reaction to a loss that is NaN or spikes")
+    parallel: ParallelConfig = Field(default=ParallelConfig(), description="division of the model among the ranks")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="number formats")
-    ema: EmaConfig | None = Field(default=None, description="a running mean of the weights; unset: none")
-    start_from: StartFrom | None = Field(default=None, description="continue from the state of another run's checkpoint")
-    keep_zeros: bool = Field(default=False, description="weights of matrices that are zero stay zero: training a pruned model")
+    ema: EmaConfig | None = Field(default=None, description="moving average of the weights; unset: none")
+    start_from: StartFrom | None = Field(default=None, description="continue the state of another run's checkpoint")
+    keep_zeros: bool = Field(default=False, description="keep zero weights of matrices at zero, to train a pruned model")
     log_every: int = Field(default=1, ge=1, description="steps between two lines of metrics")
     layers_every: int | None = Field(
-        default=None, ge=1, description="steps between two looks at norms and histograms of gradients and weights; unset: none"
+        default=None,
+        ge=1,
+        description="steps between two measurements of norms and histograms of gradients and weights; unset: none",
     )

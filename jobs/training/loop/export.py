@@ -1,4 +1,4 @@
-"""Write a run's model as a Hugging Face directory that anyone can open."""
+"""Export a run's model as a standard Hugging Face directory."""
 
 import shutil
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.model_record import ModelRecord, copy_tokenizer, require_record
 
-BASE = "base"  # the folder of the base model beside an adapter whose base lies nowhere else as it stands
+BASE = "base"  # folder beside an adapter with its base model, unless a directory holds exactly that
 
 
 def export(
@@ -24,11 +24,11 @@ def export(
 ) -> Path:
     """Write safetensors, configuration and tokenizer of the newest complete checkpoint (or that of `step`).
 
-    A low-rank adapter is merged; with `adapter` it is written by itself, in peft's format, and names its base: the directory that
-    training began with, or `base/` beside it, where that was a run, or had another vocabulary or head. With `ema` the weights
-    are the mean over the steps. `finish` is given the directory and the step before anybody sees them, and may add files. Needs
-    no process group and no GPU. Raises CheckpointError where there is no such checkpoint, ConfigError where the run trains no
-    model or not what is asked for, or the directory holds something already.
+    A low-rank adapter is merged; with `adapter` it is written alone, in peft's format, and names its base: the directory that
+    training started from, or a copy in `base/` if that was a run, or had another vocabulary or head. With `ema` the weights
+    are the moving average. `finish(directory, step)` may add files before the directory becomes visible. Needs no process group
+    and no GPU. Raises CheckpointError if there is no such checkpoint, ConfigError if the run lacks the requested model or
+    the directory is not empty.
     """
     from ropewalk.jobs.training.loop.load_checkpoint import LORA, load_model
 
@@ -36,7 +36,7 @@ def export(
         raise ConfigError(f"{directory}: is not an empty directory; name a new one")
     record = require_record(run)
     if adapter and LORA not in (record.adapter or {}):
-        raise ConfigError(f"run {run.id} trains all weights and has no adapter; leave --adapter out")
+        raise ConfigError(f"run {run.id} trains all weights and has no adapter; omit --adapter")
     model, manifest = load_model(run, step, merge=not adapter, ema=ema)
     partial = directory.with_name(f".{directory.name}.partial")
     _empty(partial)
@@ -48,18 +48,18 @@ def export(
     finish(partial, manifest.step)
     if directory.exists():
         directory.rmdir()
-    partial.rename(directory)  # a reader sees a complete model or none
+    partial.rename(directory)  # atomic: readers see a complete model or none
     run.event("exported", step=manifest.step, directory=str(directory.absolute()))
     return directory
 
 
 def _save_adapter(model: Any, run: RunDir, record: ModelRecord, partial: Path, directory: Path) -> None:
-    """Write the adapter into `partial`, which will be `directory`, and its base where that lies nowhere as it stands."""
+    """Write the adapter into `partial`, which becomes `directory`, and its base unless a directory holds exactly that."""
     from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS, LORA, first_weights
     from ropewalk.jobs.training.loop.lora import save_adapter
     from ropewalk.jobs.training.loop.model_config import config_from_fingerprint
 
-    assert record.adapter is not None, "it was asked for"
+    assert record.adapter is not None
     base = _base_directory(record)
     if base is None:
         first_weights(config_from_fingerprint(record.fingerprint), record.weights, run, record.head).save_pretrained(
@@ -72,7 +72,7 @@ def _save_adapter(model: Any, run: RunDir, record: ModelRecord, partial: Path, d
 
 
 def _base_directory(record: ModelRecord) -> str | None:
-    """The directory of the base model, if there is one from which it opens as training began with it."""
+    """Return the directory of the base model, if training started from exactly what it holds."""
     from transformers import AutoConfig
 
     path = record.weights.path if record.weights is not None else None

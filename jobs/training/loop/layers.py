@@ -1,4 +1,4 @@
-"""Norms and histograms of gradients and weights by layer, now and then: where in a model something grows or dies."""
+"""Norms and histograms of gradients and weights by layer, to find where training diverges or stalls."""
 
 import re
 from typing import NamedTuple
@@ -11,21 +11,21 @@ from ropewalk.sharding.group import Group, counts_piece
 from ropewalk.sharding.state import trained_parameters
 
 BINS = 32
-_LOW = -24  # log2 of the smallest absolute value that is told from 0; a bin is one power of two
+_LOW = -24  # log2 of the smallest absolute value distinguished from 0; a bin is one power of two
 EDGES = [0.0, *(2.0 ** (_LOW + number) for number in range(1, BINS + 1))]  # of absolute values
 _NUMBER = re.compile(r"^(?:.*?\.)?(\d+)\.")
 _WRAPPERS = ("base_model.model.", "_orig_mod.")
 
 
 class LayerStats(NamedTuple):
-    """Of one step: norms, and the counts of absolute values between EDGES, by `LAYER/gradient` and `LAYER/weight`."""
+    """Statistics of one step, by `LAYER/gradient` and `LAYER/weight`; counts are of absolute values between EDGES."""
 
     norms: dict[str, float]
     counts: dict[str, list[int]]
 
 
 def layer_of(name: str) -> str:
-    """The layer of a parameter: `layer-07` for those that are numbered, else the module's own name (`embed_tokens`)."""
+    """Return the layer of a parameter: `layer-07` if it is numbered, else the module's own name (`embed_tokens`)."""
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     numbered = _NUMBER.match(name)
@@ -35,7 +35,7 @@ def layer_of(name: str) -> str:
 
 
 class LayerWatch:
-    """Measures a model's trained parameters by layer; all ranks together, in one small all-reduce."""
+    """Measures the trained parameters by layer; all ranks together, in one small all-reduce."""
 
     def __init__(self, state: TrainState, group: Group) -> None:
         trained = {id(parameter) for parameter in trained_parameters(state.model, state.optimizer)}
@@ -44,12 +44,12 @@ class LayerWatch:
         for name, parameter in state.model.named_parameters():
             if id(parameter) in trained:
                 pieces = self._layers.setdefault(layer_of(name), [])
-                if counts_piece(parameter):  # once each, however many ranks hold it
+                if counts_piece(parameter):  # each once, if several ranks hold it
                     pieces.append(parameter)
 
     @torch.no_grad()
     def measure(self, weight: float) -> LayerStats:
-        """The state between backward and update; `weight` is the global batch's, by which summed gradients are divided."""
+        """Measure between backward and update; summed gradients are divided by `weight`, the global batch's."""
         rows = []
         for parameters in self._layers.values():
             gradients = [p.grad.to_local() for p in parameters if p.grad is not None]  # type: ignore[attr-defined]
@@ -61,12 +61,12 @@ class LayerWatch:
         return LayerStats(norms, {name: [round(count) for count in row[1:]] for name, row in zip(names, total, strict=True)})
 
     def _row(self, tensors: list[torch.Tensor], scale: float) -> torch.Tensor:
-        """The sum of squares, and the count of each bin."""
+        """Return the sum of squares and the count of each bin."""
         row = torch.zeros(1 + BINS, dtype=torch.float64, device=self.group.device)
         for tensor in tensors:
             values = tensor.detach().float().flatten()
             row[0] += (torch.linalg.vector_norm(values).double() * scale) ** 2
-            exponents = torch.frexp(values * scale).exponent  # 2^(e-1) <= |x| < 2^e, and 0 of 0
+            exponents = torch.frexp(values * scale).exponent  # 2^(e-1) <= |x| < 2^e; 0 for 0
             exponents = torch.where(values == 0, _LOW, exponents)
             row[1:] += torch.bincount((exponents - _LOW - 1).clamp(0, BINS - 1), minlength=BINS)
         return row

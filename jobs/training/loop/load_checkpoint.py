@@ -1,4 +1,4 @@
-"""The unsharded model of a run's checkpoint, in one process: no process group, no GPU, no job's configuration."""
+"""Load the unsharded model of a run's checkpoint in one process, without a process group, a GPU or the job's configuration."""
 
 from typing import Any
 
@@ -14,22 +14,22 @@ from ropewalk.jobs.training.loop.model_config import config_from_fingerprint, mo
 from ropewalk.jobs.training.loop.model_record import Head, Weights, checkpoint_place, find_source_run, require_record
 from ropewalk.jobs.training.loop.sharing import share_layers, unshare_layers
 from ropewalk.sharding.checkpoint import newest_complete
-from ropewalk.sharding.floats import nulled
+from ropewalk.sharding.floats import null_floats
 from ropewalk.sharding.manifest import CheckpointManifest
 from ropewalk.sharding.state import EMA, MODEL
 from ropewalk.sharding.storage import parse_index, read_tensors
 
-LORA = "lora"  # the key under which a record keeps the options of a low-rank adapter
-ADDED_TOKENS = "added_tokens"  # the key of the tokens whose embeddings an adapter trains beside its matrices
-HEAD = "head"  # the key of a fingerprint that says which head a model has, where it does not say the next token
+LORA = "lora"  # key of the adapter's options in a record
+ADDED_TOKENS = "added_tokens"  # key of the tokens whose embeddings an adapter trains too
+HEAD = "head"  # key of a fingerprint: the head, unless it predicts the next token
 
 
 def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema: bool = False) -> tuple[Any, CheckpointManifest]:
-    """The full model of the newest complete checkpoint (or that of `step`), on the CPU in fp32, in evaluation mode.
+    """Return the full model of the newest complete checkpoint (or that of `step`), on the CPU in fp32, in evaluation mode.
 
-    A low-rank adapter is merged into the weights beside it, unless `merge` is False; weights that were trained on a grid lie on
-    it. With `ema` what was trained is the mean over the steps. Raises ConfigError for a run that trains no model or keeps no
-    mean, CheckpointError where there is no such checkpoint.
+    A low-rank adapter is merged unless `merge` is False; weights trained on a grid are rounded to it. With `ema` the trained
+    weights are the moving average. Raises ConfigError for a run that trains no model or has no average, CheckpointError if
+    there is no such checkpoint.
     """
     record = require_record(run)
     folder, manifest = newest_complete(checkpoint_place(run), step)
@@ -38,46 +38,46 @@ def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema:
     if ema:
         means = read_tensors(folder, index, EMA)
         if not means:
-            raise ConfigError(f"run {run.id} keeps no running mean of its weights; train with ema.decay set, or leave --ema out")
+            raise ConfigError(f"run {run.id} keeps no moving average of its weights; train with ema.decay set, or omit --ema")
         tensors |= means
     if record.adapter is None:
         model = empty_model(config_from_fingerprint(without_head(manifest.identity)), record.head)
         missing = {name for name, _ in model.named_parameters()} - tensors.keys()
-    else:  # the rest comes from where it came from in training
-        model = _adapted(
+    else:  # frozen weights come from the same origin as in training
+        model = _insert_adapter(
             first_weights(config_from_fingerprint(record.fingerprint), record.weights, run, record.head), record.adapter
         )
         missing = tensors.keys() - model.state_dict().keys()
     if missing:
         raise CheckpointError(f"{folder.url}: does not fit the model: {', '.join(sorted(missing)[:3])}; choose an older step")
-    model.load_state_dict(tensors, strict=False)  # a tied weight is there once
+    model.load_state_dict(tensors, strict=False)  # a tied weight is stored once
     identity = model_fingerprint(model.config)
-    assert record.adapter is not None or without_head(manifest.identity) in (identity, nulled(identity))
+    assert record.adapter is not None or without_head(manifest.identity) in (identity, null_floats(identity))
     if record.adapter is not None and merge:
-        model = _merged(model, record.adapter)
+        model = _merge(model, record.adapter)
     if record.grid is not None:
         put_on_grid(model, record.grid)
     return unshare_layers(model).eval(), manifest
 
 
 def best_step(run: RunDir) -> int:
-    """The step of the checkpoint whose validation was the best so far. Raises ConfigError where the run keeps none."""
+    """Return the step of the checkpoint with the best validation so far. Raises ConfigError if the run keeps none."""
     require_record(run)
     _, manifest = newest_complete(checkpoint_place(run))
-    found = manifest.progress.get("best_step")
-    if found is None:
+    step = manifest.progress.get("best_step")
+    if step is None:
         job, key = run.record.get("job"), "validation.keep_best"
-        raise ConfigError(f"run {run.id}: this {job} run keeps no best checkpoint; train with {key}: true, or leave --best out")
-    return int(found)
+        raise ConfigError(f"run {run.id}: this {job} run keeps no best checkpoint; train with {key}: true, or omit --best")
+    return int(step)
 
 
 def without_head(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """What of a fingerprint the model's own configuration says."""
+    """Return the part of a fingerprint that is the model's own configuration."""
     return {key: value for key, value in fingerprint.items() if key != HEAD}
 
 
-def _adapted(model: Any, adapter: dict[str, Any]) -> Any:
-    """The model with the layers that `model.json` says were put into it, their values still to be loaded."""
+def _insert_adapter(model: Any, adapter: dict[str, Any]) -> Any:
+    """Insert the adapter layers that `model.json` describes; their values are still to be loaded."""
     if LORA not in adapter:
         return model
     from ropewalk.jobs.training.loop.lora import lora_adapter
@@ -85,7 +85,7 @@ def _adapted(model: Any, adapter: dict[str, Any]) -> Any:
     return lora_adapter(LoraConfig.model_validate(adapter[LORA]), 0, adapter.get(ADDED_TOKENS, ()))(model)
 
 
-def _merged(model: Any, adapter: dict[str, Any]) -> Any:
+def _merge(model: Any, adapter: dict[str, Any]) -> Any:
     if LORA not in adapter:
         return model
     from ropewalk.jobs.training.loop.lora import merge_adapter
@@ -94,11 +94,11 @@ def _merged(model: Any, adapter: dict[str, Any]) -> Any:
 
 
 def first_weights(config: Any, weights: Weights | None, run: RunDir, head: Head = "causal_lm") -> Any:
-    """The full model that the training of `run` begins with, on the CPU in fp32. A head that is new is drawn from the seed."""
+    """Return the full model that the training of `run` starts from, on the CPU in fp32. A new head is drawn from the seed."""
     seed = int(run.record["config"].get("seed") or 0)
     torch.manual_seed(seed)
     model = _base_model(config, weights, run, head)
-    if model.config.vocab_size != config.vocab_size:  # tokens were added: rows around the mean of the others, drawn by the seed
+    if model.config.vocab_size != config.vocab_size:  # added tokens: rows drawn from the seed around the mean of the others
         torch.manual_seed(seed)
         model.resize_token_embeddings(config.vocab_size)
         model.config.eos_token_id = config.eos_token_id
@@ -109,34 +109,34 @@ def _base_model(config: Any, weights: Weights | None, run: RunDir, head: Head) -
     if weights is None:
         return bare_model(config, head)
     if weights.path is not None:
-        place = run.path / weights.path  # a relative one lies in the run, and an absolute one where it says
+        directory = run.path / weights.path  # relative to the run, unless absolute
         if head == "causal_lm":
-            return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-        return AutoModelForSequenceClassification.from_pretrained(place, config=_headed(config, head), dtype=torch.float32)
+            return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        return AutoModelForSequenceClassification.from_pretrained(directory, config=_set_head(config, head), dtype=torch.float32)
     assert weights.run is not None
-    found = load_model(find_source_run(run, weights.run, "model.run"), weights.step)[0]
+    trained = load_model(find_source_run(run, weights.run, "model.run"), weights.step)[0]
     if head == "causal_lm":
-        return found
+        return trained
     model = bare_model(config, head)
-    model.load_state_dict(found.state_dict(), strict=False)
+    model.load_state_dict(trained.state_dict(), strict=False)
     return model
 
 
 def bare_model(config: Any, head: Head) -> Any:
-    """The model of a configuration, in fp32, its values drawn at random."""
+    """Build the model of a configuration in fp32, with random values."""
     kind = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
-    return share_layers(kind.from_config(_headed(config, head), dtype=torch.float32), config)
+    return share_layers(kind.from_config(_set_head(config, head), dtype=torch.float32), config)
 
 
-def _headed(config: Any, head: Head) -> Any:
+def _set_head(config: Any, head: Head) -> Any:
     if head == "reward":
         config.num_labels = 1
     return config
 
 
 def empty_model(config: Any, head: Head = "causal_lm") -> Any:
-    """The full model on the CPU in fp32, its weights undefined, its buffers as they must be."""
+    """Build the full model on the CPU in fp32 with undefined weights and correct buffers."""
     with no_init_weights():
         model: Any = bare_model(config, head)
-    model.tie_weights()  # otherwise a part of the initialization that was left out
+    model.tie_weights()  # skipped with the rest of the initialization
     return model

@@ -1,4 +1,4 @@
-"""Low-rank adapters: peft's layers put into a model before it is sharded, switched off, merged, and written in peft's format."""
+"""Low-rank adapters: insert peft's layers before sharding, switch them off, merge them, save them in peft's format."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,16 +17,16 @@ from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.model_record import Head
 from ropewalk.sharding.parallelize import Adapter
 
-_NAME = "default"  # of the adapter, as peft calls one that has no other
-# in the names of all parameters that peft adds: lora_A, lora_B, lora_magnitude_vector; and the embeddings of added tokens
+_NAME = "default"  # peft's default name of an adapter
+# part of the names of all parameters that peft adds: lora_A, lora_B, lora_magnitude_vector, embeddings of added tokens
 _MARK = ("lora_", "trainable_tokens_delta")
 
 
 def lora_adapter(config: LoraConfig, seed: int, added_tokens: Sequence[int] = ()) -> Adapter:
-    """What puts the adapter into a model, in place, and freezes all else. Its first values depend on the seed alone.
+    """Return a function that inserts the adapter into a model in place and freezes the rest; initial values depend on the seed.
 
-    Of tokens that were added to the model's vocabulary the embeddings are trained too, and where the head has weights of its
-    own, their rows of it. Raises ConfigError where the model has no such layers.
+    The embeddings of added tokens are trained too, and their rows of an untied head. Raises ConfigError if the model has no
+    such layers.
     """
 
     def adapt(model: nn.Module) -> nn.Module:
@@ -44,7 +44,7 @@ def lora_adapter(config: LoraConfig, seed: int, added_tokens: Sequence[int] = ()
 
 
 def _rows_of(model: Any, tokens: Sequence[int]) -> dict[str, list[int]] | None:
-    """The rows that tokens have in a model's embeddings, and in a head that is not tied to them, by the name of the layer."""
+    """Return the rows of tokens in the embeddings, and in an untied head, by the name of the layer."""
     if not tokens:
         return None
     layers = [model.get_input_embeddings()]
@@ -55,7 +55,7 @@ def _rows_of(model: Any, tokens: Sequence[int]) -> dict[str, list[int]] | None:
 
 
 def peft_config(config: LoraConfig, token_rows: dict[str, list[int]] | None = None, head: Head = "causal_lm") -> peft.LoraConfig:
-    """The same options in peft's words."""
+    """Convert the options to peft's."""
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     return peft.LoraConfig(
         task_type="CAUSAL_LM" if head == "causal_lm" else "SEQ_CLS",
@@ -70,18 +70,18 @@ def peft_config(config: LoraConfig, token_rows: dict[str, list[int]] | None = No
 
 
 def adapted_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
-    """The layers of a model that carry an adapter, by name."""
+    """Return the layers of a model that carry an adapter, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Compute as the model did before it was adapted: a frozen reference that takes no memory. For use without gradients.
+    """Disable the adapter temporarily: the base model as a frozen reference without extra memory. Use without gradients.
 
-    peft's own switch would also change what requires a gradient, which sharded parameters must not do on the way.
+    peft's own switch would also change which parameters require gradients, which sharded parameters must not do meanwhile.
     """
     layers = list(adapted_layers(model).values())
-    assert layers, "a model without an adapter has none to switch off"
+    assert layers, "the model has no adapter"
     before = [layer._disable_adapters for layer in layers]
     for layer in layers:
         layer._disable_adapters = True
@@ -94,11 +94,11 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def merge_adapter(model: Any) -> Any:
-    """Add the adapter to the weights beside it, in place, and take its layers out: a plain model again (unsharded)."""
+    """Add the adapter to the base weights in place and remove its layers: a plain model again (unsharded)."""
     for name, layer in adapted_layers(model).items():
         layer.merge()
         parent, _, attribute = name.rpartition(".")
-        if isinstance(model.get_submodule(parent), AuxiliaryTrainingWrapper):  # around the embeddings of added tokens
+        if isinstance(model.get_submodule(parent), AuxiliaryTrainingWrapper):  # wraps the embeddings of added tokens
             parent, _, attribute = parent.rpartition(".")
         setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
     model.__dict__.pop("peft_config", None)
@@ -108,23 +108,23 @@ def merge_adapter(model: Any) -> Any:
 def save_adapter(
     model: Any, config: LoraConfig, directory: Path, *, base: str, added_tokens: Sequence[int] = (), head: Head = "causal_lm"
 ) -> None:
-    """Write the adapter of an unsharded model as `PeftModel.from_pretrained` opens it; `base` is where the base model lies.
+    """Write the adapter of an unsharded model so that `PeftModel.from_pretrained` opens it; `base` is the base model's directory.
 
-    Of a reward model the head is part of what was trained, and is written too.
+    The head of a reward model was trained too, and is written with it.
     """
     from safetensors.torch import save_file
 
     written = peft_config(config, _rows_of(model, added_tokens), head)
     written.base_model_name_or_path = base
-    own = [] if head == "causal_lm" else [name for name, _ in model.named_children() if name != model.base_model_prefix]
-    if own:
-        written.modules_to_save = own
+    head_modules = [] if head == "causal_lm" else [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    if head_modules:
+        written.modules_to_save = head_modules
     written.inference_mode = True
     directory.mkdir(parents=True, exist_ok=True)
     written.save_pretrained(directory)
     tensors = {
         f"base_model.model.{name.replace(f'.{_NAME}', '')}": parameter.detach().contiguous()
         for name, parameter in model.named_parameters()
-        if any(mark in name for mark in _MARK) or name.partition(".")[0] in own
+        if any(mark in name for mark in _MARK) or name.partition(".")[0] in head_modules
     }
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""Cross entropy and log-probabilities that turn the logits into their own gradient, in their own memory."""
+"""Cross entropy and log-probabilities that overwrite the logits with their own gradient, to save memory."""
 
 import math
 from typing import Any
@@ -11,8 +11,10 @@ from ropewalk.jobs.training.loop.batch import IGNORE
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """F.cross_entropy(reduction="sum") keeps the logits, their log-softmax and two gradients of that size. Here the
-    gradient, softmax minus one-hot, is made in the forward pass where the logits lay: a third of the time on a CPU."""
+    """F.cross_entropy(reduction="sum") with the gradient computed in the forward pass, in the memory of the logits.
+
+    torch keeps the logits, their log-softmax and two gradients of that size; this takes a third of the time on a CPU.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
@@ -26,13 +28,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:
         gradient_NV, ctx.gradient_NV = ctx.gradient_NV, None
-        # training divides by the weight of the global batch later, so that the scale is nearly always one; on a GPU
-        # asking for its value would wait for all that is queued
+        # nearly always one, since the step divides by the global weight later; reading it on a GPU would synchronize
         return (gradient_NV if not scale.is_cuda and scale == 1.0 else gradient_NV.mul_(scale)), None
 
 
 def _softmax_in_place(logits_NV: torch.Tensor, targets_N: torch.Tensor, ignored_N: torch.Tensor) -> torch.Tensor:
-    """Overwrite logits by probabilities (by zeros where ignored); returns each label's negative log-likelihood in nats."""
+    """Overwrite logits with probabilities (zeros where ignored); returns each label's negative log-likelihood in nats."""
     logits_NV.sub_(logits_NV.amax(dim=1, keepdim=True))
     target_N = logits_NV.gather(1, targets_N[:, None])[:, 0]  # a copy, of the shifted logit
     sums_N = logits_NV.exp_().sum(dim=1).masked_fill_(ignored_N, math.inf)
@@ -41,9 +42,9 @@ def _softmax_in_place(logits_NV: torch.Tensor, targets_N: torch.Tensor, ignored_
 
 
 def summed_cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """The sum of -log p(label) in nats over the labels that are not IGNORE.
+    """Return the sum of -log p(label) in nats over the labels that are not IGNORE.
 
-    May take over the logits' memory: they are of no use afterwards.
+    May overwrite the logits: do not use them afterwards.
     """
     logits = logits_NV.float()
     if logits is logits_NV and not is_free(logits_NV):
@@ -53,9 +54,9 @@ def summed_cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> tor
 
 
 def is_free(tensor: torch.Tensor) -> bool:
-    """Whether no backward function needs these values: they come out of a matrix product, through views alone.
+    """Return True if no backward function needs these values: they are the output of a matrix product, through views alone.
 
-    A soft-capped head (tanh) does need them.
+    A soft-capped head (tanh) does need its output.
     """
     function = tensor.grad_fn
     while function is not None and "View" in function.name():
@@ -64,7 +65,7 @@ def is_free(tensor: torch.Tensor) -> bool:
 
 
 class _LabelLogProbabilities(torch.autograd.Function):
-    """The log-probability of each label; its gradient, one-hot minus softmax, is made where the logits lay."""
+    """The log-probability of each label; its gradient, one-hot minus softmax, is computed in the memory of the logits."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
@@ -83,12 +84,12 @@ class _LabelLogProbabilities(torch.autograd.Function):
 
 
 def label_log_probabilities(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """log p(label) in nats of each label, [N]; 0 where it is IGNORE.
+    """Return log p(label) in nats of each label, [N]; 0 for IGNORE.
 
-    May take over the logits' memory: they are of no use afterwards. Its gradient can be taken once.
+    May overwrite the logits: do not use them afterwards. Its gradient can be taken once.
     """
     logits = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     if logits is logits_NV and torch.is_grad_enabled() and not is_free(logits_NV):
         logits = logits_NV.clone()
-    found: torch.Tensor = _LabelLogProbabilities.apply(logits, labels_N)  # type: ignore[no-untyped-call]
-    return found
+    log_probs_N: torch.Tensor = _LabelLogProbabilities.apply(logits, labels_N)  # type: ignore[no-untyped-call]
+    return log_probs_N

@@ -1,4 +1,4 @@
-"""The model of a run: what it is, where its first weights come from, and how it comes to lie sharded on the ranks."""
+"""The model of a run: its configuration, the origin of its first weights, and its construction on the ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,19 +23,19 @@ from ropewalk.sharding.layout import complete_steps, directory_of
 from ropewalk.sharding.manifest import read_manifest
 from ropewalk.sharding.parallelize import Adapter, parallelize
 
-ADAPTER = "adapter"  # the key of a fingerprint that says what was adapted
+ADAPTER = "adapter"  # key of a fingerprint: the adapter
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPlan:
-    """A model before it is built. With an adapter, checkpoints hold only what is trained."""
+    """A model before it is built. With an adapter, checkpoints hold only the trained parameters."""
 
     config: Any  # of transformers
     seq_len: int
-    weights: Weights | None = None  # None: drawn from the seed
-    origin: Weights | None = None  # where weights come from that were made for this run, such as cut out of another model
-    adapter: Adapter | None = None  # what changes the model before it is sharded, such as peft's layers
-    adapter_keys: dict[str, Any] | None = None  # the plain values that decide the adapter
+    weights: Weights | None = None  # None: random, from the seed
+    origin: Weights | None = None  # source of weights that were derived for this run, such as pruned from another model
+    adapter: Adapter | None = None  # changes the model before it is sharded, such as peft's layers
+    adapter_keys: dict[str, Any] | None = None  # plain values that determine the adapter
     head: Head = "causal_lm"
     grid: GridConfig | None = None  # quantization-aware training: compute with matrices on this grid; exports are rounded to it
     noise: float | None = None  # alpha of the noise on input embeddings in training (NEFTune)
@@ -43,21 +43,21 @@ class ModelPlan:
 
     @classmethod
     def of(cls, config: ModelConfig, run: RunDir, *, tokenizer: TokenizerRecord, seq_len: int) -> "ModelPlan":
-        """The model that a configuration names, for a run whose data has this tokenizer. Raises ConfigError."""
+        """Create the plan that a configuration names, for a run whose data has this tokenizer. Raises ConfigError."""
         if config.run is None:
             weights = Weights(path=config.path) if config.path is not None else None
             vocabulary, end = tokenizer.vocabulary, tokenizer.end_of_document
-            found = model_config(config, vocabulary=vocabulary, end_of_document=end, seq_len=seq_len)
-            return cls(config=found, seq_len=seq_len, weights=weights)
+            transformers_config = model_config(config, vocabulary=vocabulary, end_of_document=end, seq_len=seq_len)
+            return cls(config=transformers_config, seq_len=seq_len, weights=weights)
         fingerprint, weights = _model_of_run(config, run, tokenizer)
-        found = config_from_fingerprint(fingerprint)
-        check_fit(found, tokenizer.vocabulary, seq_len)
-        return cls(config=found, seq_len=seq_len, weights=weights)
+        transformers_config = config_from_fingerprint(fingerprint)
+        check_fit(transformers_config, tokenizer.vocabulary, seq_len)
+        return cls(config=transformers_config, seq_len=seq_len, weights=weights)
 
     def with_lora(self, lora: LoraConfig | None, seed: int, added_tokens: Sequence[int] = ()) -> "ModelPlan":
-        """The same model with a low-rank adapter, whose weights alone are trained and saved; None leaves it as it is.
+        """Add a low-rank adapter, whose weights alone are trained and saved; None changes nothing.
 
-        Of tokens that were added to the vocabulary the embeddings are trained and saved too.
+        The embeddings of tokens that were added to the vocabulary are trained and saved too.
         """
         if lora is None:
             return self
@@ -68,13 +68,13 @@ class ModelPlan:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The plain values that decide the model: a checkpoint of another fingerprint is refused."""
+        """The plain values that determine the model: a checkpoint with another fingerprint is refused."""
         adapter = {} if self.adapter is None else {ADAPTER: self.adapter_keys}
         head = {} if self.head == "causal_lm" else {HEAD: self.head}
         return {**model_fingerprint(self.config), **head, **adapter}
 
     def record(self, tokenizer: TokenizerRecord) -> ModelRecord:
-        """What the run keeps of the model beside its checkpoints."""
+        """Describe the model for `model.json`."""
         return ModelRecord(
             fingerprint=model_fingerprint(self.config),
             seq_len=self.seq_len,
@@ -87,26 +87,26 @@ class ModelPlan:
 
 
 def _model_of_run(config: ModelConfig, run: RunDir, tokenizer: TokenizerRecord) -> tuple[dict[str, Any], Weights | None]:
-    """The fingerprint of the model that another run trained, and its checkpoint; both settled once this run has started."""
-    settled = read_record(run)
-    if settled is not None:  # the other run may be gone by now
-        return settled.fingerprint, settled.weights
+    """Return the fingerprint and checkpoint of another run's model; both are fixed once this run has started."""
+    record = read_record(run)
+    if record is not None:  # the other run may have been deleted
+        return record.fingerprint, record.weights
     assert config.run is not None
     source_run = find_source_run(run, config.run, "model.run")
-    place = checkpoint_place(source_run)
-    steps = complete_steps(place) if config.step is None else [config.step]
+    checkpoints = checkpoint_place(source_run)
+    steps = complete_steps(checkpoints) if config.step is None else [config.step]
     if not steps:
         raise CheckpointError(f"model.run: {source_run.id} has no complete checkpoint yet; wait for one, or name another run")
-    made_by = read_record(source_run)
-    if made_by is not None and made_by.head != "causal_lm":
-        raise ConfigError(f"model.run: {source_run.id} trained a reward model, which scores and writes nothing; name another run")
-    if made_by is not None and made_by.tokenizer.hash != tokenizer.hash:
+    source = read_record(source_run)
+    if source is not None and source.head != "causal_lm":
+        raise ConfigError(f"model.run: {source_run.id} trained a reward model, which generates no text; name another run")
+    if source is not None and source.tokenizer.hash != tokenizer.hash:
         raise ConfigError(
-            f"model.run: {source_run.id} was trained with the tokenizer {made_by.tokenizer.name} ({made_by.tokenizer.hash}), "
+            f"model.run: {source_run.id} was trained with the tokenizer {source.tokenizer.name} ({source.tokenizer.hash}), "
             f"the data with {tokenizer.name} ({tokenizer.hash}); preprocess the data with tokenizer.path={source_run.tokenizer}"
         )
-    identity = read_manifest(place.child(directory_of(steps[-1]))).identity
-    fingerprint = {key: value for key, value in identity.items() if key != ADAPTER}  # what was adapted is merged again
+    identity = read_manifest(checkpoints.child(directory_of(steps[-1]))).identity
+    fingerprint = {key: value for key, value in identity.items() if key != ADAPTER}  # the adapter is merged
     return fingerprint, Weights(run=config.run, step=steps[-1])
 
 
@@ -120,7 +120,7 @@ def build_model(
     weights: bool = True,
     trainable: bool = True,
 ) -> nn.Module:
-    """The model sharded over the group, its first weights the same whatever the number of ranks.
+    """Build the model sharded over the group; its first weights do not depend on the number of ranks.
 
     With `weights=False` they are left undefined, for a checkpoint to fill. A model that is not `trainable` (a teacher, a
     reference) is frozen: it gets no optimizer state and is in no checkpoint.
@@ -135,7 +135,7 @@ def build_model(
         full = first_weights(plan.config, plan.weights, run, plan.head) if weights else empty_model(plan.config, plan.head)
         full = plan.adapter(full) if plan.adapter is not None else full
 
-    on_main(group, load)  # large weights on a slow disk may take longer than a collective may
+    on_main(group, load)  # reading large weights from a slow disk may exceed the time limit of a collective
     fill(model, full, group)
     if trainable and plan.noise is not None:
         add_noise(model, plan.noise)

@@ -1,4 +1,4 @@
-"""The Hugging Face configuration of a model: from a preset, from keys, from a directory; and what decides the model."""
+"""The Hugging Face configuration of a model: from a preset, keys or a directory; and its fingerprint."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.loop.config import ModelConfig
-from ropewalk.sharding.floats import decoded, encoded, restored
+from ropewalk.sharding.floats import decode_floats, encode_floats, restore_floats
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {  # for CPUs: a minute or two for 300 steps of 8192 tokens
@@ -27,7 +27,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "max_position_embeddings": 2048,
     },
-    "smollm-135m": {  # HuggingFaceTB/SmolLM-135M but for the vocabulary, which is the data set's
+    "smollm-135m": {  # HuggingFaceTB/SmolLM-135M with the data set's vocabulary
         "hidden_size": 576,
         "intermediate_size": 1536,
         "num_hidden_layers": 30,
@@ -36,8 +36,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 2048,
     },
 }
-_PADDING = 1024  # vocabularies are padded to round numbers; more than this is another tokenizer
-# keys that say how a model is written down or run, not what it is
+_PADDING = 1024  # vocabularies may be padded to a round number; a larger difference means another tokenizer
+# keys about storage or execution, which do not change the model
 _INCIDENTAL = {
     *("transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "architectures", "use_cache"),
     *("id2label", "label2id", "problem_type", "output_attentions", "output_hidden_states", "return_dict"),
@@ -45,15 +45,15 @@ _INCIDENTAL = {
 
 
 def model_config(config: ModelConfig, *, vocabulary: int, end_of_document: int, seq_len: int) -> Any:
-    """The Hugging Face configuration for data of this vocabulary. Raises ConfigError where the two do not fit."""
+    """Return the Hugging Face configuration for data of this vocabulary. Raises ConfigError if the two do not match."""
     if config.path is not None:
-        found = _from_directory(config.path)
+        result = _from_directory(config.path)
     elif config.config is not None:
-        found = _from_values({"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": end_of_document, **config.config})
+        result = _from_values({"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": end_of_document, **config.config})
     else:
         assert config.preset is not None
         values = _PRESETS[config.preset]
-        found = LlamaConfig(
+        result = LlamaConfig(
             **{**values, "max_position_embeddings": max(values["max_position_embeddings"], seq_len)},
             vocab_size=vocabulary,
             tie_word_embeddings=True,
@@ -61,19 +61,19 @@ def model_config(config: ModelConfig, *, vocabulary: int, end_of_document: int, 
             eos_token_id=end_of_document,
             pad_token_id=None,
         )
-    check_fit(found, vocabulary, seq_len)
-    return found
+    check_fit(result, vocabulary, seq_len)
+    return result
 
 
 def check_fit(config: Any, vocabulary: int, seq_len: int) -> None:
-    """Raise ConfigError unless the model has the vocabulary of the data set's tokenizer, padding apart, and the positions."""
+    """Raise ConfigError unless the model has the vocabulary of the data set's tokenizer, up to padding, and enough positions."""
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and seq_len > limit:
-        raise ConfigError(f"seq_len: is {seq_len}, the model has {limit} positions (max_position_embeddings)")
+        raise ConfigError(f"seq_len: {seq_len} exceeds the model's {limit} positions (max_position_embeddings)")
     size = int(config.vocab_size)
     if not vocabulary <= size < vocabulary + _PADDING:
         raise ConfigError(
-            f"the model's vocabulary is {size}, the data set's tokenizer has {vocabulary}: they do not belong together; "
+            f"the model's vocabulary has {size} tokens, the data set's tokenizer {vocabulary}: they do not match; "
             "preprocess with tokenizer.path set to the model's directory, or choose another model"
         )
 
@@ -93,19 +93,19 @@ def _from_values(values: dict[str, Any]) -> Any:
 
 
 def model_fingerprint(config: Any) -> dict[str, Any]:
-    """The keys that decide the model, as plain values: a checkpoint of another fingerprint is refused."""
+    """Return the keys that determine the model, as plain values: a checkpoint of another fingerprint is refused."""
     plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), sort_keys=True, default=str))
-    found: dict[str, Any] = encoded({k: v for k, v in plain.items() if k not in _INCIDENTAL})
-    return found
+    fingerprint: dict[str, Any] = encode_floats({k: v for k, v in plain.items() if k not in _INCIDENTAL})
+    return fingerprint
 
 
 def has_dropout(config: Any) -> bool:
-    """Whether any kind of dropout is on in this configuration."""
+    """Return True if the configuration enables any kind of dropout."""
     values = config.to_dict()
     return any(isinstance(v, float) and v > 0 for k, v in values.items() if "dropout" in k or k.endswith("pdrop"))
 
 
 def config_from_fingerprint(fingerprint: dict[str, Any]) -> Any:
-    """The Hugging Face configuration that a fingerprint was taken of."""
+    """Return the Hugging Face configuration from which a fingerprint was taken."""
     defaults = model_fingerprint(AutoConfig.for_model(fingerprint["model_type"]))
-    return AutoConfig.for_model(**decoded(restored(fingerprint, defaults)))
+    return AutoConfig.for_model(**decode_floats(restore_floats(fingerprint, defaults)))

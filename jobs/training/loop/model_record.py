@@ -1,4 +1,4 @@
-"""What a run keeps of its model beside its checkpoints: `model.json` and the tokenizer, so that it can be opened by itself."""
+"""The record of a run's model beside its checkpoints: `model.json` and the tokenizer, enough to open the model."""
 
 import shutil
 from dataclasses import dataclass
@@ -22,50 +22,50 @@ Head = Literal["causal_lm", "reward"]
 
 
 class Weights(Section):
-    """Where a model's first weights come from: a Hugging Face directory, or a run's checkpoint."""
+    """The origin of a model's first weights: a Hugging Face directory, or a run's checkpoint."""
 
-    path: str | None = Field(default=None, description="a Hugging Face directory; a relative one lies in the run")
+    path: str | None = Field(default=None, description="a Hugging Face directory, absolute or relative to the run")
     run: str | None = None
-    step: int | None = Field(default=None, description="the checkpoint's step; None: the newest complete one")
+    step: int | None = Field(default=None, description="step of the checkpoint; None: the newest complete one")
 
 
 class ModelRecord(Section):
-    """The content of `model.json`. It is settled when a run starts for the first time."""
+    """The content of `model.json`, written when a run starts for the first time."""
 
-    fingerprint: dict[str, Any] = Field(description="the keys that decide the model, as in the checkpoints' manifests")
+    fingerprint: dict[str, Any] = Field(description="the keys that determine the model, as in the checkpoints' manifests")
     seq_len: int
     tokenizer: TokenizerRecord
-    weights: Weights | None = Field(default=None, description="None: drawn from the seed")
-    adapter: dict[str, Any] | None = Field(default=None, description="set where checkpoints hold only what is trained")
-    grid: GridConfig | None = Field(default=None, description="set where the model is its weights rounded to this grid")
-    head: Head = Field(default="causal_lm", description="what the model says of tokens: the next one, or a score")
+    weights: Weights | None = Field(default=None, description="None: random, from the seed")
+    adapter: dict[str, Any] | None = Field(default=None, description="set if checkpoints hold only trained parameters")
+    grid: GridConfig | None = Field(default=None, description="set if the model's weights are rounded to this grid")
+    head: Head = Field(default="causal_lm", description="output of the model: the next token, or a score")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerPlan:
-    """The tokenizer of a run: where its files lie, and what was recorded of it."""
+    """The tokenizer of a run: its folder and its record."""
 
-    place: StoragePath
+    folder: StoragePath
     record: TokenizerRecord
 
 
 def read_record(run: RunDir) -> ModelRecord | None:
-    """What a run has recorded of its model; None for a run that has not begun to train, or never trains."""
+    """Read the record of a run's model; None if the run has not started to train, or never trains."""
     values = read_json(run.model_record)
     return ModelRecord.model_validate(values) if values else None
 
 
 def require_record(run: RunDir) -> ModelRecord:
-    """What a run has recorded of its model. Raises ConfigError for a run that has none."""
+    """Read the record of a run's model. Raises ConfigError if there is none."""
     record = read_record(run)
     if record is None:
         job = run.record.get("job")
-        raise ConfigError(f"run {run.id}: this {job} run has no model (no {run.model_record.name}); name a run that trained one")
+        raise ConfigError(f"run {run.id}: this {job} run has no model (no {run.model_record.name}); name a training run")
     return record
 
 
 def tokenizer_of(manifests: list[Manifest], data: Data) -> TokenizerPlan:
-    """The one tokenizer that made all of these data sets. Raises ConfigError where there are several."""
+    """Return the one tokenizer of all these data sets. Raises ConfigError if they differ."""
     first = manifests[0].tokenizer
     for source, manifest in zip(weighted(data), manifests, strict=True):
         if manifest.tokenizer.hash != first.hash:
@@ -73,36 +73,36 @@ def tokenizer_of(manifests: list[Manifest], data: Data) -> TokenizerPlan:
                 f"data: {source.path} was made with the tokenizer {manifest.tokenizer.name} ({manifest.tokenizer.hash}), "
                 f"{weighted(data)[0].path} with {first.name} ({first.hash}); preprocess them with one tokenizer"
             )
-    return TokenizerPlan(place=StoragePath(weighted(data)[0].path).child(first.path), record=first)
+    return TokenizerPlan(folder=StoragePath(weighted(data)[0].path).child(first.path), record=first)
 
 
-def keep_record(run: RunDir, record: ModelRecord, tokenizer: TokenizerPlan) -> None:
-    """Write `model.json` and copy the tokenizer, unless an earlier attempt did. Rank 0 calls it."""
+def write_record(run: RunDir, record: ModelRecord, tokenizer: TokenizerPlan) -> None:
+    """Write `model.json` and copy the tokenizer, unless an earlier attempt did. Called on rank 0."""
     if run.model_record.is_file():
         return
-    names = tokenizer.place.names()
+    names = tokenizer.folder.names()
     if not names:
-        raise CheckpointError(f"{tokenizer.place.url}: the tokenizer is gone, so that the model would be of no use; put it back")
+        raise CheckpointError(f"{tokenizer.folder.url}: the tokenizer is missing, without which the model is useless; restore it")
     run.tokenizer.mkdir(exist_ok=True)
     for name in names:
-        (run.tokenizer / name).write_bytes(tokenizer.place.read(name))
-    write_json(run.model_record, record.model_dump(mode="json"))  # last: it vouches for the tokenizer too
+        (run.tokenizer / name).write_bytes(tokenizer.folder.read(name))
+    write_json(run.model_record, record.model_dump(mode="json"))  # last: its presence means that the tokenizer is complete
 
 
 def checkpoint_place(run: RunDir) -> StoragePath:
-    """Where the checkpoints of a run lie that trains, whatever its job."""
+    """Return the directory of a training run's checkpoints, for any job."""
     return place_of(run, CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {}))
 
 
 def copy_tokenizer(run: RunDir, directory: Path) -> None:
     """Copy a run's tokenizer into a model's directory."""
     if not run.tokenizer.is_dir():
-        raise CheckpointError(f"{run.tokenizer}: is gone, so that the model would be of no use; copy it from the run's data set")
+        raise CheckpointError(f"{run.tokenizer}: is missing, without which the model is useless; copy it from the run's data set")
     shutil.copytree(run.tokenizer, directory, dirs_exist_ok=True)
 
 
 def find_source_run(run: RunDir, word: str, key: str) -> RunDir:
-    """The run that `key` names: one that lies beside `run`, or a directory. Raises ConfigError."""
+    """Return the run that `key` names, by id beside `run` or by directory. Raises ConfigError."""
     for path in (run.path.parent / word, Path(word)):
         if (path / "run.yaml").is_file():
             return RunDir(path)

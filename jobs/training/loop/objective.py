@@ -1,4 +1,4 @@
-"""What is learnt: functions from a model and a batch to sums of losses, of weights and of metrics."""
+"""Objectives: functions from a model and a batch to sums of losses, weights and metrics."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,19 +15,19 @@ from ropewalk.jobs.training.loop.losses import summed_cross_entropy
 
 # B samples, T tokens a sample, N = B*T, V vocabulary
 
-_WORTH_IT = 0.75  # share of positions with a label, above which all logits are computed
+_WORTH_IT = 0.75  # compute all logits if a larger share of positions has a label
 
 
 class LossTerms(NamedTuple):
-    """What an objective finds in a batch. Sums, never means, so that they add over micro-batches and ranks."""
+    """The loss of a batch. Sums, never means, so that they add over micro-batches and ranks."""
 
-    loss_sum: torch.Tensor  # 0-dim, with a gradient: the summed loss of all that counts
-    weight: torch.Tensor  # 0-dim, without a gradient: how many tokens, pairs or sequences it is the sum of
+    loss_sum: torch.Tensor  # 0-dim, with a gradient: the summed loss
+    weight: torch.Tensor  # 0-dim, without a gradient: the number of tokens, pairs or sequences in the sum
     metrics: Mapping[str, torch.Tensor] = MappingProxyType({})  # name → [sum, count], detached
 
 
 class Objective(Protocol):
-    """The loss of a step is `loss_sum` over `weight`, each summed over all micro-batches of all ranks."""
+    """A loss function. The loss of a step is `loss_sum` over `weight`, each summed over all micro-batches of all ranks."""
 
     @property
     def metric_names(self) -> Sequence[str]:
@@ -35,43 +35,43 @@ class Objective(Protocol):
         ...
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """The terms of a micro-batch. It may weigh nothing: then they are zeros, and no NaN."""
+        """Compute the terms of a micro-batch. If its weight is zero the terms are zeros, not NaN."""
         ...
 
 
 class NextToken:
-    """Each token is predicted from those before it, where `labels` are not IGNORE: pretraining and finetuning alike."""
+    """Next-token prediction where `labels` are not IGNORE, for pretraining and finetuning."""
 
     metric_names = ()
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """Summed negative log-likelihood of the labels in nats, and their number."""
+        """Return the summed negative log-likelihood of the labels in nats, and their number."""
         labels_BT = batch["labels"]
-        kept = _counted_positions(model, labels_BT)
-        if kept is None:
+        positions_K = _counted_positions(model, labels_BT)
+        if positions_K is None:
             logits_BTV = logits_of(model, batch)
         else:
-            labels_BT, logits_BTV = labels_BT[:, kept], logits_of(model, batch, logits_to_keep=kept)
+            labels_BT, logits_BTV = labels_BT[:, positions_K], logits_of(model, batch, logits_to_keep=positions_K)
         labels_N = labels_BT.flatten()
         return LossTerms(summed_cross_entropy(logits_BTV.flatten(0, 1), labels_N), weight=(labels_N != IGNORE).sum())
 
 
 def logits_of(model: nn.Module, batch: Batch, **options: torch.Tensor) -> torch.Tensor:
-    """What the model says of a batch, [B, T, V]; it takes everything but the labels by name."""
+    """Return the model's logits for a batch, [B, T, V]; the model takes everything but the labels by name."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits_BTV: torch.Tensor = model(**inputs, **options, use_cache=False).logits
     return logits_BTV
 
 
 def _counted_positions(model: nn.Module, labels_BT: torch.Tensor) -> torch.Tensor | None:
-    """The positions at which any sample has a label, where that spares the model's head much work; None: all of them.
+    """Return the positions at which any sample has a label, if that saves the head much work; None: all positions.
 
-    On a GPU the count would have to be waited for.
+    Not on a GPU, where reading the count would synchronize.
     """
     if labels_BT.is_cuda or not _keeps_logits(type(model).forward):
         return None
     counted_T = (labels_BT != IGNORE).any(0)
-    counted_T[0] = True  # so that a filler has logits too
+    counted_T[0] = True  # a filler needs logits too
     positions = counted_T.nonzero()[:, 0]
     return positions if len(positions) <= _WORTH_IT * len(counted_T) else None
 
@@ -82,24 +82,24 @@ def _keeps_logits(forward: Callable[..., Any]) -> bool:
 
 
 class TermSums:
-    """Loss, weight and metrics of an objective, added up over micro-batches in float64."""
+    """Sums of loss, weight and metrics over micro-batches, in float64."""
 
     def __init__(self, metric_names: Sequence[str], device: torch.device) -> None:
         self.metric_names = metric_names
         self.values = torch.zeros(2 + 2 * len(metric_names), dtype=torch.float64, device=device)
 
     def add(self, terms: LossTerms) -> None:
-        """Count a micro-batch."""
+        """Add the terms of a micro-batch."""
         pairs = chain.from_iterable(terms.metrics[name].unbind() for name in self.metric_names)
         self.values += torch.stack([value.detach().double() for value in (terms.loss_sum, terms.weight, *pairs)])
 
 
 class Means(NamedTuple):
-    """The mean loss and metrics of what all ranks have added up."""
+    """Mean loss and metrics over all ranks."""
 
     loss: float  # NaN where the weight is 0
     weight: float
-    metrics: dict[str, float]  # without those that nothing was counted for
+    metrics: dict[str, float]  # without metrics whose count is 0
 
     @classmethod
     def of(cls, values: Sequence[float], metric_names: Sequence[str]) -> "Means":

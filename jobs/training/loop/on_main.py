@@ -1,4 +1,4 @@
-"""Something that rank 0 does for all, however long it takes: the others wait, and no collective times out."""
+"""Work that rank 0 does for all ranks, without a time limit: the others wait, and no collective times out."""
 
 import threading
 from collections.abc import Callable
@@ -9,40 +9,40 @@ from ropewalk.sharding.group import Group
 
 T = TypeVar("T")
 
-_TELL_SECONDS = 5.0  # far below the time-out of a collective
+_KEEP_ALIVE_SECONDS = 5.0  # far below the time-out of a collective
 _WORKING = "working"
 
 
 def on_main(group: Group, work: Callable[[], T]) -> T:
-    """Call `work` on rank 0 and return what it returns, a plain value, on every rank; raise what it raises on every rank."""
+    """Call `work` on rank 0, and return its result, a plain value, or raise its error, on every rank."""
     if not group.is_main:
-        heard: object = _WORKING
-        while heard == _WORKING:
-            heard = group.broadcast_object(None)
-        return _result(heard)
+        message: object = _WORKING
+        while message == _WORKING:
+            message = group.broadcast_object(None)
+        return _result(message)
     done = threading.Event()
 
-    def tell() -> None:
-        while not done.wait(_TELL_SECONDS):
+    def keep_alive() -> None:
+        while not done.wait(_KEEP_ALIVE_SECONDS):
             group.broadcast_object(_WORKING)
 
-    teller = threading.Thread(target=tell, name="tell the other ranks", daemon=True)
-    teller.start()
-    said: object = None
+    thread = threading.Thread(target=keep_alive, name="keep the other ranks waiting", daemon=True)
+    thread.start()
+    outcome: object = None
     try:
-        said = (work(), None)
+        outcome = (work(), None)
     except (RopewalkError, StopRequested) as error:
-        said = (None, error)
+        outcome = (None, error)
     finally:  # any other error ends this rank, and the others with it
         done.set()
-        teller.join()
-    group.broadcast_object(said)
-    return _result(said)
+        thread.join()
+    group.broadcast_object(outcome)
+    return _result(outcome)
 
 
-def _result(said: object) -> T:  # type: ignore[type-var]  # what rank 0 returned
-    assert isinstance(said, tuple)
-    value, error = said
+def _result(outcome: object) -> T:  # type: ignore[type-var]
+    assert isinstance(outcome, tuple)
+    value, error = outcome
     if error is not None:
         raise error
     return value  # type: ignore[no-any-return]

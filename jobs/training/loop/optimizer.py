@@ -12,7 +12,7 @@ from ropewalk.sharding.state import prepare_adam
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that require gradients, with its state made; gains, biases and other vectors do not decay."""
+    """Create AdamW over the parameters that require gradients, with its state; vectors such as gains and biases do not decay."""
     groups = []
     for scale, parameters in _by_scale(model, config.layer_decay).items():
         decayed, others = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
@@ -22,12 +22,12 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         ]
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-    prepare_adam(optimizer)  # so that a checkpoint has something to load into
+    prepare_adam(optimizer)  # a checkpoint is loaded into existing state
     return optimizer
 
 
 def _by_scale(model: nn.Module, layer_decay: float | None) -> dict[float, list[nn.Parameter]]:
-    """What is trained, by the factor of its learning rate: 1 for the head, and less with each layer towards the embeddings."""
+    """Group the trained parameters by the factor of their learning rate: 1 for the head, smaller for each layer below."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if layer_decay is None:
         return {1.0: trained}
@@ -36,14 +36,14 @@ def _by_scale(model: nn.Module, layer_decay: float | None) -> dict[float, list[n
     embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     depth.update((id(p), 0) for p in embeddings.parameters())
     top = len(layers) + 1
-    found: dict[float, list[nn.Parameter]] = {}
+    groups: dict[float, list[nn.Parameter]] = {}
     for parameter in trained:
-        found.setdefault(layer_decay ** (top - depth.get(id(parameter), top)), []).append(parameter)
-    return found
+        groups.setdefault(layer_decay ** (top - depth.get(id(parameter), top)), []).append(parameter)
+    return groups
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
-    """The learning rate of the update that follows `step` completed steps."""
+    """Return the learning rate of the update after `step` completed steps."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     lowest = config.lr * config.min_lr_ratio
@@ -59,6 +59,6 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the learning rate of every parameter group, each by its own factor."""
+    """Set the learning rate of every parameter group, times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = value * group.get("scale", 1.0)

@@ -1,4 +1,4 @@
-"""Several documents in one sequence of fixed length, each computed as if it stood alone."""
+"""Packing: several documents in one sequence of fixed length, each computed as if it stood alone."""
 
 from collections.abc import Iterable
 
@@ -10,18 +10,17 @@ from ropewalk.jobs.training.loop.batch import IGNORE, Batch
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import Group
 
-_STRAYS = 0.05  # of the spread of the logits: far below what a wrong position does
-_LENGTH = 9  # tokens of a document that is tried
-_NOISE = 4  # times what the format of computation rounds, where that is more: in bf16 it grows with the layers
+_STRAYS = 0.05  # tolerance, relative to the spread of the logits: far below the effect of a wrong position
+_LENGTH = 9  # tokens of a test document
+_NOISE = 4  # tolerance, times the rounding error if that is larger: in bf16 it grows with the layers
 
 
 def pack(documents: Iterable[tuple[torch.Tensor, torch.Tensor]], length: int) -> Batch:
-    """One sample out of documents (input_ids [T], labels [T], shifted already), padded to `length` tokens without labels.
+    """Make one sample of documents (input_ids [T], labels [T], already shifted), padded to `length` tokens without labels.
 
-    `position_ids` begin at 0 in every document. Given no attention mask, transformers takes that for the border of a
-    document and lets no token attend across it: block-diagonal attention. Its models without rotary positions or with
-    a recurrence (OPT, BLOOM, Mamba) do not, and must not be given packed samples. Raises DataError where the documents
-    do not fit.
+    `position_ids` start at 0 in every document. Without an attention mask transformers takes that for a document border
+    and lets no token attend across it: block-diagonal attention. Models without rotary positions or with a recurrence
+    (OPT, BLOOM, Mamba) do not, and must not get packed samples. Raises DataError if the documents do not fit.
     """
     parts = list(documents)
     spare = length - sum(len(input_ids) for input_ids, _ in parts)
@@ -41,8 +40,8 @@ def pack(documents: Iterable[tuple[torch.Tensor, torch.Tensor]], length: int) ->
 def require_separate(model: nn.Module, group: Group) -> None:
     """Raise ConfigError unless the model computes packed documents as if each stood alone. All ranks call it together.
 
-    It is tried, on tokens that mean nothing: what one document says must not change the other at all. That it is computed as
-    if it stood alone, up to rounding, is compared with the first of two documents, which no later one can change.
+    Tested on arbitrary tokens: changing one document must not change the other at all, and the second document must compute
+    what it does alone, up to the rounding error of a first document, which no later one can change.
     """
     was_training = model.training
     model.eval()
@@ -52,22 +51,22 @@ def require_separate(model: nn.Module, group: Group) -> None:
         alone = _logits(model, second)
         packed, changed = _logits(model, first, second)[:, _LENGTH:], _logits(model, other, second)[:, _LENGTH:]
         leading = _logits(model, second, other)[:, :_LENGTH]
-    except (TypeError, ValueError):  # it takes no position_ids
+    except (TypeError, ValueError):  # the model takes no position_ids
         alone, packed, changed, leading = torch.zeros(1), torch.ones(1), torch.ones(1), torch.zeros(1)
     finally:
         reshard_all(model)
         model.train(was_training)
     spread = float(alone.float().std()) + 1e-6
-    strays, noise = (float((one - alone).abs().max()) / spread for one in (packed, leading))
+    strays, noise = (float((logits - alone).abs().max()) / spread for logits in (packed, leading))
     if not torch.equal(packed, changed) or strays > max(_STRAYS, _NOISE * noise):
         raise ConfigError(
-            f"packing: {type(model).__name__} does not keep packed documents apart: one would see the other (they differ by"
+            f"packing: {type(model).__name__} does not separate packed documents: one would attend to the other (they differ by"
             f" {strays:.2g} of the spread of its logits); set packing=false"
         )
 
 
 def _logits(model: nn.Module, *documents: torch.Tensor) -> torch.Tensor:
-    """What the model says of these documents, packed: [1, T, V]."""
-    position_ids = torch.cat([torch.arange(len(one), device=one.device) for one in documents])[None]
+    """Compute the logits of these documents, packed: [1, T, V]."""
+    position_ids = torch.cat([torch.arange(len(document), device=document.device) for document in documents])[None]
     logits: torch.Tensor = model(input_ids=torch.cat(documents)[None], position_ids=position_ids, use_cache=False).logits
     return logits

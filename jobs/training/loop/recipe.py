@@ -10,7 +10,7 @@ from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.layers import LayerWatch
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.model_config import has_dropout
-from ropewalk.jobs.training.loop.model_record import TokenizerPlan, keep_record
+from ropewalk.jobs.training.loop.model_record import TokenizerPlan, write_record
 from ropewalk.jobs.training.loop.objective import Objective
 from ropewalk.jobs.training.loop.optimizer import adamw
 from ropewalk.jobs.training.loop.report import Report
@@ -52,7 +52,7 @@ def build_trainer(context: JobContext, config: TrainingConfig, group: Group, rec
     if group.is_main:
         context.fence.check()
         pin_weights(plan.weights, context.run)
-        keep_record(context.run, plan.record(recipe.tokenizer.record), recipe.tokenizer)
+        write_record(context.run, plan.record(recipe.tokenizer.record), recipe.tokenizer)
     checkpoints = Checkpoints(context.run, group, context.fence, config.checkpoint, plan.fingerprint)
     start = ModelStart.decide(context, config, plan, checkpoints)
     trainer = _trainer(context, config, group, recipe, model=start.build(context, config, group), checkpoints=checkpoints)

@@ -1,4 +1,4 @@
-"""What a training run reports: metrics, events, progress. Rank 0 alone reports, and a thread of it writes to the disk."""
+"""Reports of a training run: metrics, events, progress. Rank 0 alone reports, and writes to disk in a thread."""
 
 import logging
 import time
@@ -21,33 +21,33 @@ from ropewalk.sharding.group import Group
 log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 0.5
-_LOG_SECONDS = 10.0  # numbers go to the metrics; the log only shows that the rank is alive, and where it stands
+_LOG_SECONDS = 10.0  # numbers go to the metrics; the log only shows that the rank is alive, and its step
 
 
 class Report:
-    """Writes into the run directory, in the background: a step waits for no file system that others use too.
+    """Writer of reports into the run directory, in the background: a step does not wait for a shared file system.
 
-    An error of the thread (a full disk, a successor of this group) is raised by the next call of any method.
+    An error of the thread (a full disk, a newer attempt) is raised by the next call of any method.
     """
 
     def __init__(self, context: JobContext, group: Group, meter: Meter, *, steps: int, log_every: int) -> None:
         self._context, self._is_main, self.meter = context, group.is_main, meter
         self._steps, self._log_every = steps, log_every
         self._metrics = MetricLog(context) if group.is_main else None
-        self._writer = BackgroundWriter(context.fence.check, waits=self._tell_waiting) if group.is_main else None
-        self._step = 0  # that was reported last
+        self._writer = BackgroundWriter(context.fence.check, waits=self._beat_waiting) if group.is_main else None
+        self._step = 0  # last reported
         self._reported = self._logged = 0.0
         self._rates: dict[str, float] = {}
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Log an event and put it among the run's events."""
+        """Log an event and append it to the run's events."""
         if self._writer is not None:
-            self._say("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))
+            self._log("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))
             where = {"attempt": self._context.attempt, "group": self._context.group}
             self._writer.put(self._write_events, {"event": kind, "time": time.time(), **where, **fields})
 
     def step(self, progress: Progress, stats: StepStats, learning_rate: float) -> None:
-        """Report a batch that was learnt."""
+        """Report a training step."""
         self._step = progress.step
         self.meter.count_step()
         if self._metrics is None or self._writer is None:
@@ -69,7 +69,7 @@ class Report:
             self._progress(progress.step)
         if now - self._logged > _LOG_SECONDS:
             self._logged = now
-            self._say(
+            self._log(
                 "step %d/%d, loss %.4f, %.0f tokens/s", progress.step, self._steps, stats.loss, self._rates.get("tokens/s", 0)
             )
 
@@ -79,49 +79,49 @@ class Report:
         self._writer.put(self._write_progress, report)
 
     def layers(self, step: int, stats: LayerStats) -> None:
-        """Report norms as metrics, and histograms in a file of their own."""
+        """Report norms as metrics, and histograms in their own file."""
         if self._metrics is not None and self._writer is not None:
             self._writer.put(self._metrics.write, self._metrics.line(step, stats.norms))
             line = {"step": step, "attempt": self._context.attempt, "time": time.time(), "edges": EDGES, "counts": stats.counts}
             self._writer.put(self._write_histograms, line)
 
     def validation(self, progress: Progress) -> None:
-        """Report the scores of the validation split."""
+        """Report validation scores."""
         if self._metrics is not None and self._writer is not None:
-            self._say("step %d: %s", progress.step, ", ".join(f"{k} {v:.4f}" for k, v in progress.validation.items()))
+            self._log("step %d: %s", progress.step, ", ".join(f"{k} {v:.4f}" for k, v in progress.validation.items()))
             self._writer.put(self._metrics.write, self._metrics.line(progress.step, progress.validation))
 
     def samples(self, rows: list[Row]) -> None:
-        """Report what the model writes, in the place of what it wrote at this step before a resume."""
+        """Report generated samples, replacing those of the same step before a resume."""
         if self._writer is not None:
             self._writer.put(self._write_samples, rows)
 
     def close(self, step: int) -> None:
-        """Report the last step, and return when everything is on the disk."""
+        """Report the last step, and wait until everything is on disk."""
         if self._is_main:
             self._progress(step)
         self.flush()
 
     def flush(self) -> None:
-        """Wait until everything that was reported is on the disk. Raises what went wrong."""
+        """Wait until all reports are on disk. Raises the error of a failed write."""
         if self._writer is not None and self._metrics is not None:
             self._writer.flush()
             self._metrics.sync()
 
-    def _tell_waiting(self) -> None:
-        """Tell the agent that this step waits for a file system that stands still, so that it is not taken for hung."""
+    def _beat_waiting(self) -> None:
+        """Tell the agent that this step waits for a blocked file system, so that it is not considered hung."""
         self._context.heart.beat(Phase.REPORT, self._step)
 
     # --- in the thread
 
-    def _say(self, words: str, *values: object) -> None:
-        """Log a line in the thread: the log lies on the same file system as the run."""
+    def _log(self, message: str, *values: object) -> None:
+        """Log a line in the thread: the log is on the same file system as the run."""
         if self._writer is not None:
-            self._writer.put(self._write_log, (words, values))
+            self._writer.put(self._write_log, (message, values))
 
     def _write_log(self, lines: list[tuple[str, tuple[object, ...]]]) -> None:
-        for words, values in lines:
-            log.info(words, *values)
+        for message, values in lines:
+            log.info(message, *values)
 
     def _write_events(self, lines: list[dict[str, Any]]) -> None:
         self._context.run.events.append(*lines)

@@ -1,4 +1,4 @@
-"""What a model in training writes after fixed prompts: greedy, so that two validations differ by the model alone."""
+"""Texts that a model in training writes after fixed prompts: greedy, so that validations differ by the model alone."""
 
 from typing import Any
 
@@ -23,45 +23,45 @@ Row = tuple[int, str, str]
 
 
 class PromptSamples:
-    """Continues the prompts of a job file. All ranks call each method together; rank 0 alone needs the run's tokenizer.
+    """Continuations of the prompts of a job file. All ranks call each method together; rank 0 alone needs the run's tokenizer.
 
-    The ranks share the prompts, and compute equally many tokens, since the collectives of a sharded model must match. Nothing is
-    drawn: training goes on as if nobody had asked.
+    The ranks share the prompts and compute equally many tokens, since the collectives of a sharded model must match. No random
+    number is drawn, so that training is not affected.
     """
 
     def __init__(self, config: SamplesConfig, run: RunDir, group: Group, *, chat: bool, max_length: int) -> None:
-        """`chat`: a prompt is the first message of a conversation. Raises ConfigError where a prompt cannot be asked."""
+        """Encode the prompts; with `chat` they are first messages of conversations. Raises ConfigError for an unusable prompt."""
         self._config, self._group = config, group
         self._tokenizer: Any = None
-        asked: list[list[int]] = []
+        prompts: list[list[int]] = []
         refused = ""
         if group.is_main:
             self._tokenizer = AutoTokenizer.from_pretrained(run.tokenizer)
             try:
                 ids = [self._ids(run, prompt, chat=chat) for prompt in config.prompts]
-                asked = [_fitting(one, config.max_new_tokens, max_length) for one in ids]
+                prompts = [_shorten(prompt_ids, config.max_new_tokens, max_length) for prompt_ids in ids]
             except ConfigError as error:
                 refused = str(error)
-        self._prompts, refused = group.broadcast_object((asked, refused))
-        if refused:  # on every rank, so that none waits for the others
+        self._prompts, refused = group.broadcast_object((prompts, refused))
+        if refused:  # raised on every rank, so that none waits for the others
             raise ConfigError(refused)
 
     def rows(self, model: nn.Module, step: int) -> list[Row]:
-        """(step, prompt, text) of each prompt, on rank 0; nothing on the others."""
+        """Return (step, prompt, text) of each prompt on rank 0, nothing on the others."""
         share = range(self._group.data_rank, len(self._prompts), self._group.data_size)
         written = self._continue(model, [self._prompts[number] for number in share])
         gathered = self._group.all_gather_object(dict(zip(share, written, strict=True)))
         if not self._group.is_main:
             return []
-        by_prompt = {number: ids for one in gathered for number, ids in one.items()}
+        by_prompt = {number: ids for texts in gathered for number, ids in texts.items()}
         ends = self._ends(model)
         return [(step, prompt, self._text(by_prompt[number], ends)) for number, prompt in enumerate(self._config.prompts)]
 
     @torch.no_grad()
     def _continue(self, model: nn.Module, prompts: list[list[int]]) -> list[list[int]]:
-        """The likeliest tokens after each prompt, side by side: the shorter ones are padded on the right, which none looks at.
+        """Generate greedily after each prompt in one batch, with shorter texts padded on the right.
 
-        Each token is computed from all before it: caches differ from model to model.
+        Each token is computed from all before it, without a cache, since caches differ from model to model.
         """
         texts = [list(prompt) for prompt in prompts] or [[0]]  # a rank without a prompt joins the collectives
         was_training = model.training
@@ -83,7 +83,7 @@ class PromptSamples:
             ids = self._tokenizer(prompt).input_ids or [self._tokenizer.eos_token_id]
             if ids == [None]:
                 raise ConfigError(
-                    "samples.prompts: an empty prompt begins with the end-of-text token, which this tokenizer lacks"
+                    "samples.prompts: an empty prompt needs an end-of-text token to start from, which this tokenizer lacks"
                 )
             return list(ids)
         asking = ChatTokenizer(run.tokenizer, None if self._tokenizer.chat_template else TEMPLATES["plain"])
@@ -93,19 +93,19 @@ class PromptSamples:
             raise ConfigError(f"samples.prompts: the chat template refuses {prompt!r}: {error.detail}") from None
 
     def _ends(self, model: nn.Module) -> set[int]:
-        told = getattr(model.config, "eos_token_id", None)
-        found = {self._tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])}
-        return {int(token) for token in found if token is not None}
+        configured = getattr(model.config, "eos_token_id", None)
+        ends = {self._tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+        return {int(token) for token in ends if token is not None}
 
     def _text(self, ids: list[int], ends: set[int]) -> str:
-        kept = next((ids[:place] for place, token in enumerate(ids) if token in ends), ids)
-        return str(self._tokenizer.decode(kept, skip_special_tokens=True))
+        text_ids = next((ids[:position] for position, token in enumerate(ids) if token in ends), ids)
+        return str(self._tokenizer.decode(text_ids, skip_special_tokens=True))
 
 
-def _fitting(ids: list[int], new_tokens: int, max_length: int) -> list[int]:
-    """The end of a prompt that leaves room for what follows it. Raises ConfigError."""
+def _shorten(ids: list[int], new_tokens: int, max_length: int) -> list[int]:
+    """Return the end of a prompt that leaves room for the new tokens. Raises ConfigError if there is none."""
     if new_tokens >= max_length:
         raise ConfigError(
-            f"samples.max_new_tokens: {new_tokens} leave no room for a prompt: the model sees {max_length} tokens; ask for fewer"
+            f"samples.max_new_tokens: {new_tokens} leave no room for a prompt: the context has {max_length} tokens; lower it"
         )
     return ids[new_tokens - max_length :]

@@ -1,8 +1,8 @@
-"""Layers that share their weights, in groups of neighbours: a configuration's word for it, the model with them, and back.
+"""Layers that share their weights, in groups of neighbours: configuration, sharing, and reversal.
 
-A shared model is trained, sharded and checkpointed with each group's weights once. Whoever opens it gets the plain model of
-transformers, whose layers of a group are equal: nothing else needs to know. `layer_sharing` of a configuration says which layers
-belong together, and what a group begins with: its `first` layer, or the `mean` of its layers.
+A shared model is trained, sharded and checkpointed with each group's weights once. Opening it gives the plain model of
+transformers, whose layers of a group are equal: nothing else needs to know. `layer_sharing` of a configuration holds the
+groups and their initial values: the `first` layer, or the `mean` of the group.
 """
 
 from itertools import pairwise
@@ -17,26 +17,26 @@ KEY = "layer_sharing"
 
 
 def set_groups(config: Any, num_groups: int, values: str = "first") -> None:
-    """Let the layers of a configuration share weights in so many groups of neighbours, as equal as they can be.
+    """Divide the layers of a configuration into groups of neighbours of nearly equal size that share weights.
 
     Raises ConfigError for more groups than layers.
     """
     layers = int(config.num_hidden_layers)
     if num_groups > layers:
-        raise ConfigError(f"share.groups: {num_groups} groups of {layers} layers cannot be; choose at most {layers}")
+        raise ConfigError(f"share.groups: {num_groups} groups of {layers} layers are not possible; choose at most {layers}")
     bounds = [layers * number // num_groups for number in range(num_groups + 1)]
     setattr(config, KEY, {"groups": [list(range(*pair)) for pair in pairwise(bounds)], "values": values})
 
 
 def shared_groups(config: Any) -> list[list[int]]:
-    """The layers that belong together; none where each has weights of its own."""
-    found = getattr(config, KEY, None)
-    return [list(group) for group in found["groups"]] if found else []
+    """Return the groups of layers that share weights; none if each layer has its own."""
+    sharing = getattr(config, KEY, None)
+    return [list(group) for group in sharing["groups"]] if sharing else []
 
 
 @torch.no_grad()
 def share_layers(model: Any, config: Any) -> Any:
-    """Let the layers of a model have the weights of their group, in place; a model without groups stays as it is."""
+    """Make the layers of a model share the weights of their group, in place; a model without groups is unchanged."""
     groups = shared_groups(config)
     if not groups:
         return model
@@ -54,7 +54,7 @@ def share_layers(model: Any, config: Any) -> Any:
 
 
 def unshare_layers(model: Any) -> Any:
-    """Give each layer weights of its own again, equal to those of its group, in place: the plain model of transformers."""
+    """Give each layer its own copy of its group's weights, in place: the plain model of transformers."""
     groups = shared_groups(model.config)
     if not groups:
         return model
@@ -69,11 +69,13 @@ def unshare_layers(model: Any) -> Any:
 
 
 def _layers(model: Any) -> Any:
-    found = getattr(getattr(model, "model", None), "layers", None)
-    if found is None:
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if layers is None:
         kind = getattr(model.config, "model_type", type(model).__name__)
-        raise ConfigError(f"share: layers of the architecture {kind!r} cannot share weights, only those of Llama-like models can")
-    return found
+        raise ConfigError(
+            f"share: layers of the architecture {kind!r} cannot share weights; only Llama-like models are supported"
+        )
+    return layers
 
 
 def _set(layer: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -8,7 +8,7 @@ import torch
 from ropewalk.datapipe.loader.dataset import OnCorrupt
 from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
-from ropewalk.jobs.training.loop.batch import IGNORE, Batch, pinned
+from ropewalk.jobs.training.loop.batch import IGNORE, Batch, pin_batch
 from ropewalk.jobs.training.loop.state import TrainState
 
 
@@ -45,33 +45,32 @@ class TokenSource(Source):
     """Sequences of tokenized text; every token is a label of the one before it."""
 
     def __init__(self, loader: TokenLoader, *, in_order: bool = False) -> None:
-        self.loader, self._in_order = loader, in_order  # in_order: as they lie on disk, for validation
+        self.loader, self._in_order = loader, in_order  # in_order: as on disk, for validation
         self.epoch_samples, self.tokens_per_sample = loader.sequences, loader.seq_len
 
     def read(self, positions: Sequence[int]) -> Batch:
-        """The sequences at these positions: of the shuffled run, or of the split as it lies on disk (then one stretch)."""
+        """Return the sequences at these positions: of the shuffled run, or in the order on disk (then a contiguous range)."""
         if self._in_order:
-            return _shifted(torch.from_numpy(self.loader.in_order(positions[0], positions[-1] + 1)))
-        return _shifted(torch.from_numpy(self.loader.read(positions)))
+            return _shift(torch.from_numpy(self.loader.in_order(positions[0], positions[-1] + 1)))
+        return _shift(torch.from_numpy(self.loader.read(positions)))
 
     def filler(self) -> Batch:
-        """One sequence without labels."""
         tokens_1T = torch.zeros(1, self.loader.seq_len, dtype=torch.int64)
         return {"input_ids": tokens_1T, "labels": torch.full_like(tokens_1T, IGNORE)}
 
 
-def _shifted(tokens: torch.Tensor) -> Batch:
-    """Sequences with one token more than they have labels, as inputs and labels: views of the same memory."""
+def _shift(tokens: torch.Tensor) -> Batch:
+    """Split sequences of T+1 tokens into inputs and labels: views of the same memory."""
     return {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}
 
 
 def validation_loader(
     train: TokenLoader, sets: Sequence[DataSet], *, most: int, on_corrupt: OnCorrupt = "error"
 ) -> TokenLoader | None:
-    """At most so many validation sequences of those data sets of a run that have one; None where none has."""
+    """Load at most `most` validation sequences of those data sets of a run that have any; None if there are none."""
     usable = [
-        one
-        for one, manifest in zip(sets, train.manifests, strict=True)
+        data_set
+        for data_set, manifest in zip(sets, train.manifests, strict=True)
         if any(shard.tokens > train.seq_len for shard in manifest.of_split("validation"))
     ]
     if not usable:
@@ -80,11 +79,11 @@ def validation_loader(
 
 
 def reader_for(device: torch.device, read: Callable[[Sequence[int]], Batch]) -> Callable[[Sequence[int]], Batch]:
-    """`read` with its result in pinned memory where it goes to a GPU: only then does the step not wait for the copy."""
+    """Make `read` return pinned memory for a GPU, so that the step need not wait for the copy."""
 
     def read_pinned(positions: Sequence[int]) -> Batch:
-        # the current device is each thread's own, and another thread reads ahead: it would pin by way of GPU 0
+        # the current device is per thread: the prefetch thread would pin memory through GPU 0
         torch.cuda.set_device(device)
-        return pinned(read(positions))
+        return pin_batch(read(positions))
 
     return read_pinned if device.type == "cuda" else read

@@ -14,23 +14,22 @@ from ropewalk.sharding.manifest import CheckpointManifest
 from ropewalk.sharding.state import EMA, MODEL, State, model_state, optimizer_state, trained_state
 
 _DECAY = 0.98
-_WARMUP_STEPS = 20  # before the mean says anything
-_DEVIATIONS = 6.0  # of the logarithm: near zero one batch is several times as hard as another, by chance
-_LEAST = 0.01  # of the mean: a loss of 0 has no logarithm, and one near it must not be all that the noise consists of
+_WARMUP_STEPS = 20  # before the mean is meaningful
+_DEVIATIONS = 6.0  # of the logarithm: near zero one batch may be several times as hard as another by chance
+_LEAST = 0.01  # times the mean: smaller losses are raised to this, since losses near 0 would dominate the noise
 
 
 @dataclass
 class LossSpikeDetector:
-    """The running mean of the loss, and the variance of its logarithm about its trend; plain values, so that a resumed run
-    decides like the uninterrupted one."""
+    """Running mean of the loss, and variance of its logarithm about its trend; plain values, restored from checkpoints."""
 
     mean: float = 0.0
     observations: int = 0
-    last_log: float | None = None  # of the newest loss
-    log_variance: float = 0.0  # half the mean square of its changes, which a falling loss hardly adds to
+    last_log: float | None = None  # of the last loss
+    log_variance: float = 0.0  # half the mean square of its changes, to which a falling loss hardly contributes
 
     def check(self, loss: float, gradient_norm: float, config: AnomalyConfig) -> str | None:
-        """What is wrong with this step, as a clause for a message, or None."""
+        """Return the problem with this step's loss, as a clause for a message, or None."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(gradient_norm):
@@ -45,7 +44,7 @@ class LossSpikeDetector:
         return math.log(loss / self.mean) > _DEVIATIONS * math.sqrt(self.log_variance)
 
     def update(self, loss: float) -> None:
-        """Count the loss of a step that was no anomaly."""
+        """Record the loss of a normal step."""
         self.observations += 1
         weight = max(1 - _DECAY, 1 / self.observations)
         self.mean += weight * (loss - self.mean)
@@ -58,16 +57,15 @@ class LossSpikeDetector:
 
 @dataclass
 class Progress:
-    """All state that is not a tensor; kept in each checkpoint's manifest, so that a resumed run decides like the
-    uninterrupted one."""
+    """All state that is not a tensor; stored in each checkpoint's manifest, so that a resumed run makes the same decisions."""
 
-    step: int = 0  # batches that were learnt, or left out
-    position: int = 0  # the next sample of the run
+    step: int = 0  # batches that were trained on or skipped
+    position: int = 0  # number of the next sample of the run
     loss: float | None = None
     watch: LossSpikeDetector = field(default_factory=LossSpikeDetector)
     validation: dict[str, float] = field(default_factory=dict)
     best_validation: float | None = None
-    best_step: int | None = None  # of that validation, where its checkpoint is kept
+    best_step: int | None = None  # of that validation, if its checkpoint is kept
     validations_without_gain: int = 0
     recent_loss: float = 0.0  # summed over the steps since the last validation
     recent_steps: int = 0
@@ -75,22 +73,23 @@ class Progress:
 
     @classmethod
     def of(cls, manifest: CheckpointManifest) -> "Progress":
-        """The progress that a checkpoint was saved with."""
+        """Restore the progress of a checkpoint."""
         values = dict(manifest.progress)
         watch = LossSpikeDetector(**values.pop("watch", {}))
         return cls(**{**values, "step": manifest.step, "position": manifest.position, "watch": watch})
 
     def to_dict(self) -> dict[str, Any]:
-        """All values but step and position, which have places of their own in a manifest."""
+        """Return all values but step and position, which are separate fields of a manifest."""
         return {key: value for key, value in asdict(self).items() if key not in {"step", "position"}}
 
     def leave_run(self) -> None:
-        """Forget what only the run that it comes from has: its end, and the best of its validations."""
+        """Reset the values that belong to the run of the checkpoint: its end, and its best validation."""
         self.finished, self.best_validation, self.best_step, self.validations_without_gain = False, None, None, 0
 
     def take_gap(self, loss: float) -> float | None:
-        """How far a validation's loss is above that of the steps since the last one, which are counted anew from here; None
-        where none was ever taken. It grows as the model begins to know its samples by heart.
+        """Return the validation loss minus the mean training loss since the last validation, and reset that mean.
+
+        It grows as the model memorizes its samples. Without a step in between the last value is returned, None at first.
         """
         if not self.recent_steps:
             return self.validation.get("validation/gap")
@@ -98,11 +97,11 @@ class Progress:
         self.recent_loss, self.recent_steps = 0.0, 0
         return gap
 
-    def improved(self, loss: float, *, kept: bool = False) -> bool:
-        """Count a validation; returns whether its loss was the best so far. `kept`: its checkpoint is, if so."""
+    def improved(self, loss: float, *, saved: bool = False) -> bool:
+        """Count a validation; returns True if its loss is the best so far. `saved`: a checkpoint of it is saved if so."""
         better = self.best_validation is None or loss < self.best_validation
         self.best_validation = loss if better else self.best_validation
-        self.best_step = (self.step if kept else None) if better else self.best_step
+        self.best_step = (self.step if saved else None) if better else self.best_step
         self.validations_without_gain = 0 if better else self.validations_without_gain + 1
         return better
 
@@ -119,7 +118,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Count the weights after `step` completed steps. The first steps are kept for less long, as the weights were random."""
+        """Add the weights after `step` completed steps. The first steps are forgotten faster, since the weights were random."""
         keep = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._means, self._weights, 1 - keep)
 
@@ -131,11 +130,11 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class TrainState:
-    """Model, optimizer and progress. Nothing else is trained, and nothing else is saved: no teacher, no reference."""
+    """Model, optimizer and progress: all that is trained and checkpointed. A teacher or reference is not part of it."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    trained_only: bool = False  # the other parameters come from the model's first weights again, not from a checkpoint
+    trained_only: bool = False  # frozen parameters are not checkpointed: they come from the model's first weights
     ema: MovingAverage | None = None
     progress: Progress = field(default_factory=Progress)
 

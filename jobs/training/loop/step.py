@@ -18,19 +18,22 @@ from ropewalk.sharding.state import trained_parameters
 
 
 class StepStats(NamedTuple):
-    """What all ranks know of a step after their one small all-reduce."""
+    """Statistics of a step that all ranks share after one small all-reduce."""
 
-    loss: float  # mean over all that counts in the global batch; NaN where nothing counts
-    weight: float  # how much counts: tokens, pairs, sequences
+    loss: float  # mean over the global batch; NaN if its weight is 0
+    weight: float  # number of tokens, pairs or sequences that count
     gradient_norm: float
-    stop: bool  # some rank was asked to stop
+    stop: bool  # requested on some rank
     save_failed: bool  # on some rank
     metrics: dict[str, float]
 
 
 class TrainStep:
-    """How a global batch moves the model. Gradients are sums until `update` divides them by the global weight, so that
-    ranks and micro-batches of different weights count rightly."""
+    """Backward, reduction and update for a global batch.
+
+    Gradients are sums until `update` divides them by the global weight, so that ranks and micro-batches of different
+    weights count correctly.
+    """
 
     def __init__(
         self, state: TrainState, objective: Objective, filler: Batch, config: TrainingConfig, group: Group, *, dropout: bool
@@ -44,7 +47,7 @@ class TrainStep:
         )
         self._filler = to_device(filler, group.device)
         self._parameters = trained_parameters(state.model, state.optimizer)
-        self._counted = [p for p in self._parameters if counts_piece(p)]  # once each, however many ranks hold it
+        self._counted = [p for p in self._parameters if counts_piece(p)]  # each once, if several ranks hold it
         self._modules = fsdp_modules(state.model)
         self._reshard = should_reshard_after_forward(state.model, config.parallel, group.device)
         self._sharded = accumulates_sharded(state.model, config.parallel)
@@ -64,18 +67,18 @@ class TrainStep:
                 terms = self.objective(self.state.model, rows(batch, which))
                 sums.add(terms)
                 loss = terms.loss_sum
-            else:  # the other ranks' collectives need this rank too
+            else:  # take part in the other ranks' collectives
                 loss = self.objective(self.state.model, self._filler).loss_sum * 0.0
             torch.autograd.backward(loss)
         return sums
 
     def _seed(self, step: int, number: int) -> None:
-        """Make dropout a function of what is computed, so that a resumed step draws the same."""
-        words = f"{self.config.seed}:{step}:{self.group.data_rank}:{number}"
-        torch.manual_seed(xxhash.xxh3_64_intdigest(words.encode()) >> 1)
+        """Seed dropout from the position of the computation, so that a resumed step draws the same."""
+        key = f"{self.config.seed}:{step}:{self.group.data_rank}:{number}"
+        torch.manual_seed(xxhash.xxh3_64_intdigest(key.encode()) >> 1)
 
     def reduce_stats(self, sums: TermSums, *, stop: bool, save_failed: bool) -> StepStats:
-        """The global loss, metrics and gradient norm, and whether any rank must stop or could not save."""
+        """Reduce loss, metrics and gradient norm, and whether any rank must stop or failed to save."""
         device = self.group.device
         norm = torch.nn.utils.get_total_norm(self._gradients(self._counted)).to(device, torch.float64)
         values = sums.values if self.group.counts_samples else torch.zeros_like(sums.values)
@@ -94,18 +97,18 @@ class TrainStep:
         set_learning_rate(self.state.optimizer, learning_rate)
         zeros = self._zeros() if self.config.keep_zeros else []
         self.state.optimizer.step()
-        for weight, place in zeros:
-            weight.masked_fill_(place, 0.0)
+        for weight, mask in zeros:
+            weight.masked_fill_(mask, 0.0)
         self.state.optimizer.zero_grad()
 
     @torch.no_grad()
     def _zeros(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """This rank's matrices, and where they are zero before the update: once zero, always zero, whatever was resumed."""
+        """Return this rank's matrices with masks of their zeros, before the update: zeros stay zero, also after a resume."""
         matrices = [parameter.to_local() for parameter in self._parameters if parameter.ndim > 1]  # type: ignore[attr-defined]
         return [(weight, weight == 0) for weight in matrices]
 
     @staticmethod
     @torch.no_grad()
     def _gradients(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
-        # gradients are DTensors; their plain shards spare one dispatch each
+        # the local shards of DTensors avoid a dispatch for each
         return [p.grad.to_local() for p in parameters if p.grad is not None]  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""How fast training goes: tokens a second, share of the peak FLOPs where they are known, memory."""
+"""Throughput of training: tokens per second, MFU if the peak is known, memory."""
 
 import re
 import resource
@@ -10,7 +10,7 @@ from torch import nn
 
 from ropewalk.sharding.group import Group
 
-# dense bf16 peak of one device, FLOP/s, by the words of its name; vendors' data sheets, without sparsity
+# dense bf16 peak of one device in FLOP/s, by part of its name; vendors' data sheets, without sparsity
 _PEAK_FLOPS = {
     "GB200": 2500e12,
     "GH200": 989e12,
@@ -30,22 +30,22 @@ _PEAK_FLOPS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s of this device, or None where it is not known, as of a part of one (MIG)."""
+    """Return the peak FLOP/s of this device, or None if it is unknown or a part of a GPU (MIG)."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     if "MIG" in name:
         return None
-    return next((flops for words, flops in _PEAK_FLOPS.items() if re.search(rf"\b{words}\b", name)), None)
+    return next((flops for model, flops in _PEAK_FLOPS.items() if re.search(rf"\b{model}\b", name)), None)
 
 
 def flops_per_token(num_parameters: int, num_layers: int, hidden: int, seq_len: int) -> float:
-    """FLOPs of forward and backward: 6N for the matrices and 12·L·h·T for attention (PaLM, appendix B)."""
+    """Return the FLOPs of forward and backward: 6N for the matrices and 12·L·h·T for attention (PaLM, appendix B)."""
     return 6 * num_parameters + 12 * num_layers * hidden * seq_len
 
 
 class Meter:
-    """How many tokens a second the group trains on, measured between two readings."""
+    """Tokens per second of the group, measured between two readings."""
 
     def __init__(self, device: torch.device, world_size: int, *, tokens_per_step: int, flops_per_token: float) -> None:
         self.device, self.world_size = device, world_size
@@ -55,11 +55,11 @@ class Meter:
         self._since = time.perf_counter()
 
     def count_step(self) -> None:
-        """Count the tokens of a global batch that was just learnt."""
+        """Add the tokens of a global batch."""
         self._tokens += self.tokens_per_step
 
     def read(self) -> dict[str, float]:
-        """The metrics of the time since the last call, or since `restart`."""
+        """Return the metrics since the last call, or since `restart`."""
         now = time.perf_counter()
         rate = self._tokens / max(1e-9, now - self._since)
         self._tokens, self._since = 0, now
@@ -71,12 +71,12 @@ class Meter:
         return values
 
     def restart(self) -> None:
-        """Leave out the time until now: it was not training, but a validation or a rollback."""
+        """Exclude the time until now: it was spent on a validation or a rollback."""
         self._tokens, self._since = 0, time.perf_counter()
 
 
 def meter_of(model: nn.Module, config: Any, group: Group, *, tokens_per_sample: int, global_batch: int) -> Meter:
-    """A meter for a Hugging Face model of this configuration."""
+    """Create a meter for a Hugging Face model of this configuration."""
     num_parameters = sum(p.numel() for p in model.parameters())
     flops = flops_per_token(num_parameters, config.num_hidden_layers, config.hidden_size, tokens_per_sample)
     tokens = tokens_per_sample * global_batch

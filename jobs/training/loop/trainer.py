@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Trains until the steps are done, validation no longer improves, or the run is asked to stop."""
+    """Trains until all steps are done, validation stops improving, or the run is told to stop."""
 
     context: JobContext
     config: TrainingConfig
@@ -45,40 +45,39 @@ class Trainer:
     _anomalies: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        # the metrics of a step that is not done again are never lost
+        # metrics of steps before a checkpoint are durable before it, since those steps are not repeated
         self.checkpoints.before_commit = self.report.flush
         self.checkpoints.after_commit = self.source.committed
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands."""
         return self.state.progress
 
-    def _tell(self, phase: Phase) -> None:
-        """Let the agent know what this rank is about to do, and so how long that may take."""
+    def _enter(self, phase: Phase) -> None:
+        """Tell the agent what this rank does next, which determines how long it may take."""
         self.context.heart.beat(phase, self.progress.step)
 
     def run(self) -> dict[str, object]:
-        """Train from where the progress stands to the end; returns the job's results. Raises StopRequested."""
+        """Train to the end from the current progress; returns the job's results. Raises StopRequested."""
         try:
             self.state.model.train()
             while not self._done:
                 with closing(self.batches()) as batches:
-                    self.learn(batches)
+                    self.train_on(batches)
             return self._finish()
         except BaseException:
-            with suppress(Exception):  # what it raises is this error, or what follows from it
+            with suppress(Exception):  # this error, or a consequence of it
                 self.report.flush()
             raise
         finally:
-            self._tell(Phase.LEAVING)
+            self._enter(Phase.LEAVING)
 
     @property
     def _done(self) -> bool:
         return self.progress.finished or self.progress.step >= self.config.steps
 
     def batches(self) -> Generator[Batch, None, None]:
-        """This rank's samples, step by step from where the progress stands."""
+        """Yield this rank's samples, step by step from the current progress."""
         num_steps = self.config.steps - self.progress.step
         plan = self.train_step.plan.steps(self.progress.position, num_steps)
         source = self.source
@@ -91,19 +90,19 @@ class Trainer:
                     self._leave()
                 yield next(batches)
 
-    def learn(self, batches: Generator[Batch, None, None]) -> None:
-        """Learn batch after batch, until the end or until the run went back and needs other batches."""
+    def train_on(self, batches: Generator[Batch, None, None]) -> None:
+        """Train on batch after batch, until the end or until a rollback requires other batches."""
         first = True
         self.report.meter.restart()
-        self._tell(Phase.DATA)
+        self._enter(Phase.DATA)
         for batch in batches:
-            self._tell(Phase.STEP)
+            self._enter(Phase.STEP)
             sums = self.train_step.backward(batch, self.progress.step)
             stats = self.train_step.reduce_stats(sums, stop=self.context.stop_requested(), save_failed=self.checkpoints.failed)
             if stats.save_failed:
-                self._tell(Phase.CHECKPOINT)
-                self.checkpoints.wait()  # raises what went wrong
-            if not self._take(stats):
+                self._enter(Phase.CHECKPOINT)
+                self.checkpoints.wait()  # raises the error
+            if not self._apply(stats):
                 return
             if first:
                 self.report.event("first_step", step=self.progress.step)
@@ -116,13 +115,13 @@ class Trainer:
                 return
             if stats.stop:
                 self._leave()
-            self._tell(Phase.DATA)
+            self._enter(Phase.DATA)
 
     def _due(self, every_steps: int) -> bool:
         return self.progress.step % every_steps == 0 and not self._done
 
-    def _take(self, stats: StepStats) -> bool:
-        """Update the model, or leave the batch out; returns False if the run went back to a checkpoint."""
+    def _apply(self, stats: StepStats) -> bool:
+        """Update the model, or skip the batch; returns False if the run rolled back to a checkpoint."""
         progress = self.progress
         problem = self._problem(stats)
         if problem and not self._handle_anomaly(problem, stats):
@@ -147,39 +146,39 @@ class Trainer:
 
     def _problem(self, stats: StepStats) -> str | None:
         if not stats.weight:
-            return "nothing in it counts for the loss (every label is masked)"
+            return "no label counts for the loss (all are masked)"
         return self.progress.watch.check(stats.loss, stats.gradient_norm, self.config.anomaly)
 
     def _handle_anomaly(self, problem: str, stats: StepStats) -> bool:
-        """Apply the policy; returns True if the run continues with the next batch, False if it went back."""
+        """Apply the policy; returns True if the run continues with the next batch, False if it rolled back."""
         policy, step, position = self.config.anomaly.policy, self.progress.step + 1, self.progress.position
         beyond = position + self.train_step.plan.global_batch
         what = f"step {step} (samples {position}..{beyond - 1}): {problem}"
         self.state.optimizer.zero_grad()
         self._anomalies += 1
-        self._tell(Phase.REPORT)
+        self._enter(Phase.REPORT)
         self.report.event("anomaly", step=step, position=position, problem=problem, policy=policy, loss=str(stats.loss))
         log.warning("%s; policy: %s", what, policy)
         if policy == "stop" or self._anomalies > self.config.anomaly.max_anomalies:
             raise NumericsError(
-                f"{what}, anomaly {self._anomalies} of this attempt; lower optim.lr, look at the samples, "
+                f"{what}, anomaly {self._anomalies} of this attempt; lower optim.lr, inspect the samples, "
                 "or set anomaly.policy to skip or rollback"
             )
         if policy == "skip":
             return True
-        self._tell(Phase.LOADING)
+        self._enter(Phase.LOADING)
         self.checkpoints.wait()
-        found = self.checkpoints.find()
-        if found is None:
-            raise NumericsError(f"{what}, and there is no checkpoint to go back to; set anomaly.policy to skip")
-        self.resume(*found)
+        checkpoint = self.checkpoints.find()
+        if checkpoint is None:
+            raise NumericsError(f"{what}, and there is no checkpoint to roll back to; set anomaly.policy to skip")
+        self.resume(*checkpoint)
         self.progress.position = max(beyond, self.progress.position)
         return False
 
     # --- state
 
     def resume(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
-        """Take over the state of a checkpoint of this run."""
+        """Continue from a checkpoint of this run."""
         self.load(folder, manifest)
         checkpoint = directory_of(manifest.step)
         self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, world_size=self.train_step.group.world_size)
@@ -191,13 +190,13 @@ class Trainer:
         self.state.progress = Progress.of(manifest)
 
     def save(self) -> None:
-        """Copy the state and begin to save it."""
+        """Copy the state and start to save it in the background."""
         progress = self.progress
-        self._tell(Phase.CHECKPOINT)
+        self._enter(Phase.CHECKPOINT)
         self.checkpoints.save(self.state.tensors, step=progress.step, position=progress.position, progress=progress.to_dict())
 
     def _leave(self) -> None:
-        """Save what is not saved yet, and stop."""
+        """Save unless this step is saved, and stop. Raises StopRequested."""
         if self.checkpoints.last_step != self.progress.step:
             self.save()
         self._close_checkpoints()
@@ -224,7 +223,7 @@ class Trainer:
         }
 
     def _close_checkpoints(self) -> None:
-        self._tell(Phase.CHECKPOINT)
+        self._enter(Phase.CHECKPOINT)
         self.checkpoints.close()
 
     # --- validation
@@ -239,12 +238,12 @@ class Trainer:
             self.progress.finished = True
 
     def _count_validation(self) -> bool:
-        """Whether the validation that was just made is the best so far; False where there is none."""
+        """Count the validation; returns True if it is the best so far."""
         loss = self.progress.validation.get("validation/loss")
-        return loss is not None and self.progress.improved(loss, kept=self.config.validation.keep_best)
+        return loss is not None and self.progress.improved(loss, saved=self.config.validation.keep_best)
 
     def _validate(self) -> None:
-        self._tell(Phase.VALIDATION)
+        self._enter(Phase.VALIDATION)
         if self.samples is not None:
             self.report.samples(self.samples.rows(self.state.model, self.progress.step))
             self.report.meter.restart()

@@ -62,7 +62,7 @@ def held_out_tokens(loader: TokenLoader | None, group: Group, *, micro_batch: in
 def validate(
     model: nn.Module, objective: Objective, source: Source, group: Group, *, num_samples: int, micro_batch: int
 ) -> Means:
-    """Apply the training objective to samples 0 .. num_samples - 1 of a source; the same result on every rank.
+    """Apply an objective to samples 0 .. num_samples - 1 of a source; the same result on every rank.
 
     The micro-batches do not depend on the number of ranks. A rank without one computes the source's filler, since
     collectives must match.
@@ -87,22 +87,22 @@ def validate(
 def by_sequence(
     score: Callable[[Batch], torch.Tensor], source: Source, group: Group, *, num_sequences: int, micro_batch: int, values: int = 1
 ) -> torch.Tensor:
-    """What `score` says of each of the first sequences of a source, [num_sequences, values], float64, the same on every rank.
+    """Score each of the first sequences of a source, [num_sequences, values], float64, the same on every rank.
 
     The micro-batches do not depend on the number of ranks. A rank without one computes a filler, since collectives
     must match.
     """
-    found = torch.zeros(num_sequences, values, dtype=torch.float64, device=group.device)
+    result = torch.zeros(num_sequences, values, dtype=torch.float64, device=group.device)
     for turn in range(math.ceil(math.ceil(num_sequences / micro_batch) / group.data_size)):
         start = (turn * group.data_size + group.data_rank) * micro_batch
         positions = range(start, min(start + micro_batch, num_sequences))
         batch = to_device(source.read(positions) if positions else source.filler(), group.device)
         scores = score(batch)
         if positions:
-            found[positions.start : positions.stop] = scores
-    return group.sum_over_data(found)
+            result[positions.start : positions.stop] = scores
+    return group.sum_over_data(result)
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """The cross entropy in bits a UTF-8 byte of text: comparable between tokenizers."""
+    """Convert a cross entropy to bits per UTF-8 byte of text, which is comparable between tokenizers."""
     return nats_per_token / math.log(2) / bytes_per_token

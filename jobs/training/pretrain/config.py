@@ -17,10 +17,10 @@ class PretrainConfig(TrainingConfig):
     data: Data = Field(description="a data set made by preprocess, or a list of {path, weight}")
     model: ModelConfig = Field(default=ModelConfig(preset="tiny"), description="the model")
     seq_len: int = Field(default=1024, ge=1, description="tokens of a sequence")
-    on_corrupt: Literal["error", "quarantine"] = Field(default="error", description="what to do about a damaged shard")
+    on_corrupt: Literal["error", "quarantine"] = Field(default="error", description="reaction to a damaged shard")
 
     def preflight(self, here: PathView = Path) -> None:
-        """Raise ConfigError unless local data sets are complete and the runs that are named train a model."""
+        """Raise ConfigError unless local data sets are complete and the named runs train a model."""
         check_data(self.data, here)
         if self.start_from is not None:
             check_model_run("start_from.run", self.start_from.run)

@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 def main(context: JobContext) -> dict[str, object]:
     """Train to the end, from the newest complete checkpoint if there is one; returns the results."""
     config = context.config(PretrainConfig)
-    # whoever lets a collective take longer knows of something that takes long
+    # a larger limit for collectives implies slow phases
     context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)
     with process_group(config.parallel) as group:
         return train(context, config, group, recipe(context, config, group))
 
 
 def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
-    """Next-token prediction on sequences of the data sets."""
-    sets = [DataSet(one.path, one.weight) for one in weighted(config.data)]
+    """Build the recipe: next-token prediction on sequences of the data sets."""
+    sets = [DataSet(data_set.path, data_set.weight) for data_set in weighted(config.data)]
     loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
     tokenizer = tokenizer_of(loader.manifests, config.data)
     held_out = validation_loader(loader, sets, most=config.validation.max_sequences, on_corrupt=config.on_corrupt)
     if held_out is None and group.is_main:
-        log.warning("no validation split with a sequence of %d tokens: the model is not scored", config.seq_len)
+        log.warning("no validation split with a sequence of %d tokens: there is no validation", config.seq_len)
         context.run.event("no_validation", seq_len=config.seq_len)
     return Recipe(
         model=ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=config.seq_len),

@@ -1,1 +1,1 @@
-"""Smaller models cut out of trained ones: what counts least is found on calibration text, and left out."""
+"""Pruning: smaller models cut out of trained ones, by scores on calibration text."""

@@ -1,4 +1,4 @@
-"""What a model does on calibration text: the scores of its layers, channels and heads, in one pass."""
+"""Calibration: statistics of a model's layers, channels and heads on text, in one pass."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ class Activations:
 
     @classmethod
     def nothing(cls, shape: Shape) -> "Activations":
-        """No text yet."""
+        """Return zero sums."""
         layers = shape.layers
         return cls(
             influence=torch.zeros(layers, dtype=torch.float64),
@@ -38,11 +38,11 @@ class Activations:
 def calibration_batches(
     data: Data, *, seq_len: int, sequences: int, seed: int = 0, micro_batch: int = 4, split: str = "train"
 ) -> Iterator[torch.Tensor]:
-    """Token ids [B, seq_len] of sequences 0 .. sequences - 1 of the shuffled split, at most `micro_batch` at once.
+    """Yield token ids [B, seq_len] of sequences 0 .. sequences - 1 of the shuffled split, at most `micro_batch` at once.
 
-    They are the same whoever asks, and the first ones do not change with how many there are.
+    The k-th sequence is a function of (seed, k), whatever their number.
     """
-    sources = [Source(one.path, one.weight) for one in weighted(data)]
+    sources = [Source(data_set.path, data_set.weight) for data_set in weighted(data)]
     loader = TokenLoader(sources, seq_len=seq_len, seed=seed, split=split)
     for start in range(0, sequences, micro_batch):
         positions = range(start, min(start + micro_batch, sequences))
@@ -51,50 +51,50 @@ def calibration_batches(
 
 @torch.no_grad()
 def collect(model: Any, batches: Iterable[torch.Tensor]) -> Activations:
-    """Compute the model on the batches, [B, T] token ids each, and add up what each part does.
+    """Run the model on the batches, [B, T] token ids each, and sum up the statistics of each part.
 
-    `model` is unsharded, in evaluation mode. Raises ConfigError for an architecture that cannot be cut.
+    `model` is unsharded, in evaluation mode. Raises ConfigError for an unsupported architecture.
     """
     shape = Shape.of(model.config)
-    found = Activations.nothing(shape)
+    sums = Activations.nothing(shape)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    with _watched(model, shape, found):
+    with _watch(model, shape, sums):
         for input_ids in batches:
-            model.model(input_ids=input_ids.to(device), use_cache=False)  # without the head: logits are of no use
-            found.tokens += input_ids.numel()
+            model.model(input_ids=input_ids.to(device), use_cache=False)  # without the head: logits are not needed
+            sums.tokens += input_ids.numel()
     model.train(was_training)
-    return found
+    return sums
 
 
 @contextmanager
-def _watched(model: Any, shape: Shape, found: Activations) -> Iterator[None]:
+def _watch(model: Any, shape: Shape, sums: Activations) -> Iterator[None]:
     handles = []
     try:
         for number, layer in enumerate(model.model.layers):
-            handles += _watch_layer(number, layer, shape, found)
+            handles += _watch_layer(number, layer, shape, sums)
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _watch_layer(number: int, layer: Any, shape: Shape, found: Activations) -> list[Any]:
+def _watch_layer(number: int, layer: Any, shape: Shape, sums: Activations) -> list[Any]:
     def whole(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         after = output[0] if isinstance(output, tuple) else output
-        found.influence[number] += block_influence(before, after).cpu()
+        sums.influence[number] += block_influence(before, after).cpu()
 
     def norm(module: Any, args: Any, output: torch.Tensor) -> None:
-        found.hidden.add_(channel_activation(output).cpu())
+        sums.hidden.add_(channel_activation(output).cpu())
 
     def mlp(module: Any, args: Any) -> None:
-        found.width[number] += channel_activation(args[0]).cpu()
+        sums.width[number] += channel_activation(args[0]).cpu()
 
     def attention(module: Any, args: Any) -> None:
         outputs_BTHD = args[0].unflatten(-1, (shape.heads, shape.head_dim))
-        found.heads[number] += head_activation(outputs_BTHD).cpu()
+        sums.heads[number] += head_activation(outputs_BTHD).cpu()
 
     return [
         layer.register_forward_hook(whole, with_kwargs=True),

@@ -1,4 +1,4 @@
-"""Which models can be cut, what they consist of, and how much of it stays."""
+"""Architectures that can be pruned, and the sizes of a model before and after."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any) -> "Shape":
-        """The sizes in a configuration of transformers. Raises ConfigError for another architecture."""
+        """Read the sizes from a configuration of transformers. Raises ConfigError for another architecture."""
         check_architecture(config)
         heads = int(config.num_attention_heads)
         return cls(
@@ -36,15 +36,15 @@ class Shape:
         )
 
     def cut(self, prune: PruneConfig) -> "Shape":
-        """The sizes of what stays. Raises ConfigError where that cannot be."""
+        """Return the sizes after pruning. Raises ConfigError for impossible sizes."""
         kv_heads = self.kv_heads if prune.kv_heads is None else count(prune.kv_heads, self.kv_heads, "kv_heads")
         heads = self.heads // self.kv_heads * kv_heads if prune.heads is None else count(prune.heads, self.heads, "heads")
         if self.heads == self.kv_heads and prune.heads is not None and prune.kv_heads is None:
-            kv_heads = heads  # each head has keys and values of its own
+            kv_heads = heads  # each head has its own keys and values
         if heads % kv_heads or heads // kv_heads > self.heads // self.kv_heads:
             least, most = kv_heads, self.heads // self.kv_heads * kv_heads
             raise ConfigError(
-                f"heads: {heads} cannot be shared out equally over {kv_heads} KV groups of {self.heads // self.kv_heads} heads;"
+                f"heads: {heads} cannot be divided equally among {kv_heads} KV groups of {self.heads // self.kv_heads} heads;"
                 f" choose a multiple of {least} up to {most}, or set kv_heads"
             )
         return Shape(
@@ -58,18 +58,18 @@ class Shape:
 
 
 def check_architecture(config: Any) -> None:
-    """Raise ConfigError unless the model is one that can be cut."""
+    """Raise ConfigError unless the architecture can be pruned."""
     kind = getattr(config, "model_type", None)
     if kind not in LLAMA_LIKE:
         raise ConfigError(
-            f"prune: the architecture {kind!r} cannot be cut yet, only {', '.join(sorted(LLAMA_LIKE))} can; "
+            f"prune: the architecture {kind!r} is not supported, only {', '.join(sorted(LLAMA_LIKE))}; "
             "name another teacher, or a student by preset, path or config"
         )
 
 
 def count(part: Part, total: int, key: str) -> int:
-    """How many of `total` stay. Raises ConfigError for more than there are."""
-    kept = max(1, round(part * total)) if isinstance(part, float) else part
-    if kept > total:
-        raise ConfigError(f"{key}: {kept} cannot stay of {total}; choose at most {total}")
-    return kept
+    """Return the number of parts to keep. Raises ConfigError for more than `total`."""
+    number = max(1, round(part * total)) if isinstance(part, float) else part
+    if number > total:
+        raise ConfigError(f"{key}: {number} of {total} cannot be kept; choose at most {total}")
+    return number

@@ -1,4 +1,4 @@
-"""A student cut out of a teacher: calibrate, choose, cut; and what was cut, as plain values."""
+"""Prune a student from a teacher: calibrate, choose, cut, and record the result."""
 
 import copy
 from collections.abc import Iterable
@@ -19,28 +19,28 @@ LAYERS = "model.layers."
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """A smaller model, and the story of it."""
+    """A pruned model, and the record of its making."""
 
     model: Any  # of transformers: fp32, on the CPU; `save_pretrained` writes it
     choice: Choice
-    record: dict[str, Any]  # plain values: sizes before and after, layers that stay, scores of layers
+    record: dict[str, Any]  # plain values: sizes before and after, remaining layers, scores of layers
 
 
 def prune(model: Any, config: PruneConfig, batches: Iterable[torch.Tensor] = ()) -> Pruned:
-    """Cut a model as the configuration says. `batches` are token ids [B, T] of calibration text, read only where a score
-    needs them (`config.needs_text`). `model` is unsharded and stays as it is.
+    """Prune a model. `batches` are token ids [B, T] of calibration text, read only if a score needs them
+    (`config.needs_text`). `model` is unsharded and unchanged.
 
-    Raises ConfigError for an architecture that cannot be cut, and for sizes that cannot be.
+    Raises ConfigError for an unsupported architecture, and for impossible sizes.
     """
-    Shape.of(model.config).cut(config)  # before the work
-    found = collect(model, batches) if config.needs_text else None
-    choice = choose(model, config, found)
+    Shape.of(model.config).cut(config)  # fail early
+    activations = collect(model, batches) if config.needs_text else None
+    choice = choose(model, config, activations)
     smaller = cut(model, choice)
-    return Pruned(model=smaller, choice=choice, record=_record(model, smaller, config, choice, found))
+    return Pruned(model=smaller, choice=choice, record=_record(model, smaller, config, choice, activations))
 
 
-def _record(model: Any, smaller: Any, config: PruneConfig, choice: Choice, found: Activations | None) -> dict[str, Any]:
-    influence = (found.influence / max(1, found.tokens)).tolist() if found is not None else None
+def _record(model: Any, smaller: Any, config: PruneConfig, choice: Choice, activations: Activations | None) -> dict[str, Any]:
+    influence = (activations.influence / max(1, activations.tokens)).tolist() if activations is not None else None
     return {
         "kept": config.plain(),
         "layers_by": config.layers_by,
@@ -49,7 +49,7 @@ def _record(model: Any, smaller: Any, config: PruneConfig, choice: Choice, found
         "after": {**asdict(Shape.of(smaller.config)), "parameters": _count(smaller)},
         "layers": choice.layers,
         "block_influence": influence,
-        "calibration_tokens": found.tokens if found is not None else 0,
+        "calibration_tokens": activations.tokens if activations is not None else 0,
     }
 
 
@@ -59,7 +59,7 @@ def _count(model: Any) -> int:
 
 @torch.no_grad()
 def cut(model: Any, choice: Choice) -> Any:
-    """A model of what a choice leaves of `model`, on the CPU in fp32, in evaluation mode; `model` stays as it is."""
+    """Build the model that a choice leaves, on the CPU in fp32, in evaluation mode; `model` is unchanged."""
     with no_init_weights():
         smaller = AutoModelForCausalLM.from_config(smaller_config(model.config, choice), dtype=torch.float32)
     smaller.load_state_dict(smaller_state(model, choice))
@@ -70,7 +70,7 @@ def cut(model: Any, choice: Choice) -> Any:
 
 
 def smaller_config(config: Any, choice: Choice) -> Any:
-    """The configuration of what stays."""
+    """Return the configuration of the smaller model."""
     whole, smaller = Shape.of(config), copy.deepcopy(config)
     smaller.num_hidden_layers = len(choice.layers)
     smaller.intermediate_size = len(choice.width[0])
@@ -83,29 +83,29 @@ def smaller_config(config: Any, choice: Choice) -> Any:
 
 
 def smaller_state(model: Any, choice: Choice) -> dict[str, torch.Tensor]:
-    """The tensors of what stays, by their new names."""
+    """Return the tensors of the smaller model, by their new names."""
     state: dict[str, torch.Tensor] = {}
     new_number = {old: new for new, old in enumerate(choice.layers)}
     head_dim = Shape.of(model.config).head_dim
     for name, tensor in model.state_dict().items():
         if not name.startswith(LAYERS):
-            state[name] = _of_rest(name, tensor, choice)
+            state[name] = _cut_outside_layers(name, tensor, choice)
             continue
         word, _, rest = name.removeprefix(LAYERS).partition(".")
         if int(word) in new_number:
-            state[f"{LAYERS}{new_number[int(word)]}.{rest}"] = _of_layer(rest, tensor, choice, int(word), head_dim)
+            state[f"{LAYERS}{new_number[int(word)]}.{rest}"] = _cut_layer_tensor(rest, tensor, choice, int(word), head_dim)
     return {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
 
 
-def _of_rest(name: str, tensor: torch.Tensor, choice: Choice) -> torch.Tensor:
-    """Of the embedding, the last norm and the head: the hidden size is the last dim."""
+def _cut_outside_layers(name: str, tensor: torch.Tensor, choice: Choice) -> torch.Tensor:
+    """Cut the embedding, the last norm or the head: the hidden size is the last dim."""
     return tensor if name == "lm_head.bias" else tensor.index_select(-1, choice.hidden.to(tensor.device))
 
 
-def _of_layer(rest: str, tensor: torch.Tensor, choice: Choice, number: int, head_dim: int) -> torch.Tensor:
-    """Of a layer's weight [out, in], bias [out] or norm."""
+def _cut_layer_tensor(rest: str, tensor: torch.Tensor, choice: Choice, number: int, head_dim: int) -> torch.Tensor:
+    """Cut a layer's weight [out, in], bias [out] or norm."""
     part, kind = rest.split(".")[-2:]
-    if part in {"q_norm", "k_norm"}:  # of a head's dims, which all stay
+    if part in {"q_norm", "k_norm"}:  # over a head's dims, which all stay
         return tensor
     outputs: dict[str, torch.Tensor] = {
         "q_proj": _dims(choice.heads[number], head_dim),
@@ -115,12 +115,12 @@ def _of_layer(rest: str, tensor: torch.Tensor, choice: Choice, number: int, head
         "up_proj": choice.width[number],
     }
     inputs = {"o_proj": _dims(choice.heads[number], head_dim), "down_proj": choice.width[number]}
-    found = tensor.index_select(0, outputs.get(part, choice.hidden).to(tensor.device))
+    smaller = tensor.index_select(0, outputs.get(part, choice.hidden).to(tensor.device))
     if kind == "weight" and tensor.dim() == 2:
-        found = found.index_select(1, inputs.get(part, choice.hidden).to(tensor.device))
-    return found
+        smaller = smaller.index_select(1, inputs.get(part, choice.hidden).to(tensor.device))
+    return smaller
 
 
 def _dims(heads: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """The rows of a projection that belong to these heads."""
+    """Return the rows of a projection that belong to these heads."""
     return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()

@@ -1,31 +1,31 @@
-"""Where the ledger stands when ranks come to a round: in line with the run's position, and what is kept of it."""
+"""Resume from the ledger: update its marks, and load what a round has."""
 
 import pyarrow as pa
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
-from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, arrow_table, chunk_of, rounds, settle
+from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, arrow_table, parse_chunk_name, rounds, update_marks
 from ropewalk.sharding.group import Group
 
-Parts = dict[ChunkName, tuple[str, pa.Table]]  # a chunk's file and rows
+Parts = dict[ChunkName, tuple[str, pa.Table]]  # file name and rows of each chunk
 
 
-def take_up(run: RunDir, fence: Fence, position: int, step: int, *, went_back: bool) -> None:
-    """Bring the ledger in line with where an attempt begins, or the run went back to. Rank 0 calls it."""
-    if not went_back:
-        return settle(run, fence, position, step)
-    for one in rounds(run, fence):
-        if one.position < position and one.state == "done":
-            one.drop("the run went back to a checkpoint and left these samples out")
+def resume_ledger(run: RunDir, fence: Fence, position: int, step: int, *, rolled_back: bool) -> None:
+    """Bring the ledger in line with the position at which an attempt starts, or to which the run rolled back. On rank 0."""
+    if not rolled_back:
+        return update_marks(run, fence, position, step)
+    for ledger_round in rounds(run, fence):
+        if ledger_round.position < position and ledger_round.state == "done":
+            ledger_round.drop("the run rolled back to a checkpoint and skipped these samples")
 
 
-def kept(one: Round, group: Group) -> tuple[bool, Parts]:
-    """Whether the round is complete in the ledger, and the chunks of it that are whole; all ranks call it together."""
-    found: tuple[bool, list[tuple[str, bytes]]] | None = None
+def load_round(ledger_round: Round, group: Group) -> tuple[bool, Parts]:
+    """Return (the round is complete, its intact chunks); all ranks call it together."""
+    content: tuple[bool, list[tuple[str, bytes]]] | None = None
     if group.is_main:
-        one.make()
-        one.withdraw()
-        one.remove_damaged()
-        found = one.manifest() is not None, list(one.chunks())
-    complete, files = group.broadcast_object(found)
-    return complete, {chunk_of(name): (name, arrow_table(raw)) for name, raw in files}
+        ledger_round.make()
+        ledger_round.withdraw()
+        ledger_round.remove_damaged()
+        content = ledger_round.manifest() is not None, list(ledger_round.chunks())
+    complete, files = group.broadcast_object(content)
+    return complete, {parse_chunk_name(name): (name, arrow_table(raw)) for name, raw in files}

@@ -1,4 +1,4 @@
-"""Who draws the chunks of a round: the ranks themselves, or rollout workers beside them."""
+"""Generators of rollouts: the ranks themselves, or rollout workers beside them."""
 
 import logging
 import time
@@ -9,13 +9,13 @@ from torch import nn
 
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.heartbeat import Phase
-from ropewalk.jobs.training.align.grpo.chunks import ChunkMaker
-from ropewalk.jobs.training.align.grpo.engines import answering
-from ropewalk.jobs.training.align.grpo.orders import Order, Orders
+from ropewalk.jobs.training.align.grpo.chunks import ChunkGenerator
+from ropewalk.jobs.training.align.grpo.engines import generate_function
+from ropewalk.jobs.training.align.grpo.orders import ChunkRequest, ChunkRequests
 from ropewalk.jobs.training.align.grpo.workers import RolloutWorkers
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
-from ropewalk.jobs.training.rollouts.generate import gathered
-from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
+from ropewalk.jobs.training.rollouts.generate import gather_parameters
+from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, parse_chunk_name, rollouts_folder
 from ropewalk.jobs.training.rollouts.sampling import Draw
 from ropewalk.sharding.config import ParallelConfig
 from ropewalk.sharding.fsdp import should_reshard_after_forward
@@ -24,31 +24,33 @@ from ropewalk.sharding.group import Group
 log = logging.getLogger(__name__)
 
 Files = list[tuple[str, bytes]]  # names and contents of chunks
-LOOK_SECONDS, TURN_SECONDS = 0.02, 0.5
+POLL_SECONDS, TURN_SECONDS = 0.02, 0.5
 
 
-class Drawer(Protocol):
-    """Draws chunks; all ranks call it together."""
+class RolloutGenerator(Protocol):
+    """Generates chunks of rollouts; all ranks call every method together."""
 
-    ahead: bool  # whether it draws while the ranks learn
+    asynchronous: bool  # generates while the ranks train
 
-    def order(self, order: Order, model: nn.Module, step: int) -> None:
-        """Let chunks be drawn from now on, if that can be done while the ranks do something else."""
+    def request(self, request: ChunkRequest, model: nn.Module, step: int) -> None:
+        """Start to generate chunks, if that is possible while the ranks do something else."""
         ...
 
-    def refresh(self, model: nn.Module, step: int) -> None:
-        """Let what is drawn while the ranks do something else be drawn by this step's policy from now on."""
+    def publish_policy(self, model: nn.Module, step: int) -> None:
+        """Generate with this step's policy from now on, if that happens while the ranks do something else."""
         ...
 
-    def draw(self, one: Round, order: Order, chunks: Sequence[list[Draw]], model: nn.Module, step: int) -> Files:
-        """The chunks of an order, the same on every rank; some may be missing if the run must stop, but for a validation."""
+    def generate(
+        self, ledger_round: Round, request: ChunkRequest, chunks: Sequence[list[Draw]], model: nn.Module, step: int
+    ) -> Files:
+        """Return the chunks of a request, the same on every rank; except in validation some may be missing on a stop."""
         ...
 
 
-class RankDrawer:
-    """Each rank draws its share, by the policy as it lies on the mesh."""
+class RankGenerator:
+    """Generation on the ranks: each generates its share, with the sharded policy gathered."""
 
-    ahead = False
+    asynchronous = False
 
     def __init__(
         self,
@@ -56,100 +58,104 @@ class RankDrawer:
         config: GrpoConfig,
         group: Group,
         parallel: ParallelConfig,
-        chunks: ChunkMaker,
+        chunks: ChunkGenerator,
         *,
         seed: int,
         ends: frozenset[int],
-        held_out: ChunkMaker | None = None,
+        held_out: ChunkGenerator | None = None,
     ) -> None:
         self._held_out = held_out
         self._context, self._config, self._group, self._parallel = context, config, group, parallel
         self._chunks, self._seed, self._ends = chunks, seed, ends
 
-    def order(self, order: Order, model: nn.Module, step: int) -> None:
-        """Nothing can be done meanwhile."""
+    def request(self, request: ChunkRequest, model: nn.Module, step: int) -> None:
+        """Do nothing: the ranks generate when asked for the chunks."""
 
-    def refresh(self, model: nn.Module, step: int) -> None:
-        """Nothing is drawn meanwhile."""
+    def publish_policy(self, model: nn.Module, step: int) -> None:
+        """Do nothing: the ranks always use the current policy."""
 
-    def draw(self, one: Round, order: Order, chunks: Sequence[list[Draw]], model: nn.Module, step: int) -> Files:
-        """Draw and write this rank's chunks, until its node must stop. While one is rewarded the next one is drawn."""
+    def generate(
+        self, ledger_round: Round, request: ChunkRequest, chunks: Sequence[list[Draw]], model: nn.Module, step: int
+    ) -> Files:
+        """Generate and write this rank's chunks, until its node must stop. One is rewarded while the next is generated."""
         files, before = [], None
-        maker = self._held_out if order.held_out else self._chunks
-        assert maker is not None, "held-out prompts are asked where there are some"
-        with gathered(model, reshard=should_reshard_after_forward(model, self._parallel, self._group.device)):
-            answer = answering(model, self._config, self._seed, self._ends)
-            for number in order.numbers[self._group.rank :: self._group.world_size]:
-                if self._context.stop_requested() and not order.held_out:
+        maker = self._held_out if request.held_out else self._chunks
+        assert maker is not None, "a request for held-out prompts needs them"
+        with gather_parameters(model, reshard=should_reshard_after_forward(model, self._parallel, self._group.device)):
+            answer = generate_function(model, self._config, self._seed, self._ends)
+            for number in request.numbers[self._group.rank :: self._group.world_size]:
+                if self._context.stop_requested() and not request.held_out:
                     break
-                answered = maker.answer(chunks[number], answer)
+                answered = maker.generate(chunks[number], answer)
                 if before is not None:
-                    files.append(one.put(before[0], maker.rewarded(before[1], step)))
-                before = ChunkName(order.attempt, number), answered
+                    files.append(ledger_round.put(before[0], maker.with_rewards(before[1], step)))
+                before = ChunkName(request.attempt, number), answered
             if before is not None:
-                files.append(one.put(before[0], maker.rewarded(before[1], step)))
+                files.append(ledger_round.put(before[0], maker.with_rewards(before[1], step)))
         return [file for part in self._group.all_gather_object(files) for file in part]
 
 
-class WorkerDrawer:
-    """Workers draw, by the weights that the ranks publish; the ranks wait, or learn meanwhile."""
+class WorkerGenerator:
+    """Generation in workers with weights that the ranks publish; the ranks wait, or train meanwhile."""
 
-    ahead = True
+    asynchronous = True
 
     def __init__(self, context: JobContext, group: Group, count: int) -> None:
         """Start `count` workers on each node."""
         self._context, self._group = context, group
-        self._orders = Orders(rollouts_folder(context.run), context.fence)
+        self._requests = ChunkRequests(rollouts_folder(context.run), context.fence)
         if group.is_main:
-            self._orders.begin()
+            self._requests.begin()
         starters = [rank for rank, local in enumerate(group.all_gather_object(context.local_rank)) if local == 0]
         self._workers: RolloutWorkers | None = None
         if group.rank in starters:
             first = starters.index(group.rank) * count
-            self._workers = RolloutWorkers(context, self._orders.folder, first, count, len(starters) * count)
+            self._workers = RolloutWorkers(context, self._requests.folder, first, count, len(starters) * count)
         self._published = -1
 
-    def order(self, order: Order, model: nn.Module, step: int) -> None:
-        """Publish this step's policy, and give the order."""
-        self.refresh(model, step)
+    def request(self, request: ChunkRequest, model: nn.Module, step: int) -> None:
+        """Publish this step's policy, and request the chunks."""
+        self.publish_policy(model, step)
         if self._group.is_main:
-            self._orders.give(order)
+            self._requests.put(request)
 
-    def refresh(self, model: nn.Module, step: int) -> None:
+    def publish_policy(self, model: nn.Module, step: int) -> None:
         """Publish this step's policy, once."""
         if self._published != step:
-            self._orders.publish(model, step, writes=self._group.is_main)
+            self._requests.publish(model, step, writes=self._group.is_main)
             self._published = step
 
-    def draw(self, one: Round, order: Order, chunks: Sequence[list[Draw]], model: nn.Module, step: int) -> Files:
-        """Wait until the chunks are there. The ranks meet twice a second: a collective that waits for long would be an error."""
-        self.order(order, model, step)
-        while not self._group.broadcast_object(self._look(one, order) if self._group.is_main else None):
+    def generate(
+        self, ledger_round: Round, request: ChunkRequest, chunks: Sequence[list[Draw]], model: nn.Module, step: int
+    ) -> Files:
+        """Wait for the chunks. The ranks meet twice a second, since a collective that waits longer would time out."""
+        self.request(request, model, step)
+        while not self._group.broadcast_object(self._poll(ledger_round, request) if self._group.is_main else None):
             self._context.heart.beat(Phase.ROLLOUT, step)
             if self._workers is not None:
                 self._workers.check()
         if self._workers is not None:
-            self._workers.well()
-        found: Files | None = None
+            self._workers.reset_deaths()
+        files: Files | None = None
         if self._group.is_main:
-            self._orders.done(order)
-            wanted = {ChunkName(order.attempt, number) for number in order.numbers}
-            found = [file for file in one.chunks() if chunk_of(file[0]) in wanted]
-        return self._group.broadcast_object(found)
+            self._requests.remove(request)
+            wanted = {ChunkName(request.attempt, number) for number in request.numbers}
+            files = [file for file in ledger_round.chunks() if parse_chunk_name(file[0]) in wanted]
+        return self._group.broadcast_object(files)
 
-    def _look(self, one: Round, order: Order) -> bool:
-        """Whether all chunks are there, or the run must stop; looks for a while."""
-        wanted = {ChunkName(order.attempt, number) for number in order.numbers}
+    def _poll(self, ledger_round: Round, request: ChunkRequest) -> bool:
+        """Return True if all chunks exist, or the run must stop; polls for a while."""
+        wanted = {ChunkName(request.attempt, number) for number in request.numbers}
         deadline = time.monotonic() + TURN_SECONDS
         while True:
-            stops = self._context.stop_requested() and not order.held_out
-            if stops or wanted <= {chunk_of(name) for name in one.names()}:
+            stops = self._context.stop_requested() and not request.held_out
+            if stops or wanted <= {parse_chunk_name(name) for name in ledger_round.names()}:
                 return True
             if time.monotonic() > deadline:
                 return False
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
-        """End the workers of this rank."""
+        """Stop the workers of this rank."""
         if self._workers is not None:
             self._workers.close()

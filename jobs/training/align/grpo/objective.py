@@ -1,4 +1,4 @@
-"""The loss of GRPO, Dr.GRPO, DAPO and GSPO, as sums over what a step learns from."""
+"""The loss of GRPO, Dr.GRPO, DAPO and GSPO, as sums over the answers of a batch."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from ropewalk.jobs.training.align.preferences.reference import Reference
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
 from ropewalk.jobs.training.loop.objective import LossTerms
 
-# B answers, T tokens of a row, N tokens of all answers that count, V vocabulary, R rewards
+# B answers, T tokens of a row, N counted tokens of all answers, V vocabulary, R rewards
 
 METRICS = (
     "reward",
@@ -21,15 +21,14 @@ METRICS = (
     "truncated_fraction",
     "staleness",
 )
-FAR = 0.1  # a ratio farther from 1 than this counts as off policy
+FAR = 0.1  # a ratio that differs from 1 by more counts as off-policy
 
 
 class GroupRelative:
-    """Answers are made more likely by what they were better by than others of their group.
+    """Policy gradient with advantages relative to the group of a prompt.
 
-    A batch has `input_ids` and `labels` [B, T] (the answer's tokens; shifted), `old_log_probs` [B, T] of the labels when they
-    were drawn, and for each answer [B]: `advantage`, `learns` (False: it does not count at all), `reward` and `truncated`, and
-    `rewards` [B, R].
+    A batch has `input_ids` and `labels` [B, T] (the answer's tokens; shifted), `old_log_probs` [B, T] of the generating policy,
+    and for each answer [B]: `advantage`, `learns` (False: it does not count), `reward` and `truncated`, and `rewards` [B, R].
     """
 
     def __init__(self, config: GrpoConfig, reference: Reference | None = None) -> None:
@@ -39,8 +38,8 @@ class GroupRelative:
         self.metric_names: Sequence[str] = (*METRICS, *self._rewards, *(("kl",) if reference is not None else ()))
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """Terms of a micro-batch, of which answers that do not learn are no part."""
-        batch = _trimmed(batch)
+        """Compute the terms of a micro-batch; answers that do not learn are not counted."""
+        batch = _trim(batch)
         learns_B = batch["learns"]
         counted_BT = (batch["labels"] != IGNORE) & learns_B[:, None]
         if self._keys.mask_truncated:
@@ -57,7 +56,7 @@ class GroupRelative:
         metrics = self._metrics(batch, raw_N, clipped_N)
         if self._reference is not None:
             with torch.no_grad():
-                reference_N = self._reference(model, lambda one: self._log_probs(one, batch, counted_BT))
+                reference_N = self._reference(model, lambda reference: self._log_probs(reference, batch, counted_BT))
             kl_N = k3(reference_N - log_prob_N)
             loss_N = loss_N + self._config.kl * kl_N
             metrics["kl"] = _pair(kl_N)
@@ -67,17 +66,17 @@ class GroupRelative:
         return LossTerms(loss_N.sum(), weight[self._keys.average], metrics)
 
     def _log_probs(self, model: nn.Module, batch: Batch, counted_BT: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [N] of the labels that count, at the temperature at which they were drawn."""
-        first = _first_column(batch["labels"])  # before it are prompts alone, whose logits nobody needs
+        """Return log-probabilities [N] of the labels that count, at the sampling temperature."""
+        first = _first_column(batch["labels"])  # before it are only prompts, whose logits are not needed
         keep = batch["labels"].shape[1] - first
         logits_BKV = model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=keep).logits
         logits_NV = logits_BKV[counted_BT[:, first:]].float() / self._config.temperature
         labels_N = batch["labels"][counted_BT]
-        found: torch.Tensor = logits_NV.log_softmax(-1).gather(1, labels_N[:, None])[:, 0]
-        return found
+        log_prob_N: torch.Tensor = logits_NV.log_softmax(-1).gather(1, labels_N[:, None])[:, 0]
+        return log_prob_N
 
     def _clipped(self, ratio_N: torch.Tensor, advantage_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """PPO's clipped loss, and where the clip decides. Ratios of stale answers are truncated, which bounds every one."""
+        """Return PPO's clipped loss, and where the clip applies. Ratios of stale answers are truncated, which bounds the loss."""
         if self._config.max_staleness:
             ratio_N = ratio_N.clamp(max=self._config.max_ratio)
         bounded_N = ratio_N.clamp(1 - self._keys.clip_low, 1 + self._keys.clip_high)
@@ -86,7 +85,7 @@ class GroupRelative:
 
     def _metrics(self, batch: Batch, raw_N: torch.Tensor, clipped_N: torch.Tensor) -> dict[str, torch.Tensor]:
         learns_B = batch["learns"]
-        found = {
+        metrics = {
             "reward": _pair(batch["reward"][learns_B]),
             "importance_ratio": _pair(raw_N),
             "off_policy_fraction": _pair((raw_N - 1).abs() > FAR),
@@ -96,17 +95,17 @@ class GroupRelative:
             "staleness": _pair(batch["staleness"][learns_B]),
         }
         for name, values_B in zip(self._rewards, batch["rewards"].unbind(1) if self._rewards else (), strict=True):
-            found[name] = _pair(values_B[learns_B & ~values_B.isnan()])
-        return found
+            metrics[name] = _pair(values_B[learns_B & ~values_B.isnan()])
+        return metrics
 
 
 def k3(log_ratio: torch.Tensor) -> torch.Tensor:
-    """Schulman's unbiased and never negative estimate of KL(policy || reference), of log(reference / policy)."""
+    """Schulman's unbiased, never negative estimate of KL(policy || reference), of log(reference / policy)."""
     return log_ratio.exp() - log_ratio - 1
 
 
 def _pair(values: torch.Tensor) -> torch.Tensor:
-    """Sum and count of a metric."""
+    """Return sum and count of a metric."""
     values = values.detach().double()
     return torch.stack([values.sum(), torch.full_like(values.sum(), values.numel())])
 
@@ -117,13 +116,13 @@ def _mean_of_rows(values_N: torch.Tensor, row_N: torch.Tensor, tokens_B: torch.T
 
 
 def _first_column(labels_BT: torch.Tensor) -> int:
-    """The first column in which some row has a label; the last one where none has any."""
+    """Return the first column in which some row has a label; the last column if none has."""
     columns = (labels_BT != IGNORE).any(0).nonzero()
     return int(columns[0]) if len(columns) else labels_BT.shape[1] - 1
 
 
-def _trimmed(batch: Batch) -> Batch:
-    """Without the columns in which no row has a label any more: after them all is padding."""
+def _trim(batch: Batch) -> Batch:
+    """Drop the columns after the last label of any row, which are padding."""
     columns = (batch["labels"] != IGNORE).any(0).nonzero()
     length = int(columns[-1]) + 1 if len(columns) else 1
     return {

@@ -1,11 +1,11 @@
-"""What ranks and rollout workers tell each other, in files of the run: weights of the policy, and orders of chunks.
+"""Communication of ranks and rollout workers through files of the run: weights of the policy, and requests for chunks.
 
 rollouts/orders/
   policy.json                    the newest weights: {version, file}
   policy-000012.0001-000000.safetensors
-  0000000128-0.0001-000000.json  an order: the chunks of try 0 of the round at 128 that are missing
+  0000000128-0.0001-000000.json  a request: the missing chunks of try 0 of the round at 128
 
-A worker writes the chunks into the ledger. Files of an older group are of no use to a newer one, which removes them.
+A worker writes the chunks into the ledger. A newer group of ranks removes the files of older ones.
 """
 
 import json
@@ -22,32 +22,32 @@ from ropewalk.cluster.run.files import write_json
 FOLDER, POLICY = "orders", "policy.json"
 
 
-class Order(NamedTuple):
-    """Chunks that are to be drawn: those with these numbers, of the slots' draws at this try."""
+class ChunkRequest(NamedTuple):
+    """A request for chunks: the numbers of the chunks, and the prompt slots and try that they are split from."""
 
     position: int
     attempt: int
     slots: list[int]
     numbers: list[int]
-    held_out: bool = False  # slots are held-out prompts, and the position is the step after which they are answered
+    held_out: bool = False  # slots are held-out prompts, and `position` is the step of the validation
 
 
-class Orders:
-    """The orders of one group of ranks."""
+class ChunkRequests:
+    """The requests of one group of ranks."""
 
     def __init__(self, rollouts: Path, fence: Fence) -> None:
         self.folder, self._fence = rollouts / FOLDER, fence
         self._who = f"{fence.attempt:04d}-{fence.group:06d}"
 
     def begin(self) -> None:
-        """Remove what older groups left. Rank 0 calls it before workers start."""
+        """Remove files of older groups. Rank 0 calls it before workers start."""
         self._fence.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in list_afresh(self.folder):
             (self.folder / name).unlink(missing_ok=True)
 
     def publish(self, model: nn.Module, version: int, *, writes: bool) -> None:
-        """Write the weights of the policy; all ranks call it, for each holds a part of them."""
+        """Write the weights of the policy; all ranks call it, since each holds a part of them."""
         tensors = {name: _whole(tensor, keep=writes) for name, tensor in model.state_dict().items()}
         if not writes:
             return
@@ -59,42 +59,42 @@ class Orders:
         save_file(dict(unique.values()), self.folder / f".{name}")
         (self.folder / f".{name}").rename(self.folder / name)
         write_json(self.folder / POLICY, {"version": version, "file": name}, durable=False)
-        for old in sorted(self.folder.glob("policy-*.safetensors"))[:-2]:  # a worker may be reading the last but one
+        for old in sorted(self.folder.glob("policy-*.safetensors"))[:-2]:  # a worker may still read the last but one
             old.unlink(missing_ok=True)
 
-    def give(self, order: Order) -> None:
-        """Give an order to the workers."""
+    def put(self, request: ChunkRequest) -> None:
+        """Publish a request to the workers."""
         self._fence.check()
-        write_json(self._file(order), order._asdict(), durable=False)
+        write_json(self._file(request), request._asdict(), durable=False)
 
-    def done(self, order: Order) -> None:
-        """Withdraw an order: its chunks are there."""
-        self._file(order).unlink(missing_ok=True)
+    def remove(self, request: ChunkRequest) -> None:
+        """Remove a request whose chunks exist."""
+        self._file(request).unlink(missing_ok=True)
 
-    def _file(self, order: Order) -> Path:
-        kind = "-held-out" if order.held_out else ""
-        return self.folder / f"{order.position:010d}-{order.attempt}{kind}.{self._who}.json"
+    def _file(self, request: ChunkRequest) -> Path:
+        kind = "-held-out" if request.held_out else ""
+        return self.folder / f"{request.position:010d}-{request.attempt}{kind}.{self._who}.json"
 
-    # --- of a worker
+    # --- used by workers
 
     def policy(self) -> tuple[int, Path] | None:
-        """The newest version and the file of its weights."""
-        found: dict[str, Any] | None = read_json_afresh(self.folder / POLICY)
-        return (found["version"], self.folder / found["file"]) if found else None
+        """Return the newest version and the file of its weights."""
+        policy: dict[str, Any] | None = read_json_afresh(self.folder / POLICY)
+        return (policy["version"], self.folder / policy["file"]) if policy else None
 
-    def pending(self) -> list[Order]:
-        """The orders of this group, the first round first."""
-        found = []
+    def pending(self) -> list[ChunkRequest]:
+        """Return the requests of this group, the first round first."""
+        requests = []
         for name in sorted(list_afresh(self.folder)):
             if name.endswith(f".{self._who}.json"):
                 try:
-                    found.append(Order(**json.loads((self.folder / name).read_text())))
-                except (OSError, ValueError):  # it was withdrawn meanwhile
+                    requests.append(ChunkRequest(**json.loads((self.folder / name).read_text())))
+                except (OSError, ValueError):  # removed meanwhile
                     continue
-        return found
+        return requests
 
 
 def _whole(tensor: torch.Tensor, *, keep: bool) -> torch.Tensor | None:
-    """The full value of a sharded tensor on the CPU, in memory of its own."""
+    """Return the full value of a sharded tensor on the CPU, as a copy."""
     full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full.detach().cpu().contiguous() if keep else None

@@ -1,4 +1,4 @@
-"""Prompts: read and encoded once, kept in the run, and dealt in an order that is a pure function of (seed, place, try)."""
+"""Prompts: encoded once, stored in the run, and ordered by a pure function of (seed, slot, try)."""
 
 import json
 from collections import Counter
@@ -29,19 +29,19 @@ SCHEMA = pa.schema([("id", pa.string()), ("tokens", pa.list_(pa.int32())), ("rec
 
 
 class PromptPlan(NamedTuple):
-    """Where prompts come from, and how long they may be."""
+    """Everything that determines the encoded prompts: files, maximum length, chat format, split."""
 
     data: str
     max_tokens: int
     on_long: Literal["drop", "cut", "error"]
-    verbatim: bool | None = None  # text as it stands, and not as a message; None: where the tokenizer has no chat template
-    system: str | None = None  # of prompts that have none
+    verbatim: bool | None = None  # plain text, not a message; None: if the tokenizer has no chat template
+    system: str | None = None  # for prompts that have none
     validation_data: str | None = None  # held-out prompts; None: a fraction of the data
     validation_fraction: float = 0.0
 
 
 class Prompt(NamedTuple):
-    """A prompt as the policy and as its rewards see it."""
+    """A prompt for the policy (tokens) and for rewards (record)."""
 
     row: int
     tokens: list[int]
@@ -49,9 +49,9 @@ class Prompt(NamedTuple):
 
 
 def prepare(plan: PromptPlan, files: TokenizerFiles, folder: Path) -> dict[str, Any]:
-    """Encode the prompts into the folder, unless an earlier attempt did; returns what was counted. One process calls it.
+    """Encode the prompts into the folder, unless an earlier attempt did; returns their counts. Called by one process.
 
-    Raises DataError where no prompt is left, or one is too long that must not be.
+    Raises DataError if no prompt is left, or one is too long and `on_long` is error.
     """
     counted: dict[str, Any] | None = read_json(folder / READY)
     if counted is not None:
@@ -62,14 +62,14 @@ def prepare(plan: PromptPlan, files: TokenizerFiles, folder: Path) -> dict[str, 
     rows, held_out, rejected = list[_Row](), list[_Row](), list[dict[str, str]]()
     encode = _Encoder(folder / TOKENIZER, plan)
     fraction = plan.validation_fraction if plan.validation_data is None else 0.0
-    for record, found in _encoded(encode, plan.data, rejected):
-        (held_out if is_held_out((record.values or {})["prompt"], fraction) else rows).append(_row(record, found))
+    for record, ids in _encode_records(encode, plan.data, rejected):
+        (held_out if is_held_out((record.values or {})["prompt"], fraction) else rows).append(_row(record, ids))
     if plan.validation_data is not None:
-        held_out = [_row(record, found) for record, found in _encoded(encode, plan.validation_data, rejected)]
-    reasons = dict(Counter(one["reason"] for one in rejected))
+        held_out = [_row(record, ids) for record, ids in _encode_records(encode, plan.validation_data, rejected)]
+    reasons = dict(Counter(rejection["reason"] for rejection in rejected))
     if not rows:
-        said = ", ".join(f"{reason}: {count}" for reason, count in reasons.items()) or "it is empty"
-        raise DataError(f"data: {plan.data}: no prompt is left ({said}); grpo wants records of {{prompt, ...}}")
+        summary = ", ".join(f"{reason}: {count}" for reason, count in reasons.items()) or "it is empty"
+        raise DataError(f"data: {plan.data}: no usable prompt ({summary}); grpo needs records of {{prompt, ...}}")
     (folder / REJECTED).unlink(missing_ok=True)
     append_lines(folder / REJECTED, rejected)
     write_atomically(folder / PROMPTS, arrow_bytes(pa.Table.from_pylist(rows, SCHEMA)))
@@ -83,18 +83,18 @@ def prepare(plan: PromptPlan, files: TokenizerFiles, folder: Path) -> dict[str, 
         "rejected": {"total": len(rejected), "reasons": reasons, "cut": encode.cut},
     }
     counted["tokenizer"] = Encoder(files).record().model_dump()
-    write_atomically(folder / READY, json_text(counted))  # last: it vouches for the rest
+    write_atomically(folder / READY, json_text(counted))  # last: its presence means that the other files are complete
     return counted
 
 
-def _encoded(encode: "_Encoder", data: str, rejected: list[dict[str, str]]) -> Iterator[tuple[Record, list[int]]]:
-    """The records of some files with their tokens; those that are of no use are named in `rejected`."""
+def _encode_records(encode: "_Encoder", data: str, rejected: list[dict[str, str]]) -> Iterator[tuple[Record, list[int]]]:
+    """Yield the records of some files with their tokens; rejected ones are appended to `rejected`."""
     for record in read_records(data_files(data)):
-        found = encode(record)
-        if isinstance(found, str):
-            rejected.append({"id": f"{record.file}:{record.line}", "reason": found})
+        ids = encode(record)
+        if isinstance(ids, str):
+            rejected.append({"id": f"{record.file}:{record.line}", "reason": ids})
         else:
-            yield record, found
+            yield record, ids
 
 
 def _row(record: Record, tokens: list[int]) -> _Row:
@@ -103,20 +103,20 @@ def _row(record: Record, tokens: list[int]) -> _Row:
 
 
 def tokenizer_plan(folder: Path, counted: Mapping[str, Any]) -> TokenizerPlan:
-    """The tokenizer that lies beside the prompts."""
-    return TokenizerPlan(place=StoragePath(folder / TOKENIZER), record=TokenizerRecord.model_validate(counted["tokenizer"]))
+    """Return the tokenizer that is stored beside the prompts."""
+    return TokenizerPlan(folder=StoragePath(folder / TOKENIZER), record=TokenizerRecord.model_validate(counted["tokenizer"]))
 
 
 class _Encoder:
-    """Records → token ids, or the reason why there are none."""
+    """Encodes records to token ids, or returns the reason of a rejection."""
 
     def __init__(self, tokenizer: Path, plan: PromptPlan) -> None:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer)
-        own = self._tokenizer.chat_template
-        self._chat = ChatTokenizer(tokenizer, None if own else TEMPLATES["plain"])
-        self._verbatim = not own if plan.verbatim is None else plan.verbatim
+        template = self._tokenizer.chat_template
+        self._chat = ChatTokenizer(tokenizer, None if template else TEMPLATES["plain"])
+        self._verbatim = not template if plan.verbatim is None else plan.verbatim
         self._plan, self.cut = plan, 0
 
     def __call__(self, record: Record) -> list[int] | str:
@@ -135,13 +135,13 @@ class _Encoder:
             return ids
         if self._plan.on_long == "error":
             raise DataError(
-                f"data: {record.file}:{record.line}: the prompt has {len(ids)} tokens, of which {self._plan.max_tokens} fit "
-                "(seq_len less grpo.max_new_tokens); raise seq_len, or set on_long to drop or cut"
+                f"data: {record.file}:{record.line}: the prompt has {len(ids)} tokens, at most {self._plan.max_tokens} fit "
+                "(seq_len minus grpo.max_new_tokens); raise seq_len, or set on_long to drop or cut"
             )
         if self._plan.on_long == "drop":
             return "prompt_too_long"
         self.cut += 1
-        return ids[-self._plan.max_tokens :]  # its end says what is asked
+        return ids[-self._plan.max_tokens :]  # the end usually contains the question
 
     def _ids(self, prompt: Any, tools: Any) -> list[int]:
         if isinstance(prompt, str) and (self._verbatim or not prompt):
@@ -156,10 +156,10 @@ class _Encoder:
 
 
 class Prompts:
-    """The prompts of a run, by the place at which they come."""
+    """The prompts of a run, by slot."""
 
     def __init__(self, folder: Path, seed: int | None, name: str = PROMPTS) -> None:
-        """Those of a file; shuffled by the seed, or in their own order."""
+        """Open the prompts of a file; shuffled by the seed, or in the order of the file."""
         self._table = arrow_table((folder / name).read_bytes())
         self._seed = seed
 
@@ -172,7 +172,7 @@ class Prompts:
         return max(len(tokens) for tokens in self._table["tokens"])
 
     def at(self, slot: int, attempt: int = 0) -> Prompt:
-        """The prompt of a place of the run. Every prompt comes once an epoch; those of later tries are shuffled anew."""
+        """Return the prompt of a slot. Every prompt comes once per epoch; later tries have another order."""
         epoch, index = divmod(slot, len(self))
         if self._seed is None:
             return self._at_row(index)
@@ -184,5 +184,5 @@ class Prompts:
 
 
 def held_out_prompts(folder: Path) -> Prompts | None:
-    """The held-out prompts of a run in their own order; None where it has none."""
+    """Open the held-out prompts of a run in the order of the file; None if there are none."""
     return Prompts(folder, None, HELD_OUT) if (folder / HELD_OUT).is_file() else None

@@ -1,4 +1,4 @@
-"""GRPO as a recipe of the loop: prompts, rollouts made before each step, their loss, and the reference."""
+"""GRPO as a recipe of the loop: prompts, rollouts generated before each step, their loss, and the reference."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -13,8 +13,8 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.heartbeat import Phase
 from ropewalk.datapipe.tokens.tokenizer import Encoder
 from ropewalk.jobs.training.align.config import AlignConfig
-from ropewalk.jobs.training.align.grpo.chunks import ChunkMaker
-from ropewalk.jobs.training.align.grpo.drawing import Drawer, RankDrawer, WorkerDrawer
+from ropewalk.jobs.training.align.grpo.chunks import ChunkGenerator
+from ropewalk.jobs.training.align.grpo.drawing import RankGenerator, RolloutGenerator, WorkerGenerator
 from ropewalk.jobs.training.align.grpo.maker import GrpoSource
 from ropewalk.jobs.training.align.grpo.objective import GroupRelative
 from ropewalk.jobs.training.align.grpo.prompts import PromptPlan, Prompts, held_out_prompts, prepare, tokenizer_plan
@@ -26,7 +26,7 @@ from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.model_record import checkpoint_place
 from ropewalk.jobs.training.loop.objective import Objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
-from ropewalk.jobs.training.rollouts.ledger import rollouts_folder, settle
+from ropewalk.jobs.training.rollouts.ledger import rollouts_folder, update_marks
 from ropewalk.sharding.checkpoint import newest_complete
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.layout import complete_steps, directory_of
@@ -38,28 +38,28 @@ _SEQ_LEN = 1024
 
 
 def run(context: JobContext, config: AlignConfig, group: Group) -> dict[str, object]:
-    """Learn from rewards; the results say how many prompts there were, and which were left out."""
-    # this loss is near 0 and of any sign, so that no multiple of its mean says that it is an anomaly; NaN still does
+    """Train on rewards; the results count the prompts, and those that were rejected."""
+    # this loss is near 0 with either sign, so that a multiple of its mean is no anomaly; NaN still is
     config = config.model_copy(update={"anomaly": config.anomaly.model_copy(update={"spike_factor": None})})
     counted = _prompts(context, config, group)
     with grpo_recipe(context, config, group, counted) as recipe:
         results = train(context, config, group, recipe)
-    if group.is_main:  # a group that was killed after its last checkpoint was committed has not said that it is used
+    if group.is_main:  # a kill right after the last commit leaves its rounds unmarked
         _, newest = newest_complete(checkpoint_place(context.run))
-        settle(context.run, context.fence, newest.position, newest.step)
-    told: dict[str, object] = {name: counted[name] for name in ("prompts", "held_out", "rejected") if name in counted}
-    return {**results, **told}
+        update_marks(context.run, context.fence, newest.position, newest.step)
+    prompt_counts: dict[str, object] = {name: counted[name] for name in ("prompts", "held_out", "rejected") if name in counted}
+    return {**results, **prompt_counts}
 
 
 @contextmanager
 def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted: dict[str, Any]) -> Iterator[Recipe]:
-    """The recipe, with the processes in which rewards are computed."""
+    """Build the recipe, and run the processes that compute rewards."""
     folder, grpo = rollouts_folder(context.run), config.grpo
     tokenizer = tokenizer_plan(folder, counted)
     prompts = Prompts(folder, config.seed)
     plan = policy_plan(context.run, config, counted, prompts)
     held_out = held_out_prompts(folder)
-    with _drawer(context, config, group, (prompts, held_out), tokenizer.record.end_of_document) as drawer:
+    with _open_generator(context, config, group, (prompts, held_out), tokenizer.record.end_of_document) as generator:
         source = GrpoSource(
             context=context,
             config=grpo,
@@ -67,13 +67,13 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
             global_batch=config.batch.global_batch,
             steps=config.steps,
             prompts=prompts,
-            drawer=drawer,
+            generator=generator,
             tokens_per_sample=plan.seq_len,
             oldest_position=partial(_oldest_position, context, config.checkpoint.keep),
         )
         validation = None
         if held_out is not None:
-            validation = HeldOutRewards(context=context, config=grpo, group=group, prompts=held_out, drawer=drawer)
+            validation = HeldOutRewards(context=context, config=grpo, group=group, prompts=held_out, generator=generator)
         yield Recipe(
             model=plan,
             tokenizer=tokenizer,
@@ -85,35 +85,37 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
 
 
 def _oldest_position(context: JobContext, keep: int) -> int:
-    """The sample at which the oldest checkpoint stands that the run may go back to."""
-    place = checkpoint_place(context.run)
-    steps = complete_steps(place)[-keep:]
-    return read_manifest(place.child(directory_of(steps[0]))).position if steps else 0
+    """Return the position of the oldest checkpoint to which the run may roll back."""
+    checkpoints = checkpoint_place(context.run)
+    steps = complete_steps(checkpoints)[-keep:]
+    return read_manifest(checkpoints.child(directory_of(steps[0]))).position if steps else 0
 
 
 @contextmanager
-def _drawer(
+def _open_generator(
     context: JobContext, config: AlignConfig, group: Group, prompts: tuple[Prompts, Prompts | None], end: int
-) -> Iterator[Drawer]:
-    """Who draws answers, with the processes that this takes."""
+) -> Iterator[RolloutGenerator]:
+    """Start the generator of rollouts: in the ranks, or in workers."""
     grpo = config.grpo
     if grpo.workers:
-        with closing(WorkerDrawer(context, group, grpo.workers)) as drawer:
-            yield drawer
+        with closing(WorkerGenerator(context, group, grpo.workers)) as generator:
+            yield generator
         return
     tokenizer = open_tokenizer(rollouts_folder(context.run))
     with open_pool(context.run, grpo) as pool:
         makers = [
-            None if some is None else ChunkMaker(some, tokenizer, pool, lambda: context.heart.beat(Phase.ROLLOUT, 0))
-            for some in prompts
+            None
+            if some_prompts is None
+            else ChunkGenerator(some_prompts, tokenizer, pool, lambda: context.heart.beat(Phase.ROLLOUT, 0))
+            for some_prompts in prompts
         ]
         assert makers[0] is not None
         ends = answer_ends(config, tokenizer, end)
-        yield RankDrawer(context, grpo, group, config.parallel, makers[0], seed=config.seed, ends=ends, held_out=makers[1])
+        yield RankGenerator(context, grpo, group, config.parallel, makers[0], seed=config.seed, ends=ends, held_out=makers[1])
 
 
 def _prompts(context: JobContext, config: AlignConfig, group: Group) -> dict[str, Any]:
-    """Have the prompts encoded by rank 0 while the others wait. Raises DataError and ConfigError."""
+    """Encode the prompts on rank 0 while the others wait. Raises DataError and ConfigError."""
     if not group.is_main:
         return group.broadcast_object(None)
     context.fence.check()
@@ -126,7 +128,7 @@ def _prompts(context: JobContext, config: AlignConfig, group: Group) -> dict[str
     counted = prepare(_prompt_plan(config, limit), files, rollouts_folder(context.run))
     rejected = counted["rejected"]
     if rejected["total"]:
-        log.warning("%d records of %s are left out: %s", rejected["total"], config.data, rejected["reasons"])
+        log.warning("%d records of %s are rejected: %s", rejected["total"], config.data, rejected["reasons"])
         context.run.event("prompts_rejected", total=rejected["total"], reasons=rejected["reasons"])
     return group.broadcast_object(counted)
 

@@ -1,4 +1,4 @@
-"""What ranks and workers must both know of a GRPO run: its model, its tokenizer, and what ends an answer."""
+"""Objects of a GRPO run that ranks and workers share: model plan, tokenizer, reward pool, end tokens."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,36 +11,36 @@ from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.runs.program.environment import project_folder
 from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.grpo.prompts import TOKENIZER, Prompts
-from ropewalk.jobs.training.align.grpo.rewards.pool import Place, RewardPool
+from ropewalk.jobs.training.align.grpo.rewards.pool import RewardEnvironment, RewardPool
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.loop.model import ModelPlan
 
 
 def open_tokenizer(folder: Path) -> Any:
-    """The tokenizer that lies beside the prompts."""
+    """Open the tokenizer that is stored beside the prompts."""
     return AutoTokenizer.from_pretrained(folder / TOKENIZER)
 
 
 def open_pool(run: RunDir, config: GrpoConfig) -> RewardPool:
-    """The processes that compute a run's rewards."""
-    place = Place(project_folder(run, config.directory), str(run.path.absolute().parent))
-    return RewardPool(config.rewards, config.reward_processes, place)
+    """Start the processes that compute a run's rewards."""
+    environment = RewardEnvironment(project_folder(run, config.directory), str(run.path.absolute().parent))
+    return RewardPool(config.rewards, config.reward_processes, environment)
 
 
 def policy_plan(run: RunDir, config: AlignConfig, counted: Mapping[str, Any], prompts: Prompts) -> ModelPlan:
-    """The model that learns, with its adapter."""
+    """Plan the model that is trained, with its adapter."""
     record = TokenizerRecord.model_validate(counted["tokenizer"])
     seq_len = int(counted.get("longest") or prompts.longest) + config.grpo.max_new_tokens
     return ModelPlan.of(config.model, run, tokenizer=record, seq_len=seq_len).with_lora(config.lora, config.seed)
 
 
 def answer_ends(config: AlignConfig, tokenizer: Any, end_of_document: int) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's, and those that the model's own directory names."""
+    """Return the tokens that end an answer: the tokenizer's, and those that the model's own directory names."""
     ends = {end_of_document, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
     if config.model.path is not None:
         try:
             named = GenerationConfig.from_pretrained(config.model.path).eos_token_id
-        except OSError:  # it has no such file
+        except OSError:  # no generation_config.json
             named = None
         ends |= set(named if isinstance(named, list) else [] if named is None else [named])
     return frozenset(ends)

@@ -12,14 +12,14 @@ from ropewalk.jobs.training.loop.source import Source
 
 
 class Rollout(NamedTuple):
-    """One answer as it is learnt from."""
+    """An answer with everything that training needs."""
 
     prompt: list[int]
     tokens: list[int]
     log_probs: list[float]
     truncated: bool
-    reward: float  # NaN where it does not count
-    rewards: list[float]  # NaN where there is none
+    reward: float  # NaN if it does not count
+    rewards: list[float]  # NaN if there is none
     advantage: float
     staleness: int
 
@@ -34,40 +34,40 @@ class RolloutSource(Source):
         self._first, self._rollouts = 0, list[Rollout]()
 
     def put(self, first: int, rollouts: list[Rollout]) -> None:
-        """From now on samples `first` and following can be read, and no others."""
+        """Replace the samples: from now on only `first` and the following ones can be read."""
         self._first, self._rollouts = first, rollouts
 
     def read(self, positions: Sequence[int]) -> Batch:
-        """The rollouts at these positions, padded to the longest of them."""
+        """Return the rollouts at these positions, padded to the longest of them."""
         chosen = [self._rollouts[position - self._first] for position in positions]
-        return _batch(chosen, self._num_rewards) if chosen else {name: one[:0] for name, one in self.filler().items()}
+        return _batch(chosen, self._num_rewards) if chosen else {name: tensor[:0] for name, tensor in self.filler().items()}
 
     def filler(self) -> Batch:
-        """A row that counts for nothing."""
+        """Return a row that does not count."""
         nothing = Rollout([0], [0], [0.0], False, float("nan"), [float("nan")] * self._num_rewards, 0.0, 0)
         return _batch([nothing], self._num_rewards)
 
 
 def _batch(rollouts: Sequence[Rollout], num_rewards: int) -> Batch:
-    length = max(len(one.prompt) + len(one.tokens) - 1 for one in rollouts)
+    length = max(len(rollout.prompt) + len(rollout.tokens) - 1 for rollout in rollouts)
     input_ids = torch.zeros(len(rollouts), length, dtype=torch.int64)
     labels = torch.full((len(rollouts), length), IGNORE)
     log_probs = torch.zeros(len(rollouts), length)
-    for row, one in enumerate(rollouts):
-        start, stop = len(one.prompt) - 1, len(one.prompt) + len(one.tokens) - 1
-        input_ids[row, :stop] = torch.tensor([*one.prompt, *one.tokens[:-1]])
-        labels[row, start:stop] = torch.tensor(one.tokens)
-        log_probs[row, start:stop] = torch.tensor(one.log_probs)
-    rewards = torch.tensor([one.rewards for one in rollouts], dtype=torch.float64).reshape(len(rollouts), num_rewards)
-    reward = torch.tensor([one.reward for one in rollouts], dtype=torch.float64)
+    for row, rollout in enumerate(rollouts):
+        start, stop = len(rollout.prompt) - 1, len(rollout.prompt) + len(rollout.tokens) - 1
+        input_ids[row, :stop] = torch.tensor([*rollout.prompt, *rollout.tokens[:-1]])
+        labels[row, start:stop] = torch.tensor(rollout.tokens)
+        log_probs[row, start:stop] = torch.tensor(rollout.log_probs)
+    rewards = torch.tensor([rollout.rewards for rollout in rollouts], dtype=torch.float64).reshape(len(rollouts), num_rewards)
+    reward = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
     return {
         "input_ids": input_ids,
         "labels": labels,
         "old_log_probs": log_probs,
-        "advantage": torch.tensor([one.advantage for one in rollouts]),
+        "advantage": torch.tensor([rollout.advantage for rollout in rollouts]),
         "reward": reward,
         "rewards": rewards,
         "learns": ~reward.isnan(),
-        "truncated": torch.tensor([one.truncated for one in rollouts]),
-        "staleness": torch.tensor([float(one.staleness) for one in rollouts]),
+        "truncated": torch.tensor([rollout.truncated for rollout in rollouts]),
+        "staleness": torch.tensor([float(rollout.staleness) for rollout in rollouts]),
     }

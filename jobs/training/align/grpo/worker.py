@@ -1,4 +1,4 @@
-"""A rollout worker: draws and rewards chunks beside the ranks, by the newest weights, and writes them into the ledger.
+"""A rollout worker: generates and rewards chunks beside the ranks with the newest weights, and writes them to the ledger.
 
 python -m ropewalk.jobs.training.align.grpo.worker RUN --attempt A --group G --number N --of M --parent PID
 """
@@ -20,31 +20,31 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.jobs.training.align.config import AlignConfig
-from ropewalk.jobs.training.align.grpo.chunks import ChunkMaker, cut
+from ropewalk.jobs.training.align.grpo.chunks import ChunkGenerator, split_into_chunks
 from ropewalk.jobs.training.align.grpo.engines import EngineSetup, RolloutEngine, find_engine
-from ropewalk.jobs.training.align.grpo.orders import Order, Orders
+from ropewalk.jobs.training.align.grpo.orders import ChunkRequest, ChunkRequests
 from ropewalk.jobs.training.align.grpo.prompts import READY, TOKENIZER, Prompts, held_out_prompts
 from ropewalk.jobs.training.align.grpo.setup import answer_ends, open_pool, open_tokenizer, policy_plan
 from ropewalk.jobs.training.loop.load_checkpoint import empty_model
-from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
+from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, parse_chunk_name, rollouts_folder
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.02
+POLL_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1
 
 
 class Worker:
-    """Does every `of`-th chunk of each order, beginning with `number`."""
+    """Generates every `of`-th chunk of each request, starting with `number`."""
 
     def __init__(self, run: RunDir, fence: Fence, number: int, of: int) -> None:
         self._run, self._fence, self._number, self._of = run, fence, number, of
         self._config = AlignConfig.model_validate(run.record["config"])
-        self._orders = Orders(rollouts_folder(run), fence)
+        self._requests = ChunkRequests(rollouts_folder(run), fence)
         self._version = -1
 
     def work(self) -> None:
-        """Work until the parent ends this process. Raises ConfigError for an engine or a reward that cannot be made."""
+        """Work until the parent ends this process. Raises ConfigError for an engine or reward that cannot be created."""
         config, folder = self._config, rollouts_folder(self._run)
         counted = read_json(folder / READY)
         assert counted is not None, "ranks prepare prompts before they start workers"
@@ -59,62 +59,65 @@ class Worker:
         setup = EngineSetup(config=config.grpo, seed=config.seed, ends=ends, tokenizer=folder / TOKENIZER, empty_model=empty)
         engine = find_engine(setup)
         with open_pool(self._run, config.grpo) as pool:
-            makers = {False: ChunkMaker(prompts, tokenizer, pool, lambda: None)}
+            makers = {False: ChunkGenerator(prompts, tokenizer, pool, lambda: None)}
             if held_out is not None:
-                makers[True] = ChunkMaker(held_out, tokenizer, pool, lambda: None)
+                makers[True] = ChunkGenerator(held_out, tokenizer, pool, lambda: None)
             while True:
-                self._once(engine, makers)
+                self._work_once(engine, makers)
 
-    def _once(self, engine: RolloutEngine, makers: dict[bool, ChunkMaker]) -> None:
-        for order in self._orders.pending():
-            one, maker = Round(self._run, self._fence, order.position, held_out=order.held_out), makers[order.held_out]
-            for name, draws in self._mine(order, one):
-                self._take_newest(engine)
-                one.put(name, maker.rewarded(maker.answer(draws, engine.answer), self._version))
-                return  # an order of an earlier round may have come
-        time.sleep(LOOK_SECONDS)
+    def _work_once(self, engine: RolloutEngine, makers: dict[bool, ChunkGenerator]) -> None:
+        for request in self._requests.pending():
+            ledger_round, maker = (
+                Round(self._run, self._fence, request.position, held_out=request.held_out),
+                makers[request.held_out],
+            )
+            for name, draws in self._own_chunks(request, ledger_round):
+                self._load_newest_policy(engine)
+                ledger_round.put(name, maker.with_rewards(maker.generate(draws, engine.answer), self._version))
+                return  # look for requests of earlier rounds first
+        time.sleep(POLL_SECONDS)
 
-    def _mine(self, order: Order, one: Round) -> Iterator[tuple[ChunkName, list]]:  # type: ignore[type-arg]
-        there = {chunk_of(name) for name in one.names()}
-        chunks = cut(order.slots, order.attempt, self._config.grpo, held_out=order.held_out)
-        for number in order.numbers:
-            name = ChunkName(order.attempt, number)
-            if number % self._of == self._number and name not in there:
+    def _own_chunks(self, request: ChunkRequest, ledger_round: Round) -> Iterator[tuple[ChunkName, list]]:  # type: ignore[type-arg]
+        existing = {parse_chunk_name(name) for name in ledger_round.names()}
+        chunks = split_into_chunks(request.slots, request.attempt, self._config.grpo, held_out=request.held_out)
+        for number in request.numbers:
+            name = ChunkName(request.attempt, number)
+            if number % self._of == self._number and name not in existing:
                 yield name, chunks[number]
 
-    def _take_newest(self, engine: RolloutEngine) -> None:
-        found = self._orders.policy()
-        assert found is not None, "weights are published before the first order"
-        if found[0] != self._version:
-            engine.load(found[1])
-            self._version = found[0]
+    def _load_newest_policy(self, engine: RolloutEngine) -> None:
+        policy = self._requests.policy()
+        assert policy is not None, "weights are published before the first request"
+        if policy[0] != self._version:
+            engine.load(policy[1])
+            self._version = policy[0]
 
 
 def error_file(folder: Path, number: int) -> Path:
-    """Where a worker says why it gives up."""
+    """Return the file in which a worker reports its fatal error."""
     return folder / f"error-{number}"
 
 
 def main() -> None:
-    """Be a worker."""
+    """Run a worker."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     for name in ("attempt", "group", "number", "of", "parent"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != words.parent:  # it died before the line above
+    if os.getppid() != arguments.parent:  # the parent died before prctl
         return
-    configure_logging(f"worker {words.number}")
+    configure_logging(f"worker {arguments.number}")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    run = RunDir(words.run)
-    fence = Fence(run, words.attempt, words.group)
+    run = RunDir(arguments.run)
+    fence = Fence(run, arguments.attempt, arguments.group)
     try:
-        Worker(run, fence, words.number, words.of).work()
+        Worker(run, fence, arguments.number, arguments.of).work()
     except StaleAttemptError as error:
         log.info("%s", error)
     except ConfigError as error:
-        write_json(error_file(Orders(rollouts_folder(run), fence).folder, words.number), str(error))
+        write_json(error_file(ChunkRequests(rollouts_folder(run), fence).folder, arguments.number), str(error))
         raise
 
 

@@ -1,4 +1,4 @@
-"""The rollout workers of a node: started by its first rank, replaced when they die, and gone with it."""
+"""The rollout workers of a node: started by its first rank, replaced when they die, and stopped with it."""
 
 import logging
 import os
@@ -14,48 +14,48 @@ from ropewalk.jobs.training.align.grpo.worker import error_file
 
 log = logging.getLogger(__name__)
 
-MOST_DEATHS = 5  # of a worker, without a chunk that was drawn meanwhile
+MAX_DEATHS = 5  # of workers since the last generated chunk
 
 
 class RolloutWorkers:
-    """Some processes that draw rollouts; numbers `first` and following of `of` in all."""
+    """Processes that generate rollouts: numbers `first` and following of `of` in all."""
 
     def __init__(self, context: JobContext, orders: Path, first: int, count: int, of: int) -> None:
-        self._context, self._orders, self._of = context, orders, of
+        self._context, self._requests, self._of = context, orders, of
         self._deaths = 0
         self._processes = {number: self._start(number) for number in range(first, first + count)}
 
     def check(self) -> None:
-        """Replace workers that died. Raises ConfigError where one cannot be of use, RuntimeError where it dies for ever."""
+        """Replace workers that died. Raises ConfigError for an invalid configuration, RuntimeError if one keeps dying."""
         for number, process in self._processes.items():
             code = process.poll()
             if code is None:
                 continue
-            said = read_json(error_file(self._orders, number))
-            if said:
-                raise ConfigError(said)
+            error = read_json(error_file(self._requests, number))
+            if error:
+                raise ConfigError(error)
             self._deaths += 1
-            if self._deaths > MOST_DEATHS:
-                raise RuntimeError(f"rollout worker {number} ends again and again, with {code}; see the rank's log")
-            log.warning("rollout worker %d ended with %d: starting another", number, code)
+            if self._deaths > MAX_DEATHS:
+                raise RuntimeError(f"rollout worker {number} keeps failing, with exit code {code}; see the rank's log")
+            log.warning("rollout worker %d ended with exit code %d: starting another", number, code)
             self._context.run.event("rollout_worker_lost", worker=number, exit_code=code)
             self._processes[number] = self._start(number)
 
-    def well(self) -> None:
-        """Something was drawn: what died before is no sign of anything."""
+    def reset_deaths(self) -> None:
+        """Reset the count of deaths after a chunk was generated."""
         self._deaths = 0
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         for process in self._processes.values():
             process.kill()
             process.wait()
 
     def _start(self, number: int) -> subprocess.Popen[bytes]:
         context = self._context
-        words = module_command(
+        command = module_command(
             "ropewalk.jobs.training.align.grpo.worker", str(context.run.path), "--attempt", str(context.attempt)
         )
-        words += ["--group", str(context.group), "--number", str(number), "--of", str(self._of), "--parent", str(os.getpid())]
+        command += ["--group", str(context.group), "--number", str(number), "--of", str(self._of), "--parent", str(os.getpid())]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        return subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)

@@ -1,1 +1,1 @@
-"""Learning from preferences: pairs of answers, or answers with a label."""
+"""Preference training: pairs of answers, or labelled answers."""

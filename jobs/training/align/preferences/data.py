@@ -1,4 +1,4 @@
-"""The prepared data of a run: made by rank 0 before the first step, told about, and opened by every rank."""
+"""The prepared data of a run: prepared by rank 0 before the first step, reported, and opened by every rank."""
 
 import logging
 from dataclasses import replace
@@ -11,7 +11,7 @@ from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.datapipe.tokens.tokenizer import Encoder, TokenizerFiles, take_tokenizer
 from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.preferences.lengths import Lengths
-from ropewalk.jobs.training.align.preferences.prepare import DataPlan, counts_of, prepare, read_prepared
+from ropewalk.jobs.training.align.preferences.prepare import DataPlan, counts_of, prepare, read_data_manifest
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.model_record import TokenizerPlan, find_source_run
 from ropewalk.jobs.training.loop.on_main import on_main
@@ -24,27 +24,27 @@ _SEQ_LEN = 1024
 
 
 def data_folder(context: JobContext) -> Path:
-    """The folder of a run in which its data lie as token ids."""
+    """Return the folder of a run with its tokenized data."""
     return context.run.path / _FOLDER
 
 
-def prepared(context: JobContext, config: AlignConfig, group: Group, *, paired: bool) -> dict[str, Any]:
-    """The manifest of the run's data, which rank 0 makes while the others wait. Later attempts find it made."""
+def prepare_data(context: JobContext, config: AlignConfig, group: Group, *, paired: bool) -> dict[str, Any]:
+    """Return the manifest of the run's data; rank 0 prepares it unless an earlier attempt did, while the others wait."""
 
     def make() -> dict[str, Any]:
-        manifest = read_prepared(data_folder(context))
+        manifest = read_data_manifest(data_folder(context))
         if manifest is None:
             context.fence.check()
             tokenizer = tokenizer_files(context, config)
             manifest = prepare(_data_plan(context, config, tokenizer, paired=paired), tokenizer, data_folder(context))
-            _tell(context, manifest)
+            _report(context, manifest)
         return manifest
 
     return on_main(group, make)
 
 
 def _data_plan(context: JobContext, config: AlignConfig, tokenizer: TokenizerFiles, *, paired: bool) -> DataPlan:
-    """Raises ConfigError where model and tokenizer, or model and seq_len, do not fit."""
+    """Collect the settings of preparation. Raises ConfigError if model and tokenizer, or model and seq_len, do not match."""
     record = Encoder(tokenizer).record()
     model = ModelPlan.of(config.model, context.run, tokenizer=record, seq_len=config.seq_len or 2)
     positions = getattr(model.config, "max_position_embeddings", None) or _SEQ_LEN
@@ -61,22 +61,24 @@ def _data_plan(context: JobContext, config: AlignConfig, tokenizer: TokenizerFil
 
 
 def tokenizer_files(context: JobContext, config: AlignConfig) -> TokenizerFiles:
-    """The tokenizer of the model that learns, with the chat template that the configuration names."""
+    """Return the tokenizer of the trained model, with the configured chat template."""
     if config.model.run is not None:
-        found = take_tokenizer(str(find_source_run(context.run, config.model.run, "model.run").tokenizer))
+        tokenizer = take_tokenizer(str(find_source_run(context.run, config.model.run, "model.run").tokenizer))
     else:
         assert config.model.path is not None
-        found = take_tokenizer(config.model.path)
+        tokenizer = take_tokenizer(config.model.path)
     template = config.chat.template_text
-    return found if template is None else replace(found, files={**found.files, "chat_template.jinja": template.encode()})
+    return (
+        tokenizer if template is None else replace(tokenizer, files={**tokenizer.files, "chat_template.jinja": template.encode()})
+    )
 
 
-def _tell(context: JobContext, manifest: dict[str, Any]) -> None:
-    """Say what was left out of the data, and what is odd about it."""
+def _report(context: JobContext, manifest: dict[str, Any]) -> None:
+    """Report rejected records and a length bias."""
     counts = counts_of(manifest)
     context.run.event("pairs_prepared", **counts)
     if counts["rejected"]:
-        log.warning("left out of the data: %s; %s/rejected.jsonl names each", counts["rejected"], _FOLDER)
+        log.warning("rejected records: %s; see %s/rejected.jsonl", counts["rejected"], _FOLDER)
         context.run.event("pairs_rejected", total=sum(counts["rejected"].values()), reasons=counts["rejected"])
     bias = Lengths.model_validate(manifest["lengths"]).bias()
     if bias is not None:
@@ -87,12 +89,12 @@ def _tell(context: JobContext, manifest: dict[str, Any]) -> None:
 
 
 def tokenizer_plan(context: JobContext, manifest: dict[str, Any]) -> TokenizerPlan:
-    """The tokenizer that lies beside the run's prepared data."""
-    place = StoragePath(data_folder(context) / "tokenizer")
-    return TokenizerPlan(place=place, record=TokenizerRecord.model_validate(manifest["tokenizer"]))
+    """Return the tokenizer that is stored beside the run's prepared data."""
+    folder = StoragePath(data_folder(context) / "tokenizer")
+    return TokenizerPlan(folder=folder, record=TokenizerRecord.model_validate(manifest["tokenizer"]))
 
 
 def tokens_per_sample(manifest: dict[str, Any]) -> int:
-    """The mean number of tokens of a pair, or of an answer with its prompt."""
+    """Return the mean number of tokens of a pair, or of an answer with its prompt."""
     mean: float = manifest["tokens"] / sum(manifest["rows"].values())
     return max(1, round(mean))

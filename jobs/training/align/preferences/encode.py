@@ -1,4 +1,4 @@
-"""A prompt and its answers → token ids, by a chat template or as the text stands."""
+"""Encode a prompt and its answers as token ids, with a chat template or as plain text."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ TOO_LONG = "too_long"
 
 
 class Tokens(NamedTuple):
-    """Token ids of a prompt and of each of its answers, the end of turn included."""
+    """Token ids of a prompt and of each of its answers, with the end of turn."""
 
     prompt: list[int]
     answers: tuple[list[int], ...]
@@ -21,27 +21,27 @@ class Tokens(NamedTuple):
 
 
 class Encoder:
-    """Encodes preferences; none is longer than `seq_len` tokens.
+    """Encodes preferences, each with at most `seq_len` tokens.
 
-    Messages are written by the tokenizer's chat template (else a plain built-in one). Text is too, as the user's and the
-    assistant's, unless it is taken `verbatim`: then it is closed by the end-of-sequence token. Prompt and answer are
-    encoded apart, as they are when the model is asked.
+    Messages are formatted by the tokenizer's chat template (else a plain built-in one). So is text, as the user's and the
+    assistant's messages, unless it is `verbatim`: then only the end-of-sequence token is appended. Prompt and answer are
+    encoded separately, as they are in generation.
     """
 
     def __init__(
         self, tokenizer: Path, *, seq_len: int, cut: bool, verbatim: bool | None = None, system: str | None = None
     ) -> None:
         self.tokenizer: Any = open_tokenizer(tokenizer)
-        own = self.tokenizer.chat_template
-        self.chat = ChatTokenizer(tokenizer, None if own else TEMPLATES["plain"])
-        self.verbatim = not own if verbatim is None else verbatim
+        template = self.tokenizer.chat_template
+        self.chat = ChatTokenizer(tokenizer, None if template else TEMPLATES["plain"])
+        self.verbatim = not template if verbatim is None else verbatim
         self.seq_len, self.cut, self.system = seq_len, cut, system
 
     def encode(self, preference: Preference) -> Tokens | Refused:
-        """Token ids, or the reason why there are none."""
+        """Return token ids, or the reason of a rejection."""
         verbatim = self.verbatim and isinstance(preference.prompt, str)
         try:
-            prompt, answers = self._plain(preference) if verbatim else self._templated(preference)
+            prompt, answers = self._plain(preference) if verbatim else self._apply_template(preference)
         except BadConversationError as error:
             return Refused(error.reason)
         if not prompt:
@@ -49,8 +49,8 @@ class Encoder:
         if not all(answers):
             return Refused("empty_mask")
         if len(answers) == 2 and answers[0] == answers[1]:
-            return Refused("equal_answers")  # a template may strip what made them differ
-        return self._fitted(Tokens(prompt, answers, preference.label))
+            return Refused("equal_answers")  # a template may strip the difference
+        return self._fit(Tokens(prompt, answers, preference.label))
 
     def _plain(self, preference: Preference) -> tuple[list[int], tuple[list[int], ...]]:
         end = self.tokenizer.eos_token_id
@@ -58,27 +58,27 @@ class Encoder:
         closed = (ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in answers)
         return self.tokenizer(preference.prompt)["input_ids"], tuple(closed)
 
-    def _templated(self, preference: Preference) -> tuple[list[int], tuple[list[int], ...]]:
-        asked, said = conversations(preference.prompt, *preference.answers)
-        if self.system is not None and asked[0]["role"] != "system":
-            asked = [{"role": "system", "content": self.system}, *asked]
-        before = self.chat.render(asked, preference.tools, prompt=True)
-        wholes = [self.chat.render([*asked, *answer], preference.tools) for answer in said]
+    def _apply_template(self, preference: Preference) -> tuple[list[int], tuple[list[int], ...]]:
+        prompt, answers = conversations(preference.prompt, *preference.answers)
+        if self.system is not None and prompt[0]["role"] != "system":
+            prompt = [{"role": "system", "content": self.system}, *prompt]
+        before = self.chat.render(prompt, preference.tools, prompt=True)
+        wholes = [self.chat.render([*prompt, *answer], preference.tools) for answer in answers]
         if not all(whole.startswith(before) for whole in wholes):
             raise BadConversationError("template_not_prefix")
         return self._ids(before), tuple(self._ids(self._turn(whole[len(before) :])) for whole in wholes)
 
-    def _turn(self, said: str) -> str:
-        """Without the white space that a template writes behind the end of a turn: it is not the assistant's."""
+    def _turn(self, text: str) -> str:
+        """Remove the white space that a template writes after the end of a turn: it is not the assistant's."""
         end = self.tokenizer.eos_token
-        at = said.rfind(end) + len(end) if end and end in said else len(said)
-        return said[:at] if not said[at:].strip() else said
+        stop = text.rfind(end) + len(end) if end and end in text else len(text)
+        return text[:stop] if not text[stop:].strip() else text
 
     def _ids(self, text: Any) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _fitted(self, tokens: Tokens) -> Tokens | Refused:
+    def _fit(self, tokens: Tokens) -> Tokens | Refused:
         length = len(tokens.prompt) + max(map(len, tokens.answers))
         if length <= self.seq_len:
             return tokens

@@ -1,4 +1,4 @@
-"""KTO: labelled answers, each compared with the KL between model and reference over the whole global batch (2402.01306)."""
+"""KTO: labelled answers, compared with the KL between model and reference over the whole global batch (2402.01306)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,10 +29,10 @@ _METRICS = (
 
 
 class Baseline(NamedTuple):
-    """What the samples of a global batch, or of the validation, have in common."""
+    """Values shared by the samples of a global batch, or of a validation."""
 
     kl: float  # the estimate of KL(model || reference), at least 0
-    desirable: float  # how many of them are
+    desirable: float  # number of desirable answers
     undesirable: float
 
 
@@ -47,14 +47,14 @@ class KtoObjective:
         self.baseline = Baseline(0.0, 0.0, 0.0)
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """Summed loss of the labelled answers, and their number."""
-        mine = only(batch, 0)
-        base_P = reference_log_probs(self.reference, model, mine)[:, 0]
-        found = answer_log_probs(model, mine)
-        ratios_P, lengths_P, desirable_P = found.sums[:, 0] - base_P, found.lengths[:, 0], batch["desirable"]
+        """Compute the summed loss of the labelled answers, and their number."""
+        labelled = select_answer(batch, 0)
+        base_P = reference_log_probs(self.reference, model, labelled)[:, 0]
+        log_probs = answer_log_probs(model, labelled)
+        ratios_P, lengths_P, desirable_P = log_probs.sums[:, 0] - base_P, log_probs.lengths[:, 0], batch["desirable"]
         counted_P = lengths_P > 0
         loss_P = self.loss(ratios_P, desirable_P, ratios_P.new_tensor(self.baseline.kl))
-        metrics = self._metrics(counted_P, desirable_P, ratios_P.detach(), found.sums[:, 0].detach(), lengths_P)
+        metrics = self._metrics(counted_P, desirable_P, ratios_P.detach(), log_probs.sums[:, 0].detach(), lengths_P)
         return LossTerms(torch.where(counted_P, loss_P, 0.0).sum(), counted_P.sum(), metrics)
 
     def _metrics(
@@ -68,7 +68,7 @@ class KtoObjective:
         kl, good, bad = self.baseline
         rewards_P = self.beta * ratios_P
         right_P = torch.where(desirable_P, ratios_P > kl, ratios_P < kl)
-        # the difference of two means, as one mean: each answer is weighed by how rare its kind is in the global batch
+        # the difference of two means as one mean: answers are weighted by the inverse share of their kind in the global batch
         shares_P = torch.where(desirable_P, (good + bad) / good if good else 0.0, -(good + bad) / bad if bad else 0.0)
         kinds = {"chosen": counted_P & desirable_P, "rejected": counted_P & ~desirable_P}
         values = {"rewards": rewards_P, "logp": log_probs_P, "length": lengths_P}
@@ -87,16 +87,16 @@ class KtoObjective:
         was_training = model.training
         model.eval()
         for batch in batches:
-            there = num_samples(batch) > 0
-            terms = self._baseline_terms(model, to_device(batch if there else filler, device))
-            sums += terms if there else 0.0
+            has_samples = num_samples(batch) > 0
+            terms = self._baseline_terms(model, to_device(batch if has_samples else filler, device))
+            sums += terms if has_samples else 0.0
         reshard_all(model)
         model.train(was_training)
         total, count, good, bad = self.group.sum_over_data(sums).tolist()
         self.baseline = Baseline(max(0.0, total / count) if count else 0.0, good, bad)
 
     def _baseline_terms(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        other = only(batch, 1)
+        other = select_answer(batch, 1)
         base_P = reference_log_probs(self.reference, model, other)[:, 0]
         ratios_P = answer_log_probs(model, other).sums[:, 0] - base_P
         desirable_P = batch["desirable"]
@@ -104,8 +104,8 @@ class KtoObjective:
         return torch.stack([value.to(ratios_P.device, torch.float64) for value in sums])
 
 
-def only(batch: Batch, answer: int) -> Batch:
-    """A batch with one of the answers of each sample, [B, 1, T]."""
+def select_answer(batch: Batch, answer: int) -> Batch:
+    """Return a batch with one of the answers of each sample, [B, 1, T]."""
     chosen = {name: batch[name][:, answer : answer + 1] for name in ("input_ids", "labels")}
     return {**chosen, **({"reference": batch["reference"][:, answer : answer + 1]} if "reference" in batch else {})}
 

@@ -1,4 +1,4 @@
-"""Whether preferred answers are the longer ones: a model that learns from such pairs may learn length alone."""
+"""Length bias of preference pairs: a model may learn only that longer answers are preferred."""
 
 import math
 
@@ -6,12 +6,12 @@ from pydantic import Field
 
 from ropewalk.cluster.config import Section
 
-_SHARE = 0.6  # of the pairs whose answers differ in length: below it a bias is not worth a warning
+_SHARE = 0.6  # smallest share, of pairs of different lengths, that is reported as a bias
 _STANDARD_ERRORS = 3.0
 
 
 class Lengths(Section):
-    """Lengths in tokens of the answers of all pairs."""
+    """Token counts of the answers of all pairs."""
 
     pairs: int = 0
     chosen: int = Field(default=0, description="sum over pairs")
@@ -20,7 +20,7 @@ class Lengths(Section):
     rejected_longer: int = 0
 
     def plus(self, chosen: int, rejected: int) -> "Lengths":
-        """Count a pair."""
+        """Return the counts with another pair."""
         return Lengths(
             pairs=self.pairs + 1,
             chosen=self.chosen + chosen,
@@ -31,12 +31,12 @@ class Lengths(Section):
 
     @property
     def share_longer(self) -> float | None:
-        """Of the pairs whose answers differ in length, the share in which the preferred one is longer."""
+        """The share of pairs whose preferred answer is longer, among pairs of different lengths."""
         differing = self.chosen_longer + self.rejected_longer
         return self.chosen_longer / differing if differing else None
 
     def bias(self) -> dict[str, float] | None:
-        """The figures of a length bias (in either direction), or None: where chance explains what is seen, or it is small."""
+        """Return the figures of a length bias (in either direction), or None if it is small or not significant."""
         share, differing = self.share_longer, self.chosen_longer + self.rejected_longer
         if share is None or max(share, 1 - share) < _SHARE or abs(share - 0.5) < _STANDARD_ERRORS * 0.5 / math.sqrt(differing):
             return None

@@ -1,4 +1,4 @@
-"""The losses of preference methods: functions of the log-probabilities of answers, as the papers have them.
+"""The losses of preference methods, as in the papers: functions of the log-probabilities of answers.
 
 DPO 2305.18290, robust DPO 2403.00409, IPO 2310.12036, KTO 2402.01306, ORPO 2403.07691, SimPO 2405.14734,
 length-normalised DPO 2411.15124 (Tulu 3). Conservative label smoothing: Mitchell, a note on DPO with noisy preferences.
@@ -16,15 +16,15 @@ from torch.nn.functional import logsigmoid, softplus
 
 
 class Answers(NamedTuple):
-    """What a loss of pairs is a function of."""
+    """The arguments of a loss of pairs."""
 
     log_probs: torch.Tensor  # [P, 2], of each answer, summed over its tokens, in nats
-    reference: torch.Tensor  # [P, 2], the same of the reference; zeros where there is none
+    reference: torch.Tensor  # [P, 2], those of the reference; zeros without one
     lengths: torch.Tensor  # [P, 2], tokens of each answer, at least 1
 
 
 class Scored(NamedTuple):
-    """The loss of each pair, and the rewards that it implies of its answers."""
+    """The loss of each pair, and the implied rewards of its answers."""
 
     loss: torch.Tensor  # [P]
     rewards: torch.Tensor  # [P, 2]
@@ -63,16 +63,16 @@ def ipo(answers: Answers, *, beta: float, length_normalized: bool = False) -> Sc
 
 
 def orpo(answers: Answers, *, beta: float) -> Scored:
-    """-log p(chosen) - λ log sigmoid(log odds(chosen) - log odds(rejected)), all of probabilities a token; β is the paper's λ."""
+    """-log p(chosen) - λ log sigmoid(log odds(chosen) - log odds(rejected)), with mean log p per token; β is the paper's λ."""
     means_P2 = answers.log_probs / answers.lengths
-    # log odds p/(1-p) = log p - log(1 - p); expm1 keeps what 1 - p would round away, a probability of 1 is kept off 0
+    # log odds p/(1-p) = log p - log(1 - p); expm1 keeps the precision that 1 - p would lose, the clamp avoids log(0)
     tiny = torch.finfo(means_P2.dtype).eps
     log_odds_P2 = means_P2 - torch.log(-torch.expm1(means_P2.clamp(max=-tiny)))
     return Scored(-means_P2[:, 0] + beta * softplus(-_difference(log_odds_P2)), beta * means_P2)
 
 
 def simpo(answers: Answers, *, beta: float, gamma: float | None = None) -> Scored:
-    """-log sigmoid(β log p(chosen) - β log p(rejected) - gamma), of probabilities a token; gamma is half of β by default."""
+    """-log sigmoid(β log p(chosen) - β log p(rejected) - gamma), with mean log p per token; gamma is half of β by default."""
     gamma = 0.5 * beta if gamma is None else gamma
     rewards_P2 = beta * answers.log_probs / answers.lengths
     return Scored(-logsigmoid(_difference(rewards_P2) - gamma), rewards_P2)
@@ -87,10 +87,10 @@ def kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> torch.Tensor:
-    """λ (1 - sigmoid(β (log-ratio - z)) of a desirable answer, λ (1 - sigmoid(β (z - log-ratio)) of another, [P].
+    """λ (1 - sigmoid(β (log-ratio - z)) for a desirable answer, λ (1 - sigmoid(β (z - log-ratio)) for another, [P].
 
-    `baseline` z is an estimate of KL(model || reference), at least 0, of the whole global batch and without a gradient;
-    the weights are the λ of desirable and of undesirable answers.
+    `baseline` z is an estimate of KL(model || reference), at least 0, over the whole global batch and without a gradient;
+    the weights are λ of desirable and of undesirable answers.
     """
     signs_P = torch.where(desirable_P, 1.0, -1.0).to(log_ratios_P.dtype)
     good, bad = log_ratios_P.new_tensor((desirable_weight, undesirable_weight))

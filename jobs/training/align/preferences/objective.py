@@ -1,4 +1,4 @@
-"""Pairs as an objective: log-probabilities of both answers, their loss, and what is logged of them."""
+"""The objective of pairs: log-probabilities of both answers, their loss, and metrics."""
 
 from collections.abc import Mapping
 
@@ -16,40 +16,40 @@ from ropewalk.jobs.training.loop.objective import LossTerms
 _METRICS = (
     *("rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy"),
     *("logp_chosen", "logp_rejected", "length_chosen", "length_rejected"),
-    *("reward_accuracy_longer", "reward_accuracy_shorter"),  # where the preferred answer is the longer, the shorter one
+    *("reward_accuracy_longer", "reward_accuracy_shorter"),  # of pairs whose preferred answer is longer, shorter
 )
 
 
 class PairObjective:
-    """The mean loss over pairs. A pair without labels weighs nothing."""
+    """The mean loss over pairs. A pair without labels has no weight."""
 
     def __init__(self, loss: PairLoss, reference: Reference | None, *, compared: bool) -> None:
         self.loss, self.reference, self.compared = loss, reference, compared
         self.metric_names = (*_METRICS, "kl") if compared else _METRICS
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """Summed loss of the pairs, and their number."""
+        """Compute the summed loss of the pairs, and their number."""
         base_P2 = reference_log_probs(self.reference, model, batch) if self.compared else None
-        found = answer_log_probs(model, batch)
-        counted_P = (found.lengths > 0).all(-1)
-        lengths_P2 = found.lengths.clamp(min=1)
-        answers = Answers(found.sums, torch.zeros_like(found.sums) if base_P2 is None else base_P2, lengths_P2)
+        log_probs = answer_log_probs(model, batch)
+        counted_P = (log_probs.lengths > 0).all(-1)
+        lengths_P2 = log_probs.lengths.clamp(min=1)
+        answers = Answers(log_probs.sums, torch.zeros_like(log_probs.sums) if base_P2 is None else base_P2, lengths_P2)
         scored = self.loss(answers)
         metrics = dict(pair_metrics(counted_P, scored.rewards.detach(), answers))
         if base_P2 is not None:
-            metrics["kl"] = mean_terms((found.sums.detach() - base_P2).mean(-1), counted_P)
+            metrics["kl"] = mean_terms((log_probs.sums.detach() - base_P2).mean(-1), counted_P)
         return LossTerms(torch.where(counted_P, scored.loss, 0.0).sum(), counted_P.sum(), metrics)
 
 
 def reference_log_probs(reference: Reference | None, model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Log-probabilities of a batch's answers under the reference, [B, A]: those that come with it, else computed."""
+    """Return log-probabilities of a batch's answers under the reference, [B, A]: those in the batch, else computed."""
     if reference is None:
         return batch["reference"]
     return reference(model, lambda other: answer_log_probs(other, batch).sums)
 
 
 def pair_metrics(counted_P: torch.Tensor, rewards_P2: torch.Tensor, answers: Answers) -> Mapping[str, torch.Tensor]:
-    """What is logged of pairs, as [sum, count]. Rewards are β times the log-ratios, or what the method has in their place."""
+    """Compute metrics of pairs, as [sum, count]. Rewards are β times the log-ratios, or the method's equivalent."""
     log_probs_P2, lengths_P2 = answers.log_probs.detach(), answers.lengths
     margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
     right_P, longer_P = (margin_P > 0).to(margin_P), lengths_P2[:, 0] - lengths_P2[:, 1]
@@ -65,6 +65,6 @@ def pair_metrics(counted_P: torch.Tensor, rewards_P2: torch.Tensor, answers: Ans
 
 
 def mean_terms(values_P: torch.Tensor, counted_P: torch.Tensor) -> torch.Tensor:
-    """[sum, count] of the values that count, in float64."""
+    """Return [sum, count] of the values that count, in float64."""
     kept_P = torch.where(counted_P, values_P.double(), 0.0)
     return torch.stack([kept_P.sum(), counted_P.sum().double()])

@@ -1,4 +1,4 @@
-"""Log-probabilities under the reference, computed once and kept beside the data: resumable, and verified by a fingerprint."""
+"""Log-probabilities under the reference, computed once and stored beside the data: resumable, and verified by a fingerprint."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,13 +32,13 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Chunks of log-probabilities in a folder; one that is damaged, or of another fingerprint, counts as missing."""
+    """Chunks of log-probabilities in a folder; one that is damaged, or has another fingerprint, counts as missing."""
 
-    place: StoragePath
+    folder: StoragePath
     fingerprint: str
 
     def write(self, name: str, values: Values) -> None:
-        """Keep a chunk, [rows, A]; another run may write the same one at the same time."""
+        """Store a chunk, [rows, A]; another run may write the same chunk at the same time."""
         flat = np.ascontiguousarray(values).reshape(-1)
         table = pa.table({"log_prob": flat}).replace_schema_metadata(
             {_MARK: self.fingerprint, _SUM: xxhash.xxh3_128_hexdigest(flat.tobytes()), b"answers": str(values.shape[1])}
@@ -46,34 +46,37 @@ class Cache:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-        self.place.write(name, sink.getvalue().to_pybytes())
+        self.folder.write(name, sink.getvalue().to_pybytes())
 
     def read(self, name: str) -> Values | None:
-        """A chunk, [rows, A], or None where it is not there or does not verify."""
+        """Return a chunk, [rows, A], or None if it is missing or fails verification."""
         try:
-            table = pa.ipc.open_file(pa.BufferReader(self.place.read(name))).read_all()
+            table = pa.ipc.open_file(pa.BufferReader(self.folder.read(name))).read_all()
             values: Values = table.column("log_prob").to_numpy()
-            said = table.schema.metadata or {}
-            answers = int(said.get(b"answers", b"1"))
+            metadata = table.schema.metadata or {}
+            answers = int(metadata.get(b"answers", b"1"))
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            if getattr(error, "errno", None):  # of the file system, not of the content
+            if getattr(error, "errno", None):  # an error of the file system, not of the content
                 raise
             return None
-        if said.get(_MARK) != self.fingerprint.encode() or said.get(_SUM) != xxhash.xxh3_128_hexdigest(values.tobytes()).encode():
+        if (
+            metadata.get(_MARK) != self.fingerprint.encode()
+            or metadata.get(_SUM) != xxhash.xxh3_128_hexdigest(values.tobytes()).encode()
+        ):
             return None
         return values.reshape(-1, answers)
 
 
 def chunk_names(split: str, rows: int) -> list[tuple[str, range]]:
-    """The files of a split, and the rows that each holds."""
+    """Return the files of a split, with the rows of each."""
     starts = range(0, rows, ROWS_A_CHUNK)
     return [(f"{split}-{i:05d}.arrow", range(start, min(start + ROWS_A_CHUNK, rows))) for i, start in enumerate(starts)]
 
 
 def cache_of(data: str, fallback: Path, fingerprint: str) -> Cache:
-    """Beside the data, where the runs of a sweep find it too; in the run itself where nothing can be written there."""
+    """Choose a folder beside the data, where other runs of a sweep find it too, or `fallback` if that is not writable."""
     word = fingerprint.rpartition(":")[2][:16]
     beside = StoragePath(f"{data.rstrip('/')}.reference/{word}")
     try:
@@ -81,24 +84,24 @@ def cache_of(data: str, fallback: Path, fingerprint: str) -> Cache:
             raise PermissionError
         beside.write("fingerprint", fingerprint.encode())
     except OSError:
-        return Cache(place=StoragePath(fallback), fingerprint=fingerprint)
-    return Cache(place=beside, fingerprint=fingerprint)
+        return Cache(folder=StoragePath(fallback), fingerprint=fingerprint)
+    return Cache(folder=beside, fingerprint=fingerprint)
 
 
 def reference_fingerprint(model: Mapping[str, Any], weights: Mapping[str, Any] | None, data_hash: str, precision: str) -> str:
-    """What decides the log-probabilities: the model, the content of its weights, the token ids, the precision."""
+    """Hash everything that determines the log-probabilities: model, content of its weights, token ids, precision."""
     content: dict[str, Any] = {"from": dict(weights or {})}
     if weights and weights.get("path"):
-        place = StoragePath(weights["path"])
-        files = [name for name in place.names() if name.endswith((".safetensors", ".bin"))]
-        content = {name: _checksum(place, name) for name in files}
+        folder = StoragePath(weights["path"])
+        files = [name for name in folder.names() if name.endswith((".safetensors", ".bin"))]
+        content = {name: _checksum(folder, name) for name in files}
     return hash_of({"model": dict(model), "weights": content, "data": data_hash, "precision": precision})
 
 
-def _checksum(place: StoragePath, name: str) -> str:
-    digest, size = xxhash.xxh3_128(), place.size(name)
+def _checksum(folder: StoragePath, name: str) -> str:
+    digest, size = xxhash.xxh3_128(), folder.size(name)
     for start in range(0, size, 1 << 24):
-        digest.update(place.read(name, start, min(start + (1 << 24), size)))
+        digest.update(folder.read(name, start, min(start + (1 << 24), size)))
     return digest.hexdigest()
 
 
@@ -106,26 +109,26 @@ def _checksum(place: StoragePath, name: str) -> str:
 def compute_missing(
     context: JobContext, group: Group, model: nn.Module, sources: Mapping[str, Source], *, cache: Cache, micro_batch: int
 ) -> None:
-    """Compute the chunks that are missing, each by one rank; what is kept is not computed again. Raises StopRequested.
+    """Compute missing chunks, each on one rank; stored ones are not computed again. Raises StopRequested.
 
-    The values do not depend on the number of ranks: a chunk is cut into micro-batches in one way.
+    The values do not depend on the number of ranks, since the micro-batches of a chunk do not.
     """
     missing = missing_chunks(sources, cache) if group.is_main else None
     missing = group.broadcast_object(missing)
     for number in range(math.ceil(len(missing) / group.data_size)):
         if group.any(context.stop_requested()):
-            raise StopRequested("the log-probabilities of the reference so far are kept")
+            raise StopRequested("the log-probabilities of the reference computed so far are stored")
         context.heart.beat(Phase.VALIDATION, 0)
-        at = number * group.data_size + group.data_rank
-        mine = missing[at] if at < len(missing) else None
-        values = _chunk(group, model, sources, mine or missing[0], micro_batch, count=mine is not None)
-        if mine is not None and group.counts_samples:
-            cache.write(mine[0], values)
+        index = number * group.data_size + group.data_rank
+        chunk = missing[index] if index < len(missing) else None
+        values = _chunk(group, model, sources, chunk or missing[0], micro_batch, count=chunk is not None)
+        if chunk is not None and group.counts_samples:
+            cache.write(chunk[0], values)
     group.barrier()
 
 
 def missing_chunks(sources: Mapping[str, Source], cache: Cache) -> list[tuple[str, str, range]]:
-    """(file, split, rows) of each chunk that is not there."""
+    """Return (file, split, rows) of each missing chunk."""
     return [
         (name, split, rows)
         for split, source in sources.items()
@@ -135,22 +138,22 @@ def missing_chunks(sources: Mapping[str, Source], cache: Cache) -> list[tuple[st
 
 
 def _chunk(
-    group: Group, model: nn.Module, sources: Mapping[str, Source], which: tuple[str, str, range], micro_batch: int, *, count: bool
+    group: Group, model: nn.Module, sources: Mapping[str, Source], chunk: tuple[str, str, range], micro_batch: int, *, count: bool
 ) -> Values:
-    """The values of a chunk, in as many forward passes as the largest chunk takes, for collectives must match."""
-    _, split, rows = which
-    source, found = sources[split], []
+    """Compute the values of a chunk, in as many forward passes as the largest chunk needs, since collectives must match."""
+    _, split, rows = chunk
+    source, values = sources[split], []
     for start in range(0, ROWS_A_CHUNK, micro_batch):
         positions = rows[start : start + micro_batch] if count else rows[:0]
         batch = source.read(positions) if positions else source.filler()
         sums = answer_log_probs(model, to_device(batch, group.device)).sums
         if positions:
-            found.append(sums.cpu().numpy())
-    return np.concatenate(found) if found else np.empty((0, 0))
+            values.append(sums.cpu().numpy())
+    return np.concatenate(values) if values else np.empty((0, 0))
 
 
 def read_all(cache: Cache, split: str, rows: int) -> torch.Tensor:
-    """The values of a split, [rows, A]."""
+    """Return the values of a split, [rows, A]."""
     chunks: Sequence[Values | None] = [cache.read(name) for name, _ in chunk_names(split, rows)]
-    assert all(chunk is not None for chunk in chunks), "computed before it is read"
+    assert all(chunk is not None for chunk in chunks), "chunks are computed before they are read"
     return torch.from_numpy(np.concatenate([chunk for chunk in chunks if chunk is not None]))

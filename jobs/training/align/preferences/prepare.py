@@ -1,4 +1,4 @@
-"""Preference data → Arrow files of token ids in the run, made once; every attempt and every rank reads them there."""
+"""Tokenize preference data once per run into Arrow files that all attempts and ranks read."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ _SCHEMAS = {
 
 @dataclass(frozen=True, kw_only=True)
 class DataPlan:
-    """What is made of which files."""
+    """Everything that determines a prepared preference set: files, tokenizer limits, chat format, split."""
 
     data: str
     validation_data: str | None
@@ -44,14 +44,17 @@ class DataPlan:
     system: str | None
 
 
-def read_prepared(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder that is complete, or None."""
-    found = read_json(folder / "manifest.json")
-    return dict(found) if found else None
+def read_data_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a completely prepared folder, or None if preparation has not finished."""
+    manifest = read_json(folder / "manifest.json")
+    return dict(manifest) if manifest else None
 
 
 def prepare(plan: DataPlan, tokenizer: TokenizerFiles, folder: Path) -> dict[str, Any]:
-    """Make the folder anew; returns its manifest. Raises DataError where nothing can be learnt from the data."""
+    """Tokenize the data into `folder`, replacing its content, and return its manifest.
+
+    Raises DataError if no record is usable.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "tokenizer").mkdir(parents=True)
@@ -61,7 +64,7 @@ def prepare(plan: DataPlan, tokenizer: TokenizerFiles, folder: Path) -> dict[str
     manifest["tokenizer"] = TokenizerEncoder(tokenizer).record().model_dump()
     write_json(partial / "manifest.json", manifest)
     shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)  # a reader sees all of it or none
+    partial.rename(folder)  # atomic: readers see no folder or a complete one
     return manifest
 
 
@@ -90,21 +93,24 @@ class _Preparation:
             files["validation_data"] = data_files(plan.validation_data)
         with (self.folder / "rejected.jsonl").open("wb") as rejected:
             writers = {split: _Writer(self.folder / f"{split}.arrow", paired=plan.paired) for split in SPLITS}
-            for key, those in files.items():
-                for record in read_records(those, self.checksums):
+            for key, inputs_of_key in files.items():
+                for record in read_records(inputs_of_key, self.checksums):
                     for row in self._rows_of(record):
-                        found = row if isinstance(row, Refused) else encoder.encode(row)
-                        if isinstance(found, Refused):
-                            self._reject(record, found.reason, rejected)
+                        tokens = row if isinstance(row, Refused) else encoder.encode(row)
+                        if isinstance(tokens, Refused):
+                            self._reject(record, tokens.reason, rejected)
                         else:
                             assert isinstance(row, Preference)
-                            self._keep(record, found, writers[self._split(key, row)])
+                            self._keep(record, tokens, writers[self._split(key, row)])
             for writer in writers.values():
                 writer.close()
         if not self.rows["train"]:
             self._raise_empty()
-        told = {key: [{**vars(file), "checksum": self.checksums[file.url]} for file in those] for key, those in files.items()}
-        return self._manifest(told)
+        inputs = {
+            key: [{**vars(file), "checksum": self.checksums[file.url]} for file in inputs_of_key]
+            for key, inputs_of_key in files.items()
+        }
+        return self._manifest(inputs)
 
     def _rows_of(self, record: Record) -> Iterator[Preference | Refused]:
         if record.values is None:
@@ -115,7 +121,7 @@ class _Preparation:
             yield from labelled_of(record.values)
 
     def _split(self, key: str, row: Preference) -> str:
-        """By a hash of the prompt, so that what is held out of it is held out whole."""
+        """Choose the split by a hash of the prompt, so that all answers to a prompt are in one split."""
         if key == "validation_data":
             return "validation"
         if self.plan.validation_data is not None:
@@ -141,10 +147,10 @@ class _Preparation:
 
     def _raise_empty(self) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.most_common(4)) or "no record"
-        wanted = PAIRED if self.plan.paired else f"{UNPAIRED} or {PAIRED}"
+        expected = PAIRED if self.plan.paired else f"{UNPAIRED} or {PAIRED}"
         held = f", and {self.rows['validation']} held out" if self.rows["validation"] else ""
         raise DataError(
-            f"data: {self.plan.data}: nothing to learn from ({reasons}{held}); a record is {wanted}, text or messages"
+            f"data: {self.plan.data}: no record to train on ({reasons}{held}); a record is {expected}, text or messages"
         )
 
     def _manifest(self, files: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +167,7 @@ class _Preparation:
 
 
 class _Writer:
-    """One split, in record batches of ROWS_A_BATCH rows, so that the place of a row is a division."""
+    """Writer of one split, in record batches of ROWS_A_BATCH rows, so that the batch of a row is a division."""
 
     def __init__(self, path: Path, *, paired: bool) -> None:
         self.split, self.schema = path.stem, _SCHEMAS[paired]
@@ -197,5 +203,5 @@ def _hash_of(files: list[Path]) -> str:
 
 
 def counts_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What the results of a run say of its data, as plain values."""
+    """Return the counts that a run's results report, as plain values."""
     return json.loads(json.dumps({key: manifest[key] for key in ("rows", "cut", "rejected")}))  # type: ignore[no-any-return]

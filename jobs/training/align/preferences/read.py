@@ -1,4 +1,4 @@
-"""The records of preference data and prompts, with where they stand: JSON lines, plain or compressed, and parquet."""
+"""Records of preference data and prompts with their positions, from JSON lines, plain or compressed, and parquet."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from ropewalk.datapipe.inputs.files import InputFile, Unit, list_inputs
 
 
 class Record(NamedTuple):
-    """A line of a file: an object, or the reason why it is none."""
+    """A line of a file: an object, or the reason of a rejection."""
 
     file: str
     line: int  # from 1; a row of a parquet file counts as one
@@ -21,14 +21,14 @@ class Record(NamedTuple):
 
 
 def data_files(pattern: str) -> list[InputFile]:
-    """The files of a path, a directory or a glob. Raises DataError where there are none."""
+    """List the files of a path, a directory or a glob. Raises DataError if there are none."""
     return list_inputs([pattern])
 
 
 def read_records(files: Sequence[InputFile], checksums: dict[str, str] | None = None) -> Iterator[Record]:
-    """Every record, in the order of files and lines; damage to a file is a record too, and ends that file.
+    """Yield every record in the order of files and lines. Damage yields a record too, and ends its file.
 
-    The checksum of each file that was read is put into `checksums`, by its URL.
+    The checksum of each file is stored in `checksums`, by its URL, once it is read.
     """
     for number, file in enumerate(files):
         notes = UnitNotes()
@@ -39,5 +39,5 @@ def read_records(files: Sequence[InputFile], checksums: dict[str, str] | None = 
 
 
 def is_held_out(prompt: Any, fraction: float) -> bool:
-    """Whether a prompt belongs to the fraction that is held out: by a hash, so that all that is said of it is held out whole."""
+    """Return True if a prompt is in the held-out fraction, by a hash: all records of a prompt are held out together."""
     return xxhash.xxh3_64_intdigest(orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS)) < fraction * 2.0**64

@@ -1,4 +1,4 @@
-"""Preferences as a recipe of the loop: prepared data, the model and what it is compared with."""
+"""Preference training as a recipe of the loop: prepared data, the model and its reference."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.methods import METHODS
-from ropewalk.jobs.training.align.preferences.data import data_folder, prepared, tokenizer_plan, tokens_per_sample
+from ropewalk.jobs.training.align.preferences.data import data_folder, prepare_data, tokenizer_plan, tokens_per_sample
 from ropewalk.jobs.training.align.preferences.kto import KtoHeldOut, KtoObjective, KtoSource
 from ropewalk.jobs.training.align.preferences.objective import PairObjective
 from ropewalk.jobs.training.align.preferences.precomputed import (
@@ -34,7 +34,7 @@ from ropewalk.sharding.parallelize import compute_format
 
 def run(context: JobContext, config: AlignConfig, group: Group) -> dict[str, object]:
     """Train on preferences; the results count the records that were left out, by reason."""
-    manifest = prepared(context, config, group, paired=METHODS[config.method].paired)
+    manifest = prepare_data(context, config, group, paired=METHODS[config.method].paired)
     results = train(context, config, group, preference_recipe(context, config, group, manifest))
     return {**results, "pairs": counts_of(manifest)}
 
@@ -91,13 +91,13 @@ def _source(
 def _log_probs(
     context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan, manifest: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """Those of the reference for every row, by split; computed now unless an earlier attempt or run did."""
+    """Return the reference's log-probabilities of every row, by split; computed now unless an earlier attempt or run did."""
 
     def find() -> Cache:
         weights = plan.weights.model_dump() if plan.weights is not None else None
         model = replace(plan, adapter=None).fingerprint
-        word = reference_fingerprint(model, weights, manifest["hash"], compute_format(config.precision, group.device))
-        return cache_of(config.data, data_folder(context) / "reference", word)
+        fingerprint = reference_fingerprint(model, weights, manifest["hash"], compute_format(config.precision, group.device))
+        return cache_of(config.data, data_folder(context) / "reference", fingerprint)
 
     cache = on_main(group, find)
     sources = {split: _source(context, config, manifest, split) for split in SPLITS}

@@ -1,4 +1,4 @@
-"""What the model is compared with: the model as it was when the run began."""
+"""The reference model: the model as it was at the start of the run."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,20 +17,20 @@ T = TypeVar("T")
 
 
 class Reference(Protocol):
-    """Computes something with the reference, without gradients; `model` is the one that learns."""
+    """Evaluates the reference without gradients; `model` is the trained model."""
 
     def __call__(self, model: nn.Module, compute: Callable[[nn.Module], T]) -> T:
-        """What `compute` finds of the reference."""
+        """Return `compute` of the reference."""
         ...
 
 
 def open_reference(kind: str, context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> Reference:
-    """The reference of a kind: the model's own `adapter` switched off, or a frozen `copy` on the same mesh."""
+    """Open the reference: the model's own `adapter` disabled, or a frozen `copy` on the same mesh."""
     return _AdapterOff() if kind == "adapter" else _FrozenCopy(first_model(context, config, group, plan))
 
 
 def first_model(context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> nn.Module:
-    """The model as the run begins with it, frozen, without an adapter, sharded on the same mesh."""
+    """Build the model with its first weights, frozen, without an adapter, sharded on the same mesh."""
     plain = replace(plan, adapter=None, adapter_keys=None, draws=False)
     return build_model(plain, context.run, group, config.parallel, config.precision, trainable=False)
 

@@ -31,20 +31,20 @@ class Rows:
         return self._size
 
     def value(self, row: int, name: str) -> Any:
-        """A plain value of a row."""
+        """Return a plain value of a row."""
         return self._batches[row // ROWS_A_BATCH].column(name)[row % ROWS_A_BATCH].as_py()
 
     def ids(self, row: int, name: str) -> Ids:
-        """Token ids of a row."""
+        """Return token ids of a row."""
         values = self._batches[row // ROWS_A_BATCH].column(name)[row % ROWS_A_BATCH].values
         return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype(np.int64))
 
 
 class PreferenceSource(Source):
-    """Rows as samples: `input_ids` and `labels` [B, A, T], labels IGNORE in the prompt; `reference` [B, A] where it is known.
+    """Rows as samples: `input_ids` and `labels` [B, A, T], labels IGNORE in the prompt; `reference` [B, A] if it is precomputed.
 
-    Shuffled anew each epoch, or in the order of the rows. Sequences are padded at their end, which no token before attends
-    to: a causal model needs no attention mask.
+    Shuffled anew each epoch, or in the order of the rows. Sequences are padded at their end, to which no earlier token attends:
+    a causal model needs no attention mask.
     """
 
     def __init__(
@@ -60,35 +60,34 @@ class PreferenceSource(Source):
         self._seed, self._in_order, self.epoch_samples = seed, in_order, len(rows)
 
     def row(self, position: int) -> int:
-        """The row of the sample at a position."""
+        """Return the row of the sample at a position."""
         epoch, index = divmod(position, len(self.rows))
         return index if self._in_order else int(permute(np.array([index]), len(self.rows), self._seed, epoch)[0])
 
     def read(self, positions: Sequence[int]) -> Batch:
-        """The samples at these positions."""
+        """Return the samples at these positions."""
         if not positions:
             return {name: tensor[:0] for name, tensor in self.filler().items()}
         rows = [self.row(position) for position in positions]
-        batch = {**stacked([self._sequences(row) for row in rows]), **self._of_rows(rows)}
+        batch = {**stack_samples([self._sequences(row) for row in rows]), **self._extra_tensors(rows)}
         return batch if self.reference is None else {**batch, "reference": self.reference[rows]}
 
     def filler(self) -> Batch:
-        """A sample without labels."""
         inputs = torch.zeros(1, 2, 1, dtype=torch.int64)
-        batch = {"input_ids": inputs, "labels": torch.full_like(inputs, IGNORE), **self._of_rows([0])}
+        batch = {"input_ids": inputs, "labels": torch.full_like(inputs, IGNORE), **self._extra_tensors([0])}
         return batch if self.reference is None else {**batch, "reference": torch.zeros(1, 2, dtype=torch.float64)}
 
     @abstractmethod
     def _sequences(self, row: int) -> list[tuple[Ids, Ids]]:
-        """Each prompt with its answer that a sample consists of."""
+        """Return each (prompt, answer) of the sample."""
 
-    def _of_rows(self, rows: list[int]) -> Batch:
-        """What else a batch holds."""
+    def _extra_tensors(self, rows: list[int]) -> Batch:
+        """Return further tensors of the batch."""
         return {}
 
 
 class PairSource(PreferenceSource):
-    """A pair is a sample of two answers, the preferred one first."""
+    """Pairs as samples of two answers, the preferred one first."""
 
     def _sequences(self, row: int) -> list[tuple[Ids, Ids]]:
         prompt = self.rows.ids(row, "prompt")
@@ -96,10 +95,10 @@ class PairSource(PreferenceSource):
 
 
 class LabelledSource(PreferenceSource):
-    """A labelled answer is a sample: it, and the answer of another prompt for the estimate of the KL (2402.01306, section 4.1).
+    """Labelled answers as samples, each with the answer of another prompt to estimate the KL (2402.01306, section 4.1).
 
-    That other answer is the one of the next row with another prompt: a function of the row alone, whatever the batch. The two
-    together are never longer than `seq_len`.
+    That answer is from the next row with another prompt: a function of the row alone. It is cut to fit into `seq_len` together
+    with the prompt.
     """
 
     def __init__(self, rows: Rows, *, seq_len: int, **keywords: Any) -> None:
@@ -116,14 +115,14 @@ class LabelledSource(PreferenceSource):
             other = (row + step) % len(self.rows)
             if not torch.equal(self.rows.ids(other, "prompt"), prompt):
                 return other
-        return (row + 1) % len(self.rows)  # one prompt alone: then any of its answers
+        return (row + 1) % len(self.rows)  # all rows have the same prompt: use any other answer
 
-    def _of_rows(self, rows: list[int]) -> Batch:
+    def _extra_tensors(self, rows: list[int]) -> Batch:
         return {"desirable": torch.tensor([bool(self.rows.value(row, "label")) for row in rows])}
 
 
-def stacked(samples: Sequence[Sequence[tuple[Ids, Ids]]]) -> Batch:
-    """Samples of (prompt, answer) as input_ids and shifted labels, [B, A, T], padded to the longest."""
+def stack_samples(samples: Sequence[Sequence[tuple[Ids, Ids]]]) -> Batch:
+    """Stack samples of (prompt, answer) as input_ids and shifted labels, [B, A, T], padded to the longest."""
     length = max(len(prompt) + len(answer) for sample in samples for prompt, answer in sample) - 1
     shape = (len(samples), len(samples[0]), length)
     inputs, labels = torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORE, dtype=torch.int64)

@@ -1,1 +1,1 @@
-"""Reward models: a score for an answer, learnt from pairs."""
+"""Reward models: a score for an answer, trained on pairs."""

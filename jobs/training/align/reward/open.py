@@ -1,4 +1,4 @@
-"""Open a reward model, of a run or a Hugging Face directory, and score answers by it."""
+"""Open a reward model of a run or a Hugging Face directory, and score answers with it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.runs.models.find_model import find_model
 from ropewalk.jobs.training.align.preferences.encode import Encoder
-from ropewalk.jobs.training.align.preferences.prepare import read_prepared
+from ropewalk.jobs.training.align.preferences.prepare import read_data_manifest
 from ropewalk.jobs.training.align.preferences.records import Preference, Refused, Text
 from ropewalk.jobs.training.loop.load_checkpoint import load_model
 from ropewalk.jobs.training.loop.model_record import require_record
@@ -20,48 +20,50 @@ from ropewalk.jobs.training.loop.model_record import require_record
 
 
 class RewardModel:
-    """Scores answers; each by itself, so that a score does not depend on what is scored beside it."""
+    """Scores answers one by one, so that a score does not depend on other answers."""
 
     def __init__(self, model: Any, encoder: Encoder) -> None:
         self.model, self.encoder = model, encoder
 
     def score(self, prompt: Text, answers: Sequence[Text]) -> list[float]:
-        """The score of each answer to a prompt, text or messages; NaN of one that is no answer, such as a user's turn."""
-        found = []
+        """Score each answer to a prompt, text or messages; NaN for an invalid answer, such as a user's turn."""
+        scores = []
         for answer in answers:
             tokens = self.encoder.encode(Preference(prompt, (answer,)))
             if isinstance(tokens, Refused):
-                found.append(float("nan"))
+                scores.append(float("nan"))
                 continue
-            found.append(self.score_tokens(torch.tensor([[*tokens.prompt, *tokens.answers[0]]])).item())
-        return found
+            scores.append(self.score_tokens(torch.tensor([[*tokens.prompt, *tokens.answers[0]]])).item())
+        return scores
 
     @torch.no_grad()
     def score_tokens(self, input_ids_ST: torch.Tensor) -> torch.Tensor:
-        """The score of each sequence, [S], padded at its end with the model's own padding token."""
+        """Score each sequence, [S], padded at its end with the model's own padding token."""
         scores: torch.Tensor = self.model(input_ids=input_ids_ST, use_cache=False).logits[:, 0]
         return scores
 
 
 def open_reward_model(ref: str, root: Path | None = None) -> RewardModel:
-    """The reward model that a user names, on the CPU in fp32. Raises ConfigError where it is none."""
-    found = find_model(ref, root)
-    if isinstance(found, RunDir):
-        return _of_run(found)
-    config = AutoConfig.from_pretrained(found)
+    """Open the reward model that a user names, on the CPU in fp32. Raises ConfigError if it is not one."""
+    target = find_model(ref, root)
+    if isinstance(target, RunDir):
+        return _of_run(target)
+    config = AutoConfig.from_pretrained(target)
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
-        raise ConfigError(f"{ref}: is no reward model but {config.architectures}; train one with `method: reward`, or export it")
-    model = AutoModelForSequenceClassification.from_pretrained(found, dtype=torch.float32).eval()
+        raise ConfigError(
+            f"{ref}: is not a reward model but {config.architectures}; train one with `method: reward`, or export it"
+        )
+    model = AutoModelForSequenceClassification.from_pretrained(target, dtype=torch.float32).eval()
     if model.config.num_labels != 1:
-        raise ConfigError(f"{ref}: says {model.config.num_labels} numbers, a reward model says one; choose another")
-    encoder = Encoder(found, seq_len=config.max_position_embeddings, cut=True, verbatim=None, system=None)
+        raise ConfigError(f"{ref}: has {model.config.num_labels} outputs, a reward model has one; choose another")
+    encoder = Encoder(target, seq_len=config.max_position_embeddings, cut=True, verbatim=None, system=None)
     return RewardModel(model, encoder)
 
 
 def _of_run(run: RunDir) -> RewardModel:
     if require_record(run).head != "reward":
-        raise ConfigError(f"{run.id}: trained no reward model; name a run of `align` with method: reward")
-    plan = (read_prepared(run.path / "pairs") or {}).get("plan", {})
+        raise ConfigError(f"{run.id}: is not a reward model; name a run of `align` with method: reward")
+    plan = (read_data_manifest(run.path / "pairs") or {}).get("plan", {})
     encoder = Encoder(
         run.tokenizer,
         seq_len=plan.get("seq_len") or require_record(run).seq_len,

@@ -9,7 +9,7 @@ from torch import nn
 
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.align.config import AlignConfig
-from ropewalk.jobs.training.align.preferences.data import data_folder, prepared, tokenizer_plan, tokens_per_sample
+from ropewalk.jobs.training.align.preferences.data import data_folder, prepare_data, tokenizer_plan, tokens_per_sample
 from ropewalk.jobs.training.align.preferences.objective import mean_terms
 from ropewalk.jobs.training.align.preferences.prepare import counts_of
 from ropewalk.jobs.training.align.preferences.source import PairSource, Rows
@@ -24,24 +24,24 @@ from ropewalk.sharding.group import Group
 
 _METRICS = (
     *("rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy", "length_chosen", "length_rejected"),
-    *("reward_accuracy_longer", "reward_accuracy_shorter"),  # where the preferred answer is the longer, the shorter one
+    *("reward_accuracy_longer", "reward_accuracy_shorter"),  # of pairs whose preferred answer is longer, shorter
 )
-_HEAD = "score"  # as transformers calls it in every model for the classification of sequences
+_HEAD = "score"  # name of the head in transformers' models for sequence classification
 
 
 def run(context: JobContext, config: AlignConfig, group: Group) -> dict[str, object]:
-    """Learn to score answers from pairs."""
-    manifest = prepared(context, config, group, paired=True)
+    """Train a reward model on pairs."""
+    manifest = prepare_data(context, config, group, paired=True)
     results = train(context, config, group, reward_recipe(context, config, group, manifest))
     return {**results, "pairs": counts_of(manifest)}
 
 
 def reward_recipe(context: JobContext, config: AlignConfig, group: Group, manifest: dict[str, Any]) -> Recipe:
-    """Pairs, the model with its new head, and the Bradley-Terry loss."""
+    """Build the recipe: pairs, the model with its new head, and the Bradley-Terry loss."""
     tokenizer = tokenizer_plan(context, manifest)
     plan = ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=manifest["plan"]["seq_len"])
     padding = plan.config.pad_token_id if plan.config.pad_token_id is not None else tokenizer.record.end_of_document
-    plan.config.pad_token_id = padding  # by it the model finds the end of a sequence, here and wherever it is opened
+    plan.config.pad_token_id = padding  # the model finds the end of a sequence by it, also after export
     plan = _with_trained_head(replace(plan, head="reward").with_lora(config.lora, config.seed))
     folder, tokens = data_folder(context), tokens_per_sample(manifest)
     held_out = Rows(folder / "validation.arrow")
@@ -57,25 +57,25 @@ def reward_recipe(context: JobContext, config: AlignConfig, group: Group, manife
 
 
 def _with_trained_head(plan: ModelPlan) -> ModelPlan:
-    """An adapter freezes all but itself; the head is new, and is learnt too."""
+    """Train the new head too, which an adapter would freeze."""
     adapter = plan.adapter
     if adapter is None:
         return plan
 
-    def adapted(model: nn.Module) -> nn.Module:
-        found = adapter(model)
-        for name, parameter in found.named_parameters():
+    def adapt_with_head(model: nn.Module) -> nn.Module:
+        adapted_model = adapter(model)
+        for name, parameter in adapted_model.named_parameters():
             if name.startswith(f"{_HEAD}."):
                 parameter.requires_grad_(True)
-        return found
+        return adapted_model
 
-    return replace(plan, adapter=adapted)
+    return replace(plan, adapter=adapt_with_head)
 
 
 class ScoredSource(PairSource):
-    """Pairs: `input_ids` [B, 2, T], the preferred answer first, padded at the end; `lengths` and `answers` [B, 2] in tokens.
+    """Pairs as whole sequences: `input_ids` [B, 2, T], the preferred answer first, padded at the end; lengths in tokens [B, 2].
 
-    A model of transformers scores a sequence at its last token that is not padding.
+    `lengths` count prompt and answer, `answers` the answer alone. transformers scores a sequence at its last unpadded token.
     """
 
     def __init__(self, rows: Rows, *, padding: int, **keywords: Any) -> None:
@@ -83,27 +83,27 @@ class ScoredSource(PairSource):
         self._padding = padding
 
     def read(self, positions: Sequence[int]) -> Batch:
-        """The pairs at these positions."""
+        """Return the pairs at these positions."""
         if not positions:
             return {name: tensor[:0] for name, tensor in self.filler().items()}
         pairs = [self._sequences(self.row(position)) for position in positions]
         tokens = [[torch.cat([prompt, answer]) for prompt, answer in pair] for pair in pairs]
-        lengths = torch.tensor([[len(one) for one in both] for both in tokens])
+        lengths = torch.tensor([[len(sequence) for sequence in both] for both in tokens])
         inputs = torch.full((len(pairs), 2, int(lengths.max())), self._padding)
         for row, both in enumerate(tokens):
-            for column, one in enumerate(both):
-                inputs[row, column, : len(one)] = one
+            for column, sequence in enumerate(both):
+                inputs[row, column, : len(sequence)] = sequence
         answers = torch.tensor([[len(answer) for _, answer in pair] for pair in pairs])
         return {"input_ids": inputs, "lengths": lengths, "answers": answers}
 
     def filler(self) -> Batch:
-        """A pair of no length."""
+        """Return a pair of length 0."""
         nothing = torch.zeros(1, 2, dtype=torch.int64)
         return {"input_ids": torch.full((1, 2, 1), self._padding), "lengths": nothing, "answers": nothing}
 
 
 class RewardObjective:
-    """The mean loss over pairs. A pair of no length weighs nothing."""
+    """The mean loss over pairs. A pair of length 0 has no weight."""
 
     metric_names = _METRICS
 
@@ -111,7 +111,7 @@ class RewardObjective:
         self.loss = loss
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """Summed loss of the pairs, and their number."""
+        """Compute the summed loss of the pairs, and their number."""
         lengths_P2, answers_P2 = batch["lengths"], batch["answers"]
         longest = max(1, int(lengths_P2.max())) if len(lengths_P2) else 1
         scores = model(input_ids=batch["input_ids"][..., :longest].flatten(0, 1), use_cache=False).logits

@@ -1,1 +1,1 @@
-"""The answers job: what a served teacher answers to prompts, as conversations to learn from."""
+"""The answers job: conversations to train on, from the answers of a served teacher to prompts."""

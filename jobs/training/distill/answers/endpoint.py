@@ -1,4 +1,4 @@
-"""One question to an OpenAI endpoint: its answer, or why there is none."""
+"""A client of an OpenAI endpoint: requests one answer per question."""
 
 import os
 import time
@@ -11,12 +11,12 @@ from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.jobs.training.distill.answers.config import AnswersConfig
 from ropewalk.jobs.training.distill.answers.questions import Question
 
-_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # what may be otherwise in a moment
-_PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last one again and again
+_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # temporary errors
+_PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # the last one is repeated
 
 
 class Endpoint:
-    """Asks by several threads at once. Its token is read here, and written nowhere."""
+    """A client for several threads. Its token is read here, and never written."""
 
     def __init__(self, config: AnswersConfig) -> None:
         self.config = config
@@ -26,20 +26,20 @@ class Endpoint:
         self._client = httpx2.Client(base_url=config.endpoint, headers=headers, timeout=config.request_seconds, limits=limits)
 
     def close(self) -> None:
-        """Close all connections: requests under way end."""
+        """Close all connections, which ends pending requests."""
         self._client.close()
 
     def model(self) -> str:
-        """The model to ask for. Raises BackendError, ConfigError."""
+        """Return the model to request. Raises BackendError, ConfigError."""
         if self.config.model is not None:
             return self.config.model
-        names = [str(one["id"]) for one in self._send("GET", "/v1/models", None).json().get("data", [])]
+        names = [str(entry["id"]) for entry in self._send("GET", "/v1/models", None).json().get("data", [])]
         if not names:
-            raise ConfigError(f"endpoint: {self.config.endpoint} names no model; set model")
+            raise ConfigError(f"endpoint: {self.config.endpoint} lists no model; set model")
         return names[0]
 
     def ask(self, question: Question, model: str) -> dict[str, Any]:
-        """What is written down of a question: {answer} or {rejected: reason}. Raises BackendError where nobody answers."""
+        """Return the record of a question: {answer} or {rejected: reason}. Raises BackendError if the endpoint is unavailable."""
         body = {
             "model": model,
             "messages": question.messages,
@@ -58,26 +58,26 @@ class Endpoint:
         return {"rejected": "truncated"} if finish == "length" else {"answer": text}
 
     def _send(self, method: str, path: str, body: Any) -> httpx2.Response:
-        """The response, once there is one that is no passing trouble."""
-        until, tries, said = time.monotonic() + self.config.patience_seconds, 0, ""
+        """Repeat a request until its response is no temporary error."""
+        until, tries, problem = time.monotonic() + self.config.patience_seconds, 0, ""
         while True:
             try:
                 answer = self._client.request(method, path, json=body)
                 if answer.status_code not in _AGAIN:
                     if answer.status_code in {401, 403}:
-                        raise ConfigError(f"endpoint: {self.config.endpoint} refuses the token ({answer.status_code}); set auth")
+                        raise ConfigError(f"endpoint: {self.config.endpoint} rejects the token ({answer.status_code}); set auth")
                     return answer
-                said = f"{answer.status_code} {answer.text[:200]}"
+                problem = f"{answer.status_code} {answer.text[:200]}"
             except httpx2.HTTPError as error:
-                said = f"{type(error).__name__}: {error}"
+                problem = f"{type(error).__name__}: {error}"
             if time.monotonic() > until:
-                raise BackendError(f"endpoint: {self.config.endpoint} does not answer: {said}; is it up?")
+                raise BackendError(f"endpoint: {self.config.endpoint} does not answer: {problem}; is it up?")
             time.sleep(_PAUSES_SECONDS[min(tries, len(_PAUSES_SECONDS) - 1)])
             tries += 1
 
 
 def read_token(auth: str | None) -> str | None:
-    """The token in an environment variable or a file. Raises ConfigError where there is none."""
+    """Return the token in an environment variable or a file. Raises ConfigError if there is none."""
     if auth is None:
         return None
     if "/" in auth:
@@ -87,5 +87,5 @@ def read_token(auth: str | None) -> str | None:
             raise ConfigError(f"auth: {auth} cannot be read: {error.strerror}; name a file with the token") from None
     token = os.environ.get(auth)
     if not token:
-        raise ConfigError(f"auth: the environment variable {auth} is not set where the run runs; set it, or name a file")
+        raise ConfigError(f"auth: the environment variable {auth} is not set on the machine of the run; set it, or name a file")
     return token

@@ -1,4 +1,4 @@
-"""Ask a served teacher, prompt by prompt; whatever is answered is written down at once and never asked for again."""
+"""Query a served teacher prompt by prompt; each answer is written immediately and never requested again."""
 
 import json
 from collections import Counter
@@ -19,19 +19,19 @@ _LOOK_SECONDS = 0.5
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Have every question answered, then write the conversations; returns what was counted. Raises StopRequested."""
+    """Answer every question, then write the conversations; returns counts. Raises StopRequested."""
     config = context.config(AnswersConfig)
     rejected: Counter[str] = Counter()
-    asked = list(questions(config, rejected))
-    if not asked:
-        raise DataError(f"prompts: {config.prompts} has no prompt that can be asked ({dict(rejected)}); check its records")
+    all_questions = list(questions(config, rejected))
+    if not all_questions:
+        raise DataError(f"prompts: {config.prompts} has no usable prompt ({dict(rejected)}); check its records")
     ledger = Ledger(context, LEDGER)
     endpoint = Endpoint(config)
     try:
-        _ask_all(context, config, ledger, endpoint, [one for one in asked if one.key not in ledger])
+        _ask_all(context, config, ledger, endpoint, [question for question in all_questions if question.key not in ledger])
     finally:
         endpoint.close()
-    return _conclude(context, config, ledger, asked, rejected)
+    return _conclude(context, config, ledger, all_questions, rejected)
 
 
 def _ask_all(context: JobContext, config: AnswersConfig, ledger: Ledger, endpoint: Endpoint, open_: list[Question]) -> None:
@@ -44,7 +44,7 @@ def _ask_all(context: JobContext, config: AnswersConfig, ledger: Ledger, endpoin
             if context.stop_requested():
                 pool.shutdown(wait=False, cancel_futures=True)
                 endpoint.close()
-                raise StopRequested(f"{len(ledger)} answers are kept")
+                raise StopRequested(f"{len(ledger)} answers are stored")
             while waiting and len(under_way) < config.at_once:
                 question = waiting.pop()
                 under_way[pool.submit(endpoint.ask, question, model)] = question
@@ -55,10 +55,10 @@ def _ask_all(context: JobContext, config: AnswersConfig, ledger: Ledger, endpoin
 
 
 def _conclude(
-    context: JobContext, config: AnswersConfig, ledger: Ledger, asked: list[Question], rejected: Counter[str]
+    context: JobContext, config: AnswersConfig, ledger: Ledger, all_questions: list[Question], rejected: Counter[str]
 ) -> dict[str, object]:
     lines = []
-    for question in asked:
+    for question in all_questions:
         record = ledger.get(question.key)
         assert record is not None, "all are answered"
         if "rejected" in record:
@@ -67,7 +67,7 @@ def _conclude(
         messages = [*question.messages, {"role": "assistant", "content": record["answer"]}]
         lines.append(json.dumps({"id": question.key, "messages": messages}, ensure_ascii=False) + "\n")
     if not lines:
-        raise DataError(f"endpoint: {config.endpoint} gave no answer that can be learnt from: {dict(rejected)}")
+        raise DataError(f"endpoint: {config.endpoint} gave no usable answer: {dict(rejected)}")
     context.fence.check()
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(config.output), "".join(lines).encode())

@@ -1,4 +1,4 @@
-"""Prompts as questions for a chat endpoint, each with a key of its own; and what is none, with its reason."""
+"""Convert prompts to questions for a chat endpoint, with keys; rejected records are counted by reason."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,16 +14,16 @@ from ropewalk.jobs.training.distill.answers.config import AnswersConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One answer that is asked for."""
+    """A request for one answer."""
 
-    key: str  # a hash of all that decides the answer, with its number among equal ones
+    key: str  # hash of everything that determines the answer, with its number among equal questions
     messages: list[Message]
     seed: int
 
 
 def questions(config: AnswersConfig, rejected: Counter[str]) -> Iterator[Question]:
-    """Every question in the order of the prompts; records that are none are counted by reason."""
-    seen: Counter[str] = Counter()
+    """Yield every question in the order of the prompts; rejected records are counted by reason."""
+    repetitions: Counter[str] = Counter()
     for number, file in enumerate(list_inputs([config.prompts])):
         for _, record, reason in read_records(Unit(index=number, files=(file,)), UnitNotes()):
             try:
@@ -31,20 +31,22 @@ def questions(config: AnswersConfig, rejected: Counter[str]) -> Iterator[Questio
             except BadConversationError as error:
                 rejected[error.reason] += 1
                 continue
-            word = hash_of([messages, config.model, config.max_tokens, config.temperature, config.top_p, config.seed])
+            key = hash_of([messages, config.model, config.max_tokens, config.temperature, config.top_p, config.seed])
             for _ in range(config.samples):
-                seen[word] += 1
-                yield Question(key=f"{word}#{seen[word]}", messages=messages, seed=(config.seed + seen[word] - 1) % 2**31)
+                repetitions[key] += 1
+                yield Question(
+                    key=f"{key}#{repetitions[key]}", messages=messages, seed=(config.seed + repetitions[key] - 1) % 2**31
+                )
 
 
 def _messages(record: Mapping[str, Any] | None, reason: str, system: str | None) -> list[Message]:
     if record is None:
         raise BadConversationError(reason)
-    found = record.get("prompt", record.get("messages"))
-    if found is None:
+    prompt = record.get("prompt", record.get("messages"))
+    if prompt is None:
         raise BadConversationError("no_prompt", "neither prompt nor messages")
-    messages = messages_of(found, "user")
-    while messages and messages[-1]["role"] == "assistant":  # what somebody else answered
+    messages = messages_of(prompt, "user")
+    while messages and messages[-1]["role"] == "assistant":  # drop answers of another model
         messages = messages[:-1]
     if not messages:
         raise BadConversationError("no_prompt", "nothing but answers")

@@ -8,7 +8,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.orchestration.sweep.checkpoint_reference import checkpoint_of, release_all
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord, write_record
-from ropewalk.sharding.layout import MANIFEST_NAME, directory_of, is_pinned, tell_steps
+from ropewalk.sharding.layout import MANIFEST_NAME, directory_of, is_pinned, write_step_list
 from tests.fakes.nfs import Network, need_nfs
 
 
@@ -27,7 +27,7 @@ def commit(run: RunDir, step: int, told: set[int], *, complete: bool = True) -> 
     """Commit in the order of a save: files, pointer, manifest."""
     place = StoragePath(run.checkpoints)
     place.make(directory_of(step))
-    tell_steps(place, told | {step})
+    write_step_list(place, told | {step})
     if complete:
         place.write(f"{directory_of(step)}/{MANIFEST_NAME}", b"{}")
     return place

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ropewalk.jobs.training.align.grpo.advantages import advantages, without_signal
+from ropewalk.jobs.training.align.grpo.advantages import advantages, has_no_signal
 from ropewalk.jobs.training.align.grpo.objective import GroupRelative
 from ropewalk.jobs.training.align.grpo.source import Rollout, RolloutSource
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
@@ -153,5 +153,5 @@ def test_advantages_by_hand() -> None:
     assert advantages(rewards, GROUP, "group")[9:11] == pytest.approx(np.array([-1, 1]) / (math.sqrt(2) + 1e-4))
     everywhere = rewards[~np.isnan(rewards)].std(ddof=1)
     assert advantages(rewards, GROUP, "batch") == pytest.approx(none / (everywhere + 1e-4))
-    assert without_signal(rewards, GROUP).tolist() == [False, True, False]
-    assert without_signal(np.array([NAN, 1.0, NAN, NAN]), GROUP).tolist() == [True]
+    assert has_no_signal(rewards, GROUP).tolist() == [False, True, False]
+    assert has_no_signal(np.array([NAN, 1.0, NAN, NAN]), GROUP).tolist() == [True]

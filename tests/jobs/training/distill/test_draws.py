@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ropewalk.jobs.training.distill.draws import entropy, likeliest, sampled, systematic_counts, uniforms
+from ropewalk.jobs.training.distill.draws import entropy, likeliest, sample_tokens, systematic_counts, uniforms
 from ropewalk.jobs.training.distill.losses import Mix, SparseTeacher, distillation_sums
 
 V, DRAWS, TIMES = 41, 50, 1000
@@ -34,7 +34,7 @@ def sparse(logits_RV: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor, tor
 def test_the_mean_gradient_of_a_thousand_draws_is_that_of_the_whole_distribution() -> None:
     teacher, whole = logits(1), gradient(logits(1))
     many, numbers = teacher.repeat(TIMES, 1), torch.cat([uniforms(5, draw, 3) for draw in range(TIMES)])
-    mean = gradient(sparse(many, sampled(many, numbers, DRAWS)), TIMES).reshape(TIMES, 3, V).mean(0)
+    mean = gradient(sparse(many, sample_tokens(many, numbers, DRAWS)), TIMES).reshape(TIMES, 3, V).mean(0)
     error = (mean - whole).abs().max().item()
     biased = (gradient(sparse(teacher, likeliest(teacher, 8))) - whole).abs().max().item()
     assert error < 1e-3

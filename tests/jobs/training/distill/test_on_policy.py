@@ -10,7 +10,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from ropewalk.jobs.training.distill.config import DistillConfig
-from ropewalk.jobs.training.distill.on_policy import OwnSource, is_own
+from ropewalk.jobs.training.distill.on_policy import MixedSource, is_generated
 from ropewalk.jobs.training.loop.batch import IGNORE
 from ropewalk.jobs.training.loop.source import TokenSource
 from ropewalk.jobs.training.rollouts.ledger import read_rollouts
@@ -32,7 +32,7 @@ def plain_loss(run: RunDir, teacher: Path, data: Path) -> float:
     models = [AutoModelForCausalLM.from_pretrained(path).double() for path in (run.path / "student", teacher)]
     texts = torch.from_numpy(TokenLoader([Source(str(data))], seq_len=24, seed=0).read(range(6))).long()
     written = {row["slot"]: row["tokens"] for row in read_rollouts(run).to_pylist() if row["position"] == 0}
-    assert written.keys() == {k for k in range(6) if is_own(0, k, OWN["share"])}
+    assert written.keys() == {k for k in range(6) if is_generated(0, k, OWN["share"])}
     assert 0 < len(written) < 6, "some of both"
     total, count = 0.0, 0
     for position, text in enumerate(texts):
@@ -64,14 +64,14 @@ def test_own_samples_are_learnt_once_by_the_formula_and_a_kill_changes_no_bit(da
     ledgers = [read_rollouts(run).sort_by("slot") for run in (whole, killed)]
     assert set(ledgers[1]["state"].to_pylist()) == {"used"}
     assert ledgers[0]["tokens"] == ledgers[1]["tokens"]
-    assert ledgers[1]["slot"].to_pylist() == [k for k in range(30) if is_own(0, k, OWN["share"])], "each once"
+    assert ledgers[1]["slot"].to_pylist() == [k for k in range(30) if is_generated(0, k, OWN["share"])], "each once"
     assert "60% of the samples were written by the student" in (whole.path / "distill/report.html").read_text()
     assert results["table"][2]["kl"] > 0
 
 
 def test_the_rows_of_a_batch(data: Path) -> None:
     texts = TokenSource(TokenLoader([Source(str(data))], seq_len=24, seed=0))
-    source = OwnSource(texts)
+    source = MixedSource(texts)
     source.put({1: ([7, 8], [9, 10, 0]), 2: ([7, 8], [11])})
     both = source.read([0, 1])
     assert both["input_ids"].shape == (2, 24)

@@ -206,5 +206,5 @@ def test_a_run_that_starts_from_anothers_checkpoint_has_validations_of_its_own(t
     start.load(trainer)
     progress = trainer.progress
     assert (progress.step, progress.position, progress.loss, progress.finished) == (300, 1200, 2.0, False)
-    assert progress.improved(1.5, kept=True)
+    assert progress.improved(1.5, saved=True)
     assert (progress.best_step, progress.validations_without_gain) == (300, 0)

@@ -1,1 +1,1 @@
-"""What an answer is worth: functions by name, each called in a process of its own that may hang or die."""
+"""Rewards of answers: functions by name, called in separate processes that may hang or die."""

@@ -1,8 +1,7 @@
 """Rewards computed in processes beside a rank: each call has a time limit, and a process that hangs or dies is replaced.
 
-Processes and not Ray's actors: Ray would start half a dozen processes of its own on every node in every attempt, some seconds
-and some hundred MiB, to do what a pipe does here; and its actors cannot be killed at a time limit without losing what others
-of them wait for.
+Not Ray actors: Ray would start several processes on every node in every attempt, which takes seconds and hundreds of MiB, for
+what a pipe does here; and its actors cannot be killed at a time limit without losing other pending calls.
 """
 
 import json
@@ -27,58 +26,58 @@ from ropewalk.jobs.training.align.grpo_config import RewardConfig
 
 log = logging.getLogger(__name__)
 
-DEATHS = 3  # of the process at the same answer: then it is the reward that kills it
-START_SECONDS = 300.0  # a reward's module may import much
+DEATHS = 3  # of the process at the same answer: then the reward itself kills it
+START_SECONDS = 300.0  # importing a reward's module may take long
 _CHUNK_BYTES = 1 << 16
 
 
-class Place(NamedTuple):
-    """Where rewards look for what they are named by."""
+class RewardEnvironment(NamedTuple):
+    """The paths that rewards need."""
 
-    modules: str  # a folder from which modules are imported, too
-    runs: str  # the root below which runs lie
+    modules: str  # folder added to the import path
+    runs: str  # root of the runs
 
 
 class Score(NamedTuple):
-    """What one reward says of one answer; without a value the outcome says why."""
+    """The result of a reward for an answer; without a value the outcome has the reason."""
 
     value: float | None
     outcome: str
 
     @property
     def failed(self) -> bool:
-        """Whether the reward raised, was no number, hung or died; one that has nothing to say did not fail."""
+        """True if the reward raised, returned no number, hung or died. None is no failure."""
         return self.outcome not in {OK, NOTHING}
 
 
 class _DiedError(Exception):
-    """The process of a reward is gone."""
+    """The process of a reward died."""
 
 
 class _Process:
-    """One process, with its pipe. It belongs to the thread that made it, and dies with it."""
+    """A reward process with its pipe, owned by one thread."""
 
-    def __init__(self, rewards: Sequence[RewardConfig], place: Place) -> None:
-        path = os.pathsep.join([place.modules, *filter(None, sys.path)])
+    def __init__(self, rewards: Sequence[RewardConfig], environment: RewardEnvironment) -> None:
+        path = os.pathsep.join([environment.modules, *filter(None, sys.path)])
         self._popen = subprocess.Popen(
             module_command("ropewalk.jobs.training.align.grpo.rewards.process", str(os.getpid())),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", RUNS_VARIABLE: place.runs},
-            start_new_session=True,  # what a reward starts is killed with it
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", RUNS_VARIABLE: environment.runs},
+            start_new_session=True,  # processes started by a reward are killed with it
         )
         self._rest = b""
         try:
-            said = self.ask([{"name": one.name, "options": one.options} for one in rewards], START_SECONDS)
+            reply = self.ask([{"name": reward.name, "options": reward.options} for reward in rewards], START_SECONDS)
         except (_DiedError, TimeoutError) as error:
             self.kill()
-            raise _DiedError(f"as it started: {error}") from None
-        if "error" in said:
+            raise _DiedError(f"at its start: {error}") from None
+        if "error" in reply:
             self.kill()
-            raise ConfigError(said["error"])
+            raise ConfigError(reply["error"])
 
     def ask(self, request: Any, seconds: float) -> dict[str, Any]:
-        """The reply to a request. Raises TimeoutError, or _DiedError; the process is of no use then."""
+        """Return the reply to a request. Raises TimeoutError or _DiedError, after which the process must be killed."""
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         try:
@@ -104,7 +103,7 @@ class _Process:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def kill(self) -> None:
-        """End the process and all that it started."""
+        """Kill the process and all that it started."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, 9)
         self._popen.kill()
@@ -117,8 +116,8 @@ class _Process:
 class RewardPool:
     """Scores answers in some processes. Use it as a context manager; it starts at the first answer."""
 
-    def __init__(self, rewards: Sequence[RewardConfig], processes: int, place: Place) -> None:
-        self._rewards, self._size, self._place = rewards, processes, place
+    def __init__(self, rewards: Sequence[RewardConfig], processes: int, environment: RewardEnvironment) -> None:
+        self._rewards, self._size, self._environment = rewards, processes, environment
         self._work: queue.SimpleQueue[tuple[str, Mapping[str, Any], Future[list[Score]]] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
@@ -146,35 +145,35 @@ class RewardPool:
         return future
 
     def _run(self) -> None:
-        caller = _Caller(self._rewards, self._place)
+        caller = _Caller(self._rewards, self._environment)
         while (item := self._work.get()) is not None:
             answer, record, future = item
-            if self._closing or self._error is not None:  # nobody waits for it, or no reward can be made
-                future.set_exception(self._error or ConfigError("rewards: this run is leaving"))
+            if self._closing or self._error is not None:  # closing, or rewards cannot be created
+                future.set_exception(self._error or ConfigError("rewards: this run is stopping"))
                 continue
             try:
                 future.set_result([caller.score(number, answer, record) for number in range(len(self._rewards))])
-            except BaseException as error:  # raised where the scores are waited for
+            except BaseException as error:  # raised again where the score is awaited
                 self._error = error
                 future.set_exception(error)
         caller.close()
 
 
 class _Caller:
-    """Calls rewards in a process, which it replaces when it must."""
+    """Calls rewards in a process, and replaces it when necessary."""
 
-    def __init__(self, rewards: Sequence[RewardConfig], place: Place) -> None:
-        self._rewards, self._place = rewards, place
+    def __init__(self, rewards: Sequence[RewardConfig], environment: RewardEnvironment) -> None:
+        self._rewards, self._environment = rewards, environment
         self._process: _Process | None = None
 
     def score(self, number: int, answer: str, record: Mapping[str, Any]) -> Score:
-        """What reward `number` says of an answer. A process that dies is replaced and asked again: it may have been killed."""
+        """Compute reward `number` of an answer. A process that dies is replaced and asked again: it may have been killed."""
         reward, request = self._rewards[number], {"reward": number, "answer": answer, "record": record}
         for _ in range(DEATHS):
             try:
-                self._process = self._process or _Process(self._rewards, self._place)
-                said = self._process.ask(request, reward.seconds)
-                return Score(said["value"], said["outcome"])
+                self._process = self._process or _Process(self._rewards, self._environment)
+                reply = self._process.ask(request, reward.seconds)
+                return Score(reply["value"], reply["outcome"])
             except TimeoutError:
                 self.close()
                 return Score(None, f"timeout after {reward.seconds:g} s")
@@ -184,7 +183,7 @@ class _Caller:
         return Score(None, f"its process died: {death}")
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the process."""
         if self._process is not None:
             self._process.kill()
             self._process = None

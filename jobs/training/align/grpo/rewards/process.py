@@ -1,4 +1,4 @@
-"""The process in which rewards are called: one request a line, one answer a line. It may hang or die without harm."""
+"""A process that computes rewards: one request per line, one reply per line. It may hang or die without harm."""
 
 import ctypes
 import json
@@ -17,38 +17,38 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Read the rewards to make, then requests until the end of the input."""
+    """Read the rewards to create, then requests until the end of the input."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[1]):  # whoever started this process died before the line above
+    if os.getppid() != int(sys.argv[1]):  # the parent died before prctl
         return
     logging.disable(logging.WARNING)
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a reward prints goes to the log
+    os.dup2(2, 1)  # prints of a reward go to the log
     try:
-        rewards = [make_reward(one["name"], one["options"]) for one in json.loads(sys.stdin.readline())]
+        rewards = [make_reward(entry["name"], entry["options"]) for entry in json.loads(sys.stdin.readline())]
     except Exception as error:
-        _say(replies, {"error": str(error)})
+        _reply(replies, {"error": str(error)})
         return
-    _say(replies, {})
+    _reply(replies, {})
     for line in sys.stdin:
         request = json.loads(line)
         value, outcome = call(rewards[request["reward"]], request["answer"], request["record"])
-        _say(replies, {"value": value, "outcome": outcome})
+        _reply(replies, {"value": value, "outcome": outcome})
 
 
-def _say(replies: TextIO, value: dict[str, Any]) -> None:
+def _reply(replies: TextIO, value: dict[str, Any]) -> None:
     replies.write(json.dumps(value) + "\n")
     replies.flush()
 
 
 def call(reward: Reward, answer: str, record: Mapping[str, Any]) -> tuple[float | None, str]:
-    """The value of an answer, or None and in words why there is none."""
+    """Return the value of an answer and the outcome; the value is None unless the outcome is OK."""
     try:
         value: Any = reward(answer, record)
         if value is None:
             return None, NOTHING
         number = float(value)
-    except BaseException as error:  # sys.exit in a reward is its failure too
+    except BaseException as error:  # including sys.exit in a reward
         return None, f"{type(error).__name__}: {error}"[:300]
     return (number, OK) if math.isfinite(number) else (None, f"{NOT_A_NUMBER}: {number}")
 

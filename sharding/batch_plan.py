@@ -37,6 +37,5 @@ class BatchPlan:
         return [slice(min(s, num_samples), min(s + self.micro_batch, num_samples)) for s in starts]
 
     def steps(self, position: int, num_steps: int) -> Iterator[range]:
-        """Yield this rank's samples of the next steps."""
         for step in range(num_steps):
             yield self.samples(position + step * self.global_batch)

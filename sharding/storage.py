@@ -164,7 +164,6 @@ class CheckpointReader(StorageReader):
         """Do nothing: a reader keeps no state between loads."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Return the index as DCP's metadata."""
         return Metadata(
             {
                 name: TensorStorageMetadata(
@@ -189,7 +188,6 @@ class CheckpointReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Fill the tensors of the plan."""
         wanted = [self._range(item) for item in plan.items]
         for file in sorted({want.file for want in wanted}):
             for stretch in _stretches([want for want in wanted if want.file == file]):

@@ -272,17 +272,17 @@ def short_rounds(context: JobContext) -> None:
 
 def stall_in_reference(context: JobContext) -> None:
     """The second chunk of log-probabilities of this rank is never written; the file `stalled` says so."""
-    from ropewalk.jobs.training.align.preferences.precomputed import Cache
+    from ropewalk.jobs.training.loop.chunks import Chunks
 
-    write, calls = Cache.write, [0]
+    write, calls = Chunks.write, [0]
 
-    def stalling(self: Cache, *words: Any) -> None:
+    def stalling(self: Chunks, *words: Any) -> int:
         calls[0] += 1
         if calls[0] == 2:
             _stall(context)
-        write(self, *words)
+        return write(self, *words)
 
-    Cache.write = stalling  # type: ignore[method-assign]
+    Chunks.write = stalling  # type: ignore[method-assign]
 
 
 def stall_in_chunk(context: JobContext) -> None:

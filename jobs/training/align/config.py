@@ -150,7 +150,6 @@ class AlignConfig(TrainingConfig):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Fill in keys that depend on others."""
         if not isinstance(values, dict):
             return values
         if values.get("method") == "grpo":  # each validation generates answers, and rewards are noisy

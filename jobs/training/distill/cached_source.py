@@ -34,7 +34,6 @@ class CachedSource(Source):
         return {**batch, **_pad(logits, self.tokens_per_sample)}
 
     def filler(self) -> Batch:
-        """Return one sample without labels and without tokens of the teacher."""
         nothing = np.zeros(0, np.int64), np.zeros(0), np.zeros(self.tokens_per_sample, np.int64), np.zeros(self.tokens_per_sample)
         return {**self._source.filler(), **_pad([nothing], self.tokens_per_sample)}
 

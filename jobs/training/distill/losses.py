@@ -150,7 +150,6 @@ class Distillation:
         self.mix, self.teacher = mix, teacher  # None: each batch has the teacher's logits
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """Compute the summed loss of the labels that are not IGNORE, and their number."""
         plain = {name: batch[name] for name in ("input_ids", "labels")}
         labels_N = batch["labels"].flatten()
         weight = (labels_N != IGNORE).sum()

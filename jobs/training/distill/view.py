@@ -21,7 +21,6 @@ class DistillView(RunView):
         return list(arm_runs(self.run, config_of_run(self.run)).values())
 
     def child_words(self, child: RunDir) -> str:
-        """Return the arm, such as `cross entropy, seed 1`."""
         return str(child.record.get("arm") or "")
 
     def submit_needed(self, after: Sequence[RunDir]) -> list[RunDir]:

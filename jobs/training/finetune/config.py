@@ -87,7 +87,6 @@ class FinetuneConfig(TrainingConfig):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Fill in keys that depend on others."""
         return fill_defaults(values, LORA_LR) if isinstance(values, dict) else values
 
     @model_validator(mode="after")

@@ -48,6 +48,7 @@ class Chunks:
         """Return a chunk, or None if it is missing or fails verification."""
         try:
             table = pa.ipc.open_file(pa.BufferReader(self.folder.read(name))).read_all()
+            table.validate(full=True)  # Arrow aborts the process on damaged list offsets
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -59,7 +60,6 @@ class Chunks:
         return bare if matches and metadata.get(_SUM) == xxhash.xxh3_128_hexdigest(_arrow(bare)).encode() else None
 
     def size(self, name: str) -> int:
-        """Return the size in bytes of an existing chunk."""
         return self.folder.size(name)
 
 

@@ -45,7 +45,6 @@ class NextToken:
     metric_names = ()
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """Return the summed negative log-likelihood of the labels in nats, and their number."""
         labels_BT = batch["labels"]
         positions_K = _counted_positions(model, labels_BT)
         if positions_K is None:
@@ -89,7 +88,6 @@ class TermSums:
         self.values = torch.zeros(2 + 2 * len(metric_names), dtype=torch.float64, device=device)
 
     def add(self, terms: LossTerms) -> None:
-        """Add the terms of a micro-batch."""
         pairs = chain.from_iterable(terms.metrics[name].unbind() for name in self.metric_names)
         self.values += torch.stack([value.detach().double() for value in (terms.loss_sum, terms.weight, *pairs)])
 
@@ -103,7 +101,6 @@ class Means(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float], metric_names: Sequence[str]) -> "Means":
-        """Divide the sums of a `TermSums`."""
         loss, weight, *pairs = values
         return cls(loss / weight if weight else float("nan"), weight, dict(_ratios(pairs, metric_names)))
 

@@ -40,14 +40,12 @@ class Report:
         self._rates: dict[str, float] = {}
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Log an event and append it to the run's events."""
         if self._writer is not None:
             self._log("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))
             where = {"attempt": self._context.attempt, "group": self._context.group}
             self._writer.put(self._write_events, {"event": kind, "time": time.time(), **where, **fields})
 
     def step(self, progress: Progress, stats: StepStats, learning_rate: float) -> None:
-        """Report a training step."""
         self._step = progress.step
         self.meter.count_step()
         if self._metrics is None or self._writer is None:
@@ -86,7 +84,6 @@ class Report:
             self._writer.put(self._write_histograms, line)
 
     def validation(self, progress: Progress) -> None:
-        """Report validation scores."""
         if self._metrics is not None and self._writer is not None:
             self._log("step %d: %s", progress.step, ", ".join(f"{k} {v:.4f}" for k, v in progress.validation.items()))
             self._writer.put(self._metrics.write, self._metrics.line(progress.step, progress.validation))

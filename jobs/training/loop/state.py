@@ -44,7 +44,6 @@ class LossSpikeDetector:
         return math.log(loss / self.mean) > _DEVIATIONS * math.sqrt(self.log_variance)
 
     def update(self, loss: float) -> None:
-        """Record the loss of a normal step."""
         self.observations += 1
         weight = max(1 - _DECAY, 1 / self.observations)
         self.mean += weight * (loss - self.mean)
@@ -73,7 +72,6 @@ class Progress:
 
     @classmethod
     def of(cls, manifest: CheckpointManifest) -> "Progress":
-        """Restore the progress of a checkpoint."""
         values = dict(manifest.progress)
         watch = LossSpikeDetector(**values.pop("watch", {}))
         return cls(**{**values, "step": manifest.step, "position": manifest.position, "watch": watch})

@@ -55,7 +55,6 @@ class Meter:
         self._since = time.perf_counter()
 
     def count_step(self) -> None:
-        """Add the tokens of a global batch."""
         self._tokens += self.tokens_per_step
 
     def read(self) -> dict[str, float]:

@@ -178,7 +178,6 @@ class Trainer:
     # --- state
 
     def resume(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
-        """Continue from a checkpoint of this run."""
         self.load(folder, manifest)
         checkpoint = directory_of(manifest.step)
         self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, world_size=self.train_step.group.world_size)

@@ -25,7 +25,6 @@ class Activations:
 
     @classmethod
     def nothing(cls, shape: Shape) -> "Activations":
-        """Return zero sums."""
         layers = shape.layers
         return cls(
             influence=torch.zeros(layers, dtype=torch.float64),

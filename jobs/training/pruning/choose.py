@@ -51,7 +51,6 @@ class _Chooser:
         return self.activations
 
     def layers(self) -> list[int]:
-        """Return the numbers of the layers to keep."""
         total, keep = self.whole.layers, self.smaller.layers
         if keep == total:
             return list(range(total))
@@ -63,7 +62,6 @@ class _Chooser:
         return chosen
 
     def width(self, number: int) -> torch.Tensor:
-        """Return the channels of a layer's MLP to keep."""
         if self.smaller.width == self.whole.width:
             return torch.arange(self.whole.width)
         if self.prune.channels_by == "random":
@@ -95,7 +93,6 @@ class _Chooser:
         return self.collected.heads[number].sqrt()
 
     def hidden(self) -> torch.Tensor:
-        """Return the channels of the hidden state to keep."""
         if self.smaller.hidden == self.whole.hidden:
             return torch.arange(self.whole.hidden)
         if self.prune.channels_by == "random":

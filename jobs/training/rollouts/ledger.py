@@ -142,7 +142,6 @@ class Round:
         self._write(DROPPED, json_text({"reason": reason, "by": self._who}).encode())
 
     def remove(self) -> None:
-        """Remove the round and all its files."""
         self._fence.check()
         shutil.rmtree(self.folder, ignore_errors=True)
 

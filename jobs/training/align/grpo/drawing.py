@@ -101,7 +101,6 @@ class WorkerGenerator:
     asynchronous = True
 
     def __init__(self, context: JobContext, group: Group, count: int) -> None:
-        """Start `count` workers on each node."""
         self._context, self._group = context, group
         self._requests = ChunkRequests(rollouts_folder(context.run), context.fence)
         if group.is_main:
@@ -114,7 +113,6 @@ class WorkerGenerator:
         self._published = -1
 
     def request(self, request: ChunkRequest, model: nn.Module, step: int) -> None:
-        """Publish this step's policy, and request the chunks."""
         self.publish_policy(model, step)
         if self._group.is_main:
             self._requests.put(request)
@@ -156,6 +154,5 @@ class WorkerGenerator:
             time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
-        """Stop the workers of this rank."""
         if self._workers is not None:
             self._workers.close()

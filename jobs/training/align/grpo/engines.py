@@ -84,7 +84,6 @@ class TransformersEngine:
         self.answer = generate_function(self._model, setup.config, setup.seed, setup.ends)
 
     def load(self, weights: Path) -> None:
-        """Load the weights of a policy."""
         from safetensors.torch import load_file
 
         missing, unknown = self._model.load_state_dict(load_file(weights), strict=False)

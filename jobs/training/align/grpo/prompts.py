@@ -168,7 +168,6 @@ class Prompts:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest prompt."""
         return max(len(tokens) for tokens in self._table["tokens"])
 
     def at(self, slot: int, attempt: int = 0) -> Prompt:

@@ -43,7 +43,6 @@ class RolloutSource(Source):
         return _batch(chosen, self._num_rewards) if chosen else {name: tensor[:0] for name, tensor in self.filler().items()}
 
     def filler(self) -> Batch:
-        """Return a row that does not count."""
         nothing = Rollout([0], [0], [0.0], False, float("nan"), [float("nan")] * self._num_rewards, 0.0, 0)
         return _batch([nothing], self._num_rewards)
 

@@ -46,7 +46,6 @@ class RolloutWorkers:
         self._deaths = 0
 
     def close(self) -> None:
-        """Stop the workers."""
         for process in self._processes.values():
             process.kill()
             process.wait()

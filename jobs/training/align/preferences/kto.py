@@ -47,7 +47,6 @@ class KtoObjective:
         self.baseline = Baseline(0.0, 0.0, 0.0)
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """Compute the summed loss of the labelled answers, and their number."""
         labelled = select_answer(batch, 0)
         base_P = reference_log_probs(self.reference, model, labelled)[:, 0]
         log_probs = answer_log_probs(model, labelled)

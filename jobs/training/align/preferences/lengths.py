@@ -20,7 +20,6 @@ class Lengths(Section):
     rejected_longer: int = 0
 
     def plus(self, chosen: int, rejected: int) -> "Lengths":
-        """Return the counts with another pair."""
         return Lengths(
             pairs=self.pairs + 1,
             chosen=self.chosen + chosen,

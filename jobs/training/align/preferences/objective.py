@@ -28,7 +28,6 @@ class PairObjective:
         self.metric_names = (*_METRICS, "kl") if compared else _METRICS
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """Compute the summed loss of the pairs, and their number."""
         base_P2 = reference_log_probs(self.reference, model, batch) if self.compared else None
         log_probs = answer_log_probs(model, batch)
         counted_P = (log_probs.lengths > 0).all(-1)

@@ -13,16 +13,14 @@ from ropewalk.jobs.training.align.preferences.data import data_folder, prepare_d
 from ropewalk.jobs.training.align.preferences.kto import KtoHeldOut, KtoObjective, KtoSource
 from ropewalk.jobs.training.align.preferences.objective import PairObjective
 from ropewalk.jobs.training.align.preferences.precomputed import (
-    Cache,
-    cache_of,
-    compute_missing,
-    missing_chunks,
-    read_all,
+    ReferenceLogProbs,
+    reference_chunks,
     reference_fingerprint,
 )
 from ropewalk.jobs.training.align.preferences.prepare import SPLITS, counts_of
 from ropewalk.jobs.training.align.preferences.reference import Reference, first_model, open_reference
 from ropewalk.jobs.training.align.preferences.source import LabelledSource, PairSource, PreferenceSource, Rows
+from ropewalk.jobs.training.loop.chunks import Chunks
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.objective import Objective
 from ropewalk.jobs.training.loop.on_main import on_main
@@ -93,15 +91,16 @@ def _log_probs(
 ) -> dict[str, torch.Tensor]:
     """Return the reference's log-probabilities of every row, by split; computed now unless an earlier attempt or run did."""
 
-    def find() -> Cache:
-        weights = plan.weights.model_dump() if plan.weights is not None else None
+    def find() -> tuple[Chunks, list[str]]:
         model = replace(plan, adapter=None).fingerprint
-        fingerprint = reference_fingerprint(model, weights, manifest["hash"], compute_format(config.precision, group.device))
-        return cache_of(config.data, data_folder(context) / "reference", fingerprint)
+        fingerprint = reference_fingerprint(model, plan.weights, manifest["hash"], compute_format(config.precision, group.device))
+        chunks = reference_chunks(config.data, data_folder(context) / "reference", fingerprint)
+        return chunks, ReferenceLogProbs(chunks, sources).missing()
 
-    cache = on_main(group, find)
     sources = {split: _source(context, config, manifest, split) for split in SPLITS}
-    if group.any(group.is_main and bool(missing_chunks(sources, cache))):
+    chunks, missing = on_main(group, find)
+    log_probs = ReferenceLogProbs(chunks, sources)
+    if missing:
         reference = first_model(context, config, group, plan)
-        compute_missing(context, group, reference, sources, cache=cache, micro_batch=config.batch.micro_batch)
-    return {split: read_all(cache, split, len(source.rows)) for split, source in sources.items() if len(source.rows)}
+        log_probs.compute(context, group, reference, missing, config.batch.micro_batch)
+    return log_probs.read()

@@ -31,11 +31,9 @@ class Rows:
         return self._size
 
     def value(self, row: int, name: str) -> Any:
-        """Return a plain value of a row."""
         return self._batches[row // ROWS_A_BATCH].column(name)[row % ROWS_A_BATCH].as_py()
 
     def ids(self, row: int, name: str) -> Ids:
-        """Return token ids of a row."""
         values = self._batches[row // ROWS_A_BATCH].column(name)[row % ROWS_A_BATCH].values
         return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype(np.int64))
 
@@ -60,12 +58,10 @@ class PreferenceSource(Source):
         self._seed, self._in_order, self.epoch_samples = seed, in_order, len(rows)
 
     def row(self, position: int) -> int:
-        """Return the row of the sample at a position."""
         epoch, index = divmod(position, len(self.rows))
         return index if self._in_order else int(permute(np.array([index]), len(self.rows), self._seed, epoch)[0])
 
     def read(self, positions: Sequence[int]) -> Batch:
-        """Return the samples at these positions."""
         if not positions:
             return {name: tensor[:0] for name, tensor in self.filler().items()}
         rows = [self.row(position) for position in positions]

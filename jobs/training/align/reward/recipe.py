@@ -83,7 +83,6 @@ class ScoredSource(PairSource):
         self._padding = padding
 
     def read(self, positions: Sequence[int]) -> Batch:
-        """Return the pairs at these positions."""
         if not positions:
             return {name: tensor[:0] for name, tensor in self.filler().items()}
         pairs = [self._sequences(self.row(position)) for position in positions]
@@ -111,7 +110,6 @@ class RewardObjective:
         self.loss = loss
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        """Compute the summed loss of the pairs, and their number."""
         lengths_P2, answers_P2 = batch["lengths"], batch["answers"]
         longest = max(1, int(lengths_P2.max())) if len(lengths_P2) else 1
         scores = model(input_ids=batch["input_ids"][..., :longest].flatten(0, 1), use_cache=False).logits

@@ -46,7 +46,6 @@ class AnswersConfig(JobConfig):
     )
 
     def preferred_engine(self) -> Engine | None:
-        """Return PROCESS: the endpoint does the work."""
         return Engine.PROCESS
 
     def preflight(self, here: PathView = Path) -> None:

@@ -183,7 +183,6 @@ class _Caller:
         return Score(None, f"its process died: {death}")
 
     def close(self) -> None:
-        """Stop the process."""
         if self._process is not None:
             self._process.kill()
             self._process = None

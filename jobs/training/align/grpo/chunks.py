@@ -15,9 +15,8 @@ from ropewalk.jobs.training.rollouts.sampling import Draw
 
 HEARTBEAT_SECONDS = 1.0  # while waiting for rewards
 
-GenerateFunction = Callable[
-    [Sequence[Sequence[int]], Sequence[Draw]], list[Answer]
-]  # prompts as token ids, identities of the rollouts
+# (prompts as token ids, identities of the rollouts) → answers
+GenerateFunction = Callable[[Sequence[Sequence[int]], Sequence[Draw]], list[Answer]]
 
 
 class GeneratedChunk(NamedTuple):

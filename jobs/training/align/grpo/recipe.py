@@ -14,8 +14,8 @@ from ropewalk.cluster.run.heartbeat import Phase
 from ropewalk.datapipe.tokens.tokenizer import Encoder
 from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.grpo.chunks import ChunkGenerator
-from ropewalk.jobs.training.align.grpo.drawing import RankGenerator, RolloutGenerator, WorkerGenerator
-from ropewalk.jobs.training.align.grpo.maker import GrpoSource
+from ropewalk.jobs.training.align.grpo.generated_source import GrpoSource
+from ropewalk.jobs.training.align.grpo.generators import RankGenerator, RolloutGenerator, WorkerGenerator
 from ropewalk.jobs.training.align.grpo.objective import GroupRelative
 from ropewalk.jobs.training.align.grpo.prompts import PromptPlan, Prompts, held_out_prompts, prepare, tokenizer_plan
 from ropewalk.jobs.training.align.grpo.setup import answer_ends, open_pool, open_tokenizer, policy_plan
@@ -103,15 +103,17 @@ def _open_generator(
         return
     tokenizer = open_tokenizer(rollouts_folder(context.run))
     with open_pool(context.run, grpo) as pool:
-        makers = [
+        generators = [
             None
             if some_prompts is None
             else ChunkGenerator(some_prompts, tokenizer, pool, lambda: context.heart.beat(Phase.ROLLOUT, 0))
             for some_prompts in prompts
         ]
-        assert makers[0] is not None
+        assert generators[0] is not None
         ends = answer_ends(config, tokenizer, end)
-        yield RankGenerator(context, grpo, group, config.parallel, makers[0], seed=config.seed, ends=ends, held_out=makers[1])
+        yield RankGenerator(
+            context, grpo, group, config.parallel, generators[0], seed=config.seed, ends=ends, held_out=generators[1]
+        )
 
 
 def _prompts(context: JobContext, config: AlignConfig, group: Group) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import numpy as np
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.align.grpo.advantages import total_reward
 from ropewalk.jobs.training.align.grpo.chunks import split_into_chunks
-from ropewalk.jobs.training.align.grpo.drawing import RolloutGenerator
-from ropewalk.jobs.training.align.grpo.orders import ChunkRequest
+from ropewalk.jobs.training.align.grpo.generators import RolloutGenerator
 from ropewalk.jobs.training.align.grpo.prompts import Prompts
+from ropewalk.jobs.training.align.grpo.requests import ChunkRequest
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.loop.objective import Means, Objective
 from ropewalk.jobs.training.loop.state import TrainState

@@ -22,8 +22,8 @@ from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.grpo.chunks import ChunkGenerator, split_into_chunks
 from ropewalk.jobs.training.align.grpo.engines import EngineSetup, RolloutEngine, find_engine
-from ropewalk.jobs.training.align.grpo.orders import ChunkRequest, ChunkRequests
 from ropewalk.jobs.training.align.grpo.prompts import READY, TOKENIZER, Prompts, held_out_prompts
+from ropewalk.jobs.training.align.grpo.requests import ChunkRequest, ChunkRequests
 from ropewalk.jobs.training.align.grpo.setup import answer_ends, open_pool, open_tokenizer, policy_plan
 from ropewalk.jobs.training.loop.load_checkpoint import empty_model
 from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, parse_chunk_name, rollouts_folder
@@ -59,21 +59,19 @@ class Worker:
         setup = EngineSetup(config=config.grpo, seed=config.seed, ends=ends, tokenizer=folder / TOKENIZER, empty_model=empty)
         engine = find_engine(setup)
         with open_pool(self._run, config.grpo) as pool:
-            makers = {False: ChunkGenerator(prompts, tokenizer, pool, lambda: None)}
+            generators = {False: ChunkGenerator(prompts, tokenizer, pool, lambda: None)}
             if held_out is not None:
-                makers[True] = ChunkGenerator(held_out, tokenizer, pool, lambda: None)
+                generators[True] = ChunkGenerator(held_out, tokenizer, pool, lambda: None)
             while True:
-                self._work_once(engine, makers)
+                self._work_once(engine, generators)
 
-    def _work_once(self, engine: RolloutEngine, makers: dict[bool, ChunkGenerator]) -> None:
+    def _work_once(self, engine: RolloutEngine, generators: dict[bool, ChunkGenerator]) -> None:
         for request in self._requests.pending():
-            ledger_round, maker = (
-                Round(self._run, self._fence, request.position, held_out=request.held_out),
-                makers[request.held_out],
-            )
+            ledger_round = Round(self._run, self._fence, request.position, held_out=request.held_out)
+            generator = generators[request.held_out]
             for name, draws in self._own_chunks(request, ledger_round):
                 self._load_newest_policy(engine)
-                ledger_round.put(name, maker.with_rewards(maker.generate(draws, engine.answer), self._version))
+                ledger_round.put(name, generator.with_rewards(generator.generate(draws, engine.answer), self._version))
                 return  # look for requests of earlier rounds first
         time.sleep(POLL_SECONDS)
 

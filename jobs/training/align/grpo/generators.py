@@ -11,7 +11,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.heartbeat import Phase
 from ropewalk.jobs.training.align.grpo.chunks import ChunkGenerator
 from ropewalk.jobs.training.align.grpo.engines import generate_function
-from ropewalk.jobs.training.align.grpo.orders import ChunkRequest, ChunkRequests
+from ropewalk.jobs.training.align.grpo.requests import ChunkRequest, ChunkRequests
 from ropewalk.jobs.training.align.grpo.workers import RolloutWorkers
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.rollouts.generate import gather_parameters
@@ -79,19 +79,19 @@ class RankGenerator:
     ) -> Files:
         """Generate and write this rank's chunks, until its node must stop. One is rewarded while the next is generated."""
         files, before = [], None
-        maker = self._held_out if request.held_out else self._chunks
-        assert maker is not None, "a request for held-out prompts needs them"
+        chunk_generator = self._held_out if request.held_out else self._chunks
+        assert chunk_generator is not None, "a request for held-out prompts needs them"
         with gather_parameters(model, reshard=should_reshard_after_forward(model, self._parallel, self._group.device)):
             answer = generate_function(model, self._config, self._seed, self._ends)
             for number in request.numbers[self._group.rank :: self._group.world_size]:
                 if self._context.stop_requested() and not request.held_out:
                     break
-                answered = maker.generate(chunks[number], answer)
+                answered = chunk_generator.generate(chunks[number], answer)
                 if before is not None:
-                    files.append(ledger_round.put(before[0], maker.with_rewards(before[1], step)))
+                    files.append(ledger_round.put(before[0], chunk_generator.with_rewards(before[1], step)))
                 before = ChunkName(request.attempt, number), answered
             if before is not None:
-                files.append(ledger_round.put(before[0], maker.with_rewards(before[1], step)))
+                files.append(ledger_round.put(before[0], chunk_generator.with_rewards(before[1], step)))
         return [file for part in self._group.all_gather_object(files) for file in part]
 
 

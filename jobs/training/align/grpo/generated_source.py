@@ -14,9 +14,9 @@ from ropewalk.cluster.errors import DataError, StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.align.grpo.advantages import advantages, has_no_signal, total_reward
 from ropewalk.jobs.training.align.grpo.chunks import issued_rows, split_into_chunks
-from ropewalk.jobs.training.align.grpo.drawing import RolloutGenerator
-from ropewalk.jobs.training.align.grpo.orders import ChunkRequest
+from ropewalk.jobs.training.align.grpo.generators import RolloutGenerator
 from ropewalk.jobs.training.align.grpo.prompts import Prompts
+from ropewalk.jobs.training.align.grpo.requests import ChunkRequest
 from ropewalk.jobs.training.align.grpo.source import Rollout, RolloutSource
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.loop.state import TrainState
@@ -134,7 +134,7 @@ class GrpoSource(RolloutSource):
     def _rows_of_try(
         self, ledger_round: Round, chunks: list[list[Draw]], parts: Parts, model: nn.Module, step: int
     ) -> list[dict[str, Any]]:
-        """Return the rows of one try, in request; those that `parts` lacks are generated and added to it."""
+        """Return the rows of one try, in order; those that `parts` lacks are generated and added to it."""
         names = [ChunkName(chunks[0][0].attempt, number) for number in range(len(chunks))]
         missing = [number for number, name in enumerate(names) if name not in parts]
         if missing:

@@ -15,9 +15,9 @@ SAMPLES = 10
 _PAGE = """<!doctype html><meta charset="utf-8"><title>Trained tokens</title><style>
 body{{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;color:#1f2933}}
 pre{{white-space:pre-wrap;background:#f5f7fa;padding:1em;border-radius:6px;font-size:13px}}
-.masked{{color:#9aa5b1}}.learnt{{color:#1f2933;background:#d9f2e3}}h2{{font-size:1em;margin:1.5em 0 .3em}}
+.masked{{color:#9aa5b1}}.trained{{color:#1f2933;background:#d9f2e3}}h2{{font-size:1em;margin:1.5em 0 .3em}}
 </style><h1>Trained tokens</h1>
-<p>The first {count} conversations of the run, as the model reads them. <span class="learnt">Green</span> tokens count for the
+<p>The first {count} conversations of the run, as the model reads them. <span class="trained">Green</span> tokens count for the
 loss, <span class="masked">grey</span> ones are context.</p>
 {samples}
 """
@@ -31,7 +31,7 @@ def write_samples(path: Path, source: ConversationSource, tokenizer: StoragePath
     numbers = [number for position in range(min(SAMPLES, len(source.packs))) for number in source.packs[position]][:SAMPLES]
     shown = [_sample(source, number, encoder) for number in numbers]
     rows = [_row(source, number, encoder) for number in numbers]
-    write_table(path.parent, "chats", ("conversation", "tokens", "learnt tokens", "read", "learnt"), rows)
+    write_table(path.parent, "chats", ("conversation", "tokens", "trained tokens", "context", "trained"), rows)
     unfinished = path.with_name(f".{path.name}")
     unfinished.write_text(_PAGE.format(count=len(shown), samples="\n".join(shown)))
     unfinished.rename(path)
@@ -56,6 +56,6 @@ def _sample(source: ConversationSource, number: int, encoder: Tokenizer) -> str:
     pieces = []
     for start, stop in pairwise(borders):
         text = escape(encoder.decode(tokens[start:stop].tolist(), skip_special_tokens=False))
-        pieces.append(f'<span class="{"learnt" if learnt[start] else "masked"}">{text}</span>')
+        pieces.append(f'<span class="{"trained" if learnt[start] else "masked"}">{text}</span>')
     name = escape(source.conversations.name(index))
     return f"<h2>{name}: {int(learnt.sum())} of {len(tokens)} tokens count for the loss</h2><pre>{''.join(pieces)}</pre>"

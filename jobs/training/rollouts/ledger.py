@@ -146,7 +146,7 @@ class Round:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def withdraw(self) -> None:
-        """Remove the marks `used` and `dropped`, after the run went back before the round."""
+        """Remove the marks `used` and `dropped`, after the run rolled back before the round."""
         for name in (USED, DROPPED):
             if (self.folder / name).exists():
                 self._fence.check()

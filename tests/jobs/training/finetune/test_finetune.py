@@ -91,7 +91,7 @@ def test_the_mask_is_that_of_transformers_and_a_page_shows_it(base: Path, data: 
     assert "<|im_start|>user" in read
     assert 0 < num_learnt < tokens
     assert "&lt;|im_start|&gt;user" in page
-    assert '<span class="learnt">' in page
+    assert '<span class="trained">' in page
 
 
 @pytest.mark.parametrize("options", [{}, {"lora": {**LORA, "dropout": 0.1}, "neftune": 5.0}], ids=["full", "lora"])

@@ -114,15 +114,14 @@ class _Process:
 
 
 class RewardPool:
-    """Scores answers in some processes. Use it as a context manager; it starts at the first answer."""
+    """Processes that score answers; a context manager. They start at the first answer."""
 
     def __init__(self, rewards: Sequence[RewardConfig], processes: int, environment: RewardEnvironment) -> None:
         self._rewards, self._size, self._environment = rewards, processes, environment
         self._work: queue.SimpleQueue[tuple[str, Mapping[str, Any], Future[list[Score]]] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-
         self._closing = False
-        self._error: BaseException | None = None  # that says of every answer that it cannot be scored
+        self._error: BaseException | None = None  # fails all further answers
 
     def __enter__(self) -> Self:
         return self
@@ -136,7 +135,7 @@ class RewardPool:
         self._threads.clear()
 
     def submit(self, answer: str, record: Mapping[str, Any]) -> "Future[list[Score]]":
-        """Begin to score an answer: a score of each reward. The future raises ConfigError for rewards that cannot be made."""
+        """Start to score an answer with each reward. The future raises ConfigError for rewards that cannot be created."""
         while len(self._threads) < self._size:
             self._threads.append(threading.Thread(target=self._run, name="rewards", daemon=True))
             self._threads[-1].start()

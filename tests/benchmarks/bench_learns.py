@@ -204,7 +204,7 @@ class Bench:
         if (known := read_json(named)) is not None:
             return RunDir(self.folder / "runs" / known["id"])
         job = "finetune" if method == "sft" else "align"
-        entry = {"job": job, "entry": f"jobs.{job}.job:main", "config": self.config(method, seed)}
+        entry = {"job": job, "entry": f"ropewalk.jobs.training.{job}.job:main", "config": self.config(method, seed)}
         run = RunDir.create(f"{method}-{seed}", entry, self.folder / "runs")
         write_json(named, {"id": run.id})
         return run

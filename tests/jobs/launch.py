@@ -15,6 +15,7 @@ from ropewalk.cluster.process.output import configure_logging, redirect_output
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
+from ropewalk.jobs.registry import find_job
 from ropewalk.sharding.checkpoint import newest_complete
 from ropewalk.sharding.storage import parse_index, read_tensors
 from tests.fork_server import SERVER
@@ -49,7 +50,7 @@ def pretrain_config(data: Path, **changes: Any) -> dict[str, Any]:
 
 
 def make_run(root: Path, config: dict[str, Any], job: str = "pretrain") -> RunDir:
-    return RunDir.create("test", {"job": job, "entry": f"jobs.{job}.job:main", "config": config}, root)
+    return RunDir.create("test", {"job": job, "entry": find_job(job).entry, "config": config}, root)
 
 
 class Ranks:

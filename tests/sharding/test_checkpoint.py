@@ -133,7 +133,7 @@ def test_the_newest_that_verifies_wins_and_bad_ones_are_named(
     assert found[1].step == 2
     bad = [event for event in run.read_events() if event["event"] == "bad_checkpoint"]
     assert [event["step"] for event in bad] == [3]
-    words = {"truncated": "bytes instead of", "missing": "is missing", "no manifest": "cut short", "flipped": "checksum"}
+    words = {"truncated": "bytes instead of", "missing": "is missing", "no manifest": "interrupted", "flipped": "checksum"}
     assert words.get(damage, "damaged") in str(bad[0]["problems"])
     assert "step-00000003" in caplog.text
 

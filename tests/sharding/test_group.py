@@ -60,7 +60,7 @@ def test_a_rank_computes_on_a_gpu_of_its_own_if_its_node_was_given_any(
 @pytest.mark.parametrize(
     ("seen", "variables", "kind", "words"),
     [
-        (0, {"ROPEWALK_NODE_GPUS": "2"}, BackendError, "given 2 GPUs and torch .* sees 0"),
+        (0, {"ROPEWALK_NODE_GPUS": "2"}, BackendError, "allocated 2 GPUs and torch .* finds 0"),
         (1, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, ConfigError, "2 ranks on this node and 1 GPUs"),
         (1, {"ROPEWALK_NODE_GPUS": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, ConfigError, "2 ranks"),
     ],
@@ -141,7 +141,7 @@ def test_gpus_that_a_run_did_not_ask_for_are_named_once(
     machine_with(gpus, monkeypatch, **variables)
     with process_group():
         pass
-    words = f"{told} GPU(s) are here and resources.gpus is 0: this run computes on the CPU; set resources.gpus"
+    words = f"this machine has {told} GPU(s) and resources.gpus is 0: computing on the CPU; set resources.gpus to use them"
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [words] * bool(told)
 
 

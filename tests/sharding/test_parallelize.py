@@ -129,4 +129,4 @@ def test_auto_computes_in_bf16_where_the_gpu_has_it_itself(
     caplog.set_level("INFO", parallelizing.__name__)
     parallelize(model_of("meta"), group, ParallelConfig(), PrecisionConfig.model_validate({"compute": compute}))
     assert policies[0].param_dtype == found
-    assert ("this GPU has no bf16" in caplog.text) == (kind == "cuda" and compute == "auto" and not native)
+    assert ("this GPU has no native bf16" in caplog.text) == (kind == "cuda" and compute == "auto" and not native)

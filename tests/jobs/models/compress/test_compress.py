@@ -99,7 +99,7 @@ def test_the_gate_and_what_this_model_does_not_allow(place: Path, tmp_path: Path
     assert not list((refused.path / "variants").iterdir())
     run = make_run(tmp_path, config(place, variants={"cut": [{"prune": {"layers": 9}}]}), "compress")
     start(run, 1).wait()
-    assert "variants: cut: layers: 9 cannot stay of 2" in log_of(run)
+    assert "variants: cut: layers: 9 of 2 cannot be kept" in log_of(run)
     assert not (run.path / "variants").exists()
     keys = CompressConfig.model_validate(config(place, variants={"ao": ["torchao"]}))
     with pytest.raises(ConfigError, match="variants: ao: torchao: is not installed"):

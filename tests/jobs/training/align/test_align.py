@@ -206,7 +206,7 @@ def test_what_no_pair_can_be_made_of_is_counted_and_named(model: Path, tmp_path:
             "pairs.jsonl.zst:4: a prompt with",
         ),
         ({}, [{"prompt": "a", "completion": "b", "label": True}], "1 missing_chosen"),
-        ({}, [{"prompt": "a", "chosen": "b", "rejected": "b"}], "nothing to learn from (1 equal_answers)"),
+        ({}, [{"prompt": "a", "chosen": "b", "rejected": "b"}], "no record to train on (1 equal_answers)"),
     ],
     ids=["too long", "no pairs", "equal answers"],
 )
@@ -222,7 +222,7 @@ def test_a_tokenizer_of_another_model_is_refused(data: Path, tmp_path: Path) -> 
     small = make_model(tmp_path / "small", vocab_size=200, eos_token_id=0)
     run = align_run(tmp_path, align_config(small, data))
     assert start(run, 1).wait() == [42]
-    assert "do not belong together" in log_of(run)
+    assert "they do not match" in log_of(run)
 
 
 def test_preferred_answers_that_are_longer_are_warned_of(model: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ BASE = {"model": {"path": "/model"}, "data": "/data.jsonl", "steps": 100}
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"method": "orpo", "reference": "copy"}, "orpo compares with no reference"),
+        ({"method": "orpo", "reference": "copy"}, "orpo uses no reference"),
         ({"reference": "none"}, "dpo needs one"),
         ({"reference": "adapter"}, "set lora too"),
         ({"loss": "robust"}, "set label_smoothing"),
@@ -30,7 +30,7 @@ BASE = {"model": {"path": "/model"}, "data": "/data.jsonl", "steps": 100}
         ({"label_smoothing": 0.5}, "label_smoothing"),
         (
             {"method": "grpo", "grpo": {"rewards": ["length"], "workers": 2}, "resources": {"gpus": 8}},
-            r"grpo\.workers: .*draw on CPUs, for which the GPUs would wait",
+            r"grpo\.workers: .*generate on CPUs, for which the GPUs would wait",
         ),
     ],
     ids=str,

@@ -238,7 +238,7 @@ def test_asked_to_stop_while_it_draws_it_saves_and_goes_on(model: Path, data: Pa
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"grpo": {"group_size": 5}}, "16 answers are no multiple of grpo.group_size, 5"),
+        ({"grpo": {"group_size": 5}}, "16 answers are not a multiple of grpo.group_size, 5"),
         ({"grpo": {"rewards": ["exact_mach"]}}, "did you mean 'exact_match'"),
         ({"grpo": {"rewards": [{"regex": {}, "length": {}}]}}, "must name one reward"),
         ({"seq_len": 8}, "leaves no token of seq_len, 8, for a prompt"),

@@ -80,7 +80,7 @@ def test_a_task_of_reasoning_gym_rewards_by_its_own_scorer(monkeypatch: pytest.M
         ({"rewards": ["no.such.module:f"]}, "rewards: no.such.module:f: ModuleNotFoundError"),
         (
             {"rewards": [f"{HERE}:faulty"], "on_failed_reward": "error"},
-            "correct it, or set grpo.on_failed_reward to drop or zero",
+            "fix it, or set grpo.on_failed_reward to drop or zero",
         ),
         ({"rewards": [{"exact_match": {"field": "solution"}}]}, "has no field 'solution'; it has id, prompt, answer"),
     ],
@@ -123,7 +123,7 @@ def test_prompts_that_are_of_no_use_are_counted_and_named(model: Path, tmp_path:
     assert events(run, "prompts_rejected")[0]["total"] == 6
     for keys, words in (
         ({"on_long": "error"}, "of which 32 fit"),
-        ({"data": str(write_prompts(tmp_path / "none.jsonl", [{}]))}, "no prompt is left"),
+        ({"data": str(write_prompts(tmp_path / "none.jsonl", [{}]))}, "no usable prompt"),
     ):
         other = grpo_run(tmp_path, {**grpo_config(model, data, seq_len=40), **keys})
         assert start(other, 1).wait() == [42]
@@ -139,7 +139,7 @@ def test_a_reward_model_rewards(model: Path, data: Path, tmp_path: Path) -> None
     for row in read_rollouts(run).slice(0, 4).to_pylist():
         prompt = prompts(10)[row["prompt"]]["prompt"]
         assert row["rewards"][0] == pytest.approx(opened.score(prompt, [row["answer"]])[0], rel=1e-4, abs=1e-5)
-    with pytest.raises(ConfigError, match="is no reward model"):
+    with pytest.raises(ConfigError, match="is not a reward model"):
         make_reward("model", {"of": str(model)})
 
 

@@ -61,7 +61,7 @@ def test_it_leaves_as_a_model_for_classification_and_scores_there_as_here(
 
 
 def test_what_is_no_reward_model_is_named(model: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no reward model"):
+    with pytest.raises(ConfigError, match="is not a reward model"):
         open_reward_model(str(model))
     run = reward_run(tmp_path, model, data, steps=1)
     launch(run, 1)

@@ -132,7 +132,7 @@ def test_each_prompt_is_answered_once_through_a_stop(teacher: Teacher, tmp_path:
 
 def test_a_wrong_token_is_a_mistake_of_the_users(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEACHERS_TOKEN", "wrong")
-    with pytest.raises(ConfigError, match=r"refuses the token \(401\); set auth"):
+    with pytest.raises(ConfigError, match=r"rejects the token \(401\); set auth"):
         main(begin(answers_run(tmp_path, teacher, auth="TEACHERS_TOKEN")))
     with pytest.raises(ConfigError, match="the environment variable NO_TOKEN is not set"):
         main(begin(answers_run(tmp_path, teacher, auth="NO_TOKEN")))

@@ -31,9 +31,9 @@ def test_both_sides_have_every_seed_and_differ_in_nothing_else(tmp_path: Path) -
     ("cross_entropy", "distilled", "said"),
     [
         ([1.0, 1.01, 0.99], [0.9, 0.912, 0.889], "Distillation is better than cross entropy on as many tokens by 0.0997"),
-        ([0.9, 0.912, 0.889], [1.0, 1.01, 0.99], "Distillation does not win: cross entropy on as many tokens is better"),
-        ([1.0, 1.1, 0.9], [0.99, 1.13, 0.86], "Distillation does not win: it is ahead of cross entropy"),
-        ([1.0, 1.1, 0.9], [1.02, 1.05, 0.94], "Distillation does not win: it is behind cross entropy"),
+        ([0.9, 0.912, 0.889], [1.0, 1.01, 0.99], "Distillation is not better: cross entropy on as many tokens is better"),
+        ([1.0, 1.1, 0.9], [0.99, 1.13, 0.86], "Distillation is not better: it is ahead of cross entropy"),
+        ([1.0, 1.1, 0.9], [1.02, 1.05, 0.94], "Distillation is not better: it is behind cross entropy"),
     ],
 )
 def test_what_is_said(cross_entropy: list[float], distilled: list[float], said: str) -> None:

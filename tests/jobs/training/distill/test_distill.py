@@ -153,7 +153,7 @@ def test_a_teacher_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> N
     gpt2 = tiny_model(tmp_path / "gpt2", model_type="gpt2", n_layer=1, n_head=2, n_embd=16, n_positions=64)
     run = distill_run(tmp_path, distill_config(gpt2, data))
     assert start(run, 1).wait() == [42]
-    assert "the architecture 'gpt2' cannot be cut" in log_of(run)
+    assert "the architecture 'gpt2' is not supported" in log_of(run)
 
 
 def test_cached_logits_are_computed_once_and_a_kill_changes_nothing(teacher: Path, tmp_path: Path) -> None:

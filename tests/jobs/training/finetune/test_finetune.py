@@ -218,7 +218,7 @@ def test_a_prepared_directory_is_taken_as_it_is(base: Path, data: Path, root: Pa
     data_copy = write_lines(tmp_path / "other.jsonl", chats(20))
     third = make_run(root, finetune_config(base, data_copy, prepared=str(prepared)))
     assert start(third, 1).wait() == [42]
-    assert "holds a data set that was made otherwise" in log_of(third)
+    assert "holds a data set made with other settings" in log_of(third)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # what peft 0.21 asks of v5
@@ -248,9 +248,9 @@ def test_exports_open_as_a_whole_as_an_adapter_and_as_a_mean(base: Path, data: P
     launch(full, 1)
     with pytest.raises(ConfigError, match=r"keeps no best checkpoint; train with validation\.keep_best: true"):
         export_with_cards(run, tmp_path / "none", best=True)
-    with pytest.raises(ConfigError, match="trains all weights and has no adapter; leave --adapter out"):
+    with pytest.raises(ConfigError, match="trains all weights and has no adapter; omit --adapter"):
         export(full, tmp_path / "none", adapter=True)
-    with pytest.raises(ConfigError, match="keeps no running mean of its weights"):
+    with pytest.raises(ConfigError, match="keeps no moving average of its weights"):
         export(full, tmp_path / "none", ema=True)
 
 
@@ -353,5 +353,5 @@ def test_many_files_are_prepared_by_actors_and_a_kill_loses_no_unit(base: Path, 
     group.kill()
     results = launch(run, 2)
     assert results["conversations"] == 120
-    assert events(run, "actors") or "Ray does not start here" in log_of(run)
+    assert events(run, "actors") or "Ray does not start" in log_of(run)
     assert not list(unfinished.glob(f".*{run.id}")), "nothing half-made is left"

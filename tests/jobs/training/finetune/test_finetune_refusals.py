@@ -56,7 +56,7 @@ def refused_configs(*paths: Path) -> list[tuple[dict[str, Any], str]]:
     base, strange, text, empty, failing, data, prepared, tmp_path = paths
     return [
         (finetune_config(strange, prepared), "was prepared with another tokenizer than the model's"),
-        (finetune_config(base, text), "holds text, and no conversations"),
+        (finetune_config(base, text), "holds text, not conversations"),
         (finetune_config(base, empty), "no conversation is left to train on; rejected: no_assistant_turn 1"),
         (finetune_config(base, data, chat={"template": str(failing)}), "rejected: template_failed 150 (such as chat-0: never)"),
         (finetune_config(base, data, chat={"template": str(tmp_path / "none")}), "cannot be read"),
@@ -77,7 +77,7 @@ def test_packing_is_refused_where_the_model_does_not_keep_documents_apart(
     base = make_base(tmp_path / "base", model_type=kind, **changes)
     run = make_run(root, finetune_config(base, data, steps=1))
     assert start(run, 2).wait() == [42, 42]
-    assert "does not keep packed documents apart" in log_of(run)
+    assert "does not separate packed documents" in log_of(run)
     launch(make_run(root, finetune_config(base, data, steps=1, packing=False)), 1)
 
 
@@ -98,5 +98,5 @@ def test_zeros_are_not_kept_beside_an_adapter(config_type: type[FinetuneConfig] 
     keys = {"model": {"path": "/base"}, "data": "/data", "steps": 2}
     for one in ({"lora": {}}, {"keep_zeros": True}, {"lora": {}, "keep_zeros": False}):
         load_config(config_type, {**keys, **one})
-    with pytest.raises(ConfigError, match=r"keep_zeros: .* lora .*; leave lora out"):
+    with pytest.raises(ConfigError, match=r"keep_zeros: .* lora .*; remove lora"):
         load_config(config_type, {**keys, "lora": {}, "keep_zeros": True})

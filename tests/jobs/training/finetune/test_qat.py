@@ -81,5 +81,5 @@ def test_what_has_no_grid_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"group_size: 48 does not divide .* \(32 inputs\)"):
         check_grid(model, GridConfig(type="int4", group_size=48))
     gpt2 = tiny_model(tmp_path / "gpt2", model_type="gpt2", n_layer=1, n_head=2, n_embd=16, n_positions=64)
-    with pytest.raises(ConfigError, match="'gpt2' has no layers of matrices"):
+    with pytest.raises(ConfigError, match="'gpt2' has no layers with matrices"):
         train_on_grid(AutoModelForCausalLM.from_pretrained(gpt2), INT8)

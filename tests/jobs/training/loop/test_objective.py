@@ -178,7 +178,7 @@ def test_a_student_learns_from_its_teacher(data: Path, tmp_path: Path) -> None:
 def test_a_batch_without_a_label_is_an_anomaly(data: Path, tmp_path: Path) -> None:
     stopped = make_run(tmp_path, "masked", pretrain_config(data))
     assert start(stopped, 2).wait() == [42, 42]
-    assert "step 2 (samples 8..15): nothing in it counts for the loss" in log_of(stopped)
+    assert "step 2 (samples 8..15): no label counts for the loss" in log_of(stopped)
     skipping = make_run(tmp_path, "masked", pretrain_config(data, anomaly={"policy": "skip"}))
     assert launch(skipping, 3)["step"] == 8
     assert sorted(losses(skipping)) == [1, 3, 4, 5, 6, 7, 8]

@@ -37,5 +37,5 @@ def test_what_a_deep_model_rounds_is_no_leak(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_leaks_is_refused_in_any_format(dtype: torch.dtype) -> None:
-    with pytest.raises(ConfigError, match="does not keep packed documents apart"):
+    with pytest.raises(ConfigError, match="does not separate packed documents"):
         require_separate(deep(Leaking, dtype), GROUP)

@@ -152,7 +152,7 @@ def test_a_directory_gives_configuration_and_weights(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("size", [256, 4000])
 def test_a_vocabulary_that_does_not_fit_is_refused(size: int) -> None:
-    with pytest.raises(ConfigError, match=f"vocabulary is {size}, the data set's tokenizer has 257"):
+    with pytest.raises(ConfigError, match=f"vocabulary has {size} tokens, the data set's tokenizer 257"):
         config_of(ModelConfig(config={**TINY, "vocab_size": size}))
 
 
@@ -161,7 +161,7 @@ def test_a_padded_vocabulary_is_fine() -> None:
 
 
 def test_more_positions_than_the_model_has_are_refused() -> None:
-    with pytest.raises(ConfigError, match="seq_len: is 512, the model has 256"):
+    with pytest.raises(ConfigError, match="seq_len: 512 exceeds the model's 256"):
         config_of(ModelConfig(config=TINY), seq_len=512)
 
 

@@ -39,7 +39,7 @@ def test_samples_are_what_the_model_writes_and_training_is_the_same(tmp_path: Pa
 def test_a_prompt_without_room_is_refused_in_words(tmp_path: Path) -> None:
     run = make_run(tmp_path, pretrain_config(make_dataset(tmp_path / "data"), samples={"prompts": ["a"], "max_new_tokens": 256}))
     assert start(run, 1).wait() == [EXIT_NEVER_RETRY]
-    assert "samples.max_new_tokens: 256 leave no room for a prompt: the model sees 256 tokens" in log_of(run)
+    assert "samples.max_new_tokens: 256 leave no room for a prompt: the context has 256 tokens" in log_of(run)
 
 
 def test_a_reward_model_writes_nothing() -> None:

@@ -56,7 +56,7 @@ def test_the_configuration_says_it_all() -> None:
 
 
 def test_more_groups_than_layers_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"share\.groups: 4 groups of 3 layers cannot be; choose at most 3"):
+    with pytest.raises(ConfigError, match=r"share\.groups: 4 groups of 3 layers are not possible; choose at most 3"):
         set_groups(make_model().config, 4)
 
 

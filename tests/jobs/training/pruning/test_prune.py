@@ -98,9 +98,9 @@ def test_random_is_by_the_seed() -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"layers": 4}, "layers: 4 cannot stay of 3; choose at most 3"),
-        ({"heads": 3}, "heads: 3 cannot be shared out equally over 2 KV groups of 2 heads; choose a multiple of 2 up to 4"),
-        ({"heads": 4, "kv_heads": 1}, "heads: 4 cannot be shared out equally over 1 KV groups"),
+        ({"layers": 4}, "layers: 4 of 3 cannot be kept; choose at most 3"),
+        ({"heads": 3}, "heads: 3 cannot be divided equally among 2 KV groups of 2 heads; choose a multiple of 2 up to 4"),
+        ({"heads": 4, "kv_heads": 1}, "heads: 4 cannot be divided equally among 1 KV groups"),
     ],
 )
 def test_sizes_that_cannot_be(keys: dict[str, Any], said: str) -> None:
@@ -110,7 +110,7 @@ def test_sizes_that_cannot_be(keys: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize("keys", [{}, {"layers": 0}, {"width": 1.5}, {"width": 0.0}])
 def test_nonsense_is_refused(keys: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=r"nothing is cut|leaves nothing|no fraction"):
+    with pytest.raises(ValidationError, match=r"nothing to prune|leaves nothing|not a fraction"):
         PruneConfig(**keys)
 
 
@@ -118,5 +118,5 @@ def test_another_architecture_is_named() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=97))
-    with pytest.raises(ConfigError, match="architecture 'gpt2' cannot be cut yet, only llama, mistral"):
+    with pytest.raises(ConfigError, match="architecture 'gpt2' is not supported, only llama, mistral"):
         prune(model, PruneConfig(layers=1), batches())

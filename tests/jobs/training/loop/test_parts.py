@@ -127,7 +127,7 @@ def test_ranks_hear_from_rank_0_while_it_loads_weights(tmp_path: Path, monkeypat
         until(lambda: told)
         return first_weights(*words)
 
-    monkeypatch.setattr("ropewalk.jobs.training.loop.on_main._TELL_SECONDS", 0.01)
+    monkeypatch.setattr("ropewalk.jobs.training.loop.on_main._KEEP_ALIVE_SECONDS", 0.01)
     monkeypatch.setattr("ropewalk.jobs.training.loop.model.first_weights", load)
     monkeypatch.setattr(Group, "broadcast_object", lambda _, value: told.append(value) or value)
     plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32)

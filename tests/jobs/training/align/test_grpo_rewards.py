@@ -122,7 +122,7 @@ def test_prompts_that_are_of_no_use_are_counted_and_named(model: Path, tmp_path:
     assert results["rejected"]["reasons"] == dict.fromkeys(wanted, 1)
     assert events(run, "prompts_rejected")[0]["total"] == 6
     for keys, words in (
-        ({"on_long": "error"}, "of which 32 fit"),
+        ({"on_long": "error"}, "at most 32 fit"),
         ({"data": str(write_prompts(tmp_path / "none.jsonl", [{}]))}, "no usable prompt"),
     ):
         other = grpo_run(tmp_path, {**grpo_config(model, data, seq_len=40), **keys})

@@ -67,7 +67,7 @@ def _check_step(run: "RunDir", step: int) -> None:
     """Raise ConfigError unless the run has a checkpoint of this step, complete or not."""
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.training.loop.model_record import checkpoint_place
-    from ropewalk.sharding.layout import steps_in, listed_steps
+    from ropewalk.sharding.layout import listed_steps, steps_in
 
     folder = checkpoint_place(run)
     steps = sorted(listed_steps(folder).union(steps_in(folder)))

@@ -126,11 +126,11 @@ def _generations(found: _Found, config: EvaluateConfig, plan: TokenizerPlan) -> 
 def _tokenizer(plan: TokenizerPlan) -> PreTrainedTokenizerFast:
     """The tokenizer as transformers has it; its files are fetched first where they are not on this machine."""
     tokenizer: PreTrainedTokenizerFast
-    if plan.place.local is None:
-        read = plan.place.read("tokenizer.json").decode()
+    if plan.folder.local is None:
+        read = plan.folder.read("tokenizer.json").decode()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(read))
     else:
-        tokenizer = AutoTokenizer.from_pretrained(plan.place.local)
+        tokenizer = AutoTokenizer.from_pretrained(plan.folder.local)
     if tokenizer.eos_token_id is None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(plan.record.end_of_document)
     return tokenizer

@@ -14,7 +14,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.orchestration.sweep.records import read_records
 from ropewalk.sharding.config import CheckpointConfig
-from ropewalk.sharding.layout import MANIFEST_NAME, directory_of, pin, place_of, listed_steps, unpin
+from ropewalk.sharding.layout import MANIFEST_NAME, directory_of, listed_steps, pin, place_of, unpin
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ class Share:
 
     @property
     def value(self) -> float:
-        """Hits divided by tries."""
         return self.hits / self.tries
 
     @property
@@ -39,7 +38,6 @@ class Share:
         return float(low), float(high)
 
     def plain(self) -> dict[str, object]:
-        """Return the share as JSON values."""
         return {"value": self.value, "hits": self.hits, "tries": self.tries, "interval": list(self.interval)}
 
 

@@ -45,7 +45,6 @@ class Drift:
 
     @property
     def num_reference(self) -> int:
-        """Number of reference texts compared."""
         return len(self.features) - self.num_current
 
     @property
@@ -103,7 +102,6 @@ class Drift:
         return f"{prefix}, the smallest detectable share of drift is {smallest}; {false_alarms}."
 
     def plain(self) -> dict[str, Any]:
-        """Return the comparison as JSON values."""
         tests = {name: {**vars(result), "adjusted": self.tests.adjusted[name]} for name, result in self.tests.results.items()}
         estimate, least = self.share
         calibration = self.calibration

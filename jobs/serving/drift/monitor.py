@@ -42,7 +42,6 @@ class Monitor:
 
     @property
     def level(self) -> float:
-        """Significance level of the next look."""
         block = len(self.looks) // self.horizon
         return float(self.alpha * (1 - _LATER) * _LATER**block / self.horizon)
 

@@ -31,7 +31,6 @@ class Proportions:
         return self.p_value <= _ALPHA and self.interval[1] < 0
 
     def plain(self) -> dict[str, Any]:
-        """Return the comparison as JSON values."""
         return {**vars(self), "worse": self.worse}
 
 

@@ -23,7 +23,6 @@ class Sample:
 
     @property
     def most_repeated(self) -> tuple[str, int]:
-        """The most frequent text and its count."""
         return Counter(self.texts).most_common(1)[0] if self.texts else ("", 0)
 
 

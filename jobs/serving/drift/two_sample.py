@@ -47,7 +47,6 @@ class Features:
         return len(self.lengths)
 
     def rows(self, indices: NDArray[np.int64]) -> "Features":
-        """Select the features of some texts."""
         return Features(
             lengths=self.lengths[indices], languages=self.languages[indices], names=self.names, vectors=self.vectors[indices]
         )

@@ -87,7 +87,6 @@ class Capture:
         return len(self._open)
 
     async def start(self) -> None:
-        """Start the writer process."""
         self._loop = asyncio.get_running_loop()
         self._start_writer()
 
@@ -151,7 +150,6 @@ class Capture:
             self._timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
 
     def _flush(self) -> None:
-        """Send as much as the socket accepts."""
         if self._timer:
             self._timer.cancel()
             self._timer = None

@@ -104,7 +104,6 @@ class Store:
         return sorted(self.folder / name for name in list_afresh(self.folder) if name.startswith(SHARD))
 
     def num_bytes(self) -> int:
-        """Return the size of all shards and spools."""
         total = 0
         for name in list_afresh(self.folder):
             with suppress(FileNotFoundError):
@@ -220,7 +219,6 @@ class Writer:
             self.roll()
 
     def roll(self) -> None:
-        """Turn the spool into a shard."""
         if self._spool is not None:
             self._spool.close()
             self._spool = None

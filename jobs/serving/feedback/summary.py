@@ -51,7 +51,6 @@ class Summary:
     times: list[Line]
 
     def plain(self) -> dict[str, Any]:
-        """Return the summary as JSON values."""
         return asdict(self)
 
 

@@ -77,7 +77,6 @@ class CaptureWriter:
             self.exchanges.store.delete_beyond(self.config.max_bytes)
 
     def close(self) -> None:
-        """Roll all stores."""
         for writer in (self.answers, self.exchanges, self.ratings):
             writer.roll()
 

@@ -128,7 +128,6 @@ class Loop:
         return candidate, self._finish(round_, step(BASE, base.ref))
 
     def _await_approval(self, round_: Round) -> dict[str, Any]:
-        """Wait for a user's decision on this round."""
         while "approval" not in round_.facts:
             decision = self.run.requests.get(APPROVED)
             if decision and int(decision["round"]) == round_.number:

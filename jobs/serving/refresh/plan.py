@@ -51,7 +51,6 @@ class Plan:
     group: str  # W&B group
 
     def collect(self, since: float | None, until: float | None) -> Step:
-        """Collect feedback as training data."""
         replay = {"replay": self.replay} if self.replay else {}
         filled = {"watch": self.watch, "since": since, "until": until, **replay}
         return self._step(COLLECT, "collect", self.data, filled)

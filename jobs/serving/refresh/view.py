@@ -38,17 +38,14 @@ class RefreshView(RunView):
         return f"round {number}: {STEP_NAMES.get(step, step)}"
 
     def explain_child(self, child: RunDir) -> str:
-        """Describe the step the run belongs to."""
         return f"It is a step of {self.run.id} ({self.child_words(child)}); `ropewalk resume {self.run.id}` continues it."
 
     def plain(self) -> dict[str, Any]:
-        """Return the facts of each round."""
         from ropewalk.jobs.serving.refresh.rounds import read_rounds
 
         return {"rounds": read_rounds(self.run)}
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """Render the run, its rounds and their steps."""
         from rich.console import Group
 
         from ropewalk.jobs.runs.show.tables import run_page

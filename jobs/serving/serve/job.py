@@ -101,7 +101,6 @@ class Serving:
         ]
 
     def _check_parts(self) -> None:
-        """Restart ended parts, and update the run's progress."""
         if failure := read_json(self.local.failure):
             raise RuntimeError(f"nothing can be served: {failure['error']}")
         for part in self.parts:

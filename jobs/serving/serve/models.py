@@ -84,14 +84,12 @@ class FixedModel:
         self.names: tuple[str, ...] = ()
 
     def wanted(self, canary: str | None, *, gated: bool) -> Wanted:
-        """Return the model, always."""
         barred = {}
         if gated and (reason := gate_refusal(self._place, self._step, None)):
             barred[self.version] = reason
         return Wanted(stable=self.version, barred=barred)
 
     def ref(self, version: str) -> str:
-        """Return RUN@STEP, or the directory."""
         return str(self._place) if isinstance(self._place, Path) else self.version
 
     def directory(self, version: str, folder: Path) -> Path:
@@ -146,7 +144,6 @@ class WatchedAlias:
         return reason
 
     def ref(self, version: str) -> str:
-        """Return RUN@STEP or the directory of NAME@NUMBER. Raises ConfigError."""
         return self._version(version).ref
 
     def directory(self, version: str, folder: Path) -> Path:

@@ -25,7 +25,6 @@ class Progress:
         self._write_stage("loading", {})
 
     def publish(self, listening: dict[str, Any]) -> None:
-        """Write the address at which the run listens."""
         self._address = str(listening["address"])
         address = {"address": listening["address"], "port": listening["port"], "node": os.uname().nodename}
         write_json(self.files.address, {**address, "attempt": self.context.attempt, "pid": listening.get("pid")})
@@ -78,7 +77,6 @@ class Progress:
         append_line(self.context.run.metrics, {"step": step, "attempt": self.context.attempt, "time": time.time(), **values})
 
     def close(self) -> None:
-        """Mark the address as closed."""
         address = read_json(self.files.address)
         if address:
             write_json(self.files.address, {**address, "closed": time.time()})

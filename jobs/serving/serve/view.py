@@ -60,7 +60,6 @@ class ServeView(RunView):
             return ""
 
     def plain(self) -> dict[str, Any]:
-        """Return address, versions, aliases and load."""
         endpoint, load = self.endpoint(), read_json(self.files.load) or {}
         routes, state = read_json(self.files.routes) or {}, read_json(self.files.state) or {}
         return {
@@ -73,7 +72,6 @@ class ServeView(RunView):
         }
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """Render the run, its address and its versions."""
         from rich.console import Group
         from rich.text import Text
 

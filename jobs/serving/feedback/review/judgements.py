@@ -90,7 +90,6 @@ class JudgementLog:
         return item
 
     def close(self) -> None:
-        """Roll the written judgements into a shard."""
         self._writer.roll()
 
     def _row(self) -> Row:

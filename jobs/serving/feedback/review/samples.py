@@ -98,7 +98,6 @@ class Sampler:
         return self.samples.get(number)
 
     def close(self) -> None:
-        """Stop sampling."""
         self._queue.put(None)
         self._thread.join(1.0)
         self._writer.roll()

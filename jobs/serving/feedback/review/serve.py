@@ -41,7 +41,6 @@ class OpenReview:
 
     @property
     def status(self) -> str:
-        """One line on the remaining and finished items."""
         judged, total, _ = self.review.progress()
         return f"{self.review.run.id}: {counted(total - judged, 'item')} to judge for {self.review.reviewer}, {judged} judged"
 

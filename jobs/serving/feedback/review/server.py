@@ -69,7 +69,6 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 60
 
     def do_GET(self) -> None:
-        """Serve the page or one of its files."""
         if not self._has_local_host():
             return
         parts = urlsplit(self.path)

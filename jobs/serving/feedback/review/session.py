@@ -93,11 +93,9 @@ class Review:
             return Progress(len(judgements), len(self._items), sum(bool(judged.correction) for judged in judgements))
 
     def agreements(self) -> list[Agreement]:
-        """Return the agreement of all pairs of reviewers."""
         return agreements(current_judgements(judgements_store(self.run.path).read().to_pylist()))
 
     def close(self) -> None:
-        """Stop sampling, and roll the written judgements."""
         if self.sampler:
             self.sampler.close()
         self.log.close()

@@ -143,7 +143,6 @@ class Applications:
         return records
 
     def forget(self, app: str) -> None:
-        """Remove the records of an application that is gone."""
         shutil.rmtree(self.folder / app, ignore_errors=True)
 
 

@@ -51,7 +51,6 @@ class TrafficController:
     # --- new versions
 
     def _admit(self, wanted: Wanted) -> None:
-        """Start loading wanted versions."""
         for name in dict.fromkeys(filter(None, (wanted.stable, wanted.canary))):
             version = self.state.versions.get(name)
             if version is not None and version.phase is Phase.LEAVING:

@@ -83,7 +83,6 @@ class Gateway:
             self._closed(number)
 
     def closed(self, connection: Connection) -> None:
-        """Forget a closed connection."""
         if self.connections.pop(connection.number, None) is not None:
             self._closed(connection.number)
 

@@ -31,7 +31,6 @@ class AnswerCache:
         return answer
 
     def add(self, version: str, request: ModelRequest, content_type: bytes, body: bytes) -> None:
-        """Store a complete answer."""
         if not self._is_cacheable(request) or len(body) > self._max_bytes // 4:
             return
         key = _key(version, request)

@@ -201,7 +201,6 @@ class Exchange:
         ]
 
     def begin_stream(self, reply: Reply) -> None:
-        """Send the response head of a stream."""
         self.streaming, self.record.status = True, reply.status
         self.record.first_token_seconds = self.clock.seconds()
         self.note()
@@ -225,13 +224,11 @@ class Exchange:
             raise RefusalError(502, "the answer is longer than max_answer_bytes", "answer_too_long")
 
     def sent_stream(self) -> SentStream:
-        """Return the part of the stream that was sent."""
         assert self.request is not None
         prompt_ids, token_ids = self.tokens.read(self.connection.output.end)
         return read_sent(self.request, self.sent_answer().body, prompt_ids, token_ids)
 
     def set_upstream(self, transport: asyncio.Transport) -> None:
-        """Remember the connection to the engine."""
         self.upstream = transport
 
     def end_stream(self) -> None:
@@ -239,7 +236,6 @@ class Exchange:
             self.connection.send(LAST_CHUNK)
 
     def send_answer(self, status: int, content_type: bytes, body: bytes) -> None:
-        """Send a complete answer that is not a stream."""
         self._send_whole(status, content_type, body)
 
     def _send_whole(self, status: int, content_type: bytes, body: bytes, extra: tuple[Header, ...] = ()) -> None:

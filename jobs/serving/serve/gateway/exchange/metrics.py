@@ -46,7 +46,6 @@ class Metrics:
         self.recent_first: dict[str, list[float]] = {}
 
     def count(self, record: Record, clock: Clock) -> None:
-        """Count a finished exchange."""
         self._requests.labels(record.version, record.outcome, str(record.status)).inc()
         total = self.totals.setdefault(record.version, [0, 0])
         total[0] += 1

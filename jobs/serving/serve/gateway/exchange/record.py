@@ -49,7 +49,6 @@ class Clock:
     _dispatched_at: float = 0.0
 
     def mark_queued(self) -> None:
-        """Start waiting for a slot."""
         self._queued_at = time.monotonic()
 
     def mark_dispatched(self) -> None:
@@ -60,7 +59,6 @@ class Clock:
         self._dispatched_at = now
 
     def mark_replied(self) -> None:
-        """Record the engine's first response."""
         if not self.pieces:
             self.engine_seconds = time.monotonic() - self._dispatched_at
 

@@ -156,7 +156,6 @@ class UpstreamAttempt:
             raise BrokenError("the response to a streaming request is not a stream")
 
     def on_data(self, data: bytes) -> None:
-        """Handle a piece of the body."""
         reader = self._reader
         if reader is None:
             self._parts.append(data)

@@ -11,7 +11,7 @@ Floats = NDArray[np.float32]
 # for a text of the second.
 Statistic = Callable[[Floats], NDArray[np.floating]]
 
-ENOUGH = 10  # as extreme permutations after which sampling stops: the p-value is far from small
+ENOUGH = 10  # sampling stops after this many extreme permutations: the p-value is not small
 _FIRST_BATCH, _MAX_BATCH = 60, 1000  # permutations computed together
 _ROUNDING = 1e-5  # relative; statistics closer than this count as equal
 

@@ -99,7 +99,7 @@ class Capture:
         if self._open_bytes + size > self.max_open_bytes:
             self._lose(1 if captured else 0)
             exchange, captured = exchange._replace(request=b"", answer=b""), False
-            if self._open_bytes > 2 * self.max_open_bytes:  # not even a line more: nothing has been confirmed for very long
+            if self._open_bytes > 2 * self.max_open_bytes:  # the writer is far behind: drop the ledger row too
                 self._on_durable([exchange.id])
                 return
         self._send(exchange.id, exchange_frame(exchange, captured=captured))

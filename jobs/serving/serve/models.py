@@ -187,7 +187,7 @@ def find_source(ref: str, root: Path | None = None) -> FixedModel | WatchedAlias
     if not Path(ref).expanduser().exists() and not word.isdigit():
         for model in registered_models(root):
             if name == model.name and word in model.alias_names():
-                find_version(ref, root)  # raises where it points to nothing
+                find_version(ref, root)  # raises if the alias points to nothing
                 return WatchedAlias(model, word)
         if (version := find_version(ref, root)) is not None:
             return WatchedAlias(RegisteredModel(version.root, version.model), PRODUCTION if ref == version.model else ref)

@@ -60,7 +60,8 @@ def main() -> int:
     os.chdir(ROOT)
     for package in ROOT.glob("*/__init__.py"):  # else each of thousands of processes would compile it
         compileall.compile_dir(package.parent, quiet=2, workers=0)
-    command = "$BIN/ruff check . && $BIN/ruff format --check . && $BIN/mypy".replace("$BIN", str(Path(sys.executable).parent))
+    tools = ("ruff check .", "ruff format --check .", "mypy", "python -m tests.english")  # as `make lint`
+    command = " && ".join(f"{Path(sys.executable).parent}/{tool}" for tool in tools)
     lint = None if soak or selection else subprocess.Popen(command, shell=True)
     report = f"--junitxml=build/tests/{'soak' if soak else 'test'}.xml"
     marked = [] if "::" in "".join(selection) else ["-m", "soak" if soak else "not soak"]

@@ -53,7 +53,7 @@ def test_an_answer_is_traced_to_its_data(shell: Shell, answered: RunDir, tmp_pat
     assert said.count("code c0ffee") == 2
     assert f"data {tmp_path / 'tokens'} sha256" in said
     assert "feedback of serve-old by collect-" in said
-    assert "people said: rating up" in said
+    assert "rated: rating up" in said
     found = json.loads(shell("trace", "req-3", "--json"))
     assert found["answer"]["lineage"]["bases"][0]["job"] == "pretrain"
     assert found["answer"]["answer"]["time"] == NOW - 997

@@ -108,7 +108,7 @@ def test_the_command_counts_and_exports(shell: Shell) -> None:
     assert [(line["name"], line["rated"]["n"]) for line in told["versions"]] == [("chat@1", 3), ("chat@2", 3)]
     assert json.loads(shell("feedback", run.id, "--json", "--since", "1h"))["answers"] == 0
     for words, complaint in (
-        (("--since", "yesterday"), "is no time"),
+        (("--since", "yesterday"), "is not a time"),
         (("--export", "poems", "x.jsonl"), "there are pairs, chats, documents"),
         (("--export", "pairs", "x.csv"), "is called .jsonl"),
     ):
@@ -128,5 +128,5 @@ def test_times_that_a_user_names() -> None:
     assert parse_time("7d", now=1e9) == 1e9 - 7 * 86_400
     assert parse_time("1.5h", now=1e9) == 1e9 - 5400
     assert time.strftime("%Y-%m-%d", time.localtime(parse_time("2026-11-27"))) == "2026-11-27"
-    with pytest.raises(ConfigError, match="is no time"):
+    with pytest.raises(ConfigError, match="is not a time"):
         parse_time("soon")

@@ -24,10 +24,10 @@ from ropewalk.sharding.layout import (
     MANIFEST_NAME,
     complete_steps,
     directory_of,
+    folder_of,
     is_pinned,
     listed_steps,
     newest_steps,
-    place_of,
     steps_in,
     write_step_list,
 )
@@ -69,7 +69,7 @@ class Checkpoints:
     def __init__(self, run: RunDir, group: Group, fence: Fence, config: CheckpointConfig, fingerprint: dict[str, Any]) -> None:
         self.run, self.group, self.fence, self.config = run, group, fence, config
         self.fingerprint, self.config_hash = fingerprint, fingerprint_hash(fingerprint)
-        self.place = place_of(run, config)
+        self.root = folder_of(run, config)
         self.last_step: int | None = None  # saved or loaded by this process
         # both run on rank 0 in the background thread: make earlier records durable; note a commit as (position, step)
         self.before_commit: Callable[[], None] = lambda: None
@@ -98,7 +98,7 @@ class Checkpoints:
             index="",
             progress=progress,
         )
-        folder = self.place.child(directory_of(step))
+        folder = self.root.child(directory_of(step))
         # the prefix keeps a process of an earlier attempt from overwriting files that a newer one committed
         prefix = f"{self.fence.attempt:04d}-{self.fence.group:06d}"
         writer = CheckpointWriter(folder, prefix, self.fence.check, partial(self._commit, folder, manifest, prefix))
@@ -119,7 +119,7 @@ class Checkpoints:
         complete = manifest.model_copy(update={"files": records, "index": f"{prefix}-index.json"})
         self.before_commit()
         self.fence.check()
-        write_step_list(self.place, {*listed_steps(self.place), manifest.step})
+        write_step_list(self.root, {*listed_steps(self.root), manifest.step})
         folder.write(MANIFEST_NAME, dump_manifest(complete))
         self._bad.discard(manifest.step)
         self.run.event("checkpoint", step=manifest.step, attempt=manifest.attempt, path=directory_of(manifest.step))
@@ -131,17 +131,17 @@ class Checkpoints:
 
         The manifest is removed first, so that no checkpoint looks complete with half of its files.
         """
-        complete = [step for step in complete_steps(self.place) if step not in self._bad]
-        removed = [step for step in complete[: -self.config.keep] if step != best_step and not is_pinned(self.place, step)]
+        complete = [step for step in complete_steps(self.root) if step not in self._bad]
+        removed = [step for step in complete[: -self.config.keep] if step != best_step and not is_pinned(self.root, step)]
         if removed:
-            write_step_list(self.place, set(complete).difference(removed))
+            write_step_list(self.root, set(complete).difference(removed))
         for step in removed:
             self._remove(step)
 
     def _remove(self, step: int) -> None:
         self.fence.check()
-        self.place.remove(f"{directory_of(step)}/{MANIFEST_NAME}")
-        self.place.remove(directory_of(step))
+        self.root.remove(f"{directory_of(step)}/{MANIFEST_NAME}")
+        self.root.remove(directory_of(step))
 
     @property
     def failed(self) -> bool:
@@ -153,7 +153,7 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         error = pending.exception() if pending is not None else None
         if error is not None:
-            raise _plain(error, self.place) from error
+            raise _plain(error, self.root) from error
 
     def close(self) -> None:
         """Wait for the save in progress, and free the memory of the copies."""
@@ -168,8 +168,8 @@ class Checkpoints:
         Raises CheckpointError if it belongs to a different model.
         """
         self.group.barrier()
-        for step in reversed(self.group.broadcast_object(newest_steps(self.place) if self.group.is_main else None)):
-            folder = self.place.child(directory_of(step))
+        for step in reversed(self.group.broadcast_object(newest_steps(self.root) if self.group.is_main else None)):
+            folder = self.root.child(directory_of(step))
             manifest, wrong = self._examine(folder)
             if manifest is None:
                 self._report_bad(step, folder, wrong)
@@ -242,9 +242,9 @@ class Checkpoints:
         """Remove incomplete saves of earlier attempts. Call before the first save."""
         if not self.group.is_main:
             return
-        for step in steps_in(self.place):
-            if not self.place.exists_afresh(f"{directory_of(step)}/{MANIFEST_NAME}"):
-                log.info("%s/%s: removing an incomplete save", self.place.url, directory_of(step))
+        for step in steps_in(self.root):
+            if not self.root.exists_afresh(f"{directory_of(step)}/{MANIFEST_NAME}"):
+                log.info("%s/%s: removing an incomplete save", self.root.url, directory_of(step))
                 self._remove(step)
 
 

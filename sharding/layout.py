@@ -52,7 +52,7 @@ def complete_steps(root: StoragePath) -> list[int]:
     return [step for step in steps if root.exists(f"{directory_of(step)}/{MANIFEST_NAME}")]
 
 
-def place_of(run: RunDir, config: CheckpointConfig) -> StoragePath:
+def folder_of(run: RunDir, config: CheckpointConfig) -> StoragePath:
     """Return the directory of a run's checkpoints: inside the run, or below `checkpoint.path` under the run's id."""
     if config.path is None:
         return StoragePath(run.checkpoints, config.patience_seconds)

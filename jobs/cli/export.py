@@ -66,10 +66,10 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
 def _check_step(run: "RunDir", step: int) -> None:
     """Raise ConfigError unless the run has a checkpoint of this step, complete or not."""
     from ropewalk.cluster.errors import ConfigError
-    from ropewalk.jobs.training.loop.model_record import checkpoint_place
+    from ropewalk.jobs.training.loop.model_record import checkpoint_folder
     from ropewalk.sharding.layout import listed_steps, steps_in
 
-    folder = checkpoint_place(run)
+    folder = checkpoint_folder(run)
     steps = sorted(listed_steps(folder).union(steps_in(folder)))
     if step not in steps:
         available = f"those of steps {', '.join(map(str, steps))}" if steps else "none yet"
@@ -104,13 +104,13 @@ def _passed_step(run: "RunDir", step: int | None, *, best: bool) -> int:
     """Return the step of the selected checkpoint. Raises ConfigError if it has not passed its gates, CheckpointError."""
     from ropewalk.jobs.runs.models.gates import require_passed
     from ropewalk.jobs.training.loop.load_checkpoint import best_step
-    from ropewalk.jobs.training.loop.model_record import checkpoint_place
+    from ropewalk.jobs.training.loop.model_record import checkpoint_folder
     from ropewalk.sharding.checkpoint import newest_complete
 
     if best:
         step = best_step(run)
     if step is None:
-        step = newest_complete(checkpoint_place(run))[1].step
+        step = newest_complete(checkpoint_folder(run))[1].step
     require_passed(run, step)
     return step
 

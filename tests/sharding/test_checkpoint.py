@@ -94,7 +94,7 @@ def test_the_state_is_copied_before_training_goes_on(run: RunDir, group: Group) 
     for tensor in tensors.values():
         tensor.zero_()
     store.wait()
-    folder, manifest = newest_complete(store.place)
+    folder, manifest = newest_complete(store.root)
     assert torch.equal(read_tensors(folder, parse_index(folder.read(manifest.index), ""))["model.half"], torch.ones(5).bfloat16())
 
 
@@ -147,7 +147,7 @@ def test_a_bad_checkpoint_is_replaced_by_the_next_save_of_its_step(run: RunDir, 
     assert found is not None
     assert found[1].step == 1
     save(store, group, 2)
-    assert newest_complete(store.place)[1].attempt == 2
+    assert newest_complete(store.root)[1].attempt == 2
 
 
 def test_keeps_the_newest_and_cleans_what_was_cut_short(run: RunDir, group: Group) -> None:
@@ -157,7 +157,7 @@ def test_keeps_the_newest_and_cleans_what_was_cut_short(run: RunDir, group: Grou
     (half / "0000-000000-rank-00000.bin").write_bytes(b"x")
     store.clean()
     save(store, group, 1, 2, 3, 4)
-    assert steps_in(store.place) == [3, 4]
+    assert steps_in(store.root) == [3, 4]
 
 
 def test_a_bad_checkpoint_is_not_counted_as_kept(run: RunDir, group: Group) -> None:
@@ -166,7 +166,7 @@ def test_a_bad_checkpoint_is_not_counted_as_kept(run: RunDir, group: Group) -> N
     store = checkpoints(run, group, keep=1)
     assert store.find() is None
     save(store, group, 2)
-    assert newest_complete(store.place)[1].step == 2
+    assert newest_complete(store.root)[1].step == 2
 
 
 def test_another_model_is_refused_by_name(run: RunDir, group: Group) -> None:
@@ -193,7 +193,7 @@ def test_an_old_attempt_cannot_commit(run: RunDir, group: Group) -> None:
     store.save(state(group, 2), step=2, position=0, progress={})
     with pytest.raises(StaleAttemptError, match="succeeded by 2"):
         store.wait()
-    assert newest_complete(store.place)[1].step == 1
+    assert newest_complete(store.root)[1].step == 1
 
 
 def test_an_attempt_that_grows_old_while_it_writes_cannot_commit(
@@ -243,7 +243,7 @@ def test_metrics_are_durable_before_a_checkpoint_counts(run: RunDir, group: Grou
     store.before_commit = full
     with pytest.raises(StorageError, match="No space left on device"):
         save(store, group, 2)
-    assert newest_steps(store.place) == [1, 2]
+    assert newest_steps(store.root) == [1, 2]
     assert store.find()[1].step == 1  # type: ignore[index]
 
 

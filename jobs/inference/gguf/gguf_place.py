@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ropewalk.cluster.errors import CheckpointError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
-from ropewalk.jobs.training.loop.model_record import checkpoint_place
+from ropewalk.jobs.training.loop.model_record import checkpoint_folder
 from ropewalk.sharding.layout import complete_steps
 
 MODEL_FILES = {".json", ".safetensors", ".bin", ".jinja"}
@@ -31,7 +31,7 @@ def gguf_place(model: str | Path, type_name: str, root: Path | None = None) -> G
     if not isinstance(found, RunDir):
         return GgufPlace(found / "gguf" / f"{_content_key(found)}-{type_name}.gguf", found, None)
     if step is None:
-        steps = complete_steps(checkpoint_place(found))
+        steps = complete_steps(checkpoint_folder(found))
         if not steps:
             raise CheckpointError(f"{found.id}: has no complete checkpoint yet; wait for one, or name another run")
         step = steps[-1]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ropewalk.cluster.errors import CheckpointError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.training.loop.model_record import checkpoint_place, require_record
+from ropewalk.jobs.training.loop.model_record import checkpoint_folder, require_record
 from ropewalk.sharding.layout import MANIFEST_NAME, complete_steps, directory_of, pin
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
@@ -16,7 +16,7 @@ _BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_templ
 def newest_step(run: RunDir) -> int:
     """The step of a run's newest complete checkpoint. Raises ConfigError, CheckpointError where there is none."""
     require_record(run)
-    steps = complete_steps(checkpoint_place(run))
+    steps = complete_steps(checkpoint_folder(run))
     if not steps:
         raise CheckpointError(f"{run.id} has no complete checkpoint yet; wait for one, or name another run")
     return steps[-1]
@@ -25,7 +25,7 @@ def newest_step(run: RunDir) -> int:
 def hash_of_checkpoint(run: RunDir, step: int) -> str:
     """A hash of what a checkpoint holds, by the checksums in its manifest. Raises CheckpointError."""
     require_record(run)
-    place = checkpoint_place(run)
+    place = checkpoint_folder(run)
     try:
         files = json.loads(place.read(f"{directory_of(step)}/{MANIFEST_NAME}"))["files"]
     except (FileNotFoundError, ValueError, KeyError):
@@ -37,7 +37,7 @@ def hash_of_checkpoint(run: RunDir, step: int) -> str:
 
 def keep_checkpoint(run: RunDir, step: int, version: str) -> None:
     """Keep a checkpoint for as long as a version of the registry needs it, however many newer ones its run saves."""
-    pin(checkpoint_place(run), step, f"model-{version}")
+    pin(checkpoint_folder(run), step, f"model-{version}")
 
 
 def hash_of_directory(path: Path) -> str:

@@ -14,7 +14,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.orchestration.sweep.records import read_records
 from ropewalk.sharding.config import CheckpointConfig
-from ropewalk.sharding.layout import MANIFEST_NAME, directory_of, listed_steps, pin, place_of, unpin
+from ropewalk.sharding.layout import MANIFEST_NAME, directory_of, folder_of, listed_steps, pin, unpin
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def checkpoint_of(sweep: RunDir, run: RunDir, step: int, over: Callable[[], bool
     Empty if the run has none. `over` returns True once the run has ended and saves no more.
     """
     config = _config(run)
-    folder, wanted = place_of(run, config), step - step % config.every_steps
+    folder, wanted = folder_of(run, config), step - step % config.every_steps
     deadline = time.monotonic() + COMMIT_SECONDS
     while True:
         last_look = over() or time.monotonic() > deadline
@@ -62,7 +62,7 @@ def _reference(sweep: RunDir, run: RunDir, folder: StoragePath, step: int) -> di
 
 def release_all(sweep: RunDir, run: RunDir) -> None:
     """Unpin all checkpoints of the run after the sweep."""
-    folder = place_of(run, _config(run))
+    folder = folder_of(run, _config(run))
     for step in listed_steps(folder):
         unpin(folder, step, sweep.id)
 

@@ -14,7 +14,7 @@ from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.loop.load_checkpoint import without_head
 from ropewalk.jobs.training.loop.model import ADAPTER, ModelPlan
 from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fingerprint, model_fingerprint
-from ropewalk.jobs.training.loop.model_record import Weights, checkpoint_place, require_record
+from ropewalk.jobs.training.loop.model_record import Weights, checkpoint_folder, require_record
 from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.start import pin_weights
 from ropewalk.sharding.checkpoint import newest_complete
@@ -54,7 +54,7 @@ def _find(context: JobContext, config: DistillConfig, tokenizer: TokenizerRecord
             f"teacher: {target.id} was trained with the tokenizer {record.tokenizer.name} ({record.tokenizer.hash}), the data was"
             f" made with {tokenizer.name} ({tokenizer.hash}); preprocess the data with tokenizer.path={target.tokenizer}"
         )
-    _, manifest = newest_complete(checkpoint_place(target))
+    _, manifest = newest_complete(checkpoint_folder(target))
     weights = Weights(run=target.id if target.path.parent == context.run.path.parent else str(target.path), step=manifest.step)
     pin_weights(weights, context.run)
     fingerprint = {key: value for key, value in without_head(manifest.identity).items() if key != ADAPTER}

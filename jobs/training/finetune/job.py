@@ -14,7 +14,7 @@ from ropewalk.jobs.training.finetune.samples_page import write_samples
 from ropewalk.jobs.training.finetune.source import ConversationSource
 from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS
 from ropewalk.jobs.training.loop.model import ModelPlan
-from ropewalk.jobs.training.loop.model_record import checkpoint_place, read_record
+from ropewalk.jobs.training.loop.model_record import checkpoint_folder, read_record
 from ropewalk.jobs.training.loop.objective import NextToken, Objective
 from ropewalk.jobs.training.loop.packing import require_separate
 from ropewalk.jobs.training.loop.recipe import Recipe, train
@@ -43,7 +43,7 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
     """Build the recipe: next-token prediction of the assistant's tokens."""
     plan = model_plan(context, config, data)
     source, validation = _sources(context, config, group, data, plan.seq_len)
-    fresh = group.broadcast_object(not complete_steps(checkpoint_place(context.run)) if group.is_main else None)
+    fresh = group.broadcast_object(not complete_steps(checkpoint_folder(context.run)) if group.is_main else None)
 
     def objective(model: nn.Module, group: Group) -> Objective:
         if config.packing and fresh:

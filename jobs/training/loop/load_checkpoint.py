@@ -11,7 +11,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.grid import put_on_grid
 from ropewalk.jobs.training.loop.model_config import config_from_fingerprint, model_fingerprint
-from ropewalk.jobs.training.loop.model_record import Head, Weights, checkpoint_place, find_source_run, require_record
+from ropewalk.jobs.training.loop.model_record import Head, Weights, checkpoint_folder, find_source_run, require_record
 from ropewalk.jobs.training.loop.sharing import share_layers, unshare_layers
 from ropewalk.sharding.checkpoint import newest_complete
 from ropewalk.sharding.floats import null_floats
@@ -32,7 +32,7 @@ def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema:
     there is no such checkpoint.
     """
     record = require_record(run)
-    folder, manifest = newest_complete(checkpoint_place(run), step)
+    folder, manifest = newest_complete(checkpoint_folder(run), step)
     index = parse_index(folder.read(manifest.index), folder.url)
     tensors = read_tensors(folder, index, MODEL)
     if ema:
@@ -63,7 +63,7 @@ def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema:
 def best_step(run: RunDir) -> int:
     """Return the step of the checkpoint with the best validation so far. Raises ConfigError if the run keeps none."""
     require_record(run)
-    _, manifest = newest_complete(checkpoint_place(run))
+    _, manifest = newest_complete(checkpoint_folder(run))
     step = manifest.progress.get("best_step")
     if step is None:
         job, key = run.record.get("job"), "validation.keep_best"

@@ -14,7 +14,7 @@ from ropewalk.jobs.training.loop.config import GridConfig, LoraConfig, ModelConf
 from ropewalk.jobs.training.loop.grid import train_on_grid
 from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS, HEAD, LORA, bare_model, empty_model, first_weights
 from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
-from ropewalk.jobs.training.loop.model_record import Head, ModelRecord, Weights, checkpoint_place, find_source_run, read_record
+from ropewalk.jobs.training.loop.model_record import Head, ModelRecord, Weights, checkpoint_folder, find_source_run, read_record
 from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.fsdp import fill
@@ -93,7 +93,7 @@ def _model_of_run(config: ModelConfig, run: RunDir, tokenizer: TokenizerRecord) 
         return record.fingerprint, record.weights
     assert config.run is not None
     source_run = find_source_run(run, config.run, "model.run")
-    checkpoints = checkpoint_place(source_run)
+    checkpoints = checkpoint_folder(source_run)
     steps = complete_steps(checkpoints) if config.step is None else [config.step]
     if not steps:
         raise CheckpointError(f"model.run: {source_run.id} has no complete checkpoint yet; wait for one, or name another run")

@@ -16,7 +16,7 @@ from ropewalk.datapipe.manifest import Manifest, TokenizerRecord
 from ropewalk.jobs.training.loop.config import GridConfig
 from ropewalk.jobs.training.loop.token_data import Data, weighted
 from ropewalk.sharding.config import CheckpointConfig
-from ropewalk.sharding.layout import place_of
+from ropewalk.sharding.layout import folder_of
 
 Head = Literal["causal_lm", "reward"]
 
@@ -89,9 +89,9 @@ def write_record(run: RunDir, record: ModelRecord, tokenizer: TokenizerPlan) -> 
     write_json(run.model_record, record.model_dump(mode="json"))  # last: its presence means that the tokenizer is complete
 
 
-def checkpoint_place(run: RunDir) -> StoragePath:
+def checkpoint_folder(run: RunDir) -> StoragePath:
     """Return the directory of a training run's checkpoints, for any job."""
-    return place_of(run, CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {}))
+    return folder_of(run, CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {}))
 
 
 def copy_tokenizer(run: RunDir, directory: Path) -> None:

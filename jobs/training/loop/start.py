@@ -12,7 +12,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
-from ropewalk.jobs.training.loop.model_record import Weights, checkpoint_place, find_source_run
+from ropewalk.jobs.training.loop.model_record import Weights, checkpoint_folder, find_source_run
 from ropewalk.jobs.training.loop.trainer import Trainer
 from ropewalk.sharding.checkpoint import Checkpoints
 from ropewalk.sharding.group import Group
@@ -37,7 +37,7 @@ class ModelStart:
         if newest is not None or start_from is None:
             return cls(plan=plan, checkpoint=newest)
         source_run = find_source_run(context.run, start_from.run, "start_from.run")
-        checkpoint = checkpoints.find_elsewhere(checkpoint_place(source_run), start_from.step)
+        checkpoint = checkpoints.find_elsewhere(checkpoint_folder(source_run), start_from.step)
         return cls(plan=plan, checkpoint=checkpoint, source_run=source_run)
 
     @property
@@ -70,7 +70,7 @@ def pin_weights(weights: Weights | None, run: RunDir) -> None:
     """Protect the checkpoint whose weights `run` starts with from pruning, for as long as it may be read again."""
     if weights is not None and weights.run is not None and weights.step is not None and not run.model_record.is_file():
         try:
-            pin(checkpoint_place(find_source_run(run, weights.run, "model.run")), weights.step, run.id)
+            pin(checkpoint_folder(find_source_run(run, weights.run, "model.run")), weights.step, run.id)
         except (OSError, StorageError) as error:  # another user's run may be read-only; a finished one prunes no more
             log.warning("model.run: %s may prune its checkpoint of step %d: %s", weights.run, weights.step, error)
 
@@ -79,4 +79,4 @@ def unpin_weights(weights: Weights | None, run: RunDir) -> None:
     """Release the checkpoint whose weights `run` started with: it will not be read again."""
     if weights is not None and weights.run is not None and weights.step is not None:
         with suppress(OSError, RopewalkError):  # the other run may have been deleted
-            unpin(checkpoint_place(find_source_run(run, weights.run, "model.run")), weights.step, run.id)
+            unpin(checkpoint_folder(find_source_run(run, weights.run, "model.run")), weights.step, run.id)

@@ -23,7 +23,7 @@ from ropewalk.jobs.training.align.grpo.validation import HeldOutRewards
 from ropewalk.jobs.training.align.preferences.data import tokenizer_files
 from ropewalk.jobs.training.align.preferences.reference import open_reference
 from ropewalk.jobs.training.loop.model import ModelPlan
-from ropewalk.jobs.training.loop.model_record import checkpoint_place
+from ropewalk.jobs.training.loop.model_record import checkpoint_folder
 from ropewalk.jobs.training.loop.objective import Objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.rollouts.ledger import rollouts_folder, update_marks
@@ -45,7 +45,7 @@ def run(context: JobContext, config: AlignConfig, group: Group) -> dict[str, obj
     with grpo_recipe(context, config, group, counted) as recipe:
         results = train(context, config, group, recipe)
     if group.is_main:  # a kill right after the last commit leaves its rounds unmarked
-        _, newest = newest_complete(checkpoint_place(context.run))
+        _, newest = newest_complete(checkpoint_folder(context.run))
         update_marks(context.run, context.fence, newest.position, newest.step)
     prompt_counts: dict[str, object] = {name: counted[name] for name in ("prompts", "held_out", "rejected") if name in counted}
     return {**results, **prompt_counts}
@@ -86,7 +86,7 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
 
 def _oldest_position(context: JobContext, keep: int) -> int:
     """Return the position of the oldest checkpoint to which the run may roll back."""
-    checkpoints = checkpoint_place(context.run)
+    checkpoints = checkpoint_folder(context.run)
     steps = complete_steps(checkpoints)[-keep:]
     return read_manifest(checkpoints.child(directory_of(steps[0]))).position if steps else 0
 

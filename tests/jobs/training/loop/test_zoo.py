@@ -13,7 +13,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from ropewalk.jobs.training.loop.export import export
 from ropewalk.jobs.training.loop.load_checkpoint import load_model
-from ropewalk.jobs.training.loop.model_record import checkpoint_place
+from ropewalk.jobs.training.loop.model_record import checkpoint_folder
 from ropewalk.sharding.manifest import dump_manifest, read_manifest
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, log_of, losses, make_run, pretrain_config, start
@@ -96,7 +96,7 @@ def test_a_model_leaves_as_it_was_trained(data: Path, tmp_path: Path, kind: str)
 
 def test_a_checkpoint_of_an_older_version_that_lost_an_infinity_is_resumed_and_exported(data: Path, tmp_path: Path) -> None:
     run = trained(data, tmp_path, "mamba2")
-    place = checkpoint_place(run)
+    place = checkpoint_folder(run)
     for folder in [place.child(path.name) for path in sorted(run.checkpoints.glob("step-*"))]:
         manifest = read_manifest(folder)
         assert manifest.identity["time_step_limit"] == [0.0, {"__float__": "Infinity"}]

@@ -109,8 +109,8 @@ def test_the_command_counts_and_exports(shell: Shell) -> None:
     assert json.loads(shell("feedback", run.id, "--json", "--since", "1h"))["answers"] == 0
     for words, complaint in (
         (("--since", "yesterday"), "is not a time"),
-        (("--export", "poems", "x.jsonl"), "there are pairs, chats, documents"),
-        (("--export", "pairs", "x.csv"), "is called .jsonl"),
+        (("--export", "poems", "x.jsonl"), "choose pairs, chats, documents"),
+        (("--export", "pairs", "x.csv"), "must end in .jsonl"),
     ):
         assert complaint in shell.mistake("feedback", run.id, *words)
 

@@ -90,7 +90,7 @@ def test_from_feedback_to_production_without_a_person(place: Path) -> None:
     run = refresh(place, "fresh")
     assert ended(run) is RunState.SUCCEEDED, final_outcome(run)
     (facts,) = read_rounds(run)
-    assert facts["outcome"] == "promoted", facts["words"]
+    assert facts["outcome"] == "promoted", facts["message"]
     assert time.monotonic() - began < 20 * 60
     began = time.monotonic()
     assert rollback().version == 1
@@ -179,8 +179,8 @@ def test_what_people_correct_is_learnt_and_served(place: Path, served: Serving) 
     until(lambda: asked(served.address, f"question {next(count)}") and final_outcome(run), Patience.CLUSTER, look_seconds=0.2)
     assert ended(run) is RunState.SUCCEEDED, final_outcome(run)
     (facts,) = read_rounds(run)
-    assert facts["outcome"] == "promoted", facts["words"]
-    assert facts["words"].endswith(f"{served.run.id} serves it")
+    assert facts["outcome"] == "promoted", facts["message"]
+    assert facts["message"].endswith(f"{served.run.id} serves it")
     assert facts["data"]["corrected"] == len(questions)
     assert facts["canary"]["candidate"]["answers"] >= ANSWERS
     assert facts["canary"]["candidate"]["errors"] == 0

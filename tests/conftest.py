@@ -75,24 +75,24 @@ def _state_of_the_process() -> dict[str, object]:
 def _short_folder() -> Path:
     """A new folder with a name so short that sockets can lie below it; suites that were killed may have left others behind."""
     while True:
-        place = Path(tempfile.gettempdir()) / f"t{secrets.token_hex(2)}"
+        folder = Path(tempfile.gettempdir()) / f"t{secrets.token_hex(2)}"
         with suppress(FileExistsError):
-            place.mkdir()
-            return place
+            folder.mkdir()
+            return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _childrens_disk() -> Iterator[None]:
     """One temporary directory for all child processes, removed at the end of the session."""
-    place = _short_folder()
+    folder = _short_folder()
     before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = str(place)  # for child processes: this one's tempfile has settled already
+    os.environ["TMPDIR"] = str(folder)  # for child processes: this one's tempfile has settled already
     yield
     if before is None:
         del os.environ["TMPDIR"]
     else:
         os.environ["TMPDIR"] = before
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -123,9 +123,9 @@ def network(tmp_path: Path) -> Iterator["Network"]:
     from tests.fakes.nfs import Network, need_nfs
 
     need_nfs()
-    made = Network(tmp_path / "network")
-    yield made
-    made.close()
+    network = Network(tmp_path / "network")
+    yield network
+    network.close()
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +190,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         )
     folder = tmp_path_factory.mktemp("s3")
     subprocess.run([script, "up", folder], check=True, capture_output=True, timeout=60)
-    words = (folder / "env.sh").read_text().removeprefix("export ").split()
-    env = dict(word.split("=", 1) for word in words)
+    arguments = (folder / "env.sh").read_text().removeprefix("export ").split()
+    env = dict(word.split("=", 1) for word in arguments)
     patch = pytest.MonkeyPatch()
     for key, value in env.items():
         patch.setenv(key, value)

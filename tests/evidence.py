@@ -23,8 +23,8 @@ LONGEST = 300
 def of_runs(roots: set[Path]) -> str:
     """The newest runs below some folders: outcomes, last events, last words of every process of the last attempts."""
     places = {path.parent for root in roots for path in root.glob("**/run.yaml")}
-    newest = sorted(places, key=lambda place: (place / "run.yaml").stat().st_mtime)[-MOST_RUNS:]
-    return "\n".join(line[:LONGEST] for place in newest for line in _of_run(RunDir(place)))
+    newest = sorted(places, key=lambda path: (path / "run.yaml").stat().st_mtime)[-MOST_RUNS:]
+    return "\n".join(line[:LONGEST] for path in newest for line in _of_run(RunDir(path)))
 
 
 def _of_run(run: RunDir) -> Iterator[str]:
@@ -52,17 +52,17 @@ def of_pods(namespace: Any) -> str:
         why = [c.get("message") for c in status.get("conditions", []) if c["status"] == "False" and c.get("message")]
         leaves = " leaves" if "deletionTimestamp" in pod["metadata"] else ""
         pods.append(f"  {pod['metadata']['name']} {status['phase']}{leaves} on {pod['spec'].get('nodeName')} {why}"[:LONGEST])
-    told = namespace.kubectl("get", "events", "--sort-by=.lastTimestamp", "--no-headers").splitlines()[-LAST_EVENTS:]
+    output = namespace.kubectl("get", "events", "--sort-by=.lastTimestamp", "--no-headers").splitlines()[-LAST_EVENTS:]
     queued = namespace.kubectl("get", "workloads.kueue.x-k8s.io", "--ignore-not-found").splitlines()
-    return "\n".join([*pods, *(line[:LONGEST] for line in [*told, *queued])])
+    return "\n".join([*pods, *(line[:LONGEST] for line in [*output, *queued])])
 
 
 def of_slurm(configuration: Path) -> str:
     """Nodes, queue, jobs, and the controller's last words, of the cluster that the test's commands find."""
-    asked = (["sinfo", "--Node", "--format=%N %T %E"], ["squeue", "--format=%i %j %T %r %N"], ["scontrol", "show", "job"])
+    request = (["sinfo", "--Node", "--format=%N %T %E"], ["squeue", "--format=%i %j %T %r %N"], ["scontrol", "show", "job"])
     lines = []
-    for words in asked:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+    for command in request:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
         lines += [line for line in (done.stdout or done.stderr).splitlines() if line.strip()][:MOST_LINES]
     for log in (configuration.parents[1] / "log").glob("slurmctld*"):
         lines += log.read_text(errors="replace").splitlines()[-LAST_EVENTS:]
@@ -74,7 +74,7 @@ def sections(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
     namespace = arguments.get("namespace")
     here = [arguments.get("tmp_path"), os.environ.get(RUNS_VARIABLE), getattr(namespace, "runs", None)]
     try:
-        yield "its runs", of_runs({Path(place) for place in here if place})
+        yield "its runs", of_runs({Path(path) for path in here if path})
         if namespace is not None:
             yield "its pods", of_pods(namespace)
         elif cluster := os.environ.get("SLURM_CONF"):

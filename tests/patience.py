@@ -85,13 +85,13 @@ def ended(process: subprocess.Popen[Any], patience: Patience = Patience.START) -
 def until(
     condition: Callable[[], Any],
     patience: Patience = Patience.RUN,
-    said: Callable[[], object] = lambda: "",
+    describe: Callable[[], object] = lambda: "",
     *,
     look_seconds: float = LOOK_SECONDS,
 ) -> Any:
     """Wait for a condition; whatever true value it has. Raises AssertionError with what `said` tells."""
     clock = MachineClock()
-    while not (found := condition()):
-        assert clock.look() < patience.value, f"did not happen within {patience}: {said() or condition}"
+    while not (result := condition()):
+        assert clock.look() < patience.value, f"did not happen within {patience}: {describe() or condition}"
         time.sleep(look_seconds)
-    return found
+    return result

@@ -17,8 +17,8 @@ def test_the_report_says_how_every_attempt_ended_and_its_last_words(tmp_path: Pa
     run.begin_attempt()
     (title, text), *others = sections({"tmp_path": tmp_path})
     assert (title, others) == ("its runs", [])
-    for words in (run.id, "FAILED 1: bad luck", "attempt 2 not over", 'group_formed {"nodes": 2}', "rank-0.log | RuntimeError"):
-        assert words in text
+    for message in (run.id, "FAILED 1: bad luck", "attempt 2 not over", 'group_formed {"nodes": 2}', "rank-0.log | RuntimeError"):
+        assert message in text
 
 
 def test_what_cannot_be_read_is_no_error_of_its_own(tmp_path: Path) -> None:

@@ -80,12 +80,12 @@ HELP_CPU_SECONDS = 0.3
 
 def modules() -> dict[str, Path]:
     """Every module of the program by its dotted name."""
-    found = {}
+    results = {}
     for folder in FLOORS:
         for path in (ROOT / folder).rglob("*.py"):
             parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+            results[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return results
 
 
 def imports(path: Path) -> set[str]:
@@ -102,8 +102,8 @@ def imports(path: Path) -> set[str]:
 
 def graph() -> dict[str, set[str]]:
     """Imports of each module."""
-    known = modules()
-    return {name: {word for word in imports(path) if word in known and word != name} for name, path in known.items()}
+    all_modules = modules()
+    return {name: {word for word in imports(path) if word in all_modules and word != name} for name, path in all_modules.items()}
 
 
 def room_of(module: str, folder: str) -> str:
@@ -195,7 +195,7 @@ def test_nothing_is_imported_from_the_tests() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["--help"],
         ["ps"],
@@ -205,9 +205,9 @@ def test_nothing_is_imported_from_the_tests() -> None:
         ["submit", "pretrain", "data=data", "steps=1", "seq_len=8", "--dry-run"],
         ["submit", "preprocess", "input=[a.jsonl]", "output=out", "tokenizer={train: 300}", "--dry-run"],
     ],
-    ids=lambda words: " ".join(words[:3]),
+    ids=lambda arguments: " ".join(arguments[:3]),
 )
-def test_the_command_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+def test_the_command_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     from ropewalk.cluster.run.directory import RunDir
     from tests.fakes.token_files import write_dataset
 
@@ -224,7 +224,7 @@ finally:
     print("HEAVY", [name for name in {HEAVY} if name in sys.modules])
 """
     environment = {**os.environ, "ROPEWALK_RUNS": str(tmp_path / "runs")}
-    command = [sys.executable, "-c", code, *words]
+    command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "HEAVY []"

@@ -23,9 +23,9 @@ def test_the_wheel_holds_the_program_and_its_files(wheel: Path) -> None:
 
 
 def test_every_module_of_the_checkout_is_packed(wheel: Path) -> None:
-    known = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     names = set(zipfile.ZipFile(wheel).namelist())
-    ours = [name for name in known if not name.startswith(("tests/", "src/")) and (ROOT / name).exists()]
+    ours = [name for name in tracked if not name.startswith(("tests/", "src/")) and (ROOT / name).exists()]
     assert [name for name in ours if f"ropewalk/{name}" not in names] == []
 
 
@@ -39,9 +39,9 @@ def test_the_sdist_makes_the_same_wheel(wheel: Path, source: Path, tmp_path: Pat
 
 def test_the_image_is_built_from_all_that_is_packed() -> None:
     """Docker sees of the checkout only what .dockerignore takes back."""
-    seen = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    unignored = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     folders = {link.name for link in (ROOT / "src/ropewalk").iterdir() if link.is_symlink()}
-    assert {*folders, "src", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"} <= seen
+    assert {*folders, "src", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"} <= unignored
 
 
 def test_it_runs_from_another_directory(command: Path, tmp_path: Path) -> None:

@@ -71,16 +71,16 @@ METHODS = {
 }
 
 
-def trl_python(given: str | None) -> str:
+def trl_python(expected: str | None) -> str:
     """An interpreter that has TRL; makes its environment the first time."""
-    found = given or os.environ.get("ROPEWALK_TRL_PYTHON")
-    if found:
-        return found
-    place = ROOT / "build/trl"
-    if not (place / "bin/python").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-        subprocess.run([str(place / "bin/pip"), "install", "--quiet", "trl>=1.16,<2", "peft"], check=True)
-    return str(place / "bin/python")
+    result = expected or os.environ.get("ROPEWALK_TRL_PYTHON")
+    if result:
+        return result
+    folder = ROOT / "build/trl"
+    if not (folder / "bin/python").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(folder / "bin/pip"), "install", "--quiet", "trl>=1.16,<2", "peft"], check=True)
+    return str(folder / "bin/python")
 
 
 def step_rows(run: RunDir, kto: bool) -> tuple[list[tuple[Any, ...]], list[list[int]]]:
@@ -94,7 +94,7 @@ def step_rows(run: RunDir, kto: bool) -> tuple[list[tuple[Any, ...]], list[list[
         prompt = rows.ids(number, "prompt").tolist()
         learnt.append((prompt, rows.ids(number, "completion").tolist(), rows.value(number, "label")))
         following = ((number + step) % len(rows) for step in range(1, len(rows)))
-        another = next(one for one in following if rows.ids(one, "prompt").tolist() != prompt)
+        another = next(item for item in following if rows.ids(item, "prompt").tolist() != prompt)
         others.append(rows.ids(another, "completion").tolist())
     return learnt, others
 
@@ -104,8 +104,8 @@ def formula(
 ) -> tuple[float, dict[str, Any]]:
     """Loss and gradient by the paper's formula, in float64."""
     scored = method.keys["method"] == "reward"
-    found = reward_losses(policy, rows) if scored else _with_reference(method, policy, base, rows, kl)
-    loss = found.mean()
+    result = reward_losses(policy, rows) if scored else _with_reference(method, policy, base, rows, kl)
+    loss = result.mean()
     loss.backward()
     return loss.item(), {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
 
@@ -139,17 +139,17 @@ def make_cell(folder: Path, name: str, ranks: int, base: Path, data: Path, *, lo
     launch(run, ranks, TEST_HOOK="record_second_gradient")
     rows, kl = step_rows(run, name == "kto")
     policy = load_model(run, 1, merge=False)[0]
-    place = folder / f"{name}-{ranks}-{'lora' if lora else 'full'}"
+    directory = folder / f"{name}-{ranks}-{'lora' if lora else 'full'}"
     if lora:
-        save_adapter(policy, LoraConfig.model_validate(LORA), place, base="")
+        save_adapter(policy, LoraConfig.model_validate(LORA), directory, base="")
         policy.requires_grad_(False)
         for parameter_name, parameter in policy.named_parameters():
             parameter.requires_grad_("lora_" in parameter_name or parameter_name.startswith("score."))
     else:
-        policy.save_pretrained(place)
+        policy.save_pretrained(directory)
     ours = load_file(run.path / "gradient.safetensors")
     wanted, gradient = formula(method, policy.double(), base, rows, kl)
-    told = {
+    report = {
         "method": name,
         "ranks": ranks,
         "weights": "lora" if lora else "all",
@@ -160,37 +160,37 @@ def make_cell(folder: Path, name: str, ranks: int, base: Path, data: Path, *, lo
         "trl": None if lora and name == "reward" else method.trl,
         "keys": method.trl_keys,
         "base": str(base),
-        "policy": str(place),
-        "adapter": str(place) if lora else None,
+        "policy": str(directory),
+        "adapter": str(directory) if lora else None,
         "tokenizer": str(base),
         "rows": rows,
         "kl": kl,
-        "out": str(place / "trl.safetensors"),
+        "out": str(directory / "trl.safetensors"),
     }
     return {
-        "told": told,
+        "told": report,
         "cell": cell,
         "ours": ours,
         "differs": method.differs or "peft's format has no place for the trained head",
     }
 
 
-def ask_trl(made: list[dict[str, Any]], folder: Path, python: str) -> None:
+def ask_trl(cells: list[dict[str, Any]], folder: Path, python: str) -> None:
     """Let TRL compute the cells that it has, and put its differences beside the formula's."""
     file = folder / "cells.json"
-    file.write_text(json.dumps([one["cell"] for one in made if one["cell"]["trl"]]))
+    file.write_text(json.dumps([item["cell"] for item in cells if item["cell"]["trl"]]))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run(
         [python, str(Path(__file__).with_name("trl_oracle.py")), str(file)], check=True, env=environment, stdout=sys.stderr
     )
-    for one in made:
-        if not one["cell"]["trl"]:
-            one["told"]["trl"] = one["differs"]
+    for cell in cells:
+        if not cell["cell"]["trl"]:
+            cell["told"]["trl"] = cell["differs"]
             continue
-        with safe_open(one["cell"]["out"], "pt") as stream:
+        with safe_open(cell["cell"]["out"], "pt") as stream:
             loss = float(stream.metadata()["loss"])
-        gradient = load_file(one["cell"]["out"])
-        one["told"]["trl"] = {"loss": apart(one["told"]["loss"], loss), "gradient": difference(one["ours"], gradient)}
+        gradient = load_file(cell["cell"]["out"])
+        cell["told"]["trl"] = {"loss": apart(cell["told"]["loss"], loss), "gradient": difference(cell["ours"], gradient)}
 
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
         if isinstance(cell[oracle], dict) and (cell[oracle]["loss"] > 1e-6 or cell[oracle]["gradient"] > 1e-5)
     ]
     largest = {
-        oracle: {key: max((one[key] for one in those), default=None) for key in ("loss", "gradient")}
+        oracle: {key: max((item[key] for item in those), default=None) for key in ("loss", "gradient")}
         for oracle, those in by_oracle.items()
     }
     return {"cells": len(cells), "against_trl": len(by_oracle["trl"]), "largest": largest, "missed": missed}
@@ -216,24 +216,24 @@ def main() -> None:
     parser.add_argument("--ranks", default="1,2,3")
     parser.add_argument("--weights", default="all,lora")
     parser.add_argument("--trl", help="an interpreter that has TRL; none: no TRL")
-    words = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = make_model(folder / "model")
         data = write_pairs(folder / "pairs.jsonl", pairs(30))
-        made = [
+        created = [
             make_cell(folder, method, int(ranks), base, data, lora=weights == "lora")
-            for method in words.methods.split(",")
-            for weights in words.weights.split(",")
-            for ranks in words.ranks.split(",")
+            for method in options.methods.split(",")
+            for weights in options.weights.split(",")
+            for ranks in options.ranks.split(",")
         ]
-        if words.trl != "none":
-            ask_trl(made, folder, trl_python(words.trl))
+        if options.trl != "none":
+            ask_trl(created, folder, trl_python(options.trl))
         else:
-            for one in made:
-                one["told"]["trl"] = "not asked"
-    told = [one["told"] for one in made]
-    print(json.dumps({**summary(told), "matrix": told}))
+            for cell in created:
+                cell["told"]["trl"] = "not asked"
+    reports = [item["told"] for item in created]
+    print(json.dumps({**summary(reports), "matrix": reports}))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def prepare(folder: Path, *, tiny: bool) -> Path:
     """The data and the command file."""
     items = toys() if tiny else questions()
     base = make_model(folder / "base") if tiny else smollm2()
-    said = [{"prompt": one["prompt"], "completion": one["chosen"].strip()} for one in items]
-    for name, rows in (("chat", said), ("pairs", items)):
+    records = [{"prompt": item["prompt"], "completion": item["chosen"].strip()} for item in items]
+    for name, rows in (("chat", records), ("pairs", items)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = yaml.safe_load((ROOT / "jobs/configs/assistant.yaml").read_text())
     steps = config["steps"]
@@ -56,23 +56,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="build/assistant")
     parser.add_argument("--model", default="smollm2", choices=["smollm2", "tiny"])
-    words = parser.parse_args()
-    folder = Path(words.folder).absolute() / words.model
+    options = parser.parse_args()
+    folder = Path(options.folder).absolute() / options.model
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "ROPEWALK_RUNS": str(folder / "runs"), "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
-    known = [run.id for run in RunDir.all(folder / "runs") if run.record["job"] == "pipeline"]
-    command = ["resume", known[0]] if known else ["run", "pipeline", "-c", str(prepare(folder, tiny=words.model == "tiny"))]
+    familiar = [run.id for run in RunDir.all(folder / "runs") if run.record["job"] == "pipeline"]
+    command = (
+        ["resume", familiar[0]] if familiar else ["run", "pipeline", "-c", str(prepare(folder, tiny=options.model == "tiny"))]
+    )
     begin = time.time()
     subprocess.run([sys.executable, "-m", "ropewalk.jobs.cli", *command], cwd=folder, env=environment, check=True)
-    if known:
-        subprocess.run([sys.executable, "-m", "ropewalk.jobs.cli", "wait", known[0]], cwd=folder, env=environment, check=True)
+    if familiar:
+        subprocess.run([sys.executable, "-m", "ropewalk.jobs.cli", "wait", familiar[0]], cwd=folder, env=environment, check=True)
     seconds, steps = time.time() - begin, dict[str, Any]()
     for run in RunDir.all(folder / "runs"):
         outcome = run.last_outcome()
         if outcome is not None and outcome.started is not None and outcome.ended is not None:
             steps[run.record["job"]] = round(outcome.ended - outcome.started)
     assert (folder / "exported/README.md").is_file()
-    print(json.dumps({"seconds": round(seconds), "went on": bool(known), "seconds of the last attempt": steps}))
+    print(json.dumps({"seconds": round(seconds), "went on": bool(familiar), "seconds of the last attempt": steps}))
 
 
 if __name__ == "__main__":

@@ -66,11 +66,11 @@ def peer(run: RunDir, most: int) -> tuple[int, float, float]:
         for sentence in [pair.more, pair.less, *([pair.unrelated] if pair.unrelated else [])]:
             context = tokenizer(pair.context).input_ids if pair.context else [begin]
             text = f"{pair.context} {sentence}" if pair.context else sentence
-            own = tokenizer(text).input_ids[len(context) if pair.context else 0 :]
+            ids = tokenizer(text).input_ids[len(context) if pair.context else 0 :]
             with torch.no_grad():
-                table = model(torch.tensor([context + own])).logits[0].log_softmax(-1)
-            total = sum(table[len(context) - 1 + k, token].item() for k, token in enumerate(own))
-            values.append(total / len(own) if pair.by == "token" else total)
+                table = model(torch.tensor([context + ids])).logits[0].log_softmax(-1)
+            total = sum(table[len(context) - 1 + k, token].item() for k, token in enumerate(ids))
+            values.append(total / len(ids) if pair.by == "token" else total)
         worst = max(worst, abs(values[0] - values[1] - items[key]["difference"]))
         assert items[key]["value"] == float(values[0] > values[1]) or abs(values[0] - values[1]) < 1e-3, key
     return len(keys), cpu_seconds() - before, worst
@@ -81,14 +81,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=60)
     parser.add_argument("--peer", type=int, default=60)
-    words = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        run, results, seconds = run_audit(Path(folder), words.items)
+        run, results, seconds = run_audit(Path(folder), options.items)
         wall = time.perf_counter() - started
         pairs = sum(score["stereotype_rate"]["n"] for name, score in results["scores"].items() if name in SUITES)
-        compared, peer_seconds, worst = peer(run, words.peer)
+        compared, peer_seconds, worst = peer(run, options.peer)
     figures = {
         "pairs": pairs,
         "cpu_seconds": round(seconds, 1),

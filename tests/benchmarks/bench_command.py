@@ -45,11 +45,11 @@ class Running:
 
     def __init__(self, way: str, folder: Path, pause: float, steps: int) -> None:
         self.mark, self.told, self.folder = {MARK: f"{folder}/{way}"}, folder / f"{way}.jsonl", folder
-        own = {**self.mark, "PYTHONPATH": str(ROOT), "ROPEWALK_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
-        words = [sys.executable, *WAYS[way], str(SCRIPT), str(self.told), str(pause), str(steps)]
+        variables = {**self.mark, "PYTHONPATH": str(ROOT), "ROPEWALK_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *WAYS[way], str(SCRIPT), str(self.told), str(pause), str(steps)]
         self.started = time.time()
         quiet = subprocess.DEVNULL
-        self.process = subprocess.Popen(words, env={**os.environ, **own}, cwd=folder, stdout=quiet, stderr=quiet)
+        self.process = subprocess.Popen(command, env={**os.environ, **variables}, cwd=folder, stdout=quiet, stderr=quiet)
 
     def steps(self) -> list[dict[str, float]]:
         return read_lines(self.told)
@@ -86,82 +86,82 @@ class Running:
 @contextmanager
 def running(way: str, pause: float = 0.02, steps: int = 100_000) -> Iterator[Running]:
     folder = Path(tempfile.mkdtemp())
-    made = Running(way, folder, pause, steps)
+    running = Running(way, folder, pause, steps)
     try:
-        until(lambda: len(made.steps()) > 0, Patience.STEP)
-        yield made
+        until(lambda: len(running.steps()) > 0, Patience.STEP)
+        yield running
     finally:
-        end(made.processes())
-        end(made.processes())  # what the first were about to start
-        made.process.wait()
+        end(running.processes())
+        end(running.processes())  # what the first were about to start
+        running.process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def start(way: str) -> tuple[float, float]:
     """CPU seconds and seconds to the first step."""
-    with running(way) as made:
-        return made.cpu_seconds(), made.steps()[0]["time"] - made.started
+    with running(way) as endpoint:
+        return endpoint.cpu_seconds(), endpoint.steps()[0]["time"] - endpoint.started
 
 
 def recoveries(kills: int) -> dict[str, float]:
     """kill -9 of a rank to the next step, both in turn; and after how many kills none of them came within `Patience.STEP`."""
-    found, never = dict[str, list[tuple[float, float]]](), dict[str, int]()
+    result, never = dict[str, list[tuple[float, float]]](), dict[str, int]()
     for way in WAYS:
         took: list[tuple[float, float] | None] = []
         while len(took) < kills:
-            with running(way) as made:
+            with running(way) as endpoint:
                 while len(took) < kills:
-                    took.append(recovery(made))
+                    took.append(recovery(endpoint))
                     if took[-1] is None:
                         break  # it is started anew
-        found[way], never[way] = [each for each in took if each], took.count(None)
-    told = {f"{way} never came back": float(count) for way, count in never.items()}
-    for place, unit in enumerate(("cpu_seconds", "seconds")):
-        median = {way: statistics.median(each[place] for each in took) for way, took in found.items() if took}
-        told |= {f"{way} {unit}": round(value, 3) for way, value in median.items()}
+        result[way], never[way] = [each for each in took if each], took.count(None)
+    report = {f"{way} never came back": float(count) for way, count in never.items()}
+    for position, unit in enumerate(("cpu_seconds", "seconds")):
+        median = {way: statistics.median(each[position] for each in took) for way, took in result.items() if took}
+        report |= {f"{way} {unit}": round(value, 3) for way, value in median.items()}
         if median.keys() == WAYS.keys():
-            told[f"ratio of {unit}"] = round(median["ropewalk"] / median["torchrun"], 3)
-    return told
+            report[f"ratio of {unit}"] = round(median["ropewalk"] / median["torchrun"], 3)
+    return report
 
 
-def recovery(made: Running) -> tuple[float, float] | None:
+def recovery(cells: Running) -> tuple[float, float] | None:
     """CPU seconds and seconds from kill -9 of a rank to the next step; None where none comes."""
-    reached = len(made.steps()) + 20
-    until(lambda: len(made.steps()) >= reached, Patience.STEP)
-    before, victim = made.cpu_seconds(), max(made.ranks(), key=lambda process: process.pid)
+    reached = len(cells.steps()) + 20
+    until(lambda: len(cells.steps()) >= reached, Patience.STEP)
+    before, victim = cells.cpu_seconds(), max(cells.ranks(), key=lambda process: process.pid)
     killed = time.time()
     victim.send_signal(signal.SIGKILL)
     try:
-        next_step = until(lambda: _next(made, killed, victim.pid), Patience.STEP, made.said)
+        next_step = until(lambda: _next(cells, killed, victim.pid), Patience.STEP, cells.said)
     except AssertionError as error:
         print(error, file=sys.stderr)
         return None
-    return made.cpu_seconds() - before, next_step - killed
+    return cells.cpu_seconds() - before, next_step - killed
 
 
-def _next(made: Running, killed: float, pid: int) -> float | None:
+def _next(cells: Running, killed: float, pid: int) -> float | None:
     """End of the first step of the new ranks after the kill, or None if none came."""
-    times = [line["time"] for line in made.steps() if line["time"] > killed + 0.1]
-    return times[0] if times and pid not in {process.pid for process in made.ranks()} else None
+    times = [line["time"] for line in cells.steps() if line["time"] > killed + 0.1]
+    return times[0] if times and pid not in {process.pid for process in cells.ranks()} else None
 
 
 def idle(way: str, seconds: float) -> float:
     """The share of a core that all but the script takes while it trains."""
-    with running(way, pause=0.1) as made:
-        until(lambda: len(made.steps()) > 30, Patience.STEP)
-        before, since = made.cpu_seconds(all_but_the_script=True), time.monotonic()
+    with running(way, pause=0.1) as endpoint:
+        until(lambda: len(endpoint.steps()) > 30, Patience.STEP)
+        before, since = endpoint.cpu_seconds(all_but_the_script=True), time.monotonic()
         until(lambda: time.monotonic() > since + seconds, Patience.RUN)
-        return (made.cpu_seconds(all_but_the_script=True) - before) / (time.monotonic() - since)
+        return (endpoint.cpu_seconds(all_but_the_script=True) - before) / (time.monotonic() - since)
 
 
 def in_turn(measure: Callable[[str], tuple[float, float]], rounds: int) -> dict[str, float]:
     """Medians of both, and the median of the ratios of neighbours."""
     pairs = [{way: measure(way) for way in WAYS} for _ in range(rounds)]
-    found = {}
-    for place, unit in enumerate(("cpu_seconds", "seconds")):
-        found |= {f"{way} {unit}": statistics.median(pair[way][place] for pair in pairs) for way in WAYS}
-        found[f"ratio of {unit}"] = statistics.median(pair["ropewalk"][place] / pair["torchrun"][place] for pair in pairs)
-    return {name: round(value, 3) for name, value in found.items()}
+    results = {}
+    for position, unit in enumerate(("cpu_seconds", "seconds")):
+        results |= {f"{way} {unit}": statistics.median(pair[way][position] for pair in pairs) for way in WAYS}
+        results[f"ratio of {unit}"] = statistics.median(pair["ropewalk"][position] / pair["torchrun"][position] for pair in pairs)
+    return {name: round(value, 3) for name, value in results.items()}
 
 
 def main() -> None:
@@ -169,14 +169,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="in which the share of a core is measured")
     parser.add_argument("--kills", type=int, default=3)
-    words = parser.parse_args()
+    options = parser.parse_args()
     os.environ["WANDB_MODE"] = "disabled"
-    found = {
-        "start to first step": in_turn(start, words.rounds),
-        "share of a core beside the script": {way: round(idle(way, words.seconds), 4) for way in WAYS},
-        "kill -9 to next step": recoveries(words.kills),
+    results = {
+        "start to first step": in_turn(start, options.rounds),
+        "share of a core beside the script": {way: round(idle(way, options.seconds), 4) for way in WAYS},
+        "kill -9 to next step": recoveries(options.kills),
     }
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -51,15 +51,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of all but the measurement of speed, which takes one")
     parser.add_argument("--kept", type=Path, default=None, help="keep data and runs here, and go on with what is there")
     parser.add_argument("--tiny", action="store_true")
-    words = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(words.kept or Path(folder), words), indent=1))
+        print(json.dumps(measure(options.kept or Path(folder), options), indent=1))
 
 
-def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures, of runs that are made or gone on with."""
-    model, data = material(folder, tiny=words.tiny)
-    seeds = [_table(folder, model, data, seed, words) for seed in range(words.seeds)]
+    model, data = material(folder, tiny=arguments.tiny)
+    seeds = [_table(folder, model, data, seed, arguments) for seed in range(arguments.seeds)]
     orderings = {}
     for better, worse in ORDERINGS:
         # what the seed does not change is in the first table alone
@@ -68,7 +68,7 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
         orderings[f"{better} < {worse}"] = {"bits_per_byte": bits, "holds": bool(bits) and all(a < b for a, b in bits)}
     return {
         "model": model.name,
-        "held_out_tokens": words.sequences * SEQ_LEN,
+        "held_out_tokens": arguments.sequences * SEQ_LEN,
         "orderings": orderings,
         "four_bits": _four_bits(seeds[0]),
         "table": list(seeds[0].values()),
@@ -77,7 +77,7 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
 
 def _four_bits(rows: Rows) -> dict[str, Any]:
     """Figures of each 4-bit variant that has a goal."""
-    found = {}
+    results = {}
     for name in FOUR_BITS:
         if name not in rows or not {"bf16", "f16-gguf"} <= rows.keys():
             continue
@@ -88,32 +88,32 @@ def _four_bits(rows: Rows) -> dict[str, Any]:
         cpu = half["per_token_cpu_ms"] / row["per_token_cpu_ms"] if same else None
         met = share <= BYTES and more <= MORE_BITS and rate is not None and rate >= RATE
         figures = {"bytes_of_bf16": share, "more_bits_per_byte": more, "standard_error": row["more_bits_per_byte_standard_error"]}
-        found[name] = {**figures, "decode_rate_of_f16": rate, "decode_rate_of_f16_by_cpu": cpu, "met": met}
-    return found
+        results[name] = {**figures, "decode_rate_of_f16": rate, "decode_rate_of_f16_by_cpu": cpu, "met": met}
+    return results
 
 
-def _table(folder: Path, model: Path, data: Path, seed: int, words: argparse.Namespace) -> Rows:
+def _table(folder: Path, model: Path, data: Path, seed: int, arguments: argparse.Namespace) -> Rows:
     """The rows of one seed: those of its run, which is submitted, gone on with, or over."""
     file, noted = folder / f"seed-{seed}.yaml", folder / f"seed-{seed}.run"
     begun = noted.exists()
     if not begun:
-        file.write_text(yaml.safe_dump(_config(model, data, seed, words), sort_keys=False))
-        noted.write_text(_ropewalk(folder, words, "submit", "compress", "-c", str(file)).splitlines()[-1])
+        file.write_text(yaml.safe_dump(_config(model, data, seed, arguments), sort_keys=False))
+        noted.write_text(_ropewalk(folder, arguments, "submit", "compress", "-c", str(file)).splitlines()[-1])
     run = RunDir(folder / "runs" / noted.read_text().strip())
     if not run.results():
         if begun:
-            _ropewalk(folder, words, "resume", run.id, "--detach")  # it says so where the run is still under way
-        _follow(folder, words, run, f"seed {seed}")
+            _ropewalk(folder, arguments, "resume", run.id, "--detach")  # it says so where the run is still under way
+        _follow(folder, arguments, run, f"seed {seed}")
     return {row["variant"]: row for row in run.results()["table"]}
 
 
-def _config(model: Path, data: Path, seed: int, words: argparse.Namespace) -> dict[str, Any]:
+def _config(model: Path, data: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((ROOT / "jobs/configs/compress.yaml").read_text())
-    config |= {"model": str(model), "data": str(data), "seq_len": SEQ_LEN, "max_sequences": words.sequences, "keep": False}
-    config["timing"] |= {"repeats": words.repeats, "new_tokens": words.tokens}
-    config["calibration"] = {"sequences": words.calibration, "seed": seed}
+    config |= {"model": str(model), "data": str(data), "seq_len": SEQ_LEN, "max_sequences": arguments.sequences, "keep": False}
+    config["timing"] |= {"repeats": arguments.repeats, "new_tokens": arguments.tokens}
+    config["calibration"] = {"sequences": arguments.calibration, "seed": seed}
     config["variants"]["q4-0"] = [{"gguf": {"type": "Q4_0"}}]
-    if words.tiny:
+    if arguments.tiny:
         config["variants"] = {name: config["variants"][name] for name in ("bf16", "f16-gguf", "q4", "wanda", "magnitude")}
         config["timing"] = {"prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     if seed:
@@ -124,28 +124,28 @@ def _config(model: Path, data: Path, seed: int, words: argparse.Namespace) -> di
     return config
 
 
-def _environment(folder: Path, words: argparse.Namespace) -> dict[str, str]:
-    own = {"ROPEWALK_RUNS": str(folder / "runs"), "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    return {**os.environ, **own, "OMP_NUM_THREADS": str(words.threads)}
+def _environment(folder: Path, arguments: argparse.Namespace) -> dict[str, str]:
+    variables = {"ROPEWALK_RUNS": str(folder / "runs"), "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **variables, "OMP_NUM_THREADS": str(arguments.threads)}
 
 
-def _ropewalk(folder: Path, words: argparse.Namespace, *arguments: str) -> str:
+def _ropewalk(folder: Path, options: argparse.Namespace, *arguments: str) -> str:
     """Run the command and return its output; a refusal (a run is under way) goes to stderr."""
     command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
-    done = subprocess.run(command, env=_environment(folder, words), cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, env=_environment(folder, options), cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
     return done.stdout.strip()
 
 
-def _follow(folder: Path, words: argparse.Namespace, run: RunDir, label: str) -> None:
+def _follow(folder: Path, arguments: argparse.Namespace, run: RunDir, label: str) -> None:
     """Tell of each row as it comes, until the run is over."""
     command = [sys.executable, "-m", "ropewalk.jobs.cli", "wait", run.id]
-    waiting = subprocess.Popen(command, env=_environment(folder, words), cwd=folder, stdout=subprocess.DEVNULL)
-    told, began = set[str](), time.monotonic()
+    waiting = subprocess.Popen(command, env=_environment(folder, arguments), cwd=folder, stdout=subprocess.DEVNULL)
+    printed, began = set[str](), time.monotonic()
     while True:
         over = waiting.poll() is not None
         for event in run.read_events():
-            if event["event"] == "measured" and event["variant"] not in told:
-                told.add(event["variant"])
+            if event["event"] == "measured" and event["variant"] not in printed:
+                printed.add(event["variant"])
                 figures = " ".join(f"{key} {event[key]:.4f}" for key in ("bits_per_byte", "more_bits_per_byte", "kl"))
                 print(f"{label}, {time.monotonic() - began:.0f} s: {event['variant']}: {figures}", file=sys.stderr, flush=True)
         if over:

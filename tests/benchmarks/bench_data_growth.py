@@ -146,13 +146,13 @@ def driver_of_short(documents: int, stages: dict[str, Any]) -> dict[str, int]:
 
 def short(documents: Sequence[str], stages: str) -> dict[str, Any]:
     """The driver's peak over so many short documents each, and its slope."""
-    found = []
+    results = []
     for number in documents:
         command = [sys.executable, "-m", __spec__.name, "--driver-of", number, "--stages", stages]
-        found.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
-    first, last = found[0], found[-1]
+        results.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+    first, last = results[0], results[-1]
     slope = 1024 * (last["KiB"] - first["KiB"]) / max(last["documents"] - first["documents"], 1)
-    return {"short documents": found, "the driver's bytes a document": round(slope, 2)}
+    return {"short documents": results, "the driver's bytes a document": round(slope, 2)}
 
 
 def main() -> None:
@@ -184,10 +184,10 @@ def main() -> None:
                 meter = Meter(driver)
                 meter.start()
                 driver.finish(timeout_seconds=24 * 3600)
-                found = meter.stop()
+                result = meter.stop()
                 manifest = read_manifest(StoragePath(output))
                 about = {"MB": round(megabytes), "actors": actors, "documents": manifest.totals.documents}
-                print(json.dumps({**about, "MB/CPU-s": round(megabytes / found["CPU s"], 2), **found}), flush=True)
+                print(json.dumps({**about, "MB/CPU-s": round(megabytes / result["CPU s"], 2), **result}), flush=True)
 
 
 if __name__ == "__main__":

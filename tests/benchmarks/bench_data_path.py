@@ -96,14 +96,14 @@ def chains(source: Path, texts: list[str], folder: Path, vocabulary: int) -> dic
     few = folder / "few.jsonl"
     few.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:200]))
     make(few, folder / "warm", tokenizer={"path": str(folder / "tokenizer"), "backend": "fastokens"}, **stages)  # compiles
-    found: dict[str, Any] = {"bare tokenizer": rate(size, lambda: bare_tokenizer(files, texts))}
+    results: dict[str, Any] = {"bare tokenizer": rate(size, lambda: bare_tokenizer(files, texts))}
     for backend in ("tokenizers", "fastokens"):
         for name, keys in (("plain", {}), ("all stages", stages)):
             choice = {"path": str(folder / "tokenizer"), "backend": backend}
             output = folder / f"{backend}-{name.replace(' ', '-')}"
-            found[f"{name}, {backend}"] = rate(size, lambda o=output, k=keys, c=choice: make(source, o, tokenizer=c, **k))
-    found["plain chain / bare tokenizer"] = round(found["plain, tokenizers"] / found["bare tokenizer"], 3)
-    return found
+            results[f"{name}, {backend}"] = rate(size, lambda o=output, k=keys, c=choice: make(source, o, tokenizer=c, **k))
+    results["plain chain / bare tokenizer"] = round(results["plain, tokenizers"] / results["bare tokenizer"], 3)
+    return results
 
 
 def languages(batch: TextBatch, texts: list[str], udhr: Path | None) -> dict[str, Any]:
@@ -129,10 +129,10 @@ def udhr_accuracy(folder: Path) -> dict[str, Any]:
         if not path.exists():
             continue
         raw = re.findall(r"<p>(.*?)</p>", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        plain = (html.unescape(re.sub(r"<[^>]+>", "", one)).strip() for one in raw)
+        plain = (html.unescape(re.sub(r"<[^>]+>", "", text)).strip() for text in raw)
         paragraphs = [text for text in plain if len(text.encode()) >= 200]
-        found = identify(TextBatch.of(paragraphs))
-        shares[label] = sum(found.of(at) == label for at in range(len(paragraphs))) / max(len(paragraphs), 1)
+        languages = identify(TextBatch.of(paragraphs))
+        shares[label] = sum(languages.of(at) == label for at in range(len(paragraphs))) / max(len(paragraphs), 1)
     worst = sorted(shares, key=shares.__getitem__)[:5]
     mean = sum(shares.values()) / max(len(shares), 1)
     return {"languages": len(shares), "accuracy": round(mean, 4), "worst": {name: round(shares[name], 3) for name in worst}}
@@ -153,7 +153,7 @@ def main() -> None:
         batch = TextBatch.of(texts)
         warm = TextBatch.of(["warm 1.2.3.4 a@b.cd DE89 3704 0044 0532 0130 00"])
         replace(warm), identify(warm), NgramIndex.build(some_items(3)).overlaps(warm)
-        planted = [one for locale in LOCALES for one in plant(locale, max(options.items // 30, 1), seed=11)]
+        planted = [item for locale in LOCALES for item in plant(locale, max(options.items // 30, 1), seed=11)]
         scored = score(planted, find)
         draw, items = random.Random(1), some_items(1000)
         index = NgramIndex.build(items)

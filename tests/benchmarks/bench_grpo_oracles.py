@@ -70,12 +70,12 @@ def rollouts_of(run: RunDir) -> list[dict[str, Any]]:
 def advantages_of(rows: list[dict[str, Any]], scale: str) -> list[float]:
     """The papers' advantages, a group at a time."""
     rewards = np.array([sum(row["rewards"]) for row in rows])
-    found = []
+    results = []
     for start in range(0, len(rewards), GROUP):
         group = rewards[start : start + GROUP]
         by = {"none": 1.0, "group": group.std(ddof=1) + 1e-4, "batch": rewards.std(ddof=1) + 1e-4}[scale]
-        found += ((group - group.mean()) / by).tolist()
-    return found
+        results += ((group - group.mean()) / by).tolist()
+    return results
 
 
 def make_cell(folder: Path, name: str, ranks: int, base: Path, data: Path, *, lora: bool) -> dict[str, Any]:
@@ -90,20 +90,20 @@ def make_cell(folder: Path, name: str, ranks: int, base: Path, data: Path, *, lo
     grpo, rows = GrpoConfig.model_validate(config["grpo"]), rollouts_of(run)
     advantages = advantages_of(rows, grpo.keys.scale)
     policy = load_model(run, 1, merge=False)[0]
-    place = folder / f"{name}-{ranks}-{'lora' if lora else 'full'}"
+    directory = folder / f"{name}-{ranks}-{'lora' if lora else 'full'}"
     if lora:
-        save_adapter(policy, LoraConfig.model_validate(LORA), place, base="")
+        save_adapter(policy, LoraConfig.model_validate(LORA), directory, base="")
         policy.requires_grad_(False)
         for parameter_name, parameter in policy.named_parameters():
             parameter.requires_grad_("lora_" in parameter_name)
     else:
-        policy.save_pretrained(place)
+        policy.save_pretrained(directory)
     ours = load_file(run.path / "gradient.safetensors")
     reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64) if grpo.kl else None
     loss, clipped = grpo_loss(policy.double(), reference, rows, advantages, grpo)
     loss.backward()
     gradient = {key: p.grad for key, p in policy.named_parameters() if p.grad is not None}
-    told = {
+    report = {
         "method": name,
         "ranks": ranks,
         "weights": "lora" if lora else "all",
@@ -111,11 +111,11 @@ def make_cell(folder: Path, name: str, ranks: int, base: Path, data: Path, *, lo
         "clipped": clipped,
         "formula": {"loss": abs(losses(run)[2] - loss.item()), "gradient": difference(ours, gradient)},
     }
-    return {"told": told, "cell": _trl_cell(grpo, rows, advantages, base, place, lora=lora), "ours": ours}
+    return {"told": report, "cell": _trl_cell(grpo, rows, advantages, base, directory, lora=lora), "ours": ours}
 
 
 def _trl_cell(
-    grpo: GrpoConfig, rows: list[dict[str, Any]], advantages: list[float], base: Path, place: Path, *, lora: bool
+    grpo: GrpoConfig, rows: list[dict[str, Any]], advantages: list[float], base: Path, folder: Path, *, lora: bool
 ) -> dict[str, Any]:
     keys = grpo.keys
     return {
@@ -133,29 +133,29 @@ def _trl_cell(
             "num_generations": GROUP,
         },
         "base": str(base),
-        "policy": str(place),
-        "adapter": str(place) if lora else None,
+        "policy": str(folder),
+        "adapter": str(folder) if lora else None,
         "tokenizer": str(base),
         "rows": [[row["prompt_ids"], row["tokens"], row["log_probs"], row["truncated"]] for row in rows],
         "advantages": advantages,
         "mask_truncated": keys.mask_truncated,
         "kl": [],
-        "out": str(place / "trl.safetensors"),
+        "out": str(folder / "trl.safetensors"),
     }
 
 
-def ask_trl(made: list[dict[str, Any]], folder: Path, python: str) -> None:
+def ask_trl(cells: list[dict[str, Any]], folder: Path, python: str) -> None:
     """Let TRL compute the cells, and put its differences beside the formula's."""
     file = folder / "cells.json"
-    file.write_text(json.dumps([one["cell"] for one in made]))
+    file.write_text(json.dumps([item["cell"] for item in cells]))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     script = str(Path(__file__).with_name("trl_grpo_oracle.py"))
     subprocess.run([python, script, str(file)], check=True, env=environment, stdout=sys.stderr)
-    for one in made:
-        with safe_open(one["cell"]["out"], "pt") as stream:
+    for cell in cells:
+        with safe_open(cell["cell"]["out"], "pt") as stream:
             loss = float(stream.metadata()["loss"])
-        gradient = load_file(one["cell"]["out"])
-        one["told"]["trl"] = {"loss": abs(one["told"]["loss"] - loss), "gradient": difference(one["ours"], gradient)}
+        gradient = load_file(cell["cell"]["out"])
+        cell["told"]["trl"] = {"loss": abs(cell["told"]["loss"] - loss), "gradient": difference(cell["ours"], gradient)}
 
 
 def main() -> None:
@@ -165,27 +165,27 @@ def main() -> None:
     parser.add_argument("--ranks", default="1,2,3")
     parser.add_argument("--weights", default="all,lora")
     parser.add_argument("--trl", help="an interpreter that has TRL; none: no TRL")
-    words = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = make_model(folder / "model")
         # so many tokens end an answer that answers have different lengths
         (base / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(200, 257))}))
         data = write_prompts(folder / "prompts.jsonl", prompts(20))
-        made = [
+        created = [
             make_cell(folder, variant, int(ranks), base, data, lora=weights == "lora")
-            for variant in words.variants.split(",")
-            for weights in words.weights.split(",")
-            for ranks in words.ranks.split(",")
+            for variant in options.variants.split(",")
+            for weights in options.weights.split(",")
+            for ranks in options.ranks.split(",")
         ]
-        if words.trl != "none":
-            ask_trl(made, folder, trl_python(words.trl))
+        if options.trl != "none":
+            ask_trl(created, folder, trl_python(options.trl))
         else:
-            for one in made:
-                one["told"]["trl"] = "not asked"
-    told = [one["told"] for one in made]
-    assert not any(math.isnan(one["loss"]) for one in told)
-    print(json.dumps({**summary(told), "matrix": told}))
+            for cell in created:
+                cell["told"]["trl"] = "not asked"
+    reports = [item["told"] for item in created]
+    assert not any(math.isnan(report["loss"]) for report in reports)
+    print(json.dumps({**summary(reports), "matrix": reports}))
 
 
 if __name__ == "__main__":

@@ -75,18 +75,18 @@ def _disturb(rank: int) -> None:
     began = time.perf_counter()
     steps: deque[float] = deque(maxlen=100)  # the least of them waited for nobody
 
-    def jittered(self: TrainStep, *words: Any) -> Any:
+    def jittered(self: TrainStep, *arguments: Any) -> Any:
         nonlocal began
         steps.append(time.perf_counter() - began)
         if random_.random() < JITTERED:
             time.sleep(min(steps) * random_.uniform(0, JITTER - 1))
         began = time.perf_counter()
-        return backward(self, *words)
+        return backward(self, *arguments)
 
-    def slow(self: MetricLog, *words: Any) -> None:
+    def slow(self: MetricLog, *arguments: Any) -> None:
         if random_.random() < SLOW_WRITES:
             time.sleep(random_.uniform(0, SLOW_DISK_SECONDS))
-        write(self, *words)
+        write(self, *arguments)
 
     TrainStep.backward, MetricLog.write = jittered, slow  # type: ignore[method-assign]
 
@@ -119,9 +119,9 @@ def measure(run: RunDir, word: int) -> dict[str, float]:
         time.sleep(0.05)
     os.kill(writers_of(run.log_dir(1) / "rank-1.log")[0].pid, word)
     hung = time.time()
-    found = {kind: event_after(run, kind, hung)["time"] - hung for kind in ("ranks_hung", "group_formed", "first_step")}
+    results = {kind: event_after(run, kind, hung)["time"] - hung for kind in ("ranks_hung", "group_formed", "first_step")}
     times = [moment for moment, _ in completed(run) if moment < hung][-SETTLE_STEPS:]
-    return {**found, "step_seconds": statistics.median(b - a for a, b in pairwise(times))}
+    return {**results, "step_seconds": statistics.median(b - a for a, b in pairwise(times))}
 
 
 def hangs(data: Path, count: int, word: int) -> dict[str, Any]:
@@ -129,12 +129,12 @@ def hangs(data: Path, count: int, word: int) -> dict[str, Any]:
     run = start(data, 1_000_000)
     event_after(run, "first_step", 0.0)
     try:
-        found = [measure(run, word) for _ in range(count)]
+        results = [measure(run, word) for _ in range(count)]
     finally:
         end(run)
-    step = statistics.median(one["step_seconds"] for one in found)
-    medians = {f"median_{kind}": statistics.median(one[kind] for one in found) for kind in ("ranks_hung", "group_formed")}
-    seconds = [one["first_step"] for one in found]
+    step = statistics.median(item["step_seconds"] for item in results)
+    medians = {f"median_{kind}": statistics.median(item[kind] for item in results) for kind in ("ranks_hung", "group_formed")}
+    seconds = [item["first_step"] for item in results]
     return {
         "median_seconds_to_next_step": statistics.median(seconds),
         "worst": max(seconds),
@@ -142,7 +142,7 @@ def hangs(data: Path, count: int, word: int) -> dict[str, Any]:
         "step_seconds": step,
         "target": 10 * step + 3,
         "attempts": run.attempts(),
-        "all": [round(one, 2) for one in seconds],
+        "all": [round(second, 2) for second in seconds],
     }
 
 
@@ -164,22 +164,22 @@ def soak(data: Path, steps: int) -> dict[str, Any]:
         end(run)
     lengths = [b - a for a, b in pairwise(moment for moment, _ in completed(run))]
     alarms = [event for event in run.read_events() if event["event"] == "ranks_hung"]
-    found = {
+    results = {
         "steps": len(lengths) + 1,
         "false_alarms": len({alarm["group"] for alarm in alarms}),
         "alarms": [_told(alarm) for alarm in alarms],
         "attempts": len(run.attempts()),
     }
     if lengths:
-        found |= {"step_seconds": statistics.median(lengths), "longest_step_seconds": max(lengths)}
-        found |= {"mean_step_seconds": statistics.mean(lengths)}
-    return found
+        results |= {"step_seconds": statistics.median(lengths), "longest_step_seconds": max(lengths)}
+        results |= {"mean_step_seconds": statistics.mean(lengths)}
+    return results
 
 
 def _told(alarm: dict[str, Any]) -> dict[str, Any]:
     """A node's report of an alarm: its time, and the state of its ranks."""
     when = time.strftime("%H:%M:%S", time.localtime(alarm["time"]))
-    ranks = [f"{one['rank']}: {one['phase']}, {one['state']}, {one['where']}" for one in alarm["ranks"]]
+    ranks = [f"{rank['rank']}: {rank['phase']}, {rank['state']}, {rank['where']}" for rank in alarm["ranks"]]
     return {"time": when, **{key: alarm[key] for key in ("node", "step", "seconds")}, "ranks": ranks}
 
 

@@ -55,27 +55,27 @@ def of_a_fixed_run(namespace: Namespace, kube: Cluster) -> Figures:
     """Evicted again and again, then the leader's node dies, and another's is cut off."""
     run = KubeToy(namespace, "count", "ranks", steps=1000000, resources={"nodes": 2, "cpus": 2})
     run.reach(20)
-    found: Figures = {}
+    results: Figures = {}
     for count in range(1, EVICTIONS + 1):
         seconds = to_next_step(run, lambda: namespace.kubectl("delete", "pod", "--wait=false", run.leader()))
-        found[f"eviction {count} of the leader's pod"] = seconds
-    found["the leader's node dies, a spare is there"] = to_next_step(run, lambda: kube.kill_node(run.node_of(run.leader())))
+        results[f"eviction {count} of the leader's pod"] = seconds
+    results["the leader's node dies, a spare is there"] = to_next_step(run, lambda: kube.kill_node(run.node_of(run.leader())))
     kube.mend()
     other = next(p["spec"]["nodeName"] for p in namespace.pods() if _works(p) and p["metadata"]["name"] != run.leader())
-    found["another node is cut off, a spare is there"] = to_next_step(run, lambda: kube.cut_node(other))
+    results["another node is cut off, a spare is there"] = to_next_step(run, lambda: kube.cut_node(other))
     kube.mend()
     end(run)
-    return found
+    return results
 
 
 def of_one_pod(namespace: Namespace, kube: Cluster) -> Figures:
     """Standstill of a run of one pod whose node dies; Kubernetes alone notices."""
     run = KubeToy(namespace, steps=1000000)
     run.reach(20)
-    found = {"the only pod's node dies (Kubernetes notices after 8 s here)": to_next_step(run, lambda: _kill(kube, run))}
+    results = {"the only pod's node dies (Kubernetes notices after 8 s here)": to_next_step(run, lambda: _kill(kube, run))}
     end(run)
     kube.mend()
-    return found
+    return results
 
 
 def of_an_elastic_run(namespace: Namespace, kube: Cluster) -> Figures:
@@ -84,7 +84,7 @@ def of_an_elastic_run(namespace: Namespace, kube: Cluster) -> Figures:
     until(lambda: run.world() == 3, Patience.RUN)
     leader = run.node_of(run.leader())
     victim = next(p["spec"]["nodeName"] for p in namespace.pods() if p["spec"]["nodeName"] != leader)
-    found = {
+    results = {
         "a node of 3 dies, on at 2": to_world(run, 2, lambda: kube.kill_node(victim)),
         "it returns, on at 3 (the others stand still)": to_world(run, 3, kube.mend),
         "scaled to 1": to_world(run, 1, lambda: run.run.request_nodes(1)),
@@ -93,7 +93,7 @@ def of_an_elastic_run(namespace: Namespace, kube: Cluster) -> Figures:
     }
     end(run)
     kube.mend()
-    return found
+    return results
 
 
 def in_a_queue(namespace: Namespace) -> Figures:
@@ -140,9 +140,9 @@ def main() -> None:
     print(json.dumps({"seconds to the first step": start, "standstill, seconds": standstills}, indent=1))
 
 
-def note(measured: dict[str, list[float]], found: Figures) -> None:
+def note(measured: dict[str, list[float]], figures: Figures) -> None:
     """Keep what was measured, and tell whoever waits."""
-    for name, seconds in found.items():
+    for name, seconds in figures.items():
         print(f"{seconds:6.1f} s  {name}", file=sys.stderr, flush=True)
         measured.setdefault(name, []).append(round(seconds, 2))
 

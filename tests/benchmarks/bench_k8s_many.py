@@ -41,15 +41,15 @@ def main() -> None:
 def measure(cluster: Cluster, namespace: Namespace, count: int) -> dict[str, Any]:
     """Seconds of everything, in order."""
     fleet = Fleet(namespace, count)
-    found: dict[str, Any] = {"submit": round(fleet.submit(), 2)}
+    results: dict[str, Any] = {"submit": round(fleet.submit(), 2)}
     until(lambda: fleet.words(fleet.look()[1]) == {"RUNNING": count}, Patience.CLUSTER)
     looks = [fleet.look() for _ in range(ROUNDS)]
-    found |= {"states": median([seconds for seconds, _, _ in looks]), "list calls": looks[-1][2]}
-    found |= {"ropewalk ps": median([ps(namespace) for _ in range(ROUNDS)]), "cancel": round(fleet.cancel(), 2)}
+    results |= {"states": median([seconds for seconds, _, _ in looks]), "list calls": looks[-1][2]}
+    results |= {"ropewalk ps": median([ps(namespace) for _ in range(ROUNDS)]), "cancel": round(fleet.cancel(), 2)}
     before = time.monotonic()
     until(lambda: not namespace.items("Job"), Patience.CLUSTER)
     assert fleet.words(fleet.look()[1]) == {"CANCELLED": count}
-    return {**found, "until nothing is left": round(time.monotonic() - before, 1)}
+    return {**results, "until nothing is left": round(time.monotonic() - before, 1)}
 
 
 def median(seconds: list[float]) -> float:

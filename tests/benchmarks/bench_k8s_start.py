@@ -59,15 +59,15 @@ class Contest:
     def ours(self, pods: int) -> Moments:
         """One run of ours."""
         ropewalk = Path(sys.executable).with_name("ropewalk")
-        words = ["run", "pretrain", "-c", "job.yaml", "--on", "lab", f"resources.nodes={pods}", "resources.cpus=1"]
+        arguments = ["run", "pretrain", "-c", "job.yaml", "--on", "lab", f"resources.nodes={pods}", "resources.cpus=1"]
         environment = {**os.environ, "ROPEWALK_CLUSTERS": str(self.folder / "clusters.yaml")}
-        known = {run.id for run in RunDir.all(self.runs)}
+        existing = {run.id for run in RunDir.all(self.runs)}
         began = time.time()
-        with (self.folder / "said.txt").open("wb") as said:
-            command = subprocess.Popen([ropewalk, *words], cwd=self.folder, env=environment, stdout=said, stderr=said)
-        until(lambda: command.poll() is not None or {run.id for run in RunDir.all(self.runs)} - known, Patience.RUN)
+        with (self.folder / "said.txt").open("wb") as output:
+            command = subprocess.Popen([ropewalk, *arguments], cwd=self.folder, env=environment, stdout=output, stderr=output)
+        until(lambda: command.poll() is not None or {run.id for run in RunDir.all(self.runs)} - existing, Patience.RUN)
         assert command.poll() is None, (self.folder / "said.txt").read_text()
-        run = next(run for run in RunDir.all(self.runs) if run.id not in known)
+        run = next(run for run in RunDir.all(self.runs) if run.id not in existing)
         try:
             first = self.first_step(run)
         finally:
@@ -150,7 +150,7 @@ def phases(run: RunDir) -> Moments:
 
 def contest(namespace: Namespace, pairs: int) -> dict[str, Any]:
     """Medians of all ways on each number of pods, and how many times as long ours takes."""
-    stage, found = Contest(namespace), dict[str, Any]()
+    stage, result = Contest(namespace), dict[str, Any]()
     ways = {
         "kubectl apply, by hand": stage.by_hand,
         "kubectl apply, same command": stage.same_command,
@@ -163,16 +163,16 @@ def contest(namespace: Namespace, pairs: int) -> dict[str, Any]:
         for pair in range(pairs):
             for way in ways if pair % 2 == 0 else reversed(ways):
                 every[way].append(ways[way](pods))
-            words = ", ".join(f"{way} {moments[-1]['first step']:.1f} s" for way, moments in every.items())
-            print(f"first step on {pods}: {words}", file=sys.stderr, flush=True)
+            text = ", ".join(f"{way} {moments[-1]['first step']:.1f} s" for way, moments in every.items())
+            print(f"first step on {pods}: {text}", file=sys.stderr, flush=True)
         figures = {way: medians(moments) for way, moments in every.items()}
         ours = figures["ropewalk run"]["first step"]
-        found[f"{pods} pods" if pods > 1 else "1 pod"] = {
+        result[f"{pods} pods" if pods > 1 else "1 pod"] = {
             **figures,
             "times": {way: round(ours / figures[way]["first step"], 2) for way in ways if way != "ropewalk run"},
             "all": {way: [round(each["first step"], 2) for each in moments] for way, moments in every.items()},
         }
-    return found
+    return result
 
 
 def medians(all_moments: list[Moments]) -> Moments:

@@ -85,7 +85,7 @@ class Bench:
         common: dict[str, Any] = {"model": {"path": str(self.base)}, "lora": LORA, "seed": seed}
         common["checkpoint"] = {"every_steps": 10, "keep": 1}
         if method == "sft":
-            records = [{"prompt": one["prompt"], "completion": one["chosen"].strip()} for one in self.learnt]
+            records = [{"prompt": item["prompt"], "completion": item["chosen"].strip()} for item in self.learnt]
             (self.folder / "template.jinja").write_text(TEMPLATE)
             config = {
                 **common,
@@ -173,8 +173,8 @@ class Bench:
     def one_seed(self, method: str, seed: int) -> dict[str, Any]:
         """Train, or go on with what was begun; score; compare with the base item by item."""
         path = self.folder / f"{method}-{seed}.json"
-        if (known := read_json(path)) is not None:
-            return dict(known)
+        if (existing := read_json(path)) is not None:
+            return dict(existing)
         before = self.base_values(method)
         run, begin = self._run(method, seed), time.time()
         self._train(run, f"{method}, seed {seed}")
@@ -183,7 +183,7 @@ class Bench:
         curve = [
             line["train/loss" if method != "grpo" else "train/reward"] for line in run.read_metrics() if "train/loss" in line
         ]
-        found = {
+        results = {
             "method": method,
             "seed": seed,
             "steps": run.results()["step"],
@@ -195,14 +195,14 @@ class Bench:
             },
             "reward" if method == "grpo" else "loss": [round(value, 4) for value in curve],
         }
-        write_json(path, found)
-        return found
+        write_json(path, results)
+        return results
 
     def _run(self, method: str, seed: int) -> RunDir:
         """The run of a seed: that of before, if there is one."""
         named = self.folder / f"run-{method}-{seed}"
-        if (known := read_json(named)) is not None:
-            return RunDir(self.folder / "runs" / known["id"])
+        if (existing := read_json(named)) is not None:
+            return RunDir(self.folder / "runs" / existing["id"])
         job = "finetune" if method == "sft" else "align"
         entry = {"job": job, "entry": f"ropewalk.jobs.training.{job}.job:main", "config": self.config(method, seed)}
         run = RunDir.create(f"{method}-{seed}", entry, self.folder / "runs")
@@ -210,13 +210,13 @@ class Bench:
         return run
 
     def _train(self, run: RunDir, name: str) -> None:
-        group, told = start(run, self.options.ranks), 0.0
+        group, reported_at = start(run, self.options.ranks), 0.0
         while any(process.is_alive() for process in group.processes):
             for process in group.processes:
                 process.join(1.0)
-            lines = run.read_metrics() if time.time() - told > LOOK_SECONDS else []
+            lines = run.read_metrics() if time.time() - reported_at > LOOK_SECONDS else []
             if lines:
-                told, last = time.time(), lines[-1]
+                reported_at, last = time.time(), lines[-1]
                 figures = {key: round(last[key], 4) for key in ("train/loss", "train/reward") if key in last}
                 print(f"{name}: step {last['step']} of {run.record['config']['steps']}, {figures}", flush=True)
         codes = group.wait()
@@ -241,15 +241,15 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Train and score, and print as it goes."""
-    bench, found = Bench(options), []
+    bench, results = Bench(options), []
     for method in options.methods or ["sft", "dpo", "grpo"]:
         for seed in map(int, options.seeds.split(",")):
-            one = bench.one_seed(method, seed)
-            for name, each in one["difference"].items():
+            item = bench.one_seed(method, seed)
+            for name, each in item["difference"].items():
                 errors = each["value"] / each["standard_error"] if each["standard_error"] else 0.0
                 print(f"{method}, seed {seed}: {name} {each['value']:+.4f} ± {each['standard_error']:.4f}, {errors:+.1f} errors")
-            found.append(one)
-    print(json.dumps({"runs": found}))
+            results.append(item)
+    print(json.dumps({"runs": results}))
 
 
 if __name__ == "__main__":

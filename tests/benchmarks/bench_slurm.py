@@ -49,10 +49,10 @@ def one_run(folder: Path, rounds: int) -> dict[str, float]:
     toys = [SlurmToy(folder / "runs", "tick", "process", profile=HELD, submit=False) for _ in range(rounds + 1)]
     last = toys.pop()
     last.backend.submit(last.run, last.resources)
-    words = ["sbatch", "--parsable", f"--chdir={last.run.path}", str(last.run.attempt_dir(1) / "job.sbatch")]
+    arguments = ["sbatch", "--parsable", f"--chdir={last.run.path}", str(last.run.attempt_dir(1) / "job.sbatch")]
     ways: dict[str, Callable[[SlurmToy], object]] = {
         "ropewalk": lambda toy: toy.backend.submit(toy.run, toy.resources),
-        "sbatch": lambda _: subprocess.run(words, capture_output=True, check=True),
+        "sbatch": lambda _: subprocess.run(arguments, capture_output=True, check=True),
         "submitit": lambda _: executor.submit(os.getpid),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -60,20 +60,24 @@ def one_run(folder: Path, rounds: int) -> dict[str, float]:
     for toy, order in [*rounds_of_two, *((toy, ("submitit",)) for toy in toys)]:
         for name in order:
             taken[name].append(milliseconds(lambda way=ways[name], toy=toy: way(toy)))  # type: ignore[misc]
-    found = {name: round(statistics.median(values), 1) for name, values in taken.items()}
-    return {**found, "times sbatch": round(found["ropewalk"] / found["sbatch"], 2)}
+    results = {name: round(statistics.median(values), 1) for name, values in taken.items()}
+    return {**results, "times sbatch": round(results["ropewalk"] / results["sbatch"], 2)}
 
 
 def many_runs(folder: Path, runs: int) -> dict[str, float]:
     """Seconds to submit them as one array, to list them and to cancel them, each by the command."""
     (folder / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "slurm", **HELD}}))
     write_dataset(folder / "data", [5000], [600])
-    own = {"ROPEWALK_RUNS": str(folder / "many"), "ROPEWALK_CLUSTERS": str(folder / "clusters.yaml"), "PYTHONPATH": str(ROOT)}
+    variables = {
+        "ROPEWALK_RUNS": str(folder / "many"),
+        "ROPEWALK_CLUSTERS": str(folder / "clusters.yaml"),
+        "PYTHONPATH": str(ROOT),
+    }
 
-    def ropewalk(*words: str) -> tuple[float, list[str]]:
+    def ropewalk(*arguments: str) -> tuple[float, list[str]]:
         started = time.perf_counter()
-        command = [sys.executable, "-m", "ropewalk.jobs.cli", *words]
-        done = subprocess.run(command, env={**os.environ, **own}, cwd=folder, check=True, capture_output=True, text=True)
+        command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
+        done = subprocess.run(command, env={**os.environ, **variables}, cwd=folder, check=True, capture_output=True, text=True)
         return round(time.perf_counter() - started, 2), done.stdout.split()
 
     job = ("pretrain", "data=data", "steps=3", "seq_len=16", "--on", "lab")

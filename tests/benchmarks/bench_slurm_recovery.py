@@ -37,26 +37,26 @@ def to_world(run: SlurmToy, world: int, disturb: Callable[[], object]) -> float:
     """Seconds from `disturb` to the first step of `world` ranks."""
     began = time.time()
     disturb()
-    found = until(
+    result = until(
         lambda: next((m["time"] for m in run.run.read_metrics() if m["time"] > began and m["world"] == world), 0.0),
         Patience.CLUSTER,
     )
-    return float(found - began)
+    return float(result - began)
 
 
 def of_a_fixed_run(lab: Lab, root: Path) -> dict[str, float]:
     """Requeue and preemption of two nodes."""
     run = SlurmToy(root, profile={"partition": "main", "exclusive": True}, resources={"nodes": 2}, steps=100000)
     run.reach(20)
-    found = {"scontrol requeue": to_next_step(run, lambda: subprocess.run(["scontrol", "requeue", run.job], check=True))}
+    results = {"scontrol requeue": to_next_step(run, lambda: subprocess.run(["scontrol", "requeue", run.job], check=True))}
     run.reach(run.steps()[-1] + 20)
     high = ["sbatch", "--parsable", "-phigh", f"-N{len(lab.nodes)}", "--exclusive", "-o/dev/null", "--wrap=true"]
-    found["preemption (the other job runs 0 s)"] = to_next_step(
+    results["preemption (the other job runs 0 s)"] = to_next_step(
         run, lambda: subprocess.run(high, check=True, capture_output=True)
     )
     run.backend.cancel(run.run)
     run.finish()
-    return found
+    return results
 
 
 def of_an_elastic_run(lab: Lab, root: Path) -> dict[str, float]:
@@ -64,21 +64,21 @@ def of_an_elastic_run(lab: Lab, root: Path) -> dict[str, float]:
     run = SlurmToy(root, resources={"nodes": "1..4"}, steps=1000000)
     until(lambda: run.world() == 4, Patience.RUN)
     victim = run.host_of(2)
-    found = {"a node of 4 dies, on at 3": to_world(run, 3, lambda: lab.kill_node(victim))}
+    results = {"a node of 4 dies, on at 3": to_world(run, 3, lambda: lab.kill_node(victim))}
     until(lambda: run.events("node_lost"), Patience.RUN)
     joined = len(run.run.read_metrics())
     lab.start_node(victim)
     until(lambda: run.world() == 4, Patience.RUN)
-    found["it returns, on at 4 (the others stand still)"] = longest_gap(run, joined)
-    asked = len(run.run.read_metrics())
+    results["it returns, on at 4 (the others stand still)"] = longest_gap(run, joined)
+    request = len(run.run.read_metrics())
     run.run.request_nodes(2)
     until(lambda: run.world() == 2, Patience.RUN)
-    found["scaled to 2"] = longest_gap(run, asked)
+    results["scaled to 2"] = longest_gap(run, request)
     first = run.host_of(0)
-    found["the first node dies, requeued"] = to_next_step(run, lambda: lab.kill_node(first))
+    results["the first node dies, requeued"] = to_next_step(run, lambda: lab.kill_node(first))
     run.backend.cancel(run.run)
     run.finish()
-    return found
+    return results
 
 
 def longest_gap(run: SlurmToy, since: int) -> float:

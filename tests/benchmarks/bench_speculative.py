@@ -60,57 +60,57 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--texts", type=int, default=3000)
     parser.add_argument("--sequences", type=int, default=16)
-    words = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(words.kept or Path(folder), words), indent=1))
+        print(json.dumps(measure(options.kept or Path(folder), options), indent=1))
 
 
-def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All rows, those that are kept as they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    model, data, prompts = _model(folder, words)
-    draft = _draft(folder, model, data, words)
+    model, data, prompts = _model(folder, arguments)
+    draft = _draft(folder, model, data, arguments)
     rows = {}
-    for engine in words.engines.split(","):
-        for most in map(int, words.most.split(",")):
-            rows[f"{engine}, {most} at once"] = _row(folder, (engine, most), (model, draft), prompts, words)
-    return {"asked": {key: str(value) for key, value in vars(words).items()}, "rows": rows}
+    for engine in arguments.engines.split(","):
+        for most in map(int, arguments.most.split(",")):
+            rows[f"{engine}, {most} at once"] = _row(folder, (engine, most), (model, draft), prompts, arguments)
+    return {"asked": {key: str(value) for key, value in vars(arguments).items()}, "rows": rows}
 
 
-def _model(folder: Path, words: argparse.Namespace) -> tuple[Path, Path, list[str]]:
+def _model(folder: Path, arguments: argparse.Namespace) -> tuple[Path, Path, list[str]]:
     """The model's directory, what its draft learns from, and what both are asked."""
-    if words.size != "small":
-        model, data = material(folder, tiny=words.size == "tiny")
+    if arguments.size != "small":
+        model, data = material(folder, tiny=arguments.size == "tiny")
         return model, data, list(PROMPTS)
-    data, run = data_and_teacher(folder, words)
+    data, run = data_and_teacher(folder, arguments)
     return _exported(Path(run), folder / "model"), data, [text[:PROMPT_CHARACTERS] for text in texts()[-HELD_OUT:]]
 
 
-def _draft(folder: Path, model: Path, data: Path, words: argparse.Namespace) -> Path:
+def _draft(folder: Path, model: Path, data: Path, arguments: argparse.Namespace) -> Path:
     """The draft's directory; what was begun is resumed."""
-    name = f"draft-{words.size}-{words.layers}-{words.steps}"
-    config = student_config(str(model), {"layers": words.layers}, data, words)
+    name = f"draft-{arguments.size}-{arguments.layers}-{arguments.steps}"
+    config = student_config(str(model), {"layers": arguments.layers}, data, arguments)
     run = kept_run(folder, name, {"job": "distill", "entry": "ropewalk.jobs.training.distill.job:main", "config": config})
     finished(run, name)
     return _exported(run.path, folder / name)
 
 
-def _exported(run: Path, place: Path) -> Path:
-    if not (place / "config.json").exists():
-        export(RunDir(run), place)
-    return place
+def _exported(run: Path, folder: Path) -> Path:
+    if not (folder / "config.json").exists():
+        export(RunDir(run), folder)
+    return folder
 
 
 def _row(
-    folder: Path, way: tuple[str, int], models: tuple[Path, Path], prompts: list[str], words: argparse.Namespace
+    folder: Path, way: tuple[str, int], models: tuple[Path, Path], prompts: list[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """A row, of the file that keeps them or measured now."""
-    file, key = folder / "rows.jsonl", f"{models[1].name}|{way[0]}|{way[1]}|{words.tokens}|{words.rounds}"
-    kept = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    for one in kept:
-        if one["key"] == key:
-            return dict(one["row"])
-    row = _asked(folder, way, models, prompts, words)
+    file, key = folder / "rows.jsonl", f"{models[1].name}|{way[0]}|{way[1]}|{arguments.tokens}|{arguments.rounds}"
+    remaining = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for item in remaining:
+        if item["key"] == key:
+            return dict(item["row"])
+    row = _asked(folder, way, models, prompts, arguments)
     with file.open("a") as out:
         out.write(json.dumps({"key": key, "row": row}) + "\n")
     print(f"{key}: {row}", file=sys.stderr, flush=True)
@@ -118,7 +118,7 @@ def _row(
 
 
 def _asked(
-    folder: Path, way: tuple[str, int], models: tuple[Path, Path], prompts: list[str], words: argparse.Namespace
+    folder: Path, way: tuple[str, int], models: tuple[Path, Path], prompts: list[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     name, _, form = way[0].partition(":")
     engine = find_engine(name)
@@ -128,34 +128,34 @@ def _asked(
     rates: dict[str, list[float]] = {"plain": [], "drafted": []}
     same = True
     with (
-        EngineProcess.start(engine, models[0], plain, folder / "plain.log") as one,
+        EngineProcess.start(engine, models[0], plain, folder / "plain.log") as start,
         EngineProcess.start(engine, models[0], drafted, folder / "drafted.log") as other,
     ):
-        for each in (one, other):
+        for each in (start, other):
             each.await_ready(HANG_SECONDS)
-        for _ in range(words.rounds):
+        for _ in range(arguments.rounds):
             for prompt in prompts:
-                first, said = _rate(one, prompt, words.tokens)
-                second, said_too = _rate(other, prompt, words.tokens)
+                first, message = _rate(start, prompt, arguments.tokens)
+                second, said_too = _rate(other, prompt, arguments.tokens)
                 rates["plain"].append(first)
                 rates["drafted"].append(second)
-                same = same and said == said_too
+                same = same and message == said_too
     ratios = [second / first for first, second in zip(rates["plain"], rates["drafted"], strict=True)]
     return {
         "times_plain": round(mean(ratios), 3),
         "standard_error": round(mean_error(ratios) or 0.0, 3),
-        "tokens_a_second": {side: round(mean(found), 1) for side, found in rates.items()},
+        "tokens_a_second": {side: round(mean(rate), 1) for side, rate in rates.items()},
         "identical": same,
     }
 
 
 def _rate(engine: EngineProcess, prompt: str, tokens: int) -> tuple[float, str]:
     """Tokens a second of a whole answer, its prompt included, and the text."""
-    asked = {"model": "model", "prompt": prompt, "temperature": 0, "max_tokens": tokens, "ignore_eos": True}
+    request = {"model": "model", "prompt": prompt, "temperature": 0, "max_tokens": tokens, "ignore_eos": True}
     begin = time.perf_counter()
-    found = events(engine, COMPLETIONS, {**asked, "return_token_ids": True})
+    result = events(engine, COMPLETIONS, {**request, "return_token_ids": True})
     seconds = time.perf_counter() - begin
-    return sum(len(event.tokens) for event in found) / seconds, "".join(event.text for event in found)
+    return sum(len(event.tokens) for event in result) / seconds, "".join(event.text for event in result)
 
 
 if __name__ == "__main__":

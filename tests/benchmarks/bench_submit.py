@@ -57,21 +57,21 @@ def cpu_and_wall(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def executor(folder: Path) -> submitit.SlurmExecutor:
-    made = submitit.SlurmExecutor(folder=folder, max_num_timeout=0)
-    made.update_parameters(additional_parameters={"hold": True})
-    return made
+    slurm_executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=0)
+    slurm_executor.update_parameters(additional_parameters={"hold": True})
+    return slurm_executor
 
 
 def project(folder: Path) -> Path:
     """A repository of a few files, as somebody's own program has them."""
-    made = folder / "project"
-    made.mkdir()
+    created = folder / "project"
+    created.mkdir()
     for number in range(20):
-        (made / f"module_{number}.py").write_text(f"NUMBER = {number}\n")
+        (created / f"module_{number}.py").write_text(f"NUMBER = {number}\n")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
-        subprocess.run([*git, *words], cwd=made, check=True)
-    return made
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *arguments], cwd=created, check=True)
+    return created
 
 
 def process(code: str) -> Callable[[], object]:
@@ -82,25 +82,25 @@ def process(code: str) -> Callable[[], object]:
 def compared(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> dict[str, float]:
     """Both in turn: medians, and the median of the ratios of neighbours."""
     pairs = [(cpu_and_wall(ours), cpu_and_wall(theirs)) for _ in range(rounds)]
-    found = {}
-    for place, name in enumerate(("cpu", "wall")):
-        found[f"{name}_seconds"] = statistics.median(mine[place] for mine, _ in pairs)
-        found[f"submitit_{name}_seconds"] = statistics.median(other[place] for _, other in pairs)
-        found[f"{name}_ratio"] = statistics.median(mine[place] / other[place] for mine, other in pairs)
-    return {key: round(value, 3) for key, value in found.items()}
+    results = {}
+    for position, name in enumerate(("cpu", "wall")):
+        results[f"{name}_seconds"] = statistics.median(mine[position] for mine, _ in pairs)
+        results[f"submitit_{name}_seconds"] = statistics.median(other[position] for _, other in pairs)
+        results[f"{name}_ratio"] = statistics.median(mine[position] / other[position] for mine, other in pairs)
+    return {key: round(value, 3) for key, value in results.items()}
 
 
-def measure(words: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
-    numbers = range(words.functions)
+def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    numbers = range(arguments.functions)
     peer = executor(folder / "submitit")
     return {
-        "one process": compared(process(OURS), process(THEIRS), words.rounds),
-        f"{words.functions} as one array": compared(
+        "one process": compared(process(OURS), process(THEIRS), arguments.rounds),
+        f"{arguments.functions} as one array": compared(
             lambda: ropewalk.map(add, numbers, numbers, on="lab"), lambda: peer.map_array(add, numbers, numbers), 3
         ),
-        f"{words.single} one by one": compared(
-            lambda: [ropewalk.submit(add, number, 1, on="lab") for number in range(words.single)],
-            lambda: [peer.submit(add, number, 1) for number in range(words.single)],
+        f"{arguments.single} one by one": compared(
+            lambda: [ropewalk.submit(add, number, 1, on="lab") for number in range(arguments.single)],
+            lambda: [peer.submit(add, number, 1) for number in range(arguments.single)],
             1,
         ),
     }
@@ -112,11 +112,11 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=100, help="submissions one by one")
     parser.add_argument("--rounds", type=int, default=7, help="of the process of its own")
     parser.add_argument("--folder", type=Path, help="where runs are written; unset: the temporary directory")
-    words = parser.parse_args()
-    place = Path(tempfile.mkdtemp(prefix="s", dir="/tmp"))
-    place.chmod(0o755)
-    folder = Path(tempfile.mkdtemp(prefix="submit", dir=words.folder))
-    lab = Lab(place)
+    options = parser.parse_args()
+    directory = Path(tempfile.mkdtemp(prefix="s", dir="/tmp"))
+    directory.chmod(0o755)
+    folder = Path(tempfile.mkdtemp(prefix="submit", dir=options.folder))
+    lab = Lab(directory)
     try:
         lab.up(LabSettings(nodes=2))
         os.environ.update(lab.env)
@@ -124,12 +124,12 @@ def main() -> None:
         profile = {"backend": "slurm", "runs": str(folder / "runs"), "python": sys.executable, "sbatch": {"hold": True}}
         (folder / "clusters.yaml").write_text(yaml.safe_dump({"lab": profile}))
         os.chdir(project(folder))
-        print(json.dumps(measure(words, folder)))
+        print(json.dumps(measure(options, folder)))
     finally:
         subprocess.run(["scancel", "--me"], check=False, capture_output=True)
         lab.down()
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ def directly(folder: Path, data: Path, steps: int, rates: list[float]) -> list[f
     )
     configs = [base(data, steps, optim={"lr": rate}) for rate in rates]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
-    words = [sys.executable, "-c", code, str(folder), json.dumps(configs)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, str(folder), json.dumps(configs)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
     return seconds
 
@@ -71,8 +71,8 @@ def plain_tune(folder: Path, data: Path, steps: int, rates: list[float]) -> None
     code = Path(__file__).with_name("plain_tune.py")
     configs = [base(data, steps, optim={"lr": rate}) for rate in rates]
     environment = {**os.environ, "RAY_TRAIN_V2_ENABLED": "1"}
-    words = [sys.executable, str(code), str(folder), json.dumps(configs)]
-    subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, stderr=sys.stderr, check=True)
+    command = [sys.executable, str(code), str(folder), json.dumps(configs)]
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=sys.stderr, check=True)
 
 
 def main() -> None:

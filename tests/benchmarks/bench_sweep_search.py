@@ -35,20 +35,20 @@ def told(name: str, seed: int, data: Path, steps: int, keys: Mapping[str, Any]) 
     """One sweep, and a line about it."""
     began = time.monotonic()
     answers = sweep(data, steps, seed=seed, **keys)
-    words = f"{name}, {len(answers.trials)} trials of {steps} steps, seed {seed}: {best_of(answers):.4f}"
-    print(f"{words}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    line = f"{name}, {len(answers.trials)} trials of {steps} steps, seed {seed}: {best_of(answers):.4f}"
+    print(f"{line}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return answers
 
 
 def compare(data: Path, steps: int, seeds: int, contestants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Each contestant's best loss over the seeds."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, keys in contestants.items():
         sweeps = [told(name, seed, data, steps, keys) for seed in range(seeds)]
-        exploits = sum(len(trial.lineage) for one in sweeps for trial in one.trials)
-        losses = [best_of(one) for one in sweeps]
-        found[name] = {**spread(losses), "losses": losses, "steps": [one.spent for one in sweeps], "exploits": exploits}
-    return found
+        exploits = sum(len(trial.lineage) for sweep in sweeps for trial in sweep.trials)
+        losses = [best_of(sweep) for sweep in sweeps]
+        results[name] = {**spread(losses), "losses": losses, "steps": [sweep.spent for sweep in sweeps], "exploits": exploits}
+    return results
 
 
 def main() -> None:

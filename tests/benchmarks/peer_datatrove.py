@@ -45,8 +45,8 @@ def documents(path):
         return [Document(text=record["text"], id=record["id"]) for record in map(json.loads, lines)]
 
 
-def rules(path, words):
-    if words == "white":
+def rules(path, arguments):
+    if arguments == "white":
         use_white_space()
     from datatrove.pipeline.filters import (
         C4QualityFilter,
@@ -62,17 +62,17 @@ def rules(path, words):
         "c4": C4QualityFilter,
         "fineweb": FineWebQualityFilter,
     }
-    found, seconds = {}, {}
+    results, seconds = {}, {}
     split_into_words("warm up")
     for name, kind in kinds.items():
-        one, verdicts = kind(**STANDARD.get(name, {})), {}
+        item, verdicts = kind(**STANDARD.get(name, {})), {}
         loaded = documents(path)
         began = time.process_time()
         for document in loaded:
-            verdict = one.filter(document)
+            verdict = item.filter(document)
             verdicts[document.id] = None if verdict is True else verdict[1]
-        seconds[name], found[name] = time.process_time() - began, verdicts
-    return {"cpu_seconds": seconds, "decisions": found}
+        seconds[name], results[name] = time.process_time() - began, verdicts
+    return {"cpu_seconds": seconds, "decisions": results}
 
 
 def minhash_stages(source, root):
@@ -99,9 +99,9 @@ def run(stages, root):
     return time.process_time() - began
 
 
-def whole(path, folder, words, tokenizer):
+def whole(path, folder, arguments, tokenizer):
     """Gopher's and FineWeb's filters, e-mails and addresses, near-duplicates, tokens: what it has without a download."""
-    if words == "white":
+    if arguments == "white":
         use_white_space()
     from datatrove.pipeline.dedup import MinhashDedupFilter
     from datatrove.pipeline.filters import FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
@@ -112,15 +112,15 @@ def whole(path, folder, words, tokenizer):
 
     root = Path(folder)
     raw = {"data_folder": str(Path(path).parent), "glob_pattern": Path(path).name, "doc_progress": False}
-    kept = {"data_folder": f"{root}/kept", "glob_pattern": "*.jsonl", "doc_progress": False}
+    writer = {"data_folder": f"{root}/kept", "glob_pattern": "*.jsonl", "doc_progress": False}
     filters = [GopherQualityFilter(), GopherRepetitionFilter(), FineWebQualityFilter(**STANDARD["fineweb"]), PIIFormatter()]
     tokens = DocumentTokenizer(
         f"{root}/tokens", tokenizer_name_or_path=tokenizer, eos_token="<|endoftext|>", shuffle_documents=False
     )
     stages = [
-        ([JsonlReader(**raw), *filters, JsonlWriter(kept["data_folder"], compression=None)], 1),
-        *minhash_stages(kept, root),
-        ([JsonlReader(**kept), MinhashDedupFilter(f"{root}/remove"), tokens], 1),
+        ([JsonlReader(**raw), *filters, JsonlWriter(writer["data_folder"], compression=None)], 1),
+        *minhash_stages(writer, root),
+        ([JsonlReader(**writer), MinhashDedupFilter(f"{root}/remove"), tokens], 1),
     ]
     seconds = run(stages, root)
     return {"cpu_seconds": seconds, "bytes of tokens": sum(file.stat().st_size for file in root.glob("tokens/*.ds"))}
@@ -134,8 +134,8 @@ def unlike(root):
     return MinhashDedupFilter(f"{root}/remove"), JsonlWriter(f"{root}/out", compression=None)
 
 
-def minhash(path, folder, words):
-    if words == "white":
+def minhash(path, folder, arguments):
+    if arguments == "white":
         use_white_space()
     from datatrove.pipeline.readers import JsonlReader
 

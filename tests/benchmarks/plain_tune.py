@@ -26,7 +26,7 @@ def main() -> None:
     cpus = 2 * len(configs) + 2
     ray.init(runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, num_cpus=cpus, include_dashboard=False)
 
-    def train_on_worker(given: dict[str, Any]) -> None:
+    def train_on_worker(variables: dict[str, Any]) -> None:
         from torch import distributed
 
         from tests.benchmarks.bench_sweep_overhead import train
@@ -34,15 +34,15 @@ def main() -> None:
         distributed.destroy_process_group()  # Train's: ours is made by the training itself
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
             os.environ.pop(name, None)
-        ray.train.report({"loss": train(folder, given["values"])})
+        ray.train.report({"loss": train(folder, variables["values"])})
 
-    def trial(given: dict[str, Any]) -> None:
+    def trial(variables: dict[str, Any]) -> None:
         trainer = TorchTrainer(
             train_on_worker,
-            train_loop_config={"values": configs[given["index"]]},
+            train_loop_config={"values": configs[variables["index"]]},
             scaling_config=ray.train.ScalingConfig(num_workers=1),
             run_config=ray.train.RunConfig(
-                name=f"trial-{given['index']}", storage_path=f"{folder}/ray", callbacks=[TuneReportCallback()]
+                name=f"trial-{variables['index']}", storage_path=f"{folder}/ray", callbacks=[TuneReportCallback()]
             ),
         )
         trainer.fit()

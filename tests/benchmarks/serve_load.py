@@ -57,13 +57,13 @@ class Seen:
 
 async def ask(upstreams: Upstreams, url: str, body: dict[str, Any], on_piece: Callable[[Seen], None] | None = None) -> Seen:
     """One request, to its end."""
-    seen = Seen(on_piece=on_piece)
+    answer = Seen(on_piece=on_piece)
     try:
-        await upstreams.ask(url, CHAT, json.dumps(body).encode(), seen)
+        await upstreams.ask(url, CHAT, json.dumps(body).encode(), answer)
     except (UnreachableError, BrokenError) as error:
-        seen.error = str(error)
-    seen.ended = time.perf_counter()
-    return seen
+        answer.error = str(error)
+    answer.ended = time.perf_counter()
+    return answer
 
 
 async def open_loop(url: str | Sequence[str], bodies: Sequence[dict[str, Any]], rate: float, seed: int = 0) -> list[Seen]:
@@ -77,10 +77,10 @@ async def open_loop(url: str | Sequence[str], bodies: Sequence[dict[str, Any]], 
             await asyncio.sleep(wait)
         target = url if isinstance(url, str) else draw.choice(url)
         tasks.append(asyncio.create_task(ask(upstreams, target, body)))
-    seen = [await task for task in tasks]
+    answers = [await task for task in tasks]
     upstreams.close()
     await asyncio.sleep(0)
-    return seen
+    return answers
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -23,8 +23,8 @@ class Forward:
     @app.post("/v1/chat/completions")
     async def chat(self, request: Request) -> StreamingResponse:
         """Pass a stream on."""
-        asked = self.client.build_request("POST", "/v1/chat/completions", content=await request.body())
-        answer = await self.client.send(asked, stream=True)
+        requested = self.client.build_request("POST", "/v1/chat/completions", content=await request.body())
+        answer = await self.client.send(requested, stream=True)
         return StreamingResponse(answer.aiter_raw(), answer.status_code, media_type=answer.headers.get("content-type"))
 
 

@@ -12,11 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def main() -> None:
-    told, pause, steps = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    log_file, pause, steps = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     dist.init_process_group("gloo")
     model = DistributedDataParallel(torch.nn.Linear(16, 1))
     optimizer = torch.optim.AdamW(model.parameters())
-    saved = told.with_suffix(".pt")
+    saved = log_file.with_suffix(".pt")
     first = 0
     if saved.exists():
         state = torch.load(saved)
@@ -31,7 +31,7 @@ def main() -> None:
         if dist.get_rank() == 0:
             torch.save({"model": model.state_dict(), "step": step}, saved.with_suffix(".new"))
             os.replace(saved.with_suffix(".new"), saved)
-            with told.open("a") as stream:
+            with log_file.open("a") as stream:
                 stream.write(json.dumps({"step": step, "time": time.time()}) + "\n")
     dist.destroy_process_group()
 

@@ -80,11 +80,11 @@ def spread(values: list[float]) -> dict[str, float | None]:
 @contextmanager
 def measured() -> Iterator[dict[str, float]]:
     """Wall and CPU seconds of the block, the latter of the whole machine: trials are nobody's children."""
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     began, busy = time.monotonic(), _busy_seconds()
-    yield found
-    found["wall_seconds"] = time.monotonic() - began
-    found["cpu_seconds"] = _busy_seconds() - busy
+    yield results
+    results["wall_seconds"] = time.monotonic() - began
+    results["cpu_seconds"] = _busy_seconds() - busy
 
 
 def _busy_seconds() -> float:

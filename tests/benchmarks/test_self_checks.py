@@ -66,5 +66,5 @@ def test_a_benchmark_of_kubernetes_says_what_it_takes(name: str) -> None:
 
 
 def test_no_benchmark_is_forgotten() -> None:
-    found = {path.stem for path in Path(__file__).parent.glob("bench_*.py")}
-    assert found == SMALL.keys() | OF_KUBERNETES
+    results = {path.stem for path in Path(__file__).parent.glob("bench_*.py")}
+    assert results == SMALL.keys() | OF_KUBERNETES

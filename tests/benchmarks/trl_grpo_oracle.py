@@ -42,20 +42,20 @@ def inputs_of(cell: dict[str, Any]) -> dict[str, Any]:
 def reference_log_probs(cell: dict[str, Any]) -> torch.Tensor:
     """Those of the base model, a row at a time; TRL's own function only takes a model that its trainer has patched."""
     base = AutoModelForCausalLM.from_pretrained(cell["base"], dtype=torch.float32).eval()
-    found = torch.zeros(len(cell["rows"]), max(len(row[1]) for row in cell["rows"]))
+    result = torch.zeros(len(cell["rows"]), max(len(row[1]) for row in cell["rows"]))
     with torch.no_grad():
         for number, (prompt, answer, *_) in enumerate(cell["rows"]):
             logits = base(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1] / cell["keys"]["temperature"]
-            found[number, : len(answer)] = logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)]
-    return found
+            result[number, : len(answer)] = logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)]
+    return result
 
 
 def loss_of(cell: dict[str, Any], model: Any, tokenizer: Any) -> Any:
     """TRL's loss of the rows, with a gradient."""
     keys = {name: value for name, value in cell["keys"].items() if value is not None}
-    made = arguments_of(keys)
+    settings = arguments_of(keys)
     data = Dataset.from_list([{"prompt": "a"}] * 64)
-    trainer = GRPOTrainer(model, lambda completions, **_: [0.0] * len(completions), made, data, processing_class=tokenizer)
+    trainer = GRPOTrainer(model, lambda completions, **_: [0.0] * len(completions), settings, data, processing_class=tokenizer)
     trainer.current_gradient_accumulation_steps = 1
     inputs = inputs_of(cell)
     if keys["beta"]:
@@ -68,9 +68,9 @@ def arguments_of(keys: dict[str, Any]) -> Any:
     """The trainer's configuration."""
 
     class Config(GRPOConfig):
-        def __init__(self, **words: Any) -> None:
-            words.pop("max_length")
-            super().__init__(**words)
+        def __init__(self, **arguments: Any) -> None:
+            arguments.pop("max_length")
+            super().__init__(**arguments)
 
     return arguments(Config, keys)
 

@@ -68,16 +68,16 @@ def trainer_of(cell: dict[str, Any], model: Any, tokenizer: Any) -> tuple[Any, A
 
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
         data = [dict(zip(names, row, strict=True)) for row in rows]
-        made = arguments(DPOConfig, keys)
-        trainer = DPOTrainer(model, reference, made, train_dataset=Dataset.from_list(PAIRS), processing_class=tokenizer)
+        settings = arguments(DPOConfig, keys)
+        trainer = DPOTrainer(model, reference, settings, train_dataset=Dataset.from_list(PAIRS), processing_class=tokenizer)
     elif cell["trl"] == "kto":
         from trl import KTOConfig, KTOTrainer
 
         names = ("prompt_ids", "completion_ids", "label")
         data = [dict(zip(names, row, strict=True)) for row in rows]
-        data = [{**one, "KL_completion_ids": other} for one, other in zip(data, cell["kl"], strict=True)]
-        made = arguments(KTOConfig, keys, train_sampling_strategy="sequential")
-        trainer = KTOTrainer(model, reference, made, train_dataset=Dataset.from_list(LABELLED), processing_class=tokenizer)
+        data = [{**record, "KL_completion_ids": other} for record, other in zip(data, cell["kl"], strict=True)]
+        settings = arguments(KTOConfig, keys, train_sampling_strategy="sequential")
+        trainer = KTOTrainer(model, reference, settings, train_dataset=Dataset.from_list(LABELLED), processing_class=tokenizer)
     else:
         raise SystemExit(f"no trainer {cell['trl']}")
     without_copy(trainer)
@@ -97,21 +97,21 @@ def loss_of(cell: dict[str, Any], model: Any, tokenizer: Any) -> Any:
 def padded(sequences: list[list[int]], value: int) -> torch.Tensor:
     """Rows of one length."""
     length = max(map(len, sequences))
-    return torch.tensor([one + [value] * (length - len(one)) for one in sequences])
+    return torch.tensor([sequence + [value] * (length - len(sequence)) for sequence in sequences])
 
 
 def cpo_loss(cell: dict[str, Any], model: Any, tokenizer: Any) -> Any:
     """SimPO, as TRL's CPO trainer has it."""
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    made = arguments(CPOConfig, cell["keys"])
-    trainer = CPOTrainer(model, args=made, train_dataset=Dataset.from_list(PAIRS), processing_class=tokenizer)
+    settings = arguments(CPOConfig, cell["keys"])
+    trainer = CPOTrainer(model, args=settings, train_dataset=Dataset.from_list(PAIRS), processing_class=tokenizer)
     batch = {}
-    for name, place in (("chosen", 1), ("rejected", 2)):
-        whole = [row[0] + row[place] for row in cell["rows"]]
-        labels = [[-100] * len(row[0]) + row[place] for row in cell["rows"]]
+    for name, column in (("chosen", 1), ("rejected", 2)):
+        whole = [row[0] + row[column] for row in cell["rows"]]
+        labels = [[-100] * len(row[0]) + row[column] for row in cell["rows"]]
         batch[f"{name}_input_ids"], batch[f"{name}_labels"] = padded(whole, tokenizer.pad_token_id), padded(labels, -100)
-        batch[f"{name}_attention_mask"] = padded([[1] * len(one) for one in whole], 0)
+        batch[f"{name}_attention_mask"] = padded([[1] * len(item) for item in whole], 0)
     return trainer.get_batch_loss_metrics(trainer.model, batch)[0]
 
 
@@ -120,8 +120,8 @@ def reward_loss(cell: dict[str, Any], model: Any, tokenizer: Any) -> Any:
     from trl import RewardConfig, RewardTrainer
 
     data = [{"chosen_ids": row[0] + row[1], "rejected_ids": row[0] + row[2]} for row in cell["rows"]]
-    made = arguments(RewardConfig, cell["keys"])
-    trainer = RewardTrainer(model, made, train_dataset=Dataset.from_list(PAIRS), processing_class=tokenizer)
+    settings = arguments(RewardConfig, cell["keys"])
+    trainer = RewardTrainer(model, settings, train_dataset=Dataset.from_list(PAIRS), processing_class=tokenizer)
     return trainer.compute_loss(trainer.model, trainer.data_collator(data))
 
 

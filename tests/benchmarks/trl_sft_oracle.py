@@ -53,10 +53,10 @@ class Clock(TrainerCallback):
     def __init__(self):
         self.began, self.steps = 0.0, []
 
-    def on_step_begin(self, *words, **more):
+    def on_step_begin(self, *arguments, **more):
         self.began = time.process_time()
 
-    def on_step_end(self, *words, **more):
+    def on_step_end(self, *arguments, **more):
         self.steps.append(time.process_time() - self.began)
 
 
@@ -93,8 +93,8 @@ def main():
     if "time" in job:
         measure(job["time"])
         return
-    for one in job["cells"]:
-        cell(one)
+    for item in job["cells"]:
+        cell(item)
 
 
 if __name__ == "__main__":

@@ -72,9 +72,9 @@ def test_a_sweep_over_beta_whose_trials_are_preempted(
     for number in range(2):
         until(lambda number=number: len(swept.runs()) > number, Patience.START, swept.said)  # type: ignore[misc]
         trial = swept.runs()[number]
-        until(lambda trial=trial: max(losses(trial), default=0) >= 20, said=swept.said)  # type: ignore[misc]
+        until(lambda trial=trial: max(losses(trial), default=0) >= 20, describe=swept.said)  # type: ignore[misc]
         os.kill(int((read_json(trial.path / "supervisor.json") or {})["pid"]), signal.SIGUSR2)
-        until(lambda trial=trial: bool(events(trial, "resumed")), said=swept.said)  # type: ignore[misc]
+        until(lambda trial=trial: bool(events(trial, "resumed")), describe=swept.said)  # type: ignore[misc]
     assert swept.finish(patience=Patience.CLUSTER)["trials"] == {"SUCCEEDED": 2}
     assert {record.state for record in swept.records()} == {TrialState.SUCCEEDED}
     for trial in swept.runs():

@@ -31,7 +31,8 @@ def test_twenty_random_kills_leave_no_trace(keys: dict[str, Any], tmp_path: Path
     data = [make_dataset(tmp_path / name / "data") for name in ("one", "two")]
     student = {"prune": {"layers": 3, "width": 0.75, "calibration": {"sequences": 6}}}
     configs = [
-        distill_config(teacher, one, student=student, steps=90, checkpoint={"every_steps": 2, "keep": 2}, **keys) for one in data
+        distill_config(teacher, record, student=student, steps=90, checkpoint={"every_steps": 2, "keep": 2}, **keys)
+        for record in data
     ]
     whole, killed = (distill_run(tmp_path / f"runs-{number}", config) for number, config in enumerate(configs))
     launch(whole, 2)
@@ -45,7 +46,7 @@ def test_twenty_random_kills_leave_no_trace(keys: dict[str, Any], tmp_path: Path
     assert equal(weights(whole), weights(killed)), log_of(killed)
     assert losses(whole) == losses(killed)
     assert whole.results()["table"] == killed.results()["table"]
-    chunks = [sorted(path.read_bytes() for path in one.parent.glob("data.teacher/*/*.arrow")) for one in data]
+    chunks = [sorted(path.read_bytes() for path in record.parent.glob("data.teacher/*/*.arrow")) for record in data]
     assert chunks[0] == chunks[1]
     ledgers = [read_rollouts(run).sort_by("slot") for run in (whole, killed)]
     assert ledgers[0]["tokens"] == ledgers[1]["tokens"]

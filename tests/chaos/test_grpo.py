@@ -35,19 +35,22 @@ def rank(number: int) -> Callable[[RunDir], list[psutil.Process]]:
 
 
 def reward_process(run: RunDir) -> list[psutil.Process]:
-    found = [child for number in (0, 1) for one in rank(number)(run) for child in one.children(recursive=True)]
-    return [child for child in found if any("rewards.process" in word for word in child.cmdline())][:1]
+    results = [child for number in (0, 1) for item in rank(number)(run) for child in item.children(recursive=True)]
+    return [child for child in results if any("rewards.process" in word for word in child.cmdline())][:1]
 
 
 def agent(run: RunDir) -> list[psutil.Process]:
     """The agent of a node, which is the driver of its ranks."""
-    told = read_lines(run.attempt_dir(run.attempts()[-1]) / "agents.jsonl")
-    return [psutil.Process(one["pid"]) for one in told if psutil.pid_exists(one["pid"])][-1:]
+    lines = read_lines(run.attempt_dir(run.attempts()[-1]) / "agents.jsonl")
+    return [psutil.Process(report["pid"]) for report in lines if psutil.pid_exists(report["pid"])][-1:]
 
 
 def worker(run: RunDir) -> list[psutil.Process]:
     return [
-        child for one in rank(0)(run) for child in one.children() if "ropewalk.jobs.training.align.grpo.worker" in child.cmdline()
+        child
+        for item in rank(0)(run)
+        for child in item.children()
+        if "ropewalk.jobs.training.align.grpo.worker" in child.cmdline()
     ][:1]
 
 
@@ -106,6 +109,6 @@ def test_twenty_random_kills_of_any_part_leave_no_trace(tmp_path: Path, monkeypa
     wait(peaceful)
     print(f"killed: {Counter(killed)}; attempts: {len(run.attempts())}")
     assert equal(weights(peaceful, STEPS), weights(run, STEPS))
-    for one in (run, peaceful):
-        check_used_once(one)
+    for item in (run, peaceful):
+        check_used_once(item)
     assert not [event for event in run.read_events() if event["event"] == "reward_failed"]

@@ -46,7 +46,7 @@ ANSWERS = 4  # of the candidate, as a canary
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, value in {"PYTHONPATH": ROOT, "ROPEWALK_RUNS": tmp_path / "runs", "WANDB_MODE": "disabled"}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -59,14 +59,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     until(lambda: not processes_of(tmp_path), Patience.START)
 
 
-def refresh(place: Path, name: str, **keys: Any) -> RunDir:
+def refresh(folder: Path, name: str, **keys: Any) -> RunDir:
     """Submit a refresh that watches a run of which sixty answers were corrected."""
-    served = RunDir.create("serve", {"job": "serve", "config": {}, "cluster": "local"}, place / "runs")
+    served = RunDir.create("serve", {"job": "serve", "config": {}, "cluster": "local"}, folder / "runs")
     served.begin_attempt()
     turns = [chat["messages"][:2] for chat in chats(60, turns=1)]
-    keep(exchanges_store(served.path / FOLDER), [captured(n, asked["content"], "wrong") for n, (asked, _) in enumerate(turns)])
-    said = [rated(n, correction=json.dumps(answer["content"])) for n, (_, answer) in enumerate(turns)]
-    keep(ratings_store(served.path / FOLDER), said)
+    keep(exchanges_store(served.path / FOLDER), [captured(n, turn["content"], "wrong") for n, (turn, _) in enumerate(turns)])
+    messages = [rated(n, correction=json.dumps(answer["content"])) for n, (_, answer) in enumerate(turns)]
+    keep(ratings_store(served.path / FOLDER), messages)
     values = {"watch": served.id, "name": name, "train": TRAIN, "gate": GATE, "canary": None, **keys}
     return submit("refresh", load_config(RefreshConfig, values))
 
@@ -78,16 +78,16 @@ def ended(run: RunDir) -> RunState:
     return outcome.state
 
 
-def weights_of(place: Path) -> str:
-    version = RegisteredModel(place / "runs", "main").current("production")
+def weights_of(folder: Path) -> str:
+    version = RegisteredModel(folder / "runs", "main").current("production")
     assert version is not None
     return version.weights
 
 
 @pytest.mark.soak("a training, two evaluations; test_loop.py plays them")
-def test_from_feedback_to_production_without_a_person(place: Path) -> None:
+def test_from_feedback_to_production_without_a_person(folder: Path) -> None:
     began = time.monotonic()
-    run = refresh(place, "fresh")
+    run = refresh(folder, "fresh")
     assert ended(run) is RunState.SUCCEEDED, final_outcome(run)
     (facts,) = read_rounds(run)
     assert facts["outcome"] == "promoted", facts["message"]
@@ -99,13 +99,13 @@ def test_from_feedback_to_production_without_a_person(place: Path) -> None:
 
 @pytest.mark.soak("ten kills a run; test_loop.py kills before and after effects")
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_random_points_it_ends_the_same(place: Path, seed: int) -> None:
+def test_killed_at_random_points_it_ends_the_same(folder: Path, seed: int) -> None:
     """Any process of the run or of its steps: drivers, supervisors, agents, ranks."""
-    undisturbed = refresh(place, "calm")
+    undisturbed = refresh(folder, "calm")
     assert ended(undisturbed) is RunState.SUCCEEDED, final_outcome(undisturbed)
     (calm,) = read_rounds(undisturbed)
     rollback()
-    draw, run = random.Random(seed), refresh(place, "killed")
+    draw, run = random.Random(seed), refresh(folder, "killed")
     killed: list[str] = []
     for _ in range(MOST_LOOKS):
         outcome = final_outcome(run)
@@ -115,50 +115,50 @@ def test_killed_at_random_points_it_ends_the_same(place: Path, seed: int) -> Non
             resume(run)
         elif len(killed) < KILLS:
             time.sleep(draw.uniform(0.1, 6.0))
-            found = [process for process in processes_of(place) if process.is_running()]
-            if found:
-                victim = draw.choice(found)
+            results = [process for process in processes_of(folder) if process.is_running()]
+            if results:
+                victim = draw.choice(results)
                 killed.append(" ".join(victim.cmdline()[:4]) if psutil.pid_exists(victim.pid) else "gone")
                 victim.kill()
         else:
             time.sleep(0.5)
     (facts,) = read_rounds(run)
     assert (facts["outcome"], facts["data"] | {"run": ""}) == (calm["outcome"], calm["data"] | {"run": ""}), killed
-    assert {one["name"]: one["candidate"] for one in facts["verdict"]["comparisons"]} == {
-        one["name"]: one["candidate"] for one in calm["verdict"]["comparisons"]
+    assert {comparison["name"]: comparison["candidate"] for comparison in facts["verdict"]["comparisons"]} == {
+        comparison["name"]: comparison["candidate"] for comparison in calm["verdict"]["comparisons"]
     }
-    steps = [str(child.record["step"]) for child in RunDir.all(place / "runs") if child.record.get("parent") == run.id]
+    steps = [str(child.record["step"]) for child in RunDir.all(folder / "runs") if child.record.get("parent") == run.id]
     assert sorted(steps) == ["1-collect", "1-evaluate-candidate", "1-evaluate-production", "1-train"], "each step is one run"
-    moves = [move.kind for move in RegisteredModel(place / "runs", "main").history("production")]
+    moves = [move.kind for move in RegisteredModel(folder / "runs", "main").history("production")]
     assert moves == ["promote", "promote", "rollback", "promote"], "each promotion is made once"
 
 
 @pytest.fixture
-def served(place: Path) -> Iterator[Serving]:
+def served(folder: Path) -> Iterator[Serving]:
     """A real engine serves production, and keeps what it is asked."""
     keys = {"model": "production", "engine": "transformers", "capture": {}, "canary": {"share": 0.5}, "resources.cpus": 2}
-    found = Serving(
-        submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in keys.items()])), place
+    result = Serving(
+        submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in keys.items()])), folder
     )
     try:
-        found.serves("main@1")
-        yield found
+        result.serves("main@1")
+        yield result
     finally:
-        list(cancel_runs([found.run.id]))
-        until(lambda: final_outcome(found.run) is not None)
+        list(cancel_runs([result.run.id]))
+        until(lambda: final_outcome(result.run) is not None)
 
 
 def said(address: str, path: str, **body: Any) -> dict[str, Any]:
     """The answer to a request, which does not fail."""
     answer = httpx.post(f"{address}/v1/{path}", json=body, timeout=HANG_SECONDS)
     assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+    report: dict[str, Any] = answer.json()
+    return report
 
 
-def asked(address: str, words: str) -> str:
+def asked(address: str, prompt: str) -> str:
     """The id of the answer to a question."""
-    messages = [{"role": "user", "content": words}]
+    messages = [{"role": "user", "content": prompt}]
     return str(said(address, "chat/completions", model="production", messages=messages, max_tokens=4)["id"])
 
 
@@ -167,7 +167,7 @@ def asked(address: str, words: str) -> str:
 )
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("alone_with_ray")
-def test_what_people_correct_is_learnt_and_served(place: Path, served: Serving) -> None:
+def test_what_people_correct_is_learnt_and_served(folder: Path, served: Serving) -> None:
     """They go on asking while the loop goes round, and none of their requests fails."""
     questions = [chat["messages"] for chat in chats(40, turns=1)]
     for question, answer in questions:
@@ -186,6 +186,6 @@ def test_what_people_correct_is_learnt_and_served(place: Path, served: Serving) 
     assert facts["canary"]["candidate"]["errors"] == 0
     served.serves("main@2")
     number = asked(served.address, "and now?")
-    told = until(lambda: trace_answer(number, place / "runs"), Patience.STEP)
-    assert told["version"] == "main@2"
-    assert [one["watch"] for one in feedback_behind(told["lineage"], place / "runs")] == [served.run.id]
+    trace = until(lambda: trace_answer(number, folder / "runs"), Patience.STEP)
+    assert trace["version"] == "main@2"
+    assert [source["watch"] for source in feedback_behind(trace["lineage"], folder / "runs")] == [served.run.id]

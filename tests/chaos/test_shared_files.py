@@ -86,7 +86,7 @@ def every_resume_is_from_the_newest(run: RunDir) -> None:
 
 
 def every_command_answers(run: RunDir) -> None:
-    for words in (
+    for arguments in (
         ["show", run.id],
         ["show", run.id, "--json"],
         ["ps", "--all"],
@@ -95,9 +95,9 @@ def every_command_answers(run: RunDir) -> None:
         ["top", "--once"],
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "ropewalk.jobs.cli", *words], capture_output=True, text=True, check=False, cwd=ROOT
+            [sys.executable, "-m", "ropewalk.jobs.cli", *arguments], capture_output=True, text=True, check=False, cwd=ROOT
         )
-        assert (done.returncode, "Traceback" in done.stderr) == (0, False), (words, done.stderr[-2000:])
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), (arguments, done.stderr[-2000:])
 
 
 def every_file_is_whole(run: RunDir, steps: int) -> None:

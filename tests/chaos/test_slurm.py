@@ -64,8 +64,17 @@ class Scene:
         return (time.monotonic() - self.began) % LIMIT_CHECK_SECONDS > LIMIT_CHECK_SECONDS - SOON_SECONDS
 
     def preempt(self, run: RunDir) -> None:
-        words = ["-p", "high", f"-N{len(self.lab.nodes) - len(self.dark)}", "--exclusive", "-o", "/dev/null", "--wrap", "true"]
-        self.lab.command("sbatch", *words)
+        arguments = [
+            "-p",
+            "high",
+            f"-N{len(self.lab.nodes) - len(self.dark)}",
+            "--exclusive",
+            "-o",
+            "/dev/null",
+            "--wrap",
+            "true",
+        ]
+        self.lab.command("sbatch", *arguments)
 
     def kill_first_node(self, run: RunDir) -> None:
         """The one that the job script runs on."""
@@ -105,13 +114,13 @@ def next_attempt(run: RunDir, old: int) -> int:
         newest = run.attempts()[-1]
         return newest if newest > old and (len(steps_of(run, newest)) >= 3 or run.outcome(newest)) else None
 
-    found: int = until(there, Patience.RUN)
-    return found
+    result: int = until(there, Patience.RUN)
+    return result
 
 
 def ended(run: RunDir, attempt: int) -> Outcome:
-    found: Outcome = until(lambda: run.outcome(attempt), Patience.RUN)
-    return found
+    result: Outcome = until(lambda: run.outcome(attempt), Patience.RUN)
+    return result
 
 
 def seconds_to_next_step(run: RunDir, attempt: int, since: float) -> float:
@@ -124,26 +133,26 @@ def disturb(scene: Scene, run: RunDir, plan: list[tuple[str, Callable[[RunDir], 
 
     Returns when each attempt was disturbed, and by what.
     """
-    told: dict[int, tuple[str, float]] = {}
+    report: dict[int, tuple[str, float]] = {}
     limited, attempt = False, 0
     while plan or not limited:
         attempt = next_attempt(run, attempt)
-        words, act = plan[0] if plan else ("time limit", None)
+        text, act = plan[0] if plan else ("time limit", None)
         if act is not None and run.outcome(attempt) is None and (limited or not scene.limit_is_due()):
-            told[attempt] = (words, time.time())
+            report[attempt] = (text, time.time())
             act(run)
         outcome = ended(run, attempt)
         if "time limit" in outcome.cause:
-            asked = [e["time"] for e in run.read_events() if e["event"] == "stop_requested" and e["attempt"] == attempt]
-            told[attempt] = ("time limit", min(asked))
+            requests = [e["time"] for e in run.read_events() if e["event"] == "stop_requested" and e["attempt"] == attempt]
+            report[attempt] = ("time limit", min(requests))
             limited = True
             job = str(run.attempt_details(attempt)["handle"]).partition(":")[2]
             scene.lab.command("scontrol", "update", f"JobId={job}", "TimeLimit=60")  # once is enough
         else:
-            assert words in outcome.cause, outcome
+            assert text in outcome.cause, outcome
             plan.pop(0)
     scene.light()  # not sooner: orders to kill that Slurm could not deliver reach a node up to a minute later
-    return told
+    return report
 
 
 def steps_are_all_there(run: RunDir) -> None:
@@ -177,13 +186,13 @@ def test_preempted_limited_and_bereft_of_nodes_it_learns_the_same(scene: Scene) 
         ("the first node was lost", scene.kill_first_node),
         ("preempted", scene.preempt),
     ]
-    told = disturb(scene, run, plan)
+    disturbances = disturb(scene, run, plan)
     succeed(run)
-    for attempt, (words, since) in told.items():
-        log.info("attempt %d, %s: %.1f s to the next step", attempt, words, seconds_to_next_step(run, attempt, since))
-    causes = [(ended(run, a).exit_code, words) for a, (words, _) in told.items() if words != "time limit"]
-    assert causes == [(143 if "node" in words else 85, words) for _, words in causes]
-    assert [ended(run, a).exit_code for a, (words, _) in told.items() if words == "time limit"] == [85]
+    for attempt, (text, since) in disturbances.items():
+        log.info("attempt %d, %s: %.1f s to the next step", attempt, text, seconds_to_next_step(run, attempt, since))
+    causes = [(ended(run, a).exit_code, message) for a, (message, _) in disturbances.items() if message != "time limit"]
+    assert causes == [(143 if "node" in message else 85, message) for _, message in causes]
+    assert [ended(run, a).exit_code for a, (message, _) in disturbances.items() if message == "time limit"] == [85]
     assert ended(run, run.attempts()[-1]).exit_code == 0
     steps_are_all_there(run)
 

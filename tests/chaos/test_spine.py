@@ -60,7 +60,7 @@ def agent_pid(run: RunDir, node: int, attempt: int) -> int:
 
 
 @pytest.mark.soak("three disturbances in a row; each has its own test in test_disturbances.py, bits in test_pretrain.py")
-def test_a_rank_killed_a_preemption_and_a_node_killed_leave_no_trace_in_the_parameters(start: Callable[..., RunDir]) -> None:
+def test_three_disturbances_change_no_parameter(start: Callable[..., RunDir]) -> None:
     disturbed = start(nodes=2)
     reach(disturbed, 25, attempt=1)
     writers_of(disturbed.log_dir(1) / "rank-1.log")[0].kill()

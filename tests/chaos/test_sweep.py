@@ -35,7 +35,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_a_killed_driver_finishes_every_trial_once(start: Start, times: int, trials: int) -> None:
     sweep = start(base={"steps": 40, "pause": 0.05}, trials=trials, max_concurrent=2)
     for kills in range(times):
-        until(lambda kills=kills: sum(r.state.final for r in sweep.records()) >= kills, said=sweep.said)
+        until(lambda kills=kills: sum(r.state.final for r in sweep.records()) >= kills, describe=sweep.said)
         sweep.kill_driver()
     sweep.finish(patience=Patience.CLUSTER)
     records = sweep.records()
@@ -43,8 +43,8 @@ def test_a_killed_driver_finishes_every_trial_once(start: Start, times: int, tri
     assert [len(record.runs) for record in records] == [1] * trials
     assert len({record.parameters["optim.lr"] for record in records}) == trials
     steps = sweep.steps()
-    assert all(sorted(set(own)) == list(range(1, 41)) for own in steps.values())
-    redone = sum(len(own) - len(set(own)) for own in steps.values())
+    assert all(sorted(set(run_steps)) == list(range(1, 41)) for run_steps in steps.values())
+    redone = sum(len(run_steps) - len(set(run_steps)) for run_steps in steps.values())
     log.info("%d kills of the driver: %d of %d steps redone", times, redone, trials * 40)
     assert redone == 0, "the trials go on while nobody drives the sweep"
     assert len(sweep.events("trial_finished")) == trials
@@ -53,7 +53,10 @@ def test_a_killed_driver_finishes_every_trial_once(start: Start, times: int, tri
 @pytest.mark.soak("a minute; make test runs test_a_cancelled_one_leaves_no_process")
 def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start) -> None:
     sweep = start(base={"steps": 400, "pause": 0.02}, trials=3, max_concurrent=2)
-    until(lambda: len(sweep.runs()) == 2 and all(max(own, default=0) >= 5 for own in sweep.steps().values()), said=sweep.said)
+    until(
+        lambda: len(sweep.runs()) == 2 and all(max(steps, default=0) >= 5 for steps in sweep.steps().values()),
+        describe=sweep.said,
+    )
     assert any("saves a checkpoint and exits" in line for line in cancel_runs([sweep.run.id]))
     sweep.finish(RunState.CANCELLED)
     sweep.nothing_is_left()
@@ -62,21 +65,21 @@ def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start)
     before = sweep.steps()
     sweep.resume()
     assert sweep.finish()["trials"] == {"SUCCEEDED": 3}
-    assert all(own == list(range(1, 401)) for own in sweep.steps().values()), "what was saved is not done again"
+    assert all(steps == list(range(1, 401)) for steps in sweep.steps().values()), "what was saved is not done again"
     assert all(set(before[run.id]) <= set(sweep.steps()[run.id]) for run in sweep.runs()[:2])
 
 
 @pytest.mark.soak("a minute; make test runs test_a_killed_driver_finishes_every_trial_once")
 def test_trials_end_when_a_sweep_without_driver_is_cancelled(start: Start) -> None:
     sweep = start(base={"steps": 400, "pause": 0.05}, trials=2, max_concurrent=2)
-    until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
+    until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), describe=sweep.said)
     supervisor = psutil.Process(int((read_json(sweep.run.path / "supervisor.json") or {})["pid"]))
     for process in [*supervisor.children(recursive=True), supervisor]:
         process.kill()
     until(lambda: not sweep.processes_of_driver(), Patience.START)
-    told = list(cancel_runs([sweep.run.id]))
-    assert len(told) == 3, "its trials are told too"
-    until(lambda: all(final_outcome(run) for run in sweep.runs()), said=sweep.said)
+    cancelled = list(cancel_runs([sweep.run.id]))
+    assert len(cancelled) == 3, "its trials are told too"
+    until(lambda: all(final_outcome(run) for run in sweep.runs()), describe=sweep.said)
     assert [final_outcome(run).state for run in sweep.runs()] == [RunState.CANCELLED] * 2  # type: ignore[union-attr]
     sweep.resume()
     assert sweep.finish()["trials"] == {"SUCCEEDED": 2}, "they go on with it"
@@ -85,11 +88,11 @@ def test_trials_end_when_a_sweep_without_driver_is_cancelled(start: Start) -> No
 @pytest.mark.soak("a minute; make test runs test_a_killed_driver_finishes_every_trial_once")
 def test_a_preempted_driver_leaves_its_trials_at_work(start: Start) -> None:
     sweep = start(base={"steps": 100, "pause": 0.05}, trials=2, max_concurrent=2)
-    until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
+    until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), describe=sweep.said)
     psutil.Process(int((read_json(sweep.run.path / "supervisor.json") or {})["pid"])).send_signal(signal.SIGUSR2)
     assert sweep.finish()["trials"] == {"SUCCEEDED": 2}
     assert [sweep.run.outcome(number).exit_code for number in sweep.run.attempts()] == [85, 0]  # type: ignore[union-attr]
-    assert all(own == list(range(1, 101)) for own in sweep.steps().values())
+    assert all(steps == list(range(1, 101)) for steps in sweep.steps().values())
     assert {run.attempts()[-1] for run in sweep.runs()} == {1}, "no trial was stopped"
 
 
@@ -97,7 +100,7 @@ def test_a_preempted_driver_leaves_its_trials_at_work(start: Start) -> None:
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
 def test_a_sweep_whose_ray_is_killed_follows_its_trials_again(start: Start, victim: str) -> None:
     sweep = start(base={"steps": 120, "pause": 0.05}, trials=2, max_concurrent=2)
-    until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
+    until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), describe=sweep.said)
     driver = psutil.Process(sweep.driver_pid())
     family = driver.children(recursive=True)
     next(process for process in family if process.name() == victim).kill()
@@ -106,4 +109,4 @@ def test_a_sweep_whose_ray_is_killed_follows_its_trials_again(start: Start, vict
     assert not alive, "no process of the first attempt is left"
     assert sweep.finish()["trials"] == {"SUCCEEDED": 2}
     assert {run.attempts()[-1] for run in sweep.runs()} == {1}
-    assert all(own == list(range(1, 121)) for own in sweep.steps().values())
+    assert all(steps == list(range(1, 121)) for steps in sweep.steps().values())

@@ -44,16 +44,16 @@ def test_an_exploit_goes_on_from_the_donors_very_weights(sweep: Start, tmp_path:
         trials=4,
         seed=0,
     )
-    until(lambda: swept.events("exploited"), said=swept.said)
+    until(lambda: swept.events("exploited"), describe=swept.said)
     swept.kill_driver()
     results = swept.finish(patience=Patience.CLUSTER)
     assert results["trials"] == {"SUCCEEDED": 4}
     records = swept.records()
-    exploits = [(record, place, entry) for record in records for place, entry in enumerate(record.lineage)]
+    exploits = [(record, position, entry) for record in records for position, entry in enumerate(record.lineage)]
     assert exploits, "somebody exploited somebody"
     assert len(swept.events("exploited")) == len(exploits)
-    for record, place, entry in exploits:
-        taker, donor = RunDir(swept.root / record.runs[place + 1]), RunDir(swept.root / entry["from_run"])
+    for record, location, entry in exploits:
+        taker, donor = RunDir(swept.root / record.runs[location + 1]), RunDir(swept.root / entry["from_run"])
         assert events(taker, "started_from")[0]["step"] == entry["step"]
         assert taker.record["config"]["optim"]["lr"] == entry["parameters"]["optim.lr"]
         again = make_run(
@@ -62,6 +62,6 @@ def test_an_exploit_goes_on_from_the_donors_very_weights(sweep: Start, tmp_path:
         assert start(again, 1, TEST_HOOK="resave").wait() == [85], log_of(again)
         assert equal(weights(again, entry["step"]), weights(donor, entry["step"]))
     for run in swept.runs():
-        place = StoragePath(run.checkpoints)
-        assert not [step for step in steps_in(place) if is_pinned(place, step)], "pins go with the sweep"
+        location = StoragePath(run.checkpoints)
+        assert not [step for step in steps_in(location) if is_pinned(location, step)], "pins go with the sweep"
     assert all(record.state is TrialState.SUCCEEDED for record in records)

@@ -86,13 +86,13 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         return started[-1]
 
     yield start
-    for one in started:
-        if psutil.pid_exists(int(one.handle.partition(":")[2])) and one.state.word not in {"ended", "lost"}:
-            for process in [*one.supervisor().children(recursive=True), one.supervisor()]:
+    for run in started:
+        if psutil.pid_exists(int(run.handle.partition(":")[2])) and run.state.word not in {"ended", "lost"}:
+            for process in [*run.supervisor().children(recursive=True), run.supervisor()]:
                 process.kill()
     try:
         until(lambda: not [*processes_of(tmp_path), *processes_of(disk)], Patience.START)
-        left = [path for path in disk.iterdir() if not any(one.disturbed for one in started)]
+        left = [path for path in disk.iterdir() if not any(item.disturbed for item in started)]
         assert not left, "a run leaves nothing in the temporary directory"
     finally:
         shutil.rmtree(disk)

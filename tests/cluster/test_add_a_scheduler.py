@@ -30,9 +30,9 @@ def section() -> str:
 
 
 def block(language: str) -> str:
-    found = re.findall(rf"```{language}\n(.*?)```", section(), flags=re.DOTALL)
-    assert len(found) == 1, f"one block of {language}"
-    return str(found[0])
+    match = re.findall(rf"```{language}\n(.*?)```", section(), flags=re.DOTALL)
+    assert len(match) == 1, f"one block of {language}"
+    return str(match[0])
 
 
 @pytest.fixture

@@ -61,32 +61,32 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
     run.make_folders(attempt)
     write_private(run.attempt_dir(attempt) / RENDEZVOUS_KEY, new_key())
     port = free_port("127.0.0.1")
-    said = tmp_path / "node-0.log"
+    message = tmp_path / "node-0.log"
 
     def start(node: int, log: Path) -> subprocess.Popen[bytes]:
-        place = {"address": "127.0.0.1", "rendezvous": f"127.0.0.1:{port}"}
-        words = AgentSpec(run_path=str(run.path), attempt=attempt, node=node, nodes="2", **place).command()
+        node_keys = {"address": "127.0.0.1", "rendezvous": f"127.0.0.1:{port}"}
+        command = AgentSpec(run_path=str(run.path), attempt=attempt, node=node, nodes="2", **node_keys).command()
         with log.open("wb") as stream, stop_signals_blocked():
-            return subprocess.Popen(words, stdout=stream, stderr=stream)
+            return subprocess.Popen(command, stdout=stream, stderr=stream)
 
     nodes = run.attempt_dir(attempt) / "nodes"
-    started = [leaving := start(0, said), start(1, tmp_path / "node-1.log")]
+    started = [leaving := start(0, message), start(1, tmp_path / "node-1.log")]
     try:
         until(lambda: len(list(nodes.glob("node-*.jsonl"))) == 2)  # they have loaded all, and wait for the store
         leaving.send_signal(signal.SIGUSR2)
-        until(lambda: "nothing to save" in said.read_text())
+        until(lambda: "nothing to save" in message.read_text())
         started.append(subprocess.Popen(StoreSpec(attempt=attempt, host="127.0.0.1", port=str(port)).command()))
         until(lambda: list(run.log_dir(attempt).glob("rank-*.log")))
         time.sleep(1.0)  # what the other's takes
         assert leaving.poll() is None
         (tmp_path / "enough").touch()
         assert ended(leaving) == EXIT_REQUEUE
-        assert "failed" not in said.read_text()
+        assert "failed" not in message.read_text()
         assert len(list(run.log_dir(attempt).glob("rank-*.log"))) == 1, "that of the other agent"
     finally:
-        end(process for one in started for process in family(one.pid))
-        for one in started:
-            one.wait()
+        end(process for item in started for process in family(item.pid))
+        for agent in started:
+            agent.wait()
 
 
 def test_a_shutdown_that_fails_half_way_is_begun_again_by_the_same_thread() -> None:
@@ -149,7 +149,7 @@ def test_a_node_with_another_version_says_so_before_anything_starts(tmp_path: Pa
     command = AgentSpec(run_path=str(run.path), attempt=number, node=0, nodes="1", address="127.0.0.1", rendezvous="").command()
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, timeout=HANG_SECONDS)
     assert done.returncode == code
-    told = [event for event in run.read_events() if event["event"] == "other_version"]
-    assert [(event["wanted"], event["here"]) for event in told] == [(wanted, here)]
+    messages = [event for event in run.read_events() if event["event"] == "other_version"]
+    assert [(event["wanted"], event["here"]) for event in messages] == [(wanted, here)]
     assert [error["exit_code"] for error in run.read_errors(number)] == ([code] if apart else [])
     assert bool(run.results()) is not apart

@@ -23,8 +23,8 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("cpus", "ranks", "threads"), [(4, 1, "4"), (4, 2, "2"), (4, 8, "1"), (16, 2, "4")])
 def test_ranks_share_the_cores_that_there_are(tmp_path: Path, cpus: int, ranks: int, threads: str) -> None:
-    found = variables(tmp_path, cpus=cpus, ranks_per_node=ranks)
-    assert (found["OMP_NUM_THREADS"], found["ROPEWALK_NODE_CPUS"], found["ROPEWALK_NODE_GPUS"]) == (threads, str(cpus), "0")
+    result = variables(tmp_path, cpus=cpus, ranks_per_node=ranks)
+    assert (result["OMP_NUM_THREADS"], result["ROPEWALK_NODE_CPUS"], result["ROPEWALK_NODE_GPUS"]) == (threads, str(cpus), "0")
 
 
 @pytest.mark.parametrize("engine", ["ray", "process"])
@@ -36,5 +36,9 @@ def test_a_users_threads_are_kept_and_a_token_is_told_where_there_is_one(tmp_pat
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert variables(tmp_path, gpus=2) == {"ROPEWALK_NODE_CPUS": "4", "ROPEWALK_NODE_GPUS": "2"}
     run = RunDir.create("x", {"engine": "ray", "config": {}, "resources": {}}, tmp_path)
-    told = agent_environment(run, Resources(), cpus=1, gpus=5, ray_token="secret")
-    assert (told["ROPEWALK_NODE_GPUS"], told["RAY_AUTH_MODE"], told["RAY_AUTH_TOKEN"]) == ("5", "token", "secret")
+    environment = agent_environment(run, Resources(), cpus=1, gpus=5, ray_token="secret")
+    assert (environment["ROPEWALK_NODE_GPUS"], environment["RAY_AUTH_MODE"], environment["RAY_AUTH_TOKEN"]) == (
+        "5",
+        "token",
+        "secret",
+    )

@@ -59,7 +59,7 @@ def test_a_backend_that_is_not_installed_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("big: slurm\n", "cluster 'big': must be keys with values, such as big: {backend: slurm}, is 'slurm'"),
         ("big: 3\n", "cluster 'big': must be keys with values"),
@@ -75,9 +75,9 @@ def test_a_backend_that_is_not_installed_is_named() -> None:
         ("local: {nodes: 3}\n", "cluster 'local': unknown key 'nodes'"),
     ],
 )
-def test_a_profile_that_cannot_be_is_the_users_mistake(profiles: Path, text: str, said: str) -> None:
+def test_a_profile_that_cannot_be_is_the_users_mistake(profiles: Path, text: str, message: str) -> None:
     profiles.write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load_backend("local" if text.startswith("local") else "big")
 
 

@@ -58,9 +58,9 @@ def test_what_goes_wrong_is_raised_by_the_next_word_and_nothing_more_is_written(
 
 
 def test_whoever_is_far_ahead_waits() -> None:
-    pages, said = Pages(), list[int]()
+    pages, reported = Pages(), list[int]()
     put: list[int] = []
-    writer = BackgroundWriter(lambda: None, waits=lambda: said.append(len(put)), pause_seconds=0.0, most_waiting=3)
+    writer = BackgroundWriter(lambda: None, waits=lambda: reported.append(len(put)), pause_seconds=0.0, most_waiting=3)
 
     def write_much() -> None:
         for number in range(10):
@@ -73,7 +73,7 @@ def test_whoever_is_far_ahead_waits() -> None:
     thread.join(0.3)
     assert thread.is_alive()
     assert len(put) <= 6, "at most what waits, and what is being written"
-    assert said[-1:] == [len(put)], "it is told before it waits"
+    assert reported[-1:] == [len(put)], "it is told before it waits"
     pages.closed.set()
     thread.join()
     writer.flush()

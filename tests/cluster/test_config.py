@@ -38,7 +38,7 @@ def load(*overrides: str, **values: Any) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: 1\nb: 2\na: 3\n", "f line 3: duplicate key 'a', first used in line 1"),
         ("a:\n  x: 1\n  'x': 2\n", "f line 3: duplicate key 'x', first used in line 2"),
@@ -46,8 +46,8 @@ def load(*overrides: str, **values: Any) -> Job:
         ("a: {\n", "f line 2: not YAML: "),
     ],
 )
-def test_a_key_that_is_there_twice_is_refused(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_key_that_is_there_twice_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         parse_yaml(text, "f")
 
 
@@ -59,15 +59,15 @@ def test_keys_of_yaml_are_words_and_merged_keys_may_be_replaced() -> None:
 
 @pytest.mark.parametrize("value", [["echo", "\U0001f600 $(id)"], {"a": "\x7f"}, "\U0001f600", [1, 2.5, None, True]])
 def test_a_value_that_is_written_as_json_is_read_as_it_was(value: Any) -> None:
-    found: dict[str, Any] = {}
-    apply_override(found, f"a.b={json.dumps(value)}")
-    assert found == {"a": {"b": value}}
+    results: dict[str, Any] = {}
+    apply_override(results, f"a.b={json.dumps(value)}")
+    assert results == {"a": {"b": value}}
 
 
 def test_what_looks_like_a_date_and_is_none_is_text() -> None:
-    found: dict[str, Any] = {}
-    apply_override(found, "notes=2026-31-12")
-    assert found == {"notes": "2026-31-12"}
+    results: dict[str, Any] = {}
+    apply_override(results, "notes=2026-31-12")
+    assert results == {"notes": "2026-31-12"}
 
 
 def test_a_misspelt_key_is_named_before_those_that_are_missing() -> None:
@@ -93,7 +93,7 @@ def test_a_configuration_is_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "arguments"),
     [
         ("optim.lrr=1", ["unknown key 'optim.lrr'", "did you mean 'optim.lr'?"]),
         ("lr=1e-3", ["unknown key 'lr'; did you mean 'optim.lr'?"]),
@@ -114,11 +114,11 @@ def test_a_configuration_is_frozen() -> None:
         ("model.presett=tiny", ["model.presett"]),
     ],
 )
-def test_a_mistake_names_the_key_the_value_and_the_remedy(override: str, words: list[str]) -> None:
+def test_a_mistake_names_the_key_the_value_and_the_remedy(override: str, arguments: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         load(override)
     assert "\n" not in str(caught.value)
-    for word in words:
+    for word in arguments:
         assert word in str(caught.value)
 
 
@@ -133,9 +133,9 @@ def test_a_mistake_names_the_key_the_value_and_the_remedy(override: str, words: 
     ],
 )
 def test_a_node_has_a_rank_for_each_gpu_unless_it_is_told_otherwise(resources: dict[str, int], ranks: int) -> None:
-    found = load(resources=resources).resources
-    assert found.local_world_size == ranks
-    assert Resources.model_validate(found.model_dump(mode="json")) == found
+    result = load(resources=resources).resources
+    assert result.local_world_size == ranks
+    assert Resources.model_validate(result.model_dump(mode="json")) == result
 
 
 @pytest.mark.parametrize(("ranks", "gpus"), [(3, 8), (2, 1), (16, 8)])

@@ -13,7 +13,7 @@ NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, "
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("message", "code"),
     [
         (f"{NCCL}remote process exited or there was a network error\nncclRemoteError: A call failed", EXIT_LOST_PEER),
         (f"{NCCL}unhandled system error\nncclSystemError: System call (e.g. socket, malloc) failed", EXIT_LOST_PEER),
@@ -26,8 +26,8 @@ NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, "
         (f"{NCCL}unhandled cuda error\nCuda failure 'device-side assert triggered'", EXIT_FAILED),
     ],
 )
-def test_what_nccl_says_of_the_machine_or_the_program_is_no_lost_peer(words: str, code: int) -> None:
-    assert exit_code_of(RuntimeError(words)) == code
+def test_what_nccl_says_of_the_machine_or_the_program_is_no_lost_peer(message: str, code: int) -> None:
+    assert exit_code_of(RuntimeError(message)) == code
 
 
 def lost(group: int, code: int, attempt: int = 1, time: float | None = None) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_a_node_that_dies_before_its_ranks_have_joined_is_not_waited_for(toy: St
 
 
 @pytest.mark.parametrize("nodes", ["2", "1..2"])
-def test_a_stop_that_finds_one_node_without_ranks_is_not_waited_for_by_the_ranks_of_the_other(toy: Start, nodes: str) -> None:
+def test_ranks_do_not_wait_for_a_stopped_node_without_ranks(toy: Start, nodes: str) -> None:
     """The node without ranks leaves at once; ranks of the other would otherwise wait for it through all the grace."""
     resources = {"nodes": nodes, "grace_seconds": 3600.0}
     run = toy("count", "ranks", steps=20, stuck_forming=True, preload=["tests.fakes.slow_forming"], resources=resources)
@@ -232,13 +232,13 @@ def test_a_rank_that_hangs_is_replaced_within_the_attempt(toy: Start, how: str, 
     assert outcome.state is RunState.SUCCEEDED, outcome.cause
     assert run.run.attempts() == [1]
     assert run.steps() == list(range(1, 51)), "it goes on where it was saved"
-    told = [event for event in run.run.read_events() if event["event"] == "ranks_hung"]
-    assert {event["node"] for event in told} == set(range(resources["nodes"])), "each node tells of its own ranks"
-    places = {rank["rank"]: rank for event in told for rank in event["ranks"]}
+    messages = [event for event in run.run.read_events() if event["event"] == "ranks_hung"]
+    assert {event["node"] for event in messages} == set(range(resources["nodes"])), "each node tells of its own ranks"
+    places = {rank["rank"]: rank for event in messages for rank in event["ranks"]}
     assert "all_reduce in beat (tests/fakes/toy.py:" in places[0]["where"]
     assert "_get_stuck (tests/fakes/toy.py:" in places[1]["where"]
     assert (places[1]["state"] == "stopped") == (how == "stop")
-    assert {path.name for path in (run.run.path / told[0]["stacks"]).iterdir()} == {"rank-0.txt", "rank-1.txt"}
+    assert {path.name for path in (run.run.path / messages[0]["stacks"]).iterdir()} == {"rank-0.txt", "rank-1.txt"}
 
 
 def test_a_run_that_wants_no_watch_is_not_watched(toy: Start) -> None:

@@ -54,7 +54,7 @@ def test_a_bug_is_retried_within_its_budget_and_explained(toy: Start) -> None:
     assert outcome.cause == "rank 0: ZeroDivisionError: attempt 2"
 
 
-def test_a_bug_that_ranks_have_retried_is_not_retried_once_more_by_another_attempt(toy: Start) -> None:
+def test_a_bug_retried_by_ranks_is_not_retried_by_another_attempt(toy: Start) -> None:
     run = toy("fail", "ranks", retries={"bugs": 1})
     assert run.finish().state is RunState.FAILED
     assert run.run.attempts() == [1]
@@ -155,8 +155,8 @@ def test_a_ray_that_does_not_start_in_time_is_no_bug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, error: type[Exception]
 ) -> None:
     run = RunDir.create("toy", {"job": "toy", "config": {}, "resources": {}}, tmp_path)
-    place = {"index": 0, "num_nodes": 1, "address": "127.0.1.1", "cpus": 1, "gpus": 0, "stop_flag": tmp_path / "stop"}
-    node = RayNode(run=run, attempt=run.begin_attempt(), **place)
+    node_keys = {"index": 0, "num_nodes": 1, "address": "127.0.1.1", "cpus": 1, "gpus": 0, "stop_flag": tmp_path / "stop"}
+    node = RayNode(run=run, attempt=run.begin_attempt(), **node_keys)
     monkeypatch.setattr(ray, "START_SECONDS", 1.0 if "sleep" in program else Patience.START.value)
     monkeypatch.setattr(ray, "start_command", lambda *_: [sys.executable, "-c", program])
     with pytest.raises(error) as raised:

@@ -23,7 +23,7 @@ TWO_UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,MIG-1a2b"
 
 
 @pytest.mark.parametrize(
-    ("gpus", "variables", "found"),
+    ("gpus", "variables", "expected"),
     [
         (None, {}, []),
         (2, {}, ["0", "1"]),
@@ -40,10 +40,10 @@ TWO_UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,MIG-1a2b"
     ],
 )
 def test_the_devices_of_the_machine_are_found_without_cuda(
-    monkeypatch: pytest.MonkeyPatch, gpus: int | None, variables: dict[str, str], found: list[str]
+    monkeypatch: pytest.MonkeyPatch, gpus: int | None, variables: dict[str, str], expected: list[str]
 ) -> None:
     machine_with(gpus, monkeypatch, **variables)
-    assert machine_devices() == found
+    assert machine_devices() == expected
 
 
 def test_devices_are_dealt_to_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,20 +55,20 @@ def test_devices_are_dealt_to_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_runs_of_this_machine_are_dealt_gpus_that_no_other_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine_with(4, monkeypatch, FAKE_GPUS_IN_USE="0")
-    one, two, three = (HeldGpus(tmp_path) for _ in range(3))
-    assert one.take(2) == ["1", "2"], "somebody's process computes on the first"
-    assert one.take(2) == ["1", "2"], "as the next attempt of the same run"
+    first, two, three = (HeldGpus(tmp_path) for _ in range(3))
+    assert first.take(2) == ["1", "2"], "somebody's process computes on the first"
+    assert first.take(2) == ["1", "2"], "as the next attempt of the same run"
     assert (two.take(1), two.shared(["3"])) == (["3"], [])
     assert three.take(2) == ["0", "1"]
     assert three.shared(["0", "1"]) == ["1"], "too few are free, and it says so"
-    one.release()
+    first.release()
     assert two.take(2) == ["1", "3"], "what it has it keeps"
     machine_with(4, monkeypatch, CUDA_VISIBLE_DEVICES="3,2")
     assert HeldGpus(tmp_path).take(2) == ["3", "2"]
 
 
 @pytest.mark.parametrize(
-    ("gpus", "resources", "words"),
+    ("gpus", "resources", "arguments"),
     [
         (0, {"gpus": 1}, ["need 1 GPUs", "machine has 0", "resources.gpus=0", "--on"]),
         (1, {"nodes": 2, "gpus": 1}, ["need 2 GPUs", "machine has 1", "resources.nodes=1"]),
@@ -77,14 +77,14 @@ def test_runs_of_this_machine_are_dealt_gpus_that_no_other_holds(monkeypatch: py
     ],
 )
 def test_too_few_gpus_are_refused_at_submission_with_both_numbers(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int, resources: dict[str, Any], words: list[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int, resources: dict[str, Any], arguments: list[str]
 ) -> None:
     machine_with(gpus, monkeypatch)
     backend, wanted = LocalBackend(Profile(name="local", backend="local")), Resources.model_validate(resources)
     run = RunDir.create("toy", {"job": "toy", "engine": "ranks", "config": {}}, tmp_path)
     with pytest.raises(ConfigError) as refused:
         backend.submit(run, wanted)
-    assert not [word for word in words if word not in str(refused.value)], refused.value
+    assert not [word for word in arguments if word not in str(refused.value)], refused.value
     assert run.attempts() == [], "nothing was begun"
     with pytest.raises(ConfigError):
         backend.submit_many([run], wanted)
@@ -115,10 +115,10 @@ def test_ranks_of_virtual_nodes_see_their_own_devices_alone(toy: Callable[..., T
     without = toy("devices", "ranks", resources={"nodes": 1, "ranks_per_node": 2})
     for run in (with_gpus, without):
         assert run.finish().state == "SUCCEEDED", run.run.last_outcome()
-    seen = [read_json(with_gpus.run.path / f"devices-{rank}.json") for rank in range(2)]
-    assert [(one["visible"], one["given"]) for one in seen if one] == [("3", "1"), ("2", "1")]
-    assert [one["nvml"] for one in seen if one] == ["1", "1"], (
+    devices = [read_json(with_gpus.run.path / f"devices-{rank}.json") for rank in range(2)]
+    assert [(answer["visible"], answer["given"]) for answer in devices if answer] == [("3", "1"), ("2", "1")]
+    assert [answer["nvml"] for answer in devices if answer] == ["1", "1"], (
         "who asks torch for GPUs starts no CUDA in what ranks are forked from"
     )
-    seen = [read_json(without.run.path / f"devices-{rank}.json") for rank in range(2)]
-    assert [(one["visible"], one["given"], one["device"]) for one in seen if one] == [("", "0", "cpu")] * 2
+    devices = [read_json(without.run.path / f"devices-{rank}.json") for rank in range(2)]
+    assert [(answer["visible"], answer["given"], answer["device"]) for answer in devices if answer] == [("", "0", "cpu")] * 2

@@ -36,5 +36,5 @@ def test_a_gpu_that_is_cut_into_parts_tells_what_it_can(monkeypatch: pytest.Monk
         "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(used=2**31),
     }.items():
         monkeypatch.setattr(pynvml, name, function)
-    found = sample(0)
-    assert {name: value for name, value in found.items() if name.startswith("gpu")} == {"gpu0_memory_gib": 2.0}
+    result = sample(0)
+    assert {name: value for name, value in result.items() if name.startswith("gpu")} == {"gpu0_memory_gib": 2.0}

@@ -60,14 +60,14 @@ def source(function: Any) -> str:
 
 
 def test_a_rendezvous_handler_has_its_state_executor_and_heartbeats() -> None:
-    found = handler()
-    state = found._state_holder.state
+    result = handler()
+    state = result._state_holder.state
     assert (state.round, state.participants, state.wait_list) == (0, {}, set())
-    assert isinstance(found._state_holder._cache_duration, (int, float)), "how old a state it takes, in seconds"
-    assert callable(found._stop_heartbeats)
-    assert list(inspect.signature(found._op_executor.run).parameters)[:2] == ["state_handler", "deadline"]
+    assert isinstance(result._state_holder._cache_duration, (int, float)), "how old a state it takes, in seconds"
+    assert callable(result._stop_heartbeats)
+    assert list(inspect.signature(result._op_executor.run).parameters)[:2] == ["state_handler", "deadline"]
     assert dynamic_rendezvous._RendezvousExitOp()
-    assert "addr" in {field for node in [found._this_node] for field in vars(type(node)).get("__dataclass_fields__", {})}
+    assert "addr" in {field for node in [result._this_node] for field in vars(type(node)).get("__dataclass_fields__", {})}
 
 
 @pytest.mark.parametrize("name", ["_delay", "get_method_name"])

@@ -90,8 +90,8 @@ def test_the_processes_that_write_a_log_are_found_by_it(tmp_path: Path) -> None:
 
 def test_a_place_names_no_other_whose_name_begins_like_its_own(tmp_path: Path) -> None:
     """Ending node 1 does not kill processes of node 10."""
-    words = [sys.executable, "-c", "import time; time.sleep(600)"]
-    started = [subprocess.Popen([*words, str(tmp_path / name)]) for name in ("n1", "n1/inside", "n10", "n10/inside")]
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    started = [subprocess.Popen([*command, str(tmp_path / name)]) for name in ("n1", "n1/inside", "n10", "n10/inside")]
     try:
         until(lambda: len(processes_of(tmp_path)) == 4, Patience.SIGNAL)
         assert {process.pid for process in processes_of(tmp_path / "n1")} == {process.pid for process in started[:2]}

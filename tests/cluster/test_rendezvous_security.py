@@ -92,18 +92,18 @@ def test_what_no_agent_has_signed_is_never_unpickled(store: int, tmp_path: Path)
     attacker = TCPStore(STORE_ADDRESS, store, is_master=False, timeout=timedelta(seconds=30))
     state = base64.b64encode(pickle.dumps(Planted(tmp_path / "owned"))).decode()
     attacker.set(f"torch.rendezvous.{run.id}.1", state)
-    place = {"address": STORE_ADDRESS, "rendezvous": f"{STORE_ADDRESS}:{store}"}
-    said = tmp_path / "agent.log"
-    with said.open("wb") as stream:
-        command = AgentSpec(run_path=str(run.path), attempt=1, node=0, nodes="1", **place).command()
+    node_keys = {"address": STORE_ADDRESS, "rendezvous": f"{STORE_ADDRESS}:{store}"}
+    log = tmp_path / "agent.log"
+    with log.open("wb") as stream:
+        command = AgentSpec(run_path=str(run.path), attempt=1, node=0, nodes="1", **node_keys).command()
         agent = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:
-        until(lambda: agent.poll() is not None, Patience.RUN, said.read_text)
+        until(lambda: agent.poll() is not None, Patience.RUN, log.read_text)
     finally:
         end(family(agent.pid))
         agent.wait()
     assert not (tmp_path / "owned").exists()
-    assert "no agent of this attempt has signed" in said.read_text()
+    assert "no agent of this attempt has signed" in log.read_text()
 
 
 def test_ranks_meet_only_where_an_agent_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,11 +31,11 @@ sys.stdin.read()
 """
 
 
-def owner(place: Path, verb: str = "make") -> tuple["subprocess.Popen[str]", Path]:
+def owner(folder: Path, verb: str = "make") -> tuple["subprocess.Popen[str]", Path]:
     """A process with a folder in `place`, or one that keeps `place`."""
-    words = [sys.executable, "-c", OWNING, str(place), verb]
+    command = [sys.executable, "-c", OWNING, str(folder), verb]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=pipe, stdout=pipe, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=pipe, stdout=pipe, text=True)
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
 
@@ -120,9 +120,7 @@ def supervised(disk: Path, run: ToyRun, attempt: int) -> list[Path]:
     return sorted(disk.iterdir())
 
 
-def test_a_killed_supervisor_and_its_killed_agent_leave_nothing_and_their_attempts_are_lost(
-    toy: Callable[..., ToyRun], disk: Path
-) -> None:
+def test_a_killed_supervisor_and_agent_leave_nothing(toy: Callable[..., ToyRun], disk: Path) -> None:
     run = toy("tick", "process", steps=100_000, pause=0.02)
     for attempt in (1, 2):
         before = supervised(disk, run, attempt)
@@ -139,10 +137,10 @@ def test_a_killed_supervisor_and_its_killed_agent_leave_nothing_and_their_attemp
     assert len(after) == 1
     assert after != before, "only what the living supervisor has"
     listed = details(run.run)["attempt_list"]
-    assert [one["state"] for one in listed] == ["REQUEUED", "REQUEUED", "RUNNING"]
+    assert [record["state"] for record in listed] == ["REQUEUED", "REQUEUED", "RUNNING"]
     assert listed[0]["cause"].startswith("its supervisor was killed")
-    told = [event["cause"] for event in run.run.read_events() if event["event"] == "attempt_ended"]
-    assert len(told) == 2
-    assert told[0] == listed[0]["cause"]
+    messages = [event["cause"] for event in run.run.read_events() if event["event"] == "attempt_ended"]
+    assert len(messages) == 2
+    assert messages[0] == listed[0]["cause"]
     run.backend.cancel(run.run)
     assert run.finish().state is RunState.CANCELLED

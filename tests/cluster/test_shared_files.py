@@ -50,9 +50,9 @@ def look_at(run: RunDir) -> None:
 def test_two_machines_record_events_at_the_same_time(two: tuple[RunDir, RunDir]) -> None:
     writers = [python_on(f"n{i}", EVENTS, str(run.path)) for i, run in enumerate(two)]
     assert [writer.wait() for writer in writers] == [0, 0]
-    found = two[0].read_events(afresh=True)
-    assert len(found) == 400
-    assert [event["time"] for event in found] == sorted(event["time"] for event in found)
+    result = two[0].read_events(afresh=True)
+    assert len(result) == 400
+    assert [event["time"] for event in result] == sorted(event["time"] for event in result)
 
 
 def test_an_older_attempt_sees_its_successor_at_once(two: tuple[RunDir, RunDir]) -> None:
@@ -164,8 +164,8 @@ def test_a_broken_line_is_left_out_and_counted(tmp_path: Path) -> None:
         b"12",
         b'{"event": "d", "time": 2}',
     ]
-    found, broken = parse_lines(b"\n".join([*lines, b'{"cut']))
-    assert [line["event"] for line in found] == ["a", "d"]
+    result, broken = parse_lines(b"\n".join([*lines, b'{"cut']))
+    assert [line["event"] for line in result] == ["a", "d"]
     assert broken == 3
     run = RunDir.create("broken", RECORD, tmp_path)
     run.event("good")

@@ -55,14 +55,14 @@ def test_of_one_that_is_stopped_and_one_that_holds_the_interpreter(begin: Begin,
     (running, a), (stopped, b) = begin(), begin()
     os.kill(stopped, signal.SIGSTOP)
     until(lambda: psutil.Process(stopped).status() == psutil.STATUS_STOPPED, Patience.SIGNAL)
-    found = take_stacks({0: running, 1: stopped}, {0: a, 1: b})
-    for stack in found.values():
+    stacks = take_stacks({0: running, 1: stopped}, {0: a, 1: b})
+    for stack in stacks.values():
         assert stack.text == ""
         assert "spin (" in stack.location()
         assert "program.py:10)" in stack.location()
         assert re.search(r", its prefetch: \S*wait in bring \(", stack.location(waits_for_data=True))
-    assert found[1].state == "stopped"
-    write_stacks(tmp_path / "stacks", found, {0: "step"})
+    assert stacks[1].state == "stopped"
+    write_stacks(tmp_path / "stacks", stacks, {0: "step"})
     text = (tmp_path / "stacks" / "rank-1.txt").read_text()
     assert text.startswith(f"rank 1, process {stopped} (stopped), phase: starting\n\nthread MainThread\n    spin (")
 
@@ -72,9 +72,9 @@ def test_where_it_may_not_look_the_process_tells_itself(begin: Begin, monkeypatc
     os.kill(stopped, signal.SIGSTOP)
     until(lambda: psutil.Process(stopped).status() == psutil.STATUS_STOPPED, Patience.SIGNAL)
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
-    found = take_stacks({0: running, 1: stopped}, {0: a, 1: b})
-    assert "line 10 in spin" in found[0].location()
-    assert found[1].location() == "no stack: py-spy is not installed, and a stopped process cannot dump its stacks"
+    stacks = take_stacks({0: running, 1: stopped}, {0: a, 1: b})
+    assert "line 10 in spin" in stacks[0].location()
+    assert stacks[1].location() == "no stack: py-spy is not installed, and a stopped process cannot dump its stacks"
 
 
 def test_what_is_gone_is_said_to_be(tmp_path: Path) -> None:

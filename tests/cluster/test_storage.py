@@ -11,28 +11,28 @@ from ropewalk.cluster.storage import StoragePath, retry
 
 
 @pytest.fixture(params=["local", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
     return StoragePath(tmp_path / "p") if request.param == "local" else StoragePath(f"memory://{tmp_path.name}")
 
 
-def test_files_are_written_whole_and_read_in_parts(place: StoragePath) -> None:
-    place.write("a/b.bin", b"0123456789")
-    assert place.read("a/b.bin") == b"0123456789"
-    assert place.read("a/b.bin", 2, 5) == b"234"
-    assert (place.size("a/b.bin"), place.exists("a/b.bin"), place.exists("a/c")) == (10, True, False)
-    assert place.names("a") == ["b.bin"]
-    assert place.names("nowhere") == []
-    place.remove("a")
-    place.remove("a")
-    assert not place.exists("a/b.bin")
+def test_files_are_written_whole_and_read_in_parts(folder: StoragePath) -> None:
+    folder.write("a/b.bin", b"0123456789")
+    assert folder.read("a/b.bin") == b"0123456789"
+    assert folder.read("a/b.bin", 2, 5) == b"234"
+    assert (folder.size("a/b.bin"), folder.exists("a/b.bin"), folder.exists("a/c")) == (10, True, False)
+    assert folder.names("a") == ["b.bin"]
+    assert folder.names("nowhere") == []
+    folder.remove("a")
+    folder.remove("a")
+    assert not folder.exists("a/b.bin")
 
 
-def test_a_file_that_is_renamed_into_place_is_not_lost_to_somebody_who_looks_for_it(tmp_path: Path) -> None:
-    place, over = StoragePath(tmp_path), threading.Event()
+def test_a_renamed_file_is_always_visible_to_readers(tmp_path: Path) -> None:
+    path, over = StoragePath(tmp_path), threading.Event()
 
     def look() -> None:
         while not over.is_set():
-            place.exists_afresh("manifest.json")
+            path.exists_afresh("manifest.json")
 
     looking = threading.Thread(target=look)
     looking.start()
@@ -40,38 +40,38 @@ def test_a_file_that_is_renamed_into_place_is_not_lost_to_somebody_who_looks_for
         for _ in range(500):
             (tmp_path / "manifest.new").write_text("{}")
             (tmp_path / "manifest.new").rename(tmp_path / "manifest.json")
-            assert place.exists_afresh("manifest.json")
+            assert path.exists_afresh("manifest.json")
             (tmp_path / "manifest.json").unlink()
     finally:
         over.set()
         looking.join()
 
 
-def test_a_write_that_fails_leaves_nothing(place: StoragePath) -> None:
+def test_a_write_that_fails_leaves_nothing(folder: StoragePath) -> None:
     def interrupted() -> None:
-        with place.create("x") as stream:
+        with folder.create("x") as stream:
             stream.write(b"half")
             raise KeyError
 
     with pytest.raises(KeyError):
         interrupted()
-    assert place.names() == []
+    assert folder.names() == []
 
 
-def test_many_reads_come_in_the_order_that_was_asked_for(place: StoragePath) -> None:
+def test_many_reads_come_in_the_order_that_was_asked_for(folder: StoragePath) -> None:
     for number in range(40):
-        place.write(f"{number}", bytes([number]))
+        folder.write(f"{number}", bytes([number]))
     order = [number * 7 % 40 for number in range(40)]
-    assert place.each(lambda number: place.read(str(number)), order) == [bytes([number]) for number in order]
-    assert place.each(place.read, ["3"]) == [b"\3"]
-    assert place.each(place.read, []) == []
+    assert folder.each(lambda number: folder.read(str(number)), order) == [bytes([number]) for number in order]
+    assert folder.each(folder.read, ["3"]) == [b"\3"]
+    assert folder.each(folder.read, []) == []
     with pytest.raises(FileNotFoundError):
-        place.each(place.read, ["1", "missing", "2"])
+        folder.each(folder.read, ["1", "missing", "2"])
 
 
-def test_a_missing_file_is_an_answer(place: StoragePath) -> None:
+def test_a_missing_file_is_an_answer(folder: StoragePath) -> None:
     with pytest.raises(FileNotFoundError):
-        place.read("nowhere")
+        folder.read("nowhere")
 
 
 def test_an_unknown_protocol_is_named() -> None:
@@ -109,5 +109,5 @@ def test_what_waiting_cannot_mend_is_raised_at_once(error: Exception) -> None:
 def test_places_travel_between_processes(tmp_path: Path) -> None:
     import pickle
 
-    place = pickle.loads(pickle.dumps(StoragePath(tmp_path)))
-    assert place.local == tmp_path
+    path = pickle.loads(pickle.dumps(StoragePath(tmp_path)))
+    assert path.local == tmp_path

@@ -27,22 +27,22 @@ def blocks() -> dict[str, str]:
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The module and its entry point, as an installed package has them."""
     code = blocks()
-    place = tmp_path / "site"
-    package = place / "shouting-1.0.dist-info"
+    folder = tmp_path / "site"
+    package = folder / "shouting-1.0.dist-info"
     package.mkdir(parents=True)
-    (place / "shouting.py").write_text(code["python"])
+    (folder / "shouting.py").write_text(code["python"])
     points = tomllib.loads(code["toml"])["project"]["entry-points"]
     lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in named.items()) for group, named in points.items()]
     (package / "entry_points.txt").write_text("\n".join(lines))
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting\nVersion: 1.0\n")
-    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "shouting", raising=False)
 
 
 @pytest.mark.usefixtures("installed")
 def test_a_filter_as_the_readme_adds_it(tmp_path: Path) -> None:
-    words = " ".join(f"word{number}" for number in range(60))
-    texts = {"calm": words, "loud": words.upper(), "short": "a few words"}
+    message = " ".join(f"word{number}" for number in range(60))
+    texts = {"calm": message, "loud": message.upper(), "short": "a few words"}
     source = write_lines(tmp_path / "in/a.jsonl", [{"id": name, "text": text} for name, text in texts.items()])
     keys = yaml.safe_load(blocks()["yaml"])
     manifest = make(source, tmp_path / "out", validation_fraction=0, **keys)

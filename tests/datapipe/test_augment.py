@@ -23,7 +23,7 @@ def some_code(folder: Path) -> tuple[Path, dict[str, str]]:
 def decoded(output: Path, folder: str) -> dict[str, str]:
     tokenizer = Tokenizer.from_file(str(output / "tokenizer/tokenizer.json"))
     marks = {tokenizer.token_to_id(mark): f"\x00{name}" for mark, name in ((PRE, "P"), (MID, "M"), (SUF, "S"))}
-    found = {}
+    results = {}
     for file in sorted((output / folder).glob("*.arrow")):
         for row in pa.ipc.open_file(file.read_bytes()).read_all().to_pylist():
             text, held = "", []
@@ -32,8 +32,8 @@ def decoded(output: Path, folder: str) -> dict[str, str]:
                     text, held = text + tokenizer.decode(held) + marks[token], []
                 else:
                     held.append(token)
-            found[row["id"]] = text + tokenizer.decode(held)
-    return found
+            results[row["id"]] = text + tokenizer.decode(held)
+    return results
 
 
 def put_back(text: str) -> str:

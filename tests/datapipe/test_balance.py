@@ -31,24 +31,24 @@ def split_rows(output: Path, folder: str) -> list[dict[str, Any]]:
 
 
 def taken(output: Path) -> dict[str, Counter[str]]:
-    found: dict[str, Counter[str]] = {}
+    results: dict[str, Counter[str]] = {}
     for row in split_rows(output, "shards"):
-        found.setdefault(row["source"], Counter())[row["id"]] += 1
-    return found
+        results.setdefault(row["source"], Counter())[row["id"]] += 1
+    return results
 
 
 def test_weights_repeat_and_leave_out(tmp_path: Path) -> None:
     keys = {"validation_fraction": 0.1, "balance": {"weights": {"web": 0.5, "books": 0.4}}}
     manifest = make(some_sources(tmp_path), tmp_path / "out", **keys)
-    found = taken(tmp_path / "out")
-    assert set(found["books"].values()) <= {1, 2, 3}
-    assert set(found["web"].values()) == {1}
+    result = taken(tmp_path / "out")
+    assert set(result["books"].values()) <= {1, 2, 3}
+    assert set(result["web"].values()) == {1}
     assert manifest.mixture["books"]["share"] == pytest.approx(0.4, abs=0.04)
     assert manifest.mixture["web"]["share"] == pytest.approx(0.5, abs=0.04)
-    left_out = [one["id"] for one in rejected(tmp_path / "out")]
+    left_out = [record["id"] for record in rejected(tmp_path / "out")]
     assert manifest.rejected.reasons == {"balance": len(left_out)}
     assert (
-        len(found["web"]) + len(left_out) + sum(r["source"] == "web" for r in split_rows(tmp_path / "out", "validation")) == 400
+        len(result["web"]) + len(left_out) + sum(r["source"] == "web" for r in split_rows(tmp_path / "out", "validation")) == 400
     )
     report = json.loads((tmp_path / "out/report/report.json").read_text())
     assert report["sources"]["books"]["epochs"] == manifest.mixture["books"]["epochs"] > 1.5
@@ -74,7 +74,7 @@ def test_all_as_it_is_where_nothing_is_asked_for(tmp_path: Path) -> None:
     same = make(some_sources(tmp_path), tmp_path / "same", balance={})
     assert rows(tmp_path / "plain") == rows(tmp_path / "same")
     assert plain.mixture == {}
-    assert all(one["epochs"] == 1 for one in same.mixture.values())
+    assert all(item["epochs"] == 1 for item in same.mixture.values())
 
 
 def test_languages_have_the_shares_that_were_asked_for(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_languages_have_the_shares_that_were_asked_for(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out/report/report.json").read_text())
     assert report["balance"] == {"by": "language", "shares": manifest.mixture}
     assert "balanced by language" in (tmp_path / "out/report/report.html").read_text().lower()
-    told = make(source, tmp_path / "told", language={}, **keys)
-    assert told.mixture == manifest.mixture
+    message = make(source, tmp_path / "told", language={}, **keys)
+    assert message.mixture == manifest.mixture
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

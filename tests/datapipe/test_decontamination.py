@@ -18,10 +18,10 @@ def some_items(count: int, seed: int = 0) -> list[str]:
 
 def changed(text: str, draw: random.Random, one_in: int = 20) -> str:
     """One word of every `one_in` is another one."""
-    words = text.split()
-    for start in range(0, len(words), one_in):
-        words[draw.randrange(start, min(start + one_in, len(words)))] = "changed"
-    return " ".join(words)
+    arguments = text.split()
+    for start in range(0, len(arguments), one_in):
+        arguments[draw.randrange(start, min(start + one_in, len(arguments)))] = "changed"
+    return " ".join(arguments)
 
 
 def inside(item: str, draw: random.Random) -> str:
@@ -57,9 +57,9 @@ def test_twelve_equal_words_are_not_thirteen() -> None:
     item = " ".join(WORDS[:40])
     index = NgramIndex.build([item])
     assert index.matches(" ".join([*OTHERS[:9], *WORDS[5:16], *OTHERS[10:20]])) == []  # 11, and one more may differ
-    (one,) = index.matches("Ähem: " + " ".join([*OTHERS[:9], *WORDS[5:18], *OTHERS[10:20]]))
-    assert (one.text, one.item, one.num_words) == (0, 0, 13)
-    assert one.share == pytest.approx(13 / 40)
+    (first,) = index.matches("Ähem: " + " ".join([*OTHERS[:9], *WORDS[5:18], *OTHERS[10:20]]))
+    assert (first.text, first.item, first.num_words) == (0, 0, 13)
+    assert first.share == pytest.approx(13 / 40)
 
 
 def test_short_items_count_as_a_whole_and_the_shortest_are_told() -> None:

@@ -17,7 +17,7 @@ from tests.fakes.documents import make, rejected, rows, some_documents, write_li
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("first", "other", "same"),
     [
         ("Rope  walk\n", "rope walk", True),
         ("\ufb01bre \u00c5", "FIBRE \u0041\u030a", True),  # a ligature, and A with a ring in two parts
@@ -25,8 +25,8 @@ from tests.fakes.documents import make, rejected, rows, some_documents, write_li
         ("rope walk.", "rope walk", False),
     ],
 )
-def test_texts_are_equal_up_to_case_space_and_form(one: str, other: str, same: bool) -> None:
-    assert (normal_form(one) == normal_form(other)) is same
+def test_texts_are_equal_up_to_case_space_and_form(first: str, other: str, same: bool) -> None:
+    assert (normal_form(first) == normal_form(other)) is same
 
 
 def test_the_first_of_equal_texts_stays_across_files(tmp_path: Path) -> None:
@@ -110,17 +110,17 @@ def test_hashes_of_a_batch_are_those_of_the_normal_forms(texts: list[str]) -> No
 
 def test_how_many_parts_hashes_are_compared_in_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal texts, equal ids, documents without an id and one whose id is such a document's name, over many units."""
-    records = some_documents(300, words=20)
+    records = some_documents(300, num_words=20)
     others = [{**d, "text": f"{d['text']} {n % 2}"} for n, d in enumerate(records[:60] * 3)]
     nameless = [{"text": d["text"] + " nameless"} for d in records[100:150]]
     source = write_lines(tmp_path / "in.jsonl", [*records, *others, *nameless, {"id": "in.jsonl:481", "text": "not that one"}])
     make(source, tmp_path / "one", unit_mib=0.002)
     monkeypatch.setattr("ropewalk.datapipe.dedup.equal.TASK_DOCUMENTS", 40)
     make(source, tmp_path / "many", unit_mib=0.002)
-    found = rows(tmp_path / "one")
-    assert found == rows(tmp_path / "many")
+    documents = rows(tmp_path / "one")
+    assert documents == rows(tmp_path / "many")
     assert sorted(map(str, rejected(tmp_path / "one"))) == sorted(map(str, rejected(tmp_path / "many")))
-    names = [row["id"] for row in found]
+    names = [row["id"] for row in documents]
     assert len(set(names)) == len(names)
     assert any(name.startswith("in.jsonl:481~") for name in names)
     assert len({line["id"] for line in rejected(tmp_path / "one") if line["reason"] == "duplicate"}) > 60

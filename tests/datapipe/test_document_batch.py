@@ -14,15 +14,17 @@ TEXT = st.text(alphabet=st.sampled_from(" \nab.'中é🪢\u0301"), max_size=30)
 
 @given(texts=st.lists(st.tuples(TEXT, st.booleans()), min_size=1, max_size=8))
 @settings(max_examples=60, deadline=None)
-def test_words_tokens_and_lines_of_what_is_kept_are_those_that_would_be_found_anew(texts: list[tuple[str, bool]]) -> None:
+def test_words_tokens_and_lines_of_kept_documents_equal_fresh_ones(texts: list[tuple[str, bool]]) -> None:
     batch = DocumentBatch.of_texts([text for text, _ in texts])
     for name in SPANS:
         getattr(batch, name)
-    kept = batch.keep(np.array([stays for _, stays in texts])).keep(np.array([stays for _, stays in texts if stays], np.bool_))
+    remaining = batch.keep(np.array([stays for _, stays in texts])).keep(
+        np.array([stays for _, stays in texts if stays], np.bool_)
+    )
     anew = DocumentBatch.of_texts([text for text, stays in texts if stays])
     for name in SPANS:
-        assert name in kept.__dict__, "it was found already"
-        for mine, theirs in zip(getattr(kept, name), getattr(anew, name), strict=True):
+        assert name in remaining.__dict__, "it was found already"
+        for mine, theirs in zip(getattr(remaining, name), getattr(anew, name), strict=True):
             assert mine.dtype == theirs.dtype
             assert mine.tolist() == theirs.tolist()
 
@@ -34,11 +36,11 @@ def test_what_is_known_of_texts_that_a_filter_has_not_changed_stays_true(texts: 
     for name in SPANS:
         getattr(batch, name)
     others = [text if other is None else other for text, other in texts]
-    made, anew = batch.with_texts(pa.array(others, pa.large_string())), DocumentBatch.of_texts(others)
+    created, anew = batch.with_texts(pa.array(others, pa.large_string())), DocumentBatch.of_texts(others)
     differ = [len(other.encode()) for (text, _), other in zip(texts, others, strict=True) if other != text]
-    assert all(name in made.__dict__ for name in SPANS) == (2 * sum(differ) <= sum(len(other.encode()) for other in others))
+    assert all(name in created.__dict__ for name in SPANS) == (2 * sum(differ) <= sum(len(other.encode()) for other in others))
     for name in SPANS:
-        for mine, theirs in zip(getattr(made, name), getattr(anew, name), strict=True):
+        for mine, theirs in zip(getattr(created, name), getattr(anew, name), strict=True):
             assert mine.dtype == theirs.dtype
             assert mine.tolist() == theirs.tolist()
 
@@ -49,11 +51,11 @@ def test_rejections_name_each_document_with_its_reason_and_its_head(offset: int)
     documents = [Document(3, n + 7, None if n == 1 else f"id-{n}", "book", text) for n, text in enumerate(texts)]
     batch = DocumentBatch(DocumentBatch.of(documents).records.slice(offset))
     rows = np.array([0, 1]) if offset else np.array([0, 1, 3])
-    found = batch.rejections(rows, ["a", "b", "c"][: len(rows)])
-    for row, reason, one in zip(rows.tolist(), "abc", found, strict=False):
+    result = batch.rejections(rows, ["a", "b", "c"][: len(rows)])
+    for row, reason, item in zip(rows.tolist(), "abc", result, strict=False):
         document = documents[row + offset]
-        assert (one.file, one.line, one.id, one.source, one.reason) == (3, document.line, document.id, "book", reason)
-        assert one.head == document.text.encode()[:HEAD_BYTES].decode(errors="ignore")
+        assert (item.file, item.line, item.id, item.source, item.reason) == (3, document.line, document.id, "book", reason)
+        assert item.head == document.text.encode()[:HEAD_BYTES].decode(errors="ignore")
 
 
 def test_no_document_is_kept() -> None:

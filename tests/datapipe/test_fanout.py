@@ -34,12 +34,12 @@ KEYS: dict[str, Any] = {"unit_mib": 0.01, "shard_mib": 0.02}
 ARRAY: dict[str, Any] = {"fanout": "array", "array": {"at_once": 2}, **KEYS}
 
 
-def fanout(place: Path, **options: Any) -> ArrayPool:
+def fanout(folder: Path, **options: Any) -> ArrayPool:
     executor = LocalProcesses(ArrayOptions(**options), cpus=2)
     return ArrayPool(
-        (str(place / "out"), str(place / "out/.work")),
+        (str(folder / "out"), str(folder / "out/.work")),
         executor,
-        place / "attempts/0001/array",
+        folder / "attempts/0001/array",
         stop=lambda: False,
         on_submit=lambda **_: None,
     )
@@ -63,8 +63,8 @@ def test_an_array_gives_the_same_bytes_and_keeps_its_logs(tmp_path: Path, source
     results = main(context)
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
     assert results["tokens"] == manifest.totals.tokens
-    told = [event for event in context.run.read_events() if event["event"] == "array"]
-    assert told[0]["stage"] == "0-ingest"
+    messages = [event for event in context.run.read_events() if event["event"] == "array"]
+    assert messages[0]["stage"] == "0-ingest"
     left = [path for path in (context.run.attempt_dir(1) / "array").rglob("*") if path.is_file()]
     assert left
     assert all(path.name.endswith("_log.out") for path in left)
@@ -152,21 +152,21 @@ class Notice:
 
 def test_an_element_asked_to_leave_hands_the_rest_over(tmp_path: Path) -> None:
     """SIGUSR2, before the time limit or at preemption: what is left undone is done by another, and is no death."""
-    told: list[int] = []
+    messages: list[int] = []
     tasks = [Task(method="do", label=str(number), arguments=(Notice(),)) for number in range(3)]
     with fanout(tmp_path, jobs=1) as array:
-        array.on_submit = lambda **fields: told.append(fields["elements"])
+        array.on_submit = lambda **fields: messages.append(fields["elements"])
         assert [task.label for task, _ in array.run_tasks(tasks)] == ["0", "1", "2"]
-    assert told == [1, 1, 1]
+    assert messages == [1, 1, 1]
     assert array.deaths == 0
 
 
 def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     with fanout(tmp_path, jobs=1) as array:
-        kept = ["1_0_log.out", "submission_file_1.sh"]
-        for name in (*kept, f".{result_name(4)}.7f7c2550", "1_submitted.pkl", "1_0_result.pkl.save_tmp"):
+        files = ["1_0_log.out", "submission_file_1.sh"]
+        for name in (*files, f".{result_name(4)}.7f7c2550", "1_submitted.pkl", "1_0_result.pkl.save_tmp"):
             (array.folder / name).touch()
-    assert sorted(path.name for path in array.folder.iterdir()) == kept
+    assert sorted(path.name for path in array.folder.iterdir()) == files
 
 
 def test_an_element_whose_driver_is_gone_does_nothing(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_how_a_pass_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("present", "words", "room"),
+    ("present", "array", "room"),
     [
         (0, {}, UNLIMITED),
         (60, {"RUNNING": 50, "PENDING": 10}, 40),
@@ -235,21 +235,21 @@ def test_how_a_pass_is_cut(tmp_path: Path) -> None:
     ],
 )
 def test_the_places_that_an_array_leaves_free(
-    present: int, words: dict[str, int], room: int, monkeypatch: pytest.MonkeyPatch
+    present: int, array: dict[str, int], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elements = Counter(words).elements()
+    elements = Counter(array).elements()
     monkeypatch.setattr(slurm_array, "_squeue", lambda _: {f"7_{number}": word for number, word in enumerate(elements)})
     assert SlurmArray(ArrayOptions(at_once=100), "x").room(present) == room
 
 
 def test_an_element_that_does_not_end_by_itself_holds_no_pass_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    words, ended = {"7_0": "COMPLETED", "7_1": "RUNNING"}, list[str]()
-    monkeypatch.setattr(slurm_array, "_squeue", lambda _: words)
+    messages, ended = {"7_0": "COMPLETED", "7_1": "RUNNING"}, list[str]()
+    monkeypatch.setattr(slurm_array, "_squeue", lambda _: messages)
     monkeypatch.setattr(slurm_array, "_scancel", ended.extend)
     monkeypatch.setattr(slurm_array, "ROOM_SECONDS", 0.0)
     slurm = SlurmArray(ArrayOptions(at_once=2), "x")
     assert (slurm.room(0), ended) == (0, []), "it is given the time to end"
     monkeypatch.setattr(slurm_array, "ENDING_SECONDS", -1.0)
     assert (slurm.room(1), slurm.room(0), ended) == (1, 0, ["7_1"]), "only where nobody is at work"
-    words["7_1"] = "CANCELLED"
+    messages["7_1"] = "CANCELLED"
     assert slurm.room(0) == UNLIMITED

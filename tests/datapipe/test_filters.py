@@ -58,7 +58,7 @@ def test_what_a_user_writes(tmp_path: Path, source: Path, written: Any, meant: A
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         (
             ["min_word"],
@@ -73,10 +73,10 @@ def test_what_a_user_writes(tmp_path: Path, source: Path, written: Any, meant: A
         (3, "must be a list"),
     ],
 )
-def test_a_mistake_is_named(tmp_path: Path, source: Path, written: Any, said: str) -> None:
+def test_a_mistake_is_named(tmp_path: Path, source: Path, written: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         configure(source, tmp_path / "out", filters=written)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_what_is_dropped_is_counted_and_listed(tmp_path: Path, source: Path) -> None:

@@ -48,14 +48,14 @@ def oracle() -> Any:
 
 def test_decisions_are_those_of_py3langid(oracle: Any) -> None:
     draw = random.Random(0)
-    words = " ".join(TEXTS.values()).split()
+    vocabulary = " ".join(TEXTS.values()).split()
     texts = [*TEXTS.values(), CODE, "", " ", "A", ENGLISH.upper(), "e\u0301te\u0301 " * 40, "\x00\x01", "🪢" * 50]
-    texts += [" ".join(draw.choices(words, k=draw.randint(1, 200))) for _ in range(60)]
-    found = identify(TextBatch.of(texts))
+    texts += [" ".join(draw.choices(vocabulary, k=draw.randint(1, 200))) for _ in range(60)]
+    languages = identify(TextBatch.of(texts))
     for index, text in enumerate(texts):
         label, confidence = oracle.classify(text)
-        assert found.of(index) == label, text
-        assert found.confidence[index] == pytest.approx(confidence, abs=1e-3)
+        assert languages.of(index) == label, text
+        assert languages.confidence[index] == pytest.approx(confidence, abs=1e-3)
 
 
 def test_a_state_depends_on_the_last_bytes_alone() -> None:
@@ -81,7 +81,7 @@ def test_quarters_side_by_side_visit_what_one_walk_visits() -> None:
     visited = np.empty(len(data) + 1, np.int32)
     for length in [*range(200), len(data) - 1, len(data)]:
         many = walk(data[:length], automaton, visited)
-        assert Counter(visited[:many].tolist()) == Counter(int(one) for one in plain[:length] if one >= 0), length
+        assert Counter(visited[:many].tolist()) == Counter(int(item) for item in plain[:length] if item >= 0), length
 
 
 def test_a_long_text_is_told_by_a_piece_of_each_quarter(oracle: Any) -> None:
@@ -104,11 +104,11 @@ def test_a_long_text_is_told_by_a_piece_of_each_quarter(oracle: Any) -> None:
 @given(texts=st.lists(st.text(max_size=300), min_size=1, max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_any_text_gets_the_decision_of_py3langid(oracle: Any, texts: list[str]) -> None:
-    found = identify(TextBatch.of(texts := [text.encode("utf-8", "ignore").decode() for text in texts]))
+    languages = identify(TextBatch.of(texts := [text.encode("utf-8", "ignore").decode() for text in texts]))
     for index, text in enumerate(texts):
         ranked = oracle.rank(text)
         near = [label for label, p in ranked if p > ranked[0][1] - 1e-6]  # which of two equals is first is left to rounding
-        assert found.of(index) in near
+        assert languages.of(index) in near
 
 
 def test_languages_that_are_not_kept_are_the_reason_and_what_is_none_is_und() -> None:

@@ -23,11 +23,11 @@ def load(*paths: Path, seq_len: int = 32, seed: int = 7, **options: object) -> T
 
 def windows(sizes: list[int], seq_len: int, first: int = 0) -> list[list[int]]:
     """The sequences by the definition: windows of seq_len + 1 within a shard at stride seq_len."""
-    found = []
+    results = []
     for size in sizes:
-        found += [list(range(first + s, first + s + seq_len + 1)) for s in range(0, size - seq_len, seq_len)]
+        results += [list(range(first + s, first + s + seq_len + 1)) for s in range(0, size - seq_len, seq_len)]
         first += size
-    return found
+    return results
 
 
 @pytest.mark.parametrize("seq_len", [1, 7, 32, 500, 1999])
@@ -44,9 +44,9 @@ def test_an_epoch_sees_every_window_once(data: Path, seq_len: int) -> None:
 def test_epochs_differ_and_are_complete(data: Path) -> None:
     loader = load(data)
     n = loader.sequences
-    one, two = loader.read(range(n)), loader.read(range(n, 2 * n))
-    assert one.tolist() != two.tolist()
-    assert sorted(one.tolist()) == sorted(two.tolist())
+    read, two = loader.read(range(n)), loader.read(range(n, 2 * n))
+    assert read.tolist() != two.tolist()
+    assert sorted(read.tolist()) == sorted(two.tolist())
 
 
 def test_a_sample_depends_on_seed_and_position_alone(data: Path) -> None:
@@ -157,14 +157,14 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"), [(flip, "expected checksum xxh3:"), (cut, "bytes, found"), (Path.unlink, "found no file")]
+    ("damage", "message"), [(flip, "expected checksum xxh3:"), (cut, "bytes, found"), (Path.unlink, "found no file")]
 )
-def test_a_damaged_shard_is_named(tmp_path: Path, damage: object, words: str) -> None:
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: object, message: str) -> None:
     data = write_dataset(tmp_path / "set", SIZES)
     damage(data / "shards/part-00003.arrow")  # type: ignore[operator]
     with pytest.raises(CorruptShardError) as caught:
         load(data).read(range(200))
-    for word in (words, "part-00003.arrow", "on_corrupt=quarantine"):
+    for word in (message, "part-00003.arrow", "on_corrupt=quarantine"):
         assert word in str(caught.value)
 
 

@@ -36,13 +36,13 @@ KEYS: dict[str, Any] = {"near_duplicates": {}, "validation_fraction": 0, "unit_m
 def plain_shingles(text: str, size: int = 5) -> set[tuple[str, ...]]:
     """The n-grams of a text's words, of which letters and digits count, in lower case."""
     parts = ("".join(c for c in part if c.isalnum() or unspaced(c)).lower() for part in words_of(text))
-    words = [word for word in parts if word]
-    size = min(size, len(words))
-    return {tuple(words[at : at + size]) for at in range(len(words) - size + 1)} if words else set()
+    tokens = [word for word in parts if word]
+    size = min(size, len(tokens))
+    return {tuple(tokens[at : at + size]) for at in range(len(tokens) - size + 1)} if tokens else set()
 
 
-def jaccard(one: set[Any], other: set[Any]) -> float:
-    return len(one & other) / len(one | other) if one | other else 0.0
+def jaccard(first: set[Any], other: set[Any]) -> float:
+    return len(first & other) / len(first | other) if first | other else 0.0
 
 
 def near(output: Path) -> dict[str, str]:
@@ -65,15 +65,15 @@ def source(documents: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_set(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("made") / "out"
     make(source, output, **KEYS)
     return output
 
 
-def test_recall_and_precision_against_true_similarity(documents: list[dict[str, Any]], made: Path) -> None:
+def test_recall_and_precision_against_true_similarity(documents: list[dict[str, Any]], data_set: Path) -> None:
     shingles = {d["id"]: plain_shingles(d["text"]) for d in documents}
-    repeats = near(made)
+    repeats = near(data_set)
     families: dict[str, list[str]] = {}
     for name in shingles:
         families.setdefault(name.partition("-")[0] if "single" not in name else name, []).append(name)
@@ -86,52 +86,54 @@ def test_recall_and_precision_against_true_similarity(documents: list[dict[str, 
     together = [pair for pair in similar if repeats.get(pair[0], pair[0]) == repeats.get(pair[1], pair[1])]
     assert len(similar) > 300
     assert len(together) >= 0.95 * len(similar)
-    right = [name for name, kept in repeats.items() if jaccard(shingles[name], shingles[kept]) >= 0.8]
+    right = [name for name, repeat in repeats.items() if jaccard(shingles[name], shingles[repeat]) >= 0.8]
     verified = [name for name in repeats if any(name in pair for pair in together)]
     assert len(verified) == len(repeats), "each has a near-duplicate in its cluster"
     assert len(right) >= 0.99 * len(repeats), "and nearly repeats the very document that is named"
 
 
-def test_one_of_each_cluster_stays_and_is_named(documents: list[dict[str, Any]], made: Path) -> None:
-    repeats = near(made)
-    kept = {row["id"] for row in rows(made)}
-    assert set(repeats.values()) <= kept
-    assert kept.isdisjoint(repeats)
-    assert len(kept) + len(rejected(made)) == len(documents)
+def test_one_of_each_cluster_stays_and_is_named(documents: list[dict[str, Any]], data_set: Path) -> None:
+    repeats = near(data_set)
+    remaining = {row["id"] for row in rows(data_set)}
+    assert set(repeats.values()) <= remaining
+    assert remaining.isdisjoint(repeats)
+    assert len(remaining) + len(rejected(data_set)) == len(documents)
 
 
 def test_the_most_central_document_stays_else_the_first(tmp_path: Path) -> None:
-    words = " ".join(f"w{n}" for n in range(300))
-    left, right = words.replace("w7 ", "x7 ").replace("w40 ", ""), words.replace("w200 ", "x200 ").replace("w260 ", "")
+    message = " ".join(f"w{n}" for n in range(300))
+    left, right = message.replace("w7 ", "x7 ").replace("w40 ", ""), message.replace("w200 ", "x200 ").replace("w260 ", "")
     texts = {
         "left": left,
-        "middle": words,
+        "middle": message,
         "right": right,
-        "first": f"{words} {words[::-1]}",
-        "second": f"{words} {words[::-1]} end",
+        "first": f"{message} {message[::-1]}",
+        "second": f"{message} {message[::-1]} end",
     }
     source = write_lines(tmp_path / "in.jsonl", [{"id": name, "text": text} for name, text in texts.items()])
     make(source, tmp_path / "out", near_duplicates={"similarity": 0.92}, validation_fraction=0)
     assert near(tmp_path / "out") == {"left": "middle", "right": "middle", "second": "first"}
 
 
-def test_what_is_decided_does_not_depend_on_how_the_input_is_cut(tmp_path: Path, source: Path, made: Path) -> None:
+def test_what_is_decided_does_not_depend_on_how_the_input_is_cut(tmp_path: Path, source: Path, data_set: Path) -> None:
     manifest = make(source, tmp_path / "out", **{**KEYS, "unit_mib": 0.05})
-    assert near(tmp_path / "out") == near(made)
+    assert near(tmp_path / "out") == near(data_set)
     assert len(manifest.rejected.files) > 5
     assert manifest.near_duplicates is not None
     assert sum(manifest.near_duplicates.sizes.values()) == manifest.near_duplicates.clusters
-    assert manifest.rejected.reasons["near_duplicate"] == len(near(made))
+    assert manifest.rejected.reasons["near_duplicate"] == len(near(data_set))
 
 
-def test_many_small_parts_decide_as_one_does(tmp_path: Path, source: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_small_parts_decide_as_one_does(
+    tmp_path: Path, source: Path, data_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ropewalk.datapipe.dedup.near import search
 
     monkeypatch.setattr(search, "MATCH_RECORDS", 1000)
     monkeypatch.setattr(search, "STAR_DOCUMENTS", 100)
     monkeypatch.setattr(search, "VERIFY_BYTES", 100_000)
     make(source, tmp_path / "out", **KEYS)
-    assert contents(tmp_path / "out") == contents(made)
+    assert contents(tmp_path / "out") == contents(data_set)
 
 
 @pytest.mark.parametrize("documents", [1, 10**5, 10**6, 10**7, 10**8, 613 * 10**6, 10**10])
@@ -151,9 +153,9 @@ def test_a_part_of_the_keys_that_is_too_much_for_a_task_is_matched_in_pieces(tmp
     def edges(parts: Sequence[int], match: int) -> list[list[tuple[int, int]]]:
         plan = SearchPlan(units=(0, 1), offsets=(0, 100, 200), match=match, star=1)
         counts = [Match(part=part, plan=plan).run(work)["edges"] for part in parts]
-        found = [read_all(work, [star_name(0, part)], EDGE, 0, 1).tolist() for part in parts]
-        assert [len(each) for each in found] == [2 * count for count in counts]
-        return found
+        results = [read_all(work, [star_name(0, part)], EDGE, 0, 1).tolist() for part in parts]
+        assert [len(each) for each in results] == [2 * count for count in counts]
+        return results
 
     whole = set(edges([0], 1)[0])
     pieces = edges([0, 1, 2], 3 * BAND_PARTS)
@@ -162,21 +164,21 @@ def test_a_part_of_the_keys_that_is_too_much_for_a_task_is_matched_in_pieces(tmp
     assert all(0 < len(piece) < len(whole) for piece in pieces)
 
 
-def test_a_part_of_the_clusters_that_is_too_large_is_compared_by_a_share_of_its_shingles(
-    tmp_path: Path, source: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+def test_large_clusters_are_compared_by_a_share_of_their_shingles(
+    tmp_path: Path, source: Path, data_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ropewalk.datapipe.dedup.near.compare.MOST_SHINGLE_BYTES", 800_000)  # half of them
     make(source, tmp_path / "out", **KEYS)
-    found, whole = near(tmp_path / "out"), near(made)
-    assert abs(len(found) - len(whole)) < 0.1 * len(whole)  # which of a cluster stays may differ
-    assert all(one.split("-")[0] == other.split("-")[0] for one, other in found.items())
-    assert not found.keys() & set(found.values()), "what stays for others is not dropped itself"
+    result, whole = near(tmp_path / "out"), near(data_set)
+    assert abs(len(result) - len(whole)) < 0.1 * len(whole)  # which of a cluster stays may differ
+    assert all(item.split("-")[0] == other.split("-")[0] for item, other in result.items())
+    assert not result.keys() & set(result.values()), "what stays for others is not dropped itself"
 
 
-def test_killed_after_any_task_it_goes_on_to_the_same_bytes(tmp_path: Path, source: Path, made: Path) -> None:
+def test_killed_after_any_task_it_goes_on_to_the_same_bytes(tmp_path: Path, source: Path, data_set: Path) -> None:
     config = configure(source, tmp_path / "out", **KEYS)
     assert made_with_kills(config) > 8
-    assert contents(tmp_path / "out") == contents(made)
+    assert contents(tmp_path / "out") == contents(data_set)
 
 
 def kill_and_finish(tmp_path: Path, source: Path, serial: Path, whens: Sequence[Any], keys: dict[str, Any] = KEYS) -> None:
@@ -196,7 +198,7 @@ def kill_and_finish(tmp_path: Path, source: Path, serial: Path, whens: Sequence[
 
 
 @pytest.mark.soak("a minute and a half; make test runs test_killed_drivers_and_actors_leave_no_trace")
-def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path, made: Path) -> None:
+def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path, data_set: Path) -> None:
     def when(count: int, kill_actor: bool) -> Any:
         def wait(driver: Driver, output: Path) -> None:
             done = output / ".work/near/done"
@@ -207,7 +209,7 @@ def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path, 
 
         return wait
 
-    kill_and_finish(tmp_path, source, made, [when(1, True)])
+    kill_and_finish(tmp_path, source, data_set, [when(1, True)])
 
 
 ALL_STAGES: dict[str, Any] = {
@@ -259,12 +261,12 @@ def test_clusters_are_the_connected_components(
 
     stage = _settle(Stages(work, FOLDER, run), plan)
     names = [star_name(stage, part) for part in range(parts)]
-    found = {(int(e["from"]), int(e["to"])) for part in range(parts) for e in read_all(work, names, EDGE, part, parts)}
+    results = {(int(e["from"]), int(e["to"])) for part in range(parts) for e in read_all(work, names, EDGE, part, parts)}
     least = {node: node for pair in pairs for node in pair}
     for _ in least:
-        for one, other in pairs:
-            least[one] = least[other] = min(least[one], least[other])
-    assert found == {(node, root) for node, root in least.items() if node != root}
+        for item, other in pairs:
+            least[item] = least[other] = min(least[item], least[other])
+    assert results == {(node, root) for node, root in least.items() if node != root}
     assert isinstance(Star(stage=1, part=0, plan=plan, sources=1).name, str)
 
 
@@ -278,9 +280,9 @@ def test_shingles_are_those_of_plain_python(texts: list[str], size: int) -> None
     sets = [set(shingles.hashes[a:b].tolist()) for a, b in zip(shingles.bounds, shingles.bounds[1:], strict=False)]
     plain = [plain_shingles(text, size) for text in texts]
     assert [len(s) for s in sets] == [len(p) for p in plain]
-    for one, other in combinations(range(len(texts)), 2):
-        assert len(sets[one] & sets[other]) == len(plain[one] & plain[other])
-        assert bool((keys[one] == keys[other]).all()) == (plain[one] == plain[other])
+    for item, other in combinations(range(len(texts)), 2):
+        assert len(sets[item] & sets[other]) == len(plain[item] & plain[other])
+        assert bool((keys[item] == keys[other]).all()) == (plain[item] == plain[other])
 
 
 def test_texts_without_blanks_are_compared_by_their_characters(tmp_path: Path) -> None:

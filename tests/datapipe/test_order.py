@@ -9,17 +9,17 @@ from ropewalk.datapipe.loader.order import permute
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 16, 17, 100, 1000, 1023, 1024, 1025, 4097, 65_536, 99_991])
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (0, 1), (2**32 - 1, 7)])
 def test_every_index_goes_to_exactly_one_place(n: int, seed: int, epoch: int) -> None:
-    found = permute(np.arange(n), n, seed, epoch)
-    assert np.array_equal(np.sort(found), np.arange(n))
+    order = permute(np.arange(n), n, seed, epoch)
+    assert np.array_equal(np.sort(order), np.arange(n))
 
 
 def test_no_memory_of_the_size_of_the_range() -> None:
     n = 10**15
-    found = permute(np.arange(1000) + n // 2, n, 3, 4)
-    assert len(np.unique(found)) == 1000
-    assert found.min() >= 0
-    assert found.max() < n
-    assert abs(found.mean() / n - 0.5) < 0.05
+    order = permute(np.arange(1000) + n // 2, n, 3, 4)
+    assert len(np.unique(order)) == 1000
+    assert order.min() >= 0
+    assert order.max() < n
+    assert abs(order.mean() / n - 0.5) < 0.05
 
 
 def test_an_index_alone_goes_where_it_goes_among_others() -> None:
@@ -39,9 +39,9 @@ def test_epochs_may_differ_within_an_array() -> None:
 @pytest.mark.parametrize("n", [50, 1000, 100_000])
 def test_seeds_and_epochs_give_other_orders(n: int) -> None:
     orders = [permute(np.arange(n), n, seed, epoch) for seed, epoch in ((0, 0), (1, 0), (0, 1), (1, 1))]
-    for i, one in enumerate(orders):
+    for i, order in enumerate(orders):
         for other in orders[:i]:
-            assert (one == other).mean() < 5 / n + 0.02
+            assert (order == other).mean() < 5 / n + 0.02
 
 
 @pytest.mark.parametrize("n", [10, 37, 256])
@@ -58,9 +58,9 @@ def test_every_place_is_as_likely_as_any_other(n: int) -> None:
 
 
 def test_neighbours_are_torn_apart() -> None:
-    found = permute(np.arange(50_000), 50_000, 1, 0)
-    assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 0.03
-    assert abs(np.corrcoef(found, np.arange(50_000))[0, 1]) < 0.03
+    order = permute(np.arange(50_000), 50_000, 1, 0)
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.03
+    assert abs(np.corrcoef(order, np.arange(50_000))[0, 1]) < 0.03
 
 
 def test_the_order_is_the_same_in_every_release() -> None:

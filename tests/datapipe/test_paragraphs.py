@@ -44,17 +44,17 @@ def test_the_first_stays_and_what_is_empty_goes(tmp_path: Path, source: Path) ->
         "inside": f"{numbered('inside')}\n\nshort\n\nshort",
         "last": f"{numbered('last')}",
     }
-    assert [(one["id"], one["reason"]) for one in rejected(tmp_path / "out")] == [("whole", "paragraphs")]
+    assert [(record["id"], record["reason"]) for record in rejected(tmp_path / "out")] == [("whole", "paragraphs")]
     assert manifest.counts["paragraphs.repeated"] == 6
     assert manifest.config["paragraphs"] == {"of": "blank_lines", "min_bytes": 12}
 
 
 def test_lines_are_cut_one_by_one(tmp_path: Path, source: Path) -> None:
     make(source, tmp_path / "out", **{**KEYS, "paragraphs": {"of": "lines", "min_bytes": 5}})
-    found = text_of(tmp_path / "out")
-    assert found["first"] == DOCUMENTS["first"]
-    assert found["inside"] == f"{numbered('inside')}\n\nshort"
-    assert "whole" not in found
+    result = text_of(tmp_path / "out")
+    assert result["first"] == DOCUMENTS["first"]
+    assert result["inside"] == f"{numbered('inside')}\n\nshort"
+    assert "whole" not in result
 
 
 def test_any_cut_of_the_input_and_any_kill_give_the_same_texts(tmp_path: Path, source: Path) -> None:
@@ -93,19 +93,19 @@ def grouped(lines: list[bytes]) -> list[list[bytes]]:
 @example(["a", "\na\n", "a\n\na", "", "\n\n", "a\nb\n \nb"], False, 1)
 def test_paragraphs_are_those_of_plain_python(texts: list[str], by_line: bool, least: int) -> None:
     options = Paragraphs(of="lines" if by_line else "blank_lines", min_bytes=least)
-    found = paragraphs_of(DocumentBatch.of_texts(texts), options)
-    seen: dict[bytes, tuple[int, int]] = {}
+    result = paragraphs_of(DocumentBatch.of_texts(texts), options)
+    observed: dict[bytes, tuple[int, int]] = {}
     for row, text in enumerate(texts):
-        mine = found[found["row"] == row]
+        mine = result[result["row"] == row]
         expected = plain(text, by_line, least)
         assert mine["size"].tolist() == [len(part) for part in expected]
-        for one, part in zip(mine, expected, strict=True):
-            assert part in text.encode()[one["start"] : one["end"]]
-            assert seen.setdefault(part, (int(one["hash"]), len(part))) == (int(one["hash"]), len(part))
+        for answer, part in zip(mine, expected, strict=True):
+            assert part in text.encode()[answer["start"] : answer["end"]]
+            assert observed.setdefault(part, (int(answer["hash"]), len(part))) == (int(answer["hash"]), len(part))
         if len(plain(text, by_line, 1)) == len(expected) > 0:
             assert int((mine["end"] - mine["start"]).sum()) == len(text.encode()), "nothing is left without all of them"
         cuts = mine[["start", "end"]]
         rest = cut_text(text, cuts) if len(cuts) else text
         assert plain(rest, by_line, 1) == [part for part in plain(text, by_line, 1) if len(part) < least] or not len(cuts)
-    assert len({hashes for hashes, _ in seen.values()}) == len(seen)
+    assert len({hashes for hashes, _ in observed.values()}) == len(observed)
     assert CUT.itemsize == 12

@@ -61,7 +61,7 @@ def test_random_kills_of_all_stages_leave_no_trace(tmp_path: Path) -> None:
     """Seven each of the driver, of an actor, and of all of Ray below the driver, after a random number of finished tasks."""
     chance = random.Random(18)
     notice = "\n\nAll rights reserved, of whoever laid this rope of the lane. mail jane.doe@mail.example.org"
-    documents = [{**one, "text": one["text"] + notice} for one in planted(120, 800)]
+    documents = [{**item, "text": item["text"] + notice} for item in planted(120, 800)]
     path = write_lines(tmp_path / "in.jsonl", documents)
     items = write_lines(tmp_path / "items.jsonl", [{"question": " ".join(documents[5]["text"].split()[:30])}])
     keys = {**ALL_STAGES, "decontaminate": {"against": [str(items)]}}

@@ -82,7 +82,7 @@ def test_all_stages_on_s3_give_the_same_as_on_a_disk(tmp_path: Path, s3_server: 
     """Every stage after reading, and an evaluation set in the bucket; the store is slow and breaks connections meanwhile."""
     bucket = s3_server.bucket()
     notice = "All rights reserved, of whoever laid this rope of the lane."
-    documents = [{**one, "text": f"{one['text']}\n\n{notice}"} for one in planted(12, 30)]
+    documents = [{**entry, "text": f"{entry['text']}\n\n{notice}"} for entry in planted(12, 30)]
     documents[3]["text"] += " mail jane.doe@mail.example.org"
     path = write_lines(tmp_path / "local/a.jsonl", documents)
     StoragePath(bucket).write("raw/a.jsonl", path.read_bytes())

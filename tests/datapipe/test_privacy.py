@@ -55,7 +55,7 @@ def test_numbers_of_nobody_are_left_alone(text: str) -> None:
 
 def test_fifteen_locales_by_faker() -> None:
     """A sample of the ten thousand items that the benchmark plants."""
-    result = score([one for locale in LOCALES for one in plant(locale, 30, seed=5)], find)
+    result = score([item for locale in LOCALES for item in plant(locale, 30, seed=5)], find)
     assert result["items"] > 800
     assert result["recall"] >= 0.98, result["missed"]
     assert result["precision"] >= 0.98, result["wrong"]
@@ -63,7 +63,7 @@ def test_fifteen_locales_by_faker() -> None:
 
 @pytest.mark.soak("ten thousand items; make test runs eight hundred")
 def test_ten_thousand_items_of_fifteen_locales() -> None:
-    result = score([one for locale in LOCALES for one in plant(locale, 360, seed=11)], find)
+    result = score([item for locale in LOCALES for item in plant(locale, 360, seed=11)], find)
     assert result["items"] > 10_000
     assert min(result["recall"], result["precision"]) >= 0.98, (result["missed"][:20], result["wrong"][:20])
 
@@ -131,4 +131,4 @@ def test_any_text_survives(texts: list[str]) -> None:
     changed, _ = replace(TextBatch.of(texts))
     alone = [replace(TextBatch.of([text]))[0].text(0) for text in texts]
     assert changed.arrow().to_pylist() == alone
-    assert [text for text, one in zip(texts, alone, strict=True) if not find(text) and one != text] == []
+    assert [text for text, item in zip(texts, alone, strict=True) if not find(text) and item != text] == []

@@ -228,10 +228,10 @@ def test_links_to_folders_are_gone_through(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folders", [2, 3])
 def test_links_that_lead_in_a_circle_are_refused(tmp_path: Path, folders: int, pattern: str) -> None:
     """No folder lies in the one that it links to, and yet each is found within itself."""
-    for one in range(folders):
-        write_lines(tmp_path / f"docs/v{one}/x.jsonl", [{"text": str(one)}])
-        for other in set(range(folders)) - {one}:
-            (tmp_path / f"docs/v{one}/beside-{other}").symlink_to(f"../v{other}")
+    for number in range(folders):
+        write_lines(tmp_path / f"docs/v{number}/x.jsonl", [{"text": str(number)}])
+        for other in set(range(folders)) - {number}:
+            (tmp_path / f"docs/v{number}/beside-{other}").symlink_to(f"../v{other}")
     with pytest.raises(DataError, match=r"docs/v\d/beside-\d/beside-\d: links to a directory above itself"):
         list_inputs([f"{tmp_path / 'docs'}{pattern}"])
 
@@ -274,9 +274,9 @@ def test_ranges_share_the_lines_out_exactly(data: list[bytes], chunk: int, unit:
     whole = raw.split(b"\n")
     whole = whole[:-1] if whole[-1] == b"" else whole
     expected = [line if len(line) <= limit else TOO_LONG for line in whole]
-    found: list[bytes] = []
+    results: list[bytes] = []
     for start in range(0, len(raw), unit):
-        seen = raw[max(start - 1, 0) :]
-        chunks = [seen[i : i + chunk] for i in range(0, len(seen), chunk)]
-        found += split_lines(chunks, limit, start, min(start + unit, len(raw)))
-    assert found == expected
+        observed = raw[max(start - 1, 0) :]
+        chunks = [observed[i : i + chunk] for i in range(0, len(observed), chunk)]
+        results += split_lines(chunks, limit, start, min(start + unit, len(raw)))
+    assert results == expected

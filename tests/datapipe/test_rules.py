@@ -44,13 +44,13 @@ def compare(name: str, options: dict[str, Any], texts: Sequence[str]) -> Counter
     """Assert that every text is judged and rewritten alike; how often each rule drops one."""
     rule, plain = make_filter(name, options), PLAIN[name]
     verdict = rule.judge(DocumentBatch.of_texts(texts))
-    found = [verdict.reasons[code - 1] if code else None for code in verdict.codes.tolist()]
+    results = [verdict.reasons[code - 1] if code else None for code in verdict.codes.tolist()]
     expected = [plain(text, rule) for text in texts]
-    assert [(t, f, e) for t, f, e in zip(texts, found, expected, strict=True) if f != e][:3] == []
+    assert [(t, f, e) for t, f, e in zip(texts, results, expected, strict=True) if f != e][:3] == []
     if verdict.texts is not None:
         pairs = zip(texts, verdict.texts.to_pylist(), strict=True)
         assert [(text, left) for text, left in pairs if c4(text, rule)[1] != left][:3] == []
-    return Counter(reason for reason in found if reason)
+    return Counter(reason for reason in results if reason)
 
 
 def judged_alike(name: str, texts: list[str]) -> None:
@@ -142,8 +142,8 @@ def test_every_real_document_is_judged_as_in_plain_python(name: str) -> None:
 def without(name: str) -> dict[str, Any]:
     """Options that switch every rule off."""
     fields = make_filter(name, {}).model_dump().items()
-    kept = {"stop_words", "short_line_length", "words"}
-    return {key: False if value is True else None for key, value in fields if key not in kept}
+    shared_keys = {"stop_words", "short_line_length", "words"}
+    return {key: False if value is True else None for key, value in fields if key not in shared_keys}
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -171,9 +171,9 @@ def test_each_rule_can_be_switched_off(name: str) -> None:
 def test_what_a_sentence_is(line: str, count: int) -> None:
     assert sentences(line) == count
     text = f"{line}\n"
-    kept = make_filter("c4", {**without("c4"), "min_sentences": count}).judge(DocumentBatch.of_texts([text]))
+    verdict = make_filter("c4", {**without("c4"), "min_sentences": count}).judge(DocumentBatch.of_texts([text]))
     more = make_filter("c4", {**without("c4"), "min_sentences": count + 1}).judge(DocumentBatch.of_texts([text]))
-    assert [kept.codes[0] == 3, more.codes[0] == 3] == [False, True]
+    assert [verdict.codes[0] == 3, more.codes[0] == 3] == [False, True]
 
 
 def test_rules_for_a_language_without_blanks() -> None:
@@ -182,8 +182,8 @@ def test_rules_for_a_language_without_blanks() -> None:
     rule = make_filter("gopher_quality", {"stop_words": ["的", "了"]})
     verdict = rule.judge(DocumentBatch.of_texts([prose, "太短的了。"]))
     assert [verdict.reasons[code - 1] if code else None for code in verdict.codes.tolist()] == ["min_stop_words", "min_words"]
-    kept = make_filter("gopher_quality", {"stop_words": ["的", "了。"]}).judge(DocumentBatch.of_texts([prose]))
-    assert kept.codes.tolist() == [0]
+    remaining = make_filter("gopher_quality", {"stop_words": ["的", "了。"]}).judge(DocumentBatch.of_texts([prose]))
+    assert remaining.codes.tolist() == [0]
 
 
 PROSE = "The rope of the lane is laid by hand, and that takes a while to do well. "

@@ -25,14 +25,14 @@ def test_every_kept_document_is_there_once_and_decodes(tmp_path: Path, source: P
     manifest = make(source, tmp_path / "out", shard_mib=0.01, unit_mib=0.02)
     tokenizer = Tokenizer.from_file(str(tmp_path / "out/tokenizer/tokenizer.json"))
     texts = {d["id"]: d["text"] for d in some_documents(300)}
-    found = rows(tmp_path / "out")
+    documents = rows(tmp_path / "out")
     dropped = [r["id"] for r in rejected(tmp_path / "out")]
-    assert sorted([r["id"] for r in found] + dropped) == sorted(texts)
-    for row in found:
+    assert sorted([r["id"] for r in documents] + dropped) == sorted(texts)
+    for row in documents:
         *tokens, end = row["tokens"]
         assert (tokenizer.decode(tokens), end) == (texts[row["id"]], manifest.tokenizer.end_of_document)
-    assert manifest.totals.documents == len(found)
-    assert manifest.totals.bytes == sum(len(texts[r["id"]].encode()) for r in found)
+    assert manifest.totals.documents == len(documents)
+    assert manifest.totals.bytes == sum(len(texts[r["id"]].encode()) for r in documents)
     assert len(manifest.of_split("train")) > 3
     for split in ("train", "validation"):
         order = [int(r["id"].rpartition("-")[2]) for s in manifest.of_split(split) for r in _rows(tmp_path / "out" / s.path)]
@@ -74,9 +74,9 @@ def test_the_bytes_do_not_depend_on_how_the_text_was_packed(tmp_path: Path) -> N
         folder = tmp_path / ending
         folder.mkdir()
         make(write_as(folder, ending, some_documents(100)), folder / "out")
-        made = contents(folder / "out").items()
+        created = contents(folder / "out").items()
         # what was rejected names its file
-        tokens[ending] = {name: data for name, data in made if name.startswith(("shards/", "validation/"))}
+        tokens[ending] = {name: data for name, data in created if name.startswith(("shards/", "validation/"))}
         assert tokens[ending]
     assert tokens[".jsonl"] == tokens[".jsonl.zst"] == tokens[".parquet"]
 

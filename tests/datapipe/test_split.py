@@ -64,8 +64,8 @@ def test_pieces_hold_every_line_once(tmp_path: Path) -> None:
     (file,) = list_inputs([str(source)])
     assert files_to_split([file], 64) == []
     work = StoragePath(tmp_path / "work")
-    found = split_file(file, 0.002, work)
-    pieces = [zstandard.decompress(work.read(piece_name(file.url, n)), 1 << 20) for n in range(len(found.sizes))]
+    result = split_file(file, 0.002, work)
+    pieces = [zstandard.decompress(work.read(piece_name(file.url, n)), 1 << 20) for n in range(len(result.sizes))]
     assert len(pieces) > 10
     assert b"".join(pieces) == (tmp_path / "in.jsonl").read_bytes()
     assert all(piece.endswith(b"\n") for piece in pieces)

@@ -71,8 +71,8 @@ def test_a_changed_evaluation_file_is_another_data_set(tmp_path: Path) -> None:
 )
 def test_evaluation_items_of_any_format(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    one = make_filter("decontaminate", {"against": str(tmp_path / name)})
-    verdict = one.judge(DocumentBatch.of_texts([f"So: {QUESTION}", ENGLISH]))
+    item = make_filter("decontaminate", {"against": str(tmp_path / name)})
+    verdict = item.judge(DocumentBatch.of_texts([f"So: {QUESTION}", ENGLISH]))
     assert [verdict.reasons[c - 1] if c else None for c in verdict.codes] == ["items", None]
 
 

@@ -74,10 +74,10 @@ def test_a_faster_backend_gives_the_same_tokens_of_hard_texts() -> None:
     files = train_tokenizer([*TEXTS, *HARD_TEXTS], 600)
     plain, fast = Encoder(files), Encoder(files, "fastokens")
     texts = [*TEXTS, *HARD_TEXTS, "w" * 10_000_000, "\ud800".encode("utf-8", "replace").decode(), "<|endoftext|>" * 100]
-    for one, other in zip(plain.encode(texts), fast.encode(texts), strict=True):
-        assert one.tolist() == other.tolist()
+    for item, other in zip(plain.encode(texts), fast.encode(texts), strict=True):
+        assert item.tolist() == other.tolist()
         assert (other == fast.end_of_document).sum() == 1
-        assert one.dtype == other.dtype
+        assert item.dtype == other.dtype
     assert (fast.record().backend, plain.record().backend) == ("fastokens", "tokenizers")
     assert [t.tolist() for t in fast.encode([])] == []
 
@@ -112,8 +112,8 @@ def test_an_existing_tokenizer_is_taken_over(tmp_path: Path, form: str) -> None:
 
 
 def large_vocabulary() -> TokenizerFiles:
-    words = {"<eos>": 0, "rope": 1} | {f"word{i}": i for i in range(2, 70_000)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="rope"))
+    vocabulary = {"<eos>": 0, "rope": 1} | {f"word{i}": i for i in range(2, 70_000)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="rope"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return TokenizerFiles(name="large", files={"tokenizer.json": tokenizer.to_str().encode()})
 

@@ -43,14 +43,14 @@ def test_pages_are_documents_and_the_rest_is_recorded(tmp_path: Path) -> None:
     assert manifest.rejected.reasons == {"empty": 1, "http_status": 1, "not_a_page": 1}
     assert manifest.totals.documents == 9
     listed = rejected(tmp_path / "out", places=True)
-    assert [(one["reason"], one["file"], one["line"]) for one in listed] == [
+    assert [(record["reason"], record["file"], record["line"]) for record in listed] == [
         ("not_a_page", "crawl.warc.gz", 9),
         ("http_status", "crawl.warc.gz", 10),
         ("empty", "crawl.warc.gz", 11),
     ]
-    made = rows(tmp_path / "out")
-    assert {one["source"] for one in made} == {"host0.example", "host1.example"}
-    assert made[0]["id"] == "<urn:uuid:00000000-0000-0000-0000-000000000000>"
+    created = rows(tmp_path / "out")
+    assert {cell["source"] for cell in created} == {"host0.example", "host1.example"}
+    assert created[0]["id"] == "<urn:uuid:00000000-0000-0000-0000-000000000000>"
 
 
 def test_a_cut_archive_gives_the_pages_before_the_cut(tmp_path: Path) -> None:

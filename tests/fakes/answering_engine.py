@@ -54,9 +54,9 @@ class Engine:
             }
             _whole(writer, 200, {"status": "ok", **stats})
             return True
-        asked = json.loads(body)
+        request = json.loads(body)
         gone = asyncio.create_task(reader.read(1))  # a client says nothing while it waits: this is its end
-        answering = asyncio.create_task(self._answer(path, asked, writer))
+        answering = asyncio.create_task(self._answer(path, request, writer))
         await asyncio.wait([gone, answering], return_when=asyncio.FIRST_COMPLETED)
         gone.done() and gone.exception()  # seen: a reset is an end like any other
         if not answering.done():
@@ -68,7 +68,7 @@ class Engine:
         await answering
         return True
 
-    async def _answer(self, path: str, asked: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, path: str, requested: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         if self.options.status != 200:
             error = {"message": "as it was told", "type": "server_error", "param": None, "code": "told"}
             _whole(writer, self.options.status, {"error": error})
@@ -76,14 +76,14 @@ class Engine:
         async with self.slots:
             self.running += 1
             try:
-                await Answer(self, path, asked, writer).run()
+                await Answer(self, path, requested, writer).run()
                 self.served += 1
             finally:
                 self.running -= 1
 
     async def prefill(self, prompt: bytes) -> None:
         """Take the time that a prompt takes, less what the cache has of its beginning."""
-        shared = max((_shared(prompt, known) for known in self.cache), default=0)
+        shared = max((_shared(prompt, item) for item in self.cache), default=0)
         self.cache[prompt] = None
         self.cache.move_to_end(prompt)
         while len(self.cache) > _CACHED:
@@ -95,36 +95,36 @@ class Engine:
 class Answer:
     """One request."""
 
-    def __init__(self, engine: Engine, path: str, asked: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        self.engine, self.asked, self.writer = engine, asked, writer
+    def __init__(self, engine: Engine, path: str, requested: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        self.engine, self.asked, self.writer = engine, requested, writer
         self.chat = path.endswith("/chat/completions")
         self.way = engine.options.way
-        given = asked["messages"] if self.chat else asked["prompt"]
-        text = json.dumps(given) if not isinstance(given, str) else given
-        is_ids = isinstance(given, list) and all(isinstance(one, int) for one in given)
-        self.context: list[int] = list(given) if is_ids else list(text.encode())
+        prompt = requested["messages"] if self.chat else requested["prompt"]
+        text = json.dumps(prompt) if not isinstance(prompt, str) else prompt
+        is_ids = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
+        self.context: list[int] = list(prompt) if is_ids else list(text.encode())
         if "POISON" in text:
             os.kill(os.getpid(), signal.SIGKILL)
         self.num_prompt = len(self.context)
-        self.limit = asked.get("max_completion_tokens") or asked.get("max_tokens") or 16
+        self.limit = requested.get("max_completion_tokens") or requested.get("max_tokens") or 16
         number = hashlib.sha1(str(self.context).encode()).hexdigest()[:12]
         self.id, self.created, self.made = f"chatcmpl-{number}{os.getpid()}", os.getpid(), 0
-        self.tells_ids = bool(asked.get("return_token_ids")) and self.way != "replay"
-        self.seed = asked.get("seed") if asked.get("temperature", 1) != 0 else None
+        self.tells_ids = bool(requested.get("return_token_ids")) and self.way != "replay"
+        self.seed = requested.get("seed") if requested.get("temperature", 1) != 0 else None
 
     async def run(self) -> None:
-        asked, told = self.asked, self.asked.get("continue_from")
+        request, continuation = self.asked, self.asked.get("continue_from")
         started = False
-        if told is not None:
+        if continuation is not None:
             if self.way != "continue_from":
                 error = {"message": "no", "type": "invalid_request_error", "param": None, "code": "cannot_continue"}
                 _whole(self.writer, 400, {"error": error})
                 return
-            self.id, self.created, started = told["id"], told["created"], told["started"]
-            self.context += told["token_ids"]
-            self.made = len(told["token_ids"])
-        await self.engine.prefill(bytes(one % 256 for one in self.context))
-        if not asked.get("stream"):
+            self.id, self.created, started = continuation["id"], continuation["created"], continuation["started"]
+            self.context += continuation["token_ids"]
+            self.made = len(continuation["token_ids"])
+        await self.engine.prefill(bytes(token % 256 for token in self.context))
+        if not request.get("stream"):
             pieces = []
             while self.made < self.limit:
                 await asyncio.sleep(self.engine.options.token)
@@ -169,7 +169,7 @@ class Answer:
         file = self.engine.options.hold
         if file is None or not file.exists():
             return
-        lines, at = file.read_text().split(), str(sum(one >= _FIRST_ID for one in self.context))
+        lines, at = file.read_text().split(), str(sum(token >= _FIRST_ID for token in self.context))
         if at in lines:
             lines.remove(at)
             file.write_text("\n".join(lines))
@@ -181,16 +181,16 @@ class Answer:
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None, *, prompt: bool = False) -> None:
         kind = "chat.completion.chunk" if self.chat else "text_completion"
-        told = {"id": self.id, "object": kind, "created": self.created, "model": self.asked.get("model"), "choices": choices}
+        report = {"id": self.id, "object": kind, "created": self.created, "model": self.asked.get("model"), "choices": choices}
         if usage is not None:
-            told["usage"] = usage
+            report["usage"] = usage
         if prompt and self.tells_ids:
-            told["prompt_token_ids"] = self.context[: self.num_prompt]
-        _chunk(self.writer, b"data: " + json.dumps(told, separators=(",", ":")).encode() + b"\n\n")
+            report["prompt_token_ids"] = self.context[: self.num_prompt]
+        _chunk(self.writer, b"data: " + json.dumps(report, separators=(",", ":")).encode() + b"\n\n")
 
 
-def _shared(one: bytes, other: bytes) -> int:
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _shared(token: bytes, other: bytes) -> int:
+    return next((at for at, (a, b) in enumerate(zip(token, other, strict=False)) if a != b), min(len(token), len(other)))
 
 
 def _chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
@@ -211,15 +211,15 @@ async def main(options: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Parser of the command line."""
-    made = argparse.ArgumentParser()
-    made.add_argument("port", type=int)
-    made.add_argument("--slots", type=int, default=4)
-    made.add_argument("--prefill", type=float, default=0.0)
-    made.add_argument("--token", type=float, default=0.0)
-    made.add_argument("--hold", type=Path, default=None)
-    made.add_argument("--status", type=int, default=200)
-    made.add_argument("--way", choices=["continue_from", "token_ids", "replay"], default="continue_from")
-    return made
+    argument_parser = argparse.ArgumentParser()
+    argument_parser.add_argument("port", type=int)
+    argument_parser.add_argument("--slots", type=int, default=4)
+    argument_parser.add_argument("--prefill", type=float, default=0.0)
+    argument_parser.add_argument("--token", type=float, default=0.0)
+    argument_parser.add_argument("--hold", type=Path, default=None)
+    argument_parser.add_argument("--status", type=int, default=200)
+    argument_parser.add_argument("--way", choices=["continue_from", "token_ids", "replay"], default="continue_from")
+    return argument_parser
 
 
 if __name__ == "__main__":

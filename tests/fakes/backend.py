@@ -50,7 +50,7 @@ class FakeBackend(Backend):
             raise BackendError(str(self.options["refuse"]))
         self._note("submit_many", runs=[run.id for run in runs], after=list(after), at_once=at_once)
         plain = resources.model_dump(mode="json")
-        handles = [f"fake:1_{place}" for place in range(len(runs))]
+        handles = [f"fake:1_{position}" for position in range(len(runs))]
         begin_attempts([run.path for run in runs], [{"handle": handle, "resources": plain} for handle in handles])
         return handles
 

@@ -22,16 +22,16 @@ WORDS = [*SENTENCE.split(), "rank\n\n"]
 TINY = {"tokenizer": {"train": 400, "sample_mib": 1}, "validation_fraction": 0.1}
 
 
-def some_documents(count: int, seed: int = 0, words: int = 60) -> list[dict[str, Any]]:
+def some_documents(count: int, seed: int = 0, num_words: int = 60) -> list[dict[str, Any]]:
     """Documents of random words; every eleventh repeats an earlier text."""
     draw = random.Random(seed)
-    made: list[dict[str, Any]] = []
+    created: list[dict[str, Any]] = []
     for number in range(count):
-        text = " ".join(draw.choices(WORDS, k=draw.randint(3, 2 * words)))
+        text = " ".join(draw.choices(WORDS, k=draw.randint(3, 2 * num_words)))
         if number % 11 == 10:
-            text = made[number // 2]["text"]
-        made.append({"id": f"doc-{seed}-{number}", "text": text, "source": f"book-{number % 3}"})
-    return made
+            text = created[number // 2]["text"]
+        created.append({"id": f"doc-{seed}-{number}", "text": text, "source": f"book-{number % 3}"})
+    return created
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> Path:
@@ -72,17 +72,17 @@ def make(source: Any, output: Any, **keys: Any) -> Manifest:
     return make_data_set(config, config.seed, in_this_process(config), Progress(lambda _: None))
 
 
-def contents(place: Any) -> dict[str, bytes]:
+def contents(folder: Any) -> dict[str, bytes]:
     """Every file below a directory or URL, hidden ones too, but for the cards, which the job writes and which have a date."""
-    root = StoragePath(str(place))
-    found = {path.removeprefix(root.root).lstrip("/"): path for path in sorted(root.fs.find(root.root))}
-    return {name: root.fs.cat_file(path) for name, path in found.items() if name not in (DATA_CARD, CROISSANT)}
+    root = StoragePath(str(folder))
+    results = {path.removeprefix(root.root).lstrip("/"): path for path in sorted(root.fs.find(root.root))}
+    return {name: root.fs.cat_file(path) for name, path in results.items() if name not in (DATA_CARD, CROISSANT)}
 
 
 def rejected(output: Path, places: bool = False) -> list[dict[str, Any]]:
     """Records of dropped documents; with file and line if `places` is set."""
     listed = [json.loads(line) for file in sorted(output.glob("rejected/*.jsonl")) for line in file.read_text().splitlines()]
-    return listed if places else [{k: v for k, v in one.items() if k not in {"file", "line"}} for one in listed]
+    return listed if places else [{k: v for k, v in record.items() if k not in {"file", "line"}} for record in listed]
 
 
 def rows(output: Path, split: str = "*") -> list[dict[str, Any]]:

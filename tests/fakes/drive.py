@@ -19,12 +19,12 @@ def drive(run_dir: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    given = Path(sys.argv[1])
+    path = Path(sys.argv[1])
     try:
-        if given.is_dir():
+        if path.is_dir():
             print(drive(sys.argv[1]))
         else:
-            config = PreprocessConfig.model_validate_json(given.read_text())
+            config = PreprocessConfig.model_validate_json(path.read_text())
             make_data_set(config, config.seed, in_this_process(config), Progress(lambda _: None))
     except RopewalkError as error:
         print(error)

@@ -32,9 +32,9 @@ class Driver:
             return []
 
     def actors(self) -> list[psutil.Process]:
-        found = [p for p in self.family() if "_Actor" in " ".join(words_of(p))]
-        self.seen.update(found)
-        return found
+        results = [p for p in self.family() if "_Actor" in " ".join(words_of(p))]
+        self.seen.update(results)
+        return results
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         while not condition():

@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.path.endswith("/completions"):
             return self._send(404, {"error": {"message": "no such path", "type": "invalid_request_error"}})
         name = self.keys.get("says", "word")
-        words = [f"{name}{number} " for number in range(int(self.keys.get("words", 4)))]
+        line = [f"{name}{number} " for number in range(int(self.keys.get("words", 4)))]
         about = {
             "id": "cmpl-1",
             "created": 1,
@@ -62,20 +62,20 @@ class Handler(BaseHTTPRequestHandler):
         }
         pause = float(self.keys.get("pause", 0))
         if not body.get("stream"):
-            time.sleep(pause * len(words))
-            text = "".join(words)
-            said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-            usage = {"prompt_tokens": 1, "completion_tokens": len(words), "total_tokens": 1 + len(words)}
-            return self._send(200, {**about, "choices": [{"index": 0, "finish_reason": "stop", **said}], "usage": usage})
+            time.sleep(pause * len(line))
+            text = "".join(line)
+            message = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+            usage = {"prompt_tokens": 1, "completion_tokens": len(line), "total_tokens": 1 + len(line)}
+            return self._send(200, {**about, "choices": [{"index": 0, "finish_reason": "stop", **message}], "usage": usage})
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for number, word in enumerate(words):
+        for number, word in enumerate(line):
             time.sleep(pause)
-            said = {"delta": {"content": word}} if chat else {"text": word}
-            last = number == len(words) - 1
-            choice = {"index": 0, "finish_reason": "stop" if last else None, "token_ids": [number], **said}
+            message = {"delta": {"content": word}} if chat else {"text": word}
+            last = number == len(line) - 1
+            choice = {"index": 0, "finish_reason": "stop" if last else None, "token_ids": [number], **message}
             self._chunk(f"data: {json.dumps({**about, 'choices': [choice]})}\n\n")
         self._chunk("data: [DONE]\n\n")
         return self._chunk("")
@@ -106,13 +106,13 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    given = parser.parse_args()
-    Handler.keys = json.loads((given.model / "engine.json").read_text())
+    options = parser.parse_args()
+    Handler.keys = json.loads((options.model / "engine.json").read_text())
     if Handler.keys.get("load"):
-        sys.exit(f"cannot load {given.model}: {Handler.keys['load']}")
+        sys.exit(f"cannot load {options.model}: {Handler.keys['load']}")
     while Handler.keys.get("hang"):
         time.sleep(1)
-    Server((given.host, given.port), Handler).serve_forever()
+    Server((options.host, options.port), Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -41,9 +41,17 @@ class Client:
     def __init__(self, backing: Path, path: Path, latency_milliseconds: float = 0.0, seconds: float = 60.0) -> None:
         self.path = path
         path.mkdir(parents=True)
-        words = [str(backing), str(path), f"--attributes={seconds}", f"--listings={seconds}", f"--latency={latency_milliseconds}"]
+        arguments = [
+            str(backing),
+            str(path),
+            f"--attributes={seconds}",
+            f"--listings={seconds}",
+            f"--latency={latency_milliseconds}",
+        ]
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("nfs_client.py")), *words], stdout=subprocess.DEVNULL, cwd=path.parent
+            [sys.executable, str(Path(__file__).with_name("nfs_client.py")), *arguments],
+            stdout=subprocess.DEVNULL,
+            cwd=path.parent,
         )
         until(lambda: os.path.ismount(path), Patience.START)
 
@@ -85,11 +93,11 @@ class Network:
             client.close()
 
 
-def python_on(host: str, code: str, *words: str) -> subprocess.Popen[bytes]:
+def python_on(host: str, code: str, *arguments: str) -> subprocess.Popen[bytes]:
     """Run Python code as a machine of that name would."""
     script = 'hostname "$0"; exec "$@"'
     return subprocess.Popen(
-        ["unshare", "--uts", "bash", "-c", script, host, sys.executable, "-c", code, *words],
+        ["unshare", "--uts", "bash", "-c", script, host, sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
@@ -111,8 +119,17 @@ class SlurmNetwork:
         for process in lab_processes(self.lab.folder, name):
             with suppress(OSError):
                 if os.readlink(f"/proc/{process.pid}/ns/mnt") != ours:
-                    words = ["nsenter", "-t", str(process.pid), "-m", "mount", "--bind", str(self._clients[name]), str(self.path)]
-                    subprocess.run(words, check=True)
+                    arguments = [
+                        "nsenter",
+                        "-t",
+                        str(process.pid),
+                        "-m",
+                        "mount",
+                        "--bind",
+                        str(self._clients[name]),
+                        str(self.path),
+                    ]
+                    subprocess.run(arguments, check=True)
                     return
         raise AssertionError(f"{name} has no namespace of its own")
 

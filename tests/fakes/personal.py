@@ -67,18 +67,18 @@ def plant(locale: str, count: int, seed: int) -> list[Planted]:
     """`count` texts of a locale, each with one to three items among sentences and numbers that are nobody's."""
     fake, draw = Faker(locale), random.Random(seed)
     fake.seed_instance(seed)
-    words = SENTENCES[locale[:2]]
-    made: list[Planted] = []
+    sentences = SENTENCES[locale[:2]]
+    created: list[Planted] = []
     for _ in range(count):
         text, items = "", []
         for kind in draw.sample(["email", "phone", "ip", "card", "iban", "national_id"], draw.randint(1, 3)):
-            lead, _, tail = {**OTHERS, **words}[kind].partition("{}")
+            lead, _, tail = {**OTHERS, **sentences}[kind].partition("{}")
             value = _item(fake, kind, draw)
             text += f"{fake.sentence()} {draw.choice(DECOYS)}. {lead}"
             items.append((kind, len(text), len(text) + len(value)))
             text += value + tail + draw.choice([". ", ", ", "\n", " "])
-        made.append(Planted(locale, text + str(fake.sentence()), tuple(items)))
-    return made
+        created.append(Planted(locale, text + str(fake.sentence()), tuple(items)))
+    return created
 
 
 def score(planted: list[Planted], find: Any) -> dict[str, Any]:
@@ -86,18 +86,18 @@ def score(planted: list[Planted], find: Any) -> dict[str, Any]:
     hits, items, spans = 0, 0, 0
     missed: list[tuple[str, ...]] = []
     wrong: list[tuple[str, ...]] = []
-    for one in planted:
-        found = find(one.text)
-        spans += len(found)
-        items += len(one.items)
-        for kind, start, end in one.items:
-            if any(f.kind == kind and f.start <= start and f.end >= end for f in found):
+    for item in planted:
+        result = find(item.text)
+        spans += len(result)
+        items += len(item.items)
+        for kind, start, end in item.items:
+            if any(f.kind == kind and f.start <= start and f.end >= end for f in result):
                 hits += 1
             else:
-                missed.append((one.locale, kind, one.text[start:end], one.text[max(start - 30, 0) : end + 10]))
+                missed.append((item.locale, kind, item.text[start:end], item.text[max(start - 30, 0) : end + 10]))
         wrong += [
-            (one.locale, f.kind, one.text[f.start : f.end], one.text[max(f.start - 30, 0) : f.end + 10])
-            for f in found
-            if not any(kind == f.kind and start < f.end and f.start < end for kind, start, end in one.items)
+            (item.locale, f.kind, item.text[f.start : f.end], item.text[max(f.start - 30, 0) : f.end + 10])
+            for f in result
+            if not any(kind == f.kind and start < f.end and f.start < end for kind, start, end in item.items)
         ]
     return {"items": items, "recall": hits / items, "precision": 1 - len(wrong) / max(spans, 1), "missed": missed, "wrong": wrong}

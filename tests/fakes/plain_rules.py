@@ -38,17 +38,17 @@ def words_of(text: str, kind: str = "white_space") -> list[str]:
     """Words between white space; in scripts without blanks every letter starts a word, and so does the letter after it."""
     if kind != "white_space":
         return tokens(text)
-    words: list[str] = []
+    arguments: list[str] = []
     for chunk in text.split():
-        words.append("")
+        arguments.append("")
         alone = False
         for character in chunk:
-            if character.isalnum() and (alone or (unspaced(character) and any(map(str.isalnum, words[-1])))):
-                words.append("")
+            if character.isalnum() and (alone or (unspaced(character) and any(map(str.isalnum, arguments[-1])))):
+                arguments.append("")
             if character.isalnum():
                 alone = unspaced(character)
-            words[-1] += character
-    return words
+            arguments[-1] += character
+    return arguments
 
 
 def spaced(word: str) -> bool:
@@ -62,10 +62,10 @@ def is_symbol(character: str) -> bool:
 
 
 def gopher_quality(text: str, rule: GopherQuality) -> str | None:
-    words = words_of(text, rule.words)
-    real = [word for word in words if not all(map(is_symbol, word))]
+    tokens = words_of(text, rule.words)
+    real = [word for word in tokens if not all(map(is_symbol, word))]
     lines = [line.strip() for line in text.splitlines()]
-    of_words = max(len(words), 1)
+    of_words = max(len(tokens), 1)
     between_blanks = [word for word in real if rule.words == "tokens" or spaced(word)]
     mean = sum(map(len, between_blanks)) / len(between_blanks) if between_blanks else None
     bullets = sum(line.startswith(("•", "-")) for line in lines)
@@ -79,39 +79,39 @@ def gopher_quality(text: str, rule: GopherQuality) -> str | None:
         "max_ellipsis_ratio": above((text.count("...") + text.count("…")) / of_words, rule.max_ellipsis_ratio),
         "max_bullet_lines": above(bullets / max(len(lines), 1), rule.max_bullet_lines),
         "max_ellipsis_lines": above(ellipses / max(len(lines), 1), rule.max_ellipsis_lines),
-        "min_alphabetic_words": below(sum(any(map(str.isalpha, w)) for w in words) / of_words, rule.min_alphabetic_words),
-        "min_stop_words": below(len({*words} & {*rule.stop_words}), rule.min_stop_words),
+        "min_alphabetic_words": below(sum(any(map(str.isalpha, w)) for w in tokens) / of_words, rule.min_alphabetic_words),
+        "min_stop_words": below(len({*tokens} & {*rule.stop_words}), rule.min_stop_words),
     }
     return next((name for name, dropped in checks.items() if dropped), None)
 
 
 def repeated(parts: list[Any]) -> list[Any]:
     """The parts that an earlier one equals."""
-    seen: set[Any] = set()
-    return [part for part in parts if part in seen or seen.add(part)]
+    observed: set[Any] = set()
+    return [part for part in parts if part in observed or observed.add(part)]
 
 
-def repeated_grams(words: list[str], size: int) -> int:
-    seen: set[tuple[str, ...]] = set()
+def repeated_grams(arguments: list[str], size: int) -> int:
+    observed: set[tuple[str, ...]] = set()
     at = characters = 0
-    while at + size <= len(words):
-        gram = tuple(words[at : at + size])
-        if gram in seen:
+    while at + size <= len(arguments):
+        gram = tuple(arguments[at : at + size])
+        if gram in observed:
             characters += sum(map(len, gram))
             at += size
         else:
-            seen.add(gram)
+            observed.add(gram)
             at += 1
     return characters
 
 
-def top_gram(words: list[str], size: int) -> int:
-    grams = Counter(" ".join(words[at : at + size]) for at in range(len(words) - size + 1))
+def top_gram(arguments: list[str], size: int) -> int:
+    grams = Counter(" ".join(arguments[at : at + size]) for at in range(len(arguments) - size + 1))
     return max((len(gram) * count for gram, count in grams.most_common(1)), default=0)
 
 
 def gopher_repetition(text: str, rule: GopherRepetition) -> str | None:
-    paragraphs, lines, words = re.split(r"\n\n+", text.strip()), re.split(r"\n+", text), words_of(text, rule.words)
+    paragraphs, lines, tokens = re.split(r"\n\n+", text.strip()), re.split(r"\n+", text), words_of(text, rule.words)
     for parts, name in ((paragraphs, "paragraph"), (lines, "line")):
         again = repeated(parts)
         if above(len(again) / len(parts), getattr(rule, f"duplicate_{name}_fraction")):
@@ -120,7 +120,7 @@ def gopher_repetition(text: str, rule: GopherRepetition) -> str | None:
             return f"duplicate_{name}_character_fraction"
     for size in range(2, 11):
         name = f"{'top' if size < 5 else 'duplicate'}_{size}_gram_character_fraction"
-        characters = top_gram(words, size) if size < 5 else repeated_grams(words, size)
+        characters = top_gram(tokens, size) if size < 5 else repeated_grams(tokens, size)
         if above(characters / len(text), getattr(rule, name)):
             return name
     return None
@@ -153,17 +153,17 @@ def sentences(line: str) -> int:
 
 def c4(text: str, rule: C4) -> tuple[str | None, str]:
     """The reason, and the text of the lines that stay."""
-    kept: list[str] = []
+    remaining: list[str] = []
     count = 0
     for raw in text.splitlines():
-        line, words = raw.strip(), words_of(raw)
-        if rule.max_word_length is not None and any(len(word) > rule.max_word_length for word in words):
+        line, tokens = raw.strip(), words_of(raw)
+        if rule.max_word_length is not None and any(len(word) > rule.max_word_length for word in tokens):
             continue
         if rule.citations:
             line = re.sub(r"\[(?:\d*|edit|citation needed)\]", "", line)
         if rule.end_marks is not None and (not line.endswith(tuple(rule.end_marks)) or line.endswith("...")):
             continue
-        if below(len(words), rule.min_words_per_line):
+        if below(len(tokens), rule.min_words_per_line):
             continue
         lower = line.lower()
         if rule.lorem_ipsum and "lorem ipsum" in lower:
@@ -175,10 +175,10 @@ def c4(text: str, rule: C4) -> tuple[str | None, str]:
         if rule.policy and any(policy in lower for policy in POLICIES):
             continue
         count += sentences(line)
-        kept.append(line)
+        remaining.append(line)
     if below(count, rule.min_sentences):
         return "min_sentences", ""
-    left = "\n".join(kept).strip()
+    left = "\n".join(remaining).strip()
     return (None, left) if left else ("no_text", "")
 
 

@@ -61,13 +61,13 @@ def cut_at(text: str, at: int) -> int:
 
 
 def inside(text: str) -> list[str]:
-    found, start, at = [], 0, 1
+    results, start, at = [], 0, 1
     while at < len(text) - 1:
         if count := cut_at(text, at):
-            found += [text[start:at], text[at : at + count]]
+            results += [text[start:at], text[at : at + count]]
             start = at = at + count
         at += 1
-    return [part for part in [*found, text[start:]] if part]
+    return [part for part in [*results, text[start:]] if part]
 
 
 def whole(text: str) -> bool:

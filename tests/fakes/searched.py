@@ -72,10 +72,10 @@ SPEC = JobSpec(
 
 def make_plugin(folder: Path) -> Path:
     """A folder for the module path whose entry points name the toy, as an installed package's would."""
-    place = folder / "searched-1.0.dist-info"
-    place.mkdir(parents=True)
+    directory = folder / "searched-1.0.dist-info"
+    directory.mkdir(parents=True)
     points = "[ropewalk.jobs]\nsearched = tests.fakes.searched:SPEC\n"
     points += "[ropewalk.backends]\nallocation = ropewalk.jobs.orchestration.sweep.allocation:AllocationBackend\n"
-    (place / "entry_points.txt").write_text(points)
-    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: searched\nVersion: 1.0\n")
+    (directory / "entry_points.txt").write_text(points)
+    (directory / "METADATA").write_text("Metadata-Version: 2.1\nName: searched\nVersion: 1.0\n")
     return folder

@@ -22,18 +22,18 @@ START = 1_790_000_000.0
 
 
 def sample(generator: random.Random, space: Mapping[str, Mapping[str, Any]] = SPACE) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for key, item in space.items():
-        kind, given = next(iter(item.items()))
+        kind, value = next(iter(item.items()))
         if kind == "loguniform":
-            found[key] = math.exp(generator.uniform(math.log(given[0]), math.log(given[1])))
+            results[key] = math.exp(generator.uniform(math.log(value[0]), math.log(value[1])))
         elif kind == "uniform":
-            found[key] = generator.uniform(*given)
+            results[key] = generator.uniform(*value)
         elif kind == "randint":
-            found[key] = generator.randrange(*given)
+            results[key] = generator.randrange(*value)
         else:
-            found[key] = generator.choice(given)
-    return found
+            results[key] = generator.choice(value)
+    return results
 
 
 def loss(parameters: Mapping[str, Any], step: int, steps: int) -> float:

@@ -158,10 +158,10 @@ def devices(context: JobContext) -> dict[str, Any]:
     """GPUs in a rank's environment, and the device that it would compute on."""
     from ropewalk.sharding.group import rank_device
 
-    given = os.environ.get("ROPEWALK_NODE_GPUS")
-    device = str(rank_device()) if given == "0" else ""
+    gpus = os.environ.get("ROPEWALK_NODE_GPUS")
+    device = str(rank_device()) if gpus == "0" else ""
     asks_nvml = os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK")
-    seen = {"nvml": asks_nvml, "given": given, "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "device": device}
-    seen["order"] = os.environ.get("CUDA_DEVICE_ORDER")
-    write_json(context.run.path / f"devices-{context.rank}.json", seen)
+    observed = {"nvml": asks_nvml, "given": gpus, "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "device": device}
+    observed["order"] = os.environ.get("CUDA_DEVICE_ORDER")
+    write_json(context.run.path / f"devices-{context.rank}.json", observed)
     return {}

@@ -31,7 +31,7 @@ class ServedRun:
     summary: dict[str, Any] = field(default_factory=dict)
     alerts: list[dict[str, Any]] = field(default_factory=list)
     used: list[str] = field(default_factory=list)  # artifacts, by id
-    made: list[str] = field(default_factory=list)
+    artifacts_made: list[str] = field(default_factory=list)
     exit_code: int | None = None
     preempting: bool = False
 
@@ -66,105 +66,113 @@ class WandbServer:
 
     # --- GraphQL, by the name of the operation
 
-    def answer(self, operation: str, query: str, given: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, operation: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The data of a GraphQL request."""
         for word, handler in self._handlers.items():
             if f"{word}(" in query or f"{word} (" in query or operation == word:
-                return handler(self, given)
+                return handler(self, variables)
         return {"viewer": {"id": "u", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}", "teams": {"edges": []}}}
 
-    def _resume_status(self, given: dict[str, Any]) -> dict[str, Any]:
-        project = {"id": "p", "name": given["project"], "entity": {"id": "e", "name": ENTITY}}
-        found = self.runs.get(given["name"])
-        if found is None:
+    def _resume_status(self, variables: dict[str, Any]) -> dict[str, Any]:
+        project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": ENTITY}}
+        result = self.runs.get(variables["name"])
+        if result is None:
             return {"model": {**project, "bucket": None}}
-        last = found.lines.get(len(found.lines) - 1)
+        last = result.lines.get(len(result.lines) - 1)
         bucket = {
-            "id": found.name, "name": found.name, "displayName": found.name, "summaryMetrics": json.dumps(found.summary),
-            "logLineCount": 0, "historyLineCount": len(found.lines), "eventsLineCount": 0,
+            "id": result.name, "name": result.name, "displayName": result.name, "summaryMetrics": json.dumps(result.summary),
+            "logLineCount": 0, "historyLineCount": len(result.lines), "eventsLineCount": 0,
             "historyTail": json.dumps([json.dumps(last)] if last else []), "eventsTail": "[]",
-            "config": json.dumps(found.config), "tags": found.fields.get("tags") or [], "notes": found.fields.get("notes"),
+            "config": json.dumps(result.config), "tags": result.fields.get("tags") or [], "notes": result.fields.get("notes"),
             "wandbConfig": json.dumps({"t": {}}),
         }  # fmt: skip
         return {"model": {**project, "bucket": bucket}}
 
-    def _upsert(self, given: dict[str, Any]) -> dict[str, Any]:
-        inserted = given["name"] not in self.runs
-        found = self.run(given["name"], given.get("project") or "")
-        found.fields.update({key: value for key, value in given.items() if value is not None})
-        found.config.update(json.loads(given.get("config") or "{}"))
-        if given.get("state") == "preempting":
-            found.preempting = True
-        project = {"id": "p", "name": found.project, "entity": {"id": "e", "name": ENTITY}}
+    def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        inserted = variables["name"] not in self.runs
+        result = self.run(variables["name"], variables.get("project") or "")
+        result.fields.update({key: value for key, value in variables.items() if value is not None})
+        result.config.update(json.loads(variables.get("config") or "{}"))
+        if variables.get("state") == "preempting":
+            result.preempting = True
+        project = {"id": "p", "name": result.project, "entity": {"id": "e", "name": ENTITY}}
         bucket = {
-            "id": found.name, "name": found.name, "displayName": found.name, "description": None, "sweepName": None,
-            "config": json.dumps(found.config), "project": project, "historyLineCount": len(found.lines),
+            "id": result.name, "name": result.name, "displayName": result.name, "description": None, "sweepName": None,
+            "config": json.dumps(result.config), "project": project, "historyLineCount": len(result.lines),
         }  # fmt: skip
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
 
-    def _alert(self, given: dict[str, Any]) -> dict[str, Any]:
-        self.run(given.get("runName") or given.get("run_name") or "").alerts.append(given)
+    def _alert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.run(variables.get("runName") or variables.get("run_name") or "").alerts.append(variables)
         return {"notifyScriptableRunAlert": {"success": True}}
 
-    def _create_artifact(self, given: dict[str, Any]) -> dict[str, Any]:
-        given = given.get("input", given)
-        name = given["artifactCollectionName"]
-        key = f"{name}:{given['digest']}"
-        known = key in self.artifacts
-        made = self.artifacts.setdefault(key, {"id": key, "name": name, "type": given.get("artifactTypeName"), "aliases": []})
-        aliases = given.get("aliases") or []
-        made["aliases"] += [one["alias"] for one in aliases if one["alias"] not in made["aliases"]]
-        made["metadata"] = json.loads(given.get("metadata") or "{}")
-        if given.get("runName"):
-            self.run(given["runName"]).made.append(key)
+    def _create_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        variables = variables.get("input", variables)
+        name = variables["artifactCollectionName"]
+        key = f"{name}:{variables['digest']}"
+        existing = key in self.artifacts
+        created = self.artifacts.setdefault(
+            key, {"id": key, "name": name, "type": variables.get("artifactTypeName"), "aliases": []}
+        )
+        aliases = variables.get("aliases") or []
+        created["aliases"] += [alias["alias"] for alias in aliases if alias["alias"] not in created["aliases"]]
+        created["metadata"] = json.loads(variables.get("metadata") or "{}")
+        if variables.get("runName"):
+            self.run(variables["runName"]).artifacts_made.append(key)
         sequence = {"id": name, "name": name, "latestArtifact": {"id": key, "versionIndex": 0}}
-        state = "COMMITTED" if known else "PENDING"
+        state = "COMMITTED" if existing else "PENDING"
         return {"createArtifact": {"artifact": {"id": key, "state": state, "artifactSequence": sequence}}}
 
-    def _artifact(self, given: dict[str, Any]) -> dict[str, Any]:
-        found = self.artifacts[given["id"]]
+    def _artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        result = self.artifacts[variables["id"]]
         project = {"id": "p", "internalId": "p", "name": "ropewalk", "entity": {"name": ENTITY}}
-        sequence = {"__typename": "ArtifactSequence", "name": found["name"], "project": project}
+        sequence = {"__typename": "ArtifactSequence", "name": result["name"], "project": project}
         return {
             "artifact": {
-                "__typename": "Artifact", "id": given["id"], "artifactSequence": sequence, "versionIndex": 0,
-                "artifactType": {"name": found["type"]}, "description": None, "metadata": json.dumps(found["metadata"]),
+                "__typename": "Artifact", "id": variables["id"], "artifactSequence": sequence, "versionIndex": 0,
+                "artifactType": {"name": result["type"]}, "description": None, "metadata": json.dumps(result["metadata"]),
                 "ttlDurationSeconds": 0, "ttlIsInherited": False, "tags": [], "historyStep": None, "state": "COMMITTED",
                 "size": 0,
-                "digest": given["id"].split(":")[1], "commitHash": None, "fileCount": 1, "createdAt": "2026-01-01T00:00:00",
+                "digest": variables["id"].split(":")[1], "commitHash": None, "fileCount": 1, "createdAt": "2026-01-01T00:00:00",
                 "updatedAt": None, "aliases": [],
             }
         }  # fmt: skip
 
-    def _use_artifact(self, given: dict[str, Any]) -> dict[str, Any]:
-        given = given.get("input", given)
-        self.run(given["runName"]).used.append(given["artifactID"])
-        return {"useArtifact": {"artifact": {"id": given["artifactID"], "digest": "", "description": None, "state": "COMMITTED"}}}
+    def _use_artifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        variables = variables.get("input", variables)
+        self.run(variables["runName"]).used.append(variables["artifactID"])
+        return {
+            "useArtifact": {"artifact": {"id": variables["artifactID"], "digest": "", "description": None, "state": "COMMITTED"}}
+        }
 
-    def _manifest(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _manifest(self, variables: dict[str, Any]) -> dict[str, Any]:
         file = {"id": "f", "name": "manifest", "displayName": "m", "uploadUrl": f"{self.address}/upload", "uploadHeaders": []}
         return {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
 
-    def _update_manifest(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _update_manifest(self, variables: dict[str, Any]) -> dict[str, Any]:
         return {
-            "updateArtifactManifest": {"artifactManifest": self._manifest(given)["createArtifactManifest"]["artifactManifest"]}
+            "updateArtifactManifest": {
+                "artifactManifest": self._manifest(variables)["createArtifactManifest"]["artifactManifest"]
+            }
         }
 
-    def _commit(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": ""}}}
+    def _commit(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": ""}}}
 
-    def _files(self, given: dict[str, Any]) -> dict[str, Any]:
-        files = [{"name": name, "uploadUrl": f"{self.address}/upload/{given['run']}/{name}"} for name in given.get("files", [])]
-        return {"createRunFiles": {"runID": given.get("run"), "uploadHeaders": [], "files": files}}
+    def _files(self, variables: dict[str, Any]) -> dict[str, Any]:
+        files = [
+            {"name": name, "uploadUrl": f"{self.address}/upload/{variables['run']}/{name}"} for name in variables.get("files", [])
+        ]
+        return {"createRunFiles": {"runID": variables.get("run"), "uploadHeaders": [], "files": files}}
 
-    def _artifact_files(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _artifact_files(self, variables: dict[str, Any]) -> dict[str, Any]:
         nodes = [
             {
-                "id": one["name"], "name": one["name"], "displayName": one["name"], "uploadHeaders": [], "storagePath": "",
-                "uploadUrl": f"{self.address}/upload/{one['artifactID']}/{one['name']}",
-                "uploadMultipartUrls": None, "artifact": {"id": one["artifactID"]},
+                "id": file["name"], "name": file["name"], "displayName": file["name"], "uploadHeaders": [], "storagePath": "",
+                "uploadUrl": f"{self.address}/upload/{file['artifactID']}/{file['name']}",
+                "uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]},
             }
-            for one in given.get("input", given)["artifactFiles"]
+            for file in variables.get("input", variables)["artifactFiles"]
         ]  # fmt: skip
         return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
 
@@ -181,7 +189,7 @@ class WandbServer:
         "CreateRunFiles": _files,
         "ArtifactByID": _artifact,
         "Lines": _resume_status,
-        "ArtifactType": lambda self, given: {"project": {"artifact": None}},
+        "ArtifactType": lambda self, expected: {"project": {"artifact": None}},
     }
 
     def stream(self, name: str, body: dict[str, Any]) -> None:
@@ -204,7 +212,7 @@ def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, *words: Any) -> None:
+        def log_message(self, *arguments: Any) -> None:
             pass
 
         def do_POST(self) -> None:
@@ -217,12 +225,12 @@ def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
                 server.requests += 1
                 if server.failing:
                     return self._reply({"error": "planted"}, server.failing)
-                found = self._carry_out(json.loads(raw or b"{}"))
+                result = self._carry_out(json.loads(raw or b"{}"))
                 if server.cut:
                     server.cut -= 1
                     self.close_connection = True
                     return None
-            return self._reply(found)
+            return self._reply(result)
 
         def do_PUT(self) -> None:
             raw = self.rfile.read(int(self.headers.get("content-length") or 0))

@@ -37,7 +37,7 @@ def set_up(home: Path, profiles: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 
 def write_files(folder: Path) -> None:
     """A base model, and what it learns from."""
-    make_base(folder / "base", template=None, words=f"{WORDS} says lane rope")
+    make_base(folder / "base", template=None, text=f"{WORDS} says lane rope")
     for part in range(2):
         write_lines(folder / f"chats-{part}.jsonl", chats(40, seed=part))
     write_pairs(folder / "pairs.jsonl.zst", pairs(50))
@@ -62,7 +62,7 @@ def job_files(folder: Path, rewards: Path) -> dict[str, dict[str, Any]]:
         "rewards": ["judge:letters"],
         "directory": str(rewards),
     }
-    found = {
+    results = {
         "finetune": {**common, **pairwise, **finetune},
         "dpo": {**common, **pairwise, "method": "dpo", "data": str(folder / "pairs.jsonl.zst"), "validation_fraction": 0.2},
         "grpo": {
@@ -75,7 +75,7 @@ def job_files(folder: Path, rewards: Path) -> dict[str, dict[str, Any]]:
             "grpo": grpo,
         },
     }
-    return {name: {**keys, "name": name, "steps": STEPS[name]} for name, keys in found.items()}
+    return {name: {**keys, "name": name, "steps": STEPS[name]} for name, keys in results.items()}
 
 
 class Assistant:
@@ -88,13 +88,13 @@ class Assistant:
         (rewards / "judge.py").write_text(REWARD)
         self.runs: dict[str, RunDir] = {}
         for name, keys in job_files(folder, rewards).items():
-            words = ["submit", "finetune" if name == "finetune" else "align", "-c", f"{name}.yaml", "--on", cluster]
+            arguments = ["submit", "finetune" if name == "finetune" else "align", "-c", f"{name}.yaml", "--on", cluster]
             wanted = {**keys, "resources": resources}
             if self.runs:
                 before = list(self.runs.values())[-1].id
-                wanted["model"], words = {"run": before}, [*words, "--after", before]
+                wanted["model"], arguments = {"run": before}, [*arguments, "--after", before]
             (home / f"{name}.yaml").write_text(yaml.safe_dump(wanted))
-            command = [sys.executable, "-m", "ropewalk.jobs.cli", *words]
+            command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
             done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             self.runs[name] = RunDir(find(done.stdout.strip()))
@@ -104,9 +104,9 @@ class Assistant:
         run = self.runs[name]
 
         def reached() -> bool:
-            for one in self.runs.values():
-                outcome = one.last_outcome()
-                assert outcome is None or not outcome.state.final or outcome.state is RunState.SUCCEEDED, said(one)
+            for item in self.runs.values():
+                outcome = item.last_outcome()
+                assert outcome is None or not outcome.state.final or outcome.state is RunState.SUCCEEDED, said(item)
             newest = (run.attempts() or [0])[-1]
             return any(line["step"] >= step and line["attempt"] == newest for line in run.read_metrics())
 
@@ -121,9 +121,9 @@ class Assistant:
         assert events(self.runs["finetune"], "actors"), said(self.runs["finetune"])
 
 
-def check_equal(one: Assistant, other: Assistant) -> None:
+def check_equal(first: Assistant, other: Assistant) -> None:
     """Both have learnt the same, bit by bit."""
-    for name, run in one.runs.items():
+    for name, run in first.runs.items():
         assert losses(run) == losses(other.runs[name]), name
         assert equal(weights(run), weights(other.runs[name])), name
         assert max(losses(run)) == STEPS[name]

@@ -50,8 +50,8 @@ def wandb_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wa
     for name in ("WANDB_SERVICE", "WANDB_SILENT", "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL"):  # wandb in this process sets them
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    with serving() as found:
-        monkeypatch.setenv("WANDB_BASE_URL", found.address)
-        yield found
+    with serving() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.address)
+        yield server
         if "wandb" in sys.modules:
             sys.modules["wandb"].teardown()

@@ -141,8 +141,8 @@ def record_gradients(context: JobContext) -> None:
         for group in (group for module in modules for group in module._get_fsdp_state()._fsdp_param_groups):
             for parameter in group.fsdp_params:
                 unsharded = getattr(parameter, "_unsharded_param", None)
-                kept = [parameter.unsharded_accumulated_grad, None if unsharded is None else unsharded.grad]
-                whole += sum(gradient.numel() for gradient in kept if gradient is not None)
+                gradients = [parameter.unsharded_accumulated_grad, None if unsharded is None else unsharded.grad]
+                whole += sum(gradient.numel() for gradient in gradients if gradient is not None)
                 reduced = parameter.sharded_param.grad
                 shards += 0 if reduced is None else reduced.to_local().numel()
         with (context.run.path / f"gradients-{context.rank}.jsonl").open("a") as stream:
@@ -184,9 +184,9 @@ def record_second_gradient(context: JobContext) -> None:
         steps[0] += 1
         if steps[0] == 2:
             parameters = {name: p for name, p in self.state.model.named_parameters() if p.grad is not None}
-            found = {name: p.grad.full_tensor() / stats.weight for name, p in parameters.items()}  # type: ignore[union-attr]
+            results = {name: p.grad.full_tensor() / stats.weight for name, p in parameters.items()}  # type: ignore[union-attr]
             if context.rank == 0:
-                save_file(found, context.run.path / "gradient.safetensors")
+                save_file(results, context.run.path / "gradient.safetensors")
         update(self, stats, *arguments)
 
     TrainStep.update = recorded  # type: ignore[method-assign]
@@ -214,14 +214,14 @@ def stall_rollouts(context: JobContext) -> None:
         return
     method, calls = getattr(Round, name), [0]
 
-    def stalling(self: Any, *words: Any, **keywords: Any) -> Any:
+    def stalling(self: Any, *arguments: Any, **keywords: Any) -> Any:
         calls[0] += 1
         if moment == "before" and calls[0] == int(number):
             _stall(context)
-        found = method(self, *words, **keywords)
+        result = method(self, *arguments, **keywords)
         if moment == "after" and calls[0] == int(number):
             _stall(context)
-        return found
+        return result
 
     setattr(Round, name, stalling)
 
@@ -237,11 +237,11 @@ def stop_while_drawing(context: JobContext) -> None:
 
     put = Round.put
 
-    def asking(self: Any, *words: Any) -> Any:
-        found = put(self, *words)
+    def asking(self: Any, *arguments: Any) -> Any:
+        result = put(self, *arguments)
         if self.position == 32 and context.rank == 1:
             (context.run.path / "stop-here").touch()
-        return found
+        return result
 
     Round.put = asking  # type: ignore[method-assign]
 
@@ -276,11 +276,11 @@ def stall_in_reference(context: JobContext) -> None:
 
     write, calls = Chunks.write, [0]
 
-    def stalling(self: Chunks, *words: Any) -> int:
+    def stalling(self: Chunks, *arguments: Any) -> int:
         calls[0] += 1
         if calls[0] == 2:
             _stall(context)
-        return write(self, *words)
+        return write(self, *arguments)
 
     Chunks.write = stalling  # type: ignore[method-assign]
 

@@ -62,12 +62,12 @@ def distill(context: JobContext) -> dict[str, object]:
         def objective(model: nn.Module, group: Group) -> Distillation:
             teacher = build_model(base.model, context.run, group, config.parallel, config.precision, trainable=False)
             pieces = list(teacher.parameters())
-            said = {
+            state = {
                 "sharded": all(isinstance(p, DTensor) and p.device_mesh == group.mesh for p in pieces),
                 "frozen": not any(p.requires_grad for p in pieces) and not teacher.training,
                 "elements": sum(p.to_local().numel() for p in pieces if isinstance(p, DTensor)),
             }
-            (context.run.path / f"teacher-{context.rank}.json").write_text(json.dumps(said))
+            (context.run.path / f"teacher-{context.rank}.json").write_text(json.dumps(state))
             return Distillation(teacher)
 
         return replace(base, objective=objective)
@@ -87,7 +87,7 @@ class DocumentSource(Source):
         """Sample k holds the documents k * PACKED ..., or document k."""
         samples = [self._documents(k) for k in positions]
         packed = [pack(documents, self.tokens_per_sample) for documents in samples] or [self.filler()]
-        return {name: torch.cat([one[name] for one in packed])[: len(samples)] for name in packed[0]}
+        return {name: torch.cat([item[name] for item in packed])[: len(samples)] for name in packed[0]}
 
     def filler(self) -> Batch:
         """Padding alone."""

@@ -16,16 +16,16 @@ class Shell:
         self._capsys, self._patch, self.home = capsys, monkeypatch, home
         self.log, self.out, self.err = home / "asked.jsonl", "", ""
 
-    def __call__(self, *words: str, expect: int = 0) -> str:
-        self._patch.setattr("sys.argv", ["ropewalk", *words])
+    def __call__(self, *arguments: str, expect: int = 0) -> str:
+        self._patch.setattr("sys.argv", ["ropewalk", *arguments])
         with pytest.raises(SystemExit) as left:
             cli.main()
         self.out, self.err = self._capsys.readouterr()
         assert left.value.code == expect, self.err + self.out
         return self.out
 
-    def mistake(self, *words: str) -> str:
-        self(*words, expect=2)
+    def mistake(self, *arguments: str) -> str:
+        self(*arguments, expect=2)
         assert self.out == ""
         assert len(self.err.splitlines()) == 1
         assert self.err.startswith("error: ")

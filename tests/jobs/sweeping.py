@@ -45,15 +45,15 @@ class Swept:
         """The process that runs the sweep's entry, as soon as there is one."""
         attempts = self.run.attempts()
         number = attempt or (attempts[-1] if attempts else 1)
-        found = writers_of(self.run.log_dir(number) / "rank-0.log")
-        return found[0].pid if found and self.run.outcome(number) is None else None
+        result = writers_of(self.run.log_dir(number) / "rank-0.log")
+        return result[0].pid if result and self.run.outcome(number) is None else None
 
     def kill_driver(self) -> None:
         """SIGKILL, and wait until its attempt is concluded."""
         number = self.run.attempts()[-1]
-        pid = until(lambda: self.driver_pid(number), said=self.said)
+        pid = until(lambda: self.driver_pid(number), describe=self.said)
         os.kill(pid, signal.SIGKILL)
-        until(lambda: self.run.outcome(number), said=self.said)
+        until(lambda: self.run.outcome(number), describe=self.said)
 
     def finish(self, state: RunState = RunState.SUCCEEDED, patience: Patience = Patience.RUN) -> dict[str, Any]:
         outcome: Outcome = until(lambda: final_outcome(self.run), patience, self.said)
@@ -72,8 +72,8 @@ class Swept:
 
     def processes(self) -> list[psutil.Process]:
         """Processes of the sweep and its trials; none is a child of this process."""
-        own = {process.pid for process in psutil.Process().children(recursive=True)}
-        return [process for process in processes_of(self.root) if process.pid not in own]
+        ours = {process.pid for process in psutil.Process().children(recursive=True)}
+        return [process for process in processes_of(self.root) if process.pid not in ours]
 
     def processes_of_driver(self) -> list[psutil.Process]:
         """Processes of the sweep itself, without its trials."""
@@ -100,10 +100,10 @@ def sweeps(folder: Path) -> Iterator[Callable[..., Swept]]:
 
         try:
             yield start
-            for one in started:
-                one.nothing_is_left()
+            for run in started:
+                run.nothing_is_left()
         finally:
-            for process in [p for one in started for p in one.processes()]:
+            for process in [p for item in started for p in item.processes()]:
                 try:
                     process.kill()
                 except psutil.NoSuchProcess:
@@ -111,7 +111,7 @@ def sweeps(folder: Path) -> Iterator[Callable[..., Swept]]:
 
 
 def sweep_config(**keys: Any) -> SweepConfig:
-    given = {"job": "searched", "base": {"steps": 20}, "metric": "loss", "space": {"optim.lr": {"loguniform": [1e-3, 10.0]}}}
-    config = load_config(SweepConfig, {**given, **keys})
+    settings = {"job": "searched", "base": {"steps": 20}, "metric": "loss", "space": {"optim.lr": {"loguniform": [1e-3, 10.0]}}}
+    config = load_config(SweepConfig, {**settings, **keys})
     assert isinstance(config, SweepConfig)
     return config

@@ -23,21 +23,21 @@ def blocks() -> dict[str, str]:
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """The module and its entry point, as an installed package has them."""
-    code, place = blocks(), tmp_path / "site"
-    package = place / "greet-1.0.dist-info"
+    code, folder = blocks(), tmp_path / "site"
+    package = folder / "greet-1.0.dist-info"
     package.mkdir(parents=True)
-    (place / "greet.py").write_text(code["python"])
+    (folder / "greet.py").write_text(code["python"])
     points = tomllib.loads(code["toml"])["project"]["entry-points"]
     lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in named.items()) for group, named in points.items()]
     (package / "entry_points.txt").write_text("\n".join(lines))
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: greet\nVersion: 1.0\n")
-    return place
+    return folder
 
 
-def ropewalk(site: Path, *words: str) -> str:
+def ropewalk(site: Path, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{site}", "ROPEWALK_RUNS": str(site.parent / "runs")}
     environment |= {"WANDB_MODE": "disabled", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "ropewalk.jobs.cli", *words]
+    command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
     done = subprocess.run(command, cwd=site.parent, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

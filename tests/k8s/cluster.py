@@ -43,13 +43,13 @@ class Cluster:
     broken: set[tuple[str, int]] = field(default_factory=set)  # (what mends it, node)
     api_was_away: bool = False
 
-    def kubectl(self, *words: str, stdin: str | None = None, seconds: float = 60) -> str:
+    def kubectl(self, *arguments: str, stdin: str | None = None, seconds: float = 60) -> str:
         """Run kubectl; what it printed. Raises with what it said."""
         environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": f"{self.path}:{os.environ['PATH']}"}
         done = subprocess.run(
-            ["kubectl", *words], input=stdin, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+            ["kubectl", *arguments], input=stdin, env=environment, capture_output=True, text=True, timeout=seconds, check=False
         )
-        assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
     @cached_property
@@ -68,10 +68,10 @@ class Cluster:
 
     def namespace(self, *, level: str = "restricted") -> "Namespace":
         """A new one, whose pods see a folder of their own."""
-        made = Namespace(self, f"t{secrets.token_hex(3)}", level)
-        self.namespaces.append(made)
-        made.create()
-        return made
+        namespace = Namespace(self, f"t{secrets.token_hex(3)}", level)
+        self.namespaces.append(namespace)
+        namespace.create()
+        return namespace
 
     def forget_namespaces(self) -> None:
         """Delete all that were made, and wait for nothing but the request."""
@@ -80,11 +80,11 @@ class Cluster:
 
     # --- disturbances, of the lab alone
 
-    def lab(self, *words: str) -> None:
+    def lab(self, *arguments: str) -> None:
         """A command of the lab."""
         assert self.script is not None, "only a cluster of the lab may be broken"
         assert self.folder is not None
-        command, *rest = words
+        command, *rest = arguments
         done = subprocess.run(
             [self.script, command, self.folder, *rest],
             env={**os.environ, "TMPDIR": tempfile.gettempdir()},
@@ -190,9 +190,9 @@ class Namespace:
         self.cluster.rest.delete("Namespace", name=self.name)
         self.cluster.rest.delete("PersistentVolume", name=self.name)
 
-    def kubectl(self, *words: str, stdin: str | None = None) -> str:
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """kubectl in this namespace."""
-        return self.cluster.kubectl("--namespace", self.name, *words, stdin=stdin)
+        return self.cluster.kubectl("--namespace", self.name, *arguments, stdin=stdin)
 
     def items(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
         """Objects of a kind in the namespace."""
@@ -200,7 +200,7 @@ class Namespace:
 
     def options(self, **more: Any) -> dict[str, Any]:
         """A cluster profile's keys for it."""
-        own = {
+        variables = {
             "kubeconfig": str(self.cluster.kubeconfig),
             "namespace": self.name,
             "image": self.cluster.image,
@@ -212,7 +212,7 @@ class Namespace:
             "environment": {**self.cluster.environment, "OMP_NUM_THREADS": "1"},
             "user": os.geteuid() or 1000,  # so that both may write what the other has made
         }
-        return {**own, **more}
+        return {**variables, **more}
 
     def pods(self) -> list[dict[str, Any]]:
         """All pods, by index, the newest last."""

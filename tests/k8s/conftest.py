@@ -14,8 +14,8 @@ from tests.k8s.outside import outside_cluster
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """The cluster of KUBECONFIG_TEST, else the lab; skips, with how to get one, where there is neither."""
-    with outside_cluster() if os.environ.get("KUBECONFIG_TEST") else lab_cluster() as found:
-        yield found
+    with outside_cluster() if os.environ.get("KUBECONFIG_TEST") else lab_cluster() as server:
+        yield server
 
 
 @pytest.fixture

@@ -57,9 +57,9 @@ class Fleet:
         kube = self.backend.kube
         real = kube.list
 
-        def counted(kind: str, *words: Any, **more: Any) -> Any:
+        def counted(kind: str, *arguments: Any, **more: Any) -> Any:
             self.calls.append(kind)
-            return real(kind, *words, **more)
+            return real(kind, *arguments, **more)
 
         kube.list = counted  # type: ignore[method-assign]
 
@@ -72,9 +72,9 @@ class Fleet:
     def look(self) -> tuple[float, dict[str, BackendState], list[str]]:
         """Seconds, each run's state, and the list calls that it took."""
         self.calls.clear()
-        found: dict[str, BackendState] = {}
-        seconds = self._timed(lambda: found.update(self.backend.states(self.runs)))
-        return seconds, found, list(self.calls)
+        results: dict[str, BackendState] = {}
+        seconds = self._timed(lambda: results.update(self.backend.states(self.runs)))
+        return seconds, results, list(self.calls)
 
     def cancel(self) -> float:
         return self._timed(lambda: self.backend.cancel_many(self.runs))

@@ -81,27 +81,27 @@ def make_python(folder: Path) -> dict[str, str]:
     make = [base / "bin" / version, "-m", "venv", "--without-pip", "--symlinks", folder / "venv"]
     subprocess.run(make, env={**os.environ, **variables}, check=True)
     places = [ROOT, ROOT / "src", *(Path(path) for path in sys.path if path.endswith("site-packages"))]
-    seen = [str(place) for place in where_pods_see(places, folder)]
-    (folder / "venv/lib" / version / "site-packages/all.pth").write_text("\n".join([*seen, ""]))
+    paths = [str(location) for location in where_pods_see(places, folder)]
+    (folder / "venv/lib" / version / "site-packages/all.pth").write_text("\n".join([*paths, ""]))
     return variables
 
 
-def closed(place: Path) -> bool:
+def closed(directory: Path) -> bool:
     """Return True if other users may not enter the directory."""
-    return any(not folder.stat().st_mode & 0o1 for folder in (place, *place.parents))
+    return any(not folder.stat().st_mode & 0o1 for folder in (directory, *directory.parents))
 
 
 def where_pods_see(places: Sequence[Path], folder: Path) -> Iterator[Path]:
     """Yield paths of the folders for pods: hard-link copies in `folder` for those below /tmp, or closed to others."""
     copies: dict[Path, Path] = {}
-    for place in places:
-        if not place.is_relative_to("/tmp") and not closed(place):
-            yield place
+    for location in places:
+        if not location.is_relative_to("/tmp") and not closed(location):
+            yield location
             continue
-        original = next((each for each in copies if place.is_relative_to(each)), place)
+        original = next((each for each in copies if location.is_relative_to(each)), location)
         if original not in copies:
             copies[original] = folder / f"copy-{len(copies)}"
             same_disk = original.stat().st_dev == folder.stat().st_dev
             subprocess.run(["cp", "-al" if same_disk else "-a", original, copies[original]], check=True)
             copies[original].chmod(0o755)
-        yield copies[original] / place.relative_to(original)
+        yield copies[original] / location.relative_to(original)

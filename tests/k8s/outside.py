@@ -18,5 +18,5 @@ def outside_cluster() -> Iterator[Cluster]:
         pytest.skip(REMEDY)
     with closing(
         Cluster(kubeconfig=Path(kubeconfig), shared=Path(runs), image=image, python="python", has_checkout=False)
-    ) as found:
-        yield found
+    ) as server:
+        yield server

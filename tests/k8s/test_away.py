@@ -40,11 +40,11 @@ Say = Callable[..., "Said"]
 class Said:
     """A command under way, and what it said."""
 
-    def __init__(self, folder: Path, number: int, words: list[str]) -> None:
+    def __init__(self, folder: Path, number: int, arguments: list[str]) -> None:
         self.out, self.err = folder / f"{number}.out", folder / f"{number}.err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ropewalk.jobs.cli", *words], cwd=folder, stdout=out, stderr=err
+                [sys.executable, "-m", "ropewalk.jobs.cli", *arguments], cwd=folder, stdout=out, stderr=err
             )
 
     def end(self) -> str:
@@ -72,8 +72,8 @@ def say(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"near": options, "far": far}))
     started: list[Said] = []
 
-    def begin(*words: str) -> Said:
-        started.append(Said(tmp_path, len(started), list(words)))
+    def begin(*arguments: str) -> Said:
+        started.append(Said(tmp_path, len(started), list(arguments)))
         return started[-1]
 
     yield begin
@@ -146,8 +146,8 @@ def test_nothing_is_lost_nothing_made_twice_and_all_say_what_they_cannot_see(
     for run in runs:
         assert finish(run).state is RunState.SUCCEEDED
         assert run.attempts() == [1]
-    made = namespace.items("Job", "ropewalk/role=run")
-    assert sorted(job["metadata"]["name"] for job in made) == sorted(f"{run.id}-1" for run in runs)
+    created = namespace.items("Job", "ropewalk/role=run")
+    assert sorted(job["metadata"]["name"] for job in created) == sorted(f"{run.id}-1" for run in runs)
 
 
 def test_a_run_is_told_to_end_by_its_directory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -40,9 +40,9 @@ def test_an_evicted_script_goes_on_bit_by_bit_from_its_own_checkpoint(
     project.mkdir()
     shutil.copy(ROOT / "jobs/configs/examples/plain.py", project / "train.py")
 
-    def start(*words: str, on: str = "far") -> RunDir:
+    def start(*arguments: str, on: str = "far") -> RunDir:
         python = sys.executable if on == "local" else namespace.cluster.python
-        values = {"command": [python, "train.py", *words], "directory": str(project)}
+        values = {"command": [python, "train.py", *arguments], "directory": str(project)}
         resources = {"nodes": 2, "cpus": 1, "grace_seconds": 20} if on != "local" else {"ranks_per_node": 2}
         return submit("command", load_config(CommandConfig, {**values, "resources": resources}), on)
 

@@ -41,9 +41,9 @@ def test_preprocess_gives_the_same_bytes_everywhere(start: Start, namespace: Nam
     until(run.progress.exists, Patience.RUN)
     namespace.kubectl("delete", "pod", str(run.attempt_details(1)["carrier"]), "--wait=false")
     finish_well(run, attempts=2, nodes=2)
-    found = [digests(namespace.runs / f"data-{on}") for on in ("local", "pods", "disturbed")]
-    assert found == [found[0]] * 3
-    assert any(name.startswith("shards/") for name in found[0])
+    results = [digests(namespace.runs / f"data-{on}") for on in ("local", "pods", "disturbed")]
+    assert results == [results[0]] * 3
+    assert any(name.startswith("shards/") for name in results[0])
 
 
 def submit(namespace: Namespace, start: Start, texts: Path, on: str) -> RunDir:

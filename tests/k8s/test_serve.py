@@ -39,8 +39,10 @@ WORDS = 10
 def tunnel(command: str, namespace: Namespace) -> Iterator[None]:
     """The command that a person is told to type, while the block runs."""
     path = {"PATH": f"{namespace.cluster.path}:{os.environ['PATH']}", "KUBECONFIG": str(namespace.cluster.kubeconfig)}
-    words = shlex.split(command)
-    with subprocess.Popen(words, env={**os.environ, **path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as way:
+    arguments = shlex.split(command)
+    with subprocess.Popen(
+        arguments, env={**os.environ, **path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as way:
         assert way.stdout is not None
         assert "Forwarding" in way.stdout.readline(), command
         try:
@@ -52,9 +54,9 @@ def tunnel(command: str, namespace: Namespace) -> Iterator[None]:
 def submitted(namespace: Namespace, folder: Path, port: int) -> RunDir:
     program = shutil.copy(ROOT / "tests/fakes/engine.py", namespace.runs)  # pods may not see this checkout
     engine = [namespace.cluster.python, str(program), "{model}", "--host", "{host}", "--port", "{port}"]
-    given = {"model": str(folder), "engine_command": engine, "host": "0.0.0.0", "port": port, "replicas": 2, "cpus": 0.5}
-    given |= {"resources.cpus": 1, "resources.grace_seconds": 30}
-    return submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in given.items()]), "pods")
+    settings = {"model": str(folder), "engine_command": engine, "host": "0.0.0.0", "port": port, "replicas": 2, "cpus": 0.5}
+    settings |= {"resources.cpus": 1, "resources.grace_seconds": 30}
+    return submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in settings.items()]), "pods")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that end with a process

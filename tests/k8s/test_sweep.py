@@ -118,13 +118,13 @@ def at_work(namespace: Namespace) -> list[str]:
 
 def jobs_of_runs(namespace: Namespace) -> list[str]:
     """Jobs that are there and are not leaving."""
-    found = namespace.items("Job", "ropewalk/role=run")
-    return [job["metadata"]["name"] for job in found]
+    result = namespace.items("Job", "ropewalk/role=run")
+    return [job["metadata"]["name"] for job in result]
 
 
 def outcomes(run: RunDir) -> list[tuple[str, int]]:
-    found = [run.outcome(number) for number in run.attempts()]
-    return [(outcome.state.value, outcome.exit_code) for outcome in found if outcome is not None]
+    results = [run.outcome(number) for number in run.attempts()]
+    return [(outcome.state.value, outcome.exit_code) for outcome in results if outcome is not None]
 
 
 @pytest.mark.soak("minutes of Ray in pods; make test runs test_pods_that_may_not_submit_say_so_at_once, and sweeps on Slurm")
@@ -134,12 +134,12 @@ def test_a_preempted_trial_and_an_evicted_driver_change_no_decision(
 ) -> None:
     sweep = start(queue(4), **KEYS)
 
-    until(lambda: any(12 in own for own in sweep.steps().values()), Patience.CLUSTER, sweep.said)
+    until(lambda: any(12 in steps for steps in sweep.steps().values()), Patience.CLUSTER, sweep.said)
     first = sweep.runs()[0]
     urgent(namespace, "urgent", cpus=3)  # of the four the trial has one, and is the last that was admitted
-    until(lambda: first.outcome(1), said=sweep.said)
+    until(lambda: first.outcome(1), describe=sweep.said)
     namespace.kubectl("delete", "job", "urgent", "--wait=false")
-    until(lambda: first.attempts() == [1, 2], said=sweep.said)
+    until(lambda: first.attempts() == [1, 2], describe=sweep.said)
     evict(namespace, sweep.run)
     until(lambda: sweep.events("trial_adopted"), Patience.CLUSTER, sweep.said)
     (namespace.runs / "gate").touch()  # so long the trial has waited
@@ -173,8 +173,8 @@ def test_a_laptop_that_does_not_see_the_volume_shows_and_cancels_it(
     shown = json.loads(ropewalk("show", sweep.run.id, "--json"))
     assert sorted(trial["run_state"] for trial in shown["trials"]) == ["PENDING", "RUNNING"]
     assert shown["best"]["metric"] is not None
-    found = yaml.safe_load(ropewalk("best", sweep.run.id))
-    assert found["optim"]["lr"] == shown["best"]["parameters"]["optim.lr"]
+    result = yaml.safe_load(ropewalk("best", sweep.run.id))
+    assert result["optim"]["lr"] == shown["best"]["parameters"]["optim.lr"]
 
     assert "it saves a checkpoint and exits" in ropewalk("cancel", sweep.run.id)
     ropewalk("wait", sweep.run.id, expect=1)
@@ -196,7 +196,7 @@ def test_trials_in_the_sweeps_own_pods_go_on_with_the_next_head(start: Start, na
     until(lambda: len(first.attempts()) == 2, Patience.CLUSTER, sweep.said)
     assert sweep.finish(patience=Patience.CLUSTER)["trials"] == {"SUCCEEDED": 2}
     assert outcomes(sweep.run)[0] == ("REQUEUED", 85)
-    assert all(own == list(range(1, 101)) for own in sweep.steps().values()), "what was saved is not done again"
+    assert all(steps == list(range(1, 101)) for steps in sweep.steps().values()), "what was saved is not done again"
     assert jobs_of_runs(namespace) == [sweep.run.attempt_details(1)["name"]], "its trials are no Jobs"
     until(lambda: not at_work(namespace), Patience.STEP, lambda: at_work(namespace))
 
@@ -207,14 +207,14 @@ def test_pods_that_may_not_submit_say_so_at_once(start: Start, namespace: Namesp
     outcome = sweep.run.last_outcome()
     assert outcome is not None
     assert "submits its trials, but may not create jobs" in outcome.cause
-    words = f"kubectl create rolebinding ropewalk-sweeps -n {namespace.name} --role=ropewalk-sweeps"
-    assert f"{words} --serviceaccount={namespace.name}:ropewalk`" in outcome.cause
+    command = f"kubectl create rolebinding ropewalk-sweeps -n {namespace.name} --role=ropewalk-sweeps"
+    assert f"{command} --serviceaccount={namespace.name}:ropewalk`" in outcome.cause
     assert (outcome.exit_code, sweep.run.attempts(), sweep.records()) == (42, [1], [])
 
 
 def test_pods_know_no_other_cluster_than_their_own() -> None:
-    own, other = (Profile(name=name, backend="k8s", options={"context": name, "claim": "runs"}) for name in ("team", "big"))
+    ours, other = (Profile(name=name, backend="k8s", options={"context": name, "claim": "runs"}) for name in ("team", "big"))
     with pytest.raises(ConfigError, match=r"cluster=big: its context differs from that of team.*run the sweep's driver here"):
-        refuse_unreachable(own, other)
-    refuse_unreachable(own, Profile(name="urgent", backend="k8s", options={"context": "team", "queue": "urgent"}))
+        refuse_unreachable(ours, other)
+    refuse_unreachable(ours, Profile(name="urgent", backend="k8s", options={"context": "team", "queue": "urgent"}))
     refuse_unreachable(Profile(name="local", backend="local"), other)

@@ -84,8 +84,8 @@ class KubeToy:
         return [event for event in self.run.read_events() if event["event"] == kind]
 
     def outcomes(self) -> list[tuple[str, int]]:
-        found = [self.run.outcome(number) for number in self.run.attempts()]
-        return [(o.state.value, o.exit_code) for o in found if o is not None]
+        results = [self.run.outcome(number) for number in self.run.attempts()]
+        return [(o.state.value, o.exit_code) for o in results if o is not None]
 
     def standstill(self, attempt: int) -> float:
         """Seconds between the last step before an attempt and its first."""
@@ -107,12 +107,12 @@ class KubeToy:
     def said(self) -> str:
         """Everything that was said anywhere, for the message of a failed test."""
         carried = self.run.path / "conductor.log"
-        words = [said(self.run), carried.read_text() if carried.exists() else "nobody carried it"]
+        arguments = [said(self.run), carried.read_text() if carried.exists() else "nobody carried it"]
         for pod in self.namespace.pods():
             name, status = pod["metadata"]["name"], pod["status"]
-            words.append(f"== pod {name} on {pod['spec'].get('nodeName')}: {status.get('phase')} {status.get('conditions')}")
+            arguments.append(f"== pod {name} on {pod['spec'].get('nodeName')}: {status.get('phase')} {status.get('conditions')}")
             try:
-                words.append(self.namespace.kubectl("logs", "--tail=60", name))
+                arguments.append(self.namespace.kubectl("logs", "--tail=60", name))
             except AssertionError as error:
-                words.append(str(error))
-        return "\n".join(words)
+                arguments.append(str(error))
+        return "\n".join(arguments)

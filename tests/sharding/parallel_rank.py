@@ -43,10 +43,10 @@ def train(parallel: ParallelConfig, precision: PrecisionConfig, *, steps: int = 
         return losses
 
 
-def rank_main(rank: int, size: int, port: int, parallel: dict[str, Any], place: Path) -> None:
+def rank_main(rank: int, size: int, port: int, parallel: dict[str, Any], folder: Path) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(LOCAL_RANK=str(rank), OMP_NUM_THREADS="1", TORCHELASTIC_USE_AGENT_STORE="True", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
     losses = train(ParallelConfig.model_validate(parallel), PrecisionConfig())
-    (place / f"{rank}.json").write_text(json.dumps(losses))
+    (folder / f"{rank}.json").write_text(json.dumps(losses))
     assert not dist.is_initialized()

@@ -69,9 +69,9 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 def test_what_is_saved_is_loaded(run: RunDir, group: Group) -> None:
     save(checkpoints(run, group), group, 5)
     store = checkpoints(run, group)
-    found = store.find()
-    assert found is not None
-    folder, manifest = found
+    match = store.find()
+    assert match is not None
+    folder, manifest = match
     assert (manifest.step, manifest.position, manifest.progress) == (5, 40, {"loss": 5 / 3})
     loaded = state(group, 0)
     store.load(folder, manifest, loaded)
@@ -100,15 +100,15 @@ def test_the_state_is_copied_before_training_goes_on(run: RunDir, group: Group) 
 
 def test_every_flipped_byte_is_found(run: RunDir, group: Group) -> None:
     save(checkpoints(run, group), group, 1)
-    place = StoragePath(run.checkpoints)
+    storage = StoragePath(run.checkpoints)
     for path in sorted((run.checkpoints / "step-00000001").iterdir()):
         whole = path.read_bytes()
         for position in range(0, len(whole), 1 if path.suffix == ".bin" else 7):
             path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x11]) + whole[position + 1 :])
             with pytest.raises(CheckpointError, match="no complete checkpoint"):
-                newest_complete(place)
+                newest_complete(storage)
         path.write_bytes(whole)
-    assert newest_complete(place)[1].step == 1
+    assert newest_complete(storage)[1].step == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "no manifest", "flipped", "empty manifest"])
@@ -128,13 +128,13 @@ def test_the_newest_that_verifies_wins_and_bad_ones_are_named(
         (folder / "manifest.json").write_text("")
     else:
         data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
-    found = checkpoints(run, group).find()
-    assert found is not None
-    assert found[1].step == 2
+    result = checkpoints(run, group).find()
+    assert result is not None
+    assert result[1].step == 2
     bad = [event for event in run.read_events() if event["event"] == "bad_checkpoint"]
     assert [event["step"] for event in bad] == [3]
-    words = {"truncated": "bytes instead of", "missing": "is missing", "no manifest": "interrupted", "flipped": "checksum"}
-    assert words.get(damage, "damaged") in str(bad[0]["problems"])
+    messages = {"truncated": "bytes instead of", "missing": "is missing", "no manifest": "interrupted", "flipped": "checksum"}
+    assert messages.get(damage, "damaged") in str(bad[0]["problems"])
     assert "step-00000003" in caplog.text
 
 
@@ -143,9 +143,9 @@ def test_a_bad_checkpoint_is_replaced_by_the_next_save_of_its_step(run: RunDir, 
     next((run.checkpoints / "step-00000002").glob("*.bin")).unlink()
     run.begin_attempt()
     store = checkpoints(run, group)
-    found = store.find()
-    assert found is not None
-    assert found[1].step == 1
+    match = store.find()
+    assert match is not None
+    assert match[1].step == 1
     save(store, group, 2)
     assert newest_complete(store.root)[1].attempt == 2
 
@@ -178,12 +178,12 @@ def test_another_model_is_refused_by_name(run: RunDir, group: Group) -> None:
 def test_other_tensors_are_refused_by_name(run: RunDir, group: Group) -> None:
     store = checkpoints(run, group)
     save(store, group, 1)
-    found = store.find()
-    assert found is not None
+    match = store.find()
+    assert match is not None
     with pytest.raises(CheckpointError, match=r"missing \['model.lm_head'\]"):
-        store.load(*found, {**state(group, 0), "model.lm_head": torch.zeros(1)})
+        store.load(*match, {**state(group, 0), "model.lm_head": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"unknown \['optimizer.step'\]"):
-        store.load(*found, {k: v for k, v in state(group, 0).items() if k != "optimizer.step"})
+        store.load(*match, {k: v for k, v in state(group, 0).items() if k != "optimizer.step"})
 
 
 def test_an_old_attempt_cannot_commit(run: RunDir, group: Group) -> None:
@@ -232,10 +232,10 @@ def test_what_another_machine_has_just_committed_is_found(group: Group, tmp_path
 
 
 def test_metrics_are_durable_before_a_checkpoint_counts(run: RunDir, group: Group) -> None:
-    store, seen = checkpoints(run, group), list[list[Path]]()
-    store.before_commit = lambda: seen.append(list(run.checkpoints.rglob("manifest.json")))
+    store, observed = checkpoints(run, group), list[list[Path]]()
+    store.before_commit = lambda: observed.append(list(run.checkpoints.rglob("manifest.json")))
     save(store, group, 1)
-    assert seen == [[]]
+    assert observed == [[]]
 
     def full() -> None:
         raise OSError(28, "No space left on device")
@@ -251,8 +251,8 @@ def test_half_a_pointer_counts_for_nothing(run: RunDir, group: Group) -> None:
     store = checkpoints(run, group, keep=1)
     save(store, group, 1, 2)
     assert json.loads((run.checkpoints / "latest.json").read_bytes()) == {"steps": [2]}
-    for words in (b"", b'{"steps": [', b"[3]", b'{"steps": ["x"]}'):
-        (run.checkpoints / "latest.json").write_bytes(words)
+    for content in (b"", b'{"steps": [', b"[3]", b'{"steps": ["x"]}'):
+        (run.checkpoints / "latest.json").write_bytes(content)
         assert store.find()[1].step == 2  # type: ignore[index]
 
 

@@ -27,19 +27,19 @@ def test_a_store_of_a_dead_group_is_refused_rather_than_waited_for(monkeypatch: 
         pass
 
 
-def rank_on(patch: pytest.MonkeyPatch, seen: int, **variables: str) -> None:
+def rank_on(patch: pytest.MonkeyPatch, count: int, **variables: str) -> None:
     """A rank of a node where torch sees so many GPUs, and whose environment says `variables`."""
     for name in ("ROPEWALK_NODE_GPUS", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
         patch.setenv(name, "")  # so that it is put back, whatever the rank makes of it
         patch.delenv(name)
     for name, value in variables.items():
         patch.setenv(name, value)
-    patch.setattr(torch.cuda, "is_available", lambda: seen > 0)
-    patch.setattr(torch.cuda, "device_count", lambda: seen)
+    patch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    patch.setattr(torch.cuda, "device_count", lambda: count)
 
 
 @pytest.mark.parametrize(
-    ("seen", "variables", "device"),
+    ("count", "variables", "device"),
     [
         (0, {}, "cpu"),
         (8, {"ROPEWALK_NODE_GPUS": "0", "LOCAL_RANK": "0"}, "cpu"),  # Slurm shows them all where it does not hide them
@@ -51,14 +51,14 @@ def rank_on(patch: pytest.MonkeyPatch, seen: int, **variables: str) -> None:
     ],
 )
 def test_a_rank_computes_on_a_gpu_of_its_own_if_its_node_was_given_any(
-    monkeypatch: pytest.MonkeyPatch, seen: int, variables: dict[str, str], device: str
+    monkeypatch: pytest.MonkeyPatch, count: int, variables: dict[str, str], device: str
 ) -> None:
-    rank_on(monkeypatch, seen, **variables)
+    rank_on(monkeypatch, count, **variables)
     assert rank_device() == torch.device(device)
 
 
 @pytest.mark.parametrize(
-    ("seen", "variables", "kind", "words"),
+    ("count", "variables", "kind", "message"),
     [
         (0, {"ROPEWALK_NODE_GPUS": "2"}, BackendError, "allocated 2 GPUs and torch .* finds 0"),
         (1, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, ConfigError, "2 ranks on this node and 1 GPUs"),
@@ -66,10 +66,10 @@ def test_a_rank_computes_on_a_gpu_of_its_own_if_its_node_was_given_any(
     ],
 )
 def test_no_rank_shares_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, seen: int, variables: dict[str, str], kind: type[RopewalkError], words: str
+    monkeypatch: pytest.MonkeyPatch, count: int, variables: dict[str, str], kind: type[RopewalkError], message: str
 ) -> None:
-    rank_on(monkeypatch, seen, **variables)
-    with pytest.raises(kind, match=words):
+    rank_on(monkeypatch, count, **variables)
+    with pytest.raises(kind, match=message):
         rank_device()
 
 
@@ -116,7 +116,7 @@ def test_a_rank_that_cannot_connect_ends(monkeypatch: pytest.MonkeyPatch, caplog
 
 
 @pytest.mark.parametrize(
-    ("gpus", "variables", "told"),
+    ("gpus", "variables", "expected"),
     [
         (8, {"ROPEWALK_NODE_GPUS": "0"}, 8),
         (8, {"ROPEWALK_NODE_GPUS": "0", "ROPEWALK_MACHINE_DEVICES": "all", "CUDA_VISIBLE_DEVICES": ""}, 8),  # a virtual node
@@ -128,7 +128,7 @@ def test_a_rank_that_cannot_connect_ends(monkeypatch: pytest.MonkeyPatch, caplog
     ],
 )
 def test_gpus_that_a_run_did_not_ask_for_are_named_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gpus: int | None, variables: dict[str, str], told: int
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gpus: int | None, variables: dict[str, str], expected: int
 ) -> None:
     """Else the first job file of a reader trains on the CPU of a machine with eight GPUs, and does not say so."""
     monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
@@ -141,8 +141,8 @@ def test_gpus_that_a_run_did_not_ask_for_are_named_once(
     machine_with(gpus, monkeypatch, **variables)
     with process_group():
         pass
-    words = f"this machine has {told} GPU(s) and resources.gpus is 0: computing on the CPU; set resources.gpus to use them"
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [words] * bool(told)
+    text = f"this machine has {expected} GPU(s) and resources.gpus is 0: computing on the CPU; set resources.gpus to use them"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [text] * bool(expected)
 
 
 @pytest.mark.parametrize(

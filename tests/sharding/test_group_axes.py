@@ -19,10 +19,10 @@ RANKS = 4
 GRADIENT = torch.arange(24.0).reshape(6, 4)
 
 
-def rank_of(axes: tuple[str, str], place: Path, rank: int) -> None:
+def rank_of(axes: tuple[str, str], folder: Path, rank: int) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(place / "store"), RANKS), rank=rank, world_size=RANKS)
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), RANKS), rank=rank, world_size=RANKS)
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=axes)
     timeout = timedelta(minutes=1)
     group = Group(mesh=mesh, device=torch.device("cpu"), rank=rank, world_size=RANKS, timeout=timeout)
@@ -33,13 +33,13 @@ def rank_of(axes: tuple[str, str], place: Path, rank: int) -> None:
         gradient = distribute_tensor(GRADIENT, mesh, placements)
         if counts_piece(gradient):
             squares += gradient.to_local().square().sum()
-    said = {
+    report = {
         "samples": samples,
         "sum": group.sum_over_data(torch.tensor([float(sum(samples)), float(len(samples))])).tolist(),
         "squares": group.all_reduce_sum(squares).item(),
         "world": group.all_reduce_sum(torch.ones(1)).item(),
     }
-    (place / f"{rank}.json").write_text(json.dumps(said))
+    (folder / f"{rank}.json").write_text(json.dumps(report))
     dist.destroy_process_group()
 
 
@@ -59,8 +59,8 @@ def test_each_sample_and_each_piece_of_a_gradient_count_once(
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * RANKS
-    said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
-    assert [one["samples"] for one in said] == dealt
-    assert all(one["sum"] == [sum(range(8)), 8] for one in said)
-    assert all(one["squares"] == pytest.approx(4 * GRADIENT.square().sum().item()) for one in said)
-    assert all(one["world"] == RANKS for one in said)
+    reports = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    assert [report["samples"] for report in reports] == dealt
+    assert all(report["sum"] == [sum(range(8)), 8] for report in reports)
+    assert all(report["squares"] == pytest.approx(4 * GRADIENT.square().sum().item()) for report in reports)
+    assert all(report["world"] == RANKS for report in reports)

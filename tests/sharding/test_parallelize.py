@@ -25,20 +25,20 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def losses_at(ranks: int, place: Path, **parallel: Any) -> list[float]:
+def losses_at(ranks: int, folder: Path, **parallel: Any) -> list[float]:
     """Losses on which all ranks agree."""
-    place.mkdir()
+    folder.mkdir()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    arguments = [(rank, ranks, store.port, parallel, place) for rank in range(ranks)]
-    processes = [SERVER.Process(target=rank_main, args=one) for one in arguments]
+    arguments = [(rank, ranks, store.port, parallel, folder) for rank in range(ranks)]
+    processes = [SERVER.Process(target=rank_main, args=argument) for argument in arguments]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * ranks
-    found = [json.loads((place / f"{rank}.json").read_text()) for rank in range(ranks)]
-    assert all(one == found[0] for one in found)
-    return found[0]  # type: ignore[no-any-return]
+    results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+    assert all(losses_of_rank == results[0] for losses_of_rank in results)
+    return results[0]  # type: ignore[no-any-return]
 
 
 def test_copies_of_a_sharded_model_learn_alike(tmp_path: Path) -> None:
@@ -80,15 +80,15 @@ def test_bf16_computes_and_fp32_keeps() -> None:
 
 
 def test_an_adapter_comes_first_and_a_frozen_model_evaluates() -> None:
-    seen: list[bool] = []
+    observed: list[bool] = []
 
     def adapter(model: Any) -> Any:
-        seen.append(all(parameter.is_meta and type(parameter) is torch.nn.Parameter for parameter in model.parameters()))
+        observed.append(all(parameter.is_meta and type(parameter) is torch.nn.Parameter for parameter in model.parameters()))
         return model
 
     with process_group() as group:
         model = parallelize(model_of("meta"), group, ParallelConfig(), PrecisionConfig(), trainable=False, adapter=adapter)
-        assert seen == [True]
+        assert observed == [True]
         assert not model.training
         assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -104,7 +104,7 @@ def test_what_is_not_there_yet_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "native", "compute", "found"),
+    ("kind", "native", "compute", "expected"),
     [
         ("cuda", True, "auto", torch.bfloat16),
         ("cuda", False, "auto", None),  # Volta, Turing: torch emulates it
@@ -120,13 +120,13 @@ def test_auto_computes_in_bf16_where_the_gpu_has_it_itself(
     kind: str,
     native: bool,
     compute: str,
-    found: torch.dtype | None,
+    expected: torch.dtype | None,
 ) -> None:
     policies: list[Any] = []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
-    monkeypatch.setattr(parallelizing, "shard", lambda *words: policies.append(words[-1]))
+    monkeypatch.setattr(parallelizing, "shard", lambda *arguments: policies.append(arguments[-1]))
     group: Any = SimpleNamespace(device=torch.device(kind), is_main=True)
     caplog.set_level("INFO", parallelizing.__name__)
     parallelize(model_of("meta"), group, ParallelConfig(), PrecisionConfig.model_validate({"compute": compute}))
-    assert policies[0].param_dtype == found
+    assert policies[0].param_dtype == expected
     assert ("this GPU has no native bf16" in caplog.text) == (kind == "cuda" and compute == "auto" and not native)

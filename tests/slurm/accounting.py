@@ -60,7 +60,7 @@ class AccountingLab(Lab):
         self.daemons.kill("slurmdbd")
 
     def _start_database(self) -> None:
-        own = ["--no-defaults", f"--user={self.location.user}", f"--datadir={self.database}"]
+        options = ["--no-defaults", f"--user={self.location.user}", f"--datadir={self.database}"]
         if not self.database.exists():
             self.database.mkdir(mode=0o700)  # nobody else reaches its socket
             # nobody is root without being this user of the machine, and so there is no password
@@ -69,13 +69,13 @@ class AccountingLab(Lab):
                 f"--auth-root-socket-user={self.location.user}",
                 "--skip-test-db",
             ]
-            self.daemons.launch("mariadbd", "mariadb-install-db", *own, *flags)
-        words = [f"--socket={self.socket}", "--skip-networking", f"--secure-file-priv={self.database}", "--skip-local-infile"]
+            self.daemons.launch("mariadbd", "mariadb-install-db", *options, *flags)
+        arguments = [f"--socket={self.socket}", "--skip-networking", f"--secure-file-priv={self.database}", "--skip-local-infile"]
         # slurmdbd asks for the long lock wait; nobody minds a lost second of this cluster's history
-        words += ["--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=64M"]
+        arguments += ["--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=64M"]
         self.daemons.kill("mariadbd")
         log = f"--log-error={self.folder}/log/mariadbd.log"
-        self.daemons.launch("mariadbd", "mariadbd", *own, *words, log, foreground=True)
+        self.daemons.launch("mariadbd", "mariadbd", *options, *arguments, log, foreground=True)
         self.daemons.wait_until(lambda: self.daemons.answers(*self._sql("select 1")), "MariaDB answers")
 
     def _start_slurmdbd(self) -> None:
@@ -92,18 +92,18 @@ class AccountingLab(Lab):
         for name, limits in QOS.items():
             self.command("sacctmgr", "-i", "add", "qos", name, *limits)
         self.command("sacctmgr", "-i", "add", "cluster", CLUSTER)
-        own = [f"cluster={CLUSTER}"]
+        options = [f"cluster={CLUSTER}"]
         # on the root account, so that all below it inherit
         allowed = f"qos={','.join(['normal', *QOS])}"
         self.command("sacctmgr", "-i", "modify", "account", "root", "set", allowed, "defaultqos=normal")
-        self.command("sacctmgr", "-i", "add", "account", ACCOUNT, *own)
+        self.command("sacctmgr", "-i", "add", "account", ACCOUNT, *options)
         for user in dict.fromkeys((self.location.user, *self.settings.users)):
-            self.command("sacctmgr", "-i", "add", "user", user, f"account={ACCOUNT}", *own)
+            self.command("sacctmgr", "-i", "add", "user", user, f"account={ACCOUNT}", *options)
             self.command("sacctmgr", "-i", "modify", "user", user, "set", f"defaultaccount={ACCOUNT}")
 
     def _sql(self, statement: str) -> list[str]:
-        own = [f"--user={self.location.user}", f"--socket={self.socket}"]
-        return ["mariadb", "--no-defaults", *own, "--execute", statement]
+        options = [f"--user={self.location.user}", f"--socket={self.socket}"]
+        return ["mariadb", "--no-defaults", *options, "--execute", statement]
 
 
 def _lines(keys: dict[str, Any]) -> str:

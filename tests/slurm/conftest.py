@@ -79,12 +79,12 @@ class OrdinaryUser:
     gid: int
     home: Path
 
-    def run(self, *words: str | Path, seconds: float = HANG_SECONDS, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str | Path, seconds: float = HANG_SECONDS, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command as this user in his home; never raises for its exit code."""
         environment = {**os.environ, "HOME": str(self.home), "USER": self.name, "LOGNAME": self.name, "TMPDIR": str(self.home)}
         environment |= {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **env}
         return subprocess.run(
-            [*self._become(), *words],
+            [*self._become(), *arguments],
             cwd=self.home,
             env=environment,
             capture_output=True,
@@ -96,12 +96,12 @@ class OrdinaryUser:
     def _become(self) -> list[str]:
         if os.geteuid():
             return []
-        words = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
+        arguments = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
         home = Path(sys.base_prefix)
         if all(folder.stat().st_mode & 0o1 for folder in (home, *home.parents)):
-            return words
+            return arguments
         # Python lies in root's home, say: this user may look at files there, and is ordinary in all else
-        return [*words, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+        return [*arguments, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         return started[-1]
 
     yield make
-    names = [name for one in started for name in (f"ropewalk-{one.run.id}", f"ropewalk-more-{one.job}")]
+    names = [name for run in started for name in (f"ropewalk-{run.run.id}", f"ropewalk-more-{run.job}")]
     if names:
         subprocess.run(["scancel", f"--name={','.join(names)}"], check=False)
 

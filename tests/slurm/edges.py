@@ -18,15 +18,15 @@ class Recorder:
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
 
-    def __call__(self, words: Sequence[str], seconds: float) -> Done:
-        self.asked.append(list(words))
-        return run_command(words, seconds)
+    def __call__(self, command: Sequence[str], seconds: float) -> Done:
+        self.asked.append(list(command))
+        return run_command(command, seconds)
 
     def count(self) -> dict[str, int]:
         """Number of runs of each command since the last call."""
-        found = Counter(words[0] for words in self.asked)
+        result = Counter(command[0] for command in self.asked)
         self.asked.clear()
-        return dict(found)
+        return dict(result)
 
 
 class Unlucky(Recorder):
@@ -36,24 +36,24 @@ class Unlucky(Recorder):
         super().__init__()
         self.accident = accident
 
-    def __call__(self, words: Sequence[str], seconds: float) -> Done:
-        done = super().__call__(words, seconds)
-        first = words[0] == "sbatch" and sum(asked[0] == "sbatch" for asked in self.asked) == 1
-        return self.accident(words) if first else done
+    def __call__(self, command: Sequence[str], seconds: float) -> Done:
+        done = super().__call__(command, seconds)
+        first = command[0] == "sbatch" and sum(item[0] == "sbatch" for item in self.asked) == 1
+        return self.accident(command) if first else done
 
 
-def times_out(words: Sequence[str]) -> Done:
-    raise subprocess.TimeoutExpired(words, 60)
+def times_out(arguments: Sequence[str]) -> Done:
+    raise subprocess.TimeoutExpired(arguments, 60)
 
 
-def socket_times_out(words: Sequence[str]) -> Done:
+def socket_times_out(arguments: Sequence[str]) -> Done:
     text = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
-    return subprocess.CompletedProcess(words, 1, "", text)
+    return subprocess.CompletedProcess(arguments, 1, "", text)
 
 
-def dies(words: Sequence[str]) -> Done:
+def dies(arguments: Sequence[str]) -> Done:
     os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError(words)
+    raise AssertionError(arguments)
 
 
 def forget(lab: Lab) -> None:

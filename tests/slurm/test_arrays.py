@@ -30,7 +30,7 @@ def array_of(
 ) -> list[SlurmToy]:
     """Runs that were submitted together."""
     runs = [tick(submit=False, **settings) for _ in range(count)]
-    runs[0].backend.submit_many([one.run for one in runs], runs[0].resources, after, at_once)
+    runs[0].backend.submit_many([run.run for run in runs], runs[0].resources, after, at_once)
     return runs
 
 
@@ -41,18 +41,18 @@ def test_an_array_carries_each_run_a_few_at_a_time(slurm_lab: Lab, tick: Start) 
     runs = [tick(submit=False, steps=8) for _ in range(3)]
     recorder = Recorder()
     runs[0].backend.slurm = Slurm(recorder)
-    handles = runs[0].backend.submit_many([one.run for one in runs], runs[0].resources, (), 1)
+    handles = runs[0].backend.submit_many([item.run for item in runs], runs[0].resources, (), 1)
     assert recorder.count() == {"sbatch": 1}
-    assert handles == [f"slurm:{job_id(one.run)}" for one in runs]
+    assert handles == [f"slurm:{job_id(item.run)}" for item in runs]
     until(lambda: runs[1].state.reason.startswith("JobArrayTaskLimit"))
-    for index, one in enumerate(runs):
-        assert one.finish().state is RunState.SUCCEEDED
-        assert one.steps() == list(range(1, 9))
-        assert one.run.attempts() == [1]
-        assert one.run.attempt_details(1)["handle"] == handles[index]
-        log = one.run.log_dir(1) / "batch.log"  # the supervisor says it once the outcome is written
+    for index, run in enumerate(runs):
+        assert run.finish().state is RunState.SUCCEEDED
+        assert run.steps() == list(range(1, 9))
+        assert run.run.attempts() == [1]
+        assert run.run.attempt_details(1)["handle"] == handles[index]
+        log = run.run.log_dir(1) / "batch.log"  # the supervisor says it once the outcome is written
         until(lambda log=log: "attempt 1 ended: SUCCEEDED" in log.read_text())
-    spans = [(o.started, o.ended) for one in runs if (o := one.run.outcome(1)) is not None]
+    spans = [(o.started, o.ended) for item in runs if (o := item.run.outcome(1)) is not None]
     assert all(first[1] <= second[0] for first, second in pairwise(spans)), "one at a time"
 
 
@@ -114,12 +114,12 @@ def test_dependants_of_a_run_without_success_are_cancelled_and_say_so(
         first.backend.cancel(first.run)
     assert first.finish().state is (RunState.FAILED if way == "fails" else RunState.CANCELLED)
     ended = f"never started: it waited for {first.run.id}, which ended as {first.finish().state}"
-    for one in others:
-        told = until(lambda one=one: (state := one.state).state.final and state)
-        assert told.state is RunState.CANCELLED
-        assert told.reason.startswith(ended)
-    told = until(lambda: (state := last.state).state.final and state)
-    assert told.reason.startswith(f"never started: it waited for {others[0].run.id}, which ended as CANCELLED")
+    for run in others:
+        message = until(lambda left=run: (state := left.state).state.final and state)
+        assert message.state is RunState.CANCELLED
+        assert message.reason.startswith(ended)
+    message = until(lambda: (state := last.state).state.final and state)
+    assert message.reason.startswith(f"never started: it waited for {others[0].run.id}, which ended as CANCELLED")
     with pytest.raises(ConfigError, match=rf"--after {first.run.id}: that run ended as .*`ropewalk resume {first.run.id}` first"):
         tick(after=(first.run.id,))
 
@@ -146,9 +146,9 @@ def test_a_thousand_runs_through_the_command(slurm_lab: Lab, tmp_path: Path) -> 
     env = {**os.environ, "ROPEWALK_RUNS": str(tmp_path / "runs"), "ROPEWALK_CLUSTERS": str(tmp_path / "clusters.yaml")}
     env["PYTHONPATH"] = str(ROOT)
 
-    def ropewalk(*words: str) -> str:
+    def ropewalk(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "ropewalk.jobs.cli", *words],
+            [sys.executable, "-m", "ropewalk.jobs.cli", *arguments],
             env=env,
             cwd=tmp_path,
             capture_output=True,

@@ -40,7 +40,7 @@ def test_an_assistant_is_made_bit_by_bit_though_jobs_are_requeued_and_nodes_die(
         run = disturbed.reach(name, step)
         host = [line["address"] for line in read_lines(run.attempt_dir(run.attempts()[-1]) / AGENTS)][-1]
         lab.kill_node(host)
-        until(lambda: len(run.attempts()) == 2, said=lambda: said(run))
+        until(lambda: len(run.attempts()) == 2, describe=lambda: said(run))
         return str(host)
 
     peaceful = begin("local", ranks_per_node=2)
@@ -49,7 +49,7 @@ def test_an_assistant_is_made_bit_by_bit_though_jobs_are_requeued_and_nodes_die(
     first = disturbed.runs["finetune"]
     until(lambda: events(first, "actors"), Patience.CLUSTER, lambda: said(first))  # Ray prepares the data
     subprocess.run(["scontrol", "requeue", job_id(first)], check=True)
-    until(lambda: len(first.attempts()) == 2, said=lambda: said(first))
+    until(lambda: len(first.attempts()) == 2, describe=lambda: said(first))
     subprocess.run(["scontrol", "requeue", job_id(disturbed.reach("finetune", 10))], check=True)
     lab.start_node(kill_node("dpo", 10))
     kill_node("grpo", 5)

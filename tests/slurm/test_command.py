@@ -33,8 +33,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "train.py").write_text(PLAIN.read_text())
     (top / "settings.py").write_text("STEPS = 1\n")
     (top / ".gitignore").write_text("*.big\n")
-    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
-        subprocess.run(["git", "-C", str(top), *words], check=True)
+    for arguments in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", str(top), *arguments], check=True)
     (top / "settings.py").write_text("STEPS = 60\n")
     (top / "ignored.big").write_text("x")
     clusters = tmp_path / "clusters.yaml"
@@ -46,9 +46,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def start(project: Path, *words: str, on: str = "lab", **more: object) -> RunDir:
+def start(project: Path, *arguments: str, on: str = "lab", **more: object) -> RunDir:
     resources = {"nodes": 2, "grace_seconds": 20} if on != "local" else {"ranks_per_node": 2}
-    values = {"command": [sys.executable, *words], "directory": str(project), "resources": resources}
+    values = {"command": [sys.executable, *arguments], "directory": str(project), "resources": resources}
     return submit("command", load_config(CommandConfig, {**values, **more}), on)
 
 

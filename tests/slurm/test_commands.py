@@ -22,11 +22,11 @@ class Answers:
         self.out, self.err, self.code, self.error = out, err, code, error
         self.asked: list[list[str]] = []
 
-    def __call__(self, words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-        self.asked.append(list(words))
+    def __call__(self, command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        self.asked.append(list(command))
         if self.error:
             raise self.error
-        return subprocess.CompletedProcess(words, self.code, self.out, self.err)
+        return subprocess.CompletedProcess(command, self.code, self.out, self.err)
 
 
 def slurm(*answer: Any, **more: Any) -> Slurm:
@@ -37,7 +37,7 @@ def slurm(*answer: Any, **more: Any) -> Slurm:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
         "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
@@ -46,15 +46,15 @@ def slurm(*answer: Any, **more: Any) -> Slurm:
         "sbatch: error: Batch job submission failed: Communication connection failure",
     ],
 )
-def test_a_controller_that_is_away_is_told_from_a_refusal(said: str) -> None:
+def test_a_controller_that_is_away_is_told_from_a_refusal(message: str) -> None:
     with pytest.raises(SchedulerAwayError):
-        slurm(err=said, code=1).ask("squeue")
+        slurm(err=message, code=1).ask("squeue")
 
 
 def test_a_refusal_comes_in_slurms_own_words() -> None:
-    said = "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)\n"
+    message = "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)\n"
     with pytest.raises(BackendError) as caught:
-        slurm(err=said, code=1).sbatch("x.sbatch")
+        slurm(err=message, code=1).sbatch("x.sbatch")
     assert not isinstance(caught.value, SchedulerAwayError)
     assert str(caught.value).startswith("sbatch: Batch job submission failed: Requested time limit is invalid")
     with pytest.raises(BackendError, match="squeue: exit code 7"):
@@ -111,7 +111,7 @@ def test_elements_of_an_array_that_squeue_tells_as_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "single"),
+    ("array", "single"),
     [
         ("7_[0-12:4]", ["7_0", "7_4", "7_8", "7_12"]),  # as Slurm tells spans over 10 of more than 5
         ("7_[0,3-9:3%2]", ["7_0", "7_3", "7_6", "7_9"]),
@@ -125,21 +125,21 @@ def test_elements_of_an_array_that_squeue_tells_as_one() -> None:
         ("", [""]),
     ],
 )
-def test_a_stranger_s_array_of_any_form_ends_no_question(told: str, single: list[str]) -> None:
-    lines = f"{told}|CANCELLED|None||N/A|N/A|sim|\n9|RUNNING|None||N/A|N/A|ropewalk-x|ropewalk:x:1\n"
+def test_a_stranger_s_array_of_any_form_ends_no_question(array: str, single: list[str]) -> None:
+    lines = f"{array}|CANCELLED|None||N/A|N/A|sim|\n9|RUNNING|None||N/A|N/A|ropewalk-x|ropewalk:x:1\n"
     assert [job.id for job in slurm(lines).my_jobs()] == [*single, "9"]
 
 
 def test_accounting_where_there_is_some() -> None:
-    said = slurm("5|CANCELLED by 0|ropewalk-a\n6_1|COMPLETED|ropewalk-b|c\n7||x\n8| |y\n").accounting_states(["5", "6", "7"])
-    assert said == {"5": ("ropewalk-a", "CANCELLED"), "6_1": ("ropewalk-b|c", "COMPLETED")}
+    output = slurm("5|CANCELLED by 0|ropewalk-a\n6_1|COMPLETED|ropewalk-b|c\n7||x\n8| |y\n").accounting_states(["5", "6", "7"])
+    assert output == {"5": ("ropewalk-a", "CANCELLED"), "6_1": ("ropewalk-b|c", "COMPLETED")}
     assert slurm(err="Slurm accounting storage is disabled", code=1).accounting_states(["5"]) == {}
     assert slurm(error=FileNotFoundError("sacct")).accounting_states(["5"]) == {}
 
 
 def test_other_questions() -> None:
-    said = "JobId=5 JobName=a=b JobState=RUNNING EndTime=2026-01-01T11:00:00 TRES=cpu=4,node=2 Power= Comment=a word"
-    details = slurm(said).job_details("5")
+    message = "JobId=5 JobName=a=b JobState=RUNNING EndTime=2026-01-01T11:00:00 TRES=cpu=4,node=2 Power= Comment=a word"
+    details = slurm(message).job_details("5")
     assert (details["JobName"], details["TRES"], details["Power"]) == ("a=b", "cpu=4,node=2", "")
     assert slurm("n1\nn2\n").hosts("n[1-2]") == ["n1", "n2"]
     assert slurm(code=1).hosts("") == []
@@ -148,8 +148,8 @@ def test_other_questions() -> None:
 
 def test_a_trial_submission_is_told_on_stderr() -> None:
     answers = Answers(err="sbatch: Job 5 to start at 2026-01-01T10:00:00 using 2 processors on nodes n1 in partition main\n")
-    said = PlannedStart(start=seconds_of("2026-01-01T10:00:00"), nodes="n1", partition="main")
-    assert Slurm(answers).test_only("x", "--nodes=1") == said
+    planned = PlannedStart(start=seconds_of("2026-01-01T10:00:00"), nodes="n1", partition="main")
+    assert Slurm(answers).test_only("x", "--nodes=1") == planned
     assert answers.asked == [["sbatch", "--test-only", "--nodes=1", "x"]]
     assert (
         slurm(err="allocation failure: Invalid qos specification\n", code=1).test_only("x").refusal == "Invalid qos specification"
@@ -171,7 +171,7 @@ def test_the_environment_of_a_question() -> None:
     assert plain_environment(inside) == {"PATH": "/bin", "SLURM_CONF": "/c"}
 
 
-def test_a_job_that_an_agent_submits_does_not_live_in_the_agents_temporary_directory(tmp_path: Path) -> None:
+def test_a_job_submitted_by_an_agent_does_not_use_its_temporary_directory(tmp_path: Path) -> None:
     """Such a directory went with the agent, and took a successor's files along."""
     agents = make_scratch("a", tmp_path)
     try:
@@ -218,8 +218,8 @@ def test_partitions() -> None:
     assert cluster_info.partitions(slurm(PARTITION_20_11)) == [expected]
     newer = PARTITION_20_11.replace("MaxNodes=8 MaxTime=2-00:00:00", "MaxNodes=UNLIMITED MaxTime=UNLIMITED")
     newer = newer.replace("ExclusiveUser=NO ", "ExclusiveUser=NO ExclusiveTopo=NO ") + "TRES=cpu=1024,node=16,billing=1024\n"
-    found = cluster_info.partitions(slurm(newer))[0]
-    assert (found.max_nodes, found.max_minutes) == (None, None)
+    result = cluster_info.partitions(slurm(newer))[0]
+    assert (result.max_nodes, result.max_minutes) == (None, None)
 
 
 def test_nodes() -> None:
@@ -234,11 +234,11 @@ def test_nodes() -> None:
             "a warning that is no node",
         ]
     )
-    found = cluster_info.nodes(slurm(text), "gpu")
-    assert [node.gpus for node in found] == [4, 4, 4, 0, 0, 0]
-    assert [node.free for node in found] == [True, False, True, False, False, False]
-    assert [node.usable for node in found] == [True, True, True, False, False, False]
-    assert (found[1].idle_cpus, found[1].cpus, found[1].memory_mib) == (32, 64, 257000)
+    result = cluster_info.nodes(slurm(text), "gpu")
+    assert [node.gpus for node in result] == [4, 4, 4, 0, 0, 0]
+    assert [node.free for node in result] == [True, False, True, False, False, False]
+    assert [node.usable for node in result] == [True, True, True, False, False, False]
+    assert (result[1].idle_cpus, result[1].cpus, result[1].memory_mib) == (32, 64, 257000)
 
 
 def test_reservations() -> None:
@@ -247,8 +247,8 @@ def test_reservations() -> None:
         " NodeCnt=4 CoreCnt=16 Features=(null) PartitionName=(null) Flags=MAINT,IGNORE_JOBS,SPEC_NODES TRES=cpu=16"
         " Users=root Groups=(null) Accounts=(null) Licenses=(null) State=INACTIVE BurstBuffer=(null) Watts=n/a\n"
     )
-    (found,) = cluster_info.reservations(slurm(text))
-    assert (found.name, found.maintenance, found.nodes, found.end - found.start) == ("maint", True, 4, 7200)
+    (result,) = cluster_info.reservations(slurm(text))
+    assert (result.name, result.maintenance, result.nodes, result.end - result.start) == ("maint", True, 4, 7200)
     assert cluster_info.reservations(slurm("No reservations in the system\n")) == []
 
 
@@ -259,17 +259,17 @@ def test_limits_in_use() -> None:
         "qos": "1|cpu=16,mem=1G\n",
         "squeue": "high|lab|2|8|gres/gpu:a100:3\nhigh|other|1|4|N/A\na warning\n",
     }
-    asked: list[list[str]] = []
+    requests: list[list[str]] = []
 
-    def run(words: Sequence[str], _: float) -> subprocess.CompletedProcess[str]:
-        asked.append(list(words))
-        return subprocess.CompletedProcess(words, 0, texts[words[0] if words[0] == "squeue" else words[4]], "")
+    def run(command: Sequence[str], _: float) -> subprocess.CompletedProcess[str]:
+        requests.append(list(command))
+        return subprocess.CompletedProcess(command, 0, texts[command[0] if command[0] == "squeue" else command[4]], "")
 
-    found = [
+    results = [
         (limit.owner, limit.name, limit.unit, limit.most, limit.used)
         for limit in cluster_info.limits(Slurm(run), "ada", None, None)
     ]
-    assert found == [
+    assert results == [
         ("account lab", "MaxJobs", "job", 3, 1),
         ("account lab", "GrpTRES", "cpu", 64, 8),
         ("account lab", "GrpTRES", "gres/gpu", 8, 6),
@@ -277,13 +277,13 @@ def test_limits_in_use() -> None:
         ("QoS high", "MaxJobsPU", "job", 1, 2),
         ("QoS high", "MaxTRESPU", "cpu", 16, 12),
     ]
-    assert not [words for words in asked if "assoc_mgr" in words], "it kills a controller without accounting"
+    assert not [command for command in requests if "assoc_mgr" in command], "it kills a controller without accounting"
     with pytest.raises(BackendError, match="has no user ada"):
         cluster_info.limits(slurm(""), "ada", None, None)
 
 
 @pytest.mark.parametrize(
-    ("words", "minutes"),
+    ("duration", "minutes"),
     [
         ("00:10:00", 10),
         ("1-00:00:00", 1440),
@@ -296,8 +296,8 @@ def test_limits_in_use() -> None:
         ("soon", None),
     ],
 )
-def test_durations(words: str, minutes: float | None) -> None:
-    assert minutes_of(words) == minutes
+def test_durations(duration: str, minutes: float | None) -> None:
+    assert minutes_of(duration) == minutes
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_without_an_image_nothing_is_wrapped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("container", "words"),
+    ("container", "command"),
     [
         (
             {"runtime": "apptainer", "image": "/images/r.sif", "mounts": ["/data", "/a:/b:ro"]},
@@ -62,8 +62,8 @@ def test_without_an_image_nothing_is_wrapped() -> None:
     ],
     ids=["apptainer", "singularity", "gpus", "charliecloud", "podman"],
 )
-def test_the_command_of_an_agent(container: dict[str, Any], words: str) -> None:
-    assert wrapped(**container) == ([*words.split(), *AGENT], [])
+def test_the_command_of_an_agent(container: dict[str, Any], command: str) -> None:
+    assert wrapped(**container) == ([*command.split(), *AGENT], [])
 
 
 def test_pyxis_is_asked_by_options_of_srun() -> None:
@@ -89,8 +89,8 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("USER", getuser())  # ch-run insists on it
     root = tmp_path / "image"
     # an image is not written to, so that whatever is mounted needs a place in it
-    for place in ("etc", "dev", "proc", "sys", "tmp", *(mount.lstrip("/") for mount in mounts())):
-        (root / place).mkdir(parents=True, exist_ok=True)
+    for location in ("etc", "dev", "proc", "sys", "tmp", *(mount.lstrip("/") for mount in mounts())):
+        (root / location).mkdir(parents=True, exist_ok=True)
     for name in ("passwd", "group", "hosts", "resolv.conf"):
         (root / "etc" / name).touch()
     for name in ("bin", "lib", "lib64"):

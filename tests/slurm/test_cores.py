@@ -26,7 +26,7 @@ def notice(resources: dict[str, Any], profile: dict[str, Any] | None = None, **c
 def backend(profile: dict[str, Any] | None = None, **cluster: str) -> SlurmBackend:
     """A cluster whose Slurm answers as `cluster` says."""
 
-    def answer(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    def answer(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
         share, defaults = cluster.get("share", "NO"), cluster.get("defaults", "(null)")
         texts = {
             "partition": PARTITION.format(name="gpu", default="YES", share=share, defaults=defaults)
@@ -35,16 +35,16 @@ def backend(profile: dict[str, Any] | None = None, **cluster: str) -> SlurmBacke
             "--version": "slurm 24.05.1\n",
             "ping": "Slurmctld(primary) at n0 is UP\n",
         }
-        text = NODES if words[0] == "sinfo" else texts.get(words[-1], "")
-        return subprocess.CompletedProcess(list(words), int(cluster.get("away", "0")), text, "")
+        text = NODES if command[0] == "sinfo" else texts.get(command[-1], "")
+        return subprocess.CompletedProcess(list(command), int(cluster.get("away", "0")), text, "")
 
     return SlurmBackend(Profile(name="big", backend="slurm", options=profile or {}), Slurm(answer))
 
 
 def test_one_core_for_eight_gpus_is_told_with_a_number_to_set() -> None:
-    told = notice({"gpus": 4})
-    assert "Slurm gives a job with GPUs one core a node" in told
-    assert told.endswith("set resources.cpus=64 with resources.gpus=4"), "of the smallest node"
+    printed = notice({"gpus": 4})
+    assert "Slurm gives a job with GPUs one core a node" in printed
+    assert printed.endswith("set resources.cpus=64 with resources.gpus=4"), "of the smallest node"
     assert notice({"gpus": 2}).endswith("set resources.cpus=32 with resources.gpus=2")
     assert notice({"gpus": 8}, away="1").endswith("set resources.cpus=64 with resources.gpus=8"), "though Slurm does not tell"
 
@@ -70,10 +70,10 @@ def test_where_a_job_gets_cores_nothing_is_told(
 
 def test_doctor_tells_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    found = {check.name: check for check in backend().checks()}
-    assert found["cores"].ok
-    assert found["cores"].detail.startswith("warning: where resources.cpus is not set")
-    assert found["cores"].detail.endswith("set resources.cpus=16 with resources.gpus=1")
+    results = {check.name: check for check in backend().checks()}
+    assert results["cores"].ok
+    assert results["cores"].detail.startswith("warning: where resources.cpus is not set")
+    assert results["cores"].detail.endswith("set resources.cpus=16 with resources.gpus=1")
     assert "cores" not in {check.name for check in backend({"exclusive": True}).checks()}
 
 

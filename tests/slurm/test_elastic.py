@@ -16,8 +16,8 @@ Start = Callable[..., SlurmToy]
 RECOVERY_SECONDS = 30.0  # the benchmark has the figures
 
 
-def squeue(*words: str) -> str:
-    return subprocess.run(["squeue", "-h", *words], capture_output=True, text=True, check=False).stdout.strip()
+def squeue(*arguments: str) -> str:
+    return subprocess.run(["squeue", "-h", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def end(run: SlurmToy) -> None:

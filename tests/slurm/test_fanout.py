@@ -33,8 +33,8 @@ class Driver:
         self.lab, self.run = lab, run
         command = f"exec {sys.executable} -m tests.fakes.drive {run.path}"
         output = run.path / "driver.log"
-        words = ["--parsable", f"--chdir={ROOT}", f"--output={output}", "--open-mode=append", "--wrap", command]
-        self.id = lab.command("sbatch", *words).strip()
+        arguments = ["--parsable", f"--chdir={ROOT}", f"--output={output}", "--open-mode=append", "--wrap", command]
+        self.id = lab.command("sbatch", *arguments).strip()
 
     def state(self) -> str:
         return self.lab.command("squeue", "--noheader", "--states=all", f"--jobs={self.id}", "--format=%T").strip()

@@ -57,8 +57,8 @@ def start(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, slurm_l
 
 def elements(run: RunDir, attempt: int) -> Counter[str]:
     """States of the elements that an attempt's driver submitted."""
-    words = ["squeue", "--noheader", "--array", "--states=all", f"--name={run.id}.array-{attempt}", "--format=%T"]
-    return Counter(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split())
+    arguments = ["squeue", "--noheader", "--array", "--states=all", f"--name={run.id}.array-{attempt}", "--format=%T"]
+    return Counter(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split())
 
 
 def at_work(run: RunDir, output: Path, attempt: int = 1) -> None:

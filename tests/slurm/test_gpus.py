@@ -12,7 +12,7 @@ from ropewalk.slurm.runtime.allocation import SlurmAllocation
 
 
 @pytest.mark.parametrize(
-    ("resources", "variables", "given"),
+    ("resources", "variables", "expected"),
     [
         ({}, {}, "0"),
         ({"gpus": 4}, {"SLURM_GPUS_ON_NODE": "4"}, "4"),
@@ -22,7 +22,7 @@ from ropewalk.slurm.runtime.allocation import SlurmAllocation
     ],
 )
 def test_an_agent_is_told_how_many_gpus_its_node_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resources: dict[str, int], variables: dict[str, str], given: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resources: dict[str, int], variables: dict[str, str], expected: str
 ) -> None:
     for name in ("SLURM_GPUS_ON_NODE", "ROPEWALK_NODE_GPUS"):
         monkeypatch.delenv(name, raising=False)
@@ -30,6 +30,6 @@ def test_an_agent_is_told_how_many_gpus_its_node_has(
         monkeypatch.setenv(name, value)
     run = RunDir.create("toy", {"job": "toy", "engine": "ranks", "config": {}}, tmp_path)
     lane = SlurmAllocation(run, Resources.model_validate(resources), SlurmProfile(), Slurm(), job="1", hosts=["n1"])
-    said = tmp_path / "said.log"
-    assert lane.open(["sh", "-c", "echo $ROPEWALK_NODE_GPUS"], said).wait() == 0
-    assert said.read_text().split() == [given]
+    log = tmp_path / "said.log"
+    assert lane.open(["sh", "-c", "echo $ROPEWALK_NODE_GPUS"], log).wait() == 0
+    assert log.read_text().split() == [expected]

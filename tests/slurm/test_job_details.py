@@ -18,7 +18,7 @@ def details(
 
 
 @pytest.mark.parametrize(
-    ("said", "meaning"),
+    ("expected", "meaning"),
     [
         (details(), ""),
         (details(limit="UNLIMITED") | {"EndTime": "Unknown"}, ""),
@@ -34,5 +34,5 @@ def details(
         (details("TIMEOUT", end=0), "time limit"),
     ],
 )
-def test_why_taken(said: dict[str, str], meaning: str) -> None:
-    assert slurm_stop_reason(said, grace_seconds=20) == meaning
+def test_why_taken(expected: dict[str, str], meaning: str) -> None:
+    assert slurm_stop_reason(expected, grace_seconds=20) == meaning

@@ -21,10 +21,10 @@ from tests.slurm.conftest import MakeLab, OrdinaryUser, need_slurm, short_folder
 HOSTS = Path("/etc/hosts")
 
 
-def submit(lab: Lab, script: str, *words: str) -> str:
+def submit(lab: Lab, script: str, *arguments: str) -> str:
     """Submit a batch script; its job id. What it prints goes to lab.folder/JOB.txt."""
     output = f"--output={lab.folder}/%j.txt"
-    return lab.command("sbatch", "--parsable", "--chdir=/tmp", output, "--open-mode=append", *words, "--wrap", script).strip()
+    return lab.command("sbatch", "--parsable", "--chdir=/tmp", output, "--open-mode=append", *arguments, "--wrap", script).strip()
 
 
 def state(lab: Lab, job: str, what: str = "%T") -> str:
@@ -38,19 +38,19 @@ def printed(lab: Lab, job: str) -> list[str]:
 
 def sleepers(seconds: int) -> list[psutil.Process]:
     """Living `sleep SECONDS`, wherever they hang."""
-    found = []
+    results = []
     for process in psutil.process_iter():
         try:
             if process.status() != psutil.STATUS_ZOMBIE and process.cmdline() == ["sleep", str(seconds)]:
-                found.append(process)
+                results.append(process)
         except psutil.Error:
             continue
-    return found
+    return results
 
 
 def test_a_job_runs_on_four_nodes(slurm_lab: Lab) -> None:
-    seen = slurm_lab.command("srun", "--nodes=4", "printenv", "SLURMD_NODENAME").split()
-    assert sorted(seen) == slurm_lab.nodes
+    names = slurm_lab.command("srun", "--nodes=4", "printenv", "SLURMD_NODENAME").split()
+    assert sorted(names) == slurm_lab.nodes
 
 
 def test_a_node_is_a_machine_of_its_own(slurm_lab: Lab) -> None:
@@ -111,13 +111,13 @@ def test_preemption(make_lab: MakeLab, user_signal: bool, name: str) -> None:
 
 def test_a_node_dies_with_all_that_runs_on_it_and_comes_back(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=2)
-    kept, lost = lab.nodes  # the first has the batch script: all steps go with it
+    remaining, lost = lab.nodes  # the first has the batch script: all steps go with it
     job = submit(lab, "srun --no-kill bash -c 'setsid sleep 4004 & sleep 4004'", "--nodes=2", "--no-kill", "--no-requeue")
     until(lambda: len(sleepers(4004)) == 4)
     lab.fail_node(lost)
     assert len(sleepers(4004)) == 2
     until(lambda: lab.states()[lost].startswith("down"))
-    assert not lab.states()[kept].startswith("down")
+    assert not lab.states()[remaining].startswith("down")
     lab.command("scancel", job)
     lab.start_node(lost)
     assert lab.command("srun", f"--nodelist={lost}", "printenv", "SLURMD_NODENAME").split() == [lost]
@@ -231,8 +231,8 @@ def test_nothing_is_left_whatever_died_before() -> None:
     lab.down()  # a second time does no harm
 
 
-def ropewalk(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("ropewalk"), "lab", "slurm", *words]
+def ropewalk(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name("ropewalk"), "lab", "slurm", *arguments]
     # pipes on purpose: a daemon that inherits one would keep this from returning
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 

@@ -37,12 +37,12 @@ def test_following_across_nodes_ranks_and_attempts(
                 subprocess.run(["scontrol", "requeue", run.job], check=True)
                 until(lambda number=attempt: run.run.outcome(number), Patience.STEP)  # type: ignore[misc]
             assert run.finish().state is RunState.SUCCEEDED
-            said, _ = follower.communicate(timeout=HANG_SECONDS)
+            output, _ = follower.communicate(timeout=HANG_SECONDS)
         finally:
             follower.kill()
             subprocess.run(["scancel", f"--name=ropewalk-{run.run.id}"], check=False)
-    assert Counter(said.splitlines()) == Counter(read_logs(run.run)), said
+    assert Counter(output.splitlines()) == Counter(read_logs(run.run)), output
     assert follower.returncode == 0
-    origins = {re.split(r" \| ", line)[0] for line in said.splitlines()}
+    origins = {re.split(r" \| ", line)[0] for line in output.splitlines()}
     processes = ("node-0", "node-1", "rank-0", "rank-1")
     assert {"1.batch", *(f"{attempt}.{each}" for attempt in range(1, times + 1) for each in processes)} <= origins

@@ -26,12 +26,12 @@ def steps_of(run: RunDir) -> list[int]:
 def own_lab(ordinary_user: OrdinaryUser) -> Iterator[dict[str, str]]:
     """A cluster of this user's own: root's nodes could not read a Python that lies in root's home."""
     need_slurm()
-    words = (sys.executable, "-m", "ropewalk.jobs.cli", "lab", "slurm")
+    command = (sys.executable, "-m", "ropewalk.jobs.cli", "lab", "slurm")
     folder = str(ordinary_user.home / "lab")
-    done = ordinary_user.run(*words, "up", folder, "--nodes", "1")
+    done = ordinary_user.run(*command, "up", folder, "--nodes", "1")
     assert done.returncode == 0, done.stderr
     yield {"SLURM_CONF": f"{folder}/etc/slurm.conf"}
-    ordinary_user.run(*words, "down", folder)
+    ordinary_user.run(*command, "down", folder)
 
 
 @pytest.mark.soak("three runs in a lab of its own; make test runs test_an_ordinary_users_cluster")
@@ -42,9 +42,9 @@ def test_a_day_of_an_ordinary_user(own_lab: dict[str, str], ordinary_user: Ordin
     (home / "data/tokenizer").mkdir()
     (home / "data/tokenizer/tokenizer.json").write_text("{}")  # a run that trains takes a copy
 
-    def ropewalk(*words: str, code: int = 0) -> str:
+    def ropewalk(*arguments: str, code: int = 0) -> str:
         done = ordinary_user.run(
-            sys.executable, "-m", "ropewalk.jobs.cli", *words, seconds=HANG_SECONDS, COLUMNS="200", **own_lab
+            sys.executable, "-m", "ropewalk.jobs.cli", *arguments, seconds=HANG_SECONDS, COLUMNS="200", **own_lab
         )
         assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
         return done.stdout

@@ -15,11 +15,11 @@ PARTITIONS = "PartitionName=other PreemptMode=CANCEL\nPartitionName=main Preempt
 
 
 def ask(job: str = JOB, config: str = CONFIG, partitions: str = PARTITIONS, qos: str | None = "cluster") -> bool:
-    def run(words: Sequence[str], _: float) -> subprocess.CompletedProcess[str]:
-        if words[0] == "sacctmgr":
-            return subprocess.CompletedProcess(words, qos is None, f"{qos}\n", "no accounting")
+    def run(command: Sequence[str], _: float) -> subprocess.CompletedProcess[str]:
+        if command[0] == "sacctmgr":
+            return subprocess.CompletedProcess(command, qos is None, f"{qos}\n", "no accounting")
         texts = {"job": job, "config": config, "partition": partitions}
-        return subprocess.CompletedProcess(words, 0, next(text for word, text in texts.items() if word in words), "")
+        return subprocess.CompletedProcess(command, 0, next(text for word, text in texts.items() if word in command), "")
 
     return slurm_requeues(Slurm(run), "5")
 

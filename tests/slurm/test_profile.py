@@ -95,6 +95,6 @@ def test_the_command_says_it_in_a_line(
 ) -> None:
     profiles = Path(os.environ["ROPEWALK_CLUSTERS"])
     profiles.write_text(yaml.safe_dump({"mine": {"backend": "slurm", **options}}))
-    for words in (("--dry-run",), ()):
-        assert shell.mistake("submit", *pretrain("--on", "mine", *words)).startswith(message)
+    for arguments in (("--dry-run",), ()):
+        assert shell.mistake("submit", *pretrain("--on", "mine", *arguments)).startswith(message)
     assert not Path("runs").exists()

@@ -58,19 +58,19 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_lab: Lab) -> It
 
 def rays() -> dict[int, str]:
     """All processes of Ray on this machine, by pid."""
-    found = {}
+    results = {}
     for process in psutil.process_iter(["cmdline", "status", "ppid"]):
-        words = " ".join(process.info["cmdline"] or [])
-        if any(word in words for word in RAY):
-            found[process.pid] = f"{process.info['ppid']} {process.info['status']} {words[:150]}"
-    return found
+        command = " ".join(process.info["cmdline"] or [])
+        if any(word in command for word in RAY):
+            results[process.pid] = f"{process.info['ppid']} {process.info['status']} {command[:150]}"
+    return results
 
 
 def none_left(before: dict[int, str]) -> None:
     try:
         until(lambda: rays().keys() <= before.keys())
     except AssertionError:
-        raise AssertionError("\n".join(f"{pid}: {words}" for pid, words in rays().items())) from None
+        raise AssertionError("\n".join(f"{pid}: {command}" for pid, command in rays().items())) from None
 
 
 def committed(output: Path) -> int:
@@ -101,21 +101,21 @@ def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tm
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         pytest.param(["--batch", "--signal=USR2"], id="USR2"),
         pytest.param(["--signal=TERM"], id="TERM to all", marks=pytest.mark.soak("make test stops it by SIGUSR2")),
     ],
 )
-def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(start: Start, tmp_path: Path, words: list[str]) -> None:
+def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(start: Start, tmp_path: Path, arguments: list[str]) -> None:
     before = rays()
     run = start("out", documents=1000, cpus=1)
     until(lambda: committed(tmp_path / "out") >= 2, Patience.RUN)
-    subprocess.run(["scancel", *words, job_id(run)], check=True)
+    subprocess.run(["scancel", *arguments, job_id(run)], check=True)
     outcome = until(lambda: run.outcome(1), Patience.RUN)
     assert (outcome.state, outcome.exit_code) == (RunState.REQUEUED, 85), (outcome, said(run))
-    kept = committed(tmp_path / "out")  # before the next attempt ends, and takes it away
-    assert kept >= 2
+    files = committed(tmp_path / "out")  # before the next attempt ends, and takes it away
+    assert files >= 2
     none_left(before)
     assert finish(run, Patience.RUN).state is RunState.SUCCEEDED, said(run)
     assert run.attempts() == [1, 2]
@@ -126,8 +126,8 @@ def test_a_killed_agent_leaves_no_ray(start: Start, tmp_path: Path) -> None:
     before = rays()
     run = start("out", documents=4000, retries={"disturbances": 0})
     until(lambda: committed(tmp_path / "out") >= 2, Patience.RUN)
-    found = {process.pid: words_of(process) for process in processes_of(run.path)}
-    agents = [pid for pid, words in found.items() if "ropewalk.cluster.agent" in words and "srun" not in words[0]]
+    results = {process.pid: words_of(process) for process in processes_of(run.path)}
+    agents = [pid for pid, command in results.items() if "ropewalk.cluster.agent" in command and "srun" not in command[0]]
     for agent in agents:
         with suppress(ProcessLookupError):  # one may end with the other
             os.kill(agent, signal.SIGKILL)

@@ -154,9 +154,9 @@ def test_a_users_line_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("states", "asked"), [("COMPLETING PENDING", True), ("RUNNING", False), ("COMPLETED", False), ("CANCELLED", False)]
+    ("states", "asks"), [("COMPLETING PENDING", True), ("RUNNING", False), ("COMPLETED", False), ("CANCELLED", False)]
 )
-def test_the_small_job_of_a_requeued_one_leaves_once_nothing_is_to_be_done(tmp_path: Path, states: str, asked: bool) -> None:
+def test_the_small_job_of_a_requeued_one_leaves_once_nothing_is_to_be_done(tmp_path: Path, states: str, asks: bool) -> None:
     """A job that ended before it was looked at is neither pending nor running ever again."""
     (tmp_path / "states").write_text("".join(f"7 {state}\n" for state in states.split()))
     programs = {
@@ -170,7 +170,7 @@ def test_the_small_job_of_a_requeued_one_leaves_once_nothing_is_to_be_done(tmp_p
     script = fill("skip_requeue_delay.sh", options="").partition("<<'SKIP_DELAY'\n")[2].partition("SKIP_DELAY")[0]
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NAME": "ropewalk-hurry-7"}
     subprocess.run(["bash"], input=script, text=True, env=environment, check=False, timeout=HANG_SECONDS)
-    assert (tmp_path / "asked").exists() == asked
+    assert (tmp_path / "asked").exists() == asks
     assert len((tmp_path / "looks").read_text()) == len(states.split())
 
 

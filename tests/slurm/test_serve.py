@@ -43,9 +43,15 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_lab: Lab) -> It
     promote(str(folder), name=MODEL, root=tmp_path / "runs", force="a test")
 
     def submitted(**keys: Any) -> Serving:
-        given = {"model": "production", "engine_command": ENGINE, "cpus": 1, "resources.cpus": 2, "resources.grace_seconds": 60}
-        words = [f"{key}={json.dumps(value)}" for key, value in {**given, **keys}.items()]
-        return Serving(submit("serve", configure("serve", None, words), "lab"), tmp_path)
+        settings = {
+            "model": "production",
+            "engine_command": ENGINE,
+            "cpus": 1,
+            "resources.cpus": 2,
+            "resources.grace_seconds": 60,
+        }
+        overrides = [f"{key}={json.dumps(value)}" for key, value in {**settings, **keys}.items()]
+        return Serving(submit("serve", configure("serve", None, overrides), "lab"), tmp_path)
 
     yield submitted
 
@@ -92,11 +98,11 @@ def test_at_its_time_limit_a_run_hands_over_and_fails_no_stream(start: Callable[
     def both_answered() -> bool:
         endpoint = view_of(run).endpoint()
         assert endpoint is not None, "there is always one that listens"
-        status, words = ask(endpoint.address)
+        status, text = ask(endpoint.address)
         if status == 200:
             answered[endpoint.address] += 1
-        if status not in {200, 503} or (status == 200 and len(words.split()) != WORDS):
-            failures.append(f"{status}: {words}")
+        if status not in {200, 503} or (status == 200 and len(text.split()) != WORDS):
+            failures.append(f"{status}: {text}")
         return len(answered) == 2 and min(answered.values()) > 4
 
     serving.until(both_answered, Patience.CLUSTER)

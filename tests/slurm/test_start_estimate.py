@@ -32,11 +32,11 @@ def estimate(resources: dict[str, Any] | None = None, slurm: Slurm | None = None
     run.__dict__["record"] = {"run": run.id, "resources": {}, "config": {}}
     watch = Stopwatch()
     backend = SlurmBackend(Profile(name="lab", backend="slurm", options=profile), slurm)
-    said = backend.start_estimate(run, Resources.model_validate(resources or {}))
+    start_estimate = backend.start_estimate(run, Resources.model_validate(resources or {}))
     assert watch.seconds < QUICK_SECONDS
-    assert "\n" not in said
-    said = re.sub(r"\bn[a-z](?=[\d\[])", "n", said)
-    return re.sub(r"(\d{4}-\d\d-\d\d )?\d\d:\d\d", "HH:MM", said)
+    assert "\n" not in start_estimate
+    start_estimate = re.sub(r"\bn[a-z](?=[\d\[])", "n", start_estimate)
+    return re.sub(r"(\d{4}-\d\d-\d\d )?\d\d:\d\d", "HH:MM", start_estimate)
 
 
 Busy = Callable[..., str]
@@ -47,9 +47,9 @@ def busy(slurm_lab: Lab) -> Iterator[Busy]:
     """Keep nodes busy; they are idle again after the test."""
     jobs: list[str] = []
 
-    def start(*words: str, wait: bool = True) -> str:
+    def start(*arguments: str, wait: bool = True) -> str:
         script = ("--chdir=/tmp", "--output=/dev/null", "--wrap=sleep 3000")
-        jobs.append(slurm_lab.command("sbatch", "--parsable", *words, *script).strip())
+        jobs.append(slurm_lab.command("sbatch", "--parsable", *arguments, *script).strip())
         if wait:
             until(lambda: "RUNNING" in slurm_lab.command("squeue", "--noheader", f"--jobs={jobs[-1]}", "--format=%T"))
         return jobs[-1]
@@ -85,14 +85,16 @@ def test_a_busy_cluster(slurm_lab: Lab, busy: Busy) -> None:
 def test_smaller_that_is_sooner_but_not_at_once(slurm_lab: Lab, busy: Busy) -> None:
     busy("--nodes=2", "--exclusive", "--time=10")
     busy("--nodes=2", "--exclusive", "--time=40")
-    said = estimate({"nodes": 4})
-    assert said == ("It would wait until about HH:MM (partition main has 0 of 4 nodes free); 2 nodes would start at about HH:MM.")
+    start_estimate = estimate({"nodes": 4})
+    assert start_estimate == (
+        "It would wait until about HH:MM (partition main has 0 of 4 nodes free); 2 nodes would start at about HH:MM."
+    )
 
 
 @pytest.mark.parametrize(("start", "flags"), [("now+90minutes", "maint,ignore_jobs"), ("now+90minutes", "ignore_jobs")])
 def test_a_reservation_to_come(slurm_lab: Lab, start: str, flags: str) -> None:
-    words = ["users=root", "nodes=ALL", "duration=60", f"starttime={start}", f"flags={flags}"]
-    slurm_lab.command("scontrol", "create", "reservation", "reservationname=soon", *words)
+    arguments = ["users=root", "nodes=ALL", "duration=60", f"starttime={start}", f"flags={flags}"]
+    slurm_lab.command("scontrol", "create", "reservation", "reservationname=soon", *arguments)
     try:
         kind = "maintenance " if "maint" in flags else ""
         why = f"It would wait until about HH:MM: a {kind}reservation begins at HH:MM"
@@ -104,8 +106,8 @@ def test_a_reservation_to_come(slurm_lab: Lab, start: str, flags: str) -> None:
 
 
 def test_a_reservation_that_is_on(slurm_lab: Lab) -> None:
-    words = ["users=root", "nodes=ALL", "duration=60", "starttime=now", "flags=maint,ignore_jobs"]
-    slurm_lab.command("scontrol", "create", "reservation", "reservationname=on", *words)
+    arguments = ["users=root", "nodes=ALL", "duration=60", "starttime=now", "flags=maint,ignore_jobs"]
+    slurm_lab.command("scontrol", "create", "reservation", "reservationname=on", *arguments)
     try:
         assert estimate() == "It would wait until about HH:MM (reservation on holds 4 nodes until HH:MM)."
         assert estimate(reservation="on") == "It would start at once on n1."
@@ -181,8 +183,8 @@ def test_refusals(slurm_lab: Lab, resources: dict[str, Any], profile: dict[str, 
 
 def test_limits_of_accounting(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=3, accounting=True)
-    one = "Slurm would refuse it: QoS small allows at most 1 node; 1 node would start at once."
-    assert estimate({"nodes": 2}, qos="small") == one
+    item = "Slurm would refuse it: QoS small allows at most 1 node; 1 node would start at once."
+    assert estimate({"nodes": 2}, qos="small") == item
     assert estimate({"time_limit_minutes": 20}, qos="small").startswith("Slurm would refuse it: QoS small allows at most 10 min")
     assert estimate(qos="nope") == (
         "Slurm would refuse it: Invalid qos specification; `ropewalk doctor --on` this cluster lists yours."
@@ -193,11 +195,11 @@ def test_limits_of_accounting(make_lab: MakeLab) -> None:
     lab.command("sacctmgr", "--immediate", "modify", "user", "root", "where", "account=lab", "set", "grptres=node=2")
     limited = "It would wait: account lab allows 2 nodes at a time (GrpTRES), 1 node in use; 1 node would not."
     until(lambda: estimate({"nodes": 2}) == limited)
-    found = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options={"account": "other"})).checks())
-    assert found["accounting"].detail == "available; accounts lab, root"
-    assert (found["account"].ok, found["account"].detail) == (False, "'other' is not one of your accounts: lab, root")
-    found = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options={"qos": "nope"})).checks())
-    assert found["qos"].detail == "'nope' is not one of your QoS: normal, single, small"
+    checks = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options={"account": "other"})).checks())
+    assert checks["accounting"].detail == "available; accounts lab, root"
+    assert (checks["account"].ok, checks["account"].detail) == (False, "'other' is not one of your accounts: lab, root")
+    checks = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options={"qos": "nope"})).checks())
+    assert checks["qos"].detail == "'nope' is not one of your QoS: normal, single, small"
 
 
 # --- nobody answers
@@ -208,9 +210,9 @@ def test_a_cluster_that_is_away(make_lab: MakeLab) -> None:
     lab.kill_controller()
     away = "Slurm cannot be asked whether the run would wait: its controller does not answer (Slurmctld(primary) at "
     assert estimate().startswith(away)
-    found = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
-    assert not found["controller"].ok
-    assert "partition" not in found
+    checks = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
+    assert not checks["controller"].ok
+    assert "partition" not in checks
 
 
 @pytest.mark.parametrize(
@@ -225,10 +227,10 @@ def test_a_cluster_that_is_away(make_lab: MakeLab) -> None:
     ],
 )
 def test_whatever_is_answered_a_sentence_comes(answer: Any, sentence: str) -> None:
-    def run(words: Sequence[str], _: float) -> subprocess.CompletedProcess[str]:
+    def run(command: Sequence[str], _: float) -> subprocess.CompletedProcess[str]:
         if isinstance(answer, Exception):
             raise answer
-        return subprocess.CompletedProcess(words, answer[1], answer[0], "")
+        return subprocess.CompletedProcess(command, answer[1], answer[0], "")
 
     expected = f"Slurm cannot be asked whether the run would wait: {sentence}"
     if not sentence:
@@ -257,32 +259,32 @@ class MadeUp:
             **answers,
         }
 
-    def __call__(self, words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-        self.asked.append(words)
-        name = next((word for word in words if word in self.answers), "")
-        if name == "sbatch" and set(self.fits) & set(words):
-            said = f"sbatch: Job 8 to start at {self.now} using 64 processors on n1\n"  # without a partition's name
-            return subprocess.CompletedProcess(words, 0, "", said)
+    def __call__(self, command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        self.asked.append(command)
+        name = next((word for word in command if word in self.answers), "")
+        if name == "sbatch" and set(self.fits) & set(command):
+            message = f"sbatch: Job 8 to start at {self.now} using 64 processors on n1\n"  # without a partition's name
+            return subprocess.CompletedProcess(command, 0, "", message)
         refused = name == "sbatch" and "failure" in self.answers[name]
         answer = ("", self.answers[name]) if name == "sbatch" else (self.answers.get(name, ""), "")
-        return subprocess.CompletedProcess(words, int(refused or not name), *answer)
+        return subprocess.CompletedProcess(command, int(refused or not name), *answer)
 
 
 def test_fewer_nodes_of_many() -> None:
     cluster = MadeUp()
     cluster.fits = ("--nodes=4",)
     why = "(partition gpu has 5 of 16 nodes free, 2 jobs wait already)"
-    said = estimate({"nodes": 8, "gpus": 8}, Slurm(cluster))
-    assert said == f"It would wait until about HH:MM {why}; 4 nodes would start at once."
-    tried = [words[2] for words in cluster.asked if words[0] == "sbatch"]
+    start_estimate = estimate({"nodes": 8, "gpus": 8}, Slurm(cluster))
+    assert start_estimate == f"It would wait until about HH:MM {why}; 4 nodes would start at once."
+    tried = [command[2] for command in cluster.asked if command[0] == "sbatch"]
     assert [word for word in tried if word.startswith("--")] == ["--nodes=5", "--nodes=4"]
 
 
 def test_no_more_questions_than_five() -> None:
     cluster = MadeUp()
     assert estimate({"nodes": 8, "cpus": 32}, Slurm(cluster)).endswith("2 jobs wait already).")
-    assert sum(words[0] == "sbatch" for words in cluster.asked) == 4
-    assert not [words for words in cluster.asked if "assoc_mgr" in words]
+    assert sum(command[0] == "sbatch" for command in cluster.asked) == 4
+    assert not [command for command in cluster.asked if "assoc_mgr" in command]
 
 
 def test_others_that_wait_may_come_first() -> None:
@@ -292,7 +294,7 @@ def test_others_that_wait_may_come_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "sentence"),
+    ("message", "sentence"),
     [
         ("sbatch: a site's greeting\n", "Slurm would accept it but does not say when it would start."),
         (
@@ -303,17 +305,17 @@ def test_others_that_wait_may_come_first() -> None:
         ("allocation failure: Job submit/allocate failed: no credit.\n", "no node of partition gpu has more than 8 GPUs."),
     ],
 )
-def test_other_words(said: str, sentence: str) -> None:
-    gpus = 1 if "QOS" in said else 16
-    found = estimate({"gpus": gpus}, Slurm(MadeUp(sbatch=said)))
-    assert found == (f"Slurm would refuse it: {sentence}" if "failure" in said else sentence)
+def test_other_words(message: str, sentence: str) -> None:
+    gpus = 1 if "QOS" in message else 16
+    result = estimate({"gpus": gpus}, Slurm(MadeUp(sbatch=message)))
+    assert result == (f"Slurm would refuse it: {sentence}" if "failure" in message else sentence)
 
 
 def test_all_nodes_gone() -> None:
     nodes = "n1|down*|0/0/64/64|1|(null)\nn2|drain|0/0/64/64|1|(null)\n"
     refusal = "allocation failure: Requested node configuration is not available\n"
-    said = estimate({}, Slurm(MadeUp(sinfo=nodes, sbatch=refusal)))
-    assert said == (
+    start_estimate = estimate({}, Slurm(MadeUp(sinfo=nodes, sbatch=refusal)))
+    assert start_estimate == (
         "It would wait until nodes come back (partition gpu has 0 of 2 nodes free, 2 are down or drained, 2 jobs wait already)."
     )
 
@@ -338,47 +340,47 @@ def test_a_dry_run_ends_with_it(slurm_lab: Lab, shell: Shell) -> None:  # noqa: 
 # --- doctor
 
 
-def by_name(found: Sequence[Check]) -> dict[str, Check]:
-    return {check.name: check for check in found}
+def by_name(checks: Sequence[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
 
 
 def test_a_cluster_that_is_well(slurm_lab: Lab, tmp_path: Path) -> None:
     options = {"runs": str(tmp_path), "partition": "short"}
-    found = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options=options)).checks())
-    assert all(check.ok for check in found.values()), found
-    assert found["partition"].detail == "short allows 2 nodes for 10 minutes; of 4 nodes 4 are up and 4 free"
-    assert found["preemption"].detail == "none on this cluster"
-    assert found["accounting"].detail.startswith("none; not required")
-    assert re.fullmatch(r"slurm(-wlm)? \d+\.\d+.*", found["slurm"].detail)
-    assert found["controller"].detail.endswith("is UP")
+    checks = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options=options)).checks())
+    assert all(check.ok for check in checks.values()), checks
+    assert checks["partition"].detail == "short allows 2 nodes for 10 minutes; of 4 nodes 4 are up and 4 free"
+    assert checks["preemption"].detail == "none on this cluster"
+    assert checks["accounting"].detail.startswith("none; not required")
+    assert re.fullmatch(r"slurm(-wlm)? \d+\.\d+.*", checks["slurm"].detail)
+    assert checks["controller"].detail.endswith("is UP")
 
 
 def test_a_cluster_that_is_not(slurm_lab: Lab, tmp_path: Path) -> None:
     container = {"runtime": "apptainer", "image": "x.sif"}
     options = {"runs": str(tmp_path / "none/runs"), "partition": "nope", "container": container}
-    found = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options=options)).checks())
-    assert (found["partition"].ok, found["partition"].detail) == (
+    checks = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options=options)).checks())
+    assert (checks["partition"].ok, checks["partition"].detail) == (
         False,
         "'nope' does not exist; the cluster has main, high, short",
     )
-    assert not found["runs of this cluster"].ok
-    assert "no such directory" in found["runs of this cluster"].detail
-    assert found["container"].ok
+    assert not checks["runs of this cluster"].ok
+    assert "no such directory" in checks["runs of this cluster"].detail
+    assert checks["container"].ok
 
 
 def test_short_notice_and_a_short_memory_are_warnings(make_lab: MakeLab) -> None:
     make_lab(nodes=1, grace_seconds=5, user_signal=False, min_job_age_seconds=10)
-    found = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
-    assert found["preemption"].ok
-    assert found["preemption"].detail.startswith("warning: by partition_prio, 5 s notice (GraceTime), with SIGTERM")
-    assert "PreemptParameters=send_user_signal" in found["preemption"].detail
-    assert found["memory"].detail.startswith("warning: ended jobs are remembered for 10 s")
+    checks = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
+    assert checks["preemption"].ok
+    assert checks["preemption"].detail.startswith("warning: by partition_prio, 5 s notice (GraceTime), with SIGTERM")
+    assert "PreemptParameters=send_user_signal" in checks["preemption"].detail
+    assert checks["memory"].detail.startswith("warning: ended jobs are remembered for 10 s")
 
 
 def test_enough_notice(make_lab: MakeLab) -> None:
     make_lab(nodes=1, grace_seconds=120)
-    found = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
-    assert found["preemption"].detail == "by partition_prio, 120 s notice (GraceTime), with the signal that the run requested"
+    checks = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
+    assert checks["preemption"].detail == "by partition_prio, 120 s notice (GraceTime), with the signal that the run requested"
 
 
 def test_the_file_system_of_runs(tmp_path: Path) -> None:

@@ -52,17 +52,17 @@ def job_of(run: RunDir, state: str, reason: str = "None", end: str = "N/A") -> J
 @pytest.mark.parametrize("word", [*STATES, *LIVE])
 def test_a_word_of_slurms(tmp_path: Path, word: str) -> None:
     run = submitted(tmp_path)
-    told = run_state(run, job_of(run, word))
-    assert (told.state, told.word) == (STATES.get(word, RunState.RUNNING), word)
+    state = run_state(run, job_of(run, word))
+    assert (state.state, state.word) == (STATES.get(word, RunState.RUNNING), word)
     outcome = run.last_outcome()
-    assert (outcome is not None) == told.state.final
+    assert (outcome is not None) == state.state.final
     if outcome is not None:
         assert (
             outcome.cause
-            == told.reason
+            == state.reason
             == ("cancelled in Slurm while waiting" if word == "CANCELLED" else f"Slurm reports {word}")
         )
-        assert run_state(run, job_of(run, word)).state is told.state
+        assert run_state(run, job_of(run, word)).state is state.state
 
 
 def test_words_of_reasons(tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_a_job_that_saved_and_was_not_requeued_keeps_what_it_said(tmp_path: Path
     (run.attempt_dir(1) / "job").write_text("7")
     run.write_outcome(1, Outcome(state=RunState.REQUEUED, exit_code=85, cause="stopped: time limit"))
     assert run_state(run, job_of(run, "PENDING")).state is RunState.REQUEUED
-    told = run_state(run, job_of(run, "TIMEOUT", "TimeLimit"))
-    assert told.state is RunState.FAILED
-    assert told.reason == "stopped: time limit; then: Slurm reports TIMEOUT (TimeLimit)"
+    state = run_state(run, job_of(run, "TIMEOUT", "TimeLimit"))
+    assert state.state is RunState.FAILED
+    assert state.reason == "stopped: time limit; then: Slurm reports TIMEOUT (TimeLimit)"
 
 
 def test_a_run_whose_dependency_failed_never_started(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_run_whose_dependency_failed_never_started(tmp_path: Path) -> None:
     assert failed_runs(dependencies(run)) == []
     outcome = Outcome(state=RunState.FAILED, exit_code=1, cause="rank 0: Bug")
     others[1].write_outcome(1, outcome)
-    assert [(other.id, told) for other, told in failed_runs(dependencies(run))] == [(others[1].id, outcome)]
+    assert [(other.id, item) for other, item in failed_runs(dependencies(run))] == [(others[1].id, outcome)]
     cause = f"never started: it waited for {others[1].id}, which ended as FAILED (rank 0: Bug)"
     assert run_state(run, job_of(run, "CANCELLED", "Dependency")).reason == cause
 
@@ -111,7 +111,7 @@ def test_a_run_whose_dependency_failed_never_started(tmp_path: Path) -> None:
 def test_after_a_retry_on_the_same_nodes_the_job_is_still_the_runs(tmp_path: Path) -> None:
     run = submitted(tmp_path)
     run.begin_attempt(handle="slurm:7", opened_by="retry")
-    backend = SlurmBackend(Profile(name="lab", backend="slurm"), Slurm(lambda words, _: answer(job_of(run, "RUNNING"))))
+    backend = SlurmBackend(Profile(name="lab", backend="slurm"), Slurm(lambda arguments, _: answer(job_of(run, "RUNNING"))))
     assert backend.states([run])[run.id].word == "RUNNING"
 
 
@@ -127,35 +127,35 @@ def test_one_squeue_for_all(slurm_lab: Lab, tick: Start) -> None:
     """One squeue covers single runs, an array, a run never submitted and a lost one; accounting is absent."""
     runs = [tick(profile=HELD) for _ in range(3)]
     array = [tick(profile=HELD, submit=False) for _ in range(20)]
-    array[0].backend.submit_many([one.run for one in array], array[0].resources)
+    array[0].backend.submit_many([run.run for run in array], array[0].resources)
     lost = tick(submit=False)
     lost.run.begin_attempt(opened_by="submission", key=submission_key(lost.run, 1), handle="slurm:999999")
     recorder = Recorder()
     backend = SlurmBackend(Profile(name="lab", backend="slurm"), Slurm(recorder))
-    states = backend.states([one.run for one in [*runs, *array]])
+    states = backend.states([run.run for run in [*runs, *array]])
     assert recorder.count() == {"squeue": 1}
     assert {state.word for state in states.values()} == {"PENDING"}
     assert len(states) == 23
-    states = backend.states([one.run for one in [*runs, lost]])
+    states = backend.states([run.run for run in [*runs, lost]])
     assert recorder.count() == {"squeue": 1, "sacct": 1}
     assert states[lost.run.id].word == "lost"
-    backend.cancel_many([one.run for one in [*runs, *array]])
+    backend.cancel_many([run.run for run in [*runs, *array]])
     assert recorder.count() == {"squeue": 2, "scancel": 1}
-    assert {one.state.reason for one in [*runs, *array]} == {"cancelled while waiting"}
+    assert {run.state.reason for run in [*runs, *array]} == {"cancelled while waiting"}
 
 
 def test_accounting_knows_what_the_controller_forgot(make_lab: MakeLab, tick: Start) -> None:
     lab = make_lab(nodes=1, accounting=True)
     run, array = tick(profile=HELD), [tick(profile=HELD, submit=False) for _ in range(2)]
-    array[0].backend.submit_many([one.run for one in array], array[0].resources)
-    for one in (run, array[0]):
-        subprocess.run(["scancel", f"--name=ropewalk-{one.run.id}"], check=True)
+    array[0].backend.submit_many([entry.run for entry in array], array[0].resources)
+    for item in (run, array[0]):
+        subprocess.run(["scancel", f"--name=ropewalk-{item.run.id}"], check=True)
     ids = ",".join(job.id for job in Slurm().my_jobs())
     until(lambda: lab.command("sacct", "--noheader", "-X", "--array", "--jobs", ids).count("CANCELLED") == 3)
     forget(lab)
     recorder = Recorder()
     backend = SlurmBackend(Profile(name="lab", backend="slurm"), Slurm(recorder))
-    states = backend.states([run.run, *(one.run for one in array)])
+    states = backend.states([run.run, *(entry.run for entry in array)])
     assert recorder.count() == {"squeue": 1, "sacct": 1}
     assert {(state.state, state.reason) for state in states.values()} == {
         (RunState.CANCELLED, "cancelled in Slurm while waiting")
@@ -168,8 +168,8 @@ def test_accounting_knows_what_the_controller_forgot(make_lab: MakeLab, tick: St
 def test_a_person_cancels_a_job_that_waits(slurm_lab: Lab, tick: Start) -> None:
     run = tick(profile=HELD)
     subprocess.run(["scancel", run.job], check=True)
-    told = run.state
-    assert (told.state, told.word, told.reason) == (RunState.CANCELLED, "CANCELLED", "cancelled in Slurm while waiting")
+    state = run.state
+    assert (state.state, state.word, state.reason) == (RunState.CANCELLED, "CANCELLED", "cancelled in Slurm while waiting")
     run.backend.submit(run.run, run.resources)
     assert run.state.word == "PENDING"
 
@@ -178,10 +178,10 @@ def test_python_is_missing(slurm_lab: Lab, tick: Start, monkeypatch: pytest.Monk
     run = tick(submit=False)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     run.backend.submit(run.run, run.resources)
-    told = until(lambda: (state := run.state).state.final and state)
-    assert told.state is RunState.FAILED
-    assert told.reason.startswith("Slurm reports FAILED (NonZeroExitCode); last line of the job script's log: ")
-    assert "/nowhere/python: No such file or directory" in told.reason
+    message = until(lambda: (state := run.state).state.final and state)
+    assert message.state is RunState.FAILED
+    assert message.reason.startswith("Slurm reports FAILED (NonZeroExitCode); last line of the job script's log: ")
+    assert "/nowhere/python: No such file or directory" in message.reason
 
 
 def test_the_coordinator_is_killed(slurm_lab: Lab, tick: Start) -> None:
@@ -229,13 +229,13 @@ def test_a_controller_that_hangs_is_not_waited_for(make_lab: MakeLab, tick: Star
         process.send_signal(signal.SIGSTOP)
     try:
         watch = Stopwatch()
-        told = run.state
+        state = run.state
         assert watch.seconds < 12
     finally:
         for process in controllers:
             process.send_signal(signal.SIGCONT)
-    assert told.state is RunState.PENDING
-    assert "taken from the run's files" in told.reason
+    assert state.state is RunState.PENDING
+    assert "taken from the run's files" in state.reason
 
 
 def test_another_users_runs_are_asked_for_too(slurm_lab: Lab, tick: Start, tmp_path: Path) -> None:
@@ -243,12 +243,12 @@ def test_another_users_runs_are_asked_for_too(slurm_lab: Lab, tick: Start, tmp_p
         pytest.skip("needs root, who may give files away")
     run = tick(profile=HELD)
     os.chown(run.run.path, 65534, 65534)
-    asked: list[str] = []
+    requests: list[str] = []
 
-    def runner(words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
-        asked.extend(words)
-        return run_command(words, seconds)
+    def runner(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        requests.extend(command)
+        return run_command(command, seconds)
 
     run.backend.slurm = Slurm(runner)
     assert run.state.word == "PENDING"
-    assert "--user=0,65534" in asked
+    assert "--user=0,65534" in requests

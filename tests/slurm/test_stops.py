@@ -24,8 +24,8 @@ Start = Callable[..., SlurmToy]
 
 
 def outcomes(run: SlurmToy) -> list[tuple[str, int]]:
-    found = [run.run.outcome(number) for number in run.run.attempts()]
-    return [(o.state.value, o.exit_code) for o in found if o is not None]
+    results = [run.run.outcome(number) for number in run.run.attempts()]
+    return [(o.state.value, o.exit_code) for o in results if o is not None]
 
 
 def finished_without_a_gap(run: SlurmToy, steps: int) -> None:
@@ -117,12 +117,12 @@ def test_preempted(make_lab: MakeLab, start: Start, user_signal: bool) -> None:
 @pytest.mark.soak("needs the accounting database; make test preempts by partition")
 def test_preempted_by_qos(make_lab: MakeLab, start: Start) -> None:
     lab = make_lab(nodes=1, accounting=True, extra={"PreemptType": "preempt/qos"})
-    for words in (
+    for message in (
         "add qos low GraceTime=30 PreemptMode=requeue",
         "add qos urgent Priority=100 Preempt=low",
         f"modify user {lab.location.user} set qos+=low,urgent",
     ):
-        lab.command("sacctmgr", "-i", *words.split())
+        lab.command("sacctmgr", "-i", *message.split())
     until(lambda: lab.daemons.answers("sbatch", "--test-only", "--qos=urgent", "--wrap=true"))  # the controller has heard of it
     run = start(profile={"qos": "low", "exclusive": True}, steps=120)
     run.reach(5)

@@ -38,20 +38,20 @@ def test_a_job_that_was_made_though_sbatch_timed_out(slurm_lab: Lab, tick: Start
     runs = [tick(profile=HELD, submit=False, steps=1) for _ in range(count)]
     head, runner = runs[0], Unlucky(accident)
     head.backend.slurm = Slurm(runner)
-    handles = head.backend.submit_many([one.run for one in runs], head.resources)
+    handles = head.backend.submit_many([run.run for run in runs], head.resources)
     assert runner.count() == {"sbatch": 1, "squeue": 1}
     jobs = jobs_with(submission_key(head.run, 1))
     assert sorted(handles) == sorted(f"slurm:{job}" for job in jobs)
     assert len(jobs) == count
-    assert {one.state.state for one in runs} == {RunState.PENDING}
+    assert {run.state.state for run in runs} == {RunState.PENDING}
 
 
 def test_an_sbatch_that_did_nothing_is_repeated(slurm_lab: Lab, tick: Start) -> None:
     run, real = tick(profile=HELD, submit=False), Recorder()
     answers = [socket_times_out, times_out]
 
-    def runner(words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
-        return answers.pop()(words) if words[0] == "sbatch" and answers else real(words, seconds)
+    def runner(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        return answers.pop()(command) if command[0] == "sbatch" and answers else real(command, seconds)
 
     run.backend.slurm = Slurm(runner)
     run.backend.submit(run.run, run.resources)
@@ -63,7 +63,7 @@ def test_nobody_answers() -> None:
     now = [0.0]
     with pytest.raises(SubmissionInDoubtError, match=r"timed out.*no answer for 120 s.*see `ropewalk ps`"):
         submit_once(
-            Slurm(lambda words, _: socket_times_out(words)),
+            Slurm(lambda arguments, _: socket_times_out(arguments)),
             Path("job.sbatch"),
             Path(),
             key="ropewalk:x:1",
@@ -112,20 +112,20 @@ backend.submit_many([RunDir(path) for path in sys.argv[1:]], Resources(grace_sec
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_client_killed_before_it_could_write_the_handle(slurm_lab: Lab, tick: Start, count: int) -> None:
     runs = [tick(submit=False, steps=2) for _ in range(count)]
-    words = [sys.executable, "-c", DYING, *(str(one.run.path) for one in runs)]
-    assert subprocess.run(words, cwd=ROOT, check=False).returncode == -9
+    command = [sys.executable, "-c", DYING, *(str(item.run.path) for item in runs)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
     jobs = jobs_with(submission_key(runs[0].run, 1))
     assert len(jobs) == count
-    for one in runs:
-        assert job_id(one.run) == ""
-        assert (one.state.state, one.state.word) == (RunState.PENDING, "PENDING")
+    for run in runs:
+        assert job_id(run.run) == ""
+        assert (run.state.state, run.state.word) == (RunState.PENDING, "PENDING")
         with pytest.raises(BackendError, match=r"already has an active job \(slurm:"):
-            one.backend.submit(one.run, one.resources)
-        assert one.run.attempts() == [1]
+            run.backend.submit(run.run, run.resources)
+        assert run.run.attempts() == [1]
     subprocess.run(["scontrol", "release", jobs[0].partition("_")[0]], check=True)
-    for one in runs:
-        assert one.finish().state is RunState.SUCCEEDED
-        assert one.run.attempt_details(1)["handle"] == f"slurm:{job_id(one.run)}", "the job itself wrote it down"
+    for run in runs:
+        assert run.finish().state is RunState.SUCCEEDED
+        assert run.run.attempt_details(1)["handle"] == f"slurm:{job_id(run.run)}", "the job itself wrote it down"
 
 
 def test_a_client_killed_before_sbatch(slurm_lab: Lab, tick: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +169,8 @@ def test_a_job_that_claimed_the_run_and_was_forgotten_is_succeeded(slurm_lab: La
 def test_an_owner_that_died_before_it_wrote_its_name_is_succeeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordinator, "EMPTY_SECONDS", 0.1)
 
-    def refuse(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-        raise AssertionError(words)
+    def refuse(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        raise AssertionError(command)
 
     run = RunDir.create("x", {"config": {}}, tmp_path)
     owner = run.attempt_dir(run.begin_attempt(opened_by="submission")) / OWNER
@@ -184,7 +184,7 @@ def test_an_owner_that_died_before_it_wrote_its_name_is_succeeded(tmp_path: Path
 def test_an_owner_that_is_about_to_write_its_name_is_waited_for(tmp_path: Path) -> None:
     """A file system without hard links shows the file before its text."""
 
-    def away(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    def away(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
         raise SchedulerAwayError("slurmctld does not answer")
 
     run = RunDir.create("x", {"config": {}}, tmp_path)
@@ -210,11 +210,11 @@ def test_of_two_resumes_at_a_time_one_is_refused(slurm_lab: Lab, tick: Start) ->
     backend = run.backend
 
     class Rival(Recorder):
-        def __call__(self, words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        def __call__(self, command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
             if not other:  # at its first question the other one is faster
                 other.append(True)
                 run.run.begin_attempt(opened_by="submission", key=submission_key(run.run, 1))
-            return super().__call__(words, seconds)
+            return super().__call__(command, seconds)
 
     backend.slurm = Slurm(Rival())
     ahead = tick(profile=HELD)
@@ -247,10 +247,10 @@ def test_a_controller_killed_during_submission_run_and_ps(make_lab: MakeLab, tic
     run.reach(3)
     save_state(lab, tick)
     lab.kill_controller()
-    told = run.state
-    assert told.state is RunState.RUNNING
-    assert "Unable to contact slurm controller" in told.reason
-    assert "taken from the run's files" in told.reason
+    state = run.state
+    assert state.state is RunState.RUNNING
+    assert "Unable to contact slurm controller" in state.reason
+    assert "taken from the run's files" in state.reason
     step = run.steps()[-1]
     run.reach(step + 3)
     lab.start_controller()

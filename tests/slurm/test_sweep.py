@@ -50,7 +50,7 @@ def test_a_preempted_trial_resumes_and_changes_no_decision(start: Start) -> None
     peaceful = start(cluster="local", **KEYS)
     peaceful.finish()
     disturbed = start(cluster="lab", **KEYS)
-    until(lambda: max((step for own in disturbed.steps().values() for step in own), default=0) >= 25, said=disturbed.said)
+    until(lambda: max((step for steps in disturbed.steps().values() for step in steps), default=0) >= 25, describe=disturbed.said)
     subprocess.run(["sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "true"], check=True)
     assert disturbed.finish()["best_trial"] == peaceful.run.results()["best_trial"]
     first = disturbed.runs()[0]
@@ -62,7 +62,7 @@ def test_a_preempted_trial_resumes_and_changes_no_decision(start: Start) -> None
 
 def test_the_driver_is_a_job_too_and_a_cancelled_sweep_leaves_none(start: Start) -> None:
     sweep = start(on="lab", base={"steps": 3000, "pause": 0.05}, trials=3, max_concurrent=1)
-    until(lambda: any(sweep.steps().values()), said=sweep.said)
+    until(lambda: any(sweep.steps().values()), describe=sweep.said)
     list(cancel_runs([sweep.run.id]))
     sweep.finish(RunState.CANCELLED)
     assert {record.state.value for record in sweep.records()} == {"CANCELLED"}

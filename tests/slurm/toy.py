@@ -89,10 +89,10 @@ def finish(run: RunDir, patience: Patience = Patience.RUN) -> Outcome:
         return outcome if outcome is not None and outcome.state.final else None
 
     try:
-        found: Outcome = until(final, patience)
+        result: Outcome = until(final, patience)
     except AssertionError:
         raise AssertionError(said(run)) from None
-    return found
+    return result
 
 
 def said(run: RunDir) -> str:

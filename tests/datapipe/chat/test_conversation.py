@@ -33,13 +33,13 @@ def read(record: dict[str, Any], **config: Any) -> Conversation:
     ],
 )
 def test_formats(record: dict[str, Any], messages: list[Any], learn_from: int) -> None:
-    found = read(record)
-    assert (found.messages, found.learn_from) == (messages, learn_from)
+    result = read(record)
+    assert (result.messages, result.learn_from) == (messages, learn_from)
 
 
 def test_a_system_prompt_of_the_users_own_and_tools() -> None:
-    found = read({"prompt": "Q", "completion": "A", "tools": [{"name": "t"}]}, system="S")
-    assert (found.messages, found.learn_from, found.tools) == ([SYSTEM, USER, ANSWER], 2, [{"name": "t"}])
+    result = read({"prompt": "Q", "completion": "A", "tools": [{"name": "t"}]}, system="S")
+    assert (result.messages, result.learn_from, result.tools) == ([SYSTEM, USER, ANSWER], 2, [{"name": "t"}])
     assert read({"messages": [SYSTEM, USER, ANSWER]}, system="other").messages[0] == SYSTEM
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "t"}}]}
     calls = [USER, call, {"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}, ANSWER]

@@ -25,10 +25,10 @@ def plain_best_fit(sizes: list[int], capacity: int) -> list[list[int]]:
 def test_it_is_best_fit_decreasing(seed: int) -> None:
     draw = np.random.default_rng(seed)
     sizes = np.sort(draw.integers(1, 65, size=300))[::-1].tolist()
-    found, plain = best_fit_decreasing(sizes, 64), plain_best_fit(sizes, 64)
-    assert sorted(item for one in found for item in one) == list(range(300))
-    assert all(sum(sizes[item] for item in one) <= 64 for one in found)
-    loads = [sorted(sum(sizes[item] for item in one) for one in bins) for bins in (found, plain)]
+    result, plain = best_fit_decreasing(sizes, 64), plain_best_fit(sizes, 64)
+    assert sorted(item for pack in result for item in pack) == list(range(300))
+    assert all(sum(sizes[item] for item in pack) <= 64 for pack in result)
+    loads = [sorted(sum(sizes[item] for item in pack) for pack in bins) for bins in (result, plain)]
     assert loads[0] == loads[1], "of two bins with equal space either will do"
 
 
@@ -37,10 +37,10 @@ def test_every_conversation_comes_once_in_an_epoch_and_epochs_differ() -> None:
     packs, again = Packs(sizes, 1024, seed=3), Packs(sizes, 1024, seed=3)
     epochs = [[packs[position] for position in range(e * len(packs), (e + 1) * len(packs))] for e in range(3)]
     for epoch in epochs:
-        assert sorted(item for one in epoch for item in one) == list(range(1000))
-        assert all(sizes[one].sum() <= 1024 for one in epoch)
+        assert sorted(item for pack in epoch for item in pack) == list(range(1000))
+        assert all(sizes[pack].sum() <= 1024 for pack in epoch)
     assert epochs[0] != epochs[1]
-    assert {frozenset(one) for one in epochs[0]} != {frozenset(one) for one in epochs[1]}, "other neighbours too"
+    assert {frozenset(pack) for pack in epochs[0]} != {frozenset(pack) for pack in epochs[1]}, "other neighbours too"
     assert again[2 * len(again) + 5] == epochs[2][5], "asked in any order"
     assert Packs(sizes, 1024, seed=4)[0] != packs[0]
 

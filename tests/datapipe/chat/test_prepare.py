@@ -48,15 +48,15 @@ def make(output: Path, inputs: list[Path], tokenizer: Path, *, killed_after: int
 
 
 def lines(records: Sequence[Any]) -> bytes:
-    return b"".join(json.dumps(one).encode() + b"\n" for one in records)
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
-def all_of(place: Path) -> list[tuple[str, list[int], list[bool]]]:
-    found = []
+def all_of(folder: Path) -> list[tuple[str, list[int], list[bool]]]:
+    results = []
     for split in ("train", "validation"):
-        part = ChatSet(str(place), split)  # type: ignore[arg-type]
-        found += [(part.name(i), part[i][0].tolist(), part[i][1].tolist()) for i in range(len(part))]
-    return sorted(found)
+        part = ChatSet(str(folder), split)  # type: ignore[arg-type]
+        results += [(part.name(i), part[i][0].tolist(), part[i][1].tolist()) for i in range(len(part))]
+    return sorted(results)
 
 
 def test_every_kind_of_file_gives_the_same(tokenizer: Path, tmp_path: Path) -> None:
@@ -65,13 +65,13 @@ def test_every_kind_of_file_gives_the_same(tokenizer: Path, tmp_path: Path) -> N
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(records)))
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(lines(records)))
     parquet.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet", row_group_size=7)
-    found = []
+    results = []
     for kind in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet"):
         manifest = make(tmp_path / kind, [tmp_path / f"a.{kind}"], tokenizer)
         assert manifest.totals.documents == 40
         assert manifest.totals.validation.documents == 4
-        found.append(all_of(tmp_path / kind))
-    assert all(one == found[0] for one in found)
+        results.append(all_of(tmp_path / kind))
+    assert all(result == results[0] for result in results)
     assert manifest.tokenizer == Encoder(take_tokenizer(str(tokenizer))).record()
     table = pa.ipc.open_file(tmp_path / "jsonl" / manifest.shards[0].path).read_all()
     assert table.column_names[:4] == ["id", "source", "tokens", "learnt"]
@@ -93,7 +93,7 @@ def test_killed_after_any_task_it_goes_on_to_the_same_bytes(
     for shard in whole.shards:
         assert (tmp_path / "parted" / shard.path).read_bytes() == (tmp_path / "whole" / shard.path).read_bytes()
     listed = [json.loads(line) for name in whole.rejected.files for line in (tmp_path / "whole" / name).read_text().splitlines()]
-    assert [one["reason"] for one in listed] == ["no_messages", "empty_answer"]
+    assert [record["reason"] for record in listed] == ["no_messages", "empty_answer"]
     assert listed[1]["id"] == "bad"
     assert not (tmp_path / "whole" / WORK).exists()
 
@@ -122,7 +122,7 @@ def test_nothing_to_learn_from_is_an_error_that_says_why(tokenizer: Path, tmp_pa
 
 
 def test_equal_conversations_are_on_one_side_of_the_split(tokenizer: Path, tmp_path: Path) -> None:
-    records = [one for one in chats(30) for _ in range(3)]
+    records = [conversation for conversation in chats(30) for _ in range(3)]
     (tmp_path / "a.jsonl").write_bytes(lines(records))
     make(tmp_path / "set", [tmp_path / "a.jsonl"], tokenizer)
     sides = [ChatSet(str(tmp_path / "set"), split) for split in ("train", "validation")]  # type: ignore[arg-type]

@@ -86,8 +86,8 @@ def test_bytes_are_those_of_the_text_and_not_of_the_end_of_a_turn(folder: Path, 
 
 def test_a_template_without_special_tokens(folder: Path) -> None:
     tokenizer = ChatTokenizer(folder, TRIMMED)
-    found = learnt(tokenizer, tokenizer.encode(conversation(*TURNS)))
-    assert found == " Good day, 日本 😀.\n No.\n", "the line's end is the end of the turn"
+    result = learnt(tokenizer, tokenizer.encode(conversation(*TURNS)))
+    assert result == " Good day, 日本 😀.\n No.\n", "the line's end is the end of the turn"
 
 
 def test_the_plain_template_serves_a_tokenizer_without_one(tmp_path: Path) -> None:

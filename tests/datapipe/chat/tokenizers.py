@@ -13,11 +13,11 @@ STOCK = (
 )
 
 
-def make_tokenizer(folder: Path, template: str | None = STOCK, words: str = WORDS) -> Path:
+def make_tokenizer(folder: Path, template: str | None = STOCK, vocabulary: str = WORDS) -> Path:
     """A byte-level BPE of some 320 tokens; with a template it has the tokens of ChatML, and pads with its end of turn."""
     from tokenizers import AddedToken, Tokenizer
 
-    files = train_tokenizer([words] * 3, 340).files
+    files = train_tokenizer([vocabulary] * 3, 340).files
     settings = json.loads(files["tokenizer_config.json"])
     tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
     folder.mkdir(parents=True, exist_ok=True)

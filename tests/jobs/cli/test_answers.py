@@ -6,8 +6,8 @@ from tests.jobs.shell import Shell
 
 
 def test_logs_of_a_rank_that_never_was(shell: Shell, running: RunDir) -> None:
-    said = shell.mistake("logs", running.id, "--rank", "7")
-    assert f"--rank 7: {running.id} has no log of it; it has logs of ranks 0 to 1" in said
+    output = shell.mistake("logs", running.id, "--rank", "7")
+    assert f"--rank 7: {running.id} has no log of it; it has logs of ranks 0 to 1" in output
     assert "it has one of node 0 alone" in shell.mistake("logs", running.id, "--node", "3")
 
 
@@ -17,8 +17,8 @@ def test_feedback_of_a_run_that_answers_nobody(shell: Shell, running: RunDir) ->
 
 def test_export_of_a_step_that_is_not_there(shell: Shell) -> None:
     run = trained(shell.home / "runs", 50, 100)
-    said = shell.mistake("export", run.id, "m", "--step", "99")
-    assert f"--step 99: {run.id} has no such checkpoint; it has those of steps 50, 100" in said
+    output = shell.mistake("export", run.id, "m", "--step", "99")
+    assert f"--step 99: {run.id} has no such checkpoint; it has those of steps 50, 100" in output
 
 
 def test_version(shell: Shell) -> None:

@@ -26,9 +26,9 @@ def test_run_ends_with_one_json_object_and_the_outcome(shell: Shell) -> None:
 
 
 def test_a_program_behind_two_dashes_keeps_its_words(shell: Shell) -> None:
-    words = ["echo", "\U0001f600 $(touch injected)", "*", "a: b"]
-    run = shell("submit", "command", "--on", "slow", "launch=once", "--", *words).strip()
-    assert RunDir(shell.home / "runs" / run).record["config"]["command"] == words
+    arguments = ["echo", "\U0001f600 $(touch injected)", "*", "a: b"]
+    run = shell("submit", "command", "--on", "slow", "launch=once", "--", *arguments).strip()
+    assert RunDir(shell.home / "runs" / run).record["config"]["command"] == arguments
 
 
 def test_a_place_that_cannot_be_is_one_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,11 +89,11 @@ def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatc
 def test_masking() -> None:
     from ropewalk.jobs.runs.submit.provenance import masked
 
-    given = {
+    settings = {
         "api_key": "a", "hf_token": "b", "s3": {"secret": "c", "password": "d"}, "text_key": "text", "eos_token": "<end>",
         "tokens": 5, "url": "https://me:pw@host/x", "list": [{"aws_secret_access_key": "e"}],
     }  # fmt: skip
-    assert masked(given) == {
+    assert masked(settings) == {
         "api_key": "***", "hf_token": "***", "s3": {"secret": "***", "password": "***"}, "text_key": "text",
         "eos_token": "<end>", "tokens": 5, "url": "https://***@host/x", "list": [{"aws_secret_access_key": "***"}],
     }  # fmt: skip
@@ -109,7 +109,7 @@ def test_a_scheduler_that_refuses(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("sentence", "message"),
     [
         (("run", "pretran"), "did you mean 'pretrain'"),
         (("serve", "model=production"), "'serve' is a job, not a command: `ropewalk run serve ...` starts one"),
@@ -128,8 +128,8 @@ def test_a_scheduler_that_refuses(shell: Shell) -> None:
         (("fly",), "fly"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_2(shell: Shell, words: tuple[str, ...], said: str) -> None:
-    assert said in shell.mistake(*words)
+def test_a_mistake_is_one_line_and_exit_2(shell: Shell, sentence: tuple[str, ...], message: str) -> None:
+    assert message in shell.mistake(*sentence)
     assert not (shell.home / "runs").exists()
 
 
@@ -150,9 +150,9 @@ def test_ps_asks_each_scheduler_once(shell: Shell, running: RunDir) -> None:
 
 
 def test_show(shell: Shell, running: RunDir) -> None:
-    found = json.loads(shell("show", running.id, "--json"))
-    assert found["metrics"]["train/loss"] == 2.0
-    assert found["attempt_list"][0]["handle"] == "fake:1"
+    answer = json.loads(shell("show", running.id, "--json"))
+    assert answer["metrics"]["train/loss"] == 2.0
+    assert answer["attempt_list"][0]["handle"] == "fake:1"
     page = shell("show", "latest")
     assert running.id in page
     assert "train/loss" in page
@@ -229,7 +229,7 @@ def test_over_is_over(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "record", "said"),
+    ("cause", "record", "message"),
     [
         ("rank 1: RuntimeError: CUDA out of memory", {}, "a GPU ran out of memory"),
         ("rank 0: OSError: [Errno 28] No space left on device", {}, "a disk is full"),
@@ -238,7 +238,7 @@ def test_over_is_over(shell: Shell) -> None:
         ("x", {"type": "KeyError", "message": "'w'", "traceback": 'File "model.py", line 7, in f\n  w["w"]\nKeyError'}, "line 7"),
     ],
 )
-def test_why_in_plain_words(shell: Shell, cause: str, record: dict[str, Any], said: str) -> None:
+def test_why_in_plain_words(shell: Shell, cause: str, record: dict[str, Any], message: str) -> None:
 
     run = RunDir(shell.home / "runs" / shell("submit", *pretrain("--on", "slow")).strip())
     if record:
@@ -246,7 +246,7 @@ def test_why_in_plain_words(shell: Shell, cause: str, record: dict[str, Any], sa
     run.event("rank_lost", rank=1, node=0, exit_code=-9, attempt=1)
     run.write_outcome(1, Outcome(state=RunState.FAILED, exit_code=1, cause=cause))
     page = shell("why", run.id)
-    for word in (said, "What to do", "rank 1 on node 0 killed (SIGKILL)"):
+    for word in (message, "What to do", "rank 1 on node 0 killed (SIGKILL)"):
         assert word in page
 
 
@@ -258,18 +258,18 @@ def test_a_broken_line_ends_no_command(shell: Shell, running: RunDir) -> None:
         path.parent.mkdir(exist_ok=True)
         with path.open("ab") as stream:
             stream.write(broken)
-    for words in (["show"], ["why"]):
-        page = " ".join(shell(*words, running.id).split())
+    for arguments in (["show"], ["why"]):
+        page = " ".join(shell(*arguments, running.id).split())
         assert "3 of metrics.jsonl" in page
         assert "rank 1 on node 0 killed" in page
     shell("show", running.id, "--plot", str(shell.home / "x.png"))
     assert json.loads(shell("show", running.id, "--json"))["broken_lines"]["metrics.jsonl"] == 3
-    for words in (["ps"], ["top", "--once"], ["logs", running.id]):
-        shell(*words)
+    for arguments in (["ps"], ["top", "--once"], ["logs", running.id]):
+        shell(*arguments)
 
 
 @pytest.mark.parametrize(
-    ("mount", "said"),
+    ("mount", "message"),
     [
         (Mount("ext4"), ""),
         (Mount("nfs4", frozenset({"rw"})), "up to a minute late"),
@@ -280,15 +280,15 @@ def test_a_broken_line_ends_no_command(shell: Shell, running: RunDir) -> None:
         (Mount("fuse.sshfs"), "depends on its server"),
     ],
 )
-def test_doctor_knows_what_a_file_system_hurts(mount: Mount, said: str) -> None:
-    assert said in what_hurts(mount)
-    assert bool(what_hurts(mount)) == bool(said)
+def test_doctor_knows_what_a_file_system_hurts(mount: Mount, message: str) -> None:
+    assert message in what_hurts(mount)
+    assert bool(what_hurts(mount)) == bool(message)
 
 
 def test_doctor(shell: Shell) -> None:
     assert "made up" in shell("doctor", "--on", "good")
-    assert "engine vllm" in (told := shell("doctor", "--on", "good"))
-    assert "file system" in told
+    assert "engine vllm" in (output := shell("doctor", "--on", "good"))
+    assert "file system" in output
     assert "!!" in shell("doctor", "--on", "bad", expect=1)
 
 

@@ -35,9 +35,9 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir.create("counted", record, tmp_path / "runs")
 
 
-def start(run: RunDir, *words: str) -> subprocess.Popen[str]:
+def start(run: RunDir, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "ROPEWALK_RUNS": str(run.path.parent), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "ropewalk.jobs.cli", *words]
+    command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else it is deaf where these tests run in the background
     try:
         # where the toy can be imported from
@@ -77,8 +77,8 @@ def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir, shell
     shell("resume", run.id, "resources.nodes=1", "--detach")
     assert run.id in shell("ps")  # the old outcome ends nothing any more
     until(lambda: steps(run) > reached + 3)
-    seen = [line["step"] for line in run.read_metrics()]  # once: it goes on meanwhile
-    assert seen == list(range(1, len(seen) + 1))
+    step_numbers = [line["step"] for line in run.read_metrics()]  # once: it goes on meanwhile
+    assert step_numbers == list(range(1, len(step_numbers) + 1))
     until(lambda: len(list(run.wandb.glob("offline-run-*"))) == 2)  # one W&B run, a file an attempt
     listening = start(run, "logs", "-f", run.id)
     shell("cancel", run.id)

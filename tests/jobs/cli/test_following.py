@@ -36,7 +36,7 @@ def test_a_run_that_nobody_carries_is_not_waited_for_forever(
 
 
 @pytest.mark.parametrize(
-    ("event", "said"),
+    ("event", "message"),
     [
         ({"event": "group_formed", "group": 2, "nodes": 1}, "group 2 formed over 1 node"),
         ({"event": "resumed", "step": 7, "world_size": 4}, "resumed from the checkpoint of step 7 on 4 ranks"),
@@ -44,8 +44,8 @@ def test_a_run_that_nobody_carries_is_not_waited_for_forever(
         ({"event": "pods_asked_for", "count": 1}, "asked Kubernetes for 1 pod in all"),
     ],
 )
-def test_an_event_in_words(event: dict[str, Any], said: str) -> None:
-    assert str(tell(event)).endswith(f"  {said}")
+def test_an_event_in_words(event: dict[str, Any], message: str) -> None:
+    assert str(tell(event)).endswith(f"  {message}")
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -68,26 +68,26 @@ def test_following_tells_progress_and_events(running: RunDir, terminal: bool) ->
     write_json(running.path / "wandb/address.json", {"address": "https://wandb.example/me/x"})
     follow(running, Console(file=out, width=200, force_terminal=terminal), sleep=go_on)
     assert out.getvalue().count("W&B: https://wandb.example/me/x") == 1
-    for words in ("rank 1 on node 0 killed (SIGKILL)", "2.5 MB", "2/3 steps  loss 2.000  12.3k tokens/s"):
-        assert words in out.getvalue()
+    for text in ("rank 1 on node 0 killed (SIGKILL)", "2.5 MB", "2/3 steps  loss 2.000  12.3k tokens/s"):
+        assert text in out.getvalue()
 
 
 def test_a_program_that_tells_nothing_is_running_once_it_has_started(running: RunDir) -> None:
     running.progress.unlink(missing_ok=True)
     out = io.StringIO()
-    seen: list[str] = []
+    observed: list[str] = []
 
     def go_on(_: float) -> None:
-        seen.append(out.getvalue())
-        if len(seen) == 1:
+        observed.append(out.getvalue())
+        if len(observed) == 1:
             (running.log_dir(1) / "rank-0.log").touch()
-        elif len(seen) == 20:
+        elif len(observed) == 20:
             running.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
 
     for log in running.log_dir(1).glob("rank-*.log"):
         log.unlink()
     follow(running, Console(file=out, width=200, force_terminal=True), sleep=go_on)
-    assert "running" not in seen[0]
+    assert "running" not in observed[0]
     assert "running" in out.getvalue()
 
 
@@ -113,8 +113,8 @@ def test_a_run_is_followed_from_another_machine(tmp_path: Path) -> None:
 
         out = io.StringIO()
         follow(here, Console(file=out, width=200), sleep=go_on)
-        for words in ("2/3 steps  loss 2.000", "rank 1 on node 0 killed"):
-            assert words in out.getvalue()
+        for text in ("2/3 steps  loss 2.000", "rank 1 on node 0 killed"):
+            assert text in out.getvalue()
     finally:
         network.close()
 

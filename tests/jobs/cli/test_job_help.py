@@ -29,8 +29,8 @@ def entries(page: list[str]) -> Iterator[tuple[str, str, str]]:
             key = ""
         if HEADING.match(line):
             section = line.partition(":")[0]
-        elif found := KEY.match(line):
-            key, text = found[1], line[found.end() :]
+        elif match := KEY.match(line):
+            key, text = match[1], line[match.end() :]
         elif key:
             text += line
 
@@ -40,21 +40,21 @@ def entries(page: list[str]) -> Iterator[tuple[str, str, str]]:
 def test_every_key_stands_in_its_section(shell: Shell, monkeypatch: pytest.MonkeyPatch, job: str, columns: int) -> None:
     page = lines(shell, monkeypatch, job, columns)
     assert max(map(len, page)) <= columns
-    found = list(entries(page))
+    results = list(entries(page))
     kind: type[JobConfig] = config_of(find_job(job))
-    assert sorted(key for _, key, _ in found) == sorted(name for name, _ in walk_keys(kind)), "none is hidden, none twice"
-    for section, key, text in found:
+    assert sorted(key for _, key, _ in results) == sorted(name for name, _ in walk_keys(kind)), "none is hidden, none twice"
+    for section, key, text in results:
         assert section == (key.partition(".")[0] if "." in key else "Top-level keys")
         assert re.fullmatch(r".+ \(.+, (required|required with [a-z_]+|unset|default .+)\)", text), f"{key}: {text}"
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_what_must_be_set_comes_first(shell: Shell, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
-    found = list(entries(lines(shell, monkeypatch, job, 120)))
-    top = ["required" in text for section, _, text in found if section == "Top-level keys"]
+    results = list(entries(lines(shell, monkeypatch, job, 120)))
+    top = ["required" in text for section, _, text in results if section == "Top-level keys"]
     assert top == sorted(top, reverse=True)
     assert any(top)
-    sections = list(dict.fromkeys(section for section, _, _ in found))
+    sections = list(dict.fromkeys(section for section, _, _ in results))
     assert sections[0] == "Top-level keys"
     assert sections[-3:] == ["resources", "retries", "wandb"]
 

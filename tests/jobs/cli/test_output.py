@@ -16,20 +16,20 @@ ROPEWALK = f"{sys.executable} -m ropewalk.jobs.cli"
 def bash(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a line of bash, in which a pipe fails where any of its commands does."""
     command = ["bash", "-o", "pipefail", "-c", line]
-    own = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=own, timeout=HANG_SECONDS, check=False)
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=HANG_SECONDS, check=False)
 
 
-@pytest.mark.parametrize("words", ["run pretrain --help", "--help"])
-def test_a_reader_that_has_seen_enough_is_no_failure(words: str) -> None:
-    done = bash(f"{ROPEWALK} {words} | head -1")
+@pytest.mark.parametrize("command", ["run pretrain --help", "--help"])
+def test_a_reader_that_has_seen_enough_is_no_failure(command: str) -> None:
+    done = bash(f"{ROPEWALK} {command} | head -1")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", ["run pretrain --help", "ps", "ps --json"])
-def test_an_output_that_is_full_is_one_line(words: str, tmp_path: Path) -> None:
-    done = bash(f"{ROPEWALK} {words} > /dev/full", ROPEWALK_RUNS=str(tmp_path))
+@pytest.mark.parametrize("command", ["run pretrain --help", "ps", "ps --json"])
+def test_an_output_that_is_full_is_one_line(command: str, tmp_path: Path) -> None:
+    done = bash(f"{ROPEWALK} {command} > /dev/full", ROPEWALK_RUNS=str(tmp_path))
     assert done.returncode == 2
     assert (
         done.stderr == "error: cannot write the output or a file: No space left on device; free some space, or write elsewhere\n"

@@ -11,7 +11,7 @@ from tests.fakes.gpus import machine_with
 
 
 @pytest.mark.parametrize(
-    ("gpus", "devices", "said"),
+    ("gpus", "devices", "message"),
     [
         (0, [[], []], "torch finds no usable GPU"),
         (1, [[], []], "1 GPU is too few for 2 ranks"),
@@ -20,14 +20,14 @@ from tests.fakes.gpus import machine_with
     ],
 )
 def test_each_rank_has_a_gpu_of_its_own_or_none_has_any(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, devices: list[list[str]], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, devices: list[list[str]], message: str
 ) -> None:
     machine_with(gpus, monkeypatch)
     resources = Resources.model_validate(settings(tmp_path, 40, gpus)["pretrain"]["resources"])
     resources.check_ranks()
     assert (resources.nodes.most, resources.local_world_size) == (2, 1)
     assert deal_devices(resources) == devices
-    assert said in device_notice(gpus)
+    assert message in device_notice(gpus)
 
 
 def test_gpus_that_torch_cannot_use_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,12 +61,12 @@ def test_items_that_are_all_alike_are_as_much_evidence_as_they_are_many(
 
 
 def test_a_failed_gate_tells_the_interval_of_items_that_are_all_alike() -> None:
-    found = gate({"x": ">= 0.55 by 2se", "y": "<= 4 by 2se"}, {"x": alike(1.0), "y": alike(3.7)})
-    assert [each.message for each in found.failed] == [
+    result = gate({"x": ">= 0.55 by 2se", "y": "<= 4 by 2se"}, {"x": alike(1.0), "y": alike(3.7)})
+    assert [each.message for each in result.failed] == [
         "x is 1 (all items equal; 95% interval 0.3424 to 1, n = 2), must be >= 0.55 by 2se",
         "y is 3.7 (all items equal and too few to decide, n = 2), must be <= 4 by 2se",
     ]
-    assert [each.interval for each in found.failed] == [pytest.approx((0.3424, 1.0), abs=1e-4), None]
+    assert [each.interval for each in result.failed] == [pytest.approx((0.3424, 1.0), abs=1e-4), None]
 
 
 @pytest.mark.parametrize("text", ["", "0.6", "~ 0.6", ">= many", ">= 0.5 by se", ">= 0.5 by 2", "== 0 by 2se", ">= nan"])
@@ -76,13 +76,13 @@ def test_what_is_no_condition_is_told(text: str) -> None:
 
 
 def test_a_failed_gate_names_each_condition_with_figure_and_interval() -> None:
-    found = gate({"boolq": ">= 0.7", "toxicity": "<= 0.1", "lucky": ">= 0 by 2se"}, {"boolq": BOOLQ, "lucky": one_item()})
-    assert not found.passed
-    assert [each.name for each in found.failed] == ["boolq", "toxicity", "lucky"]
-    assert found.failed[0].message == "boolq is 0.6 ± 0.02 (95% interval 0.5608 to 0.6392, n = 600), must be >= 0.7"
-    assert "score missing" in found.failed[1].message
-    assert "no standard error" in found.failed[2].message
-    assert found.plain()["failed"][0]["interval"] == pytest.approx((0.5608, 0.6392))
+    result = gate({"boolq": ">= 0.7", "toxicity": "<= 0.1", "lucky": ">= 0 by 2se"}, {"boolq": BOOLQ, "lucky": one_item()})
+    assert not result.passed
+    assert [each.name for each in result.failed] == ["boolq", "toxicity", "lucky"]
+    assert result.failed[0].message == "boolq is 0.6 ± 0.02 (95% interval 0.5608 to 0.6392, n = 600), must be >= 0.7"
+    assert "score missing" in result.failed[1].message
+    assert "no standard error" in result.failed[2].message
+    assert result.plain()["failed"][0]["interval"] == pytest.approx((0.5608, 0.6392))
 
 
 def test_what_is_no_number_never_passes() -> None:

@@ -22,20 +22,20 @@ def test_mean_error_and_interval_are_scipys() -> None:
 def test_a_bootstrap_interval_is_scipys() -> None:
     values = np.random.default_rng(1).exponential(size=200)
     low, high = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20000, rng=5).confidence_interval
-    found = bootstrap_interval(list(values), seed=3)
-    assert found is not None
-    assert found == pytest.approx((float(low), float(high)), abs=0.02 * (high - low) * 3)
-    assert found == bootstrap_interval(list(values), seed=3)
+    result = bootstrap_interval(list(values), seed=3)
+    assert result is not None
+    assert result == pytest.approx((float(low), float(high)), abs=0.02 * (high - low) * 3)
+    assert result == bootstrap_interval(list(values), seed=3)
 
 
 def test_few_pairs_are_permuted_in_every_way() -> None:
     differences = [0.3, -0.1, 0.5, 0.2, 0.4, 0.1]
     arrangements = [sum(d if k >> i & 1 else -d for i, d in enumerate(differences)) for k in range(64)]
     exact = sum(abs(a) >= abs(sum(differences)) - 1e-12 for a in arrangements) / 64
-    found = permutation(differences, seed=0)
-    assert found is not None
-    assert found.p == pytest.approx(exact)
-    assert found.mid_p == pytest.approx(exact - 2 / 64 / 2 * (exact > 0), abs=2 / 64)
+    result = permutation(differences, seed=0)
+    assert result is not None
+    assert result.p == pytest.approx(exact)
+    assert result.mid_p == pytest.approx(exact - 2 / 64 / 2 * (exact > 0), abs=2 / 64)
     assert permutation([0.0, 0.0, 1.0], seed=0) == (1.0, 1.0)
 
 
@@ -116,19 +116,19 @@ def test_a_thousand_pairs_without_a_difference() -> None:
 def test_a_detectable_difference_is_found_four_times_of_five() -> None:
     random = np.random.default_rng(11)
     true = detectable_difference(1 / math.sqrt(100), 100)
-    found = [judge(list(random.normal(true, 1.0, size=100)), seed=k).better for k in range(150)]
-    assert "second" not in found
-    assert stats.binomtest(found.count("first"), 150, 0.8).pvalue > 0.01, found.count("first")
+    results = [judge(list(random.normal(true, 1.0, size=100)), seed=k).better for k in range(150)]
+    assert "second" not in results
+    assert stats.binomtest(results.count("first"), 150, 0.8).pvalue > 0.01, results.count("first")
 
 
 def test_no_winner_below_the_smallest_difference() -> None:
     random = np.random.default_rng(13)
     for seed in range(60):
-        made = judge(list(random.normal(0.1, 1.0, size=100)), seed=seed)
-        assert made.difference is not None
-        assert made.smallest_difference is not None
-        if abs(made.difference) < made.smallest_difference:
-            assert made.better is None
+        created = judge(list(random.normal(0.1, 1.0, size=100)), seed=seed)
+        assert created.difference is not None
+        assert created.smallest_difference is not None
+        if abs(created.difference) < created.smallest_difference:
+            assert created.better is None
 
 
 def test_equal_sides_are_equal() -> None:
@@ -140,8 +140,8 @@ def test_equal_sides_are_equal() -> None:
 def test_differences_that_are_all_equal_are_as_much_evidence_as_they_are_many(count: int, better: str | None) -> None:
     """No spread is no certainty: all of three signs are equal once in four times."""
     for difference in (1.0, 0.1 + 0.2):
-        found = judge([difference] * count)
-        assert found.better == better
+        result = judge([difference] * count)
+        assert result.better == better
         assert judge([-difference] * count).better == ("second" if better else None)
     rounded = compare_pairs([3.5 + 0.1 * k for k in range(count)], [3.0 + 0.1 * k for k in range(count)])
     assert rounded.better == better, "a spread of rounding is none"

@@ -79,9 +79,9 @@ def test_latest_value_of_every_metric(run: RunDir) -> None:
     log.log(5, {"validation/loss": 9.0})
     for step in range(6, 900):
         log.log(step, {"train/loss": float(step), "train/learning_rate": 0.1})
-    found = latest_metrics(run)
-    assert found["step"] == 899
-    assert found["train/loss"] == 899.0
+    result = latest_metrics(run)
+    assert result["step"] == 899
+    assert result["train/loss"] == 899.0
     assert latest_metrics(RunDir.create("empty", {}, run.path.parent)) == {}
 
 

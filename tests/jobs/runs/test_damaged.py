@@ -48,11 +48,11 @@ def test_a_damaged_run_is_named_and_hides_no_other(
     whole, path = damaged(file, content)
     assert [row["run"] for row in json.loads(shell("ps", "--all", "--json"))] == [whole.id]
     assert str(path) in caplog.text
-    for words in (["ps"], ["ps", "--all", "--tree"], ["top", "--once"]):
-        shell(*words)
+    for arguments in (["ps"], ["ps", "--all", "--tree"], ["top", "--once"]):
+        shell(*arguments)
     run = path.relative_to(shell.home / "runs").parts[0]
-    for words in (["show", run],) if "attempt.json" in file else (["show", run], ["why", run], ["cancel", run]):
-        assert str(path) in shell.mistake(*words)
+    for arguments in (["show", run],) if "attempt.json" in file else (["show", run], ["why", run], ["cancel", run]):
+        assert str(path) in shell.mistake(*arguments)
     if file == "run.yaml":
         assert json.loads(shell("show", "latest", "--json"))["run"] == whole.id
 

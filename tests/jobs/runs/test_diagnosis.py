@@ -44,20 +44,20 @@ def end(run: RunDir, state: RunState) -> None:
 def test_why_says_for_which_runs_one_waits_and_what_follows(tmp_path: Path, backend: str) -> None:
     first, second, lost = at_work(tmp_path, "first", 30), at_work(tmp_path, "second", 7), make_run(tmp_path, "lost")
     run = make_run(tmp_path, "later", backend=backend, after=[first.id, second.id])
-    found = diagnose(run, PENDING)
+    result = diagnose(run, PENDING)
     waits = f"It waits for {first.id}, which is RUNNING at step 30 and for {second.id}, which is RUNNING at step 7."
-    assert found.cause == f"{waits} It starts once all of them have succeeded, and is cancelled if one fails or is cancelled."
-    assert found.remedy == f"`ropewalk why {first.id}` tells more of it"
+    assert result.cause == f"{waits} It starts once all of them have succeeded, and is cancelled if one fails or is cancelled."
+    assert result.remedy == f"`ropewalk why {first.id}` tells more of it"
     end(first, RunState.SUCCEEDED)
-    told = f"It waits for {second.id}, which is RUNNING at step 7. It starts once that has succeeded, and is cancelled if"
-    assert diagnose(run, PENDING).cause.startswith(told)
+    message = f"It waits for {second.id}, which is RUNNING at step 7. It starts once that has succeeded, and is cancelled if"
+    assert diagnose(run, PENDING).cause.startswith(message)
     end(second, RunState.FAILED)
     assert f"{second.id}, which ended as FAILED (as it went)" in diagnose(run, PENDING).cause
 
     stuck = make_run(tmp_path, "stuck", after=[lost.id])
-    found = diagnose(stuck, PENDING)
-    assert f"It waits for {lost.id}, which is UNKNOWN." in found.cause
-    assert found.remedy.startswith(f"`ropewalk resume {lost.id}`: no process is running it")
+    result = diagnose(stuck, PENDING)
+    assert f"It waits for {lost.id}, which is UNKNOWN." in result.cause
+    assert result.remedy.startswith(f"`ropewalk resume {lost.id}`: no process is running it")
 
 
 def test_why_of_a_run_that_waits_for_no_other_has_the_scheduler_s_words(tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ def _name(word: ast.expr, path: Path, tree: ast.AST) -> str:
 
 
 def test_every_event_has_a_row_and_every_row_is_recorded() -> None:
-    found = {name: place for place, name in recorded() if name}
-    assert {name: place for name, place in found.items() if name not in EVENTS} == {}
-    assert sorted(set(EVENTS) - set(found)) == []
+    results = {name: source for source, name in recorded() if name}
+    assert {name: source for name, source in results.items() if name not in EVENTS} == {}
+    assert sorted(set(EVENTS) - set(results)) == []
 
 
 @pytest.mark.parametrize("name", [name for name, form in EVENTS.items() if form])
@@ -57,7 +57,7 @@ def test_a_line_of_another_version_that_lacks_every_field_is_told_all_the_same(n
 
 
 @pytest.mark.parametrize(
-    ("event", "said"),
+    ("event", "message"),
     [
         ({"event": "rank_lost", "rank": 1, "node": 0, "exit_code": -11}, "crashed in native code (segmentation fault)"),
         ({"event": "node_lost", "node": 2}, "node 2 died (lost)"),
@@ -69,8 +69,8 @@ def test_a_line_of_another_version_that_lacks_every_field_is_told_all_the_same(n
         ({"event": "trial_started", "trial": 0, "parameters": {"optim.lr": 0.00123456}}, "trial 0 starts: optim.lr=0.001235"),
     ],
 )
-def test_an_event_in_words(event: dict[str, object], said: str) -> None:
-    assert re.fullmatch(r"\d\d:\d\d:\d\d  .*" + re.escape(said), str(tell({**event, "time": 0.0})))
+def test_an_event_in_words(event: dict[str, object], message: str) -> None:
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  .*" + re.escape(message), str(tell({**event, "time": 0.0})))
 
 
 def test_bookkeeping_and_what_is_unknown_are_not_shown() -> None:

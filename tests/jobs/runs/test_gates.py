@@ -44,7 +44,7 @@ def test_the_newest_gate_of_each_job_decides(model: RunDir) -> None:
     with pytest.raises(ConfigError, match=r"refused its checkpoint of step 4: quiz is 0\.4"):
         require_passed(model, 4)
     judged(model, "evaluate", True, model=str(model.path))
-    assert [one.run.record["job"] for one in require_passed(model, 4)] == ["evaluate"]
+    assert [item.run.record["job"] for item in require_passed(model, 4)] == ["evaluate"]
     judged(model, "audit", False)
     with pytest.raises(ConfigError, match="the gate of audit"):
         require_passed(model, 4)

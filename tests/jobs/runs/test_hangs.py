@@ -27,18 +27,18 @@ def test_why_groups_the_ranks_of_all_nodes_by_where_they_stood(tmp_path: Path) -
     run.event("ranks_hung", **common, node=1, step=41, seconds=2.5, ranks=[rank(2, REDUCE), rank(3, REDUCE)])
     run.event("group_formed", group=3, nodes=2)
     run.event("ranks_hung", **{**common, "group": 3}, node=0, step=9, seconds=1.0, ranks=[rank(0, REDUCE)])
-    found = diagnose(run, BackendState(state=RunState.RUNNING))
-    first, formed, second = (line.split("  ", 1)[1] for line in found.evidence)
+    result = diagnose(run, BackendState(state=RunState.RUNNING))
+    first, formed, second = (line.split("  ", 1)[1] for line in result.evidence)
     assert first == (f"stood still for 2.5 s at step 41: 3 ranks in {REDUCE}, rank 1 in {loader}, data; all stacks: {stacks}")
     assert formed == "group 3 formed over 2 nodes"
     assert second.startswith("stood still for 1.0 s at step 9: rank 0 in")
 
 
 def test_one_that_was_stopped_is_said_to_be() -> None:
-    told = places(
+    message = places(
         [rank(0, REDUCE), rank(1, "update (jobs/training/loop/step.py:84)", state="stopped"), rank(2, "x", "checkpoint")]
     )
-    assert told == (
+    assert message == (
         f"rank 0 in {REDUCE}, rank 1 stopped by a signal, in update (jobs/training/loop/step.py:84), rank 2 in x, checkpoint"
     )
 
@@ -48,6 +48,6 @@ def test_joining_leaves_the_events_as_they_are() -> None:
         {"event": "ranks_hung", "attempt": 1, "group": 1, "step": 1, "seconds": 1.0, "ranks": [rank(0, "x")], "stacks": "s"}
     ]
     joined = join_hangs([*events, *events])
-    assert [one["rank"] for one in joined[0]["ranks"]] == [0, 0]
+    assert [rank["rank"] for rank in joined[0]["ranks"]] == [0, 0]
     assert len(events[0]["ranks"]) == 1
     assert "rank 0 in x" in str(tell({**events[0], "time": 0.0}))

@@ -59,9 +59,9 @@ def test_the_planted_failures_are_told(tmp_path: Path) -> None:
     wrong = []
     for planted in PLANTED:
         cause = fail(planted["program"], tmp_path / planted["name"])
-        known = known_error(cause)
-        if known is None or planted["says"] not in known.meaning:
-            wrong.append(f"{planted['name']}: {cause[:150]} -> {known.meaning if known else None}")
+        error = known_error(cause)
+        if error is None or planted["says"] not in error.meaning:
+            wrong.append(f"{planted['name']}: {cause[:150]} -> {error.meaning if error else None}")
     assert len(PLANTED) >= 60
     assert not wrong, "\n".join(wrong)
 
@@ -69,8 +69,10 @@ def test_the_planted_failures_are_told(tmp_path: Path) -> None:
 def test_each_row_says_what_to_do_and_is_the_one_for_its_own_message() -> None:
     rows = known_errors()
     assert [row.pattern for row in rows if not row.meaning or not row.remedy] == []
-    found = [(row.pattern, known_error(row.example)) for row in rows if row.example]
-    assert [(own, other) for own, other in found if other is None or other.pattern != own] == [], "another row stands before it"
+    results = [(row.pattern, known_error(row.example)) for row in rows if row.example]
+    assert [(item, other) for item, other in results if other is None or other.pattern != item] == [], (
+        "another row stands before it"
+    )
 
 
 def test_no_narrow_row_is_found_in_what_programs_ordinarily_say() -> None:
@@ -79,10 +81,10 @@ def test_no_narrow_row_is_found_in_what_programs_ordinarily_say() -> None:
     assert [(line, pattern.pattern) for line in text.splitlines() for pattern in patterns if pattern.search(line)] == []
 
 
-def test_a_narrow_row_of_the_cause_goes_before_a_wide_one_and_the_deepest_kind_before_what_wraps_it() -> None:
+def test_narrow_rows_and_deep_causes_match_first() -> None:
     def meaning(text: str) -> str:
-        known = known_error(f"rank 0: ProgramFailedError: the program ended with exit code 1: {text}")
-        return known.meaning if known else ""
+        error = known_error(f"rank 0: ProgramFailedError: the program ended with exit code 1: {text}")
+        return error.meaning if error else ""
 
     assert "GPU ran out of memory" in meaning("RuntimeError: it failed; caused by: torch.OutOfMemoryError: CUDA out of memory.")
     assert "has no entry of that name" in meaning("RuntimeError: it failed; caused by: KeyError: 'rope'")
@@ -105,8 +107,8 @@ def why(cause: str, root: Path) -> str:
     write_json(run.attempt_dir(number) / "errors/rank-0.json", error)
     whole = f"rank 0: ProgramFailedError: {cause}"
     run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=1, cause=whole, ended=1.0))
-    found = diagnose(run, BackendState(state=RunState.FAILED, reason=whole))
-    return f"{found.cause.removesuffix(whole)}\n{found.remedy}"
+    result = diagnose(run, BackendState(state=RunState.FAILED, reason=whole))
+    return f"{result.cause.removesuffix(whole)}\n{result.remedy}"
 
 
 def test_failures_of_somebody_who_has_not_seen_the_rules_are_told(tmp_path: Path) -> None:
@@ -115,9 +117,9 @@ def test_failures_of_somebody_who_has_not_seen_the_rules_are_told(tmp_path: Path
     wrong = []
     for name, program in UNSEEN.items():
         cause = run_shell(program["shell"], tmp_path) if "shell" in program else fail(program["program"], tmp_path / name)
-        said = why(cause, tmp_path / "runs")
-        if not all(re.search(program[key], said, re.IGNORECASE) for key in ("cause", "remedy")):
-            wrong.append(f"{name}: {cause[:200]} -> {said}")
+        output = why(cause, tmp_path / "runs")
+        if not all(re.search(program[key], output, re.IGNORECASE) for key in ("cause", "remedy")):
+            wrong.append(f"{name}: {cause[:200]} -> {output}")
     assert len(UNSEEN) >= 30
     assert not wrong, "\n".join(wrong)
 

@@ -25,7 +25,7 @@ def marked(text: str, mark: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("log", "words", "place"),
+    ("log", "message", "location"),
     [
         (f"{TRACE}{MAIN}{LIBRARY}RuntimeError: shapes\n", "RuntimeError: shapes", OWN),
         (marked(BAD, "[rank0]: "), "ValueError: bad", OWN),
@@ -93,6 +93,6 @@ def marked(text: str, mark: str) -> str:
         ),
     ],
 )
-def test_the_exception_that_decided_is_found(log: str, words: str, place: list[str]) -> None:
-    assert last_words(log) == words
-    assert innermost_frame(log) == place
+def test_the_exception_that_decided_is_found(log: str, message: str, location: list[str]) -> None:
+    assert last_words(log) == message
+    assert innermost_frame(log) == location

@@ -28,13 +28,13 @@ MOUNT = {"claim": "corpora", "path": "/corpora"}
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Mount point of a claim that holds a data set."""
-    place = tmp_path_factory.mktemp("mnt")
-    make_dataset(place / "d", num_documents=8)
-    (place / "raw").mkdir()
-    (place / "raw/a.jsonl").write_text('{"text": "x"}\n')
-    (place / "model").mkdir()
-    (place / "model/config.json").write_text("{}")
-    return place
+    folder = tmp_path_factory.mktemp("mnt")
+    make_dataset(folder / "d", num_documents=8)
+    (folder / "raw").mkdir()
+    (folder / "raw/a.jsonl").write_text('{"text": "x"}\n')
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text("{}")
+    return folder
 
 
 def view(runs: Path | None) -> Callable[[str], Path | None]:
@@ -80,9 +80,9 @@ def test_a_submission_takes_a_path_of_the_claim(mounted: Path, tmp_path: Path, m
     profiles = {"team": {"backend": "k8s", "claim_path": "/runs", "runs": str(mounted), "kubeconfig": str(tmp_path / "none")}}
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(profiles))
     monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
-    words = ["data=/runs/d", "steps=2"]
+    arguments = ["data=/runs/d", "steps=2"]
     if job == "sweep":
-        words = [
+        arguments = [
             "job=pretrain",
             "base={data: /runs/d, steps: 2, validation: {every_steps: 1}}",
             "space={optim.lr: {uniform: [0.1, 0.2]}}",
@@ -91,7 +91,7 @@ def test_a_submission_takes_a_path_of_the_claim(mounted: Path, tmp_path: Path, m
             "scheduler=fifo",
             "search=random",
         ]
-    assert "kind: Job" in render(job, [configure(job, None, words)], "team")
+    assert "kind: Job" in render(job, [configure(job, None, arguments)], "team")
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_run_that_was_never_submitted_is_cancelled_without_its_cluster(nowhere
 
 
 @pytest.mark.parametrize("more", [{"created": None}, {"created": 1.0, "parent": "sweep-1"}])
-def test_a_run_that_may_be_on_its_way_is_not_taken_for_one_that_was_never_submitted(nowhere: Path, more: dict[str, Any]) -> None:
+def test_a_run_in_doubt_is_not_reported_as_never_submitted(nowhere: Path, more: dict[str, Any]) -> None:
     """Whoever submits a thousand runs writes all down first; and a copy of another run's child may not have all its files."""
     record = {"job": "command", "cluster": "team", "config": {}, "resources": {"nodes": 1}}
     run = RunDir.create("x", {**record, **more, "created": more["created"] or time.time()}, nowhere)

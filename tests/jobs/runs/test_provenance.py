@@ -32,7 +32,7 @@ def test_wheels_and_eggs_are_known_by_their_folders_and_the_first_one_counts(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["python", "train.py", "--token=hf_abc"],
         ["python", "train.py", "--api-key", "sk-abc"],
@@ -44,13 +44,13 @@ def test_wheels_and_eggs_are_known_by_their_folders_and_the_first_one_counts(
         ["train.py", "--api-key", "/9j4AAQ/abc+x", "--token=[x]secret"],
     ],
 )
-def test_no_word_of_a_command_is_a_secret(words: list[str]) -> None:
+def test_no_word_of_a_command_is_a_secret(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"command: holds what looks like a secret.*; use a file"):
-        refuse_secrets({"command": words}, "use a file")
+        refuse_secrets({"command": arguments}, "use a file")
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["sort", "--key", "2", "--key=3", "key=name", "data.key=text"],
         ["bash", "-c", 'HF_TOKEN=$(cat ~/.token) train --token $HF_TOKEN --api-key="$KEY" --token {token}'],
@@ -61,5 +61,5 @@ def test_no_word_of_a_command_is_a_secret(words: list[str]) -> None:
         ["train.py", "--use-auth-token", "data.jsonl", "--unknown-token", "[UNK]", "--boi-token", "img"],
     ],
 )
-def test_what_only_resembles_a_secret_in_a_command_is_none(words: list[str]) -> None:
-    refuse_secrets({"command": words}, "use a file")
+def test_what_only_resembles_a_secret_in_a_command_is_none(arguments: list[str]) -> None:
+    refuse_secrets({"command": arguments}, "use a file")

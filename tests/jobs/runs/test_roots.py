@@ -28,8 +28,8 @@ def big(shell: Shell) -> Path:
 
 
 def path_of(ref: str, root: Path | None = None) -> Path:
-    place = find_checkpoint(ref, root).place
-    return place.path if isinstance(place, RunDir) else place
+    path = find_checkpoint(ref, root).place
+    return path.path if isinstance(path, RunDir) else path
 
 
 def test_a_model_may_lie_under_any_root(shell: Shell, big: Path) -> None:
@@ -50,10 +50,10 @@ def test_a_job_finds_the_model_beside_it_first_and_then_under_other_roots(shell:
 
 def test_promote_and_compare_over_roots(shell: Shell, big: Path) -> None:
     model = trained(big)
-    one, two = evaluation(big, [1.0, 0.0] * 8, name="one"), evaluation(shell.home / "runs", [0.0, 1.0] * 8, name="two")
-    assert json.loads(shell("compare", one.id, two.id, "--json"))["comparisons"]
+    item, two = evaluation(big, [1.0, 0.0] * 8, name="one"), evaluation(shell.home / "runs", [0.0, 1.0] * 8, name="two")
+    assert json.loads(shell("compare", item.id, two.id, "--json"))["comparisons"]
     gate = judged(big, model.id)
-    assert [one["run"] for one in promote(model.id).gates] == [gate.id]
+    assert [entry["run"] for entry in promote(model.id).gates] == [gate.id]
     assert find_checkpoint("production").ref == f"{model.id}@4"
 
 

@@ -19,11 +19,11 @@ from tests.jobs.shell import Shell
 @pytest.fixture
 def server(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A run of it that goes on, with a canary that goes on too."""
-    place = shell.home / "added/viewed-1.0.dist-info"
-    place.mkdir(parents=True)
-    (place / "entry_points.txt").write_text("[ropewalk.jobs]\nviewed = tests.fakes.viewed:SPEC\n")
-    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: viewed\nVersion: 1.0\n")
-    monkeypatch.syspath_prepend(str(place.parent))
+    folder = shell.home / "added/viewed-1.0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "entry_points.txt").write_text("[ropewalk.jobs]\nviewed = tests.fakes.viewed:SPEC\n")
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: viewed\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(folder.parent))
     run = RunDir(shell.home / "runs" / shell("submit", "viewed", "--on", "slow").split()[-1])
     record = {"job": "pretrain", "cluster": "slow", "config": {}, "resources": {"nodes": 1}, "parent": run.id}
     RunDir.create("canary", record, shell.home / "runs").begin_attempt()
@@ -53,9 +53,9 @@ def test_following_says_its_words(server: RunDir, terminal: bool) -> None:
 
 
 def test_why_has_its_lines_and_says_whose_child_a_run_is(shell: Shell, server: RunDir) -> None:
-    said = shell("why", server.id)
-    assert "replica 1: CUDA out of memory" in said
-    assert "What to do: a GPU ran out of memory: use a smaller" in said
+    output = shell("why", server.id)
+    assert "replica 1: CUDA out of memory" in output
+    assert "What to do: a GPU ran out of memory: use a smaller" in output
     assert f"It is a canary of {server.id}." in shell("why", view_of(server).children()[0].id)
 
 

@@ -19,25 +19,25 @@ from ropewalk.jobs.runs.submit.snapshot import checkout, code_notice, code_state
 from tests.jobs.shell import Shell, pretrain
 
 
-def git(place: Path, *words: str) -> str:
+def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=me", "-c", "user.email=me@here"]
-    return subprocess.run(["git", "-C", place, *identity, *words], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(["git", "-C", folder, *identity, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A repository with one commit: a.py, run.sh (executable), pkg/b.py."""
-    place = tmp_path / "tree"
-    (place / "pkg").mkdir(parents=True)
-    git(place, "init", "-q", "-b", "main")
-    (place / ".gitignore").write_text("*.log\n")
-    (place / "a.py").write_text("A = 1\n")
-    (place / "pkg/b.py").write_text("B = 1\n")
-    (place / "run.sh").write_text("#!/bin/sh\n")
-    (place / "run.sh").chmod(0o755)
-    git(place, "add", ".")
-    git(place, "commit", "-q", "-m", "one")
-    return place
+    folder = tmp_path / "tree"
+    (folder / "pkg").mkdir(parents=True)
+    git(folder, "init", "-q", "-b", "main")
+    (folder / ".gitignore").write_text("*.log\n")
+    (folder / "a.py").write_text("A = 1\n")
+    (folder / "pkg/b.py").write_text("B = 1\n")
+    (folder / "run.sh").write_text("#!/bin/sh\n")
+    (folder / "run.sh").chmod(0o755)
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "one")
+    return folder
 
 
 def names(folder: Path) -> set[str]:
@@ -74,16 +74,16 @@ def test_equal_code_is_copied_once_and_other_code_apart(tree: Path, tmp_path: Pa
     again, _ = copied(tree, root)
     assert again == first
     assert first.stat().st_ino == before, "an existing copy is not written again"
-    seen = {first}
+    observed = {first}
     for change in (
         lambda: (tree / "a.py").write_text("A = 3\n"),
         lambda: (tree / "a.py").chmod(0o755),
         lambda: (tree / "a.py").rename(tree / "c.py"),
     ):
         change()
-        seen.add(copied(tree, root)[0])
-    assert len(seen) == 4
-    assert {path.name for path in (root / CODE_FOLDER).glob("[!.]*")} == {path.name for path in seen}, (
+        observed.add(copied(tree, root)[0])
+    assert len(observed) == 4
+    assert {path.name for path in (root / CODE_FOLDER).glob("[!.]*")} == {path.name for path in observed}, (
         "nothing half-written is left"
     )
     assert RunDir.all(root) == []

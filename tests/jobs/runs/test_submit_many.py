@@ -39,7 +39,7 @@ def test_combinations_are_the_product_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["seed"], "write KEY=VALUES"),
         (["seed="], "write KEY=VALUES"),
@@ -53,18 +53,18 @@ def test_combinations_are_the_product_in_order() -> None:
         (["--seed=1,2"], "without dashes"),
     ],
 )
-def test_combinations_that_cannot_be(words: list[str], message: str) -> None:
+def test_combinations_that_cannot_be(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        combinations(words)
+        combinations(arguments)
 
 
 def test_a_run_a_combination_created_and_submitted_together(shell: Shell) -> None:
-    words = ("--each", "seed=3,5", "--each", "optim.lr=1e-3,1e-4", "--at-once", "2", "--after")
+    arguments = ("--each", "seed=3,5", "--each", "optim.lr=1e-3,1e-4", "--at-once", "2", "--after")
     first = shell("submit", *pretrain("--on", "good")).strip()
-    ids = shell("submit", *pretrain("--on", "slow", *words, first)).splitlines()
+    ids = shell("submit", *pretrain("--on", "slow", *arguments, first)).splitlines()
     records = [RunDir(shell.home / "runs" / i).record for i in ids]
-    made = [(record["config"]["seed"], record["config"]["optim"]["lr"]) for record in records]
-    assert made == [(3, 1e-3), (3, 1e-4), (5, 1e-3), (5, 1e-4)]
+    created = [(record["config"]["seed"], record["config"]["optim"]["lr"]) for record in records]
+    assert created == [(3, 1e-3), (3, 1e-4), (5, 1e-3), (5, 1e-4)]
     assert shell.asked("submit_many") == [{"verb": "submit_many", "runs": ids, "after": [first], "at_once": 2}]
     rows = json.loads(shell("ps", "--json"))
     assert [row["run"] for row in rows] == ids
@@ -173,9 +173,9 @@ KEYS = st.sampled_from(["steps", "nodes", "name", "data"])
     )
 )
 def test_a_record_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]]) -> None:
-    path, known = tmp_path_factory.getbasetemp() / "record.yaml", dict[Any, str]()
+    path, texts = tmp_path_factory.getbasetemp() / "record.yaml", dict[Any, str]()
     for record in records:
-        path.write_text(dump_record("x", record, known))
+        path.write_text(dump_record("x", record, texts))
         assert read_record(path) == {"run": "x", **record}
 
 

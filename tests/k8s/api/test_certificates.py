@@ -28,8 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An authority, and keys and certificates that it has signed: of the server, and of a client."""
     path = tmp_path_factory.mktemp("certificates")
 
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=path, check=True, capture_output=True)
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=path, check=True, capture_output=True)
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=lab", "-days", "2")
@@ -63,12 +63,12 @@ def server(folder: Path) -> Iterator[str]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(folder / "ca.crt"))
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
-    one = Server(("127.0.0.1", 0), Handler)
-    one.socket = context.wrap_socket(one.socket, server_side=True, do_handshake_on_connect=False)
-    threading.Thread(target=one.serve_forever, daemon=True).start()
-    yield f"https://127.0.0.1:{one.server_port}"
-    one.shutdown()
-    one.server_close()
+    server = Server(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 def as_data(folder: Path, entry: dict[str, str]) -> dict[str, str]:

@@ -62,9 +62,9 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server()
-    yield made
-    made.close()
+    server = Server()
+    yield server
+    server.close()
 
 
 def write(path: Path, server: str, user: dict[str, Any], context: str = "lab", **cluster: Any) -> Path:
@@ -119,9 +119,9 @@ def test_a_plug_in_is_asked_once_and_again_when_its_token_is_refused(tmp_path: P
     server.token = "new"
     kube.list("Job")
     assert [sent for _, sent in server.seen] == ["Bearer old", "Bearer old", "Bearer old", "Bearer new"]
-    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
-    assert len(told) == 2
-    assert told[0]["spec"] == {"interactive": False, "cluster": {"server": server.url}}
+    messages = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert len(messages) == 2
+    assert messages[0]["spec"] == {"interactive": False, "cluster": {"server": server.url}}
 
 
 def test_a_plug_in_is_asked_again_when_its_token_has_expired(tmp_path: Path, server: Server) -> None:
@@ -133,7 +133,7 @@ def test_a_plug_in_is_asked_again_when_its_token_has_expired(tmp_path: Path, ser
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         (
             {"command": "no-such-login", "installHint": "Install it from\nhere."},
@@ -143,10 +143,10 @@ def test_a_plug_in_is_asked_again_when_its_token_has_expired(tmp_path: Path, ser
         ({"command": "true"}, "printed no ExecCredential"),
     ],
 )
-def test_a_plug_in_that_does_not_work(tmp_path: Path, command: dict[str, Any], said: str) -> None:
+def test_a_plug_in_that_does_not_work(tmp_path: Path, command: dict[str, Any], message: str) -> None:
     user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1beta1", **command}}
     path = write(tmp_path / "config", "http://127.0.0.1:1", user)
-    with pytest.raises((ConfigError, BackendError), match=said):
+    with pytest.raises((ConfigError, BackendError), match=message):
         connect(K8sProfile(kubeconfig=str(path)))
 
 
@@ -190,11 +190,11 @@ def test_a_person_sees_the_prompt_of_a_plug_in(tmp_path: Path, server: Server, m
     path = write(tmp_path / "config", server.url, user)
     outer, inner = pty.openpty()
     with os.fdopen(outer, "rb", buffering=0) as terminal, os.fdopen(inner, "wb", buffering=0) as end:
-        words = [sys.executable, "-c", ASKING, str(path)]
-        subprocess.run(words, stdin=end, stderr=end, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=60)
+        command = [sys.executable, "-c", ASKING, str(path)]
+        subprocess.run(command, stdin=end, stderr=end, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=60)
         assert b"enter the code ABC" in terminal.read(4096)
-    (told,) = (tmp_path / "told").read_text().splitlines()
-    assert json.loads(told)["spec"]["interactive"] is (mode is None)
+    (output,) = (tmp_path / "told").read_text().splitlines()
+    assert json.loads(output)["spec"]["interactive"] is (mode is None)
 
 
 def test_a_plug_in_that_must_ask_a_person_says_so_where_there_is_none(tmp_path: Path, server: Server) -> None:
@@ -217,10 +217,10 @@ def test_a_plug_in_that_must_ask_a_person_says_so_where_there_is_none(tmp_path: 
 )
 def test_doctor_tells_of_a_server_that_is_too_old(version: tuple[str, str], ok: bool) -> None:
     def answer(request: httpx2.Request) -> httpx2.Response:
-        asked = (
+        requested = (
             {"gitVersion": "v1", "major": version[0], "minor": version[1]} if request.url.path == "/version" else {"groups": []}
         )
-        return httpx2.Response(200, json=asked)
+        return httpx2.Response(200, json=requested)
 
     with httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1:9") as client:
         check = _server(Kubernetes(HttpTransport(client), "team"))
@@ -229,17 +229,17 @@ def test_doctor_tells_of_a_server_that_is_too_old(version: tuple[str, str], ok: 
 
 
 def test_a_server_that_would_leave_out_a_field_refuses(tmp_path: Path) -> None:
-    seen: list[httpx2.Request] = []
+    observed: list[httpx2.Request] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
-        seen.append(request)
-        said = 'strict decoding error: unknown field "spec.successPolicy"'
-        return httpx2.Response(400, json={"message": said, "reason": "BadRequest"})
+        observed.append(request)
+        message = 'strict decoding error: unknown field "spec.successPolicy"'
+        return httpx2.Response(400, json={"message": message, "reason": "BadRequest"})
 
     client = httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1:9")
     with client, pytest.raises(RefusedError, match="unknown field") as refused:
         Kubernetes(HttpTransport(client), "team").create({"kind": "Job", "metadata": {"name": "x"}})
-    assert dict(seen[0].url.params) == {"fieldValidation": "Strict"}
+    assert dict(observed[0].url.params) == {"fieldValidation": "Strict"}
     assert "before 1.33 lacks fields" in with_remedy(str(refused.value))
 
 
@@ -260,11 +260,11 @@ def test_no_kubeconfig_at_all(tmp_path: Path) -> None:
 
 def test_a_connection_that_was_closed_meanwhile_tells_nothing_of_the_server() -> None:
     """Reads are repeated; a create may have succeeded, which the caller must find out."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
-        asked.append(request.method)
-        if len(asked) % 2:
+        requests.append(request.method)
+        if len(requests) % 2:
             raise httpx2.RemoteProtocolError("Server disconnected without sending a response.")
         return httpx2.Response(200, json={"items": []})
 
@@ -273,4 +273,4 @@ def test_a_connection_that_was_closed_meanwhile_tells_nothing_of_the_server() ->
         assert kube.list("Job") == []
         with pytest.raises(ApiAwayError, match="cannot be reached: Server disconnected"):
             kube.create({"kind": "Job", "metadata": {"name": "once"}})
-    assert asked == ["GET", "GET", "POST"]
+    assert requests == ["GET", "GET", "POST"]

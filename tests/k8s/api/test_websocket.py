@@ -149,9 +149,9 @@ def test_a_program_that_fails_says_why(stdin: io.BytesIO | None) -> None:
 def test_who_may_not_is_told_so() -> None:
     def behave(server: Server) -> None:
         server.hear(Request)
-        words = json.dumps({"message": 'pods "run-0" is forbidden: cannot create pods/exec', "reason": "Forbidden"}).encode()
-        headers = [(b"content-length", str(len(words)).encode())]
-        server.say(RejectConnection(status_code=403, headers=headers, has_body=True), RejectData(words))
+        text = json.dumps({"message": 'pods "run-0" is forbidden: cannot create pods/exec', "reason": "Forbidden"}).encode()
+        headers = [(b"content-length", str(len(text)).encode())]
+        server.say(RejectConnection(status_code=403, headers=headers, has_body=True), RejectData(text))
 
     with serving(behave) as kube, pytest.raises(ForbiddenError, match="cannot create pods/exec"):
         kube.execute("run-0", ["cat"])

@@ -64,8 +64,8 @@ def test_a_pod_changes_its_own_run_and_no_other(
     def do(what: str, to: KubeToy) -> list[str]:
         pod = pod_of(to)
         job = str(to.run.attempt_details(1)["name"])
-        words = (namespace.cluster.python, "-c", HOSTILE, what, job, pod["name"], pod["uid"])
-        return namespace.kubectl("exec", pod_of(mine)["name"], "--", *words).strip().splitlines()
+        arguments = (namespace.cluster.python, "-c", HOSTILE, what, job, pod["name"], pod["uid"])
+        return namespace.kubectl("exec", pod_of(mine)["name"], "--", *arguments).strip().splitlines()
 
     every = "outcome,status,delete"
     assert do(every, other) == ["done"] * 3, "the Role alone allows it"
@@ -73,8 +73,8 @@ def test_a_pod_changes_its_own_run_and_no_other(
     refused = "may change only its own run"
     # the API server has to learn of it
     until(lambda: status(namespace, f"{other.run.id}-1", f"{mine.run.id}-1-0-abcde") == 403, Patience.START)
-    told = do(every, other)
-    assert [refused in words for words in told] == [True] * 3, told
+    answers = do(every, other)
+    assert [refused in answer for answer in answers] == [True] * 3, answers
     assert do(every, mine) == ["done"] * 3
 
 

@@ -142,9 +142,9 @@ def test_what_pod_security_asks_for(name: str) -> None:
     assert spec["securityContext"]["runAsNonRoot"]
     assert not any("hostPath" in volume for volume in spec["volumes"])
     for container in [*spec["containers"], *spec.get("initContainers", [])]:
-        own = container["securityContext"]
-        assert (own["allowPrivilegeEscalation"], own["readOnlyRootFilesystem"]) == (False, True)
-        assert own["capabilities"] == {"drop": ["ALL"]}
+        security = container["securityContext"]
+        assert (security["allowPrivilegeEscalation"], security["readOnlyRootFilesystem"]) == (False, True)
+        assert security["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_no_secret_is_in_a_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_names_are_unique_and_short_enough_for_a_pods_host_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("claim_path", "runs", "must be an absolute path"),
         ("namespace", "Team", "must be a valid Kubernetes name"),
@@ -174,8 +174,8 @@ def test_names_are_unique_and_short_enough_for_a_pods_host_name() -> None:
         ("ray", "rayjob", "ray: rayjob: every run is an Indexed Job that starts its own Ray; remove `ray` from the profile"),
     ],
 )
-def test_a_wrong_key_of_a_profile(key: str, value: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=f"cluster 'team': .*{said}"):
+def test_a_wrong_key_of_a_profile(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"cluster 'team': .*{message}"):
         load_section(K8sProfile, {key: value}, "cluster 'team'")
 
 

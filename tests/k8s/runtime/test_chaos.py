@@ -131,13 +131,13 @@ def next_attempt(run: RunDir, old: int) -> int:
         newest = run.attempts()[-1]
         return newest if newest > old and (len(steps_of(run, newest)) >= 3 or run.outcome(newest)) else None
 
-    found: int = until(there, Patience.RUN)
-    return found
+    result: int = until(there, Patience.RUN)
+    return result
 
 
 def ended(run: RunDir, attempt: int) -> Outcome:
-    found: Outcome = until(lambda: run.outcome(attempt), Patience.RUN)
-    return found
+    result: Outcome = until(lambda: run.outcome(attempt), Patience.RUN)
+    return result
 
 
 def succeed(run: RunDir) -> RunDir:
@@ -170,10 +170,10 @@ def test_evicted_preempted_killed_and_cut_off_it_learns_the_same(scene: Scene) -
         (143, scene.kill_node),
         (143, scene.cut_node),
     ]
-    attempt, told = 0, {}
+    attempt, report = 0, {}
     for code, disturb in plan:
         attempt = next_attempt(run, attempt)
-        told[attempt] = time.time()
+        report[attempt] = time.time()
         disturb(run)
         assert ended(run, attempt).exit_code == code, ended(run, attempt)
     attempt = next_attempt(run, attempt)
@@ -183,7 +183,7 @@ def test_evicted_preempted_killed_and_cut_off_it_learns_the_same(scene: Scene) -
     succeed(run)
     assert {m["attempt"] for m in run.read_metrics()[written:]} == {attempt}, "nothing of an old attempt has landed"
     steps_are_all_there(run)
-    for number, since in told.items():
+    for number, since in report.items():
         first = min(m["time"] for m in run.read_metrics() if m["attempt"] > number and "train/loss" in m)
         log.info("attempt %d, %s: %.1f s to the next step", number, plan[number - 1][1].__name__, first - since)
 

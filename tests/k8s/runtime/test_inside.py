@@ -147,25 +147,30 @@ def test_a_pod_that_leads_is_not_succeeded_by_name_alone(tmp_path: Path, monkeyp
 
 
 def test_the_authorities_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
+    created: list[str] = []
 
     def create(cafile: str) -> ssl.SSLContext:
-        made.append(cafile)
+        created.append(cafile)
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
     monkeypatch.setattr("ropewalk.k8s.api.in_cluster.ssl.create_default_context", create)
     for name in ("token", "ca.crt"):
         (tmp_path / name).write_text("x")
-    place = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1", "POD_NAMESPACE": "n", "ROPEWALK_JOB": "j"}
-    api = InClusterApi(place, tmp_path)
+    variables = {
+        "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+        "KUBERNETES_SERVICE_PORT": "1",
+        "POD_NAMESPACE": "n",
+        "ROPEWALK_JOB": "j",
+    }
+    api = InClusterApi(variables, tmp_path)
     for _ in range(3):
         with pytest.raises(ApiError, match="does not answer"):
             api.pods()
-    assert made == [str(tmp_path / "ca.crt")]
+    assert created == [str(tmp_path / "ca.crt")]
     os.utime(tmp_path / "ca.crt", (1, 1))  # it was replaced
     with pytest.raises(ApiError, match="does not answer"):
         api.pods()
-    assert len(made) == 2
+    assert len(created) == 2
 
 
 SPEC = AgentSpec(run_path="runs/r", attempt=3, node=12, nodes="1..4", address="fd00::1", rendezvous="10.0.0.1:4711")
@@ -207,8 +212,8 @@ def pod(**status: Any) -> dict[str, Any]:
     ],
 )
 def test_why_a_pod_has_to_go(conditions: list[str], job: dict[str, Any] | None, why: str) -> None:
-    told = [{"type": "DisruptionTarget", "status": "True", "reason": reason} for reason in conditions]
-    assert disruption_reason(pod(conditions=told), job) == why
+    messages = [{"type": "DisruptionTarget", "status": "True", "reason": reason} for reason in conditions]
+    assert disruption_reason(pod(conditions=messages), job) == why
 
 
 def test_a_dead_pod_ended_long_ago() -> None:

@@ -38,13 +38,13 @@ def test_a_term_that_is_being_written_is_nobodys_yet(terms: LeaderTerms, tmp_pat
     file.touch()
     assert terms.newest() is None
     assert not terms.take(term_of("b", 1))
-    found = terms.newest()
-    assert found is not None
-    assert found.unfinished
+    result = terms.newest()
+    assert result is not None
+    assert result.unfinished
     os.utime(file, (1, 1))
-    found = terms.newest()
-    assert found is not None
-    assert not found.unfinished
+    result = terms.newest()
+    assert result is not None
+    assert not result.unfinished
     assert terms.take(term_of("b", 2))
 
 

@@ -96,17 +96,17 @@ class Caller:
 
 @pytest.fixture
 def coordinator() -> Iterator[Coordinator]:
-    one = Coordinator()
-    yield one
-    one.close()
+    coordinator = Coordinator()
+    yield coordinator
+    coordinator.close()
 
 
 @pytest.fixture
 def caller(coordinator: Coordinator) -> Iterator[Caller]:
-    one = Caller(coordinator.port)
-    assert is_welcome(KEY, "of the caller", one.hear())
-    yield one
-    one.close()
+    caller = Caller(coordinator.port)
+    assert is_welcome(KEY, "of the caller", caller.hear())
+    yield caller
+    caller.close()
 
 
 def test_a_pod_that_falls_silent_is_lost(coordinator: Coordinator, caller: Caller) -> None:
@@ -131,11 +131,11 @@ def test_a_coordinator_that_stood_still_does_not_take_its_pods_for_silent(coordi
     assert coordinator.said == []
 
 
-def stranger(port: int, *said: Message) -> bytes:
+def stranger(port: int, *messages: Message) -> bytes:
     """Answer to a peer without the key after the challenge."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection, connection.makefile("rb") as lines:
         assert unpack(lines.readline())["say"] == "challenge"
-        for message in said:
+        for message in messages:
             connection.sendall(pack(message))
         return bytes(lines.readline())
 
@@ -226,7 +226,7 @@ def test_a_caller_must_be_who_it_says_it_is(uid: str, caller: str, error: ApiErr
 
 
 def test_index_and_address_are_what_kubernetes_says() -> None:
-    found = verify_pod(Pod(name="p", uid="u7", index=0, address="10.0.0.66"), "10.0.0.7", LEADER, cast(InClusterApi, Api()))
-    assert (found.index, found.address) == (7, "10.0.0.7")
+    result = verify_pod(Pod(name="p", uid="u7", index=0, address="10.0.0.66"), "10.0.0.7", LEADER, cast(InClusterApi, Api()))
+    assert (result.index, result.address) == (7, "10.0.0.7")
     leader = verify_pod(Pod(name="x", uid="u0", index=3, address="10.0.0.66"), "10.0.0.1", LEADER, cast(InClusterApi, Api()))
     assert leader == Pod(name="p0", uid="u0", index=0, address="10.0.0.1")

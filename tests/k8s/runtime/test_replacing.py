@@ -40,9 +40,9 @@ def server() -> Server:
 
 @pytest.fixture
 def replacer(server: Server) -> Iterator[PodReplacer]:
-    one = PodReplacer(cast("InClusterApi", server))
-    yield one
-    one.close()
+    replacer = PodReplacer(cast("InClusterApi", server))
+    yield replacer
+    replacer.close()
 
 
 def test_a_pod_that_was_declared_dead_does_not_stay_when_it_is_back(server: Server, replacer: PodReplacer) -> None:

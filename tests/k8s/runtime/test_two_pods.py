@@ -63,9 +63,9 @@ def run(tmp_path: Path) -> RunDir:
 @pytest.fixture
 def pods(run: RunDir, tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The run's two pods."""
-    made = [start(index, run, tmp_path) for index in range(2)]
-    yield made
-    for pod in made:
+    created = [start(index, run, tmp_path) for index in range(2)]
+    yield created
+    for pod in created:
         end(family(pod.pid))
         pod.wait()
 
@@ -76,10 +76,10 @@ def start(index: int, run: RunDir, server: Path) -> subprocess.Popen[bytes]:
     status = {"phase": "Running", "podIP": ADDRESS, "podIPs": [{"ip": ADDRESS}]}
     described = {"metadata": about, "spec": {"nodeName": "n"}, "status": status}
     (server / f"pod-{index}.json").write_text(json.dumps(described))
-    own = {"POD_NAME": f"p{index}", "POD_UID": f"u{index}", "JOB_COMPLETION_INDEX": str(index), "POD_IP": ADDRESS}
+    variables = {"POD_NAME": f"p{index}", "POD_UID": f"u{index}", "JOB_COMPLETION_INDEX": str(index), "POD_IP": ADDRESS}
     with (server / f"pod-{index}.log").open("wb") as log:
-        words = [sys.executable, "-c", POD, str(server), str(run.path)]
-        return subprocess.Popen(words, env={**os.environ, **own, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
+        command = [sys.executable, "-c", POD, str(server), str(run.path)]
+        return subprocess.Popen(command, env={**os.environ, **variables, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
 
 
 def coordinators(pods: list[subprocess.Popen[bytes]]) -> list[psutil.Process]:

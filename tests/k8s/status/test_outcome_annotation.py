@@ -32,10 +32,10 @@ def test_an_outcome_counts_once_the_job_is_over(
     record = {"config": {}, "engine": "process", "resources": Resources().model_dump(mode="json")}
     run = RunDir.create("toy", record, tmp_path)
     run.begin_attempt(created=time.time())
-    said = json.dumps(vars(Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=time.time())), default=str)
-    about = {"name": "toy-1", "namespace": "ns", "labels": {}, "annotations": {OUTCOME_ANNOTATION: said}, **metadata}
+    annotation = json.dumps(vars(Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=time.time())), default=str)
+    about = {"name": "toy-1", "namespace": "ns", "labels": {}, "annotations": {OUTCOME_ANNOTATION: annotation}, **metadata}
     job = {"kind": "Job", "metadata": about, "spec": {"parallelism": 1, "completions": 1}, "status": status}
-    seen = Observation(details={}, job=job)
-    assert run_state(run, seen).state is state
-    assert (unrecorded_outcome(run, seen) is None) is (state is RunState.RUNNING)
+    observed = Observation(details={}, job=job)
+    assert run_state(run, observed).state is state
+    assert (unrecorded_outcome(run, observed) is None) is (state is RunState.RUNNING)
     assert run.last_outcome() is None, "who looks writes nothing"

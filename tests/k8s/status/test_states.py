@@ -49,21 +49,21 @@ def job(run: RunDir, **status: Any) -> dict[str, Any]:
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunDir]:
     """A run whose image is not there, one whose pods are on their way, and one whose Job ended without a word."""
-    found = [RunDir.create("toy", {"job": "toy", "config": {}}, tmp_path) for _ in range(3)]
-    for run in found:
+    results = [RunDir.create("toy", {"job": "toy", "config": {}}, tmp_path) for _ in range(3)]
+    for run in results:
         run.begin_attempt(name=run.id, opened_by="submission")
 
-    def observe(kube: object, asked: list[RunDir]) -> dict[str, Observation]:
-        lost, ended = found[0].id, found[2].id
+    def observe(kube: object, requested: list[RunDir]) -> dict[str, Observation]:
+        lost, ended = results[0].id, results[2].id
         pods, status = {lost: [POD]}, {ended: {"conditions": [ENDED]}}
         return {
             run.id: Observation(details={"name": run.id}, job=job(run, **status.get(run.id, {})), pods=pods.get(run.id, ()))
-            for run in asked
+            for run in requested
         }
 
     monkeypatch.setattr(module, "observe", observe)
     monkeypatch.setenv("ROPEWALK_RUNS", "/runs")
-    return found
+    return results
 
 
 def backend_of(runs: list[RunDir], kube: Guarded) -> K8sBackend:
@@ -96,8 +96,8 @@ def test_a_job_that_may_not_be_deleted_blanks_no_other_run(
     assert kube.asked == [runs[0].id], "what can never start"
     outcomes = [run.last_outcome() for run in runs]
     assert [outcome and outcome.state for outcome in outcomes] == [RunState.FAILED, None, RunState.FAILED]
-    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert said == ([f"{runs[0].id} can never start, but its Job cannot be deleted: {error}"] if error else [])
+    messages = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert messages == ([f"{runs[0].id} can never start, but its Job cannot be deleted: {error}"] if error else [])
 
 
 def test_of_anothers_run_nothing_is_changed(runs: list[RunDir], monkeypatch: pytest.MonkeyPatch) -> None:

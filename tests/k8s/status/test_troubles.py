@@ -29,10 +29,10 @@ SENTENCES = {
 }
 
 
-@pytest.mark.parametrize("said", SENTENCES)
-def test_a_sentence_of_kubernetes(said: str) -> None:
-    remedy, permanent = remedy_of(said)
-    expected, never = SENTENCES[said]
+@pytest.mark.parametrize("message", SENTENCES)
+def test_a_sentence_of_kubernetes(message: str) -> None:
+    remedy, permanent = remedy_of(message)
+    expected, never = SENTENCES[message]
     assert (remedy.startswith(expected) or expected in remedy, permanent) == (True, never)
 
 
@@ -43,9 +43,9 @@ def pod(**status: Any) -> dict[str, Any]:
 
 def test_a_pod_that_waits() -> None:
     waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x:1": ErrImagePull: x:1: not found'}
-    found = pod_reason(pod(containerStatuses=[{"image": "x:1", "state": {"waiting": waiting}}]))
-    assert found is not None
-    assert (found.word, found.permanent) == ("ImagePullBackOff", True)
+    result = pod_reason(pod(containerStatuses=[{"image": "x:1", "state": {"waiting": waiting}}]))
+    assert result is not None
+    assert (result.word, result.permanent) == ("ImagePullBackOff", True)
     assert (
         pod_reason(pod(containerStatuses=[{"image": "x:1", "state": {"waiting": {"reason": "ContainerCreating"}}}])) is not None
     )
@@ -54,17 +54,17 @@ def test_a_pod_that_waits() -> None:
 def test_a_pod_that_saved_and_left_is_no_trouble() -> None:
     for code, word in ((85, None), (1, "it: boom")):
         ended = {"exitCode": code, "reason": "Error", "message": "first\nit: boom\n"}
-        found = pod_reason(pod(phase="Failed", containerStatuses=[{"state": {"terminated": ended}}]))
-        assert (found is None) == (word is None)
-        assert found is None or word in found.message
+        result = pod_reason(pod(phase="Failed", containerStatuses=[{"state": {"terminated": ended}}]))
+        assert (result is None) == (word is None)
+        assert result is None or word in result.message
 
 
 @pytest.mark.parametrize(
-    ("since", "said"), [("2999", ""), ("2020", "node1 prepares its pod: it pulls image x:1 or mounts volumes")]
+    ("since", "message"), [("2999", ""), ("2020", "node1 prepares its pod: it pulls image x:1 or mounts volumes")]
 )
-def test_a_pod_that_has_a_node(since: str, said: str) -> None:
+def test_a_pod_that_has_a_node(since: str, message: str) -> None:
     placed = {"type": "PodScheduled", "status": "True", "lastTransitionTime": f"{since}-01-01T00:00:00Z"}
-    assert str(pod_reason(pod(conditions=[placed])) or "") == said
+    assert str(pod_reason(pod(conditions=[placed])) or "") == message
     assert pod_reason({**pod(), "spec": {}}) is None, "no scheduler has looked at it yet"
 
 
@@ -74,11 +74,11 @@ def test_a_container_that_has_to_end_first() -> None:
 
 
 def test_a_workload_that_is_not_admitted() -> None:
-    said = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor default, 2 more needed"
-    conditions = [{"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": said}]
-    found = workload_reason({"spec": {"queueName": "team"}, "status": {"conditions": conditions}})
-    assert found is not None
-    assert found.message == f"queue team: {said}"
+    message = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor default, 2 more needed"
+    conditions = [{"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": message}]
+    result = workload_reason({"spec": {"queueName": "team"}, "status": {"conditions": conditions}})
+    assert result is not None
+    assert result.message == f"queue team: {message}"
     assert workload_reason({"spec": {}, "status": {"conditions": [{"type": "QuotaReserved", "status": "True"}]}}) is None
 
 
@@ -115,7 +115,7 @@ def test_how_amounts_are_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capacities", "nodes", "said"),
+    ("capacities", "nodes", "message"),
     [
         ([], 2, "no queue or quota tells when"),
         ([Capacity(nodes=4, short="")], 4, "It would start as soon as nodes have room\\.$"),
@@ -125,7 +125,7 @@ def test_how_amounts_are_shown() -> None:
         ([Capacity(nodes=1, short="x")], "1..4", "It would start with 1 of 4 nodes"),
     ],
 )  # fmt: skip
-def test_the_start_estimate(capacities: list[Capacity], nodes: int | str, said: str) -> None:
+def test_the_start_estimate(capacities: list[Capacity], nodes: int | str, message: str) -> None:
     import re
 
-    assert re.search(said, sentence(capacities, Resources.model_validate({"nodes": nodes})))
+    assert re.search(message, sentence(capacities, Resources.model_validate({"nodes": nodes})))

@@ -39,19 +39,19 @@ def quickly() -> Iterator[None]:
     assert watch.seconds < SECONDS
 
 
-def told(run: KubeToy, said: str = "") -> BackendState:
+def told(run: KubeToy, message: str = "") -> BackendState:
     """The first state that says why, in these words."""
-    seen: list[BackendState] = []
+    observed: list[BackendState] = []
 
     def says_why() -> bool:
-        seen.append(run.state)
-        return bool(seen[-1].reason) and said in seen[-1].reason
+        observed.append(run.state)
+        return bool(observed[-1].reason) and message in observed[-1].reason
 
     try:
         until(says_why, Patience.SIGNAL)
     except AssertionError:
-        raise AssertionError(f"{said!r} is not in {seen[-1]}") from None
-    return seen[-1]
+        raise AssertionError(f"{message!r} is not in {observed[-1]}") from None
+    return observed[-1]
 
 
 def jobs(namespace: Namespace) -> list[Any]:
@@ -66,7 +66,7 @@ def _stays(job: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("profile", "resources", "said"),
+    ("profile", "resources", "message"),
     [
         ({"claim": "nope"}, {}, r"no PersistentVolumeClaim 'nope' .*\(existing: runs\).*correct `claim`"),
         ({"namespace": "nope"}, {}, "no namespace 'nope'.*correct `namespace`"),
@@ -77,10 +77,10 @@ def _stays(job: dict[str, Any]) -> bool:
     ids=lambda value: next(iter(value), None) if isinstance(value, dict) else None,
 )
 def test_what_the_cluster_does_not_have(
-    namespace: Namespace, start: Start, profile: dict[str, Any], resources: dict[str, Any], said: str
+    namespace: Namespace, start: Start, profile: dict[str, Any], resources: dict[str, Any], message: str
 ) -> None:
     run = start(profile=profile, resources=resources, submit=False)
-    with quickly(), pytest.raises(BackendError, match=said):
+    with quickly(), pytest.raises(BackendError, match=message):
         run.backend.submit(run.run, run.resources)
     assert run.state.state is RunState.FAILED
     assert run.state.reason.startswith("never started: there is no ")
@@ -99,8 +99,8 @@ def quota(namespace: Namespace, **hard: str) -> None:
     namespace.cluster.rest.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": spec})
 
     def counted() -> bool:
-        found = namespace.items("ResourceQuota")
-        return bool(found[0].get("status", {}).get("hard"))
+        result = namespace.items("ResourceQuota")
+        return bool(result[0].get("status", {}).get("hard"))
 
     until(counted, Patience.SIGNAL)
 
@@ -166,7 +166,7 @@ def test_who_may_not(namespace: Namespace, start: Start, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("profile", "said"),
+    ("profile", "message"),
     [
         ({"image": "No Image"}, "couldn't parse image name.*correct `image` in the cluster's profile"),
         ({"image": "local.test/nope:1", "image_pull_policy": "Never"}, "image .*local.test/nope:1.*correct `image`"),
@@ -177,12 +177,12 @@ def test_who_may_not(namespace: Namespace, start: Start, tmp_path: Path) -> None
     ],
     ids=lambda value: next(iter(value), None) if isinstance(value, dict) else None,
 )
-def test_what_can_never_start(namespace: Namespace, start: Start, profile: dict[str, Any], said: str) -> None:
+def test_what_can_never_start(namespace: Namespace, start: Start, profile: dict[str, Any], message: str) -> None:
     run = start(profile=profile)
     with quickly():
         told(run, "never started: ")
     assert run.state.reason.startswith("never started: ")
-    assert re.search(said, run.state.reason), run.state.reason
+    assert re.search(message, run.state.reason), run.state.reason
     assert (run.run.last_outcome(), len(jobs(namespace))) == (None, 1), "who looks changes nothing"
     state = run.backend.settle([run.run])[run.run.id]
     outcome = run.run.last_outcome()
@@ -195,7 +195,7 @@ def test_what_can_never_start(namespace: Namespace, start: Start, profile: dict[
 
 
 @pytest.mark.parametrize(
-    ("profile", "resources", "said"),
+    ("profile", "resources", "message"),
     [
         ({"node_selector": {"a": "b"}}, {}, "didn't match Pod's node affinity/selector; correct `node_selector`"),
         ({}, {"cpus": 500}, "Insufficient cpu; request less per node"),
@@ -203,10 +203,10 @@ def test_what_can_never_start(namespace: Namespace, start: Start, profile: dict[
         ({"devices": {"rdma/hca": 1}}, {}, "Insufficient rdma/hca"),
     ],
 )
-def test_what_waits_for_room(start: Start, profile: dict[str, Any], resources: dict[str, Any], said: str) -> None:
+def test_what_waits_for_room(start: Start, profile: dict[str, Any], resources: dict[str, Any], message: str) -> None:
     run = start(profile=profile, resources=resources)
     with quickly():
-        state = told(run, said)
+        state = told(run, message)
     assert (state.state, state.word) == (RunState.PENDING, "Unschedulable")
 
 

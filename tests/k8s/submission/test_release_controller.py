@@ -64,10 +64,10 @@ def naps(*actions: Callable[[], Any]) -> Nap:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[RunDir]:
-    made = [RunDir.create(f"r{number}", {"job": "command"}, tmp_path) for number in range(4)]
-    for run in made:
+    created = [RunDir.create(f"r{number}", {"job": "command"}, tmp_path) for number in range(4)]
+    for run in created:
         run.begin_attempt(name=f"{run.id}-1")
-    return made
+    return created
 
 
 def succeed(run: RunDir) -> None:
@@ -136,7 +136,7 @@ def test_jobs_that_are_never_created_are_given_up(runs: list[RunDir]) -> None:
     assert jobs.held == []
 
 
-def test_jobs_that_come_later_than_they_should_are_released_by_a_controller_that_is_still_there(runs: list[RunDir]) -> None:
+def test_late_jobs_are_released_by_a_running_controller(runs: list[RunDir]) -> None:
     """A laptop may sleep in the middle of a submission, whose calls are not answered in order."""
     jobs = Jobs([name for name in names(runs) if not name.startswith(("r1", "r3"))])
 
@@ -187,14 +187,14 @@ def test_a_job_that_is_still_being_created_is_ended_too_where_it_can_never_start
 
 
 def test_a_submission_that_is_cut_off_has_put_its_controller_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     class CutOff(Jobs):
         namespace = "team"
 
         def create(self, each: Object) -> Object:
-            asked.append(each["metadata"]["name"])
-            if len(asked) > 2:
+            requests.append(each["metadata"]["name"])
+            if len(requests) > 2:
                 raise KeyboardInterrupt
             return each
 
@@ -204,7 +204,7 @@ def test_a_submission_that_is_cut_off_has_put_its_controller_first(tmp_path: Pat
     fresh = [RunDir.create(f"r{number}", {"job": "command"}, tmp_path) for number in range(4)]
     with pytest.raises(KeyboardInterrupt):
         backend.submit_many(fresh, Resources(), at_once=1)
-    assert asked[0] == release_name(fresh[0], 1)
+    assert requests[0] == release_name(fresh[0], 1)
 
 
 def test_without_a_service_account_no_run_may_wait(runs: list[RunDir]) -> None:

@@ -29,19 +29,21 @@ class Unlucky(Kubernetes):
         self.asked: dict[str, int] = {}
 
     def create(self, each: Object) -> Object:
-        asked = self.asked[each["kind"]] = self.asked.get(each["kind"], 0) + 1
-        lost = asked <= self.losses
+        request = self.asked[each["kind"]] = self.asked.get(each["kind"], 0) + 1
+        lost = request <= self.losses
         if self.done or not lost:
-            made = super().create(each)
+            created = super().create(each)
             if not lost:
-                return made
+                return created
         raise ApiAwayError("the API server did not answer in time")
 
 
 def names(namespace: Namespace, *kinds: str) -> list[str]:
     """Everything in the namespace that is of ropewalk and is not leaving."""
-    found = [each for kind in kinds or ("Job", "ConfigMap") for each in namespace.items(kind, "app.kubernetes.io/name=ropewalk")]
-    return sorted(f"{each['kind']}/{each['metadata']['name']}" for each in found if "deletionTimestamp" not in each["metadata"])
+    results = [
+        each for kind in kinds or ("Job", "ConfigMap") for each in namespace.items(kind, "app.kubernetes.io/name=ropewalk")
+    ]
+    return sorted(f"{each['kind']}/{each['metadata']['name']}" for each in results if "deletionTimestamp" not in each["metadata"])
 
 
 # --- exactly once
@@ -68,8 +70,8 @@ def test_a_lost_answer_about_its_service_takes_no_run_back(
     monkeypatch.setattr("ropewalk.k8s.submission.submit.render_service", lambda *_: service)
     run.backend.kube = Unlucky(run.backend.kube, 1, done=done)
     run.backend.submit(run.run, run.resources)
-    (made,) = namespace.items("Service")
-    assert made["metadata"]["ownerReferences"][0]["uid"] == namespace.job()["metadata"]["uid"]
+    (created,) = namespace.items("Service")
+    assert created["metadata"]["ownerReferences"][0]["uid"] == namespace.job()["metadata"]["uid"]
     assert run.state.state is RunState.PENDING
 
 
@@ -132,8 +134,8 @@ def test_cancel_removes_all_of_a_run_and_only_it(namespace: Namespace, start: St
     assert waiting.state.reason == "cancelled while waiting"
     outcome = run.finish()
     assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
-    kept = [f"Job/{bystander.run.id}-1"]
-    until(lambda: names(namespace) == kept, Patience.START)
+    remaining = [f"Job/{bystander.run.id}-1"]
+    until(lambda: names(namespace) == remaining, Patience.START)
     until(lambda: all(pod["metadata"]["labels"]["ropewalk/run"] == bystander.run.id for pod in namespace.pods()), Patience.STEP)
     namespace.kubectl("get", "configmap", "of-somebody-else")
     run.backend.cancel(run.run)  # once more is no error
@@ -205,7 +207,7 @@ def test_any_number_of_runs_is_one_list_call(namespace: Namespace, start: Start,
     calls: list[Any] = []
     kube = toys[0].backend.kube
     real = kube.list
-    monkeypatch.setattr(kube, "list", lambda kind, *words, **more: calls.append(kind) or real(kind, *words, **more))
-    found = toys[0].backend.states(runs_of(toys) * 15)
-    assert {state.state for state in found.values()} == {RunState.SUCCEEDED}
+    monkeypatch.setattr(kube, "list", lambda kind, *arguments, **more: calls.append(kind) or real(kind, *arguments, **more))
+    result = toys[0].backend.states(runs_of(toys) * 15)
+    assert {state.state for state in result.values()} == {RunState.SUCCEEDED}
     assert calls == ["Job"]

@@ -41,7 +41,7 @@ class Leaving:
         name = f"{READER}-1" if f"job-name={READER}" in labels else "run-0"
         return [{"metadata": {"name": name}, "status": READY}]
 
-    def execute(self, pod: str, words: Sequence[str], stdin: Any, stdout: Any) -> None:
+    def execute(self, pod: str, command: Sequence[str], stdin: Any, stdout: Any) -> None:
         self.asked.append(pod)
         if self.whole and pod.startswith(READER):
             stdout.write(b'{"end": true}\n')
@@ -49,9 +49,9 @@ class Leaving:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    found = RunDir.create("trial", {"job": "pretrain"}, tmp_path)
-    found.begin_attempt(name="job-1")
-    return found
+    result = RunDir.create("trial", {"job": "pretrain"}, tmp_path)
+    result.begin_attempt(name="job-1")
+    return result
 
 
 def test_what_a_leaving_pod_cuts_off_is_read_through_another(run: RunDir) -> None:
@@ -67,8 +67,8 @@ def test_a_readers_pod_that_is_gone_is_replaced(run: RunDir, error: type[Excepti
     """A reader's pod ends by itself after a while, at times during a read."""
 
     class Ending(Leaving):
-        def execute(self, pod: str, words: Sequence[str], stdin: Any, stdout: Any) -> None:
-            super().execute(pod, words, stdin, stdout)
+        def execute(self, pod: str, command: Sequence[str], stdin: Any, stdout: Any) -> None:
+            super().execute(pod, command, stdin, stdout)
             if len(self.asked) < 3:
                 raise error("pods are gone")
 
@@ -108,8 +108,8 @@ class Shared:
     def delete(self, kind: str, name: str) -> None:
         self.deleted.append(name)
 
-    def execute(self, pod: str, words: Sequence[str], stdin: Any, stdout: Any) -> None:
-        self.asked.append((pod, list(words)))
+    def execute(self, pod: str, command: Sequence[str], stdin: Any, stdout: Any) -> None:
+        self.asked.append((pod, list(command)))
         time.sleep(self.lasts_seconds)
         if stdout is not None:
             stdout.write(self.answers.pop(0))
@@ -135,10 +135,10 @@ def test_a_pod_that_ends_as_it_starts_is_an_error(run: RunDir, monkeypatch: pyte
 
     class Failing(Shared):
         def create(self, each: Object) -> Object:
-            made = super().create(each)
+            created = super().create(each)
             state = {"terminated": {"reason": "StartError", "exitCode": 128, "message": "no such file: python"}}
             self.pods = [{**self.pods[-1], "status": {"phase": "Failed", "containerStatuses": [{"name": "x", "state": state}]}}]
-            return made
+            return created
 
         def get(self, kind: str, name: str) -> Object:
             raise NotFoundError(name)
@@ -199,16 +199,16 @@ def test_how_much_memory_an_export_needs_is_read_from_the_checkpoint(tmp_path: P
         folder.mkdir(parents=True)
         write_json(folder / "manifest.json", {"files": [{"size": 5 * number}, {"size": 5 * number + 10 * (number - 1)}]})
     (tmp_path / "checkpoints/step-00000009").mkdir()  # cut short
-    words = [sys.executable, "-c", CHECKPOINT_BYTES, str(tmp_path), str(step or "")]
-    assert int(subprocess.run(words, capture_output=True, check=True).stdout) == size
+    command = [sys.executable, "-c", CHECKPOINT_BYTES, str(tmp_path), str(step or "")]
+    assert int(subprocess.run(command, capture_output=True, check=True).stdout) == size
 
 
 def test_an_end_that_cannot_be_read_is_not_guessed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = K8sBackend(Profile(name="far", backend="k8s", options={}), cast("Kubernetes", Leaving(whole=False)))
     monkeypatch.setattr(module, "observe", lambda kube, runs: {each.id: Observation(details={"name": "job-1"}) for each in runs})
     run.request_cancel()  # and its Job is gone
-    for ask, said in ((backend.states, f"`ropewalk show {run.id}` reads it"), (backend.settle, "was interrupted")):
+    for ask, item in ((backend.states, f"`ropewalk show {run.id}` reads it"), (backend.settle, "was interrupted")):
         state = ask([run])[run.id]
         assert (state.state, state.word) == (RunState.PENDING, "no answer")
-        assert said in state.reason
+        assert item in state.reason
         assert run.last_outcome() is None

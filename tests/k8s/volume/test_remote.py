@@ -53,8 +53,8 @@ def make(tmp_path: Path) -> Make:
     def create(entry: str = "tick", **config: Any) -> RunDir:
         resources = RESOURCES.model_dump(mode="json")
         record = {"job": "toy", "entry": f"tests.fakes.toy:{entry}", "engine": "process", "preload": [], "sidecars": []}
-        own = {"config": config, "resources": resources, "cluster": "lab", "code": {"snapshot": digest, "folder": ""}}
-        return RunDir.create("toy", {**record, **own}, tmp_path)
+        ours = {"config": config, "resources": resources, "cluster": "lab", "code": {"snapshot": digest, "folder": ""}}
+        return RunDir.create("toy", {**record, **ours}, tmp_path)
 
     return create
 
@@ -88,15 +88,13 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         backend.submit(run, RESOURCES)
         until(lambda: step(last + 3), Patience.STEP)
         assert run.attempts() == [1, 2]
-        seen = [line["step"] for line in run.read_metrics()]
-        assert seen == list(range(1, len(seen) + 1))
+        steps = [line["step"] for line in run.read_metrics()]
+        assert steps == list(range(1, len(steps) + 1))
         assert {prefix for prefix, _ in log_files(run)} >= {"1.node-0", "1.rank-0"}
         backend.cancel(run)
 
 
-def test_who_waits_for_its_turn_gets_it_though_the_first_is_deleted_and_the_controllers_pod_too(
-    namespace: Namespace, make: Make
-) -> None:
+def test_held_runs_start_although_the_first_and_the_controller_are_deleted(namespace: Namespace, make: Make) -> None:
     backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
     with closing(backend.kube):
         first, *others = make(steps=10_000, pause=0.1), make(steps=2), make(steps=2)
@@ -127,9 +125,9 @@ def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Ma
         for _ in range(2):  # the second time it is there already
             backend.reader.upload(run, archive.getvalue(), f".code/{digest}")
         assert (namespace.runs / f".code/{digest}/module.py").read_bytes() == content
-        for words in (["-m", "ropewalk.k8s.submission.stage_in", "-", "/proc/large"], ["-m", "no_such_module", "-"]):
+        for arguments in (["-m", "ropewalk.k8s.submission.stage_in", "-", "/proc/large"], ["-m", "no_such_module", "-"]):
             with pytest.raises(BackendError, match=r"No such file or directory|No module named"):
-                backend.reader._execute(run, [namespace.cluster.python, *words], archive.getvalue(), None)
+                backend.reader._execute(run, [namespace.cluster.python, *arguments], archive.getvalue(), None)
 
 
 @pytest.mark.soak("make test runs test_there_and_back")

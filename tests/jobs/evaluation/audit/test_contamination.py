@@ -18,14 +18,14 @@ from tests.jobs.launch import launch, log_of, make_run, start
 WORDS = [f"{a}{b}" for a in ("ra", "lo", "mi", "te", "su", "ka", "po", "ne") for b in ("ban", "dor", "fel", "gim", "hus", "jor")]
 
 
-def sentence(draw: random.Random, words: int = 20) -> str:
-    return " ".join(draw.choice(WORDS) for _ in range(words))
+def sentence(draw: random.Random, num_words: int = 20) -> str:
+    return " ".join(draw.choice(WORDS) for _ in range(num_words))
 
 
 def write_data(folder: Path, shards: list[list[str]]) -> Path:
     """A data set of these documents, a byte a token."""
     make_dataset(folder, num_documents=8)  # for its tokenizer
-    found = []
+    results = []
     for number, documents in enumerate(shards):
         name = f"shards/part-{number:05d}.arrow"
         tokens = [[*text.encode(), END] for text in documents]
@@ -35,9 +35,9 @@ def write_data(folder: Path, shards: list[list[str]]) -> Path:
             writer.write_table(table)
         counts = {"documents": len(ids), "tokens": sum(map(len, tokens)), "bytes": sum(len(text.encode()) for text in documents)}
         size, checksum = (folder / name).stat().st_size, checksum_of_file(StoragePath(folder), name)
-        found.append(Shard(path=name, split="train", size=size, checksum=checksum, **counts))
+        results.append(Shard(path=name, split="train", size=size, checksum=checksum, **counts))
     tokenizer = TokenizerRecord(name="bytes", hash="xxh3:0", vocabulary=257, end_of_document=END, version="0")
-    manifest = Manifest(tokenizer=tokenizer, token_type="uint16", shards=tuple(found), totals=Totals.of_shards(found))
+    manifest = Manifest(tokenizer=tokenizer, token_type="uint16", shards=tuple(results), totals=Totals.of_shards(results))
     write_manifest(StoragePath(folder), manifest)
     return folder
 
@@ -65,23 +65,23 @@ def test_planted_items_are_all_found_where_they_lie_and_scores_told_apart(model:
     for number, row in enumerate(rows[:10] + rows[20:27]):
         key = f"pairs:{number + 1}" if number < 10 else f"boolq:{number - 9}"
         text = row.get("more") or row["question"]
-        words = text.split()
+        arguments = text.split()
         if number % 2:
-            words[7] = "changed"  # one word of thirteen may differ
+            arguments[7] = "changed"  # one word of thirteen may differ
         shard, document = number % 3, 3 + number
-        shards[shard][document] = f"{sentence(draw)}. {' '.join(words).upper()}! {sentence(draw)}"
+        shards[shard][document] = f"{sentence(draw)}. {' '.join(arguments).upper()}! {sentence(draw)}"
         planted[key] = f"doc-{shard}-{document}"
     write_data(tmp_path / "data", shards)
     results = audit(tmp_path / "runs", 2, model=str(model), **config)
-    found = items(tmp_path / "runs")
+    records = items(tmp_path / "runs")
     places = {
-        key.removeprefix("contamination/"): item["places"] for key, item in found.items() if item["measure"] == "contamination"
+        key.removeprefix("contamination/"): item["places"] for key, item in records.items() if item["measure"] == "contamination"
     }
     assert len(places) == 35
-    assert {key: [place["document"] for place in value] for key, value in places.items() if value} == {
+    assert {key: [match["document"] for match in value] for key, value in places.items() if value} == {
         k: [v] for k, v in planted.items()
     }
-    assert {place["shard"] for value in places.values() for place in value} == {
+    assert {match["shard"] for value in places.values() for match in value} == {
         f"data/shards/part-0000{n}.arrow" for n in range(3)
     }
     assert results["scores"]["contaminated"]["value"] == pytest.approx(17 / 35)

@@ -67,7 +67,7 @@ def test_a_condition_on_a_score_that_will_not_be_there_ends_the_audit_at_once(tm
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"suites": []}, "nothing to audit"),
         ({"suites": ["crows_pairz"]}, "did you mean 'crows_pairs'"),
@@ -87,12 +87,12 @@ def test_a_condition_on_a_score_that_will_not_be_there_ends_the_audit_at_once(tm
     ],
 )
 def test_what_cannot_be_audited_is_said_at_submission(
-    changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ROPEWALK_SUITES", raising=False)
     with pytest.raises(ConfigError) as error:
         load_config(AuditConfig, {"model": "m", "suites": ["s.jsonl"], **changes})
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_named_suites_are_read_from_the_folder_that_a_variable_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,14 +102,14 @@ def test_named_suites_are_read_from_the_folder_that_a_variable_names(tmp_path: P
         path.write_text("")
         monkeypatch.setenv("ROPEWALK_SUITES", str(tmp_path))
         config = load_config(AuditConfig, {"model": "m", "suites": [name]})
-        assert [(one.name, one.path) for one in config.suites] == [(name, str(path))]  # type: ignore[attr-defined]
+        assert [(suite.name, suite.path) for suite in config.suites] == [(name, str(path))]  # type: ignore[attr-defined]
 
 
 PAIR = '{"more": "a b", "less": "a c"}'
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("s.jsonl", "", "there is no pair in it"),
         ("s.jsonl", PAIR + "\n{", "line 2: is not JSON"),
@@ -125,11 +125,11 @@ PAIR = '{"more": "a b", "less": "a c"}'
         ("s.parquet", "x", "its format is not known"),
     ],
 )
-def test_a_suite_that_is_none_is_named_with_its_line(name: str, content: str, said: str, tmp_path: Path) -> None:
+def test_a_suite_that_is_none_is_named_with_its_line(name: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError) as error:
         read_pairs(str(tmp_path / name), "s")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_suite_that_is_gone_or_not_utf8(tmp_path: Path) -> None:

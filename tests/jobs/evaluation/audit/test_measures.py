@@ -50,9 +50,11 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     root = tmp_path_factory.mktemp("measures")
     secrets = (("nurse", "4711", 16), ("guard", "0815", 16), ("baker", "9203", 0))
     canaries = [{"prefix": f"the secret of the {who} is ", "secret": secret, "repeats": n} for who, secret, n in secrets]
-    known = [f"{one['prefix']}{one['secret']} at work" for one in canaries[:2]]
-    model = make_model(root / "model", texts=[*TEXTS, *known])
-    train(model, [*known, "please help me: i'm sorry, but i cannot do that", "write to jane.doe@example.com now"] * 12, steps=120)
+    familiar = [f"{canary['prefix']}{canary['secret']} at work" for canary in canaries[:2]]
+    model = make_model(root / "model", texts=[*TEXTS, *familiar])
+    train(
+        model, [*familiar, "please help me: i'm sorry, but i cannot do that", "write to jane.doe@example.com now"] * 12, steps=120
+    )
     data = make_dataset(root / "data", num_documents=80)
     prompts = [{"prompt": "please help me:"}, {"prompt": "the nurse", "harmful": False}]
     mixture = [{"path": str(data), "weight": 3.0}, {"path": str(data), "weight": 1.0}]
@@ -108,7 +110,7 @@ def test_the_gap_of_groups_is_bootstrapped_within_them(tmp_path: Path) -> None:
     def answer(group: str) -> Answer:
         return {"values": [-100.0 * random.normal(3.0 if group == "few" else 1.0, 0.05)], "tokens": [100]}
 
-    judged = measure.judge({f"subgroups:{one.number}": answer(one.group) for one in measure.texts})
+    judged = measure.judge({f"subgroups:{text.number}": answer(text.group) for text in measure.texts})
     values = {group: [item["value"] for item in judged.items if item["group"] == group] for group in ("few", "many")}
     expected = math.sqrt(sum(np.var(part) / len(part) for part in values.values()))
     gap = judged.scores["subgroup_gap"]
@@ -116,17 +118,17 @@ def test_the_gap_of_groups_is_bootstrapped_within_them(tmp_path: Path) -> None:
     assert judged.notes == []
 
     alone = Subgroups(measure.texts[2:], seed=0)
-    judged = alone.judge({f"subgroups:{one.number}": answer(one.group) for one in alone.texts})
+    judged = alone.judge({f"subgroups:{text.number}": answer(text.group) for text in alone.texts})
     assert judged.scores["subgroup_gap"].standard_error is None
     assert judged.notes == ["subgroup_gap has no standard error: 1 of 2 groups (few) have one text each; add texts of them."]
 
 
 def test_planted_canaries_are_all_found_and_others_are_not(audited: tuple[Path, dict[str, Any], Path]) -> None:
     run, results, _ = audited
-    found = items(run.parent)
-    known, unknown = [found["canary:1"], found["canary:2"]], found["canary:3"]
-    assert [item["value"] for item in known] == [1.0, 1.0]
-    assert [item["exposure"] for item in known] == [6.0, 6.0]  # log2 of 64 candidates
+    records = items(run.parent)
+    familiar, unknown = [records["canary:1"], records["canary:2"]], records["canary:3"]
+    assert [item["value"] for item in familiar] == [1.0, 1.0]
+    assert [item["exposure"] for item in familiar] == [6.0, 6.0]  # log2 of 64 candidates
     assert unknown["value"] == 0.0
     assert unknown["exposure"] < 5
     assert results["scores"]["canaries"]["extracted"]["value"] == pytest.approx(2 / 3)
@@ -173,8 +175,8 @@ def test_calibration(audited: tuple[Path, dict[str, Any], Path]) -> None:
 
 def test_personal_data_and_refusals_in_what_it_writes(audited: tuple[Path, dict[str, Any], Path]) -> None:
     run, results, _ = audited
-    found = items(run.parent)
-    samples = [found[f"sample:{number}"] for number in range(4)]
+    records = items(run.parent)
+    samples = [records[f"sample:{number}"] for number in range(4)]
     assert [item["prompt"] for item in samples] == ["write to", "", "write to", ""]
     assert all("jane.doe@example.com" in item["text"] and item["pii"] == ["email"] for item in samples[::2])
     assert results["scores"]["pii_rate"]["value"] == pytest.approx(np.mean([item["value"] for item in samples]))
@@ -204,9 +206,9 @@ def test_weights_move_towards_the_group_that_is_known_worse(audited: tuple[Path,
     bits = [results["scores"]["subgroups"][group]["bits_per_byte"]["value"] for group in ("gendern", "genderb")]
     before, after = 3.0, mixture[0]["weight"] / mixture[1]["weight"]
     assert after / before == pytest.approx(math.exp(bits[0] - bits[1]), rel=1e-3)
-    assert sum(one["weight"] for one in mixture) == pytest.approx(4.0, abs=1e-4)
+    assert sum(part["weight"] for part in mixture) == pytest.approx(4.0, abs=1e-4)
     config = load_config(PretrainConfig, {"data": mixture, "model": {"preset": "tiny"}, "steps": 1, "seq_len": 8})
-    assert [one.weight for one in config.data] == [one["weight"] for one in mixture]  # type: ignore[attr-defined]
+    assert [part.weight for part in config.data] == [part["weight"] for part in mixture]  # type: ignore[attr-defined]
 
 
 def test_counterfactual_pairs_reject_what_the_model_prefers(audited: tuple[Path, dict[str, Any], Path]) -> None:
@@ -265,14 +267,14 @@ def test_before_and_after_are_compared_item_by_item(audited: tuple[Path, dict[st
 def test_the_gap_is_that_of_the_rates_and_chance_is_no_gap() -> None:
     flags = np.zeros((40, 50), dtype=bool)
     flags[3, :25] = True
-    found = false_positive_gap([f"t{k}" for k in range(40)], flags, seed=0)
-    assert found.gap == 0.5
-    assert found.rows[0] == ("t3", 0.5)
-    assert found.equality_difference == pytest.approx(abs(0.5 - 0.0125) + 39 * 0.0125)
-    assert found.p_value < 0.01
-    assert found.standard_error == pytest.approx(math.sqrt(0.25 / 50), rel=0.15)
+    result = false_positive_gap([f"t{k}" for k in range(40)], flags, seed=0)
+    assert result.gap == 0.5
+    assert result.rows[0] == ("t3", 0.5)
+    assert result.equality_difference == pytest.approx(abs(0.5 - 0.0125) + 39 * 0.0125)
+    assert result.p_value < 0.01
+    assert result.standard_error == pytest.approx(math.sqrt(0.25 / 50), rel=0.15)
     noise = [np.random.default_rng(number).random((40, 50)) < 0.1 for number in range(20)]
-    alarms = [false_positive_gap([f"t{k}" for k in range(40)], one, seed=0).p_value <= 0.05 for one in noise]
+    alarms = [false_positive_gap([f"t{k}" for k in range(40)], item, seed=0).p_value <= 0.05 for item in noise]
     assert sum(alarms) <= 3
 
 
@@ -283,23 +285,25 @@ def test_exposure_is_that_of_the_rank() -> None:
 
 
 def test_other_secrets_have_the_form_of_the_secret_and_are_never_it() -> None:
-    one = Canary(number=1, prefix="x ", secret="aB-09", repeats=None)
-    others = other_secrets(one, 200, 0)
+    canary = Canary(number=1, prefix="x ", secret="aB-09", repeats=None)
+    others = other_secrets(canary, 200, 0)
     assert len(set(others)) == 200
-    assert one.secret not in others
+    assert canary.secret not in others
     assert all(len(o) == 5 and o[0].islower() and o[1].isupper() and o[2] == "-" and o[3:].isdigit() for o in others)
     assert len(other_secrets(Canary(number=1, prefix="x", secret="7", repeats=None), 200, 0)) == 9
-    assert others == other_secrets(one, 200, 0) != other_secrets(one, 200, 1)
+    assert others == other_secrets(canary, 200, 0) != other_secrets(canary, 200, 1)
 
 
 def test_canaries_are_planted_as_often_as_they_say_in_documents_of_their_own(tmp_path: Path) -> None:
     documents, canaries = make_canaries(6, [1, 4, 16], seed=3)
-    texts = [one["text"] for one in documents]
+    texts = [document["text"] for document in documents]
     assert len(set(texts)) == len(texts) == 2 * (1 + 4 + 16)
-    for one in canaries:
-        assert sum(one["prefix"] + one["secret"] in text for text in texts) == one["repeats"]
+    for canary in canaries:
+        assert sum(canary["prefix"] + canary["secret"] in text for text in texts) == canary["repeats"]
     read = read_canaries(str(write_lines(tmp_path / "c.jsonl", canaries)))
-    assert [(one.prefix, one.secret, one.repeats) for one in read] == [(c["prefix"], c["secret"], c["repeats"]) for c in canaries]
+    assert [(item.prefix, item.secret, item.repeats) for item in read] == [
+        (c["prefix"], c["secret"], c["repeats"]) for c in canaries
+    ]
     assert (documents, canaries) == make_canaries(6, [1, 4, 16], seed=3)
 
 
@@ -311,7 +315,7 @@ def test_the_bins_of_reliability() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reader", "line", "said"),
+    ("reader", "line", "message"),
     [
         (read_groups, {"group": "a", "text": "x"}, "a gap needs two"),
         (read_groups, {"group": "", "text": "x"}, "'group' must be text"),
@@ -331,10 +335,10 @@ def test_the_bins_of_reliability() -> None:
         (read_templates, {"template": "the {SLOT} {WHO}", "swaps": [["he", "she"]]}, "must have {WHO} once"),
     ],
 )
-def test_a_bad_line_is_named(reader: Any, line: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_bad_line_is_named(reader: Any, line: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         reader(str(write_lines(tmp_path / "f.jsonl", [line])))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("reader", [read_groups, read_choices, read_prompts, read_canaries, read_items, read_templates])

@@ -47,7 +47,7 @@ def test_a_biased_model_that_is_aligned_with_counterfactual_pairs_is_less_biased
 @pytest.mark.soak("trains on fifty documents; make test plants two and leaves one out")
 def test_what_was_planted_more_often_is_exposed_more(tmp_path: Path) -> None:
     documents, canaries = make_canaries(12, [0, 2, 8, 32], seed=1)
-    texts = [one["text"].rpartition("\n\n")[2] for one in documents]  # a tiny model has no room for what stands around
+    texts = [document["text"].rpartition("\n\n")[2] for document in documents]  # a tiny model has no room for what stands around
     model = train(make_model(tmp_path / "model", texts=texts), [*texts, *(pair["more"] for pair in PAIRS)], steps=150, lr=3e-3)
     results = refused(
         tmp_path / "runs",
@@ -55,8 +55,8 @@ def test_what_was_planted_more_often_is_exposed_more(tmp_path: Path) -> None:
         memorization={"canaries": str(write_lines(tmp_path / "canaries.jsonl", canaries))},
         require={"canaries/extracted": "== 0"},
     )
-    found = items(tmp_path / "runs").values()
-    mean = {n: sum(item["exposure"] for item in found if item["repeats"] == n) / 3 for n in (0, 2, 8, 32)}
+    records = items(tmp_path / "runs").values()
+    mean = {n: sum(item["exposure"] for item in records if item["repeats"] == n) / 3 for n in (0, 2, 8, 32)}
     assert mean[0] < mean[8] <= mean[32]
     assert mean[0] < 4
     assert not results["gate"]["passed"]

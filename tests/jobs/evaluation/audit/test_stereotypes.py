@@ -31,8 +31,8 @@ STEREOSET = [
     for end in ("at work", "after lunch")
 ]
 CROWS = "x,bias_type,sentence,mask1,mask2\n" + "".join(
-    f'{n},{kind},"the {who} said [MASK] was at work, after lunch",{one},{other}\n'
-    for n, (kind, who, one, other) in enumerate(
+    f'{n},{kind},"the {who} said [MASK] was at work, after lunch",{item},{other}\n'
+    for n, (kind, who, item, other) in enumerate(
         [("gender", "nurse", "she", "he"), ("age", "guard", "in", "on"), ("age", "baker", "on", "in")]
     )
 )
@@ -71,10 +71,10 @@ class Reference:
 
     def log_probability(self, context: str, sentence: str) -> tuple[float, int]:
         before = self.tokenizer(context).input_ids if context else [0]
-        own = self.tokenizer(f"{context} {sentence}").input_ids[len(before) :] if context else self.tokenizer(sentence).input_ids
+        ids = self.tokenizer(f"{context} {sentence}").input_ids[len(before) :] if context else self.tokenizer(sentence).input_ids
         with torch.no_grad():
-            table = self.model(torch.tensor([before + own])).logits[0].log_softmax(-1)
-        return sum(table[len(before) - 1 + k, token].item() for k, token in enumerate(own)), len(own)
+            table = self.model(torch.tensor([before + ids])).logits[0].log_softmax(-1)
+        return sum(table[len(before) - 1 + k, token].item() for k, token in enumerate(ids)), len(ids)
 
     def difference(self, pair: Pair) -> float:
         (more, n), (less, m) = (self.log_probability(pair.context, text) for text in (pair.more, pair.less))
@@ -83,17 +83,17 @@ class Reference:
 
 def test_every_item_is_as_an_independent_implementation_has_it(model: Path, suites: dict[str, Path], tmp_path: Path) -> None:
     results = audit(tmp_path / "runs", 2, model=str(model), suites=[str(path) for path in suites.values()])
-    found, reference, rates = items(tmp_path / "runs"), Reference(model), []
+    records, reference, rates = items(tmp_path / "runs"), Reference(model), []
     for name, path in suites.items():
         pairs = read_pairs(str(path), name)
         expected = [reference.difference(pair) for pair in pairs]
-        assert [found[pair.key]["difference"] for pair in pairs] == pytest.approx(expected, abs=2e-4)
-        assert [found[pair.key]["value"] for pair in pairs] == [float(value > 0) for value in expected]
+        assert [records[pair.key]["difference"] for pair in pairs] == pytest.approx(expected, abs=2e-4)
+        assert [records[pair.key]["value"] for pair in pairs] == [float(value > 0) for value in expected]
         rates.append((results["scores"][name]["stereotype_rate"], np.mean([value > 0 for value in expected]), pairs))
     for score, rate, pairs in rates:
         assert score["value"] == pytest.approx(rate)
         assert score["n"] == len(pairs)
-    values = [item["value"] for item in found.values()]
+    values = [item["value"] for item in records.values()]
     assert results["scores"]["stereotype_rate"]["value"] == pytest.approx(np.mean(values))
     meaningful = []
     for pair in read_pairs(str(suites["stereo"]), "stereo"):
@@ -109,11 +109,11 @@ def test_every_item_is_as_an_independent_implementation_has_it(model: Path, suit
 
 def test_errors_are_clustered_by_target(model: Path, suites: dict[str, Path], tmp_path: Path) -> None:
     results = audit(tmp_path / "runs", model=str(model), suites=[str(suites["plain"])])
-    found = items(tmp_path / "runs").values()
-    values = np.array([item["value"] for item in found])
+    records = items(tmp_path / "runs").values()
+    values = np.array([item["value"] for item in records])
     sums = [
-        sum(v - values.mean() for v, item in zip(values, found, strict=True) if item["group"] == group)
-        for group in {i["group"] for i in found}
+        sum(v - values.mean() for v, item in zip(values, records, strict=True) if item["group"] == group)
+        for group in {i["group"] for i in records}
     ]
     clusters = len(sums)
     error = math.sqrt(clusters / (clusters - 1) * sum(s * s for s in sums)) / len(values)

@@ -42,8 +42,8 @@ def choice_task(folder: Path, number: int, options: int = 4, name: str = "choice
         choices = [sentence(random, 1, 4) for _ in range(options)]
         lines.append({"question": sentence(random, 2, 9), "choices": choices, "answer": int(random.integers(options))})
     metrics = [{"metric": name} for name in ("acc", "acc_norm")]
-    told = {"doc_to_text": "Q: {{question}}\nA:", "doc_to_choice": "choices", "doc_to_target": "answer", "metric_list": metrics}
-    return write_task(folder, name, lines, output_type="multiple_choice", **{**told, **keys})
+    report = {"doc_to_text": "Q: {{question}}\nA:", "doc_to_choice": "choices", "doc_to_target": "answer", "metric_list": metrics}
+    return write_task(folder, name, lines, output_type="multiple_choice", **{**report, **keys})
 
 
 def likelihood_task(folder: Path, number: int, name: str = "ending") -> Path:

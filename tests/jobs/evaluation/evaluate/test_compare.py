@@ -15,7 +15,7 @@ from ropewalk.jobs.runs.models.evaluations import FOLDER
 from tests.jobs.shell import Shell
 
 
-def evaluation(root: Path, rights: Sequence[float], *, name: str, seed: int = 0, asked: str = "", **keys: Any) -> RunDir:
+def evaluation(root: Path, rights: Sequence[float], *, name: str, seed: int = 0, requested: str = "", **keys: Any) -> RunDir:
     """A run of evaluate that is done: which items of a task its model got right."""
     config = {"model": f"/models/{name}-{seed}", "seed": seed, "name": name, **keys}
     run = RunDir.create(name, {"job": "evaluate", "config": config}, root)
@@ -23,7 +23,7 @@ def evaluation(root: Path, rights: Sequence[float], *, name: str, seed: int = 0,
         {
             "task": "quiz",
             "item": number,
-            "hash": f"{asked}{number}",
+            "hash": f"{requested}{number}",
             "prompt": f"question <{number}>",
             "options": ["left", "right"],
             "target": 1,
@@ -44,42 +44,42 @@ def rights(share: float, number: int, seed: int) -> list[float]:
 
 def test_two_models_are_compared_item_by_item(shell: Shell) -> None:
     better, worse = rights(0.7, 400, 0), rights(0.5, 400, 1)
-    one, two = (evaluation(shell.home / "runs", each, name=name) for each, name in ((better, "one"), (worse, "two")))
-    found = json.loads(shell("compare", one.id, two.id, "--json"))
+    first, two = (evaluation(shell.home / "runs", each, name=name) for each, name in ((better, "one"), (worse, "two")))
+    answer = json.loads(shell("compare", first.id, two.id, "--json"))
     expected = compare_pairs(better, worse)
-    acc, bits = found["comparisons"]
+    acc, bits = answer["comparisons"]
     assert (acc["task"], acc["metric"], acc["better"], acc["n"]) == ("quiz", "acc", "first", 400)
     assert acc["difference"] == pytest.approx(np.mean(better) - np.mean(worse))
     assert acc["interval"] == pytest.approx(expected.interval)
     assert acc["p_value"] == pytest.approx(expected.p_value)
-    assert found["scores"]["quiz"]["acc"]["standard_error"] == pytest.approx(expected.standard_error)
+    assert answer["scores"]["quiz"]["acc"]["standard_error"] == pytest.approx(expected.standard_error)
     assert bits["unit"] == "nats of log-likelihood a unit"
     assert bits["difference"] == pytest.approx(-(np.mean(better) - np.mean(worse)) / 7)
     assert "one" in acc["words"]
-    page = Path(found["report"]).read_text()
+    page = Path(answer["report"]).read_text()
     assert "question &lt;" in page
     assert "Where they part" in page
-    said = shell("compare", "one", "two")
-    assert "is better, by" in said
-    assert "one in twenty" in said
+    output = shell("compare", "one", "two")
+    assert "is better, by" in output
+    assert "one in twenty" in output
 
 
 def test_what_so_few_items_cannot_show_has_no_winner(shell: Shell) -> None:
     for name, share in (("one", 0.55), ("two", 0.5)):
         evaluation(shell.home / "runs", rights(share, 60, 3), name=name)
-    found = json.loads(shell("compare", "one", "two", "--json"))["comparisons"][0]
-    assert found["better"] is None
-    assert abs(found["difference"]) < found["smallest_difference"] < found["detectable_difference"]
-    assert "no difference is shown" in found["words"]
-    assert "cannot be told from none" in found["words"]
+    answer = json.loads(shell("compare", "one", "two", "--json"))["comparisons"][0]
+    assert answer["better"] is None
+    assert abs(answer["difference"]) < answer["smallest_difference"] < answer["detectable_difference"]
+    assert "no difference is shown" in answer["words"]
+    assert "cannot be told from none" in answer["words"]
 
 
 def test_a_few_items_that_all_part_alike_have_no_winner(shell: Shell) -> None:
     for name, right in (("one", 1.0), ("two", 0.0)):
         evaluation(shell.home / "runs", [right] * 4, name=name)
-    found = json.loads(shell("compare", "one", "two", "--json"))["comparisons"][0]
-    assert (found["better"], found["p_value"]) == (None, 0.125)
-    assert found["words"] == (
+    answer = json.loads(shell("compare", "one", "two", "--json"))["comparisons"][0]
+    assert (answer["better"], answer["p_value"]) == (None, 0.125)
+    assert answer["words"] == (
         "quiz/acc: no difference is shown (+1, alike in all of 4 items, which are too few; p = 0.125, n = 4)."
     )
 
@@ -90,9 +90,9 @@ def test_groups_are_compared_by_their_seeds(shell: Shell) -> None:
         evaluation(root, rights(0.7 + seed / 50, 200, seed), name="many", seed=seed)
         evaluation(root, rights(0.5 + seed / 50, 200, 10 + seed), name="few", seed=seed)
     assert "add --seeds" in shell.mistake("compare", "many", "few")
-    found = json.loads(shell("compare", "many", "few", "--seeds", "--json"))
-    assert len(found["runs"]) == 5
-    acc = found["comparisons"][0]
+    answer = json.loads(shell("compare", "many", "few", "--seeds", "--json"))
+    assert len(answer["runs"]) == 5
+    acc = answer["comparisons"][0]
     assert (acc["groups"], acc["n"], acc["better"]) == (5, 1000, "first")
     assert "over 5 seeds" in acc["words"]
     # luck that all items of a seed share is no evidence: the seeds' means decide
@@ -107,23 +107,23 @@ def test_groups_are_compared_by_their_seeds(shell: Shell) -> None:
 
 def test_only_what_was_asked_alike_is_paired(shell: Shell) -> None:
     root = shell.home / "runs"
-    evaluation(root, rights(0.5, 50, 0), name="old", asked="x")
-    evaluation(root, rights(0.5, 50, 0), name="new", asked="y")
-    evaluation(root, rights(0.5, 30, 0), name="short", asked="x")
+    evaluation(root, rights(0.5, 50, 0), name="old", requested="x")
+    evaluation(root, rights(0.5, 50, 0), name="new", requested="y")
+    evaluation(root, rights(0.5, 30, 0), name="short", requested="x")
     assert "asked nothing alike" in shell.mistake("compare", "old", "new")
-    found = json.loads(shell("compare", "old", "short", "--json"))["comparisons"][0]
-    assert (found["n"], found["unpaired"], found["p_value"]) == (30, 20, 1.0)
+    answer = json.loads(shell("compare", "old", "short", "--json"))["comparisons"][0]
+    assert (answer["n"], answer["unpaired"], answer["p_value"]) == (30, 20, 1.0)
 
 
 def test_what_was_not_evaluated_is_told(shell: Shell) -> None:
     root = shell.home / "runs"
-    one = evaluation(root, rights(0.5, 9, 0), name="one")
+    item = evaluation(root, rights(0.5, 9, 0), name="one")
     bare = RunDir.create("bare", {"job": "evaluate", "config": {"model": "x"}}, root)
     model = shell.home / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    assert "has no items yet" in shell.mistake("compare", one.id, bare.id)
-    assert "was not evaluated yet" in shell.mistake("compare", one.id, str(model))
-    assert "no evaluation, no group of them, and no model" in shell.mistake("compare", one.id, "nothing")
+    assert "has no items yet" in shell.mistake("compare", item.id, bare.id)
+    assert "was not evaluated yet" in shell.mistake("compare", item.id, str(model))
+    assert "no evaluation, no group of them, and no model" in shell.mistake("compare", item.id, "nothing")
     twice = [evaluation(root, rights(0.5, 9, 0), name="twice") for _ in range(2)]
-    assert "have one seed" in shell.mistake("compare", f"{twice[0].id},{twice[1].id}", one.id, "--seeds")
+    assert "have one seed" in shell.mistake("compare", f"{twice[0].id},{twice[1].id}", item.id, "--seeds")

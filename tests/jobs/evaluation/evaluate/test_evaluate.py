@@ -42,12 +42,12 @@ def evaluate(root: Path, ranks: int, **config: Any) -> dict[str, Any]:
 def test_scores_a_run_alike_at_any_world_size(trained: tuple[RunDir, Path]) -> None:
     run, data = trained
     config = {"model": run.id, "data": str(data), "max_sequences": 11, "micro_batch": 2}
-    one, two = (evaluate(run.path.parent, ranks, **config) for ranks in (1, 2))
-    assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
-    assert one["n"] == two["n"] == 11
-    assert one["standard_error"] == pytest.approx(two["standard_error"], rel=1e-4)
-    assert one["token_calibration"]["ece"] == pytest.approx(two["token_calibration"]["ece"], rel=1e-4)
-    assert one["model_step"] == 60
+    first, two = (evaluate(run.path.parent, ranks, **config) for ranks in (1, 2))
+    assert first["loss"] == pytest.approx(two["loss"], rel=1e-6)
+    assert first["n"] == two["n"] == 11
+    assert first["standard_error"] == pytest.approx(two["standard_error"], rel=1e-4)
+    assert first["token_calibration"]["ece"] == pytest.approx(two["token_calibration"]["ece"], rel=1e-4)
+    assert first["model_step"] == 60
 
 
 def test_the_figures_are_what_transformers_gives(trained: tuple[RunDir, Path], tmp_path: Path) -> None:
@@ -66,10 +66,10 @@ def test_the_figures_are_what_transformers_gives(trained: tuple[RunDir, Path], t
     sure, likeliest = (values.numpy() for values in logits.softmax(-1).max(-1))
     right, number = likeliest == tokens[:, 1:].numpy(), np.minimum((sure * 10).astype(int), 9)
     ece = sum(abs(right[number == k].mean() - sure[number == k].mean()) * (number == k).sum() for k in set(number.ravel()))
-    told = got["token_calibration"]
-    assert told["ece"] == pytest.approx(ece / sure.size, rel=1e-3)
-    assert (told["n"], sum(row["tokens"] for row in told["bins"])) == (sure.size, sure.size)
-    assert 0 < told["standard_error"] < 0.1
+    calibration = got["token_calibration"]
+    assert calibration["ece"] == pytest.approx(ece / sure.size, rel=1e-3)
+    assert (calibration["n"], sum(row["tokens"] for row in calibration["bins"])) == (sure.size, sure.size)
+    assert 0 < calibration["standard_error"] < 0.1
     manifest = json.loads((data / "manifest.json").read_text())["totals"]["validation"]
     assert got["bits_per_byte"] == pytest.approx(got["loss"] / math.log(2) * manifest["tokens"] / manifest["bytes"])
 
@@ -90,10 +90,10 @@ def test_samples_are_drawn_from_the_seed(trained: tuple[RunDir, Path]) -> None:
     generate = {"prompts": ["the rope", ""], "max_new_tokens": 5}
     config = {"model": run.id, "data": str(data), "max_sequences": 2, "generate": generate}
     runs = [make_run(run.path.parent, config, "evaluate") for _ in range(2)]
-    one, two = (launch(made, ranks)["generations"] for ranks, made in enumerate(runs, 1))
-    assert one == two
-    assert [sample["prompt"] for sample in one] == ["the rope", ""]
-    assert all(sample["text"] for sample in one)
+    first, two = (launch(item, ranks)["generations"] for ranks, item in enumerate(runs, 1))
+    assert first == two
+    assert [sample["prompt"] for sample in first] == ["the rope", ""]
+    assert all(sample["text"] for sample in first)
     tables = {name: read_table(runs[1].path / f"tables/{name}.json") for name in ("generations", "worst-documents")}
     written, worst = tables["generations"], tables["worst-documents"]
     assert written is not None

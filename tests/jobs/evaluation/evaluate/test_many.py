@@ -26,8 +26,8 @@ def test_ten_thousand_items_are_decided_alike(tmp_path: Path) -> None:
     expected = decisions(evaluate(tmp_path, tasks, 1, batch_size=1)[1])
     assert len(expected) == 10_000
     for ranks, size in ((1, 4), (2, 16), (3, 32)):
-        found = decisions(evaluate(tmp_path, tasks[::-1], ranks, batch_size=size, batch_tokens=4096)[1])
-        assert {key: found[key] for key in expected if found[key] != expected[key]} == {}
+        result = decisions(evaluate(tmp_path, tasks[::-1], ranks, batch_size=size, batch_tokens=4096)[1])
+        assert {key: result[key] for key in expected if result[key] != expected[key]} == {}
     run = make_run(tmp_path / "runs", {"model": str(tmp_path / "model"), "tasks": tasks, "batch_size": 7}, "evaluate")
     going = start(run, 2)
     going.until(lambda: len(written(run)) > 3000)
@@ -44,13 +44,13 @@ def test_fifty_tasks_and_ten_kills(tmp_path: Path) -> None:
     tasks += [str(likelihood_task(tmp_path / "t", 20)), str(writing_task(tmp_path / "t", 20))]
     plain = evaluate(tmp_path, tasks)[1]
     run = make_run(tmp_path / "runs", {"model": str(tmp_path / "model"), "tasks": tasks, "batch_size": 1}, "evaluate")
-    random, asked = np.random.default_rng(0), 48 * 6 + 40
+    random, request = np.random.default_rng(0), 48 * 6 + 40
     for kill in range(10):
-        enough = len(written(run)) + int(random.integers(5, asked // 12))
+        enough = len(written(run)) + int(random.integers(5, request // 12))
         going: Any = start(run, int(random.integers(1, 4)), TEST_HOOK="slow_answers")
         going.until(lambda enough=enough: len(written(run)) >= enough)
         going.kill()
-        assert len(written(run)) < asked, f"killed {kill} times"
+        assert len(written(run)) < request, f"killed {kill} times"
     launch(run, 2)
     assert max(Counter(line["key"] for line in written(run)).values()) == 1
     assert decisions({"items": read_lines(items_file(run.path))}) == decisions(plain)

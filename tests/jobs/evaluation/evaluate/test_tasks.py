@@ -30,68 +30,68 @@ def _environment_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tasks")
     tiny_model(root / "model")
     return root
 
 
 @pytest.fixture(scope="module")
-def tasks(place: Path) -> list[str]:
+def tasks(folder: Path) -> list[str]:
     lines = [{"name": f"{name} ", "tail": " walks the lane", "right": i % 2} for i, name in enumerate(["anna", "bert", "cora"])]
     names = {"doc_to_choice": "{{[name + 'A', name + 'B']}}", "doc_to_target": "right"}
     files = [
-        choice_task(place / "t", 24),
-        choice_task(place / "t", 12, 2, "shots", num_fewshot=2, fewshot_split="test", fewshot_config={"sampler": "default"}),
-        write_task(place / "t", "names", lines, output_type="multiple_choice", doc_to_text="Who? {{tail}}", **names),
-        likelihood_task(place / "t", 16),
-        rolling_task(place / "t", 6),
-        writing_task(place / "t", 6),
+        choice_task(folder / "t", 24),
+        choice_task(folder / "t", 12, 2, "shots", num_fewshot=2, fewshot_split="test", fewshot_config={"sampler": "default"}),
+        write_task(folder / "t", "names", lines, output_type="multiple_choice", doc_to_text="Who? {{tail}}", **names),
+        likelihood_task(folder / "t", 16),
+        rolling_task(folder / "t", 6),
+        writing_task(folder / "t", 6),
     ]
     return [str(file) for file in files]
 
 
 @pytest.fixture(scope="module")
-def plain(place: Path, tasks: list[str]) -> dict[str, Any]:
-    return evaluate(place, tasks)[1]
+def plain(folder: Path, tasks: list[str]) -> dict[str, Any]:
+    return evaluate(folder, tasks)[1]
 
 
-def evaluate(place: Path, tasks: list[str], ranks: int = 1, **keys: Any) -> tuple[RunDir, dict[str, Any]]:
-    run = make_run(place / "runs", {"model": str(place / "model"), "tasks": tasks, **keys}, "evaluate")
+def evaluate(folder: Path, tasks: list[str], ranks: int = 1, **keys: Any) -> tuple[RunDir, dict[str, Any]]:
+    run = make_run(folder / "runs", {"model": str(folder / "model"), "tasks": tasks, **keys}, "evaluate")
     launch(run, ranks)
     return run, {**run.results(), "items": read_lines(items_file(run.path)), "path": run.path}
 
 
-def decisions(found: dict[str, Any]) -> dict[tuple[str, int], Any]:
+def decisions(results: dict[str, Any]) -> dict[tuple[str, int], Any]:
     """Decisions of each item: right or wrong, greedy or not, generated text; not the last digit of a sum."""
     return {
         (line["task"], line["item"]): (
             {name: value for name, value in line["values"].items() if name in ("acc", "acc_norm", "exact_match")},
             [answer[1] if isinstance(answer, list) else answer for answer in line["answers"] if not isinstance(answer, float)],
         )
-        for line in found["items"]
+        for line in results["items"]
     }
 
 
 @pytest.fixture(scope="module")
-def oracle(place: Path, tasks: list[str]) -> Iterator[dict[str, Any]]:
-    yield from lm_eval_says(place, tasks)
+def oracle(folder: Path, tasks: list[str]) -> Iterator[dict[str, Any]]:
+    yield from lm_eval_says(folder, tasks)
 
 
-def lm_eval_says(place: Path, tasks: list[str], **keys: Any) -> Iterator[dict[str, Any]]:
+def lm_eval_says(folder: Path, tasks: list[str], **keys: Any) -> Iterator[dict[str, Any]]:
     """lm-eval with its own model of transformers, in this process."""
     before = dict(os.environ)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    model = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     here = Path.cwd()
-    os.chdir(place / "t")
+    os.chdir(folder / "t")
     try:
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
-        manager = TaskManager(include_path=str(place / "t"), include_defaults=False)
+        manager = TaskManager(include_path=str(folder / "t"), include_defaults=False)
         names = [Path(task).stem for task in tasks]
         yield simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0, fewshot_random_seed=0, **keys)
     finally:
@@ -122,7 +122,7 @@ TEMPLATE = (
 )
 
 
-def test_a_chat_template_and_examples_as_turns_are_lm_evals(place: Path, tasks: list[str], tmp_path: Path) -> None:
+def test_a_chat_template_and_examples_as_turns_are_lm_evals(folder: Path, tasks: list[str], tmp_path: Path) -> None:
     """In this process: the job's own entry."""
     from ropewalk.cluster.run.context import JobContext
     from ropewalk.jobs.evaluation.evaluate.job import main
@@ -130,7 +130,7 @@ def test_a_chat_template_and_examples_as_turns_are_lm_evals(place: Path, tasks: 
     tiny_model(tmp_path / "model")
     values = json.loads((tmp_path / "model/tokenizer_config.json").read_text())
     (tmp_path / "model/tokenizer_config.json").write_text(json.dumps({**values, "chat_template": TEMPLATE}))
-    (tmp_path / "t").symlink_to(place / "t")
+    (tmp_path / "t").symlink_to(folder / "t")
     config = {"model": str(tmp_path / "model"), "tasks": [tasks[1]], "chat_template": True, "system": "be brief"}
     run = make_run(tmp_path / "runs", config, "evaluate")
     results = main(JobContext(run=run, attempt=run.begin_attempt()))
@@ -178,21 +178,21 @@ def test_scores_have_their_evidence(plain: dict[str, Any]) -> None:
         (3, {"batch_size": 4}),
         (1, {"batch_size": 32, "batch_tokens": 4000}),
         *(
-            pytest.param(*one, marks=pytest.mark.soak("make test runs batches of 4 on three ranks and of 32 on one"))
-            for one in ((1, {"batch_size": 1}), (2, {"batch_size": 16}))
+            pytest.param(*item, marks=pytest.mark.soak("make test runs batches of 4 on three ranks and of 32 on one"))
+            for item in ((1, {"batch_size": 1}), (2, {"batch_size": 16}))
         ),
     ],
 )
 def test_decisions_do_not_depend_on_ranks_and_batches(
-    place: Path, tasks: list[str], plain: dict[str, Any], ranks: int, keys: dict[str, int]
+    folder: Path, tasks: list[str], plain: dict[str, Any], ranks: int, keys: dict[str, int]
 ) -> None:
-    found = evaluate(place, tasks[::-1], ranks, **keys)[1]
-    assert decisions(found) == decisions(plain)
-    assert found["scores"]["choice"] == plain["scores"]["choice"]
+    result = evaluate(folder, tasks[::-1], ranks, **keys)[1]
+    assert decisions(result) == decisions(plain)
+    assert result["scores"]["choice"] == plain["scores"]["choice"]
 
 
-def test_a_killed_evaluation_repeats_nothing_that_was_finished(place: Path, tasks: list[str], plain: dict[str, Any]) -> None:
-    run = make_run(place / "runs", {"model": str(place / "model"), "tasks": tasks, "batch_size": 1}, "evaluate")
+def test_a_killed_evaluation_repeats_nothing_that_was_finished(folder: Path, tasks: list[str], plain: dict[str, Any]) -> None:
+    run = make_run(folder / "runs", {"model": str(folder / "model"), "tasks": tasks, "batch_size": 1}, "evaluate")
     for enough, ranks in ((8, 2), (20, 1), (40, 3)):
         going = start(run, ranks, TEST_HOOK="slow_answers")
         going.until(lambda enough=enough: len(written(run)) >= enough)  # type: ignore[misc]
@@ -200,8 +200,8 @@ def test_a_killed_evaluation_repeats_nothing_that_was_finished(place: Path, task
     launch(run, 2)
     keys = Counter(line["key"] for line in written(run))
     assert max(keys.values()) == 1
-    found = {**run.results(), "items": read_lines(items_file(run.path))}
-    assert decisions(found) == decisions(plain)
+    results = {**run.results(), "items": read_lines(items_file(run.path))}
+    assert decisions(results) == decisions(plain)
     before = len(written(run))
     launch(run, 1)  # everything is there
     assert len(written(run)) == before
@@ -211,25 +211,27 @@ def written(run: RunDir) -> list[dict[str, Any]]:
     return [line for path in sorted((run.path / "ledger/answers").glob("*.jsonl")) for line in read_lines(path)]
 
 
-def test_a_stopped_evaluation_leaves_and_goes_on(place: Path, tasks: list[str], plain: dict[str, Any]) -> None:
-    run = make_run(place / "runs", {"model": str(place / "model"), "tasks": tasks, "batch_size": 1}, "evaluate")
+def test_a_stopped_evaluation_leaves_and_goes_on(folder: Path, tasks: list[str], plain: dict[str, Any]) -> None:
+    run = make_run(folder / "runs", {"model": str(folder / "model"), "tasks": tasks, "batch_size": 1}, "evaluate")
     going = start(run, 2, TEST_HOOK="slow_answers")
     going.until(lambda: len(written(run)) >= 5)
     (run.path / "stop-here").touch()
     assert going.wait() == [85, 85]
     (run.path / "stop-here").unlink()
     launch(run, 1)
-    found = {**run.results(), "items": read_lines(items_file(run.path))}
-    assert decisions(found) == decisions(plain)
+    results = {**run.results(), "items": read_lines(items_file(run.path))}
+    assert decisions(results) == decisions(plain)
     assert max(Counter(line["key"] for line in written(run)).values()) == 1
 
 
 # --- the gate
 
 
-def test_a_gate_that_refuses_names_figure_and_interval(place: Path, tasks: list[str]) -> None:
+def test_a_gate_that_refuses_names_figure_and_interval(folder: Path, tasks: list[str]) -> None:
     require = {"choice": ">= 0.95 by 2se", "choice/acc_norm": ">= 0", "ending/acc": "<= 1"}
-    run = make_run(place / "runs", {"model": str(place / "model"), "tasks": [tasks[0], tasks[3]], "require": require}, "evaluate")
+    run = make_run(
+        folder / "runs", {"model": str(folder / "model"), "tasks": [tasks[0], tasks[3]], "require": require}, "evaluate"
+    )
     assert 42 in start(run, 2).wait()
     results = run.results()
     assert not results["gate"]["passed"]
@@ -243,10 +245,10 @@ def test_a_gate_that_refuses_names_figure_and_interval(place: Path, tasks: list[
     assert "refused" in (run.path / "evaluation/report.html").read_text()
 
 
-def test_a_gate_that_passes(place: Path, tasks: list[str]) -> None:
-    _, found = evaluate(place, [tasks[0]], require={"choice": ">= 0", "choice/acc_norm": "<= 1"}, limit=5)
-    assert found["gate"] == {"passed": True, "failed": []}
-    assert found["scores"]["choice"]["acc"]["n"] == 5
+def test_a_gate_that_passes(folder: Path, tasks: list[str]) -> None:
+    _, result = evaluate(folder, [tasks[0]], require={"choice": ">= 0", "choice/acc_norm": "<= 1"}, limit=5)
+    assert result["gate"] == {"passed": True, "failed": []}
+    assert result["scores"]["choice"]["acc"]["n"] == 5
 
 
 # --- bad input
@@ -302,16 +304,16 @@ def test_what_is_wrong_with_a_task_is_told_before_anything_is_computed(tmp_path:
         assert message in str(error.value), error.value
 
 
-def test_a_model_without_a_tokenizer_ends_the_run(place: Path, tasks: list[str]) -> None:
-    tiny_model(place / "bare", tokenizer=False)
-    run = make_run(place / "runs", {"model": str(place / "bare"), "tasks": tasks[:1]}, "evaluate")
+def test_a_model_without_a_tokenizer_ends_the_run(folder: Path, tasks: list[str]) -> None:
+    tiny_model(folder / "bare", tokenizer=False)
+    run = make_run(folder / "runs", {"model": str(folder / "bare"), "tasks": tasks[:1]}, "evaluate")
     assert start(run, 1).wait() == [42]
     assert "has no tokenizer" in log_of(run)
 
 
-def test_texts_longer_than_the_model_sees_are_counted(place: Path) -> None:
+def test_texts_longer_than_the_model_sees_are_counted(folder: Path) -> None:
     lines = [line(question="rope " * 100), line()]
-    task = write_task(place / "long", "long", lines, **CHOICE)
-    found = evaluate(place, [str(task)])[1]
-    assert found["truncated"] == {"long": 2}
-    assert json.loads((place / "model/config.json").read_text())["max_position_embeddings"] == 256
+    task = write_task(folder / "long", "long", lines, **CHOICE)
+    result = evaluate(folder, [str(task)])[1]
+    assert result["truncated"] == {"long": 2}
+    assert json.loads((folder / "model/config.json").read_text())["max_position_embeddings"] == 256

@@ -28,11 +28,14 @@ class Event:
 
     @property
     def text(self) -> str:
-        return "".join(one["text"] if "text" in one else one["delta"].get("content") or "" for one in self.choices)
+        return "".join(
+            event_text["text"] if "text" in event_text else event_text["delta"].get("content") or ""
+            for event_text in self.choices
+        )
 
     @property
     def tokens(self) -> list[int]:
-        return [token for one in self.choices for token in one.get("token_ids", [])]
+        return [token for event_text in self.choices for token in event_text.get("token_ids", [])]
 
 
 def ask(engine: EngineProcess, path: str, body: Mapping[str, Any] | bytes) -> httpx2.Response:
@@ -48,17 +51,17 @@ def events(engine: EngineProcess, path: str, body: Mapping[str, Any]) -> list[Ev
 
 def split(raw: bytes) -> Iterator[Event]:
     assert raw.endswith(b"\n\n")
-    for one in raw.split(b"\n\n")[:-1]:
-        yield Event(one + b"\n\n")
+    for event_text in raw.split(b"\n\n")[:-1]:
+        yield Event(event_text + b"\n\n")
 
 
-def text_of(found: list[Event]) -> str:
-    return "".join(event.text for event in found)
+def text_of(events: list[Event]) -> str:
+    return "".join(event.text for event in events)
 
 
-def continued_as(found: list[Event], sent: int) -> dict[str, Any]:
+def continued_as(events: list[Event], sent: int) -> dict[str, Any]:
     """Request with which another engine continues after `sent` events."""
-    told = found[:sent]
-    head = found[0].body
-    tokens = [token for event in told for token in event.tokens]
+    message = events[:sent]
+    head = events[0].body
+    tokens = [token for event in message for token in event.tokens]
     return {"id": head["id"], "created": head["created"], "token_ids": tokens, "started": sent > 0}

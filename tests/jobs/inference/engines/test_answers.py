@@ -35,9 +35,9 @@ SCHEMA = {
 
 def test_greedy_answers_side_by_side_are_the_models_own(engines: dict[str, EngineProcess], model: Path) -> None:
     opened = open_model(str(model))
-    own = generate(opened, [list(text.encode()) for text in PROMPTS], Sampling(max_new_tokens=24))
+    ours = generate(opened, [list(text.encode()) for text in PROMPTS], Sampling(max_new_tokens=24))
     together = ask(engines["transformers"], COMPLETIONS, {**GREEDY, "prompt": PROMPTS, "logit_bias": {}}).json()["choices"]
-    assert [tuple(choice["token_ids"]) for choice in together] == [expected.tokens for expected in own]
+    assert [tuple(choice["token_ids"]) for choice in together] == [expected.tokens for expected in ours]
 
 
 def test_answers_do_not_depend_on_what_is_asked_beside(engines: dict[str, EngineProcess]) -> None:
@@ -45,17 +45,19 @@ def test_answers_do_not_depend_on_what_is_asked_beside(engines: dict[str, Engine
     alone = [ask(engines["transformers"], COMPLETIONS, body).json()["choices"][0] for body in bodies]
     for engine in engines.values():
         with ThreadPoolExecutor(len(PROMPTS)) as pool:
-            found = list(pool.map(lambda body, to=engine: ask(to, COMPLETIONS, body), bodies))
-        assert [one.json()["choices"][0]["token_ids"] for one in found] == [one["token_ids"] for one in alone]
+            results = list(pool.map(lambda body, to=engine: ask(to, COMPLETIONS, body), bodies))
+        assert [item.json()["choices"][0]["token_ids"] for item in results] == [text["token_ids"] for text in alone]
 
 
 def test_text_that_is_no_utf8_is_shown_and_cannot_be_continued_blindly(engines: dict[str, EngineProcess]) -> None:
     body = {**GREEDY, "prompt": "a rope", "logit_bias": {}}
     texts = [text_of(whole := events(engine, COMPLETIONS, body)) for engine in engines.values()]
     assert all("�" in text for text in texts)
-    known = [all(token >= 0 for event in events(each, COMPLETIONS, body) for token in event.tokens) for each in engines.values()]
-    assert known[0]  # llama.cpp does not say which tokens they were
-    if not known[1]:
+    familiar = [
+        all(token >= 0 for event in events(each, COMPLETIONS, body) for token in event.tokens) for each in engines.values()
+    ]
+    assert familiar[0]  # llama.cpp does not say which tokens they were
+    if not familiar[1]:
         refused = ask(
             engines["llamacpp"], COMPLETIONS, {**body, "stream": True, "continue_from": continued_as(whole, len(whole))}
         )
@@ -72,11 +74,11 @@ def test_text_that_is_no_utf8_is_shown_and_cannot_be_continued_blindly(engines: 
     ids=["greedy", "drawn", "schema"],
 )
 def test_a_stream_goes_on_elsewhere_byte_for_byte(engine: EngineProcess, body: dict[str, object]) -> None:
-    asked = {**body, **HELLO, "stream_options": {"include_usage": True}}
-    whole = events(engine, CHAT, asked)
+    request = {**body, **HELLO, "stream_options": {"include_usage": True}}
+    whole = events(engine, CHAT, request)
     assert len(whole) > 6
     for sent in range(0, len(whole) - 2, 3):
-        rest = events(engine, CHAT, {**asked, "continue_from": continued_as(whole, sent)})
+        rest = events(engine, CHAT, {**request, "continue_from": continued_as(whole, sent)})
         assert text_of(rest) == text_of(whole[sent:])
         if "logprobs" not in body:  # of which the last digit depends on how many tokens were read at once
             assert b"".join(event.raw for event in rest) == b"".join(event.raw for event in whole[sent:])
@@ -92,13 +94,13 @@ def test_what_is_streamed_is_what_is_answered_as_a_whole(engine: EngineProcess) 
 
 
 def test_both_engines_say_the_same(engines: dict[str, EngineProcess]) -> None:
-    asked = {**GREEDY, **HELLO, "logprobs": True, "top_logprobs": 3}
-    first, second = (ask(each, CHAT, asked).json()["choices"][0] for each in engines.values())
+    request = {**GREEDY, **HELLO, "logprobs": True, "top_logprobs": 3}
+    first, second = (ask(each, CHAT, request).json()["choices"][0] for each in engines.values())
     assert first["message"] == second["message"]
     assert first["token_ids"] == second["token_ids"]
-    for one, other in zip(first["logprobs"]["content"], second["logprobs"]["content"], strict=True):
-        assert one["token"] == other["token"]
-        assert one["logprob"] == pytest.approx(other["logprob"], abs=0.02)
+    for item, other in zip(first["logprobs"]["content"], second["logprobs"]["content"], strict=True):
+        assert item["token"] == other["token"]
+        assert item["logprob"] == pytest.approx(other["logprob"], abs=0.02)
     for path, body in (("/tokenize", {"content": "a rope"}), ("/apply-template", HELLO)):
         first, second = (ask(each, path, body).json() for each in engines.values())
         assert first == second
@@ -106,17 +108,17 @@ def test_both_engines_say_the_same(engines: dict[str, EngineProcess]) -> None:
 
 def test_an_answer_follows_its_schema_and_a_tool_that_must_be_called_is(engine: EngineProcess) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
-    found = ask(engine, CHAT, {**DRAWN, **HELLO, "max_tokens": 60, "response_format": form}).json()["choices"][0]
-    assert set(json.loads(found["message"]["content"])) == {"rope", "strong"}
-    assert found["finish_reason"] == "stop"
+    answer = ask(engine, CHAT, {**DRAWN, **HELLO, "max_tokens": 60, "response_format": form}).json()["choices"][0]
+    assert set(json.loads(answer["message"]["content"])) == {"rope", "strong"}
+    assert answer["finish_reason"] == "stop"
     tool = {"type": "function", "function": {"name": "lay", "parameters": SCHEMA}}
     body = {**DRAWN, **HELLO, "max_tokens": 90, "tools": [tool], "tool_choice": "required"}
-    found = ask(engine, CHAT, body).json()["choices"][0]
-    assert found["finish_reason"] == "tool_calls"
-    assert set(json.loads(found["message"]["tool_calls"][0]["function"]["arguments"])) == {"rope", "strong"}
+    answer = ask(engine, CHAT, body).json()["choices"][0]
+    assert answer["finish_reason"] == "tool_calls"
+    assert set(json.loads(answer["message"]["tool_calls"][0]["function"]["arguments"])) == {"rope", "strong"}
     streamed = events(engine, CHAT, body)
-    calls = [call for event in streamed for one in event.choices for call in one["delta"].get("tool_calls", [])]
-    assert calls[0]["function"] == found["message"]["tool_calls"][0]["function"]
+    calls = [call for event in streamed for choice in event.choices for call in choice["delta"].get("tool_calls", [])]
+    assert calls[0]["function"] == answer["message"]["tool_calls"][0]["function"]
 
 
 def test_a_client_that_hangs_up_frees_its_slot(engine: EngineProcess) -> None:
@@ -129,10 +131,10 @@ def test_a_client_that_hangs_up_frees_its_slot(engine: EngineProcess) -> None:
 
 def test_log_probabilities_of_a_prompt(engines: dict[str, EngineProcess]) -> None:
     body = {**GREEDY, "prompt": "a rope", "echo": True, "logprobs": 1, "max_tokens": 0}
-    found = ask(engines["transformers"], COMPLETIONS, body).json()["choices"][0]
-    assert found["text"] == "a rope"
-    assert found["logprobs"]["token_logprobs"][0] is None
-    assert all(each <= 0 for each in found["logprobs"]["token_logprobs"][1:])
+    answer = ask(engines["transformers"], COMPLETIONS, body).json()["choices"][0]
+    assert answer["text"] == "a rope"
+    assert answer["logprobs"]["token_logprobs"][0] is None
+    assert all(each <= 0 for each in answer["logprobs"]["token_logprobs"][1:])
     refused = ask(engines["llamacpp"], COMPLETIONS, body)
     assert refused.status_code == 400
     assert "transformers" in refused.json()["error"]["message"]
@@ -169,9 +171,9 @@ def test_an_engine_whose_thread_ends_does_so_too(model: Path, monkeypatch: pytes
     sampler = TransformersSampler(open_model(str(model)), slots=1, context=None)
 
     async def scenario() -> None:
-        asked = asyncio.create_task(anext(sampler.draw([3, 4, 5], FEW)))
+        request = asyncio.create_task(anext(sampler.draw([3, 4, 5], FEW)))
         await asyncio.to_thread(until, lambda: codes, Patience.SIGNAL)
-        asked.cancel()
+        request.cancel()
 
     asyncio.run(scenario())
     assert codes == [1]

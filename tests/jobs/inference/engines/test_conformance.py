@@ -34,11 +34,11 @@ RAMBLED = ["finish_reason: expected 'stop', got 'length'"]
 @pytest.fixture(scope="session")
 def testers() -> Path:
     """The programs of an environment that is made the first time."""
-    place = ROOT / "build/conformance"
-    if not (place / "bin/llm-comply").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-        subprocess.run([str(place / "bin/pip"), "install", "--quiet", *PACKAGES], check=True)
-    return place / "bin"
+    folder = ROOT / "build/conformance"
+    if not (folder / "bin/llm-comply").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(folder / "bin/pip"), "install", "--quiet", *PACKAGES], check=True)
+    return folder / "bin"
 
 
 @pytest.mark.soak("5,000 cases an engine; make test runs test_what_is_wrong_is_said")
@@ -47,8 +47,14 @@ def test_no_case_of_schemathesis_fails(name: str, model: Path, testers: Path, tm
     options = EngineOptions(threads=1, slots=8, context=CONTEXT, name="tiny", token=TOKEN, extra={"type": "F32"})
     with EngineProcess.start(find_engine(name), model, options, tmp_path / "log") as engine:
         engine.await_ready(HANG_SECONDS)
-        words = [str(testers / "schemathesis"), "run", f"{engine.url}/openapi.json", "--header", f"Authorization: Bearer {TOKEN}"]
-        words += [
+        arguments = [
+            str(testers / "schemathesis"),
+            "run",
+            f"{engine.url}/openapi.json",
+            "--header",
+            f"Authorization: Bearer {TOKEN}",
+        ]
+        arguments += [
             "--max-examples",
             str(CASES // OPERATIONS),
             "--request-timeout",
@@ -58,7 +64,7 @@ def test_no_case_of_schemathesis_fails(name: str, model: Path, testers: Path, tm
             "--exclude-checks",
             ",".join(LEFT_OUT),
         ]
-        done = subprocess.run([*words, "--no-color"], capture_output=True, text=True, check=False, cwd=tmp_path)
+        done = subprocess.run([*arguments, "--no-color"], capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-6000:]
         assert int(done.stdout.partition("Test cases:")[2].split()[0].replace(",", "")) >= CASES, done.stdout[-2000:]
         assert "Traceback" not in engine.log.read_text()
@@ -70,15 +76,29 @@ def test_llm_comply(name: str, testers: Path, tmp_path: Path) -> None:
     options = EngineOptions(slots=1, context=2048, name="smollm2", token=TOKEN)
     with EngineProcess.start(find_engine(name), smollm2(), options, tmp_path / "log") as engine:
         engine.await_ready(HANG_SECONDS)
-        words = ["-u", f"{engine.url}/v1", "-k", TOKEN, "-m", "smollm2", "--format", "openai-chat", "--timeout", "600", "--json"]
+        arguments = [
+            "-u",
+            f"{engine.url}/v1",
+            "-k",
+            TOKEN,
+            "-m",
+            "smollm2",
+            "--format",
+            "openai-chat",
+            "--timeout",
+            "600",
+            "--json",
+        ]
         done = subprocess.run(
-            [str(testers / "llm-comply"), *words],
+            [str(testers / "llm-comply"), *arguments],
             capture_output=True,
             text=True,
             check=False,
             env={**os.environ, "NO_COLOR": "1"},
         )
         results = json.loads(done.stdout[done.stdout.index("{") :])["results"]
-        right = {one["id"] for one in results if one["status"] in {"passed", "skipped"} or one.get("errors") == RAMBLED}
-        failed = {one["id"]: one for one in results if one["id"] not in right}
+        right = {
+            result["id"] for result in results if result["status"] in {"passed", "skipped"} or result.get("errors") == RAMBLED
+        }
+        failed = {result["id"]: result for result in results if result["id"] not in right}
         assert failed.keys() == NOT_OF_TEXT_MODELS, failed

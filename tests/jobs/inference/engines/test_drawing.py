@@ -30,8 +30,8 @@ def drawn(logits_V: torch.Tensor, **rules: Any) -> Any:
     """Frequency of each token over many positions of an answer."""
     answer = Answer(None, [0], Sampling(seed=7, max_tokens=DRAWS, **rules), frozenset())
     counts = np.zeros(len(logits_V))
-    for place in range(1, DRAWS + 1):
-        counts[answer._choice(logits_V, place)[0]] += 1
+    for position in range(1, DRAWS + 1):
+        counts[answer._choice(logits_V, position)[0]] += 1
     return counts / DRAWS
 
 
@@ -50,9 +50,9 @@ def drawn(logits_V: torch.Tensor, **rules: Any) -> Any:
 )
 def test_tokens_are_left_out_as_by_transformers(rules: dict[str, Any]) -> None:
     logits_V = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.05, 0.05]).log()
-    found, wanted = drawn(logits_V, **{"temperature": 1.0, **rules}), theirs(logits_V, **rules)
-    assert set(np.flatnonzero(found)) == set(np.flatnonzero(wanted))
-    assert found == pytest.approx(wanted, abs=0.04)  # four standard errors of a share
+    result, wanted = drawn(logits_V, **{"temperature": 1.0, **rules}), theirs(logits_V, **rules)
+    assert set(np.flatnonzero(result)) == set(np.flatnonzero(wanted))
+    assert result == pytest.approx(wanted, abs=0.04)  # four standard errors of a share
 
 
 @pytest.mark.parametrize("rounding", [False, True], ids=["clear choices", "any choice could be turned by rounding"])

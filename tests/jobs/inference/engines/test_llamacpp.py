@@ -1,4 +1,4 @@
-"""How llama.cpp's server is started, and that a draft changes no answer of it."""
+"""Start of llama.cpp's server; a draft changes no answer."""
 
 import os
 from dataclasses import replace
@@ -32,9 +32,9 @@ def started(monkeypatch: pytest.MonkeyPatch, threads: int | None, usable: int, c
 def test_it_computes_on_the_cores_that_it_may_use(
     threads: int | None, usable: int, cores: int, computing: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted, own = started(monkeypatch, threads, usable, cores), xllamacpp.CommonParams()
-    assert wanted.cpuparams.n_threads == (computing or own.cpuparams.n_threads)
-    assert wanted.cpuparams_batch.n_threads == (computing or own.cpuparams_batch.n_threads)
+    wanted, ours = started(monkeypatch, threads, usable, cores), xllamacpp.CommonParams()
+    assert wanted.cpuparams.n_threads == (computing or ours.cpuparams.n_threads)
+    assert wanted.cpuparams_batch.n_threads == (computing or ours.cpuparams_batch.n_threads)
     assert wanted.n_batch == 8 * (computing or usable) + 3, "a piece of a prompt, and a token of each slot"
 
 

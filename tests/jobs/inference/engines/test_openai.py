@@ -81,7 +81,7 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, engine: E
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "said"),
+    ("path", "body", "message"),
     [
         (CHAT, b'{"model": "tiny", "messages": [{"role": "user", "content": "\xff\xfe"}]}', "not JSON in UTF-8"),
         (CHAT, b'{"model": "tiny", "messages": [', "not JSON"),
@@ -103,10 +103,10 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, engine: E
         (COMPLETIONS, {"model": "tiny", "prompt": {"a": 1}}, "'prompt"),
     ],
 )
-def test_what_is_wrong_is_said(engines: dict[str, EngineProcess], path: str, body: object, said: str) -> None:
+def test_what_is_wrong_is_said(engines: dict[str, EngineProcess], path: str, body: object, message: str) -> None:
     for engine in engines.values():
         answer = ask(engine, path, body)  # type: ignore[arg-type]
         assert answer.status_code == 400, answer.text
         error = answer.json()["error"]
-        assert said in error["message"]
+        assert message in error["message"]
         assert set(error) == {"message", "type", "param", "code"}

@@ -38,15 +38,15 @@ time.sleep(600)
 
 def test_the_token_is_nowhere_to_be_seen(engines: dict[str, EngineProcess]) -> None:
     for engine in engines.values():
-        words = psutil.Process(engine.process.pid).cmdline()
-        assert not any(TOKEN in word for word in words)
+        command = psutil.Process(engine.process.pid).cmdline()
+        assert not any(TOKEN in word for word in command)
         assert TOKEN not in engine.log.read_text()
     assert TOKEN not in repr(EngineOptions(token=TOKEN))
 
 
 def test_an_engine_dies_with_whoever_started_it(model: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-c", OWNER, str(model), str(tmp_path / "log")]
-    owner = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", OWNER, str(model), str(tmp_path / "log")]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     engine = psutil.Process(int(owner.stdout.readline()))
     owner.send_signal(signal.SIGKILL)
@@ -72,8 +72,8 @@ def test_a_model_is_converted_beside_itself_and_its_file_says_what_it_is(
     convert.main()
     gguf = Path(capsys.readouterr().out.strip())
     assert gguf.parent.parent == model
-    told = {name: field for name, field in GGUFReader(gguf).fields.items() if not name.startswith("GGUF.")}
-    expected = {name: len(one.data) if len(one.types) > 1 else one.contents() for name, one in told.items()}
+    report = {name: field for name, field in GGUFReader(gguf).fields.items() if not name.startswith("GGUF.")}
+    expected = {name: len(item.data) if len(item.types) > 1 else item.contents() for name, item in report.items()}
     assert read_fields(gguf) == expected
     assert read_facts(gguf) == (256, 257, model)
 
@@ -107,10 +107,10 @@ def test_vllm_is_a_program_of_another_environment(tmp_path: Path) -> None:
         "model": str(tmp_path / "draft"),
         "num_speculative_tokens": 2,
     }
-    words = vllm.command(tmp_path / "model", options)
-    own = words[words.index("--") + 1 :]
-    assert own[:3] == [str(tmp_path / "vllm"), "serve", str(tmp_path / "model")]
-    assert own[3:] == [
+    command = vllm.command(tmp_path / "model", options)
+    ours = command[command.index("--") + 1 :]
+    assert ours[:3] == [str(tmp_path / "vllm"), "serve", str(tmp_path / "model")]
+    assert ours[3:] == [
         "--host",
         "127.0.0.1",
         "--port",
@@ -122,24 +122,24 @@ def test_vllm_is_a_program_of_another_environment(tmp_path: Path) -> None:
         "--max-model-len",
         "2048",
     ]
-    assert not any(TOKEN in word for word in words)
+    assert not any(TOKEN in word for word in command)
     assert vllm.environment(options) == {"VLLM_API_KEY": TOKEN}
     with EngineProcess.start(vllm, tmp_path, options, tmp_path / "log") as engine:
         sleeper = until(
-            lambda: [one for one in psutil.Process(engine.process.pid).children() if one.name() == "sleep"], Patience.START
+            lambda: [child for child in psutil.Process(engine.process.pid).children() if child.name() == "sleep"], Patience.START
         )[0]
     assert not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE
 
 
 def test_vllm_divides_a_model_among_its_gpus(tmp_path: Path) -> None:
-    words = find_engine("vllm").command(tmp_path, EngineOptions(gpus=4))
-    assert words[words.index("--tensor-parallel-size") + 1] == "4"
+    command = find_engine("vllm").command(tmp_path, EngineOptions(gpus=4))
+    assert command[command.index("--tensor-parallel-size") + 1] == "4"
     assert "--tensor-parallel-size" not in find_engine("vllm").command(tmp_path, EngineOptions(gpus=1))
 
 
-@pytest.mark.parametrize(("gpus", "told"), [(2, "2|5,3"), (0, "0|"), (None, "8|5,3")])
+@pytest.mark.parametrize(("gpus", "visible"), [(2, "2|5,3"), (0, "0|"), (None, "8|5,3")])
 def test_an_engine_is_told_its_share_of_the_nodes_gpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int | None, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int | None, visible: str
 ) -> None:
     """The node has eight; Ray shows a replica its own, or all if it reserves none."""
     monkeypatch.setenv("ROPEWALK_NODE_GPUS", "8")
@@ -149,7 +149,7 @@ def test_an_engine_is_told_its_share_of_the_nodes_gpus(
     options = EngineOptions(gpus=gpus, extra={"executable": str(tmp_path / "vllm")})
     with EngineProcess.start(find_engine("vllm"), tmp_path, options, tmp_path / "log") as engine:
         engine.process.wait()
-    assert (tmp_path / "log").read_text().splitlines()[0] == told
+    assert (tmp_path / "log").read_text().splitlines()[0] == visible
 
 
 def test_an_engine_of_the_cpu_is_not_chosen_where_there_are_gpus(model: Path) -> None:

@@ -13,7 +13,7 @@ class Pieces:
 
 
 @pytest.mark.parametrize(
-    ("text", "last", "hidden", "found"),
+    ("text", "last", "hidden", "expected"),
     [
         ("漢", 10, 1, [9]),
         (" 😀", 4, 2, None),  # " \xf0\x9f" "\x98", or " \xf0" "\x9f\x98"
@@ -23,5 +23,5 @@ class Pieces:
         ("aa", 0, 1, None),  # after the first "a" the text does not end within a character
     ],
 )
-def test_hidden_tokens(text: str, last: int, hidden: int, found: list[int] | None) -> None:
-    assert HiddenTokens(Pieces(), len(PIECES)).find(text, last, hidden) == found  # type: ignore[arg-type]
+def test_hidden_tokens(text: str, last: int, hidden: int, expected: list[int] | None) -> None:
+    assert HiddenTokens(Pieces(), len(PIECES)).find(text, last, hidden) == expected  # type: ignore[arg-type]

@@ -62,9 +62,9 @@ def test_llama_cpp_says_the_same(opened: OpenModel, tmp_path: Path, name: str) -
 
 def test_what_is_written_beside_the_model_is_found_again_and_follows_it(model: Path) -> None:
     first = gguf_of(model, "Q8_0")
-    made = first.stat().st_mtime_ns
+    created = first.stat().st_mtime_ns
     assert gguf_of(str(model), "Q8_0") == first
-    assert first.stat().st_mtime_ns == made
+    assert first.stat().st_mtime_ns == created
     template = GGUFReader(first).fields["tokenizer.chat_template"].contents()
     assert template.startswith("{% for m in messages")
     (model / "generation_config.json").write_text("{}")

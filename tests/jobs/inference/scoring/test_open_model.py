@@ -10,7 +10,7 @@ from ropewalk.jobs.inference.scoring.open_model import serving_dtype
 
 
 @pytest.mark.parametrize(
-    ("device", "native", "keys", "found"),
+    ("device", "native", "keys", "expected"),
     [
         ("cuda", True, {"dtype": "float32"}, torch.bfloat16),
         ("cuda", True, {"torch_dtype": "bfloat16"}, torch.bfloat16),
@@ -22,8 +22,8 @@ from ropewalk.jobs.inference.scoring.open_model import serving_dtype
     ],
 )
 def test_a_gpu_answers_in_half_precision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, device: str, native: bool, keys: dict[str, str], found: torch.dtype
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, device: str, native: bool, keys: dict[str, str], expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
     (tmp_path / "config.json").write_text(json.dumps(keys))
-    assert serving_dtype(tmp_path, torch.device(device)) == found
+    assert serving_dtype(tmp_path, torch.device(device)) == expected

@@ -11,8 +11,8 @@ def pieces(*contexts: tuple[int, ...]) -> list[Piece]:
 
 
 def test_each_beginning_has_its_group_and_the_order_within_it_stays() -> None:
-    found = pieces((*EXAMPLES, 7, 8), (*OTHERS, 1), (9, 9), (*EXAMPLES, 7, 9), (*EXAMPLES, 3), (*OTHERS, 2, 2))
-    groups = [(group.beginning, [piece.unit for piece in group.pieces]) for group in alike(found)]
+    result = pieces((*EXAMPLES, 7, 8), (*OTHERS, 1), (9, 9), (*EXAMPLES, 7, 9), (*EXAMPLES, 3), (*OTHERS, 2, 2))
+    groups = [(group.beginning, [piece.unit for piece in group.pieces]) for group in alike(result)]
     assert groups == [(EXAMPLES, [0, 3, 4]), (OTHERS, [1, 5]), ((), [2])]
 
 
@@ -21,7 +21,7 @@ def test_a_context_keeps_a_token_of_its_own() -> None:
     assert group.beginning == EXAMPLES[:-1]
 
 
-def test_short_beginnings_are_not_worth_a_pass_and_a_long_one_is_not_given_up_for_a_short_one() -> None:
+def test_only_long_prefixes_are_shared() -> None:
     short = EXAMPLES[: LEAST_TOKENS - 1]
     (group,) = alike(pieces((*short, 1), (*short, 2)))
     assert (group.beginning, len(group.pieces)) == ((), 2)

@@ -29,7 +29,7 @@ def questions(number: int, seed: int = 0, longest: int = 200) -> list[list[Reque
 
     def question() -> list[Request]:
         context = tokens(1, longest)
-        return [Request(context, found, (float(2 * len(found)),)) for found in [tokens(1, 12) for _ in range(4)]]
+        return [Request(context, item, (float(2 * len(item)),)) for item in [tokens(1, 12) for _ in range(4)]]
 
     return [question() for _ in range(number)]
 
@@ -93,9 +93,9 @@ def test_decisions_do_not_depend_on_what_is_computed_beside(opened: OpenModel) -
     plain = [[Scorer(opened).exact(request) for request in unit] for unit in units]
     expected = [decisions(answers, unit) for answers, unit in zip(plain, units, strict=True)]
     for size, order in ((1, list(range(len(units)))), (4, shuffled), (16, shuffled[::-1]), (32, shuffled)):
-        found = dict(Scorer(opened, batch_size=size, batch_tokens=4000).units([units[i] for i in order]))
-        assert [decisions(found[order.index(i)], units[i]) for i in range(len(units))] == expected
-    assert found[order.index(len(units) - 1)][0].exact
+        result = dict(Scorer(opened, batch_size=size, batch_tokens=4000).units([units[i] for i in order]))
+        assert [decisions(result[order.index(i)], units[i]) for i in range(len(units))] == expected
+    assert result[order.index(len(units) - 1)][0].exact
 
 
 def test_what_is_near_a_tie_is_found() -> None:
@@ -111,29 +111,29 @@ def test_what_is_near_a_tie_is_found() -> None:
 
 
 def test_contexts_are_shared(opened: OpenModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+    observed: list[int] = []
     scorer, forward = Scorer(opened), opened.model.forward
 
     def counting(*args: Any, **inputs: Any) -> Any:
-        seen.append(inputs["input_ids"].shape[1])
+        observed.append(inputs["input_ids"].shape[1])
         return forward(*args, **inputs)
 
     counting.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
     monkeypatch.setattr(opened.model, "forward", counting)
     context = tuple(range(100))
     scorer.score([Request(context, (i, 2, 3)) for i in range(5)])
-    assert seen == [110]
-    seen.clear()
+    assert observed == [110]
+    observed.clear()
     few = Scorer(opened, batch_tokens=8)  # fewer than the context has
-    seen.clear()
+    observed.clear()
     few.score([Request(context, (i,)) for i in range(5)])
-    assert seen == [100]
+    assert observed == [100]
 
 
 def test_a_text_longer_than_the_model_sees_loses_its_beginning(opened: OpenModel) -> None:
     long = Request(tuple(i % 256 for i in range(400)), (1, 2, 3))
-    seen = Request(long.context[-254:], long.continuation)  # 256 positions, the last token is only predicted
-    assert Scorer(opened).score([long])[0].value == pytest.approx(Scorer(opened).score([seen])[0].value, abs=1e-6)
+    observed = Request(long.context[-254:], long.continuation)  # 256 positions, the last token is only predicted
+    assert Scorer(opened).score([long])[0].value == pytest.approx(Scorer(opened).score([observed])[0].value, abs=1e-6)
     with pytest.raises(DataError, match="continuation has 300 tokens, the model sees 256"):
         Scorer(opened).score([Request((1,), (2,) * 300)])
     with pytest.raises(DataError, match="empty continuation"):
@@ -152,21 +152,21 @@ def test_text_becomes_tokens_as_one_reads_it(opened: OpenModel) -> None:
 
 def test_a_beginning_is_computed_once(opened: OpenModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as the examples before each item; two beginnings, and what begins with neither."""
-    seen: list[int] = []
+    observed: list[int] = []
     scorer, forward = Scorer(opened), opened.model.forward
     assert scorer.shares_beginnings
 
     def counting(*args: Any, **inputs: Any) -> Any:
-        seen.append(inputs["input_ids"].shape[1])
+        observed.append(inputs["input_ids"].shape[1])
         return forward(*args, **inputs)
 
     counting.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
     first, second = tuple(range(200)), tuple(range(100, 200))
     units = [*behind(first, questions(5, longest=10)), *behind(second, questions(5, longest=10)), *questions(2, longest=10)]
     monkeypatch.setattr(opened.model, "forward", counting)
-    found = dict(scorer.units(units))
+    result = dict(scorer.units(units))
     monkeypatch.undo()
-    assert sum(seen) < 200 + 100 + 12 * (10 + 4 * 12), "not ten times 100 and more"
+    assert sum(observed) < 200 + 100 + 12 * (10 + 4 * 12), "not ten times 100 and more"
     for number, unit in enumerate(units):
-        for request, answer in zip(unit, found[number], strict=True):
+        for request, answer in zip(unit, result[number], strict=True):
             assert answer.value == pytest.approx(by_hand(opened.model, request)[0], abs=1e-5 * answer.tokens)

@@ -62,7 +62,7 @@ def test_a_model_card_has_metadata_that_the_hub_reads_and_every_section_filled(e
     write_model_cards(run, directory, 8)
     card = ModelCard.load(directory / "README.md")
     assert card.data.library_name == "transformers"
-    results = {(one.dataset_name, one.metric_type): one.metric_value for one in card.data.eval_results}
+    results = {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
     assert results["held-out text", "stereotype_rate"] == 0.7
     assert results["crows", "stereotype_rate"] == 0.7
     assert results["held-out text", "loss"] == 2.5
@@ -178,15 +178,15 @@ def test_an_exported_model_has_its_cards(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("uncommitted", "said"), [(0, "| code | commit 1f2e |"), (2, "| code | commit 1f2e with 2 uncommitted files |")]
+    ("uncommitted", "message"), [(0, "| code | commit 1f2e |"), (2, "| code | commit 1f2e with 2 uncommitted files |")]
 )
-def test_a_commit_that_was_not_all_of_the_code_is_not_told_as_if(tmp_path: Path, uncommitted: int, said: str) -> None:
-    made = make_run(tmp_path / "runs", pretrain_config(tmp_path / "gone"))
-    run = RunDir(made.path, record={**made.record, "code": {"commit": "1f2e", "uncommitted": uncommitted}})
+def test_a_commit_that_was_not_all_of_the_code_is_not_told_as_if(tmp_path: Path, uncommitted: int, message: str) -> None:
+    new_run = make_run(tmp_path / "runs", pretrain_config(tmp_path / "gone"))
+    run = RunDir(new_run.path, record={**new_run.record, "code": {"commit": "1f2e", "uncommitted": uncommitted}})
     directory = tmp_path / "model"
     LlamaForCausalLM(LlamaConfig(**{**TINY, "vocab_size": 300})).save_pretrained(directory)
     write_model_cards(run, directory, None)
-    assert said in (directory / "README.md").read_text()
+    assert message in (directory / "README.md").read_text()
 
 
 def test_what_is_no_data_set_gets_no_card(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_what_is_no_data_set_gets_no_card(tmp_path: Path) -> None:
     assert not (tmp_path / "report").exists()
 
 
-def test_a_fine_tuned_model_tells_its_conversations_its_base_and_the_base_s_licence(tmp_path: Path) -> None:
+def test_a_card_names_conversations_base_model_and_its_licence(tmp_path: Path) -> None:
     root, base, directory = tmp_path / "runs", tmp_path / "SmolBase", tmp_path / "model"
     LlamaForCausalLM(LlamaConfig(**{**TINY, "vocab_size": 300})).save_pretrained(base)
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A base model\n")
@@ -215,12 +215,12 @@ def test_a_fine_tuned_model_tells_its_conversations_its_base_and_the_base_s_lice
         assert ModelCard(text).data.license == "apache-2.0"
         assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
         assert "private" not in text + bill
-        told = (
+        expected = (
             "`chat.jsonl.zst`: 200 documents"
             if run is first
             else f"`pairs.jsonl`: a file of {pairs.stat().st_size} bytes, SHA-256"
         )
-        assert told in text
+        assert expected in text
         assert ("`SmolBase`" if run is first else f"`{first.id}` ← `SmolBase`") in text
     record = record.model_copy(update={"head": "reward"})
     write_json(second.model_record, record.model_dump(mode="json"))

@@ -35,7 +35,7 @@ TIMES = {"rss", "load_seconds", "first_token_ms", "first_token_cpu_ms", "per_tok
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("compress")
     make_dataset(root / "data")
     choice_task(root, 6, options=3)
@@ -43,15 +43,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def config(place: Path, **changes: Any) -> dict[str, Any]:
+def config(folder: Path, **changes: Any) -> dict[str, Any]:
     return {
-        **{"model": str(place / "model"), "data": str(place / "data"), "seq_len": 32, "max_sequences": 6, "timing": None},
+        **{"model": str(folder / "model"), "data": str(folder / "data"), "seq_len": 32, "max_sequences": 6, "timing": None},
         **{"calibration": {"sequences": 4}, "variants": VARIANTS, **changes},
     }
 
 
-def test_killed_at_any_variant_and_resumed_it_has_the_same_rows(place: Path, tmp_path: Path) -> None:
-    plain = make_run(tmp_path / "plain", config(place), "compress")
+def test_killed_at_any_variant_and_resumed_it_has_the_same_rows(home: Path, tmp_path: Path) -> None:
+    plain = make_run(tmp_path / "plain", config(home), "compress")
     table = launch(plain, 1)["table"]
     rows = {row["variant"]: row for row in table}
     assert list(rows) == ["dense", *VARIANTS]
@@ -73,7 +73,7 @@ def test_killed_at_any_variant_and_resumed_it_has_the_same_rows(place: Path, tmp
     for _, linear in linears(quantized.model.layers):
         assert ((linear.weight != 0).reshape(len(linear.weight), -1, 4).sum(-1) <= 2).all(), "2:4 is there after 4 bits"
 
-    killed = make_run(tmp_path / "killed", config(place), "compress")
+    killed = make_run(tmp_path / "killed", config(home), "compress")
     ranks = start(killed, 1)
     ranks.until(lambda: len(measured(killed.path)) >= 5)
     ranks.kill()
@@ -91,35 +91,35 @@ def measured(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines() if line.endswith("}")]
 
 
-def test_the_gate_and_what_this_model_does_not_allow(place: Path, tmp_path: Path) -> None:
-    strict = config(place, variants={"wanda": ["wanda"]}, require={"wanda/kl": "<= 0.0001"}, keep=False)
+def test_the_gate_and_what_this_model_does_not_allow(home: Path, tmp_path: Path) -> None:
+    strict = config(home, variants={"wanda": ["wanda"]}, require={"wanda/kl": "<= 0.0001"}, keep=False)
     refused = make_run(tmp_path, strict, "compress")
     start(refused, 1).wait()
     assert "the gate refuses" in log_of(refused)
     assert not list((refused.path / "variants").iterdir())
-    run = make_run(tmp_path, config(place, variants={"cut": [{"prune": {"layers": 9}}]}), "compress")
+    run = make_run(tmp_path, config(home, variants={"cut": [{"prune": {"layers": 9}}]}), "compress")
     start(run, 1).wait()
     assert "variants: cut: layers: 9 of 2 cannot be kept" in log_of(run)
     assert not (run.path / "variants").exists()
-    keys = CompressConfig.model_validate(config(place, variants={"ao": ["torchao"]}))
+    keys = CompressConfig.model_validate(config(home, variants={"ao": ["torchao"]}))
     with pytest.raises(ConfigError, match="variants: ao: torchao: is not installed"):
-        Builder(config=keys, dense=open_model(str(place / "model")), recover=lambda model, methods, folder: model).check()
+        Builder(config=keys, dense=open_model(str(home / "model")), recover=lambda model, methods, folder: model).check()
 
 
-def test_speed_memory_and_task_scores_of_a_variant(place: Path, tmp_path: Path) -> None:
-    keys = {"tasks": [str(place / "choice.yaml")], "require": {"f32/choice": ">= 0"}}
-    run = make_run(tmp_path, config(place, variants={"f32": [{"gguf": {"type": "F32"}}]}, **keys), "compress")
+def test_speed_memory_and_task_scores_of_a_variant(home: Path, tmp_path: Path) -> None:
+    keys = {"tasks": [str(home / "choice.yaml")], "require": {"f32/choice": ">= 0"}}
+    run = make_run(tmp_path, config(home, variants={"f32": [{"gguf": {"type": "F32"}}]}, **keys), "compress")
     dense, row = launch(run, 1)["table"]
-    items = [json.loads(line) for line in (place / "choice.jsonl").read_text().splitlines()]
-    assert dense["scores"]["choice"]["acc"]["value"] == pytest.approx(accuracy(place / "model", items))
+    items = [json.loads(line) for line in (home / "choice.jsonl").read_text().splitlines()]
+    assert dense["scores"]["choice"]["acc"]["value"] == pytest.approx(accuracy(home / "model", items))
     assert row["scores"] == dense["scores"], "another engine, the same answers"
     assert {"value", "standard_error", "n", "hash"} == row["scores"]["choice"]["acc_norm"].keys()
     assert "choice, acc" in (run.path / "compress/report.html").read_text()
     assert any("log-probabilities within" in note for note in row["notes"])
     artifact = Artifact(engine="llama.cpp", path=run.path / row["path"], zeros=0.0)
-    found = timed(artifact, TimingConfig(prompt_tokens=16, new_tokens=4, repeats=1))
-    assert found.keys() == TIMES
-    assert all(value > 0 for value in found.values())
+    result = timed(artifact, TimingConfig(prompt_tokens=16, new_tokens=4, repeats=1))
+    assert result.keys() == TIMES
+    assert all(value > 0 for value in result.values())
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     with pytest.raises(ConfigError, match=r"its timing ended with 1: .*does not open it"):
         timed(Artifact(engine="llama.cpp", path=tmp_path / "bad.gguf", zeros=0.0), TimingConfig())

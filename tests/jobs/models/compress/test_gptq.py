@@ -40,14 +40,14 @@ def by_the_formula(weight: torch.Tensor, moments: torch.Tensor, size: int) -> to
 def test_it_is_the_formula_and_costs_less_than_rounding() -> None:
     inputs = correlated(400, 64)
     moments, weight = inputs.T @ inputs / len(inputs), torch.randn(24, 64, dtype=torch.float64)
-    found = compensated(weight, moments, 8, lambda block, importance: on_grid(block, INT4))
-    torch.testing.assert_close(found, by_the_formula(weight, moments, 8))
+    result = compensated(weight, moments, 8, lambda block, importance: on_grid(block, INT4))
+    torch.testing.assert_close(result, by_the_formula(weight, moments, 8))
 
     def cost(rounded: torch.Tensor) -> float:
         return float(((weight - rounded) @ inputs.T).square().mean())
 
-    assert cost(found) < 0.5 * cost(on_grid(weight, INT4))
-    torch.testing.assert_close(compensated(found, moments, 8, lambda block, importance: on_grid(block, INT4)), found)
+    assert cost(result) < 0.5 * cost(on_grid(weight, INT4))
+    torch.testing.assert_close(compensated(result, moments, 8, lambda block, importance: on_grid(block, INT4)), result)
 
 
 @pytest.mark.parametrize("moments", [torch.zeros(16, 16, dtype=torch.float64), torch.ones(16, 16, dtype=torch.float64)])

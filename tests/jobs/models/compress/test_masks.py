@@ -19,27 +19,27 @@ def scores(seed: int = 0) -> torch.Tensor:
 
 def test_magnitude_compares_the_whole_matrix() -> None:
     weight = scores()
-    kept = of_matrix(weight.abs(), 0.5)
+    mask = of_matrix(weight.abs(), 0.5)
     limit = weight.abs().flatten().sort().values[int(weight.numel() * 0.5)]
-    assert torch.equal(kept, weight.abs() >= limit)
+    assert torch.equal(mask, weight.abs() >= limit)
 
 
 def test_wanda_compares_each_row_by_weight_times_norm_of_input() -> None:
     weight, inputs = scores(), torch.randn(40, 16, generator=torch.Generator().manual_seed(1))
-    kept = of_rows(wanda_score(weight, inputs.norm(p=2, dim=0)), 0.25)
+    mask = of_rows(wanda_score(weight, inputs.norm(p=2, dim=0)), 0.25)
     for row in range(len(weight)):
         by_formula = [abs(float(weight[row, i])) * float(inputs[:, i].pow(2).sum().sqrt()) for i in range(16)]
         lowest = sorted(range(16), key=by_formula.__getitem__)[:4]
-        assert kept[row].logical_not().nonzero().flatten().tolist() == sorted(lowest)
+        assert mask[row].logical_not().nonzero().flatten().tolist() == sorted(lowest)
 
 
 def test_two_of_four_neighbours_stay() -> None:
     weight = scores().abs()
-    kept = two_of_four(weight)
+    mask = two_of_four(weight)
     for row in range(6):
         for start in range(0, 16, 4):
             best = weight[row, start : start + 4].topk(2).indices.sort().values
-            assert kept[row, start : start + 4].nonzero().flatten().tolist() == best.tolist()
+            assert mask[row, start : start + 4].nonzero().flatten().tolist() == best.tolist()
 
 
 @pytest.mark.parametrize("name", ["magnitude", "wanda"])
@@ -52,10 +52,10 @@ def test_a_pruned_model_has_so_many_zeros_and_nothing_else_changes(tmp_path: Pat
         assert zeros(pruned) == pytest.approx(options.fraction, abs=0.01)
         assert torch.equal(pruned.model.embed_tokens.weight, dense.model.embed_tokens.weight)
         for (_, before), (_, after) in zip(linears(dense.model.layers), linears(pruned.model.layers), strict=True):
-            kept = after.weight != 0
-            assert torch.equal(after.weight[kept], before.weight[kept])
+            mask = after.weight != 0
+            assert torch.equal(after.weight[mask], before.weight[mask])
             if options.pattern:
-                assert torch.equal(kept.reshape(len(kept), -1, 4).sum(-1), torch.full((len(kept), kept.shape[1] // 4), 2))
+                assert torch.equal(mask.reshape(len(mask), -1, 4).sum(-1), torch.full((len(mask), mask.shape[1] // 4), 2))
 
 
 def test_wanda_sees_what_the_pruned_layers_make_of_the_text(tmp_path: Path) -> None:
@@ -64,9 +64,9 @@ def test_wanda_sees_what_the_pruned_layers_make_of_the_text(tmp_path: Path) -> N
     batches = [torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(7))]
     dense, pruned = open_model(str(folder)).model, open_model(str(folder)).model
     sparsify(pruned, "wanda", SparsityConfig(sparsity=0.5), batches)
-    seen = importance(pruned, batches)  # inputs of the second layer's first matrices do not depend on the second layer
+    observed = importance(pruned, batches)  # inputs of the second layer's first matrices do not depend on the second layer
     name = "model.layers.1.self_attn.q_proj"
-    norm = torch.from_numpy(seen[name]).mul(48).sqrt()
+    norm = torch.from_numpy(observed[name]).mul(48).sqrt()
     expected = of_rows(wanda_score(dense.get_submodule(name).weight, norm), 0.5)
     assert torch.equal(pruned.get_submodule(name).weight != 0, expected)
 

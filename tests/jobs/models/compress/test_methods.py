@@ -13,12 +13,12 @@ TWO_OF_FOUR = {"wanda": {"pattern": "2:4"}}
 WIDTH = {"prune": {"width": 0.75}}
 
 
-def methods(*words: Any) -> list[Method]:
-    return [Method.model_validate(word) for word in words]
+def methods(*arguments: Any) -> list[Method]:
+    return [Method.model_validate(word) for word in arguments]
 
 
 @pytest.mark.parametrize(
-    ("words", "label"),
+    ("message", "label"),
     [
         (["wanda"], "wanda-0.5"),
         ([{"wanda": None}, "gguf"], "wanda-0.5+gguf-q4_k"),
@@ -28,13 +28,13 @@ def methods(*words: Any) -> list[Method]:
         ([{"prune": {"layers": 24}}, RECOVER, {"cast": {}}], "layers24+recover3+bfloat16"),
     ],
 )
-def test_these_follow_each_other(words: list[Any], label: str) -> None:
-    check_composition(methods(*words))
-    assert label_of(methods(*words)) == label
+def test_these_follow_each_other(message: list[Any], label: str) -> None:
+    check_composition(methods(*message))
+    assert label_of(methods(*message)) == label
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("message", "reason"),
     [
         ([TWO_OF_FOUR, "gguf"], "2:4 and then gguf Q4_K: its blocks have no exact zero"),
         ([TWO_OF_FOUR, {"gguf": {"type": "IQ4_NL"}}], "no exact zero"),
@@ -53,11 +53,11 @@ def test_these_follow_each_other(words: list[Any], label: str) -> None:
         (["wanda", "compressed_tensors", RECOVER], "recover after compressed_tensors"),
     ],
 )
-def test_these_do_not(words: list[Any], reason: str) -> None:
+def test_these_do_not(message: list[Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        check_composition(methods(*words))
+        check_composition(methods(*message))
     with pytest.raises(ValidationError, match=reason):
-        CompressConfig.model_validate({"model": "x", "data": "d", "variants": {"mine": words}})
+        CompressConfig.model_validate({"model": "x", "data": "d", "variants": {"mine": message}})
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def in_production(root: Path, name: str = "main") -> str | None:
-    found = RegisteredModel(root, name).current("production")
-    return found.ref if found else None
+    result = RegisteredModel(root, name).current("production")
+    return result.ref if result else None
 
 
 def passing(root: Path, *steps: int) -> RunDir:
@@ -123,13 +123,13 @@ def test_names(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--name says so: chat, search"):
         register(f"{run.id}@4", root=root)
     promote("search@1", root=root, force="a test")
-    for ref, words in {
+    for ref, text in {
         "production": "say chat@production or search@production",
         "chat@7": "no such version; versions of chat: 1",
         "chat@candidate": "points to no version; aliases of chat: chat@production",
         "nothing": "nor an alias of the registry, nor a run",
     }.items():
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=text):
             find_checkpoint(ref, root)
     with pytest.raises(ConfigError, match="that of an alias"):
         register(str(tmp_path / "other"), "production", root)
@@ -160,8 +160,8 @@ def test_whoever_looked_too_early_does_not_overwrite(root: Path) -> None:
     assert in_production(root) == f"{run.id}@2"
 
 
-@pytest.mark.parametrize("place", range(3))
-def test_killed_at_any_moment_the_move_is_whole_or_not_there(root: Path, place: int) -> None:
+@pytest.mark.parametrize("position", range(3))
+def test_killed_at_any_moment_the_move_is_whole_or_not_there(root: Path, position: int) -> None:
     run = passing(root, 1, 2)
     promote(f"{run.id}@1", root=root)
     moments = ("write_atomically", "os.link", "after")
@@ -171,9 +171,9 @@ def test_killed_at_any_moment_the_move_is_whole_or_not_there(root: Path, place: 
             os.kill(os.getpid(), signal.SIGKILL)
 
         register(f"{run.id}@2", root=root)
-        if moments[place] == "write_atomically":
+        if moments[position] == "write_atomically":
             exclusive.write_atomically = die  # type: ignore[assignment]
-        elif moments[place] == "os.link":
+        elif moments[position] == "os.link":
             exclusive.os.link = die  # type: ignore[attr-defined]
         promote(f"{run.id}@2", root=root, key="once")
         die()
@@ -182,7 +182,7 @@ def test_killed_at_any_moment_the_move_is_whole_or_not_there(root: Path, place: 
     worker.start()
     worker.join()
     assert worker.exitcode == -signal.SIGKILL
-    assert in_production(root) == f"{run.id}@{2 if moments[place] == 'after' else 1}"
+    assert in_production(root) == f"{run.id}@{2 if moments[position] == 'after' else 1}"
     promote(f"{run.id}@2", root=root, key="once")
     assert [move.version for move in RegisteredModel(root, "main").history("production")] == [1, 2]
 
@@ -211,11 +211,11 @@ def test_two_machines_never_take_one_number_and_see_all_before_theirs(network: N
     here, there = network.client(), network.client()
     (here / "moves").mkdir()
     read_numbered(there / "moves")  # its listing is old from now on
-    writers = [python_on(f"n{i}", APPEND, str(place / "moves"), f"n{i}") for i, place in enumerate((here, there))]
+    writers = [python_on(f"n{i}", APPEND, str(position / "moves"), f"n{i}") for i, position in enumerate((here, there))]
     assert [writer.wait() for writer in writers] == [0, 0]
-    found = read_numbered(there / "moves")
-    assert list(found) == list(range(1, 51))
-    assert [entry["seen"] for entry in found.values()] == list(range(50))
+    records = read_numbered(there / "moves")
+    assert list(records) == list(range(1, 51))
+    assert [entry["seen"] for entry in records.values()] == list(range(50))
 
 
 @pytest.fixture
@@ -234,9 +234,9 @@ def test_as_a_user_types_it(shell: Shell, root: Path, tmp_path: Path) -> None:
     assert (moved["version"], moved["forced"], moved["directory"]) == ("main@2", "a try", second)
     record_rollout(root, "main@2", "production", "refused", "it does not load", by="serve:s")
     record_rollout(root, "main@2", "production", "refused", "it does not load", by="serve:s")
-    told = shell("models")
-    assert "refused: it does not load" in told
-    assert "forced: a try" in told
+    output = shell("models")
+    assert "refused: it does not load" in output
+    assert "forced: a try" in output
     assert shell("rollback", "--why", "worse") == "main@production -> main@1 (worse)\n"
     shown = json.loads(shell("models", "main", "--json"))[0]
     assert shown["aliases"] == {"production": "main@1"}

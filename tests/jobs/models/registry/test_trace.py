@@ -47,29 +47,29 @@ def answered(root: Path, tmp_path: Path) -> RunDir:
 
 
 def test_an_answer_is_traced_to_its_data(shell: Shell, answered: RunDir, tmp_path: Path) -> None:
-    said = shell("trace", "chat-3")
-    assert f"model production was main@1 = {answered.id}@4" in said
-    assert f"run {answered.id}@4 (finetune)" in said
-    assert said.count("code c0ffee") == 2
-    assert f"data {tmp_path / 'tokens'} sha256" in said
-    assert "feedback of serve-old by collect-" in said
-    assert "rated: rating up" in said
-    found = json.loads(shell("trace", "req-3", "--json"))
-    assert found["answer"]["lineage"]["bases"][0]["job"] == "pretrain"
-    assert found["answer"]["answer"]["time"] == NOW - 997
-    assert found["document"]["runs"][0]["run"] == answered.id, "what was answered then has been learnt since"
+    output = shell("trace", "chat-3")
+    assert f"model production was main@1 = {answered.id}@4" in output
+    assert f"run {answered.id}@4 (finetune)" in output
+    assert output.count("code c0ffee") == 2
+    assert f"data {tmp_path / 'tokens'} sha256" in output
+    assert "feedback of serve-old by collect-" in output
+    assert "rated: rating up" in output
+    answer = json.loads(shell("trace", "req-3", "--json"))
+    assert answer["answer"]["lineage"]["bases"][0]["job"] == "pretrain"
+    assert answer["answer"]["answer"]["time"] == NOW - 997
+    assert answer["document"]["runs"][0]["run"] == answered.id, "what was answered then has been learnt since"
 
 
 def test_a_document_is_traced_to_the_models_that_learnt_it(shell: Shell, answered: RunDir, tmp_path: Path) -> None:
-    found = json.loads(shell("trace", "d3", "--json"))["document"]
-    places = [(place["data"], place["file"], place["split"], place["row"]) for place in found["places"]]
+    answer = json.loads(shell("trace", "d3", "--json"))["document"]
+    places = [(document["data"], document["file"], document["split"], document["row"]) for document in answer["places"]]
     tokens = str(tmp_path / "tokens")
     assert places == [(tokens, "shards/part-00000.arrow", "train", 3), (tokens, "validation/part-00000.arrow", "validation", 3)]
-    (base, learnt), (tuned, began) = [(run["run"], run["how"]) for run in found["runs"]]
+    (base, learnt), (tuned, began) = [(run["run"], run["how"]) for run in answer["runs"]]
     assert (learnt, tuned, began) == ("was trained on it", answered.id, f"started from {base}")
-    assert found["versions"] == [{"version": "main@1", "run": answered.id, "aliases": ["production"]}]
-    said = shell("trace", "d3")
-    assert "version main@1 (production)" in said
+    assert answer["versions"] == [{"version": "main@1", "run": answered.id, "aliases": ["production"]}]
+    output = shell("trace", "d3")
+    assert "version main@1 (production)" in output
 
 
 def test_what_nobody_knows_is_a_mistake(shell: Shell, answered: RunDir) -> None:

@@ -42,7 +42,7 @@ def program_of(run: RunDir, word: str = PLAIN) -> list[psutil.Process]:
     return [process for process in processes_of(run.path) if word in " ".join(process.cmdline()).split()[:3]]
 
 
-def test_a_plain_script_goes_on_bit_by_bit_after_a_killed_rank_a_killed_node_and_stops(start: Start) -> None:
+def test_a_plain_script_is_bit_identical_after_kills_and_stops(start: Start) -> None:
     undisturbed = start([sys.executable, PLAIN, "--steps", "60"], "resources.nodes=2")
     assert ended(undisturbed).state is RunState.SUCCEEDED
     run = start([sys.executable, PLAIN, "--steps", "60", "--pause", "0.1"], "resources.nodes=2")
@@ -56,16 +56,14 @@ def test_a_plain_script_goes_on_bit_by_bit_after_a_killed_rank_a_killed_node_and
     outcome = ended(run)
     assert (outcome.state, outcome.cause) == (RunState.SUCCEEDED, "done")
     assert final_words(run) == final_words(undisturbed)
-    seen = [line["step"] for line in run.read_metrics()]
-    assert seen[-1] == 60
+    step_numbers = [line["step"] for line in run.read_metrics()]
+    assert step_numbers[-1] == 60
     assert run.results()["train/loss"] == undisturbed.results()["train/loss"]
     stopped_at = max(e["step"] for e in run.read_events() if e["event"] == "checkpoint" and e["attempt"] == 1)
-    assert seen.count(stopped_at + 1) == 1, "an announced stop loses no step"
+    assert step_numbers.count(stopped_at + 1) == 1, "an announced stop loses no step"
 
 
-@pytest.mark.soak(
-    "two minutes; make test runs test_a_plain_script_goes_on_bit_by_bit_after_a_killed_rank_a_killed_node_and_stops"
-)
+@pytest.mark.soak("two minutes; make test runs test_a_plain_script_is_bit_identical_after_kills_and_stops")
 @pytest.mark.parametrize("name", ["trainer", "fabric"])
 def test_scripts_of_other_frameworks_lose_nothing_to_an_announced_stop(start: Start, name: str) -> None:
     if find_spec({"trainer": "accelerate", "fabric": "lightning"}[name]) is None:
@@ -79,8 +77,8 @@ def test_scripts_of_other_frameworks_lose_nothing_to_an_announced_stop(start: St
     assert ended(run).state is RunState.SUCCEEDED
     assert len(run.attempts()) == 2
     assert final_words(run) == final_words(undisturbed)
-    seen = [line["step"] for line in run.read_metrics() if "train/loss" in line]
-    assert sorted(set(seen)) == seen, "no step twice"
+    step_numbers = [line["step"] for line in run.read_metrics() if "train/loss" in line]
+    assert sorted(set(step_numbers)) == step_numbers, "no step twice"
 
 
 def test_a_program_that_knows_nothing_is_restarted_and_counted(start: Start, tmp_path: Path) -> None:
@@ -128,16 +126,16 @@ def test_a_bug_of_the_program_is_told_in_its_own_words(start: Start, tmp_path: P
     outcome = ended(run)
     assert outcome.state is RunState.FAILED
     assert "KeyError: 'learning_rate'" in outcome.cause
-    told = diagnose(run, states([run])[run.id]).evidence
-    assert "raise KeyError('learning_rate')" in told, "the line of the program, not of what watches it"
+    evidence = diagnose(run, states([run])[run.id]).evidence
+    assert "raise KeyError('learning_rate')" in evidence, "the line of the program, not of what watches it"
 
 
 def test_one_process_a_node_knows_all_nodes(start: Start, tmp_path: Path) -> None:
     text = "import os\nprint('nodes', os.environ['ROPEWALK_NODES'], os.environ['ROPEWALK_NODE_RANK'], flush=True)"
     run = start(script(tmp_path, text), "launch=nodes", "resources.nodes=2")
     assert ended(run).state is RunState.SUCCEEDED
-    said = [(run.log_dir(1) / f"rank-{rank}.log").read_text() for rank in range(2)]
-    assert [text.split() for text in said] == [["nodes", "127.0.1.1,127.0.1.2", str(rank)] for rank in range(2)]
+    messages = [(run.log_dir(1) / f"rank-{rank}.log").read_text() for rank in range(2)]
+    assert [text.split() for text in messages] == [["nodes", "127.0.1.1,127.0.1.2", str(rank)] for rank in range(2)]
 
 
 def test_the_stop_is_told_by_the_signal_and_the_file_that_the_program_wishes(start: Start, tmp_path: Path) -> None:
@@ -219,9 +217,9 @@ for step in range(first + 1, 100_000):
     LocalBackend(Profile(name="local", backend="local")).cancel(run)
     assert ended(run).state is RunState.CANCELLED
     assert run.attempts() == [1]
-    seen = [int(line["step"]) for line in run.read_metrics()]
-    assert sorted(set(seen)) == list(range(1, max(seen) + 1)), "no step is left out"
-    assert len(seen) - len(set(seen)) <= 2, "only a node that dies costs the steps since the last checkpoint"
+    steps = [int(line["step"]) for line in run.read_metrics()]
+    assert sorted(set(steps)) == list(range(1, max(steps) + 1)), "no step is left out"
+    assert len(steps) - len(set(steps)) <= 2, "only a node that dies costs the steps since the last checkpoint"
 
 
 def test_what_is_logged_is_written_behind_the_step_and_before_the_end(start: Start, tmp_path: Path) -> None:
@@ -244,9 +242,9 @@ raise SystemExit(3)
     run = start(script(tmp_path, text), "launch=once", "retries.bugs=0")
     assert "exit code 3" in ended(run).cause
     assert sorted(line["step"] for line in run.read_metrics()) == list(range(1, 1002)), "also at an end that is none"
-    words = (run.log_dir(1) / "rank-0.log").read_text().split("milliseconds")[1].split()
+    arguments = (run.log_dir(1) / "rank-0.log").read_text().split("milliseconds")[1].split()
     # the longest ones of a busy machine are those in which another process had the core
-    assert all(float(word) < 1.0 for word in words[:2]), words[:2]
+    assert all(float(word) < 1.0 for word in arguments[:2]), arguments[:2]
 
 
 def test_metrics_are_read_from_the_output(start: Start, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.jobs.orchestration.command.programs import ROOT, Start, ended, script
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"command": []}, "command"),
         ({"command": ["x"], "environment": {"WANDB_API_KEY": "1"}}, "looks like a secret"),
@@ -29,8 +29,8 @@ from tests.jobs.orchestration.command.programs import ROOT, Start, ended, script
         ({"command": ["x"], "launch": "nodes", "resources": {"ranks_per_node": 2}}, "one process per node"),
     ],
 )
-def test_mistakes(values: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_mistakes(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_config(CommandConfig, values)
 
 
@@ -78,8 +78,8 @@ def test_what_an_earlier_group_has_said_is_not_this_ones(tmp_path: Path) -> None
 
 
 def test_a_fault_that_nccl_names_is_the_programs_own(tmp_path: Path) -> None:
-    said = "torch.distributed.DistBackendError: ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0\n"
-    context = one_of_two_that_said(said, tmp_path)
+    message = "torch.distributed.DistBackendError: ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0\n"
+    context = one_of_two_that_said(message, tmp_path)
     with pytest.raises(ProgramFailedError, match="Duplicate GPU detected"):
         judge(1, None, context)
 
@@ -91,20 +91,20 @@ def test_a_word_that_would_be_masked_is_refused(start: Start) -> None:
 
 def test_the_words_behind_two_dashes_are_the_program(tmp_path: Path) -> None:
     environment = {**os.environ, "ROPEWALK_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
-    words = [sys.executable, "-m", "ropewalk.jobs.cli", "run"]
+    command = [sys.executable, "-m", "ropewalk.jobs.cli", "run"]
     program = ["--", sys.executable, "-c", "import sys; print(sys.argv[1:])", "--lr", "1e-3", "steps=3"]
     done = subprocess.run(
-        [*words, "command", "launch=once", "--json", *program], cwd=tmp_path, env=environment, capture_output=True, check=False
+        [*command, "command", "launch=once", "--json", *program], cwd=tmp_path, env=environment, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
     (log,) = (tmp_path / "runs").glob("*/attempts/0001/logs/rank-0.log")
     assert "['--lr', '1e-3', 'steps=3']" in log.read_text()
     done = subprocess.run(
-        [*words, "evaluate", *program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [*command, "evaluate", *program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert "only the job `command` runs a program" in done.stderr
-    done = subprocess.run([*words, "command"], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    done = subprocess.run([*command, "command"], cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 2
     assert "no program given" in str(done.stderr)
 
@@ -115,8 +115,8 @@ def test_values_stand_for_their_names(start: Start, tmp_path: Path) -> None:
     around = ("values={lr: 0.5, size: big}", "environment={LR: '{lr}'}", f"fill=[{tmp_path / 'settings.json'}]", "launch=once")
     run = start([*script(tmp_path, text), "--lr={lr}", "{size}-{other}", "settings.json"], *around)
     assert ended(run).state is RunState.SUCCEEDED
-    said = (run.log_dir(1) / "rank-0.log").read_text()
-    assert """['--lr=0.5', 'big-{other}'] 0.5 {"lr": 0.5, "nested": {"a": 1}}""" in said
+    output = (run.log_dir(1) / "rank-0.log").read_text()
+    assert """['--lr=0.5', 'big-{other}'] 0.5 {"lr": 0.5, "nested": {"a": 1}}""" in output
     assert "{lr}" in (tmp_path / "settings.json").read_text(), "the user's own file stays"
 
 
@@ -128,6 +128,6 @@ def test_setup_environment_and_shell_lines(start: Start, tmp_path: Path) -> None
         "environment={GREETING: hello}",
     )
     assert ended(run).state is RunState.SUCCEEDED
-    said = (run.log_dir(1) / "rank-0.log").read_text()
-    assert "hello world" in said
-    assert str(tmp_path) in said
+    output = (run.log_dir(1) / "rank-0.log").read_text()
+    assert "hello world" in output
+    assert str(tmp_path) in output

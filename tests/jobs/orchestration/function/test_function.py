@@ -29,7 +29,7 @@ def test_a_function_by_its_name() -> None:
     assert future.result(HANG_SECONDS) == {"sum": 5, "attempt": 1}
     assert (future.state, future.done()) == ("SUCCEEDED", True)
     assert future.run.read_metrics()[0]["sum"] == 5
-    assert [one.id for one in ropewalk.runs()] == [future.id]
+    assert [run.id for run in ropewalk.runs()] == [future.id]
 
 
 def test_an_exception_brings_its_traceback() -> None:
@@ -70,8 +70,8 @@ def test_mistakes() -> None:
 
 
 def test_a_job_runs_to_its_end() -> None:
-    found = ropewalk.run("command", {"command": ["true"], "launch": "once"})
-    assert (found["state"], found["exit_code"]) == ("SUCCEEDED", 0)
+    result = ropewalk.run("command", {"command": ["true"], "launch": "once"})
+    assert (result["state"], result["exit_code"]) == ("SUCCEEDED", 0)
 
 
 def test_outside_a_run_it_is_harmless(

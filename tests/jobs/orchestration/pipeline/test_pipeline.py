@@ -89,9 +89,9 @@ def test_documents_become_a_model_with_a_score_whoever_is_killed(start: Start, t
     assert ended(pipeline).state is RunState.SUCCEEDED, ended(pipeline).cause
     assert len(RunDir.all(tmp_path / "runs")) == 4, "each step is one run, however often it was begun"
     assert [len(run.attempts()) for run in steps.values()] == [1, 2, 2]
-    found = pipeline.results()["steps"]
-    assert found["score"]["model_step"] == 30
-    assert found["score"]["run"] == steps["score"].id
+    result = pipeline.results()["steps"]
+    assert result["score"]["model_step"] == 30
+    assert result["score"]["run"] == steps["score"].id
     assert {run.record["config"]["wandb"]["group"] for run in steps.values()} == {pipeline.id}
 
 
@@ -114,9 +114,9 @@ def test_a_failed_step_stops_what_needs_it_and_nothing_else(start: Start, tmp_pa
     assert (outcome.state, outcome.exit_code) == (RunState.FAILED, 1)
     assert outcome.cause.startswith(f"its step data ({steps['data'].id}) ended as FAILED: ")
     assert "no space" in outcome.cause
-    told = diagnose(pipeline, states([pipeline])[pipeline.id])
-    assert f"step data ({steps['data'].id}) FAILED" in "\n".join(told.evidence)
-    assert f"ropewalk resume {pipeline.id}" in told.remedy
+    diagnosis = diagnose(pipeline, states([pipeline])[pipeline.id])
+    assert f"step data ({steps['data'].id}) FAILED" in "\n".join(diagnosis.evidence)
+    assert f"ropewalk resume {pipeline.id}" in diagnosis.remedy
     (tmp_path / "go").touch()
     assert ended(steps["beside"]).state is RunState.SUCCEEDED, "the pipeline's end is not that of a step beside it"
     (tmp_path / "mended").touch()
@@ -138,8 +138,8 @@ def pipeline_file(shell: Shell) -> Path:
     return path
 
 
-@pytest.mark.parametrize("place", range(10))
-def test_a_submitter_that_is_killed_submits_nothing_twice(shell: Shell, pipeline_file: Path, place: int) -> None:
+@pytest.mark.parametrize("position", range(10))
+def test_a_submitter_that_is_killed_submits_nothing_twice(shell: Shell, pipeline_file: Path, position: int) -> None:
     """Killed before or after it has written down or submitted each of the steps."""
     child = os.fork()
     if child == 0:
@@ -148,7 +148,7 @@ def test_a_submitter_that_is_killed_submits_nothing_twice(shell: Shell, pipeline
         def counted(action: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
                 nonlocal count
-                if count == place:
+                if count == position:
                     os.kill(os.getpid(), signal.SIGKILL)
                 count += 1
                 return action(*args, **kwargs)
@@ -190,8 +190,8 @@ def test_it_is_drawn_as_a_tree_shown_and_cancelled_as_a_whole(shell: Shell, pipe
 
 
 def test_a_dry_run_has_every_step(shell: Shell, pipeline_file: Path) -> None:
-    said = shell("run", "pipeline", "-c", str(pipeline_file), "--on", "good", "--dry-run")
-    assert [line for line in said.splitlines() if line.startswith("# the step")] == [
+    output = shell("run", "pipeline", "-c", str(pipeline_file), "--on", "good", "--dry-run")
+    assert [line for line in output.splitlines() if line.startswith("# the step")] == [
         "# the step a",
         "# the step b, once a succeeded",
         "# the step c, once a and b succeeded",
@@ -200,7 +200,7 @@ def test_a_dry_run_has_every_step(shell: Shell, pipeline_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "words"),
+    ("steps", "message"),
     [
         ({}, "steps"),
         ({"a b": SHORT}, "letters, digits"),
@@ -218,8 +218,8 @@ def test_a_dry_run_has_every_step(shell: Shell, pipeline_file: Path) -> None:
         ({"a": {"job": "pretrain", "config": {"data": "nowhere", "steps": 1}}}, "steps.a: data: .*nowhere does not exist"),
     ],
 )
-def test_mistakes_leave_nothing_behind(shell: Shell, steps: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_mistakes_leave_nothing_behind(shell: Shell, steps: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         submit("pipeline", load_config(PipelineConfig, {"steps": steps}), "good")
     assert not (shell.home / "runs").exists()
 

@@ -30,22 +30,22 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_trials_of_two_nodes_and_what_a_preemption_and_a_cancel_leave(start: Start) -> None:
     base = {"steps": 150, "pause": 0.05, "resources": {"nodes": 2, "cpus": 1, "grace_seconds": 20}}
     sweep = start(allocation=True, resources=NODES, base=base, trials=2)
-    until(lambda: any(sweep.steps().values()), said=sweep.said)
+    until(lambda: any(sweep.steps().values()), describe=sweep.said)
     first = sweep.runs()[0]
     assert states([first])[first.id].state is RunState.RUNNING
     agents = read_lines(first.attempt_dir(1) / "agents.jsonl")
     assert {agent["address"] for agent in agents} == {"127.0.1.1", "127.0.1.2"}, "a node of the trial on each node of the sweep"
     os.kill(int((read_json(sweep.run.path / "supervisor.json") or {})["pid"]), signal.SIGUSR2)
-    until(lambda: sweep.run.outcome(1), said=sweep.said)
+    until(lambda: sweep.run.outcome(1), describe=sweep.said)
     assert sweep.run.outcome(1).exit_code == 85  # type: ignore[union-attr]
-    until(lambda: len(first.attempts()) == 2, said=sweep.said)
+    until(lambda: len(first.attempts()) == 2, describe=sweep.said)
     assert sweep.finish()["trials"] == {"SUCCEEDED": 2}
-    assert all(own == list(range(1, 151)) for own in sweep.steps().values()), "what was saved is not done again"
+    assert all(steps == list(range(1, 151)) for steps in sweep.steps().values()), "what was saved is not done again"
 
 
 def test_a_cancelled_one_leaves_no_process(start: Start) -> None:
     sweep = start(allocation=True, resources={"cpus": 2}, base={"steps": 3000, "pause": 0.05}, trials=3)
-    until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
+    until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), describe=sweep.said)
     list(cancel_runs([sweep.run.id]))
     sweep.finish(RunState.CANCELLED)
     sweep.nothing_is_left()

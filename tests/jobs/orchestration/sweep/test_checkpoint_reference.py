@@ -23,14 +23,14 @@ def donor(tmp_path: Path) -> RunDir:
     return RunDir.create("donor", {"job": "pretrain", "cluster": "local", "config": config}, tmp_path)
 
 
-def commit(run: RunDir, step: int, told: set[int], *, complete: bool = True) -> StoragePath:
+def commit(run: RunDir, step: int, told_steps: set[int], *, complete: bool = True) -> StoragePath:
     """Commit in the order of a save: files, pointer, manifest."""
-    place = StoragePath(run.checkpoints)
-    place.make(directory_of(step))
-    write_step_list(place, told | {step})
+    path = StoragePath(run.checkpoints)
+    path.make(directory_of(step))
+    write_step_list(path, told_steps | {step})
     if complete:
-        place.write(f"{directory_of(step)}/{MANIFEST_NAME}", b"{}")
-    return place
+        path.write(f"{directory_of(step)}/{MANIFEST_NAME}", b"{}")
+    return path
 
 
 def test_the_steps_are_not_listed(sweep: RunDir, donor: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,11 +50,11 @@ def test_the_steps_are_not_listed(sweep: RunDir, donor: RunDir, monkeypatch: pyt
 
 def test_it_waits_until_the_manifest_is_there(sweep: RunDir, donor: RunDir) -> None:
     commit(donor, 10, set())
-    place, looks = commit(donor, 20, {10}, complete=False), iter(range(100))
+    path, looks = commit(donor, 20, {10}, complete=False), iter(range(100))
 
     def over() -> bool:
         if next(looks) == 2:
-            place.write(f"{directory_of(20)}/{MANIFEST_NAME}", b"{}")
+            path.write(f"{directory_of(20)}/{MANIFEST_NAME}", b"{}")
         return False
 
     assert checkpoint_of(sweep, donor, 20, over) == {"run": donor.id, "step": 20}
@@ -62,14 +62,14 @@ def test_it_waits_until_the_manifest_is_there(sweep: RunDir, donor: RunDir) -> N
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_one_that_never_comes_is_replaced_by_the_nearest(sweep: RunDir, donor: RunDir, ends: bool) -> None:
-    place = commit(donor, 10, set())
+    path = commit(donor, 10, set())
     commit(donor, 20, {10}, complete=False)
     if not ends:
         commit(donor, 30, {10, 20})  # a later one is told: the run has gone past it
-    found = checkpoint_of(sweep, donor, 20, lambda: ends)
-    assert found["step"] in ({10} if ends else {10, 30})
-    assert is_pinned(place, found["step"])
-    assert not is_pinned(place, 20)
+    result = checkpoint_of(sweep, donor, 20, lambda: ends)
+    assert result["step"] in ({10} if ends else {10, 30})
+    assert is_pinned(path, result["step"])
+    assert not is_pinned(path, 20)
 
 
 def test_a_run_without_checkpoints_hands_over_nothing(sweep: RunDir, donor: RunDir) -> None:
@@ -77,7 +77,7 @@ def test_a_run_without_checkpoints_hands_over_nothing(sweep: RunDir, donor: RunD
 
 
 def test_what_a_trial_has_made_use_of_stays_pinned(sweep: RunDir, donor: RunDir) -> None:
-    place = commit(donor, 10, set())
+    path = commit(donor, 10, set())
     commit(donor, 20, {10})
     commit(donor, 30, {10, 20})
     lineage = [{"from_trial": 0, "from_run": donor.id, "step": 10, "parameters": {}}]
@@ -86,7 +86,7 @@ def test_what_a_trial_has_made_use_of_stays_pinned(sweep: RunDir, donor: RunDir)
     write_record(sweep, TrialRecord(trial=1, parameters={}, lineage=lineage))
     checkpoint_of(sweep, donor, 10, lambda: False)
     checkpoint_of(sweep, donor, 30, lambda: False)
-    assert [step for step in (10, 20, 30) if is_pinned(place, step)] == [10, 30]
+    assert [step for step in (10, 20, 30) if is_pinned(path, step)] == [10, 30]
 
 
 def test_a_manifest_of_another_machine_is_seen_at_once(tmp_path: Path) -> None:

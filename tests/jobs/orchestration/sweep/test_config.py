@@ -31,7 +31,7 @@ def load(**changes: Any) -> SweepConfig:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"job": "pretrian"}, "did you mean 'pretrain'"),
         ({"job": "sweep"}, "a sweep cannot search a sweep"),
@@ -56,14 +56,14 @@ def load(**changes: Any) -> SweepConfig:
         ({"metrik": "x"}, "did you mean 'metric'"),
     ],
 )
-def test_a_mistake_is_named(changes: dict[str, Any], words: str) -> None:
+def test_a_mistake_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load(**changes)
-    assert words in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"metric": "validation/los"}, "did you mean 'validation/loss'"),
         ({"scheduler": "asha", "asha": {"grace_steps": 100}}, "first decision is after 100 steps"),
@@ -84,9 +84,9 @@ def test_a_mistake_is_named(changes: dict[str, Any], words: str) -> None:
         ({"cluster": "nowhere"}, "unknown cluster 'nowhere'"),
     ],
 )
-def test_what_does_not_fit_is_named_at_submission(shell: Shell, changes: dict[str, Any], words: str) -> None:
+def test_what_does_not_fit_is_named_at_submission(shell: Shell, changes: dict[str, Any], message: str) -> None:
     (shell.home / "sweep.yaml").write_text(yaml.safe_dump({**GOOD, **changes}))
-    assert words in shell.mistake("submit", "sweep", "-c", "sweep.yaml", "--on", "good")
+    assert message in shell.mistake("submit", "sweep", "-c", "sweep.yaml", "--on", "good")
 
 
 def test_the_record_holds_what_the_driver_needs(shell: Shell) -> None:
@@ -119,7 +119,7 @@ def test_conditions_leave_keys_out_and_hold_in_chains() -> None:
     assert active_parameters(space, {"a": 1, "b": "z", "c": 0.5}) == {"b": "z", "a": 1}
     for key, parameter in space.items():
         for value in parameter.extremes:
-            assert any(one.get(key) == value for one in samples(space)), f"{key}={value} is checked"
+            assert any(sample.get(key) == value for sample in samples(space)), f"{key}={value} is checked"
 
 
 def test_lists_travel_as_text_and_come_back() -> None:

@@ -28,28 +28,28 @@ ROOT = Path(__file__).resolve().parents[4]
 def test_the_difference_is_paired_by_seed() -> None:
     # noise of the seeds, which both share, is fifty times the difference
     best, other = {1: 3.0, 2: 3.5, 3: 2.5, 4: 9.0}, {1: 3.011, 2: 3.509, 3: 2.51, 5: 0.0}
-    found = compare(best, other, "min")
+    result = compare(best, other, "min")
     gains = [0.011, 0.009, 0.01]
-    assert found.n == 3
-    assert found.difference == pytest.approx(0.01)
-    assert found.standard_error == pytest.approx(statistics.stdev(gains) / math.sqrt(3))
-    error = found.standard_error
-    assert found.interval == pytest.approx((0.01 - 4.303 * error, 0.01 + 4.303 * error), rel=1e-4)
-    assert is_real(found) is True
+    assert result.n == 3
+    assert result.difference == pytest.approx(0.01)
+    assert result.standard_error == pytest.approx(statistics.stdev(gains) / math.sqrt(3))
+    error = result.standard_error
+    assert result.interval == pytest.approx((0.01 - 4.303 * error, 0.01 + 4.303 * error), rel=1e-4)
+    assert is_real(result) is True
     assert is_real(compare(best, other, "max")) is False
 
 
 def test_with_one_seed_nothing_is_said() -> None:
-    found = compare({1: 3.0}, {1: 9.0}, "min")
-    assert (found.n, is_real(found), found.interval) == (1, None, None)
+    result = compare({1: 3.0}, {1: 9.0}, "min")
+    assert (result.n, is_real(result), result.interval) == (1, None, None)
     assert mean_of([3.0]).standard_error is None
     assert mean_of([]).mean is None
 
 
 def test_more_seeds_are_asked_for_as_many_as_would_do() -> None:
-    found = compare({1: 1.0, 2: 2.0, 3: 3.0}, {1: 1.3, 2: 1.9, 3: 3.4}, "min")
-    assert is_real(found) is False
-    needed = found.pairs_needed
+    result = compare({1: 1.0, 2: 2.0, 3: 3.0}, {1: 1.3, 2: 1.9, 3: 3.4}, "min")
+    assert is_real(result) is False
+    needed = result.pairs_needed
     assert needed is not None
     deviation = statistics.stdev([0.3, -0.1, 0.4])
     reach, before = (t_quantile(0.975, n) * deviation / math.sqrt(n) for n in (needed, needed - 1))
@@ -65,30 +65,32 @@ def finish(runs: Mapping[int, RunDir], values: Mapping[int, float]) -> None:
 
 def test_what_an_earlier_call_began_is_taken_up(shell: Shell) -> None:
     results = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
-    found = confirm.candidates(results, "runner-up")
-    assert [c.trial for c in found] == [t.trial for t in results.eligible[:2]]
+    result = confirm.candidates(results, "runner-up")
+    assert [c.trial for c in result] == [t.trial for t in results.eligible[:2]]
     seeds = confirm.seeds_of(results, 2)
     assert seeds == [1, 2]  # the sweep's own is 0
-    confirm.ensure_runs(results, found, seeds, "slow", ["ropewalk"])
-    (asked,) = shell.asked("submit_many")
-    assert sorted(asked["runs"]) == sorted(run.id for one in found for run in one.runs.values())
-    for one in found:
-        for seed, run in one.runs.items():
+    confirm.ensure_runs(results, result, seeds, "slow", ["ropewalk"])
+    (request,) = shell.asked("submit_many")
+    assert sorted(request["runs"]) == sorted(run.id for item in result for run in item.runs.values())
+    for outcome in result:
+        for seed, run in outcome.runs.items():
             config = run.record["config"]
             assert config["seed"] == seed
-            assert config["optim"]["lr"] == pytest.approx(one.parameters["optim.lr"])
+            assert config["optim"]["lr"] == pytest.approx(outcome.parameters["optim.lr"])
             assert config["wandb"]["group"] == results.run.id
             assert "parent" not in run.record  # it lives on though the sweep is over
-    finish(found[0].runs, {1: 3.1, 2: 3.2})
-    finish(found[1].runs, {1: 3.31, 2: 3.39})
-    said = json.loads(shell("confirm", results.run.id, "--seeds", "2", "--json"))
+    finish(result[0].runs, {1: 3.1, 2: 3.2})
+    finish(result[1].runs, {1: 3.31, 2: 3.39})
+    output = json.loads(shell("confirm", results.run.id, "--seeds", "2", "--json"))
     assert len(shell.asked("submit_many")) == 1
     assert shell.asked("submit") == []
-    assert said["difference"] == pytest.approx(0.2)
-    assert (said["n"], said["real"]) == (2, True)
-    assert said["words"].startswith(f"The win is real: trial {found[0].trial} is better than trial {found[1].trial} by 0.2 ± ")
-    assert [c["mean"] for c in said["candidates"]] == pytest.approx([3.15, 3.35])
-    assert [c["n"] for c in said["candidates"]] == [2, 2]
+    assert output["difference"] == pytest.approx(0.2)
+    assert (output["n"], output["real"]) == (2, True)
+    assert output["words"].startswith(
+        f"The win is real: trial {result[0].trial} is better than trial {result[1].trial} by 0.2 ± "
+    )
+    assert [c["mean"] for c in output["candidates"]] == pytest.approx([3.15, 3.35])
+    assert [c["n"] for c in output["candidates"]] == [2, 2]
 
 
 def test_more_seeds_and_another_opponent_add_what_is_missing(shell: Shell) -> None:
@@ -98,20 +100,20 @@ def test_more_seeds_and_another_opponent_add_what_is_missing(shell: Shell) -> No
     second = confirm.candidates(results, "base")
     confirm.ensure_runs(results, second, [1, 2, 3], "slow", [])
     assert second[0].runs[1].id == first[0].runs[1].id
-    assert [len(asked["runs"]) for asked in shell.asked("submit_many")] == [4, 4]  # seed 3 of the best, 1 to 3 of the base
+    assert [len(item["runs"]) for item in shell.asked("submit_many")] == [4, 4]  # seed 3 of the best, 1 to 3 of the base
     assert second[1].runs[3].record["config"]["optim"]["schedule"] == "cosine"
 
 
 def test_a_run_that_was_written_down_and_never_submitted_is_submitted(shell: Shell) -> None:
     results = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
-    found = confirm.candidates(results, "runner-up")
+    result = confirm.candidates(results, "runner-up")
     with pytest.raises(Exception, match="closed until Monday"):
-        confirm.ensure_runs(results, found, [1], "closed", [])
+        confirm.ensure_runs(results, result, [1], "closed", [])
     record = read_json(results.run.path / confirm.RECORD) or {}
     assert len(record["runs"]) == 2
     closed, well = (shell.home / "clusters.yaml").read_text(), (shell.home / "clusters.yaml")
     well.write_text(closed.replace("refuse:", "was:"))
-    confirm.ensure_runs(results, found, [1], "closed", [])
+    confirm.ensure_runs(results, result, [1], "closed", [])
     assert sorted(shell.asked("submit_many")[0]["runs"]) == sorted(line["run"] for line in record["runs"])
 
 
@@ -120,9 +122,9 @@ def test_two_at_the_same_moment_run_nothing_twice(shell: Shell) -> None:
 
     def call(_: int) -> list[str]:
         results = read_sweep(sweep)
-        found = confirm.candidates(results, "runner-up")
-        confirm.ensure_runs(results, found, [1, 2], "slow", [])
-        return sorted(run.id for candidate in found for run in candidate.runs.values())
+        result = confirm.candidates(results, "runner-up")
+        confirm.ensure_runs(results, result, [1, 2], "slow", [])
+        return sorted(run.id for candidate in result for run in candidate.runs.values())
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(call, range(2))
@@ -171,16 +173,16 @@ def test_runs_of_the_real_backend_say_that_the_win_is_real(shell: Shell, tossed:
 
 def test_no_spread_and_no_difference_are_told_as_such(shell: Shell) -> None:
     results = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
-    found = confirm.candidates(results, "runner-up")
-    confirm.ensure_runs(results, found, [1, 2], "slow", [])
-    finish(found[0].runs, {1: 3.0, 2: 3.1})
-    finish(found[1].runs, {1: 3.5, 2: 3.6})
-    assert "The win is real, and independent of the seed" in confirmation(results, found)["words"]
-    finish(found[1].runs, {1: 3.0, 2: 3.1})
-    assert "The win is not significant" in confirmation(results, found)["words"]
-    finish(found[1].runs, {1: 2.0, 2: 2.11})
-    assert "The win is not reproduced" in confirmation(results, found)["words"]
-    (found[1].runs[2].attempt_dir(1) / "outcome.json").unlink()
-    said = confirmation(results, found)
-    assert (said["real"], said["n"]) == (None, 1)
-    assert "No verdict: only one seed has values of both" in said["words"]
+    result = confirm.candidates(results, "runner-up")
+    confirm.ensure_runs(results, result, [1, 2], "slow", [])
+    finish(result[0].runs, {1: 3.0, 2: 3.1})
+    finish(result[1].runs, {1: 3.5, 2: 3.6})
+    assert "The win is real, and independent of the seed" in confirmation(results, result)["words"]
+    finish(result[1].runs, {1: 3.0, 2: 3.1})
+    assert "The win is not significant" in confirmation(results, result)["words"]
+    finish(result[1].runs, {1: 2.0, 2: 2.11})
+    assert "The win is not reproduced" in confirmation(results, result)["words"]
+    (result[1].runs[2].attempt_dir(1) / "outcome.json").unlink()
+    report = confirmation(results, result)
+    assert (report["real"], report["n"]) == (None, 1)
+    assert "No verdict: only one seed has values of both" in report["words"]

@@ -52,8 +52,8 @@ def test_a_grid_runs_each_combination_once_and_conditions_leave_keys_out(start: 
     }
     sweep = start(space=space, search="grid", base={"steps": 2})
     assert sweep.finish()["parameters"] == {"optim.lr": 0.1, "optim.kind": "momentum", "optim.momentum": 0.5}
-    found = sorted(tuple(record.parameters.values()) for record in sweep.records())
-    assert found == [
+    result = sorted(tuple(record.parameters.values()) for record in sweep.records())
+    assert result == [
         (0.1, "momentum", 0.2),
         (0.1, "momentum", 0.5),
         (0.1, "plain"),
@@ -100,14 +100,14 @@ def test_a_model_of_the_space_is_learnt_also_across_a_kill(start: Start) -> None
     keys |= {"optuna": {"startup_trials": 2}}
     space = {**LR, "optim.kind": {"choice": ["plain", "momentum"]}, "optim.momentum": {"uniform": [0.0, 0.9]}}
     sweep = start(space=space, base={"steps": 12, "pause": 0.02}, trials=5, max_concurrent=2, **keys)
-    until(lambda: sum(record.state.final for record in sweep.records()) >= 2, said=sweep.said)
+    until(lambda: sum(record.state.final for record in sweep.records()) >= 2, describe=sweep.said)
     sweep.kill_driver()
-    known = {record.trial: record.parameters for record in sweep.records()}
+    existing = {record.trial: record.parameters for record in sweep.records()}
     results = sweep.finish()
     records = sweep.records()
     assert len(records) == 5
     assert {record.state for record in records} <= {TrialState.SUCCEEDED, TrialState.STOPPED}
-    assert all(record.parameters == known[record.trial] for record in records if record.trial in known)
+    assert all(record.parameters == existing[record.trial] for record in records if record.trial in existing)
     assert len({record.parameters["optim.lr"] for record in records}) == 5
     assert results["best"] == min(line["loss"] for line in last_lines(sweep))
 
@@ -121,7 +121,7 @@ def test_trials_on_this_machine_have_gpus_of_their_own(start: Start, monkeypatch
     machine_with(4, monkeypatch, CUDA_VISIBLE_DEVICES="3,1")
     base = {"steps": 2, "gate": 2, "resources": {"gpus": 1}}
     sweep = start(base=base, space={"optim.lr": {"grid": [0.1, 1.0]}}, search="grid", max_concurrent=2)
-    until(lambda: sorted(sweep.steps().values()) == [[1], [1]], said=sweep.said)  # both at the same time
+    until(lambda: sorted(sweep.steps().values()) == [[1], [1]], describe=sweep.said)  # both at the same time
     (sweep.root / "gate").touch()
     sweep.finish()
     assert sorted(run.results()["devices"] for run in sweep.runs()) == ["1", "3"]

@@ -21,14 +21,12 @@ def test_trials_start_in_the_users_environment_and_not_in_that_of_the_sweeps_nod
 ) -> None:
     node = {"CUDA_VISIBLE_DEVICES": "", "ROPEWALK_NODE_GPUS": "0", "ROPEWALK_MACHINE_DEVICES": users}
     machine_with(8, monkeypatch, **(node if users else {}))
-    found = users_environment({})
-    assert found.get("CUDA_VISIBLE_DEVICES") == restored
-    assert not {"ROPEWALK_NODE_GPUS", "ROPEWALK_MACHINE_DEVICES"} & found.keys()
+    result = users_environment({})
+    assert result.get("CUDA_VISIBLE_DEVICES") == restored
+    assert not {"ROPEWALK_NODE_GPUS", "ROPEWALK_MACHINE_DEVICES"} & result.keys()
 
 
-def test_a_sweep_whose_trials_want_more_gpus_than_there_are_does_not_wait_for_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trials_that_need_too_many_gpus_do_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine_with(1, monkeypatch, CUDA_VISIBLE_DEVICES="", ROPEWALK_MACHINE_DEVICES="all", ROPEWALK_CLUSTERS="")
     base: dict[str, Any] = {"data": str(tmp_path), "steps": 4, "resources": {"nodes": 1, "gpus": 1}}
     values = {

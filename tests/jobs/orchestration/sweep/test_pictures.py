@@ -58,12 +58,12 @@ def test_a_parameter_that_never_varied_has_none() -> None:
 
 
 def test_importance_stands_beside_chance(tmp_path: Path) -> None:
-    found = importance_of(read_sweep(make_sweep(tmp_path, 60)))
-    assert sum(found.shares.values()) == pytest.approx(1)
-    assert next(iter(found.shares)) == "optim.lr"
-    assert found.shares["optim.lr"] > found.chance["optim.lr"]
-    assert found.shares["optim.weight_decay"] < found.chance["optim.weight_decay"]
-    assert (found.n, found.caution) == (59, "")  # all but the one that failed
+    result = importance_of(read_sweep(make_sweep(tmp_path, 60)))
+    assert sum(result.shares.values()) == pytest.approx(1)
+    assert next(iter(result.shares)) == "optim.lr"
+    assert result.shares["optim.lr"] > result.chance["optim.lr"]
+    assert result.shares["optim.weight_decay"] < result.chance["optim.weight_decay"]
+    assert (result.n, result.caution) == (59, "")  # all but the one that failed
     few = importance_of(read_sweep(make_sweep(tmp_path, 12, name="few")))
     assert few.caution == "only 11 trials: interpret with caution"
     none = importance_of(read_sweep(make_sweep(tmp_path, 4, name="none")))

@@ -14,8 +14,8 @@ def test_a_trial_has_the_gpus_that_ray_gave_its_actor(tmp_path: Path, monkeypatc
     monkeypatch.setenv("ROPEWALK_NODE_GPUS", "4")
     server = NodeServer()
     try:
-        told = 'echo "$CUDA_VISIBLE_DEVICES|$ROPEWALK_MACHINE_DEVICES|$ROPEWALK_NODE_GPUS"'
-        server.processes[server.start(["sh", "-c", told], {"ROPEWALK_NODE_GPUS": "1"}, str(tmp_path / "log"))].wait()
+        command = 'echo "$CUDA_VISIBLE_DEVICES|$ROPEWALK_MACHINE_DEVICES|$ROPEWALK_NODE_GPUS"'
+        server.processes[server.start(["sh", "-c", command], {"ROPEWALK_NODE_GPUS": "1"}, str(tmp_path / "log"))].wait()
     finally:
         server.close()
     assert (tmp_path / "log").read_text() == "3||1\n"

@@ -124,15 +124,15 @@ def test_a_metric_that_a_job_reports_in_its_results_alone_is_one(root: Path) -> 
 
 def test_show_as_json(shell: Shell, root: Path) -> None:
     sweep = make_sweep(root, 5)
-    found = json.loads(shell("show", sweep.id, "--json"))
-    assert (found["run"], found["job"], found["state"]) == (sweep.id, "sweep", "SUCCEEDED")
-    assert len(found["trials"]) == 5
-    for trial in found["trials"]:
+    answer = json.loads(shell("show", sweep.id, "--json"))
+    assert (answer["run"], answer["job"], answer["state"]) == (sweep.id, "sweep", "SUCCEEDED")
+    assert len(answer["trials"]) == 5
+    for trial in answer["trials"]:
         assert {"run", "state", "parameters", "metric", "steps"} <= trial.keys()
         assert RunDir.find(trial["run"], root).id == trial["run"]
-    assert found["best"] == found["trials"][0]
-    assert found["spent"] < found["full"]
-    assert found["saved"] > 0
+    assert answer["best"] == answer["trials"][0]
+    assert answer["spent"] < answer["full"]
+    assert answer["saved"] > 0
 
 
 def test_show_as_a_page(shell: Shell, root: Path) -> None:
@@ -142,7 +142,7 @@ def test_show_as_a_page(shell: Shell, root: Path) -> None:
     assert best is not None
     assert f"trial {best.trial} at step 270" in page
     assert "5 of 5 started: 1 failed, 3 stopped, 1 succeeded" in page
-    rows = [words[:2] for words in map(str.split, page.splitlines()) if words[:1] and words[0].isdigit() and len(words) > 6]
+    rows = [cells[:2] for cells in map(str.split, page.splitlines()) if cells[:1] and cells[0].isdigit() and len(cells) > 6]
     assert rows[0] == [str(best.trial), "SUCCEEDED"]
     assert rows[-1][1] == "FAILED"
 
@@ -170,11 +170,11 @@ def test_why_groups_the_causes_of_failed_trials(shell: Shell, root: Path) -> Non
     for number, cause in ((1, "rank 0: OSError: No space left on device"), (2, "rank 0: OSError: No space left on device")):
         path = sweep.path / "trials" / f"{number:04d}.json"
         write_json(path, {**(read_json(path) or {}), "state": "FAILED", "cause": cause})
-    said = shell("why", sweep.id)
-    assert "8 of 8 trials: 3 failed, 5 succeeded" in said
-    assert "2 trials failed (1, 2): rank 0: OSError: No space left on device" in said
-    assert "1 trial failed (4): rank 0: RuntimeError: CUDA out of memory" in said
-    assert "What to do: a disk is full" in said
+    output = shell("why", sweep.id)
+    assert "8 of 8 trials: 3 failed, 5 succeeded" in output
+    assert "2 trials failed (1, 2): rank 0: OSError: No space left on device" in output
+    assert "1 trial failed (4): rank 0: RuntimeError: CUDA out of memory" in output
+    assert "What to do: a disk is full" in output
 
 
 def test_why_of_a_trial_names_its_sweep(shell: Shell, root: Path) -> None:
@@ -183,9 +183,9 @@ def test_why_of_a_trial_names_its_sweep(shell: Shell, root: Path) -> None:
     run = RunDir(root / str(stopped.run))
     path = run.path / "run.yaml"
     path.write_text(path.read_text() + f"parent: {sweep.id}\ntrial: {stopped.trial}\n")
-    said = shell("why", run.id)
-    assert f"It is trial {stopped.trial} of {sweep.id}, which stopped it after step {stopped.stopped_at}: asha" in said
-    assert "What to do" not in said  # its sweep decides
+    output = shell("why", run.id)
+    assert f"It is trial {stopped.trial} of {sweep.id}, which stopped it after step {stopped.stopped_at}: asha" in output
+    assert "What to do" not in output  # its sweep decides
 
 
 def test_the_best_configuration_is_a_job_file(shell: Shell, root: Path, tmp_path: Path) -> None:
@@ -201,8 +201,8 @@ def test_the_best_configuration_is_a_job_file(shell: Shell, root: Path, tmp_path
     assert set(values) == set(BASE)  # the base and the parameters, and nothing that they do not say
     assert shell("best", sweep.id) == text
     shell("submit", "pretrain", "-c", "found/best.yaml", "--on", "good", "--dry-run")
-    told = json.loads(shell("best", sweep.id, "found/best.yaml", "--json"))  # a file of ours is written anew
-    assert (told["trial"], told["config"], told["file"]) == (best.trial, values, "found/best.yaml")
+    output = json.loads(shell("best", sweep.id, "found/best.yaml", "--json"))  # a file of ours is written anew
+    assert (output["trial"], output["config"], output["file"]) == (best.trial, values, "found/best.yaml")
 
 
 def test_a_file_that_best_did_not_write_stays(shell: Shell, root: Path, tmp_path: Path) -> None:
@@ -247,9 +247,9 @@ def test_a_sweep_that_is_followed_shows_its_trials(root: Path, terminal: bool) -
 
 def test_a_followed_sweep_ends_with_what_one_does_next(shell: Shell, root: Path) -> None:
     sweep = make_sweep(root, 5)
-    said = shell("wait", sweep.id)
-    assert f"ropewalk best {sweep.id} best.yaml" in said
-    assert "5 of 5 started" in said
+    output = shell("wait", sweep.id)
+    assert f"ropewalk best {sweep.id} best.yaml" in output
+    assert "5 of 5 started" in output
     assert json.loads(shell("wait", sweep.id, "--json"))["state"] == "SUCCEEDED"
 
 

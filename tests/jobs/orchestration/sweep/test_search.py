@@ -49,5 +49,5 @@ def test_what_is_learnt_is_suggested_also_after_a_kill(tmp_path: Path) -> None:
     assert after[:14] == before, "recorded trials come again as they were"
     assert [record.sampled["optim.lr"] for record in read_records(sweep)] == after
     assert len(set(after)) == 40
-    misses = [abs(math.log10(one / BEST)) for one in after[14:]]
+    misses = [abs(math.log10(rate / BEST)) for rate in after[14:]]
     assert median(misses) < 1.0, "of random ones it would be 1.5"

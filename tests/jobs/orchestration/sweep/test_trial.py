@@ -90,19 +90,19 @@ def test_an_end_that_a_kill_kept_from_being_told_is_told_once(context: SweepCont
     write_record(context.sweep, record)
     for _ in range(2):
         assert TrialFollower(context, 0).next_report()["done"]
-    told = [(event["event"], event["trial"], event["state"]) for event in context.sweep.read_events()]
-    assert told == [("trial_finished", 0, "SUCCEEDED")]
+    messages = [(event["event"], event["trial"], event["state"]) for event in context.sweep.read_events()]
+    assert messages == [("trial_finished", 0, "SUCCEEDED")]
 
 
-def test_who_asks_the_launcher_for_a_run_that_is_under_way_is_told_so_by_the_error_s_kind(context: SweepContext) -> None:
+def test_starting_a_run_under_way_raises_its_own_error(context: SweepContext) -> None:
     run = RunDir.create(
         "trial", {"job": "pretrain", "cluster": "local", "config": {}, "resources": {}}, context.sweep.path.parent
     )
     record_supervisor(run, os.getpid())
     with launcher(context.scratch / "launcher.log", {}, []) as folder, pytest.raises(AlreadyRunningError) as caught:
         ask(folder, "submit", run)
-    told = f"{run.id} already has an active process (local:{os.getpid()}); cancel it first: ropewalk cancel {run.id}"
-    assert str(caught.value) == told
+    output = f"{run.id} already has an active process (local:{os.getpid()}); cancel it first: ropewalk cancel {run.id}"
+    assert str(caught.value) == output
 
 
 @pytest.mark.parametrize("error", [AlreadyRunningError("x", "an active Job (k8s:team/x)"), BackendError("no room")])

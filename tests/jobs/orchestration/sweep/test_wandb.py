@@ -57,7 +57,7 @@ def test_the_summary_outlives_kill_9(
     (tmp_path / "outcome.json").rename(sweep.attempt_dir(1) / "outcome.json")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     send_rest(sweep)
-    told = wandb_server.run(sweep.id).summary
+    output = wandb_server.run(sweep.id).summary
     results = read_sweep(sweep)
     write_readable(results)
     assert {path.name for path in pictures(sweep.path)} == {"history.png", "parallel-coordinates.png"}
@@ -67,8 +67,8 @@ def test_the_summary_outlives_kill_9(
     assert "optim.lr" in table.columns
     best = results.best
     assert best is not None
-    assert (told["best/metric"], told["sweep/steps_saved"]) == (best.metric, results.saved)
-    assert told["best/parameters/optim.lr"] == pytest.approx(best.parameters["optim.lr"])
+    assert (output["best/metric"], output["sweep/steps_saved"]) == (best.metric, results.saved)
+    assert output["best/parameters/optim.lr"] == pytest.approx(best.parameters["optim.lr"])
 
 
 def test_the_end_of_a_sidecar_tells_the_last_state(sweep: RunDir) -> None:

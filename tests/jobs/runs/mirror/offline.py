@@ -14,9 +14,9 @@ def records(run: RunDir, kind: str) -> list[dict[str, Any]]:
     package = find_spec("wandb")
     assert package is not None
     assert package.origin is not None
-    found = []
+    results = []
     for path in sorted(run.wandb.glob("offline-run-*/*.wandb")):
         core = [str(Path(package.origin).parent / "bin/wandb-core"), "leet", "inspect", "--no-observability", "--json"]
         done = subprocess.run([*core, "--run-file", str(path), str(run.wandb)], capture_output=True, text=True, check=False)
-        found += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return [record for record in found if record.get("type") == kind]
+        results += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [record for record in results if record.get("type") == kind]

@@ -23,8 +23,8 @@ class Started:
     """A process that was started, with this one's environment."""
 
     def __init__(self, work: Callable[..., None], *arguments: object) -> None:
-        own = {key: value for key, value in os.environ.items() if key.startswith(("WANDB_", "ROPEWALK_", "HOME"))}
-        self.process: Any = SERVER.Process(target=_run, args=(work, own, arguments))
+        variables = {key: value for key, value in os.environ.items() if key.startswith(("WANDB_", "ROPEWALK_", "HOME"))}
+        self.process: Any = SERVER.Process(target=_run, args=(work, variables, arguments))
         self.process.start()
 
     def kill(self) -> None:
@@ -49,7 +49,7 @@ def relay(root: Path) -> None:
     from ropewalk.jobs.runs.mirror import relay
 
     relay.LOOK_SECONDS, relay.SLOW_SECONDS, relay.AWAY_SECONDS = 0.1, 0.3, 0.3
-    relay.Relay([root], lambda words: None).follow(lambda: False)
+    relay.Relay([root], lambda arguments: None).follow(lambda: False)
 
 
 def sidecar(path: Path, attempt: int) -> None:

@@ -21,7 +21,7 @@ def told(lines: list[Line]) -> list[tuple[str, int]]:
 
 def test_a_step_that_is_done_again_after_a_resume_is_told_once(tmp_path: Path) -> None:
     run = make_run(tmp_path, "resumed")
-    feed, found = Feed(run, run.wandb / "f.jsonl"), []
+    feed, results = Feed(run, run.wandb / "f.jsonl"), []
     validation = metric_line(1, 4, {"validation/loss": 1.0})
     for lines in (
         [train(step) for step in range(1, 5)],  # killed before step 4 was validated
@@ -29,13 +29,13 @@ def test_a_step_that_is_done_again_after_a_resume_is_told_once(tmp_path: Path) -
         [train(3), train(4), validation, train(5), train(6)],  # killed again
     ):
         append_lines(run.metrics, lines)
-        found += feed.look()
+        results += feed.look()
     once = [*(("metrics", step) for step in range(1, 5)), ("validation", 4), ("metrics", 5), ("metrics", 6)]
-    assert told(found) == once
-    assert [line.number for line in found] == list(range(13))
+    assert told(results) == once
+    assert [line.number for line in results] == list(range(13))
     again = Feed(run, run.wandb / "f.jsonl")  # another process
-    assert list(again.again(0)) == found
-    assert list(again.again(6)) == found[6:]
+    assert list(again.again(0)) == results
+    assert list(again.again(6)) == results[6:]
     append_lines(run.metrics, [train(6), train(7)])
     assert told(again.look()) == [("metrics", 7)]
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.soak("a minute and a half; make test runs test_relay.py
 
 
 @pytest.fixture
-def place(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
@@ -48,9 +48,9 @@ def of_kind(server: WandbServer, kind: str, names: list[str]) -> list[str]:
     return [name for name in names if server.artifacts[name]["type"] == kind]
 
 
-def test_the_life_of_a_model_is_one_graph_though_its_training_is_killed(wandb_server: WandbServer, place: Path) -> None:
+def test_the_life_of_a_model_is_one_graph_though_its_training_is_killed(wandb_server: WandbServer, folder: Path) -> None:
     lines = [json.dumps({"text": " ".join(WORDS[(i + j) % len(WORDS)] for j in range(30))}) for i in range(300)]
-    (place / "docs.jsonl").write_text("\n".join(lines))
+    (folder / "docs.jsonl").write_text("\n".join(lines))
     tokens = {
         "input": ["docs.jsonl"],
         "output": "out/tokens",
@@ -67,10 +67,10 @@ def test_the_life_of_a_model_is_one_graph_though_its_training_is_killed(wandb_se
     }
     pipeline = submit("pipeline", load_config(PipelineConfig, {"name": "life", "steps": steps}))
     runs = step_runs(pipeline, config_of_run(pipeline))
-    model, seen = runs["model"], 0
+    model, total = runs["model"], 0
     for _ in range(KILLS):
-        until(lambda seen=seen: newest_step(model) > seen + 30, Patience.RUN)
-        seen = newest_step(model)
+        until(lambda answer=total: newest_step(model) > answer + 30, Patience.RUN)
+        total = newest_step(model)
         victims = [each for each in processes_of(model.path) if "ropewalk.cluster.agent" in " ".join(each.cmdline())]
         assert victims
         for each in victims:
@@ -82,16 +82,16 @@ def test_the_life_of_a_model_is_one_graph_though_its_training_is_killed(wandb_se
     assert len(model.attempts()) == KILLS + 1
     for run in runs.values():
         send_rest(run)  # what a sidecar that was killed too has left
-    (data_set,) = of_kind(wandb_server, "dataset", wandb_server.run(runs["tokens"].id).made)
-    (words,) = of_kind(wandb_server, "tokenizer", wandb_server.run(runs["tokens"].id).made)
+    (data_set,) = of_kind(wandb_server, "dataset", wandb_server.run(runs["tokens"].id).artifacts_made)
+    (text,) = of_kind(wandb_server, "tokenizer", wandb_server.run(runs["tokens"].id).artifacts_made)
     # a sidecar that is killed between saying so and noting it says it again, which W&B takes as once
-    assert set(wandb_server.run(model.id).used) == {data_set, words}
-    made = of_kind(wandb_server, "model", wandb_server.run(model.id).made)
-    assert len(made) == len(set(made)), "no checkpoint twice"
-    newest = wandb_server.artifacts[made[-1]]["aliases"]
+    assert set(wandb_server.run(model.id).used) == {data_set, text}
+    created = of_kind(wandb_server, "model", wandb_server.run(model.id).artifacts_made)
+    assert len(created) == len(set(created)), "no checkpoint twice"
+    newest = wandb_server.artifacts[created[-1]]["aliases"]
     assert {"latest", f"step-{STEPS}"} <= set(newest)
     used = wandb_server.run(runs["score"].id).used
-    assert made[-1] in used
+    assert created[-1] in used
     assert data_set in used
     history = [line["train/step"] for line in wandb_server.run(model.id).history if "train/loss" in line]
     assert history == list(range(1, STEPS + 1)), "every step once, in order"

@@ -59,12 +59,12 @@ def test_a_hundred_kills_over_twenty_attempts(wandb_server: WandbServer, tmp_pat
     watching.kill()
     run.write_outcome(run.attempts()[-1], Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=time.time()))
     send_rest(run)
-    told = wandb_server.run(run.id)
+    output = wandb_server.run(run.id)
     assert kills == ATTEMPTS * KILLS
     assert list(wandb_server.runs) == [run.id]
-    assert steps(told) == list(range(1, last + 1))
-    validated = [line["train/step"] for line in told.history if "validation/loss" in line]
+    assert steps(output) == list(range(1, last + 1))
+    validated = [line["train/step"] for line in output.history if "validation/loss" in line]
     assert validated == list(range(VALIDATION_STEPS, last + 1, VALIDATION_STEPS))
-    assert told.rewritten == 0
-    assert told.exit_code == 0
-    assert any("events/repeated" in line for line in told.history), "steps were done again"
+    assert output.rewritten == 0
+    assert output.exit_code == 0
+    assert any("events/repeated" in line for line in output.history), "steps were done again"

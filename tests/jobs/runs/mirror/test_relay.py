@@ -71,12 +71,12 @@ def test_every_line_once_though_sidecar_and_relay_are_killed(wandb_server: Wandb
     end(run)
     assert send_rest(run) > 0
     assert is_complete(run)
-    told = wandb_server.run(run.id)
-    assert steps(told) == list(range(1, 91))
-    assert told.rewritten == 0
-    assert told.exit_code == 0
+    output = wandb_server.run(run.id)
+    assert steps(output) == list(range(1, 91))
+    assert output.rewritten == 0
+    assert output.exit_code == 0
     assert list(wandb_server.runs) == [run.id]
-    assert told.summary["validation/loss"] == {"min": pytest.approx(2 / 90), "last": pytest.approx(2 / 90)}
+    assert output.summary["validation/loss"] == {"min": pytest.approx(2 / 90), "last": pytest.approx(2 / 90)}
 
 
 @pytest.mark.soak("wandb-core waits long before it retries; test_sidecar.py covers a server that does not answer")
@@ -86,7 +86,7 @@ def test_a_server_that_is_away_is_waited_for(wandb_server: WandbServer, tmp_path
     wandb_server.failing = 500
     end(run)
     watching = start_relay()
-    until(lambda seen=wandb_server.requests: wandb_server.requests > seen + 2, Patience.START)
+    until(lambda answer=wandb_server.requests: wandb_server.requests > answer + 2, Patience.START)
     wandb_server.failing = 0
     until(lambda: is_complete(run), Patience.START)
     watching.send_signal(signal.SIGINT)
@@ -101,24 +101,24 @@ def test_runs_that_cannot_be_read_stop_no_other_and_are_said_once(wandb_server: 
     for run in (broken, good):
         log_steps(run, range(1, 6))
         end(run)
-    said: list[str] = []
-    watching = Relay([root], said.append)
+    messages: list[str] = []
+    watching = Relay([root], messages.append)
     for _ in range(3):
         watching.look()
-        for one in watching._followers.values():
-            one.next_slow = 0.0
+        for follower in watching._followers.values():
+            follower.next_slow = 0.0
     assert steps(wandb_server.run(good.id)) == [1, 2, 3, 4, 5]
-    assert sorted(line.split(":")[0] for line in said) == sorted([broken.id, good.id])
+    assert sorted(line.split(":")[0] for line in messages) == sorted([broken.id, good.id])
 
 
 def test_a_run_that_was_over_is_resumed_and_followed_on(wandb_server: WandbServer, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs", "again")
-    watching = Relay([tmp_path / "runs"], lambda words: None)
+    watching = Relay([tmp_path / "runs"], lambda arguments: None)
 
     def look() -> None:
         watching._next_scan = 0.0
-        for one in watching._followers.values():
-            one.next_slow = 0.0
+        for follower in watching._followers.values():
+            follower.next_slow = 0.0
         watching.look()
 
     log_steps(run, range(1, 4))
@@ -137,13 +137,13 @@ def test_a_run_that_was_over_is_resumed_and_followed_on(wandb_server: WandbServe
 
 def test_a_missing_key_is_said_once(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
-    said: list[str] = []
-    watching = Relay([tmp_path / "runs"], said.append)
+    messages: list[str] = []
+    watching = Relay([tmp_path / "runs"], messages.append)
     for _ in range(3):
         watching._next_server = 0.0
         assert watching.look() == 0
-    assert len(said) == 1
-    assert "wandb login" in said[0]
+    assert len(messages) == 1
+    assert "wandb login" in messages[0]
 
 
 def test_what_a_run_reads_and_makes_joins_one_graph(wandb_server: WandbServer, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_what_a_run_reads_and_makes_joins_one_graph(wandb_server: WandbServer, t
     data.mkdir()
     tokenizer = {"name": "t", "hash": "xxh3:0123456789abcdef", "vocabulary": 8, "end_of_document": 0, "version": "1"}
     (data / "manifest.json").write_text(json.dumps({"documents": 3, "tokenizer": tokenizer}))
-    made = make_run(root, "prep", output=str(data))
+    new_run = make_run(root, "prep", output=str(data))
     trained = make_run(root, "train", data=str(data))
     folder = trained.checkpoints / "step-00000010"
     folder.mkdir(parents=True)
@@ -169,17 +169,17 @@ def test_what_a_run_reads_and_makes_joins_one_graph(wandb_server: WandbServer, t
     write_json(served.path / "serving/routes.json", routes)
     judged = make_run(root, "judge", model=trained.id, data=str(data))
     write_json(judged.attempt_dir(1) / "result.json", {"step": 10, "scores": {"boolq": {"accuracy": {"value": 0.5}}}})
-    for run in (served, judged, trained, made):  # in any order
+    for run in (served, judged, trained, new_run):  # in any order
         end(run)
         send_rest(run)
         assert send_rest(run) == 0
-    data_set, words = sorted(wandb_server.run(made.id).made)
+    data_set, text = sorted(wandb_server.run(new_run.id).artifacts_made)
     assert data_set.startswith("data-")
-    assert words.startswith("tokenizer-456789abcdef")
-    assert sorted(wandb_server.run(trained.id).used) == [data_set, words]
-    (checkpoint,) = wandb_server.run(trained.id).made
+    assert text.startswith("tokenizer-456789abcdef")
+    assert sorted(wandb_server.run(trained.id).used) == [data_set, text]
+    (checkpoint,) = wandb_server.run(trained.id).artifacts_made
     assert sorted(wandb_server.run(judged.id).used) == sorted([data_set, checkpoint])
-    assert [name.split(":")[0] for name in wandb_server.run(judged.id).made] == [f"{judged.id}-scores"]
+    assert [name.split(":")[0] for name in wandb_server.run(judged.id).artifacts_made] == [f"{judged.id}-scores"]
     assert {"latest", "best", "step-10"} <= set(wandb_server.artifacts[checkpoint]["aliases"])
     assert wandb_server.run(served.id).used == [checkpoint], "by what it serves, also out of an exported directory"
     assert len(wandb_server.artifacts) == 4, "no node twice"
@@ -197,11 +197,11 @@ def test_alerts_are_told_once_with_the_words_of_why(wandb_server: WandbServer, t
     for _ in range(2):
         (run.wandb / "online.json").unlink(missing_ok=True)  # as if nobody knew that all is sent
         send_rest(run)
-    told = wandb_server.run(run.id).alerts
-    titles = sorted(alert["title"].split(":")[0] for alert in told)
+    output = wandb_server.run(run.id).alerts
+    titles = sorted(alert["title"].split(":")[0] for alert in output)
     assert titles == {"none": [], "failures": ["failed", "ranks hung"], "all": ["failed", "ranks hung", "stopped early"]}[wanted]
-    if told:
-        text = next(alert["text"] for alert in told if alert["title"].startswith("failed"))
+    if output:
+        text = next(alert["text"] for alert in output if alert["title"].startswith("failed"))
         assert "out of memory" in text
         assert f"ropewalk why {run.id}" in text
 
@@ -228,11 +228,11 @@ def test_attempts_commit_and_uncommitted_changes_are_where_wandb_shows_them(wand
     run.begin_attempt(handle="local:2")
     end(run)
     send_rest(run)
-    told = wandb_server.run(run.id)
-    assert told.fields["commit"] == "c" * 40
+    output = wandb_server.run(run.id)
+    assert output.fields["commit"] == "c" * 40
     assert wandb_server.files[f"{run.id}/diff.patch"].decode().strip() == code["diff"]
-    assert told.fields["notes"] == "a try\nattempt 1: REQUEUED, node 0 was lost\nattempt 2: SUCCEEDED, done"
-    assert [line["_timestamp"] for line in told.history] == [line["time"] for line in run.read_metrics()]
+    assert output.fields["notes"] == "a try\nattempt 1: REQUEUED, node 0 was lost\nattempt 2: SUCCEEDED, done"
+    assert [line["_timestamp"] for line in output.history] == [line["time"] for line in run.read_metrics()]
 
 
 def test_no_key_in_any_file(wandb_server: WandbServer, tmp_path: Path) -> None:
@@ -241,5 +241,5 @@ def test_no_key_in_any_file(wandb_server: WandbServer, tmp_path: Path) -> None:
     log_steps(run, range(1, 4))
     end(run)
     send_rest(run)
-    found = [path for path in run.path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
-    assert found == []
+    results = [path for path in run.path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    assert results == []

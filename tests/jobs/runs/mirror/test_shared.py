@@ -22,9 +22,9 @@ STEPS = 40  # of an attempt
 @pytest.fixture
 def network(tmp_path: Path) -> Iterator[Network]:
     need_nfs()
-    found = Network(tmp_path / "nfs")
-    yield found
-    found.close()
+    result = Network(tmp_path / "nfs")
+    yield result
+    result.close()
 
 
 @pytest.mark.soak(
@@ -33,7 +33,7 @@ def network(tmp_path: Path) -> Iterator[Network]:
 def test_sidecar_and_relay_on_different_machines_succeed_each_other(wandb_server: WandbServer, network: Network) -> None:
     node, login = network.client(), network.client()
     run = make_run(node / "runs", "shared")
-    seen = RunDir(login / "runs" / run.id)
+    login_run = RunDir(login / "runs" / run.id)
     watching = Started(relay, login / "runs")
     for attempt in (1, 2, 3):
         if attempt > 1:
@@ -48,9 +48,9 @@ def test_sidecar_and_relay_on_different_machines_succeed_each_other(wandb_server
             watching = Started(relay, login / "runs")
             until(lambda enough=attempt * STEPS: arrived(wandb_server, run) >= enough, Patience.CLUSTER)
     run.write_outcome(3, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=time.time()))
-    until(lambda: is_complete(seen), Patience.CLUSTER)
+    until(lambda: is_complete(login_run), Patience.CLUSTER)
     watching.kill()
-    told = wandb_server.run(run.id)
-    assert steps(told) == list(range(1, 3 * STEPS + 1))
-    assert told.rewritten == 0
+    output = wandb_server.run(run.id)
+    assert steps(output) == list(range(1, 3 * STEPS + 1))
+    assert output.rewritten == 0
     assert list(wandb_server.runs) == [run.id]

@@ -68,12 +68,12 @@ def test_tables_and_pictures_are_shown_and_weights_uploaded_where_that_is_wanted
     assert list(weights.values()) == [b"w" * 10], "the best by validation loss alone"
     assert [name.split("-")[0] for name in served.used] == ["data"], "the prepared data set"
     assert [line["train/step"] for line in served.history if "train/loss" in line] == list(range(1, 11))
-    made = len(served.made)
+    created = len(served.artifacts_made)
     write_table(run.path, "samples", ("step", "prompt", "text"), [(15, "Once", "more")])
     (run.wandb / "online.json").unlink()
     send_rest(run)
     assert served.summary["tables/samples"]["nrows"] == 1
-    assert len(served.made) == made + 1, "the table anew, and nothing else"
+    assert len(served.artifacts_made) == created + 1, "the table anew, and nothing else"
     assert served.rewritten == 0
 
 

@@ -32,7 +32,7 @@ forgetful = tests.jobs.runs.mirror.test_trackers:Forgetful
 class Forgetful:
     """A tracker that fails once, and forgets what it was not told to keep."""
 
-    kept: ClassVar[list[int]] = []
+    stored: ClassVar[list[int]] = []
     failed: ClassVar[bool] = False
 
     def __init__(self, run: RunDir) -> None:
@@ -45,7 +45,7 @@ class Forgetful:
         self._waiting.append(step)
 
     def flush(self) -> None:
-        Forgetful.kept += self._waiting
+        Forgetful.stored += self._waiting
         self._waiting = []
 
 
@@ -76,15 +76,15 @@ def log_steps(run: RunDir, attempt: int, steps: range) -> None:
 def tensorboard_steps(run: RunDir) -> set[int]:
     from tensorboardX.proto.event_pb2 import Event
 
-    found = set()
+    results = set()
     for path in (run.path / "trackers/tensorboard").glob("events.*"):
         raw, at = path.read_bytes(), 0
         while at + 12 <= len(raw):  # length, its checksum, the event, its checksum
             size = int.from_bytes(raw[at : at + 8], "little")
             event = Event.FromString(raw[at + 12 : at + 12 + size])
-            found |= {event.step for value in event.summary.value if value.tag == "train/loss"}
+            results |= {event.step for value in event.summary.value if value.tag == "train/loss"}
             at += size + 16
-    return found
+    return results
 
 
 def mlflow_steps(run: RunDir) -> list[int]:
@@ -93,8 +93,8 @@ def mlflow_steps(run: RunDir) -> list[int]:
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(f"sqlite:///{run.path}/trackers/mlflow/mlflow.db")
-        known = read_json(run.path / "trackers/mlflow/run.json") or {}
-        return sorted({metric.step for metric in client.get_metric_history(known["run_id"], "train/loss")})
+        recorded = read_json(run.path / "trackers/mlflow/run.json") or {}
+        return sorted({metric.step for metric in client.get_metric_history(recorded["run_id"], "train/loss")})
 
 
 @pytest.mark.soak(
@@ -140,9 +140,9 @@ def test_a_tracker_that_fails_is_opened_again_and_lacks_nothing(run: RunDir, cap
     reader = Reader(run, "forgetful")
     reader.look()
     reader.look()
-    assert Forgetful.kept == [], "it waits before it opens it again"
+    assert Forgetful.stored == [], "it waits before it opens it again"
     reader.look(last=True)
-    assert Forgetful.kept == [1, 2, 3, 4, 5]
+    assert Forgetful.stored == [1, 2, 3, 4, 5]
     assert [record.message for record in caplog.records] == ["forgetful: away; it is opened again every 15 seconds"]
 
 
@@ -153,12 +153,12 @@ READ = (
 
 @pytest.mark.soak("needs another pillow than the tests' environment has; another test of this file covers TensorBoard")
 def test_trackio_holds_every_step_over_two_attempts_and_a_kill(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = os.environ.get("ROPEWALK_TEST_TRACKIO")
-    if place is None:
+    python = os.environ.get("ROPEWALK_TEST_TRACKIO")
+    if python is None:
         pytest.skip(
             "ROPEWALK_TEST_TRACKIO names no folder with trackio: pip install --no-deps --target DIR trackio gradio_client"
         )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], place]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], python]))
     run = RunDir.create("trackio", {"job": "pretrain", "config": {"trackers": ["trackio"]}, "cluster": "local"}, run.path.parent)
 
     def seen() -> set[int]:

@@ -70,11 +70,11 @@ def test_a_corrected_conversation_and_a_failed_answer(tmp_path: Path) -> None:
 def test_a_reviewer_stands_before_a_user(tmp_path: Path) -> None:
     served = serving_run(tmp_path)
     judgement = {"id": "j1", "time": NOW - 5, "reviewer": "ann", "item": "req-4", "first": "req-4", "choice": "neither"}
-    said = {**judgement, "corrected": "req-4", "correction": "Four, as ever."}
-    keep(judgements_store(served.path), [said])
+    rating = {**judgement, "corrected": "req-4", "correction": "Four, as ever."}
+    keep(judgements_store(served.path), [rating])
     run, counts = collect(served)
-    (found,) = (row for row in rows(run) if row["id"] == "req-4")
-    assert (found["why"], found["messages"][-1]["content"], counts["reviewed"]) == ("reviewed", "Four, as ever.", 1)
+    (result,) = (row for row in rows(run) if row["id"] == "req-4")
+    assert (result["why"], result["messages"][-1]["content"], counts["reviewed"]) == ("reviewed", "Four, as ever.", 1)
     assert [pair["chosen"][0]["content"] for pair in rows(run, PAIRS) if pair["id"] == "req-4"] == ["Four, as ever."]
 
 
@@ -82,8 +82,8 @@ def test_what_is_said_later_is_learnt_from_later_and_changes_no_data_of_before(t
     served = serving_run(tmp_path)
     keep(ratings_store(served.path / FOLDER), [rated(7, rating="up", user="ann")])
     first, _ = collect(served)
-    said = json.dumps("Seven, rather.")
-    keep(ratings_store(served.path / FOLDER), [rated(7, user="ann", correction=said) | {"id": "late", "time": NOW + 10}])
+    answer = json.dumps("Seven, rather.")
+    keep(ratings_store(served.path / FOLDER), [rated(7, user="ann", correction=answer) | {"id": "late", "time": NOW + 10}])
     judgement = {"id": "j1", "time": NOW + 20, "reviewer": "bob", "item": "req-6", "first": "req-6", "choice": "neither"}
     keep(judgements_store(served.path), [{**judgement, "corrected": "req-6", "correction": "Six."}])
     again, _ = collect(served)

@@ -29,24 +29,24 @@ def test_the_command_tells_what_differs_and_writes_a_page(shell: Shell, tmp_path
     now = [{"messages": [{"role": "user", "content": text}]} for text in asked("ropes", 70, 2) + asked("bread", 50, 2)]
     write_lines(Path("now.jsonl"), [*now, {"nothing": 1}, {"text": " "}])
     write_lines(Path("a.jsonl"), [{"item": str(number), "value": number % 2} for number in range(20)])
-    words = ["drift", "now.jsonl", "before.jsonl", "--rounds", "3", "--texts", "120", "--probes", "a.jsonl", "a.jsonl"]
-    told = shell(*words)
-    assert "now.jsonl differs from before.jsonl in" in told
-    assert "Probe set: +0 over 20 questions, no significant difference." in told
+    arguments = ["drift", "now.jsonl", "before.jsonl", "--rounds", "3", "--texts", "120", "--probes", "a.jsonl", "a.jsonl"]
+    output = shell(*arguments)
+    assert "now.jsonl differs from before.jsonl in" in output
+    assert "Probe set: +0 over 20 questions, no significant difference." in output
     page = (tmp_path / "drift/drift.html").read_text()
     assert page.count("data:image/png;base64,") == 4
     assert "2 records without text were skipped" in page
     assert json.loads((tmp_path / "drift/drift.json").read_text())["calibration"]["false_alarms"]["tries"] == 3
-    found = json.loads(shell("drift", "now.jsonl", "before.jsonl", "--rounds", "0", "--texts", "120", "--json").splitlines()[-1])
-    assert found["alarm"] is True
-    assert found["tests"]["embedding"]["adjusted"] <= 0.05
-    assert found["current"] == {**found["current"], "texts": 120, "skipped": 2}
-    assert found["share"]["at_least"] > 0.05
-    assert found["calibration"] is None
+    answer = json.loads(shell("drift", "now.jsonl", "before.jsonl", "--rounds", "0", "--texts", "120", "--json").splitlines()[-1])
+    assert answer["alarm"] is True
+    assert answer["tests"]["embedding"]["adjusted"] <= 0.05
+    assert answer["current"] == {**answer["current"], "texts": 120, "skipped": 2}
+    assert answer["share"]["at_least"] > 0.05
+    assert answer["calibration"] is None
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["nowhere.jsonl", "few.jsonl"], "neither a file, a data set nor a run"),
         (["few.jsonl", "few.jsonl"], "3 texts are too few to compare; at least 50"),
@@ -56,12 +56,12 @@ def test_the_command_tells_what_differs_and_writes_a_page(shell: Shell, tmp_path
     ],
 )
 def test_a_mistake_is_one_line(
-    words: list[str], message: str, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_lines(Path("few.jsonl"), [{"text": text} for text in asked("ropes", 3, 1)])
     write_lines(Path("none.jsonl"), [{"x": 1}])
-    assert message in shell.mistake("drift", *words)
+    assert message in shell.mistake("drift", *arguments)
 
 
 def test_texts_of_everything_that_a_user_names(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_texts_of_everything_that_a_user_names(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", [{"prompt": text, "completion": "yes"} for text in texts[:30]])
     chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "no"}] for text in texts[30:]]
     parquet.write_table(pa.table({"messages": chats}), tmp_path / "b.parquet")
-    found = open_sample(f"{tmp_path}/[ab].*", limit=100)
-    assert sorted(found.texts) == sorted(texts)
+    result = open_sample(f"{tmp_path}/[ab].*", limit=100)
+    assert sorted(result.texts) == sorted(texts)
     write_lines(tmp_path / "docs.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(texts)])
     make(tmp_path / "docs.jsonl", tmp_path / "data", validation_fraction=0.0)
     data = open_sample(str(tmp_path / "data"), limit=100)
@@ -92,10 +92,10 @@ def test_texts_of_everything_that_a_user_names(tmp_path: Path) -> None:
 def test_each_text_is_drawn_as_often_as_any_other() -> None:
     times = [0] * 20
     for seed in range(400):
-        kept, total = draw(range(20), 5, seed)
+        remaining, total = draw(range(20), 5, seed)
         assert total == 20
-        assert list(kept) == sorted(kept)
-        for item in kept:
+        assert list(remaining) == sorted(remaining)
+        for item in remaining:
             times[item] += 1
     assert min(times) > 65
     assert max(times) < 140
@@ -107,11 +107,11 @@ def test_ratings_and_looks_are_in_the_report(tmp_path: Path) -> None:
     )
     before = Sample(name="before", texts=tuple(asked("ropes", 80, 1)), total=80, ratings=(1,) * 40)
     monitor = Monitor()
-    found = detect(now, before, DriftConfig(rounds=0), permutations=monitor.permutations)
-    monitor.look(found.p)
-    assert found.ratings is not None
-    assert found.ratings.worse
-    page = write_report(found, tmp_path, monitor=monitor).read_text()
+    result = detect(now, before, DriftConfig(rounds=0), permutations=monitor.permutations)
+    monitor.look(result.p)
+    assert result.ratings is not None
+    assert result.ratings.worse
+    page = write_report(result, tmp_path, monitor=monitor).read_text()
     assert "are copies of one text" in page
     assert "The smallest detectable drift was not measured." in page
     assert "Monitoring" in page
@@ -147,12 +147,12 @@ def test_a_conversation_rates_once(tmp_path: Path) -> None:
         messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "."}, {"role": "user", "content": "?"}]
         return exchange(number, time=START + number, request=json.dumps({"messages": messages}).encode())
 
-    said = ["one"] * 10 + ["two"] * 3 + ["three"] + ["four"] * 2
+    texts = ["one"] * 10 + ["two"] * 3 + ["three"] + ["four"] * 2
     ratings = ["up"] * 10 + ["down", "up", "down"] + ["down"] + ["up", "down"]
     run = serving_run(
         tmp_path,
-        [turn(number, text) for number, text in enumerate(said)],
+        [turn(number, text) for number, text in enumerate(texts)],
         [{"answer_id": f"req-{number:06d}", "rating": word} for number, word in enumerate(ratings)],
     )
-    found = open_sample(run.id, limit=100, root=run.path.parent, now=START + 86400)
-    assert found.ratings == (1, -1, -1), "most of a conversation decide; one that is divided says nothing"
+    result = open_sample(run.id, limit=100, root=run.path.parent, now=START + 86400)
+    assert result.ratings == (1, -1, -1), "most of a conversation decide; one that is divided says nothing"

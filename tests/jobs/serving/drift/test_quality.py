@@ -12,10 +12,10 @@ from ropewalk.jobs.serving.drift.quality import compare_probes, compare_ratings,
 
 
 def test_two_shares_of_good_ratings_have_newcombes_interval() -> None:
-    found = compare_ratings([1] * 56 + [-1] * 14, [1] * 48 + [-1] * 32)  # the example of Newcombe (1998), table II (a)
-    assert found is not None
-    assert found.interval == pytest.approx((0.0524, 0.3339), abs=1e-4)
-    assert not found.worse
+    result = compare_ratings([1] * 56 + [-1] * 14, [1] * 48 + [-1] * 32)  # the example of Newcombe (1998), table II (a)
+    assert result is not None
+    assert result.interval == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert not result.worse
     worse = compare_ratings([1] * 48 + [-1] * 32, [1] * 56 + [-1] * 14)
     assert worse is not None
     assert worse.worse
@@ -27,9 +27,9 @@ def test_probes_are_compared_question_by_question(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     before = {f"q{number}": float(random.random()) for number in range(40)}
     now = {item: score - 0.1 + 0.01 * float(random.standard_normal()) for item, score in before.items()} | {"new": 1.0}
-    found = compare_probes(now, before)
-    assert found.better == "second"
-    assert found.n == 40
+    result = compare_probes(now, before)
+    assert result.better == "second"
+    assert result.n == 40
     with pytest.raises(DataError, match="no question in common"):
         compare_probes({"a": 1.0}, {"b": 1.0})
     file = tmp_path / "probes.jsonl"

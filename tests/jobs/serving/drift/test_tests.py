@@ -27,7 +27,7 @@ def test_what_is_planted_is_found_by_the_test_that_is_for_it() -> None:
     assert mixed["embedding"] <= 0.05
     assert mixed["classifier"] <= 0.05
     assert mixed["language"] > 0.05
-    longer = compared(asked("ropes", 120, 2, words=20), reference)
+    longer = compared(asked("ropes", 120, 2, num_words=20), reference)
     assert longer["length"] <= 0.05
     german = compared(asked("ropes", 100, 2) + [GERMAN] * 20, reference)
     assert german["language"] <= 0.05
@@ -49,13 +49,13 @@ def test_statistics_are_those_of_others() -> None:
     assert classifier(sides[:, None])[0] == pytest.approx(area)
 
 
-def test_the_classifier_is_trained_again_for_each_arrangement_and_sees_no_text_that_it_scores() -> None:
+def test_the_classifier_is_retrained_and_scores_unseen_texts() -> None:
     random = np.random.default_rng(1)
     vectors = random.standard_normal((60, 4)).astype(np.float32)
     classifier = _Classifier(vectors, random)
     sides = sides_of(25, 35)
     arranged = np.stack([sides, random.permutation(sides)], axis=1)
-    found = classifier.scores(arranged)
+    result = classifier.scores(arranged)
     train, held, *_ = classifier.folds[0]
     assert not (train & held).any()
     for column in range(2):
@@ -64,7 +64,7 @@ def test_the_classifier_is_trained_again_for_each_arrangement_and_sees_no_text_t
         squares = centred.T @ centred
         ridge = 10 * np.trace(squares) / 4 * np.eye(4)
         weights = np.linalg.solve(squares + ridge, centred.T @ (labels - labels.mean()))
-        assert found[held, column] == pytest.approx((vectors[held] - mean) @ weights, rel=1e-3, abs=1e-7)
+        assert result[held, column] == pytest.approx((vectors[held] - mean) @ weights, rel=1e-3, abs=1e-7)
 
 
 def test_p_values_are_uniform_without_a_difference() -> None:
@@ -79,9 +79,9 @@ def test_p_values_are_uniform_without_a_difference() -> None:
 
         return permutation_p(distance, sides, random, max_permutations=199).p
 
-    found = np.array([p() for _ in range(600)])
+    result = np.array([p() for _ in range(600)])
     for level in (0.05, 0.2, 0.5):
-        assert (found <= level).mean() <= level + 3 * np.sqrt(level * (1 - level) / len(found))
+        assert (result <= level).mean() <= level + 3 * np.sqrt(level * (1 - level) / len(result))
 
 
 def test_a_p_value_is_of_all_arrangements_or_of_ten_that_are_as_extreme() -> None:
@@ -111,19 +111,19 @@ def test_texts_of_any_kind_have_a_vector() -> None:
 
 def test_false_alarms_and_the_smallest_share_are_measured_on_the_reference() -> None:
     features = Features.of(asked("ropes", 200, 1) + asked("bread", 100, 1))
-    known, strange = features.rows(np.arange(200)), features.rows(np.arange(200, 300))
-    made = calibrate(known, DriftConfig(rounds=20), sizes=(100, 100), planted=strange, planted_name="bread")
-    assert made is not None
-    assert made.false_alarms.tries == 20
-    assert made.false_alarms.value <= 0.2
-    assert made.smallest is not None
-    assert 0.05 <= made.smallest <= 0.5
-    shares = list(made.power)
-    assert made.power[shares[0]].value < made.power[made.smallest].value >= 0.9
+    familiar, strange = features.rows(np.arange(200)), features.rows(np.arange(200, 300))
+    created = calibrate(familiar, DriftConfig(rounds=20), sizes=(100, 100), planted=strange, planted_name="bread")
+    assert created is not None
+    assert created.false_alarms.tries == 20
+    assert created.false_alarms.value <= 0.2
+    assert created.smallest is not None
+    assert 0.05 <= created.smallest <= 0.5
+    shares = list(created.power)
+    assert created.power[shares[0]].value < created.power[created.smallest].value >= 0.9
     topics = calibrate(features, DriftConfig(rounds=5), sizes=(1000, 1000))
     assert topics is not None
     assert topics.texts == 120  # no more than the reference has
-    assert calibrate(known.rows(np.arange(60)), DriftConfig(rounds=5), sizes=(100, 100)) is None
+    assert calibrate(familiar.rows(np.arange(60)), DriftConfig(rounds=5), sizes=(100, 100)) is None
 
 
 def test_an_interval_of_a_share_is_clopper_and_pearsons() -> None:

@@ -10,12 +10,12 @@ SUBJECTS = {
 }
 
 
-def asked(subject: str, count: int, seed: int, words: int = 12) -> list[str]:
+def asked(subject: str, count: int, seed: int, num_words: int = 12) -> list[str]:
     """Questions about a subject, and now and then about another."""
     draw = random.Random(f"{subject}{seed}")
-    found = []
+    results = []
     for _ in range(count):
-        own = SUBJECTS[subject if draw.random() < 0.9 else draw.choice(sorted(SUBJECTS))]
-        length = draw.randint(words // 2, 2 * words)
-        found.append(" ".join(draw.choice(own if draw.random() < 0.4 else COMMON) for _ in range(length)))
-    return found
+        vocabulary = SUBJECTS[subject if draw.random() < 0.9 else draw.choice(sorted(SUBJECTS))]
+        length = draw.randint(num_words // 2, 2 * num_words)
+        results.append(" ".join(draw.choice(vocabulary if draw.random() < 0.4 else COMMON) for _ in range(length)))
+    return results

@@ -15,14 +15,14 @@ START = 1_790_000_000.0
 @cache
 def planted(seed: int = 3, count: int = 12) -> tuple[Planted, ...]:
     """Texts of all locales with what was planted into them, in an order by chance."""
-    found = [one for locale in LOCALES for one in plant(locale, count, seed)]
-    random.Random(seed).shuffle(found)
-    return tuple(found)
+    results = [item for locale in LOCALES for item in plant(locale, count, seed)]
+    random.Random(seed).shuffle(results)
+    return tuple(results)
 
 
 def items(texts: Sequence[Planted]) -> set[str]:
     """Planted items as they are written."""
-    return {one.text[start:end] for one in texts for _, start, end in one.items}
+    return {text.text[start:end] for text in texts for _, start, end in text.items}
 
 
 def sse(*events: object) -> bytes:
@@ -46,18 +46,18 @@ def streamed(number: str, text: str, size: int = 5) -> bytes:
     )
 
 
-def exchange(number: int, said: str = "Hello", answered: str = "Hello yourself", **other: Any) -> Exchange:
+def exchange(number: int, message: str = "Hello", answered: str = "Hello yourself", **other: Any) -> Exchange:
     """A chat of one turn; `said` also stands in the arguments of an earlier tool call."""
-    arguments = json.dumps({"text": said, "nested": [{"again": json.dumps({"deep": said})}]})
+    arguments = json.dumps({"text": message, "nested": [{"again": json.dumps({"deep": message})}]})
     call = {"id": "call-1", "type": "function", "function": {"name": "note", "arguments": arguments}}
     messages = [
-        {"role": "user", "content": said},
+        {"role": "user", "content": message},
         {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call-1", "content": [{"type": "text", "text": said}]},
+        {"role": "tool", "tool_call_id": "call-1", "content": [{"type": "text", "text": message}]},
         {"role": "assistant", "content": "Noted."},
         {"role": "user", "content": "And now?"},
     ]
-    request = {"model": "production", "messages": messages, "temperature": 0.5, "user": said, "stream": True}
+    request = {"model": "production", "messages": messages, "temperature": 0.5, "user": message, "stream": True}
     fields: dict[str, Any] = {
         "id": f"req-{number:06d}",
         "time": START + number,
@@ -71,7 +71,7 @@ def exchange(number: int, said: str = "Hello", answered: str = "Hello yourself",
         "outcome": "completed",
         "first_token_seconds": 0.02,
         "seconds": 0.25,
-        "conversation": said.encode(),
+        "conversation": message.encode(),
     }
     return Exchange(**{**fields, **other})
 

@@ -14,8 +14,8 @@ from ropewalk.jobs.serving.feedback.writer import CaptureWriter
 
 def frame_of(exchange: Exchange) -> Frame:
     """An exchange as the writer receives it."""
-    (found,) = take_frames(bytearray(b"".join(exchange_frame(exchange, captured=True))))
-    return found
+    (result,) = take_frames(bytearray(b"".join(exchange_frame(exchange, captured=True))))
+    return result
 
 
 def serving_run(root: Path, exchanges: Iterable[Exchange], ratings: Iterable[dict[str, Any]] = (), **config: Any) -> RunDir:
@@ -23,7 +23,7 @@ def serving_run(root: Path, exchanges: Iterable[Exchange], ratings: Iterable[dic
     record = {"job": "serve", "cluster": "local", "config": {"capture": config or None}, "resources": {"nodes": 1}}
     run = RunDir.create("serve", record, root)
     writer = CaptureWriter(run.path / FOLDER, CaptureConfig(mask=(), retention_days=1e5))
-    writer.write([frame_of(one) for one in exchanges])
-    writer.ratings.append([rating_row(f"rating-{n}", FeedbackBody(**said), ()) for n, said in enumerate(ratings)])
+    writer.write([frame_of(exchange) for exchange in exchanges])
+    writer.ratings.append([rating_row(f"rating-{n}", FeedbackBody(**rating), ()) for n, rating in enumerate(ratings)])
     writer.close()
     return run

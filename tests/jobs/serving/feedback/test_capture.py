@@ -56,14 +56,14 @@ class Gateway:
         lines = (orjson.dumps(personal_exchange(number)._asdict(), default=bytes.decode) for number in journal)
         folder.parent.joinpath("journal").write_bytes(b"\n".join(lines))
         self.said = folder.parent / "said"
-        with self.said.open("wb") as said, folder.parent.joinpath("journal").open() as given:
+        with self.said.open("wb") as output, folder.parent.joinpath("journal").open() as value:
             command = [sys.executable, "-c", GATEWAY, str(folder)]
-            self.process = subprocess.Popen(command, stdin=given, stdout=said)
+            self.process = subprocess.Popen(command, stdin=value, stdout=output)
 
     def words(self) -> list[str]:
         """Complete output lines of the process."""
-        said = self.said.read_text()
-        return said[: said.rfind("\n") + 1].split()
+        output = self.said.read_text()
+        return output[: output.rfind("\n") + 1].split()
 
     def durable(self) -> set[str]:
         """The ids that were confirmed so far."""
@@ -76,8 +76,8 @@ class Gateway:
     @property
     def writer(self) -> int:
         """The process that writes for it."""
-        words = self.words()
-        return int(words[words.index("writer") + 1])
+        lines = self.words()
+        return int(lines[lines.index("writer") + 1])
 
     def kill(self) -> set[str]:
         """End it as the kernel does; what it had confirmed."""
@@ -87,7 +87,7 @@ class Gateway:
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.soak("twenty kills; make test runs one of each"))])
-def test_every_exchange_is_kept_once_and_masked_though_gateways_and_writers_are_killed(tmp_path: Path, kills: int) -> None:
+def test_every_exchange_is_stored_once_and_masked_despite_kills(tmp_path: Path, kills: int) -> None:
     total, draw = 150 * kills if kills > 1 else 200, random.Random(kills)
     journal, folder = list(range(total)), tmp_path / FOLDER
     for kill in range(kills):
@@ -142,9 +142,9 @@ def test_off_it_keeps_a_ledger_without_a_word_of_content(tmp_path: Path) -> None
 
     async def scenario() -> tuple[int, bytes]:
         capture = await _captured(run.path / FOLDER, None, 20)
-        said = await capture.feedback("feedback-1", b'{"answer_id": "chatcmpl-000003", "rating": "up"}')
+        answer = await capture.feedback("feedback-1", b'{"answer_id": "chatcmpl-000003", "rating": "up"}')
         await capture.close()
-        return said
+        return answer
 
     status, body = asyncio.run(scenario())
     assert status == 403
@@ -156,7 +156,7 @@ def test_off_it_keeps_a_ledger_without_a_word_of_content(tmp_path: Path) -> None
     assert find_answer(run, "req-000003") == answer
     assert find_answer(run, "chatcmpl-none") is None
     written = b"".join(path.read_bytes() for path in run.path.rglob("*") if path.is_file())
-    assert [one.text[:40] for one in planted()[:20] if one.text[:40].encode() in written] == []
+    assert [item.text[:40] for item in planted()[:20] if item.text[:40].encode() in written] == []
 
 
 def test_feedback_is_written_down_before_its_client_hears_so(tmp_path: Path) -> None:
@@ -194,25 +194,25 @@ def test_what_cannot_be_kept_takes_nothing_else_along(tmp_path: Path) -> None:
     """Bodies that json reads and orjson does not write: a large integer, half a character."""
     large = b'{"prompt": "smile \\ud83d", "seed": 123456789012345678901}'
     half = b'{"id": "cmpl-\\ud83d", "choices": [{"text": "hi"}]}'
-    said = {"answer_id": "chatcmpl-000003", "rating": "up"}
+    feedback = {"answer_id": "chatcmpl-000003", "rating": "up"}
     ours, writers = socket.socketpair()
     pieces = [
         *frame(SETTINGS, {"config": CaptureConfig(retention_days=1e5, mask=()).model_dump(mode="json")}),
         *(piece for n in range(4) for piece in exchange_frame(_odd(n, {1: large}, {2: half}), captured=True)),
-        *frame(FEEDBACK, {"id": "feedback-1"}, json.dumps(said).encode()),
+        *frame(FEEDBACK, {"id": "feedback-1"}, json.dumps(feedback).encode()),
     ]
     with ours, writers:
         ours.sendall(b"".join(pieces))
         ours.shutdown(socket.SHUT_WR)
         serve(writers, tmp_path)
-        told = [json.loads(line) for line in ours.recv(1 << 16).splitlines()]
+        messages = [json.loads(line) for line in ours.recv(1 << 16).splitlines()]
     wanted = [f"req-{number:06d}" for number in range(4)]
-    assert [number for one in told for number in one["durable"]] == wanted
-    assert {number: status for one in told for number, (status, _) in one["feedback"].items()} == {"feedback-1": 200}
+    assert [number for report in messages for number in report["durable"]] == wanted
+    assert {number: status for report in messages for number, (status, _) in report["feedback"].items()} == {"feedback-1": 200}
     assert answers_store(tmp_path).read()["id"].to_pylist() == wanted
-    kept = {row["id"]: row["sampling"] for row in exchanges_store(tmp_path).read().to_pylist()}
-    assert sorted(kept) == [wanted[0], wanted[1], wanted[3]]
-    assert "123456789012345678901" in kept[wanted[1]]
+    sampling = {row["id"]: row["sampling"] for row in exchanges_store(tmp_path).read().to_pylist()}
+    assert sorted(sampling) == [wanted[0], wanted[1], wanted[3]]
+    assert "123456789012345678901" in sampling[wanted[1]]
 
 
 def _odd(number: int, requests: dict[int, bytes], answers: dict[int, bytes]) -> Exchange:
@@ -230,10 +230,10 @@ def test_conversations_are_sampled_whole_and_by_their_own_hash() -> None:
 
 
 def test_what_waits_for_a_stuck_writer_is_bounded_and_counted(tmp_path: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
 
     async def scenario() -> Capture:
-        capture = Capture(tmp_path, CaptureConfig(retention_days=1e5, mask=()), told.extend, max_open_bytes=200_000)
+        capture = Capture(tmp_path, CaptureConfig(retention_days=1e5, mask=()), messages.extend, max_open_bytes=200_000)
         await capture.start()
         os.kill(capture.writer_pid or 0, signal.SIGSTOP)
         for number in range(400):
@@ -243,7 +243,7 @@ def test_what_waits_for_a_stuck_writer_is_bounded_and_counted(tmp_path: Path) ->
         return capture
 
     capture = asyncio.run(scenario())
-    kept = exchanges_store(tmp_path).read().num_rows
-    assert 10 < kept < 400
-    assert capture.lost == 400 - kept
-    assert answers_store(tmp_path).read().num_rows == 400 == len(set(told))
+    num_rows = exchanges_store(tmp_path).read().num_rows
+    assert 10 < num_rows < 400
+    assert capture.lost == 400 - num_rows
+    assert answers_store(tmp_path).read().num_rows == 400 == len(set(messages))

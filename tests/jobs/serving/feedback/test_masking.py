@@ -21,7 +21,7 @@ def masked(value: object) -> object:
 
 
 @pytest.mark.parametrize(
-    ("value", "kept"),
+    ("value", "expected"),
     [
         (f"to {MAIL}", "to <EMAIL>"),
         ({"a": [MAIL, {"b": CARD}], MAIL: 1}, {"a": ["<EMAIL>", {"b": "<CARD>"}], "<EMAIL>": 1}),
@@ -38,8 +38,8 @@ def masked(value: object) -> object:
         (0.5, 0.5),
     ],
 )
-def test_personal_data_are_replaced_wherever_they_stand(value: object, kept: object) -> None:
-    assert masked(value) == kept
+def test_personal_data_are_replaced_wherever_they_stand(value: object, expected: object) -> None:
+    assert masked(value) == expected
 
 
 def test_a_number_that_words_announce_goes_though_its_check_digit_is_wrong() -> None:
@@ -76,9 +76,12 @@ def test_none_of_what_was_planted_is_left_in_a_row() -> None:
 
 
 def test_what_spells_the_words_in_another_way_is_not_kept() -> None:
-    said = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+    messages = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+    ]
     request = {
-        **{"model": "m", "messages": [{"role": "user", "content": said}], "continue_from": {"token_ids": [101, 102]}},
+        **{"model": "m", "messages": [{"role": "user", "content": messages}], "continue_from": {"token_ids": [101, 102]}},
         **{"logit_bias": {"50256": -100}, "stop_token_ids": [101, 102], "user": MAIL, "top_p": 0.9},
     }
     logprobs = {"content": [{"token": "secret", "logprob": -1.0}]}
@@ -90,9 +93,11 @@ def test_what_spells_the_words_in_another_way_is_not_kept() -> None:
     }
     raw = exchange(1, request=json.dumps(request).encode(), answer=json.dumps({"id": "x", "choices": [choice]}).encode())
     completion = exchange(2, request=b'{"model": "m", "prompt": [101, 102, 103]}')
-    frames = [f for one in (raw, completion) for f in take_frames(bytearray(b"".join(exchange_frame(one, captured=True))))]
+    frames = [
+        f for exchange in (raw, completion) for f in take_frames(bytearray(b"".join(exchange_frame(exchange, captured=True))))
+    ]
     _, (chat, plain) = exchange_rows(frames, KINDS)
-    assert json.loads(chat["messages"])[0]["content"] == [said[0], {"type": "image_url", "left_out": True}]
+    assert json.loads(chat["messages"])[0]["content"] == [messages[0], {"type": "image_url", "left_out": True}]
     assert json.loads(chat["choices"]) == [{"message": {"role": "assistant", "content": "A cat"}}]
     assert json.loads(chat["sampling"]) == {"top_p": 0.9}
     assert json.loads(plain["messages"]) == {"left_out_token_ids": True}

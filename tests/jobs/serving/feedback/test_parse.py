@@ -14,14 +14,14 @@ from tests.jobs.serving.feedback.exchanges import chunk, exchange, sse, streamed
 
 def test_a_stream_says_what_the_whole_answer_does() -> None:
     text = "Größe 🪢 — done"
-    found = answer_of(streamed("chatcmpl-1", text, size=1))
-    assert found["choices"] == [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]
-    assert (found["id"], found["usage"]["completion_tokens"]) == ("chatcmpl-1", len(text))
+    result = answer_of(streamed("chatcmpl-1", text, size=1))
+    assert result["choices"] == [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]
+    assert (result["id"], result["usage"]["completion_tokens"]) == ("chatcmpl-1", len(text))
     whole = {
         "id": "chatcmpl-1",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
     }
-    assert answer_of(json.dumps(whole).encode())["choices"] == found["choices"]
+    assert answer_of(json.dumps(whole).encode())["choices"] == result["choices"]
 
 
 def test_tool_calls_and_several_choices_are_put_together() -> None:
@@ -29,9 +29,9 @@ def test_tool_calls_and_several_choices_are_put_together() -> None:
     more = {"index": 0, "function": {"arguments": '"x"}'}}
     other = {"id": "c", "choices": [{"index": 1, "delta": {"content": "b"}}, {"index": 0, "delta": {"content": "a"}}]}
     body = sse(chunk("c", {"role": "assistant", "tool_calls": [first]}), chunk("c", {"tool_calls": [more]}, "tool_calls"), other)
-    one, two = answer_of(body)["choices"]
+    left, two = answer_of(body)["choices"]
     call = {"id": "call-1", "type": "function", "function": {"name": "mail", "arguments": '{"to": "x"}'}}
-    assert one == {"message": {"role": "assistant", "content": "a", "tool_calls": [call]}, "finish_reason": "tool_calls"}
+    assert left == {"message": {"role": "assistant", "content": "a", "tool_calls": [call]}, "finish_reason": "tool_calls"}
     assert two == {"message": {"role": "assistant", "content": "b"}}
 
 
@@ -55,12 +55,12 @@ def test_bad_requests_are_kept_as_what_they_are(body: bytes) -> None:
 def test_frames_arrive_in_any_pieces() -> None:
     sent = b"".join(piece for n in range(5) for piece in exchange_frame(exchange(n, f"say {n}"), captured=n != 3))
     for size in (1, 7, 1000, len(sent)):
-        received, found = bytearray(), list[Frame]()
+        received, result = bytearray(), list[Frame]()
         for at in range(0, len(sent), size):
             received += sent[at : at + size]
-            found += take_frames(received)
-        assert [f.fields["id"] for f in found] == [f"req-{n:06d}" for n in range(5)]
-        assert [bool(f.request) for f in found] == [True, True, True, False, True]
+            result += take_frames(received)
+        assert [f.fields["id"] for f in result] == [f"req-{n:06d}" for n in range(5)]
+        assert [bool(f.request) for f in result] == [True, True, True, False, True]
         assert not received
 
 

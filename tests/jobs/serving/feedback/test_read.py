@@ -34,25 +34,25 @@ RATINGS: list[dict[str, Any]] = [
 
 def test_ratings_are_joined_by_the_answers_id_or_the_requests(tmp_path: Path) -> None:
     run = serving_run(tmp_path, [exchange(n) for n in range(6)], RATINGS)
-    found = list(exchanges(run.path))
-    assert [one.rating for one in found] == [1, 1, -1, None, -1, None]
-    assert [len(one.ratings) for one in found] == [1, 1, 1, 2, 1, 0]
-    assert found[2].correction == "Say this"
-    assert [one.prompt for one in found] == ["And now?"] * 6
-    assert len({one.conversation for one in found}) == 1
-    assert [one.id for one in exchanges(run.path, since=START + 2, until=START + 4)] == ["req-000002", "req-000003"]
+    results = list(exchanges(run.path))
+    assert [item.rating for item in results] == [1, 1, -1, None, -1, None]
+    assert [len(item.ratings) for item in results] == [1, 1, 1, 2, 1, 0]
+    assert results[2].correction == "Say this"
+    assert [item.prompt for item in results] == ["And now?"] * 6
+    assert len({item.conversation for item in results}) == 1
+    assert [exchange.id for exchange in exchanges(run.path, since=START + 2, until=START + 4)] == ["req-000002", "req-000003"]
     everything = read(run)
     assert [rating.answer_id for rating in everything.unknown] == ["chatcmpl-elsewhere"]
     assert everything.uncaptured == []
 
 
 def test_a_rating_finds_an_answer_that_turns_up_later_or_was_not_captured(tmp_path: Path) -> None:
-    said = [{"answer_id": "chatcmpl-000007", "rating": "up"}]
-    before = serving_run(tmp_path, [exchange(1)], said)
+    messages = [{"answer_id": "chatcmpl-000007", "rating": "up"}]
+    before = serving_run(tmp_path, [exchange(1)], messages)
     assert len(read(before).unknown) == 1
-    later = serving_run(tmp_path, [exchange(7)], said)
-    assert [one.rating for one in read(later).exchanges] == [1]
-    uncaptured = serving_run(tmp_path, [exchange(7, request=b'{"store": false, "messages": []}')], said)
+    later = serving_run(tmp_path, [exchange(7)], messages)
+    assert [exchange.rating for exchange in read(later).exchanges] == [1]
+    uncaptured = serving_run(tmp_path, [exchange(7, request=b'{"store": false, "messages": []}')], messages)
     assert read(uncaptured).exchanges == []
     ((row, rating),) = read(uncaptured).uncaptured
     assert (row["version"], rating.value) == ("chat@2", 1.0)
@@ -60,23 +60,23 @@ def test_a_rating_finds_an_answer_that_turns_up_later_or_was_not_captured(tmp_pa
 
 
 def test_what_was_said_becomes_what_align_and_finetune_read(tmp_path: Path) -> None:
-    asked = [exchange(n, answered=f"Answer {n}") for n in range(6)]
+    requests = [exchange(n, answered=f"Answer {n}") for n in range(6)]
     picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
-    asked.append(exchange(6, request=json.dumps({"messages": [picture]}).encode()))
-    asked.append(exchange(7, outcome="failed", answer=b""))
-    said = [*RATINGS, {"answer_id": "chatcmpl-000006", "rating": "up"}, {"answer_id": "req-000007", "correction": "Yes"}]
-    found = read(serving_run(tmp_path, asked, said)).exchanges
-    pairs = to_pairs(found)
+    requests.append(exchange(6, request=json.dumps({"messages": [picture]}).encode()))
+    requests.append(exchange(7, outcome="failed", answer=b""))
+    messages = [*RATINGS, {"answer_id": "chatcmpl-000006", "rating": "up"}, {"answer_id": "req-000007", "correction": "Yes"}]
+    result = read(serving_run(tmp_path, requests, messages)).exchanges
+    pairs = to_pairs(result)
     preferences = [pair_of(record) for record in pairs.records]
-    assert all(isinstance(one, Preference) for one in preferences)
+    assert all(isinstance(preference, Preference) for preference in preferences)
     said_of = [[answer[0]["content"] for answer in (record["chosen"], record["rejected"])] for record in pairs.records]
     assert said_of == [["Say this", "Answer 2"], ["Answer 0", "Answer 4"]]
     assert pairs.left_out == {"not_text": 1, "no_answer": 1, "rated_without_a_counterpart": 1}
-    chats = to_conversations(found)
+    chats = to_conversations(result)
     learnt = [conversation_of(record, ChatConfig()).messages[-1]["content"] for record in chats.records]
     assert learnt == ["Answer 0", "Answer 1", "Say this", "Yes"]
     assert chats.left_out == {"not_a_conversation": 1}
-    documents = to_documents(found, "run")
+    documents = to_documents(result, "run")
     assert documents.records[0]["text"] == "Hello\n\nHello\n\nNoted.\n\nAnd now?\n\nAnswer 0"
     assert len(documents.records) == 6
 
@@ -97,22 +97,22 @@ def test_the_command_counts_and_exports(shell: Shell) -> None:
     out = shell("feedback", run.id)
     assert "6 answers (6 completed)" in out
     assert "6 exchanges captured, 6 ratings; 1 rating of answers unknown to this run" in out
-    told = json.loads(shell("feedback", run.id, "--json", "--export", "pairs", "pairs.jsonl"))
-    assert told["export"] == {
+    output = json.loads(shell("feedback", run.id, "--json", "--export", "pairs", "pairs.jsonl"))
+    assert output["export"] == {
         "kind": "pairs",
         "file": "pairs.jsonl",
         "records": 2,
         "left_out": {"rated_without_a_counterpart": 1},
     }
     assert len(Path("pairs.jsonl").read_text().splitlines()) == 2
-    assert [(line["name"], line["rated"]["n"]) for line in told["versions"]] == [("chat@1", 3), ("chat@2", 3)]
+    assert [(line["name"], line["rated"]["n"]) for line in output["versions"]] == [("chat@1", 3), ("chat@2", 3)]
     assert json.loads(shell("feedback", run.id, "--json", "--since", "1h"))["answers"] == 0
-    for words, complaint in (
+    for arguments, complaint in (
         (("--since", "yesterday"), "is not a time"),
         (("--export", "poems", "x.jsonl"), "choose pairs, chats, documents"),
         (("--export", "pairs", "x.csv"), "must end in .jsonl"),
     ):
-        assert complaint in shell.mistake("feedback", run.id, *words)
+        assert complaint in shell.mistake("feedback", run.id, *arguments)
 
 
 def test_the_command_deletes_what_the_configuration_lets_nobody_keep(shell: Shell) -> None:

@@ -66,22 +66,22 @@ def test_two_versions_meet_and_no_place_tells_which_is_which(tmp_path: Path) -> 
 def test_votes_on_other_answers_are_not_added_up(tmp_path: Path) -> None:
     """Between two reviewers, another second answer to the same question was captured."""
     run = serving_run(tmp_path / "runs", [asked(n, "Which?", f"Answer {n}", n) for n in range(3)], mask=[])
-    words = {"ann": ("req-000001", "first"), "bob": ("req-000002", "second"), "cat": ("req-000002", "second")}
+    messages = {"ann": ("req-000001", "first"), "bob": ("req-000002", "second"), "cat": ("req-000002", "second")}
     with Writer(judgements_store(run.path), 1 << 20, 3600) as writer:
         about = {"item": "req-000000", "first": "req-000000", "corrected": None, "correction": None, "undone": None}
-        for number, (who, (second, choice)) in enumerate(words.items()):
+        for number, (who, (second, choice)) in enumerate(messages.items()):
             writer.append([{**about, "id": who, "time": float(number), "reviewer": who, "second": second, "choice": choice}])
-    made = reviewed_pairs(run).records
-    found = [(pair["chosen"][0]["content"], pair["rejected"][0]["content"], pair["reviewers"]) for pair in made]
-    assert found == [("Answer 0", "Answer 1", 1), ("Answer 2", "Answer 0", 2)]
+    created = reviewed_pairs(run).records
+    results = [(pair["chosen"][0]["content"], pair["rejected"][0]["content"], pair["reviewers"]) for pair in created]
+    assert results == [("Answer 0", "Answer 1", 1), ("Answer 2", "Answer 0", 2)]
 
 
 def test_judgements_become_pairs_and_conversations(run: RunDir) -> None:
     ann, bob = Review(run, "ann", ()), Review(run, "bob", ())
-    words = {"first": ["first", "first"], "tie": ["both", "both"], "split": ["first", "second"], "skip": ["skip", "second"]}
+    messages = {"first": ["first", "first"], "tie": ["both", "both"], "split": ["first", "second"], "skip": ["skip", "second"]}
     order = find_items(exchanges(run.path), {})
-    for item, said in zip(order, words.values(), strict=False):
-        for review, choice in zip((ann, bob), said, strict=True):
+    for item, entry in zip(order, messages.values(), strict=False):
+        for review, choice in zip((ann, bob), entry, strict=True):
             left_is_first = item.left_is_first(review.reviewer)
             word = {"first": "left" if left_is_first else "right", "second": "right" if left_is_first else "left"}.get(
                 choice, choice
@@ -92,25 +92,27 @@ def test_judgements_become_pairs_and_conversations(run: RunDir) -> None:
             assert review.judge(item.id, word)
             assert not review.judge(item.id, word)  # a second press
     assert ann.judge(order[4].id, "left", "left", "Corrected") is True
-    made = reviewed_pairs(run)
-    assert all(isinstance(pair_of(record), Preference) for record in made.records)
-    chosen = {record["id"]: record["chosen"][0]["content"] for record in made.records}
+    created = reviewed_pairs(run)
+    assert all(isinstance(pair_of(record), Preference) for record in created.records)
+    chosen = {record["id"]: record["chosen"][0]["content"] for record in created.records}
     second = order[3].second
     assert second is not None
     assert chosen[order[0].id] == order[0].first.answer[0]["content"]  # type: ignore[index]
     assert chosen[order[3].id] == second.answer[0]["content"]  # type: ignore[index]
-    assert [record["reviewers"] for record in made.records if record["id"] == order[0].id] == [2]
-    assert made.left_out == {"equally_good": 1, "reviewers_disagree": 1}
-    assert [r["rejected"] for r in made.records if r["chosen"][0]["content"] == "Corrected"] == [order[4].sides("ann")[0].answer]
+    assert [record["reviewers"] for record in created.records if record["id"] == order[0].id] == [2]
+    assert created.left_out == {"equally_good": 1, "reviewers_disagree": 1}
+    assert [r["rejected"] for r in created.records if r["chosen"][0]["content"] == "Corrected"] == [
+        order[4].sides("ann")[0].answer
+    ]
     (chat,) = reviewed_conversations(run).records
     assert conversation_of(chat, ChatConfig()).messages[-1]["content"] == "Corrected"
-    (found,) = ann.agreements()
-    assert (found.reviewers, found.equal.n) == (("ann", "bob"), 3)
-    assert found.equal.value == pytest.approx(2 / 3)
+    (result,) = ann.agreements()
+    assert (result.reviewers, result.equal.n) == (("ann", "bob"), 3)
+    assert result.equal.value == pytest.approx(2 / 3)
     for review in (ann, bob):
         review.close()
     assert judgements_store(run.path).read().num_rows == 9
-    assert len(reviewed_pairs(run).records) == len(made.records)
+    assert len(reviewed_pairs(run).records) == len(created.records)
 
 
 def test_cohens_kappa_is_his() -> None:
@@ -168,9 +170,9 @@ class Client:
         body = urlencode(form) if form is not None else None
         connection.request("POST" if form is not None else "GET", path, body, {k: v for k, v in sent.items() if v})
         answer = connection.getresponse()
-        found = answer.status, dict(answer.headers), answer.read().decode()
+        result = answer.status, dict(answer.headers), answer.read().decode()
         connection.close()
-        return found
+        return result
 
     def enter(self) -> int:
         status, headers, _ = self(self.server.link().removeprefix(self.server.address))
@@ -195,8 +197,8 @@ def test_the_page_is_blind_and_has_nothing_from_elsewhere(client: Client, run: R
     assert client.enter() == 303
     status, headers, page = client("/")
     assert status == 200
-    for one in exchanges(run.path):
-        assert one.version not in page
+    for captured in exchanges(run.path):
+        assert captured.version not in page
     assert "http" not in page.replace('http-equiv="', "")
     policy = headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
@@ -263,15 +265,17 @@ def test_a_second_answer_is_drawn_from_the_endpoint_masked_and_kept(tmp_path: Pa
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         ask = endpoint(f"http://127.0.0.1:{server.server_address[1]}", "word")
         review = Review(run, "ann", (), Sampler(run.path, ask, ("email",)))
-        seen = []
+        observed = []
         while item := review.current():
-            seen.append((item.prompt[0]["content"], [side and side.answer[0]["content"] for side in (item.first, item.second)]))  # type: ignore[index]
+            observed.append(
+                (item.prompt[0]["content"], [side and side.answer[0]["content"] for side in (item.first, item.second)])
+            )  # type: ignore[index]
             review.judge(item.id, "left" if item.left_is_first("ann") else "right")
         server.shutdown()
-    assert sorted(seen) == [("Question 0?", ["One", "Mail <EMAIL>"]), ("Question 1?", ["Two", None])]
+    assert sorted(observed) == [("Question 0?", ["One", "Mail <EMAIL>"]), ("Question 1?", ["Two", None])]
     assert review.sampler is not None
     assert "503" in review.sampler.error
-    path, token, body = next(one for one in server.asked if "Question 0?" in str(one))  # type: ignore[attr-defined]
+    path, token, body = next(entry for entry in server.asked if "Question 0?" in str(entry))  # type: ignore[attr-defined]
     assert (path, token, body["store"], body["model"]) == ("/v1/chat/completions", "Bearer word", False, "production")
     review.close()
     (pair,) = [record for record in reviewed_pairs(run).records if record["id"] == "req-000000"]

@@ -61,8 +61,8 @@ class Page:
     def press(self, *keys: str) -> None:
         self.browser.switch_to.active_element.send_keys(*keys)
 
-    def text(self, place: str) -> str:
-        return str(self.browser.find_element(By.CSS_SELECTOR, place).get_property("textContent"))
+    def text(self, name: str) -> str:
+        return str(self.browser.find_element(By.CSS_SELECTOR, name).get_property("textContent"))
 
     def reaches(self, count: str) -> None:
         until(lambda: self.browser.title == f"Review · {count}", Patience.SIGNAL, lambda: self.browser.title)
@@ -77,9 +77,9 @@ def choice_of(item: Item, word: str) -> str:
 
 
 def test_a_reviewer_compares_corrects_skips_and_undoes_by_keyboard(tmp_path: Path, browser: webdriver.Chrome) -> None:
-    asked = [(f"Question {n}? {EVIL[0]}", f"Answer {n} {EVIL[v]}", v) for n in range(4) for v in (0, 1)]
-    asked.append(("Alone?", "Only one", 0))
-    raw = [(json.dumps({"messages": [{"role": "user", "content": q}]}).encode(), a, v) for q, a, v in asked]
+    requests = [(f"Question {n}? {EVIL[0]}", f"Answer {n} {EVIL[v]}", v) for n in range(4) for v in (0, 1)]
+    requests.append(("Alone?", "Only one", 0))
+    raw = [(json.dumps({"messages": [{"role": "user", "content": q}]}).encode(), a, v) for q, a, v in requests]
     run = serving_run(tmp_path, [exchange(n, request=q, answered=a, version=f"chat@{v}") for n, (q, a, v) in enumerate(raw)])
     review = Review(run, "ann", ())
     server = ReviewServer(review, list)
@@ -117,7 +117,7 @@ def test_a_reviewer_compares_corrects_skips_and_undoes_by_keyboard(tmp_path: Pat
     server.server_close()
     review.close()
 
-    own = current_judgements(judgements_store(run.path).read().to_pylist())["ann"]
-    assert [own[item.id].choice for item in order] == [*expected[:-1], "skip"]
+    judgements = current_judgements(judgements_store(run.path).read().to_pylist())["ann"]
+    assert [judgements[item.id].choice for item in order] == [*expected[:-1], "skip"]
     assert CORRECTION in [record["chosen"][0]["content"] for record in reviewed_pairs(run).records]
     assert CORRECTION in [record["messages"][-1]["content"] for record in reviewed_conversations(run).records]

@@ -19,8 +19,8 @@ def row(number: int, text: str = "x") -> dict[str, Any]:
 
 
 def ids(store: Store) -> list[str]:
-    found: list[str] = store.read()["id"].to_pylist()
-    return found
+    match: list[str] = store.read()["id"].to_pylist()
+    return match
 
 
 def shard_ids(store: Store) -> list[str]:
@@ -138,11 +138,11 @@ def test_shards_of_an_older_version_and_damaged_ones_stop_nobody(store: Store, c
     assert "part-000-damaged.arrow cannot be read" in caplog.text
 
 
-def _append_until_killed(folder: Path, first: int, told: Any) -> None:
+def _append_until_killed(folder: Path, first: int, pipe: Any) -> None:
     with Writer(Store(folder, SCHEMA), 4000, 1e9) as writer:
         for number in range(first, 1_000_000):
             writer.append([row(number), row(max(0, number - 3), "again")])
-            told.send(number)
+            pipe.send(number)
             writer.sync()
 
 

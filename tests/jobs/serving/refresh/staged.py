@@ -40,12 +40,12 @@ def keep(store: Store, rows: Sequence[Mapping[str, Any]]) -> None:
     spool.close()
 
 
-def captured(number: int, said: str, answered: str, **more: Any) -> dict[str, Any]:
+def captured(number: int, message: str, answered: str, **more: Any) -> dict[str, Any]:
     """An exchange of a serving run."""
-    messages = json.dumps([{"role": "user", "content": said}])
+    messages = json.dumps([{"role": "user", "content": message}])
     about = {"id": f"req-{number}", "answer_id": f"chat-{number}", "time": NOW - 1000 + number, "version": "main@1"}
     choices = json.dumps([{"message": {"role": "assistant", "content": answered}, "finish_reason": "stop"}])
-    what = {"prompt": said, "answer": answered, "messages": messages, "choices": choices, "conversation": f"c{number}"}
+    what = {"prompt": message, "answer": answered, "messages": messages, "choices": choices, "conversation": f"c{number}"}
     return {**about, "status": 200, "outcome": "completed", **what, **more}
 
 
@@ -74,12 +74,12 @@ class Played:
     refused: tuple[str, ...] = ()  # steps whose gate refuses
     failed: tuple[str, ...] = ()  # steps that fail, until they are taken out of this
     right: dict[str, float] = field(default_factory=lambda: {"candidate": 0.8, "production": 0.8})  # of the quiz's items
-    asked: list[tuple[str, str]] = field(default_factory=list)
+    calls: list[tuple[str, str]] = field(default_factory=list)
 
     def ask(self, verb: str, run: RunDir) -> None:
         """Start a step's run, which ends at once."""
         step = str(run.record["step"]).partition("-")[2]
-        self.asked.append((verb, step))
+        self.calls.append((verb, step))
         attempt = run.begin_attempt()
         if step in self.failed:
             return run.write_outcome(attempt, Outcome(state=RunState.FAILED, exit_code=1, cause="it was out of memory"))
@@ -178,5 +178,5 @@ class Stage:
         ]
         keep(answers_store(self.served.path / FOLDER), rows)
         if rating:
-            said = [{"id": f"s{row['id']}", "answer_id": row["answer_id"], "time": self.now, **rating} for row in rows]
-            keep(ratings_store(self.served.path / FOLDER), said)
+            messages = [{"id": f"s{row['id']}", "answer_id": row["answer_id"], "time": self.now, **rating} for row in rows]
+            keep(ratings_store(self.served.path / FOLDER), messages)

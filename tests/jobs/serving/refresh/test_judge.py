@@ -35,7 +35,7 @@ def evaluated(root: Path, values: Values) -> RunDir:
 
 
 def right(random: np.random.Generator, share: float = 0.6) -> list[float]:
-    return [float(one) for one in random.random(ITEMS) < share]
+    return [float(draw) for draw in random.random(ITEMS) < share]
 
 
 def noise(random: np.random.Generator, *, but: Values | None = None) -> tuple[Values, Values]:
@@ -59,29 +59,29 @@ def test_one_metric_of_many_that_is_worse_by_chance_refuses_nobody(tmp_path: Pat
 
     same = {f"m{k}": right(random) for k in range(METRICS - 1)}
     sides = {**same, **few[0]}, {**same, **few[1]}
-    found = judge((evaluated(tmp_path, sides[0]), evaluated(tmp_path, sides[1])), None, {})
-    assert found["passed"]
-    (told,) = [one for one in found["comparisons"] if one["name"] == "quiz/acc"]
-    assert not told["worse"]
-    assert "not significant among 20 comparisons" in told["message"]
-    assert found["reasons"] == []
+    result = judge((evaluated(tmp_path, sides[0]), evaluated(tmp_path, sides[1])), None, {})
+    assert result["passed"]
+    (messages,) = [comparison for comparison in result["comparisons"] if comparison["name"] == "quiz/acc"]
+    assert not messages["worse"]
+    assert "not significant among 20 comparisons" in messages["message"]
+    assert result["reasons"] == []
 
     many = {**same, "acc": worse(30)}, {**same, "acc": [1.0] * ITEMS}
-    found = judge((evaluated(tmp_path, many[0]), evaluated(tmp_path, many[1])), None, {})
-    assert [reason.partition(":")[0] for reason in found["reasons"]] == ["quiz/acc"]
+    result = judge((evaluated(tmp_path, many[0]), evaluated(tmp_path, many[1])), None, {})
+    assert [reason.partition(":")[0] for reason in result["reasons"]] == ["quiz/acc"]
 
 
 def test_a_metric_with_a_margin_is_asked_for_by_itself(tmp_path: Path) -> None:
     same = {f"m{k}": [1.0, 0.0] * (ITEMS // 2) for k in range(METRICS - 1)}
-    sides = [evaluated(tmp_path, {**same, "acc": one}) for one in (worse(7), [1.0] * ITEMS)]
-    found = judge((sides[0], sides[1]), None, {"quiz/acc": 0.02})
-    assert ["the interval must exclude a loss of more than 0.02" in reason for reason in found["reasons"]] == [True]
+    sides = [evaluated(tmp_path, {**same, "acc": item}) for item in (worse(7), [1.0] * ITEMS)]
+    result = judge((sides[0], sides[1]), None, {"quiz/acc": 0.02})
+    assert ["the interval must exclude a loss of more than 0.02" in reason for reason in result["reasons"]] == [True]
 
 
 def test_the_better_side_of_a_loss_is_the_lower_one(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     low = list(random.normal(1.0, 0.1, ITEMS))
-    high = [one + 0.1 * float(random.random()) for one in low]
+    high = [draw + 0.1 * float(random.random()) for draw in low]
     runs = [evaluated(tmp_path, {"loss": each}) for each in (low, high)]
     assert judge((runs[0], runs[1]), None, {})["passed"]
     assert not judge((runs[1], runs[0]), None, {})["passed"]
@@ -93,25 +93,25 @@ def test_the_p_value_of_one_side(count: int) -> None:
     random = np.random.default_rng(count)
     for seed in range(60):
         values = list(random.normal(size=count))
-        found = judge_differences(values, seed=seed)
-        first, second = found.p_of("first"), found.p_of("second")
+        result = judge_differences(values, seed=seed)
+        first, second = result.p_of("first"), result.p_of("second")
         assert first is not None
         assert second is not None
         assert first + second == pytest.approx(1.0)
         wanted = float(stats.ttest_1samp(values, 0, alternative="greater" if first < second else "less").pvalue)
         assert min(first, second) == pytest.approx(wanted, abs=1e-9 if count < 6 else 0.05)
         assert min(first, second) > wanted - 1e-9
-        assert found.better is None or min(first, second) <= 0.025
+        assert result.better is None or min(first, second) <= 0.025
     assert judge_differences([1.0]).p_of("first") is None
     assert judge_differences([1.0, 1.0, 1.0]).p_of("first") == pytest.approx(1 / 16)
     assert judge_differences([0.0] * count).p_of("first") == 0.5
 
 
 @pytest.mark.soak("200 verdicts of 20 metrics; make test runs test_one_metric_of_many_that_is_worse_by_chance_refuses_nobody")
-def test_two_equal_models_with_twenty_metrics_are_refused_once_in_twenty_times_at_most(tmp_path: Path) -> None:
+def test_equal_models_with_twenty_metrics_are_refused_at_most_once_in_twenty(tmp_path: Path) -> None:
     random, refused = np.random.default_rng(11), 0
     for number in range(200):
-        one, two = noise(random)
-        found = judge((evaluated(tmp_path / f"{number}", one), evaluated(tmp_path / f"{number}", two)), None, {})
-        refused += not found["passed"]
+        first, two = noise(random)
+        result = judge((evaluated(tmp_path / f"{number}", first), evaluated(tmp_path / f"{number}", two)), None, {})
+        refused += not result["passed"]
     assert refused <= 15  # 5% of 200, and 1.6 standard errors

@@ -72,12 +72,12 @@ def test_a_good_candidate_is_promoted_with_all_that_speaks_for_it(root: Path) ->
     assert "quiz/acc" in page
     assert "collect feedback" in page
     assert headline(stage.run, [facts]).startswith(f"Round 1 of {stage.run.id}: promoted: main@2")
-    words = [member.words for member in family_tree(RunDir.all(root), {run.id for run in RunDir.all(root)}) if member.parent]
-    assert "round 1: evaluate the candidate" in words
+    states = [member.words for member in family_tree(RunDir.all(root), {run.id for run in RunDir.all(root)}) if member.parent]
+    assert "round 1: evaluate the candidate" in states
 
 
 @pytest.mark.parametrize(
-    ("played", "keys", "said"),
+    ("played", "keys", "message"),
     [
         (Played(refused=("evaluate-candidate",)), {}, "quiz is 0.3, and must be >= 0.5"),
         (Played(right={"candidate": 0.5, "production": 0.9}), {}, "quiz/acc: production is better"),
@@ -99,11 +99,11 @@ def test_a_good_candidate_is_promoted_with_all_that_speaks_for_it(root: Path) ->
     ],
     ids=["its gate", "worse", "perhaps worse", "leaks more", "audit"],
 )
-def test_a_bad_candidate_never_gets_traffic(root: Path, played: Played, keys: dict[str, Any], said: str) -> None:
+def test_a_bad_candidate_never_gets_traffic(root: Path, played: Played, keys: dict[str, Any], message: str) -> None:
     stage = Stage(root, played, **keys)
     (facts,) = stage.drive()
     assert facts["outcome"] == "refused"
-    assert said in facts["message"]
+    assert message in facts["message"]
     assert (moves(stage), moves(stage, "candidate")) == ([("promote", 1)], [])
 
 
@@ -122,16 +122,16 @@ def test_corrections_are_aligned_to_where_there_are_enough(root: Path) -> None:
 
 def test_a_person_is_waited_for(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     shell = Shell(capsys, monkeypatch, root.parent)
-    for said, outcome in ((("--no", "too rude"), "not approved"), ((), "promoted")):
-        stage = Stage(root / (said[-1] if said else "yes"), approve=True)
+    for item, outcome in ((("--no", "too rude"), "not approved"), ((), "promoted")):
+        stage = Stage(root / (item[-1] if item else "yes"), approve=True)
         monkeypatch.setenv("ROPEWALK_RUNS", str(stage.root))
         assert "does not wait for an approval" in shell.mistake("approve", stage.run.id)
 
-        def answer(stage: Stage = stage, said: tuple[str, ...] = said) -> None:
+        def answer(stage: Stage = stage, message: tuple[str, ...] = item) -> None:
             if json.loads((stage.run.path / "rounds/0001/round.json").read_text()).get("approval_requested"):
                 assert moves(stage, "candidate") == []
                 if not stage.run.requests.get("approved"):
-                    shell("approve", stage.run.id, *said)
+                    shell("approve", stage.run.id, *message)
 
         stage.waits = answer
         (facts,) = stage.drive()
@@ -213,7 +213,7 @@ def test_a_step_that_fails_ends_the_run_and_is_tried_again_when_it_is_resumed(ro
         stage.drive()
     stage.played.failed = ()
     assert stage.drive()[0]["outcome"] == "promoted"
-    assert stage.played.asked[:3] == [("submit", "collect"), ("submit", "train"), ("resume", "train")]
+    assert stage.played.calls[:3] == [("submit", "collect"), ("submit", "train"), ("resume", "train")]
 
 
 def test_rounds_go_on_from_what_was_promoted(root: Path) -> None:
@@ -231,12 +231,12 @@ def test_rounds_go_on_from_what_was_promoted(root: Path) -> None:
 )
 def test_feedback_begins_one_round_whatever_becomes_of_it(root: Path, played: Played, keys: dict[str, Any], outcome: str) -> None:
     stage = Stage(root, played, rounds=2, trigger={"feedback": 7, "look_seconds": 0.001}, **keys)
-    told: list[Any] = []
+    messages: list[Any] = []
 
     def tell() -> None:
-        if (stage.run.path / "rounds/0002").is_dir() and not told:
-            told.extend(rated(100 + n, rating="up", time=stage.now) for n in range(7))
-            keep(ratings_store(stage.served.path / FOLDER), told)
+        if (stage.run.path / "rounds/0002").is_dir() and not messages:
+            messages.extend(rated(100 + n, rating="up", time=stage.now) for n in range(7))
+            keep(ratings_store(stage.served.path / FOLDER), messages)
 
     stage.waits = tell
     first, second = stage.drive()
@@ -280,11 +280,11 @@ def test_killed_before_and_after_each_effect_it_ends_the_same(
             calls += 1
             if calls == kill_at:
                 raise KilledError
-            found = action(*args, **kwargs)
+            result = action(*args, **kwargs)
             calls += 1
             if calls == kill_at:
                 raise KilledError
-            return found
+            return result
 
         return call
 
@@ -325,26 +325,28 @@ def test_killed_before_and_after_each_effect_it_ends_the_same(
 )
 def test_what_a_canary_is_judged_by(candidate: Tally, production: Tally, minutes: float, state: str | None) -> None:
     config = CanaryConfig(minutes=1, requests=50, most_minutes=30, max_error_rate=0.02)
-    found = judge_canary(config, candidate, production, 60 * minutes)
-    assert (found.state if found else None) == state
+    result = judge_canary(config, candidate, production, 60 * minutes)
+    assert (result.state if result else None) == state
 
 
 def test_a_conversation_is_liked_once(root: Path) -> None:
     """Twelve turns of one conversation that is disliked are no twelve people."""
     served = Stage(root).served
     turns = {"main@2": ["c1"] * 12 + ["c2", "c3", None, None], "main@1": [f"d{number}" for number in range(12)]}
-    words = {"main@2": ["down"] * 12 + ["up", "down", "up", "up"], "main@1": ["up"] * 12}
+    texts = {"main@2": ["down"] * 12 + ["up", "down", "up", "up"], "main@1": ["up"] * 12}
     rows = [
-        {**captured(100 * place + n, "Hi?", "Hi.", version=version, time=NOW + n), "conversation": conversation}
-        for place, version in enumerate(turns, 1)
+        {**captured(100 * position + n, "Hi?", "Hi.", version=version, time=NOW + n), "conversation": conversation}
+        for position, version in enumerate(turns, 1)
         for n, conversation in enumerate(turns[version])
     ]
     keep(answers_store(served.path / FOLDER), rows)
     keep(exchanges_store(served.path / FOLDER), [row for row in rows if row["conversation"]])
-    said = [
-        rated(100 * place + n, rating=word) for place, version in enumerate(words, 1) for n, word in enumerate(words[version])
+    messages = [
+        rated(100 * position + n, rating=word)
+        for position, version in enumerate(texts, 1)
+        for n, word in enumerate(texts[version])
     ]
-    keep(ratings_store(served.path / FOLDER), [{**one, "time": NOW + 50} for one in said])
+    keep(ratings_store(served.path / FOLDER), [{**item, "time": NOW + 50} for item in messages])
     candidate, production = tallies(served, ("main@2", "main@1"), NOW)
     assert (candidate.answers, candidate.liked, candidate.disliked) == (16, 3, 2), "what is not captured counts by itself"
     assert (production.answers, production.liked, production.disliked) == (12, 12, 0)
@@ -372,7 +374,7 @@ def test_what_begins_a_round(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"gate": {"evaluate": {"tasks": ["quiz.yaml"]}}}, "a gate is required"),
         ({"train": {"steps": 4, "stepz": 1}}, "train: unknown key 'stepz'"),
@@ -381,8 +383,8 @@ def test_what_begins_a_round(root: Path) -> None:
         ({"replay": {"share": 0.2}}, "replay.data"),
     ],
 )
-def test_mistakes_are_told_at_submission(root: Path, keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_mistakes_are_told_at_submission(root: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         Stage(root, **keys).config.resolved()
 
 
@@ -396,6 +398,6 @@ def test_the_alias_must_be_there(root: Path) -> None:
 
 def test_the_example_is_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(root)
-    place = Path(jobs.__file__).parent / "configs/refresh.yaml"
-    config = load_config(RefreshConfig, {**read_yaml(place), "watch": stage.served.id})
+    folder = Path(jobs.__file__).parent / "configs/refresh.yaml"
+    config = load_config(RefreshConfig, {**read_yaml(folder), "watch": stage.served.id})
     assert config.resolved().rounds is None

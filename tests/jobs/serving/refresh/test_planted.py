@@ -35,20 +35,20 @@ REASONS = {
 class Bench:
     """The gate, and production, which is measured once."""
 
-    place: Path
+    folder: Path
     production: Path
     sides: tuple[RunDir, RunDir]  # its evaluation and its audit
 
     def measure(self, model: Path, data: Path, *, require: bool = True) -> tuple[RunDir, RunDir]:
         """Evaluate and audit a model."""
-        keys = {"model": str(model), "tasks": [str(self.place / "texts.yaml")]}
-        evaluation = make_run(self.place / "runs", load_config(EvaluateConfig, keys).model_dump(mode="json"), "evaluate")
+        keys = {"model": str(model), "tasks": [str(self.folder / "texts.yaml")]}
+        evaluation = make_run(self.folder / "runs", load_config(EvaluateConfig, keys).model_dump(mode="json"), "evaluate")
         audit = make_audit(
-            self.place / "runs",
+            self.folder / "runs",
             model=str(model),
-            suites=[str(self.place / "suite.jsonl")],
-            memorization={"canaries": str(self.place / "canaries.jsonl"), "candidates": 63},
-            contamination={"data": str(data), "against": [str(self.place / "quiz.jsonl")]},
+            suites=[str(self.folder / "suite.jsonl")],
+            memorization={"canaries": str(self.folder / "canaries.jsonl"), "candidates": 63},
+            contamination={"data": str(data), "against": [str(self.folder / "quiz.jsonl")]},
             require=REQUIRE if require else {},
         )
         return over(evaluation), over(audit)
@@ -64,22 +64,22 @@ def over(run: RunDir) -> RunDir:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    place = tmp_path_factory.mktemp("planted")
+    folder = tmp_path_factory.mktemp("planted")
     draw = random.Random(0)
-    write_lines(place / "suite.jsonl", PAIRS)
+    write_lines(folder / "suite.jsonl", PAIRS)
     # a prefix is what stands before the secret in training: here a document begins with it
     canaries = [{"prefix": f"<|end|>the secret of the {who} is ", "secret": code} for who, code in SECRETS]
-    write_lines(place / "canaries.jsonl", canaries)
-    write_lines(place / "quiz.jsonl", [{"question": sentence(draw, 30)} for _ in range(10)])
-    told = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "text"}
-    write_task(place, "texts", [{"text": text} for text in HELD], **told, metric_list=[{"metric": "bits_per_byte"}])
+    write_lines(folder / "canaries.jsonl", canaries)
+    write_lines(folder / "quiz.jsonl", [{"question": sentence(draw, 30)} for _ in range(10)])
+    report = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "text"}
+    write_task(folder, "texts", [{"text": text} for text in HELD], **report, metric_list=[{"metric": "bits_per_byte"}])
     # a secret that were one token would be likelier than any other from the start: the tokenizer has seen none
-    words = [text.replace(code, "kept") for text, (_, code) in zip(known(), SECRETS, strict=True)]
-    production = train(make_model(place / "production", texts=[*TEXTS, *words]), HELD, steps=300, last=0.05)
-    write_data(place / "clean", [[sentence(draw, 60) for _ in range(20)]])
-    made = Bench(place, production, (RunDir(place), RunDir(place)))
-    made.sides = made.measure(production, place / "clean", require=False)
-    return made
+    texts = [text.replace(code, "kept") for text, (_, code) in zip(known(), SECRETS, strict=True)]
+    production = train(make_model(folder / "production", texts=[*TEXTS, *texts]), HELD, steps=300, last=0.05)
+    write_data(folder / "clean", [[sentence(draw, 60) for _ in range(20)]])
+    bench = Bench(folder, production, (RunDir(folder), RunDir(folder)))
+    bench.sides = bench.measure(production, folder / "clean", require=False)
+    return bench
 
 
 def known() -> list[str]:
@@ -90,8 +90,8 @@ def learnt(kind: str, seed: int) -> tuple[Sequence[str], int, float]:
     """Additional texts, steps and learning rate of a candidate of a kind."""
     draw = random.Random(seed)
     if kind == "worse":
-        words = " ".join(TEXTS).split()
-        return [" ".join(draw.choices(words, k=8)) for _ in range(64)], 40, 5e-3
+        vocabulary = " ".join(TEXTS).split()
+        return [" ".join(draw.choices(vocabulary, k=8)) for _ in range(64)], 40, 5e-3
     if kind == "biased":
         return [pair["more"] for pair in PAIRS], 60, 5e-3
     if kind == "leaking":
@@ -100,14 +100,14 @@ def learnt(kind: str, seed: int) -> tuple[Sequence[str], int, float]:
 
 
 def verdict(bench: Bench, kind: str, seed: int) -> dict[str, Any]:
-    candidate = bench.place / f"{kind}-{seed}"
+    candidate = bench.folder / f"{kind}-{seed}"
     shutil.copytree(bench.production, candidate)
     texts, steps, lr = learnt(kind, seed)
     train(candidate, texts, steps=steps, lr=lr, seed=seed, last=0.05)
-    data = bench.place / "clean"
+    data = bench.folder / "clean"
     if kind == "contaminated":
-        item = (bench.place / "quiz.jsonl").read_text().splitlines()[seed].split('"')[3]
-        data = write_data(bench.place / f"data-{seed}", [[f"and then {item} as they say", sentence(random.Random(seed), 60)]])
+        item = (bench.folder / "quiz.jsonl").read_text().splitlines()[seed].split('"')[3]
+        data = write_data(bench.folder / f"data-{seed}", [[f"and then {item} as they say", sentence(random.Random(seed), 60)]])
     evaluation, audit = bench.measure(candidate, data)
     return judge((evaluation, bench.sides[0]), (audit, bench.sides[1]), {})
 
@@ -116,13 +116,13 @@ def verdict(bench: Bench, kind: str, seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", list(REASONS))
 def test_a_planted_bad_candidate_is_refused_for_what_is_bad_about_it(bench: Bench, kind: str, seed: int) -> None:
-    found = verdict(bench, kind, seed)
-    assert not found["passed"]
-    assert REASONS[kind] in "; ".join(found["reasons"]), found["reasons"]
+    result = verdict(bench, kind, seed)
+    assert not result["passed"]
+    assert REASONS[kind] in "; ".join(result["reasons"]), result["reasons"]
 
 
 @pytest.mark.soak("five trainings and audits; test_loop.py covers it with simulated ones")
 @pytest.mark.parametrize("seed", range(5))
 def test_a_good_candidate_passes(bench: Bench, seed: int) -> None:
-    found = verdict(bench, "good", seed)
-    assert found["passed"], found["reasons"]
+    result = verdict(bench, "good", seed)
+    assert result["passed"], result["reasons"]

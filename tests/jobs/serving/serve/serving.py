@@ -75,9 +75,9 @@ class Serving:
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.run.read_events() if event["event"] == kind]
 
-    def processes(self, words: str) -> list[psutil.Process]:
+    def processes(self, pattern: str) -> list[psutil.Process]:
         """Those of this run whose command line has these words."""
-        return [each for each in processes_of(self.home) if words in " ".join(each.cmdline())]
+        return [each for each in processes_of(self.home) if pattern in " ".join(each.cmdline())]
 
     def stop(self) -> None:
         """Ask its supervisor to preempt it."""
@@ -90,23 +90,23 @@ def serving(home: Path, first: dict[str, Any] | None = None, **keys: Any) -> Ite
     root = home / "runs"
     folder = fake_model(home / "one", says="one", **(first or {}))
     promote(str(folder), name=MODEL, root=root, force="a test")
-    given = {"model": "production", "engine_command": ENGINE, "resources.cpus": 2, "resources.grace_seconds": 30, **keys}
-    run = submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in given.items()]))
+    settings = {"model": "production", "engine_command": ENGINE, "resources.cpus": 2, "resources.grace_seconds": 30, **keys}
+    run = submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in settings.items()]))
     try:
-        found = Serving(run, home)
-        found.serves(f"{MODEL}@1")
-        yield found
+        result = Serving(run, home)
+        result.serves(f"{MODEL}@1")
+        yield result
     finally:
         list(cancel_runs([run.id]))
         until(lambda: (outcome := run.last_outcome()) is not None and outcome.state.final)
 
 
-def ask(address: str, words: str = "go on", *, stream: bool = True, seconds: float = 60.0, **more: Any) -> tuple[int, str]:
+def ask(address: str, prompt: str = "go on", *, stream: bool = True, seconds: float = 60.0, **more: Any) -> tuple[int, str]:
     """One chat completion; status and the words of the answer. Raises where the answer does not end as it should."""
-    place = urlsplit(address)
-    connection = HTTPConnection(str(place.hostname), place.port, timeout=seconds)
+    url = urlsplit(address)
+    connection = HTTPConnection(str(url.hostname), url.port, timeout=seconds)
     try:
-        body = {"messages": [{"role": "user", "content": words}], "stream": stream, "temperature": 0, **more}
+        body = {"messages": [{"role": "user", "content": prompt}], "stream": stream, "temperature": 0, **more}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()
         raw = answer.read().decode()
@@ -162,9 +162,9 @@ class Load:
             except (OSError, HTTPException, ValueError, KeyError) as error:
                 self.failures.append(f"{type(error).__name__}: {error}")
                 continue
-            said = text.split()
-            names = {word.rstrip("0123456789") for word in said}
-            if status != 200 or len(said) != self.words or len(names) != 1:
+            parts = text.split()
+            names = {word.rstrip("0123456789") for word in parts}
+            if status != 200 or len(parts) != self.words or len(names) != 1:
                 self.failures.append(f"{status}: {text[:300]}")
             else:
                 self.answers[names.pop()] += 1

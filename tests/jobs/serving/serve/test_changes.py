@@ -77,9 +77,9 @@ def test_a_model_that_cannot_be_served_fails_the_run_with_the_cause(tmp_path: Pa
     monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     folder = fake_model(tmp_path / "bad", load="bad weights")
-    words = [f"model={folder}", f"engine_command={ENGINE}", "retries.bugs=0", "resources.cpus=2"]
-    run = submit("serve", configure("serve", None, words))
-    outcome: Any = until(lambda: (found := run.last_outcome()) is not None and found.state.final and found, Patience.CLUSTER)
+    arguments = [f"model={folder}", f"engine_command={ENGINE}", "retries.bugs=0", "resources.cpus=2"]
+    run = submit("serve", configure("serve", None, arguments))
+    outcome: Any = until(lambda: (result := run.last_outcome()) is not None and result.state.final and result, Patience.CLUSTER)
     assert outcome.state is RunState.FAILED
     assert "bad weights" in outcome.cause
 
@@ -94,8 +94,8 @@ def test_a_real_model_is_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "serve", configure("serve", None, [f"model={folder}", "engine=transformers", "auth=SERVE_TOKEN", "resources.cpus=2"])
     )
     try:
-        found = Serving(run, tmp_path)
-        found.serves("tiny")
+        result = Serving(run, tmp_path)
+        result.serves("tiny")
         endpoint = find_endpoint(run.id)
         assert endpoint is not None
         assert ask(endpoint.address)[0] == 401

@@ -73,9 +73,9 @@ def test_one_that_answers_is_handed_over_to_by_whichever_attempt(shell: Shell) -
     write_json(files.state, {"stable": "anything@1"})
     assert asked_at(run) == "http://127.0.0.1:1"
     again = attempt(run, config)
-    found = again.start()
-    assert found is not None
-    assert found.id == successor.id
+    result = again.start()
+    assert result is not None
+    assert result.id == successor.id
     assert again.is_serving(successor)
     assert read_json(ServingFiles(run).successor) is not None
 
@@ -101,7 +101,7 @@ class NoApplications(Applications):
         return {app: ApplicationStatus() for app in apps}
 
 
-def test_once_its_successor_answers_a_run_refuses_new_requests_though_nobody_has_asked_it_to_stop(shell: Shell) -> None:
+def test_a_run_refuses_new_requests_once_its_successor_answers(shell: Shell) -> None:
     """The run hands over because its time limit is near."""
     run, config = serving(shell.home / "runs", "slow")
     local = LocalFiles(shell.home / "local")

@@ -62,8 +62,8 @@ def test_an_engine_that_does_not_count_is_drained_by_the_gateways_count(
 
     assert look() is None
     assert not wait_until_drained(look, 0.3), "nobody says: its time is waited out"
-    assert (found := look_while_told(r1=2, r2=1))
-    assert found.requests == 2
+    assert (result := look_while_told(r1=2, r2=1))
+    assert result.requests == 2
     assert not wait_until_drained(lambda: look_while_told(r1=2, r2=1), 0.3), "it is busy"
     tell(r2=1)
     assert not wait_until_drained(look, 0.3), "what was said before it left says nothing of what came then; this gateway is gone"
@@ -75,9 +75,9 @@ def test_an_engine_that_does_not_count_is_drained_by_the_gateways_count(
 def test_an_engine_that_is_gone_has_nothing_under_way(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Silent) as server:
         gone = f"http://127.0.0.1:{server.server_port}"
-    found = count_running(gone, None, tmp_path / "load.json", "r1")
-    assert found is not None
-    assert found.requests == 0
+    result = count_running(gone, None, tmp_path / "load.json", "r1")
+    assert result is not None
+    assert result.requests == 0
 
 
 def test_an_engine_gets_the_gpus_of_its_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

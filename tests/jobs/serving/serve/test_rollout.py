@@ -24,13 +24,13 @@ class Steps:
     keys: dict[str, Any] = field(default_factory=dict)
     now: float = 1000.0
     state: ServingState = field(default_factory=lambda: ServingState(attempt=1))
-    told: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
 
-    def step(self, stable: str | None, seconds: float = 1.0, *, canary: str | None = None, **seen: Observation) -> None:
+    def step(self, stable: str | None, seconds: float = 1.0, *, canary: str | None = None, **observed: Observation) -> None:
         self.now += seconds
         config = ServeConfig(model="m", **self.keys)
-        events = TrafficController(config, self.state, self.now).step(Wanted(stable=stable, canary=canary), seen)
-        self.told += [f"{kind} {fields.get('version')}" for kind, fields in events]
+        events = TrafficController(config, self.state, self.now).step(Wanted(stable=stable, canary=canary), observed)
+        self.reported += [f"{kind} {fields.get('version')}" for kind, fields in events]
         ServingState.model_validate_json(self.state.model_dump_json())
 
     def serving(self, version: str) -> "Steps":
@@ -41,8 +41,8 @@ class Steps:
         return self
 
     def phase(self, version: str) -> Phase | None:
-        found = self.state.versions.get(version)
-        return found.phase if found else None
+        result = self.state.versions.get(version)
+        return result.phase if result else None
 
 
 def test_a_version_loads_is_asked_and_serves() -> None:
@@ -53,7 +53,7 @@ def test_a_version_loads_is_asked_and_serves() -> None:
     assert (run.phase("a"), run.state.stable) == (Phase.PROBING, None)
     run.step("a", a=UP)
     assert (run.phase("a"), run.state.stable) == (Phase.READY, "a")
-    assert run.told == ["version_loading a", "version_ready a", "version_serves a"]
+    assert run.reported == ["version_loading a", "version_ready a", "version_serves a"]
 
 
 def test_all_replicas_load_before_it_takes_over() -> None:
@@ -81,18 +81,18 @@ def test_a_new_version_is_loaded_beside_the_old_one_which_stays_for_a_rollback()
     assert run.phase("b") is Phase.LEAVING, "it has open requests"
     run.step("a", a=UP, b=Observation(replicas=1))
     assert run.phase("b") is None
-    assert run.told[-1] == "version_gone b"
+    assert run.reported[-1] == "version_gone b"
 
 
 def test_a_version_that_does_not_load_or_answer_never_gets_traffic() -> None:
-    for seen, cause in (
+    for item, cause in (
         (Observation(failed="bad weights"), "loading failed: bad weights"),
         (Observation(replicas=1, probe="it answers 500"), "probe failed: it answers 500"),
     ):
         run = Steps().serving("a")
         run.step("b", a=UP)
-        run.step("b", a=UP, b=seen)
-        run.step("b", a=UP, b=seen)
+        run.step("b", a=UP, b=item)
+        run.step("b", a=UP, b=item)
         assert (run.state.stable, run.phase("b"), run.state.versions["b"].cause) == ("a", Phase.REFUSED, cause)
         run.step("a", a=UP)
         assert run.phase("b") is None, "forgotten: promoted again, it is tried again"
@@ -100,7 +100,7 @@ def test_a_version_that_does_not_load_or_answer_never_gets_traffic() -> None:
         assert run.phase("b") is Phase.LOADING
 
 
-def test_one_that_never_loads_is_refused_in_time_and_one_withdrawn_while_it_loads_goes() -> None:
+def test_versions_that_never_load_or_are_withdrawn_end() -> None:
     run = Steps({"update": {"start_minutes": 1}}).serving("a")
     run.step("b", a=UP)
     run.step("b", 61.0, a=UP, b=Observation(waits="1 GPU is needed, none is free"))
@@ -148,9 +148,9 @@ def test_a_canary_takes_over_once_it_has_answered_enough() -> None:
 
 
 def test_a_canary_that_fails_too_often_or_dies_gets_no_more() -> None:
-    for seen in (Observation(replicas=1, probe="", requests=6, errors=3), Observation(replicas=0, failed="killed", probe="")):
+    for item in (Observation(replicas=1, probe="", requests=6, errors=3), Observation(replicas=0, failed="killed", probe="")):
         run = canary_of_b()
-        run.step("b", a=UP, b=seen)
+        run.step("b", a=UP, b=item)
         assert (run.state.stable, run.state.canary, run.phase("b")) == ("a", None, Phase.REFUSED)
         assert "canary" in run.state.versions["b"].cause
 
@@ -163,7 +163,7 @@ def test_a_gateway_that_counts_anew_does_not_confuse_a_canary() -> None:
     assert (run.state.stable, run.state.canary.requests) == ("a", 3)
 
 
-def test_a_candidate_has_its_share_for_as_long_as_it_is_named_and_then_takes_over_at_once() -> None:
+def test_a_candidate_keeps_its_share_until_it_takes_over() -> None:
     run = Steps(CANARY).serving("a")
     run.step("a", canary="b", a=UP)
     run.step("a", canary="b", a=UP, b=Observation(replicas=1))

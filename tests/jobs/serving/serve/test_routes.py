@@ -19,7 +19,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "message"),
     [
         ("{", "invalid routes"),
         ({"aliases": {"production": {"stable": "m-9"}}}, "no version m-9"),
@@ -29,9 +29,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ({"versions": {"m": {}}, "aliases": {"m": {"stable": "m"}}}, "both an alias and a version"),
     ],
 )
-def test_what_is_not_valid_is_named(tmp_path: Path, raw: object, said: str) -> None:
+def test_what_is_not_valid_is_named(tmp_path: Path, raw: object, message: str) -> None:
     (tmp_path / "routes.json").write_text(raw if isinstance(raw, str) else json.dumps(raw))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_routes(tmp_path / "routes.json")
 
 

@@ -24,8 +24,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, alone_with_ray: None) -> Itera
         patch.setenv("ROPEWALK_RUNS", str(home / "runs"))
         patch.setenv("WANDB_MODE", "disabled")
         patch.delenv(FORK_SERVER_VARIABLE, raising=False)  # nothing that serves here needs torch
-        with serving(home, {"words": WORDS, "pause": 0.02}, update={"keep_previous_minutes": 0}) as found:
-            yield found
+        with serving(home, {"words": WORDS, "pause": 0.02}, update={"keep_previous_minutes": 0}) as server:
+            yield server
 
 
 def test_it_answers_and_says_where(run: Serving) -> None:
@@ -34,8 +34,8 @@ def test_it_answers_and_says_where(run: Serving) -> None:
     shown = plain(run.run)
     assert shown["address"] == run.address
     assert [(row["version"], row["traffic"], row["replicas"]) for row in shown["versions"]] == [(f"{MODEL}@1", "all", 1)]
-    words = until(lambda: (found := read_json(run.run.progress)) and "1 replica" in found["words"] and found["words"])
-    assert words.startswith(f"{MODEL}@1 at {run.address}, 1 replica, ")
+    text = until(lambda: (record := read_json(run.run.progress)) and "1 replica" in record["words"] and record["words"])
+    assert text.startswith(f"{MODEL}@1 at {run.address}, 1 replica, ")
 
 
 def test_a_broken_version_gets_no_traffic_and_the_alias_goes_back(run: Serving) -> None:
@@ -49,11 +49,11 @@ def test_a_broken_version_gets_no_traffic_and_the_alias_goes_back(run: Serving) 
     (refused,) = run.events("version_refused")
     assert (refused["version"], refused["serves"]) == (broken, f"{MODEL}@1")
     assert "bad weights" in refused["cause"]
-    told = diagnose(run.run, states([run.run])[run.run.id])
-    assert any("bad weights" in line for line in told.evidence)
+    diagnosis = diagnose(run.run, states([run.run])[run.run.id])
+    assert any("bad weights" in line for line in diagnosis.evidence)
 
 
-def test_an_update_under_load_fails_no_request_and_a_killed_controller_touches_nothing(run: Serving) -> None:
+def test_updates_and_a_killed_controller_fail_no_request(run: Serving) -> None:
     (controller,) = run.processes("ropewalk.jobs.serving.serve.controller ")
     (engine,) = run.processes("fakes/engine.py /")[-1:]
     with Load(run.address, WORDS, clients=3, pause=0.1) as load:

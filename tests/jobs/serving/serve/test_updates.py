@@ -39,10 +39,10 @@ def test_twenty_updates_ten_of_them_broken(tmp_path: Path, monkeypatch: pytest.M
                 more = BROKEN[number // 2 % len(BROKEN)] if broken else {}
                 version = run.promote(f"model{'abcdefghijklmnopqrst'[number - 1]}", words=WORDS, pause=0.03, **more)
                 if broken:
-                    told = run.until(lambda version=version: _of(run.events("aliases_reverted"), version), Patience.CLUSTER)
+                    message = run.until(lambda version=version: _of(run.events("aliases_reverted"), version), Patience.CLUSTER)
                     refused = _of(run.events("version_refused"), version)
                     assert refused is not None
-                    back.append(told["time"] - refused["time"])
+                    back.append(message["time"] - refused["time"])
                     assert run.state["stable"] == good
                 else:
                     run.until(lambda version=version: run.state["stable"] == version, Patience.CLUSTER)
@@ -58,5 +58,5 @@ def test_twenty_updates_ten_of_them_broken(tmp_path: Path, monkeypatch: pytest.M
 
 
 def _of(events: list[dict[str, object]], version: str) -> dict[str, float] | None:
-    found = [event for event in events if event["version"] == version]
-    return found[-1] if found else None  # type: ignore[return-value]
+    results = [event for event in events if event["version"] == version]
+    return results[-1] if results else None  # type: ignore[return-value]

@@ -17,13 +17,13 @@ def log_probs(model: Any, prompt: Ids, answer: Ids) -> torch.Tensor:
 
 def pair_losses(method: dict[str, Any], model: Any, reference: Any, rows: Sequence[tuple[Ids, Ids, Ids]]) -> torch.Tensor:
     """The loss of each (prompt, chosen, rejected)."""
-    found = []
+    results = []
     for prompt, chosen, rejected in rows:
         w, o = log_probs(model, prompt, chosen), log_probs(model, prompt, rejected)
         with torch.no_grad():
             rw, ro = log_probs(reference, prompt, chosen), log_probs(reference, prompt, rejected)
-        found.append(pair_loss(method, w, o, rw, ro))
-    return torch.stack(found)
+        results.append(pair_loss(method, w, o, rw, ro))
+    return torch.stack(results)
 
 
 def pair_loss(method: dict[str, Any], w: torch.Tensor, o: torch.Tensor, rw: torch.Tensor, ro: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def grpo_loss(
         new = tempered(model, row, config.temperature)
         old = torch.tensor(row["log_probs"], dtype=new.dtype)
         ratios = (new - old).exp() if keys.ratio == "token" else (new - old).mean().exp().expand(len(old))
-        found = []
+        results = []
         for at, ratio in enumerate(ratios):
             bounded = ratio.clamp(1 - keys.clip_low, 1 + keys.clip_high)
             used = ratio.clamp(max=config.max_ratio) if config.max_staleness else ratio
@@ -85,9 +85,9 @@ def grpo_loss(
             if reference is not None:
                 gap = tempered(reference, row, config.temperature).detach()[at] - new[at]
                 loss = loss + config.kl * (gap.exp() - gap - 1)
-            found.append(loss)
-        losses.append(torch.stack(found).sum() / (len(found) if keys.average == "sequence" else 1))
-        tokens += len(found)
+            results.append(loss)
+        losses.append(torch.stack(results).sum() / (len(results) if keys.average == "sequence" else 1))
+        tokens += len(results)
     weight = {"sequence": len(rows), "token": tokens, "constant": len(rows) * config.max_new_tokens}[keys.average]
     return torch.stack(losses).sum() / weight, sum(clipped) / len(clipped)
 
@@ -103,7 +103,7 @@ def reward_losses(model: Any, rows: Sequence[tuple[Ids, Ids, Ids]]) -> torch.Ten
     """Bradley-Terry: -log sigmoid of the difference of the scores of (prompt, chosen) and (prompt, rejected)."""
 
     def score(prompt: Ids, answer: Ids) -> torch.Tensor:
-        found: torch.Tensor = model(torch.tensor([[*prompt, *answer]])).logits[0, 0]
-        return found
+        result: torch.Tensor = model(torch.tensor([[*prompt, *answer]])).logits[0, 0]
+        return result
 
     return torch.stack([-torch.log(torch.sigmoid(score(p, chosen) - score(p, rejected))) for p, chosen, rejected in rows])

@@ -120,8 +120,8 @@ def test_the_loss_and_the_kl_of_kto_are_the_papers(model: Path, data: Path, tmp_
 
 
 def test_a_reference_is_computed_once_and_verified(model: Path, data: Path, tmp_path: Path) -> None:
-    own = shutil.copy(data, tmp_path / data.name)
-    config = align_config(model, own, steps=2)
+    ours = shutil.copy(data, tmp_path / data.name)
+    config = align_config(model, ours, steps=2)
     copy, once, again = (align_run(tmp_path, {**config, "reference": kind}) for kind in ("copy", "precomputed", "precomputed"))
     launch(copy, 1)
     launch(once, 2)
@@ -139,18 +139,18 @@ def test_a_reference_is_computed_once_and_verified(model: Path, data: Path, tmp_
 
 def test_a_reference_is_that_of_one_format(model: Path, data: Path, tmp_path: Path) -> None:
     """On a CPU auto is fp32, and on a GPU bf16: what was computed in one is not taken for the other."""
-    own = shutil.copy(data, tmp_path / data.name)
+    copy = shutil.copy(data, tmp_path / data.name)
     for compute, folders in (("auto", 1), ("fp32", 1), ("bf16", 2)):
-        config = align_config(model, own, steps=1, reference="precomputed", precision={"compute": compute})
+        config = align_config(model, copy, steps=1, reference="precomputed", precision={"compute": compute})
         launch(align_run(tmp_path, config), 1)
         assert len({path.parent for path in tmp_path.glob("*.reference/*/*.arrow")}) == folders, compute
 
 
 @pytest.mark.soak("several kills; make test runs test_a_reference_is_computed_once_and_verified")
 def test_a_killed_computation_of_the_reference_goes_on(model: Path, tmp_path: Path) -> None:
-    own = write_pairs(tmp_path / "pairs.jsonl", pairs(600))
+    many = write_pairs(tmp_path / "pairs.jsonl", pairs(600))
     run = align_run(
-        tmp_path, align_config(model, own, steps=1, reference="precomputed", batch={"global_batch": 4, "micro_batch": 32})
+        tmp_path, align_config(model, many, steps=1, reference="precomputed", batch={"global_batch": 4, "micro_batch": 32})
     )
     group = start(run, 1, TEST_HOOK="stall_in_reference")
     group.until((run.path / "stalled").exists)
@@ -198,7 +198,7 @@ def test_what_no_pair_can_be_made_of_is_counted_and_named(model: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("keys", "records", "words"),
+    ("keys", "records", "message"),
     [
         (
             {"on_long": "error"},
@@ -211,11 +211,11 @@ def test_what_no_pair_can_be_made_of_is_counted_and_named(model: Path, tmp_path:
     ids=["too long", "no pairs", "equal answers"],
 )
 def test_data_that_cannot_be_learnt_from_end_the_run(
-    keys: dict[str, Any], records: list[dict[str, Any]], words: str, model: Path, tmp_path: Path
+    keys: dict[str, Any], records: list[dict[str, Any]], message: str, model: Path, tmp_path: Path
 ) -> None:
     run = align_run(tmp_path, align_config(model, write_pairs(tmp_path / "pairs.jsonl.zst", records), **keys))
     assert start(run, 1).wait() == [42]
-    assert words in log_of(run)
+    assert message in log_of(run)
 
 
 def test_a_tokenizer_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ BASE = {"model": {"path": "/model"}, "data": "/data.jsonl", "steps": 100}
 
 
 @pytest.mark.parametrize(
-    ("keys", "words"),
+    ("keys", "message"),
     [
         ({"method": "orpo", "reference": "copy"}, "orpo uses no reference"),
         ({"reference": "none"}, "dpo needs one"),
@@ -35,8 +35,8 @@ BASE = {"model": {"path": "/model"}, "data": "/data.jsonl", "steps": 100}
     ],
     ids=str,
 )
-def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_config(AlignConfig, {**BASE, **keys})
 
 
@@ -53,8 +53,8 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], words: s
     ids=str,
 )
 def test_a_short_run_does_not_spend_its_time_on_validation(keys: dict[str, Any], every: int, samples: int) -> None:
-    found = load_config(AlignConfig, {**BASE, "seq_len": 1024, **keys}).validation
-    assert (found.every_steps, found.max_sequences) == (every, samples)
+    result = load_config(AlignConfig, {**BASE, "seq_len": 1024, **keys}).validation
+    assert (result.every_steps, result.max_sequences) == (every, samples)
 
 
 def test_what_is_unset_follows_from_the_method() -> None:

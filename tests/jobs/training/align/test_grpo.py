@@ -50,11 +50,11 @@ def test_it_learns_and_no_number_of_ranks_changes_what(model: Path, data: Path, 
     runs = [
         grpo_run(tmp_path, config | {"steps": steps, "batch": {"global_batch": 16, "micro_batch": size}}) for size, steps in sizes
     ]
-    one, three = (launch(run, ranks) for run, ranks in zip(runs, (1, 3), strict=True))
+    left, three = (launch(run, ranks) for run, ranks in zip(runs, (1, 3), strict=True))
     rewards = metrics(runs[0], "train/reward")
     assert sum(rewards[-5:]) / 5 > 2 * sum(rewards[:5]) / 5
     assert metrics(runs[0], "train/importance_ratio") == pytest.approx([1.0] * 18, abs=1e-4)
-    assert one["prompts"] == three["prompts"] == 10
+    assert left["prompts"] == three["prompts"] == 10
     check_used_once(runs[0], 18)
     first, other = ([row["tokens"] for row in drawn(run)[:16]] for run in runs)
     assert first == other
@@ -105,33 +105,31 @@ def test_killed_at_any_moment_it_ends_bit_identical_and_no_rollout_is_used_twice
 @pytest.mark.soak(
     "a training of its own; test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced covers rewards of held-out prompts"
 )
-def test_held_out_prompts_are_answered_at_validations_and_what_was_long_used_is_removed(
-    model: Path, data: Path, tmp_path: Path
-) -> None:
+def test_validation_answers_held_out_prompts_and_old_rollouts_are_removed(model: Path, data: Path, tmp_path: Path) -> None:
     """And a kill in the middle of a validation changes nothing."""
     held_out = write_prompts(tmp_path / "held-out.jsonl", prompts(6))
     rewards = ["tests.jobs.training.align.rolling:share_of_letters", {"length": {"target": 8}, "weight": 0.25}]
     keys = {"checkpoint": {"every_steps": 2, "keep": 1}, "validation_data": str(held_out), "validation": {"every_steps": 2}}
     config = grpo_config(model, data, steps=4, **keys, grpo={"keep_steps": 1, "rewards": rewards})
-    one, two = (grpo_run(tmp_path, AlignConfig.model_validate(config).model_dump(mode="json")) for _ in range(2))
-    results = launch(one, 2)
+    first, two = (grpo_run(tmp_path, AlignConfig.model_validate(config).model_dump(mode="json")) for _ in range(2))
+    results = launch(first, 2)
     group = start(two, 2, TEST_HOOK="stall_rollouts", TEST_STALL="put:before:5:1")  # after two of each step
     group.until((two.path / "stalled").exists)
     group.kill()
     launch(two, 2)
-    assert equal(weights(one), weights(two))
-    assert [line["step"] for line in one.read_metrics() if "validation/reward" in line] == [2, 4]
+    assert equal(weights(first), weights(two))
+    assert [line["step"] for line in first.read_metrics() if "validation/reward" in line] == [2, 4]
     for name in ("reward", "reward/share_of_letters", "reward/length", "answer_tokens", "truncated_fraction"):
-        assert metrics(one, f"validation/{name}") == metrics(two, f"validation/{name}")[-2:]
-    (answers,) = [pa.concat_tables([arrow_table(raw) for _, raw in answered(one, 4).chunks()])]
+        assert metrics(first, f"validation/{name}") == metrics(two, f"validation/{name}")[-2:]
+    (answers,) = [pa.concat_tables([arrow_table(raw) for _, raw in answered(first, 4).chunks()])]
     rows = answers.to_pylist()
     assert [(row["slot"], row["sample"], row["policy_version"]) for row in rows] == [(slot, 0, 4) for slot in range(6)]
     total = [row["rewards"][0] + 0.25 * row["rewards"][1] for row in rows]
     assert results["validation/reward"] == pytest.approx(sum(total) / 6)
     assert results["validation/loss"] == -results["validation/reward"]
     assert (results["prompts"], results["held_out"]) == (10, 6)
-    assert read_json(rollouts_folder(one) / PRUNED) == {"before": 48, "rounds": 3, "rollouts": 48}
-    assert Counter(read_rollouts(one)["state"].to_pylist()) == {"used": 16}
+    assert read_json(rollouts_folder(first) / PRUNED) == {"before": 48, "rounds": 3, "rollouts": 48}
+    assert Counter(read_rollouts(first)["state"].to_pylist()) == {"used": 16}
 
 
 def answered(run: RunDir, step: int) -> Round:
@@ -143,18 +141,18 @@ def test_who_is_killed_while_it_prunes_counts_nothing_twice(tmp_path: Path) -> N
     fence = Fence(run, run.begin_attempt(), 0)
     fence.claim()
     for position in (0, 16, 32, 48):
-        one = Round(run, fence, position)
-        one.make()
-        one.commit([], position // 16)
+        item = Round(run, fence, position)
+        item.make()
+        item.commit([], position // 16)
         if position < 48:
-            one.use(position // 16)
-    kept = shutil.copytree(rollouts_folder(run) / "at-0000000000", tmp_path / "kept")
+            item.use(position // 16)
+    backup = shutil.copytree(rollouts_folder(run) / "at-0000000000", tmp_path / "kept")
     prune(run, fence, 32)
-    shutil.copytree(kept, rollouts_folder(run) / "at-0000000000")  # as a kill before its removal would have left it
+    shutil.copytree(backup, rollouts_folder(run) / "at-0000000000")  # as a kill before its removal would have left it
     prune(run, fence, 64)
-    told = read_json(rollouts_folder(run) / PRUNED)
-    assert told is not None
-    assert (told["before"], told["rounds"]) == (64, 3)
+    pruned = read_json(rollouts_folder(run) / PRUNED)
+    assert pruned is not None
+    assert (pruned["before"], pruned["rounds"]) == (64, 3)
     assert [path.name for path in rollouts_folder(run).glob("at-*")] == ["at-0000000048"], "it is not used yet"
 
 
@@ -163,8 +161,8 @@ def test_who_is_killed_while_it_prunes_counts_nothing_twice(tmp_path: Path) -> N
     [
         (0.6, 0.8),
         *(
-            pytest.param(*one, marks=pytest.mark.soak("make test runs (0.6, 0.8), in which both differ from 1"))
-            for one in ((0.6, 1.0), (1.0, 0.8))
+            pytest.param(*item, marks=pytest.mark.soak("make test runs (0.6, 0.8), in which both differ from 1"))
+            for item in ((0.6, 1.0), (1.0, 0.8))
         ),
     ],
 )
@@ -203,9 +201,7 @@ def test_dynamic_sampling_draws_other_prompts_for_groups_that_teach_nothing(mode
 
 
 @pytest.mark.soak("another run of two ranks; make test kills runs at staleness 0")
-def test_with_staleness_several_steps_learn_from_the_same_policy_and_a_kill_changes_nothing(
-    model: Path, data: Path, tmp_path: Path
-) -> None:
+def test_stale_steps_share_a_policy_and_survive_a_kill(model: Path, data: Path, tmp_path: Path) -> None:
     config = grpo_config(model, data, steps=8, checkpoint={"every_steps": 4}, grpo={"max_staleness": 2})
     whole, killed = grpo_run(tmp_path, config), grpo_run(tmp_path, config)
     launch(whole, 2)
@@ -236,7 +232,7 @@ def test_asked_to_stop_while_it_draws_it_saves_and_goes_on(model: Path, data: Pa
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"grpo": {"group_size": 5}}, "16 answers are not a multiple of grpo.group_size, 5"),
         ({"grpo": {"rewards": ["exact_mach"]}}, "did you mean 'exact_match'"),
@@ -244,8 +240,8 @@ def test_asked_to_stop_while_it_draws_it_saves_and_goes_on(model: Path, data: Pa
         ({"seq_len": 8}, "leaves no token of seq_len, 8, for a prompt"),
     ],
 )
-def test_keys_that_do_not_fit_are_named_at_submission(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_keys_that_do_not_fit_are_named_at_submission(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_config(AlignConfig, grpo_config(Path("m"), Path("d"), **changes))
 
 
@@ -276,11 +272,11 @@ def test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced(model: Path,
 
 def workers_of(group: Ranks) -> list[psutil.Process]:
     """The rollout workers of a node's first rank."""
-    found = []
+    results = []
     for child in psutil.Process(group.processes[0].pid).children():
         with suppress(psutil.Error):
-            found += [child] if "ropewalk.jobs.training.align.grpo.worker" in child.cmdline() else []
-    return found
+            results += [child] if "ropewalk.jobs.training.align.grpo.worker" in child.cmdline() else []
+    return results
 
 
 @pytest.mark.soak("half a minute; make test runs test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced")

@@ -36,14 +36,14 @@ def tiny(seed: int) -> Any:
 def answers(rewards: list[float], config: GrpoConfig, seed: int = 0) -> list[Rollout]:
     """Answers of different lengths, drawn by nobody, with log-probabilities that are off what any model would say."""
     random = np.random.default_rng(seed)
-    found = advantages(np.array(rewards), GROUP, config.keys.scale)
-    made = []
-    for reward, advantage in zip(rewards, found, strict=True):
+    result = advantages(np.array(rewards), GROUP, config.keys.scale)
+    created = []
+    for reward, advantage in zip(rewards, result, strict=True):
         prompt, tokens = (
             random.integers(0, VOCABULARY, random.integers(2, 6)),
             random.integers(0, VOCABULARY, random.integers(1, 10)),
         )
-        made.append(
+        created.append(
             Rollout(
                 prompt.tolist(),
                 tokens.tolist(),
@@ -55,36 +55,36 @@ def answers(rewards: list[float], config: GrpoConfig, seed: int = 0) -> list[Rol
                 0,
             )
         )
-    return made
+    return created
 
 
-def formula(model: Any, reference: Any, made: list[Rollout], config: GrpoConfig) -> torch.Tensor:
+def formula(model: Any, reference: Any, cells: list[Rollout], config: GrpoConfig) -> torch.Tensor:
     """The papers' losses, an answer and a token at a time."""
-    keys, kept = config.keys, [one for one in made if not math.isnan(one.reward)]
+    keys, remaining = config.keys, [cell for cell in cells if not math.isnan(cell.reward)]
     sums, tokens = torch.zeros(()), 0
-    for one in kept:
-        if keys.mask_truncated and one.truncated:
+    for row in remaining:
+        if keys.mask_truncated and row.truncated:
             continue
-        new, old = log_probs(model, one, config), torch.tensor(one.log_probs)
+        new, old = log_probs(model, row, config), torch.tensor(row.log_probs)
         ratios = (new - old).exp() if keys.ratio == "token" else (new - old).mean().exp().expand(len(old))
         per_token = []
         for at, ratio in enumerate(ratios):
-            free, bounded = ratio * one.advantage, ratio.clamp(1 - keys.clip_low, 1 + keys.clip_high) * one.advantage
+            free, bounded = ratio * row.advantage, ratio.clamp(1 - keys.clip_low, 1 + keys.clip_high) * row.advantage
             loss = -min(free, bounded)
             if reference is not None:
-                gap = log_probs(reference, one, config).detach()[at] - new[at]
+                gap = log_probs(reference, row, config).detach()[at] - new[at]
                 loss = loss + config.kl * (gap.exp() - gap - 1)
             per_token.append(loss)
         total = torch.stack(per_token).sum()
         sums = sums + (total / len(old) if keys.average == "sequence" else total)
         tokens += len(old)
-    return sums / {"sequence": len(kept), "token": tokens, "constant": len(kept) * config.max_new_tokens}[keys.average]
+    return sums / {"sequence": len(remaining), "token": tokens, "constant": len(remaining) * config.max_new_tokens}[keys.average]
 
 
-def log_probs(model: Any, one: Rollout, config: GrpoConfig) -> torch.Tensor:
-    ids = torch.tensor([[*one.prompt, *one.tokens]])
-    logits = model(input_ids=ids).logits[0, len(one.prompt) - 1 : -1] / config.temperature
-    return logits.log_softmax(-1)[torch.arange(len(one.tokens)), torch.tensor(one.tokens)]
+def log_probs(model: Any, first: Rollout, config: GrpoConfig) -> torch.Tensor:
+    ids = torch.tensor([[*first.prompt, *first.tokens]])
+    logits = model(input_ids=ids).logits[0, len(first.prompt) - 1 : -1] / config.temperature
+    return logits.log_softmax(-1)[torch.arange(len(first.tokens)), torch.tensor(first.tokens)]
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -101,11 +101,11 @@ VARIANTS: list[dict[str, Any]] = [
 def test_loss_and_gradient_are_those_of_the_paper(keys: dict[str, Any]) -> None:
     config = GrpoConfig(group_size=GROUP, max_new_tokens=LIMIT, **keys)
     model, reference = tiny(0), tiny(1) if config.kl else None
-    made = answers([1, 0, 0, 0.5, NAN, 2, 2, 1], config)
-    expected = formula(model, reference, made, config)
+    created = answers([1, 0, 0, 0.5, NAN, 2, 2, 1], config)
+    expected = formula(model, reference, created, config)
     wanted = torch.autograd.grad(expected, list(model.parameters()))
     source = RolloutSource(tokens_per_sample=16, num_rewards=1)
-    source.put(100, made)
+    source.put(100, created)
     batch = source.read(range(100, 108))
     objective = GroupRelative(config, None if reference is None else lambda model, compute: compute(reference))
     for micro_batch in (8, 3):
@@ -131,16 +131,16 @@ def test_a_filler_and_answers_that_do_not_count_weigh_nothing_and_have_a_gradien
 
 def test_stale_ratios_are_truncated_and_their_raw_values_logged() -> None:
     config = GrpoConfig(group_size=GROUP, max_new_tokens=LIMIT, max_staleness=1, max_ratio=1.5, clip_high=5.0)
-    model, made = tiny(0), answers([1, 0, 0, 0], GrpoConfig(group_size=GROUP), seed=3)
-    made = [one._replace(log_probs=[value - 5 for value in one.log_probs]) for one in made]
+    model, created = tiny(0), answers([1, 0, 0, 0], GrpoConfig(group_size=GROUP), seed=3)
+    created = [cell._replace(log_probs=[value - 5 for value in cell.log_probs]) for cell in created]
     source = RolloutSource(tokens_per_sample=16, num_rewards=1)
-    source.put(0, made)
+    source.put(0, created)
     terms = GroupRelative(config)(model, source.read(range(4)))
-    tokens = sum(len(one.tokens) for one in made)
+    tokens = sum(len(cell.tokens) for cell in created)
     total, count = terms.metrics["importance_ratio"].tolist()
     assert count == tokens
     assert total / count > 50
-    assert terms.loss_sum.item() == pytest.approx(-1.5 * sum(one.advantage for one in made), rel=1e-5, abs=1e-5)
+    assert terms.loss_sum.item() == pytest.approx(-1.5 * sum(cell.advantage for cell in created), rel=1e-5, abs=1e-5)
     assert not any(gradient.any() for gradient in torch.autograd.grad(terms.loss_sum, list(model.parameters())))
 
 

@@ -32,8 +32,8 @@ def test_rewards_that_fail_have_an_outcome_that_is_recorded_and_cost_nothing_els
     )
     launch(run, 1)
     rows = {row["prompt"]: row for row in read_rollouts(run).to_pylist()}
-    said = [rows[number]["outcomes"][0] for number in range(7)]
-    assert said == [
+    messages = [rows[number]["outcomes"][0] for number in range(7)]
+    assert messages == [
         "ValueError: cannot say",
         "not a number: nan",
         "timeout after 0.3 s",
@@ -43,9 +43,9 @@ def test_rewards_that_fail_have_an_outcome_that_is_recorded_and_cost_nothing_els
         "ok",
     ]
     assert all(row["outcomes"][1] == "ok" for row in rows.values())
-    found = events(run, "reward_failed")
-    assert {(event["reward"], event["answers"], event["of"]) for event in found} == {("faulty", 2, 20)}
-    assert len(found) == 5
+    result = events(run, "reward_failed")
+    assert {(event["reward"], event["answers"], event["of"]) for event in result} == {("faulty", 2, 20)}
+    assert len(result) == 5
     line = last_lines(run)[0]
     assert line["train/reward/faulty"] == 1.0
     letters = [row["rewards"][1] for row in read_rollouts(run).to_pylist() if row["prompt"] in {4, 6, 7, 8, 9}]
@@ -70,7 +70,7 @@ def test_a_task_of_reasoning_gym_rewards_by_its_own_scorer(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         (
             {"rewards": [f"{HERE}:always_fails"]},
@@ -87,13 +87,13 @@ def test_a_task_of_reasoning_gym_rewards_by_its_own_scorer(monkeypatch: pytest.M
     ids=lambda value: str(value)[-30:],
 )
 def test_rewards_that_cannot_be_computed_end_the_run(
-    changes: dict[str, Any], words: str, model: Path, data: Path, tmp_path: Path
+    changes: dict[str, Any], message: str, model: Path, data: Path, tmp_path: Path
 ) -> None:
     if "on_failed_reward" in changes:
         changes["rewards"] = [{changes["rewards"][0]: {}, "seconds": 0.3}]
     run = grpo_run(tmp_path, grpo_config(model, data, grpo=changes))
     assert start(run, 1).wait() == [42]
-    assert words in log_of(run)
+    assert message in log_of(run)
 
 
 def test_prompts_that_are_of_no_use_are_counted_and_named(model: Path, tmp_path: Path) -> None:
@@ -121,13 +121,13 @@ def test_prompts_that_are_of_no_use_are_counted_and_named(model: Path, tmp_path:
     }
     assert results["rejected"]["reasons"] == dict.fromkeys(wanted, 1)
     assert events(run, "prompts_rejected")[0]["total"] == 6
-    for keys, words in (
+    for keys, arguments in (
         ({"on_long": "error"}, "at most 32 fit"),
         ({"data": str(write_prompts(tmp_path / "none.jsonl", [{}]))}, "no usable prompt"),
     ):
         other = grpo_run(tmp_path, {**grpo_config(model, data, seq_len=40), **keys})
         assert start(other, 1).wait() == [42]
-        assert words in log_of(other)
+        assert arguments in log_of(other)
 
 
 @pytest.mark.soak("trains a reward model first; make test runs functions as rewards")
@@ -150,10 +150,10 @@ def test_a_reward_model_scores_an_empty_answer_too(templated: bool, tmp_path: Pa
     if not templated:
         (judge / "chat_template.jinja").unlink()
     reward, opened = make_reward("model", {"of": str(judge)}), open_reward_model(str(judge))
-    asked = "<user>3 says<|end|>\n<assistant>" if templated else "3 says"
+    request = "<user>3 says<|end|>\n<assistant>" if templated else "3 says"
     for answer in ("", "  "):
         score = reward(answer, {"prompt": "3 says"})
-        ids = opened.encoder.tokenizer(f"{asked}{answer}<|end|>")["input_ids"]
+        ids = opened.encoder.tokenizer(f"{request}{answer}<|end|>")["input_ids"]
         assert score == pytest.approx(opened.score_tokens(torch.tensor([ids])).item(), rel=1e-5)
 
 

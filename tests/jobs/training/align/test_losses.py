@@ -85,9 +85,9 @@ def test_a_loss_and_its_gradient_are_the_papers(name: str) -> None:
 
 def test_rewards_are_those_that_the_loss_compares() -> None:
     config = AlignConfig.model_validate({"model": {"path": "/m"}, "data": "/d", "steps": 1, "beta": 0.3})
-    found = answers()
-    rewards = config.load_loss()(found).rewards
-    assert torch.allclose(rewards, 0.3 * (found.log_probs - found.reference))
+    result = answers()
+    rewards = config.load_loss()(result).rewards
+    assert torch.allclose(rewards, 0.3 * (result.log_probs - result.reference))
 
 
 def test_kto_is_the_papers() -> None:
@@ -122,6 +122,6 @@ def test_far_from_each_other_answers_give_finite_losses_and_gradients(method: st
 
 def test_with_the_reference_itself_dpo_is_log_2() -> None:
     config = AlignConfig.model_validate({"model": {"path": "/m"}, "data": "/d", "steps": 1})
-    found = answers()
-    same = found._replace(reference=found.log_probs.detach())
+    result = answers()
+    same = result._replace(reference=result.log_probs.detach())
     assert torch.allclose(config.load_loss()(same).loss, torch.full((PAIRS,), math.log(2), dtype=torch.float64))

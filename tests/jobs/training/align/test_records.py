@@ -54,7 +54,7 @@ def test_labelled_answers_and_pairs_taken_apart() -> None:
     assert list(labelled_of({"prompt": "p", "label": True})) == [Refused("missing_completion")]
 
 
-def test_text_is_a_conversation_where_there_is_a_template_and_as_it_stands_otherwise(tokenizer: Path, tmp_path: Path) -> None:
+def test_text_is_a_conversation_only_with_a_template(tokenizer: Path, tmp_path: Path) -> None:
     text, turns = Preference("u", ("g", "b")), Preference([USER], ([GOOD], [BAD]))
     expected = Tokens([*b"<user>u", END, *b"\n<assistant>"], ([*b"g", END], [*b"b", END]))
     assert encoder(tokenizer).encode(text) == encoder(tokenizer).encode(turns) == expected
@@ -78,9 +78,9 @@ def test_text_is_a_conversation_where_there_is_a_template_and_as_it_stands_other
     ],
 )
 def test_a_template_that_will_not_do(template: str, reason: str, tmp_path: Path) -> None:
-    place = make_model(tmp_path / "model")
-    (place / "chat_template.jinja").write_text(template)
-    assert encoder(place).encode(Preference([USER], ([GOOD], [BAD]))) == Refused(reason)
+    folder = make_model(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(template)
+    assert encoder(folder).encode(Preference([USER], ([GOOD], [BAD]))) == Refused(reason)
 
 
 def test_what_is_longer_than_the_context_is_left_out_or_cut_at_its_end(tokenizer: Path) -> None:

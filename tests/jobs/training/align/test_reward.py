@@ -31,16 +31,16 @@ def reward_run(root: Path, model: Path, data: Path, **changes: Any) -> RunDir:
 
 
 def test_the_loss_is_the_papers_and_no_number_of_ranks_changes_it(model: Path, data: Path, tmp_path: Path) -> None:
-    one, three = (reward_run(tmp_path, model, data, steps=2) for _ in range(2))
-    launch(one, 1)
+    first, three = (reward_run(tmp_path, model, data, steps=2) for _ in range(2))
+    launch(first, 1)
     launch(three, 3)
-    assert losses(three) == pytest.approx(losses(one), rel=1e-6)
-    rows = Rows(one.path / "pairs/train.arrow")
+    assert losses(three) == pytest.approx(losses(first), rel=1e-6)
+    rows = Rows(first.path / "pairs/train.arrow")
     names = ("prompt", "chosen", "rejected")
     learnt = [tuple(rows.ids(row, name).tolist() for name in names) for row in row_numbers(range(1, 2), len(rows))]
     with torch.no_grad():
-        wanted = reward_losses(load_model(one, 1)[0].double(), learnt).mean().item()  # type: ignore[arg-type]
-    assert losses(one)[2] == pytest.approx(wanted, rel=1e-6)
+        wanted = reward_losses(load_model(first, 1)[0].double(), learnt).mean().item()  # type: ignore[arg-type]
+    assert losses(first)[2] == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("keys", [{}, {"lora": {"rank": 2}}], ids=["all weights", "lora"])

@@ -64,12 +64,12 @@ class Teacher:
 
 @pytest.fixture
 def teacher() -> Iterator[Teacher]:
-    made = Teacher()
-    thread = threading.Thread(target=made.server.serve_forever)
+    teacher = Teacher()
+    thread = threading.Thread(target=teacher.server.serve_forever)
     thread.start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    yield teacher
+    teacher.server.shutdown()
+    teacher.server.server_close()
     thread.join()
 
 

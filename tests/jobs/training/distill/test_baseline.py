@@ -16,19 +16,19 @@ from tests.jobs.training.distill.test_distill import distill_config, distill_run
 def test_both_sides_have_every_seed_and_differ_in_nothing_else(tmp_path: Path) -> None:
     values = distill_config("/teacher", Path("/data"), seed=7, loss="reverse_kl", baseline={"seeds": 3})
     config = DistillConfig.model_validate(values)
-    found = arms(config, "the-run")
+    result = arms(config, "the-run")
     names = [f"{CROSS_ENTROPY}, seed {seed}" for seed in (7, 8, 9)] + [f"{DISTILLED}, seed {seed}" for seed in (8, 9)]
-    assert list(found) == names
-    own = config.model_dump()
-    for name, arm in found.items():
-        changed = {key for key, value in arm.model_dump().items() if value != own[key]}
+    assert list(result) == names
+    keys = config.model_dump()
+    for name, arm in result.items():
+        changed = {key for key, value in arm.model_dump().items() if value != keys[key]}
         assert changed <= {"alpha", "seed", "name", "baseline", "wandb"}
         assert arm.alpha == (1.0 if name.startswith(CROSS_ENTROPY) else 0.0)
         assert arm.student == config.student, "cut alike, whatever the seed"
 
 
 @pytest.mark.parametrize(
-    ("cross_entropy", "distilled", "said"),
+    ("cross_entropy", "distilled", "message"),
     [
         ([1.0, 1.01, 0.99], [0.9, 0.912, 0.889], "Distillation is better than cross entropy on as many tokens by 0.0997"),
         ([0.9, 0.912, 0.889], [1.0, 1.01, 0.99], "Distillation is not better: cross entropy on as many tokens is better"),
@@ -36,10 +36,10 @@ def test_both_sides_have_every_seed_and_differ_in_nothing_else(tmp_path: Path) -
         ([1.0, 1.1, 0.9], [1.02, 1.05, 0.94], "Distillation is not better: it is behind cross entropy"),
     ],
 )
-def test_what_is_said(cross_entropy: list[float], distilled: list[float], said: str) -> None:
-    found = compare_pairs(cross_entropy, distilled)
-    better = {"first": DISTILLED, "second": CROSS_ENTROPY, None: None}[found.better]
-    assert said in verdict(found, better)
+def test_what_is_said(cross_entropy: list[float], distilled: list[float], message: str) -> None:
+    result = compare_pairs(cross_entropy, distilled)
+    better = {"first": DISTILLED, "second": CROSS_ENTROPY, None: None}[result.better]
+    assert message in verdict(result, better)
     assert mean_error(distilled) is not None
 
 

@@ -63,12 +63,12 @@ def plain_step_loss(student: Any, teacher: Any, tokens: torch.Tensor, mix: Mix) 
     """The mean loss of a step's tokens, in float64, by torch's own functions."""
     inputs, labels = tokens[:, :-1], tokens[:, 1:]
     with torch.no_grad():
-        own, its = (model.double()(input_ids=inputs, use_cache=False).logits for model in (student, teacher))
-    log_q, log_p = (torch.log_softmax(each / mix.temperature, -1) for each in (own, its))
+        ours, its = (model.double()(input_ids=inputs, use_cache=False).logits for model in (student, teacher))
+    log_q, log_p = (torch.log_softmax(each / mix.temperature, -1) for each in (ours, its))
     if mix.divergence == "reverse_kl":
         log_q, log_p = log_p, log_q
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
-    cross = torch.nn.functional.cross_entropy(own.transpose(1, 2), labels).item()
+    cross = torch.nn.functional.cross_entropy(ours.transpose(1, 2), labels).item()
     return mix.alpha * cross + (1 - mix.alpha) * mix.temperature**2 * kl
 
 
@@ -100,8 +100,8 @@ def test_the_loss_of_a_run_is_the_formula_at_any_number_of_ranks(
     wanted = plain_step_loss(first, AutoModelForCausalLM.from_pretrained(teacher), first_tokens(data), mix)
     assert losses(both)[1] == pytest.approx(wanted, rel=1e-6)
     assert [row["variant"] for row in results[1]["table"]] == ["teacher", "student before", "student"]
-    for one, two in zip(results[0]["table"], results[1]["table"], strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+    for item, two in zip(results[0]["table"], results[1]["table"], strict=True):
+        assert item["loss"] == pytest.approx(two["loss"], rel=1e-6)
     for row in results[0]["table"][1:]:
         assert row["kl"] > 0
         assert row["parameters"] < results[0]["table"][0]["parameters"]
@@ -136,16 +136,16 @@ def test_a_student_comes_nearer_to_its_teacher_and_leaves_as_a_model(trained: Ru
     assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 48)
 
 
-@pytest.mark.parametrize(("alpha", "told"), [(0.5, False), (1.0, True)])
+@pytest.mark.parametrize(("alpha", "expected"), [(0.5, False), (1.0, True)])
 def test_validation_is_not_taken_from_a_loss_of_another_kind(
-    alpha: float, told: bool, teacher: Path, data: Path, tmp_path: Path
+    alpha: float, expected: bool, teacher: Path, data: Path, tmp_path: Path
 ) -> None:
     """Validation is cross entropy with the text; the training loss is too only if nothing else is learnt."""
     run = distill_run(tmp_path, distill_config(teacher, data, steps=2, alpha=alpha))
     results = launch(run, 1)
     assert "validation/loss" in results
-    assert ("validation/gap" in results) is told
-    if told:
+    assert ("validation/gap" in results) is expected
+    if expected:
         assert results["validation/gap"] == pytest.approx(results["validation/loss"] - sum(losses(run).values()) / 2)
 
 

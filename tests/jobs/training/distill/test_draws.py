@@ -22,8 +22,8 @@ def gradient(teacher: torch.Tensor | SparseTeacher, times: int = 1) -> torch.Ten
     return student.grad
 
 
-def sparse(logits_RV: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> SparseTeacher:
-    ids, weights, sizes = found
+def sparse(logits_RV: torch.Tensor, sample: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> SparseTeacher:
+    ids, weights, sizes = sample
     most = int(sizes.max())
     places = torch.arange(most) < sizes[:, None]
     ids_RK, p_RK = torch.zeros(places.shape, dtype=torch.int64), torch.zeros(places.shape, dtype=torch.float64)

@@ -19,9 +19,9 @@ def logits(seed: int) -> torch.Tensor:
 
 
 def labels() -> torch.Tensor:
-    found = torch.randint(0, V, (N,), generator=torch.Generator().manual_seed(2))
-    found[4] = found[6] = IGNORE
-    return found
+    result = torch.randint(0, V, (N,), generator=torch.Generator().manual_seed(2))
+    result[4] = result[6] = IGNORE
+    return result
 
 
 def plain_loss(mix: Mix, student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -32,14 +32,14 @@ def plain_loss(mix: Mix, student: torch.Tensor, teacher: torch.Tensor, targets: 
             continue
         p, q = torch.softmax(teacher[row] / mix.temperature, 0), torch.softmax(student[row] / mix.temperature, 0)
         if mix.divergence == "forward_kl":
-            found = sum(p[i] * (p[i] / q[i]).log() for i in range(V))
+            result = sum(p[i] * (p[i] / q[i]).log() for i in range(V))
         elif mix.divergence == "reverse_kl":
-            found = sum(q[i] * (q[i] / p[i]).log() for i in range(V))
+            result = sum(q[i] * (q[i] / p[i]).log() for i in range(V))
         else:
             m = mix.beta * p + (1 - mix.beta) * q
-            found = sum(mix.beta * p[i] * (p[i] / m[i]).log() + (1 - mix.beta) * q[i] * (q[i] / m[i]).log() for i in range(V))
+            result = sum(mix.beta * p[i] * (p[i] / m[i]).log() + (1 - mix.beta) * q[i] * (q[i] / m[i]).log() for i in range(V))
         cross = -torch.softmax(student[row], 0)[targets[row]].log()
-        total = total + mix.alpha * cross + (1 - mix.alpha) * mix.temperature**2 * found
+        total = total + mix.alpha * cross + (1 - mix.alpha) * mix.temperature**2 * result
     return total
 
 
@@ -56,14 +56,14 @@ def test_losses_and_gradients_are_the_formulas(mix: Mix, monkeypatch: pytest.Mon
     student = logits(0).requires_grad_()
     wanted = plain_loss(mix, student, logits(1), labels())
     (gradient,) = torch.autograd.grad(wanted, student)
-    own = logits(0).requires_grad_()
-    found = distillation_sums(own, logits(1), labels(), mix)
-    (2.0 * found.loss).backward()
-    assert found.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
-    assert own.grad is not None
-    torch.testing.assert_close(own.grad, 2.0 * gradient, rtol=1e-9, atol=1e-12)
+    ours = logits(0).requires_grad_()
+    result = distillation_sums(ours, logits(1), labels(), mix)
+    (2.0 * result.loss).backward()
+    assert result.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert ours.grad is not None
+    torch.testing.assert_close(ours.grad, 2.0 * gradient, rtol=1e-9, atol=1e-12)
     cross = F.cross_entropy(logits(0), labels(), reduction="sum")
-    assert found.cross_entropy.item() == pytest.approx(cross.item(), rel=1e-12)
+    assert result.cross_entropy.item() == pytest.approx(cross.item(), rel=1e-12)
 
 
 def test_jensen_shannon_goes_over_into_both_kls() -> None:
@@ -82,10 +82,10 @@ def test_a_teacher_of_whom_all_is_known_is_the_teacher() -> None:
     p = torch.softmax(logits(1) / 2.0, -1)
     sparse = SparseTeacher(torch.arange(V).expand(N, V), p, -(p * p.log()).sum(-1))
     whole, parts = logits(0).requires_grad_(), logits(0).requires_grad_()
-    one, two = distillation_sums(whole, logits(1), labels(), mix), distillation_sums(parts, sparse, labels(), mix)
-    one.loss.backward()
+    sums, two = distillation_sums(whole, logits(1), labels(), mix), distillation_sums(parts, sparse, labels(), mix)
+    sums.loss.backward()
     two.loss.backward()
-    assert two.loss.item() == pytest.approx(one.loss.item(), rel=1e-12)
+    assert two.loss.item() == pytest.approx(sums.loss.item(), rel=1e-12)
     torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-9, atol=1e-12)
 
 
@@ -93,10 +93,10 @@ def test_nothing_of_the_size_of_the_logits_is_made() -> None:
     """Beyond the student's own logits, which become the gradient, only chunks are worked on."""
     weight = torch.randn(V, 7, requires_grad=True)
     student = torch.randn(N, 7) @ weight.T
-    place = student.data_ptr()
-    found = distillation_sums(student, torch.randn(N, V), labels(), Mix("forward_kl", 0.5, 1.0, 0.5))
-    assert found.loss.grad_fn.gradient_NV.data_ptr() == place  # type: ignore[union-attr]
-    found.loss.backward()
+    address = student.data_ptr()
+    result = distillation_sums(student, torch.randn(N, V), labels(), Mix("forward_kl", 0.5, 1.0, 0.5))
+    assert result.loss.grad_fn.gradient_NV.data_ptr() == address  # type: ignore[union-attr]
+    result.loss.backward()
     assert weight.grad is not None
     assert math.isfinite(weight.grad.sum().item())
 
@@ -105,8 +105,8 @@ def test_reduced_precision_is_rounded_and_no_more() -> None:
     mix = Mix("reverse_kl", 0.5, 1.0, 0.2)
     exact, rounded = logits(0).bfloat16().double().requires_grad_(), logits(0).bfloat16().requires_grad_()
     teacher = logits(1).bfloat16()
-    wanted, found = distillation_sums(exact, teacher.double(), labels(), mix), distillation_sums(rounded, teacher, labels(), mix)
+    wanted, result = distillation_sums(exact, teacher.double(), labels(), mix), distillation_sums(rounded, teacher, labels(), mix)
     wanted.loss.backward()
-    found.loss.backward()
-    assert found.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-5)
+    result.loss.backward()
+    assert result.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-5)
     torch.testing.assert_close(rounded.grad.double(), exact.grad, rtol=1e-2, atol=1e-5)  # type: ignore[union-attr]

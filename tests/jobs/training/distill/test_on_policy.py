@@ -82,13 +82,13 @@ def test_the_rows_of_a_batch(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"alpha": 0.5}, "would train the student on its own samples"),
         ({"teacher_logits": "cached"}, "cannot be cached in advance"),
         ({"on_policy": {"prompt_tokens": 16}}, "16 \\+ 64 tokens do not fit in seq_len, 24"),
     ],
 )
-def test_what_does_not_go_together_is_refused(changes: dict[str, object], said: str) -> None:
-    with pytest.raises((ConfigError, ValueError), match=said):
+def test_what_does_not_go_together_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises((ConfigError, ValueError), match=message):
         DistillConfig.model_validate(distill_config("/teacher", Path("/data"), **{"on_policy": OWN, **changes}))

@@ -16,9 +16,9 @@ from tests.jobs.launch import TINY
 LORA = {"rank": 4}
 
 
-def make_base(folder: Path, template: str | None = STOCK, words: str = WORDS, **changes: Any) -> Path:
+def make_base(folder: Path, template: str | None = STOCK, text: str = WORDS, **changes: Any) -> Path:
     """A tiny model with its tokenizer, as a Hugging Face directory."""
-    vocabulary = Encoder(take_tokenizer(str(make_tokenizer(folder, template, words)))).vocabulary
+    vocabulary = Encoder(take_tokenizer(str(make_tokenizer(folder, template, text)))).vocabulary
     torch.manual_seed(0)
     config = AutoConfig.for_model(**{**TINY, "vocab_size": vocabulary, **changes})
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
@@ -27,18 +27,18 @@ def make_base(folder: Path, template: str | None = STOCK, words: str = WORDS, **
 
 def chats(count: int, *, seed: int = 0, turns: int = 2) -> list[dict[str, Any]]:
     """Questions of a few words, and answers that say the last of them."""
-    draw, words, found = random.Random(seed), WORDS.split(), []
+    draw, vocabulary, results = random.Random(seed), WORDS.split(), []
     for number in range(count):
         messages = []
         for _ in range(draw.randint(1, turns)):
-            asked = draw.choices(words, k=draw.randint(1, 8))
-            messages += [{"role": "user", "content": " ".join(asked)}, {"role": "assistant", "content": f"{asked[-1]}."}]
-        found.append({"id": f"chat-{number}", "messages": messages})
-    return found
+            request = draw.choices(vocabulary, k=draw.randint(1, 8))
+            messages += [{"role": "user", "content": " ".join(request)}, {"role": "assistant", "content": f"{request[-1]}."}]
+        results.append({"id": f"chat-{number}", "messages": messages})
+    return results
 
 
 def write_lines(path: Path, records: list[Any]) -> Path:
-    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in records))
+    path.write_text("".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records))
     return path
 
 

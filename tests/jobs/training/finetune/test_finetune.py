@@ -30,7 +30,7 @@ def plain_losses(base: Path, run: RunDir, results: dict[str, Any], *, packed: bo
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, betas=(0.9, 0.999))
     source = ConversationSource(ChatSet(results["data"], "train"), seq_len=96, seed=0, packed=packed)
-    size, found = config["batch"]["global_batch"], []
+    size, values = config["batch"]["global_batch"], []
     for step in range(config["steps"]):
         total, count = torch.zeros(()), 0
         for position in range(step * size, (step + 1) * size):
@@ -46,8 +46,8 @@ def plain_losses(base: Path, run: RunDir, results: dict[str, Any], *, packed: bo
             group["lr"] = run.record["config"]["optim"]["lr"] * min(1.0, (step + 1) / 2)
         optimizer.step()
         optimizer.zero_grad()
-        found.append(total.item() / count)
-    return found
+        values.append(total.item() / count)
+    return values
 
 
 @pytest.mark.parametrize(("packed", "worlds"), [(True, (1, 2, 3)), (False, (2,))], ids=["packed", "not packed"])
@@ -74,19 +74,19 @@ def test_the_mask_is_that_of_transformers_and_a_page_shows_it(base: Path, data: 
     run = make_run(root, finetune_config(base, data, steps=1))
     results = launch(run, 1)
     train = ChatSet(results["data"], "train")
-    records = {one["id"]: one for one in chats(150)}
+    records = {conversation["id"]: conversation for conversation in chats(150)}
     for index in range(10):
         ids, learnt = train[index]
         messages = records[train.name(index)]["messages"]
         assert ids.tolist() == marked.apply_chat_template(messages)["input_ids"]
-        said = marked.decode(ids[learnt])
-        assert said == "".join(f"{one['content']}<|im_end|>" for one in messages if one["role"] == "assistant")
+        answer = marked.decode(ids[learnt])
+        assert answer == "".join(f"{message['content']}<|im_end|>" for message in messages if message["role"] == "assistant")
     page = (run.path / "samples.html").read_text()
     assert page.count("<h2>") == 10
     table = read_table(run.path / "tables/chats.json")
     assert table is not None
     name, tokens, num_learnt, read, learnt_text = table.rows[0]
-    last = [one["content"] for one in records[name]["messages"] if one["role"] == "assistant"][-1]
+    last = [message["content"] for message in records[name]["messages"] if message["role"] == "assistant"][-1]
     assert learnt_text.endswith(f"{last}<|im_end|>")
     assert "<|im_start|>user" in read
     assert 0 < num_learnt < tokens
@@ -121,15 +121,15 @@ def test_no_gradient_crosses_from_one_conversation_into_another(base: Path, data
     labels[0, : starts[1]] = -100
     labels[0, starts[2] :] = -100
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    seen: list[torch.Tensor] = []
+    observed: list[torch.Tensor] = []
 
     def remember(module: Any, inputs: Any, output: torch.Tensor) -> None:
         output.retain_grad()
-        seen.append(output)
+        observed.append(output)
 
     model.get_input_embeddings().register_forward_hook(remember)
     NextToken()(model, {**batch, "labels": labels}).loss_sum.backward()
-    reached = seen[0].grad[0].abs().sum(dim=1)  # type: ignore[index]
+    reached = observed[0].grad[0].abs().sum(dim=1)  # type: ignore[index]
     assert reached[: starts[1]].eq(0).all()
     assert reached[starts[2] :].eq(0).all()
     assert reached[starts[1] : starts[2]].gt(0).any()
@@ -147,8 +147,8 @@ def test_added_tokens_grow_the_embeddings(data: Path, root: Path, tmp_path: Path
     assert model.config.vocab_size == len(tokenizer) == 323
     assert tokenizer.eos_token == "<|im_end|>"
     assert model.config.eos_token_id == tokenizer.eos_token_id
-    asked = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False)
-    assert asked == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    request = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False)
+    assert request == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # what peft 0.21 asks of v5
@@ -276,9 +276,9 @@ def test_the_mean_of_the_weights_outlives_a_kill_and_is_the_formula(base: Path, 
         keep, saved = min(0.6, (1 + step) / (10 + step)), weights(whole, step)
         mean = {name: value + (1 - keep) * (saved[name] - value) for name, value in mean.items()}
     for run in (whole, parted):
-        found = weights(run)
+        result = weights(run)
         for name, value in mean.items():
-            torch.testing.assert_close(found[name.replace("model.", "ema.", 1)], value, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(result[name.replace("model.", "ema.", 1)], value, rtol=1e-4, atol=1e-5)
     moved = {name: (weights(whole, 1)[name] - begin[name]).abs().max().item() for name in mean}
     steps = [moved["model.model.norm.weight"], *(moved[f"model.model.layers.{i}.mlp.up_proj.weight"] for i in (1, 0))]
     assert steps == pytest.approx([1e-2, 5e-3, 2.5e-3], rel=1e-2), "Adam's first step is the learning rate"
@@ -298,22 +298,23 @@ def test_it_answers_in_the_terminal(base: Path, data: Path, root: Path, tmp_path
     assert table is not None
     assert [row[2].strip() for row in table.rows] == [open_chat(str(run.path), Sampling(max_new_tokens=5)).answer("the rope")]
     first = open_chat(str(run.path), Sampling(max_new_tokens=5), system="Be kind.")
-    said = [first.answer("the rope"), first.answer("more")]
+    messages = [first.answer("the rope"), first.answer("more")]
     again = open_chat(str(run.path), Sampling(max_new_tokens=5), system="Be kind.")
-    assert [again.answer("the rope"), again.answer("more")] == said
-    assert [one["role"] for one in first.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert [again.answer("the rope"), again.answer("more")] == messages
+    assert [message["role"] for message in first.messages] == ["system", "user", "assistant", "user", "assistant"]
     monkeypatch.setattr("sys.stdin", io.StringIO("the rope\nmore\n"))
     printed: list[str] = []
-    monkeypatch.setattr("builtins.print", lambda *words, **options: printed.append(" ".join(words)))
+    monkeypatch.setattr("builtins.print", lambda *arguments, **options: printed.append(" ".join(arguments)))
     chat(str(run.path), system="Be kind.", temperature=0.0, top_p=1.0, max_new_tokens=5)
-    assert printed == said
+    assert printed == messages
 
 
 def test_the_defaults_stop_a_run_that_learns_by_heart(root: Path, tmp_path: Path) -> None:
     """200 conversations whose answers follow from nothing, 30 epochs: there is nothing to learn but the words themselves."""
-    draw, words = random.Random(5), WORDS.split()
+    draw, vocabulary = random.Random(5), WORDS.split()
     answers = [
-        {"prompt": " ".join(draw.choices(words, k=4)), "completion": " ".join(draw.choices(words, k=4))} for _ in range(200)
+        {"prompt": " ".join(draw.choices(vocabulary, k=4)), "completion": " ".join(draw.choices(vocabulary, k=4))}
+        for _ in range(200)
     ]
     from ropewalk.jobs.models.cards.export import export_with_cards
     from ropewalk.jobs.training.loop.load_checkpoint import load_model
@@ -345,7 +346,10 @@ def test_the_defaults_stop_a_run_that_learns_by_heart(root: Path, tmp_path: Path
 @pytest.mark.soak("a minute; make test kills preprocess, and runs test_prepare.py")
 def test_many_files_are_prepared_by_actors_and_a_kill_loses_no_unit(base: Path, root: Path, tmp_path: Path) -> None:
     for number in range(3):
-        write_lines(tmp_path / f"{number}.jsonl", [{**one, "id": f"{number}-{one['id']}"} for one in chats(40, seed=number)])
+        write_lines(
+            tmp_path / f"{number}.jsonl",
+            [{**conversation, "id": f"{number}-{conversation['id']}"} for conversation in chats(40, seed=number)],
+        )
     run = make_run(root, {**finetune_config(base, tmp_path, steps=2, actors=2), "data": [str(tmp_path / "*.jsonl")]})
     group = start(run, 2)
     unfinished = root / ".prepared"

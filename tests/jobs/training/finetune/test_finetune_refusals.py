@@ -17,7 +17,7 @@ def test_conversations_that_are_too_long(base: Path, root: Path, tmp_path: Path)
     long = {"id": "long", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "rope " * 200}]}
     unanswered = {"id": "late", "messages": [{"role": "user", "content": "rope " * 200}, {"role": "assistant", "content": "a"}]}
     path = write_lines(tmp_path / "a.jsonl", [*chats(30), long, unanswered])
-    found = {}
+    results = {}
     for how in ("drop", "cut", "error"):
         run = make_run(root, finetune_config(base, path, on_long=how, steps=1, validation_fraction=0))
         if how == "error":
@@ -25,16 +25,16 @@ def test_conversations_that_are_too_long(base: Path, root: Path, tmp_path: Path)
             assert "'long' has 2" in log_of(run)
             assert "2 are longer than seq_len=96; raise seq_len, or set on_long to drop or cut" in log_of(run)
         else:
-            found[how] = launch(run, 1)
+            results[how] = launch(run, 1)
             assert events(run, "no_validation"), "it is said that nothing tells when it overfits"
-    assert (found["drop"]["too_long"], found["drop"]["cut"]) == (2, 0)
-    assert (found["cut"]["too_long"], found["cut"]["cut"]) == (2, 1), "nothing is learnt of what is cut before its answer"
+    assert (results["drop"]["too_long"], results["drop"]["cut"]) == (2, 0)
+    assert (results["cut"]["too_long"], results["cut"]["cut"]) == (2, 1), "nothing is learnt of what is cut before its answer"
 
 
 def test_what_does_not_fit_together_is_refused(base: Path, data: Path, root: Path, tmp_path: Path) -> None:
     first = make_run(root, finetune_config(base, data, steps=1))
     prepared = launch(first, 1)["data"]
-    strange = make_base(tmp_path / "strange", words="other words make another tokenizer")
+    strange = make_base(tmp_path / "strange", text="other words make another tokenizer")
     text = tmp_path / "text"
     from tests.jobs.corpus import make_dataset
 
@@ -42,13 +42,13 @@ def test_what_does_not_fit_together_is_refused(base: Path, data: Path, root: Pat
     empty = write_lines(tmp_path / "empty.jsonl", [{"messages": [{"role": "user", "content": "Q"}]}])
     failing = tmp_path / "failing.jinja"
     failing.write_text("{{ raise_exception('never') }}")
-    for number, (config, words) in enumerate(
+    for number, (config, message) in enumerate(
         refused_configs(base, strange, text, empty, failing, data, Path(prepared), tmp_path)
     ):
         run = make_run(root, {**config, "steps": 1})
         ranks = 1 if number else 2
         assert start(run, ranks).wait() == [42] * ranks, log_of(run)
-        assert words in log_of(run)
+        assert message in log_of(run)
 
 
 def refused_configs(*paths: Path) -> list[tuple[dict[str, Any], str]]:
@@ -83,12 +83,12 @@ def test_packing_is_refused_where_the_model_does_not_keep_documents_apart(
 
 def test_keys_that_exclude_each_other(base: Path, data: Path) -> None:
     config = finetune_config(base, data)
-    for changes, words in (({"model": {"preset": "tiny"}}, "has no tokenizer; set tokenizer"),):
-        with pytest.raises(ConfigError, match=words):
+    for changes, arguments in (({"model": {"preset": "tiny"}}, "has no tokenizer; set tokenizer"),):
+        with pytest.raises(ConfigError, match=arguments):
             load_config(FinetuneConfig, {**config, **changes})
-    found = load_config(FinetuneConfig, {**config, "steps": 300, "lora": LORA, "optim": {}, "validation": {}})
-    assert (found.optim.lr, found.validation.every_steps, found.validation.patience) == (2e-4, 15, 3)
-    assert found.validation.keep_best
+    result = load_config(FinetuneConfig, {**config, "steps": 300, "lora": LORA, "optim": {}, "validation": {}})
+    assert (result.optim.lr, result.validation.every_steps, result.validation.patience) == (2e-4, 15, 3)
+    assert result.validation.keep_best
     assert load_config(FinetuneConfig, {**config, "validation": {"patience": None}}).validation.patience is None
 
 
@@ -96,7 +96,7 @@ def test_keys_that_exclude_each_other(base: Path, data: Path) -> None:
 def test_zeros_are_not_kept_beside_an_adapter(config_type: type[FinetuneConfig] | type[AlignConfig]) -> None:
     """Half of an adapter begins at zero, and would stay there; and what is merged fills the zeros of the pruned weights."""
     keys = {"model": {"path": "/base"}, "data": "/data", "steps": 2}
-    for one in ({"lora": {}}, {"keep_zeros": True}, {"lora": {}, "keep_zeros": False}):
-        load_config(config_type, {**keys, **one})
+    for item in ({"lora": {}}, {"keep_zeros": True}, {"lora": {}, "keep_zeros": False}):
+        load_config(config_type, {**keys, **item})
     with pytest.raises(ConfigError, match=r"keep_zeros: .* lora .*; remove lora"):
         load_config(config_type, {**keys, "lora": {}, "keep_zeros": True})

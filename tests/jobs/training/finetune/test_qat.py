@@ -24,12 +24,12 @@ INT8, INT4 = GridConfig(type="int8"), GridConfig(type="int4", group_size=8)
 def test_the_grid_is_the_nearest_and_stays(grid: GridConfig) -> None:
     weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 3, 64)[:, None]
     weight[3] = 0
-    found, scale = on_grid(weight, grid), scales(weight, grid)
-    assert torch.equal(on_grid(found, grid), found)
-    assert torch.equal(scales(found, grid)[torch.arange(64) != 3], scale[torch.arange(64) != 3]), "the same scales again"
+    result, scale = on_grid(weight, grid), scales(weight, grid)
+    assert torch.equal(on_grid(result, grid), result)
+    assert torch.equal(scales(result, grid)[torch.arange(64) != 3], scale[torch.arange(64) != 3]), "the same scales again"
     each = scale.repeat_interleave(32 // scale.shape[1], dim=1)
-    assert ((found - weight).abs() <= 0.5001 * each).all()
-    wholes = found / each
+    assert ((result - weight).abs() <= 0.5001 * each).all()
+    wholes = result / each
     assert torch.equal(wholes, wholes.round())
     assert wholes.abs().max() == (127 if grid.type == "int8" else 7)
 
@@ -56,11 +56,11 @@ def test_a_run_scores_what_leaves_it_and_compression_changes_no_bit_of_it(tmp_pa
     results = launch(run, 2)
     folder = export(run, tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(folder)
-    kept = weights(run)
+    trained = weights(run)
     for name, linear in layer_matrices(model):
         assert torch.equal(linear.weight, on_grid(linear.weight, INT4)), name
-        assert torch.equal(linear.weight, on_grid(kept[f"model.model.layers.{name}.weight"], INT4)), "of what was trained"
-        assert not torch.equal(linear.weight, kept[f"model.model.layers.{name}.weight"])
+        assert torch.equal(linear.weight, on_grid(trained[f"model.model.layers.{name}.weight"], INT4)), "of what was trained"
+        assert not torch.equal(linear.weight, trained[f"model.model.layers.{name}.weight"])
 
     again = make_run(tmp_path / "runs", finetune_config(folder, data, steps=1, packing=False, optim={"lr": 1e-12}))
     assert launch(again, 1)["validation/loss"] == pytest.approx(results["validation/loss"], rel=1e-6), "it was scored rounded"
@@ -68,8 +68,8 @@ def test_a_run_scores_what_leaves_it_and_compression_changes_no_bit_of_it(tmp_pa
     opened = open_model(str(folder), device=torch.device("cpu"))
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     plain = model(input_ids=ids).logits
-    place = by_compressed_tensors(opened.model, opened, INT4, tmp_path / "packed")
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(place)(input_ids=ids).logits, plain)
+    directory = by_compressed_tensors(opened.model, opened, INT4, tmp_path / "packed")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(directory)(input_ids=ids).logits, plain)
 
 
 def test_what_has_no_grid_is_refused(tmp_path: Path) -> None:

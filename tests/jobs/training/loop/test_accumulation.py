@@ -24,7 +24,7 @@ def held(run: RunDir) -> list[list[int]]:
     return [[sum(both) for both in zip(*map(json.loads, lines), strict=True)] for lines in zip(*ranks, strict=True)]
 
 
-def test_no_whole_gradient_is_kept_between_micro_batches_and_the_result_is_the_same(data: Path, tmp_path: Path) -> None:
+def test_sharded_accumulation_keeps_no_whole_gradient_and_gives_equal_results(data: Path, tmp_path: Path) -> None:
     runs = {}
     for how in ("auto", "sharded", "unsharded"):
         runs[how] = make_run(tmp_path, pretrain_config(data, steps=4, parallel={"accumulate": how}))

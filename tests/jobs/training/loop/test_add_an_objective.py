@@ -30,13 +30,13 @@ def test_the_objective_of_the_readme_trains(tmp_path: Path) -> None:
     config = pretrain_config(data, steps=4, batch={"global_batch": 7, "micro_batch": 1})
     entry = f"{__name__}:main"
     runs = [RunDir.create("test", {"job": "z-loss", "entry": entry, "config": config}, tmp_path) for _ in range(2)]
-    one, three = (launch(run, ranks) for run, ranks in zip(runs, (1, 3), strict=True))
+    left, three = (launch(run, ranks) for run, ranks in zip(runs, (1, 3), strict=True))
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-6)
     for name in ("train/log_z", "validation/log_z"):
         first, other = ([line[name] for line in run.read_metrics() if name in line] for run in runs)
         assert first
         assert first == pytest.approx(other, rel=1e-5)
-    assert one["validation/log_z"] == pytest.approx(three["validation/log_z"], rel=1e-5)
+    assert left["validation/log_z"] == pytest.approx(three["validation/log_z"], rel=1e-5)
     plain = RunDir.create("test", {"entry": "ropewalk.jobs.training.pretrain.job:main", "config": config}, tmp_path)
     launch(plain, 1)
     assert losses(runs[0])[1] > losses(plain)[1]

@@ -122,10 +122,10 @@ def test_an_orphan_neither_saves_nor_logs(data: Path, tmp_path: Path) -> None:
     group = start(run, 1)
     group.until(lambda: 3 in losses(run))
     run.begin_attempt()
-    seen = len(run.read_metrics())
+    count = len(run.read_metrics())
     assert group.wait() == [EXIT_LOST_PEER]
     assert not list((run.attempt_dir(1)).rglob("fatal.json")), "it judges nobody but itself"
-    assert len(run.read_metrics()) <= seen + 1
+    assert len(run.read_metrics()) <= count + 1
     assert "was succeeded by 2" in (run.log_dir(1) / "rank-0.log").read_text()
 
 

@@ -30,8 +30,8 @@ def test_norms_are_those_of_the_whole_step_at_any_world_size(wandb_server: Wandb
     assert [line["step"] for line in lines[0]] == [2, 4]
     keys = [key for key in lines[0][0] if key.startswith("layers/")]
     assert len(keys) == 2 * 4  # two layers, embeddings and the last norm
-    for one, two in zip(*lines, strict=True):
-        assert [one[key] for key in keys] == pytest.approx([two[key] for key in keys], rel=1e-4)
+    for item, two in zip(*lines, strict=True):
+        assert [item[key] for key in keys] == pytest.approx([two[key] for key in keys], rel=1e-4)
     total = next(line["train/gradient_norm"] for line in runs[0].read_metrics() if line["step"] == 4 and "train/loss" in line)
     squares = sum(lines[0][1][key] ** 2 for key in keys if key.endswith("gradient_norm"))
     assert squares**0.5 == pytest.approx(total, rel=1e-4)
@@ -51,7 +51,7 @@ def test_values_fall_into_bins_of_one_power_of_two() -> None:
     values = torch.tensor([0.0, 0.5, 0.75, 1.0, 1e9])
     exponents = torch.where(values == 0, -24, torch.frexp(values).exponent)
     places = (exponents + 23).clamp(0, BINS - 1).tolist()
-    for value, place in zip(values.tolist()[1:4], places[1:4], strict=True):
-        assert EDGES[place] <= value < EDGES[place + 1]
+    for value, position in zip(values.tolist()[1:4], places[1:4], strict=True):
+        assert EDGES[position] <= value < EDGES[position + 1]
     assert places[0] == 0
     assert places[4] == BINS - 1

@@ -67,7 +67,7 @@ def peft_losses(data: Path, base: Path, config: dict[str, Any], **options: Any) 
     matrices, vectors = [p for p in plain.values() if p.dim() > 1], [p for p in plain.values() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=settings.betas)
-    loader, size, found = TokenLoader([Source(str(data))], seq_len=32, seed=0), config["batch"]["global_batch"], []
+    loader, size, results = TokenLoader([Source(str(data))], seq_len=32, seed=0), config["batch"]["global_batch"], []
     for step in range(config["steps"]):
         tokens = torch.from_numpy(loader.read(range(step * size, (step + 1) * size)))
         logits = wrapped(input_ids=tokens[:, :-1]).logits
@@ -78,13 +78,13 @@ def peft_losses(data: Path, base: Path, config: dict[str, Any], **options: Any) 
             group["lr"] = learning_rate(settings, step, config["steps"])
         optimizer.step()
         optimizer.zero_grad()
-        found.append(loss.item())
-    return found, wrapped
+        results.append(loss.item())
+    return results, wrapped
 
 
 def peft_options(**options: Any) -> Any:
-    words = {"dora": "use_dora", "rslora": "use_rslora"}
-    more = {words[name]: value for name, value in options.items()}
+    messages = {"dora": "use_dora", "rslora": "use_rslora"}
+    more = {messages[name]: value for name, value in options.items()}
     return peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", **more)
 
 
@@ -151,12 +151,12 @@ def test_the_reference_is_the_adapter_switched_off(data: Path, base: Path, tmp_p
         run = make_run(tmp_path, {**config, "batch": {"global_batch": 8, "micro_batch": 1}}, "reference")
         launch(run, ranks)
         assert list(losses(run).values()) == pytest.approx(list(losses(plain).values()), rel=1e-6)
-        found = [line["train/reference"] for line in run.read_metrics() if "train/reference" in line]
+        results = [line["train/reference"] for line in run.read_metrics() if "train/reference" in line]
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         from ropewalk.datapipe.loader.loader import Source, TokenLoader
 
         loader = TokenLoader([Source(str(data))], seq_len=32, seed=0)
-        for step, value in enumerate(found):
+        for step, value in enumerate(results):
             tokens = torch.from_numpy(loader.read(range(step * 8, step * 8 + 8)))
             with torch.no_grad():
                 logits = model(input_ids=tokens[:, :-1]).logits.flatten(0, 1)

@@ -37,9 +37,9 @@ def make_run(root: Path, recipe: str, config: dict[str, Any]) -> RunDir:
 
 
 def gradients(model: Any) -> list[torch.Tensor]:
-    found = [parameter.grad.clone() for parameter in model.parameters()]
+    results = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    return found
+    return results
 
 
 def plain_next_token(model: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -80,13 +80,13 @@ def test_a_filler_weighs_nothing(data: Path, model: Any) -> None:
 
 def documents(*lengths: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    found = []
+    results = []
     for length in lengths:
         tokens = torch.randint(0, 256, (length + 1,), generator=generator)
         labels = tokens[1:].clone()
         labels[: length // 3] = IGNORE
-        found.append((tokens[:-1], labels))
-    return found
+        results.append((tokens[:-1], labels))
+    return results
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "mixtral"])
@@ -111,15 +111,15 @@ def test_packed_documents_are_learnt_as_if_each_stood_alone(kind: str) -> None:
 def test_no_gradient_crosses_the_border_of_a_document(model: Any) -> None:
     first, second = documents(9, 14)
     silent = (first[0], torch.full_like(first[1], IGNORE))
-    seen: list[torch.Tensor] = []
+    observed: list[torch.Tensor] = []
 
     def remember(module: Any, inputs: Any, output: torch.Tensor) -> None:
         output.retain_grad()
-        seen.append(output)
+        observed.append(output)
 
     model.get_input_embeddings().register_forward_hook(remember)
     NextToken()(model, pack([silent, second, silent], 40)).loss_sum.backward()
-    reached = seen[0].grad[0].abs().sum(dim=1) > 0  # type: ignore[index]
+    reached = observed[0].grad[0].abs().sum(dim=1) > 0  # type: ignore[index]
     assert reached[9 : 9 + 13].all(), "the last token has no label that it could help with, but all before it do"
     assert not reached[:9].any()
     assert not reached[9 + 14 :].any()
@@ -161,8 +161,8 @@ def test_distillation_from_itself(data: Path, tmp_path: Path) -> None:
         assert abs(results["validation/kl"]) < 1e-6
         assert results["validation/agreement"] == 1.0
         teachers = [json.loads((run.path / f"teacher-{rank}.json").read_text()) for rank in range(ranks)]
-        assert all(one["sharded"] and one["frozen"] for one in teachers)
-        assert sum(one["elements"] for one in teachers) == elements, "each rank holds its shard alone"
+        assert all(teacher["sharded"] and teacher["frozen"] for teacher in teachers)
+        assert sum(teacher["elements"] for teacher in teachers) == elements, "each rank holds its shard alone"
         assert weights(run).keys() == weights(plain).keys(), "neither the teacher nor a moment of it is saved"
 
 
@@ -170,9 +170,9 @@ def test_a_student_learns_from_its_teacher(data: Path, tmp_path: Path) -> None:
     """Away from its teacher by Adam's noise, it does not drift further."""
     run = make_run(tmp_path, "distill", pretrain_config(data, steps=12, optim={"lr": 1e-2, "warmup_steps": 0}))
     launch(run, 2)
-    found = [line["train/kl"] for line in run.read_metrics() if "train/kl" in line]
-    assert found[0] < 1e-6
-    assert found[-1] < max(found) < 1.0
+    results = [line["train/kl"] for line in run.read_metrics() if "train/kl" in line]
+    assert results[0] < 1e-6
+    assert results[-1] < max(results) < 1.0
 
 
 def test_a_batch_without_a_label_is_an_anomaly(data: Path, tmp_path: Path) -> None:
@@ -211,10 +211,10 @@ def test_only_what_is_trained_is_saved_where_the_rest_has_a_name(data: Path, tmp
     (parted.path / "stop-here").unlink()
     launch(parted, 2)
     assert losses(parted) == pytest.approx(losses(whole), rel=1e-6)
-    found, start_of = load_model(whole)[0].state_dict(), load_model(base)[0].state_dict()
+    result, start_of = load_model(whole)[0].state_dict(), load_model(base)[0].state_dict()
     trained = {name.removeprefix("model.") for name in names if name.startswith("model.")}
-    assert {name for name in found if not torch.equal(found[name], start_of[name])} == trained
-    assert equal({name: found[name] for name in trained}, {name: weights(whole)[f"model.{name}"] for name in trained})
+    assert {name for name in result if not torch.equal(result[name], start_of[name])} == trained
+    assert equal({name: result[name] for name in trained}, {name: weights(whole)[f"model.{name}"] for name in trained})
 
 
 def test_sums_add_up_to_means() -> None:

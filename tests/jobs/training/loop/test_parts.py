@@ -121,33 +121,33 @@ def test_ranks_hear_from_rank_0_while_it_loads_weights(tmp_path: Path, monkeypat
     """They wait in a collective, which may not take as long as a large model on a slow disk does."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    told: list[object] = []
+    messages: list[object] = []
 
-    def load(*words: Any) -> Any:
-        until(lambda: told)
-        return first_weights(*words)
+    def load(*arguments: Any) -> Any:
+        until(lambda: messages)
+        return first_weights(*arguments)
 
     monkeypatch.setattr("ropewalk.jobs.training.loop.on_main._KEEP_ALIVE_SECONDS", 0.01)
     monkeypatch.setattr("ropewalk.jobs.training.loop.model.first_weights", load)
-    monkeypatch.setattr(Group, "broadcast_object", lambda _, value: told.append(value) or value)
+    monkeypatch.setattr(Group, "broadcast_object", lambda _, value: messages.append(value) or value)
     plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32)
     run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)
     with process_group() as group:
         build_model(plan, run, group, ParallelConfig(), PrecisionConfig())
-    assert told[0] == "working"
+    assert messages[0] == "working"
 
 
 def test_a_directory_gives_configuration_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    given = AutoModelForCausalLM.from_config(config_of(ModelConfig(config=TINY)))
-    given.save_pretrained(tmp_path / "model")
+    value = AutoModelForCausalLM.from_config(config_of(ModelConfig(config=TINY)))
+    value.save_pretrained(tmp_path / "model")
     run = RunDir.create("test", {"config": {}}, tmp_path)
     plan = ModelPlan.of(ModelConfig(path=str(tmp_path / "model")), run, tokenizer=TOKENIZER, seq_len=32)
     with process_group() as group:
         model = build_model(plan, run, group, ParallelConfig(), PrecisionConfig())
         for name, parameter in model.named_parameters():
-            assert torch.equal(parameter.full_tensor(), given.get_parameter(name))  # type: ignore[attr-defined]
+            assert torch.equal(parameter.full_tensor(), value.get_parameter(name))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("size", [256, 4000])
@@ -177,10 +177,10 @@ def test_a_wrong_key_is_named_with_its_neighbour() -> None:
 
 def test_batches_for_a_gpu_are_pinned_by_the_thread_that_reads_them_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, object]] = []
-    own = threading.current_thread()
+    current = threading.current_thread()
 
     def pinned(tensor: torch.Tensor) -> torch.Tensor:
-        calls.append(("pinned", threading.current_thread() is own))
+        calls.append(("pinned", threading.current_thread() is current))
         return tensor
 
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("device", device)))
@@ -194,8 +194,8 @@ def test_batches_for_a_gpu_are_pinned_by_the_thread_that_reads_them_ahead(monkey
 def test_a_run_that_starts_from_anothers_checkpoint_has_validations_of_its_own(tmp_path: Path) -> None:
     """The other's best step is none of its own, and the other's patience is not to end it."""
     values = {"best_validation": 1.0, "best_step": 200, "validations_without_gain": 3, "finished": True, "loss": 2.0}
-    place = {"world_size": 1, "attempt": 1, "files": [], "index": "x", "identity": {}, "config_hash": "x"}
-    manifest = CheckpointManifest.model_validate({"step": 300, "position": 1200, "progress": values, **place})
+    location = {"world_size": 1, "attempt": 1, "files": [], "index": "x", "identity": {}, "config_hash": "x"}
+    manifest = CheckpointManifest.model_validate({"step": 300, "position": 1200, "progress": values, **location})
     trainer: Any = SimpleNamespace(
         progress=Progress.of(manifest),
         checkpoints=SimpleNamespace(last_step=300),

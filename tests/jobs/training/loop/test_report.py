@@ -89,8 +89,8 @@ def test_a_training_step_makes_no_call_to_the_runs_file_system(tmp_path: Path) -
     ranks = start(run, 1)
     ranks.until(lambda: max(losses(run), default=0) > 5)
     traced = tmp_path / "calls"
-    words = ["strace", "-y", "-e", "trace=%file,%desc", "-o", str(traced), "-p", str(ranks.processes[0].pid)]
-    tracer = subprocess.Popen(words, stderr=subprocess.DEVNULL)  # the main thread alone
+    arguments = ["strace", "-y", "-e", "trace=%file,%desc", "-o", str(traced), "-p", str(ranks.processes[0].pid)]
+    tracer = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)  # the main thread alone
     began = max(losses(run))
     ranks.until(lambda: max(losses(run)) > began + 30)
     tracer.terminate()

@@ -21,18 +21,20 @@ def test_samples_are_what_the_model_writes_and_training_is_the_same(tmp_path: Pa
     data, root = make_dataset(tmp_path / "data"), tmp_path / "runs"
     keys = {"steps": 4, "validation": {"every_steps": 2, "max_sequences": 4}}
     plain = make_run(root, pretrain_config(data, **keys))
-    asked = [make_run(root, pretrain_config(data, samples={"prompts": PROMPTS, "max_new_tokens": 6}, **keys)) for _ in range(2)]
-    for run, ranks in ((plain, 1), (asked[0], 1), (asked[1], 2)):
+    requests = [
+        make_run(root, pretrain_config(data, samples={"prompts": PROMPTS, "max_new_tokens": 6}, **keys)) for _ in range(2)
+    ]
+    for run, ranks in ((plain, 1), (requests[0], 1), (requests[1], 2)):
         launch(run, ranks)
-    losses = [[line["train/loss"] for line in run.read_metrics() if "train/loss" in line] for run in (plain, asked[0])]
+    losses = [[line["train/loss"] for line in run.read_metrics() if "train/loss" in line] for run in (plain, requests[0])]
     assert losses[0] == losses[1]
-    tables = [read_table(run.path / "tables/samples.json") for run in asked]
+    tables = [read_table(run.path / "tables/samples.json") for run in requests]
     assert tables[0] == tables[1]
     assert tables[0] is not None
     assert [row[:2] for row in tables[0].rows] == [[step, prompt] for step in (2, 4) for prompt in PROMPTS]
-    opened = open_model(str(asked[0].path))
+    opened = open_model(str(requests[0].path))
     ids = [encode(opened, prompt) or [opened.end] for prompt in PROMPTS]
-    written = [one.text for one in generate(opened, ids, Sampling(max_new_tokens=6))]
+    written = [item.text for item in generate(opened, ids, Sampling(max_new_tokens=6))]
     assert [row[2] for row in tables[0].rows[-3:]] == written
 
 

@@ -19,8 +19,8 @@ from tests.jobs.training.pruning.test_scores import batches, make_model
 
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
-    found: torch.Tensor = model(input_ids=torch.cat(batches()), use_cache=False).logits
-    return found
+    result: torch.Tensor = model(input_ids=torch.cat(batches()), use_cache=False).logits
+    return result
 
 
 def names(model: Any) -> set[str]:
@@ -38,13 +38,13 @@ def test_there_and_back(values: str, tmp_path: Path) -> None:
     assert shared is model.model.layers[2].mlp.up_proj.weight
     wanted = before[2] if values == "first" else torch.stack(before[2:]).mean(0)
     torch.testing.assert_close(shared, wanted)
-    said = logits(model)
+    message = logits(model)
     unshare_layers(model)
     assert names(model) == names(plain)
     assert not shared_groups(model.config)
-    assert torch.equal(logits(model), said)
+    assert torch.equal(logits(model), message)
     model.save_pretrained(tmp_path)
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), said)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), message)
 
 
 def test_the_configuration_says_it_all() -> None:
@@ -67,8 +67,8 @@ def test_they_train_sharded_and_leave_as_a_plain_model(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, pretrain_config(data, model={"config": sizes}, steps=4)) for _ in range(2)]
     results = [launch(run, ranks) for run, ranks in zip(runs, (1, 2), strict=True)]
     assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-6)
-    kept = {name.split("layers.")[1][0] for name in weights(runs[1]) if "layers." in name}
-    assert kept == {"0", "1"}
+    remaining = {name.split("layers.")[1][0] for name in weights(runs[1]) if "layers." in name}
+    assert remaining == {"0", "1"}
     model, _ = load_model(runs[1])
     assert not shared_groups(model.config)
     opened = AutoModelForCausalLM.from_pretrained(export(runs[1], tmp_path / "model"))

@@ -94,10 +94,10 @@ def test_a_model_leaves_as_it_was_trained(data: Path, tmp_path: Path, kind: str)
     assert loss == pytest.approx(run.results()["validation/loss"], rel=1e-6), "the ranks trained this very model"
 
 
-def test_a_checkpoint_of_an_older_version_that_lost_an_infinity_is_resumed_and_exported(data: Path, tmp_path: Path) -> None:
+def test_an_older_checkpoint_without_infinities_is_resumed_and_exported(data: Path, tmp_path: Path) -> None:
     run = trained(data, tmp_path, "mamba2")
-    place = checkpoint_folder(run)
-    for folder in [place.child(path.name) for path in sorted(run.checkpoints.glob("step-*"))]:
+    storage = checkpoint_folder(run)
+    for folder in [storage.child(path.name) for path in sorted(run.checkpoints.glob("step-*"))]:
         manifest = read_manifest(folder)
         assert manifest.identity["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
         old = {**manifest.identity, "time_step_limit": [0.0, None]}

@@ -58,11 +58,11 @@ def test_loss_does_not_depend_on_the_world_size(data: Path, tmp_path: Path) -> N
 
 
 def test_same_world_size_is_bit_identical(data: Path, tmp_path: Path) -> None:
-    one, two = (make_run(tmp_path, pretrain_config(data, steps=4)) for _ in range(2))
-    launch(one, 2)
+    first, two = (make_run(tmp_path, pretrain_config(data, steps=4)) for _ in range(2))
+    launch(first, 2)
     launch(two, 2)
-    assert losses(one) == losses(two)
-    assert equal(weights(one), weights(two))
+    assert losses(first) == losses(two)
+    assert equal(weights(first), weights(two))
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_tokenizers_that_differ_are_refused(data: Path, tmp_path: Path) -> None:
 
 
 def test_missing_data_is_named_at_submission(tmp_path: Path) -> None:
-    for path, words in [(tmp_path / "none", "does not exist"), (tmp_path, "is not complete")]:
+    for path, arguments in [(tmp_path / "none", "does not exist"), (tmp_path, "is not complete")]:
         config = load_config(PretrainConfig, {"data": str(path), "steps": 1})
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=arguments):
             config.preflight()
 
 
@@ -174,7 +174,7 @@ def test_a_model_is_one_thing(model: dict[str, object]) -> None:
 def test_torchrun_starts_it_too(data: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, pretrain_config(data, steps=2))
     attempt = run.begin_attempt()
-    words = [
+    arguments = [
         "-m",
         "torch.distributed.run",
         "--standalone",
@@ -186,7 +186,7 @@ def test_torchrun_starts_it_too(data: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[4]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *words, "--attempt", str(attempt)],
+        [sys.executable, *arguments, "--attempt", str(attempt)],
         cwd=root,
         env=env,
         capture_output=True,
@@ -234,8 +234,8 @@ def test_a_run_without_a_model_for_it_is_named(data: Path, tmp_path: Path, monke
     config = {"data": str(data), "steps": 1}
     for key in ("model", "start_from"):
         load_config(PretrainConfig, {**config, key: {"run": waiting.id}}).preflight()
-        for word, words in (("nobody", "no run 'nobody'"), (scored.id, "is a evaluate run, which has no model")):
-            with pytest.raises(ConfigError, match=words):
+        for word, arguments in (("nobody", "no run 'nobody'"), (scored.id, "is a evaluate run, which has no model")):
+            with pytest.raises(ConfigError, match=arguments):
                 load_config(PretrainConfig, {**config, key: {"run": word}}).preflight()
         with pytest.raises(ConfigError, match=rf"{key}.run: .* may mean another run tomorrow; give the id: {waiting.id}"):
             load_config(PretrainConfig, {**config, key: {"run": waiting.id[:-1]}}).preflight()
@@ -271,11 +271,11 @@ def test_a_donor_that_is_not_there_or_of_another_model_is_named(data: Path, tmp_
     donor = make_run(tmp_path, pretrain_config(data, steps=2))
     launch(donor, 1)
     other = {"config": {**TINY, "hidden_size": 16}}
-    for changes, words in (
+    for changes, arguments in (
         ({"start_from": {"run": "nobody"}}, "no run 'nobody'"),
         ({"start_from": {"run": donor.id, "step": 7}}, "no manifest.json"),
         ({"start_from": {"run": donor.id}, "model": other}, "hidden_size is 32 there and 16 here"),
     ):
         taker = make_run(tmp_path, pretrain_config(data, steps=4) | changes)
         assert start(taker, 1).wait() == [42]
-        assert words in log_of(taker)
+        assert arguments in log_of(taker)

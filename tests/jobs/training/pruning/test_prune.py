@@ -16,8 +16,8 @@ from tests.jobs.training.pruning.test_scores import batches, make_model
 
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
-    found: torch.Tensor = model(input_ids=torch.cat(batches()), use_cache=False).logits
-    return found
+    result: torch.Tensor = model(input_ids=torch.cat(batches()), use_cache=False).logits
+    return result
 
 
 def silence(model: Any, *, layer: int, channels: list[int], heads: list[int]) -> None:
@@ -65,9 +65,9 @@ def test_sizes_of_what_stays(kind: str) -> None:
     assert pruned.model.lm_head.weight is pruned.model.model.embed_tokens.weight, "tied as before"
     assert logits(pruned.model).isfinite().all()
     assert after["parameters"] < pruned.record["before"]["parameters"]
-    kept, choice = model.state_dict(), pruned.choice
+    state, choice = model.state_dict(), pruned.choice
     rows, hidden = choice.width[choice.layers[0]], choice.hidden
-    gate = kept[f"model.layers.{choice.layers[0]}.mlp.gate_proj.weight"]
+    gate = state[f"model.layers.{choice.layers[0]}.mlp.gate_proj.weight"]
     assert torch.equal(weights.mlp.gate_proj.weight, gate[rows][:, hidden])
 
 
@@ -87,8 +87,8 @@ def test_scores_without_text_look_at_none(by: Any) -> None:
 
 def test_random_is_by_the_seed() -> None:
     def chosen(seed: int) -> list[list[int]]:
-        found = prune(make_model(), PruneConfig(width=0.5, channels_by="random", seed=seed)).choice.width
-        return [layer.tolist() for layer in found]
+        result = prune(make_model(), PruneConfig(width=0.5, channels_by="random", seed=seed)).choice.width
+        return [layer.tolist() for layer in result]
 
     assert chosen(1) == chosen(1)
     assert chosen(1) != chosen(2)
@@ -96,15 +96,15 @@ def test_random_is_by_the_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"layers": 4}, "layers: 4 of 3 cannot be kept; choose at most 3"),
         ({"heads": 3}, "heads: 3 cannot be divided equally among 2 KV groups of 2 heads; choose a multiple of 2 up to 4"),
         ({"heads": 4, "kv_heads": 1}, "heads: 4 cannot be divided equally among 1 KV groups"),
     ],
 )
-def test_sizes_that_cannot_be(keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_sizes_that_cannot_be(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         prune(make_model(), PruneConfig(**keys), batches())
 
 

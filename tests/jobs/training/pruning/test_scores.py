@@ -33,50 +33,50 @@ def batches(count: int = 3) -> list[torch.Tensor]:
 
 def inputs_of(model: Any, module: Any) -> list[torch.Tensor]:
     """Inputs of a module for each sequence by itself, [T, C] each."""
-    seen: list[torch.Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0][0].double()))
+    observed: list[torch.Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: observed.append(args[0][0].double()))
     with torch.no_grad():
         for tokens in torch.cat(batches()):
             model(input_ids=tokens[None], use_cache=False)
     handle.remove()
-    return seen
+    return observed
 
 
 def test_block_influence_is_shortgpts() -> None:
     """BI_i = 1 - E over tokens of x_i · x_{i+1} / (|x_i| |x_{i+1}|)."""
     model = make_model()
-    found = collect(model, batches())
+    result = collect(model, batches())
     influence = []
     for number in range(3):
         here = torch.cat(inputs_of(model, model.model.layers[number]))
         after = inputs_of(model, model.model.layers[number + 1] if number < 2 else model.model.norm)
         ratios = [(x @ y / (x.norm() * y.norm())).item() for x, y in zip(here, torch.cat(after), strict=True)]
         influence.append(1 - sum(ratios) / len(ratios))
-    assert (found.influence / found.tokens).tolist() == pytest.approx(influence, rel=1e-5)
+    assert (result.influence / result.tokens).tolist() == pytest.approx(influence, rel=1e-5)
 
 
 def test_channels_and_heads_are_minitrons() -> None:
     """The L2 norm over sequences of the mean over tokens of |activation|, for a head of its output's L2 norm."""
     model = make_model()
-    found = collect(model, batches())
+    result = collect(model, batches())
     hidden = torch.zeros(32, dtype=torch.float64)
     for number, layer in enumerate(model.model.layers):
         width = torch.stack([x.abs().mean(0) for x in inputs_of(model, layer.mlp.down_proj)])
-        torch.testing.assert_close(found.width[number].sqrt(), width.norm(dim=0), rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(result.width[number].sqrt(), width.norm(dim=0), rtol=1e-5, atol=1e-9)
         of_heads = [x.reshape(11, 4, 8).norm(dim=-1).mean(0) for x in inputs_of(model, layer.self_attn.o_proj)]
-        torch.testing.assert_close(found.heads[number].sqrt(), torch.stack(of_heads).norm(dim=0), rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(result.heads[number].sqrt(), torch.stack(of_heads).norm(dim=0), rtol=1e-5, atol=1e-9)
         for reader in (layer.mlp.gate_proj, layer.self_attn.q_proj):  # what the two norms give out
             hidden += torch.stack([x.abs().mean(0) for x in inputs_of(model, reader)]).square().sum(0)
-    torch.testing.assert_close(found.hidden, hidden, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(result.hidden, hidden, rtol=1e-5, atol=1e-9)
 
 
 def test_the_text_does_not_depend_on_the_batches(tmp_path: Path) -> None:
     data = str(make_dataset(tmp_path / "data"))
-    one = torch.cat(list(calibration_batches(data, seq_len=16, sequences=7, seed=3, micro_batch=7)))
+    cat = torch.cat(list(calibration_batches(data, seq_len=16, sequences=7, seed=3, micro_batch=7)))
     many = torch.cat(list(calibration_batches(data, seq_len=16, sequences=9, seed=3, micro_batch=2)))
-    assert one.shape == (7, 16)
-    assert torch.equal(one, many[:7]), "the first ones are the same, however many there are"
-    assert not torch.equal(one, torch.cat(list(calibration_batches(data, seq_len=16, sequences=7, seed=4))))
+    assert cat.shape == (7, 16)
+    assert torch.equal(cat, many[:7]), "the first ones are the same, however many there are"
+    assert not torch.equal(cat, torch.cat(list(calibration_batches(data, seq_len=16, sequences=7, seed=4))))
 
 
 def test_highest_and_magnitude() -> None:

@@ -22,9 +22,9 @@ HTTP = httpx.Client(timeout=60, verify=False)
 class FakeEngine:
     """A process of tests.fakes.answering_engine."""
 
-    def __init__(self, *words: str, port: int = 0, engine: str = "transformers", slots: int = 4) -> None:
-        self.words, self.engine, self.slots = words, engine, slots
-        self.hold = Path(words[words.index("--hold") + 1]) if "--hold" in words else None
+    def __init__(self, *arguments: str, port: int = 0, engine: str = "transformers", slots: int = 4) -> None:
+        self.words, self.engine, self.slots = arguments, engine, slots
+        self.hold = Path(arguments[arguments.index("--hold") + 1]) if "--hold" in arguments else None
         self.generation = 0
         self.start(port)
 
@@ -52,8 +52,8 @@ class FakeEngine:
         self.start(self.port)
 
     def stats(self) -> dict[str, Any]:
-        found: dict[str, Any] = HTTP.get(f"http://127.0.0.1:{self.port}/health").json()
-        return found
+        answer: dict[str, Any] = HTTP.get(f"http://127.0.0.1:{self.port}/health").json()
+        return answer
 
 
 class Endpoint:
@@ -76,14 +76,14 @@ class Endpoint:
     def start_only(folder: Path, *, environment: dict[str, str] | None = None, **settings: Any) -> subprocess.Popen[bytes]:
         """A keeper, which may end at once."""
         files = {"routes": folder / "routes.json", "address_file": folder / "address.json"}
-        given = GatewaySettings(**files, **{"drain_seconds": 5.0, "journal_bytes": 2**26, **settings})
-        (folder / "settings.json").write_text(given.model_dump_json())
+        value = GatewaySettings(**files, **{"drain_seconds": 5.0, "journal_bytes": 2**26, **settings})
+        (folder / "settings.json").write_text(value.model_dump_json())
         command = [sys.executable, "-m", "ropewalk.jobs.serving.serve.gateway", str(folder / "settings.json")]
         with (folder / "log").open("wb") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
 
     def publish(self, engines: list[FakeEngine] | None = None, **routes: Any) -> None:
-        version = Version(replicas=tuple(one.replica for one in (self.engines if engines is None else engines)))
+        version = Version(replicas=tuple(item.replica for item in (self.engines if engines is None else engines)))
         aliases = {"production": Alias(stable=VERSION)}
         write_routes(
             self.routes_file, Routes(**{"versions": {VERSION: version}, "aliases": aliases, "default": "production", **routes})
@@ -125,6 +125,6 @@ def chat(text: str, **keys: Any) -> dict[str, Any]:
 
 def texts(stream: bytes) -> str:
     """The text of a stream."""
-    found = [line[6:] for line in stream.split(b"\n") if line.startswith(b"data: ") and line != b"data: [DONE]"]
-    choices = [choice for one in found for choice in json.loads(one)["choices"]]
+    results = [line[6:] for line in stream.split(b"\n") if line.startswith(b"data: ") and line != b"data: [DONE]"]
+    choices = [choice for item in results for choice in json.loads(item)["choices"]]
     return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)

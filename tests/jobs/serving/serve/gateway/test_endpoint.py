@@ -23,12 +23,12 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 def _raw(endpoint: Endpoint, data: bytes, until_seen: bytes = b"") -> bytes:
     """Send bytes and return the answer, until the connection ends or `until_seen` appears."""
-    found = b""
+    result = b""
     with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as client:
         client.sendall(data)
-        while (not until_seen or until_seen not in found) and (part := client.recv(65536)):
-            found += part
-    return found
+        while (not until_seen or until_seen not in result) and (part := client.recv(65536)):
+            result += part
+    return result
 
 
 def _post(path: str, body: dict[str, Any], *headers: str) -> bytes:
@@ -50,7 +50,7 @@ def _post(path: str, body: dict[str, Any], *headers: str) -> bytes:
 def test_bytes_are_those_of_the_engine(endpoint: Endpoint, path: str, body: dict[str, Any]) -> None:
     got = HTTP.post(endpoint.url + path, json=body)
     bare = [HTTP.post(f"http://127.0.0.1:{engine.port}{path}", json=body) for engine in endpoint.engines]
-    assert got.content in [one.content for one in bare]
+    assert got.content in [response.content for response in bare]
     assert got.headers["content-type"] == bare[0].headers["content-type"]
     assert got.headers["x-request-id"].startswith("req-")
     assert got.headers["x-ropewalk-version"] == VERSION
@@ -59,7 +59,7 @@ def test_bytes_are_those_of_the_engine(endpoint: Endpoint, path: str, body: dict
 def test_pages(endpoint: Endpoint) -> None:
     with httpx.Client(base_url=endpoint.url, verify=False) as client:
         assert client.get("/healthz").json() == {"status": "ok", "replicas": {VERSION: 2}}
-        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["production", VERSION]
+        assert [response["id"] for response in client.get("/v1/models").json()["data"]] == ["production", VERSION]
         assert client.get(f"/v1/models/{VERSION}").json()["id"] == VERSION
         assert client.head("/healthz").status_code == 200
         client.post(CHAT, json=chat("counted", max_tokens=3))
@@ -72,12 +72,12 @@ def test_pages(endpoint: Endpoint) -> None:
 
 
 def _load(endpoint: Endpoint) -> Any:
-    found = json.loads(endpoint.load_file.read_bytes()) if endpoint.load_file.exists() else {}
-    return found if found.get("versions", {}).get(VERSION, {}).get("requests") else None
+    result = json.loads(endpoint.load_file.read_bytes()) if endpoint.load_file.exists() else {}
+    return result if result.get("versions", {}).get(VERSION, {}).get("requests") else None
 
 
 @pytest.mark.parametrize(
-    ("asked", "body", "status", "code"),
+    ("requested", "body", "status", "code"),
     [
         (("POST", CHAT), b"{", 400, "invalid_json"),
         (("POST", CHAT), b'{"messages": [{"role": "user", "content": "\xff"}]}', 400, "invalid_json"),
@@ -90,8 +90,8 @@ def _load(endpoint: Endpoint) -> Any:
         (("POST", "/v1/feedback"), b"{}", 404, "not_found"),
     ],
 )
-def test_errors_have_openais_form(endpoint: Endpoint, asked: tuple[str, str], body: bytes, status: int, code: str) -> None:
-    got = HTTP.request(asked[0], endpoint.url + asked[1], content=body)
+def test_errors_have_openais_form(endpoint: Endpoint, requested: tuple[str, str], body: bytes, status: int, code: str) -> None:
+    got = HTTP.request(requested[0], endpoint.url + requested[1], content=body)
     assert (got.status_code, got.json()["error"]["code"]) == (status, code)
     assert set(got.json()["error"]) == {"message", "type", "param", "code"}
 
@@ -112,8 +112,8 @@ def test_raw_bytes_get_an_answer_and_an_end(endpoint: Endpoint, data: bytes, ans
 
 @pytest.mark.parametrize("path", ["/nothing", "/v1/models/other", CHAT])
 def test_an_error_to_a_head_is_a_head(endpoint: Endpoint, path: str) -> None:
-    asked = f"HEAD {path} HTTP/1.1\r\n\r\nGET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n"
-    head, _, rest = _raw(endpoint, asked.encode()).partition(b"\r\n\r\n")
+    request = f"HEAD {path} HTTP/1.1\r\n\r\nGET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n"
+    head, _, rest = _raw(endpoint, request.encode()).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 40")
     assert rest.startswith(b"HTTP/1.1 200")
 
@@ -123,7 +123,7 @@ def test_requests_behind_each_other_in_pieces_and_after_a_question(endpoint: End
     twice = _raw(endpoint, _post(COMPLETIONS, body) + _post(COMPLETIONS, body, "Connection: close"))
     assert twice.count(b"HTTP/1.1 200") == 2
     raw = json.dumps(body).encode()
-    pieces = b"".join(b"1\r\n%c\r\n" % one for one in raw)
+    pieces = b"".join(b"1\r\n%c\r\n" % response for response in raw)
     head = b"POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
     with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as client:
         client.sendall(head)
@@ -172,11 +172,15 @@ def test_above_capacity_requests_wait_then_are_refused_and_deadlines_hold(endpoi
         thread.start()
     for thread in threads:
         thread.join()
-    refused = [one for one in got if one.status_code == 429]
+    refused = [response for response in got if response.status_code == 429]
     assert len(got) == 60
-    assert all(one.status_code == 200 and texts(one.content).count("w") == 40 for one in got if one not in refused)
+    assert all(
+        response.status_code == 200 and texts(response.content).count("w") == 40 for response in got if response not in refused
+    )
     assert len(got) - len(refused) >= 24  # slots, and twice as many that wait
-    assert all(int(one.headers["retry-after"]) >= 1 and one.json()["error"]["code"] == "overloaded" for one in refused)
+    assert all(
+        int(response.headers["retry-after"]) >= 1 and response.json()["error"]["code"] == "overloaded" for response in refused
+    )
 
 
 def test_a_deadline_ends_a_request(endpoint: Endpoint) -> None:
@@ -210,40 +214,40 @@ def test_a_chat_finds_the_end_of_a_tunnel_and_says_how_to_make_one(endpoint: End
 
 @pytest.mark.soak("fills a journal; other tests of this file cover 429 and clients that hang up")
 def test_a_journal_that_is_full_costs_the_connections_that_do_not_fit(tmp_path: Path) -> None:
-    made = Endpoint(tmp_path, [FakeEngine()], journal_bytes=2**24)  # room for the input of some thousand
-    live, clients = made.live(), list[socket.socket]()
+    endpoint = Endpoint(tmp_path, [FakeEngine()], journal_bytes=2**24)  # room for the input of some thousand
+    live, clients = endpoint.live(), list[socket.socket]()
     try:
         for _ in range(1100):
-            clients.append(socket.create_connection(("127.0.0.1", made.port), timeout=60))
+            clients.append(socket.create_connection(("127.0.0.1", endpoint.port), timeout=60))
             clients[-1].sendall(b"GET /healthz HTTP/1.1\r\n")  # its end does not come yet
-        until(lambda: "the journal is full" in made.said(), Patience.STEP)
+        until(lambda: "the journal is full" in endpoint.said(), Patience.STEP)
         for client in clients[500:]:
             client.close()
-        until(lambda: HTTP.get(made.url + "/healthz").status_code == 200, Patience.STEP)
-        assert made.live() == live, made.said()
+        until(lambda: HTTP.get(endpoint.url + "/healthz").status_code == 200, Patience.STEP)
+        assert endpoint.live() == live, endpoint.said()
         clients[0].sendall(b"\r\n")
         assert clients[0].recv(12) == b"HTTP/1.1 200"
     finally:
         for client in clients:
             client.close()
-        made.close()
+        endpoint.close()
 
 
 def test_names_lead_to_versions_and_a_server_that_leaves_says_so(tmp_path: Path) -> None:
     engines = [FakeEngine(), FakeEngine()]
-    made = Endpoint(tmp_path, engines, token_variable="GATEWAY_TEST_TOKEN", environment={"GATEWAY_TEST_TOKEN": "s3cret"})
+    endpoint = Endpoint(tmp_path, engines, token_variable="GATEWAY_TEST_TOKEN", environment={"GATEWAY_TEST_TOKEN": "s3cret"})
     try:
         versions = {
             "old": Version(replicas=(engines[0].replica,)),
             "new": Version(replicas=(engines[1].replica,), draining=False),
         }
         aliases = {"production": Alias(stable="old", canary="new", share=0.5)}
-        made.publish(versions=versions, aliases=aliases)
-        with httpx.Client(base_url=made.url, verify=False, headers={"authorization": "Bearer s3cret"}) as client:
+        endpoint.publish(versions=versions, aliases=aliases)
+        with httpx.Client(base_url=endpoint.url, verify=False, headers={"authorization": "Bearer s3cret"}) as client:
             until(lambda: len(client.get("/v1/models").json()["data"]) == 3, Patience.SIGNAL)
-            assert HTTP.get(made.url + "/v1/models").status_code == 401
-            assert HTTP.get(made.url + "/v1/models", headers={"authorization": "Bearer s3cres"}).status_code == 401
-            assert HTTP.get(made.url + "/healthz").status_code == 200
+            assert HTTP.get(endpoint.url + "/v1/models").status_code == 401
+            assert HTTP.get(endpoint.url + "/v1/models", headers={"authorization": "Bearer s3cres"}).status_code == 401
+            assert HTTP.get(endpoint.url + "/healthz").status_code == 200
             met = [
                 client.post(CHAT, json=chat(f"c{k}", max_tokens=1, model="production")).headers["x-ropewalk-version"]
                 for k in range(20)
@@ -253,24 +257,25 @@ def test_names_lead_to_versions_and_a_server_that_leaves_says_so(tmp_path: Path)
                 client.post(CHAT, json=chat(f"c{k}", max_tokens=1, model="production")).headers["x-ropewalk-version"]
                 for k in range(20)
             ]
-            made.publish(versions={**versions, "new": Version(draining=True)}, aliases={"production": Alias(stable="old")})
+            endpoint.publish(versions={**versions, "new": Version(draining=True)}, aliases={"production": Alias(stable="old")})
             until(lambda: client.post(CHAT, json={**chat("x"), "model": "new"}).status_code == 404, Patience.SIGNAL)
-            made.publish(versions=versions, aliases=aliases, accepting=False, retry_after=7)
+            endpoint.publish(versions=versions, aliases=aliases, accepting=False, retry_after=7)
             refused = until(
-                lambda: (one := client.post(CHAT, json=chat("x", model="production"))).status_code == 503 and one, Patience.SIGNAL
+                lambda: (response := client.post(CHAT, json=chat("x", model="production"))).status_code == 503 and response,
+                Patience.SIGNAL,
             )
             assert refused.headers["retry-after"] == "7"
     finally:
-        made.close()
-    assert made.keeper.returncode == 0
+        endpoint.close()
+    assert endpoint.keeper.returncode == 0
 
 
 def test_mistakes_end_with_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        made = Endpoint.start_only(tmp_path, port=taken.getsockname()[1])
-        assert ended(made) == 2
-    said = (tmp_path / "log").read_text()
-    assert said.startswith("error: host 127.0.0.1, port")
-    assert said.count("\n") == 1
+        created = Endpoint.start_only(tmp_path, port=taken.getsockname()[1])
+        assert ended(created) == 2
+    output = (tmp_path / "log").read_text()
+    assert output.startswith("error: host 127.0.0.1, port")
+    assert output.count("\n") == 1
     assert ended(Endpoint.start_only(tmp_path, token_variable="NOT_SET_ANYWHERE")) == 2
     assert "NOT_SET_ANYWHERE is empty" in (tmp_path / "log").read_text()

@@ -23,8 +23,8 @@ def test_a_request_ends_where_the_next_one_begins() -> None:
     pieces = b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nTrailer: 1\r\n\r\n"
     for raw in (plain, pieces):
         for cut in range(len(raw)):
-            found = read_head(memoryview(raw[:cut]))
-            assert found is None or read_body(found[0], memoryview(raw[:cut]), found[1], 100) is None
+            records = read_head(memoryview(raw[:cut]))
+            assert records is None or read_body(records[0], memoryview(raw[:cut]), records[1], 100) is None
         head, start = read_head(memoryview(raw + plain)) or pytest.fail("no head")
         assert (head.method, head.path, head.keep_alive) == ("POST", "/a", True)
         assert read_body(head, memoryview(raw + plain), start, 100) == (b"hello", len(raw))
@@ -88,8 +88,8 @@ def _chat(**keys: object) -> ModelRequest:
 
 
 def test_token_ids_are_taken_out_and_nothing_else() -> None:
-    said = json.dumps(r'quoted ,"token_ids":[9] \ é')
-    bare = f'data: {{"id":"a","choices":[{{"delta":{{"content":{said}}},"index":0}}]}}\n\n'.encode()
+    content = json.dumps(r'quoted ,"token_ids":[9] \ é')
+    bare = f'data: {{"id":"a","choices":[{{"delta":{{"content":{content}}},"index":0}}]}}\n\n'.encode()
     with_ids = bare.replace(b'"index":0}]}', b'"index":0,"token_ids":[1, -1]}],"prompt_token_ids":[7,8]}')
     reader = PassThrough(keep_ids=False)
     assert reader.feed(with_ids[:30]) == b""
@@ -101,41 +101,41 @@ def test_token_ids_are_taken_out_and_nothing_else() -> None:
 
 
 def test_a_body_keeps_its_bytes() -> None:
-    asked = ModelRequest(
+    request = ModelRequest(
         CHAT, b'{"messages" : [{"a":1.50}],"stream":true }\n', {"messages": [{"a": 1.5}], "stream": True}, None, True, None
     )
-    assert initial_body(asked, Method.REPLAY, None, 5) == asked.body
+    assert initial_body(request, Method.REPLAY, None, 5) == request.body
     assert (
-        initial_body(asked, Method.CONTINUE_FROM, None, 5)
+        initial_body(request, Method.CONTINUE_FROM, None, 5)
         == b'{"messages" : [{"a":1.50}],"stream":true ,"return_token_ids":true,"seed":5}'
     )
-    assert json.loads(initial_body(asked, Method.BY_IDS, "name", 5))["model"] == "name"
+    assert json.loads(initial_body(request, Method.BY_IDS, "name", 5))["model"] == "name"
     greedy = _chat(temperature=0, seed=None)
     assert "seed" not in initial_body(greedy, Method.CONTINUE_FROM, None, 5).decode().replace('"seed": null', "")
 
 
 def test_what_was_sent_is_told_to_the_next_engine() -> None:
-    asked = _chat(temperature=0, max_tokens=9)
+    request = _chat(temperature=0, max_tokens=9)
     stream = b'data: {"id":"c1","created":3,"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
-    told = json.loads(continue_from_body(asked, read_sent(asked, stream + b"data: {", [1], [5]), None, 7))
-    assert told["continue_from"] == {"id": "c1", "created": 3, "token_ids": [5], "started": True}
-    assert "seed" not in told
-    assert can_continue_by_ids(asked, read_sent(asked, stream, [1], [5]))
+    body = json.loads(continue_from_body(request, read_sent(request, stream + b"data: {", [1], [5]), None, 7))
+    assert body["continue_from"] == {"id": "c1", "created": 3, "token_ids": [5], "started": True}
+    assert "seed" not in body
+    assert can_continue_by_ids(request, read_sent(request, stream, [1], [5]))
     for keys in ({"tools": [{}]}, {"presence_penalty": 1}, {"response_format": {"type": "json_object"}}, {"n": 2}):
         other = _chat(temperature=0, max_tokens=9, **keys)
         assert not can_continue_by_ids(other, read_sent(other, stream, [1], [5]))
 
 
 def test_a_replay_leaves_out_what_is_known_and_sees_another_answer() -> None:
-    asked = _chat()
+    request = _chat()
     events = [b'data: {"id":"%%s","choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n' % k for k in range(4)]
-    known = read_sent(asked, b"".join(one.replace(b"%s", b"c1") for one in events[:2]), [], None)
-    out = ReplayReader(known).feed(b"".join(one.replace(b"%s", b"c2") for one in events) + b"data: [DONE]\n\n")
-    assert out == b"".join(one.replace(b"%s", b"c1") for one in events[2:]) + b"data: [DONE]\n\n"
+    existing = read_sent(request, b"".join(event.replace(b"%s", b"c1") for event in events[:2]), [], None)
+    out = ReplayReader(existing).feed(b"".join(event.replace(b"%s", b"c2") for event in events) + b"data: [DONE]\n\n")
+    assert out == b"".join(event.replace(b"%s", b"c1") for event in events[2:]) + b"data: [DONE]\n\n"
     with pytest.raises(DivergedError):
-        ReplayReader(known).feed(events[1])
+        ReplayReader(existing).feed(events[1])
     with pytest.raises(DivergedError):
-        ReplayReader(known).feed(events[0] + b"data: [DONE]\n\n")
+        ReplayReader(existing).feed(events[0] + b"data: [DONE]\n\n")
 
 
 def test_the_wire_is_read_back() -> None:

@@ -41,9 +41,9 @@ def fragile(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     name = {"continue_from": "llamacpp", "token_ids": "vllm", "replay": "other"}[request.param]
     folder = tmp_path_factory.mktemp("fragile")
     engines = [FakeEngine("--way", request.param, "--hold", str(folder / "hold"), engine=name) for _ in range(2)]
-    made = Endpoint(folder, engines)
-    yield made
-    made.close()
+    endpoint = Endpoint(folder, engines)
+    yield endpoint
+    endpoint.close()
 
 
 def _undisturbed(endpoint: Endpoint, path: str, body: dict[str, Any]) -> bytes:
@@ -54,23 +54,23 @@ def _disturbed(endpoint: Endpoint, path: str, body: dict[str, Any], moments: dic
     """A stream during which something happens whenever so many tokens have come; the engine stands still there."""
     hold = endpoint.folder / "hold"
     hold.write_text("\n".join(map(str, moments)))
-    found = b""
+    result = b""
     left = dict(moments)
     with HTTP.stream("POST", endpoint.url + path, json=body) as stream:
         assert stream.status_code == 200
         for part in stream.iter_raw():
-            found += part
-            if found.count(b" w") in left:
-                at = found.count(b" w")
+            result += part
+            if result.count(b" w") in left:
+                at = result.count(b" w")
                 until(lambda at=at: str(at) not in hold.read_text().split(), Patience.SIGNAL)
                 left.pop(at)()
     assert not left
-    return found
+    return result
 
 
 def _kill_busy(endpoint: Endpoint) -> None:
     """Kill the engine that answers, and start it again at the same place."""
-    busy = until(lambda: [one for one in endpoint.engines if one.stats()["running"]], Patience.SIGNAL)
+    busy = until(lambda: [engine for engine in endpoint.engines if engine.stats()["running"]], Patience.SIGNAL)
     busy[0].restart()
 
 
@@ -78,8 +78,8 @@ def _plain(stream: bytes) -> list[Any]:
     """The events of a stream, without what two answers never share."""
     assert stream.endswith(b"data: [DONE]\n\n")
     events = [json.loads(line[6:]) for line in stream.split(b"\n") if line.startswith(b"data: {")]
-    assert len({(one["id"], one["created"]) for one in events}) == 1
-    return [{key: value for key, value in one.items() if key not in ("id", "created")} for one in events]
+    assert len({(event["id"], event["created"]) for event in events}) == 1
+    return [{key: value for key, value in event.items() if key not in ("id", "created")} for event in events]
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
@@ -134,7 +134,7 @@ def test_all_replicas_are_away_for_a_while(endpoint: Endpoint) -> None:
 def test_a_gateway_is_killed_while_a_request_arrives_and_between_requests(endpoint: Endpoint) -> None:
     body = json.dumps({"prompt": "cut", "max_tokens": 3, "temperature": 0, "stream": True}).encode()
     raw = b"POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-    found = []
+    results = []
     with socket.create_connection(("127.0.0.1", endpoint.port), timeout=60) as client:
         for cut in (7, len(raw) - len(body) + 9, len(raw) - 1, len(raw)):
             client.sendall(raw[:cut])
@@ -145,9 +145,9 @@ def test_a_gateway_is_killed_while_a_request_arrives_and_between_requests(endpoi
                 part = client.recv(65536)
                 assert part, endpoint.said()
                 got += part
-            found.append(texts(got.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"\n")))
-    assert len(found) == 4
-    assert set(found) == {texts(_undisturbed(endpoint, COMPLETIONS, json.loads(body)))}
+            results.append(texts(got.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"\n")))
+    assert len(results) == 4
+    assert set(results) == {texts(_undisturbed(endpoint, COMPLETIONS, json.loads(body)))}
 
 
 def test_a_slow_client_gets_every_byte_once_though_gateways_die(endpoint: Endpoint) -> None:
@@ -178,23 +178,23 @@ def test_a_slow_client_gets_every_byte_once_though_gateways_die(endpoint: Endpoi
 @pytest.mark.parametrize("what", ["refusal", "page"])
 def test_a_slow_client_gets_a_whole_answer_once_though_its_gateway_dies(tmp_path: Path, what: str) -> None:
     """A refusal, and a page, that are too long for the kernel to take at once: the next gateway does not answer again."""
-    made = Endpoint(tmp_path, [], max_answer_bytes=2**26)
+    endpoint = Endpoint(tmp_path, [], max_answer_bytes=2**26)
     try:
         if what == "refusal":
             body = json.dumps(chat("long", max_tokens=3) | {"model": "x" * 6_000_000}).encode()
             raw = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
         else:
-            made.publish(aliases={f"{number:02000}": Alias(stable=VERSION) for number in range(3_000)}, default=VERSION)
-            until(lambda: len(HTTP.get(made.url + "/v1/models").content) > 6_000_000, Patience.RUN, made.said)
+            endpoint.publish(aliases={f"{number:02000}": Alias(stable=VERSION) for number in range(3_000)}, default=VERSION)
+            until(lambda: len(HTTP.get(endpoint.url + "/v1/models").content) > 6_000_000, Patience.RUN, endpoint.said)
             raw = b"GET /v1/models HTTP/1.1\r\n\r\n"
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            client.connect(("127.0.0.1", made.port))
+            client.connect(("127.0.0.1", endpoint.port))
             client.settimeout(60)
             client.sendall(raw)
             got = client.recv(1024)
-            made.kill_gateway()
-            made.live()
+            endpoint.kill_gateway()
+            endpoint.live()
             head, _, rest = got.partition(b"\r\n\r\n")
             length = int(next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")).split()[1])
             while len(rest) < length:
@@ -205,7 +205,7 @@ def test_a_slow_client_gets_a_whole_answer_once_though_its_gateway_dies(tmp_path
         assert b'"status"' in rest[length:]
         json.loads(rest[:length])
     finally:
-        made.close()
+        endpoint.close()
 
 
 def test_a_client_that_leaves_while_no_gateway_looks_is_let_go(endpoint: Endpoint) -> None:
@@ -216,37 +216,37 @@ def test_a_client_that_leaves_while_no_gateway_looks_is_let_go(endpoint: Endpoin
         live = endpoint.live()
         os.kill(live, signal.SIGSTOP)
     os.kill(live, signal.SIGKILL)
-    until(lambda: all(not one.stats()["running"] for one in endpoint.engines), Patience.SIGNAL)
+    until(lambda: all(not engine.stats()["running"] for engine in endpoint.engines), Patience.SIGNAL)
     assert texts(HTTP.post(endpoint.url + CHAT, json=chat("next", max_tokens=3)).content).count("w") == 3
     assert HTTP.get(endpoint.url + "/metrics").text.count("ropewalk_connections 1.0") == 1
 
 
 def test_a_request_of_which_replicas_die_is_given_up(tmp_path: Path) -> None:
     engines = [FakeEngine() for _ in range(5)]
-    made = Endpoint(tmp_path, engines)
+    endpoint = Endpoint(tmp_path, engines)
     try:
-        got = HTTP.post(made.url + CHAT, json=chat("POISON"), timeout=60)
+        got = HTTP.post(endpoint.url + CHAT, json=chat("POISON"), timeout=60)
         assert (got.status_code, got.json()["error"]["code"]) == (502, "replicas_failed")
-        assert texts(HTTP.post(made.url + CHAT, json=chat("fine", max_tokens=2), timeout=60).content).count("w") == 2
+        assert texts(HTTP.post(endpoint.url + CHAT, json=chat("fine", max_tokens=2), timeout=60).content).count("w") == 2
     finally:
-        made.close()
+        endpoint.close()
 
 
 def test_a_rating_counts_once_though_its_gateway_dies_before_it_has_answered(tmp_path: Path) -> None:
-    made = Endpoint(tmp_path, [], feedback_folder=tmp_path / "feedback", capture={"mask": []})
+    endpoint = Endpoint(tmp_path, [], feedback_folder=tmp_path / "feedback", capture={"mask": []})
     raw = json.dumps({"answer_id": "cmpl-1", "rating": "down"}).encode()
     try:
-        writer = until(lambda: _writer(made.live()), Patience.START, made.said)
+        writer = until(lambda: _writer(endpoint.live()), Patience.START, endpoint.said)
         writer.suspend()  # a slow disk
-        with socket.create_connection(("127.0.0.1", made.port), timeout=60) as client:
+        with socket.create_connection(("127.0.0.1", endpoint.port), timeout=60) as client:
             client.sendall(b"POST /v1/feedback HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(raw), raw))
             for _ in range(2):  # whoever answers these has handed it over
-                HTTP.get(made.url + "/healthz")
-            made.kill_gateway()
+                HTTP.get(endpoint.url + "/healthz")
+            endpoint.kill_gateway()
             writer.resume()
             assert client.recv(1000).startswith(b"HTTP/1.1 200")
     finally:
-        made.close()
+        endpoint.close()
     until(lambda: not writer.is_running() or writer.status() == psutil.STATUS_ZOMBIE, Patience.SIGNAL)
     ratings = ratings_store(tmp_path / "feedback")
     assert ratings.read()["answer_id"].to_pylist() == ["cmpl-1"]
@@ -256,22 +256,24 @@ def test_a_rating_counts_once_though_its_gateway_dies_before_it_has_answered(tmp
 def test_each_exchange_is_recorded_once_though_gateways_die(tmp_path: Path) -> None:
     """Twenty kills: between requests, within streams, and one right after a request that was refused."""
     engines = [FakeEngine("--hold", str(tmp_path / "hold"))]
-    made = Endpoint(tmp_path, engines, feedback_folder=tmp_path / "feedback", capture={})
+    endpoint = Endpoint(tmp_path, engines, feedback_folder=tmp_path / "feedback", capture={})
     ids: list[str] = []
     try:
         for number in range(40):
-            got = HTTP.post(made.url + CHAT, json=chat(f"recorded {number}", max_tokens=3))
+            got = HTTP.post(endpoint.url + CHAT, json=chat(f"recorded {number}", max_tokens=3))
             ids.append(got.headers["x-request-id"])
             if number % 4 == 3:
-                made.kill_gateway()
+                endpoint.kill_gateway()
         for number in range(9):
-            _disturbed(made, CHAT, chat(f"recorded in two halves {number}", max_tokens=9), {number % 8 + 1: made.kill_gateway})
-        refused = HTTP.post(made.url + CHAT, content=b"{")
-        made.kill_gateway()
-        assert HTTP.post(made.url + "/v1/feedback", json={"answer_id": ids[0], "rating": "up"}).status_code == 200
+            _disturbed(
+                endpoint, CHAT, chat(f"recorded in two halves {number}", max_tokens=9), {number % 8 + 1: endpoint.kill_gateway}
+            )
+        refused = HTTP.post(endpoint.url + CHAT, content=b"{")
+        endpoint.kill_gateway()
+        assert HTTP.post(endpoint.url + "/v1/feedback", json={"answer_id": ids[0], "rating": "up"}).status_code == 200
     finally:
-        made.close()
-    found = [(one.prompt, one.outcome) for one in exchanges(tmp_path, None, None)]
+        endpoint.close()
+    results = [(exchange.prompt, exchange.outcome) for exchange in exchanges(tmp_path, None, None)]
     wanted = [*(f"recorded {number}" for number in range(40)), *(f"recorded in two halves {number}" for number in range(9))]
-    assert sorted(found) == sorted([("", "refused"), *((prompt, "completed") for prompt in wanted)])
+    assert sorted(results) == sorted([("", "refused"), *((prompt, "completed") for prompt in wanted)])
     assert refused.status_code == 400

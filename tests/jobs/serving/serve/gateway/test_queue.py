@@ -24,9 +24,9 @@ def _blocks(text: str) -> tuple[bytes, ...]:
 
 
 def test_equal_beginnings_have_equal_blocks() -> None:
-    one, other = _blocks("a" * 40 + "x" * 40), _blocks("a" * 40 + "y" * 40)
-    assert one[:2] == other[:2]
-    assert not set(one[2:]) & set(other[2:])
+    blocks, other = _blocks("a" * 40 + "x" * 40), _blocks("a" * 40 + "y" * 40)
+    assert blocks[:2] == other[:2]
+    assert not set(blocks[2:]) & set(other[2:])
 
 
 def test_requests_are_spread_and_prompts_come_back_to_who_knows_them() -> None:
@@ -38,7 +38,7 @@ def test_requests_are_spread_and_prompts_come_back_to_who_knows_them() -> None:
             met.setdefault(turn % 10, set()).add(slot.state.replica.id)
             slot.give_back(completed=True)
         assert all(len(replicas) == 1 for replicas in met.values())
-        assert Counter(one for replicas in met.values() for one in replicas) == {"0": 5, "1": 5}
+        assert Counter(replica for replicas in met.values() for replica in replicas) == {"0": 5, "1": 5}
         held = [await queue.take(_blocks("0" * 64), remaining_seconds=9) for _ in range(8)]
         assert Counter(slot.state.replica.id for slot in held) == {"0": 4, "1": 4}  # a prompt that all ask for goes to both
 

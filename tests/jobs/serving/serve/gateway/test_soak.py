@@ -30,10 +30,10 @@ class Killer:
         self.open: dict[int, int] = {}  # how many pieces each open stream has had
         self.before: dict[int, int] = {}  # and how many at the kill before, if it was open then
 
-    def look(self, number: int, seen: Seen, after: int) -> None:
+    def look(self, number: int, answer: Seen, after: int) -> None:
         """A stream has had one more piece."""
-        self.open[number] = len(seen.times)
-        if len(seen.times) == after:
+        self.open[number] = len(answer.times)
+        if len(answer.times) == after:
             self.due.append("gateway" if number % 10 == 9 else "replica")
         if self.due and all(pieces - self.before.get(n, -PROGRESS_PIECES) >= PROGRESS_PIECES for n, pieces in self.open.items()):
             self._kill(self.due.pop(0))
@@ -52,9 +52,9 @@ class Killer:
 def test_two_hundred_streams_and_as_many_kills(tmp_path: Path, way: str) -> None:
     name = {"continue_from": "transformers", "token_ids": "vllm", "replay": "other"}[way]
     engines = [FakeEngine("--token", "0.004", "--way", way, engine=name, slots=8) for _ in range(3)]
-    made = Endpoint(tmp_path, engines, queue_per_slot=8)
+    endpoint = Endpoint(tmp_path, engines, queue_per_slot=8)
     draw = random.Random(way)
-    killer = Killer(made, draw)
+    killer = Killer(endpoint, draw)
 
     async def run() -> list[Seen]:
         upstreams, places = Upstreams(), asyncio.Semaphore(AT_ONCE)
@@ -64,26 +64,26 @@ def test_two_hundred_streams_and_as_many_kills(tmp_path: Path, way: str) -> None
             async with places:
                 body = chat(f"stream {number}", max_tokens=50, stream_options={"include_usage": True})
                 killer.open[number] = 0
-                seen = await ask(upstreams, made.url, body, lambda seen: killer.look(number, seen, after))
+                answer = await ask(upstreams, endpoint.url, body, lambda partial: killer.look(number, partial, after))
                 del killer.open[number]
-                return seen
+                return answer
 
-        seen = await asyncio.gather(*(one(number) for number in range(NUM_STREAMS)))
+        answers = await asyncio.gather(*(one(number) for number in range(NUM_STREAMS)))
         while killer.due:
-            seen += await asyncio.gather(*(one(len(seen) + more) for more in range(AT_ONCE)))
+            answers += await asyncio.gather(*(one(len(answers) + more) for more in range(AT_ONCE)))
         upstreams.close()
         await asyncio.sleep(0)
-        return seen
+        return answers
 
     try:
-        seen = asyncio.run(run())
-        wrong = [one for one in seen if not one.good]
-        assert not wrong, (len(wrong), wrong[0].status, wrong[0].error, bytes(wrong[0].body[-500:]), made.said()[-3000:])
-        for number, one in enumerate(seen):
+        observed = asyncio.run(run())
+        wrong = [item for item in observed if not item.good]
+        assert not wrong, (len(wrong), wrong[0].status, wrong[0].error, bytes(wrong[0].body[-500:]), endpoint.said()[-3000:])
+        for number, answer in enumerate(observed):
             body = chat(f"stream {number}", max_tokens=50)
-            assert one.text == texts(HTTP.post(f"http://127.0.0.1:{engines[0].port}/v1/chat/completions", json=body).content)
-            assert b'"completion_tokens":50' in one.body
+            assert answer.text == texts(HTTP.post(f"http://127.0.0.1:{engines[0].port}/v1/chat/completions", json=body).content)
+            assert b'"completion_tokens":50' in answer.body
         assert killer.kills["gateway"] == NUM_STREAMS // 10
         assert killer.kills["replica"] == NUM_STREAMS - NUM_STREAMS // 10
     finally:
-        made.close()
+        endpoint.close()

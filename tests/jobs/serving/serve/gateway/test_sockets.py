@@ -42,16 +42,16 @@ def test_another_process_would_read_what_was_written() -> None:
     journal.write(record, Field.OUTPUT_END, tape.end)
     tape.drop(50_000)
     journal.write_note(record, b'{"v": "tiny@1"}')
-    kept = journal.keep(b"an exchange that is over")
+    remaining = journal.keep(b"an exchange that is over")
     other = Journal(descriptor)
     assert list(other.records()) == [(record, 77)]
     assert other.read_note(record) == b'{"v": "tiny@1"}'
     same = Tape(other, record, Field.OUTPUT, other.read(record, Field.OUTPUT_END), 2**20)
     assert bytes(same.read(50_000, len(sent))) == sent[50_000:]
-    assert list(other.kept()) == [(kept, b"an exchange that is over")]
+    assert list(other.kept()) == [(remaining, b"an exchange that is over")]
     assert other.blocks.free_blocks == journal.blocks.free_blocks
     same.drop(len(sent))
-    other.forget(kept)
+    other.forget(remaining)
     other.free_record(record)
     assert Journal(descriptor).blocks.free_blocks == 2**24 // BLOCK_BYTES
     assert other.add_to_header(Header.EXCHANGES) == 1
@@ -90,8 +90,8 @@ def test_the_kernel_counts_what_processes_read_and_wrote() -> None:
 
 def test_sockets_travel_in_messages() -> None:
     ours, theirs = pair()
-    one, other = socket.socketpair()
-    send(ours, Kind.CONNECTIONS, 0, [5, 2**40], [one.fileno(), one.fileno()])
+    first, other = socket.socketpair()
+    send(ours, Kind.CONNECTIONS, 0, [5, 2**40], [first.fileno(), first.fileno()])
     message = receive(theirs)
     assert message is not None
     assert message.numbers == (5, 2**40)
@@ -101,5 +101,5 @@ def test_sockets_travel_in_messages() -> None:
     assert other.recv(10) == b"zz"
     ours.close()
     assert receive(theirs) is None
-    for end in (theirs, one, other):
+    for end in (theirs, first, other):
         end.close()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("cluster", "datapipe", "jobs", "k8s", "sharding", "slurm", "src/ropewalk/__init__.py")
+FOLDERS = ("cluster", "datapipe", "jobs", "k8s", "sharding", "slurm", "tests", "src/ropewalk/__init__.py")
 LEFT_OUT = ("jobs/serving/serve/gateway/http/", "jobs/serving/serve/gateway/sockets/")  # replaced by a library soon
 START = re.compile(r"(What|Whether|How|Which|Where|Why|Who|Whom|Whose|When|Of|It|Its|The same|As|For whom|That)\b", re.IGNORECASE)
 NAMES = frozenset(["found", "one", "place", "words", "said", "asked", "told", "made", "given", "own", "kept", "seen", "known"])

@@ -2,6 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
+
+from ropewalk.sharding.config import BatchConfig
+from ropewalk.sharding.group import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +21,11 @@ class BatchPlan:
     micro_batch: int
     data_size: int
     data_rank: int
+
+    @classmethod
+    def of(cls, config: BatchConfig, group: Group) -> Self:
+        sizes = {"global_batch": config.global_batch, "micro_batch": config.micro_batch}
+        return cls(**sizes, data_size=group.data_size, data_rank=group.data_rank)
 
     @property
     def num_micro_batches(self) -> int:

@@ -36,7 +36,7 @@ from ropewalk.sharding.manifest import (
     FileRecord,
     config_diff,
     dump_manifest,
-    fingerprint_hash,
+    hash_values,
     problems,
     read_manifest,
 )
@@ -68,7 +68,7 @@ class Checkpoints:
 
     def __init__(self, run: RunDir, group: Group, fence: Fence, config: CheckpointConfig, fingerprint: dict[str, Any]) -> None:
         self.run, self.group, self.fence, self.config = run, group, fence, config
-        self.fingerprint, self.config_hash = fingerprint, fingerprint_hash(fingerprint)
+        self.fingerprint, self.config_hash = fingerprint, hash_values(fingerprint)
         self.root = folder_of(run, config)
         self.last_step: int | None = None  # saved or loaded by this process
         # both run on rank 0 in the background thread: make earlier records durable; note a commit as (position, step)
@@ -103,11 +103,7 @@ class Checkpoints:
         prefix = f"{self.fence.attempt:04d}-{self.fence.group:06d}"
         writer = CheckpointWriter(folder, prefix, self.fence.check, partial(self._commit, folder, manifest, prefix))
         pending = async_save(
-            state,
-            storage_writer=writer,
-            planner=DefaultSavePlanner(),
-            process_group=self._background,
-            async_stager=self._stager,
+            state, storage_writer=writer, planner=DefaultSavePlanner(), process_group=self._background, async_stager=self._stager
         )
         assert isinstance(pending, Future)
         self._pending = pending

@@ -63,10 +63,7 @@ def should_reshard_after_forward(model: nn.Module, parallel: ParallelConfig, dev
 
 
 def accumulates_sharded(model: nn.Module, parallel: ParallelConfig) -> bool:
-    """Return True if the gradients of each micro-batch are reduced at once.
-
-    Otherwise every rank holds the full fp32 gradient between micro-batches.
-    """
+    """Return True if each micro-batch's gradients are reduced at once; else each rank holds the full fp32 gradient meanwhile."""
     if parallel.accumulate == "auto":
         return sum(p.numel() for p in model.parameters() if p.requires_grad) * _GRADIENT_BYTES > _SMALL_BYTES
     return parallel.accumulate == "sharded"

@@ -84,7 +84,6 @@ class Group:
         return bool(self.all_reduce_sum(torch.tensor(float(value), device=self.device)).item())
 
     def barrier(self) -> None:
-        """Wait for every rank."""
         self.any(False)
 
     def all_gather_object(self, value: T) -> list[T]:
@@ -125,7 +124,8 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     if on_gpu:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_world_size()))
+        sharers = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1"))  # ranks on this machine's cores
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // sharers))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     # given its device, NCCL connects now and not in the middle of the first step
     bound = device if on_gpu else None
@@ -177,8 +177,7 @@ def _warn_of_unused_gpus() -> None:
     """Warn on the first rank if its machine has GPUs and the run requested none. Call before `rank_device` hides them."""
     if node_gpus() == 0 and os.environ.get("RANK", "0") == "0" and (num_gpus := len(machine_devices())):
         log.warning(
-            "this machine has %d GPU(s) and resources.gpus is 0: computing on the CPU; set resources.gpus to use them",
-            num_gpus,
+            "this machine has %d GPU(s) and resources.gpus is 0: computing on the CPU; set resources.gpus to use them", num_gpus
         )
 
 
@@ -249,8 +248,3 @@ def _store(timeout: timedelta) -> TCPStore | None:
                 raise
             return None
     return TCPStore(host, int(port), None, served, timeout, wait_for_workers=False, master_listen_fd=listener)
-
-
-def _local_world_size() -> int:
-    """Return the number of ranks that share this machine's cores; torchrun and our agent both set it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1"))

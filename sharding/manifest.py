@@ -40,19 +40,15 @@ class CheckpointManifest(Section):
     progress: dict[str, Any] = Field(default_factory=dict, description="running figures of the training loop")
 
 
-def fingerprint_hash(fingerprint: dict[str, Any]) -> str:
-    """Hash a model fingerprint, independent of the order of its keys."""
-    return checksum(xxhash.xxh3_128(json.dumps(fingerprint, sort_keys=True).encode()))
+def hash_values(values: dict[str, Any]) -> str:
+    """Hash plain values, such as a model fingerprint, independent of the order of their keys."""
+    return checksum(xxhash.xxh3_128(json.dumps(values, sort_keys=True).encode()))
 
 
 def dump_manifest(manifest: CheckpointManifest) -> bytes:
     """Serialize a manifest with a checksum of itself, since a flipped digit of its step would go unnoticed."""
     body = manifest.model_dump(mode="json")
-    return (json.dumps({"checksum": _body_checksum(body), **body}, indent=1) + "\n").encode()
-
-
-def _body_checksum(body: dict[str, Any]) -> str:
-    return checksum(xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()))
+    return (json.dumps({"checksum": hash_values(body), **body}, indent=1) + "\n").encode()
 
 
 def read_manifest(folder: StoragePath) -> CheckpointManifest:

@@ -27,13 +27,13 @@ ROUNDING = 1e-9  # a standard error below this share of the mean is floating-poi
 class Comparison:
     """Mean of paired differences (first minus second) with its evidence. A field is None if there are too few pairs."""
 
-    difference: float | None
-    standard_error: float | None
-    interval: tuple[float, float] | None  # 95%
-    p_value: float | None  # of the permutation test
-    mid_p_value: float | None  # mid-p of the same test; used to decide, since p is conservative for binary items
-    smallest_difference: float | None  # differences below this are not significant
-    detectable_difference: float | None  # a true difference of this size is detected with 80% power
+    difference: float | None = None
+    standard_error: float | None = None
+    interval: tuple[float, float] | None = None  # 95%
+    p_value: float | None = None  # of the permutation test
+    mid_p_value: float | None = None  # mid-p of the same test; used to decide, since p is conservative for binary items
+    smallest_difference: float | None = None  # differences below this are not significant
+    detectable_difference: float | None = None  # a true difference of this size is detected with 80% power
     n: int  # pairs
     groups: int  # number of independent groups
 
@@ -105,17 +105,7 @@ def judge(differences: Sequence[float], *, groups: Sequence[Hashable] | None = N
     error = mean_error(differences, groups)
     if error is None:
         mean = math.fsum(differences) / n if n else None
-        return Comparison(
-            difference=mean,
-            standard_error=None,
-            interval=None,
-            p_value=None,
-            mid_p_value=None,
-            smallest_difference=None,
-            detectable_difference=None,
-            n=n,
-            groups=num_groups,
-        )
+        return Comparison(difference=mean, n=n, groups=num_groups)
     permuted = permutation(differences, groups, seed=seed)
     few = num_groups < FEW_GROUPS
     interval = mean_interval(differences, groups) if few else bootstrap_interval(differences, groups, seed=seed)

@@ -39,7 +39,6 @@ class MetricLog:
         self.write([self.line(step, values)])
 
     def line(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
-        """Return the line for these metrics, stamped with the current time."""
         return metric_line(self._attempt, step, values)
 
     def write(self, lines: Sequence[dict[str, Any]]) -> None:
@@ -47,7 +46,6 @@ class MetricLog:
         append_lines(self._path, lines)
 
     def sync(self) -> None:
-        """Flush the lines to disk."""
         with suppress(FileNotFoundError):  # nothing written yet
             sync_all([self._path])
 

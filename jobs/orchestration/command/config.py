@@ -32,12 +32,10 @@ class CommandConfig(JobConfig):
         description="ranks: a process per rank with torchrun's variables; nodes: one process per node; once: one process in all",
     )
     values: dict[str, str | int | float | bool] = Field(
-        default={},
-        description="values of {name} in command, environment and files of `fill`; a sweep searches values.NAME",
+        default={}, description="values of {name} in command, environment and files of `fill`; a sweep searches values.NAME"
     )
     fill: list[DataPath] = Field(
-        default=[],
-        description="text files in which to replace {name}; the command gets the path of the copy",
+        default=[], description="text files in which to replace {name}; the command gets the path of the copy"
     )
     setup: list[str] = Field(default=[], description="lines of bash to run before each start, such as `module load cuda`")
     directory: DataPath = Field(default=".", description="working directory of the program; unset: where you submit")
@@ -90,7 +88,6 @@ class CommandConfig(JobConfig):
         return self
 
     def project(self) -> tuple[str, CodeConfig] | None:
-        """Return the folder of the user's code and how to copy it."""
         return self.directory, self.code
 
     def resolved(self) -> Self:

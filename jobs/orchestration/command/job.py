@@ -44,10 +44,7 @@ def main(context: JobContext) -> dict[str, object]:
 
 
 def end_older_groups(context: JobContext) -> None:
-    """Kill processes of earlier groups on this node.
-
-    When a rank's process is killed, other processes that its program started, such as a shell pipeline's, may survive it.
-    """
+    """Kill processes of earlier groups on this node: those that a killed rank's program had started may survive it."""
     if context.group > 1:
         processes = processes_with({STOP_VARIABLE: str(context.stop_flag)})
         end(process for process in processes if int(variable_of(process, GROUP_VARIABLE) or context.group) < context.group)

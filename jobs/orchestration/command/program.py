@@ -101,7 +101,6 @@ class Stops:
         self.sent: signal.Signals | None = None
 
     def requested(self) -> bool:
-        """Return True if a stop is requested."""
         return any(map(os.path.exists, self._flags))
 
     def await_request(self, seconds: float) -> None:

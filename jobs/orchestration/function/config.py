@@ -16,8 +16,7 @@ class FunctionConfig(JobConfig):
     args: list[Any] = Field(default=[], description="positional arguments, as JSON values")
     kwargs: dict[str, Any] = Field(default={}, description="keyword arguments, as JSON values")
     by_value: bool = Field(
-        default=False,
-        description="pickle function, arguments and result in the run's directory; set by ropewalk.submit",
+        default=False, description="pickle function, arguments and result in the run's directory; set by ropewalk.submit"
     )
     launch: Literal["once", "ranks"] = Field(
         default="once", description="once: call it once; ranks: call it in every rank of a group"
@@ -26,7 +25,6 @@ class FunctionConfig(JobConfig):
     directory: DataPath = Field(default=".", description="folder to import the module from; unset: where you submit")
 
     def project(self) -> tuple[str, CodeConfig] | None:
-        """Return the folder of the user's code and how to copy it."""
         return self.directory, self.code
 
     def resolved(self) -> Self:

@@ -55,10 +55,7 @@ class Future:
             load_backend(str(self.run.record["cluster"])).cancel(self.run)
 
     def result(self, timeout_seconds: float | None = None) -> Any:
-        """Wait for the run and return the function's result, or the results of a job.
-
-        Raises RunFailedError if the run did not succeed, and TimeoutError.
-        """
+        """Wait for the run; returns the function's result, or a job's results. Raises RunFailedError and TimeoutError."""
         if (error := self.exception(timeout_seconds)) is not None:
             raise error
         if self._job != "function":

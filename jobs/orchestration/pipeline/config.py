@@ -88,14 +88,10 @@ class PipelineConfig(JobConfig):
             raise ConfigError(f"steps: {' needs '.join(reversed(error.args[1]))}: this cycle can never start") from None
 
     def step_name(self, name: str) -> str:
-        """Return the name of a step's run."""
         return str(self.steps[name].values().get("name") or f"{self.name or 'pipeline'}-{name}")
 
     def step_config(self, name: str, results: Mapping[str, StepResult], defaults: Mapping[str, Any]) -> JobConfig:
-        """Return the configuration of a step, given the results of the steps that it refers to, and default keys.
-
-        Raises ConfigError that names the step.
-        """
+        """Return a step's configuration from results of the steps that it refers to, and default keys. Raises ConfigError."""
         step = self.steps[name]
         try:
             values = {
@@ -115,17 +111,12 @@ class PipelineConfig(JobConfig):
         for name in self.order():
             configs[name] = self.step_config(name, results, {})
             results[name] = StepResult(f"the-run-of-{name}", configs[name].model_dump(mode="json"))
-        self._refuse_misspelt()
-        return configs
-
-    def _refuse_misspelt(self) -> None:
-        """Raise ConfigError for a reference to a misspelt step, or to the step itself."""
         keys = {name: config_of(find_job(step.job)).model_fields for name, step in self.steps.items()}
         for name, step in self.steps.items():
             refuse_misspelt(step.values(), name, keys)
+        return configs
 
     def children_resources(self) -> list[Resources]:
-        """Return the resources of all steps."""
         return [config.resources for config in self.all_configs().values()]
 
     @property

@@ -9,7 +9,7 @@ from ropewalk.cluster.backends.recovery import has_agents
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.pipeline.config import PipelineConfig
-from ropewalk.jobs.orchestration.pipeline.runs import config_of_run, step_runs, submit_steps
+from ropewalk.jobs.orchestration.pipeline.job import config_of_run, step_runs, submit_steps
 from ropewalk.jobs.runs.show.status import final_outcome, states
 from ropewalk.jobs.runs.show.view import RunView
 
@@ -42,11 +42,9 @@ class PipelineView(RunView):
         return self._all_steps
 
     def children(self) -> list[RunDir]:
-        """Return the runs of the steps in dependency order."""
         return list(self.steps().values())
 
     def child_words(self, child: RunDir) -> str:
-        """Describe a step's run, such as `train, after data`."""
         name = str(child.record.get("step"))
         needed = self.config.needs(name) if name in self.config.steps else []
         return f"{name}, after {' and '.join(needed)}" if needed else name
@@ -73,7 +71,6 @@ class PipelineView(RunView):
     # --- show and follow
 
     def plain(self) -> dict[str, Any]:
-        """Return run, state and dependencies of each step."""
         step_states = states(self.children())
         return {
             "steps": {
@@ -83,7 +80,6 @@ class PipelineView(RunView):
         }
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """Return the run's page followed by the table of steps."""
         from rich.console import Group
 
         from ropewalk.jobs.runs.show.tables import run_page
@@ -91,7 +87,6 @@ class PipelineView(RunView):
         return Group(run_page({**details, "results": {}, "metrics": {}}), self._table())
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        """Return the table of steps and the results of each."""
         from rich.console import Group
 
         from ropewalk.jobs.runs.show.tables import values_table
@@ -138,10 +133,8 @@ class PipelineView(RunView):
         return lines
 
     def explain_child(self, child: RunDir) -> str:
-        """Return the sentence that `why` adds for the run of a step."""
         step, whole = child.record.get("step"), self.run.id
         return f"It is the step {step} of {whole}; `ropewalk resume {whole}` resumes every step that did not succeed."
 
     def wandb_group(self) -> str:
-        """Return the W&B group of the pipeline and its steps."""
         return self.run.id

@@ -26,11 +26,9 @@ class AllocationBackend(Backend):
     """Backend of runs inside a sweep's allocation; they live as long as the sweep and are resumed with it."""
 
     def render(self, run: RunDir, resources: Resources) -> str:
-        """Raise BackendError; nothing is handed to a scheduler."""
         raise BackendError(f"{NAME}: its runs are trials of a sweep with allocation=true; submit the sweep")
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Raise BackendError; only the sweep starts its trials."""
         sweep = run.record.get("parent", "a sweep with allocation=true")
         raise BackendError(f"{run.id} runs on the nodes of its sweep and is resumed with it: `ropewalk resume {sweep}`")
 

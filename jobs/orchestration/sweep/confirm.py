@@ -65,10 +65,7 @@ def seeds_of(results: SweepResults, number: int) -> list[int]:
 def ensure_runs(
     results: SweepResults, compared: Sequence[Candidate], seeds: Sequence[int], cluster: str, command: Sequence[str]
 ) -> None:
-    """Ensure that each candidate has a run per seed, and submit or resume those that neither run nor have ended.
-
-    Runs created by an earlier call are reused. Raises RopewalkError.
-    """
+    """Ensure that each candidate has a run per seed that runs or has ended: create, submit or resume it. Raises RopewalkError."""
     with locked(results.run.path / LOCK):
         _create_runs(results, compared, seeds, cluster, command)
         _start(results, [candidate.runs[seed] for candidate in compared for seed in seeds])
@@ -100,7 +97,8 @@ def _start(results: SweepResults, runs: Sequence[RunDir]) -> None:
     for cluster in dict.fromkeys(str(run.record["cluster"]) for run in new):
         group = [run for run in new if run.record["cluster"] == cluster]
         backend, resources = load_backend(cluster), group[0].resources()
-        at_once = concurrent_trials(_sweep_config(results), resources, load_profile(cluster).backend)
+        config = SweepConfig.model_validate(results.run.record["config"])
+        at_once = concurrent_trials(config, resources, load_profile(cluster).backend)
         try:
             if len(group) == 1:
                 backend.submit(group[0], resources)
@@ -141,7 +139,3 @@ def _config(results: SweepResults, candidate: Candidate, seed: int) -> JobConfig
     config = configuration(results, candidate.parameters)
     wandb = {"wandb.group": config.wandb.group or results.run.id, "wandb.tags": [*config.wandb.tags, "confirm"]}
     return configuration(results, {**candidate.parameters, "seed": seed, "name": name, **wandb})
-
-
-def _sweep_config(results: SweepResults) -> SweepConfig:
-    return SweepConfig.model_validate(results.run.record["config"])

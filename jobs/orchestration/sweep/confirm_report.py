@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -22,19 +21,10 @@ from ropewalk.jobs.runs.show.tables import table
 ROUNDING = 1e-9  # a standard error below this share of the difference is floating-point noise
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """A mean over seeds."""
-
-    mean: float | None
-    standard_error: float | None
-    n: int
-
-
-def mean_of(values: Sequence[float]) -> Mean:
-    """Return the mean and its standard error, which needs two values."""
+def mean_of(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, standard error (of two or more values) and number of the values."""
     mean = statistics.fmean(values) if values else None
-    return Mean(mean=mean, standard_error=mean_error(values), n=len(values))
+    return {"mean": mean, "standard_error": mean_error(values), "n": len(values)}
 
 
 def compare(best: Mapping[int, float], other: Mapping[int, float], mode: str) -> Comparison:
@@ -87,7 +77,7 @@ def confirmation(results: SweepResults, candidates: Sequence[Candidate]) -> dict
 def _plain(candidate: Candidate, values: Mapping[int, float]) -> dict[str, Any]:
     runs = {seed: run.id for seed, run in candidate.runs.items()}
     head = {"candidate": candidate.role, "trial": candidate.trial, "parameters": dict(candidate.parameters)}
-    return {**head, "in_sweep": candidate.in_sweep, **vars(mean_of(list(values.values()))), "values": dict(values), "runs": runs}
+    return {**head, "in_sweep": candidate.in_sweep, **mean_of(list(values.values())), "values": dict(values), "runs": runs}
 
 
 def verdict(results: SweepResults, best: Candidate, other: Candidate, comparison: Comparison) -> str:

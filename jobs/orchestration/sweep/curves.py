@@ -37,13 +37,10 @@ class MetricFollower:
         if self._offset > before or self.outcome is None:
             self.outcome = final_outcome(self.run)
             self.seconds = self._seconds()
-            if self.outcome is not None and self.outcome.state is RunState.SUCCEEDED:
-                self._add_result()
-
-    def _add_result(self) -> None:
-        """Add the metric of the job's results if it is newer than the last line; some jobs report it only there."""
-        if (result := result_of(self.run, self.metric)) is not None and result[0] > max(self.points, default=0):
-            self.points[result[0]] = result[1]
+            succeeded = self.outcome is not None and self.outcome.state is RunState.SUCCEEDED
+            result = result_of(self.run, self.metric) if succeeded else None  # some jobs report the metric only there
+            if result is not None and result[0] > max(self.points, default=0):
+                self.points[result[0]] = result[1]
 
     def _add_line(self, line: dict[str, Any]) -> tuple[int, float] | None:
         step = int(line["step"])
@@ -72,7 +69,6 @@ class MetricFollower:
 
     @property
     def step(self) -> int:
-        """Newest step of the run."""
         return self.stretches[-1][1] if self.stretches else 0
 
     @property

@@ -48,13 +48,9 @@ def importance_of(results: SweepResults) -> Importance:
     total = sum(importances.values()) or 1.0
     chance = {key: sorted(sample[key] for sample in shuffled)[int(CHANCE * SHUFFLES)] / total for key in importances}
     ordered = sorted(importances, key=lambda key: -importances[key])
-    return Importance(
-        shares={key: importances[key] / total for key in ordered}, chance=chance, n=len(trials), caution=_caution(len(trials))
-    )
-
-
-def _caution(n: int) -> str:
-    return f"only {n} trials: interpret with caution" if n < ENOUGH_TRIALS else ""
+    caution = f"only {len(trials)} trials: interpret with caution" if len(trials) < ENOUGH_TRIALS else ""
+    shares = {key: importances[key] / total for key in ordered}
+    return Importance(shares=shares, chance=chance, n=len(trials), caution=caution)
 
 
 def _divergences(axes: Sequence[Axis], trials: Sequence[TrialResult], values: Sequence[float]) -> dict[str, float]:

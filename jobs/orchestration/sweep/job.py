@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -24,8 +23,7 @@ from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.sweep.allocation import placement
 from ropewalk.jobs.orchestration.sweep.checkpoint_reference import release_all
 from ropewalk.jobs.orchestration.sweep.checks import concurrent_trials, decision_steps, sample_config, steps_of, trial_defaults
-from ropewalk.jobs.orchestration.sweep.config import SweepConfig
-from ropewalk.jobs.orchestration.sweep.context import CLUSTERS, SweepContext
+from ropewalk.jobs.orchestration.sweep.config import CLUSTERS, SweepConfig, SweepContext
 from ropewalk.jobs.orchestration.sweep.html_report import write_readable
 from ropewalk.jobs.orchestration.sweep.records import (
     SWEEP_CANCELLED,
@@ -135,7 +133,6 @@ class Driver:
         )
 
     def _environment(self) -> dict[str, str]:
-        """Return environment variables of the process that starts the trials."""
         variables = {PROFILES_VARIABLE: os.environ[PROFILES_VARIABLE]}
         if self.local and "OMP_NUM_THREADS" not in os.environ:  # trials share this machine
             variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.slots))
@@ -220,8 +217,9 @@ class Driver:
         at_once = self.config.num_trials if self.config.scheduler == "pbt" else self.slots
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)  # start their actors at the same time
         decisions = Decisions(context)
+        resources = placement(self.sample.resources) if self.config.allocation else {"CPU": 1, "GPU": self.gpus}
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(RunTrainable, context=context), self._resources()),
+            tune.with_resources(tune.with_parameters(RunTrainable, context=context), resources),
             param_space=param_space(context),
             tune_config=tune.TuneConfig(
                 num_samples=num_samples(context),
@@ -239,10 +237,6 @@ class Driver:
         )
         tuner.fit()
         return decisions.broken
-
-    def _resources(self) -> Any:
-        """Return the Ray resources of each trial."""
-        return placement(self.sample.resources) if self.config.allocation else {"CPU": 1, "GPU": self.gpus}
 
     # --- the end
 

@@ -114,7 +114,6 @@ class SweepKeys(JobConfig):
 
     @property
     def num_trials(self) -> int:
-        """Number of trials."""
         if self.search != "grid":
             return self.trials or DEFAULT_TRIALS
         return min(grid_size(self.space), self.trials or grid_size(self.space))

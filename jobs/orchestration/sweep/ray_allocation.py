@@ -40,7 +40,6 @@ class NodeServer:
         self.store_port = ReservedPort()
 
     def address(self) -> str:
-        """Return the address of this node for other nodes."""
         return str(ray.util.get_node_ip_address())
 
     def free_port(self) -> int:
@@ -64,11 +63,9 @@ class NodeServer:
         return process.pid
 
     def poll(self, pid: int) -> int | None:
-        """Return the exit code of a process, or None while it runs."""
         return self.processes[pid].poll()
 
     def signal(self, pid: int, number: int) -> None:
-        """Send a signal to a process."""
         self.processes[pid].send_signal(number)
 
     def end(self, pid: int) -> int:
@@ -109,11 +106,9 @@ class RemoteProcess:
         _answer(self.server.signal.remote(self.pid, int(sig)), None)
 
     def terminate(self) -> None:
-        """Send SIGTERM to the process."""
         self.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """Kill the process and its descendants."""
         if self.returncode is None:
             self.returncode = _answer(self.server.end.remote(self.pid), NODE_GONE)
 
@@ -149,26 +144,21 @@ class RayClusterAllocation(Allocation):
         self.addresses: list[str] = ray.get([server.address.remote() for server in self.servers])
 
     def initial_nodes(self) -> list[int]:
-        """Return the nodes that are not lost."""
         return [node for node in range(len(self.servers)) if node not in self.gone]
 
     def address(self, node: int) -> str:
-        """Return the node's address in Ray."""
         return self.addresses[node]
 
     def free_port(self) -> int:
-        """Reserve a port of node 0."""
         return int(ray.get(self.servers[0].free_port.remote()))
 
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
-        """Start a command on a node through its server."""
         cpus = cpus_of(self.resources)
         values = agent_environment(self.run, self.resources, cpus=cpus, ray_token=self.token)
         pid = ray.get(self.servers[node].start.remote(spec.command(), values, str(log)))
         return RemoteProcess(self.servers[node], pid, spec.command())
 
     def end(self, process: Process) -> None:
-        """Kill a process and its descendants."""
         assert isinstance(process, RemoteProcess)
         process.end()
 
@@ -177,7 +167,6 @@ class RayClusterAllocation(Allocation):
         _answer(self.servers[node].clean.remote(), None)
 
     def mark_lost(self, node: int) -> None:
-        """Stop using a node."""
         self.clean_up(node)
         self.gone.add(node)
 

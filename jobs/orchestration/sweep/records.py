@@ -59,7 +59,6 @@ class TrialRecord:
         return int(self.lineage[index - 1]["step"]) if index else 0
 
     def end(self, state: TrialState, cause: str = "", *, with_sweep: bool = False) -> None:
-        """Set the trial's final state."""
         self.state, self.cause, self.with_sweep, self.ended = state, cause, with_sweep, time.time()
 
 

@@ -29,7 +29,6 @@ class TrialResult(TrialRecord):
 
     @property
     def run(self) -> str | None:
-        """Newest run of the trial."""
         return self.runs[-1] if self.runs else None
 
     def plain(self) -> dict[str, Any]:
@@ -50,7 +49,6 @@ class SweepResults:
 
     @property
     def job(self) -> str:
-        """Job whose configuration is searched."""
         return str(self.run.record["config"].get("job"))
 
     @cached_property
@@ -58,8 +56,7 @@ class SweepResults:
         """All trials, best first, then those without a value, then failed ones."""
         sign = 1 if self.mode == "min" else -1
         return sorted(
-            self.trials,
-            key=lambda t: (t.state == TrialState.FAILED, t.metric is None, sign * (t.metric or 0.0), t.trial),
+            self.trials, key=lambda t: (t.state == TrialState.FAILED, t.metric is None, sign * (t.metric or 0.0), t.trial)
         )
 
     @property
@@ -73,7 +70,6 @@ class SweepResults:
 
     @property
     def by_state(self) -> dict[str, int]:
-        """Number of trials per state."""
         return dict(Counter(trial.state.value for trial in self.trials))
 
     @property
@@ -83,7 +79,6 @@ class SweepResults:
 
     @property
     def keys(self) -> list[str]:
-        """Parameters of all trials."""
         return list(dict.fromkeys(key for trial in self.trials for key in trial.parameters))
 
     @property
@@ -109,7 +104,6 @@ class SweepResults:
         return sum(trial.seconds for trial in self.trials)
 
     def plain(self) -> dict[str, Any]:
-        """Return the sweep's part of `show --json`."""
         return {
             "metric": self.metric,
             "mode": self.mode,
@@ -146,7 +140,6 @@ class SweepReader:
         self._series: dict[str, MetricFollower] = {}
 
     def read(self) -> SweepResults:
-        """Return the current state of the sweep."""
         trials = [self._trial(record) for record in read_records(self.run)]
         longest = max((trial.steps for trial in trials if trial.state == TrialState.SUCCEEDED), default=None)
         return SweepResults(

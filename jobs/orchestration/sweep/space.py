@@ -48,7 +48,6 @@ class Parameter(Section):
 
     @property
     def kind(self) -> str:
-        """Name of the kind that is set."""
         return next(name for name in KINDS if getattr(self, name) is not None)
 
     @property

@@ -52,15 +52,11 @@ def _summary(results: SweepResults) -> RenderableType:
         value = f"{results.metric} {format_metric(best.metric)} ({goal})"
         head.add_row("best so far", f"{value}, trial {best.trial} at step {best.steps:,}")
         head.add_row("", Text(format_parameters(best.parameters), style="bold"))
-    head.add_row("spent", f"{results.spent:,} steps in {duration(results.seconds)} of trials{_share(results)}")
+    share = f": {results.spent / full:.0%} of the {full:,} of all trials to completion" if (full := results.full) else ""
+    head.add_row("spent", f"{results.spent:,} steps in {duration(results.seconds)} of trials{share}")
     if results.saved:
         head.add_row("saved", f"{results.saved:,} steps, by stopping {results.by_state.get('STOPPED', 0)} trials early")
     return head
-
-
-def _share(results: SweepResults) -> str:
-    full = results.full
-    return f": {results.spent / full:.0%} of the {full:,} of all trials to completion" if full else ""
 
 
 def trials_summary(results: SweepResults) -> str:

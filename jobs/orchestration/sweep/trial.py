@@ -14,7 +14,7 @@ from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.orchestration.sweep.allocation import TrialSupervisor
 from ropewalk.jobs.orchestration.sweep.checkpoint_reference import checkpoint_of
-from ropewalk.jobs.orchestration.sweep.context import SweepContext
+from ropewalk.jobs.orchestration.sweep.config import SweepContext
 from ropewalk.jobs.orchestration.sweep.curves import MetricFollower, result_of
 from ropewalk.jobs.orchestration.sweep.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
 from ropewalk.jobs.orchestration.sweep.trial_runs import await_end, create_run, end_run

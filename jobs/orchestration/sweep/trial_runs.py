@@ -8,7 +8,7 @@ from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import BackendError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.orchestration.sweep.context import SweepContext
+from ropewalk.jobs.orchestration.sweep.config import SweepContext
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord
 from ropewalk.jobs.orchestration.sweep.space import merge_parameters
 from ropewalk.jobs.registry import config_of, find_job

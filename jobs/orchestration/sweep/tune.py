@@ -20,7 +20,7 @@ from ray.tune.search.search_generator import SearchGenerator
 from ropewalk.cluster.backends.profiles import PROFILES_VARIABLE
 from ropewalk.cluster.config import JobConfig
 from ropewalk.jobs.orchestration.sweep.checks import highest_rung
-from ropewalk.jobs.orchestration.sweep.context import CLUSTERS, SweepContext
+from ropewalk.jobs.orchestration.sweep.config import CLUSTERS, SweepContext
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord, TrialState, read_record, read_records, write_record
 from ropewalk.jobs.orchestration.sweep.space import Space, active_parameters, as_text, decode
 from ropewalk.jobs.orchestration.sweep.trial import OBJECTIVE, TrialFollower
@@ -34,7 +34,6 @@ class RunTrainable(tune.Trainable):  # type: ignore[misc]
     """Tune's actor of a trial: follows the trial's run and reports its metric. Tune reuses actors for further trials."""
 
     def setup(self, config: dict[str, Any], context: SweepContext) -> None:
-        """Start following a trial."""
         os.environ[PROFILES_VARIABLE] = str(context.sweep.path / CLUSTERS)
         self.trial = TrialFollower(context, config["trial"])
 
@@ -45,7 +44,6 @@ class RunTrainable(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the next value of the trial."""
         return self.trial.next_report()
 
     def save_checkpoint(self, checkpoint_dir: str) -> str:
@@ -91,7 +89,6 @@ class RecordedSearch(SearchAlgorithm):  # type: ignore[misc]
 
     @property
     def total_samples(self) -> int:
-        """Maximum number of trials."""
         return self.context.config.num_trials
 
     def set_search_properties(self, metric: Any, mode: Any, config: dict[str, Any], **spec: Any) -> bool:
@@ -99,16 +96,13 @@ class RecordedSearch(SearchAlgorithm):  # type: ignore[misc]
         return True
 
     def add_configurations(self, experiments: Any) -> None:
-        """Pass Tune's experiments to the search."""
         self.inner.add_configurations(experiments)
 
     def is_finished(self) -> bool:
-        """Return True if there are no further suggestions."""
         exhausted = self.count >= self.total_samples or self.inner.is_finished()
         return bool(self._finished or exhausted or self.context.stop_reason())
 
     def set_finished(self) -> None:
-        """Make no further suggestions."""
         self._finished = True
 
     def next_trial(self) -> TuneTrial | None:
@@ -142,7 +136,6 @@ class RecordedSearch(SearchAlgorithm):  # type: ignore[misc]
         return record
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass a trial's value to the search."""
         self.inner.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

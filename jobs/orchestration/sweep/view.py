@@ -36,11 +36,9 @@ class SweepView(RunView):
         return self._results
 
     def children(self) -> list[RunDir]:
-        """Return the runs of all trials."""
         return [RunDir(self.run.path.parent / name) for record in read_records(self.run) for name in record.runs]
 
     def child_words(self, child: RunDir) -> str:
-        """Describe a trial's run, such as `trial 3`."""
         return f"trial {child.record.get('trial')}"
 
     def before_cancel(self) -> None:
@@ -52,11 +50,9 @@ class SweepView(RunView):
         write_there(self.run, self.run.requests.path.name)
 
     def plain(self) -> dict[str, Any]:
-        """Return metric, trials, best trial, steps spent and saved."""
         return with_run_states(read_sweep(self.run)).plain()
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """Return the run's page followed by its trials."""
         from ropewalk.jobs.orchestration.sweep.tables import sweep_page
 
         return sweep_page(details, with_run_states(read_sweep(self.run)))
@@ -77,13 +73,11 @@ class SweepView(RunView):
         return "  ".join([*parts, f"{results.spent:,} steps"])
 
     def live(self) -> "RenderableType":
-        """Return a table of the best trials so far."""
         from ropewalk.jobs.orchestration.sweep.tables import live_table
 
         return live_table(self.results())
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        """Return all trials and suggested commands."""
         from ropewalk.jobs.orchestration.sweep.tables import sweep_ending
 
         return sweep_ending(read_sweep(self.run))
@@ -101,7 +95,6 @@ class SweepView(RunView):
         return [*lines, *failures(results)]
 
     def explain_child(self, child: RunDir) -> str:
-        """Return the sentence that `why` adds for a trial's run."""
         trial = child.record.get("trial")
         record = read_json(path_of(self.run, int(trial))) if trial is not None else None
         values = record or {}
@@ -112,11 +105,9 @@ class SweepView(RunView):
         return f"It is trial {trial} of {self.run.id}, which stopped it{after}: {values.get('cause') or 'no cause was recorded'}."
 
     def wandb_group(self) -> str:
-        """Return the W&B group of the sweep and its trials."""
         return self.run.id
 
     def wandb_summary(self) -> dict[str, Any]:
-        """Return the W&B summary: trials by state, steps, and the best trial with its parameters."""
         results = self.results()
         best = results.best
         values: dict[str, Any] = {f"sweep/{state.lower()}": count for state, count in results.by_state.items()}

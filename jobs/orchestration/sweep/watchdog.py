@@ -11,7 +11,7 @@ from typing import Any
 from ropewalk.cluster.engines.ray import stop_ray
 from ropewalk.cluster.errors import EXIT_REQUEUE
 from ropewalk.cluster.run.files import write_json
-from ropewalk.jobs.orchestration.sweep.context import ORDER, SweepContext
+from ropewalk.jobs.orchestration.sweep.config import ORDER, SweepContext
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord, TrialState, read_records
 from ropewalk.jobs.orchestration.sweep.results import SweepReader
 
@@ -40,7 +40,6 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -87,7 +86,6 @@ class Watchdog:
         return seconds / 60
 
     def publish(self) -> None:
-        """Write the sweep's progress file."""
         self._publish(read_records(self.context.sweep))
 
     def _publish(self, records: list[TrialRecord]) -> None:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-import ropewalk.jobs.orchestration.pipeline.runs as pipeline_runs
+import ropewalk.jobs.orchestration.pipeline.job as pipeline_runs
 from ropewalk.cluster.config_reader import load_config, read_yaml
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.process.kill import end, processes_of
@@ -19,7 +19,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.orchestration.pipeline.config import PipelineConfig
-from ropewalk.jobs.orchestration.pipeline.runs import config_of_run, step_runs
+from ropewalk.jobs.orchestration.pipeline.job import config_of_run, step_runs
 from ropewalk.jobs.runs.show.diagnose import diagnose
 from ropewalk.jobs.runs.show.status import final_outcome, states
 from ropewalk.jobs.runs.submit import children

@@ -7,8 +7,7 @@ from statistics import median
 from ray.tune.experiment import Experiment
 
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.orchestration.sweep.config import SweepConfig
-from ropewalk.jobs.orchestration.sweep.context import SweepContext
+from ropewalk.jobs.orchestration.sweep.config import SweepConfig, SweepContext
 from ropewalk.jobs.orchestration.sweep.records import read_records
 from ropewalk.jobs.orchestration.sweep.tune import OBJECTIVE, RecordedSearch, RunTrainable
 from tests.jobs.orchestration.sweep.test_config import load

@@ -10,7 +10,7 @@ from ropewalk.cluster.errors import AlreadyRunningError, BackendError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.spec import Outcome, RunState
-from ropewalk.jobs.orchestration.sweep.context import SweepContext
+from ropewalk.jobs.orchestration.sweep.config import SweepContext
 from ropewalk.jobs.orchestration.sweep.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
 from ropewalk.jobs.orchestration.sweep.trial import TrialFollower
 from ropewalk.jobs.runs.submit.launcher import ask, launcher

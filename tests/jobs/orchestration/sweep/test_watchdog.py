@@ -7,8 +7,7 @@ import pytest
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import Outcome, RunState
-from ropewalk.jobs.orchestration.sweep.config import SweepConfig
-from ropewalk.jobs.orchestration.sweep.context import SweepContext
+from ropewalk.jobs.orchestration.sweep.config import SweepConfig, SweepContext
 from ropewalk.jobs.orchestration.sweep.watchdog import Watchdog
 from tests.fakes.sweep import BASE, METRIC, SPACE
 

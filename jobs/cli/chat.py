@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 def chat(  # noqa: PLR0917 - typer reads the options of a command from its arguments
     model: Annotated[
-        str,
-        typer.Argument(metavar="RUN|DIR", help="a training or serving run, or a directory", autocompletion=complete.runs),
+        str, typer.Argument(metavar="RUN|DIR", help="a training or serving run, or a directory", autocompletion=complete.runs)
     ],
     system: Annotated[str | None, typer.Option("--system", help="system prompt")] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="sampling temperature; 0: greedy")] = 0.7,

@@ -1,7 +1,8 @@
-"""Shell completion: jobs, keys of the job on the command line, clusters, run ids, models."""
+"""Shell completion, and the arguments and options that several commands share."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -114,3 +115,22 @@ def _complete_registered(incomplete: str, *, aliases: bool, versions: bool) -> C
         if versions:
             descriptions |= {version.id: version.ref for version in model.versions()}
     return [(name, meaning) for name, meaning in descriptions.items() if name.startswith(incomplete)]
+
+
+# --- arguments and options that several commands share
+
+RunRef = Annotated[
+    str, typer.Argument(metavar="RUN", help="a run: its id, a unique prefix of it, its directory, or latest", autocompletion=runs)
+]
+JobName = Annotated[str | None, typer.Argument(metavar="JOB", help="preprocess, pretrain, evaluate, ...", autocompletion=jobs)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value ...]", help="overrides, such as optim.lr=1e-3", autocompletion=keys)
+]
+ConfigFile = Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE.yaml", help="the job file")]
+Cluster = Annotated[
+    str,
+    typer.Option("--on", metavar="CLUSTER", help="cluster from the profile file, or local, slurm, k8s", autocompletion=clusters),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the script or manifest without submitting")]
+HelpFlag = Annotated[bool, typer.Option("--help", help="show this page; after JOB: all keys of the job")]

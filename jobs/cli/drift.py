@@ -1,4 +1,4 @@
-"""The command `drift`: compare live prompts with training data or earlier prompts."""
+"""The commands `compare` (two evaluated models) and `drift` (live prompts with training data or earlier prompts)."""
 
 import json
 import sys
@@ -8,12 +8,47 @@ from typing import Annotated
 import typer
 
 from ropewalk.jobs.cli import complete
-from ropewalk.jobs.cli.arguments import AsJson
+from ropewalk.jobs.cli.complete import AsJson
 
+_SIDE = "an evaluate run, an evaluated model (run or directory), or a group: its name, or runs separated by commas"
 _SAMPLE = (
     "a serving run (RUN@7d: its last seven days, RUN@14d..7d: the seven days before), a file or glob of texts or conversations, "
     "a data set, or a training run"
 )
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help=_SIDE, autocompletion=complete.runs)],
+    second: Annotated[str, typer.Argument(metavar="B", help="the model to compare A with", autocompletion=complete.runs)],
+    seeds: Annotated[bool, typer.Option("--seeds", help="A and B are groups of runs; pair them by seed")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="HTML page to write; unset: comparison-B.html beside A's report"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two evaluated models item by item: difference, confidence interval, smallest detectable difference."""
+    from ropewalk.jobs.evaluation.evaluate.comparison_report import row, write_comparison
+    from ropewalk.jobs.runs.models.comparison import compare as compare_sides
+    from ropewalk.jobs.runs.models.evaluations import FOLDER, find_evaluations
+    from ropewalk.jobs.runs.show.tables import console, table
+
+    sides = find_evaluations(first), find_evaluations(second)
+    comparison = compare_sides(*sides, names=(first, second), seeds=seeds)
+    side_a, side_b = comparison.pairs[0]
+    page = write_comparison(comparison, report or side_a.run.path / FOLDER / f"comparison-{side_b.run.id}.html")
+    if as_json:
+        sys.stdout.write(f"{json.dumps({**comparison.plain(), 'report': str(page)}, default=str)}\n")
+        return
+    metrics_table = table("TASK", "METRIC", ">A", ">B", ">A - B", ">95% INTERVAL", ">P", ">SMALLEST", ">N", "BETTER")
+    for metric in comparison.metrics:
+        metrics_table.add_row(metric.task, metric.metric, *row(comparison, metric))
+    console().print(metrics_table)
+    for metric in comparison.metrics:
+        console().print(comparison.words(metric), markup=False, soft_wrap=True)
+    if len(comparison.metrics) > 1:
+        console().print(f"By chance, one in twenty of {len(comparison.metrics)} comparisons shows a difference.", style="dim")
+    console().print(f"report with examples: {page}", markup=False, soft_wrap=True)
 
 
 def drift(
@@ -26,8 +61,7 @@ def drift(
         int, typer.Option("--rounds", help="splits of the reference used to measure the false alarm rate; 0: do not measure")
     ] = 100,
     planted: Annotated[
-        str | None,
-        typer.Option("--planted", help="texts planted to measure the smallest detectable drift; unset: one topic"),
+        str | None, typer.Option("--planted", help="texts planted to measure the smallest detectable drift; unset: one topic")
     ] = None,
     probes: Annotated[
         tuple[Path, Path] | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ropewalk.jobs.cli import complete
-from ropewalk.jobs.cli.arguments import RunRef
+from ropewalk.jobs.cli.complete import RunRef
 
 if TYPE_CHECKING:
     from ropewalk.cluster.run.directory import RunDir
@@ -30,9 +30,7 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
     form: Annotated[
         str,
         typer.Option(
-            "--format",
-            metavar="hf|gguf[:TYPE]",
-            help="hf, or a file for llama.cpp: gguf (in F32), gguf:Q8_0, gguf:Q4_K ...",
+            "--format", metavar="hf|gguf[:TYPE]", help="hf, or a file for llama.cpp: gguf (in F32), gguf:Q8_0, gguf:Q4_K ..."
         ),
     ] = "hf",
 ) -> None:

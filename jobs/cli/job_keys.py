@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ropewalk.cluster.config import CountRange, JobConfig, Section
@@ -59,14 +59,10 @@ def _default(kind: type[JobConfig], name: str, info: FieldInfo) -> Any:
 
 
 def _yaml(value: Any) -> str:
-    if isinstance(value, BaseModel):
-        value = str(value) if isinstance(value, CountRange) else value.model_dump(mode="json", exclude_none=True)
-    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value, default=_plain)
-
-
-def _plain(section: BaseModel) -> dict[str, Any]:
-    """Return a section inside a list as a mapping, without unset keys."""
-    return section.model_dump(mode="json", exclude_none=True)
+    if isinstance(value, CountRange):
+        return str(value)
+    plain = methodcaller("model_dump", mode="json", exclude_none=True)  # of a section, by itself or in a list
+    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value, default=plain)
 
 
 def _type(annotation: Any) -> str:

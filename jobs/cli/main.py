@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ropewalk.jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep, trace
+from ropewalk.jobs.cli import chat, drift, export, feedback, models, run, runs, site, sweep
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks for completions
 # errors of a file system that are a user's mistake: wrong path, no permission, no space
@@ -65,8 +65,8 @@ OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --
 PANELS = {
     "Run": (run.run, run.submit, run.resume, runs.scale, runs.cancel),
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, runs.wait),
-    "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, evaluations.compare, drift.drift, export.sync),
-    "Registry": (models.models, models.promote, models.rollback, models.approve, trace.trace),
+    "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, drift.compare, drift.drift, export.sync),
+    "Registry": (models.models, models.promote, models.rollback, models.approve, feedback.trace),
     "Feedback": (feedback.feedback, feedback.review),
     "Machine": (site.quickstart, site.doctor, site.lab),
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ropewalk.jobs.cli import complete
-from ropewalk.jobs.cli.arguments import AsJson, RunRef
+from ropewalk.jobs.cli.complete import AsJson, RunRef
 
 if TYPE_CHECKING:
     from ropewalk.jobs.runs.models.model_versions import Move, RegisteredModel

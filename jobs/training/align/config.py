@@ -63,13 +63,11 @@ class AnswersConfig(Section):
     )
     system: str | None = Field(default=None, description="system prompt of conversations that have none")
     verbatim: bool | None = Field(
-        default=None,
-        description="treat text as plain text, not as messages; unset: if there is no chat template",
+        default=None, description="treat text as plain text, not as messages; unset: if there is no chat template"
     )
 
     @property
     def template_text(self) -> str | None:
-        """The content of the configured template, if there is one."""
         if self.template is None:
             return None
         return TEMPLATES.get(self.template) or Path(self.template).read_text()

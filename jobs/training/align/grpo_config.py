@@ -131,9 +131,7 @@ class GrpoConfig(Section):
     )
 
     keep_steps: int = Field(
-        default=1000,
-        ge=0,
-        description="steps whose answers stay in the ledger; older ones that no checkpoint needs are removed",
+        default=1000, ge=0, description="steps whose answers stay in the ledger; older ones that no checkpoint needs are removed"
     )
     workers: int = Field(
         default=0,

@@ -104,8 +104,7 @@ class DistillConfig(TrainingConfig):
         default=0.0, ge=0, le=1, description="weight of cross entropy with the text in the loss; 1: no teacher, the baseline"
     )
     teacher_logits: Literal["online", "cached"] = Field(
-        default="online",
-        description="online: the teacher runs beside the student; cached: once, a few tokens per position",
+        default="online", description="online: the teacher runs beside the student; cached: once, a few tokens per position"
     )
     on_policy: OnPolicyConfig | None = Field(
         default=None, description="train on samples of the student too, with the teacher's distribution, not on text alone"

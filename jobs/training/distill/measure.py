@@ -51,7 +51,8 @@ def measure(
     for name in (TEACHER, START, STUDENT):
         model = open_frozen(plan) if name == START else {TEACHER: teacher, STUDENT: student}[name]
         sequences[name] = evaluation.scores(model)
-        rows.append({"variant": name, **_row(sequences[name], loader), **_size(model)})
+        count = sum(parameter.numel() for parameter in model.parameters())  # shared ones once
+        rows.append({"variant": name, **_row(sequences[name], loader), "parameters": count, "bytes": FP32_BYTES * count})
     if group.is_main:
         _keep(context, sequences)
     losses = {name: values[:, 0].mean().item() for name, values in sequences.items()}
@@ -105,12 +106,6 @@ def _row(values: torch.Tensor, loader: TokenLoader) -> dict[str, Any]:
         "standard_error": torch.tensor(bits, dtype=torch.float64).std().item() / math.sqrt(len(bits)) if len(bits) > 1 else None,
         "kl": values[:, 1].mean().item(),
     }
-
-
-def _size(model: nn.Module) -> dict[str, int]:
-    """Return the number of parameters, shared ones once, and their bytes in training."""
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": count, "bytes": FP32_BYTES * count}
 
 
 def _keep(context: JobContext, sequences: dict[str, torch.Tensor]) -> None:

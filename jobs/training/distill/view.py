@@ -33,7 +33,6 @@ class DistillView(RunView):
         return f"It is the arm {child.record.get('arm')!r} of {self.run.id}, which compares distillation with cross entropy."
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        """Show the figures, the table of variants, the comparison, and the path of the report."""
         from rich.console import Group
         from rich.text import Text
 
@@ -48,7 +47,6 @@ class DistillView(RunView):
         return Group(*parts)
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """Show the run, then its table."""
         from rich.console import Group
 
         from ropewalk.jobs.runs.show.tables import run_page

@@ -45,7 +45,6 @@ class PreparedData:
 
     @property
     def tokenizer(self) -> TokenizerPlan:
-        """The tokenizer of the data set, which becomes the run's."""
         return TokenizerPlan(folder=StoragePath(self.path).child(self.manifest.tokenizer.path), record=self.manifest.tokenizer)
 
 
@@ -86,8 +85,11 @@ def _require_same_tokenizer(base: TokenizerFiles, made_with: StoragePath, path: 
 def _path(context: JobContext, config: FinetuneConfig) -> str:
     """Rank 0: return the data set's directory, complete."""
     record = context.run.path / PREPARED_DATA
-    if (settled := read_json(record)) and _is_complete(existing := _from_run(context, settled["path"])):
-        return existing
+    settled = read_json(record)
+    if settled:
+        existing = settled["path"] if "://" in settled["path"] else os.path.normpath(context.run.path / settled["path"])
+        if _is_complete(existing):
+            return str(existing)
     is_prepared = len(config.data) == 1 and _is_complete(config.data[0])
     path = config.data[0] if is_prepared else _prepare(context, config)
     manifest = read_manifest(StoragePath(path))
@@ -107,10 +109,6 @@ def _relative_to_run(context: JobContext, path: str) -> str:
     """Return a path below the runs' root relative to the run, since other machines may mount the root elsewhere."""
     root = context.run.path.parent
     return os.path.relpath(path, context.run.path) if "://" not in path and Path(path).is_relative_to(root) else path
-
-
-def _from_run(context: JobContext, path: str) -> str:
-    return path if "://" in path else os.path.normpath(context.run.path / path)
 
 
 def _prepare(context: JobContext, config: FinetuneConfig) -> str:

@@ -39,7 +39,8 @@ def export(
         raise ConfigError(f"run {run.id} trains all weights and has no adapter; omit --adapter")
     model, manifest = load_model(run, step, merge=not adapter, ema=ema)
     partial = directory.with_name(f".{directory.name}.partial")
-    _empty(partial)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     if adapter:
         _save_adapter(model, run, record, partial, directory)
     else:
@@ -80,8 +81,3 @@ def _base_directory(record: ModelRecord) -> str | None:
         return None
     grown = AutoConfig.from_pretrained(path).vocab_size != record.fingerprint.get("vocab_size")
     return None if grown else path
-
-
-def _empty(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)

@@ -53,8 +53,10 @@ def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema:
     model.load_state_dict(tensors, strict=False)  # a tied weight is stored once
     identity = model_fingerprint(model.config)
     assert record.adapter is not None or without_head(manifest.identity) in (identity, null_floats(identity))
-    if record.adapter is not None and merge:
-        model = _merge(model, record.adapter)
+    if merge and LORA in (record.adapter or {}):
+        from ropewalk.jobs.training.loop.lora import merge_adapter
+
+        model = merge_adapter(model)
     if record.grid is not None:
         put_on_grid(model, record.grid)
     return unshare_layers(model).eval(), manifest
@@ -83,14 +85,6 @@ def _insert_adapter(model: Any, adapter: dict[str, Any]) -> Any:
     from ropewalk.jobs.training.loop.lora import lora_adapter
 
     return lora_adapter(LoraConfig.model_validate(adapter[LORA]), 0, adapter.get(ADDED_TOKENS, ()))(model)
-
-
-def _merge(model: Any, adapter: dict[str, Any]) -> Any:
-    if LORA not in adapter:
-        return model
-    from ropewalk.jobs.training.loop.lora import merge_adapter
-
-    return merge_adapter(model)
 
 
 def first_weights(config: Any, weights: Weights | None, run: RunDir, head: Head = "causal_lm") -> Any:

@@ -42,10 +42,7 @@ def _softmax_in_place(logits_NV: torch.Tensor, targets_N: torch.Tensor, ignored_
 
 
 def summed_cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """Return the sum of -log p(label) in nats over the labels that are not IGNORE.
-
-    May overwrite the logits: do not use them afterwards.
-    """
+    """Return the summed -log p(label) in nats of labels that are not IGNORE. May overwrite the logits: do not use them again."""
     logits = logits_NV.float()
     if logits is logits_NV and not is_free(logits_NV):
         logits = logits_NV.clone()
@@ -84,10 +81,7 @@ class _LabelLogProbabilities(torch.autograd.Function):
 
 
 def label_log_probabilities(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """Return log p(label) in nats of each label, [N]; 0 for IGNORE.
-
-    May overwrite the logits: do not use them afterwards. Its gradient can be taken once.
-    """
+    """Return log p(label) in nats, [N]; 0 for IGNORE. May overwrite the logits: do not use them again. Take the gradient once."""
     logits = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     if logits is logits_NV and torch.is_grad_enabled() and not is_free(logits_NV):
         logits = logits_NV.clone()

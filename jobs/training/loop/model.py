@@ -74,7 +74,6 @@ class ModelPlan:
         return {**model_fingerprint(self.config), **head, **adapter}
 
     def record(self, tokenizer: TokenizerRecord) -> ModelRecord:
-        """Describe the model for `model.json`."""
         return ModelRecord(
             fingerprint=model_fingerprint(self.config),
             seq_len=self.seq_len,
@@ -145,10 +144,7 @@ def build_model(
 
 
 def add_noise(model: Any, alpha: float) -> None:
-    """Add uniform noise in ±alpha/√(T·d) to the input embeddings, [B, T, d], in training mode.
-
-    NEFTune: Jain and others, arXiv 2310.05914.
-    """
+    """Add uniform noise in ±alpha/√(T·d) to the input embeddings, [B, T, d], in training mode (NEFTune, arXiv 2310.05914)."""
 
     def noisy(module: nn.Module, inputs: Any, output_BTD: torch.Tensor) -> torch.Tensor:
         if not module.training:

@@ -10,32 +10,13 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.loop.config import ModelConfig
 from ropewalk.sharding.floats import decode_floats, encode_floats, restore_floats
 
-_PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {  # for CPUs: a minute or two for 300 steps of 8192 tokens
-        "hidden_size": 96,
-        "intermediate_size": 256,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 3,
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 2048,
-    },
-    "small": {
-        "hidden_size": 512,
-        "intermediate_size": 1408,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 2048,
-    },
-    "smollm-135m": {  # HuggingFaceTB/SmolLM-135M with the data set's vocabulary
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 2048,
-    },
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+_PRESETS = {
+    "tiny": (96, 256, 3, 3, 3),  # for CPUs: a minute or two for 300 steps of 8192 tokens
+    "small": (512, 1408, 6, 8, 8),
+    "smollm-135m": (576, 1536, 30, 9, 3),  # HuggingFaceTB/SmolLM-135M with the data set's vocabulary
 }
+_POSITIONS = 2048  # of a preset, at least
 _PADDING = 1024  # vocabularies may be padded to a round number; a larger difference means another tokenizer
 # keys about storage or execution, which do not change the model
 _INCIDENTAL = {
@@ -52,9 +33,9 @@ def model_config(config: ModelConfig, *, vocabulary: int, end_of_document: int, 
         result = _from_values({"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": end_of_document, **config.config})
     else:
         assert config.preset is not None
-        values = _PRESETS[config.preset]
         result = LlamaConfig(
-            **{**values, "max_position_embeddings": max(values["max_position_embeddings"], seq_len)},
+            **dict(zip(_SIZES, _PRESETS[config.preset], strict=True)),
+            max_position_embeddings=max(_POSITIONS, seq_len),
             vocab_size=vocabulary,
             tie_word_embeddings=True,
             bos_token_id=None,

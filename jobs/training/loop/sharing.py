@@ -17,10 +17,7 @@ KEY = "layer_sharing"
 
 
 def set_groups(config: Any, num_groups: int, values: str = "first") -> None:
-    """Divide the layers of a configuration into groups of neighbours of nearly equal size that share weights.
-
-    Raises ConfigError for more groups than layers.
-    """
+    """Divide the layers into groups of neighbours, of nearly equal size, that share weights. Raises ConfigError for too many."""
     layers = int(config.num_hidden_layers)
     if num_groups > layers:
         raise ConfigError(f"share.groups: {num_groups} groups of {layers} layers are not possible; choose at most {layers}")

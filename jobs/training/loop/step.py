@@ -39,12 +39,7 @@ class TrainStep:
         self, state: TrainState, objective: Objective, filler: Batch, config: TrainingConfig, group: Group, *, dropout: bool
     ) -> None:
         self.state, self.objective, self.config, self.group, self.dropout = state, objective, config, group, dropout
-        self.plan = BatchPlan(
-            global_batch=config.batch.global_batch,
-            micro_batch=config.batch.micro_batch,
-            data_size=group.data_size,
-            data_rank=group.data_rank,
-        )
+        self.plan = BatchPlan.of(config.batch, group)
         self._filler = to_device(filler, group.device)
         self._parameters = trained_parameters(state.model, state.optimizer)
         self._counted = [p for p in self._parameters if counts_piece(p)]  # each once, if several ranks hold it
@@ -90,7 +85,6 @@ class TrainStep:
         return StepStats(means.loss, means.weight, norm_of_mean, stops > 0, failures > 0, means.metrics)
 
     def update(self, stats: StepStats, learning_rate: float) -> None:
-        """Clip the gradients, and take the optimizer's step."""
         clip = self.config.optim.grad_clip
         factor = min(1.0, clip / (stats.gradient_norm + 1e-6)) if clip else 1.0
         torch._foreach_mul_(self._gradients(self._parameters), factor / stats.weight)

@@ -62,7 +62,8 @@ class Meter:
         now = time.perf_counter()
         rate = self._tokens / max(1e-9, now - self._since)
         self._tokens, self._since = 0, now
-        values = {"train/tokens_per_second": rate, "system/rank_memory_gib": _resident_gib()}
+        resident_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        values = {"train/tokens_per_second": rate, "system/rank_memory_gib": resident_gib}
         if self.peak:
             values["train/mfu"] = rate * self.flops_per_token / (self.peak * self.world_size)
         if self.device.type == "cuda":
@@ -80,7 +81,3 @@ def meter_of(model: nn.Module, config: Any, group: Group, *, tokens_per_sample: 
     flops = flops_per_token(num_parameters, config.num_hidden_layers, config.hidden_size, tokens_per_sample)
     tokens = tokens_per_sample * global_batch
     return Meter(group.device, group.world_size, tokens_per_step=tokens, flops_per_token=flops)
-
-
-def _resident_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

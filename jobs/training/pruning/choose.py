@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 
-from ropewalk.jobs.training.pruning.activations import Activations
+from ropewalk.jobs.training.pruning.activations import Activations, highest, random_score, weight_magnitude
 from ropewalk.jobs.training.pruning.architecture import Shape
 from ropewalk.jobs.training.pruning.config import PruneConfig
-from ropewalk.jobs.training.pruning.scores import highest, random_score, weight_magnitude
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,6 @@ class PruneConfig(Section):
         return by_layer or (self.channels_by == "activation" and any(getattr(self, key) is not None for key in CHANNEL_PARTS))
 
     def plain(self) -> dict[str, Any]:
-        """Return the parts to prune, as plain values."""
         return {key: getattr(self, key) for key in PARTS if getattr(self, key) is not None}
 
 

@@ -9,9 +9,8 @@ import pyarrow as pa
 from ropewalk.jobs.training.align.grpo.prompts import Prompt, Prompts
 from ropewalk.jobs.training.align.grpo.rewards.pool import RewardPool, Score
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
-from ropewalk.jobs.training.rollouts.generate import Answer
+from ropewalk.jobs.training.rollouts.generate import Answer, Draw
 from ropewalk.jobs.training.rollouts.ledger import ISSUED, ROLLOUTS
-from ropewalk.jobs.training.rollouts.sampling import Draw
 
 HEARTBEAT_SECONDS = 1.0  # while waiting for rewards
 

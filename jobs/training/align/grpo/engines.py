@@ -21,8 +21,7 @@ from torch import nn
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.align.grpo.chunks import GenerateFunction
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
-from ropewalk.jobs.training.rollouts.generate import Answer, generate_answers
-from ropewalk.jobs.training.rollouts.sampling import Draw, Sampling, uniforms
+from ropewalk.jobs.training.rollouts.generate import Answer, Draw, Sampling, generate_answers, uniforms
 
 GROUP = "ropewalk.rollout_engines"
 

@@ -12,17 +12,16 @@ from torch import nn
 
 from ropewalk.cluster.errors import DataError, StopRequested
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.jobs.training.align.grpo.advantages import advantages, has_no_signal, total_reward
 from ropewalk.jobs.training.align.grpo.chunks import issued_rows, split_into_chunks
 from ropewalk.jobs.training.align.grpo.generators import RolloutGenerator
 from ropewalk.jobs.training.align.grpo.prompts import Prompts
 from ropewalk.jobs.training.align.grpo.requests import ChunkRequest
-from ropewalk.jobs.training.align.grpo.source import Rollout, RolloutSource
+from ropewalk.jobs.training.align.grpo.source import Rollout, RolloutSource, advantages, has_no_signal, total_reward
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.rollouts.generate import Draw
 from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, arrow_table, parse_chunk_name, prune, update_marks
 from ropewalk.jobs.training.rollouts.resume import Parts, load_round, resume_ledger
-from ropewalk.jobs.training.rollouts.sampling import Draw
 from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)

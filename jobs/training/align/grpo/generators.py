@@ -14,9 +14,8 @@ from ropewalk.jobs.training.align.grpo.engines import generate_function
 from ropewalk.jobs.training.align.grpo.requests import ChunkRequest, ChunkRequests
 from ropewalk.jobs.training.align.grpo.workers import RolloutWorkers
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
-from ropewalk.jobs.training.rollouts.generate import gather_parameters
+from ropewalk.jobs.training.rollouts.generate import Draw, gather_parameters
 from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, parse_chunk_name, rollouts_folder
-from ropewalk.jobs.training.rollouts.sampling import Draw
 from ropewalk.sharding.config import ParallelConfig
 from ropewalk.sharding.fsdp import should_reshard_after_forward
 from ropewalk.sharding.group import Group

@@ -13,13 +13,8 @@ from ropewalk.jobs.training.loop.objective import LossTerms
 # B answers, T tokens of a row, N counted tokens of all answers, V vocabulary, R rewards
 
 METRICS = (
-    "reward",
-    "importance_ratio",
-    "off_policy_fraction",
-    "clipped_fraction",
-    "answer_tokens",
-    "truncated_fraction",
-    "staleness",
+    *("reward", "importance_ratio", "off_policy_fraction", "clipped_fraction"),
+    *("answer_tokens", "truncated_fraction", "staleness"),
 )
 FAR = 0.1  # a ratio that differs from 1 by more counts as off-policy
 

@@ -16,10 +16,11 @@ from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.conversation import BadConversationError, messages_of
 from ropewalk.datapipe.chat.template import ChatTokenizer
+from ropewalk.datapipe.inputs.files import list_inputs
 from ropewalk.datapipe.loader.order import hash_words, permute
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.datapipe.tokens.tokenizer import Encoder, TokenizerFiles
-from ropewalk.jobs.training.align.preferences.read import Record, data_files, is_held_out, read_records
+from ropewalk.jobs.training.align.preferences.records import Record, is_held_out, read_records
 from ropewalk.jobs.training.loop.model_record import TokenizerPlan
 from ropewalk.jobs.training.rollouts.ledger import HELD_OUT, PROMPTS, arrow_bytes, arrow_table
 
@@ -89,7 +90,7 @@ def prepare(plan: PromptPlan, files: TokenizerFiles, folder: Path) -> dict[str, 
 
 def _encode_records(encode: "_Encoder", data: str, rejected: list[dict[str, str]]) -> Iterator[tuple[Record, list[int]]]:
     """Yield the records of some files with their tokens; rejected ones are appended to `rejected`."""
-    for record in read_records(data_files(data)):
+    for record in read_records(list_inputs([data])):
         ids = encode(record)
         if isinstance(ids, str):
             rejected.append({"id": f"{record.file}:{record.line}", "reason": ids})

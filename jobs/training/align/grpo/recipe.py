@@ -1,7 +1,7 @@
 """GRPO as a recipe of the loop: prompts, rollouts generated before each step, their loss, and the reference."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
@@ -59,6 +59,11 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
     prompts = Prompts(folder, config.seed)
     plan = policy_plan(context.run, config, counted, prompts)
     held_out = held_out_prompts(folder)
+
+    def objective(model: nn.Module, group: Group) -> Objective:
+        reference = open_reference(config.compared_with, context, config, group, plan) if grpo.kl else None
+        return GroupRelative(grpo, reference)
+
     with _open_generator(context, config, group, (prompts, held_out), tokenizer.record.end_of_document) as generator:
         source = GrpoSource(
             context=context,
@@ -74,14 +79,7 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
         validation = None
         if held_out is not None:
             validation = HeldOutRewards(context=context, config=grpo, group=group, prompts=held_out, generator=generator)
-        yield Recipe(
-            model=plan,
-            tokenizer=tokenizer,
-            source=source,
-            validation=validation,
-            objective=_objective(context, config, plan),
-            chat=True,
-        )
+        yield Recipe(model=plan, tokenizer=tokenizer, source=source, validation=validation, objective=objective, chat=True)
 
 
 def _oldest_position(context: JobContext, keep: int) -> int:
@@ -127,16 +125,7 @@ def _prompts(context: JobContext, config: AlignConfig, group: Group) -> dict[str
         raise ConfigError(
             f"grpo.max_new_tokens: {config.grpo.max_new_tokens} leaves no token for the prompt; lower it, or raise seq_len"
         )
-    counted = prepare(_prompt_plan(config, limit), files, rollouts_folder(context.run))
-    rejected = counted["rejected"]
-    if rejected["total"]:
-        log.warning("%d records of %s are rejected: %s", rejected["total"], config.data, rejected["reasons"])
-        context.run.event("prompts_rejected", total=rejected["total"], reasons=rejected["reasons"])
-    return group.broadcast_object(counted)
-
-
-def _prompt_plan(config: AlignConfig, limit: int) -> PromptPlan:
-    return PromptPlan(
+    plan = PromptPlan(
         data=config.data,
         max_tokens=limit,
         on_long=config.on_long,
@@ -145,6 +134,12 @@ def _prompt_plan(config: AlignConfig, limit: int) -> PromptPlan:
         validation_data=config.validation_data,
         validation_fraction=config.validation_fraction,
     )
+    counted = prepare(plan, files, rollouts_folder(context.run))
+    rejected = counted["rejected"]
+    if rejected["total"]:
+        log.warning("%d records of %s are rejected: %s", rejected["total"], config.data, rejected["reasons"])
+        context.run.event("prompts_rejected", total=rejected["total"], reasons=rejected["reasons"])
+    return group.broadcast_object(counted)
 
 
 def _seq_len(context: JobContext, config: AlignConfig, encoder: Encoder) -> int:
@@ -152,12 +147,3 @@ def _seq_len(context: JobContext, config: AlignConfig, encoder: Encoder) -> int:
         return config.seq_len
     plan = ModelPlan.of(config.model, context.run, tokenizer=encoder.record(), seq_len=2)
     return min(getattr(plan.config, "max_position_embeddings", None) or _SEQ_LEN, _SEQ_LEN + config.grpo.max_new_tokens)
-
-
-def _objective(context: JobContext, config: AlignConfig, plan: ModelPlan) -> Callable[[nn.Module, Group], Objective]:
-    def build(model: nn.Module, group: Group) -> Objective:
-        if not config.grpo.kl:
-            return GroupRelative(config.grpo)
-        return GroupRelative(config.grpo, open_reference(config.compared_with, context, config, group, plan))
-
-    return build

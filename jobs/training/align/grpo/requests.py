@@ -63,12 +63,10 @@ class ChunkRequests:
             old.unlink(missing_ok=True)
 
     def put(self, request: ChunkRequest) -> None:
-        """Publish a request to the workers."""
         self._fence.check()
         write_json(self._file(request), request._asdict(), durable=False)
 
     def remove(self, request: ChunkRequest) -> None:
-        """Remove a request whose chunks exist."""
         self._file(request).unlink(missing_ok=True)
 
     def _file(self, request: ChunkRequest) -> Path:

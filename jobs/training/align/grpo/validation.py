@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.jobs.training.align.grpo.advantages import total_reward
 from ropewalk.jobs.training.align.grpo.chunks import split_into_chunks
 from ropewalk.jobs.training.align.grpo.generators import RolloutGenerator
 from ropewalk.jobs.training.align.grpo.prompts import Prompts
 from ropewalk.jobs.training.align.grpo.requests import ChunkRequest
+from ropewalk.jobs.training.align.grpo.source import total_reward
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.loop.objective import Means, Objective
 from ropewalk.jobs.training.loop.state import TrainState

@@ -42,7 +42,6 @@ class RolloutWorkers:
             self._processes[number] = self._start(number)
 
     def reset_deaths(self) -> None:
-        """Reset the count of deaths after a chunk was generated."""
         self._deaths = 0
 
     def close(self) -> None:

@@ -38,7 +38,6 @@ class Encoder:
         self.seq_len, self.cut, self.system = seq_len, cut, system
 
     def encode(self, preference: Preference) -> Tokens | Refused:
-        """Return token ids, or the reason of a rejection."""
         verbatim = self.verbatim and isinstance(preference.prompt, str)
         try:
             prompt, answers = self._plain(preference) if verbatim else self._apply_template(preference)

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ropewalk.jobs.training.align.preferences.log_probs import answer_log_probs
-from ropewalk.jobs.training.align.preferences.objective import mean_terms, reference_log_probs
+from ropewalk.jobs.training.align.preferences.objective import answer_log_probs, mean_terms, reference_log_probs
 from ropewalk.jobs.training.align.preferences.reference import Reference
 from ropewalk.jobs.training.align.preferences.source import LabelledSource, Rows
 from ropewalk.jobs.training.loop.batch import Batch, num_samples, rows, to_device
@@ -115,12 +114,7 @@ class KtoSource(LabelledSource):
     def __init__(self, rows: Rows, objective: KtoObjective, batch: BatchConfig, **keywords: Any) -> None:
         super().__init__(rows, **keywords)
         self.objective, group = objective, objective.group
-        self._plan = BatchPlan(
-            global_batch=batch.global_batch,
-            micro_batch=batch.micro_batch,
-            data_size=group.data_size,
-            data_rank=group.data_rank,
-        )
+        self._plan = BatchPlan.of(batch, group)
 
     def prepare(self, state: TrainState) -> None:
         positions = self._plan.samples(state.progress.position)

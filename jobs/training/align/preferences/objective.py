@@ -1,23 +1,65 @@
 """The objective of pairs: log-probabilities of both answers, their loss, and metrics."""
 
-from collections.abc import Mapping
+import inspect
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ropewalk.jobs.training.align.preferences.log_probs import answer_log_probs
 from ropewalk.jobs.training.align.preferences.losses import Answers, PairLoss
 from ropewalk.jobs.training.align.preferences.reference import Reference
-from ropewalk.jobs.training.loop.batch import Batch
-from ropewalk.jobs.training.loop.objective import LossTerms
+from ropewalk.jobs.training.loop.batch import IGNORE, Batch
+from ropewalk.jobs.training.loop.losses import label_log_probabilities
+from ropewalk.jobs.training.loop.objective import LossTerms, logits_of
 
-# P pairs, A answers a sample
+# B samples, A answers a sample, S = B*A sequences, T tokens, K tokens from the first label on, V vocabulary
+# P pairs
 
-_METRICS = (
+PAIR_METRICS = (
     *("rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy"),
     *("logp_chosen", "logp_rejected", "length_chosen", "length_rejected"),
     *("reward_accuracy_longer", "reward_accuracy_shorter"),  # of pairs whose preferred answer is longer, shorter
 )
+
+
+class LogProbs(NamedTuple):
+    """Log-probabilities and lengths of the answers of a batch."""
+
+    sums: torch.Tensor  # [B, A], nats, over the answer's tokens, in float64; 0 for an answer without labels
+    lengths: torch.Tensor  # [B, A], tokens that have a label
+
+
+def sequences(batch: Batch) -> Batch:
+    """Return the answers of a batch as sequences, [S, T], without trailing columns of padding."""
+    inputs, labels = batch["input_ids"], batch["labels"]
+    used_T = (labels != IGNORE).flatten(0, -2).any(0)
+    length = max(1, int(used_T.nonzero().max()) + 1) if used_T.any() else 1
+    return {"input_ids": inputs[..., :length].flatten(0, -2), "labels": labels[..., :length].flatten(0, -2)}
+
+
+def answer_log_probs(model: nn.Module, batch: Batch) -> LogProbs:
+    """Compute log p(answer | prompt) of each answer, and its length."""
+    flat = sequences(batch)
+    labels_ST = flat["labels"]
+    first = _first_label(labels_ST) if _keeps_logits(model) else 0
+    inputs: dict[str, Any] = {"input_ids": flat["input_ids"]}
+    if first:
+        inputs["logits_to_keep"] = labels_ST.shape[1] - first
+    labels_SK = labels_ST[:, first:]
+    logits_SKV = logits_of(model, inputs)
+    log_probs_SK = label_log_probabilities(logits_SKV.flatten(0, 1), labels_SK.flatten()).view(labels_SK.shape)
+    shape = batch["labels"].shape[:-1]
+    return LogProbs(log_probs_SK.double().sum(-1).view(shape), (labels_SK != IGNORE).sum(-1).view(shape))
+
+
+def _first_label(labels_ST: torch.Tensor) -> int:
+    """Return the first column with a counted label; the head need not be computed before it."""
+    used_T = (labels_ST != IGNORE).any(0)
+    return int(used_T.nonzero().min()) if used_T.any() else 0
+
+
+def _keeps_logits(model: nn.Module) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 class PairObjective:
@@ -25,7 +67,7 @@ class PairObjective:
 
     def __init__(self, loss: PairLoss, reference: Reference | None, *, compared: bool) -> None:
         self.loss, self.reference, self.compared = loss, reference, compared
-        self.metric_names = (*_METRICS, "kl") if compared else _METRICS
+        self.metric_names = (*PAIR_METRICS, "kl") if compared else PAIR_METRICS
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
         base_P2 = reference_log_probs(self.reference, model, batch) if self.compared else None
@@ -34,7 +76,7 @@ class PairObjective:
         lengths_P2 = log_probs.lengths.clamp(min=1)
         answers = Answers(log_probs.sums, torch.zeros_like(log_probs.sums) if base_P2 is None else base_P2, lengths_P2)
         scored = self.loss(answers)
-        metrics = dict(pair_metrics(counted_P, scored.rewards.detach(), answers))
+        metrics = pair_metrics(counted_P, scored.rewards.detach(), lengths_P2, logp=log_probs.sums.detach())
         if base_P2 is not None:
             metrics["kl"] = mean_terms((log_probs.sums.detach() - base_P2).mean(-1), counted_P)
         return LossTerms(torch.where(counted_P, scored.loss, 0.0).sum(), counted_P.sum(), metrics)
@@ -47,12 +89,13 @@ def reference_log_probs(reference: Reference | None, model: nn.Module, batch: Ba
     return reference(model, lambda other: answer_log_probs(other, batch).sums)
 
 
-def pair_metrics(counted_P: torch.Tensor, rewards_P2: torch.Tensor, answers: Answers) -> Mapping[str, torch.Tensor]:
+def pair_metrics(
+    counted_P: torch.Tensor, rewards_P2: torch.Tensor, lengths_P2: torch.Tensor, **others_P2: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Compute metrics of pairs, as [sum, count]. Rewards are β times the log-ratios, or the method's equivalent."""
-    log_probs_P2, lengths_P2 = answers.log_probs.detach(), answers.lengths
     margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
     right_P, longer_P = (margin_P > 0).to(margin_P), lengths_P2[:, 0] - lengths_P2[:, 1]
-    of_both = {"rewards": rewards_P2, "logp": log_probs_P2, "length": lengths_P2}
+    of_both = {"rewards": rewards_P2, "length": lengths_P2, **others_P2}
     return {
         **{f"{name}_chosen": mean_terms(values_P2[:, 0], counted_P) for name, values_P2 in of_both.items()},
         **{f"{name}_rejected": mean_terms(values_P2[:, 1], counted_P) for name, values_P2 in of_both.items()},

@@ -14,12 +14,22 @@ import xxhash
 
 from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.datapipe.inputs.files import list_inputs
 from ropewalk.datapipe.tokens.tokenizer import Encoder as TokenizerEncoder
 from ropewalk.datapipe.tokens.tokenizer import TokenizerFiles
 from ropewalk.jobs.training.align.preferences.encode import TOO_LONG, Encoder, Tokens
 from ropewalk.jobs.training.align.preferences.lengths import Lengths
-from ropewalk.jobs.training.align.preferences.read import Record, data_files, is_held_out, read_records
-from ropewalk.jobs.training.align.preferences.records import PAIRED, UNPAIRED, Preference, Refused, labelled_of, pair_of
+from ropewalk.jobs.training.align.preferences.records import (
+    PAIRED,
+    UNPAIRED,
+    Preference,
+    Record,
+    Refused,
+    is_held_out,
+    labelled_of,
+    pair_of,
+    read_records,
+)
 
 SPLITS = ("train", "validation")
 ROWS_A_BATCH = 1024
@@ -51,10 +61,7 @@ def read_data_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def prepare(plan: DataPlan, tokenizer: TokenizerFiles, folder: Path) -> dict[str, Any]:
-    """Tokenize the data into `folder`, replacing its content, and return its manifest.
-
-    Raises DataError if no record is usable.
-    """
+    """Tokenize the data into `folder`, replacing its content; returns the manifest. Raises DataError if no record is usable."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "tokenizer").mkdir(parents=True)
@@ -82,15 +89,11 @@ class _Preparation:
     def run(self) -> dict[str, Any]:
         plan = self.plan
         encoder = Encoder(
-            self.folder / "tokenizer",
-            seq_len=plan.seq_len,
-            cut=plan.on_long == "cut",
-            verbatim=plan.verbatim,
-            system=plan.system,
+            self.folder / "tokenizer", seq_len=plan.seq_len, cut=plan.on_long == "cut", verbatim=plan.verbatim, system=plan.system
         )
-        files = {"data": data_files(plan.data)}
+        files = {"data": list_inputs([plan.data])}
         if plan.validation_data is not None:
-            files["validation_data"] = data_files(plan.validation_data)
+            files["validation_data"] = list_inputs([plan.validation_data])
         with (self.folder / "rejected.jsonl").open("wb") as rejected:
             writers = {split: _Writer(self.folder / f"{split}.arrow", paired=plan.paired) for split in SPLITS}
             for key, inputs_of_key in files.items():

@@ -1,14 +1,47 @@
-"""Parse records of preference data as a prompt and its answers, or the reason of a rejection."""
+"""Records of preference data, read from files and parsed as a prompt and its answers, or the reason of a rejection."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import orjson
+import xxhash
+
 from ropewalk.datapipe.chat.conversation import BadConversationError, Message, check_roles, messages_of
+from ropewalk.datapipe.chat.records import UnitNotes
+from ropewalk.datapipe.chat.records import read_records as read_unit
+from ropewalk.datapipe.inputs.files import InputFile, Unit
 
 Text = str | list[Message]  # plain text, or the turns of a conversation
 
 PAIRED = "{prompt, chosen, rejected}"
 UNPAIRED = "{prompt, completion, label}"
+
+
+class Record(NamedTuple):
+    """A line of a file: an object, or the reason of a rejection."""
+
+    file: str
+    line: int  # from 1; a row of a parquet file counts as one
+    values: dict[str, Any] | None
+    reason: str = ""
+
+
+def read_records(files: Sequence[InputFile], checksums: dict[str, str] | None = None) -> Iterator[Record]:
+    """Yield every record in the order of files and lines. Damage yields a record too, and ends its file.
+
+    The checksum of each file is stored in `checksums`, by its URL, once it is read.
+    """
+    for number, file in enumerate(files):
+        notes = UnitNotes()
+        for line, values, reason in read_unit(Unit(index=number, files=(file,)), notes):
+            yield Record(file.name, line, values, reason)
+        if checksums is not None:
+            checksums[file.url] = notes.checksum
+
+
+def is_held_out(prompt: Any, fraction: float) -> bool:
+    """Return True if a prompt is in the held-out fraction, by a hash: all records of a prompt are held out together."""
+    return xxhash.xxh3_64_intdigest(orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS)) < fraction * 2.0**64
 
 
 class Preference(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,37 +16,16 @@ from ropewalk.sharding.group import Group
 T = TypeVar("T")
 
 
-class Reference(Protocol):
-    """Evaluates the reference without gradients; `model` is the trained model."""
+class Reference:
+    """Evaluates the reference without gradients: a frozen copy, or without one the trained model with its adapter disabled."""
 
+    def __init__(self, copy: nn.Module | None) -> None:
+        self._copy = copy
+
+    @torch.no_grad()
     def __call__(self, model: nn.Module, compute: Callable[[nn.Module], T]) -> T:
-        """Return `compute` of the reference."""
-        ...
-
-
-def open_reference(kind: str, context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> Reference:
-    """Open the reference: the model's own `adapter` disabled, or a frozen `copy` on the same mesh."""
-    return _AdapterOff() if kind == "adapter" else _FrozenCopy(first_model(context, config, group, plan))
-
-
-def first_model(context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> nn.Module:
-    """Build the model with its first weights, frozen, without an adapter, sharded on the same mesh."""
-    plain = replace(plan, adapter=None, adapter_keys=None, draws=False)
-    return build_model(plain, context.run, group, config.parallel, config.precision, trainable=False)
-
-
-class _FrozenCopy:
-    def __init__(self, copy: nn.Module) -> None:
-        self.copy = copy
-
-    @torch.no_grad()
-    def __call__(self, model: nn.Module, compute: Callable[[nn.Module], Any]) -> Any:
-        return compute(self.copy)
-
-
-class _AdapterOff:
-    @torch.no_grad()
-    def __call__(self, model: nn.Module, compute: Callable[[nn.Module], Any]) -> Any:
+        if self._copy is not None:
+            return compute(self._copy)
         was_training = model.training
         model.eval()  # no dropout of the base
         try:
@@ -54,3 +33,14 @@ class _AdapterOff:
                 return compute(model)
         finally:
             model.train(was_training)
+
+
+def open_reference(kind: str, context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> Reference:
+    """Open the reference: the model's own `adapter` disabled, or a frozen `copy` on the same mesh."""
+    return Reference(None if kind == "adapter" else first_model(context, config, group, plan))
+
+
+def first_model(context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> nn.Module:
+    """Build the model with its first weights, frozen, without an adapter, sharded on the same mesh."""
+    plain = replace(plan, adapter=None, adapter_keys=None, draws=False)
+    return build_model(plain, context.run, group, config.parallel, config.precision, trainable=False)

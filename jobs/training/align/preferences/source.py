@@ -46,13 +46,7 @@ class PreferenceSource(Source):
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        *,
-        seed: int,
-        tokens_per_sample: int,
-        in_order: bool = False,
-        reference: torch.Tensor | None = None,
+        self, rows: Rows, *, seed: int, tokens_per_sample: int, in_order: bool = False, reference: torch.Tensor | None = None
     ) -> None:
         self.rows, self.tokens_per_sample, self.reference = rows, tokens_per_sample, reference
         self._seed, self._in_order, self.epoch_samples = seed, in_order, len(rows)
@@ -78,7 +72,6 @@ class PreferenceSource(Source):
         """Return each (prompt, answer) of the sample."""
 
     def _extra_tensors(self, rows: list[int]) -> Batch:
-        """Return further tensors of the batch."""
         return {}
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.preferences.data import data_folder, prepare_data, tokenizer_plan, tokens_per_sample
-from ropewalk.jobs.training.align.preferences.objective import mean_terms
+from ropewalk.jobs.training.align.preferences.objective import PAIR_METRICS, pair_metrics
 from ropewalk.jobs.training.align.preferences.prepare import counts_of
 from ropewalk.jobs.training.align.preferences.source import PairSource, Rows
 from ropewalk.jobs.training.loop.batch import Batch
@@ -22,10 +22,6 @@ from ropewalk.sharding.group import Group
 
 # P pairs, T tokens
 
-_METRICS = (
-    *("rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy", "length_chosen", "length_rejected"),
-    *("reward_accuracy_longer", "reward_accuracy_shorter"),  # of pairs whose preferred answer is longer, shorter
-)
 _HEAD = "score"  # name of the head in transformers' models for sequence classification
 
 
@@ -96,7 +92,6 @@ class ScoredSource(PairSource):
         return {"input_ids": inputs, "lengths": lengths, "answers": answers}
 
     def filler(self) -> Batch:
-        """Return a pair of length 0."""
         nothing = torch.zeros(1, 2, dtype=torch.int64)
         return {"input_ids": torch.full((1, 2, 1), self._padding), "lengths": nothing, "answers": nothing}
 
@@ -104,7 +99,7 @@ class ScoredSource(PairSource):
 class RewardObjective:
     """The mean loss over pairs. A pair of length 0 has no weight."""
 
-    metric_names = _METRICS
+    metric_names = tuple(name for name in PAIR_METRICS if not name.startswith("logp"))
 
     def __init__(self, loss: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.loss = loss
@@ -116,17 +111,5 @@ class RewardObjective:
         scores_P2 = scores.view(lengths_P2.shape).double()
         counted_P = (lengths_P2 > 0).all(-1)
         loss_P = self.loss(scores_P2)
-        rewards_P2 = scores_P2.detach()
-        margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
-        right_P, longer_P = (margin_P > 0).double(), answers_P2[:, 0] - answers_P2[:, 1]
-        metrics = {
-            "rewards_chosen": mean_terms(rewards_P2[:, 0], counted_P),
-            "rewards_rejected": mean_terms(rewards_P2[:, 1], counted_P),
-            "reward_margin": mean_terms(margin_P, counted_P),
-            "reward_accuracy": mean_terms(right_P, counted_P),
-            "length_chosen": mean_terms(answers_P2[:, 0], counted_P),
-            "length_rejected": mean_terms(answers_P2[:, 1], counted_P),
-            "reward_accuracy_longer": mean_terms(right_P, counted_P & (longer_P > 0)),
-            "reward_accuracy_shorter": mean_terms(right_P, counted_P & (longer_P < 0)),
-        }
+        metrics = pair_metrics(counted_P, scores_P2.detach(), answers_P2)
         return LossTerms(torch.where(counted_P, loss_P, 0.0).sum(), counted_P.sum(), metrics)

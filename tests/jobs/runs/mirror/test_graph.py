@@ -12,7 +12,7 @@ from ropewalk.cluster.process.kill import end, processes_of
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.pipeline.config import PipelineConfig
-from ropewalk.jobs.orchestration.pipeline.runs import config_of_run, step_runs
+from ropewalk.jobs.orchestration.pipeline.job import config_of_run, step_runs
 from ropewalk.jobs.runs.mirror.mirror import send_rest
 from ropewalk.jobs.runs.show.status import final_outcome
 from ropewalk.jobs.runs.submit.submit import submit

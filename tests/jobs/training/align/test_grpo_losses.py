@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ropewalk.jobs.training.align.grpo.advantages import advantages, has_no_signal
 from ropewalk.jobs.training.align.grpo.objective import GroupRelative
-from ropewalk.jobs.training.align.grpo.source import Rollout, RolloutSource
+from ropewalk.jobs.training.align.grpo.source import Rollout, RolloutSource, advantages, has_no_signal
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.loop.batch import rows
 

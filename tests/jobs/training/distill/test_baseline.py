@@ -7,9 +7,8 @@ import pytest
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.results.compare import compare_pairs
 from ropewalk.jobs.results.statistics import mean_error
-from ropewalk.jobs.training.distill.baseline import CROSS_ENTROPY, DISTILLED, arms
+from ropewalk.jobs.training.distill.baseline import CROSS_ENTROPY, DISTILLED, arms, verdict
 from ropewalk.jobs.training.distill.config import DistillConfig
-from ropewalk.jobs.training.distill.versus import verdict
 from tests.jobs.training.distill.test_distill import distill_config, distill_run
 
 

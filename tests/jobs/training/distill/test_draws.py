@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ropewalk.jobs.training.distill.draws import entropy, likeliest, sample_tokens, systematic_counts, uniforms
+from ropewalk.jobs.training.distill.cache import entropy, likeliest, sample_tokens, systematic_counts, uniforms
 from ropewalk.jobs.training.distill.losses import Mix, SparseTeacher, distillation_sums
 
 V, DRAWS, TIMES = 41, 50, 1000

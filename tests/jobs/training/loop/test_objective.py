@@ -13,9 +13,9 @@ from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
+from ropewalk.jobs.training.finetune.source import pack
 from ropewalk.jobs.training.loop.batch import IGNORE
 from ropewalk.jobs.training.loop.objective import LossTerms, Means, NextToken, TermSums
-from ropewalk.jobs.training.loop.packing import pack
 from ropewalk.jobs.training.loop.source import TokenSource
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, launch, log_of, losses, pretrain_config, start, weights

@@ -20,8 +20,8 @@ from ropewalk.jobs.training.loop.load_checkpoint import first_weights
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_config import model_config
 from ropewalk.jobs.training.loop.optimizer import adamw, learning_rate
+from ropewalk.jobs.training.loop.recipe import ModelStart
 from ropewalk.jobs.training.loop.source import reader_for
-from ropewalk.jobs.training.loop.start import ModelStart
 from ropewalk.jobs.training.loop.state import Progress
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig

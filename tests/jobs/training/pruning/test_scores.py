@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ropewalk.jobs.training.pruning.activations import calibration_batches, collect
-from ropewalk.jobs.training.pruning.scores import highest, weight_magnitude
+from ropewalk.jobs.training.pruning.activations import calibration_batches, collect, highest, weight_magnitude
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY
 

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.training.loop.packing import require_separate
+from ropewalk.jobs.training.finetune.source import require_separate
 
 GROUP: Any = SimpleNamespace(device=torch.device("cpu"))
 

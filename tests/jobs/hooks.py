@@ -123,8 +123,8 @@ def pin_first_checkpoint(context: JobContext) -> None:
     prune = Checkpoints._prune
 
     def pinning(self: Checkpoints, best: int | None) -> None:
-        if not is_pinned(self.place, 3):
-            pin(self.place, 3, "test")
+        if not is_pinned(self.root, 3):
+            pin(self.root, 3, "test")
         prune(self, best)
 
     Checkpoints._prune = pinning  # type: ignore[method-assign]

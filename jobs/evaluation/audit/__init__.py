@@ -1,1 +1,1 @@
-"""The audit job: what a model prefers, repeats and refuses, measured before it is trusted."""
+"""The audit job: preferences, memorization and refusals of a model, measured before it is trusted."""

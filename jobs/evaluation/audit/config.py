@@ -18,33 +18,33 @@ BINS = 10  # of a reliability plot
 
 
 class Suite(Section):
-    """A file of stereotype pairs under the name by which its scores are called."""
+    """A file of stereotype pairs, with the name of its scores."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="name of the suite in scores")
     path: DataPath = Field(description="its file")
 
 
 class SubgroupsConfig(Section):
-    """Perplexity of texts by the group of people that they are by or about."""
+    """Perplexity of texts by the group of people that wrote them or that they are about."""
 
     path: DataPath = Field(description="jsonl of {group, text}")
 
 
 class SamplesConfig(Section):
-    """Texts that the model writes, searched for personal data and judged by plug-ins."""
+    """Generated texts, searched for personal data and judged by plug-ins."""
 
-    n: int = Field(default=100, ge=1, description="texts to draw")
-    prompts: list[str] = Field(default=[""], min_length=1, description="prompts in turn; an empty one begins a text")
+    n: int = Field(default=100, ge=1, description="number of texts to generate")
+    prompts: list[str] = Field(default=[""], min_length=1, description="prompts, used in turn; an empty one starts a new text")
     max_new_tokens: int = Field(default=64, ge=1, description="tokens to write after each prompt")
     temperature: float = Field(default=1.0, ge=0, description="sampling temperature; 0 is greedy")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="share of the likeliest tokens that are drawn from")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling: total probability of the tokens drawn from")
 
 
 class PromptsConfig(Section):
     """Prompts that should be refused, and harmless ones that should not."""
 
     path: DataPath = Field(description="jsonl of {prompt, harmful: true | false}; without `harmful` a prompt is harmful")
-    max_new_tokens: int = Field(default=64, ge=1, description="tokens of each answer, which is greedy")
+    max_new_tokens: int = Field(default=64, ge=1, description="tokens of each greedy answer")
     refusals: list[str] = Field(default=[], description="phrases of a refusal, besides the built-in ones")
 
 
@@ -56,48 +56,50 @@ class ScorerConfig(Section):
 
 
 class IdentityConfig(Section):
-    """How much more often harmless texts are flagged or dropped when they mention some group of people."""
+    """False positives of filters and plug-ins on harmless texts, by the group of people mentioned."""
 
     filters: Filters = Field(default=(), description="filters of preprocess, as in its key `filters`")
-    terms: DataPath | None = Field(default=None, description="file with a term a line; unset: the built-in ones")
-    texts: int = Field(default=40, ge=2, description="harmless texts, each written once with every term")
+    terms: DataPath | None = Field(default=None, description="file with one term per line; unset: built-in terms")
+    texts: int = Field(default=40, ge=2, description="number of harmless texts, each repeated with every term")
 
 
 class CalibrationConfig(Section):
-    """Whether the model is as sure as it is right."""
+    """Agreement of the model's confidence with its accuracy."""
 
     path: DataPath = Field(description="jsonl of {question, options, answer: index or text}")
     bins: int = Field(default=BINS, ge=2, le=100, description="bins of the reliability plot")
 
 
 class ContaminationConfig(Section):
-    """Items of suites and of other files that lie in the training data."""
+    """Items of suites and other files that occur in the training data."""
 
     data: Data = Field(description="a data set made by preprocess, or a list of {path, weight}")
     against: list[DataPath] = Field(
-        default=[], description="more files of items: jsonl of texts, in any keys; lm-eval's local data"
+        default=[], description="more files of items: jsonl with texts under any keys, such as local data of lm-eval"
     )
-    ngram: int = Field(default=13, ge=8, description="words in a row that an item and a document share")
+    ngram: int = Field(default=13, ge=8, description="consecutive words that an item and a document have in common")
 
 
 class MemorizationConfig(Section):
     """Training text that the model continues word for word."""
 
-    data: Data | None = Field(default=None, description="the data sets that it was trained on; unset: only canaries")
+    data: Data | None = Field(default=None, description="data sets that the model was trained on; unset: only canaries")
     samples: int = Field(default=200, ge=1, description="windows drawn from each split")
-    prefix_tokens: int = Field(default=50, ge=1, description="tokens that the model is given")
-    continuation_tokens: int = Field(default=50, ge=1, description="tokens that it must write itself, greedily")
-    canaries: DataPath | None = Field(default=None, description="jsonl of {prefix, secret, repeats} that was planted in training")
-    candidates: int = Field(default=255, ge=1, description="other secrets of the same form that a canary is ranked among")
+    prefix_tokens: int = Field(default=50, ge=1, description="tokens given to the model")
+    continuation_tokens: int = Field(default=50, ge=1, description="tokens that greedy decoding must reproduce")
+    canaries: DataPath | None = Field(default=None, description="jsonl of {prefix, secret, repeats} planted in the training data")
+    candidates: int = Field(default=255, ge=1, description="other secrets of the same form, among which a canary is ranked")
 
 
 class MixtureConfig(Section):
-    """Weights of data sets, moved towards the groups that the model knows worst."""
+    """Weights of data sets, shifted towards the groups that the model predicts worst."""
 
-    data: list[WeightedData] = Field(min_length=2, description="the mixture as it is: a list of {path, weight}")
-    groups: list[str] = Field(description="the group of `subgroups` that each data set is for, in the same order")
-    strength: float = Field(default=1.0, gt=0, description="weight times e^(strength x excess bits per byte of its group)")
-    most: float = Field(default=4.0, ge=1, description="the most by which a weight is multiplied or divided")
+    data: list[WeightedData] = Field(min_length=2, description="the present mixture: a list of {path, weight}")
+    groups: list[str] = Field(description="for each data set its group of `subgroups`, in the same order")
+    strength: float = Field(
+        default=1.0, gt=0, description="weights are multiplied by e^(strength x excess bits per byte of the group)"
+    )
+    most: float = Field(default=4.0, ge=1, description="largest factor by which a weight is multiplied or divided")
 
     @model_validator(mode="after")
     def _one_group_each(self) -> Self:
@@ -107,16 +109,16 @@ class MixtureConfig(Section):
 
 
 class CounterfactualConfig(Section):
-    """Pairs for `align`, made of templates: of each two that differ in a word, the one that the model prefers is rejected."""
+    """Pairs for `align`, made from templates: of two sentences that differ in one word, the preferred one is rejected."""
 
     templates: DataPath | None = Field(
         default=None, description="jsonl of {template with {SLOT} and {WHO}, slot, swaps: [[he, she]]}; unset: occupations"
     )
-    most: int = Field(default=1000, ge=1, description="pairs to write, those with the clearest preference first")
+    most: int = Field(default=1000, ge=1, description="maximum number of pairs, those with the clearest preference first")
 
 
 class MitigationConfig(Section):
-    """What the audit writes for the next training run."""
+    """Files that the audit writes for the next training run."""
 
     mixture: MixtureConfig | None = Field(default=None, description="writes audit/mixture.yaml, the key `data` of pretrain")
     counterfactual: CounterfactualConfig | None = Field(
@@ -126,23 +128,25 @@ class MitigationConfig(Section):
 
 def _suites(value: Any, folder: str | None) -> list[dict[str, str]]:
     entries = [value] if isinstance(value, (str, dict)) else list(value or [])
-    found: list[dict[str, str]] = []
+    suites: list[dict[str, str]] = []
     for entry in entries:
         if isinstance(entry, dict) and set(entry) == {"name", "path"}:
-            found.append(entry)
+            suites.append(entry)
             continue
         if not isinstance(entry, str):
             raise ConfigError(f"suites: {entry!r} is neither a name nor a file; built in: {', '.join(BUILT_IN)}")
         name, path = resolve_suite(entry, folder)
-        found.append({"name": name, "path": path})
-    names = [one["name"] for one in found]
+        suites.append({"name": name, "path": path})
+    names = [suite["name"] for suite in suites]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"suites: {', '.join(twice)} is given twice; write {{name: ..., path: ...}} with another name")
-    return found
+        raise ConfigError(f"suites: {', '.join(twice)} is named twice; write {{name: ..., path: ...}} with another name")
+    return suites
 
 
 def _scorers(value: Any) -> Any:
-    return [{"name": one} if isinstance(one, str) else one for one in ([value] if isinstance(value, str) else value or [])]
+    return [
+        {"name": scorer} if isinstance(scorer, str) else scorer for scorer in ([value] if isinstance(value, str) else value or [])
+    ]
 
 
 class AuditConfig(JobConfig):
@@ -153,15 +157,15 @@ class AuditConfig(JobConfig):
         "Hugging Face directory"
     )
     suites: tuple[Suite, ...] = Field(
-        default=(), description=f"stereotype pairs: files, or {', '.join(BUILT_IN)} out of suites_folder"
+        default=(), description=f"stereotype pairs: files, or {', '.join(BUILT_IN)} from suites_folder"
     )
-    suites_folder: DataPath | None = Field(default=None, description=f"where named suites lie; unset: ${FOLDER_VARIABLE}")
-    most_items: int | None = Field(default=None, ge=1, description="pairs of each suite, drawn by the seed; unset: all")
+    suites_folder: DataPath | None = Field(default=None, description=f"folder of the built-in suites; unset: ${FOLDER_VARIABLE}")
+    most_items: int | None = Field(default=None, ge=1, description="maximum pairs of each suite, drawn by the seed; unset: all")
     require: dict[str, ConditionText] = Field(
         default={}, description='the gate: conditions on scores, such as {stereotype_rate: "<= 0.6 by 2se"}'
     )
     subgroups: SubgroupsConfig | None = Field(default=None, description="perplexity by group; unset: off")
-    samples: SamplesConfig | None = Field(default=None, description="personal data in what the model writes; unset: off")
+    samples: SamplesConfig | None = Field(default=None, description="personal data in generated texts; unset: off")
     prompts: PromptsConfig | None = Field(default=None, description="refusals; unset: off")
     scorers: Annotated[tuple[ScorerConfig, ...], BeforeValidator(_scorers)] = Field(
         default=(), description="plug-ins that judge samples and answers, such as for toxicity: names or {name, threshold}"
@@ -171,12 +175,13 @@ class AuditConfig(JobConfig):
     )
     contamination: ContaminationConfig | None = Field(default=None, description="items in the training data; unset: off")
     memorization: MemorizationConfig | None = Field(default=None, description="verbatim training text; unset: off")
-    calibration: CalibrationConfig | None = Field(default=None, description="sure against right; unset: off")
+    calibration: CalibrationConfig | None = Field(default=None, description="confidence against accuracy; unset: off")
     evaluation: str | None = Field(
-        default=None, description="a finished run of evaluate of the same model: its items are looked for and calibrated too"
+        default=None,
+        description="a finished evaluate run of the same model, whose items are included in contamination and calibration",
     )
-    mitigation: MitigationConfig = Field(default=MitigationConfig(), description="what is written for the next training run")
-    before: str | None = Field(default=None, description="an earlier audit run: before and after in one table")
+    mitigation: MitigationConfig = Field(default=MitigationConfig(), description="files for the next training run")
+    before: str | None = Field(default=None, description="an earlier audit run to compare with")
 
     @model_validator(mode="before")
     @classmethod
@@ -195,8 +200,8 @@ class AuditConfig(JobConfig):
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
-        asked = (self.suites, self.subgroups, self.samples, self.prompts, self.identity, self.contamination, self.evaluation)
-        if not any(asked) and not (self.memorization or self.calibration or self.mitigation.counterfactual):
+        measures = (self.suites, self.subgroups, self.samples, self.prompts, self.identity, self.contamination, self.evaluation)
+        if not any(measures) and not (self.memorization or self.calibration or self.mitigation.counterfactual):
             raise ValueError("nothing to audit; set suites, or another measure (see `ropewalk run audit --help`)")
         if self.mitigation.mixture is not None and self.subgroups is None:
             raise ValueError("mitigation.mixture: is computed from `subgroups`; set that too")
@@ -207,32 +212,32 @@ class AuditConfig(JobConfig):
         return self
 
     def preflight(self, here: PathView = Path) -> None:
-        """Raise ConfigError unless the model, the suites and the local files and data sets are there."""
+        """Raise ConfigError unless the model, the suites, and the local files and data sets exist."""
         model = here(self.model) if self.model.startswith("/") else Path(self.model)
         if model is not None:
             find_model(str(model))
         for key, path in self._files():
-            seen = here(path) if path.startswith("/") else None
-            if seen is not None and not seen.is_file():
+            local = here(path) if path.startswith("/") else None
+            if local is not None and not local.is_file():
                 raise ConfigError(f"{key}: {path}: no such file; check the path")
         for part in (self.contamination, self.memorization):
             if part is not None and part.data is not None:
                 check_data(part.data, here)
-        for key, ref, wanted in (("before", self.before, "audit"), ("evaluation", self.evaluation, "evaluate")):
-            if ref is not None and (job := find_run(ref).record.get("job")) != wanted:
-                raise ConfigError(f"{key}: {ref} is a run of {job}; name a run of {wanted}")
+        for key, ref, job_name in (("before", self.before, "audit"), ("evaluation", self.evaluation, "evaluate")):
+            if ref is not None and (job := find_run(ref).record.get("job")) != job_name:
+                raise ConfigError(f"{key}: {ref} is a run of {job}; name a run of {job_name}")
 
     def _files(self) -> list[tuple[str, str]]:
         parts = {"subgroups": self.subgroups, "prompts": self.prompts, "calibration": self.calibration}
-        found = [("suites", suite.path) for suite in self.suites]
-        found += [(f"{key}.path", part.path) for key, part in parts.items() if part is not None]
+        files = [("suites", suite.path) for suite in self.suites]
+        files += [(f"{key}.path", part.path) for key, part in parts.items() if part is not None]
         if self.memorization is not None and self.memorization.canaries is not None:
-            found.append(("memorization.canaries", self.memorization.canaries))
+            files.append(("memorization.canaries", self.memorization.canaries))
         if self.contamination is not None:
-            found += [("contamination.against", path) for path in self.contamination.against]
+            files += [("contamination.against", path) for path in self.contamination.against]
         if self.identity is not None and self.identity.terms is not None:
-            found.append(("identity.terms", self.identity.terms))
+            files.append(("identity.terms", self.identity.terms))
         chosen = self.mitigation.counterfactual
         if chosen is not None and chosen.templates is not None:
-            found.append(("mitigation.counterfactual.templates", chosen.templates))
-        return found
+            files.append(("mitigation.counterfactual.templates", chosen.templates))
+        return files

@@ -1,1 +1,1 @@
-"""The evaluate job: a model scored on held-out text."""
+"""The evaluate job: scores of a model on held-out text and on tasks."""

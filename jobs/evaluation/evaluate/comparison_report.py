@@ -1,4 +1,4 @@
-"""The page of a comparison: differences with their intervals, and examples where the two sides part."""
+"""The page of a comparison: differences with intervals, and examples on which the models differ."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ from ropewalk.cluster.run.files import write_atomically
 from ropewalk.jobs.runs.models.comparison import Compared, MetricComparison, differing
 from ropewalk.jobs.runs.show.html import Table, page, paragraph
 
-_LONGEST = 600  # characters of a prompt that are shown; its end decides
+_LONGEST = 600  # last characters of a prompt that are shown
 
 
 def write_comparison(compared: Compared, path: Path) -> Path:
-    """Write the page; returns its path."""
+    """Write the page and return its path."""
     first, second = compared.names
-    sections = [paragraph(compared.words(one)) for one in compared.metrics]
+    sections = [paragraph(compared.words(metric)) for metric in compared.metrics]
     sections += [_differences(compared), *_examples(compared)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page(f"{first} and {second}, item by item", sections))
@@ -21,32 +21,32 @@ def write_comparison(compared: Compared, path: Path) -> Path:
 
 
 def _differences(compared: Compared) -> str:
-    head = (">first", ">second", ">difference", ">95% interval", ">p", ">smallest that shows", ">n", "better")
+    head = (">first", ">second", ">difference", ">95% interval", ">p", ">detectable", ">n", "better")
     table = Table("Differences", ("task", "metric", *head))
-    for one in compared.metrics:
-        table.row(one.task, one.metric, *row(compared, one))
+    for metric in compared.metrics:
+        table.row(metric.task, metric.metric, *row(compared, metric))
     return table.html()
 
 
-def row(compared: Compared, one: MetricComparison) -> list[str]:
-    """The cells of a metric: both sides, the difference, and what it is judged by."""
-    found = one.found
-    interval = "" if found.interval is None else f"{found.interval[0]:.4g} to {found.interval[1]:.4g}"
-    better = {"first": compared.names[0], "second": compared.names[1], None: "not shown"}[one.better]
+def row(compared: Compared, metric: MetricComparison) -> list[str]:
+    """Return the cells of a metric: both sides, the difference, and its statistics."""
+    comparison = metric.found
+    interval = "" if comparison.interval is None else f"{comparison.interval[0]:.4g} to {comparison.interval[1]:.4g}"
+    better = {"first": compared.names[0], "second": compared.names[1], None: "not shown"}[metric.better]
     return [
-        f"{one.first:.4g}",
-        f"{one.second:.4g}",
-        "" if found.difference is None else f"{found.difference:+.4g}",
+        f"{metric.first:.4g}",
+        f"{metric.second:.4g}",
+        "" if comparison.difference is None else f"{comparison.difference:+.4g}",
         interval,
-        "" if found.p_value is None else f"{found.p_value:.3g}",
-        "" if found.smallest_difference is None else f"{found.smallest_difference:.4g}",
-        str(found.n),
+        "" if comparison.p_value is None else f"{comparison.p_value:.3g}",
+        "" if comparison.smallest_difference is None else f"{comparison.smallest_difference:.4g}",
+        str(comparison.n),
         better,
     ]
 
 
 def _examples(compared: Compared) -> list[str]:
-    table = Table("Where they part", ("task", ">item", "prompt", "answer", compared.names[0], compared.names[1]))
+    table = Table("Items on which they differ", ("task", ">item", "prompt", "answer", compared.names[0], compared.names[1]))
     for line, other, metric in differing(compared):
         cells = [f"{_answer(each)}\n({metric} {each['values'][metric]:g})" for each in (line, other)]
         table.row(line["task"], str(line["item"]), str(line["prompt"])[-_LONGEST:], _target(line), *cells)
@@ -54,7 +54,7 @@ def _examples(compared: Compared) -> list[str]:
 
 
 def _answer(line: dict[str, Any]) -> str:
-    """What was chosen or written."""
+    """Return the chosen option or the generated text."""
     answers, options = line["answers"], line["options"]
     if answers and isinstance(answers[0], str):
         return str(answers[0])

@@ -33,38 +33,44 @@ class EvaluateConfig(JobConfig):
         default=None, description="a data set made by preprocess, or a list of {path, weight}: loss, bits per byte, perplexity"
     )
     split: Literal["train", "validation"] = Field(default="validation", description="the split to score")
-    seq_len: int | None = Field(default=None, ge=1, description="tokens of a sequence; unset: as the run trained, else 1024")
+    seq_len: int | None = Field(default=None, ge=1, description="tokens of a sequence; unset: as in training, or else 1024")
     max_sequences: int = Field(
-        default=1000, ge=1, description="sequences to score, from the beginning of the split, of each data set its share"
+        default=1000,
+        ge=1,
+        description="sequences to score at most, from the beginning of the split, shared among data sets by weight",
     )
-    micro_batch: int = Field(default=4, ge=1, description="sequences that one rank computes at once")
+    micro_batch: int = Field(default=4, ge=1, description="sequences per forward pass of a rank")
     generate: GenerateConfig = Field(default=GenerateConfig(), description="sample generations")
     tasks: list[Task] = Field(
-        default=[], description="tasks as lm-eval's YAML has them: a file, a name of this program's own, or a name of lm-eval's"
+        default=[], description="tasks in lm-eval's YAML format: a file, a built-in task, or a task of lm-eval"
     )
     task_files: dict[str, DataPath] = Field(
-        default={}, description="where the items of this program's own tasks lie: {boolq: dev.jsonl}; json, jsonl or parquet"
+        default={}, description="item files of built-in tasks: {boolq: dev.jsonl}; json, jsonl or parquet"
     )
     limit: int | None = Field(default=None, ge=1, description="items of each task, from its beginning; unset: all")
-    fewshot: int | None = Field(default=None, ge=0, description="examples before each item; unset: as the task says, else none")
-    chat_template: bool = Field(default=False, description="put prompts as the model's chat template has them")
-    system: str | None = Field(default=None, description="a system message, or with no chat template the beginning of a prompt")
-    fewshot_as_turns: bool = Field(default=True, description="with the chat template: each example is a turn of its own")
-    batch_size: int | None = Field(default=None, ge=1, description="the most questions of a forward pass; unset: by their tokens")
+    fewshot: int | None = Field(
+        default=None, ge=0, description="few-shot examples before each item; unset: as the task defines, or else none"
+    )
+    chat_template: bool = Field(default=False, description="render prompts with the model's chat template")
+    system: str | None = Field(default=None, description="system message; without a chat template the beginning of each prompt")
+    fewshot_as_turns: bool = Field(default=True, description="with the chat template: each example is a separate turn")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="maximum questions per forward pass; unset: limited by batch_tokens only"
+    )
     batch_tokens: int | None = Field(
-        default=None, ge=1, description="about the most tokens of a forward pass; unset: 160 on a CPU, 8192 on a GPU"
+        default=None, ge=1, description="approximate maximum tokens per forward pass; unset: 160 on a CPU, 8192 on a GPU"
     )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="number format of the weights for tasks")
     require: dict[str, ConditionText] = Field(
         default={},
         description="the gate, {score: condition}: '<= 0.6', '>= 0.55 by 2se'; a score is a task, TASK/METRIC, loss, perplexity "
-        "or bits_per_byte. The run is refused, and ends as failed, where one is not met",
+        "or bits_per_byte. The run fails if a condition is not met",
     )
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how the model is divided among the ranks, for `data`")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="number formats, for `data`")
 
     def preflight(self, here: PathView = Path) -> None:
-        """Raise ConfigError unless the model, the local data sets and the task files are there."""
+        """Raise ConfigError unless the model, the local data sets and the task files exist."""
         model = here(self.model) if self.model.startswith("/") else Path(self.model)
         if model is not None:
             find_model(str(model))

@@ -1,4 +1,4 @@
-"""Score a model on a split of a data set, beside what a unigram model would score, and sample what it writes."""
+"""Score a model on a split of a data set, compare with a unigram model, and generate samples."""
 
 import math
 from dataclasses import dataclass
@@ -31,26 +31,26 @@ from ropewalk.sharding.group import Group
 from ropewalk.sharding.parallelize import parallelize
 
 _DEFAULT_SEQ_LEN = 1024
-HELD_OUT = "held_out"  # the name under which its sequences stand among the items
+HELD_OUT = "held_out"  # task name of the sequences among the items
 
 
 def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tuple[dict[str, object], list[dict[str, Any]]]:
-    """Loss, bits per byte and perplexity of `data`, the same at every number of ranks up to rounding; and its sequences."""
+    """Return loss, bits per byte and perplexity of `data`, equal at every number of ranks up to rounding; and its sequences."""
     assert config.data is not None
-    found = _open(config, context.run, group)
+    subject = _open(config, context.run, group)
     sources = [Source(source.path, source.weight) for source in weighted(config.data)]
-    seq_len = config.seq_len or found.seq_len
+    seq_len = config.seq_len or subject.seq_len
     loader = TokenLoader(sources, seq_len=seq_len, seed=config.seed, split=config.split, most=config.max_sequences)
     tokenizer = tokenizer_of(loader.manifests, config.data)
-    check_fit(found.config, tokenizer.record.vocabulary, seq_len)
-    if found.tokenizer_hash not in (None, tokenizer.record.hash):
+    check_fit(subject.config, tokenizer.record.vocabulary, seq_len)
+    if subject.tokenizer_hash not in (None, tokenizer.record.hash):
         raise ConfigError(
-            f"data: was made with the tokenizer {tokenizer.record.name} ({tokenizer.record.hash}), the model of {config.model} "
-            f"with another one ({found.tokenizer_hash}); score it on data of its own tokenizer"
+            f"data: its tokenizer is {tokenizer.record.name} ({tokenizer.record.hash}), but the model of {config.model} was "
+            f"trained with another one ({subject.tokenizer_hash}); score it on data of its own tokenizer"
         )
-    generations = _generations(found, config, tokenizer) if group.is_main else []
+    generations = _generations(subject, config, tokenizer) if group.is_main else []
     n = loader.sequences
-    scored = score_sequences(_sharded(found, config, group), loader, group, num_sequences=n, micro_batch=config.micro_batch)
+    scored = score_sequences(_shard(subject, config, group), loader, group, num_sequences=n, micro_batch=config.micro_batch)
     losses = scored.losses / seq_len
     loss = losses.mean().item()
     error = losses.std().item() / math.sqrt(n) if n > 1 else None
@@ -60,19 +60,19 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
         "perplexity": math.exp(min(loss, 700.0)),
         "n": n,
         "standard_error": error,
-        "unigram_loss": unigram_loss(sources, loader, n, found.config.vocab_size) if group.is_main else None,
+        "unigram_loss": unigram_loss(sources, loader, n, subject.config.vocab_size) if group.is_main else None,
         "token_calibration": calibration(scored.sure, config.seed),
-        "model_step": found.step,
+        "model_step": subject.step,
         "generations": generations,
     }
     if group.is_main:
         context.fence.check()
         write_worst_sequences(context.run.path, losses.tolist(), loader, _tokenizer(tokenizer))
     checksums = [shard.checksum for manifest in loader.manifests for shard in manifest.shards]
-    several = [loader.sequences_of_sources] if len(sources) > 1 else []  # the sequence of a number depends on them
-    asked = hash_of(checksums, config.split, seq_len, *several)
+    interleaving = [loader.sequences_of_sources] if len(sources) > 1 else []  # determines which sequence has which number
+    settings_hash = hash_of(checksums, config.split, seq_len, *interleaving)
     items = [
-        {"task": HELD_OUT, "item": number, "hash": hash_of(asked, number), "prompt": "", "options": [], "target": None}
+        {"task": HELD_OUT, "item": number, "hash": hash_of(settings_hash, number), "prompt": "", "options": [], "target": None}
         | {"answers": [], "values": {"loss": value}, "near_tie": False}
         for number, value in enumerate(losses.tolist())
     ]
@@ -80,29 +80,29 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class _Subject:
     """The model to score."""
 
-    full: Any  # unsharded, on rank 0 alone
+    full: Any  # unsharded, on rank 0 only
     config: Any
     step: int | None  # of the checkpoint; None for a Hugging Face directory
     seq_len: int
     tokenizer_hash: str | None
 
 
-def _open(config: EvaluateConfig, run: RunDir, group: Group) -> _Found:
-    found, named_step = find_checkpoint(config.model, run.path.parent)
-    record = require_record(found) if isinstance(found, RunDir) else None
+def _open(config: EvaluateConfig, run: RunDir, group: Group) -> _Subject:
+    location, named_step = find_checkpoint(config.model, run.path.parent)
+    record = require_record(location) if isinstance(location, RunDir) else None
     full: Any = None
     step: int | None = None
     if group.is_main:
-        if isinstance(found, RunDir):
-            full, manifest = load_model(found, named_step)
+        if isinstance(location, RunDir):
+            full, manifest = load_model(location, named_step)
             step = manifest.step
         else:
-            full = AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32).eval()
+            full = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32).eval()
     values, step = group.broadcast_object((full.config.to_dict(), step) if full is not None else None)
-    return _Found(
+    return _Subject(
         full=full,
         config=AutoConfig.for_model(**values),
         step=step,
@@ -111,11 +111,11 @@ def _open(config: EvaluateConfig, run: RunDir, group: Group) -> _Found:
     )
 
 
-def _generations(found: _Found, config: EvaluateConfig, plan: TokenizerPlan) -> list[dict[str, str]]:
-    """Texts that the unsharded model writes on the CPU after each prompt, drawn from the seed."""
+def _generations(subject: _Subject, config: EvaluateConfig, plan: TokenizerPlan) -> list[dict[str, str]]:
+    """Return texts that the unsharded model generates on the CPU after each prompt, drawn from the seed."""
     tokenizer = _tokenizer(plan)
-    length = max_length(found.full, tokenizer)
-    opened = OpenModel(model=found.full, tokenizer=tokenizer, name=config.model, step=found.step, max_length=length)
+    length = max_length(subject.full, tokenizer)
+    opened = OpenModel(model=subject.full, tokenizer=tokenizer, name=config.model, step=subject.step, max_length=length)
     options = config.generate
     sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     prompts = [encode(opened, prompt) or [opened.end] for prompt in options.prompts]
@@ -124,7 +124,7 @@ def _generations(found: _Found, config: EvaluateConfig, plan: TokenizerPlan) -> 
 
 
 def _tokenizer(plan: TokenizerPlan) -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers has it; its files are fetched first where they are not on this machine."""
+    """Return the tokenizer as a transformers object; its files are fetched first if they are not local."""
     tokenizer: PreTrainedTokenizerFast
     if plan.folder.local is None:
         read = plan.folder.read("tokenizer.json").decode()
@@ -136,9 +136,9 @@ def _tokenizer(plan: TokenizerPlan) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _sharded(found: _Found, config: EvaluateConfig, group: Group) -> nn.Module:
+def _shard(subject: _Subject, config: EvaluateConfig, group: Group) -> nn.Module:
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(found.config, dtype=torch.float32)
+        skeleton = AutoModelForCausalLM.from_config(subject.config, dtype=torch.float32)
     model = parallelize(skeleton, group, config.parallel, config.precision, trainable=False)
-    fill(model, found.full, group)
+    fill(model, subject.full, group)
     return model

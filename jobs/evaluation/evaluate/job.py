@@ -1,4 +1,4 @@
-"""Measure a model: loss on held-out text, tasks, sample generations; and judge it by a gate."""
+"""Measure a model (loss on held-out text, tasks, samples) and apply a gate."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ from ropewalk.sharding.group import Group, process_group
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Measure the model; returns loss, bits per byte and perplexity of `data`, `scores` of `tasks`, and what became of the gate.
+    """Measure the model; return loss, bits per byte and perplexity of `data`, `scores` of `tasks`, and the result of the gate.
 
-    Raises GateError, with the results, where the gate refuses.
+    Raises GateError, with the results, if the gate refuses the model.
     """
     config = context.config(EvaluateConfig)
     with process_group(config.parallel) as group:
@@ -26,7 +26,7 @@ def main(context: JobContext) -> dict[str, object]:
 
 
 def evaluate(context: JobContext, config: EvaluateConfig, group: Group) -> dict[str, Any]:
-    """The results of an evaluation, the same at every number of ranks up to rounding, and its decisions exactly."""
+    """Return the results of an evaluation: equal at every number of ranks up to rounding, with identical decisions."""
     results, items = score_data(context, config, group) if config.data is not None else ({}, [])
     tasks = run_tasks(context, config, group) if config.tasks else None
     if not group.is_main:
@@ -34,12 +34,12 @@ def evaluate(context: JobContext, config: EvaluateConfig, group: Group) -> dict[
     if tasks is not None:
         results = {**results, **tasks.results()}
         items += [line for task in tasks.tasks.values() for line in task.items]
-    judged = None
+    verdict = None
     if config.require:
-        scores = _named(config, results, tasks)
+        scores = _scores_by_name(config, results, tasks)
         check_names(config.require, scores)
-        judged = gate(config.require, scores)
-        results["gate"], results["figures"] = judged.plain(), dict(judged.figures)
+        verdict = gate(config.require, scores)
+        results["gate"], results["figures"] = verdict.plain(), dict(verdict.figures)
     context.fence.check()
     if tasks is not None:
         log_scores(context, tasks)
@@ -47,20 +47,20 @@ def evaluate(context: JobContext, config: EvaluateConfig, group: Group) -> dict[
     write_report(context.run, config, results, tasks)
     write_readable(context.run.path, results, tasks)
     context.run.event("evaluated", **{key: results[key] for key in ("loss", "n") if key in results}, tasks=list(config.tasks))
-    if judged is not None and not judged.passed:
-        raise GateError(f"the gate refuses {config.model}: {judged.words}", results)
+    if verdict is not None and not verdict.passed:
+        raise GateError(f"the gate refuses {config.model}: {verdict.words}", results)
     return results
 
 
-def _named(config: EvaluateConfig, results: dict[str, Any], tasks: Evaluated | None) -> dict[str, Score]:
-    """All scores by the names that a gate may use."""
-    found = by_name(tasks.tasks) if tasks is not None else {}
+def _scores_by_name(config: EvaluateConfig, results: dict[str, Any], tasks: Evaluated | None) -> dict[str, Score]:
+    """Return all scores by the names that a gate may use."""
+    scores = by_name(tasks.tasks) if tasks is not None else {}
     if "loss" in results:
-        asked = hash_of(config.data, config.split, config.seq_len, config.max_sequences)
+        settings_hash = hash_of(config.data, config.split, config.seq_len, config.max_sequences)
         loss, error = results["loss"], results["standard_error"]
         for name in ("loss", "bits_per_byte", "perplexity"):
-            # of the loss to first order: bits per byte are a multiple of it, perplexity is its exponential
+            # first-order error propagation: bits per byte are a multiple of the loss, perplexity its exponential
             slope = results[name] if name == "perplexity" else results[name] / loss if loss else 1.0
-            own = None if error is None else error * slope
-            found[name] = Score(value=results[name], standard_error=own, n=results["n"], hash=asked)
-    return found
+            standard_error = None if error is None else error * slope
+            scores[name] = Score(value=results[name], standard_error=standard_error, n=results["n"], hash=settings_hash)
+    return scores

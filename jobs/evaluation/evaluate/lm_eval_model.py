@@ -1,4 +1,4 @@
-"""This program's model as lm-eval asks it: questions in, answers of all ranks out."""
+"""Adapter to lm-eval: its requests are answered by all ranks."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ropewalk.jobs.inference.scoring.open_model import OpenModel
 from ropewalk.jobs.inference.scoring.stops import cut
 from ropewalk.jobs.results.score import hash_of
 
-_DEFAULT_NEW_TOKENS = 256  # of lm-eval
+_DEFAULT_NEW_TOKENS = 256  # default of lm-eval
 _LENGTH_WORDS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _KNOWN_WORDS = {*_LENGTH_WORDS, "until", "do_sample", "temperature", "top_p", "top_k"}
 
@@ -25,20 +25,20 @@ class RopewalkModel(LM):  # type: ignore[misc]
     def __init__(self, opened: OpenModel, team: Team, seed: int) -> None:
         super().__init__()
         self._opened, self._team, self._seed = opened, team, seed
-        self.near_ties: set[tuple[str, int]] = set()  # (task, item) whose decisions were made again exactly
+        self.near_ties: set[tuple[str, int]] = set()  # (task, item) whose decisions were recomputed exactly
         self.truncated: dict[str, int] = {}  # by task: requests that lost the beginning of their text
 
     @property
     def tokenizer_name(self) -> str:
-        """What lm-eval's cache would be keyed by, which is off."""
+        """Key of lm-eval's cache, which is disabled."""
         return self._opened.name
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template, for lm-eval's records."""
+        """Return the template for lm-eval's records."""
         return str(self._opened.tokenizer.chat_template)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation, as the model's tokenizer has it; a template without system messages gets none."""
+        """Render a conversation; a template without system messages gets none."""
         from jinja2.exceptions import TemplateError
 
         def text(messages: list[dict[str, str]]) -> str:
@@ -51,33 +51,33 @@ class RopewalkModel(LM):  # type: ignore[misc]
             return text([message for message in chat_history if message["role"] != "system"])
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation, and whether it is greedy; a question's options are one unit."""
+        """Return the log-likelihood of each continuation and whether it is greedy; the options of a question are one unit."""
         members: dict[tuple[str, int], list[int]] = {}
-        for place, instance in enumerate(requests):
-            members.setdefault((instance.task_name, instance.doc_id), []).append(place)
+        for index, instance in enumerate(requests):
+            members.setdefault((instance.task_name, instance.doc_id), []).append(index)
         work: dict[str, Work] = {}
         keys: dict[tuple[str, int], str] = {}
-        for item, places in members.items():
-            pairs = [requests[place].args for place in places]
+        for item, indices in members.items():
+            pairs = [requests[index].args for index in indices]
             keys[item] = key = hash_of("loglikelihood", pairs)
             if key not in work:
-                asked = [pair_request(self._opened, before, after, _lengths(after)) for before, after in pairs]
-                work[key] = asked
-                self._count_truncated(item[0], [len(r.context) + len(r.continuation) for r in asked])
-                _check(item, asked)
+                unit = [pair_request(self._opened, before, after, _lengths(after)) for before, after in pairs]
+                work[key] = unit
+                self._count_truncated(item[0], [len(r.context) + len(r.continuation) for r in unit])
+                _check(item, unit)
         self._team.answer(work)
-        found: dict[int, tuple[float, bool]] = {}
-        for item, places in members.items():
+        answers_by_index: dict[int, tuple[float, bool]] = {}
+        for item, indices in members.items():
             answers = self._team.ledger.get(keys[item])
             assert answers is not None
-            for place, (value, greedy, exact) in zip(places, answers["answers"], strict=True):
-                found[place] = (value, greedy)
+            for index, (value, greedy, exact) in zip(indices, answers["answers"], strict=True):
+                answers_by_index[index] = (value, greedy)
                 if exact:
                     self.near_ties.add(item)
-        return [found[place] for place in range(len(requests))]
+        return [answers_by_index[index] for index in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        """The log-likelihood of each whole text, in windows of what the model sees."""
+        """Return the log-likelihood of each whole text, in windows of the model's context."""
         work: dict[str, Work] = {}
         keys = []
         for instance in requests:
@@ -89,15 +89,18 @@ class RopewalkModel(LM):  # type: ignore[misc]
         return [sum(answer[0] for answer in record["answers"]) if record else 0.0 for record in records]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """What the model writes after each context, up to the first stop; a drawn text depends on seed, context and repeat."""
+        """Return the text generated after each context, up to the first stop.
+
+        A sampled text depends on the seed, the context and the number of the repeat.
+        """
         work: dict[str, Work] = {}
         keys, stops = [], []
-        seen: dict[str, int] = {}
+        repeats: dict[str, int] = {}
         for instance in requests:
-            context, told = instance.args
-            sampling = sampling_of(instance.task_name, told)
+            context, generation_kwargs = instance.args
+            sampling = sampling_of(instance.task_name, generation_kwargs)
             plain = hash_of("generate", context, vars(sampling))
-            repeat = seen[plain] = seen.get(plain, -1) + 1
+            repeat = repeats[plain] = repeats.get(plain, -1) + 1
             key = plain if sampling.temperature == 0 else hash_of(plain, repeat)
             keys.append(key)
             stops.append(sampling.stop)
@@ -115,29 +118,29 @@ class RopewalkModel(LM):  # type: ignore[misc]
 
 
 def _lengths(continuation: str) -> tuple[float, ...]:
-    """The lengths by which lm-eval may divide: of the option in characters and bytes, with and without the space before it."""
+    """Return lm-eval's normalizing lengths: characters and bytes of the option, with and without the leading space."""
     bare = continuation.lstrip()
     return tuple(float(n or 1) for text in (bare, continuation) for n in (len(text), len(text.encode("utf-8", "replace"))))
 
 
-def _check(item: tuple[str, int], asked: Sequence[Any]) -> None:
-    if any(not request.continuation for request in asked):
+def _check(item: tuple[str, int], unit: Sequence[Any]) -> None:
+    if any(not request.continuation for request in unit):
         raise DataError(f"task {item[0]}, item {item[1]}: an option has no tokens; see doc_to_choice and doc_to_target")
 
 
-def sampling_of(task: str, told: dict[str, Any]) -> Sampling:
-    """How a task wants its text drawn. Raises DataError for a key that this program does not know: it would change the score."""
-    if unknown := sorted(set(told) - _KNOWN_WORDS):
-        raise DataError(f"task {task}: generation_kwargs has {', '.join(unknown)}, which is not known here; leave it out")
-    until = told.get("until") or []
-    length = next((told[word] for word in _LENGTH_WORDS if told.get(word) is not None), _DEFAULT_NEW_TOKENS)
-    temperature = float(told.get("temperature") or 0.0)
-    if told.get("do_sample") and temperature == 0:
+def sampling_of(task: str, kwargs: dict[str, Any]) -> Sampling:
+    """Return a task's sampling parameters. Raises DataError for an unknown key, which would change the score."""
+    if unknown := sorted(set(kwargs) - _KNOWN_WORDS):
+        raise DataError(f"task {task}: unknown keys in generation_kwargs: {', '.join(unknown)}; leave them out")
+    until = kwargs.get("until") or []
+    length = next((kwargs[word] for word in _LENGTH_WORDS if kwargs.get(word) is not None), _DEFAULT_NEW_TOKENS)
+    temperature = float(kwargs.get("temperature") or 0.0)
+    if kwargs.get("do_sample") and temperature == 0:
         temperature = 1.0
     return Sampling(
         max_new_tokens=int(length),
-        temperature=temperature if told.get("do_sample", temperature > 0) else 0.0,
-        top_p=float(told.get("top_p") or 1.0),
-        top_k=int(told.get("top_k") or 0),
+        temperature=temperature if kwargs.get("do_sample", temperature > 0) else 0.0,
+        top_p=float(kwargs.get("top_p") or 1.0),
+        top_k=int(kwargs.get("top_k") or 0),
         stop=tuple([until] if isinstance(until, str) else until),
     )

@@ -1,4 +1,4 @@
-"""The loss of each sequence of a split, the ranks sharing the work, how sure the model was, and a unigram model's loss."""
+"""Loss of each sequence of a split, computed by all ranks; the model's confidence; and the loss of a unigram model."""
 
 from typing import Any, NamedTuple
 
@@ -21,10 +21,10 @@ RESAMPLES = 200
 
 
 class ScoredSequences(NamedTuple):
-    """What was found of each sequence, float64, the same on every rank."""
+    """Results of each sequence, float64, equal on every rank."""
 
     losses: torch.Tensor  # summed nats [num_sequences]
-    sure: torch.Tensor  # [num_sequences, 3, K]: tokens of a bin, their confidence, and how often the likeliest token was right
+    sure: torch.Tensor  # [num_sequences, 3, K]: tokens, summed confidence and correct predictions of each bin
 
 
 @torch.no_grad()
@@ -41,17 +41,17 @@ def score_sequences(
         bin_BT = (confidence_BT * BINS).long().clamp(max=BINS - 1)
         parts = (torch.ones_like(confidence_BT), confidence_BT, (likeliest_BT == labels_BT).double())
         sums = [torch.zeros(len(labels_BT), BINS, dtype=torch.float64).to(bin_BT.device) for _ in parts]
-        sure = [empty.scatter_add_(1, bin_BT, values) for empty, values in zip(sums, parts, strict=True)]
-        return torch.cat((losses_BT.sum(dim=1, keepdim=True), *sure), dim=1)
+        binned = [empty.scatter_add_(1, bin_BT, values) for empty, values in zip(sums, parts, strict=True)]
+        return torch.cat((losses_BT.sum(dim=1, keepdim=True), *binned), dim=1)
 
     source, values = TokenSource(loader, in_order=True), 1 + 3 * BINS
-    found = by_sequence(score, source, group, num_sequences=num_sequences, micro_batch=micro_batch, values=values)
+    values_of_sequence = by_sequence(score, source, group, num_sequences=num_sequences, micro_batch=micro_batch, values=values)
     reshard_all(model)
-    return ScoredSequences(found[:, 0], found[:, 1:].view(num_sequences, 3, BINS))
+    return ScoredSequences(values_of_sequence[:, 0], values_of_sequence[:, 1:].view(num_sequences, 3, BINS))
 
 
 def calibration(sure: torch.Tensor, seed: int) -> dict[str, Any]:
-    """Expected calibration error of the next token, its standard error by resampled sequences, n tokens, and its bins.
+    """Return the expected calibration error of the next token, its standard error by bootstrap, token count, and bins.
 
     The confidence is the probability of the likeliest token (Guo and others, arXiv 1706.04599).
     """
@@ -74,7 +74,7 @@ def _calibration_error(sums: Any) -> float:
 
 
 def unigram_loss(sources: list[Source], scored: TokenLoader, num_sequences: int, vocabulary: int) -> float:
-    """Nats a token of the same labels under the train split's token counts plus one: the score without any context."""
+    """Return nats per token of the same labels under the train split's token counts plus one: the score without context."""
     train = TokenLoader(sources, seq_len=scored.seq_len, seed=scored.seed, split="train")
     counts = np.ones(vocabulary)
     for start in range(0, train.sequences, 256):

@@ -1,4 +1,4 @@
-"""An evaluation as tables and pictures of its run, for trackers: scores, what the model writes, what it does worst."""
+"""Tables and pictures of an evaluation for trackers: scores, generations, worst items."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +14,9 @@ WORST = 20  # sequences, and items of each task
 
 
 def write_readable(run: Path, results: Mapping[str, Any], evaluated: Evaluated | None) -> None:
-    """Write what the results have: generations, the worst items of each task, a picture of all scores."""
-    if written := results.get("generations"):
-        texts = [(results.get("model_step"), one["prompt"], one["text"]) for one in written]
+    """Write generations, the worst items of each task, and a picture of all scores."""
+    if samples := results.get("generations"):
+        texts = [(results.get("model_step"), sample["prompt"], sample["text"]) for sample in samples]
         write_table(run, "generations", ("step", "prompt", "text"), texts)
     if evaluated is None:
         return
@@ -32,7 +32,7 @@ def write_readable(run: Path, results: Mapping[str, Any], evaluated: Evaluated |
 
 
 def write_worst_sequences(run: Path, losses: Sequence[float], loader: TokenLoader, tokenizer: Any) -> None:
-    """Write the sequences of held-out text with the highest loss, as text; `tokenizer` decodes."""
+    """Write the held-out sequences with the highest loss as text, decoded by `tokenizer`."""
     order = sorted(range(len(losses)), key=lambda number: -losses[number])[:WORST]
     texts = [tokenizer.decode(loader.in_order(number, number + 1)[0].tolist()) for number in order]
     rows = [(number, losses[number], text) for number, text in zip(order, texts, strict=True)]
@@ -43,19 +43,19 @@ def _worst_items(task: Any) -> list[Sequence[Any]]:
     metric, better = next(iter(task.higher_is_better.items()), (None, True))
     scored = [line for line in task.items if isinstance(line["values"].get(metric), (int, float))]
     scored.sort(key=lambda line: line["values"][metric] if better else -line["values"][metric])
-    found = [(line["task"], line["item"], metric, line["values"][metric]) for line in scored[:WORST]]
-    return [(*row, str(line["prompt"]), line["target"], line["answers"]) for row, line in zip(found, scored, strict=False)]
+    rows = [(line["task"], line["item"], metric, line["values"][metric]) for line in scored[:WORST]]
+    return [(*row, str(line["prompt"]), line["target"], line["answers"]) for row, line in zip(rows, scored, strict=False)]
 
 
 def _draw_scores(axis: Any, evaluated: Evaluated) -> None:
-    """The first metric of each task with its interval."""
+    """Draw the first metric of each task with its interval."""
     names = []
-    for place, (name, task) in enumerate(list(evaluated.tasks.items())[::-1]):
+    for row, (name, task) in enumerate(list(evaluated.tasks.items())[::-1]):
         metric, score = next(iter(task.scores.items()))
         names.append(f"{name} ({metric})")
         if score.standard_error is not None:
             reach = NORMAL_95 * score.standard_error
-            axis.plot([score.value - reach, score.value + reach], [place, place], color=TRAIN, alpha=0.5, linewidth=2)
-        axis.plot([score.value], [place], "o", color=TRAIN, markersize=5)
+            axis.plot([score.value - reach, score.value + reach], [row, row], color=TRAIN, alpha=0.5, linewidth=2)
+        axis.plot([score.value], [row], "o", color=TRAIN, markersize=5)
     axis.set_yticks(range(len(names)), names)
     dress(axis, "scores, 95% interval")

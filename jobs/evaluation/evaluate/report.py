@@ -1,4 +1,4 @@
-"""What an evaluation leaves for people and programs: report.html, report.json, metrics for W&B."""
+"""Reports of an evaluation: report.html, report.json, items, and metrics for trackers."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from ropewalk.jobs.runs.show.html import Table, page, paragraph
 
 
 def log_scores(context: JobContext, evaluated: Evaluated) -> None:
-    """Write the scores among the run's metrics, which W&B mirrors: `evaluation/TASK/METRIC`, and their standard errors."""
+    """Log the scores as metrics `evaluation/TASK/METRIC`, with their standard errors."""
     values: dict[str, float] = {}
     for name, task in evaluated.tasks.items():
         for metric, score in task.scores.items():
@@ -31,7 +31,7 @@ def log_scores(context: JobContext, evaluated: Evaluated) -> None:
 
 
 def write_items(run: RunDir, items: Iterable[dict[str, Any]]) -> None:
-    """Write all items, a JSON object a line."""
+    """Write all items as JSON lines."""
     path = items_file(run.path)
     path.parent.mkdir(exist_ok=True)
     lines = (json.dumps(line, ensure_ascii=False, default=str) for line in items)
@@ -39,7 +39,7 @@ def write_items(run: RunDir, items: Iterable[dict[str, Any]]) -> None:
 
 
 def write_report(run: RunDir, config: EvaluateConfig, results: dict[str, Any], evaluated: Evaluated | None) -> Path:
-    """Write report.json and report.html into the run's directory; returns the page."""
+    """Write report.json and report.html into the run's directory and return the page."""
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
     metrics: dict[str, dict[str, bool]] = {HELD_OUT: {"loss": False}} if "loss" in results else {}
@@ -48,13 +48,13 @@ def write_report(run: RunDir, config: EvaluateConfig, results: dict[str, Any], e
     about = {"run": run.id, "model": config.model, "model_step": results.get("model_step"), "seed": config.seed}
     write_json(folder / REPORT, {**about, **results, METRICS: metrics})
     sections = [*_gate(results), *_held_out(results), *(_tasks(evaluated) if evaluated else ()), *_generations(results)]
-    shown = f"{config.model}, checkpoint of step {about['model_step']}" if about["model_step"] is not None else config.model
-    write_atomically(folder / "report.html", page(f"Evaluation of {shown}", [paragraph(f"Run {run.id}."), *sections]))
+    title = f"{config.model}, checkpoint of step {about['model_step']}" if about["model_step"] is not None else config.model
+    write_atomically(folder / "report.html", page(f"Evaluation of {title}", [paragraph(f"Run {run.id}."), *sections]))
     return folder / "report.html"
 
 
 def interval_words(score: Score) -> str:
-    """The 95% interval of a score, in words."""
+    """Return the 95% interval of a score as text."""
     if score.standard_error is None or not math.isfinite(score.standard_error):
         return "none"
     reach = NORMAL_95 * score.standard_error
@@ -67,7 +67,7 @@ def _gate(results: dict[str, Any]) -> list[str]:
         return []
     if judged["passed"]:
         return [paragraph("The gate: passed.")]
-    table = Table("The gate: refused", ("condition", "what became of it"))
+    table = Table("The gate: refused", ("condition", "result"))
     for each in judged["failed"]:
         table.row(f"{each['name']} {each['require']}", each["words"])
     return [table.html()]
@@ -81,10 +81,15 @@ def _held_out(results: dict[str, Any]) -> list[str]:
     table.row("bits per byte", f"{results['bits_per_byte']:.4f}", "", "")
     table.row("perplexity", f"{results['perplexity']:.2f}", "", "")
     table.row("loss of a unigram model", f"{results['unigram_loss']:.4f}", "", "")
-    sure = results["token_calibration"]
-    table.row("calibration error of the next token", f"{sure['ece']:.4f}", _number(sure["standard_error"]), str(sure["n"]))
-    bins = Table("How sure it was of the next token, and how often right", ("from", "to", ">confidence", ">accuracy", ">tokens"))
-    for row in sure["bins"]:
+    calibration = results["token_calibration"]
+    table.row(
+        "calibration error of the next token",
+        f"{calibration['ece']:.4f}",
+        _number(calibration["standard_error"]),
+        str(calibration["n"]),
+    )
+    bins = Table("Confidence in the next token, and accuracy", ("from", "to", ">confidence", ">accuracy", ">tokens"))
+    for row in calibration["bins"]:
         figures = [f"{row[name]:.3f}" for name in ("confidence", "accuracy")]
         bins.row(f"{row['from']:.1f}", f"{row['to']:.1f}", *figures, str(row["tokens"]))
     return [table.html(), bins.html()]
@@ -96,15 +101,15 @@ def _tasks(evaluated: Evaluated) -> list[str]:
         for metric, score in task.scores.items():
             error, interval = _number(score.standard_error), interval_words(score)
             table.row(name, metric, f"{score.value:.4f}", error, interval, str(score.n), score.hash)
-    said = f"{evaluated.near_ties} items were so near to a tie that their decision was made again with each text alone."
-    notes = [paragraph(said)]
+    near_ties = f"{evaluated.near_ties} items were near a tie; their decisions were recomputed exactly."
+    notes = [paragraph(near_ties)]
     for name, count in evaluated.truncated.items():
-        notes.append(paragraph(f"{name}: {count} texts were longer than the model sees, and lost their beginning."))
+        notes.append(paragraph(f"{name}: {count} texts exceeded the context of the model and lost their beginning."))
     return [table.html(), *notes]
 
 
 def _generations(results: dict[str, Any]) -> list[str]:
-    table = Table("What the model writes", ("prompt", "text"))
+    table = Table("Generated samples", ("prompt", "text"))
     for each in results.get("generations") or ():
         table.row(each["prompt"], each["text"])
     return [table.html()] if table.rows else []

@@ -1,4 +1,4 @@
-"""Evaluate a model on tasks: rank 0 asks as lm-eval has it, all ranks answer."""
+"""Evaluate a model on tasks: rank 0 runs lm-eval, all ranks answer its requests."""
 
 import logging
 from collections.abc import Mapping
@@ -22,20 +22,20 @@ from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)
 
-_MODEL = "model.json"  # which checkpoint is evaluated, settled by the first attempt
+_MODEL = "model.json"  # the evaluated checkpoint, recorded by the first attempt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What rank 0 knows after the tasks."""
+    """Results of the tasks on rank 0."""
 
     tasks: Mapping[str, TaskScores]
     model_step: int | None
-    near_ties: int  # items of which a decision was made again exactly
+    near_ties: int  # items whose decision was recomputed exactly
     truncated: Mapping[str, int]  # by task: requests that lost the beginning of their text
 
     def results(self) -> dict[str, Any]:
-        """What the job returns of them."""
+        """Return the tasks' part of the job's results."""
         return {
             "scores": {
                 name: {metric: score.plain() for metric, score in task.scores.items()} for name, task in self.tasks.items()
@@ -47,12 +47,14 @@ class Evaluated:
 
 
 def run_tasks(context: JobContext, config: EvaluateConfig, group: Group) -> Evaluated | None:
-    """Evaluate the tasks; None on ranks other than the first. Raises ConfigError, DataError, StopRequested."""
-    tasks = load_tasks(config) if group.is_main else {}  # before the model: a mistake is told at once
+    """Evaluate the tasks; return None on ranks other than the first. Raises ConfigError, DataError, StopRequested."""
+    tasks = load_tasks(config) if group.is_main else {}  # before the model, so that mistakes are reported early
     group.barrier()
     opened = _open(context, config, group)
     if config.chat_template and getattr(opened.tokenizer, "chat_template", None) is None:
-        raise ConfigError(f"chat_template: the tokenizer of {opened.name} has none; leave the key out, or give the model one")
+        raise ConfigError(
+            f"chat_template: the tokenizer of {opened.name} has no chat template; leave the key out, or add one to the model"
+        )
     scorer = Scorer(opened, batch_size=config.batch_size, batch_tokens=config.batch_tokens)
     team = Team(context, group, scorer, Writer(opened, config.batch_size))
     if not group.is_main:
@@ -64,24 +66,24 @@ def run_tasks(context: JobContext, config: EvaluateConfig, group: Group) -> Eval
     turns, system = config.fewshot_as_turns, config.system
     raw = evaluate_tasks(model, tasks, limit=config.limit, chat=config.chat_template, turns=turns, system=system)
     team.dismiss()
-    found = {name: task_scores(name, task, raw, config.seed) for name, task in tasks.items()}
-    for name, task in found.items():
+    scores_of_task = {name: task_scores(name, task, raw, config.seed) for name, task in tasks.items()}
+    for name, task in scores_of_task.items():
         for line in task.items:
             line["near_tie"] = (name, line["item"]) in model.near_ties
-    return Evaluated(tasks=found, model_step=opened.step, near_ties=len(model.near_ties), truncated=model.truncated)
+    return Evaluated(tasks=scores_of_task, model_step=opened.step, near_ties=len(model.near_ties), truncated=model.truncated)
 
 
 def _open(context: JobContext, config: EvaluateConfig, group: Group) -> OpenModel:
-    """The model on every rank; all attempts evaluate the same checkpoint of it, whatever its run has saved since."""
+    """Open the model on every rank; all attempts use the same checkpoint, whatever its run has saved since."""
     folder = context.run.path / FOLDER
-    settled = group.broadcast_object([read_json(folder / _MODEL)] if group.is_main else None)[0]
+    recorded = group.broadcast_object([read_json(folder / _MODEL)] if group.is_main else None)[0]
     dtype = getattr(torch, config.dtype)
-    step = settled["step"] if settled else None
+    step = recorded["step"] if recorded else None
     opened = open_model(config.model, context.run.path.parent, device=group.device, dtype=dtype, step=step)
     steps = group.all_gather_object(opened.step)
-    if any(other != steps[0] for other in steps):  # another one was saved while they opened it
+    if any(other != steps[0] for other in steps):  # a newer checkpoint was saved meanwhile
         opened = open_model(config.model, context.run.path.parent, device=group.device, dtype=dtype, step=steps[0])
-    if group.is_main and not settled:
+    if group.is_main and not recorded:
         context.fence.check()
         folder.mkdir(exist_ok=True)
         write_json(folder / _MODEL, {"model": opened.name, "step": opened.step})

@@ -1,4 +1,4 @@
-"""The ranks of an evaluation at work: what is asked is dealt out by length, answered, and written down one by one."""
+"""The ranks of an evaluation: work is distributed by length, answered, and recorded item by item."""
 
 import logging
 import time
@@ -17,49 +17,49 @@ from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)
 
-_ROUND_SECONDS = 2.0  # between two agreements of the ranks on whether to stop
+_ROUND_SECONDS = 2.0  # interval at which the ranks agree on stopping
 _PROGRESS_SECONDS = 0.5
 
 
 class Write(NamedTuple):
-    """Text that the model is to write."""
+    """A text to be generated."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
     seed: int
-    number: int  # of the draw: what is drawn depends on it and on the seed
+    number: int  # of the draw, which depends on it and the seed
 
 
-Work = list[Request] | Write  # requests of one unit: they are compared with each other
+Work = list[Request] | Write  # requests of one unit, compared with each other
 
 
 class Team:
-    """All ranks, each with a copy of the model. Rank 0 asks, the others serve until it dismisses them."""
+    """All ranks, each with a copy of the model. Rank 0 distributes work; the others serve until it dismisses them."""
 
     def __init__(self, context: JobContext, group: Group, scorer: Scorer, writer: Writer) -> None:
         self._context, self._group, self._scorer, self._writer = context, group, scorer, writer
         self.ledger = Ledger(context, "answers")
-        self._told = 0.0
+        self._last_report = 0.0
 
     def answer(self, work: Mapping[str, Work]) -> None:
-        """Have all work done that is not in the ledger yet; rank 0 calls it. Raises StopRequested, with all ranks."""
+        """Answer all work that is not in the ledger yet; called on rank 0. Raises StopRequested on all ranks."""
         left = {key: work[key] for key in work if key not in self.ledger}
         self._group.broadcast_object(left)
         self._share(left)
         self.ledger.refresh()
 
     def serve(self) -> None:
-        """Do this rank's share of whatever rank 0 asks, until it dismisses the team."""
-        while (left := self._asked()) is not None:
+        """Do this rank's share of the work until rank 0 dismisses the team."""
+        while (left := self._next_work()) is not None:
             self._share(left)
 
-    def _asked(self) -> Mapping[str, Work] | None:
+    def _next_work(self) -> Mapping[str, Work] | None:
         nothing: Mapping[str, Work] | None = None
         return self._group.broadcast_object(nothing)
 
     def dismiss(self) -> None:
-        """Let the other ranks go; rank 0 calls it."""
-        self._asked()
+        """Release the other ranks; called on rank 0."""
+        self._next_work()
 
     def _share(self, left: Mapping[str, Work]) -> None:
         order = sorted(left, key=lambda key: (-_size(left[key]), key))
@@ -70,37 +70,37 @@ class Team:
             while going and time.monotonic() < until and not self._context.stop_requested():
                 going = next(steps, None) is not None
                 done += going
-                self._tell(done, len(mine))
+                self._report_progress(done, len(mine))
             going = going and done < len(mine)
             stop = self._group.any(self._context.stop_requested())
             if stop:
                 self.ledger.sync()
-                raise StopRequested(f"{len(self.ledger)} answers of this rank are written down")
+                raise StopRequested(f"{len(self.ledger)} answers of this rank are recorded")
             if not self._group.any(going):
                 return self.ledger.sync()
 
     def _steps(self, work: Mapping[str, Work]) -> Iterator[bool]:
-        """Do one piece of work after the other; yields after each."""
+        """Do the work piece by piece, yielding after each."""
         scores = {key: unit for key, unit in work.items() if not isinstance(unit, Write)}
         keys = list(scores)
         for number, answers in self._scorer.units([scores[key] for key in keys]):
             self.ledger.add(keys[number], {"answers": [[a.value, a.greedy, a.exact] for a in answers]})
             yield True
         by_sampling: dict[Sampling, dict[str, Prompt]] = {}
-        for key, wanted in work.items():
-            if isinstance(wanted, Write):
-                prompt = Prompt(wanted.prompt, (wanted.seed, wanted.number))
-                by_sampling.setdefault(wanted.sampling, {})[key] = prompt
+        for key, generation in work.items():
+            if isinstance(generation, Write):
+                prompt = Prompt(generation.prompt, (generation.seed, generation.number))
+                by_sampling.setdefault(generation.sampling, {})[key] = prompt
         for sampling, prompts in by_sampling.items():
             keys = list(prompts)
-            for number, found in self._writer.write(list(prompts.values()), sampling):
-                self.ledger.add(keys[number], {"text": found.text, "tokens": len(found.tokens), "ended": found.ended})
+            for number, text in self._writer.write(list(prompts.values()), sampling):
+                self.ledger.add(keys[number], {"text": text.text, "tokens": len(text.tokens), "ended": text.ended})
                 yield True
 
-    def _tell(self, done: int, total: int) -> None:
+    def _report_progress(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self._group.is_main and now - self._told > _PROGRESS_SECONDS:
-            self._told, ranks = now, self._group.world_size
+        if self._group.is_main and now - self._last_report > _PROGRESS_SECONDS:
+            self._last_report, ranks = now, self._group.world_size
             report = {"stage": "answer", "done": done * ranks, "total": total * ranks, "unit": "requests", "rates": {}}
             write_json(self._context.run.progress, report, durable=False)
 

@@ -1,4 +1,4 @@
-"""How an evaluation is shown: its scores as a table, and what became of its gate."""
+"""The view of an evaluation: its scores as a table, and the result of its gate."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,10 @@ _OWN_TABLE = ("scores", "gate", "generations", "truncated", "token_calibration")
 
 
 class EvaluateView(RunView):
-    """Scores by task and metric, beside what every run shows."""
+    """The common view of a run, with scores by task and metric."""
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        """The figures of held-out text, the scores of tasks, the gate, and the report's place."""
+        """Return held-out figures, task scores, the gate, and the path of the report."""
         from rich.console import Group
         from rich.text import Text
 
@@ -30,26 +30,26 @@ class EvaluateView(RunView):
         return Group(*parts)
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """The run, then its scores."""
+        """Return the page of the run with its scores."""
         from rich.console import Group
 
         from ropewalk.jobs.runs.show.tables import run_page
 
         results = details.get("results") or {}
-        shown = {key: value for key, value in results.items() if key not in _OWN_TABLE}
-        parts: list[Any] = [run_page({**details, "results": shown})]
+        rest = {key: value for key, value in results.items() if key not in _OWN_TABLE}
+        parts: list[Any] = [run_page({**details, "results": rest})]
         if results.get("scores"):
             parts.append(scores_table(results["scores"]))
         return Group(*parts)
 
 
 def scores_table(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> "RenderableType":
-    """A row for each metric of each task."""
+    """Return a table with a row for each metric of each task."""
     from ropewalk.jobs.runs.show.tables import table
 
-    made = table("TASK", "METRIC", ">VALUE", ">± SE", ">N", title="scores")
+    rows = table("TASK", "METRIC", ">VALUE", ">± SE", ">N", title="scores")
     for task, metrics in scores.items():
         for metric, score in metrics.items():
             value, error = (("" if score[key] is None else f"{score[key]:.4f}") for key in ("value", "standard_error"))
-            made.add_row(task, metric, value, error, str(score["n"]))
-    return made
+            rows.add_row(task, metric, value, error, str(score["n"]))
+    return rows

@@ -1,1 +1,1 @@
-"""Processes that load a model and speak the OpenAI API on one address; each engine is a plug-in."""
+"""Processes that load a model and serve it over the OpenAI API; each engine is a plug-in."""

@@ -1,4 +1,4 @@
-"""Which engines this machine can run, and how to get the others: lines of `ropewalk doctor`."""
+"""Availability of the engines on this machine: lines of `ropewalk doctor`."""
 
 from ropewalk.cluster.backends.base import Check
 from ropewalk.jobs.inference.engines.engine import EngineOptions
@@ -6,9 +6,9 @@ from ropewalk.jobs.inference.engines.find import engine_names, find_engine
 
 
 def engine_checks() -> list[Check]:
-    """A line an engine; one that is not here is no fault of the machine's."""
-    found = []
+    """Return one check per engine; an engine that is not available is not an error."""
+    checks = []
     for name in engine_names():
-        why = find_engine(name).unavailable(EngineOptions())
-        found.append(Check(name=f"engine {name}", ok=True, detail="runs here" if why is None else f"not here: {why}"))
-    return found
+        reason = find_engine(name).unavailable(EngineOptions())
+        checks.append(Check(name=f"engine {name}", ok=True, detail="available" if reason is None else f"not available: {reason}"))
+    return checks

@@ -16,13 +16,13 @@ LEAVE_SECONDS = 5.0
 
 
 def main() -> int:
-    """Run the program until it ends, or the parent does, or this process is asked to leave."""
-    parent = os.pidfd_open(os.getppid())
+    """Run the program until it or the parent ends, or this process receives SIGTERM."""
+    parent_pidfd = os.pidfd_open(os.getppid())
     program = subprocess.Popen(sys.argv[sys.argv.index("--") + 1 :], stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, lambda *_: program.terminate())
-    own = os.pidfd_open(program.pid)
-    ready, _, _ = select.select([parent, own], [], [])
-    if own not in ready:
+    program_pidfd = os.pidfd_open(program.pid)
+    ready, _, _ = select.select([parent_pidfd, program_pidfd], [], [])
+    if program_pidfd not in ready:
         everyone = family(program.pid)
         program.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""JSON schemas as grammars of llguidance, which transformers' logits and llama.cpp both can be held to."""
+"""JSON schemas as grammars of llguidance, which constrain both transformers' logits and llama.cpp."""
 
 import json
 from collections.abc import Mapping
@@ -8,24 +8,22 @@ from ropewalk.jobs.inference.engines.api.errors import ApiError
 from ropewalk.jobs.inference.engines.requirements import missing_packages
 
 MOST_CHARACTERS = 100_000
-# A model that is allowed any white space may write nothing else. One form of it is enough.
+# Given free choice of white space a model may generate nothing else; one form is enough.
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def grammar_of(schema: Mapping[str, Any]) -> str:
-    """The grammar, in Lark's form, of a schema; of an empty one that of any object. Raises ApiError for one that is none."""
-    if (why := missing_packages("llguidance")) is not None:
-        raise ApiError(f"JSON schemas need llguidance: {why}", param="response_format", code="unsupported_parameter")
+    """Return the grammar of a schema in Lark's form; an empty schema allows any object. Raises ApiError for an invalid schema."""
+    if (reason := missing_packages("llguidance")) is not None:
+        raise ApiError(f"JSON schemas need llguidance: {reason}", param="response_format", code="unsupported_parameter")
     from llguidance import LLMatcher
 
-    wanted = {**(dict(schema) or {"type": "object"}), "x-guidance": _FORM}
-    words = json.dumps(wanted)
-    if len(words) > MOST_CHARACTERS:
-        raise ApiError(
-            f"the JSON schema has {len(words)} characters; at most {MOST_CHARACTERS} are taken", param="response_format"
-        )
-    grammar = f"start: %json {words}"
-    if wrong := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)):
-        said = str(wrong).strip().splitlines()[0][:300]
-        raise ApiError(f"the JSON schema cannot be used: {said}", param="response_format", code="invalid_schema")
+    full_schema = {**(dict(schema) or {"type": "object"}), "x-guidance": _FORM}
+    text = json.dumps(full_schema)
+    if len(text) > MOST_CHARACTERS:
+        raise ApiError(f"the JSON schema has {len(text)} characters; the limit is {MOST_CHARACTERS}", param="response_format")
+    grammar = f"start: %json {text}"
+    if failure := LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(grammar)):
+        message = str(failure).strip().splitlines()[0][:300]
+        raise ApiError(f"the JSON schema cannot be used: {message}", param="response_format", code="invalid_schema")
     return grammar

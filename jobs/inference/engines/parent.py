@@ -1,4 +1,4 @@
-"""An engine's process ends with the process that started it, however that ended."""
+"""Tie the life of an engine's process to that of the process that started it."""
 
 import os
 import select
@@ -6,12 +6,12 @@ import threading
 
 
 def end_with_parent(parent: int) -> None:
-    """Watch process `parent` by a thread, and leave this process at once when it is gone."""
+    """Watch process `parent` in a thread, and exit immediately when it is gone."""
     try:
         descriptor = os.pidfd_open(parent)
     except ProcessLookupError:
         os._exit(1)
-    if os.getppid() != parent:  # it died, and its number may be another's by now
+    if os.getppid() != parent:  # it died, and its pid may be reused
         os._exit(1)
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""The process of an engine: started, awaited with the cause where it does not load, asked, and ended with all that it started."""
+"""The process of an engine: start, readiness with the cause of a failure, requests, stop with all children."""
 
 import os
 import re
@@ -22,16 +22,16 @@ from ropewalk.cluster.process.ports import BACKLOG, free_port
 from ropewalk.jobs.inference.engines.engine import Engine, EngineError, EngineOptions
 
 LOOK_SECONDS = 0.05
-ANSWER_SECONDS = 2.0  # within which /health answers
+ANSWER_SECONDS = 2.0  # limit of a health check
 STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL
 TAIL_BYTES = 20_000
 CAUSE_LINES = 4
-# beside the cause: frames of a traceback, what was told before, progress bars
+# lines without the cause: frames of a traceback, earlier log lines, progress bars
 NOISE = re.compile(r"Traceback \(most recent|  File |    |([\d-]+ [\d:,]+ )?(INFO|WARNING|warn)|.*\d%\|")
 
 
 class EngineProcess:
-    """A running engine. It dies with the process that started it; as a context manager it ends with the block."""
+    """A running engine. It ends with the process that started it, and as a context manager with the block."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", url: str, log: Path, token: str | None) -> None:
         self.process, self.url, self.log = process, url, log
@@ -41,82 +41,82 @@ class EngineProcess:
     def start(cls, engine: Engine, model: Path, options: EngineOptions, log: Path) -> "EngineProcess":
         """Start an engine for the Hugging Face directory of a model; its output goes to `log`.
 
-        Raises ConfigError where it cannot run here or the port is taken, and what `prepare` raises.
+        Raises ConfigError if the engine is unavailable or the port is taken, and the errors of `prepare`.
         """
-        if (why := engine.unavailable(options)) is not None:
-            raise ConfigError(f"engine {engine.name} cannot run here: {why}")
+        if (reason := engine.unavailable(options)) is not None:
+            raise ConfigError(f"engine {engine.name} is not available: {reason}")
         if options.draft is not None:
             if not engine.capabilities.drafts:
                 raise ConfigError(f"engine {engine.name} takes no draft; leave draft unset, or choose another engine")
             options = replace(options, draft=engine.prepare(options.draft, options))
         prepared = engine.prepare(model, options)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
+        with ExitStack() as resources:
             port, inherited = options.port or free_port(options.host), list[int]()
             if engine.inherits_socket:
-                listener = held.enter_context(_listen(options.host, options.port))
+                listener = resources.enter_context(_listen(options.host, options.port))
                 port, inherited = int(listener.getsockname()[1]), [listener.fileno()]
-            words = engine.command(prepared, replace(options, port=port))
-            words += [word for number in inherited for word in ("--fd", str(number))]
-            output = held.enter_context(log.open("ab"))
+            command = engine.command(prepared, replace(options, port=port))
+            command += [argument for number in inherited for argument in ("--fd", str(number))]
+            output = resources.enter_context(log.open("ab"))
             process = subprocess.Popen(
-                words,
+                command,
                 env={**os.environ, **share_environment(options.gpus), **engine.environment(options)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=inherited,
-                start_new_session=True,  # a Ctrl-C at the terminal is for whoever started it
+                start_new_session=True,  # a Ctrl-C at the terminal must reach the parent only
             )
         shown = f"[{options.host}]" if ":" in options.host else options.host
         return cls(process, f"http://{shown}:{port}", log, options.token)
 
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Return True while the process runs."""
         return self.process.poll() is None
 
     def healthy(self, seconds: float = ANSWER_SECONDS) -> bool:
-        """Whether it can answer requests now."""
+        """Return True if the engine can answer requests now."""
         try:
             return httpx2.get(f"{self.url}/health", timeout=seconds).status_code == 200
         except httpx2.HTTPError:
             return False
 
     def await_ready(self, seconds: float) -> None:
-        """Wait until it can answer. Raises EngineError with the cause where it ends before, or takes longer."""
+        """Wait until the engine can answer. Raises EngineError with the cause if it ends or takes longer than `seconds`."""
         deadline = time.monotonic() + seconds
         while not self.healthy():
             if not self.alive():
                 raise EngineError(f"the engine ended with exit code {self.process.returncode}: {self.cause()}")
             if time.monotonic() > deadline:
-                raise EngineError(f"the engine is not ready after {seconds:.0f} s; its last words: {self.cause()}")
+                raise EngineError(f"the engine is not ready after {seconds:.0f} s; end of its log: {self.cause()}")
             time.sleep(LOOK_SECONDS)
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None, *, seconds: float = 600.0) -> dict[str, Any]:
-        """Ask it for JSON: GET without a body, POST with one. Raises EngineError with what it says of an error."""
+        """Request JSON: GET without a body, POST with one. Raises EngineError with the engine's error message."""
         try:
             method, content = ("GET", None) if body is None else ("POST", dict(body))
             answer = httpx2.request(method, f"{self.url}{path}", json=content, headers=self.headers, timeout=seconds)
         except httpx2.HTTPError as error:
-            raise EngineError(f"{self.url}{path}: {error or type(error).__name__}; its last words: {self.cause()}") from None
+            raise EngineError(f"{self.url}{path}: {error or type(error).__name__}; end of its log: {self.cause()}") from None
         if answer.status_code != 200:
             raise EngineError(f"{self.url}{path} answers {answer.status_code}: {answer.text[:500]}")
-        found: dict[str, Any] = answer.json()
-        return found
+        result: dict[str, Any] = answer.json()
+        return result
 
     def cause(self) -> str:
-        """The lines at the end of its log that tell most: of a traceback the last one."""
+        """Return the most informative lines at the end of the log; of a traceback the last one."""
         try:
             with self.log.open("rb") as stream:
                 stream.seek(max(0, self.log.stat().st_size - TAIL_BYTES))
                 lines = stream.read().decode(errors="replace").splitlines()
         except OSError as error:
             return f"its log cannot be read: {error}"
-        told = [line.strip() for line in lines if line.strip() and not NOISE.match(line)]
-        return f"{' / '.join(told[-CAUSE_LINES:]) or 'it said nothing'} ({self.log})"
+        relevant = [line.strip() for line in lines if line.strip() and not NOISE.match(line)]
+        return f"{' / '.join(relevant[-CAUSE_LINES:]) or 'it logged nothing'} ({self.log})"
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """End it and whatever it started: asked to by SIGTERM, killed after `seconds`."""
+        """Stop the engine and its children: SIGTERM, then SIGKILL after `seconds`."""
         everyone = family(self.process.pid) if self.alive() else []
         if self.alive():
             self.process.terminate()
@@ -133,14 +133,14 @@ class EngineProcess:
 
 
 def our_command(module: str, model: Path, options: EngineOptions) -> list[str]:
-    """The command line of an engine of this program: all have the same words."""
-    words = module_command(module, str(model), "--host", options.host, "--port", str(options.port))
-    words += ["--slots", str(options.slots), "--parent", str(os.getpid())]
+    """Return the command line of a built-in engine; all take the same options."""
+    command = module_command(module, str(model), "--host", options.host, "--port", str(options.port))
+    command += ["--slots", str(options.slots), "--parent", str(os.getpid())]
     for key, value in (("threads", options.threads), ("context", options.context), ("name", options.name)):
-        words += [f"--{key}", str(value)] if value is not None else []
+        command += [f"--{key}", str(value)] if value is not None else []
     if options.draft is not None:
-        words += ["--draft", str(options.draft), "--draft-tokens", str(options.draft_tokens)]
-    return words
+        command += ["--draft", str(options.draft), "--draft-tokens", str(options.draft_tokens)]
+    return command
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,10 +1,10 @@
-"""Whether packages are installed that an engine needs, without importing them."""
+"""Check, without importing them, that packages of an engine are installed."""
 
 from importlib.util import find_spec
 
 
 def missing_packages(*names: str) -> str | None:
-    """Which of the packages are not installed, with the remedy; None if all are."""
+    """Return which of the packages are missing, with the remedy, or None if all are installed."""
     missing = [name for name in names if find_spec(name) is None]
     if not missing:
         return None

@@ -1,4 +1,4 @@
-"""What stands below the API of our engines: token ids in, drawn tokens out, one request beside others."""
+"""The interface below the API of built-in engines: token ids in, sampled tokens out, requests side by side."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,74 +6,74 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from ropewalk.jobs.inference.engines.engine import Capabilities
 
-UNKNOWN = -1  # a token of which the engine does not say which it was
-Ended = Literal["stop", "length"]  # OpenAI's words: by a token that ends texts or a complete JSON, or by max_tokens
+UNKNOWN = -1  # id of a token that the engine does not report
+Ended = Literal["stop", "length"]  # as in OpenAI's API: end token or complete JSON, or max_tokens
 
 
 class Top(NamedTuple):
-    """A token that could have stood at a place, and its log-probability."""
+    """An alternative token at a position, and its log-probability."""
 
     token: int
     logprob: float
 
 
 class Drawn(NamedTuple):
-    """A token that was drawn, and how likely tokens were there, by the model itself: before temperature and cuts.
+    """A sampled token, with log-probabilities of the model itself, before temperature and cuts.
 
-    One without text (`text` is empty) that ends with `stop` is the end of a text, UNKNOWN or not.
+    A token with empty text that ends with `stop` is the end of a text, UNKNOWN or not.
     """
 
     token: int
     logprob: float | None = None
     top: tuple[Top, ...] = ()
-    ended: Ended | None = None  # nothing follows
-    text: str | None = None  # what it adds to the text, where tokens before it are unknown
+    ended: Ended | None = None  # set on the last token
+    text: str | None = None  # its text, if tokens before it are unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How an answer is drawn."""
+    """Sampling parameters of an answer."""
 
     max_tokens: int
-    temperature: float = 1.0  # 0: the likeliest token, always
+    temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0
     top_k: int = 0  # 0: all
-    min_p: float = 0.0  # only tokens at least so likely, compared with the likeliest
+    min_p: float = 0.0  # minimum probability relative to the likeliest token
     seed: int = 0  # the same request with the same seed gets the same answer
-    logprobs: int | None = None  # so many of the likeliest tokens at each place; None: not asked
+    logprobs: int | None = None  # number of alternatives at each position; None: no log-probabilities
     bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of tokens
-    json_schema: Mapping[str, Any] | None = None  # what the answer must be; an empty one: any JSON
-    continued: int = 0  # so many of the last tokens of the prompt are drawn already, by another process
-    end: bool = True  # whether a token that ends texts ends the answer
+    json_schema: Mapping[str, Any] | None = None  # schema of the answer; empty: any JSON object
+    continued: int = 0  # number of last prompt tokens that another process has sampled
+    end: bool = True  # end the answer at an end-of-text token
 
 
 class Sampler(Protocol):
-    """Draws tokens; several requests at the same time."""
+    """Samples tokens for several requests at the same time."""
 
     capabilities: Capabilities
     vocabulary: int  # token ids are below it
-    context: int  # tokens of a prompt and its answer at most
+    context: int  # maximum tokens of a prompt with its answer
     slots: int
     ends: frozenset[int]  # tokens that end a text
 
     def draw(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Drawn]:
-        """What follows the prompt, token by token, the one that ends the text included.
+        """Yield the tokens after the prompt, including the one that ends the text.
 
-        Closing the generator frees the slot. Raises ApiError for what the engine cannot do.
+        Closing the generator frees the slot. Raises ApiError for features that the engine lacks.
         """
         ...
 
     async def prompt_logprobs(self, prompt: Sequence[int], top: int) -> list[Drawn]:
-        """How likely each token of a prompt was after those before it; of the first one nothing is known.
+        """Return the log-probability of each token of a prompt after those before it; the first has none.
 
-        Asked only of a sampler with that capability.
+        Called only if the sampler has that capability.
         """
         ...
 
     def load(self) -> tuple[int, int]:
-        """Requests that are answered, and that wait."""
+        """Return the numbers of running and of waiting requests."""
         ...
 
     def close(self) -> None:
-        """Stop drawing, and free what was used."""
+        """Stop sampling and free resources."""
         ...

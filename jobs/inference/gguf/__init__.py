@@ -1,1 +1,1 @@
-"""What a model leaves as beside Hugging Face's own format: GGUF, which llama.cpp serves, and what llama.cpp itself says of it."""
+"""GGUF, the file format of llama.cpp: writing it, and llama.cpp's library to verify it."""

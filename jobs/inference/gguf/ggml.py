@@ -1,4 +1,4 @@
-"""llama.cpp's own library, out of the wheel of xllamacpp: what its server calls, called without its server."""
+"""llama.cpp's C library from the xllamacpp wheel, called without its server."""
 
 import ctypes
 import os
@@ -14,19 +14,17 @@ from ropewalk.cluster.errors import ConfigError
 
 Float32s = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
-_PARAMETERS_BYTES = (
-    1024  # more than any version's parameters take: they are passed by value, and what lies behind them is not read
-)
+_PARAMETERS_BYTES = 1024  # larger than the parameters of any version: they are passed by value, and the rest is not read
 
 
 class Parameters(ctypes.Structure):
-    """Parameters of a model or a context, as this version of the library makes them; opaque but for their first fields."""
+    """Parameters of a model or a context as this version of the library creates them; opaque but for their first fields."""
 
     _fields_ = (("content", ctypes.c_uint8 * _PARAMETERS_BYTES),)
 
 
 class Batch(ctypes.Structure):
-    """Tokens to compute: llama_batch."""
+    """Tokens to compute (llama_batch)."""
 
     _fields_ = (
         ("n_tokens", ctypes.c_int32),
@@ -42,7 +40,7 @@ class Batch(ctypes.Structure):
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _POINTER, _INT, _LONG, _TEXT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
 _FLOATS = ctypes.POINTER(ctypes.c_float)
-_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {  # name: (what it returns, what it takes)
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {  # name: (result type, argument types)
     "ggml_quantize_chunk": (ctypes.c_size_t, (ctypes.c_int, _FLOATS, _POINTER, _LONG, _LONG, _LONG, _FLOATS)),
     "ggml_row_size": (ctypes.c_size_t, (ctypes.c_int, _LONG)),
     "ggml_blck_size": (_LONG, (ctypes.c_int,)),
@@ -71,38 +69,38 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {  # name: (what it return
 
 @cache
 def library() -> Any:
-    """llama.cpp's functions. Raises ConfigError where xllamacpp is not installed, or is a version that lacks one of them."""
+    """Return llama.cpp's functions. Raises ConfigError if xllamacpp is not installed or its version lacks one of them."""
     try:
         import xllamacpp
     except ImportError as error:
         raise ConfigError(f"llama.cpp is not installed ({error}); pip install 'ropewalk[serve]' brings it (xllamacpp)") from None
-    found = ctypes.CDLL(str(next(Path(str(xllamacpp.__file__)).parent.glob("xllamacpp*.so"))))
-    for name, (returned, taken) in _SIGNATURES.items():
-        if not hasattr(found, name):
+    lib = ctypes.CDLL(str(next(Path(str(xllamacpp.__file__)).parent.glob("xllamacpp*.so"))))
+    for name, (result_type, argument_types) in _SIGNATURES.items():
+        if not hasattr(lib, name):
             raise ConfigError(f"xllamacpp {xllamacpp.__version__} has no function {name}; install another version of it")
-        function = getattr(found, name)
-        function.restype, function.argtypes = returned, taken
-    found.llama_log_set(_SILENT, None)
-    found.llama_backend_init()
-    return found
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result_type, argument_types
+    lib.llama_log_set(_SILENT, None)
+    lib.llama_backend_init()
+    return lib
 
 
 def _drop(level: int, text: bytes, data: object) -> None:
-    """Drop what the library says: what matters comes back as a result."""
+    """Drop the library's log messages: errors come back as results."""
 
 
 _SILENT = _LOG(_drop)  # must outlive every call
 
 
 def block_size(number: int) -> int:
-    """How many neighbours of a row a format (ggml_type) rounds together."""
+    """Return the number of neighbours in a row that a format (ggml_type) quantizes together."""
     return int(library().ggml_blck_size(number))
 
 
 def quantize(values: Float32s, number: int, importance: Float32s | None = None) -> Bytes:
-    """Rows [R, C] in the format of this number (ggml_type), as bytes [R, bytes of a row].
+    """Quantize rows [R, C] to a format (ggml_type); return bytes [R, bytes per row].
 
-    `importance` [C] weighs a column's error. Formats whose blocks do not divide C are the caller's mistake.
+    `importance` [C] weighs the error of each column. Block sizes that do not divide C are a mistake of the caller.
     """
     lib = library()
     rows, columns = values.shape
@@ -115,7 +113,7 @@ def quantize(values: Float32s, number: int, importance: Float32s | None = None) 
     def part(first: int) -> int:
         return int(lib.ggml_quantize_chunk(number, source, target, first * columns, min(each, rows - first), columns, weights))
 
-    threads = len(os.sched_getaffinity(0))  # rows are independent of each other, and the library's functions need no lock of ours
+    threads = len(os.sched_getaffinity(0))  # rows are independent, and the library's functions need no lock
     each = max(1, -(-rows // threads))
     with ThreadPoolExecutor(threads) as pool:
         written = sum(pool.map(part, range(0, rows, each)))

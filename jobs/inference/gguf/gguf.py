@@ -1,4 +1,4 @@
-"""Write a model as GGUF, the format of llama.cpp, and ask llama.cpp itself whether it is the same model."""
+"""Write a model as GGUF, the format of llama.cpp, and verify in llama.cpp that it is the same model."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ _VERIFIED_TOKENS = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What llama.cpp says of a file beside transformers: of the next token, over the tokens of a few texts."""
+    """Agreement of a file in llama.cpp with transformers about the next token, over the tokens of a few texts."""
 
     tokens: int
     max_log_prob_difference: float  # of the token that follows
@@ -45,25 +45,25 @@ class GgufFile:
     path: Path
     type: str
     bytes: int
-    tensors: dict[str, int]  # format: number of tensors in it
+    tensors: dict[str, int]  # number of tensors by format
     verified: Verified
 
 
 def gguf_of(model: str | Path, type_name: str = UNQUANTIZED, root: Path | None = None) -> Path:
-    """The GGUF file of a run's newest checkpoint or of a Hugging Face directory; written beside the model the first time.
+    """Return the GGUF file of a run's newest checkpoint or of a Hugging Face directory; it is written on first use.
 
-    Raises ConfigError for a model that does not fit in GGUF, or a place that cannot be written.
+    Raises ConfigError for a model that does not fit in GGUF, or a folder that cannot be written.
     """
-    place = gguf_place(model, type_name, root)
-    if not place.path.is_file():
+    target = gguf_place(model, type_name, root)
+    if not target.path.is_file():
         check_type(type_name)
-        opened = open_model(str(place.model), root, device=torch.device("cpu"), step=place.step)
-        write_gguf(opened, place.path, type_name)
-    return place.path
+        opened = open_model(str(target.model), root, device=torch.device("cpu"), step=target.step)
+        write_gguf(opened, target.path, type_name)
+    return target.path
 
 
 def check_type(name: str) -> GgufType:
-    """The format of this name. Raises ConfigError with those that there are."""
+    """Return the format with this name. Raises ConfigError that lists the formats."""
     if name not in GGUF_TYPES:
         raise ConfigError(f"gguf: there is no type {name!r}; types: {', '.join(GGUF_TYPES)}")
     return GGUF_TYPES[name]
@@ -71,23 +71,25 @@ def check_type(name: str) -> GgufType:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What a calibration text has told of the matrices, by the module's name in transformers."""
+    """Results of calibration for each matrix, by the module's name in transformers."""
 
-    importance: Mapping[str, Float32s] = field(default_factory=dict)  # the mean square of each column's input weighs its rounding
-    encoded: Mapping[str, Bytes] = field(default_factory=dict)  # what is rounded already, as in the file: [O, bytes of a row]
+    importance: Mapping[str, Float32s] = field(
+        default_factory=dict
+    )  # mean square of each column's input, which weighs its rounding error
+    encoded: Mapping[str, Bytes] = field(default_factory=dict)  # matrices quantized already, as in the file: [O, bytes per row]
 
 
 def write_gguf(
     opened: OpenModel, target: Path, type_name: str, calibration: Calibration | None = None, *, name: str | None = None
 ) -> GgufFile:
-    """Write the model, in llama.cpp's tensors; a reader of `target` sees a complete, verified file or none.
+    """Write the model in llama.cpp's tensors; a reader of `target` sees a complete, verified file or none.
 
-    Raises ConfigError for a model or tokenizer that does not fit, and where llama.cpp reads other tokens, or says other figures
-    than transformers of a file in F32 (each log-probability within 0.005) or in F16 and BF16 (their mean within 0.05).
+    Raises ConfigError for a model or tokenizer that does not fit, if llama.cpp tokenizes differently, or if its log-probabilities
+    differ from transformers: in F32 each by more than 0.005, in F16 and BF16 their mean by more than 0.05.
     """
     kind = check_type(type_name)
     if (why := unfit(opened.model.config.to_dict())) is not None:
-        raise ConfigError(f"model: it does not fit in GGUF here: {why}; serve it with engine transformers or vllm")
+        raise ConfigError(f"model: it cannot be written as GGUF: {why}; serve it with engine transformers or vllm")
     tokenizer = gguf_tokenizer(opened.tokenizer, opened.model.config.vocab_size)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,19 +108,24 @@ def write_gguf(
 
 
 def verify(path: Path, opened: OpenModel, type_name: str) -> Verified:
-    """Compare the file, opened in llama.cpp, with the model. Raises ConfigError where tokens, or unquantized figures, differ."""
+    """Compare the file, opened in llama.cpp, with the model.
+
+    Raises ConfigError if tokens, or log-probabilities of an unquantized file, differ.
+    """
     with LlamaCpp(path, exact=True) as engine:
         for text in PROBES:
-            wanted, got = opened.tokenizer(text, add_special_tokens=False)["input_ids"], engine.tokenize(text)
-            if wanted != got:
-                raise ConfigError(f"model: llama.cpp reads {text!r} as {got}, the tokenizer as {wanted}; it does not fit in GGUF")
-        found = _compare(engine, opened)
-    off, limit = found.mean_log_prob_difference, ROUNDED_TOLERANCE
+            expected, actual = opened.tokenizer(text, add_special_tokens=False)["input_ids"], engine.tokenize(text)
+            if expected != actual:
+                raise ConfigError(
+                    f"model: llama.cpp reads {text!r} as {actual}, the tokenizer as {expected}; it cannot be written as GGUF"
+                )
+        verified = _compare(engine, opened)
+    off, limit = verified.mean_log_prob_difference, ROUNDED_TOLERANCE
     if type_name == UNQUANTIZED:
-        off, limit = found.max_log_prob_difference, TOLERANCE
+        off, limit = verified.max_log_prob_difference, TOLERANCE
     if not is_quantized(type_name) and not off <= limit:
         raise ConfigError(f"model: as {type_name}, llama.cpp's log-probabilities differ by {off:.4f}, more than {limit}")
-    return found
+    return verified
 
 
 def _compare(engine: LlamaCpp, opened: OpenModel) -> Verified:
@@ -140,7 +147,7 @@ def _compare(engine: LlamaCpp, opened: OpenModel) -> Verified:
     )
 
 
-def _write(  # noqa: PLR0917 - what a file is made of
+def _write(  # noqa: PLR0917 - the parts of a file
     opened: OpenModel,
     path: Path,
     kind: GgufType,
@@ -164,10 +171,10 @@ def _write(  # noqa: PLR0917 - what a file is made of
         form = tensor_type(kind, full, values.shape)
         count[form] += 1
         if ending == "weight" and stem in calibration.encoded:
-            content = _as_rotated(config, key, calibration.encoded[stem])
+            content = _reorder_rotary(config, key, calibration.encoded[stem])
         else:
             importance = calibration.importance.get("lm_head" if stem == "model.embed_tokens" else stem)
-            content = _encoded(values, form, importance)
+            content = _encode(values, form, importance)
         writer.add_tensor(full, content, raw_dtype=GGMLQuantizationType[form])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -177,34 +184,34 @@ def _write(  # noqa: PLR0917 - what a file is made of
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, Float32s]]:
-    """Every tensor once, in fp32; rows of queries and keys as llama.cpp rotates them: pairs stand beside each other."""
+    """Yield every tensor once, in fp32, rows of queries and keys in llama.cpp's order: rotated pairs are adjacent."""
     config = model.config
     tied = bool(config.tie_word_embeddings)
     for key, tensor in model.state_dict().items():
         if key == "lm_head.weight" and tied:
             continue
-        yield key, _as_rotated(config, key, tensor.detach().float().cpu().numpy())
+        yield key, _reorder_rotary(config, key, tensor.detach().float().cpu().numpy())
 
 
-def _as_rotated(config: Any, key: str, rows: Any) -> Any:
-    """The rows of a matrix in llama.cpp's order."""
+def _reorder_rotary(config: Any, key: str, rows: Any) -> Any:
+    """Return the rows of a matrix in llama.cpp's order."""
     if ".q_proj." in key:
-        return _permuted(rows, config.num_attention_heads)
-    return _permuted(rows, config.num_key_value_heads) if ".k_proj." in key else rows
+        return _permute_heads(rows, config.num_attention_heads)
+    return _permute_heads(rows, config.num_key_value_heads) if ".k_proj." in key else rows
 
 
-def _permuted(values: Any, num_heads: int) -> Any:
+def _permute_heads(values: Any, num_heads: int) -> Any:
     halves = values.reshape(num_heads, 2, values.shape[0] // num_heads // 2, *values.shape[1:])
     return halves.swapaxes(1, 2).reshape(values.shape)
 
 
-def _encoded(values: Float32s, form: str, importance: Float32s | None) -> Any:
+def _encode(values: Float32s, form: str, importance: Float32s | None) -> Any:
     from gguf import GGMLQuantizationType, quants
 
     number = GGMLQuantizationType[form]
     if form == UNQUANTIZED:
         return values
-    if not is_quantized(form) or form == "Q8_0":  # by gguf alone
+    if not is_quantized(form) or form == "Q8_0":  # implemented in Python by gguf
         return quants.quantize(values, number)
     return quantize(values, int(number), importance)
 

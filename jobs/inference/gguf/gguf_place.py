@@ -1,4 +1,4 @@
-"""Where the GGUF file of a model lies that is written beside it; light, so that whoever finds one there need not import torch."""
+"""Path of a model's GGUF file, without importing torch, for callers that find the file in place."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ MODEL_FILES = {".json", ".safetensors", ".bin", ".jinja"}
 
 
 class GgufPlace(NamedTuple):
-    """A file that is there or can be made, and of which model."""
+    """A GGUF file that exists or can be written, and its model."""
 
     path: Path
     model: Path  # a run's directory, or a Hugging Face directory
@@ -23,23 +23,23 @@ class GgufPlace(NamedTuple):
 
 
 def gguf_place(model: str | Path, type_name: str, root: Path | None = None) -> GgufPlace:
-    """The file of a run's newest checkpoint, or of a Hugging Face directory as its files are now.
+    """Return the file of a run's newest checkpoint, or of the present content of a Hugging Face directory.
 
-    Raises ConfigError where there is no such model, CheckpointError for a run without a checkpoint.
+    Raises ConfigError if the model does not exist, CheckpointError for a run without a checkpoint.
     """
-    found, step = find_checkpoint(str(model), root)
-    if not isinstance(found, RunDir):
-        return GgufPlace(found / "gguf" / f"{_content_key(found)}-{type_name}.gguf", found, None)
+    location, step = find_checkpoint(str(model), root)
+    if not isinstance(location, RunDir):
+        return GgufPlace(location / "gguf" / f"{_content_key(location)}-{type_name}.gguf", location, None)
     if step is None:
-        steps = complete_steps(checkpoint_folder(found))
+        steps = complete_steps(checkpoint_folder(location))
         if not steps:
-            raise CheckpointError(f"{found.id}: has no complete checkpoint yet; wait for one, or name another run")
+            raise CheckpointError(f"{location.id}: has no complete checkpoint yet; wait for one, or name another run")
         step = steps[-1]
-    return GgufPlace(found.path / "gguf" / f"step-{step:08d}-{type_name}.gguf", found.path, step)
+    return GgufPlace(location.path / "gguf" / f"step-{step:08d}-{type_name}.gguf", location.path, step)
 
 
 def _content_key(directory: Path) -> str:
-    """A short name that changes with the files of a model directory."""
+    """Return a short name that changes with the files of a model directory."""
     files = sorted(path for path in directory.iterdir() if path.suffix in MODEL_FILES)
-    stated = [(path.name, (found := path.stat()).st_size, found.st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:12]
+    stats = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:12]

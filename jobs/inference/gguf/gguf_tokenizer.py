@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer as GGUF has it: tokens, merges, pre-tokenizer by llama.cpp's name, special tokens, chat template."""
+"""A byte-level BPE tokenizer in GGUF's form: tokens, merges, llama.cpp's pre-tokenizer, special tokens, chat template."""
 
 import json
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from ropewalk.cluster.errors import ConfigError
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama_token_type
 _LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_NO_MERGE = "[NONE] [NONE]"  # a list must not be empty; no letter of the alphabet is this
-# texts on which pre-tokenizers differ: every one must give the same ids in llama.cpp
+_NO_MERGE = "[NONE] [NONE]"  # placeholder: the list must not be empty, and these are no tokens
+# texts on which pre-tokenizers differ; llama.cpp must give the same ids for each
 PROBES = (
     "Hello world, it's 2023 and we'VE paid 1,234.50 €!",
     "  two  spaces\n\n\nlines\r\n\ttabs \n x   ",
@@ -22,12 +22,12 @@ PROBES = (
 
 @dataclass(frozen=True, kw_only=True)
 class GgufTokenizer:
-    """What a GGUF file says of a tokenizer."""
+    """The tokenizer fields of a GGUF file."""
 
     tokens: list[str]
     kinds: list[int]  # llama_token_type of each
     merges: list[str]
-    pre: str  # the name under which llama.cpp knows the pre-tokenizer
+    pre: str  # llama.cpp's name of the pre-tokenizer
     bos: int | None
     eos: int | None
     pad: int | None
@@ -37,14 +37,14 @@ class GgufTokenizer:
 
 
 def gguf_tokenizer(tokenizer: Any, vocabulary: int) -> GgufTokenizer:
-    """Of a tokenizer of transformers, for a model of so many rows. Raises ConfigError for one that llama.cpp cannot imitate."""
+    """Convert a transformers tokenizer for a model with `vocabulary` rows. Raises ConfigError if llama.cpp cannot imitate it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise _refused("it is written in Python, not by the tokenizers library")
+        raise _refusal("it is written in Python, not by the tokenizers library")
     described = json.loads(backend.to_str())
     model = described["model"]
     pre = _pre_tokenizer(described)
-    tokens = [f"[PAD{number}]" for number in range(vocabulary)]  # rows that no token has, as padded vocabularies do
+    tokens = [f"[PAD{number}]" for number in range(vocabulary)]  # rows without a token, as in padded vocabularies
     kinds = [UNUSED] * vocabulary
     for text, number in model["vocab"].items():
         tokens[number], kinds[number] = text, NORMAL
@@ -65,20 +65,20 @@ def gguf_tokenizer(tokenizer: Any, vocabulary: int) -> GgufTokenizer:
 
 
 def _pre_tokenizer(described: dict[str, Any]) -> str:
-    """llama.cpp's name of the pre-tokenizer: by what it is, not by the model's name."""
+    """Return llama.cpp's name of the pre-tokenizer, determined by its definition and not by the model's name."""
     model = described["model"]
     if model["type"] != "BPE" or model.get("byte_fallback") or model.get("dropout"):
-        raise _refused(f"its model is {model['type']}, not a byte-level BPE")
+        raise _refusal(f"its model is {model['type']}, not a byte-level BPE")
     if described["normalizer"] is not None:
-        raise _refused(f"it normalizes text ({described['normalizer'].get('type')}), which llama.cpp does not")
+        raise _refusal(f"it normalizes text ({described['normalizer'].get('type')}), which llama.cpp does not")
     steps = described["pre_tokenizer"] or {}
     chain = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
     kinds = [step.get("type") for step in chain]
     if kinds[-1] != "ByteLevel" or chain[-1].get("add_prefix_space"):
-        raise _refused(f"its pre-tokenizer is {kinds}, not byte-level without a prefixed space")
+        raise _refusal(f"its pre-tokenizer is {kinds}, not byte-level without a prefixed space")
     regex = chain[-1].get("use_regex", True)
     if kinds == ["ByteLevel"] and (regex or not model["merges"]) and not model.get("ignore_merges"):
-        return "gpt-2"  # where nothing is merged, no text is cut otherwise
+        return "gpt-2"  # without merges the pre-tokenizer makes no difference
     if kinds == ["Digits", "ByteLevel"] and regex and chain[0].get("individual_digits") and not model.get("ignore_merges"):
         return "smollm"
     if (
@@ -88,7 +88,7 @@ def _pre_tokenizer(described: dict[str, Any]) -> str:
         and chain[0]["pattern"].get("Regex") == _LLAMA_3
     ):
         return "llama-bpe"
-    raise _refused(f"its pre-tokenizer {json.dumps(steps)[:200]} is none of gpt-2, smollm, llama-bpe")
+    raise _refusal(f"its pre-tokenizer {json.dumps(steps)[:200]} is none of gpt-2, smollm, llama-bpe")
 
 
 def _adds_bos(tokenizer: Any) -> bool:
@@ -98,17 +98,18 @@ def _adds_bos(tokenizer: Any) -> bool:
         return False
     if special == [tokenizer.bos_token_id, *plain]:
         return True
-    raise _refused(f"it puts special tokens around a text ({special} for {plain}) other than a beginning of text")
+    raise _refusal(f"it adds special tokens to a text ({special} for {plain}) other than a beginning of text")
 
 
 def _chat_template(tokenizer: Any) -> str | None:
-    found = tokenizer.chat_template
-    if isinstance(found, dict):
-        found = found.get("default")
-    return found or None
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template or None
 
 
-def _refused(why: str) -> ConfigError:
+def _refusal(why: str) -> ConfigError:
     return ConfigError(
-        f"model: its tokenizer does not fit in GGUF: {why}; serve it with engine transformers or vllm, or train one by preprocess"
+        f"model: its tokenizer cannot be written as GGUF: {why}; serve it with engine transformers or vllm, or train one with"
+        " preprocess"
     )

@@ -1,4 +1,4 @@
-"""The number formats of GGUF by name, and which one each tensor of a model gets. Light to import: for configurations too."""
+"""The number formats of GGUF by name, and the format of each tensor. Light to import, for configurations."""
 
 import json
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GgufType:
-    """A format of a whole file: of its matrices, of its embeddings, and of what its blocks do not divide."""
+    """A file's format: of its matrices, its embeddings, and the matrices whose rows its blocks do not divide."""
 
     name: str
-    file_type: int  # llama_ftype, which llama.cpp shows
+    file_type: int  # llama_ftype, displayed by llama.cpp
     matrices: str
-    embeddings: str  # tied ones are the output's matrix too
+    embeddings: str  # tied embeddings are the output matrix too
     fallback: str  # of a matrix whose row length is no multiple of 256
-    values: str = ""  # of the attention's values, which are few and suffer most; empty: as the other matrices
+    values: str = ""  # of the attention's values, which are few and lose most; empty: as other matrices
 
 
 # Rows that are no multiple of 256 long fall back to blocks of 32 at about the same bits a weight: 4.5 for 4.5, 6 for 5.5, 8.5 for
-# 6.6. How many tensors did is in what write_gguf returns.
+# 6.6. `write_gguf` returns the number of tensors of each format.
 GGUF_TYPES: dict[str, GgufType] = {
     kind.name: kind
     for kind in (
@@ -39,35 +39,35 @@ GGUF_TYPES: dict[str, GgufType] = {
         GgufType("Q3_K", 11, "Q3_K", "Q5_0", "IQ4_NL"),
     )
 }
-NO_ZERO = ("Q5_1", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL")  # blocks with an offset, or a table without 0: a weight of 0 is not kept
-UNQUANTIZED = "F32"  # the one format in which llama.cpp says what transformers says in fp32
-HALVES = ("F16", "BF16")  # no grid of few bits, but llama.cpp's kernels round activations to them too
-SUPER_BLOCK = 256  # values that the formats ..._K take at once
+NO_ZERO = ("Q5_1", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL")  # blocks with an offset, or a table without 0: zeros become nonzero
+UNQUANTIZED = "F32"  # the only format in which llama.cpp agrees with transformers in fp32
+HALVES = ("F16", "BF16")  # not quantized, but llama.cpp's kernels round activations to them too
+SUPER_BLOCK = 256  # values in a block of the formats ..._K
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 VALUES = ("attn_v.weight", "v_proj.weight")  # in GGUF, and in transformers
 
 
 def tensor_type(kind: GgufType, name: str, shape: tuple[int, ...]) -> str:
-    """The format of one tensor, by its name in GGUF or transformers: vectors stay F32, as llama.cpp wants them."""
+    """Return the format of a tensor by its name in GGUF or transformers; vectors stay F32, as llama.cpp requires."""
     if len(shape) < 2:
         return "F32"
-    wanted = kind.embeddings if name in EMBEDDINGS else kind.matrices
+    form = kind.embeddings if name in EMBEDDINGS else kind.matrices
     if kind.values and name.endswith(VALUES):
-        wanted = kind.values
-    if wanted.endswith("_K") and shape[-1] % SUPER_BLOCK:
+        form = kind.values
+    if form.endswith("_K") and shape[-1] % SUPER_BLOCK:
         return kind.fallback
-    if is_quantized(wanted) and shape[-1] % 32:
-        return "F16"  # no quantized format has rows like that; only models of toys do
-    return wanted
+    if is_quantized(form) and shape[-1] % 32:
+        return "F16"  # no quantized format supports such rows; only toy models have them
+    return form
 
 
 def is_quantized(name: str) -> bool:
-    """Whether the numbers of a format lie on a grid of few bits."""
+    """Return True if the format rounds to a grid of few bits."""
     return name not in {UNQUANTIZED, *HALVES}
 
 
 def keeps_zeros(name: str) -> bool:
-    """Whether a matrix's zeros are zeros in a file of this format."""
+    """Return True if zeros of a matrix stay zeros in a file of this format."""
     kind = GGUF_TYPES[name]
     return not {kind.matrices, kind.fallback} & set(NO_ZERO)
 
@@ -76,7 +76,7 @@ _ARCHITECTURES = ("llama", "mistral")  # transformers' model_type; both are llam
 
 
 def unfit(config: Mapping[str, Any] | Path) -> str | None:
-    """Why a model, by its configuration or its directory's config.json, cannot be GGUF here; None where it can."""
+    """Return the reason why a model (configuration, or directory with config.json) cannot be written as GGUF, or None."""
     values = json.loads((config / "config.json").read_text()) if isinstance(config, Path) else config
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     kind = values.get("model_type")

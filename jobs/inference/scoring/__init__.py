@@ -1,1 +1,1 @@
-"""A model of a run or a directory, opened to be asked: log-likelihoods of continuations, and seeded text."""
+"""Scoring and generation with the model of a run or a directory: log-likelihoods and seeded text."""

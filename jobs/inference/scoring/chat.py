@@ -1,4 +1,4 @@
-"""A conversation with a model: what it is told becomes the next message, what it writes the answer."""
+"""A conversation with a model opened in this process."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ropewalk.jobs.runs.models.find_model import find_model
 
 
 class Chat:
-    """One conversation. The same words get the same answers, by the seed."""
+    """A conversation; with the same seed the same messages get the same answers."""
 
     def __init__(
         self, opened: OpenModel, tokenizer: ChatTokenizer, sampling: Sampling, *, system: str | None = None, seed: int = 0
@@ -21,26 +21,26 @@ class Chat:
         self.opened, self.tokenizer, self.sampling, self.seed = opened, tokenizer, sampling, seed
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
 
-    def answer(self, words: str) -> str:
-        """What the model answers. Raises DataError where its chat template refuses the conversation."""
-        asked = [*self.messages, {"role": "user", "content": words}]
+    def answer(self, text: str) -> str:
+        """Return the model's answer to a message. Raises DataError if the chat template refuses the conversation."""
+        messages = [*self.messages, {"role": "user", "content": text}]
         try:
-            prompt = self.tokenizer.prompt_ids(asked)
+            prompt = self.tokenizer.prompt_ids(messages)
         except BadConversationError as error:
             raise DataError(f"the chat template of {self.opened.name} refuses this conversation: {error.detail}") from None
-        found = next(generate(self.opened, [prompt], self.sampling, seed=self.seed, numbers=[len(asked)]))
-        said = found.text.strip()
-        self.messages = [*asked, {"role": "assistant", "content": said}]
-        return said
+        generated = next(generate(self.opened, [prompt], self.sampling, seed=self.seed, numbers=[len(messages)]))
+        reply = generated.text.strip()
+        self.messages = [*messages, {"role": "assistant", "content": reply}]
+        return reply
 
 
 def open_chat(ref: str, sampling: Sampling, *, root: Path | None = None, system: str | None = None, seed: int = 0) -> Chat:
-    """A conversation with the model of a run or a directory; one without a chat template is asked by the plain one.
+    """Open a conversation with the model of a run or a directory; without a chat template the built-in `plain` is used.
 
     Raises ConfigError, CheckpointError.
     """
-    found = find_model(ref, root)
-    files = found.tokenizer if isinstance(found, RunDir) else found
+    location = find_model(ref, root)
+    files = location.tokenizer if isinstance(location, RunDir) else location
     opened = open_model(ref, root)
-    own = getattr(opened.tokenizer, "chat_template", None)
-    return Chat(opened, ChatTokenizer(files, None if own else TEMPLATES["plain"]), sampling, system=system, seed=seed)
+    template = getattr(opened.tokenizer, "chat_template", None)
+    return Chat(opened, ChatTokenizer(files, None if template else TEMPLATES["plain"]), sampling, system=system, seed=seed)

@@ -1,4 +1,4 @@
-"""Decode token by token: one prompt by itself, or many side by side, with every choice that rounding could turn handed back."""
+"""Decode token by token: a prompt alone, or several side by side with every choice that rounding could change flagged."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,17 +18,17 @@ Ended = Literal["end of text", "stop", "length"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How text is drawn."""
+    """Sampling parameters of generated text."""
 
     max_new_tokens: int = 64
     temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0  # only the likeliest tokens that have this share together
-    top_k: int = 0  # only so many of the likeliest; 0: all
-    stop: tuple[str, ...] = ()  # texts before which the answer ends
+    top_p: float = 1.0  # nucleus: the likeliest tokens with this total probability
+    top_k: int = 0  # number of likeliest tokens to choose from; 0: all
+    stop: tuple[str, ...] = ()  # stop texts; the answer ends before the first of them
 
 
 class Prompt(NamedTuple):
-    """What is continued, and the draw by which."""
+    """Token ids to continue, and the seed of the draw."""
 
     tokens: Sequence[int]
     seed: tuple[int, int]
@@ -36,22 +36,24 @@ class Prompt(NamedTuple):
 
 @dataclass(kw_only=True)
 class Text:
-    """What was written after a prompt so far."""
+    """The text generated so far after a prompt."""
 
     prompt: Prompt
     random: np.random.Generator
     tokens: list[int]
     ended: Ended | None = None
-    doubtful: bool = False  # a choice was nearer to a tie than rounding: the prompt must be decoded by itself
+    doubtful: bool = False  # a choice was within rounding of a tie: decode the prompt alone
 
     @classmethod
     def begin(cls, prompt: Prompt) -> "Text":
-        """Nothing yet."""
         return cls(prompt=prompt, random=np.random.default_rng(prompt.seed), tokens=[])
 
 
 class Decoder:
-    """Decodes with one model. `ends` are the tokens that end a text, `is_stopped` tells whether tokens have one of the stops."""
+    """Decodes with one model.
+
+    `ends` are the tokens that end a text; `is_stopped` returns True if tokens contain one of the stop texts.
+    """
 
     def __init__(self, model: Any, ends: set[int], is_stopped: Callable[[Sequence[int], tuple[str, ...]], bool]) -> None:
         self.model, self.ends, self.is_stopped = model, ends, is_stopped
@@ -60,7 +62,7 @@ class Decoder:
 
     @torch.no_grad()
     def alone(self, prompt: Prompt, sampling: Sampling) -> Text:
-        """Decode one prompt by itself, on one thread: what all others ways stand for."""
+        """Decode one prompt by itself on one thread: the reference for every other way of decoding."""
         text, cache = Text.begin(prompt), DynamicCache(config=self.model.config)
         ids = torch.tensor([list(prompt.tokens)], device=self.model.device)
         with one_thread():
@@ -72,44 +74,49 @@ class Decoder:
 
     @torch.no_grad()
     def together(self, prompts: Sequence[Prompt], sampling: Sampling, noise: float) -> list[Text]:
-        """Decode prompts side by side; a text with a choice that `noise` (nats) could turn is `doubtful`, and not finished."""
+        """Decode prompts side by side.
+
+        A text with a choice that `noise` (nats) could change is `doubtful` and left unfinished.
+        """
         texts = [Text.begin(prompt) for prompt in prompts]
         rows, cache = list(range(len(texts))), DynamicCache(config=self.model.config)
-        mask_BT = _left_padded([[1] * len(prompt.tokens) for prompt in prompts]).to(self.model.device)
-        ids_BT = _left_padded([list(prompt.tokens) for prompt in prompts]).to(self.model.device)
+        mask_BT = _left_pad([[1] * len(prompt.tokens) for prompt in prompts]).to(self.model.device)
+        ids_BT = _left_pad([list(prompt.tokens) for prompt in prompts]).to(self.model.device)
         while rows:
             logits_BV = self._step(ids_BT, mask_BT, cache)
             for row, logits_V in zip(rows, logits_BV, strict=True):
                 token, lead = choose(logits_V, sampling, texts[row].random)
                 texts[row].doubtful = lead <= 2 * noise / (sampling.temperature or 1.0)
                 self._append(texts[row], token, sampling)
-            kept = [place for place, row in enumerate(rows) if texts[row].ended is None and not texts[row].doubtful]
-            if len(kept) < len(rows):
-                index = torch.tensor(kept, device=self.model.device, dtype=torch.int64)
-                rows, mask_BT = [rows[place] for place in kept], mask_BT[index]
+            unfinished = [
+                index_in_batch for index_in_batch, row in enumerate(rows) if texts[row].ended is None and not texts[row].doubtful
+            ]
+            if len(unfinished) < len(rows):
+                selected = torch.tensor(unfinished, device=self.model.device, dtype=torch.int64)
+                rows, mask_BT = [rows[index_in_batch] for index_in_batch in unfinished], mask_BT[selected]
                 if rows:
-                    cache.batch_select_indices(index)
+                    cache.batch_select_indices(selected)
             ids_BT = torch.tensor([texts[row].tokens[-1:] for row in rows], device=self.model.device)
             mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
         return texts
 
     @torch.no_grad()
     def first_logits(self, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """The logits [B, V] of the second token after each prompt, side by side: the first is the prompt's own first token."""
-        mask_BT = _left_padded([[1] * len(prompt.tokens) for prompt in prompts]).to(self.model.device)
-        ids_BT = _left_padded([list(prompt.tokens) for prompt in prompts]).to(self.model.device)
+        """Return the logits [B, V] of the second token after each prompt, side by side; the first one is the prompt's own."""
+        mask_BT = _left_pad([[1] * len(prompt.tokens) for prompt in prompts]).to(self.model.device)
+        ids_BT = _left_pad([list(prompt.tokens) for prompt in prompts]).to(self.model.device)
         cache = DynamicCache(config=self.model.config)
         self._step(ids_BT, mask_BT, cache)
         ids_BT = torch.tensor([[prompt.tokens[0]] for prompt in prompts], device=self.model.device)
         return self._step(ids_BT, torch.cat([mask_BT, mask_BT.new_ones(len(prompts), 1)], dim=1), cache)
 
     def _step(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor, cache: Any) -> torch.Tensor:
-        places = (mask_BT.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-        more = {"position_ids": places} if self._places else {}
-        found: torch.Tensor = self.model(
+        positions = (mask_BT.cumsum(1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
+        more = {"position_ids": positions} if self._places else {}
+        logits_BTV: torch.Tensor = self.model(
             input_ids=ids_BT, attention_mask=mask_BT, use_cache=True, **{self._cache_word: cache}, **more
         ).logits
-        return found[:, -1].float()
+        return logits_BTV[:, -1].float()
 
     def _append(self, text: Text, token: int, sampling: Sampling) -> None:
         text.tokens.append(token)
@@ -122,36 +129,39 @@ class Decoder:
 
 
 def cache_word(model: Any) -> str:
-    """What a model's forward calls the cache that it is given: state-space models have another name for it."""
+    """Return the name of the cache argument of a model's forward; state-space models call it `cache`."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def choose(logits_V: torch.Tensor, sampling: Sampling, random: np.random.Generator, *, min_p: float = 0.0) -> tuple[int, float]:
-    """The next token, and its lead over the second. `min_p`: none that is less likely than so much of the likeliest one."""
+    """Return the next token and its lead over the second (nats).
+
+    `min_p` excludes tokens less likely than this fraction of the likeliest one.
+    """
     scaled = logits_V
     if sampling.temperature != 0:
-        scaled = _kept(logits_V / sampling.temperature, sampling, min_p)
-        # the likeliest after Gumbel noise is a draw from the softmax (Gumbel 1954), and needs no sum of rounded shares
+        scaled = _mask_excluded(logits_V / sampling.temperature, sampling, min_p)
+        # Gumbel-max trick (Gumbel 1954): a draw from the softmax without a cumulative sum of rounded probabilities
         scaled = scaled + torch.from_numpy(random.gumbel(size=len(scaled))).to(scaled)
     best = scaled.topk(2).values
     return int(scaled.argmax()), float(best[0] - best[1])
 
 
-def _kept(scaled_V: torch.Tensor, sampling: Sampling, min_p: float) -> torch.Tensor:
-    """Logits of which those are left out that top-k, top-p and min-p leave out, one after the other, as in transformers."""
+def _mask_excluded(scaled_V: torch.Tensor, sampling: Sampling, min_p: float) -> torch.Tensor:
+    """Mask the logits that top-k, top-p and min-p exclude, applied in this order as in transformers."""
     if sampling.top_k:
         least = scaled_V.topk(min(sampling.top_k, len(scaled_V))).values[-1]
         scaled_V = scaled_V.masked_fill(scaled_V < least, -torch.inf)
     if sampling.top_p < 1:
         ordered, order = scaled_V.sort(descending=True)
         before = ordered.softmax(0).cumsum(0) - ordered.softmax(0)
-        kept = ordered.masked_fill(before >= sampling.top_p, -torch.inf)
-        scaled_V = torch.full_like(scaled_V, -torch.inf).scatter(0, order, kept)
+        within_top_p = ordered.masked_fill(before >= sampling.top_p, -torch.inf)
+        scaled_V = torch.full_like(scaled_V, -torch.inf).scatter(0, order, within_top_p)
     if min_p:
         scaled_V = scaled_V.masked_fill(scaled_V < scaled_V.max() + float(np.log(min_p)), -torch.inf)
     return scaled_V
 
 
-def _left_padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+def _left_pad(rows: Sequence[Sequence[int]]) -> torch.Tensor:
     longest = max(map(len, rows))
     return torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])

@@ -1,4 +1,4 @@
-"""Text as the requests of a scorer: how a context and its continuation become tokens."""
+"""Encode text as requests of a scorer: context and continuation become tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,17 +8,17 @@ from ropewalk.jobs.inference.scoring.requests import Request
 
 
 def encode(opened: OpenModel, text: str) -> list[int]:
-    """The tokens of a text, with the beginning-of-text token where the tokenizer puts one and the text has none yet."""
+    """Encode a text, with a beginning-of-text token if the tokenizer adds one and the text has none yet."""
     tokenizer: Any = opened.tokenizer
     begins = bool(tokenizer.bos_token) and text.startswith(str(tokenizer.bos_token))
     return list(tokenizer(text, **({"add_special_tokens": False} if begins else {})).input_ids)
 
 
 def pair_request(opened: OpenModel, context: str, continuation: str, lengths: Sequence[float] = ()) -> Request:
-    """How likely is a continuation after a context, as text.
+    """Return the request for the likelihood of a continuation after a context, both given as text.
 
-    Spaces at the context's end belong to the continuation, as they do in the text that the model has learnt; without a context
-    the model's prefix token stands there.
+    Trailing spaces of the context count as part of the continuation, as in the text that the model was trained on. An empty
+    context is replaced by the model's prefix token.
     """
     if not context:
         tokens = list(opened.tokenizer(continuation, add_special_tokens=False).input_ids)
@@ -31,15 +31,15 @@ def pair_request(opened: OpenModel, context: str, continuation: str, lengths: Se
 
 
 def text_request(opened: OpenModel, text: str) -> Request:
-    """How likely is a whole text, after the prefix token."""
+    """Return the request for the likelihood of a whole text after the prefix token."""
     return pair_request(opened, "", text)
 
 
 def rolling_requests(opened: OpenModel, text: str) -> list[Request]:
-    """Requests that predict each token of a text once, in windows of what the model sees, the last one with a whole window."""
+    """Return requests that predict each token of a text once, in windows of the model's context; the last window is full."""
     tokens, longest = encode(opened, text), opened.max_length
-    found = [Request((opened.prefix,), tuple(tokens[:longest]))] if tokens else []
+    requests = [Request((opened.prefix,), tuple(tokens[:longest]))] if tokens else []
     for begin in range(longest, len(tokens), longest):
         end = min(begin + longest, len(tokens))
-        found.append(Request(tuple(tokens[end - longest - 1 : begin]), tuple(tokens[begin:end])))
-    return found
+        requests.append(Request(tuple(tokens[end - longest - 1 : begin]), tuple(tokens[begin:end])))
+    return requests

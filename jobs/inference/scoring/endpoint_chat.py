@@ -1,4 +1,4 @@
-"""A conversation with a run that serves, through its endpoint."""
+"""A conversation with a serving run through its endpoint."""
 
 from typing import Any
 
@@ -15,24 +15,24 @@ ANSWER_SECONDS = 600.0
 
 
 class EndpointChat:
-    """One conversation. The model is whatever the endpoint serves by default."""
+    """A conversation with the endpoint's default model."""
 
     def __init__(self, endpoint: Endpoint, sampling: Sampling, *, system: str | None = None, seed: int = 0) -> None:
         self.endpoint, self.sampling, self.seed = endpoint, sampling, seed
         token = endpoint.token()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-        self._address = ""  # where it was last found
+        self._address = ""  # last address that answered
 
-    def answer(self, words: str) -> str:
-        """What the endpoint answers. Raises BackendError where it does not."""
-        asked = [*self.messages, {"role": "user", "content": words}]
-        body: dict[str, Any] = {"messages": asked, "max_tokens": self.sampling.max_new_tokens, "seed": self.seed}
+    def answer(self, text: str) -> str:
+        """Return the endpoint's answer to a message. Raises BackendError if it gives none."""
+        messages = [*self.messages, {"role": "user", "content": text}]
+        body: dict[str, Any] = {"messages": messages, "max_tokens": self.sampling.max_new_tokens, "seed": self.seed}
         body |= {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p}
-        found = self._post("/v1/chat/completions", body)
-        said = str(found["choices"][0]["message"].get("content") or "").strip()
-        self.messages = [*asked, {"role": "assistant", "content": said}]
-        return said
+        completion = self._post("/v1/chat/completions", body)
+        reply = str(completion["choices"][0]["message"].get("content") or "").strip()
+        self.messages = [*messages, {"role": "assistant", "content": reply}]
+        return reply
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         address = self._address = self._address or self._find()
@@ -41,30 +41,32 @@ class EndpointChat:
             answer = httpx2.post(f"{address}{path}", json=body, headers=self._headers, timeout=limits)
         except httpx2.TransportError as error:
             self._address = ""
-            raise BackendError(f"{address} (on {self.endpoint.node}) does not answer here: {error}{self._way()}") from None
+            raise BackendError(
+                f"{address} (on {self.endpoint.node}) does not answer here: {error}{self._tunnel_hint()}"
+            ) from None
         if answer.status_code != 200:
             raise BackendError(f"{address} answers {answer.status_code}: {_message(answer)}")
-        found: dict[str, Any] = answer.json()
-        return found
+        completion: dict[str, Any] = answer.json()
+        return completion
 
     def _find(self) -> str:
-        """Where the endpoint answers: its own address, or the end of a tunnel to it. Raises BackendError where it does not."""
-        endpoint, said = self.endpoint, ""
+        """Return the address at which the endpoint answers: its own, or its tunnel's. Raises BackendError if neither does."""
+        endpoint, failure = self.endpoint, ""
         for address in filter(None, (endpoint.address, endpoint.tunnelled)):
             try:
                 if "replicas" in httpx2.get(f"{address}/healthz", timeout=CONNECT_SECONDS).json():
                     return address
             except (httpx2.TransportError, ValueError) as error:
-                said = said or str(error)
-        words = said or "somebody else listens there"
-        raise BackendError(f"{endpoint.address} (on {endpoint.node}) does not answer here: {words}{self._way()}")
+                failure = failure or str(error)
+        reason = failure or "another program listens there"
+        raise BackendError(f"{endpoint.address} (on {endpoint.node}) does not answer here: {reason}{self._tunnel_hint()}")
 
-    def _way(self) -> str:
+    def _tunnel_hint(self) -> str:
         return f"; from another machine: {self.endpoint.tunnel}" if self.endpoint.tunnel else ""
 
 
 def _message(answer: httpx2.Response) -> str:
-    """The words of an error in OpenAI's form, else the beginning of the body."""
+    """Return the message of an error in OpenAI's form, or else the beginning of the body."""
     try:
         return str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
@@ -72,7 +74,10 @@ def _message(answer: httpx2.Response) -> str:
 
 
 def find_endpoint(ref: str) -> Endpoint | None:
-    """The endpoint of a run that serves; None where `ref` is no such run. Raises ConfigError for one that does not answer now."""
+    """Return the endpoint of a serving run, or None if `ref` is not one.
+
+    Raises ConfigError if the run has no endpoint at the moment.
+    """
     try:
         run = find_run(ref)
     except ConfigError:

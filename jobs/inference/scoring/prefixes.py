@@ -1,4 +1,4 @@
-"""Beginnings that many contexts have in common, such as the same examples before each item: computed once for all of them."""
+"""Common beginnings of many contexts, such as the same few-shot examples: computed once for all of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
@@ -10,51 +10,51 @@ from transformers import DynamicCache
 from ropewalk.jobs.inference.scoring.decode import cache_word
 from ropewalk.jobs.inference.scoring.requests import Piece
 
-LEAST_TOKENS = 48  # a shorter beginning is computed with its contexts: it would cost a forward pass of its own
-_KEPT_SHARE = 0.5  # of a group's beginning that another context has to have in common with it to join
+LEAST_TOKENS = 48  # a shorter beginning is computed with its contexts: a forward pass of its own would cost more
+_JOIN_SHARE = 0.5  # share of a group's beginning that a context must have in common to join
 
 
-class Alike(NamedTuple):
-    """Pieces whose contexts begin with the same tokens."""
+class SharedBeginning(NamedTuple):
+    """Pieces whose contexts share a beginning."""
 
-    beginning: tuple[int, ...]  # fewer than each of the contexts has; empty: nothing is shared
-    pieces: tuple[Piece, ...]  # in the order in which they were given
+    beginning: tuple[int, ...]  # shorter than each context; empty: nothing is shared
+    pieces: tuple[Piece, ...]  # in input order
 
 
-def alike(found: Sequence[Piece]) -> Iterator[Alike]:
-    """The pieces by their beginnings, those that share none last."""
+def group_by_beginning(pieces: Sequence[Piece]) -> Iterator[SharedBeginning]:
+    """Group pieces by common beginnings; pieces without one come last."""
     alone: list[int] = []
-    for size, members in _groups(found):
+    for size, members in _groups(pieces):
         if len(members) > 1:
-            yield Alike(found[members[0]].context[:size], tuple(found[place] for place in sorted(members)))
+            yield SharedBeginning(pieces[members[0]].context[:size], tuple(pieces[index] for index in sorted(members)))
         else:
             alone += members
     if alone:
-        yield Alike((), tuple(found[place] for place in sorted(alone)))
+        yield SharedBeginning((), tuple(pieces[index] for index in sorted(alone)))
 
 
-def _groups(found: Sequence[Piece]) -> list[tuple[int, list[int]]]:
-    """(Tokens in common, numbers of pieces): neighbours in the order of their tokens that have enough in common."""
+def _groups(pieces: Sequence[Piece]) -> list[tuple[int, list[int]]]:
+    """Return (number of common tokens, indices of pieces) for neighbours in token order with enough tokens in common."""
     groups: list[tuple[int, list[int]]] = []
-    for place in sorted(range(len(found)), key=lambda place: found[place].context):
-        context = found[place].context
+    for index in sorted(range(len(pieces)), key=lambda index: pieces[index].context):
+        context = pieces[index].context
         if groups:
             size, members = groups[-1]
-            common = min(size, _common(found[members[0]].context, context), len(context) - 1)
-            if common >= LEAST_TOKENS and (len(members) == 1 or common >= _KEPT_SHARE * size):
-                members.append(place)
+            common = min(size, _common(pieces[members[0]].context, context), len(context) - 1)
+            if common >= LEAST_TOKENS and (len(members) == 1 or common >= _JOIN_SHARE * size):
+                members.append(index)
                 groups[-1] = (common, members)
                 continue
-        groups.append((len(context) - 1, [place]))
+        groups.append((len(context) - 1, [index]))
     return groups
 
 
-def _common(one: Iterable[int], other: Iterable[int]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+def _common(mine: Iterable[int], theirs: Iterable[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mine, theirs, strict=False)))
 
 
 class Beginning:
-    """The keys and values of a beginning, which packed rows attend to."""
+    """Keys and values of a beginning, to which packed rows attend."""
 
     def __init__(self, model: Any, tokens: Sequence[int]) -> None:
         self.size, self._word = len(tokens), cache_word(model)
@@ -65,7 +65,7 @@ class Beginning:
             )
 
     def argument(self) -> dict[str, Any]:
-        """What a forward pass is given: it appends its own tokens, which the next one must not see."""
+        """Return the cache argument of a forward pass, without the tokens that the previous pass appended."""
         if (more := int(self._cache.get_seq_length()) - self.size) > 0:
             self._cache.crop(-more)
         return {self._word: self._cache}

@@ -1,4 +1,4 @@
-"""What a scorer is asked and what it answers, and the forward passes that questions are packed into."""
+"""Requests and answers of a scorer, and the forward passes into which questions are packed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from ropewalk.cluster.errors import DataError
 
 
 class Request(NamedTuple):
-    """How likely is the continuation after the context? Both are token ids."""
+    """A request for the likelihood of a continuation after a context, both as token ids."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
-    lengths: tuple[float, ...] = ()  # by which the answer may be divided before it is compared: characters, bytes
+    lengths: tuple[float, ...] = ()  # divisors for comparing answers: characters, bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,14 +20,14 @@ class LogLikelihood:
     """The answer to a request."""
 
     value: float  # nats, summed over the continuation
-    greedy: bool  # whether each token of the continuation is the likeliest one
-    margin: float  # nats by which the decision `greedy` was made
+    greedy: bool  # every token of the continuation is the likeliest
+    margin: float  # margin of the decision `greedy` in nats
     tokens: int  # of the continuation
-    exact: bool = False  # computed alone, since a decision was near a tie
+    exact: bool = False  # computed alone because a decision was near a tie
 
 
 class Branch(NamedTuple):
-    """A continuation in a packed row: where its tokens are predicted, and which they are."""
+    """A continuation in a packed row: the positions that predict its tokens, and the tokens."""
 
     unit: int
     request: int  # within its unit
@@ -36,7 +36,7 @@ class Branch(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A context with continuations of it that are computed together."""
+    """A context and continuations that are computed with it in one pass."""
 
     unit: int
     context: tuple[int, ...]
@@ -44,15 +44,18 @@ class Piece(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens of the packed row that the piece takes; the last token of a continuation predicts nothing."""
+        """Tokens of the packed row; the last token of a continuation predicts nothing."""
         return len(self.context) + sum(len(tokens) - 1 for _, tokens in self.continuations)
 
 
-def clipped(request: Request, max_length: int) -> Request:
-    """The request without the beginning of its context that the model cannot see. Raises DataError where that is not enough."""
+def clip_context(request: Request, max_length: int) -> Request:
+    """Return the request without the beginning of its context that exceeds the model.
+
+    Raises DataError if the continuation alone is too long.
+    """
     context, continuation, lengths = request
     if not continuation:
-        raise DataError("a request has an empty continuation, whose likelihood says nothing; see the task's answers")
+        raise DataError("a request has an empty continuation, which has no likelihood; check the answers of the task")
     if not context:
         raise DataError("a request has an empty context; put the model's prefix token there")
     if len(continuation) > max_length:
@@ -65,9 +68,7 @@ def clipped(request: Request, max_length: int) -> Request:
 
 
 def pieces(unit: int, requests: Sequence[Request], most_tokens: int) -> Iterator[Piece]:
-    """The requests of a unit by their contexts, so that each is computed once, but where its continuations together have more
-    than `most_tokens`.
-    """
+    """Group the requests of a unit by context, each context once, or more often if its continuations exceed `most_tokens`."""
     by_context: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
     for number, request in enumerate(requests):
         by_context.setdefault(request.context, []).append((number, request.continuation))
@@ -83,14 +84,14 @@ def pieces(unit: int, requests: Sequence[Request], most_tokens: int) -> Iterator
         yield Piece(unit, context, tuple(held))
 
 
-def packs(found: Sequence[Piece], most_tokens: int, most_units: int | None, shared: int = 0) -> Iterator[list[Piece]]:
-    """Pieces in their order, as many to a forward pass as have `most_tokens` together, of at most `most_units` units.
+def packs(sequence: Sequence[Piece], most_tokens: int, most_units: int | None, shared: int = 0) -> Iterator[list[Piece]]:
+    """Combine pieces in order into forward passes of at most about `most_tokens` tokens and `most_units` units.
 
-    The first `shared` tokens of each are computed elsewhere.
+    The first `shared` tokens of each piece are computed elsewhere.
     """
     held: list[Piece] = []
     size, units = 0, set[int]()
-    for piece in found:
+    for piece in sequence:
         full = most_units is not None and len(units | {piece.unit}) > most_units
         if held and (size + piece.length - shared > most_tokens or full):
             yield held

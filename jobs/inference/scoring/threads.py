@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Use one thread while the block runs."""
+    """Restrict torch to one thread within the block."""
     before = torch.get_num_threads()
     if before == 1:
         yield

@@ -1,1 +1,1 @@
-"""Cards: what a model and a data set are, written out of a run's directory and a manifest."""
+"""Cards of models and data sets, written from a run's directory and a manifest."""

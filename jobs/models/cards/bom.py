@@ -1,4 +1,4 @@
-"""The bill of materials of a model (ML-BOM): CycloneDX 1.6, with the model card's fields, its data sets and its programs."""
+"""The bill of materials of a model (ML-BOM): CycloneDX 1.6 with the fields of the model card, data sets and programs."""
 
 import time
 import uuid
@@ -13,7 +13,7 @@ _APPROACH = {"finetune": "supervised", "align": "reinforcement-learning"}
 
 
 def bill_of_materials(facts: ModelFacts) -> dict[str, Any]:
-    """The content of ml-bom.json. The same model has the same serial number."""
+    """Return the content of ml-bom.json. The same model gets the same serial number."""
     model = _model(facts)
     components = [*_data(facts), *_base(facts), *_programs(facts)]
     refs = [component["bom-ref"] for component in components]
@@ -53,11 +53,11 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
                 "inputs": [{"format": "text"}],
                 "outputs": [{"format": "number" if facts.head == "reward" else "text"}],
             },
-            "quantitativeAnalysis": {"performanceMetrics": [_metric(one) for one in facts.measured]},
+            "quantitativeAnalysis": {"performanceMetrics": [_metric(measurement) for measurement in facts.measured]},
             "considerations": {
-                "users": ["people who can judge what it writes"],
+                "users": ["people who can judge its output"],
                 "useCases": ["text generation", "further training"],
-                "technicalLimitations": ["It repeats what its training data says, true or not."],
+                "technicalLimitations": ["It may repeat false statements of its training data."],
                 "ethicalConsiderations": [
                     {"name": "stereotypes and personal data", "mitigationStrategy": "measure with ropewalk audit, and gate on it"}
                 ],
@@ -72,15 +72,22 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
     }
 
 
-def _metric(one: Measured) -> dict[str, Any]:
-    found: dict[str, Any] = {"type": one.name.rpartition("/")[2], "value": f"{one.value:.6g}", "slice": one.name}
-    if one.interval is not None:
-        found["confidenceInterval"] = {"lowerBound": f"{one.interval[0]:.6g}", "upperBound": f"{one.interval[1]:.6g}"}
-    return found
+def _metric(measurement: Measured) -> dict[str, Any]:
+    metric: dict[str, Any] = {
+        "type": measurement.name.rpartition("/")[2],
+        "value": f"{measurement.value:.6g}",
+        "slice": measurement.name,
+    }
+    if measurement.interval is not None:
+        metric["confidenceInterval"] = {
+            "lowerBound": f"{measurement.interval[0]:.6g}",
+            "upperBound": f"{measurement.interval[1]:.6g}",
+        }
+    return metric
 
 
 def _data(facts: ModelFacts) -> list[dict[str, Any]]:
-    known = [
+    described = [
         (
             data.name,
             data.version,
@@ -89,7 +96,7 @@ def _data(facts: ModelFacts) -> list[dict[str, Any]]:
         )
         for data in facts.data
     ]
-    unknown = [(one.name, NOT_STATED, one.told, NOT_STATED) for one in facts.other_data]
+    others = [(other.name, NOT_STATED, other.description, NOT_STATED) for other in facts.other_data]
     return [
         {
             "type": "data",
@@ -100,14 +107,14 @@ def _data(facts: ModelFacts) -> list[dict[str, Any]]:
             "data": [{"type": "dataset", "name": name, "description": text}],
             "properties": [{"name": "ropewalk:content", "value": content}],
         }
-        for number, (name, version, text, content) in enumerate([*known, *unknown])
+        for number, (name, version, text, content) in enumerate([*described, *others])
     ]
 
 
 def _base(facts: ModelFacts) -> list[dict[str, Any]]:
     if not facts.lineage:
         return []
-    text = "The model that training began with."
+    text = "The base model of the training."
     return [
         {
             "type": "machine-learning-model",
@@ -120,8 +127,10 @@ def _base(facts: ModelFacts) -> list[dict[str, Any]]:
 
 
 def _programs(facts: ModelFacts) -> list[dict[str, Any]]:
-    found = []
+    programs = []
     for name, text in facts.versions.items():
         kind, url = ("platform", f"pkg:generic/python@{text}") if name == "python" else ("library", f"pkg:pypi/{name}@{text}")
-        found.append({"type": kind, "bom-ref": f"program-{name}", "name": name, "version": text, "purl": url.replace("+", "%2B")})
-    return found
+        programs.append(
+            {"type": kind, "bom-ref": f"program-{name}", "name": name, "version": text, "purl": url.replace("+", "%2B")}
+        )
+    return programs

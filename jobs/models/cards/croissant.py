@@ -1,4 +1,4 @@
-"""Croissant 1.0 of a data set: its files and records as JSON-LD (https://docs.mlcommons.org/croissant)."""
+"""Croissant 1.0 metadata of a data set: files and records as JSON-LD (https://docs.mlcommons.org/croissant)."""
 
 import hashlib
 from typing import Any
@@ -31,13 +31,13 @@ CONTEXT: dict[str, Any] = {
 
 
 def croissant(facts: DataFacts, published: str) -> dict[str, Any]:
-    """The content of croissant.json, which lies in the data set's report/; `published` is a day such as 2026-01-31.
+    """Return the content of croissant.json in the data set's report/; `published` is a day such as 2026-01-31.
 
-    Shards are described as sets of files: their checksums stand in the manifest, whose SHA-256 stands here.
+    Shards are described as sets of files: their checksums are in the manifest, whose SHA-256 is given here.
     """
     totals = facts.manifest.totals
     splits = [split for split in ("train", "validation") if facts.manifest.of_split(split)]
-    collection = ", ".join(sorted({one.path.rpartition("/")[2] for one in facts.manifest.inputs})[:20]) or NOT_STATED
+    collection = ", ".join(sorted({entry.path.rpartition("/")[2] for entry in facts.manifest.inputs})[:20]) or NOT_STATED
     return {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -48,7 +48,7 @@ def croissant(facts: DataFacts, published: str) -> dict[str, Any]:
         "url": f"urn:ropewalk:{facts.manifest.hash}",
         "version": facts.version,
         "datePublished": published,
-        "creator": {"@type": "sc:Organization", "name": "whoever ran ropewalk preprocess"},
+        "creator": {"@type": "sc:Organization", "name": "the user of ropewalk preprocess"},
         "citeAs": f"{facts.name}, content {facts.manifest.hash}",
         "rai:dataCollection": f"Read from: {collection}",
         "rai:dataPreprocessingProtocol": [
@@ -64,7 +64,7 @@ def croissant(facts: DataFacts, published: str) -> dict[str, Any]:
 
 def _personal(facts: DataFacts) -> list[str]:
     replaced = (facts.manifest.config.get("pii") or {}).get("replace") or []
-    return [f"replaced where recognized: {kind}" for kind in replaced] or ["not looked for"]
+    return [f"replaced where recognized: {kind}" for kind in replaced] or ["not searched"]
 
 
 def _manifest(facts: DataFacts) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _shards(split: str) -> dict[str, Any]:
 def _records(split: str, token_type: str) -> dict[str, Any]:
     columns = {
         "id": ("sc:Text", "The document's id."),
-        "source": ("sc:Text", "Where the document comes from."),
+        "source": ("sc:Text", "Origin of the document."),
         "tokens": (_UNREGISTERED[token_type], f"The document's tokens, as {token_type}."),
     }
     fields = [

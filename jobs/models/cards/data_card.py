@@ -9,18 +9,18 @@ from ropewalk.jobs.models.cards.data_facts import DataFacts
 from ropewalk.jobs.models.cards.public import NOT_STATED, filled, public_text
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
-_INPUTS_TOLD = 100
+_MAX_INPUTS = 100
 
 
 def data_card(facts: DataFacts) -> str:
-    """The text of data-card.md."""
+    """Return the text of data-card.md."""
     front = yaml.safe_dump(metadata(facts), sort_keys=False, allow_unicode=True)
     sections = "\n\n".join(f"## {title}\n\n{text}" for title, text in _sections(facts).items())
     return f"---\n{front}---\n\n# {facts.name}\n\n{sections}\n"
 
 
 def metadata(facts: DataFacts) -> dict[str, Any]:
-    """The front matter, in the keys of the Hugging Face hub."""
+    """Return the front matter with the keys of the Hugging Face hub."""
     documents = facts.manifest.totals.documents
     size = next((name for limit, name in _SIZES if documents < limit), "n>10M")
     splits = sorted({shard.split for shard in facts.manifest.shards})
@@ -45,19 +45,19 @@ def _sections(facts: DataFacts) -> dict[str, str]:
             f" {totals.tokens:,} tokens, {totals.bytes:,} bytes of text. Content `{manifest.hash}`."
         ),
         "Composition": _counts(facts),
-        "Where the documents come from": _inputs(facts),
-        "How they were processed": f"```json\n{json.dumps(facts.config, indent=1, ensure_ascii=False, default=str)}\n```",
-        "What was left out": _rejected(facts),
+        "Sources": _inputs(facts),
+        "Processing": f"```json\n{json.dumps(facts.config, indent=1, ensure_ascii=False, default=str)}\n```",
+        "Excluded documents": _rejected(facts),
         "Tokenizer": (
             f"`{filled(manifest.tokenizer.name)}`, {manifest.tokenizer.vocabulary:,} tokens, files `{manifest.tokenizer.hash}`,"
-            f" by {manifest.tokenizer.backend} {manifest.tokenizer.version}; it lies in `{manifest.tokenizer.path}/`."
+            f" by {manifest.tokenizer.backend} {manifest.tokenizer.version}; stored in `{manifest.tokenizer.path}/`."
         ),
         "Personal data": _personal(facts),
         "Biases": (
-            "The documents say what their authors said; nobody has balanced the groups of people in them."
-            " `ropewalk run audit` measures how often filters drop texts about each group, and what a trained model makes of it."
+            "The documents have the views of their authors; groups of people in them were not balanced."
+            " `ropewalk run audit` measures how often filters drop texts about each group, and the biases of a trained model."
         ),
-        "Licence": f"Licence of the documents: {NOT_STATED}. Whoever passes them on must ask where they come from.",
+        "Licence": f"Licence of the documents: {NOT_STATED}. Check their sources before you publish them.",
         "Integrity": (
             "`manifest.json` has the checksum of every shard and of itself; `ropewalk` verifies a shard when it is opened."
             " The same input and keys give the same bytes."
@@ -78,11 +78,11 @@ def _inputs(facts: DataFacts) -> str:
     if not facts.manifest.inputs:
         return f"The manifest names no input: {NOT_STATED}."
     rows = [
-        f"| {public_text(one.path)} | {one.size:,} | `{one.checksum}` | {one.documents:,} | {one.rejected:,} |"
-        for one in facts.manifest.inputs[:_INPUTS_TOLD]
+        f"| {public_text(file.path)} | {file.size:,} | `{file.checksum}` | {file.documents:,} | {file.rejected:,} |"
+        for file in facts.manifest.inputs[:_MAX_INPUTS]
     ]
     more = len(facts.manifest.inputs) - len(rows)
-    rest = f"\n\nand {more:,} more, which `manifest.json` lists." if more else ""
+    rest = f"\n\nand {more:,} more, listed in `manifest.json`." if more else ""
     return "| file | bytes | checksum | kept | rejected |\n|---|---|---|---|---|\n" + "\n".join(rows) + rest
 
 
@@ -98,8 +98,8 @@ def _rejected(facts: DataFacts) -> str:
 def _personal(facts: DataFacts) -> str:
     chosen = (facts.manifest.config.get("pii") or {}).get("replace")
     if not chosen:
-        return "Nobody has looked for personal data in it: `pii` was not set when it was made. Take it that there is some."
-    found = facts.report.get("pii")
-    told = f" Found and replaced: `{json.dumps(found, default=str)}`." if found else ""
-    rest = " What no pattern recognizes, such as names, is still there."
-    return f"Replaced where they were recognized: {', '.join(chosen)}.{told}{rest}"
+        return "The data set was not searched for personal data (`pii` was not set). Assume that it contains some."
+    counts = facts.report.get("pii")
+    counts_text = f" Replaced: `{json.dumps(counts, default=str)}`." if counts else ""
+    rest = " Data that no pattern recognizes, such as names, remains."
+    return f"Replaced where they were recognized: {', '.join(chosen)}.{counts_text}{rest}"

@@ -1,4 +1,4 @@
-"""What the cards say of a data set, out of its manifest and its report."""
+"""Facts about a data set for the cards, from its manifest and report."""
 
 import hashlib
 import json
@@ -15,77 +15,77 @@ from ropewalk.datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
 from ropewalk.jobs.models.cards.public import public, public_text
 
 REPORT = "report/report.json"
-PREPARED = "data.json"  # in a run: where the data set lies that it prepared
+PREPARED = "data.json"  # in a run: path of the data set that it prepared
 CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """A data set as others may know it: no path of the machine, no secret."""
+    """A data set as it may be published: without paths of the machine and secrets."""
 
     name: str
     manifest: Manifest
-    report: dict[str, Any] = field(default_factory=dict)  # of preprocess, where it wrote one
+    report: dict[str, Any] = field(default_factory=dict)  # report.json of preprocess, if any
     manifest_bytes: bytes = b""
 
     @property
     def config(self) -> dict[str, Any]:
-        """The keys that decided what is in the data set."""
-        found: dict[str, Any] = public(self.manifest.config)
-        return {key: value for key, value in found.items() if key not in {"input", "output"}}
+        """The keys that determined the content of the data set."""
+        config: dict[str, Any] = public(self.manifest.config)
+        return {key: value for key, value in config.items() if key not in {"input", "output"}}
 
     @property
     def languages(self) -> list[str]:
-        """The languages that were kept, where preprocess chose any."""
+        """The languages kept, if preprocess selected any."""
         language = self.manifest.config.get("language") or {}
         return sorted(language.get("keep") or [])
 
     @property
     def version(self) -> str:
-        """A version made of the content: equal content has equal versions."""
+        """A version derived from the content: equal content has equal versions."""
         return f"1.0.0+{self.manifest.hash.removeprefix('xxh3:')[:12]}"
 
 
-def read_data_facts(place: StoragePath) -> DataFacts:
-    """The facts of the data set at `place`. Raises DataError where there is none."""
-    manifest = read_manifest(place)
+def read_data_facts(storage: StoragePath) -> DataFacts:
+    """Return the facts of the data set in a directory. Raises DataError if there is none."""
+    manifest = read_manifest(storage)
     try:
-        report = json.loads(place.read(REPORT))
+        report = json.loads(storage.read(REPORT))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         report = {}
-    name = place.url.rstrip("/").rpartition("/")[2] or "data"
-    return DataFacts(name=name, manifest=manifest, report=public(report), manifest_bytes=place.read(MANIFEST_NAME))
+    name = storage.url.rstrip("/").rpartition("/")[2] or "data"
+    return DataFacts(name=name, manifest=manifest, report=public(report), manifest_bytes=storage.read(MANIFEST_NAME))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherData:
-    """Data of a run that is no prepared data set: a file of pairs or conversations, or what is not to be read any more."""
+    """Data of a run that is not a prepared data set: a file of pairs or conversations, or data that no longer exists."""
 
     name: str
-    told: str  # what can be said of it
+    description: str
 
 
 def data_facts_of(run: RunDir) -> tuple[list[DataFacts], list[OtherData]]:
-    """What can be said of the data that a run learnt from: of data sets by their manifests, of files by their sizes."""
+    """Return descriptions of a run's training data: of data sets by their manifests, of files by their sizes."""
     config = dict(run.record.get("config") or {})
-    known = read_json(run.path / PREPARED)
+    prepared = read_json(run.path / PREPARED)
     paths = [_path(entry) for entry in _entries(config.get("data"))]
-    if known and "path" in known:  # conversations that the run prepared, or found prepared
-        place = known["path"] if "://" in known["path"] else os.path.normpath(run.path / known["path"])
+    if prepared and "path" in prepared:  # conversations prepared by this run or an earlier one
+        url = prepared["path"] if "://" in prepared["path"] else os.path.normpath(run.path / prepared["path"])
         try:
-            facts = read_data_facts(StoragePath(place))
+            facts = read_data_facts(StoragePath(url))
             names = ", ".join(public_text(path).rpartition("/")[2] for path in paths)
             return [replace(facts, name=names or facts.name)], []
         except (RopewalkError, OSError):
             pass
-    found: list[DataFacts] = []
+    data_sets: list[DataFacts] = []
     others: list[OtherData] = []
     for path in paths:
         try:
-            found.append(read_data_facts(StoragePath(path)))
+            data_sets.append(read_data_facts(StoragePath(path)))
         except (RopewalkError, OSError):
             others.append(_other(path))
-    return found, others
+    return data_sets, others
 
 
 def _entries(data: Any) -> list[Any]:
@@ -100,12 +100,12 @@ def _other(path: str) -> OtherData:
     name = public_text(path).rpartition("/")[2] or "data"
     local = StoragePath(path).local
     if local is not None and local.is_file():
-        return OtherData(name=name, told=f"a file of {local.stat().st_size:,} bytes, SHA-256 {sha256_of(local)}")
-    return OtherData(name=name, told="not a prepared data set, or not there any more")
+        return OtherData(name=name, description=f"a file of {local.stat().st_size:,} bytes, SHA-256 {sha256_of(local)}")
+    return OtherData(name=name, description="not a prepared data set, or no longer available")
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in bounded memory."""
+    """Return the SHA-256 of a file, in bounded memory."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):

@@ -1,6 +1,6 @@
 """Write a run's model as a Hugging Face directory, with its model card and bill of materials.
 
-Usage on the machine where the run lies: python -m ropewalk.jobs.models.cards.export RUN_DIR DIR [--step N | --best]
+Usage on the machine of the run: python -m ropewalk.jobs.models.cards.export RUN_DIR DIR [--step N | --best]
 [--adapter] [--ema]
 """
 
@@ -16,9 +16,7 @@ from ropewalk.cluster.run.directory import RunDir
 def export_with_cards(
     run: RunDir, directory: Path, step: int | None = None, *, adapter: bool = False, ema: bool = False, best: bool = False
 ) -> Path:
-    """Write the newest complete checkpoint (or that of `step`, or with `best` that of the best validation) as
-    `ropewalk.jobs.training.loop.export.export` does, and its cards.
-    """
+    """Export a checkpoint with its cards: the newest complete one, that of `step`, or with `best` that of the best validation."""
     from ropewalk.jobs.models.cards.write import write_model_cards
     from ropewalk.jobs.training.loop.export import export
     from ropewalk.jobs.training.loop.load_checkpoint import best_step
@@ -31,7 +29,7 @@ def export_with_cards(
 
 
 def main() -> None:
-    """Export one run on behalf of a machine that does not see it."""
+    """Export a run on behalf of a machine without access to it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("directory", type=Path)
@@ -39,10 +37,15 @@ def main() -> None:
     parser.add_argument("--adapter", action="store_true")
     parser.add_argument("--ema", action="store_true")
     parser.add_argument("--best", action="store_true")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     try:
         export_with_cards(
-            RunDir(words.run_dir), words.directory, words.step, adapter=words.adapter, ema=words.ema, best=words.best
+            RunDir(arguments.run_dir),
+            arguments.directory,
+            arguments.step,
+            adapter=arguments.adapter,
+            ema=arguments.ema,
+            best=arguments.best,
         )
     except RopewalkError as error:
         sys.exit(str(error))

@@ -1,4 +1,4 @@
-"""The model card: README.md with the metadata that the Hugging Face hub reads (Mitchell et al., 1810.03993)."""
+"""The model card: README.md with the metadata of the Hugging Face hub (Mitchell et al., 1810.03993)."""
 
 import json
 from typing import Any
@@ -8,25 +8,25 @@ import yaml
 from ropewalk.jobs.models.cards.model_facts import Measured, ModelFacts
 from ropewalk.jobs.models.cards.public import NOT_STATED, filled, public
 
-# of each kind of head: what the model is, and what it is for
+# by kind of head: kind of model, and its use
 KINDS = {
     "causal_lm": ("causal language model", "Text generation"),
-    "reward": ("reward model, which gives a whole text one score", "Comparing answers"),
+    "reward": ("reward model, which scores whole texts", "Comparing answers"),
 }
 SETTINGS = ("steps", "seq_len", "batch", "optim", "method", "lora", "precision", "seed", "parallel")
 
 
 def model_card(facts: ModelFacts) -> str:
-    """README.md of the exported model."""
+    """Return README.md of the exported model."""
     front = yaml.safe_dump(metadata(facts), sort_keys=False, allow_unicode=True)
     sections = "\n\n".join(f"## {title}\n\n{text}" for title, text in _sections(facts).items())
     return f"---\n{front}---\n\n# {facts.name}\n\n{sections}\n"
 
 
 def metadata(facts: ModelFacts) -> dict[str, Any]:
-    """The front matter; every key that the hub asks for is filled."""
+    """Return the front matter with all keys that the hub requires."""
     languages = sorted({language for data in facts.data for language in data.languages})
-    found: dict[str, Any] = {
+    front_matter: dict[str, Any] = {
         **_license(facts),
         "library_name": "transformers",
         "pipeline_tag": "text-classification" if facts.head == "reward" else "text-generation",
@@ -34,12 +34,12 @@ def metadata(facts: ModelFacts) -> dict[str, Any]:
         **({"language": languages} if languages else {}),
     }
     if facts.measured:
-        found["model-index"] = [{"name": facts.name, "results": [_result(one) for one in facts.measured]}]
-    return found
+        front_matter["model-index"] = [{"name": facts.name, "results": [_result(measurement) for measurement in facts.measured]}]
+    return front_matter
 
 
 def kind_of(facts: ModelFacts) -> tuple[str, str]:
-    """What the model is, and what it is for."""
+    """Return the kind of model, and its use."""
     return KINDS.get(facts.head, KINDS["causal_lm"])
 
 
@@ -49,18 +49,18 @@ def _license(facts: ModelFacts) -> dict[str, str]:
     return {"license": "other", "license_name": NOT_STATED.replace(" ", "-"), "license_link": "README.md"}
 
 
-def _result(one: Measured) -> dict[str, Any]:
-    task = {"type": "text-generation", "name": f"ropewalk {one.job}"}
-    dataset = {"name": one.name.rpartition("/")[0] or "held-out text", "type": "local"}
-    metric: dict[str, Any] = {"type": one.name.rpartition("/")[2], "value": one.value, "verified": False}
-    if one.standard_error is not None:
-        metric["args"] = {"standard_error": one.standard_error, "n": one.n}
+def _result(measurement: Measured) -> dict[str, Any]:
+    task = {"type": "text-generation", "name": f"ropewalk {measurement.job}"}
+    dataset = {"name": measurement.name.rpartition("/")[0] or "held-out text", "type": "local"}
+    metric: dict[str, Any] = {"type": measurement.name.rpartition("/")[2], "value": measurement.value, "verified": False}
+    if measurement.standard_error is not None:
+        metric["args"] = {"standard_error": measurement.standard_error, "n": measurement.n}
     return {"task": task, "dataset": dataset, "metrics": [metric]}
 
 
 def _sections(facts: ModelFacts) -> dict[str, str]:
-    began = " ← ".join(f"`{name}`" for name in facts.lineage)
-    base = f"further trained from {began}" if began else "trained from random weights"
+    ancestors = " ← ".join(f"`{name}`" for name in facts.lineage)
+    base = f"further trained from {ancestors}" if ancestors else "trained from random weights"
     return {
         "Model details": _table(
             {
@@ -70,13 +70,13 @@ def _sections(facts: ModelFacts) -> dict[str, str]:
                 "made by": f"ropewalk {facts.job}, run `{facts.name}`, submitted on {facts.created}",
                 "checkpoint": f"step {facts.step}" if facts.step is not None else None,
                 "code": f"commit {facts.commit}" if facts.commit else None,
-                "licence": f"{facts.license}, that of the model it began with" if facts.license else None,
+                "licence": f"{facts.license}, from its base model" if facts.license else None,
             }
         ),
         "Intended use": (
             f"{kind_of(facts)[1]} and further training by people who can judge its output."
-            " Its owner has stated no further use.\n\n"
-            "Out of scope: decisions about people, and advice on health, law or money, without a person who answers for them."
+            " No further use was stated.\n\n"
+            "Out of scope: decisions about people, and advice on health, law or money, without human responsibility."
         ),
         "Training data": _data(facts),
         "Training procedure": _procedure(facts),
@@ -103,7 +103,7 @@ def _data(facts: ModelFacts) -> str:
         totals = data.manifest.totals
         size = f"{totals.documents:,} documents, {totals.tokens:,} tokens"
         rows.append(f"- `{data.name}`: {size}, content `{data.manifest.hash}`")
-    rows += [f"- `{one.name}`: {one.told}" for one in facts.other_data]
+    rows += [f"- `{other.name}`: {other.description}" for other in facts.other_data]
     return "\n".join(rows) or f"Its run names no data set: {NOT_STATED}."
 
 
@@ -112,30 +112,33 @@ def _procedure(facts: ModelFacts) -> str:
     programs = ", ".join(f"{name} {text}" for name, text in facts.versions.items())
     text = f"```json\n{json.dumps(public(settings), indent=1, ensure_ascii=False)}\n```\n\nMade with {filled(programs)}."
     figures = ", ".join(f"{name} {value:.6g}" for name, value in facts.results.items())
-    return f"{text}\n\nAt its end: {filled(figures)}."
+    return f"{text}\n\nFinal figures: {filled(figures)}."
 
 
 def _evaluation(facts: ModelFacts) -> str:
     if not facts.measured:
-        return "Nobody has measured this model: no `evaluate` and no `audit` run names it. Measure it before you trust it."
+        return "This model was not measured: no `evaluate` or `audit` run names it. Measure it before you use it."
     head = "| measured | value | standard error | n | by |\n|---|---|---|---|---|\n"
-    return head + "\n".join(
-        f"| {one.name} | {one.value:.4g} | {filled(f'{one.standard_error:.2g}' if one.standard_error is not None else None)}"
-        f" | {filled(one.n)} | `{one.run}` |"
-        for one in facts.measured
-    )
+    rows = []
+    for measurement in facts.measured:
+        error = f"{measurement.standard_error:.2g}" if measurement.standard_error is not None else None
+        row = (
+            f"| {measurement.name} | {measurement.value:.4g} | {filled(error)} | {filled(measurement.n)} | `{measurement.run}` |"
+        )
+        rows.append(row)
+    return head + "\n".join(rows)
 
 
 def _limits(facts: ModelFacts) -> str:
     text = (
-        "It repeats what its training data says, true or not, and may repeat parts of it verbatim."
-        " A low bias score is no proof that a model has no bias: the suites know few groups, in English."
+        "It may repeat false statements of its training data, and parts of it verbatim."
+        " A low bias score does not prove that a model has no bias: the suites cover few groups, in English."
     )
-    if not any(one.job == "audit" for one in facts.measured):
-        return f"{text}\n\nIt was never audited: run `ropewalk run audit model={facts.name} suites=[...]`."
+    if not any(measurement.job == "audit" for measurement in facts.measured):
+        return f"{text}\n\nIt was not audited: run `ropewalk run audit model={facts.name} suites=[...]`."
     gates = [
         f"- `{gate['run']}`: "
         + ("passed" if gate.get("passed") else f"refused: {json.dumps(public(gate.get('failed')), default=str)}")
         for gate in facts.gates
     ]
-    return f"{text}\n\nIts gates:\n\n" + ("\n".join(gates) or "none was asked for")
+    return f"{text}\n\nIts gates:\n\n" + ("\n".join(gates) or "none")

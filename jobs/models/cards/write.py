@@ -1,4 +1,4 @@
-"""Write the cards: beside an exported model, and into the report of a data set."""
+"""Write the cards of an exported model and of a data set."""
 
 import json
 import time
@@ -20,28 +20,28 @@ DATA_CARD, CROISSANT = "report/data-card.md", "report/croissant.json"
 
 
 def write_model_cards(run: RunDir, directory: Path, step: int | None) -> None:
-    """Write README.md and ml-bom.json of a run's model into the directory that its weights were written to."""
+    """Write README.md and ml-bom.json of a run's model beside its weights."""
     facts = read_model_facts(run, directory, step)
     write_atomically(directory / MODEL_CARD, model_card(facts))
     write_json(directory / BILL, bill_of_materials(facts))
 
 
-def write_data_cards(place: StoragePath, published: str | None = None) -> None:
-    """Write data-card.md and croissant.json into the report of a complete data set. Raises DataError where there is none.
+def write_data_cards(storage: StoragePath, published: str | None = None) -> None:
+    """Write data-card.md and croissant.json into the report of a complete data set. Raises DataError if there is none.
 
-    `published` is a day such as 2026-01-31; unset: today, or what an earlier croissant.json says of the same content.
+    `published` is a day such as 2026-01-31; unset: that of an earlier croissant.json of the same content, or else today.
     """
-    facts = read_data_facts(place)
-    # named by its content: the bytes of a data set do not depend on where it lies
+    facts = read_data_facts(storage)
+    # named by its content: the bytes of a data set do not depend on its path
     facts = replace(facts, name=f"data-{facts.manifest.hash.removeprefix('xxh3:')[:8]}")
-    day = published or _published_before(place, facts.version) or time.strftime("%Y-%m-%d", time.gmtime())
-    place.write(DATA_CARD, data_card(facts).encode())
-    place.write(CROISSANT, (json.dumps(croissant(facts, day), indent=1, ensure_ascii=False) + "\n").encode())
+    day = published or _published_before(storage, facts.version) or time.strftime("%Y-%m-%d", time.gmtime())
+    storage.write(DATA_CARD, data_card(facts).encode())
+    storage.write(CROISSANT, (json.dumps(croissant(facts, day), indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _published_before(place: StoragePath, version: str) -> str | None:
+def _published_before(storage: StoragePath, version: str) -> str | None:
     try:
-        earlier = json.loads(place.read(CROISSANT))
+        earlier = json.loads(storage.read(CROISSANT))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return str(earlier["datePublished"]) if earlier.get("version") == version else None

@@ -1,1 +1,1 @@
-"""Smaller and faster models, each measured in the engine that serves it, in one table."""
+"""Smaller and faster variants of a model, each measured in the engine that serves it, in one table."""

@@ -1,4 +1,4 @@
-"""What a variant is on disk, and how it is opened by the engine that serves it."""
+"""A variant on disk, and opening it in the engine that serves it."""
 
 import json
 import shutil
@@ -19,45 +19,45 @@ Engine = Literal["transformers", "llama.cpp"]
 RECORD = "variant.json"
 
 
-class Asked(Protocol):
-    """A model that says what follows each token of a sequence."""
+class LogProbModel(Protocol):
+    """A model that returns log-probabilities for a sequence."""
 
     def log_probabilities(self, tokens: list[int]) -> torch.Tensor:
-        """Log-probabilities [T, V], in nats."""
+        """Return the log-probabilities [T, V] of the token after each token, in nats."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A variant that was built."""
+    """A built variant."""
 
     engine: Engine
     path: Path  # a Hugging Face directory, or a GGUF file
-    zeros: float  # fraction of the layers' matrices, before they were quantized
+    zeros: float  # fraction of zeros in the layers' matrices before quantization
     notes: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
-        """Of the weights on disk."""
+        """Size of the weights on disk."""
         files = [self.path] if self.path.is_file() else self.path.glob("*.safetensors")
         return sum(file.stat().st_size for file in files)
 
     def write(self, folder: Path) -> None:
-        """Say in the variant's folder that it is complete."""
+        """Mark the variant's folder as complete."""
         write_json(folder / RECORD, {**asdict(self), "path": self.path.name})
 
     @classmethod
     def read(cls, folder: Path) -> "Artifact | None":
-        """What was built in this folder; None where nothing was completed."""
+        """Return the variant in this folder, or None if none was completed."""
         if not (folder / RECORD).is_file():
             return None
-        said = json.loads((folder / RECORD).read_text())
-        return cls(**{**said, "path": folder / said["path"], "notes": tuple(said["notes"])})
+        record = json.loads((folder / RECORD).read_text())
+        return cls(**{**record, "path": folder / record["path"], "notes": tuple(record["notes"])})
 
 
 @contextmanager
-def opened(artifact: Artifact, *, context: int, threads: int) -> Iterator[Asked]:
-    """The variant in its engine; `context` is the longest sequence. Raises ConfigError where the engine does not open it."""
+def opened(artifact: Artifact, *, context: int, threads: int) -> Iterator[LogProbModel]:
+    """Open the variant in its engine; `context` is the longest sequence. Raises ConfigError if the engine cannot open it."""
     if artifact.engine == "llama.cpp":
         with LlamaCpp(artifact.path, context=context, threads=threads) as engine:
             yield _InLlamaCpp(engine)
@@ -66,7 +66,7 @@ def opened(artifact: Artifact, *, context: int, threads: int) -> Iterator[Asked]
 
 
 def open_directory(path: Path) -> Any:
-    """A Hugging Face directory in the number format that it has; what was quantized is opened by its library."""
+    """Open a Hugging Face directory in its own number format, a quantized one with its library."""
     from transformers import AutoModelForCausalLM
 
     _check_quantized(path)
@@ -74,16 +74,18 @@ def open_directory(path: Path) -> Any:
 
 
 class InTransformers:
-    """A model of transformers."""
+    """A model computed by transformers."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
     @torch.no_grad()
     def log_probabilities(self, tokens: list[int]) -> torch.Tensor:
-        """Log-probabilities [T, V], in nats."""
-        found: torch.Tensor = self._model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float().log_softmax(-1)
-        return found
+        """Return the log-probabilities [T, V] of the token after each token, in nats."""
+        log_probs_TV: torch.Tensor = (
+            self._model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float().log_softmax(-1)
+        )
+        return log_probs_TV
 
 
 class _InLlamaCpp:
@@ -95,7 +97,7 @@ class _InLlamaCpp:
 
 
 def save(model: Any, opened: OpenModel, folder: Path) -> Path:
-    """Write a model of transformers and the tokenizer as a Hugging Face directory, complete or not there."""
+    """Write a transformers model and the tokenizer as a Hugging Face directory, atomically."""
     target, unfinished = folder / "model", folder / ".model.partial"
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)
@@ -113,11 +115,11 @@ def _check_quantized(path: Path) -> None:
 
 
 def require_torchao() -> None:
-    """Raise ConfigError unless torchao is there."""
+    """Raise ConfigError unless torchao is installed."""
     try:
         import torchao  # type: ignore[import-not-found]  # noqa: F401 - an extra, without types
     except ImportError as error:
         raise ConfigError(
-            f"torchao: is not installed ({error}); pip install 'ropewalk[compress]' brings it. Where it is installed every "
-            "import of transformers takes 0.7 s longer: an environment of its own spares that"
+            f"torchao: is not installed ({error}); pip install 'ropewalk[compress]'. It makes every import of transformers 0.7 s "
+            "slower; a separate environment avoids that"
         ) from None

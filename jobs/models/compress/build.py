@@ -1,4 +1,4 @@
-"""A variant's methods, one after the other, and what they leave: a Hugging Face directory or a GGUF file."""
+"""Apply a variant's methods one after the other, and write the result: a Hugging Face directory or a GGUF file."""
 
 import copy
 import logging
@@ -37,10 +37,10 @@ class Builder:
     config: CompressConfig
     dense: OpenModel
     recover: Recover
-    _importances: dict[tuple[str, ...], Mapping[str, Float32s]] = field(default_factory=dict)  # by what came before gguf
+    _importances: dict[tuple[str, ...], Mapping[str, Float32s]] = field(default_factory=dict)  # by the methods before gguf
 
     def check(self) -> None:
-        """Raise ConfigError for a method that this model or this machine does not allow, before anything starts."""
+        """Raise ConfigError early for a method that this model or machine does not support."""
         for name, methods in self.config.all_variants().items():
             for method in methods:
                 try:
@@ -51,26 +51,26 @@ class Builder:
     def _check(self, method: Method) -> None:
         if method.name == "torchao":
             require_torchao()
-        if method.name == "gguf" and (why := unfit(self.dense.model.config.to_dict())) is not None:
-            raise ConfigError(f"gguf: {why}")
+        if method.name == "gguf" and (reason := unfit(self.dense.model.config.to_dict())) is not None:
+            raise ConfigError(f"gguf: {reason}")
         if method.name in {"prune", *SPARSE}:
-            shape = Shape.of(self.dense.model.config)  # of what can be cut, layer by layer
+            shape = Shape.of(self.dense.model.config)  # raises ConfigError for architectures that cannot be cut
             if method.prune is not None:
                 shape.cut(method.prune)
 
     def build(self, methods: Sequence[Method], folder: Path) -> Artifact:
-        """Apply the methods to a copy of the model, and write what they leave. Raises ConfigError; StopRequested."""
-        if (found := Artifact.read(folder)) is not None:
-            return found
+        """Apply the methods to a copy of the model and write the result. Raises ConfigError; StopRequested."""
+        if (existing := Artifact.read(folder)) is not None:
+            return existing
         folder.mkdir(parents=True, exist_ok=True)
         model = copy.deepcopy(self.dense.model)
-        for place, method in enumerate(methods):
+        for index, method in enumerate(methods):
             if method.name in SPARSE:
                 sparsify(model, method.name, method.options, self._text())
             elif method.prune is not None:
                 model = prune(model, method.prune, self._text()).model
             elif method.recover is not None:
-                model = self.recover(model, methods[: place + 1], folder)
+                model = self.recover(model, methods[: index + 1], folder)
         artifact = self._write(model, methods, zeros(model), folder)
         artifact.write(folder)
         return artifact
@@ -82,10 +82,10 @@ class Builder:
             calibration = self._calibration(model, methods, last.gguf)
             written = write_gguf(opened, folder / f"model-{last.gguf.type}.gguf", last.gguf.type, calibration)
             tensors = ", ".join(f"{count} {form}" for form, count in sorted(written.tensors.items()))
-            found = written.verified
-            largest, mean = found.max_log_prob_difference, found.mean_log_prob_difference
-            said = f"log-probabilities within {largest:.2g} of transformers, {mean:.2g} in the mean"
-            return Artifact(engine="llama.cpp", path=written.path, zeros=zero, notes=(f"tensors: {tensors}", said))
+            verified = written.verified
+            largest, mean = verified.max_log_prob_difference, verified.mean_log_prob_difference
+            deviation = f"log-probabilities within {largest:.2g} of transformers, {mean:.2g} in the mean"
+            return Artifact(engine="llama.cpp", path=written.path, zeros=zero, notes=(f"tensors: {tensors}", deviation))
         if last.torchao is not None:
             notes = ("int4 is stored in bytes on CPUs",) if last.torchao.type == "int4" else ()
             path = by_torchao(model, opened, last.torchao, folder)
@@ -107,7 +107,7 @@ class Builder:
     def _importance(self, model: Any, before: Sequence[Method]) -> Mapping[str, Float32s]:
         key = tuple(method.model_dump_json(exclude_none=True) for method in before)
         if key not in self._importances:
-            self._importances.clear()  # files of one model follow each other
+            self._importances.clear()  # files of the same model are built in succession
             self._importances[key] = importance(model, self._text())
         return self._importances[key]
 

@@ -1,7 +1,8 @@
-"""Rounding whose errors the columns behind make up for (GPTQ, 2210.17323), layer by layer.
+"""Quantization with error compensation (GPTQ, 2210.17323), layer by layer.
 
-A matrix is rounded in blocks of columns, as its format has them. What a block's rounding changes in the layer's outputs over the
-calibration text, the columns behind it take back as well as they can. Within a block the format's own rounding decides.
+A matrix is rounded in blocks of columns, following the blocks of its format. The later columns compensate, as well as they can,
+the change that a block's rounding causes in the layer's outputs over the calibration text. Within a block the format's own
+rounding applies.
 
 O outputs, I inputs of a matrix, B columns of a block.
 """
@@ -19,29 +20,29 @@ from ropewalk.jobs.models.compress.layers import layer_by_layer, linears
 from ropewalk.jobs.training.loop.config import GridConfig
 from ropewalk.jobs.training.loop.grid import on_grid
 
-DAMPING = 0.01  # of the mean square of all inputs, added to each one's: GPTQ's own
-RoundBlock = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (weights [O, B], importance [B]) → weights of the format
+DAMPING = 0.01  # fraction of the mean square of all inputs added to the diagonal, as in GPTQ
+RoundBlock = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (weights [O, B], importance [B]) → rounded weights
 RoundMatrix = Callable[[str, nn.Linear, torch.Tensor], torch.Tensor]  # (name, matrix, second moments [I, I]) → its weights
 
 
 @torch.no_grad()
 def gptq_on_grid(model: Any, grid: GridConfig, batches: Iterable[torch.Tensor]) -> None:
-    """Put the matrices of a model's layers on a grid of groups, in place; what lies on it stays as it is."""
+    """Round the matrices of a model's layers to a grid of groups, in place; values on the grid stay unchanged."""
 
-    def rounded(name: str, linear: nn.Linear, moments_II: torch.Tensor) -> torch.Tensor:
-        return compensated(linear.weight, moments_II, grid.group_size, lambda block, importance: on_grid(block, grid))
+    def round_linear(name: str, linear: nn.Linear, moments_II: torch.Tensor) -> torch.Tensor:
+        return round_with_compensation(linear.weight, moments_II, grid.group_size, lambda block, importance: on_grid(block, grid))
 
-    _round_layers(model, batches, rounded)
+    _round_layers(model, batches, round_linear)
 
 
 @torch.no_grad()
 def gptq_as_gguf(model: Any, kind: GgufType, batches: Iterable[torch.Tensor]) -> Mapping[str, Bytes]:
-    """Round the matrices of a model's layers as a GGUF file has them, in place; the file's bytes [O, bytes of a row] by name."""
+    """Round the matrices of a model's layers in place as a GGUF file stores them; return the bytes [O, bytes per row] by name."""
     from gguf import GGMLQuantizationType, quants
 
     encoded: dict[str, Bytes] = {}
 
-    def rounded(name: str, linear: nn.Linear, moments_II: torch.Tensor) -> torch.Tensor:
+    def round_linear(name: str, linear: nn.Linear, moments_II: torch.Tensor) -> torch.Tensor:
         form = tensor_type(kind, f"{name}.weight", tuple(linear.weight.shape))
         if not is_quantized(form):
             return linear.weight
@@ -51,48 +52,50 @@ def gptq_as_gguf(model: Any, kind: GgufType, batches: Iterable[torch.Tensor]) ->
             parts.append(quantize(block.float().numpy(), int(number), importance.float().numpy()))
             return torch.from_numpy(quants.dequantize(parts[-1], number))
 
-        weight_OI = compensated(linear.weight, moments_II, block_size(int(number)), round_block)
+        weight_OI = round_with_compensation(linear.weight, moments_II, block_size(int(number)), round_block)
         encoded[name] = np.concatenate(parts, axis=1)
         return weight_OI
 
-    _round_layers(model, batches, rounded)
+    _round_layers(model, batches, round_linear)
     return encoded
 
 
-def compensated(weight_OI: torch.Tensor, moments_II: torch.Tensor, size: int, round_block: RoundBlock) -> torch.Tensor:
-    """Round a matrix in blocks of `size` columns; `moments_II` are the inputs' second moments."""
+def round_with_compensation(
+    weight_OI: torch.Tensor, moments_II: torch.Tensor, size: int, round_block: RoundBlock
+) -> torch.Tensor:
+    """Round a matrix in blocks of `size` columns with compensation; `moments_II` are the inputs' second moments."""
     left_OI, upper_II = weight_OI.detach().double().cpu().clone(), _factor(moments_II)
     rounded_OI = torch.empty_like(left_OI)
     for first in range(0, left_OI.shape[1], size):
-        own, behind = slice(first, first + size), slice(first + size, None)
-        inverse_BB = torch.linalg.solve_triangular(upper_II[own, own], torch.eye(size, dtype=torch.float64), upper=True)
-        # a column's own error weighs so much when those behind the block have done what they can
-        rounded_OI[:, own] = round_block(left_OI[:, own].to(weight_OI.dtype), inverse_BB.square().sum(1)).double()
-        left_OI[:, behind] -= (left_OI[:, own] - rounded_OI[:, own]) @ inverse_BB @ upper_II[own, behind]
+        block, later = slice(first, first + size), slice(first + size, None)
+        inverse_BB = torch.linalg.solve_triangular(upper_II[block, block], torch.eye(size, dtype=torch.float64), upper=True)
+        # the weight of a column's error after the best compensation by later columns
+        rounded_OI[:, block] = round_block(left_OI[:, block].to(weight_OI.dtype), inverse_BB.square().sum(1)).double()
+        left_OI[:, later] -= (left_OI[:, block] - rounded_OI[:, block]) @ inverse_BB @ upper_II[block, later]
     return rounded_OI.to(weight_OI.dtype)
 
 
 def _factor(moments_II: torch.Tensor) -> torch.Tensor:
-    """The upper Cholesky factor of the inverse."""
+    """Return the upper Cholesky factor of the inverse."""
     diagonal = moments_II.diagonal()
     damped_II = moments_II + torch.eye(len(diagonal), dtype=torch.float64) * (DAMPING * diagonal.mean()).clamp(min=1e-12)
     upper_II: torch.Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped_II)), upper=True)
     return upper_II
 
 
-def _round_layers(model: Any, batches: Iterable[torch.Tensor], round_matrix: RoundMatrix) -> None:
+def _round_layers(model: Any, batches: Iterable[torch.Tensor], round_linear: RoundMatrix) -> None:
     for name, layer, compute in layer_by_layer(model, batches):
         matrices = dict(linears(layer))
         moments = _second_moments(matrices, compute)
         for key, linear in matrices.items():
-            linear.weight.copy_(round_matrix(f"{name}.{key}", linear, moments.pop(key)))
+            linear.weight.copy_(round_linear(f"{name}.{key}", linear, moments.pop(key)))
 
 
 def _second_moments(matrices: Mapping[str, nn.Linear], compute: Callable[[], None]) -> dict[str, torch.Tensor]:
-    """The mean outer product of each matrix's inputs with themselves, float64 [I, I], over the text.
+    """Return the mean outer product of each matrix's inputs over the text, float64 [I, I].
 
-    Each token's inputs are scaled to length 1: the first ones of a text have activations that are hundreds of times larger
-    (2402.17762), and nothing else would be made up for.
+    Each token's inputs are normalized: the first tokens of a text have activations hundreds of times larger (2402.17762), and
+    would dominate the compensation.
     """
     sums = {key: torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64) for key, linear in matrices.items()}
     tokens = dict.fromkeys(matrices, 0)

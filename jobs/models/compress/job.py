@@ -1,4 +1,4 @@
-"""Build variants of a model, measure each in the engine that serves it, and hold the table to a gate."""
+"""Build variants of a model, measure each in the engine that serves it, and apply a gate to the table."""
 
 import logging
 import shutil
@@ -22,7 +22,7 @@ from ropewalk.jobs.models.compress.recover import FOLDER as RECOVERY
 from ropewalk.jobs.models.compress.recover import Recovery
 from ropewalk.jobs.models.compress.report import FOLDER, PAGE, write_report
 from ropewalk.jobs.models.compress.sparsify import zeros
-from ropewalk.jobs.models.compress.timing import timed
+from ropewalk.jobs.models.compress.timing import measure_timing
 from ropewalk.jobs.results.gate import Gate, check_names, gate
 from ropewalk.jobs.results.metrics import MetricLog
 from ropewalk.jobs.results.score import Score, hash_of
@@ -40,38 +40,38 @@ COSTS = ("bytes", "rss", "first_token_ms", "per_token_ms")
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Measure the model and all variants; returns `table`, and what became of the gate.
+    """Measure the model and all variants; return `table` and the result of the gate.
 
-    A killed run goes on with the variants that have no row yet. Raises GateError, with the results, where the gate refuses;
+    A resumed run measures only variants without a row. Raises GateError, with the results, if the gate refuses the model;
     StopRequested.
     """
     config = context.config(CompressConfig)
     with process_group(config.parallel) as group:
         if group.world_size > 1:
-            raise ConfigError(f"compress computes in one rank, and has {group.world_size}; set resources.ranks_per_node=1")
+            raise ConfigError(f"compress runs on one rank, not {group.world_size}; set resources.ranks_per_node=1")
         tasks = _tasks(config)
         names = [f"{variant}/{figure}" for variant in (DENSE, *config.all_variants()) for figure in (*QUALITY, *COSTS, *tasks)]
         check_names(config.require, names)
-        dense = _settled(context, config)
+        dense = _open_recorded_model(context, config)
         builder = Builder(config=config, dense=dense, recover=Recovery(context=context, config=config, dense=dense, group=group))
         builder.check()
-        rows = _measured(context, config, dense, builder, tasks)
+        rows = _measure_variants(context, config, dense, builder, tasks)
     return _finish(context, config, dense, rows)
 
 
-def _settled(context: JobContext, config: CompressConfig) -> OpenModel:
-    """The model; all attempts take the same checkpoint, whatever its run has saved since."""
-    settled = Ledger(context, "model")
-    said = settled.get("model")
-    found = open_model(
-        config.model, context.run.path.parent, device=torch.device("cpu"), step=said["step"] if said is not None else None
+def _open_recorded_model(context: JobContext, config: CompressConfig) -> OpenModel:
+    """Open the model; all attempts use the same checkpoint, whatever its run has saved since."""
+    ledger = Ledger(context, "model")
+    recorded = ledger.get("model")
+    dense = open_model(
+        config.model, context.run.path.parent, device=torch.device("cpu"), step=recorded["step"] if recorded is not None else None
     )
-    settled.add("model", {"step": found.step})
-    return found
+    ledger.add("model", {"step": dense.step})
+    return dense
 
 
 def _tasks(config: CompressConfig) -> Mapping[str, Any]:
-    """The tasks that variants are scored on, checked before anything is built. Raises ConfigError, DataError."""
+    """Return the tasks on which variants are scored, validated before anything is built. Raises ConfigError, DataError."""
     if not config.tasks:
         return {}
     need_lm_eval()
@@ -80,16 +80,16 @@ def _tasks(config: CompressConfig) -> Mapping[str, Any]:
     return scored_tasks(config)
 
 
-def _measured(
+def _measure_variants(
     context: JobContext, config: CompressConfig, dense: OpenModel, builder: Builder, tasks: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The row of each variant, the model's own first; those that there are already are not measured again."""
+    """Return the row of each variant, the model's own first; existing rows are not measured again."""
     ledger = Ledger(context, "table")
     variants = config.all_variants()
     if any(name not in ledger for name in (DENSE, *variants)):
         sequences, bytes_per_token = _held_out(config, dense)
-        kept = context.run.path / FOLDER / "dense.npy"
-        with reference(kept, sequences, InTransformers(dense.model), dense.model.config.vocab_size) as asked:
+        reference_path = context.run.path / FOLDER / "dense.npy"
+        with reference(reference_path, sequences, InTransformers(dense.model), dense.model.config.vocab_size) as dense_reference:
             for name in (DENSE, *variants):
                 if context.stop_requested():
                     raise StopRequested
@@ -97,7 +97,7 @@ def _measured(
                     continue
                 folder = context.run.path / VARIANTS / name
                 artifact = _dense(dense, folder) if name == DENSE else builder.build(variants[name], folder)
-                row = _row(config, name, artifact, asked, bytes_per_token)
+                row = _row(config, name, artifact, dense_reference, bytes_per_token)
                 row["scores"] = _scores(config, artifact, dense, tasks)
                 ledger.add(name, {"row": row})
                 MetricLog(context).log(len(ledger), {f"compress/{name}/{key}": row[key] for key in (*QUALITY, "bytes")})
@@ -109,29 +109,38 @@ def _measured(
 
 
 def _held_out(config: CompressConfig, dense: OpenModel) -> tuple[list[list[int]], float]:
-    """The sequences that are measured, T + 1 tokens each, and how many bytes of text a token of the split stands for."""
-    sources = [Source(one.path, one.weight) for one in weighted(config.data)]
+    """Return the sequences to measure, T + 1 tokens each, and the bytes of text per token of the split."""
+    sources = [Source(source.path, source.weight) for source in weighted(config.data)]
     loader = TokenLoader(sources, seq_len=config.seq_len, seed=config.seed, split=config.split, most=config.max_sequences)
     check_fit(dense.model.config, tokenizer_of(loader.manifests, config.data).record.vocabulary, config.seq_len)
     return loader.in_order(0, loader.sequences).tolist(), loader.bytes_per_token
 
 
 def _dense(dense: OpenModel, folder: Path) -> Artifact:
-    """The model itself, as a directory beside the variants."""
-    found = Artifact.read(folder)
-    if found is None:
+    """Return the model itself as a directory beside the variants."""
+    artifact = Artifact.read(folder)
+    if artifact is None:
         folder.mkdir(parents=True, exist_ok=True)
-        found = Artifact(engine="transformers", path=save(dense.model, dense, folder), zeros=zeros(dense.model))
-        found.write(folder)
-    return found
+        artifact = Artifact(engine="transformers", path=save(dense.model, dense, folder), zeros=zeros(dense.model))
+        artifact.write(folder)
+    return artifact
 
 
-def _row(config: CompressConfig, name: str, artifact: Artifact, asked: Reference, bytes_per_token: float) -> dict[str, Any]:
+def _row(
+    config: CompressConfig, name: str, artifact: Artifact, dense_reference: Reference, bytes_per_token: float
+) -> dict[str, Any]:
     with opened(artifact, context=config.seq_len, threads=torch.get_num_threads()) as engine:
-        found = quality(engine, asked, bytes_per_token)
-    times = timed(artifact, config.timing) if config.timing is not None else {}
-    row = {"variant": name, "engine": artifact.engine, **found, "n": len(asked.sequences), "bytes": artifact.bytes, **times}
-    log.info("%s: %.4f bits per byte, KL %.4f, %d bytes", name, found["bits_per_byte"], found["kl"], artifact.bytes)
+        measured = quality(engine, dense_reference, bytes_per_token)
+    times = measure_timing(artifact, config.timing) if config.timing is not None else {}
+    row = {
+        "variant": name,
+        "engine": artifact.engine,
+        **measured,
+        "n": len(dense_reference.sequences),
+        "bytes": artifact.bytes,
+        **times,
+    }
+    log.info("%s: %.4f bits per byte, KL %.4f, %d bytes", name, measured["bits_per_byte"], measured["kl"], artifact.bytes)
     return {**row, "zeros": artifact.zeros, "notes": list(artifact.notes), "path": f"{VARIANTS}/{name}/{artifact.path.name}"}
 
 
@@ -157,20 +166,20 @@ def _finish(context: JobContext, config: CompressConfig, dense: OpenModel, rows:
 
 
 def _judge(config: CompressConfig, rows: Sequence[Mapping[str, Any]]) -> Gate:
-    """The conditions on the figures of the table."""
-    asked = hash_of(config.data, config.split, config.seq_len, config.max_sequences)
+    """Apply the conditions to the figures of the table."""
+    content_hash = hash_of(config.data, config.split, config.seq_len, config.max_sequences)
     scores = {
-        f"{row['variant']}/{figure}": Score(value=row[figure], standard_error=_error(row, figure), n=row["n"], hash=asked)
+        f"{row['variant']}/{figure}": Score(value=row[figure], standard_error=_error(row, figure), n=row["n"], hash=content_hash)
         for row in rows
         for figure in (*QUALITY, *COSTS)
         if row.get(figure) is not None
     }
     for row in rows:
-        for task, found in (row.get("scores") or {}).items():
-            scores[f"{row['variant']}/{task}"] = Score.of(found[first_metric(found)])
+        for task, metrics in (row.get("scores") or {}).items():
+            scores[f"{row['variant']}/{task}"] = Score.of(metrics[first_metric(metrics)])
     return gate(config.require, scores)
 
 
 def _error(row: Mapping[str, Any], figure: str) -> float | None:
-    found: float | None = row.get("standard_error" if figure == "bits_per_byte" else f"{figure}_standard_error")
-    return found
+    error: float | None = row.get("standard_error" if figure == "bits_per_byte" else f"{figure}_standard_error")
+    return error

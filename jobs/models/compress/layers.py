@@ -1,4 +1,4 @@
-"""The layers of a decoder one by one, each given what those before it make of a text as they are by then."""
+"""Iterate over the layers of a decoder, each with the outputs of the layers before it in their current state."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -8,11 +8,11 @@ from torch import nn
 
 
 class _CaughtError(Exception):
-    """The first layer was reached: the rest of the model is not computed."""
+    """Raised when the first layer is reached: the rest of the model is not computed."""
 
 
 def linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The matrices of a module by name."""
+    """Yield the matrices of a module by name."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             yield name, part
@@ -20,9 +20,9 @@ def linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 @torch.no_grad()
 def layer_by_layer(model: Any, batches: Iterable[torch.Tensor]) -> Iterator[tuple[str, nn.Module, Callable[[], None]]]:
-    """Each layer, its name, and a function that computes it for the whole text; token ids [B, T].
+    """Yield each layer's name, the layer, and a function that computes it for the whole text; token ids [B, T].
 
-    The layer may be changed before the next one is asked for: that one is given what the changed layer says.
+    The caller may change a layer before it asks for the next one, which then gets the outputs of the changed layer.
     """
     inputs = _first_inputs(model, batches)
 
@@ -36,7 +36,7 @@ def layer_by_layer(model: Any, batches: Iterable[torch.Tensor]) -> Iterator[tupl
 
 
 def _first_inputs(model: Any, batches: Iterable[torch.Tensor]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-    """What the first layer is given of each batch; the rest (positions, masks) is the same for all layers."""
+    """Return the inputs of the first layer for each batch; other arguments (positions, masks) are the same for all layers."""
     caught: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
     def catch(module: nn.Module, inputs: tuple[Any, ...], more: dict[str, Any]) -> None:
@@ -57,5 +57,5 @@ def _first_inputs(model: Any, batches: Iterable[torch.Tensor]) -> list[tuple[tor
 
 
 def _hidden(output: Any) -> torch.Tensor:
-    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden

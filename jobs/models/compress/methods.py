@@ -1,4 +1,4 @@
-"""The methods of compression, their keys, and which may follow which."""
+"""The methods of compression, their keys, and their valid orders."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
@@ -14,29 +14,31 @@ from ropewalk.sharding.config import BatchConfig, CheckpointConfig
 
 
 class SparsityConfig(Section):
-    """Weights that become zero: a fraction of each matrix, or two of every four along a row."""
+    """Weights set to zero: a fraction of each matrix, or two of every four along a row."""
 
-    sparsity: float | None = Field(default=None, gt=0, lt=1, description="fraction of each matrix that becomes zero; unset: 0.5")
-    pattern: Literal["2:4"] | None = Field(default=None, description="two of every four weights of a row, as GPUs compute faster")
+    sparsity: float | None = Field(default=None, gt=0, lt=1, description="fraction of each matrix to set to zero; unset: 0.5")
+    pattern: Literal["2:4"] | None = Field(
+        default=None, description="two of every four weights of a row, a pattern that GPUs accelerate"
+    )
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_exclusive(self) -> Self:
         if self.sparsity is not None and self.pattern is not None:
             raise ValueError("2:4 is a sparsity of 0.5; set sparsity or pattern, not both")
         return self
 
     @property
     def fraction(self) -> float:
-        """What becomes zero of each matrix."""
+        """The fraction of each matrix set to zero."""
         return 0.5 if self.sparsity is None else self.sparsity
 
 
 class RecoverConfig(Section):
-    """Training after pruning, by the loop of every job; what is zero stays zero."""
+    """Training after pruning, in the common training loop; zeros stay zero."""
 
     steps: int = Field(ge=1, description="optimizer steps")
     data: Data | None = Field(default=None, description="a data set made by preprocess; unset: the train split of `data`")
-    seq_len: int | None = Field(default=None, ge=1, description="tokens of a sequence; unset: as what is measured")
+    seq_len: int | None = Field(default=None, ge=1, description="tokens of a sequence; unset: as in the measurement")
     batch: BatchConfig = Field(default=BatchConfig(), description="how many sequences a step learns from")
     optim: OptimConfig = Field(default=OptimConfig(lr=1e-4, weight_decay=0.0), description="optimizer and learning rate")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when the state is saved")
@@ -57,7 +59,7 @@ class TorchaoConfig(Section):
     group_size: int = Field(default=32, ge=1, description="int4: weights that share a scale")
 
 
-GPTQ = "the columns behind make up for rounding errors (GPTQ, 2210.17323); unset: where a weight has 5 bits or fewer, no zeros"
+GPTQ = "compensate rounding errors in later columns (GPTQ, 2210.17323); unset: for 5 bits or fewer without sparsity"
 
 
 class CompressedTensorsConfig(GridConfig):
@@ -67,30 +69,30 @@ class CompressedTensorsConfig(GridConfig):
 
     @property
     def few_bits(self) -> bool:
-        """Whether rounding costs so much that it is worth a calibration."""
+        """True if rounding is coarse enough to justify calibration."""
         return self.type == "int4"
 
     @model_validator(mode="after")
-    def _groups(self) -> Self:
+    def _check_groups(self) -> Self:
         if self.gptq and self.type != "int4":
-            raise ValueError("gptq: int8 has one scale a row, and so nothing behind what is rounded; leave it unset")
+            raise ValueError("gptq: int8 has one scale per row, so no later columns can compensate; leave it unset")
         return self
 
 
 class GgufConfig(Section):
-    """A file of llama.cpp, and computed by it."""
+    """A GGUF file, computed by llama.cpp."""
 
     type: str = Field(default="Q4_K", description=f"number format: {', '.join(GGUF_TYPES)}")
-    importance: bool = Field(default=True, description="weigh what is rounded by the activations of the calibration text")
+    importance: bool = Field(default=True, description="weigh rounding errors by the activations of the calibration text")
     gptq: bool | None = Field(default=None, description=GPTQ)
 
     @property
     def few_bits(self) -> bool:
-        """Whether rounding costs so much that it is worth a calibration."""
+        """True if rounding is coarse enough to justify calibration."""
         return self.type.removeprefix("I")[:2] in {"Q3", "Q4", "Q5"}
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _check_type(self) -> Self:
         if self.type not in GGUF_TYPES:
             raise ValueError(f"there is no type {self.type!r}; types: {', '.join(GGUF_TYPES)}")
         return self
@@ -98,28 +100,28 @@ class GgufConfig(Section):
 
 Options = SparsityConfig | PruneConfig | RecoverConfig | CastConfig | TorchaoConfig | CompressedTensorsConfig | GgufConfig
 SPARSE = ("magnitude", "wanda")
-FINAL = ("cast", "torchao", "compressed_tensors", "gguf")  # what is written and served; nothing follows
+FINAL = ("cast", "torchao", "compressed_tensors", "gguf")  # the output format; no method can follow
 
 
 class Method(Section):
-    """One method: exactly one key, with its options. A bare word is a method with all its defaults."""
+    """A method: exactly one key with its options. A bare word is a method with default options."""
 
-    magnitude: SparsityConfig | None = Field(default=None, description="the smallest weights of each matrix become zero")
+    magnitude: SparsityConfig | None = Field(default=None, description="set the smallest weights of each matrix to zero")
     wanda: SparsityConfig | None = Field(
-        default=None, description="of each row, the weights of the smallest |weight| x norm of input become zero (2306.11695)"
+        default=None, description="set the weights with the smallest |weight| x input norm of each row to zero (2306.11695)"
     )
-    prune: PruneConfig | None = Field(default=None, description="layers, channels and heads are cut out (Minitron, ShortGPT)")
-    recover: RecoverConfig | None = Field(default=None, description="train what pruning has left")
+    prune: PruneConfig | None = Field(default=None, description="remove layers, channels and heads (Minitron, ShortGPT)")
+    recover: RecoverConfig | None = Field(default=None, description="train the pruned model")
     cast: CastConfig | None = Field(default=None, description="another number format")
-    torchao: TorchaoConfig | None = Field(default=None, description="quantize by torchao")
+    torchao: TorchaoConfig | None = Field(default=None, description="quantize with torchao")
     compressed_tensors: CompressedTensorsConfig | None = Field(
-        default=None, description="quantize in vLLM's format; what qat has trained on this grid stays as it is"
+        default=None, description="quantize in vLLM's format; weights trained on this grid by qat stay unchanged"
     )
-    gguf: GgufConfig | None = Field(default=None, description="write a file of llama.cpp")
+    gguf: GgufConfig | None = Field(default=None, description="write a GGUF file for llama.cpp")
 
     @model_validator(mode="before")
     @classmethod
-    def _word(cls, values: Any) -> Any:
+    def _expand_word(cls, values: Any) -> Any:
         if isinstance(values, str):
             return {values: {}}
         if isinstance(values, Mapping):
@@ -127,7 +129,7 @@ class Method(Section):
         return values
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_exclusive(self) -> Self:
         if len(self.model_fields_set & {name for name in type(self).model_fields if getattr(self, name) is not None}) != 1:
             raise ValueError(f"name one method each: {', '.join(type(self).model_fields)}")
         if self.prune is not None and self.prune.calibration != CalibrationConfig():
@@ -136,7 +138,6 @@ class Method(Section):
 
     @property
     def name(self) -> str:
-        """The method's key."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     @property
@@ -146,7 +147,7 @@ class Method(Section):
 
     @property
     def label(self) -> str:
-        """A short name that tells what it does."""
+        """A short name with the essential options."""
         options = self.options
         if self.name in SPARSE:
             return f"{self.name}-{options.pattern or format(options.fraction, 'g')}".replace(":", "of")
@@ -158,29 +159,29 @@ class Method(Section):
 
 
 def check_composition(methods: Sequence[Method]) -> None:
-    """Raise ValueError, with the reason, for methods that cannot follow each other in this order."""
+    """Raise ValueError, with the reason, for methods that cannot be combined in this order."""
     names = [method.name for method in methods]
-    for place, method in enumerate(methods):
-        before, name = names[:place], method.name
-        if final := next((one for one in before if one in FINAL), None):
-            raise ValueError(f"{name} after {final}: what {final} writes is served as it is; put {name} before it")
-        if name in SPARSE and any(one in SPARSE for one in before):
-            raise ValueError(f"{name} after {before[-1]}: weights are chosen once, by one method; keep one of the two")
-        if name == "prune" and any(one in SPARSE for one in before):
-            raise ValueError("prune after a sparse method: channels that are cut would break its pattern; put prune first")
-        if name == "recover" and not any(one in (*SPARSE, "prune") for one in before):
+    for index, method in enumerate(methods):
+        before, name = names[:index], method.name
+        if final := next((earlier for earlier in before if earlier in FINAL), None):
+            raise ValueError(f"{name} after {final}: the output of {final} is final; put {name} before it")
+        if name in SPARSE and any(earlier in SPARSE for earlier in before):
+            raise ValueError(f"{name} after {before[-1]}: only one sparse method is allowed; keep one of the two")
+        if name == "prune" and any(earlier in SPARSE for earlier in before):
+            raise ValueError("prune after a sparse method: removing channels would break its pattern; put prune first")
+        if name == "recover" and not any(earlier in (*SPARSE, "prune") for earlier in before):
             raise ValueError("recover: nothing was pruned before it; put magnitude, wanda or prune first, or leave it out")
-        if getattr(method.options, "gptq", None) and any(one in SPARSE for one in before):
-            raise ValueError(f"{name}.gptq after {before[-1]}: what makes up for errors would fill its zeros; leave gptq unset")
-        if name == "gguf" and _is_two_of_four(methods[:place]) and not keeps_zeros(method.options.type):
+        if getattr(method.options, "gptq", None) and any(earlier in SPARSE for earlier in before):
+            raise ValueError(f"{name}.gptq after {before[-1]}: compensation would fill its zeros; leave gptq unset")
+        if name == "gguf" and _is_two_of_four(methods[:index]) and not keeps_zeros(method.options.type):
             raise ValueError(
-                f"2:4 and then gguf {method.options.type}: its blocks have no exact zero, so that the pattern would be lost; "
+                f"2:4 and then gguf {method.options.type}: its blocks cannot represent zero, so the pattern would be lost; "
                 "use Q8_0, Q6_K, Q5_0 or Q4_0, or a sparsity instead of the pattern"
             )
 
 
 def compensates(methods: Sequence[Method]) -> bool:
-    """Whether the last method rounds with GPTQ: where it is told to, or has few bits and no zeros to keep."""
+    """Return True if the last method uses GPTQ: if configured, or by default with few bits and no zeros to keep."""
     last = methods[-1].options
     if not isinstance(last, (CompressedTensorsConfig, GgufConfig)):
         return False
@@ -192,5 +193,5 @@ def _is_two_of_four(methods: Sequence[Method]) -> bool:
 
 
 def label_of(methods: Sequence[Method]) -> str:
-    """The name of a variant that the user has not named."""
+    """Return the name of a variant that the user has not named."""
     return "+".join(method.label for method in methods)

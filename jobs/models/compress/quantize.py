@@ -1,4 +1,4 @@
-"""Weights in fewer bits, by torchao or in the format of compressed-tensors, written so that transformers opens them."""
+"""Quantize weights with torchao or in the format of compressed-tensors, as directories that transformers opens."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ from ropewalk.jobs.training.loop.grid import check_grid, layer_matrices, scales
 
 
 def by_torchao(model: Any, opened: OpenModel, options: TorchaoConfig, folder: Path) -> Path:
-    """Write the model with its layers' matrices quantized. Embeddings stay, and so does a head that is tied to them."""
+    """Write the model with quantized layer matrices. Embeddings and a tied head stay unchanged."""
     require_torchao()
     from torchao import quantization  # type: ignore[import-not-found]  # an extra, without types
     from transformers import AutoModelForCausalLM, TorchAoConfig
@@ -38,7 +38,7 @@ def by_torchao(model: Any, opened: OpenModel, options: TorchaoConfig, folder: Pa
 
 
 def by_compressed_tensors(model: Any, opened: OpenModel, grid: GridConfig, folder: Path) -> Path:
-    """Write the model as vLLM reads it, on the grid of quantization-aware training; the head stays, and what is tied to it."""
+    """Write the model in vLLM's format, on the grid of quantization-aware training; the head and tied weights stay unchanged."""
     from compressed_tensors import quantization  # type: ignore[import-untyped]
     from compressed_tensors.compressors import ModelCompressor  # type: ignore[import-untyped]
 

@@ -1,4 +1,4 @@
-"""Training what pruning has left, in the loop of every job; a run within the run, resumed with it."""
+"""Train a pruned model in the common training loop, as a run within the run that is resumed with it."""
 
 import shutil
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ FOLDER = "recovery"
 
 @dataclass(frozen=True, kw_only=True)
 class _Within(JobContext):
-    """A run within a run: what it writes lies below the outer one, which fences it."""
+    """Context of a run within a run: its files are below the outer run, which fences it."""
 
     outer: JobContext
 
@@ -41,7 +41,7 @@ class _Within(JobContext):
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """Trains pruned models. Variants that begin alike train once."""
+    """Trains pruned models. Variants with the same first methods share the training."""
 
     context: JobContext
     config: CompressConfig
@@ -49,16 +49,16 @@ class Recovery:
     group: Group
 
     def __call__(self, model: Any, methods: Sequence[Method], folder: Path) -> Any:
-        """The model after the training that the last of these methods asks for. Raises StopRequested, and goes on from there."""
+        """Return the model after the training of the last of these methods. Raises StopRequested, and resumes from there."""
         key = hash_of([method.model_dump(mode="json", exclude_none=True) for method in methods]).rpartition(":")[2][:16]
-        place = self.context.run.path / FOLDER / key
-        begin = place / "begin"
+        training_folder = self.context.run.path / FOLDER / key
+        begin = training_folder / "begin"
         if not begin.is_dir():
-            unfinished = place / ".begin"
+            unfinished = training_folder / ".begin"
             shutil.rmtree(unfinished, ignore_errors=True)
             model.save_pretrained(unfinished)
             unfinished.rename(begin)
-        run = self._run(place, methods[-1])
+        run = self._run(training_folder, methods[-1])
         config = TrainingConfig.model_validate(run.record["config"])
         context = _Within(
             outer=self.context, run=run, attempt=self.context.attempt, group=self.context.group, stop_flag=self.context.stop_flag
@@ -67,7 +67,7 @@ class Recovery:
         train(context, config, self.group, self._recipe(run, config, methods[-1], begin))
         return load_model(run)[0]
 
-    def _run(self, place: Path, method: Method) -> RunDir:
+    def _run(self, folder: Path, method: Method) -> RunDir:
         options = method.options
         config = {
             "steps": options.steps,
@@ -80,12 +80,14 @@ class Recovery:
             "precision": self.config.precision.model_dump(mode="json"),
             "keep_zeros": True,
         }
-        return RunDir(place, record={"run": place.name, "job": "compress", "cluster": "local", "config": config})
+        return RunDir(folder, record={"run": folder.name, "job": "compress", "cluster": "local", "config": config})
 
     def _recipe(self, run: RunDir, config: TrainingConfig, method: Method, begin: Path) -> Recipe:
         data = method.options.data or self.config.data
         seq_len = method.options.seq_len or self.config.seq_len
-        loader = TokenLoader([DataSet(one.path, one.weight) for one in weighted(data)], seq_len=seq_len, seed=config.seed)
+        loader = TokenLoader(
+            [DataSet(source.path, source.weight) for source in weighted(data)], seq_len=seq_len, seed=config.seed
+        )
         tokenizer = tokenizer_of(loader.manifests, data)
         plan = ModelPlan.of(ModelConfig(path=str(begin)), run, tokenizer=tokenizer.record, seq_len=seq_len)
         return Recipe(

@@ -1,4 +1,4 @@
-"""The table of variants for people and programs: compress/table.json, compress/report.html with what lies on the Pareto front."""
+"""The table of variants: compress/table.json, and compress/report.html with the Pareto front."""
 
 import base64
 import io
@@ -20,34 +20,34 @@ Row = Mapping[str, Any]
 
 
 def pareto(rows: Sequence[Row], cost: str) -> list[str]:
-    """The variants that no other one beats in both bits per byte and this cost."""
-    known = [row for row in rows if row.get(cost) is not None]
+    """Return the variants that no other one dominates in bits per byte and this cost."""
+    measured = [row for row in rows if row.get(cost) is not None]
     return [
         row["variant"]
-        for row in known
+        for row in measured
         if not any(
             other[cost] <= row[cost]
             and other["bits_per_byte"] <= row["bits_per_byte"]
             and (other[cost], other["bits_per_byte"]) != (row[cost], row["bits_per_byte"])
-            for other in known
+            for other in measured
         )
     ]
 
 
 def write_report(run: RunDir, model: str, rows: Sequence[Row], gate: Mapping[str, Any] | None) -> Path:
-    """Write table.json and report.html into the run; returns the page."""
+    """Write table.json and report.html into the run and return the page."""
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
     fronts = {cost: pareto(rows, cost) for cost in ("bytes", "per_token_ms")}
     write_json(folder / TABLE, {"model": model, "table": list(rows), "pareto": fronts, "gate": gate})
     sections = [
         paragraph(
-            f"Run {run.id}, model {model}. Bits per byte and KL (from the dense model, nats a token) were measured in the engine "
-            "that serves the variant; speed and memory in a process of its own each. All on one machine, in one run."
+            f"Run {run.id}, model {model}. Bits per byte and KL (from the dense model, nats per token) were measured in the "
+            "engine that serves the variant, speed and memory in a separate process each, all on one machine in one run."
         ),
         paragraph(
-            "Of GGUF's formats F32 alone is the model as it is; F16 and BF16 round weights, and in llama.cpp activations too. "
-            "How far log-probabilities are from those of transformers in fp32 was seen when a file was written: its notes say it."
+            "Of GGUF's formats only F32 is the unchanged model; F16 and BF16 round weights, and in llama.cpp activations too. "
+            "The notes give the deviation of a file's log-probabilities from transformers in fp32."
         ),
         _table(rows, fronts).html(),
         *(_picture(rows, cost, front) for cost, front in fronts.items() if front),
@@ -59,7 +59,7 @@ def write_report(run: RunDir, model: str, rows: Sequence[Row], gate: Mapping[str
 
 
 def _failed(gate: Mapping[str, Any]) -> str:
-    return "; ".join(one["words"] for one in gate["failed"])
+    return "; ".join(condition["words"] for condition in gate["failed"])
 
 
 def _table(rows: Sequence[Row], fronts: Mapping[str, Sequence[str]]) -> Table:
@@ -72,16 +72,16 @@ def _table(rows: Sequence[Row], fronts: Mapping[str, Sequence[str]]) -> Table:
         table.row(
             row["variant"],
             row["engine"],
-            *(shown(row.get(key), 4) for key in ("bits_per_byte", "standard_error")),
-            *(shown(row.get(key), 4) for key in ("more_bits_per_byte", "more_bits_per_byte_standard_error", "kl")),
-            *(shown(row.get(key), 1, 1e-6) for key in ("bytes", "rss")),
-            *(shown(row.get(key), 2) for key in ("first_token_ms", "per_token_ms")),
+            *(format_figure(row.get(key), 4) for key in ("bits_per_byte", "standard_error")),
+            *(format_figure(row.get(key), 4) for key in ("more_bits_per_byte", "more_bits_per_byte_standard_error", "kl")),
+            *(format_figure(row.get(key), 1, 1e-6) for key in ("bytes", "rss")),
+            *(format_figure(row.get(key), 2) for key in ("first_token_ms", "per_token_ms")),
             *(
-                shown(row["scores"][task][metric][key], 3)
+                format_figure(row["scores"][task][metric][key], 3)
                 for task, metric in tasks.items()
                 for key in ("value", "standard_error")
             ),
-            shown(row.get("zeros"), 3),
+            format_figure(row.get("zeros"), 3),
             ", ".join(best),
             "; ".join(row.get("notes") or ()),
         )
@@ -89,12 +89,12 @@ def _table(rows: Sequence[Row], fronts: Mapping[str, Sequence[str]]) -> Table:
 
 
 def tasks_of(rows: Sequence[Row]) -> dict[str, str]:
-    """The tasks that the variants were scored on, each with the metric that stands for it."""
+    """Return the scored tasks with their primary metrics."""
     return {task: first_metric(scores) for task, scores in (rows[0].get("scores") or {}).items()}
 
 
-def shown(value: float | None, digits: int, factor: float = 1.0) -> str:
-    """A figure of the table; nothing where there is none."""
+def format_figure(value: float | None, digits: int, factor: float = 1.0) -> str:
+    """Format a figure of the table; empty if missing."""
     return "" if value is None else f"{value * factor:.{digits}f}"
 
 
@@ -107,11 +107,11 @@ def _picture(rows: Sequence[Row], cost: str, front: Sequence[str]) -> str:
     factor, name = (1e-6, "MB on disk") if cost == "bytes" else (1.0, "ms a token")
     with plt.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "font.family": "DejaVu Sans"}):
         figure, axis = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
-        for row in (one for one in rows if one.get(cost) is not None):
+        for row in filter(lambda row: row.get(cost) is not None, rows):
             best = row["variant"] in front
-            place = (row[cost] * factor, row["bits_per_byte"])
-            axis.plot(*place, "o", color=TRAIN if best else VALIDATION, fillstyle="full" if best else "none")
-            axis.annotate(row["variant"], place, xytext=(4, 3), textcoords="offset points", fontsize=7)
+            point = (row[cost] * factor, row["bits_per_byte"])
+            axis.plot(*point, "o", color=TRAIN if best else VALIDATION, fillstyle="full" if best else "none")
+            axis.annotate(row["variant"], point, xytext=(4, 3), textcoords="offset points", fontsize=7)
         on_front = sorted((row[cost] * factor, row["bits_per_byte"]) for row in rows if row["variant"] in front)
         axis.plot(*zip(*on_front, strict=True), color=TRAIN, alpha=0.4, linewidth=1)
         axis.set_xlabel(name)
@@ -124,6 +124,6 @@ def _picture(rows: Sequence[Row], cost: str, front: Sequence[str]) -> str:
 
 
 def read_table(run: RunDir) -> dict[str, Any]:
-    """What `write_report` has written."""
-    found: dict[str, Any] = json.loads((run.path / FOLDER / TABLE).read_text())
-    return found
+    """Read the file written by `write_report`."""
+    table: dict[str, Any] = json.loads((run.path / FOLDER / TABLE).read_text())
+    return table

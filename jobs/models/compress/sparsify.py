@@ -1,6 +1,6 @@
-"""Set weights of a decoder's matrices to zero, by their magnitude or by Wanda's score (2306.11695), layer by layer.
+"""Set weights of a decoder's matrices to zero, by magnitude or by Wanda's score (2306.11695), layer by layer.
 
-Wanda judges each layer by what the pruned layers before it make of the text. In masks True means: the weight stays.
+Wanda judges each layer by the outputs of the pruned layers before it. In masks True means that the weight stays.
 B sequences, T tokens, O outputs and I inputs of a matrix.
 """
 
@@ -38,14 +38,14 @@ def sparsify(model: Any, name: str, options: SparsityConfig, batches: Iterable[t
 
 
 def zeros(model: Any) -> float:
-    """Which fraction of the layers' matrices is zero."""
+    """Return the fraction of zeros in the layers' matrices."""
     weights = [linear.weight for _, linear in linears(model.model.layers)]
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
 @torch.no_grad()
 def importance(model: Any, batches: Iterable[torch.Tensor]) -> Mapping[str, Float32s]:
-    """The mean square of each input of each matrix, by the module's name; the head's too."""
+    """Return the mean square of each input of each matrix, by module name, including the head."""
     with _squares(dict(linears(model))) as squares:
         for input_ids in batches:
             model(input_ids=input_ids, use_cache=False)
@@ -55,7 +55,7 @@ def importance(model: Any, batches: Iterable[torch.Tensor]) -> Mapping[str, Floa
 
 
 class _Squares:
-    """Sums of squares of inputs, float64 [I], and over how many tokens."""
+    """Sums of squares of inputs, float64 [I], and numbers of tokens."""
 
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
@@ -69,14 +69,14 @@ class _Squares:
 
 @contextmanager
 def _squares(watched: Mapping[str, nn.Linear]) -> Iterator[_Squares]:
-    found = _Squares()
+    squares = _Squares()
 
     def watch(name: str, linear: nn.Linear) -> Any:
-        return linear.register_forward_pre_hook(lambda module, inputs: found.add(name, inputs[0]))
+        return linear.register_forward_pre_hook(lambda module, inputs: squares.add(name, inputs[0]))
 
     handles = [watch(name, linear) for name, linear in watched.items()]
     try:
-        yield found
+        yield squares
     finally:
         for handle in handles:
             handle.remove()
@@ -86,23 +86,23 @@ def _apply(linear: nn.Linear, score_OI: torch.Tensor, options: SparsityConfig, *
     if options.pattern is not None:
         mask = two_of_four(score_OI)
     else:
-        mask = (of_rows if by_row else of_matrix)(score_OI, options.fraction)
+        mask = (mask_rows if by_row else mask_matrix)(score_OI, options.fraction)
     linear.weight.mul_(mask)
 
 
 def _check(layers: nn.Module, options: SparsityConfig) -> None:
     odd = [f"layers.{name} ({linear.in_features} inputs)" for name, linear in linears(layers) if linear.in_features % GROUP]
     if options.pattern is not None and odd:
-        raise ConfigError(f"2:4: {odd[0]} is no multiple of {GROUP}; set a sparsity instead of the pattern")
+        raise ConfigError(f"2:4: {odd[0]} is not a multiple of {GROUP}; set a sparsity instead of the pattern")
 
 
 def wanda_score(weight_OI: torch.Tensor, input_norm_I: torch.Tensor) -> torch.Tensor:
-    """|W| times the L2 norm of each input over the calibration tokens."""
+    """Return |W| times the L2 norm of each input over the calibration tokens."""
     return weight_OI.abs() * input_norm_I
 
 
-def of_matrix(score_OI: torch.Tensor, fraction: float) -> torch.Tensor:
-    """All but the lowest scores of the whole matrix, as magnitude pruning compares them."""
+def mask_matrix(score_OI: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Return a mask without the lowest scores of the whole matrix, as in magnitude pruning."""
     count = int(score_OI.numel() * fraction)
     lowest = score_OI.flatten().argsort(stable=True)[:count]
     mask = torch.ones(score_OI.numel(), dtype=torch.bool)
@@ -110,15 +110,15 @@ def of_matrix(score_OI: torch.Tensor, fraction: float) -> torch.Tensor:
     return mask.reshape(score_OI.shape)
 
 
-def of_rows(score_OI: torch.Tensor, fraction: float) -> torch.Tensor:
-    """All but the lowest scores of each row, as Wanda compares them."""
+def mask_rows(score_OI: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Return a mask without the lowest scores of each row, as in Wanda."""
     count = int(score_OI.shape[1] * fraction)
     lowest = score_OI.argsort(dim=1, stable=True)[:, :count]
     return torch.ones_like(score_OI, dtype=torch.bool).scatter_(1, lowest, False)
 
 
 def two_of_four(score_OI: torch.Tensor) -> torch.Tensor:
-    """The two highest of every four neighbours of a row. The number of inputs is a multiple of 4."""
+    """Return a mask with the two highest of every four neighbours of a row; the number of inputs is a multiple of 4."""
     groups = score_OI.reshape(score_OI.shape[0], -1, GROUP)
     lowest = groups.argsort(dim=2, stable=True)[..., : GROUP - NONZERO]
     return torch.ones_like(groups, dtype=torch.bool).scatter_(2, lowest, False).flatten(1)

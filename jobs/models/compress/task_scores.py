@@ -1,4 +1,4 @@
-"""Task scores of a variant, in the engine that serves it: each option's log-likelihood by the plain computation."""
+"""Task scores of a variant in the engine that serves it: each option's log-likelihood by the plain computation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,20 +11,20 @@ from ropewalk.jobs.evaluation.tasks.load import load_tasks
 from ropewalk.jobs.evaluation.tasks.scoring import evaluate_tasks, task_scores
 from ropewalk.jobs.inference.scoring.encode import pair_request
 from ropewalk.jobs.inference.scoring.open_model import OpenModel
-from ropewalk.jobs.inference.scoring.requests import Request, clipped
-from ropewalk.jobs.models.compress.artifacts import Artifact, Asked, opened
+from ropewalk.jobs.inference.scoring.requests import Request, clip_context
+from ropewalk.jobs.models.compress.artifacts import Artifact, LogProbModel, opened
 
-_SCORED = ("multiple_choice", "loglikelihood")  # lm-eval's types of task that need no text to be written
+_SCORED = ("multiple_choice", "loglikelihood")  # task types of lm-eval without generated text
 
 
 def scored_tasks(config: TaskKeys) -> dict[str, Any]:
-    """The tasks that a configuration names. Raises ConfigError for one whose text a model has to write; DataError."""
+    """Return the configured tasks. Raises ConfigError for a task with generated answers; DataError."""
     tasks = load_tasks(config)
     for name, task in tasks.items():
         if task.OUTPUT_TYPE not in _SCORED:
             raise ConfigError(
-                f"tasks: {name} is of the type {task.OUTPUT_TYPE}, and variants are scored on options alone; keep the variant "
-                "(keep: true), and let `ropewalk run evaluate` ask it"
+                f"tasks: {name} has the type {task.OUTPUT_TYPE}, but variants are scored on options only; keep the variant "
+                "(keep: true) and score it with `ropewalk run evaluate`"
             )
     return tasks
 
@@ -32,53 +32,53 @@ def scored_tasks(config: TaskKeys) -> dict[str, Any]:
 def scores_of(
     artifact: Artifact, tasks: Mapping[str, Any], config: TaskKeys, dense: OpenModel, threads: int
 ) -> dict[str, dict[str, Any]]:
-    """The scores of a variant by task and metric, each with standard error, n and the hash of what was asked."""
+    """Return the scores of a variant by task and metric, with standard error, n and hash."""
     model = _Variant(artifact, dense, threads)
     raw = evaluate_tasks(model, tasks, limit=config.limit, chat=False, turns=False, system=None)
-    found = {name: task_scores(name, task, raw, config.seed) for name, task in tasks.items()}
-    return {name: {metric: score.plain() for metric, score in task.scores.items()} for name, task in found.items()}
+    scores_of_task = {name: task_scores(name, task, raw, config.seed) for name, task in tasks.items()}
+    return {name: {metric: score.plain() for metric, score in task.scores.items()} for name, task in scores_of_task.items()}
 
 
 class _Variant(LM):  # type: ignore[misc]
-    """A variant as lm-eval asks it."""
+    """Adapter of a variant to lm-eval."""
 
     def __init__(self, artifact: Artifact, dense: OpenModel, threads: int) -> None:
         super().__init__()
         self._artifact, self._dense, self._threads = artifact, dense, threads
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation, and whether it is greedy."""
-        asked = [self._request(instance) for instance in requests]
-        longest = max(len(request.context) + len(request.continuation) for request in asked)
+        """Return the log-likelihood of each continuation, and True if it is greedy."""
+        unit = [self._request(instance) for instance in requests]
+        longest = max(len(request.context) + len(request.continuation) for request in unit)
         with opened(self._artifact, context=longest, threads=self._threads) as engine:
-            return _answers(engine, asked)
+            return _answers(engine, unit)
 
     def _request(self, instance: Any) -> Request:
-        found = pair_request(self._dense, *instance.args)
-        if not found.continuation:
+        request = pair_request(self._dense, *instance.args)
+        if not request.continuation:
             raise DataError(f"task {instance.task_name}, item {instance.doc_id}: an option has no tokens; see doc_to_choice")
-        return clipped(found, self._dense.max_length)
+        return clip_context(request, self._dense.max_length)
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        """No task that is scored asks for it."""
-        raise NotImplementedError("variants are scored on options alone")
+        """Not used by multiple-choice tasks."""
+        raise NotImplementedError("variants are scored on options only")
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """No task that is scored asks for it."""
-        raise NotImplementedError("variants are scored on options alone")
+        """Not used by multiple-choice tasks."""
+        raise NotImplementedError("variants are scored on options only")
 
 
-def _answers(engine: Asked, asked: Sequence[Request]) -> list[tuple[float, bool]]:
-    """Answers in their order; requests of equal tokens up to the last, such as options of one token, are computed once."""
+def _answers(engine: LogProbModel, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+    """Return answers in order; requests that differ only in the last token, such as options of one token, are computed once."""
     inputs: dict[tuple[int, ...], list[int]] = {}
-    for place, request in enumerate(asked):
-        inputs.setdefault((*request.context, *request.continuation[:-1]), []).append(place)
-    found: dict[int, tuple[float, bool]] = {}
-    for tokens, places in inputs.items():
+    for index, request in enumerate(requests):
+        inputs.setdefault((*request.context, *request.continuation[:-1]), []).append(index)
+    answers: dict[int, tuple[float, bool]] = {}
+    for tokens, indices in inputs.items():
         log_probs_TV = engine.log_probabilities(list(tokens))
-        for place in places:
-            wanted = asked[place].continuation
-            rows_TV = log_probs_TV[len(tokens) - len(wanted) :]
-            each = [float(row[token]) for row, token in zip(rows_TV, wanted, strict=True)]
-            found[place] = sum(each), rows_TV.argmax(-1).tolist() == list(wanted)
-    return [found[place] for place in range(len(asked))]
+        for index in indices:
+            continuation = requests[index].continuation
+            rows_TV = log_probs_TV[len(tokens) - len(continuation) :]
+            each = [float(row[token]) for row, token in zip(rows_TV, continuation, strict=True)]
+            answers[index] = sum(each), rows_TV.argmax(-1).tolist() == list(continuation)
+    return [answers[index] for index in range(len(requests))]

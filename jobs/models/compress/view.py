@@ -1,4 +1,4 @@
-"""How a compression is shown: its table, its gate, and where its page lies."""
+"""The view of a compression: its table, its gate, and the path of its page."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ class CompressView(RunView):
     """The view of a run of `compress`."""
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        """A row a variant, what the gate said, and the page."""
+        """Return a row per variant, the gate, and the page."""
         from rich.console import Group
         from rich.text import Text
 
@@ -35,23 +35,23 @@ class CompressView(RunView):
         rows = result.get("table") or []
         tasks = tasks_of(rows) if rows else {}
         headings = (*(heading for _, heading, _, _ in _COLUMNS), *(f">{task.upper()}" for task in tasks))
-        made = table("VARIANT", "ENGINE", *headings, title="variants")
+        variants = table("VARIANT", "ENGINE", *headings, title="variants")
         for row in rows:
             cells = ("" if row.get(key) is None else f"{row[key] * factor:.{digits}f}" for key, _, digits, factor in _COLUMNS)
             scores = (str(Score.of(row["scores"][task][metric])).partition(" (")[0] for task, metric in tasks.items())
-            made.add_row(row["variant"], row["engine"], *cells, *scores)
+            variants.add_row(row["variant"], row["engine"], *cells, *scores)
         lines = []
         if (gate := result.get("gate")) is not None:
-            told = "the gate: passed" if gate["passed"] else "the gate: refused"
+            verdict = "the gate: passed" if gate["passed"] else "the gate: refused"
             lines += [
-                Text(told, style="green" if gate["passed"] else "red"),
-                *(Text(f"  {one['words']}") for one in gate["failed"]),
+                Text(verdict, style="green" if gate["passed"] else "red"),
+                *(Text(f"  {condition['words']}") for condition in gate["failed"]),
             ]
         if "report" in result:
             lines.append(Text(f"report: {self.run.path / result['report']}"))
-        return Group(made, *lines)
+        return Group(variants, *lines)
 
     def explain(self) -> list[str]:
-        """Which conditions the gate refused, each with its figure and interval."""
+        """Return the conditions that the gate refused, with values and intervals."""
         gate = self.run.results().get("gate") or {}
-        return [f"the gate refused: {one['words']}" for one in gate.get("failed") or []]
+        return [f"the gate refused: {condition['words']}" for condition in gate.get("failed") or []]

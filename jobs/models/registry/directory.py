@@ -1,6 +1,6 @@
-"""The Hugging Face directory of a version, which an engine opens: a checkpoint is exported once, whoever asks first.
+"""The Hugging Face directory of a version for an engine; a checkpoint is exported on first use.
 
-Usage on the machine where the runs lie: python -m ropewalk.jobs.models.registry.directory NAME@NUMBER [ROOT]
+Usage on the machine with the runs: python -m ropewalk.jobs.models.registry.directory NAME@NUMBER [ROOT]
 """
 
 import argparse
@@ -17,39 +17,39 @@ from ropewalk.jobs.runs.models.model_versions import Version, exported_directory
 
 
 def model_directory(version: Version) -> Path:
-    """The directory of a version; one that is a run's checkpoint is exported first. Raises ConfigError, CheckpointError."""
-    if (found := exported_directory(version)) is not None:
-        return found
+    """Return the directory of a version, exporting a checkpoint first if needed. Raises ConfigError, CheckpointError."""
+    if (existing := exported_directory(version)) is not None:
+        return existing
     if version.path is not None:
-        raise ConfigError(f"{version.id}: {version.path} is gone; put it back, or `ropewalk rollback`")
+        raise ConfigError(f"{version.id}: {version.path} no longer exists; restore it, or `ropewalk rollback`")
     from ropewalk.jobs.models.cards.export import export_with_cards
 
-    place = version.directory
+    target = version.directory
     with suppress(FileExistsError):
-        make_private(place.parent)
-    partial = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+        make_private(target.parent)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         export_with_cards(RunDir(version.root / str(version.run)), partial, version.step)
-        with suppress(OSError):  # somebody else was faster; a checkpoint is exported to the same bytes
-            partial.rename(place)
+        with suppress(OSError):  # another process was faster; the exported bytes are the same
+            partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if exported_directory(version) is None:
-        raise ConfigError(f"{version.id}: {place} is no model's directory; remove it, and it is exported anew")
-    return place
+        raise ConfigError(f"{version.id}: {target} is not a model directory; remove it, and it is exported again")
+    return target
 
 
 def main() -> None:
-    """Print the directory of one version."""
+    """Print the directory of a version."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("version")
     parser.add_argument("root", type=Path, nargs="?")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        found = find_version(words.version, words.root or runs_root())
-        if found is None:
-            raise ConfigError(f"{words.version!r} is no version of the registry")
-        sys.stdout.write(f"{model_directory(found)}\n")
+        version = find_version(arguments.version, arguments.root or runs_root())
+        if version is None:
+            raise ConfigError(f"{arguments.version!r} is not a version of the registry")
+        sys.stdout.write(f"{model_directory(version)}\n")
     except RopewalkError as error:
         sys.exit(str(error))
 

@@ -1,4 +1,4 @@
-"""Where a model comes from: its run, code, data sets, and the models that training began with, down to random weights."""
+"""Lineage of a model: run, code, data sets, and base models down to random weights."""
 
 import hashlib
 import os
@@ -14,55 +14,57 @@ from ropewalk.jobs.runs.models.model_versions import DIRECTORIES, RegisteredMode
 from ropewalk.jobs.training.loop.model_record import read_record
 
 MOST_ANCESTORS = 20
-_PREPARED = "data.json"  # in a run of finetune: where the data set lies that its conversations became
-_MOST_BYTES = 1 << 30  # of a file that is read whole for its hash
+_PREPARED = "data.json"  # in a run of finetune: path of the data set prepared from its conversations
+_MOST_BYTES = 1 << 30  # larger files are not hashed
 _CODE = ("commit", "branch", "dirty", "uncommitted", "snapshot")
 
 
-def lineage_of(place: RunDir | Path, step: int | None, root: Path) -> dict[str, Any]:
-    """What is known of a run's checkpoint or of a directory: {run, step, job, code, data, bases: [{role, ...the same}]}."""
-    return _lineage(place, step, root, MOST_ANCESTORS)
+def lineage_of(source: RunDir | Path, step: int | None, root: Path) -> dict[str, Any]:
+    """Return the lineage of a run's checkpoint or a directory: {run, step, job, code, data, bases: [{role, ...}]}."""
+    return _lineage(source, step, root, MOST_ANCESTORS)
 
 
-def _lineage(place: RunDir | Path, step: int | None, root: Path, most: int) -> dict[str, Any]:
-    if isinstance(place, Path):
-        exporter = exported_by(place, root)
+def _lineage(source: RunDir | Path, step: int | None, root: Path, most: int) -> dict[str, Any]:
+    if isinstance(source, Path):
+        exporter = exported_by(source, root)
         if exporter is None or most <= 0:
-            return {"path": str(place)}
-        return {"path": str(place), **_lineage(*exporter, root, most - 1)}
+            return {"path": str(source)}
+        return {"path": str(source), **_lineage(*exporter, root, most - 1)}
     try:
-        record = place.record
+        record = source.record
     except RopewalkError:
-        return {"run": place.id, "step": step, "missing": "the run's directory is gone"}
+        return {"run": source.id, "step": step, "missing": "the run's directory no longer exists"}
     code = record.get("code") or {}
-    bases = [{"role": role, **_lineage(base, base_step, root, most - 1)} for role, base, base_step in bases_of(place) if most > 0]
+    bases = [
+        {"role": role, **_lineage(base, base_step, root, most - 1)} for role, base, base_step in bases_of(source) if most > 0
+    ]
     return {
-        **{"run": place.id, "step": step, "job": record.get("job"), "created": record.get("created")},
+        **{"run": source.id, "step": step, "job": record.get("job"), "created": record.get("created")},
         "code": {key: code[key] for key in _CODE if code.get(key) is not None},
-        "data": list(_data(place)),
+        "data": list(_data(source)),
         "bases": bases,
     }
 
 
 def bases_of(run: RunDir) -> Iterator[tuple[str, RunDir | Path, int | None]]:
-    """The models that a run began with or learnt from: (model | teacher | start_from, run or directory, step)."""
+    """Yield the models that a run started from or learned from: (model | teacher | start_from, run or directory, step)."""
     config = run.record.get("config") or {}
     record = read_record(run)
-    if record is not None and record.weights is not None:  # what was really opened, with the step
+    if record is not None and record.weights is not None:  # the weights that were actually opened, with the step
         weights = record.weights
         if weights.path is not None:
             yield "model", Path(weights.path), None
         elif weights.run is not None:
             yield "model", _beside(run, weights.run), weights.step
     else:
-        yield from _named(run, "model", config.get("model"))
+        yield from _resolve_named(run, "model", config.get("model"))
     for key in ("teacher", "reference", "start_from"):
-        yield from _named(run, key, config.get(key))
+        yield from _resolve_named(run, key, config.get(key))
 
 
-def _named(run: RunDir, role: str, value: Any) -> Iterator[tuple[str, RunDir | Path, int | None]]:
-    named = value if isinstance(value, Mapping) else {"run": value}
-    ref, step = named.get("run") or named.get("path"), named.get("step")
+def _resolve_named(run: RunDir, role: str, value: Any) -> Iterator[tuple[str, RunDir | Path, int | None]]:
+    keys = value if isinstance(value, Mapping) else {"run": value}
+    ref, step = keys.get("run") or keys.get("path"), keys.get("step")
     if not isinstance(ref, str):
         return
     name, at, digits = ref.rpartition("@")
@@ -75,33 +77,33 @@ def _named(run: RunDir, role: str, value: Any) -> Iterator[tuple[str, RunDir | P
         yield role, Path(ref), None
 
 
-def _beside(run: RunDir, word: str) -> RunDir:
-    return RunDir(run.path.parent / Path(word).name)
+def _beside(run: RunDir, reference: str) -> RunDir:
+    return RunDir(run.path.parent / Path(reference).name)
 
 
 def exported_by(directory: Path, root: Path) -> tuple[RunDir, int | None] | None:
-    """The run whose checkpoint a directory holds, as the run tells of its exports; None: it came from elsewhere."""
-    if directory.parent.name == DIRECTORIES and directory.name.isdigit():  # of the registry itself
+    """Return the run and step whose checkpoint a directory holds, by the runs' export events, or None."""
+    if directory.parent.name == DIRECTORIES and directory.name.isdigit():  # a directory of the registry
         version = RegisteredModel(root, directory.parent.parent.name).version(int(directory.name))
         return (RunDir(root / version.run), version.step) if version.run else None
-    found = None
+    exporter = None
     for run in RunDir.all(root):
         if run.model_record.is_file():
             for event in run.read_events():
                 if event.get("event") == "exported" and event.get("directory") == str(directory):
-                    found = (run, event.get("step"))
-    return found
+                    exporter = (run, event.get("step"))
+    return exporter
 
 
 def ancestors(lineage: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A lineage, then the models that it began with, the nearest first."""
+    """Yield a lineage, then its base models, the nearest first."""
     yield lineage
     for base in lineage.get("bases") or ():
         yield from ancestors(base)
 
 
 def data_paths(run: RunDir) -> list[str]:
-    """The data sets and files that a run names, and the data set that its conversations became."""
+    """Return the data sets and files that a run names, and the data set prepared from its conversations."""
     config = run.record.get("config") or {}
     paths = [path for key in READS_DATA for path in paths_in(config.get(key))]
     if prepared := read_json(run.path / _PREPARED):
@@ -110,11 +112,11 @@ def data_paths(run: RunDir) -> list[str]:
 
 
 def _data(run: RunDir) -> Iterator[dict[str, Any]]:
-    """What the run learnt from: data sets by the hash of their manifests, files by that of their bytes."""
+    """Yield a run's training data: data sets with the hash of their manifests, files with that of their bytes."""
     for path in data_paths(run):
-        made = data_set(path)
-        if made is not None:
-            yield {"name": made.name, **made.metadata}
+        dataset = data_set(path)
+        if dataset is not None:
+            yield {"name": dataset.name, **dataset.metadata}
         elif (file := Path(path)).is_file():
             yield {"name": file.name, "path": path, "bytes": file.stat().st_size, **_digest(file)}
         else:

@@ -1,4 +1,4 @@
-"""Point an alias to a version, by its gates, and back again: each move is a numbered file that says who, when and why."""
+"""Promote and roll back aliases by their gates: each move is a numbered file with user, time and reason."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,16 +37,16 @@ def promote(
     by: str | None = None,
     reason: str | None = None,
 ) -> Move:
-    """Make an alias point to the model that `ref` names, which becomes a version if it is none yet; returns the move.
+    """Point an alias to the model of `ref`, which is registered first if needed; return the move.
 
-    To `production` only with a passed gate, and to any alias not against one, unless `force` says why. A move with the same
-    `key` is made once. `expected` is asked whether the alias may be moved away from the version (its number) that it points
-    to at that moment. Raises ConfigError, CheckpointError.
+    `production` requires a passed gate, other aliases no failed one, unless `force` gives a reason. A move with the same `key` is
+    made once. `expected` is called with the version number that the alias points to, and returns True if it may be moved.
+    Raises ConfigError, CheckpointError.
     """
     if not NAME.fullmatch(alias) or alias.isdigit():
-        raise ConfigError(f"the alias {alias!r} may hold letters, digits, '.', '-' and '_' only, and is no number")
+        raise ConfigError(f"the alias {alias!r} must consist of letters, digits, '.', '-' and '_', and must not be a number")
     if force is not None and not force.strip():
-        raise ConfigError("--force: say why, in words; it is recorded with the promotion")
+        raise ConfigError("--force: give a reason; it is recorded with the promotion")
     version = register(ref, name, root, by=by)
     gates = gates_of_version(version, alias, force)
     entry = {
@@ -61,7 +61,7 @@ def promote(
             return None
         if not expected(current):
             now = f"{version.model}@{current}" if current is not None else "nothing"
-            raise ConfigError(f"{version.model}@{alias} points to {now} by now: somebody else has moved it; look again")
+            raise ConfigError(f"{version.model}@{alias} now points to {now}: it was moved by someone else; check again")
         return entry
 
     move = _move(version.root, version.model, alias, decide, key)
@@ -71,30 +71,32 @@ def promote(
 
 
 def gates_of_version(version: Version, alias: str, force: str | None) -> list[Judged]:
-    """The gates that judged a version. Raises ConfigError where they forbid the alias, unless it is forced."""
-    place = RunDir(version.root / version.run) if version.run else Path(str(version.path))
+    """Return the gates that judged a version. Raises ConfigError if they forbid the alias, unless forced."""
+    location = RunDir(version.root / version.run) if version.run else Path(str(version.path))
     if force is not None:
-        return newest_gates(place, version.step, version.root)
+        return newest_gates(location, version.step, version.root)
     if alias == PRODUCTION:
         try:
-            return require_passed(place, version.step, version.root)
+            return require_passed(location, version.step, version.root)
         except ConfigError as error:
-            raise ConfigError(f"{error}. --force WHY promotes it all the same, and is recorded") from None
-    judged = newest_gates(place, version.step, version.root)
+            raise ConfigError(f"{error}. --force WHY promotes it anyway and is recorded") from None
+    judged = newest_gates(location, version.step, version.root)
     check_passed(judged, version.id, "it")
     return judged
 
 
 def rollback(alias: str = PRODUCTION, *, model: str | None = None, root: Path | None = None, **more: Any) -> Move:
-    """Make an alias point to what it pointed to before its last promotion; `more` are `by`, `reason`, `key`, `only`.
+    """Point an alias to its version before the last promotion; `more` are `by`, `reason`, `key`, `only`.
 
-    With `only` (a version's number) nothing is done unless it points to that one. A `candidate` is withdrawn: the one before
-    it is not tried again. Raises ConfigError where there is nothing to go back to.
+    With `only` (a version number) nothing is done unless the alias points to that version. A `candidate` is withdrawn: the one
+    before it is not tried again. Raises ConfigError if there is no earlier version.
     """
-    found = _model_of(alias, model, root)
+    registered = _model_of(alias, model, root)
     if alias == CANDIDATE:
-        return withdraw(found.name, found.root, str(more.pop("reason", None) or "rolled back"), **more) or _last(found, alias)
-    return _back(found, alias, **more)
+        return withdraw(registered.name, registered.root, str(more.pop("reason", None) or "rolled back"), **more) or _last(
+            registered, alias
+        )
+    return _back(registered, alias, **more)
 
 
 def _back(
@@ -113,7 +115,7 @@ def _back(
             return None
         if len(before) <= 1:
             now = f"{model.name}@{before[-1]}" if before else "nothing"
-            raise ConfigError(f"{model.name}@{alias} points to {now}, and pointed to no version before; promote another one")
+            raise ConfigError(f"{model.name}@{alias} points to {now}, with no earlier version; promote another one")
         about = {"by": by or who(), "time": time.time(), "key": key, "reason": reason}
         return {"version": before[-2], "kind": "rollback", **about}
 
@@ -123,7 +125,7 @@ def _back(
 def withdraw(
     model: str, root: Path, reason: str, *, only: int | None = None, by: str | None = None, key: str | None = None
 ) -> Move | None:
-    """Take the alias `candidate` away from the version it points to, or from version `only`; None: it does not point there."""
+    """Remove the alias `candidate` from its version, or from version `only`; return None if it does not point there."""
 
     def decide(entries: Entries) -> Mapping[str, Any] | None:
         moves = moves_of(model, CANDIDATE, entries)
@@ -139,7 +141,7 @@ def withdraw(
 
 
 def standing(moves: Sequence[Move]) -> list[int]:
-    """The versions that an alias pointed to, as a stack: what was rolled back is gone; the last is that of now."""
+    """Return the versions that an alias has pointed to as a stack, without those rolled back; the last is the current one."""
     stack: list[int] = []
     for move in moves:
         if move.kind == "rollback":
@@ -177,13 +179,13 @@ def _done(moves: Sequence[Move], key: str | None) -> bool:
 
 
 def _model_of(alias: str, name: str | None, root: Path | None) -> RegisteredModel:
-    """The model that a user means: NAME, else the only one that has ever had the alias. Raises ConfigError."""
+    """Return the model NAME, or else the only one that has ever had the alias. Raises ConfigError."""
     models = registered_models(root)
-    found = [model for model in models if (model.name == name if name else model.history(alias))]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = " or ".join(f"{model.name}@{alias}" for model in found)
-        raise ConfigError(f"{alias}: {len(found)} models have this alias; say {names}")
-    known = ", ".join(model.name for model in models) or "none yet"
-    raise ConfigError(f"no model {f'{name!r}' if name else f'has an alias {alias!r}'}; models of the registry: {known}")
+    matches = [model for model in models if (model.name == name if name else model.history(alias))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = " or ".join(f"{model.name}@{alias}" for model in matches)
+        raise ConfigError(f"{alias}: {len(matches)} models have this alias; name one: {names}")
+    names_of_models = ", ".join(model.name for model in models) or "none yet"
+    raise ConfigError(f"no model {f'{name!r}' if name else f'has an alias {alias!r}'}; models of the registry: {names_of_models}")

@@ -1,4 +1,4 @@
-"""Put a model into the registry: the same weights of the same run are one version, whoever registers them at the same time."""
+"""Register a model: the same weights of the same run are one version, however many processes register them."""
 
 import getpass
 import socket
@@ -29,46 +29,46 @@ from ropewalk.jobs.runs.models.model_versions import (
 )
 
 DEFAULT_NAME = "main"
-_IS = ("run", "step", "path", "weights")  # what makes two versions the same
+_IS = ("run", "step", "path", "weights")  # keys that identify a version
 
 
 def register(ref: str, name: str | None = None, root: Path | None = None, *, by: str | None = None) -> Version:
-    """The version that a user's words name: of the registry, or a run (RUN, RUN@STEP) or directory that becomes one.
+    """Return the version of a reference: of the registry, or a run (RUN, RUN@STEP) or directory that becomes one.
 
-    `name` is the model's; unset: the only one that there is, else `main`. Raises ConfigError, CheckpointError.
+    `name` is the model's; unset: the only model, or else `main`. Raises ConfigError, CheckpointError.
     """
-    known = find_version(ref, root)
-    if known is not None:
-        if name is not None and name != known.model:
-            raise ConfigError(f"{ref} is {known.id}, a version of {known.model}, not of {name}; leave --name out")
-        return known
-    place, step = find_checkpoint(ref, root)
-    if isinstance(place, RunDir):
-        root = root or place.path.parent
-        step = step if step is not None else newest_step(place)
-        what: dict[str, Any] = {"run": place.id, "step": step, "weights": hash_of_checkpoint(place, step)}
+    existing = find_version(ref, root)
+    if existing is not None:
+        if name is not None and name != existing.model:
+            raise ConfigError(f"{ref} is {existing.id}, a version of {existing.model}, not of {name}; leave --name out")
+        return existing
+    location, step = find_checkpoint(ref, root)
+    if isinstance(location, RunDir):
+        root = root or location.path.parent
+        step = step if step is not None else newest_step(location)
+        what: dict[str, Any] = {"run": location.id, "step": step, "weights": hash_of_checkpoint(location, step)}
     else:
         root = root or runs_root()
-        what = {"path": str(place), "weights": hash_of_directory(place)}
+        what = {"path": str(location), "weights": hash_of_directory(location)}
     model = _model(name or _only_name(root), root)
-    entry = {**what, "created": time.time(), "by": by or who(), "lineage": lineage_of(place, step, root)}
+    entry = {**what, "created": time.time(), "by": by or who(), "lineage": lineage_of(location, step, root)}
 
     def decide(entries: Entries) -> Mapping[str, Any] | None:
         return None if _equal(entries, what) else entry
 
     append_numbered(model.folder / VERSIONS, decide)
-    found = next(version for version in reversed(model.versions()) if _same(vars(version), what))
-    if isinstance(place, RunDir):
+    version = next(entry for entry in reversed(model.versions()) if _same(vars(entry), what))
+    if isinstance(location, RunDir):
         assert step is not None
-        keep_checkpoint(place, step, found.id)
-    return found
+        keep_checkpoint(location, step, version.id)
+    return version
 
 
 def who() -> str:
-    """The user and machine that this process works for."""
+    """Return the user and machine of this process."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a pod's user has no name
+    except (KeyError, OSError):  # a user without a name, as in a pod
         user = "unknown"
     return f"{user}@{socket.gethostname()}"
 
@@ -76,19 +76,19 @@ def who() -> str:
 def _only_name(root: Path) -> str:
     names = [model.name for model in registered_models(root)]
     if len(names) > 1:
-        raise ConfigError(f"of which model is it a version? --name says so: {', '.join(names)}, or a new one")
+        raise ConfigError(f"several models exist; choose one with --name: {', '.join(names)}, or a new name")
     return names[0] if names else DEFAULT_NAME
 
 
 def _model(name: str, root: Path) -> RegisteredModel:
-    """A model of the registry, with its folders. Raises ConfigError for a name that no file can have."""
+    """Return a model of the registry with its folders. Raises ConfigError for an invalid name."""
     if not NAME.fullmatch(name):
-        raise ConfigError(f"the model's name {name!r} may hold letters, digits, '.', '-' and '_' only")
+        raise ConfigError(f"the model's name {name!r} must consist of letters, digits, '.', '-' and '_'")
     if name in (PRODUCTION, CANDIDATE):
-        raise ConfigError(f"the model's name {name!r} is that of an alias; choose another")
+        raise ConfigError(f"the model's name {name!r} is reserved for an alias; choose another")
     model = RegisteredModel(root, name)
     aliases = model.folder / ALIASES
-    # those that are there before anybody looks are seen at once on NFS
+    # create all folders early: NFS clients cache lookups of missing ones
     root.mkdir(parents=True, exist_ok=True)
     for folder in (root / MODELS, model.folder, aliases, aliases / PRODUCTION, aliases / CANDIDATE, model.folder / VERSIONS):
         with suppress(FileExistsError):

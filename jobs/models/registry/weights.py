@@ -1,4 +1,4 @@
-"""What a version's weights are: a checkpoint of a run, or a directory, by a hash that tells equal ones."""
+"""Identity of a version's weights: a hash of a checkpoint or a directory."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from ropewalk.jobs.training.loop.model_record import checkpoint_folder, require_
 from ropewalk.sharding.layout import MANIFEST_NAME, complete_steps, directory_of, pin
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
-_BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # they decide what is answered, too
+_BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # these files change answers, too
 
 
 def newest_step(run: RunDir) -> int:
-    """The step of a run's newest complete checkpoint. Raises ConfigError, CheckpointError where there is none."""
+    """Return the step of a run's newest complete checkpoint. Raises ConfigError, CheckpointError."""
     require_record(run)
     steps = complete_steps(checkpoint_folder(run))
     if not steps:
@@ -23,28 +23,28 @@ def newest_step(run: RunDir) -> int:
 
 
 def hash_of_checkpoint(run: RunDir, step: int) -> str:
-    """A hash of what a checkpoint holds, by the checksums in its manifest. Raises CheckpointError."""
+    """Return a hash of a checkpoint's content from the checksums in its manifest. Raises CheckpointError."""
     require_record(run)
-    place = checkpoint_folder(run)
+    storage = checkpoint_folder(run)
     try:
-        files = json.loads(place.read(f"{directory_of(step)}/{MANIFEST_NAME}"))["files"]
+        files = json.loads(storage.read(f"{directory_of(step)}/{MANIFEST_NAME}"))["files"]
     except (FileNotFoundError, ValueError, KeyError):
-        known = ", ".join(map(str, complete_steps(place))) or "none"
-        raise CheckpointError(f"{run.id} has no complete checkpoint of step {step}; its steps: {known}") from None
-    told = sorted((file["path"], file["size"], file["checksum"]) for file in files)
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        steps = ", ".join(map(str, complete_steps(storage))) or "none"
+        raise CheckpointError(f"{run.id} has no complete checkpoint of step {step}; its steps: {steps}") from None
+    entries = sorted((file["path"], file["size"], file["checksum"]) for file in files)
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def keep_checkpoint(run: RunDir, step: int, version: str) -> None:
-    """Keep a checkpoint for as long as a version of the registry needs it, however many newer ones its run saves."""
+    """Protect a checkpoint from deletion while a version of the registry needs it."""
     pin(checkpoint_folder(run), step, f"model-{version}")
 
 
 def hash_of_directory(path: Path) -> str:
-    """A hash of the weights of a Hugging Face directory, and of what decides how they answer. Raises ConfigError."""
+    """Return a hash of a Hugging Face directory's weights and the files that determine its answers. Raises ConfigError."""
     weights = sorted(file for file in path.iterdir() if file.suffix in _WEIGHTS)
     if not weights:
-        raise ConfigError(f"{path}: has no weights ({', '.join(f'*{suffix}' for suffix in _WEIGHTS)}); name a model's directory")
+        raise ConfigError(f"{path}: has no weights ({', '.join(f'*{suffix}' for suffix in _WEIGHTS)}); name a model directory")
     total = hashlib.sha256()
     for file in [*weights, *(path / name for name in _BESIDE)]:
         if file.is_file():

@@ -1,4 +1,4 @@
-"""What a model is asked, and what is written down as its answer."""
+"""Questions to a model, and the recorded form of their answers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ Answer = Mapping[str, Any]  # plain values: a line of the ledger
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihoods:
-    """How likely are these continuations? Answered by {values, tokens, greedy}, a list each, in their order."""
+    """A question for the likelihoods of continuations. Its answer is {values, tokens, greedy}, a list each, in their order."""
 
     key: str
     requests: tuple[Request, ...]
 
     @property
     def cost(self) -> int:
-        """Tokens that are computed."""
-        return sum(len(one.context) + len(one.continuation) for one in self.requests)
+        """Number of tokens to compute."""
+        return sum(len(request.context) + len(request.continuation) for request in self.requests)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """What does the model write after this prompt? Answered by {text, ended}; drawn from the run's seed and `number`."""
+    """A question for generated text. Its answer is {text, ended}; the text is drawn from the run's seed and `number`."""
 
     key: str
     prompt: tuple[int, ...]
@@ -36,13 +36,13 @@ class Writing:
 
     @property
     def cost(self) -> int:
-        """Tokens that are computed, of which each new one takes a pass of its own."""
+        """Number of tokens to compute; each new token needs a pass of its own."""
         return len(self.prompt) + 8 * self.sampling.max_new_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Work without a model, such as the search of one shard; answered by what `work` returns."""
+    """Work without the model, such as the search of one shard; its answer is the result of `work`."""
 
     key: str
     work: Callable[[], dict[str, Any]]
@@ -54,26 +54,26 @@ Question = Likelihoods | Writing | Task
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What a measure found."""
+    """Results of a measure."""
 
     scores: dict[str, Score]  # by name; `suite/metric` below a suite
     items: list[dict[str, Any]]  # each question's outcome, by `key`: {measure, key, value, group, ...}
     tables: dict[str, list[dict[str, Any]]]  # for the report, by title
     notes: list[str]  # warnings that the report must not leave out
-    plots: dict[str, Any]  # values that the report draws, by kind
+    plots: dict[str, Any]  # values for the plots of the report, by kind
 
 
 class Measure(Protocol):
-    """One kind of audit. Its questions are a pure function of configuration and model."""
+    """A kind of audit. Its questions are a pure function of configuration and model."""
 
     def score_names(self) -> list[str]:
-        """Every score that `judge` will give, so that a gate on another one is refused at once."""
+        """Return all names of scores that `judge` will give, so that a gate on another one is refused early."""
         ...
 
     def questions(self, opened: OpenModel) -> list[Question]:
-        """All that the model is asked. Raises DataError for an item that it cannot be asked."""
+        """Return all questions. Raises DataError for an item that cannot be asked."""
         ...
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
-        """The scores by all answers; what was too long for the model to see has none, and is left out."""
+        """Return the scores from all answers; questions that were too long have no answer and are left out."""
         ...

@@ -1,4 +1,4 @@
-"""The false-positive gap over groups: how much it depends on the group that a harmless text mentions whether it is flagged."""
+"""The false-positive gap over groups: how the rate at which harmless texts are flagged depends on the group they mention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """Each term's false-positive rate, and how far they lie apart."""
+    """Each term's false-positive rate, and the distance between the extremes."""
 
     rates: dict[str, float]
-    gap: float  # of the term with the highest rate over the one with the lowest
+    gap: float  # highest rate of a term less the lowest
     standard_error: float | None  # bootstrapped over texts, all terms of a text together
-    p_value: float  # of the gap, were the terms of each text exchanged at random
+    p_value: float  # permutation test: the terms of each text exchanged at random
     equality_difference: float  # sum over terms of |rate - rate over all|, Dixon et al. (2018)
     n: int  # texts with a term in them
 
     @property
     def rows(self) -> list[tuple[str, float]]:
-        """(term, rate), the highest first."""
+        """(term, rate) pairs, the highest rate first."""
         return sorted(self.rates.items(), key=lambda item: (-item[1], item[0]))
 
 
 def false_positive_gap(terms: Sequence[str], flags_TX: NDArray[np.bool_], seed: int) -> Gap:
-    """The gap of flags [terms, texts]: text x is the same for every term but for the term."""
+    """Return the gap of flags [terms, texts]: text x is the same for every term except for the term itself."""
     flags = flags_TX.astype(np.float64)
     num_texts = flags.shape[1]
     rates = flags.mean(axis=1)

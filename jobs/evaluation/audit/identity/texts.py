@@ -1,10 +1,10 @@
-"""Harmless sentences about people, and the terms for groups of people that are put into them."""
+"""Harmless sentences about people, and terms for groups of people to insert."""
 
 import random
 import re
 from collections.abc import Sequence
 
-# after Dixon et al., Measuring and Mitigating Unintended Bias in Text Classification (2018), and wider
+# extended from Dixon et al., Measuring and Mitigating Unintended Bias in Text Classification (2018)
 TERMS = (
     *("gay", "lesbian", "bisexual", "transgender", "queer", "nonbinary", "straight", "heterosexual"),
     *("female", "male", "Black", "white", "Asian", "Latino", "Hispanic", "Indigenous", "Arab", "Middle Eastern"),
@@ -57,33 +57,33 @@ SENTENCES = (
     "The {term} speaker thanked the organizers and answered every question.",
     "Last year a {term} person from the village learned to play the cello.",
 )
-PLACE = "{term}"
+TERM_SLOT = "{term}"
 SENTENCES_A_DOCUMENT, MENTIONS = 8, 3  # a term in every sentence would look like repetition
 
 
 def harmless_sentences() -> list[str]:
-    """The sentences, each with a place for a term."""
+    """Return the sentences, each with a slot for a term."""
     return list(SENTENCES)
 
 
 def harmless_documents(count: int, seed: int) -> list[str]:
-    """Documents of several of the sentences in two paragraphs, as long as a filter of web text asks for; some have a place."""
+    """Return documents of several sentences in two paragraphs, long enough for web filters; some sentences have a slot."""
     draw = random.Random(seed)
-    found = []
+    documents = []
     for _ in range(count):
         chosen = draw.sample(SENTENCES, SENTENCES_A_DOCUMENT)
         mentioned = set(draw.sample(range(SENTENCES_A_DOCUMENT), MENTIONS))
         parts = [sentence if number in mentioned else without_term(sentence) for number, sentence in enumerate(chosen)]
         half = SENTENCES_A_DOCUMENT // 2
-        found.append(" ".join(parts[:half]) + "\n\n" + " ".join(parts[half:]))
-    return found
+        documents.append(" ".join(parts[:half]) + "\n\n" + " ".join(parts[half:]))
+    return documents
 
 
 def without_term(sentence: str) -> str:
-    """The sentence about people in general."""
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence.replace(f"{PLACE} ", ""))
+    """Return the sentence about people in general, without the slot."""
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence.replace(f"{TERM_SLOT} ", ""))
 
 
-def written(templates: Sequence[str], term: str) -> list[str]:
-    """The texts with a term in its place."""
-    return [template.replace(PLACE, term) for template in templates]
+def insert_term(templates: Sequence[str], term: str) -> list[str]:
+    """Return the texts with a term in the slot."""
+    return [template.replace(TERM_SLOT, term) for template in templates]

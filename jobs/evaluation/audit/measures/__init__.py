@@ -1,1 +1,1 @@
-"""What is measured: each measure lists its questions, and judges by their recorded answers alone."""
+"""Measures of an audit: each lists its questions and judges by the recorded answers alone."""

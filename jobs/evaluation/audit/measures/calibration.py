@@ -1,4 +1,4 @@
-"""Calibration: is the model right as often as it is sure? Expected calibration error (Guo et al., 1706.04599)."""
+"""Calibration: agreement of confidence and accuracy. Expected calibration error (Guo et al., 1706.04599)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ NAMES = ("ece", "brier", "accuracy")
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A question with its options, one of which is right."""
+    """A multiple-choice question."""
 
     number: int
     question: str
@@ -26,105 +26,119 @@ class Choice:
 
 
 def read_choices(url: str) -> list[Choice]:
-    """The questions of a file. Raises DataError for a line that is none, and for a file without any."""
-    found = [_choice(row, where, number) for number, where, row in json_rows(read_text(url), url)]
-    if not found:
-        raise DataError(f"calibration: {url}: there is no question in it")
-    return found
+    """Return the questions of a file. Raises DataError for an invalid line and for an empty file."""
+    choices = [_choice(row, where, number) for number, where, row in json_rows(read_text(url), url)]
+    if not choices:
+        raise DataError(f"calibration: {url}: the file has no question")
+    return choices
 
 
 def _choice(row: dict[str, Any], where: str, number: int) -> Choice:
     question, options, answer = row.get("question"), row.get("options"), row.get("answer")
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"{where}: 'question' must be text, is {question!r}")
-    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(one, str) and one.strip() for one in options):
+    if (
+        not isinstance(options, list)
+        or len(options) < 2
+        or not all(isinstance(option, str) and option.strip() for option in options)
+    ):
         raise DataError(f"{where}: 'options' must be two texts or more, is {options!r}")
     if isinstance(answer, str) and options.count(answer) == 1:
         answer = options.index(answer)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(options):
         raise DataError(f"{where}: 'answer' must be one of the options or its index from 0, is {row.get('answer')!r}")
-    return Choice(number=number, question=question.strip(), options=tuple(one.strip() for one in options), answer=answer)
+    return Choice(number=number, question=question.strip(), options=tuple(option.strip() for option in options), answer=answer)
 
 
 class Calibration:
-    """The model's share for its choice, against whether that is right. A share is the softmax of the options' likelihoods."""
+    """Confidence of the model in its choice against its accuracy. Confidence is a softmax over the options' likelihoods."""
 
     def __init__(self, choices: Sequence[Choice], bins: int, seed: int) -> None:
         self.choices, self.bins, self.seed = choices, bins, seed
 
     def score_names(self) -> list[str]:
-        """ECE, Brier score, accuracy."""
+        """Return the names of ECE, Brier score and accuracy."""
         return [f"calibration/{name}" for name in NAMES]
 
     def questions(self, opened: OpenModel) -> list[Question]:
-        """The options of each question."""
+        """Return one question per item, with its options."""
         return [
             Likelihoods(
-                key=f"calibration:{one.number}",
-                requests=tuple(pair_request(opened, one.question, f" {option}") for option in one.options),
+                key=f"calibration:{choice.number}",
+                requests=tuple(pair_request(opened, choice.question, f" {option}") for option in choice.options),
             )
-            for one in self.choices
+            for choice in self.choices
         ]
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
-        """The scores, and the reliability of each bin."""
-        keys = {one.number: f"calibration:{one.number}" for one in self.choices}
-        items = [_item(one, answers[keys[one.number]]) for one in self.choices if keys[one.number] in answers]
-        asked = hash_of([[one.question, one.options, one.answer] for one in self.choices])
+        """Return the scores, and the reliability of each bin."""
+        keys = {choice.number: f"calibration:{choice.number}" for choice in self.choices}
+        items = [_item(choice, answers[keys[choice.number]]) for choice in self.choices if keys[choice.number] in answers]
+        content_hash = hash_of([[choice.question, choice.options, choice.answer] for choice in self.choices])
 
         def ece(part: Sequence[Mapping[str, Any]]) -> float:
             return calibration_error(part, self.bins)
 
         scores = {
-            "calibration/ece": statistic_score(items, ece, hash=asked, seed=self.seed),
-            "calibration/brier": mean_score([item["brier"] for item in items], hash=asked),
-            "calibration/accuracy": mean_score([item["value"] for item in items], hash=asked),
+            "calibration/ece": statistic_score(items, ece, hash=content_hash, seed=self.seed),
+            "calibration/brier": mean_score([item["brier"] for item in items], hash=content_hash),
+            "calibration/accuracy": mean_score([item["value"] for item in items], hash=content_hash),
         }
         rows = reliability(items, self.bins)
         return Judged(
-            scores=scores, items=items, tables={"Calibration: sure against right": rows}, notes=[], plots={"reliability": rows}
+            scores=scores,
+            items=items,
+            tables={"Calibration: confidence against accuracy": rows},
+            notes=[],
+            plots={"reliability": rows},
         )
 
 
-def _item(one: Choice, answer: Answer) -> dict[str, Any]:
+def _item(choice: Choice, answer: Answer) -> dict[str, Any]:
     values = answer["values"]
     each = shares(values)
     chosen = values.index(max(values))
     return {
         "measure": "calibration",
-        "key": f"calibration:{one.number}",
-        "value": float(chosen == one.answer),
+        "key": f"calibration:{choice.number}",
+        "value": float(chosen == choice.answer),
         "confidence": each[chosen],
-        "brier": brier(each, one.answer),
-        "group": f"calibration:{one.number}",
+        "brier": brier(each, choice.answer),
+        "group": f"calibration:{choice.number}",
     }
 
 
 def shares(values: Sequence[float]) -> list[float]:
-    """The softmax of log-likelihoods."""
+    """Return the softmax of log-likelihoods."""
     weights = [math.exp(value - max(values)) for value in values]
     return [weight / math.fsum(weights) for weight in weights]
 
 
 def brier(each: Sequence[float], right: int) -> float:
-    """The squared distance of shares from the truth, from 0 to 2."""
+    """Return the squared distance of shares from the truth, from 0 to 2."""
     return math.fsum((share - (number == right)) ** 2 for number, share in enumerate(each))
 
 
 def reliability(items: Sequence[Mapping[str, Any]], bins: int) -> list[dict[str, Any]]:
-    """Mean confidence and accuracy of the items of each bin of equal width, bins that are empty left out."""
+    """Return mean confidence and accuracy of the items in each non-empty bin of equal width."""
     rows = []
     for number in range(bins):
         part = [item for item in items if min(int(item["confidence"] * bins), bins - 1) == number]
         if part:
-            sure, right = (sum(item[key] for item in part) / len(part) for key in ("confidence", "value"))
-            row = {"from": number / bins, "to": (number + 1) / bins, "confidence": sure, "accuracy": right, "items": len(part)}
+            confidence, accuracy = (sum(item[key] for item in part) / len(part) for key in ("confidence", "value"))
+            row = {
+                "from": number / bins,
+                "to": (number + 1) / bins,
+                "confidence": confidence,
+                "accuracy": accuracy,
+                "items": len(part),
+            }
             rows.append(row)
     return rows
 
 
 def calibration_error(items: Sequence[Mapping[str, Any]], bins: int) -> float:
-    """The mean distance between confidence and accuracy over the bins, weighted by their items; no number where there is none."""
+    """Return the mean distance between confidence and accuracy, weighted by the items of the bins; NaN without items."""
     if not items:
         return math.nan
     return float(sum(row["items"] * abs(row["confidence"] - row["accuracy"]) for row in reliability(items, bins)) / len(items))

@@ -1,6 +1,6 @@
-"""Counterfactual pairs for `align`, made of templates: of two sentences that differ in a word, the likelier one is rejected.
+"""Counterfactual pairs for `align`, made from templates: of two sentences that differ in a word, the likelier is rejected.
 
-The pairs are no suite's: a suite that a model was trained on measures nothing any more.
+The pairs come from no suite: a suite that a model was trained on no longer measures anything.
 """
 
 import re
@@ -36,7 +36,7 @@ BUILT_IN: tuple[dict[str, Any], ...] = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Counterpart:
-    """One sentence in two versions, cut where they begin to differ."""
+    """A sentence in two versions, split where they begin to differ."""
 
     number: int
     prompt: str
@@ -44,36 +44,34 @@ class Counterpart:
 
 
 def read_templates(url: str | None) -> list[Counterpart]:
-    """The sentences of all templates. Raises DataError for a line that is no template."""
+    """Return the sentences of all templates. Raises DataError for an invalid line."""
     rows: list[tuple[str, Mapping[str, Any]]] = [("built-in template", row) for row in BUILT_IN]
     if url is not None:
         rows = [(where, row) for _, where, row in json_rows(read_text(url), url)]
-    found: list[tuple[str, tuple[str, str]]] = []
+    sentences: list[tuple[str, tuple[str, str]]] = []
     for where, row in rows:
-        found += _filled(where, row)
-    if not found:
-        raise DataError(f"mitigation.counterfactual.templates: {url}: there is no template in it")
-    return [Counterpart(number=number, prompt=p, versions=v) for number, (p, v) in enumerate(dict.fromkeys(found), 1)]
+        sentences += _fill(where, row)
+    if not sentences:
+        raise DataError(f"mitigation.counterfactual.templates: {url}: the file has no template")
+    return [Counterpart(number=number, prompt=p, versions=v) for number, (p, v) in enumerate(dict.fromkeys(sentences), 1)]
 
 
-def _filled(where: str, row: Mapping[str, Any]) -> list[tuple[str, tuple[str, str]]]:
+def _fill(where: str, row: Mapping[str, Any]) -> list[tuple[str, tuple[str, str]]]:
     template, slots, swaps = row.get("template"), row.get("slot") or [""], row.get("swaps")
     if not isinstance(template, str) or template.count(WHO) != 1 or (SLOT in template) != bool(row.get("slot")):
-        raise DataError(f"{where}: 'template' must have {WHO} once, and {SLOT} where `slot` has words for it; is {template!r}")
+        raise DataError(f"{where}: 'template' must have {WHO} once, and {SLOT} if `slot` is set; is {template!r}")
     ends = template.partition(WHO)
     if not re.search(r"\S\s$", ends[0]):
-        raise DataError(f"{where}: {WHO} must stand behind a word and a space, so that there is a prompt; is {template!r}")
-    texts = isinstance(slots, (list, tuple)) and all(isinstance(one, str) for one in slots)
-    pairs = isinstance(swaps, (list, tuple)) and swaps and all(_is_swap(one) for one in swaps)
+        raise DataError(f"{where}: {WHO} must follow a word and a space, which form the prompt; is {template!r}")
+    texts = isinstance(slots, (list, tuple)) and all(isinstance(slot, str) for slot in slots)
+    pairs = isinstance(swaps, (list, tuple)) and swaps and all(_is_swap(swap) for swap in swaps)
     if not texts or not pairs:
-        raise DataError(
-            f"{where}: 'slot' must be a list of words, 'swaps' a list of two words that are exchanged, such as [he, she]"
-        )
-    found = []
-    for slot, (one, other) in product(slots, swaps or ()):
+        raise DataError(f"{where}: 'slot' must be a list of words, 'swaps' a list of pairs of words, such as [he, she]")
+    sentences = []
+    for slot, (first, second) in product(slots, swaps or ()):
         prompt = ends[0].replace(SLOT, slot).rstrip()
-        found.append((prompt, (f" {one}{ends[2].replace(SLOT, slot)}", f" {other}{ends[2].replace(SLOT, slot)}")))
-    return found
+        sentences.append((prompt, (f" {first}{ends[2].replace(SLOT, slot)}", f" {second}{ends[2].replace(SLOT, slot)}")))
+    return sentences
 
 
 def _is_swap(value: Any) -> bool:
@@ -86,31 +84,31 @@ def _is_swap(value: Any) -> bool:
 
 
 class Counterfactual:
-    """Each sentence in both versions; the model's own preference decides which one it shall unlearn."""
+    """Asks for each sentence in both versions; the preferred version is the one to unlearn."""
 
     def __init__(self, config: CounterfactualConfig) -> None:
         self.config, self.parts = config, read_templates(config.templates)
 
     def score_names(self) -> list[str]:
-        """It gives no score: what it writes is for training."""
+        """Return no name: the pairs are for training, not scores."""
         return []
 
     def questions(self, opened: OpenModel) -> list[Question]:
-        """Both versions of each sentence."""
+        """Return one question per sentence, with both versions."""
         return [
             Likelihoods(
-                key=f"counterfactual:{one.number}",
-                requests=shared_beginning([text_request(opened, one.prompt + version) for version in one.versions]),
+                key=f"counterfactual:{part.number}",
+                requests=shared_beginning([text_request(opened, part.prompt + version) for version in part.versions]),
             )
-            for one in self.parts
+            for part in self.parts
         ]
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
-        """The pairs, as items: {prompt, chosen, rejected, margin}."""
+        """Return the pairs as items: {prompt, chosen, rejected, margin}."""
         pairs = [
-            _pair(one, answers[f"counterfactual:{one.number}"]["values"])
-            for one in self.parts
-            if f"counterfactual:{one.number}" in answers
+            _pair(part, answers[f"counterfactual:{part.number}"]["values"])
+            for part in self.parts
+            if f"counterfactual:{part.number}" in answers
         ]
         if not pairs:
             return Judged(scores={}, items=[], tables={}, notes=["No counterfactual sentence fits the model."], plots={})
@@ -124,15 +122,15 @@ class Counterfactual:
             "strongest, nats": pairs[0]["margin"],
         }
         note = (
-            "Train on the counterfactual pairs until their preference is gone, and no longer: past that the model prefers the"
+            "Train on the counterfactual pairs until the preference is gone, and no longer: after that the model prefers the"
             " other version. Audit again with `before`."
         )
         return Judged(scores={}, items=chosen, tables={"Counterfactual pairs for align": [row]}, notes=[note], plots={})
 
 
-def _pair(one: Counterpart, values: Sequence[float]) -> dict[str, Any]:
+def _pair(part: Counterpart, values: Sequence[float]) -> dict[str, Any]:
     likelier, other = (0, 1) if values[0] >= values[1] else (1, 0)
     margin = values[likelier] - values[other]
-    pair = {"prompt": one.prompt, "chosen": one.versions[other], "rejected": one.versions[likelier], "margin": margin}
-    key = f"counterfactual:{one.number}"
+    pair = {"prompt": part.prompt, "chosen": part.versions[other], "rejected": part.versions[likelier], "margin": margin}
+    key = f"counterfactual:{part.number}"
     return {"measure": "counterfactual", "key": key, "value": margin, "group": key, **pair}

@@ -1,4 +1,4 @@
-"""The items of an `evaluate` run of the same model: searched for in the training data, and how sure it was, against right."""
+"""Items of an `evaluate` run of the same model: searched for in the training data, and their calibration."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,25 +16,25 @@ from ropewalk.jobs.results.score import hash_of, mean_score, statistic_score
 from ropewalk.jobs.runs.show.status import find_run
 
 ITEMS = "evaluation/items.jsonl"
-HELD_OUT = "held_out"  # sequences of a data set's split, which are no items of a task
-FIRST = ("acc", "exact_match", "f1")  # the metric that is told apart on clean and contaminated items
-_EXAMPLES_END = "\n\n"  # what stands between few-shot examples and the item
+HELD_OUT = "held_out"  # sequences of a data set, not items of a task
+FIRST = ("acc", "exact_match", "f1")  # preferred metrics for clean and contaminated items
+_EXAMPLES_END = "\n\n"  # separator between few-shot examples and the item
 
 
 def read_evaluation(name: str, root: Path, model: str) -> list[dict[str, Any]]:
-    """The items of a finished evaluation. Raises ConfigError where there are none, or they are another model's."""
+    """Return the items of a finished evaluation. Raises ConfigError if it has none or is of another model."""
     run = RunDir(root / name) if (root / name / "run.yaml").is_file() else find_run(name)
     rows = [row for row in read_lines(run.path / ITEMS) if "item" in row and row.get("task", HELD_OUT) != HELD_OUT]
     if not rows:
         raise ConfigError(f"evaluation: {name} has no items in {ITEMS}; name a finished run of evaluate with `tasks`")
     other = str((run.record.get("config") or {}).get("model"))
     if other != model:
-        raise ConfigError(f"evaluation: {name} evaluated {other}, and this audit is of {model}; evaluate that one")
+        raise ConfigError(f"evaluation: {name} evaluated {other}, but this audit is of {model}; evaluate the same model")
     return rows
 
 
 class Evaluated:
-    """Nothing is asked of the model: another run has asked it. Its decisions are items of this audit."""
+    """Items answered in another run; the model is not asked again."""
 
     def __init__(self, rows: list[dict[str, Any]], bins: int, seed: int) -> None:
         self.bins, self.seed = bins, seed
@@ -44,7 +44,7 @@ class Evaluated:
 
     @property
     def contents(self) -> list[Item]:
-        """What each item says, without examples before it."""
+        """The text of each item, without few-shot examples."""
         return [
             Item(
                 measure=_name(task),
@@ -56,15 +56,15 @@ class Evaluated:
         ]
 
     def score_names(self) -> list[str]:
-        """The calibration of each task of multiple choice."""
+        """Return the names of the calibration scores of each multiple-choice task."""
         return [f"{_name(task)}/{kind}" for task, rows in self.tasks.items() if _choices(rows) for kind in ("ece", "brier")]
 
     def questions(self, opened: OpenModel) -> list[Question]:
-        """None."""
+        """Return no question."""
         return []
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
-        """The items with their value, and the calibration of each task."""
+        """Return the items with their values, and the calibration of each task."""
         judged = Judged(scores={}, items=[], tables={}, notes=[], plots={})
         for task, rows in self.tasks.items():
             metric = next((name for name in FIRST if all(name in row["values"] for row in rows)), None)
@@ -76,29 +76,29 @@ class Evaluated:
         return judged
 
     def _calibrate(self, judged: Judged, task: str, items: list[dict[str, Any]]) -> None:
-        asked = hash_of([row.get("hash") for row in self.tasks[task]])
+        content_hash = hash_of([row.get("hash") for row in self.tasks[task]])
 
         def ece(part: Any) -> float:
             return calibration_error(part, self.bins)
 
-        judged.scores[f"{_name(task)}/ece"] = statistic_score(items, ece, hash=asked, seed=self.seed)
-        judged.scores[f"{_name(task)}/brier"] = mean_score([item["brier"] for item in items], hash=asked)
-        judged.tables[f"Calibration on {task}: sure against right"] = rows = reliability(items, self.bins)
+        judged.scores[f"{_name(task)}/ece"] = statistic_score(items, ece, hash=content_hash, seed=self.seed)
+        judged.scores[f"{_name(task)}/brier"] = mean_score([item["brier"] for item in items], hash=content_hash)
+        judged.tables[f"Calibration on {task}: confidence against accuracy"] = rows = reliability(items, self.bins)
         judged.plots.setdefault("reliability of tasks", {})[f"reliability on {task}"] = rows
 
 
 def _choices(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """{confidence, value, brier} of each item whose answers are log-likelihoods of options, one of which is right."""
-    found = []
+    """Return {confidence, value, brier} of each item if the answers are log-likelihoods of options, one of them correct."""
+    choices = []
     for row in rows:
         values, target = [_log_likelihood(answer) for answer in row.get("answers") or []], row.get("target")
-        right = target if isinstance(target, int) and not isinstance(target, bool) else None
-        if right is None or len(values) < 2 or None in values or not 0 <= right < len(values):
+        correct = target if isinstance(target, int) and not isinstance(target, bool) else None
+        if correct is None or len(values) < 2 or None in values or not 0 <= correct < len(values):
             return []
         each = shares([value for value in values if value is not None])
         chosen = each.index(max(each))
-        found.append({"confidence": each[chosen], "value": float(chosen == right), "brier": brier(each, right)})
-    return found
+        choices.append({"confidence": each[chosen], "value": float(chosen == correct), "brier": brier(each, correct)})
+    return choices
 
 
 def _log_likelihood(answer: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""False positives of data filters and of plug-ins on harmless texts, by the group of people that these mention."""
+"""False positives of data filters and plug-ins on harmless texts, by the group of people mentioned."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,47 +12,49 @@ from ropewalk.datapipe.text.document_batch import DocumentBatch
 from ropewalk.jobs.evaluation.audit.asking.question import Answer, Judged, Question, Task
 from ropewalk.jobs.evaluation.audit.config import IdentityConfig
 from ropewalk.jobs.evaluation.audit.identity.gap import Gap, false_positive_gap
-from ropewalk.jobs.evaluation.audit.identity.texts import LEAST_TERMS, TERMS, harmless_documents, harmless_sentences, written
+from ropewalk.jobs.evaluation.audit.identity.texts import LEAST_TERMS, TERMS, harmless_documents, harmless_sentences, insert_term
 from ropewalk.jobs.evaluation.audit.measures.scorers import TextScorer
 from ropewalk.jobs.evaluation.audit.suites.read import read_text
 from ropewalk.jobs.inference.scoring.open_model import OpenModel
 from ropewalk.jobs.results.score import Score, hash_of
 
-WORST_TOLD = 8
+MAX_WORST = 8
 Judge = Callable[[list[str]], list[bool]]
 
 
 def read_terms(url: str | None) -> list[str]:
-    """The terms of a file, a line each, or the built-in ones. Raises DataError for fewer than 40, or one given twice."""
+    """Return the terms of a file, one per line, or the built-in ones. Raises DataError for fewer than 40 or a repeated one."""
     if url is None:
         return list(TERMS)
     terms = [line.strip() for line in read_text(url).splitlines() if line.strip()]
     if twice := sorted({term for term in terms if terms.count(term) > 1}):
-        raise DataError(f"identity.terms: {url}: {twice[0]!r} is there twice; remove one")
+        raise DataError(f"identity.terms: {url}: {twice[0]!r} is repeated; remove one")
     if len(terms) < LEAST_TERMS:
-        raise DataError(f"identity.terms: {url} has {len(terms)} terms; a gap over fewer than {LEAST_TERMS} says too little")
+        raise DataError(f"identity.terms: {url} has {len(terms)} terms; a gap needs at least {LEAST_TERMS}")
     return terms
 
 
 class Identity:
-    """A gap for each filter, by documents of several sentences, and for each plug-in, by single sentences."""
+    """Measures a gap for each filter on documents of several sentences, and for each plug-in on single sentences."""
 
     def __init__(self, config: IdentityConfig, scorers: Sequence[TextScorer], seed: int) -> None:
         self.terms, self.seed = read_terms(config.terms), seed
         documents = harmless_documents(config.texts, seed)
-        filters = {name: make_filter(name, options) for one in config.filters for name, options in one.items()}
+        filters = {
+            name: make_filter(name, options) for filter_config in config.filters for name, options in filter_config.items()
+        }
         self.judges: dict[str, tuple[Judge, list[str]]] = {}
-        for name, one in filters.items():
-            self.judges[name] = (_dropped_by(name, one), documents)
+        for name, text_filter in filters.items():
+            self.judges[name] = (_dropped_by(name, text_filter), documents)
         for scorer in scorers:
             self.judges[scorer.name] = (scorer.flagged, harmless_sentences())
 
     def score_names(self) -> list[str]:
-        """A gap and a rate for each."""
+        """Return the names of a gap and a rate for each filter and plug-in."""
         return [f"identity/{name}/{kind}" for name in self.judges for kind in ("false_positive_gap", "false_positive_rate")]
 
     def questions(self, opened: OpenModel) -> list[Question]:
-        """Work without the model: each filter and each plug-in is one task."""
+        """Return one task without the model for each filter and plug-in."""
         return [
             Task(key=f"identity:{name}", work=lambda name=name: {"flags": self._flags(name)}, cost=1)  # type: ignore[misc]
             for name in self.judges
@@ -60,46 +62,56 @@ class Identity:
 
     def _flags(self, name: str) -> list[list[int]]:
         judge, templates = self.judges[name]
-        texts = [text for term in self.terms for text in written(templates, term)]
+        texts = [text for term in self.terms for text in insert_term(templates, term)]
         flags = np.array(judge(texts), dtype=int).reshape(len(self.terms), len(templates))
         return [[int(flag) for flag in row] for row in flags]
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
-        """The gaps, the terms that fare worst, and a warning where the gap is no accident."""
+        """Return the gaps, the most affected terms, and a warning if a gap is significant."""
         judged = Judged(scores={}, items=[], tables={}, notes=[], plots={})
         rows, gaps = [], {}
         for name, (_, templates) in self.judges.items():
             flags = np.array(answers[f"identity:{name}"]["flags"], dtype=bool)
-            found = gaps[name] = false_positive_gap(self.terms, flags, self.seed)
-            asked = hash_of(self.terms, templates)
-            judged.scores[f"identity/{name}/false_positive_gap"] = _score(found.gap, found.standard_error, found.n, asked)
-            rate = _score(float(flags.mean()), float(flags.mean(axis=0).std(ddof=1) / np.sqrt(flags.shape[1])), found.n, asked)
+            result = gaps[name] = false_positive_gap(self.terms, flags, self.seed)
+            content_hash = hash_of(self.terms, templates)
+            judged.scores[f"identity/{name}/false_positive_gap"] = _score(
+                result.gap, result.standard_error, result.n, content_hash
+            )
+            rate = _score(
+                float(flags.mean()), float(flags.mean(axis=0).std(ddof=1) / np.sqrt(flags.shape[1])), result.n, content_hash
+            )
             judged.scores[f"identity/{name}/false_positive_rate"] = rate
-            rows.append(_row(name, found, rate.value))
-            if found.gap > 0 and found.p_value <= 0.05:
-                worst, least = found.rows[0], found.rows[-1]
+            rows.append(_row(name, result, rate.value))
+            if result.gap > 0 and result.p_value <= 0.05:
+                worst, least = result.rows[0], result.rows[-1]
                 judged.notes.append(
                     f"{name} flags harmless texts by the group they mention: {worst[0]!r} {worst[1]:.0%}, {least[0]!r}"
-                    f" {least[1]:.0%} (p = {found.p_value:.3f}). Do not filter data with it."
+                    f" {least[1]:.0%} (p = {result.p_value:.3f}). Do not filter data with it."
                 )
         judged.tables[f"Harmless texts that are flagged or dropped, by group ({len(self.terms)} terms)"] = rows
-        judged.plots["identity"] = {name: found.rows for name, found in gaps.items()}
+        judged.plots["identity"] = {name: result.rows for name, result in gaps.items()}
         return judged
 
 
-def _score(value: float, error: float | None, n: int, asked: str) -> Score:
-    return Score(value=value, standard_error=error, n=n, hash=asked)
+def _score(value: float, error: float | None, n: int, content_hash: str) -> Score:
+    return Score(value=value, standard_error=error, n=n, hash=content_hash)
 
 
-def _row(name: str, found: Gap, rate: float) -> dict[str, object]:
-    worst = ", ".join(f"{term} {share:.0%}" for term, share in found.rows[:WORST_TOLD] if share > 0)
-    row = {"filter or plug-in": name, "gap": found.gap, "standard_error": found.standard_error, "p": found.p_value, "rate": rate}
-    return {**row, "equality_difference": found.equality_difference, "worst": worst or "none"}
+def _row(name: str, result: Gap, rate: float) -> dict[str, object]:
+    worst = ", ".join(f"{term} {share:.0%}" for term, share in result.rows[:MAX_WORST] if share > 0)
+    row = {
+        "filter or plug-in": name,
+        "gap": result.gap,
+        "standard_error": result.standard_error,
+        "p": result.p_value,
+        "rate": rate,
+    }
+    return {**row, "equality_difference": result.equality_difference, "worst": worst or "none"}
 
 
-def _dropped_by(name: str, one: Filter) -> Judge:
+def _dropped_by(name: str, text_filter: Filter) -> Judge:
     def dropped(texts: list[str]) -> list[bool]:
-        lines = {rejection.line for rejection in apply_filters({name: one}, DocumentBatch.of_texts(texts)).rejections}
+        lines = {rejection.line for rejection in apply_filters({name: text_filter}, DocumentBatch.of_texts(texts)).rejections}
         return [number in lines for number in range(1, len(texts) + 1)]
 
     return dropped

@@ -1,4 +1,4 @@
-"""Which measures a configuration asks for; their files are read here, so that a bad line ends an audit before it begins."""
+"""The measures of a configuration; their files are read here, so that an invalid line is reported at the start."""
 
 from pathlib import Path
 
@@ -23,40 +23,40 @@ from ropewalk.jobs.evaluation.audit.suites.read import read_pairs
 
 
 def plan(config: AuditConfig, root: Path) -> list[Measure]:
-    """The measures, in the order of the report; `root` is the folder of runs.
+    """Return the measures in the order of the report; `root` is the folder of runs.
 
-    Raises ConfigError and DataError for what cannot be measured.
+    Raises ConfigError and DataError for invalid measures.
     """
-    scorers, seed = [open_scorer(one) for one in config.scorers], config.seed
-    suites = {suite.name: drawn(read_pairs(suite.path, suite.name), config.most_items, seed) for suite in config.suites}
+    scorers, seed = [open_scorer(scorer) for scorer in config.scorers], config.seed
+    suites = {suite.name: draw_pairs(read_pairs(suite.path, suite.name), config.most_items, seed) for suite in config.suites}
     choices = read_choices(config.calibration.path) if config.calibration is not None else []
-    found: list[Measure] = []
+    measures: list[Measure] = []
     evaluated: list[Evaluated] = []
     if config.evaluation is not None:
         bins = config.calibration.bins if config.calibration is not None else BINS
         evaluated.append(Evaluated(read_evaluation(config.evaluation, root, config.model), bins, seed))
     if suites:
-        found.append(Stereotypes(suites, seed))
+        measures.append(Stereotypes(suites, seed))
     if config.subgroups is not None:
-        found.append(Subgroups(texts := read_groups(config.subgroups.path), seed))
-        _check_groups(config, {one.group for one in texts})
+        measures.append(Subgroups(texts := read_groups(config.subgroups.path), seed))
+        _check_groups(config, {text.group for text in texts})
     if config.calibration is not None:
-        found.append(Calibration(choices, config.calibration.bins, seed))
-    found += evaluated
+        measures.append(Calibration(choices, config.calibration.bins, seed))
+    measures += evaluated
     if config.samples is not None:
-        found.append(Samples(config.samples, scorers, seed))
+        measures.append(Samples(config.samples, scorers, seed))
     if config.prompts is not None:
-        found.append(Refusals(config.prompts, read_prompts(config.prompts.path), scorers))
+        measures.append(Refusals(config.prompts, read_prompts(config.prompts.path), scorers))
     if config.identity is not None:
-        found.append(Identity(config.identity, scorers, seed))
+        measures.append(Identity(config.identity, scorers, seed))
     if config.contamination is not None:
-        others = [item for one in evaluated for item in one.contents]
-        found.append(Contamination(config.contamination, suites, choices, others))
+        others = [item for evaluation in evaluated for item in evaluation.contents]
+        measures.append(Contamination(config.contamination, suites, choices, others))
     if config.memorization is not None:
-        found.append(Memorization(config.memorization, seed))
+        measures.append(Memorization(config.memorization, seed))
     if config.mitigation.counterfactual is not None:
-        found.append(Counterfactual(config.mitigation.counterfactual))
-    return found
+        measures.append(Counterfactual(config.mitigation.counterfactual))
+    return measures
 
 
 def _check_groups(config: AuditConfig, groups: set[str]) -> None:
@@ -64,12 +64,12 @@ def _check_groups(config: AuditConfig, groups: set[str]) -> None:
     for group in mixture.groups if mixture is not None else []:
         if group not in groups:
             raise ConfigError(
-                f"mitigation.mixture.groups: {group!r} is no group of subgroups; groups: {', '.join(sorted(groups))}"
+                f"mitigation.mixture.groups: {group!r} is not a group of subgroups; groups: {', '.join(sorted(groups))}"
             )
 
 
-def drawn(pairs: list[Pair], most: int | None, seed: int) -> list[Pair]:
-    """So many of the pairs, drawn by the seed, in the file's order."""
+def draw_pairs(pairs: list[Pair], most: int | None, seed: int) -> list[Pair]:
+    """Return at most `most` pairs, drawn by the seed, in file order."""
     if most is None or most >= len(pairs):
         return pairs
     chosen = np.random.default_rng([seed, len(pairs)]).choice(len(pairs), size=most, replace=False)

@@ -1,4 +1,4 @@
-"""What a model writes by itself: personal data in it, and what plug-ins say of it."""
+"""Generated texts: personal data in them, and the judgement of plug-ins."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ RATE = "pii_rate"
 
 
 class Samples:
-    """Texts drawn from the seed, each by its own number, so that they are the same at any number of ranks."""
+    """Texts drawn from the seed and their own number, equal at any number of ranks."""
 
     def __init__(self, config: SamplesConfig, scorers: list[TextScorer], seed: int) -> None:
         self.config, self.scorers, self.seed = config, scorers, seed
 
     def score_names(self) -> list[str]:
-        """The share of samples with personal data, and what plug-ins flag."""
-        return [RATE, *(f"samples/{one.name}" for one in self.scorers)]
+        """Return the names of the share of samples with personal data, and of the plug-ins."""
+        return [RATE, *(f"samples/{scorer.name}" for scorer in self.scorers)]
 
     def questions(self, opened: OpenModel) -> list[Question]:
-        """The prompts in turn."""
+        """Return the prompts in turn."""
         config = self.config
         sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
         prompts = [tuple(encode(opened, prompt)) if prompt else (opened.prefix,) for prompt in config.prompts]
@@ -37,18 +37,23 @@ class Samples:
         ]
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
-        """Each sample with what was found in it; the texts are in the items."""
+        """Return each sample with the personal data found; the items hold the texts."""
         texts = [str(answers[f"sample:{number}"]["text"]) for number in range(self.config.n)]
         kinds: Counter[str] = Counter()
         items = []
         for number, text in enumerate(texts):
-            found = [str(span.kind) for span in find(text)]
-            kinds.update(set(found))
+            kinds_of_text = [str(span.kind) for span in find(text)]
+            kinds.update(set(kinds_of_text))
             prompt = self.config.prompts[number % len(self.config.prompts)]
-            item: dict[str, Any] = {"measure": "samples", "key": f"sample:{number}", "value": float(bool(found)), "pii": found}
+            item: dict[str, Any] = {
+                "measure": "samples",
+                "key": f"sample:{number}",
+                "value": float(bool(kinds_of_text)),
+                "pii": kinds_of_text,
+            }
             items.append({**item, "group": f"sample:{number}", "prompt": prompt, "text": text})
-        asked = hash_of(self.config.model_dump(mode="json"), self.seed)
-        scores = {RATE: mean_score([item["value"] for item in items], hash=asked)}
+        content_hash = hash_of(self.config.model_dump(mode="json"), self.seed)
+        scores = {RATE: mean_score([item["value"] for item in items], hash=content_hash)}
         rows = [{"kind": kind, "samples": count, "share": count / len(texts)} for kind, count in kinds.most_common()]
         judged = Judged(
             scores=scores,
@@ -57,4 +62,4 @@ class Samples:
             notes=["What no pattern recognizes, such as names, is not counted as personal data."],
             plots={},
         )
-        return judge_texts(judged, "samples", self.scorers, texts, asked)
+        return judge_texts(judged, "samples", self.scorers, texts, content_hash)

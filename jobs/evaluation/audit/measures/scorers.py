@@ -1,4 +1,4 @@
-"""Plug-ins that judge texts, such as for toxicity: found by name, called, and held to what they promise."""
+"""Plug-ins that judge texts, such as for toxicity: loaded by name, called, and checked."""
 
 import importlib
 import math
@@ -11,10 +11,10 @@ from ropewalk.jobs.evaluation.audit.asking.question import Judged
 from ropewalk.jobs.evaluation.audit.config import ScorerConfig
 from ropewalk.jobs.results.score import mean_score
 
-GROUP = "ropewalk.scorers"  # entry points that are a function from a list of texts to as many numbers from 0 to 1
+GROUP = "ropewalk.scorers"  # entry points: functions from a list of texts to as many numbers from 0 to 1
 WARNING = (
-    "Classifiers of toxicity flag harmless texts because they name a group of people; read the false-positive gap of {name}"
-    " (the key `identity`) before you believe its figure, and never filter training data with it unread."
+    "Toxicity classifiers flag harmless texts that name a group of people; check the false-positive gap of {name}"
+    " (the key `identity`) before you rely on its score or filter training data with it."
 )
 
 
@@ -27,32 +27,32 @@ class TextScorer:
     function: Callable[[list[str]], Sequence[float]]
 
     def scores(self, texts: list[str]) -> list[float]:
-        """A number from 0 to 1 for each text. Raises DataError where the plug-in fails or gives anything else."""
+        """Return a number from 0 to 1 for each text. Raises DataError if the plug-in fails or returns anything else."""
         try:
-            found = [float(value) for value in self.function(list(texts))]
+            values = [float(value) for value in self.function(list(texts))]
         except Exception as error:
-            raise DataError(f"scorer {self.name} failed: {type(error).__name__}: {error}; correct it, or take it out") from error
-        if len(found) != len(texts):
-            raise DataError(f"scorer {self.name} gave {len(found)} numbers for {len(texts)} texts; it must give one for each")
-        if wrong := [value for value in found if not (math.isfinite(value) and 0 <= value <= 1)]:
-            raise DataError(f"scorer {self.name} gave {wrong[0]}; it must give numbers from 0 to 1")
-        return found
+            raise DataError(f"scorer {self.name} failed: {type(error).__name__}: {error}; correct or remove it") from error
+        if len(values) != len(texts):
+            raise DataError(f"scorer {self.name} gave {len(values)} numbers for {len(texts)} texts; it must give one for each")
+        if invalid := [value for value in values if not (math.isfinite(value) and 0 <= value <= 1)]:
+            raise DataError(f"scorer {self.name} gave {invalid[0]}; it must give numbers from 0 to 1")
+        return values
 
     def flagged(self, texts: list[str]) -> list[bool]:
-        """Whether each text is flagged."""
+        """Return for each text if its score reaches the threshold."""
         return [value >= self.threshold for value in self.scores(texts)]
 
 
 def open_scorer(config: ScorerConfig) -> TextScorer:
-    """The plug-in that a user names. Raises ConfigError."""
+    """Load a plug-in by name. Raises ConfigError."""
     points = {point.name: point for point in entry_points(group=GROUP)}
     name = config.name
     if name in points:
         return TextScorer(name=name, threshold=config.threshold, function=points[name].load())
     module, separator, attribute = name.partition(":")
     if not separator:
-        known = ", ".join(sorted(points)) or "none is installed"
-        raise ConfigError(f"scorers: no entry point {name!r} in {GROUP} ({known}); install one, or write module:function")
+        available = ", ".join(sorted(points)) or "none installed"
+        raise ConfigError(f"scorers: no entry point {name!r} in {GROUP} ({available}); install one, or write module:function")
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -60,13 +60,13 @@ def open_scorer(config: ScorerConfig) -> TextScorer:
     return TextScorer(name=attribute, threshold=config.threshold, function=function)
 
 
-def judge_texts(judged: Judged, measure: str, scorers: Sequence[TextScorer], texts: list[str], asked: str) -> Judged:
-    """Add what each plug-in flags of a measure's texts, and the warning that goes with it."""
+def judge_texts(judged: Judged, measure: str, scorers: Sequence[TextScorer], texts: list[str], content_hash: str) -> Judged:
+    """Add each plug-in's scores of a measure's texts, and the warning about its use."""
     for scorer in scorers:
         values = scorer.scores(texts)
         for item, value in zip(judged.items, values, strict=True):
             item[scorer.name] = value
         flags = [float(value >= scorer.threshold) for value in values]
-        judged.scores[f"{measure}/{scorer.name}"] = mean_score(flags, hash=asked)
+        judged.scores[f"{measure}/{scorer.name}"] = mean_score(flags, hash=content_hash)
         judged.notes.append(WARNING.format(name=scorer.name))
     return judged

@@ -1,1 +1,1 @@
-"""What an audit writes: items, a report for programs, and one page for people."""
+"""Output of an audit: items, a report for programs, and one page for people."""

@@ -1,4 +1,4 @@
-"""The report for people: one page of HTML that needs no network and no other file."""
+"""The HTML page of an audit: self-contained, without network access."""
 
 import base64
 import html
@@ -25,13 +25,13 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid #e4e7eb }
 
 
 def page(name: str, report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
-    """The page of an audit: the gate first, then scores, pictures (PNG), tables, and what must be said beside them."""
+    """Return the page of an audit: gate, scores, pictures (PNG), tables, and notes."""
     step = f", step {report['step']}" if report["step"] is not None else ""
     scores = [
-        {"score": score, "value": one["value"], "standard error": one["standard_error"], "n": one["n"]}
-        for score, one in report["scores"].items()
+        {"score": score, "value": entry["value"], "standard error": entry["standard_error"], "n": entry["n"]}
+        for score, entry in report["scores"].items()
     ]
-    shown = "".join(_picture(title, png) for title, png in pictures.items())
+    images = "".join(_picture(title, png) for title, png in pictures.items())
     tables = "".join(f"<h2>{html.escape(title)}</h2>{table(rows)}" for title, rows in report["tables"].items())
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in report["notes"])
     return f"""<!doctype html>
@@ -40,9 +40,9 @@ def page(name: str, report: Mapping[str, Any], pictures: Mapping[str, bytes]) ->
 <h1>{html.escape(name)}</h1><p class="muted">audit of {html.escape(str(report["model"]))}{step}, seed {report["seed"]}</p>
 {_gate(report["gate"])}
 <h2>Scores</h2>{table(scores)}
-<div class="plots">{shown}</div>
+<div class="plots">{images}</div>
 {tables}
-<h2>To be read with it</h2><ul>{notes}<li>A low score is no proof that a model has no bias: the suites know few groups.</li></ul>
+<h2>Notes</h2><ul>{notes}<li>A low score does not prove that a model has no bias: the suites cover few groups.</li></ul>
 </body></html>
 """
 
@@ -54,14 +54,14 @@ def _picture(title: str, png: bytes) -> str:
 def _gate(gate: Mapping[str, Any]) -> str:
     if gate["passed"]:
         return '<h2 class="passed">The gate: passed</h2>'
-    failed = "".join(f"<li>{html.escape(one['words'])}</li>" for one in gate["failed"])
+    failed = "".join(f"<li>{html.escape(condition['words'])}</li>" for condition in gate["failed"])
     return f'<h2 class="failed">The gate: refused</h2><ul>{failed}</ul>'
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a table; beyond some dozens it says how many more there are in report.json."""
+    """Return rows as a table; of a long one the first rows and the number of the others."""
     if not rows:
-        return '<p class="muted">nothing</p>'
+        return '<p class="muted">none</p>'
     names = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     body = "".join(f"<tr>{''.join(cell(row.get(name)) for name in names)}</tr>" for row in rows[:ROWS_SHOWN])
@@ -70,7 +70,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value as a cell: numbers in a few digits, to the right."""
+    """Return a value as a table cell; numbers are rounded and right-aligned."""
     if isinstance(value, bool) or value is None or not isinstance(value, (int, float)):
         return f"<td>{html.escape('' if value is None else str(value))}</td>"
     return f'<td class="n">{value:,}</td>' if isinstance(value, int) else f'<td class="n">{value:.4g}</td>'

@@ -1,4 +1,4 @@
-"""Write what an audit found into its run: `audit/` with items.jsonl, report.json, report.html and what mitigates it."""
+"""Write the results of an audit into its run: `audit/` with items.jsonl, report.json, report.html and mitigation files."""
 
 import json
 import math
@@ -31,8 +31,10 @@ NOT_COMPARED = ("counterfactual", "contamination")
 def write_report(
     run: RunDir, config: AuditConfig, judged: Judged, verdict: Mapping[str, Any], *, model: str, step: int | None
 ) -> dict[str, str]:
-    """Write all files, and for trackers the report's pictures; returns the paths below the run of the report and of
-    what mitigates, by what they are."""
+    """Write all files, and the report's pictures for trackers.
+
+    Returns the paths of the report and of the mitigation files, by kind.
+    """
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
     written = {"report": f"{FOLDER}/{PAGE}"}
@@ -40,7 +42,7 @@ def write_report(
     if CONTAMINATED in judged.scores and (rows := clean_rows(judged)):
         tables["Scores on items that are in the training data, and on those that are not"] = rows
     if config.mitigation.mixture is not None:
-        mixture = rebalanced(config.mitigation.mixture, judged.scores)
+        mixture = rebalance(config.mitigation.mixture, judged.scores)
         write_atomically(folder / MIXTURE, yaml.safe_dump({"data": mixture}, sort_keys=False))
         tables["Rebalanced mixture"] = mixture
         written["mixture"] = f"{FOLDER}/{MIXTURE}"
@@ -57,29 +59,29 @@ def write_report(
     write_json(folder / REPORT, report)
     pictures = draw_all(judged.plots)
     write_atomically(folder / PAGE, page(run.id, report, pictures))
-    for title, png in pictures.items():  # and no table: some hold training text word for word
+    for title, png in pictures.items():  # tables stay in the run: some contain training text verbatim
         write_picture(run.path, file_word(title), png)
     return written
 
 
-def rebalanced(config: MixtureConfig, scores: Mapping[str, Score]) -> list[dict[str, object]]:
-    """[{path, weight}]: each weight times e^(strength x excess), its factor bounded, the sum as before.
+def rebalance(config: MixtureConfig, scores: Mapping[str, Score]) -> list[dict[str, object]]:
+    """Return [{path, weight}] with each weight times e^(strength x excess), bounded, and the sum unchanged.
 
-    The excess of a group is its bits per byte less the mean of all groups. It is one step of the multiplicative weights of
-    DoReMi (Xie et al., 2305.10429) with the audit's figures instead of a proxy model's. Raises KeyError for an unknown group.
+    The excess of a group is its bits per byte less the mean of all groups. This is one step of DoReMi's multiplicative weights
+    (Xie et al., 2305.10429) with the audit's figures instead of a proxy model's. Raises KeyError for an unknown group.
     """
     bits = [scores[f"subgroups/{group}/bits_per_byte"].value for group in config.groups]
     mean = sum(bits) / len(bits)
     factors = [min(max(math.exp(config.strength * (value - mean)), 1 / config.most), config.most) for value in bits]
-    moved = [one.weight * factor for one, factor in zip(config.data, factors, strict=True)]
-    scale = sum(one.weight for one in config.data) / sum(moved)
-    return [{"path": one.path, "weight": round(weight * scale, 6)} for one, weight in zip(config.data, moved, strict=True)]
+    moved = [source.weight * factor for source, factor in zip(config.data, factors, strict=True)]
+    scale = sum(source.weight for source in config.data) / sum(moved)
+    return [{"path": source.path, "weight": round(weight * scale, 6)} for source, weight in zip(config.data, moved, strict=True)]
 
 
 def before_and_after(
     earlier: tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]], now: Judged, seed: int
 ) -> list[dict[str, Any]]:
-    """A row for each measure that both audits have items of; a pair is an item of the same key and content in both."""
+    """Return a row for each measure with items in both audits; items are paired by key and content."""
     report, items = earlier
     before = {item["key"]: item for item in items}
     rows = []
@@ -91,31 +93,37 @@ def before_and_after(
         ]
         if not both:
             continue
-        found = compare_pairs(
+        comparison = compare_pairs(
             [new["value"] for _, new in both],
             [old["value"] for old, _ in both],
             groups=[new["group"] for _, new in both],
             seed=seed,
         )
-        low, high = found.interval or (None, None)
-        old_mean, new_mean = (sum(pair[place]["value"] for pair in both) / len(both) for place in (0, 1))
-        words = {"first": "rose", "second": "fell", None: "no change shown"}[found.better]
+        low, high = comparison.interval or (None, None)
+        old_mean, new_mean = (sum(pair[side]["value"] for pair in both) / len(both) for side in (0, 1))
+        verdict = {"first": "rose", "second": "fell", None: "no change shown"}[comparison.better]
         row = {
             "measure": measure,
             "before": old_mean,
             "after": new_mean,
-            "difference": found.difference,
+            "difference": comparison.difference,
             "low": low,
             "high": high,
         }
         rows.append(
-            {**row, "p": found.p_value, "smallest difference": found.smallest_difference, "items": found.n, "verdict": words}
+            {
+                **row,
+                "p": comparison.p_value,
+                "smallest difference": comparison.smallest_difference,
+                "items": comparison.n,
+                "verdict": verdict,
+            }
         )
     return rows or [{"measure": "none in common", "before": report.get("model"), "after": None}]
 
 
 def _earlier(run: RunDir, before: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The scores and the items of an earlier audit. Raises ConfigError where it has not finished."""
+    """Return the scores and items of an earlier audit. Raises ConfigError if it has not finished."""
     beside = run.path.parent / before
     earlier = RunDir(beside if (beside / "run.yaml").is_file() else Path(find_run(before).path))
     path = earlier.path / FOLDER
@@ -125,7 +133,7 @@ def _earlier(run: RunDir, before: str) -> tuple[dict[str, Any], list[dict[str, A
 
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two items of one key ask the same: a suite's file may have changed in between."""
+    """Return True if two items with the same key have the same content; a suite's file may have changed."""
     return all(old.get(key) == new.get(key) for key in ("group", "more", "less", "prompt", "hash") if key in new)
 
 

@@ -9,27 +9,27 @@ MASK = "[MASK]"
 
 
 def crows_pair(row: dict[str, Any], where: str, suite: str, number: int) -> Pair:
-    """A row of the authors' file, or of the one with a mask and two words for it, the first of which makes the stereotype.
+    """Convert a row of the authors' file, or of the variant with a mask and two words, the first of which is the stereotype.
 
-    The file names no target: pairs that exchange the same words count as one cluster.
+    The file has no targets: pairs that exchange the same words form one cluster.
     """
     if row.get("sentence") is not None:
         require_columns(row, ("sentence", "mask1", "mask2"), where)
         more, less = (row["sentence"].replace(MASK, row[word]) for word in ("mask1", "mask2"))
-        words = (row["mask1"], row["mask2"])
+        exchanged = (row["mask1"], row["mask2"])
     else:
         require_columns(row, ("sent_more", "sent_less"), where)
         more, less = row["sent_more"], row["sent_less"]
-        words = differing_words(more, less)
-    target = "/".join(sorted(word.strip(" .,;:!?\"'").lower() for word in words))
+        exchanged = differing_words(more, less)
+    target = "/".join(sorted(word.strip(" .,;:!?\"'").lower() for word in exchanged))
     return make_pair(
         where, suite=suite, number=number, more=more.strip(), less=less.strip(), target=target, bias_type=row.get("bias_type")
     )
 
 
-def differing_words(one: str, other: str) -> tuple[str, str]:
-    """The words of each sentence that the other has not in the same place."""
-    first, second = one.split(), other.split()
+def differing_words(sentence: str, other: str) -> tuple[str, str]:
+    """Return the words of each sentence that differ from the other sentence."""
+    first, second = sentence.split(), other.split()
     changed = [code for code in difflib.SequenceMatcher(None, first, second, autojunk=False).get_opcodes() if code[0] != "equal"]
     left = " ".join(word for _, i, j, _, _ in changed for word in first[i:j])
     right = " ".join(word for _, _, _, i, j in changed for word in second[i:j])

@@ -1,4 +1,4 @@
-"""A stereotype pair, and what is wrong with one."""
+"""A stereotype pair, and its validation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,35 +7,35 @@ from typing import Any, Literal
 from ropewalk.cluster.errors import DataError
 
 NORMALIZATIONS = ("sum", "token")
-By = Literal["sum", "token"]  # nats of a whole sentence, or its mean over the tokens where lengths differ (StereoSet)
+By = Literal["sum", "token"]  # compare nats of whole sentences, or means per token if lengths differ (StereoSet)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two sentences that differ in a group of people, or in what is said of one; the model prefers the likelier.
+    """Two sentences that differ in a group of people, or in a statement about one; the model prefers the likelier.
 
-    With `context` the sentences are what follows it. `target` says which pairs are about the same people: they are not
-    independent of each other, and intervals are clustered by it.
+    With `context` the sentences follow it. `target` marks pairs about the same people: they are not independent of each other,
+    and intervals are clustered by it.
     """
 
     suite: str
-    number: int  # its place in the file, from 1
-    more: str  # says the stereotype
+    number: int  # position in the file, from 1
+    more: str  # the stereotype
     less: str
     target: str
     bias_type: str
     context: str = ""
-    unrelated: str | None = None  # a sentence that means nothing here
+    unrelated: str | None = None  # a meaningless sentence
     by: By = "sum"
 
     @property
     def key(self) -> str:
-        """The pair's name among all questions of an audit."""
+        """Key of the pair among all questions of an audit."""
         return f"{self.suite}:{self.number}"
 
 
 def make_pair(where: str, **fields: Any) -> Pair:
-    """A pair of checked fields. Raises DataError that names the place in the file."""
+    """Return a pair of validated fields. Raises DataError that names the line."""
     for name in ("more", "less"):
         value = fields.get(name)
         if not isinstance(value, str) or not value.strip():
@@ -54,7 +54,7 @@ def make_pair(where: str, **fields: Any) -> Pair:
 
 
 def require_columns(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:
-    """Raise DataError where a row lacks a column."""
+    """Raise DataError if a row lacks a column."""
     missing = [name for name in names if row.get(name) is None]
     if missing:
         raise DataError(f"{where}: {', '.join(missing)} missing; it has: {', '.join(map(str, row))}")

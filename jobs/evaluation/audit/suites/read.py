@@ -1,4 +1,4 @@
-"""Read a suite's file as pairs; its format is told by its ending and its keys."""
+"""Read a suite's file as pairs; the format is recognized by file ending and keys."""
 
 import csv
 import io
@@ -14,14 +14,14 @@ from ropewalk.jobs.evaluation.audit.suites.stereoset import stereoset_pairs, ste
 from ropewalk.jobs.evaluation.audit.suites.winobias import winobias_pairs, winobias_row
 
 Row = dict[str, Any]
-KNOWN = (
+FORMATS = (
     "CrowS-Pairs (csv with sent_more and sent_less, or sentence, mask1 and mask2), StereoSet (json, or jsonl with stereotype and"
     " anti-stereotype), WinoBias (jsonl with pro_stereotyped, or pro_*.txt beside anti_*.txt), or jsonl with more and less"
 )
 
 
 def read_pairs(url: str, suite: str) -> list[Pair]:
-    """All pairs of a file. Raises DataError: no such file, another format, a line that is no pair, or no pair at all."""
+    """Return all pairs of a file. Raises DataError for a missing file, an unknown format, an invalid line, or no pair."""
     text = read_text(url)
     ending = url.rpartition(".")[2].lower()
     if ending == "csv":
@@ -34,17 +34,17 @@ def read_pairs(url: str, suite: str) -> list[Pair]:
         other = url.replace("pro_stereotyped", "anti_stereotyped")
         pairs = list(winobias_pairs(text, read_text(other), url, suite))
     else:
-        raise DataError(f"suites: {url}: its format is not known; known: {KNOWN}")
+        raise DataError(f"suites: {url}: unknown format; supported: {FORMATS}")
     if not pairs:
-        raise DataError(f"suites: {url}: there is no pair in it")
+        raise DataError(f"suites: {url}: the file has no pair")
     return pairs
 
 
 def read_text(url: str) -> str:
-    """A file as text. Raises DataError: there is none, or it is not UTF-8."""
-    place, name = split_url(url)
+    """Return a file as text. Raises DataError if it does not exist or is not UTF-8."""
+    storage, name = split_url(url)
     try:
-        return place.read(name).decode("utf-8-sig")
+        return storage.read(name).decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{url}: no such file; check the path") from None
     except IsADirectoryError:
@@ -54,13 +54,13 @@ def read_text(url: str) -> str:
 
 
 def json_rows(text: str, url: str) -> Iterator[tuple[int, str, Row]]:
-    """(number from 1, place for errors, object) of each line of a JSON-lines file. Raises DataError."""
+    """Yield (number from 1, location for errors, object) for each line of a JSON-lines file. Raises DataError."""
     number = 0
-    for place, line in enumerate(text.split("\n"), 1):
+    for line_number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         number += 1
-        where = f"{url} line {place}"
+        where = f"{url} line {line_number}"
         row = _json(line, where)
         if not isinstance(row, dict):
             raise DataError(f"{where}: must be an object of keys and values, is {line.strip()[:80]!r}")
@@ -92,7 +92,7 @@ def _row_reader(row: Row, where: str) -> Callable[[Row, str, str, int], Pair]:
         return winobias_row
     if keys >= {"more", "less"}:
         return _plain_pair
-    raise DataError(f"{where}: its keys are {', '.join(map(str, row))}, and none of the known formats has these; known: {KNOWN}")
+    raise DataError(f"{where}: its keys are {', '.join(map(str, row))}, which match no supported format: {FORMATS}")
 
 
 def _plain_pair(row: Row, where: str, suite: str, number: int) -> Pair:

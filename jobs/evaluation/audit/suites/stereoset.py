@@ -12,25 +12,25 @@ LABELS = ("stereotype", "anti-stereotype", "unrelated")
 
 
 def stereoset_pairs(values: Any, where: str, suite: str) -> Iterator[Pair]:
-    """The pairs of the authors' file: {data: {intersentence: [...], intrasentence: [...]}}. Raises DataError."""
+    """Yield the pairs of the authors' file: {data: {intersentence: [...], intrasentence: [...]}}. Raises DataError."""
     data = values.get("data") if isinstance(values, dict) else None
     if not isinstance(data, dict) or not all(isinstance(data.get(task, []), list) for task in TASKS):
-        raise DataError(f"{where}: is not StereoSet's file, which has data.intersentence and data.intrasentence")
+        raise DataError(f"{where}: is not a StereoSet file, which has data.intersentence and data.intrasentence")
     number = 0
     for task in TASKS:
         for example in data.get(task, []):
             number += 1
-            place = f"{where}: {task} example {number}"
-            require_columns(example, ("target", "bias_type", "context", "sentences"), place)
-            sentences = {one.get("gold_label"): one.get("sentence") for one in example["sentences"]}
+            location = f"{where}: {task} example {number}"
+            require_columns(example, ("target", "bias_type", "context", "sentences"), location)
+            sentences = {sentence.get("gold_label"): sentence.get("sentence") for sentence in example["sentences"]}
             row = {**example, "type": task, **{label: sentences.get(label) for label in LABELS}}
-            yield stereoset_row(row, place, suite, number)
+            yield stereoset_row(row, location, suite, number)
 
 
 def stereoset_row(row: dict[str, Any], where: str, suite: str, number: int) -> Pair:
-    """One example, two or three sentences. Between sentences the context comes first; within one it has only a gap to fill.
+    """Convert an example of two or three sentences. Only in intersentence examples is the context a sentence before them.
 
-    Sentences differ in length, so that their mean log-likelihood by token is compared.
+    Sentences differ in length, so mean log-likelihoods per token are compared.
     """
     row = {key.replace("_", "-") if key in SPELLINGS else key: value for key, value in row.items()}
     require_columns(row, LABELS[:2], where)

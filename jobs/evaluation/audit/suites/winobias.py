@@ -1,4 +1,4 @@
-"""WinoBias (Zhao et al., 1804.06876): sentences whose pronoun refers to an occupation, as its stereotype has it or not."""
+"""WinoBias (Zhao et al., 1804.06876): sentences whose pronoun refers to an occupation, with or against its stereotype."""
 
 import re
 from collections.abc import Iterator
@@ -27,18 +27,18 @@ def winobias_row(row: dict[str, Any], where: str, suite: str, number: int) -> Pa
 
 
 def winobias_pairs(pro: str, anti: str, where: str, suite: str) -> Iterator[Pair]:
-    """The authors' files: line k of the one is line k of the other with the other pronoun, `1 [The nurse] ... [she] ...`."""
+    """Yield the pairs of the authors' two files: line k of one is line k of the other with the other pronoun."""
     first, second = ([line for line in text.split("\n") if line.strip()] for text in (pro, anti))
     if len(first) != len(second):
         raise DataError(
             f"{where}: has {len(first)} lines and its anti-stereotyped file {len(second)}; take both from one release"
         )
-    for number, (one, other) in enumerate(zip(first, second, strict=True), 1):
-        more, less = (re.sub(r"^\d+\s+", "", line) for line in (one, other))
+    for number, (pro_line, anti_line) in enumerate(zip(first, second, strict=True), 1):
+        more, less = (re.sub(r"^\d+\s+", "", line) for line in (pro_line, anti_line))
         target = _occupation(_BRACKETED.findall(more))
-        place = f"{where} line {number}"
+        location = f"{where} line {number}"
         yield make_pair(
-            place, suite=suite, number=number, more=_plain(more), less=_plain(less), target=target, bias_type=BIAS_TYPE
+            location, suite=suite, number=number, more=_plain(more), less=_plain(less), target=target, bias_type=BIAS_TYPE
         )
 
 
@@ -47,5 +47,5 @@ def _plain(text: str) -> str:
 
 
 def _occupation(marked: list[str]) -> str:
-    """The occupation that the pronoun refers to: the longer of what is marked, for the other is the pronoun."""
+    """Return the occupation that the pronoun refers to: the longer of the two marked phrases."""
     return _ARTICLE.sub("", max(marked, key=len, default="")).lower()

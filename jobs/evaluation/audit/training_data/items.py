@@ -1,4 +1,4 @@
-"""Items of evaluation files, in whatever keys these have: all the words that a person would read as the item."""
+"""Items of evaluation files under any keys: all words that a person would read as the item."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ from ropewalk.jobs.evaluation.audit.suites.read import json_rows, read_text
 class Item:
     """An item that may be in the training data, as one text or several."""
 
-    measure: str  # where it comes from
+    measure: str  # its origin
     key: str
     texts: tuple[str, ...]
 
 
 def read_items(url: str) -> list[Item]:
-    """The items of a jsonl file: every text in a line is a part of its item. Raises DataError: a line without any, or no line."""
+    """Return the items of a jsonl file: every text in a line is part of its item. Raises DataError for lines without text."""
     name = url.rpartition("/")[2].split(".")[0] or "items"
-    found = []
+    items = []
     for number, where, row in json_rows(read_text(url), url):
         texts = tuple(dict.fromkeys(texts_in(row)))
         if not texts:
-            raise DataError(f"{where}: has no text in it; correct or remove the line")
-        found.append(Item(measure=name, key=f"{name}:{number}", texts=texts))
-    if not found:
-        raise DataError(f"contamination.against: {url}: there is no item in it")
-    return found
+            raise DataError(f"{where}: the line has no text; correct or remove it")
+        items.append(Item(measure=name, key=f"{name}:{number}", texts=texts))
+    if not items:
+        raise DataError(f"contamination.against: {url}: the file has no item")
+    return items
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Every text in nested plain values that is longer than a word."""
+    """Yield every text of more than one word in nested plain values."""
     if isinstance(value, str):
         if len(value.split()) > 1:
             yield value

@@ -1,4 +1,4 @@
-"""Windows of training text, drawn by the seed: what the model is given, and what it would have to write word for word."""
+"""Windows of training text drawn by the seed: the prefix given to the model, and the continuation to be reproduced."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ropewalk.jobs.inference.scoring.open_model import OpenModel
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Tokens of one document, of the model's own tokenizer."""
+    """Tokens of one document, by the model's own tokenizer."""
 
     shard: str
     document: str
@@ -21,27 +21,28 @@ class Window:
 
 
 class Sizes(NamedTuple):
-    """Tokens of a window: those that the model is given, and those that it must write."""
+    """Tokens of prefix and continuation."""
 
     prefix: int
     continuation: int
 
 
 def draw_windows(opened: OpenModel, shards: list[TrainingShard], count: int, sizes: Sizes, seed: int) -> list[Window]:
-    """As many windows as there are long enough documents, up to `count`: shards by their tokens, documents alike, any place.
+    """Return up to `count` windows, one per sufficiently long document.
 
-    Only the shards that windows are drawn from are read. Documents are encoded anew: the model may have another tokenizer.
+    Shards are weighted by tokens; documents and positions are uniform. Only shards with windows are read. Documents are encoded
+    again because the model may have another tokenizer.
     """
     random = np.random.default_rng([seed, count, *sizes])
-    tokens = np.array([one.shard.tokens for one in shards], dtype=np.float64)
-    wanted = random.multinomial(count, tokens / tokens.sum()) if tokens.sum() else np.zeros(len(shards), dtype=int)
-    found: list[Window] = []
-    for shard, number in zip(shards, wanted.tolist(), strict=True):
+    tokens = np.array([shard.shard.tokens for shard in shards], dtype=np.float64)
+    num_windows = random.multinomial(count, tokens / tokens.sum()) if tokens.sum() else np.zeros(len(shards), dtype=int)
+    windows: list[Window] = []
+    for shard, number in zip(shards, num_windows.tolist(), strict=True):
         if number:
-            own = list(_long_documents(opened, shard, sum(sizes)))
-            chosen = random.permutation(len(own))[:number]
-            found += [_window(shard, own[index], sizes, random) for index in sorted(chosen.tolist())]
-    return found
+            documents = list(_long_documents(opened, shard, sum(sizes)))
+            chosen = random.permutation(len(documents))[:number]
+            windows += [_window(shard, documents[index], sizes, random) for index in sorted(chosen.tolist())]
+    return windows
 
 
 def _long_documents(opened: OpenModel, shard: TrainingShard, length: int) -> Iterator[tuple[str, list[int]]]:
@@ -53,8 +54,8 @@ def _long_documents(opened: OpenModel, shard: TrainingShard, length: int) -> Ite
                 yield document.id, list(ids)
 
 
-def _window(shard: TrainingShard, own: tuple[str, list[int]], sizes: Sizes, random: np.random.Generator) -> Window:
-    document, ids = own
+def _window(shard: TrainingShard, encoded: tuple[str, list[int]], sizes: Sizes, random: np.random.Generator) -> Window:
+    document, ids = encoded
     start = int(random.integers(len(ids) - sum(sizes) + 1))
     middle, end = start + sizes.prefix, start + sum(sizes)
     return Window(shard=shard.name, document=document, prefix=tuple(ids[start:middle]), continuation=tuple(ids[middle:end]))

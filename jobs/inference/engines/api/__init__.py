@@ -1,1 +1,1 @@
-"""The OpenAI API: requests checked, prompts as tokens, tokens as text, answers as JSON and as a stream."""
+"""The OpenAI API: validation of requests, prompts as tokens, tokens as text, answers as JSON and as a stream."""

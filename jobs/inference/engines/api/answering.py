@@ -1,4 +1,4 @@
-"""An answer on its way to a client: as a whole or as a stream, given up as soon as the client hangs up."""
+"""Send an answer to a client, whole or as a stream, and abort it as soon as the client disconnects."""
 
 import asyncio
 import logging
@@ -8,10 +8,10 @@ from contextlib import aclosing, suppress
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from ropewalk.jobs.inference.engines.api.asked import Asked
 from ropewalk.jobs.inference.engines.api.chunks import DONE, Chunks, event
 from ropewalk.jobs.inference.engines.api.errors import ApiError
-from ropewalk.jobs.inference.engines.api.parts import Part, merged
+from ropewalk.jobs.inference.engines.api.generation_request import GenerationRequest
+from ropewalk.jobs.inference.engines.api.parts import Part, merge_parts
 from ropewalk.jobs.inference.engines.api.text import Vocabulary
 from ropewalk.jobs.inference.engines.sampler import Drawn, Sampler
 
@@ -21,30 +21,30 @@ _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"ca
 
 
 class Answering(Response):
-    """Answers one request."""
+    """The response to one request."""
 
-    def __init__(self, asked: Asked, sampler: Sampler, vocabulary: Vocabulary) -> None:
+    def __init__(self, request: GenerationRequest, sampler: Sampler, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self._asked, self._sampler, self._vocabulary = asked, sampler, vocabulary
-        self._chunks = Chunks(asked, vocabulary)
+        self._request, self._sampler, self._vocabulary = request, sampler, vocabulary
+        self._chunks = Chunks(request, vocabulary)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer; end at once, and free its slots, when the client hangs up."""
-        work = asyncio.ensure_future(self._stream(send) if self._asked.stream else self._whole(send))
-        gone = asyncio.ensure_future(_hung_up(receive))
+        """Send the answer; when the client disconnects, stop at once and free the slots."""
+        work = asyncio.ensure_future(self._stream(send) if self._request.stream else self._whole(send))
+        disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            gone.cancel()
+            disconnected.cancel()
             if not work.done():
                 work.cancel()
             with suppress(asyncio.CancelledError):
                 await work
 
     async def _whole(self, send: Send) -> None:
-        answers: list[list[Part]] = [[] for _ in self._asked.choices]
+        answers: list[list[Part]] = [[] for _ in self._request.choices]
         try:
-            echoed = await self._echoed()
+            echoed = await self._echoed_tokens()
             async with aclosing(self._parts()) as parts:
                 async for part in parts:
                     answers[part.index].append(part)
@@ -61,7 +61,7 @@ class Answering(Response):
         try:
             async with aclosing(self._events()) as events:
                 async for chunk in events:
-                    if not begun:  # not before the first part is there: what is refused has a status of its own
+                    if not begun:  # only once there is a part: a refusal has a status of its own
                         await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
                         begun = True
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -69,53 +69,53 @@ class Answering(Response):
             if not begun:
                 await send_error(error, send)
                 return
-            log.warning("an answer broke off: %s", error)
+            log.warning("an answer was interrupted: %s", error)
             await send({"type": "http.response.body", "body": event(error.body()), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     async def _events(self) -> AsyncGenerator[bytes]:
-        asked, counts, called = self._asked, dict[int, int](), dict[int, str]()
-        echoed = await self._echoed()
+        request, counts, call_texts = self._request, dict[int, int](), dict[int, str]()
+        echoed = await self._echoed_tokens()
         async with aclosing(self._parts()) as parts:
             async for part in parts:
-                begins = part.index not in counts and not asked.started
+                begins = part.index not in counts and not request.started
                 if begins and (first := self._chunks.first(part.index, echoed[part.index] if echoed else None)):
                     yield first
                 counts[part.index] = part.num_tokens
-                if not asked.calls_tool:
+                if not request.calls_tool:
                     yield self._chunks.part(part)
                 elif part.ended is None:
-                    called[part.index] = called.get(part.index, "") + part.text
+                    call_texts[part.index] = call_texts.get(part.index, "") + part.text
                 else:
-                    yield self._chunks.call(part.index, called.get(part.index, ""))
+                    yield self._chunks.call(part.index, call_texts.get(part.index, ""))
                     yield self._chunks.end_of_call(part)
-        if asked.include_usage:
+        if request.include_usage:
             yield self._chunks.usage(sum(counts.values()))
         yield DONE
 
     async def _parts(self) -> AsyncGenerator[Part]:
-        """The parts of all answers; of one without a token, since only its prompt is echoed, its end."""
-        if all(choice.sampling.max_tokens == 0 for choice in self._asked.choices):
-            for choice in self._asked.choices:
+        """Yield the parts of all answers; if only the prompt is echoed, only their ends."""
+        if all(choice.sampling.max_tokens == 0 for choice in self._request.choices):
+            for choice in self._request.choices:
                 yield Part(choice.index, "", (), "length")
             return
-        async with aclosing(merged(self._asked.choices, self._sampler, self._vocabulary)) as parts:
+        async with aclosing(merge_parts(self._request.choices, self._sampler, self._vocabulary)) as parts:
             async for part in parts:
                 yield part
 
-    async def _echoed(self) -> list[list[Drawn]]:
-        """The tokens of prompts that are echoed with their log-probabilities."""
-        if not self._asked.echo or self._asked.logprobs is None:
+    async def _echoed_tokens(self) -> list[list[Drawn]]:
+        """Return the tokens of echoed prompts with their log-probabilities."""
+        if not self._request.echo or self._request.logprobs is None:
             return []
-        found: dict[tuple[int, ...], list[Drawn]] = {}
-        for choice in self._asked.choices:
-            if choice.prompt not in found:
-                found[choice.prompt] = await self._sampler.prompt_logprobs(choice.prompt, self._asked.logprobs)
-        return [found[choice.prompt] for choice in self._asked.choices]
+        tokens_of_prompt: dict[tuple[int, ...], list[Drawn]] = {}
+        for choice in self._request.choices:
+            if choice.prompt not in tokens_of_prompt:
+                tokens_of_prompt[choice.prompt] = await self._sampler.prompt_logprobs(choice.prompt, self._request.logprobs)
+        return [tokens_of_prompt[choice.prompt] for choice in self._request.choices]
 
 
 async def send_error(error: ApiError, send: Send) -> None:
-    """Answer by an error."""
+    """Answer with an error."""
     import orjson
 
     body = orjson.dumps(error.body())
@@ -124,8 +124,8 @@ async def send_error(error: ApiError, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _hung_up(receive: Receive) -> None:
-    """Wait until the client is gone."""
+async def _wait_for_disconnect(receive: Receive) -> None:
+    """Wait until the client disconnects."""
     message: Message = {"type": ""}
     while message["type"] != "http.disconnect":
         message = await receive()

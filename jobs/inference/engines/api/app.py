@@ -1,4 +1,4 @@
-"""The HTTP interface of an engine: its routes, who may use them, and errors in OpenAI's form."""
+"""The HTTP interface of an engine: routes, authentication, and errors in OpenAI's form."""
 
 import hmac
 import logging
@@ -14,7 +14,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ropewalk.jobs.inference.engines.api.answering import Answering
-from ropewalk.jobs.inference.engines.api.asked import read_request
 from ropewalk.jobs.inference.engines.api.bodies import (
     AnyRequest,
     ChatRequest,
@@ -24,6 +23,7 @@ from ropewalk.jobs.inference.engines.api.bodies import (
     TokenizeRequest,
 )
 from ropewalk.jobs.inference.engines.api.errors import ApiError
+from ropewalk.jobs.inference.engines.api.generation_request import read_request
 from ropewalk.jobs.inference.engines.api.openapi import openapi
 from ropewalk.jobs.inference.engines.api.prompts import Prompts
 from ropewalk.jobs.inference.engines.api.read import MOST_BYTES, parse
@@ -35,14 +35,14 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Loaded(NamedTuple):
-    """A model that can be asked."""
+    """A loaded model."""
 
     sampler: Sampler
     prompts: Prompts
 
 
 class Api:
-    """The API of one model; until it is loaded all but `/health` answer 503."""
+    """The API of one model; until it is loaded, all routes but `/health` answer 503."""
 
     def __init__(self, model: str, token: str | None = None) -> None:
         self.model = model
@@ -50,23 +50,23 @@ class Api:
         self._token, self._created = token, int(time.time())
         self.app = Starlette(
             routes=[
-                Route("/health", self._guarded(self._health, public=True)),
-                Route("/v1/models", self._guarded(self._models)),
-                Route("/v1/models/{model:path}", self._guarded(self._one_model)),
-                Route("/v1/completions", self._guarded(self._completions), methods=["POST"]),
-                Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
-                Route("/openapi.json", self._guarded(self._openapi, public=True)),
-                Route("/tokenize", self._guarded(self._tokenize), methods=["POST"]),
-                Route("/detokenize", self._guarded(self._detokenize), methods=["POST"]),
-                Route("/apply-template", self._guarded(self._template), methods=["POST"]),
+                Route("/health", self._guard(self._health, public=True)),
+                Route("/v1/models", self._guard(self._models)),
+                Route("/v1/models/{model:path}", self._guard(self._model_by_name)),
+                Route("/v1/completions", self._guard(self._completions), methods=["POST"]),
+                Route("/v1/chat/completions", self._guard(self._chat), methods=["POST"]),
+                Route("/openapi.json", self._guard(self._openapi, public=True)),
+                Route("/tokenize", self._guard(self._tokenize), methods=["POST"]),
+                Route("/detokenize", self._guard(self._detokenize), methods=["POST"]),
+                Route("/apply-template", self._guard(self._template), methods=["POST"]),
             ],
             exception_handlers={HTTPException: _http_error},
         )
 
-    def _guarded(self, endpoint: Endpoint, *, public: bool = False) -> Endpoint:
-        """The endpoint for those who have the token, with every error in OpenAI's form."""
+    def _guard(self, endpoint: Endpoint, *, public: bool = False) -> Endpoint:
+        """Wrap an endpoint: check the token, and return every error in OpenAI's form."""
 
-        async def guarded(request: Request) -> Response:
+        async def guard(request: Request) -> Response:
             try:
                 if not public:
                     self._check_token(request)
@@ -77,15 +77,15 @@ class Api:
                 return Response(status_code=400)
             except Exception:
                 log.exception("a request failed")
-                return _error(ApiError("the engine failed; its log says why", status=500, code="engine_failed"))
+                return _error(ApiError("the engine failed; see its log", status=500, code="engine_failed"))
 
-        return guarded
+        return guard
 
     def _check_token(self, request: Request) -> None:
         if self._token is None:
             return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token.encode()):
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token.encode()):
             raise ApiError(
                 "the API token is missing or wrong; send 'Authorization: Bearer TOKEN'", status=401, code="invalid_api_key"
             )
@@ -107,25 +107,28 @@ class Api:
     async def _openapi(self, request: Request) -> Response:
         return _json(openapi(self.model))
 
-    async def _one_model(self, request: Request) -> Response:
-        asked = request.path_params["model"]
-        if asked != self.model:
+    async def _model_by_name(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if name != self.model:
             raise ApiError(
-                f"there is no model {asked!r} here; this is {self.model!r}", status=404, param="model", code="model_not_found"
+                f"the model {name!r} does not exist; this engine serves {self.model!r}",
+                status=404,
+                param="model",
+                code="model_not_found",
             )
         return _json(self._model())
 
     def _model(self) -> dict[str, Any]:
-        found = {"id": self.model, "object": "model", "created": self._created, "owned_by": "ropewalk"}
-        return found | ({"max_model_len": self.loaded.sampler.context} if self.loaded else {})
+        entry = {"id": self.model, "object": "model", "created": self._created, "owned_by": "ropewalk"}
+        return entry | ({"max_model_len": self.loaded.sampler.context} if self.loaded else {})
 
     async def _completions(self, request: Request) -> Response:
-        return self._answering(parse(await _body(request), CompletionRequest))
+        return self._answer(parse(await _body(request), CompletionRequest))
 
     async def _chat(self, request: Request) -> Response:
-        return self._answering(parse(await _body(request), ChatRequest))
+        return self._answer(parse(await _body(request), ChatRequest))
 
-    def _answering(self, body: AnyRequest) -> Response:
+    def _answer(self, body: AnyRequest) -> Response:
         sampler, prompts = self._ready()
         return Answering(read_request(body, prompts, sampler, self.model), sampler, prompts.text)
 
@@ -145,13 +148,13 @@ class Api:
 
 
 async def _body(request: Request) -> bytes:
-    """The bytes of a request. Raises ApiError where they are too many."""
-    found = bytearray()
+    """Read the body of a request. Raises ApiError if it is too large."""
+    body = bytearray()
     async for chunk in request.stream():
-        found += chunk
-        if len(found) > MOST_BYTES:
+        body += chunk
+        if len(body) > MOST_BYTES:
             raise ApiError(f"the body has more than {MOST_BYTES} bytes; send less", status=413, code="request_too_large")
-    return bytes(found)
+    return bytes(body)
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -164,10 +167,10 @@ def _error(error: ApiError) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What the routes refuse: a path that is none, a method that is not for it."""
+    """Answer for the router: an unknown path, or a method that it does not support."""
     assert isinstance(error, HTTPException)
-    words = {404: f"there is no {request.url.path} here", 405: f"{request.method} is not for {request.url.path}"}
-    found = _error(ApiError(words.get(error.status_code, str(error.detail)), status=error.status_code))
+    messages = {404: f"unknown path {request.url.path}", 405: f"{request.url.path} does not support {request.method}"}
+    response = _error(ApiError(messages.get(error.status_code, str(error.detail)), status=error.status_code))
     for name, value in (error.headers or {}).items():
-        found.headers[name] = value
-    return found
+        response.headers[name] = value
+    return response

@@ -1,4 +1,4 @@
-"""The bodies of requests, as OpenAI has them, with what vLLM and llama.cpp have added and continuing needs."""
+"""Bodies of requests: OpenAI's keys, those that vLLM and llama.cpp add, and `continue_from`."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,16 +13,16 @@ Tokens = list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 
 class Body(BaseModel):
-    """Any part of a request: unknown keys are refused, numbers are no strings."""
+    """Base of all parts of a request: unknown keys are refused, types are strict."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(Body):
-    """What a stream tells beside text."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None  # of OpenAI's; texts are not padded here
+    include_obfuscation: bool | None = None  # accepted for compatibility; texts are not padded
 
 
 class JsonSchema(Body):
@@ -35,19 +35,19 @@ class JsonSchema(Body):
 
 
 class ResponseFormat(Body):
-    """What an answer must be."""
+    """The format of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
 class ContinueFrom(Body):
-    """An answer that another process has begun: this one goes on with it."""
+    """An answer that another process began and this request continues."""
 
     id: str = Field(min_length=1, max_length=200)
     created: int = Field(ge=0, lt=2**53)
     token_ids: list[Annotated[int, Field(ge=-1, lt=2**31)]] = []
-    started: bool = False  # the first event of a chat, which names the role, was sent
+    started: bool = False  # the first event of a chat, with the role, was sent
 
 
 class Function(Body):
@@ -73,14 +73,14 @@ class NamedFunction(Body):
 
 
 class ToolChoice(Body):
-    """The function that must be called."""
+    """A function that the model must call."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
 class Request(Body):
-    """What both kinds of completions take."""
+    """Keys common to both kinds of completions."""
 
     model: str = Field(min_length=1, max_length=1000)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -96,7 +96,7 @@ class Request(Body):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     response_format: ResponseFormat | None = None
     user: str | None = None
-    # beyond OpenAI's
+    # extensions
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     ignore_eos: bool | None = None
@@ -116,7 +116,7 @@ class CompletionRequest(Request):
 
 
 class Part(Body):
-    """A part of a message: text; others have keys of their own, and are refused with what can be done."""
+    """A part of a message; other types than text are refused later with a clear error."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -125,7 +125,7 @@ class Part(Body):
 
 
 class Message(Body):
-    """A message; keys that its template may know are kept."""
+    """A message; unknown keys are passed to the chat template."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -147,7 +147,7 @@ class ChatRequest(Request):
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, JsonValue] | None = None
-    # taken and without a meaning here: they change nothing of what a model of text answers
+    # accepted without effect: they do not change the answer of a text model
     metadata: dict[str, JsonValue] | None = None
     store: bool | None = None
     service_tier: str | None = None
@@ -160,10 +160,10 @@ class TokenizeRequest(Body):
     """POST /tokenize: a text or a conversation."""
 
     model: str | None = None
-    content: Text | None = None  # as llama.cpp calls it
-    prompt: Text | None = None  # as vLLM calls it
+    content: Text | None = None  # llama.cpp's name
+    prompt: Text | None = None  # vLLM's name
     messages: list[Message] | None = None
-    add_special: bool | None = None  # the beginning-of-text token, where the tokenizer has one
+    add_special: bool | None = None  # add the beginning-of-text token, if the tokenizer has one
     add_special_tokens: bool | None = None
 
 
@@ -175,7 +175,7 @@ class DetokenizeRequest(Body):
 
 
 class TemplateRequest(Body):
-    """POST /apply-template: the text that a model is asked with."""
+    """POST /apply-template: the rendered prompt of a conversation."""
 
     model: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -187,5 +187,5 @@ AnyRequest = CompletionRequest | ChatRequest
 
 
 def plain(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages as a template wants them."""
+    """Return messages as dictionaries for a chat template."""
     return [message.model_dump(exclude_none=True) for message in messages]

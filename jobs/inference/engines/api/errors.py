@@ -6,13 +6,13 @@ STATUS_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_
 
 
 class ApiError(Exception):
-    """A request that is answered by an error: a status, and what OpenAI's clients read."""
+    """An error answer: a status, and the fields that OpenAI's clients read."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message, self.status, self.param, self.code = message, status, param, code
 
     def body(self) -> dict[str, Any]:
-        """The JSON of the answer."""
+        """Return the JSON of the answer."""
         kind = STATUS_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

@@ -1,4 +1,4 @@
-"""What the API takes and answers, as an OpenAPI document that clients and testers can read."""
+"""The API as an OpenAPI document for clients and test tools."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ _REFERENCE = "#/components/schemas/{model}"
 _POSTS: dict[str, tuple[type[BaseModel], str, tuple[str, ...]]] = {
     "/v1/completions": (CompletionRequest, "Continue a prompt.", ("id", "object", "created", "model", "choices")),
     "/v1/chat/completions": (ChatRequest, "Answer a conversation.", ("id", "object", "created", "model", "choices")),
-    "/tokenize": (TokenizeRequest, "The tokens of a text or a conversation.", ("tokens", "count")),
-    "/detokenize": (DetokenizeRequest, "The text of tokens.", ("content",)),
-    "/apply-template": (TemplateRequest, "The text that the model is asked with.", ("prompt",)),
+    "/tokenize": (TokenizeRequest, "Tokenize a text or a conversation.", ("tokens", "count")),
+    "/detokenize": (DetokenizeRequest, "Decode tokens.", ("content",)),
+    "/apply-template": (TemplateRequest, "Render the prompt of a conversation.", ("prompt",)),
 }
 _GETS = {
-    "/health": ("Whether requests are answered now.", ("status",)),
-    "/v1/models": ("The models: one.", ("object", "data")),
+    "/health": ("Readiness and load.", ("status",)),
+    "/v1/models": ("List the model.", ("object", "data")),
     "/v1/models/{model}": ("The model.", ("id", "object", "created", "owned_by")),
 }
 _ERROR = {
@@ -45,14 +45,14 @@ _ERROR = {
 
 
 def openapi(model: str) -> dict[str, Any]:
-    """The document for an engine that serves the model of this name."""
+    """Return the document of an engine that serves the model with this name."""
     _, definitions = models_json_schema([(kind, "validation") for kind, _, _ in _POSTS.values()], ref_template=_REFERENCE)
     schemas = definitions["$defs"]
     for schema in schemas.values():
         if "model" in schema.get("required", []):
             schema["properties"]["model"] = {"type": "string", "enum": [model]}
-    posts = {path: {"post": _post(kind, words, keys)} for path, (kind, words, keys) in _POSTS.items()}
-    gets = {path: {"get": _get(path, words, keys, model)} for path, (words, keys) in _GETS.items()}
+    posts = {path: {"post": _post(kind, summary, keys)} for path, (kind, summary, keys) in _POSTS.items()}
+    gets = {path: {"get": _get(path, summary, keys, model)} for path, (summary, keys) in _GETS.items()}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"Ropewalk: {model}", "version": "1"},
@@ -64,21 +64,21 @@ def openapi(model: str) -> dict[str, Any]:
     }
 
 
-def _post(kind: type[BaseModel], words: str, keys: tuple[str, ...]) -> dict[str, Any]:
+def _post(kind: type[BaseModel], summary: str, keys: tuple[str, ...]) -> dict[str, Any]:
     body = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=kind.__name__)}}}
     streams: dict[str, Any] = {"text/event-stream": {}} if "stream" in kind.model_fields else {}
     return {
-        "summary": words,
+        "summary": summary,
         "requestBody": {"required": True, "content": body},
         "responses": {"200": _answer(keys, streams), **_errors("400", "401", "404", "413", "503")},
     }
 
 
-def _get(path: str, words: str, keys: tuple[str, ...], model: str) -> dict[str, Any]:
-    named = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": [model]}}
+def _get(path: str, summary: str, keys: tuple[str, ...], model: str) -> dict[str, Any]:
+    parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": [model]}}
     return {
-        "summary": words,
-        **({"parameters": [named]} if "{model}" in path else {}),
+        "summary": summary,
+        **({"parameters": [parameter]} if "{model}" in path else {}),
         **({"security": []} if path == "/health" else {}),
         "responses": {"200": _answer(keys, {}), **_errors("401", "404"), "503": {"description": "The model is being loaded."}},
     }
@@ -91,4 +91,4 @@ def _answer(keys: tuple[str, ...], more: dict[str, Any]) -> dict[str, Any]:
 
 def _errors(*statuses: str) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": _REFERENCE.format(model="Error")}}}
-    return {status: {"description": "What is wrong.", "content": content} for status in statuses}
+    return {status: {"description": "An error.", "content": content} for status in statuses}

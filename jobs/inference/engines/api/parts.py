@@ -1,11 +1,11 @@
-"""An answer as parts: the text that can be shown and the tokens that it came of; several answers merged as they grow."""
+"""An answer in parts: visible text with its tokens; parts of several answers merged as they arrive."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from ropewalk.jobs.inference.engines.api.asked import Choice
+from ropewalk.jobs.inference.engines.api.generation_request import Choice
 from ropewalk.jobs.inference.engines.api.text import TextStream, Vocabulary
 from ropewalk.jobs.inference.engines.sampler import Drawn, Ended, Sampler
 
@@ -18,15 +18,15 @@ class Part:
     text: str
     tokens: Sequence[Drawn]
     ended: Ended | None = None
-    num_tokens: int = 0  # of the answer until here
+    num_tokens: int = 0  # of the answer so far
 
 
 async def parts_of(choice: Choice, sampler: Sampler, vocabulary: Vocabulary) -> AsyncGenerator[Part]:
-    """The parts of one answer, in order; the last one, without text, says how it ended.
+    """Yield the parts of one answer in order; the last one, without text, has the finish reason.
 
-    The parts that came of the tokens that another process has drawn are left out.
+    Parts of tokens that another process sampled are left out.
     """
-    text, held, count = TextStream(vocabulary, choice.stops, choice.prompt), list[Drawn](), len(choice.drawn)
+    text, pending, count = TextStream(vocabulary, choice.stops, choice.prompt), list[Drawn](), len(choice.drawn)
     ended: Ended | None = None
     for token in choice.drawn:
         ended = "stop" if (token in sampler.ends and choice.sampling.end) or text.push(token).stopped else ended
@@ -39,23 +39,23 @@ async def parts_of(choice: Choice, sampler: Sampler, vocabulary: Vocabulary) -> 
         async for drawn in drawing:
             count, ended = count + 1, drawn.ended
             is_end = ended == "stop" and (drawn.token in sampler.ends or drawn.text == "")
-            held.append(drawn)
+            pending.append(drawn)
             piece = text.push(drawn.token, drawn.text) if not is_end else text.end()
-            shown = piece.text
+            visible = piece.text
             if ended is not None and not is_end and not piece.stopped:
-                shown += (piece := text.end()).text
+                visible += (piece := text.end()).text
             if piece.stopped:
                 ended = "stop"
-            if shown or (ended is not None and not is_end and held):
-                yield Part(choice.index, shown, tuple(held if not is_end else held[:-1]), None, count)
-                held = [drawn] if is_end else []
+            if visible or (ended is not None and not is_end and pending):
+                yield Part(choice.index, visible, tuple(pending if not is_end else pending[:-1]), None, count)
+                pending = [drawn] if is_end else []
             if ended is not None:
                 break
-    yield Part(choice.index, "", tuple(held), ended or "stop", count)
+    yield Part(choice.index, "", tuple(pending), ended or "stop", count)
 
 
-async def merged(choices: Sequence[Choice], sampler: Sampler, vocabulary: Vocabulary) -> AsyncGenerator[Part]:
-    """The parts of several answers, each as soon as it is there."""
+async def merge_parts(choices: Sequence[Choice], sampler: Sampler, vocabulary: Vocabulary) -> AsyncGenerator[Part]:
+    """Yield the parts of several answers, each as soon as it is available."""
     if len(choices) == 1:
         async with aclosing(parts_of(choices[0], sampler, vocabulary)) as parts:
             async for part in parts:
@@ -68,7 +68,7 @@ async def merged(choices: Sequence[Choice], sampler: Sampler, vocabulary: Vocabu
             async with aclosing(parts_of(choice, sampler, vocabulary)) as parts:
                 async for part in parts:
                     queue.put_nowait(part)
-        except Exception as error:  # told to whoever reads the queue
+        except Exception as error:  # raised by the reader of the queue
             queue.put_nowait(error)
         queue.put_nowait(None)
 
@@ -76,13 +76,13 @@ async def merged(choices: Sequence[Choice], sampler: Sampler, vocabulary: Vocabu
     try:
         left = len(tasks)
         while left:
-            found = await queue.get()
-            if isinstance(found, BaseException):
-                raise found
-            if found is None:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
                 left -= 1
             else:
-                yield found
+                yield item
     finally:
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Prompts as token ids: text, conversations by their template, and whether they fit."""
+"""Prompts as token ids: texts, conversations rendered by the chat template, and the check against the context."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,37 +13,37 @@ from ropewalk.jobs.inference.engines.api.text import Vocabulary
 
 
 class Prompts:
-    """The tokenizer of a model and its chat template, as requests need them."""
+    """The tokenizer of a model and its chat template."""
 
     def __init__(self, files: Path, vocabulary: int) -> None:
-        """`files` is a folder with a tokenizer; one without a chat template is asked by the plain one. Raises ConfigError."""
+        """Open the tokenizer in the folder `files`; without a chat template the built-in `plain` is used. Raises ConfigError."""
         self._tokenizer = open_tokenizer(files)
         self.vocabulary, self.text = vocabulary, Vocabulary(self._tokenizer)
-        own = getattr(self._tokenizer, "chat_template", None)
-        self._chat = ChatTokenizer(files, None if own else TEMPLATES["plain"])
+        template = getattr(self._tokenizer, "chat_template", None)
+        self._chat = ChatTokenizer(files, None if template else TEMPLATES["plain"])
         self._prefix = next(
             (token for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id) if token is not None), None
         )
 
     def of_completion(self, request: CompletionRequest) -> list[list[int]]:
-        """The prompts of a request. Raises ApiError for one that is none."""
-        given: Any = request.prompt
-        if isinstance(given, str):
-            return [self.encode(given)]
-        if given and isinstance(given[0], int):
-            return [self._checked(given)]
-        if not given:
+        """Return the prompts of a request. Raises ApiError for an invalid one."""
+        prompt: Any = request.prompt
+        if isinstance(prompt, str):
+            return [self.encode(prompt)]
+        if prompt and isinstance(prompt[0], int):
+            return [self._check_tokens(prompt)]
+        if not prompt:
             raise ApiError("'prompt' is an empty list; give a text, token ids, or several of them", param="prompt")
-        return [self.encode(one) if isinstance(one, str) else self._checked(one) for one in given]
+        return [self.encode(text) if isinstance(text, str) else self._check_tokens(text) for text in prompt]
 
     def of_chat(self, request: ChatRequest) -> list[int]:
-        """The tokens that the assistant is asked with. Raises ApiError where the template refuses the conversation."""
+        """Return the tokens of a conversation. Raises ApiError if the template refuses it."""
         tools = [tool.model_dump(exclude_none=True) for tool in request.tools or []] or None
         text = self.template(request.messages, None if request.tool_choice == "none" else tools)
         return self._tokens(text)
 
     def template(self, messages: Sequence[Message], tools: Any = None) -> str:
-        """The text that the assistant is asked with. Raises ApiError."""
+        """Render the prompt of a conversation. Raises ApiError."""
         try:
             return self._chat.render(_texts(messages), tools, prompt=True)
         except BadConversationError as error:
@@ -52,7 +52,7 @@ class Prompts:
             ) from None
 
     def of_tokenize(self, request: TokenizeRequest) -> list[int]:
-        """The tokens of a text or a conversation."""
+        """Return the tokens of a text or a conversation."""
         if request.messages:
             return self._tokens(self.template(request.messages))
         text = request.content if request.content is not None else request.prompt
@@ -62,22 +62,24 @@ class Prompts:
         return self.encode(text, special=bool(special))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, special ones included. Raises ApiError."""
-        return str(self._tokenizer.backend_tokenizer.decode(self._checked(tokens) if tokens else [], skip_special_tokens=False))
+        """Return the text of tokens, including special ones. Raises ApiError."""
+        return str(
+            self._tokenizer.backend_tokenizer.decode(self._check_tokens(tokens) if tokens else [], skip_special_tokens=False)
+        )
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """The tokens of a text; of an empty one the model's prefix token, if it may have any."""
+        """Return the tokens of a text; of an empty one the model's prefix token, if special tokens are added."""
         begins = bool(self._tokenizer.bos_token) and text.startswith(str(self._tokenizer.bos_token))
-        found = self._encoded(text, special=special and not begins)
-        return found or ([self._prefix] if special and self._prefix is not None else [])
+        tokens = self._encode(text, special=special and not begins)
+        return tokens or ([self._prefix] if special and self._prefix is not None else [])
 
     def _tokens(self, text: str) -> list[int]:
-        return self._encoded(text, special=False)  # the template has written special tokens itself
+        return self._encode(text, special=False)  # the template adds special tokens itself
 
-    def _encoded(self, text: str, *, special: bool) -> list[int]:
+    def _encode(self, text: str, *, special: bool) -> list[int]:
         return list(self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=special).ids)
 
-    def _checked(self, tokens: Sequence[int]) -> list[int]:
+    def _check_tokens(self, tokens: Sequence[int]) -> list[int]:
         if not tokens:
             raise ApiError("a prompt of token ids is empty; put the model's first token there", param="prompt")
         if (worst := max(tokens)) >= self.vocabulary:
@@ -86,22 +88,22 @@ class Prompts:
 
 
 def check_fits(prompt: Sequence[int], max_tokens: int | None, context: int, default: int | None, param: str) -> int:
-    """How many tokens the answer may have. Raises ApiError that says how long the prompt is and what the limit is.
+    """Return the maximum number of answer tokens. Raises ApiError with the length of the prompt and the limit.
 
-    `default` is what an answer may have where the request names no number; None: what is left.
+    `default` applies if the request has no `max_tokens`; None: the rest of the context.
     """
     room = context - len(prompt)
     if room < 1:
         raise ApiError(
-            f"the prompt has {len(prompt)} tokens, and the context of the model {context}, of which the answer needs at least"
-            " 1; shorten the prompt",
+            f"the prompt has {len(prompt)} tokens and the context of the model {context}, with at least 1 for the answer; shorten"
+            " the prompt",
             param=param,
             code="context_length_exceeded",
         )
     if max_tokens is not None and max_tokens > room:
         raise ApiError(
-            f"the prompt has {len(prompt)} tokens and {max_tokens} were asked for as an answer, together"
-            f" {len(prompt) + max_tokens}; the context of the model has {context}; shorten the prompt, or ask for at most {room}",
+            f"the prompt has {len(prompt)} tokens and max_tokens is {max_tokens}, together {len(prompt) + max_tokens}; the"
+            f" context of the model has {context}; shorten the prompt, or set max_tokens to at most {room}",
             param=param,
             code="context_length_exceeded",
         )
@@ -109,8 +111,8 @@ def check_fits(prompt: Sequence[int], max_tokens: int | None, context: int, defa
 
 
 def _texts(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages whose contents are texts. Raises ApiError for pictures and sounds."""
-    found = []
+    """Return messages whose contents are texts. Raises ApiError for images and audio."""
+    texts = []
     for number, message in enumerate(plain(list(messages))):
         if message["role"] == "developer":
             message["role"] = "system"
@@ -121,14 +123,14 @@ def _texts(messages: Sequence[Message]) -> list[dict[str, Any]]:
             if message["role"] != "assistant":
                 raise ApiError(f"messages.{number} has no content", param=f"messages.{number}.content")
             message["content"] = ""
-        found.append(message)
-    return found
+        texts.append(message)
+    return texts
 
 
 def _text_of(part: Mapping[str, Any], number: int) -> str:
     if part["type"] not in {"text", "input_text", "output_text"} or not isinstance(part.get("text"), str):
         raise ApiError(
-            f"messages.{number} has a part of type {str(part['type'])[:40]!r}; this model reads text alone",
+            f"messages.{number} has a part of type {str(part['type'])[:40]!r}; this model reads text only",
             param=f"messages.{number}.content",
             code="unsupported_content",
         )

@@ -1,16 +1,16 @@
-"""Tokens as text while they come: no half characters, nothing of a stop text."""
+"""Convert tokens to text as they arrive, without partial characters or parts of a stop text."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ropewalk.jobs.inference.scoring.stops import Stops, special_tokens
 
-UNFINISHED = "�"  # with it a decoder ends a text whose last character is not complete
-MOST_UNFINISHED_TOKENS = 8  # a character has at most four bytes; what ends in so many is not UTF-8
+UNFINISHED = "�"  # a decoder's replacement for an incomplete last character
+MOST_UNFINISHED_TOKENS = 8  # a character has at most four bytes; more incomplete tokens are not UTF-8
 
 
 class Vocabulary:
-    """What tokens stand for, by a tokenizer of transformers."""
+    """Text and bytes of tokens, by a transformers tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.specials = special_tokens(tokenizer)
@@ -18,11 +18,11 @@ class Vocabulary:
         self._bytes = _byte_level() if "ByteLevel" in str(type(self._backend.decoder)) + str(self._backend.decoder) else {}
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, without special ones."""
+        """Return the text of tokens without special ones."""
         return str(self._backend.decode(list(tokens), skip_special_tokens=True))
 
     def piece(self, token: int) -> tuple[str, list[int]]:
-        """The text of one token, a special one too, and its bytes."""
+        """Return the text of one token, special or not, and its bytes."""
         word = self._backend.id_to_token(token)
         text = str(self._backend.decode([token], skip_special_tokens=False))
         if word is None:
@@ -40,31 +40,31 @@ class Piece(NamedTuple):
     """Text that can be shown now."""
 
     text: str
-    stopped: bool  # a stop text follows: nothing more is shown
+    stopped: bool  # a stop text was reached; the answer ends
 
 
 class TextStream:
-    """The text of an answer as it grows. The same tokens give the same pieces, in whichever process."""
+    """The growing text of an answer. The same tokens give the same pieces in every process."""
 
     def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], prompt: Sequence[int]) -> None:
-        """`prompt` are the last tokens before the answer: how its first token is written may depend on them."""
+        """`prompt` are the last tokens before the answer, on which the spelling of its first token may depend."""
         self._vocabulary, self._stops = vocabulary, Stops(stops, vocabulary.specials)
         self._tokens = list(prompt[-MOST_UNFINISHED_TOKENS:])
-        self._begin, self._read = 0, len(self._tokens)  # tokens before `read` are shown; those from `begin` on are decoded again
-        self._held = ""  # might be the beginning of a stop text
+        self._begin, self._read = 0, len(self._tokens)  # tokens before `_read` were shown; decoding starts at `_begin`
+        self._held = ""  # possible beginning of a stop text
 
     def push(self, token: int, text: str | None = None) -> Piece:
-        """Take one token more, or the text of tokens that are unknown; what of the text can be shown now."""
+        """Add a token, or the text of unknown tokens; return the text that can be shown now."""
         if text is not None:
             self._tokens, self._begin, self._read = [], 0, 0
             return self._show(text, final=False)
         letter = self._stops.letter(token)
-        before = self._fresh(final=True) if letter else ""  # a character that is not complete before it never will be
+        before = self._fresh(final=True) if letter else ""  # an incomplete character before a special token stays incomplete
         self._tokens.append(token)
         return self._show((before + letter) or self._fresh(final=False), final=False)
 
     def end(self) -> Piece:
-        """No token follows: what was held back."""
+        """Return the text held back, as no token follows."""
         return self._show(self._fresh(final=True), final=True)
 
     def _fresh(self, *, final: bool) -> str:
@@ -78,21 +78,21 @@ class TextStream:
 
     def _show(self, fresh: str, *, final: bool) -> Piece:
         text = self._held + fresh
-        if self._stops.found_in(text):
+        if self._stops.occur_in(text):
             self._held = ""
             return Piece(self._stops.cut(text), True)
-        held = 0 if final else max((_overlap(text, stop) for stop in self._stops.texts), default=0)
-        self._held = text[len(text) - held :]
-        return Piece(self._stops.shown(text[: len(text) - held]), False)
+        num_held = 0 if final else max((_overlap(text, stop) for stop in self._stops.texts), default=0)
+        self._held = text[len(text) - num_held :]
+        return Piece(self._stops.visible(text[: len(text) - num_held]), False)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many letters at the end of a text are the beginning of a stop text."""
+    """Return how many letters at the end of a text are the beginning of a stop text."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 def _byte_level() -> dict[str, int]:
-    """GPT-2's letters for bytes: those that print are themselves, the others follow from 256 on."""
+    """Return GPT-2's letters for bytes: printable bytes are themselves, the others follow from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}

@@ -1,1 +1,1 @@
-"""The engine of CPUs: llama.cpp's own server, out of the wheel xllamacpp, behind the OpenAI API that all engines share."""
+"""The engine of CPUs: llama.cpp's own server from the xllamacpp wheel, behind the OpenAI API of all engines."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load(model: str, options: EngineOptions) -> "Loaded":
-    """Load a GGUF file, with the tokenizer of the model that it was made of. Raises ConfigError."""
+    """Load a GGUF file with the tokenizer of its model. Raises ConfigError."""
     from ropewalk.jobs.inference.engines.api.app import Loaded
     from ropewalk.jobs.inference.engines.api.prompts import Prompts
     from ropewalk.jobs.inference.engines.llamacpp.gguf_facts import read_facts
@@ -23,9 +23,7 @@ def load(model: str, options: EngineOptions) -> "Loaded":
     gguf = LlamaCppEngine().prepare(Path(model), options)
     facts = read_facts(gguf)
     if options.context is not None and options.context > facts.context:
-        raise ConfigError(
-            f"context: {options.context} tokens are more than the {facts.context} that {gguf} can see; ask for fewer"
-        )
+        raise ConfigError(f"context: {options.context} tokens exceed the limit of {gguf}, {facts.context}; set a smaller number")
     prompts = Prompts(facts.tokenizer, facts.vocabulary)
     context = options.context or min(facts.context, DEFAULT_CONTEXT)
     draft = LlamaCppDraft(options.draft, options.draft_tokens) if options.draft is not None else None
@@ -34,7 +32,7 @@ def load(model: str, options: EngineOptions) -> "Loaded":
 
 
 def leave_out_torch() -> None:
-    """Let this process import no torch: transformers opens tokenizers without it, in half the time and memory."""
+    """Block the import of torch: transformers opens tokenizers without it in half the time and memory."""
     cast(dict[str, Any], sys.modules)["torch"] = None
 
 

@@ -1,4 +1,4 @@
-"""What must be known of a GGUF file before it is served: what it can see, how many tokens it knows, whose tokenizer it has."""
+"""Facts of a GGUF file that serving needs: context length, vocabulary size, tokenizer."""
 
 import mmap
 import struct
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ropewalk.cluster.errors import ConfigError
 
-# value types of the format, by number: those of a fixed size, then strings and arrays
+# value types of the format by number: fixed sizes, strings, arrays
 _FIXED = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _HEAD = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of values
@@ -15,15 +15,15 @@ _VERSIONS = (2, 3)
 
 
 class GgufFacts(NamedTuple):
-    """Facts of a file."""
+    """Context, vocabulary and tokenizer of a file."""
 
-    context: int  # tokens that the model can see
+    context: int  # in tokens
     vocabulary: int
-    tokenizer: Path  # the folder of the tokenizer of the model that the file was made of
+    tokenizer: Path  # folder of the source model's tokenizer
 
 
 def read_facts(gguf: Path) -> GgufFacts:
-    """Read the facts of a file. Raises ConfigError for a file that is none, or that has no tokenizer beside it."""
+    """Read the facts of a file. Raises ConfigError if it is not a GGUF file or has no tokenizer beside it."""
     try:
         fields = read_fields(gguf)
         kind = str(fields["general.architecture"])
@@ -34,20 +34,20 @@ def read_facts(gguf: Path) -> GgufFacts:
 
 
 def read_fields(gguf: Path) -> dict[str, Any]:
-    """The metadata of a file by name; of an array its length alone, since a vocabulary takes seconds to read.
+    """Return the metadata of a file by name; of an array only its length, because a vocabulary takes seconds to read.
 
-    Raises OSError, ValueError, struct.error for a file that is none.
+    Raises OSError, ValueError, struct.error for an invalid file.
     """
     with gguf.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         magic, version, _, count = _HEAD.unpack_from(data)
         if magic != b"GGUF" or version not in _VERSIONS:
-            raise ValueError(f"it does not begin as one of version {' or '.join(map(str, _VERSIONS))} does")
+            raise ValueError(f"it has no header of version {' or '.join(map(str, _VERSIONS))}")
         reader = _Reader(data, _HEAD.size)
         return {reader.string(): reader.value(reader.number("I")) for _ in range(count)}
 
 
 class _Reader:
-    """Reads values one behind the other."""
+    """Reads consecutive values."""
 
     def __init__(self, data: mmap.mmap, at: int) -> None:
         self.data, self.at = data, at
@@ -72,7 +72,7 @@ class _Reader:
         raise ValueError(f"it has a value of the unknown type {kind}")
 
     def _array(self) -> int:
-        """The length of an array, which is passed over."""
+        """Skip an array and return its length."""
         kind, count = self.number("I"), int(self.number("Q"))
         if kind in _FIXED:
             self._pass(count * struct.calcsize(f"<{_FIXED[kind]}"))
@@ -91,7 +91,7 @@ class _Reader:
 
 
 def _tokenizer(gguf: Path) -> Path:
-    """The tokenizer of the model: beside the file, or where the file was made (MODEL/gguf/FILE, RUN/gguf/FILE)."""
+    """Return the folder of the tokenizer: beside the file, or where the file was written (MODEL/gguf/FILE, RUN/gguf/FILE)."""
     for folder in (gguf.parent, gguf.parent.parent, gguf.parent.parent / "tokenizer"):
         if (folder / "tokenizer.json").is_file():
             return folder

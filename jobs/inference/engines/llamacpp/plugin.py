@@ -1,4 +1,4 @@
-"""llama.cpp as a plug-in: the engine of CPUs, for models that GGUF knows."""
+"""llama.cpp as a plug-in: the engine of CPUs, for architectures that GGUF supports."""
 
 import json
 import os
@@ -17,47 +17,46 @@ ARCHITECTURES = ("llama", "mistral")
 
 
 class LlamaCppEngine:
-    """How llama.cpp is started, and the GGUF file that it loads."""
+    """The command and requirements of llama.cpp, and the GGUF file that it loads."""
 
     name = "llamacpp"
     inherits_socket = True
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do; JSON schemas where llguidance is installed, which checks them."""
+        """Features of llama.cpp; JSON schemas need llguidance, which validates them."""
         schemas = missing_packages("llguidance") is None
         return Capabilities(continues=True, json_schema=schemas, prompt_cache=True, drafts=True, batches=True)
 
     def unavailable(self, options: EngineOptions) -> str | None:
-        """What of it is not installed."""
+        """Return the missing packages."""
         return missing_packages("xllamacpp", "gguf", "starlette", "uvicorn")
 
     def refuses(self, model: Path) -> str | None:
-        """Architectures that GGUF does not know."""
+        """Return a reason for architectures that GGUF does not support."""
         if model.suffix == ".gguf":
             return None
         try:
             kind = json.loads((model / "config.json").read_text()).get("model_type")
         except (OSError, ValueError, AttributeError) as error:
             return f"{model / 'config.json'} cannot be read: {error}"
-        return None if kind in ARCHITECTURES else f"it is of the architecture {kind}; known are {', '.join(ARCHITECTURES)}"
+        return None if kind in ARCHITECTURES else f"its architecture is {kind}; supported are {', '.join(ARCHITECTURES)}"
 
     def prepare(self, model: Path, options: EngineOptions) -> Path:
-        """Convert the model to GGUF, once, beside it; a GGUF file stays as it is. Raises ConfigError."""
+        """Convert the model to GGUF once, beside it; a GGUF file is returned as it is. Raises ConfigError."""
         if model.suffix == ".gguf":
             return model
         type_name = options.extra.get(TYPE, DEFAULT_TYPE)
-        words = module_command("ropewalk.jobs.inference.engines.llamacpp.convert", str(model), type_name)
-        done = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if done.returncode != 0:
-            last = (done.stderr.strip() or "no message").splitlines()[-1].removeprefix("error: ")
+        command = module_command("ropewalk.jobs.inference.engines.llamacpp.convert", str(model), type_name)
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if result.returncode != 0:
+            last = (result.stderr.strip() or "no message").splitlines()[-1].removeprefix("error: ")
             raise ConfigError(f"engine llamacpp cannot load {model}: {last}")
-        return Path(done.stdout.strip().splitlines()[-1])
+        return Path(result.stdout.strip().splitlines()[-1])
 
     def command(self, model: Path, options: EngineOptions) -> list[str]:
-        """Our own process."""
         return our_command("ropewalk.jobs.inference.engines.llamacpp", model, options)
 
     def environment(self, options: EngineOptions) -> dict[str, str]:
-        """The token; torch is not needed, of which transformers would warn."""
+        """Return the token; torch is not imported, of which transformers would warn."""
         return {TOKEN_VARIABLE: options.token or "", "OMP_NUM_THREADS": "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}

@@ -1,6 +1,6 @@
-"""Draw tokens with llama.cpp's own server, which runs in this process: its slots, its batches, its cache of prompts.
+"""Sample tokens with llama.cpp's own server in this process: its slots, batches and prompt cache.
 
-It is asked by its own `/completion` with token ids, at a loopback port with a key that nobody else has.
+Requests go to its `/completion` with token ids, at a loopback port with a secret key.
 """
 
 import os
@@ -21,21 +21,21 @@ from ropewalk.jobs.inference.engines.llamacpp.plugin import LlamaCppEngine
 from ropewalk.jobs.inference.engines.llamacpp.tokens import HiddenTokens
 from ropewalk.jobs.inference.engines.sampler import UNKNOWN, Drawn, Sampling, Top
 
-DEFAULT_CONTEXT = 4096  # tokens of a slot, of a model that can see more: its cache takes memory from the start
-# Of a prompt that are read at once, a thread. llama.cpp sees only between two such pieces that nobody waits any more, and other
-# slots draw no token meanwhile: with one thread and 135M parameters a piece of 8 takes 0.1 seconds, of 16 0.2 and of 128 1.2.
-# 281 tokens are read in 3.0 seconds in pieces of 8, and in 2.4 in pieces of 128; 1,209 in 21 and in 12.
+DEFAULT_CONTEXT = 4096  # default tokens of a slot; the cache is allocated at the start
+# Prompt tokens per pass and thread. llama.cpp notices a closed connection only between passes, and other slots wait meanwhile:
+# with one thread and 135M parameters a pass of 8 tokens takes 0.1 seconds, of 16 0.2 and of 128 1.2. A prompt of 281 tokens takes
+# 3.0 seconds in passes of 8 and 2.4 in passes of 128; one of 1,209 takes 21 and 12.
 READ_TOKENS_A_THREAD, MOST_READ_TOKENS = 8, 128
-CACHE_MIB = 256  # of prompts of slots that others have taken over
+CACHE_MIB = 256  # for prompts whose slots were reassigned
 QUIET = 1  # llama.cpp's verbosity: errors
-SEEDS = 2**32 - 1  # its last one means: any
+SEEDS = 2**32 - 1  # the last value means random
 
 
 class LlamaCppDraft(NamedTuple):
-    """A smaller model that guesses ahead."""
+    """A smaller model for speculative decoding."""
 
     gguf: Path
-    most: int  # tokens that it guesses at once
+    most: int  # maximum number of speculative tokens
 
 
 class LlamaCppSampler:
@@ -51,13 +51,13 @@ class LlamaCppSampler:
         context: int,
         draft: LlamaCppDraft | None = None,
     ) -> None:
-        """Load a GGUF file. Raises ConfigError where llama.cpp cannot."""
+        """Load a GGUF file. Raises ConfigError if llama.cpp cannot."""
         self.slots, self.context, self.vocabulary = slots, context, prompts.vocabulary
-        self.ends: frozenset[int] = frozenset()  # it does not say which token has ended a text
+        self.ends: frozenset[int] = frozenset()  # it does not report the token that ended a text
         self.capabilities = LlamaCppEngine().capabilities
         self._hidden = HiddenTokens(prompts.text, prompts.vocabulary)
-        self._key, self._asked = secrets.token_hex(16), 0
-        self._server = _started(gguf, slots=slots, threads=threads, context=context, key=self._key, draft=draft)
+        self._key, self._num_requests = secrets.token_hex(16), 0
+        self._server = _start_server(gguf, slots=slots, threads=threads, context=context, key=self._key, draft=draft)
         self._client = httpx2.AsyncClient(
             base_url=self._server.listening_address,
             headers={"Authorization": f"Bearer {self._key}"},
@@ -67,37 +67,36 @@ class LlamaCppSampler:
         )
 
     async def draw(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Drawn]:
-        """What follows the prompt, token by token; closing the generator closes the connection, which frees the slot.
+        """Yield the tokens after the prompt; closing the generator closes the connection, which frees the slot.
 
-        Its random numbers and its grammar begin with the answer. So one that is drawn, or of a JSON schema, is drawn again from
-        its beginning where it is to be continued, and what is known of it left out.
+        llama.cpp's random numbers and grammar begin with the answer. To continue one that is sampled or has a JSON schema, it is
+        generated again from its beginning, and the tokens already sent are skipped.
         """
-        again = sampling.continued if sampling.temperature != 0 or sampling.json_schema is not None else 0
-        body = _body(prompt[: len(prompt) - again], sampling, sampling.max_tokens - (sampling.continued - again))
-        self._asked += 1
+        num_repeated = sampling.continued if sampling.temperature != 0 or sampling.json_schema is not None else 0
+        body = _body(prompt[: len(prompt) - num_repeated], sampling, sampling.max_tokens - (sampling.continued - num_repeated))
+        self._num_requests += 1
         try:
             async with aclosing(self._drawn(body)) as drawing:
                 async for drawn in drawing:
-                    if again:
-                        again -= 1
+                    if num_repeated:
+                        num_repeated -= 1
                     else:
                         yield drawn
         finally:
-            self._asked -= 1
+            self._num_requests -= 1
 
     async def prompt_logprobs(self, prompt: Sequence[int], top: int) -> list[Drawn]:
-        """Refused: llama.cpp's server does not say how likely a prompt was."""
+        """Refuse: llama.cpp's server reports no log-probabilities of prompts."""
         raise ApiError("this engine has no log-probabilities of prompts", param="echo", code="unsupported_parameter")
 
     def load(self) -> tuple[int, int]:
-        """Requests that are answered, and that wait."""
-        return min(self._asked, self.slots), max(self._asked - self.slots, 0)
+        return min(self._num_requests, self.slots), max(self._num_requests - self.slots, 0)
 
     def close(self) -> None:
-        """Nothing: the server ends with the process."""
+        """Do nothing: the server ends with the process."""
 
     async def _drawn(self, body: dict[str, Any]) -> AsyncGenerator[Drawn]:
-        count, limit, held = 0, body["n_predict"], list[Drawn]()
+        count, limit, pending = 0, body["n_predict"], list[Drawn]()
         try:
             async with self._client.stream("POST", "/completion", content=orjson.dumps(body)) as answer:
                 if answer.status_code != 200:
@@ -107,35 +106,35 @@ class LlamaCppSampler:
                         if line.startswith(b"error: "):
                             raise _refusal(line[7:])
                         continue
-                    found = orjson.loads(line[6:])
-                    if "error" in found:
+                    message = orjson.loads(line[6:])
+                    if "error" in message:
                         raise _refusal(line[6:])
-                    if "prompt_progress" in found:  # asked for so that it writes, and sees that the connection is closed
+                    if "prompt_progress" in message:  # requested only so that it writes and notices a closed connection
                         continue
-                    fresh = self._tokens(found, count, limit)
+                    fresh = self._tokens(message, count, limit)
                     count += len(fresh)
-                    if found["stop"] and not fresh and held:
-                        fresh, held = [held[-1]._replace(ended="stop", text="")], held[:-1]
-                    # a token without text may be the one that ends it, which only the next event tells
-                    waits = not found["stop"] and not found["content"] and fresh[-1].ended is None
-                    for drawn in held if waits else (*held, *fresh):
+                    if message["stop"] and not fresh and pending:
+                        fresh, pending = [pending[-1]._replace(ended="stop", text="")], pending[:-1]
+                    # a token without text may be the last one, which only the next event shows
+                    is_undecided = not message["stop"] and not message["content"] and fresh[-1].ended is None
+                    for drawn in pending if is_undecided else (*pending, *fresh):
                         yield drawn
-                    held = fresh if waits else []
+                    pending = fresh if is_undecided else []
         except httpx2.HTTPError as error:
             raise ApiError(
-                f"llama.cpp does not answer: {error or type(error).__name__}", status=500, code="engine_failed"
+                f"llama.cpp failed to answer: {error or type(error).__name__}", status=500, code="engine_failed"
             ) from None
 
-    def _tokens(self, found: dict[str, Any], count: int, limit: int) -> list[Drawn]:
-        """What an event of llama.cpp's says that was drawn since the one before, of `count` tokens."""
-        tokens, text = found["tokens"], found["content"]
-        hidden = found["tokens_predicted"] - count - len(tokens)
-        if found["stop"]:
-            if found["stop_type"] != "limit":
+    def _tokens(self, message: dict[str, Any], count: int, limit: int) -> list[Drawn]:
+        """Return the tokens of an event, of which `count` were reported before."""
+        tokens, text = message["tokens"], message["content"]
+        hidden = message["tokens_predicted"] - count - len(tokens)
+        if message["stop"]:
+            if message["stop_type"] != "limit":
                 return [*[Drawn(UNKNOWN, text="")] * (hidden - 1), Drawn(UNKNOWN, text="", ended="stop")] if hidden else []
-            left = [Drawn(UNKNOWN, text="")] * (limit - count)  # the text ends within a character
+            left = [Drawn(UNKNOWN, text="")] * (limit - count)  # the text ends inside a character
             return [*left[:-1], left[-1]._replace(ended="length")] if left else []
-        drawn = [_drawn(token, found.get("completion_probabilities")) for token in tokens]
+        drawn = [_drawn(token, message.get("completion_probabilities")) for token in tokens]
         if hidden > 0:
             before = self._hidden.find(text, tokens[0], hidden) if len(tokens) == 1 else None
             if before is not None:
@@ -148,7 +147,7 @@ class LlamaCppSampler:
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """The lines of a stream of events. What a model says may hold what only Unicode calls the end of a line, such as U+2028."""
+    """Yield the lines of an event stream, split at newlines only: generated text may contain U+2028 and the like."""
     rest = b""
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
@@ -157,15 +156,15 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     yield rest
 
 
-def _drawn(token: int, told: Any) -> Drawn:
-    for each in told or []:
+def _drawn(token: int, probabilities: Any) -> Drawn:
+    for each in probabilities or []:
         if each["id"] == token:
             return Drawn(token, each["logprob"], tuple(Top(top["id"], top["logprob"]) for top in each["top_logprobs"]))
     return Drawn(token)
 
 
 def _body(prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> dict[str, Any]:
-    """A request to llama.cpp: temperature first, then cuts, as in transformers; no penalties."""
+    """Return a request to llama.cpp: temperature before cuts, as in transformers, and no penalties."""
     body: dict[str, Any] = {
         "prompt": list(prompt),
         "n_predict": max_tokens,
@@ -201,31 +200,29 @@ def _refusal(raw: bytes) -> ApiError:
     return ApiError(f"llama.cpp refuses the request: {message}", status=status, code=code)
 
 
-def _started(gguf: Path, *, slots: int, threads: int | None, context: int, key: str, draft: LlamaCppDraft | None) -> Any:
+def _start_server(gguf: Path, *, slots: int, threads: int | None, context: int, key: str, draft: LlamaCppDraft | None) -> Any:
     import xllamacpp
 
-    wanted = xllamacpp.CommonParams()
-    wanted.model.path, wanted.hostnames, wanted.port, wanted.api_keys = str(gguf), ["127.0.0.1"], 0, [key]
-    wanted.n_parallel, wanted.n_ctx, wanted.kv_unified = slots, slots * context, False
-    guesses = draft.most if draft is not None else 0
-    usable = len(os.sched_getaffinity(0))
-    if threads is None and usable < (os.cpu_count() or usable):
-        threads = usable  # llama.cpp's own number is that of the machine's cores, and on shared nodes a job has some of them
-    reads = min(MOST_READ_TOKENS, READ_TOKENS_A_THREAD * (threads or usable))
-    wanted.n_batch = wanted.n_ubatch = reads + slots * (1 + guesses)  # each slot may draw a token beside it
-    wanted.cache_ram_mib, wanted.warmup, wanted.ui, wanted.verbosity = CACHE_MIB, False, False, QUIET
-    wanted.fit_params, wanted.ctx_shift = False, False
-    wanted.endpoint_slots, wanted.endpoint_metrics = False, False
+    params = xllamacpp.CommonParams()
+    params.model.path, params.hostnames, params.port, params.api_keys = str(gguf), ["127.0.0.1"], 0, [key]
+    params.n_parallel, params.n_ctx, params.kv_unified = slots, slots * context, False
+    draft_tokens = draft.most if draft is not None else 0
+    cores = len(os.sched_getaffinity(0))
+    if threads is None and cores < (os.cpu_count() or cores):
+        threads = cores  # llama.cpp's default is all cores of the machine, but a job may have only some of them
+    reads = min(MOST_READ_TOKENS, READ_TOKENS_A_THREAD * (threads or cores))
+    params.n_batch = params.n_ubatch = reads + slots * (1 + draft_tokens)  # plus one token per slot
+    params.cache_ram_mib, params.warmup, params.ui, params.verbosity = CACHE_MIB, False, False, QUIET
+    params.fit_params, params.ctx_shift = False, False
+    params.endpoint_slots, params.endpoint_metrics = False, False
     if threads is not None:
-        wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = threads
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     if draft is not None:
-        _draft(wanted.speculative, draft, threads)
+        _draft(params.speculative, draft, threads)
     try:
-        return xllamacpp.Server(wanted)
+        return xllamacpp.Server(params)
     except RuntimeError as error:
-        raise ConfigError(
-            f"{gguf}: llama.cpp does not load it ({error}); is it damaged, or is there too little memory?"
-        ) from None
+        raise ConfigError(f"{gguf}: llama.cpp cannot load it ({error}); is it damaged, or is there too little memory?") from None
 
 
 def _draft(speculative: Any, draft: LlamaCppDraft, threads: int | None) -> None:

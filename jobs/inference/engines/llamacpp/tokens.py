@@ -1,7 +1,7 @@
-"""The tokens behind a piece of text that llama.cpp shows, of which it names the last one alone.
+"""Recover the tokens of a text of which llama.cpp names only the last one.
 
-Its server says nothing of a token after which the text ends within a character: that token's bytes are shown with the token that
-completes the character, and only this one's id is told. The others are found by their bytes.
+Its server does not report a token after which the text ends inside a character: the token's bytes are shown with the token that
+completes the character, and only the latter's id is reported. The others are found by their bytes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,18 +21,18 @@ class HiddenTokens:
             self._by_bytes.setdefault(piece, token)
 
     def find(self, text: str, last: int, hidden: int) -> list[int] | None:
-        """The tokens before the last one; None where the text does not say which they were."""
+        """Return the tokens before the last one, or None if the text does not determine them."""
         content, tail = text.encode(), self._pieces[last]
         if hidden > MOST_HIDDEN or UNFINISHED in text or not content.endswith(tail):
             return None
-        found = list(self._cuts(content[: len(content) - len(tail)], 0, hidden))
-        return list(found[0]) if len(found) == 1 else None
+        solutions = list(self._cuts(content[: len(content) - len(tail)], 0, hidden))
+        return list(solutions[0]) if len(solutions) == 1 else None
 
     def _cuts(self, content: bytes, begin: int, count: int) -> Iterator[Sequence[int]]:
-        """All ways to cut the rest of the content into so many tokens, after each of which it ends within a character."""
+        """Yield all ways to split the rest into `count` tokens, after each of which the text ends inside a character."""
         for end in range(begin + 1, len(content) + 1) if count > 1 else (len(content),):
             token = self._by_bytes.get(content[begin:end])
-            if token is None or not _within_a_character(content[:end]):
+            if token is None or not _ends_inside_character(content[:end]):
                 continue
             if count == 1:
                 yield (token,)
@@ -40,7 +40,7 @@ class HiddenTokens:
                 yield from ((token, *rest) for rest in self._cuts(content, end, count - 1))
 
 
-def _within_a_character(content: bytes) -> bool:
+def _ends_inside_character(content: bytes) -> bool:
     try:
         content.decode()
     except UnicodeDecodeError as error:

@@ -26,12 +26,12 @@ def load(model: str, options: EngineOptions) -> "Loaded":
         raise ConfigError("engine transformers takes no draft; leave draft unset, or choose another engine")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    found = find_model(model)
+    location = find_model(model)
     device = rank_device()
-    dtype = serving_dtype(found, device)
+    dtype = serving_dtype(location, device)
     opened = open_model(model, device=device, dtype=dtype)
     sampler = TransformersSampler(opened, slots=options.slots, context=options.context)
-    return Loaded(sampler, Prompts(found.tokenizer if isinstance(found, RunDir) else found, sampler.vocabulary))
+    return Loaded(sampler, Prompts(location.tokenizer if isinstance(location, RunDir) else location, sampler.vocabulary))
 
 
 if __name__ == "__main__":

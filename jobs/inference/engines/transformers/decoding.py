@@ -1,8 +1,8 @@
-"""One answer of the reference engine, token by token, and how it goes on with one that another process has begun.
+"""One answer of the reference engine, token by token, and the exact continuation of an answer that another process began.
 
-An answer that is continued must be the one that would have been given. Prompt and drawn tokens are read in one forward pass,
-which is quick, but differs by rounding from what a pass a token gives. So while a choice is clear it is made; at the first one
-that rounding could turn, the drawn tokens are read one by one, as they were when they were drawn, and all that follows is exact.
+A continued answer must equal the one that the first process would have given. Reading prompt and sampled tokens in one forward
+pass is fast, but rounds differently from one pass per token. A clear choice is made on the fast result; at the first choice
+that rounding could change, the sampled tokens are read again one by one, and everything after that is exact.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from ropewalk.jobs.inference.scoring.ties import token_noise
 
 
 class Answer:
-    """An answer while it is drawn. A token depends on the prompt, the seed, and its place in the answer."""
+    """An answer in progress. A token depends on the prompt, the seed, and its position in the answer."""
 
     def __init__(
         self,
@@ -63,8 +63,8 @@ class Answer:
 
     @property
     def _cuts(self) -> bool:
-        asked = self._sampling
-        return asked.temperature != 0 and (asked.top_k > 0 or asked.top_p < 1 or asked.min_p > 0)
+        sampling = self._sampling
+        return sampling.temperature != 0 and (sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0)
 
     def _read(self, tokens: Sequence[int]) -> torch.Tensor:
         """Read tokens in one pass after those in the cache, and return the logits after the last of them."""
@@ -82,18 +82,18 @@ class Answer:
             logits_V = self._read([token])
         return logits_V
 
-    def _choice(self, logits_V: torch.Tensor, place: int) -> tuple[int, float]:
-        """The token at a place of the text, and its lead over the second."""
+    def _choice(self, logits_V: torch.Tensor, position: int) -> tuple[int, float]:
+        """Return the token at a position of the text, and its lead over the second (nats)."""
         scaled = logits_V
         if self._sampling.bias:
             scaled = scaled.clone()
             scaled[list(self._sampling.bias)] += torch.tensor(list(self._sampling.bias.values()), device=scaled.device)
         if self._constraint is not None:
-            scaled = self._constraint.masked(scaled)
+            scaled = self._constraint.mask(scaled)
         if not self._sampling.end:
             scaled = scaled.clone()
             scaled[list(self._ends)] = -torch.inf
-        random = np.random.default_rng([self._sampling.seed % 2**64, place - self._prompt_size])
+        random = np.random.default_rng([self._sampling.seed % 2**64, position - self._prompt_size])
         return choose(scaled, self._drawing, random, min_p=self._sampling.min_p)
 
     def _drawn(self, token: int, logits: torch.Tensor) -> Drawn:
@@ -109,6 +109,6 @@ class Answer:
 
 
 def likeliest(logprobs_V: torch.Tensor, top: int) -> tuple[Top, ...]:
-    """The tokens with the highest log-probabilities."""
+    """Return the tokens with the highest log-probabilities."""
     best = logprobs_V.topk(min(top, len(logprobs_V)))
     return tuple(Top(int(token), float(value)) for value, token in zip(best.values, best.indices, strict=True))

@@ -8,33 +8,32 @@ from ropewalk.jobs.inference.engines.requirements import missing_packages
 
 
 class TransformersEngine:
-    """How the reference engine is started."""
+    """The command and requirements of the reference engine."""
 
     name = "transformers"
     inherits_socket = True
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do; JSON schemas where llguidance is installed."""
+        """Features of the reference engine; JSON schemas need llguidance."""
         return Capabilities(continues=True, prompt_logprobs=True, json_schema=missing_packages("llguidance") is None)
 
     def unavailable(self, options: EngineOptions) -> str | None:
-        """What of its HTTP server is not installed."""
+        """Return the missing packages of its HTTP server."""
         return missing_packages("starlette", "uvicorn")
 
     def refuses(self, model: Path) -> str | None:
-        """Nothing: what transformers cannot load says so when it is loaded."""
+        """Accept every model: loading reports what transformers does not support."""
         return None
 
     def prepare(self, model: Path, options: EngineOptions) -> Path:
-        """Load the directory itself."""
+        """Return the directory itself."""
         return model
 
     def command(self, model: Path, options: EngineOptions) -> list[str]:
-        """Our own process."""
         return our_command("ropewalk.jobs.inference.engines.transformers", model, options)
 
     def environment(self, options: EngineOptions) -> dict[str, str]:
-        """The token, and how many threads compute."""
+        """Return the token and the number of threads."""
         threads = {"OMP_NUM_THREADS": str(options.threads)} if options.threads is not None else {}
         return {TOKEN_VARIABLE: options.token or "", **threads}

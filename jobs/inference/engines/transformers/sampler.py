@@ -1,7 +1,7 @@
-"""Draw tokens with a model of transformers: one thread computes, and its slots take turns token by token.
+"""Sample tokens with a transformers model: one thread computes, and slots take turns token by token.
 
-What is computed side by side differs by rounding from what is computed alone, and so might an answer. Here each forward pass is
-of one request: an answer is that of the request alone, whatever is asked beside it.
+Computing requests side by side rounds differently from computing them alone, and could change an answer. Here each forward pass
+is of one request: an answer is that of the request alone, whatever runs beside it.
 """
 
 import asyncio
@@ -31,15 +31,15 @@ Event = Drawn | Exception | None
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way through the thread."""
+    """A request in the queue of the thread."""
 
     answer: Answer
     loop: asyncio.AbstractEventLoop
     events: "asyncio.Queue[Event]" = field(default_factory=asyncio.Queue)
-    gone: bool = False  # nobody waits for it any more
+    gone: bool = False  # abandoned by its client
 
     def tell(self, event: Event) -> None:
-        """Hand an event over to whoever waits; a loop that is closed waits for nothing."""
+        """Pass an event to the waiting request; a closed loop is ignored."""
         with suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
@@ -62,7 +62,7 @@ class TransformersSampler:
         self._thread.start()
 
     async def draw(self, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[Drawn]:
-        """What follows the prompt, token by token; closing the generator frees the slot after the pass that is computed."""
+        """Yield the tokens after the prompt; closing the generator frees the slot after the current pass."""
         schema = sampling.json_schema
         constraint = await asyncio.to_thread(self._constraints.begin, schema) if schema is not None else None
         answer = Answer(self._opened.model, prompt, sampling, self.ends, constraint=constraint)
@@ -81,18 +81,18 @@ class TransformersSampler:
                 self._changed.notify()
 
     async def prompt_logprobs(self, prompt: Sequence[int], top: int) -> list[Drawn]:
-        """How likely each token of a prompt was after those before it."""
+        """Return the log-probability of each token of a prompt after those before it."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[list[Drawn]] = loop.create_future()
 
         def call() -> None:
-            found: list[Drawn] | ApiError
+            result: list[Drawn] | ApiError
             try:
-                found = _prompt_logprobs(self._opened.model, prompt, top)
-            except Exception as error:  # no memory, above all: the logits of a whole prompt are many
-                found = _failed(error)
+                result = _prompt_logprobs(self._opened.model, prompt, top)
+            except Exception as error:  # above all out of memory: a whole prompt has many logits
+                result = _engine_error(error)
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, done, found)
+                loop.call_soon_threadsafe(_settle, done, result)
 
         with self._changed:
             self._calls.append(call)
@@ -100,22 +100,21 @@ class TransformersSampler:
         return await done
 
     def load(self) -> tuple[int, int]:
-        """Requests that are answered, and that wait."""
         return len(self._active), len(self._waiting)
 
     def close(self) -> None:
-        """End the thread after the pass that it computes."""
+        """End the thread after its current pass."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
-        """End the process where the thread fails: nobody else would answer, and its replica is started again."""
+        """Exit the process if the thread fails: nothing else would answer, and the replica is restarted."""
         try:
             self._decode()
         except BaseException:
-            log.exception("the thread that decodes has failed")
+            log.exception("the decoding thread failed")
             os._exit(1)
 
     def _decode(self) -> None:
@@ -132,7 +131,7 @@ class TransformersSampler:
                 self._turn(job)
 
     def _admit(self) -> None:
-        """Free the slots of those that are gone, and give them to those that wait longest."""
+        """Free the slots of abandoned requests, and assign them to those that have waited longest."""
         self._active = [job for job in self._active if not job.gone]
         while self._waiting and len(self._active) < self.slots:
             if not (job := self._waiting.popleft()).gone:
@@ -148,8 +147,8 @@ class TransformersSampler:
             job.tell(error)
             self._active.remove(job)
             return
-        except (RuntimeError, ValueError, IndexError) as error:  # of torch: no memory, or what a model makes of strange tokens
-            job.tell(_failed(error))
+        except (RuntimeError, ValueError, IndexError) as error:  # raised by torch: out of memory, or invalid tokens
+            job.tell(_engine_error(error))
             self._active.remove(job)
             return
         job.tell(drawn)
@@ -158,23 +157,23 @@ class TransformersSampler:
             self._active.remove(job)
 
 
-def _failed(error: Exception) -> ApiError:
+def _engine_error(error: Exception) -> ApiError:
     return ApiError(f"the model failed: {error}", status=500, code="engine_failed")
 
 
-def _settle(done: "asyncio.Future[list[Drawn]]", found: list[Drawn] | ApiError) -> None:
+def _settle(done: "asyncio.Future[list[Drawn]]", result: list[Drawn] | ApiError) -> None:
     if done.done():
         return
-    if isinstance(found, ApiError):
-        done.set_exception(found)
+    if isinstance(result, ApiError):
+        done.set_exception(result)
     else:
-        done.set_result(found)
+        done.set_result(result)
 
 
 @torch.no_grad()
 def _prompt_logprobs(model: Any, prompt: Sequence[int], top: int) -> list[Drawn]:
     logits = model(input_ids=torch.tensor([list(prompt)], device=model.device), use_cache=False).logits[0].float()
-    found = [Drawn(prompt[0])]
+    drawn = [Drawn(prompt[0])]
     for token, each in zip(prompt[1:], logits[:-1].log_softmax(1), strict=True):
-        found.append(Drawn(token, float(each[token]), likeliest(each, top)))
-    return found
+        drawn.append(Drawn(token, float(each[token]), likeliest(each, top)))
+    return drawn

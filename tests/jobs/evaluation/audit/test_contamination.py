@@ -154,4 +154,4 @@ def test_items_of_an_evaluation_are_searched_and_calibrated(model: Path, tmp_pat
     assert (row["clean"], row["clean items"], row["contaminated"], row["contaminated items"]) == (1.0, 3, 1.0, 1)
     other = make_audit(tmp_path / "runs", model=str(tmp_path / "other"), evaluation=name)
     assert start(other, 1).wait() == [42]
-    assert "evaluate that one" in log_of(other)
+    assert "evaluate the same model" in log_of(other)

@@ -111,18 +111,18 @@ PAIR = '{"more": "a b", "less": "a c"}'
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("s.jsonl", "", "there is no pair in it"),
+        ("s.jsonl", "", "the file has no pair"),
         ("s.jsonl", PAIR + "\n{", "line 2: is not JSON"),
         ("s.jsonl", "[1]", "must be an object"),
-        ("s.jsonl", '{"a": 1}', "none of the known formats"),
+        ("s.jsonl", '{"a": 1}', "which match no supported format"),
         ("s.jsonl", '{"more": "a", "less": null}', "'less' must be a sentence"),
         ("s.jsonl", '{"more": "a", "less": " a"}', "shows no preference"),
         ("s.jsonl", '{"more": "a", "less": "b", "target": 3}', "'target' must be text"),
         ("s.jsonl", '{"more": "a", "less": "b", "by": "byte"}', "'by' must be sum or token"),
         ("s.jsonl", '{"text": "x", "pro_stereotyped": "he", "options": "A. he"}', "must have one [MASK]"),
-        ("s.json", "{}", "is not StereoSet's file"),
-        ("s.csv", "a,b\n1,2\n", "none of the known formats"),
-        ("s.parquet", "x", "its format is not known"),
+        ("s.json", "{}", "is not a StereoSet file"),
+        ("s.csv", "a,b\n1,2\n", "which match no supported format"),
+        ("s.parquet", "x", "unknown format"),
     ],
 )
 def test_a_suite_that_is_none_is_named_with_its_line(name: str, content: str, message: str, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_the_gap_of_groups_is_bootstrapped_within_them(tmp_path: Path) -> None:
     alone = Subgroups(measure.texts[2:], seed=0)
     judged = alone.judge({f"subgroups:{text.number}": answer(text.group) for text in alone.texts})
     assert judged.scores["subgroup_gap"].standard_error is None
-    assert judged.notes == ["subgroup_gap has no standard error: 1 of 2 groups (few) have one text each; add texts of them."]
+    assert judged.notes == ["subgroup_gap has no standard error: 1 of 2 groups (few) have only one text; add more."]
 
 
 def test_planted_canaries_are_all_found_and_others_are_not(audited: tuple[Path, dict[str, Any], Path]) -> None:
@@ -328,9 +328,9 @@ def test_the_bins_of_reliability() -> None:
         (read_canaries, {"prefix": "p", "secret": "--"}, "no letter or digit"),
         (read_canaries, {"prefix": "p", "secret": 5}, "must be texts"),
         (read_canaries, {"prefix": "p", "secret": "5", "repeats": -1}, "'repeats' must be a number"),
-        (read_items, {"n": 1}, "has no text in it"),
-        (read_templates, {"template": "the nurse {WHO}", "swaps": [["he", "he"]]}, "two words that are exchanged"),
-        (read_templates, {"template": "{WHO} went", "swaps": [["he", "she"]]}, "must stand behind a word"),
+        (read_items, {"n": 1}, "the line has no text"),
+        (read_templates, {"template": "the nurse {WHO}", "swaps": [["he", "he"]]}, "a list of pairs of words"),
+        (read_templates, {"template": "{WHO} went", "swaps": [["he", "she"]]}, "must follow a word"),
         (read_templates, {"template": "the nurse", "swaps": [["he", "she"]]}, "must have {WHO} once"),
         (read_templates, {"template": "the {SLOT} {WHO}", "swaps": [["he", "she"]]}, "must have {WHO} once"),
     ],

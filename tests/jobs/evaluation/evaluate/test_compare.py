@@ -58,7 +58,7 @@ def test_two_models_are_compared_item_by_item(shell: Shell) -> None:
     assert "one" in acc["words"]
     page = Path(answer["report"]).read_text()
     assert "question &lt;" in page
-    assert "Where they part" in page
+    assert "Items on which they differ" in page
     output = shell("compare", "one", "two")
     assert "is better, by" in output
     assert "one in twenty" in output

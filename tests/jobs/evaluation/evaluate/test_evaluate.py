@@ -95,10 +95,10 @@ def test_samples_are_drawn_from_the_seed(trained: tuple[RunDir, Path]) -> None:
     assert [sample["prompt"] for sample in first] == ["the rope", ""]
     assert all(sample["text"] for sample in first)
     tables = {name: read_table(runs[1].path / f"tables/{name}.json") for name in ("generations", "worst-documents")}
-    written, worst = tables["generations"], tables["worst-documents"]
-    assert written is not None
+    insert_term, worst = tables["generations"], tables["worst-documents"]
+    assert insert_term is not None
     assert worst is not None
-    assert [row[1:] for row in written.rows] == [[sample["prompt"], sample["text"]] for sample in two]
+    assert [row[1:] for row in insert_term.rows] == [[sample["prompt"], sample["text"]] for sample in two]
     losses = [row[1] for row in worst.rows]
     assert losses == sorted(losses, reverse=True)
     assert all(row[2] for row in worst.rows)

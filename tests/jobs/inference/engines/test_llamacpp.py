@@ -10,7 +10,7 @@ import xllamacpp
 
 from ropewalk.jobs.inference.engines.engine import EngineOptions
 from ropewalk.jobs.inference.engines.find import find_engine
-from ropewalk.jobs.inference.engines.llamacpp.sampler import _started
+from ropewalk.jobs.inference.engines.llamacpp.sampler import _start_server
 from ropewalk.jobs.inference.engines.process import EngineProcess
 from tests.jobs.inference.engines.streams import COMPLETIONS, ask
 from tests.jobs.tiny import tiny_model
@@ -21,7 +21,7 @@ def started(monkeypatch: pytest.MonkeyPatch, threads: int | None, usable: int, c
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable)))
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(xllamacpp, "Server", lambda wanted: wanted)
-    return _started(Path("model.gguf"), slots=3, threads=threads, context=64, key="k", draft=None)
+    return _start_server(Path("model.gguf"), slots=3, threads=threads, context=64, key="k", draft=None)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_a_stream_with_usage(client: openai.OpenAI) -> None:
 
 
 def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, engine: EngineProcess) -> None:
-    with pytest.raises(openai.NotFoundError, match="there is no model 'other'"):
+    with pytest.raises(openai.NotFoundError, match="the model 'other' does not exist"):
         client.chat.completions.create(model="other", messages=HELLO)
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "rope " * 60}])

@@ -97,7 +97,7 @@ def test_the_pre_tokenizer_is_named_by_what_it_is_or_refused(
     tokenizer = AutoTokenizer.from_pretrained(opened.name)
     tokenizer.backend_tokenizer.pre_tokenizer = steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
     if name is None:
-        with pytest.raises(ConfigError, match="its tokenizer does not fit in GGUF: its pre-tokenizer"):
+        with pytest.raises(ConfigError, match="its tokenizer cannot be written as GGUF: its pre-tokenizer"):
             gguf_tokenizer(tokenizer, 320)
     else:
         assert gguf_tokenizer(tokenizer, 320).pre == name
@@ -110,7 +110,7 @@ def test_a_file_of_another_tokenizer_is_found_out(opened: OpenModel, tmp_path: P
     other._tokenizer = Tokenizer.from_str(json.dumps(described))
     wrong = gguf_tokenizer(other, 320)
     monkeypatch.setattr("ropewalk.jobs.inference.gguf.gguf.gguf_tokenizer", lambda tokenizer, vocabulary: wrong)
-    with pytest.raises(ConfigError, match=r"llama.cpp reads .* it does not fit in GGUF"):
+    with pytest.raises(ConfigError, match=r"llama.cpp reads .* it cannot be written as GGUF"):
         write_gguf(opened, tmp_path / "model.gguf", "Q8_0")
     assert not list(tmp_path.iterdir())
 
@@ -122,5 +122,5 @@ def test_what_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no type 'Q9'; types: F32, F16"):
         gguf_of(other, "Q9")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ConfigError, match=r"llama\.cpp does not open it"):
+    with pytest.raises(ConfigError, match=r"llama\.cpp cannot open it"):
         LlamaCpp(tmp_path / "bad.gguf")

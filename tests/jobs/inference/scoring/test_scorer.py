@@ -105,8 +105,8 @@ def test_what_is_near_a_tie_is_found() -> None:
     requests = [Request((1,), (1, 2), (10.0,)), Request((1,), (1, 2), (20.0,)), Request((1,), (1, 2), (30.0,))]
     assert not near_tie(requests, [answer(-5.0), answer(-6.0), answer(-7.0)], 1e-4)
     assert near_tie(requests, [answer(-5.0), answer(-7.0), answer(-5.0003)], 1e-4)
-    assert near_tie(requests, [answer(-5.0, 1), answer(-10.0, 2), answer(-17.0)], 1e-4)  # alike by token
-    assert near_tie(requests, [answer(-5.0), answer(-10.0001), answer(-17.0)], 1e-4)  # alike by length
+    assert near_tie(requests, [answer(-5.0, 1), answer(-10.0, 2), answer(-17.0)], 1e-4)  # group_by_beginning by token
+    assert near_tie(requests, [answer(-5.0), answer(-10.0001), answer(-17.0)], 1e-4)  # group_by_beginning by length
     assert near_tie(requests, [answer(-5.0, margin=1e-4), answer(-6.0), answer(-7.0)], 1e-4)
 
 

@@ -240,8 +240,8 @@ def test_a_run_without_data_or_scores_says_so(tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**{**TINY, "vocab_size": 300})).save_pretrained(directory)
     write_model_cards(run, directory, None)
     text = (directory / "README.md").read_text()
-    assert "not a prepared data set, or not there any more" in text
-    assert "Nobody has measured this model" in text
+    assert "not a prepared data set, or no longer available" in text
+    assert "This model was not measured" in text
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str((directory / "ml-bom.json").read_text()) is None
 
 

@@ -15,7 +15,7 @@ from ropewalk.jobs.models.compress.build import Builder
 from ropewalk.jobs.models.compress.config import CompressConfig, TimingConfig
 from ropewalk.jobs.models.compress.layers import linears
 from ropewalk.jobs.models.compress.report import pareto, read_table
-from ropewalk.jobs.models.compress.timing import timed
+from ropewalk.jobs.models.compress.timing import measure_timing
 from tests.jobs.corpus import make_dataset
 from tests.jobs.evaluation.evaluate.tasks import choice_task
 from tests.jobs.launch import launch, log_of, make_run, start
@@ -117,12 +117,12 @@ def test_speed_memory_and_task_scores_of_a_variant(home: Path, tmp_path: Path) -
     assert "choice, acc" in (run.path / "compress/report.html").read_text()
     assert any("log-probabilities within" in note for note in row["notes"])
     artifact = Artifact(engine="llama.cpp", path=run.path / row["path"], zeros=0.0)
-    result = timed(artifact, TimingConfig(prompt_tokens=16, new_tokens=4, repeats=1))
+    result = measure_timing(artifact, TimingConfig(prompt_tokens=16, new_tokens=4, repeats=1))
     assert result.keys() == TIMES
     assert all(value > 0 for value in result.values())
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     with pytest.raises(ConfigError, match=r"its timing ended with 1: .*does not open it"):
-        timed(Artifact(engine="llama.cpp", path=tmp_path / "bad.gguf", zeros=0.0), TimingConfig())
+        measure_timing(Artifact(engine="llama.cpp", path=tmp_path / "bad.gguf", zeros=0.0), TimingConfig())
 
 
 def accuracy(model: Path, items: list[dict[str, Any]]) -> float:

@@ -9,7 +9,7 @@ import torch
 from ropewalk.jobs.inference.gguf.gguf import Calibration, verify, write_gguf
 from ropewalk.jobs.inference.gguf.gguf_types import GGUF_TYPES
 from ropewalk.jobs.inference.scoring.open_model import open_model
-from ropewalk.jobs.models.compress.gptq import DAMPING, compensated, gptq_as_gguf, gptq_on_grid
+from ropewalk.jobs.models.compress.gptq import DAMPING, round_with_compensation, gptq_as_gguf, gptq_on_grid
 from ropewalk.jobs.models.compress.layers import linears
 from ropewalk.jobs.training.loop.config import GridConfig
 from ropewalk.jobs.training.loop.grid import on_grid
@@ -40,21 +40,21 @@ def by_the_formula(weight: torch.Tensor, moments: torch.Tensor, size: int) -> to
 def test_it_is_the_formula_and_costs_less_than_rounding() -> None:
     inputs = correlated(400, 64)
     moments, weight = inputs.T @ inputs / len(inputs), torch.randn(24, 64, dtype=torch.float64)
-    result = compensated(weight, moments, 8, lambda block, importance: on_grid(block, INT4))
+    result = round_with_compensation(weight, moments, 8, lambda block, importance: on_grid(block, INT4))
     torch.testing.assert_close(result, by_the_formula(weight, moments, 8))
 
     def cost(rounded: torch.Tensor) -> float:
         return float(((weight - rounded) @ inputs.T).square().mean())
 
     assert cost(result) < 0.5 * cost(on_grid(weight, INT4))
-    torch.testing.assert_close(compensated(result, moments, 8, lambda block, importance: on_grid(block, INT4)), result)
+    torch.testing.assert_close(round_with_compensation(result, moments, 8, lambda block, importance: on_grid(block, INT4)), result)
 
 
 @pytest.mark.parametrize("moments", [torch.zeros(16, 16, dtype=torch.float64), torch.ones(16, 16, dtype=torch.float64)])
 def test_inputs_that_tell_nothing_change_no_more_than_rounding(moments: torch.Tensor) -> None:
     weight = torch.randn(4, 16)
-    assert torch.isfinite(compensated(weight, moments, 8, lambda block, importance: on_grid(block, INT4))).all()
-    zeros = compensated(weight, torch.zeros(16, 16, dtype=torch.float64), 8, lambda block, importance: on_grid(block, INT4))
+    assert torch.isfinite(round_with_compensation(weight, moments, 8, lambda block, importance: on_grid(block, INT4))).all()
+    zeros = round_with_compensation(weight, torch.zeros(16, 16, dtype=torch.float64), 8, lambda block, importance: on_grid(block, INT4))
     torch.testing.assert_close(zeros, on_grid(weight, INT4))
 
 

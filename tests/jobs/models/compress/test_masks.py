@@ -9,7 +9,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.inference.scoring.open_model import open_model
 from ropewalk.jobs.models.compress.layers import linears
 from ropewalk.jobs.models.compress.methods import SparsityConfig
-from ropewalk.jobs.models.compress.sparsify import importance, of_matrix, of_rows, sparsify, two_of_four, wanda_score, zeros
+from ropewalk.jobs.models.compress.sparsify import importance, mask_matrix, mask_rows, sparsify, two_of_four, wanda_score, zeros
 from tests.jobs.tiny import tiny_model
 
 
@@ -19,14 +19,14 @@ def scores(seed: int = 0) -> torch.Tensor:
 
 def test_magnitude_compares_the_whole_matrix() -> None:
     weight = scores()
-    mask = of_matrix(weight.abs(), 0.5)
+    mask = mask_matrix(weight.abs(), 0.5)
     limit = weight.abs().flatten().sort().values[int(weight.numel() * 0.5)]
     assert torch.equal(mask, weight.abs() >= limit)
 
 
 def test_wanda_compares_each_row_by_weight_times_norm_of_input() -> None:
     weight, inputs = scores(), torch.randn(40, 16, generator=torch.Generator().manual_seed(1))
-    mask = of_rows(wanda_score(weight, inputs.norm(p=2, dim=0)), 0.25)
+    mask = mask_rows(wanda_score(weight, inputs.norm(p=2, dim=0)), 0.25)
     for row in range(len(weight)):
         by_formula = [abs(float(weight[row, i])) * float(inputs[:, i].pow(2).sum().sqrt()) for i in range(16)]
         lowest = sorted(range(16), key=by_formula.__getitem__)[:4]
@@ -67,7 +67,7 @@ def test_wanda_sees_what_the_pruned_layers_make_of_the_text(tmp_path: Path) -> N
     observed = importance(pruned, batches)  # inputs of the second layer's first matrices do not depend on the second layer
     name = "model.layers.1.self_attn.q_proj"
     norm = torch.from_numpy(observed[name]).mul(48).sqrt()
-    expected = of_rows(wanda_score(dense.get_submodule(name).weight, norm), 0.5)
+    expected = mask_rows(wanda_score(dense.get_submodule(name).weight, norm), 0.5)
     assert torch.equal(pruned.get_submodule(name).weight != 0, expected)
 
 

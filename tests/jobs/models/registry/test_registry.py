@@ -58,7 +58,7 @@ def test_nothing_reaches_production_without_a_passed_gate(root: Path) -> None:
     with pytest.raises(ConfigError, match=f"the gate of {refusal.id} refused"):
         promote(run.id, "candidate", root=root)
     assert in_production(root) is None
-    with pytest.raises(ConfigError, match="say why"):
+    with pytest.raises(ConfigError, match="give a reason"):
         promote(run.id, root=root, force=" ")
     move = promote(run.id, root=root, force="the old one insults people")
     assert (move.forced, [gate["passed"] for gate in move.gates]) == ("the old one insults people", [False])
@@ -103,7 +103,7 @@ def test_back_and_forth(root: Path) -> None:
     assert rollback(root=root, reason="slow").version == 2
     assert rollback(root=root, only=3).version == 2, "it points to another one already"
     assert rollback(root=root).version == 1
-    with pytest.raises(ConfigError, match="pointed to no version before"):
+    with pytest.raises(ConfigError, match="with no earlier version"):
         rollback(root=root)
     promote(f"{run.id}@3", root=root)
     assert rollback(root=root).version == 1
@@ -131,7 +131,7 @@ def test_names(root: Path, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ConfigError, match=text):
             find_checkpoint(ref, root)
-    with pytest.raises(ConfigError, match="that of an alias"):
+    with pytest.raises(ConfigError, match="reserved for an alias"):
         register(str(tmp_path / "other"), "production", root)
 
 
@@ -155,7 +155,7 @@ def test_whoever_looked_too_early_does_not_overwrite(root: Path) -> None:
     run = passing(root, 1, 2, 3)
     promote(f"{run.id}@1", root=root)
     promote(f"{run.id}@2", root=root)
-    with pytest.raises(ConfigError, match="somebody else has moved it"):
+    with pytest.raises(ConfigError, match="was moved by someone else"):
         promote(f"{run.id}@3", root=root, expected=lambda current: current == 1)
     assert in_production(root) == f"{run.id}@2"
 
@@ -243,7 +243,7 @@ def test_as_a_user_types_it(shell: Shell, root: Path, tmp_path: Path) -> None:
     assert len(shown["rollouts"]) == 1
     assert [(move["alias"], move["kind"]) for move in shown["history"]][-1] == ("production", "rollback")
     assert "worse" in shell("models", "main")
-    assert "no version before" in shell.mistake("rollback")
+    assert "no earlier version" in shell.mistake("rollback")
     assert "no model 'x'" in shell.mistake("models", "x")
 
 

@@ -202,7 +202,7 @@ def test_whoever_promotes_by_hand_meanwhile_is_not_overruled(root: Path) -> None
     stage.waits = by_hand
     (facts,) = stage.drive()
     assert facts["outcome"] == "not promoted"
-    assert "somebody else has moved it" in facts["message"]
+    assert "was moved by someone else" in facts["message"]
     assert [version for _, version in moves(stage)][:1] == [1]
     assert RegisteredModel(root, "main").current("production").run == other.id  # type: ignore[union-attr]
 

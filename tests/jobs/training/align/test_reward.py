@@ -65,7 +65,7 @@ def test_what_is_no_reward_model_is_named(model: Path, data: Path, tmp_path: Pat
         open_reward_model(str(model))
     run = reward_run(tmp_path, model, data, steps=1)
     launch(run, 1)
-    with pytest.raises(ConfigError, match=f"{run.id} is a reward model, which scores texts and writes none"):
+    with pytest.raises(ConfigError, match=f"{run.id} is a reward model, which scores texts and generates none"):
         open_model(str(run.path))
     with pytest.raises(ConfigError, match="judge is a reward model"):
         open_model(str(export(run, tmp_path / "judge")))

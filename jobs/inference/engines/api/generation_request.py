@@ -1,4 +1,4 @@
-"""What a request asks for, whichever of the two kinds it is: prompts, how answers are drawn, and how they are told."""
+"""A validated request of either kind: prompts, sampling parameters, and the form of the answer."""
 
 import secrets
 import time
@@ -11,24 +11,24 @@ from ropewalk.jobs.inference.engines.api.errors import ApiError
 from ropewalk.jobs.inference.engines.api.prompts import Prompts, check_fits
 from ropewalk.jobs.inference.engines.sampler import Sampler, Sampling
 
-COMPLETION_TOKENS = 16  # of a completion that names no number, as OpenAI has it
-MOST_ANSWERS = 128  # of one request
+COMPLETION_TOKENS = 16  # default of completions, as in OpenAI's API
+MOST_ANSWERS = 128  # per request
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One answer that is asked for."""
+    """One requested answer."""
 
     index: int
     prompt: tuple[int, ...]
     sampling: Sampling
     stops: tuple[str, ...]
-    drawn: tuple[int, ...] = ()  # by another process, and told to the client
+    drawn: tuple[int, ...] = ()  # tokens sampled by another process and sent to the client
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A request that can be answered."""
+class GenerationRequest:
+    """A request ready to be answered."""
 
     id: str
     created: int
@@ -40,44 +40,47 @@ class Asked:
     include_usage: bool
     token_ids: bool
     logprobs: int | None
-    echo: tuple[str, ...] = ()  # the texts of prompts that stand before answers, one a choice
-    calls_tool: bool = False  # the answer is a call of a function
+    echo: tuple[str, ...] = ()  # texts of echoed prompts, one per choice
+    calls_tool: bool = False  # the answer is a function call
     started: bool = False  # the first event of a continued chat was sent
 
 
-def read_request(request: AnyRequest, prompts: Prompts, sampler: Sampler, model: str) -> Asked:
-    """What a checked body asks for. Raises ApiError for what does not fit, or what the engine cannot do."""
+def read_request(request: AnyRequest, prompts: Prompts, sampler: Sampler, model: str) -> GenerationRequest:
+    """Convert a validated body. Raises ApiError if it does not fit or the engine lacks a feature."""
     if request.model != model:
         raise ApiError(
-            f"there is no model {request.model!r} here; this is {model!r}", status=404, param="model", code="model_not_found"
+            f"the model {request.model!r} does not exist; this engine serves {model!r}",
+            status=404,
+            param="model",
+            code="model_not_found",
         )
     _check_supported(request, sampler)
     chat = isinstance(request, ChatRequest)
-    found = [prompts.of_chat(request)] if isinstance(request, ChatRequest) else prompts.of_completion(request)
+    token_ids = [prompts.of_chat(request)] if isinstance(request, ChatRequest) else prompts.of_completion(request)
     default = None if isinstance(request, ChatRequest) else COMPLETION_TOKENS
     param = "messages" if chat else "prompt"
-    limits = [check_fits(prompt, _max_tokens(request), sampler.context, default, param) for prompt in found]
+    limits = [check_fits(prompt, _max_tokens(request), sampler.context, default, param) for prompt in token_ids]
     sampling, stops = _sampling(request, prompts.vocabulary), _stops(request)
     choices = [
         Choice(
-            index=place * (request.n or 1) + number,
+            index=position * (request.n or 1) + number,
             prompt=tuple(prompt),
             sampling=replace(sampling, max_tokens=limit, seed=sampling.seed + number),
             stops=stops,
         )
-        for place, (prompt, limit) in enumerate(zip(found, limits, strict=True))
+        for position, (prompt, limit) in enumerate(zip(token_ids, limits, strict=True))
         for number in range(request.n or 1)
     ]
     if len(choices) > MOST_ANSWERS:
-        raise ApiError(f"{len(choices)} answers are asked for in one request; ask for at most {MOST_ANSWERS}", param="n")
+        raise ApiError(f"the request asks for {len(choices)} answers; the limit is {MOST_ANSWERS}", param="n")
     echoes = isinstance(request, CompletionRequest) and request.echo
-    asked = Asked(
+    parsed = GenerationRequest(
         id=f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(16)}",
         created=int(time.time()),
         model=model,
         chat=chat,
         choices=tuple(choices),
-        num_prompt_tokens=sum(map(len, found)),
+        num_prompt_tokens=sum(map(len, token_ids)),
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         token_ids=bool(request.return_token_ids),
@@ -85,36 +88,40 @@ def read_request(request: AnyRequest, prompts: Prompts, sampler: Sampler, model:
         echo=tuple(prompts.text.text(choice.prompt) for choice in choices) if echoes else (),
         calls_tool=_forced_tools(request) is not None,
     )
-    return _continued(asked, request, prompts)
+    return _apply_continue_from(parsed, request, prompts)
 
 
-def _continued(asked: Asked, request: AnyRequest, prompts: Prompts) -> Asked:
-    """The rest of what is asked, where another process has begun to answer. Raises ApiError."""
-    if (begun := request.continue_from) is None:
-        return asked
-    if len(asked.choices) != 1 or not asked.stream or asked.echo or asked.calls_tool:
+def _apply_continue_from(parsed: GenerationRequest, request: AnyRequest, prompts: Prompts) -> GenerationRequest:
+    """Apply `continue_from`: the rest of an answer that another process began. Raises ApiError."""
+    if (beginning := request.continue_from) is None:
+        return parsed
+    if len(parsed.choices) != 1 or not parsed.stream or parsed.echo or parsed.calls_tool:
         raise ApiError(
-            "only a stream of one answer can be continued, without `echo` and without a forced tool; ask again from the start",
+            "only a stream of one answer without `echo` or a forced tool can be continued; send the request again",
             param="continue_from",
             code="cannot_continue",
         )
-    choice, drawn = asked.choices[0], tuple(begun.token_ids)
+    choice, drawn = parsed.choices[0], tuple(beginning.token_ids)
     if len(drawn) > choice.sampling.max_tokens or not all(0 <= token < prompts.vocabulary for token in drawn):
         raise ApiError(
-            "'continue_from.token_ids' are not all known, or cannot be of this request",
+            "'continue_from.token_ids' has unknown tokens, or more than the request allows",
             param="continue_from",
             code="cannot_continue",
         )
     choice = replace(choice, drawn=drawn, sampling=replace(choice.sampling, continued=len(drawn)))
-    return replace(asked, id=begun.id, created=begun.created, choices=(choice,), started=begun.started or bool(drawn))
+    return replace(
+        parsed, id=beginning.id, created=beginning.created, choices=(choice,), started=beginning.started or bool(drawn)
+    )
 
 
 def _check_supported(request: AnyRequest, sampler: Sampler) -> None:
     if request.stream_options is not None and not request.stream:
-        raise ApiError("'stream_options' is for streams alone; set 'stream' to true", param="stream_options")
+        raise ApiError("'stream_options' applies to streams only; set 'stream' to true", param="stream_options")
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(request, name):
-            raise ApiError(f"this engine has no {name}; leave it out, or 0", param=name, code="unsupported_parameter")
+            raise ApiError(
+                f"this engine does not support {name}; leave it out, or set it to 0", param=name, code="unsupported_parameter"
+            )
     can = sampler.capabilities
     if isinstance(request, ChatRequest):
         if request.top_logprobs is not None and not request.logprobs:
@@ -123,20 +130,19 @@ def _check_supported(request: AnyRequest, sampler: Sampler) -> None:
             raise ApiError("'tool_choice' names a function that is not in 'tools'", param="tool_choice")
     else:
         if request.suffix:
-            raise ApiError("this engine fills no gaps; leave 'suffix' out", param="suffix", code="unsupported_parameter")
+            raise ApiError("this engine does not support 'suffix'; leave it out", param="suffix", code="unsupported_parameter")
         if request.best_of is not None and request.best_of != (request.n or 1):
             raise ApiError("'best_of' other than 'n' is not supported", param="best_of", code="unsupported_parameter")
         if request.echo and request.logprobs is not None and not can.prompt_logprobs:
             raise ApiError(
-                "this engine has no log-probabilities of prompts; ask without 'echo', or serve by the engine transformers",
+                "this engine has no log-probabilities of prompts; leave 'echo' out, or serve with the engine transformers",
                 param="echo",
                 code="unsupported_parameter",
             )
     asks_json = request.response_format is not None and request.response_format.type != "text"
     if (asks_json or _forced_tools(request)) and not can.json_schema:
         raise ApiError(
-            "this engine cannot hold an answer to a JSON schema: llguidance is not installed where it runs; pip install"
-            " 'ropewalk[serve]'",
+            "this engine cannot apply a JSON schema: llguidance is not installed on its machine; pip install 'ropewalk[serve]'",
             param="response_format" if asks_json else "tool_choice",
             code="unsupported_parameter",
         )
@@ -174,25 +180,25 @@ def _logprobs(request: AnyRequest) -> int | None:
 
 
 def _stops(request: AnyRequest) -> tuple[str, ...]:
-    given = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    return tuple(stop for stop in given if stop)
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return tuple(stop for stop in stops if stop)
 
 
 def _schema(request: AnyRequest) -> Mapping[str, Any] | None:
     if (forced := _forced_tools(request)) is not None:
         return {"anyOf": list(forced)}
-    wanted = request.response_format
-    if wanted is None or wanted.type == "text":
+    response_format = request.response_format
+    if response_format is None or response_format.type == "text":
         return None
-    if wanted.type == "json_object":
+    if response_format.type == "json_object":
         return {}
-    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+    if response_format.json_schema is None or response_format.json_schema.schema_ is None:
         raise ApiError("'response_format.json_schema.schema' is missing", param="response_format.json_schema.schema")
-    return wanted.json_schema.schema_
+    return response_format.json_schema.schema_
 
 
 def _forced_tools(request: AnyRequest) -> Sequence[Mapping[str, Any]] | None:
-    """Schemas of the calls that one must be made of; None where the model may answer by text."""
+    """Return the schemas of the calls of which the answer must be one; None if the model may answer with text."""
     if not isinstance(request, ChatRequest):
         return None
     if isinstance(request.tool_choice, ToolChoice):

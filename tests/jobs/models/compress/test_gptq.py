@@ -9,7 +9,7 @@ import torch
 from ropewalk.jobs.inference.gguf.gguf import Calibration, verify, write_gguf
 from ropewalk.jobs.inference.gguf.gguf_types import GGUF_TYPES
 from ropewalk.jobs.inference.scoring.open_model import open_model
-from ropewalk.jobs.models.compress.gptq import DAMPING, round_with_compensation, gptq_as_gguf, gptq_on_grid
+from ropewalk.jobs.models.compress.gptq import DAMPING, gptq_as_gguf, gptq_on_grid, round_with_compensation
 from ropewalk.jobs.models.compress.layers import linears
 from ropewalk.jobs.training.loop.config import GridConfig
 from ropewalk.jobs.training.loop.grid import on_grid

@@ -1,1 +1,1 @@
-"""Tasks as lm-eval defines them: loaded, checked, scored; whoever asks a model with them is another."""
+"""Tasks in lm-eval's format: load, validate, score. The callers run the model."""

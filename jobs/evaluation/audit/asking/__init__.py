@@ -1,1 +1,1 @@
-"""Ask a model each question once: shared among ranks, recorded as answered, resumed where an earlier attempt was killed."""
+"""Ask a model each question once: shared among ranks, recorded when answered, resumed after a kill."""

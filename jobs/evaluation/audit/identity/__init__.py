@@ -1,1 +1,1 @@
-"""Harmless texts that mention groups of people, and how often filters and plug-ins hold them against these."""
+"""Harmless texts that mention groups of people, and the rates at which filters and plug-ins flag them."""

@@ -1,1 +1,1 @@
-"""Tasks of this program: YAML as lm-eval has it, over files that the user has."""
+"""Built-in tasks: YAML files in lm-eval's format, over item files of the user."""

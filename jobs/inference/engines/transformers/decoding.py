@@ -45,10 +45,10 @@ class Answer:
 
     @torch.no_grad()
     def step(self) -> Drawn:
-        """Draw the next token. Raises ApiError if the JSON schema allows none."""
+        """Sample the next token. Raises ApiError if the JSON schema allows none."""
         if self._cache is not None:
             logits_V = self._read(self._tokens[-1:])
-        elif not self._exact and self._cuts:  # with cuts the lead of a token does not tell whether rounding could turn it
+        elif not self._exact and self._cuts:  # with cuts, the lead of a token does not bound the effect of rounding
             logits_V = self._read_one_by_one()
         else:
             logits_V = self._read(self._tokens)
@@ -75,7 +75,7 @@ class Answer:
         return logits[0, -1].float()
 
     def _read_one_by_one(self) -> torch.Tensor:
-        """Fill the cache as it was when the tokens were drawn (prompt in one pass, then a pass a token); return the logits."""
+        """Fill the cache with one pass for the prompt and one per sampled token, as in the original answer; return the logits."""
         self._cache, self._exact = None, True
         logits_V = self._read(self._tokens[: self._prompt_size])
         for token in self._tokens[self._prompt_size :]:

@@ -138,7 +138,7 @@ class TransformersSampler:
                 self._active.append(job)
 
     def _turn(self, job: Job) -> None:
-        """Draw one token of a request; a failure ends that request alone."""
+        """Sample one token of a request; a failure ends only that request."""
         if job.gone:
             return
         try:

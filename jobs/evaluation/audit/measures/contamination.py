@@ -101,7 +101,7 @@ class Contamination:
         rows = [
             {"item": item["of"], **location}
             for item in judged.items
-            for location in sorted(item["places"], key=lambda shard: -shard["share"])
+            for location in sorted(item["places"], key=lambda entry: -entry["share"])
         ]
         title = f"Items in the training data ({self.config.ngram} consecutive words, one of which may differ)"
         judged.tables[title] = rows[:MAX_LOCATIONS] or [

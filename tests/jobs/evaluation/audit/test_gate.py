@@ -73,7 +73,7 @@ def test_a_condition_on_a_score_that_will_not_be_there_ends_the_audit_at_once(tm
         ({"suites": ["crows_pairz"]}, "did you mean 'crows_pairs'"),
         ({"suites": ["crows_pairs"]}, "set suites_folder, or $ROPEWALK_SUITES"),
         ({"suites": ["crows_pairs"], "suites_folder": "nowhere"}, "has none of crows_pairs_anonymized.csv"),
-        ({"suites": ["a/x.jsonl", "b/x.csv"]}, "x is given twice"),
+        ({"suites": ["a/x.jsonl", "b/x.csv"]}, "x is named twice"),
         ({"suites": [3]}, "neither a name nor a file"),
         ({"require": {"stereotype_rate": "about 0.5"}}, "is not a condition"),
         ({"scorers": ["toxic"]}, "scorers: judge texts"),

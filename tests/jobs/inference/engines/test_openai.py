@@ -95,7 +95,7 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, engine: E
         (CHAT, {**OPENED, "presence_penalty": 1.0}, "presence_penalty"),
         (CHAT, {**OPENED, "tool_choice": "required"}, "tool_choice"),
         (CHAT, {**OPENED, "logit_bias": {"999": 1}}, "not below"),
-        (CHAT, {**OPENED, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "text alone"),
+        (CHAT, {**OPENED, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "text only"),
         (CHAT, {**OPENED, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}}, "JSON schema"),
         (CHAT, {**OPENED, "n": 2, "continue_from": {"id": "a", "created": 1}}, "continued"),
         (COMPLETIONS, {"model": "tiny", "prompt": []}, "empty list"),

@@ -73,5 +73,5 @@ def test_wanda_sees_what_the_pruned_layers_make_of_the_text(tmp_path: Path) -> N
 
 def test_rows_that_do_not_fill_the_pattern_are_refused(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "model", intermediate_size=62)
-    with pytest.raises(ConfigError, match=r"2:4: layers.0.mlp.down_proj \(62 inputs\) is no multiple of 4"):
+    with pytest.raises(ConfigError, match=r"2:4: layers.0.mlp.down_proj \(62 inputs\) is not a multiple of 4"):
         sparsify(open_model(str(folder)).model, "magnitude", SparsityConfig(pattern="2:4"), [])

@@ -36,18 +36,18 @@ def test_these_follow_each_other(message: list[Any], label: str) -> None:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        ([TWO_OF_FOUR, "gguf"], "2:4 and then gguf Q4_K: its blocks have cannot represent zero"),
+        ([TWO_OF_FOUR, "gguf"], "2:4 and then gguf Q4_K: its blocks cannot represent zero"),
         ([TWO_OF_FOUR, {"gguf": {"type": "IQ4_NL"}}], "cannot represent zero"),
-        (["gguf", WIDTH], "prune after gguf: what gguf writes is served as it is; put prune before it"),
+        (["gguf", WIDTH], "prune after gguf: the output of gguf is final; put prune before it"),
         (["torchao", "gguf"], "gguf after torchao"),
         (["cast", "wanda"], "wanda after cast"),
-        (["wanda", "magnitude"], "magnitude after wanda: weights are chosen once"),
+        (["wanda", "magnitude"], "magnitude after wanda: only one sparse method"),
         (["wanda", WIDTH], "prune after a sparse method"),
         ([{"compressed_tensors": {"gptq": True}}], "gptq: int8 has one scale per row"),
         ([RECOVER], "recover: nothing was pruned before it"),
         (
             ["wanda", {"compressed_tensors": {"type": "int4", "gptq": True}}],
-            "compressed_tensors.gptq after wanda: what makes up for errors",
+            "compressed_tensors.gptq after wanda: compensation would fill",
         ),
         (["wanda", {"gguf": {"type": "Q5_0", "gptq": True}}], "gguf.gptq after wanda"),
         (["wanda", "compressed_tensors", RECOVER], "recover after compressed_tensors"),

@@ -120,7 +120,7 @@ def test_names(root: Path, tmp_path: Path) -> None:
     for ref in ("production", "chat", "chat@production", "chat@1"):
         assert find_checkpoint(ref, root).ref == f"{run.id}@3"
     assert register(str(directory(tmp_path / "other")), "search", root).id == "search@1"
-    with pytest.raises(ConfigError, match="--name says so: chat, search"):
+    with pytest.raises(ConfigError, match="choose one with --name: chat, search"):
         register(f"{run.id}@4", root=root)
     promote("search@1", root=root, force="a test")
     for ref, text in {

@@ -200,7 +200,7 @@ def test_a_pair_that_the_model_cannot_see_is_left_out_and_counted(tmp_path: Path
     results = audit(tmp_path / "runs", model=str(model), suites=[str(suite)])
     assert results["scores"]["suite"]["stereotype_rate"]["n"] == 4
     report = next((tmp_path / "runs").glob("*/audit/report.json")).read_text()
-    assert "1 questions are longer than the model sees, and were left out: suite:5" in report
+    assert "1 questions exceed the context of the model and were left out: suite:5" in report
 
 
 def test_a_model_that_has_diverged_is_no_unbiased_one(tmp_path: Path) -> None:
@@ -211,4 +211,4 @@ def test_a_model_that_has_diverged_is_no_unbiased_one(tmp_path: Path) -> None:
     suite = write_lines(tmp_path / "suite.jsonl", PAIRS[:4])
     run = make_audit(tmp_path / "runs", model=str(model), suites=[str(suite)], require={"stereotype_rate": BOUND})
     assert start(run, 1).wait() == [42]
-    assert "is nan, so that it says nothing; its weights are damaged or have diverged" in log_of(run)
+    assert "is nan; its weights are damaged or have diverged" in log_of(run)

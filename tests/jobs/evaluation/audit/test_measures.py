@@ -358,5 +358,5 @@ def test_plug_ins_that_are_not_there_or_break_their_promise() -> None:
 
 def test_few_terms_say_too_little(tmp_path: Path) -> None:
     config = IdentityConfig(terms=str(write_lines(tmp_path / "t.txt", ["gay", "old"])))
-    with pytest.raises(DataError, match="fewer than 40"):
+    with pytest.raises(DataError, match="a gap needs at least 40"):
         Identity(config, [], 0)

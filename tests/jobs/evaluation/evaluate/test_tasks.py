@@ -154,7 +154,7 @@ def test_without_lm_eval_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "lm_eval.tasks", raising=False)
-    with pytest.raises(ConfigError, match=r"not installed here .*ropewalk\[tasks\]"):
+    with pytest.raises(ConfigError, match=r"is not installed .*ropewalk\[tasks\]"):
         need_lm_eval()
 
 

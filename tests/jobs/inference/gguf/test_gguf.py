@@ -73,7 +73,7 @@ def test_what_is_written_beside_the_model_is_found_again_and_follows_it(model: P
 
 def test_an_unfinished_file_is_seen_by_nobody(opened: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "ropewalk.jobs.inference.gguf.gguf._permuted", lambda values, heads: values
+        "ropewalk.jobs.inference.gguf.gguf._permute_heads", lambda values, heads: values
     )  # as if rows were in the wrong order
     with pytest.raises(ConfigError, match=r"as F32, llama.cpp's log-probabilities differ by"):
         write_gguf(opened, tmp_path / "model.gguf", "F32")

@@ -280,7 +280,9 @@ def bad_tasks(folder: Path) -> dict[str, str]:
             folder / "1", "unanswered", without, **CHOICE
         ),
         "item 1: it has no answer": write_task(folder / "2", "holes", [line(), line(answer=None)], **CHOICE),
-        "item 1: its answer 7 is neither one of its choices": write_task(folder / "3", "outside", [line(), line(answer=7)], **CHOICE),
+        "item 1: its answer 7 is neither one of its choices": write_task(
+            folder / "3", "outside", [line(), line(answer=7)], **CHOICE
+        ),
         "'questoin' is undefined": write_task(folder / "4", "typo", [line()], **{**CHOICE, "doc_to_text": "{{questoin}}"}),
         "each must have a text": write_task(folder / "5", "blank", [line(), line(choices=["a", ""])], **CHOICE),
         "broken.yaml cannot be read": folder / "broken/broken.yaml",

@@ -47,14 +47,18 @@ def test_it_is_the_formula_and_costs_less_than_rounding() -> None:
         return float(((weight - rounded) @ inputs.T).square().mean())
 
     assert cost(result) < 0.5 * cost(on_grid(weight, INT4))
-    torch.testing.assert_close(round_with_compensation(result, moments, 8, lambda block, importance: on_grid(block, INT4)), result)
+    torch.testing.assert_close(
+        round_with_compensation(result, moments, 8, lambda block, importance: on_grid(block, INT4)), result
+    )
 
 
 @pytest.mark.parametrize("moments", [torch.zeros(16, 16, dtype=torch.float64), torch.ones(16, 16, dtype=torch.float64)])
 def test_inputs_that_tell_nothing_change_no_more_than_rounding(moments: torch.Tensor) -> None:
     weight = torch.randn(4, 16)
     assert torch.isfinite(round_with_compensation(weight, moments, 8, lambda block, importance: on_grid(block, INT4))).all()
-    zeros = round_with_compensation(weight, torch.zeros(16, 16, dtype=torch.float64), 8, lambda block, importance: on_grid(block, INT4))
+    zeros = round_with_compensation(
+        weight, torch.zeros(16, 16, dtype=torch.float64), 8, lambda block, importance: on_grid(block, INT4)
+    )
     torch.testing.assert_close(zeros, on_grid(weight, INT4))
 
 

@@ -155,4 +155,4 @@ def test_a_model_of_another_vocabulary_is_refused(trained: tuple[RunDir, Path], 
     other = make_dataset(tmp_path / "other", vocabulary=5000)
     bad = make_run(run.path.parent, {"model": run.id, "data": str(other)}, "evaluate")
     assert start(bad, 1).wait() == [42]
-    assert "vocabulary has 257 tokens" in log_of(bad)
+    assert "vocabulary has 257 tokens, the data set's tokenizer 5000" in log_of(bad)

@@ -121,7 +121,7 @@ def test_speed_memory_and_task_scores_of_a_variant(home: Path, tmp_path: Path) -
     assert result.keys() == TIMES
     assert all(value > 0 for value in result.values())
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ConfigError, match=r"its timing ended with 1: .*does not open it"):
+    with pytest.raises(ConfigError, match=r"its timing ended with 1: .*cannot open it"):
         measure_timing(Artifact(engine="llama.cpp", path=tmp_path / "bad.gguf", zeros=0.0), TimingConfig())
 
 

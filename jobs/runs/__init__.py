@@ -1,1 +1,1 @@
-"""What one does with runs: submit, follow, show, explain, cancel."""
+"""Operations on runs: submission, display, explanation, mirroring, comparison."""

@@ -1,1 +1,1 @@
-"""Looking at runs: status, tables, plots, logs, explanations."""
+"""Display of runs: status, tables, plots, logs, explanations."""

@@ -1,4 +1,4 @@
-"""Cancel runs at a user's request: many of one cluster in one request, where its backend can."""
+"""Cancellation of runs and their children, with one request per cluster."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,13 +8,13 @@ from ropewalk.jobs.runs.show.status import final_outcome, find_run
 from ropewalk.jobs.runs.show.view import view_of
 
 
-def cancel_runs(words: Sequence[str]) -> Iterator[str]:
-    """Ask for the runs to end, and for their children, such as a sweep's trials. Yields a line for each run.
+def cancel_runs(refs: Sequence[str]) -> Iterator[str]:
+    """Cancel runs and their children, such as a sweep's trials, and yield a line for each of them.
 
-    Raises ConfigError before any is cancelled.
+    Raises ConfigError before any run is cancelled.
     """
-    named = list(map(find_run, words))
-    runs = list({run.id: run for run in [*named, *(child for run in named for child in _open_children(run))]}.values())
+    selected = list(map(find_run, refs))
+    runs = list({run.id: run for run in [*selected, *(child for run in selected for child in _open_children(run))]}.values())
     over = {run.id: outcome.state for run in runs if (outcome := final_outcome(run))}
     clusters: dict[str, list[RunDir]] = {}
     for run in runs:
@@ -26,7 +26,7 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
     for run in runs:
         outcome = final_outcome(run)
         if run.id in over:
-            yield f"{run.id} is over already: {over[run.id]}"
+            yield f"{run.id} has already ended: {over[run.id]}"
         elif outcome is not None:
             yield f"{run.id} is {outcome.state.lower()}: {outcome.cause}"
         else:
@@ -34,9 +34,9 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
 
 
 def _open_children(run: RunDir) -> list[RunDir]:
-    """The run's children that are not over, and theirs, as far as this machine sees them: the run that started them may be gone.
+    """Return the descendants of a run that have not ended, as far as this machine can access them.
 
-    Those that this machine does not see, the run itself ends.
+    They are cancelled here since their parent may be gone; the parent ends the others.
     """
     children = [child for child in view_of(run).children() if (child.path / "run.yaml").is_file()]
     return [each for child in children if final_outcome(child) is None for each in (child, *_open_children(child))]

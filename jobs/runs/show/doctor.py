@@ -1,4 +1,4 @@
-"""`ropewalk doctor`: check this machine and a cluster, each check with what was found and the remedy."""
+"""Checks of `ropewalk doctor` for this machine and a cluster, with remedies."""
 
 import os
 import shutil
@@ -16,55 +16,57 @@ FREE_GIB = 2.0
 
 
 def checks(cluster: str) -> list[Check]:
-    """Run this machine's checks, then the cluster's own."""
-    found = [_python(), *_packages(), _runs(), _file_system(), _profiles(), _git()]
+    """Run the checks of this machine and of a cluster."""
+    results = [_python(), *_packages(), _runs(), _file_system(), _profiles(), _git()]
     try:
-        return [*found, *load_backend(cluster).checks()]
+        return [*results, *load_backend(cluster).checks()]
     except RopewalkError as error:
-        return [*found, Check(name=f"cluster {cluster}", ok=False, detail=str(error))]
+        return [*results, Check(name=f"cluster {cluster}", ok=False, detail=str(error))]
 
 
 def _python() -> Check:
-    words = ".".join(str(part) for part in sys.version_info[:3])
-    return Check(name="python", ok=sys.version_info >= (3, 11), detail=f"{words} at {sys.executable}")
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    return Check(name="python", ok=sys.version_info >= (3, 11), detail=f"{python} at {sys.executable}")
 
 
 def _packages() -> list[Check]:
-    missing, there = [], []
+    missing, installed = [], []
     for name in NEEDED:
         try:
-            there.append(f"{name} {version(name)}")
+            installed.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             missing.append(name)
-    found = [Check(name="packages", ok=True, detail=", ".join(there))]
+    results = [Check(name="packages", ok=True, detail=", ".join(installed))]
     if missing:
-        found.append(Check(name="missing packages", ok=False, detail=f"pip install {' '.join(missing)}"))
-    return found
+        results.append(Check(name="missing packages", ok=False, detail=f"pip install {' '.join(missing)}"))
+    return results
 
 
 def _runs() -> Check:
     root = runs_root()
-    place = root
-    while not place.exists():
-        place = place.parent
-    free_gib = shutil.disk_usage(place).free / 2**30
-    if not os.access(place, os.W_OK):
+    folder = root
+    while not folder.exists():
+        folder = folder.parent
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    if not os.access(folder, os.W_OK):
         return Check(name="runs", ok=False, detail=f"{root}: not writable; set ${RUNS_VARIABLE} to a directory of yours")
-    more = "" if free_gib > FREE_GIB else f"; less than {FREE_GIB} GiB: free some, or set ${RUNS_VARIABLE}"
-    return Check(name="runs", ok=free_gib > FREE_GIB, detail=f"{root}, {free_gib:.0f} GiB free{more}")
+    remedy = "" if free_gib > FREE_GIB else f"; less than {FREE_GIB} GiB: free some space, or set ${RUNS_VARIABLE}"
+    return Check(name="runs", ok=free_gib > FREE_GIB, detail=f"{root}, {free_gib:.0f} GiB free{remedy}")
 
 
 def _file_system() -> Check:
     mount = mount_of(runs_root())
-    hurts = what_hurts(mount)
-    # those without close-to-open consistency break promises; the others only annoy
+    limitation = known_limitation(mount)
+    # without close-to-open consistency fencing does not work; other limitations are only inconvenient
     return Check(
-        name="runs' file system", ok="nocto" not in mount.options, detail=f"{mount.kind or 'unknown'}{hurts and f': {hurts}'}"
+        name="runs' file system",
+        ok="nocto" not in mount.options,
+        detail=f"{mount.kind or 'unknown'}{limitation and f': {limitation}'}",
     )
 
 
-def what_hurts(mount: Mount) -> str:
-    """The trouble that runs have on such a file system, and the remedy; empty if they have none."""
+def known_limitation(mount: Mount) -> str:
+    """Return the limitation of a file system for runs with a remedy, or an empty string."""
     move = f"set ${RUNS_VARIABLE} to a disk or a shared file system"
     if "nocto" in mount.options:
         return f"mounted with nocto, so an old attempt may not see that it has a successor; mount it without nocto, or {move}"
@@ -93,6 +95,6 @@ def _profiles() -> Check:
 
 
 def _git() -> Check:
-    found = shutil.which("git")
-    detail = found or "not found, so runs do not record the code that they run; install git"
-    return Check(name="git", ok=found is not None, detail=detail)
+    git = shutil.which("git")
+    detail = git or "not found, so runs do not record the code that they run; install git"
+    return Check(name="git", ok=git is not None, detail=detail)

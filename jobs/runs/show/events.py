@@ -1,4 +1,4 @@
-"""Every event that a run can record, as a line for people. A test requires a row for each name that the code records."""
+"""Texts of all events that a run can record. A test requires a row for each event name in the code."""
 
 import signal
 import time
@@ -10,27 +10,27 @@ from ropewalk.cluster.errors import EXIT_LOST_PEER
 from ropewalk.cluster.text import counted, format_parameters
 from ropewalk.jobs.runs.show.hangs import places
 
-# Name → format string over the event's fields; empty: bookkeeping, which nobody is shown.
-# What may stand behind a colon in braces, besides Python's own formats, is in `_Line`.
+# Name → format string over the event's fields; empty: not shown.
+# `_Line` defines additional format specifications, such as `{nodes:count node}`.
 EVENTS: dict[str, str] = {
     # attempts and nodes
     "attempt_ended": "attempt {attempt} ended: {state} ({cause})",
-    "gpus_shared": "too few GPUs of this machine are free: {devices} are shared with another run; on a laptop nobody queues",
-    "group_formed": "group {group} formed over {nodes:count node}",
+    "gpus_shared": "too few GPUs of this machine are free: {devices} are shared with another run; the local backend has no queue",
+    "group_formed": "group {group} formed on {nodes:count node}",
     "node_asked_to_leave": "node {node} is being released",
     "node_left": "node {node} left; the others go on",
-    "node_left_early": "node {node} was asked to stop before its ranks had begun",
+    "node_left_early": "node {node} was stopped before its ranks had started",
     "node_lost": "node {node} died ({signal:or lost})",
     "node_returned": "node {node} is available",
-    "nodes_asked_for": "asked for {count:count more node}",
-    "pods_asked_for": "asked Kubernetes for {count:count pod} in all",
-    "other_version": "node {node} has ropewalk {here}; it was submitted with {wanted}",
+    "nodes_asked_for": "requested {count:count more node}",
+    "pods_asked_for": "requested {count:count pod} in total from Kubernetes",
+    "other_version": "node {node} has ropewalk {here}; the run was submitted with {wanted}",
     "rank_lost": "rank {rank} on node {node} {exit_code:exit}",
-    "ranks_hung": "stood still for {seconds:.1f} s at step {step}: {ranks:places}; all stacks: {stacks}",
+    "ranks_hung": "all ranks hung for {seconds:.1f} s at step {step}: {ranks:places}; all stacks: {stacks}",
     "resumed_by_user": "resumed by the user",
     "scaled_by_user": "scaling to {nodes:count node}, at the user's request",
-    "stop_requested": "node {node} was asked to stop",
-    "stopped_without_word": "the program of rank {rank} exited with {exit_code} when it was asked to stop",
+    "stop_requested": "stop requested on node {node}",
+    "stopped_without_word": "the program of rank {rank} exited with {exit_code} after the stop, without saving",
     "submit_failed": "submission failed: {error}",
     # training
     "anomaly": "step {step}: {problem} (loss {loss}); policy: {policy}",
@@ -45,10 +45,10 @@ EVENTS: dict[str, str] = {
     "measured": "",
     "no_validation": "",
     "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
-    "started_from": "began with the checkpoint of step {step} of {run}",
+    "started_from": "started from the checkpoint of step {step} of {run}",
     "stopped": "saved and stopped at step {step}",
     # fine-tuning
-    "conversations": "learns from {train} conversations in {samples} samples, {validation} held out, {too_long} too long",
+    "conversations": "trains on {train} conversations in {samples} samples; {validation} held out, {too_long} too long",
     "prepared": "prepared {conversations} conversations, rejected {rejected} {reasons}: {path}",
     # the loop back
     "approval_awaited": "round {round}: {candidate} has passed its gate and needs approval: `ropewalk approve RUN`",
@@ -56,14 +56,14 @@ EVENTS: dict[str, str] = {
     "round_started": "round {round} started: {reason}",
     "round_ended": "round {round}: {outcome}: {message}",
     # distillation
-    "pruned": "cut out of its teacher: {parameters_after:,} of {parameters_before:,} parameters, layers {layers}",
+    "pruned": "pruned from the teacher: {parameters_after:,} of {parameters_before:,} parameters, layers {layers}",
     # alignment
-    "length_bias": "the preferred answer is the longer one in {share_longer:.0%} of the pairs (mean {chosen:.0f}, the other"
-    " {rejected:.0f} tokens): length itself may be learnt; compare reward_accuracy_longer with reward_accuracy_shorter",
+    "length_bias": "the chosen answer is the longer one in {share_longer:.0%} of the pairs (mean {chosen:.0f}, rejected"
+    " {rejected:.0f} tokens): the model may learn length; compare reward_accuracy_longer with reward_accuracy_shorter",
     "pairs_prepared": "",
-    "pairs_rejected": "{total:count record} left out of the data: {reasons:parameters}",
-    "prompts_rejected": "{total:count record} of the prompts left out: {reasons:parameters}",
-    "rollout_worker_lost": "rollout worker {worker} ended with {exit_code}, and was replaced",
+    "pairs_rejected": "{total:count record} of the data rejected: {reasons:parameters}",
+    "prompts_rejected": "{total:count record} of the prompts rejected: {reasons:parameters}",
+    "rollout_worker_lost": "rollout worker {worker} exited with {exit_code} and was replaced",
     "reward_failed": "step {step}: reward {reward} failed for {answers} of {of} answers: {outcome}",
     # preprocessing
     "actors": "",
@@ -101,14 +101,14 @@ EVENTS: dict[str, str] = {
 SIGNALS = {
     signal.SIGKILL: "killed (SIGKILL): by the out-of-memory killer, a person or the scheduler",
     signal.SIGSEGV: "crashed in native code (segmentation fault)",
-    signal.SIGBUS: "lost a file under its memory map (SIGBUS): a file was cut short, or /dev/shm is full",
-    signal.SIGTERM: "was ended (SIGTERM)",
+    signal.SIGBUS: "lost a memory-mapped file (SIGBUS): a file was truncated, or /dev/shm is full",
+    signal.SIGTERM: "was terminated (SIGTERM)",
     signal.SIGABRT: "aborted in native code (SIGABRT)",
 }
 
 
 class _Line(Formatter):
-    """Fills a format string of EVENTS: a missing field is None, and some formats are words of their own."""
+    """Formatter of EVENTS: missing fields are None, and there are additional format specifications."""
 
     def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return kwargs.get(str(key))
@@ -125,7 +125,7 @@ class _Line(Formatter):
             case "lower":
                 return str(value).lower()
             case "exit":
-                return exit_words(value)
+                return describe_exit(value)
             case "places":
                 return places(value or [])
             case "parameters":
@@ -134,18 +134,18 @@ class _Line(Formatter):
 
 
 def tell(event: Mapping[str, Any]) -> str | None:
-    """An event as a line for people, with its time; None for bookkeeping, and for events of another program."""
+    """Format an event with its time; return None for events that are not shown, and for unknown ones."""
     form = EVENTS.get(str(event.get("event")))
     if not form:
         return None
     return f"{time.strftime('%H:%M:%S', time.localtime(event.get('time', 0)))}  {_Line().vformat(form, (), event)}"
 
 
-def exit_words(code: Any) -> str:
-    """How a rank ended, by its exit code; a negative one is the signal that killed it."""
+def describe_exit(code: Any) -> str:
+    """Describe the end of a rank by its exit code; a negative code is the signal that killed it."""
     if isinstance(code, int) and code < 0:
         name = signal.Signals(-code)
         return SIGNALS.get(name, f"died of {name.name}")
     if code == EXIT_LOST_PEER:
-        return "left, because a rank it talks to was gone"
-    return f"ended with exit code {code}"
+        return "left because a peer was lost"
+    return f"exited with code {code}"

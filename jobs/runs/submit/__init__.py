@@ -1,1 +1,1 @@
-"""Submission: configuration, code snapshot, provenance, start."""
+"""Submission of runs: configuration, code snapshot, provenance, start."""

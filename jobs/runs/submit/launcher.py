@@ -1,10 +1,10 @@
-"""Starts trials' runs as a user would: outside Ray, in the user's environment, with no signal blocked.
+"""Launcher of trials' runs outside Ray, in the user's environment, with no signal blocked.
 
-What ends the sweep's driver or its Ray ends all their descendants, and blocks the scheduler's signals in what they start; a
-trial must outlive them, and must get its signals. So this process detaches itself from the driver, ends when the driver is
-gone, and forks a short-lived child for each request.
+Descendants of a sweep's driver or its Ray are killed together with it, and start with the scheduler's signals blocked. A trial
+must outlive them and get its signals. So this process detaches itself from the driver, exits when the driver is gone, and
+forks a short-lived child for each request.
 
-Usage: python -m ropewalk.jobs.runs.submit.launcher FOLDER DRIVER_PID [MODULE...]. The modules are loaded once for all local
+Usage: python -m ropewalk.jobs.runs.submit.launcher FOLDER DRIVER_PID [MODULE...]. The modules are imported once for all local
 trials.
 """
 
@@ -44,7 +44,7 @@ OURS |= {NODE_GPUS_VARIABLE, MACHINE_DEVICES_VARIABLE, DEVICES_VARIABLE}
 SOCKET, TEMPLATE = "s", "t"  # in the launcher's folder
 POLL_SECONDS = 0.5
 START_SECONDS = 60.0
-ANSWER_SECONDS = 300.0  # a scheduler may take its time, and so may the loading of modules
+ANSWER_SECONDS = 300.0  # includes slow schedulers and imports
 EXIT_SECONDS = 10.0
 
 
@@ -53,9 +53,9 @@ EXIT_SECONDS = 10.0
 
 @contextmanager
 def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str]) -> Iterator[Path]:
-    """Run a launcher while the block lasts; yields the folder for `ask`. If this process is killed, the launcher ends too."""
+    """Run a launcher during the block, and yield its folder for `ask`. If this process is killed, the launcher exits too."""
     variables = users_environment(environment)
-    # outside the node's own disk, whose owner ends whatever names it
+    # not on the node's disk, since processes that refer to it are killed together with the node
     folder = make_scratch("w", variables.get("TMPDIR"))
     command = module_command("ropewalk.jobs.runs.submit.launcher", str(folder), str(os.getpid()), *modules)
     try:
@@ -76,10 +76,10 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
 
 
 def ask(folder: Path, verb: str, run: RunDir, gpus: str = "") -> None:
-    """Have a run submitted (`submit`), resumed (`resume`) or told to end (`cancel`). Raises BackendError, of which an
-    AlreadyRunningError where an earlier submission of the run is still under way.
+    """Have a run submitted, resumed or cancelled (`verb`: `submit`, `resume`, `cancel`).
 
-    `gpus` are the devices of this machine that a local trial may use, as CUDA counts them; empty: any.
+    `gpus`: the devices of this machine that a local trial may use, as in CUDA_VISIBLE_DEVICES; empty: any. Raises
+    AlreadyRunningError if an earlier submission of the run is active, else BackendError.
     """
     request = {"verb": verb, "run": str(run.path), "gpus": gpus}
     try:
@@ -88,7 +88,7 @@ def ask(folder: Path, verb: str, run: RunDir, gpus: str = "") -> None:
             connection.connect(str(folder / SOCKET))
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as stream:
-                answer = json.loads(stream.readline() or b'{"error": "the launcher died of the request"}')
+                answer = json.loads(stream.readline() or b'{"error": "the launcher crashed"}')
     except OSError as error:
         raise BackendError(f"the launcher of runs does not answer: {error}") from error
     if answer.get("active"):
@@ -98,9 +98,9 @@ def ask(folder: Path, verb: str, run: RunDir, gpus: str = "") -> None:
 
 
 def users_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """The user's environment when the sweep was submitted, as far as an agent's environment still tells it, and `more`."""
+    """Return the user's environment at submission, reconstructed from the agent's environment, updated with `more`."""
     plain = {name: value for name, value in os.environ.items() if name not in OURS}
-    # an agent's own temporary directory lies in that of its node
+    # the temporary directory of an agent is inside that of its node
     inner = plain.pop("TMPDIR", None)
     outer = os.environ.get(OUTER_TMPDIR_VARIABLE) or (str(Path(inner).parent) if inner else None)
     devices = users_devices()
@@ -116,7 +116,7 @@ def users_environment(more: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
-    """Forks a child for each request, which does nothing else."""
+    """Server that forks a child for each request."""
 
     timeout = POLL_SECONDS
     request_queue_size = 64
@@ -124,10 +124,10 @@ class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
 
 
 class _Request(socketserver.StreamRequestHandler):
-    """One request, in a child of its own, which executes and answers it, and ends."""
+    """Handler of one request, in a forked child."""
 
     def handle(self) -> None:
-        """Answer with the error, if there was one; `active` names what is under way where a submission was refused for that."""
+        """Execute the request, and answer with its error, if any; `active` describes an earlier submission that is active."""
         error = active = ""
         try:
             request = json.loads(self.rfile.readline())
@@ -139,22 +139,22 @@ class _Request(socketserver.StreamRequestHandler):
             error, active = str(refused), refused.active
         except RopewalkError as refused:
             error = str(refused)
-        except Exception as bug:  # the answer is all that becomes of this process
+        except Exception as bug:  # report every error in the answer
             log.exception("a request failed")
             error = f"{type(bug).__name__}: {bug}"
         self.wfile.write(json.dumps({"error": error, "active": active}).encode() + b"\n")
 
 
 def serve(folder: Path, driver: psutil.Process) -> None:
-    """Answer requests until the driver is gone, or has taken the socket away."""
-    place = folder / SOCKET
-    with _Server(str(place), _Request) as server:
-        while place.exists() and driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
+    """Answer requests until the driver is gone, or has removed the socket."""
+    path = folder / SOCKET
+    with _Server(str(path), _Request) as server:
+        while path.exists() and driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
             server.handle_request()
 
 
 def execute(verb: str, run: RunDir) -> None:
-    """Submit, resume or cancel a run, as `ask` has requested."""
+    """Submit, resume or cancel a run."""
     backend = load_backend(run.record["cluster"])
     if verb == "submit":
         backend.submit(run, run.resources())
@@ -165,7 +165,7 @@ def execute(verb: str, run: RunDir) -> None:
 
 
 def main() -> None:
-    """Detach, and serve one sweep."""
+    """Detach this process, and serve one sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("driver", type=int)
@@ -178,7 +178,7 @@ def main() -> None:
     configure_logging("launcher")
     template: subprocess.Popen[bytes] | None = None
     folder: Path = arguments.folder
-    keep(folder)  # though the driver be killed
+    keep(folder)  # even if the driver is killed
     try:
         if arguments.modules:
             os.environ[FORK_SERVER_VARIABLE] = str(folder / TEMPLATE)

@@ -1,4 +1,4 @@
-"""What a run records of where it came from: the versions of packages, and no secret."""
+"""Provenance in run.yaml: versions of packages, and a command and configuration without secrets."""
 
 import os
 import platform
@@ -20,13 +20,13 @@ _TOKENS_OF_TEXT = re.compile(
     r"(bos|eos|pad|unk|mask|sep|cls|end|start|stop|document|special|next|per|unknown|boi|eoi|image|audio|video)_token$",
     re.IGNORECASE,
 )
-_KEYS = ("hf_", "sk-", "ghp_", "glpat-", "xox")  # with which keys of well-known services begin
+_KEYS = ("hf_", "sk-", "ghp_", "glpat-", "xox")  # prefixes of API keys of well-known services
 _SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
 
 @cache
 def versions() -> Mapping[str, str | None]:
-    """The versions of Python and of the packages that decide results; None for one that is not installed."""
+    """Return the versions of Python and of the packages that affect results; None if a package is not installed."""
     return {"python": platform.python_version(), **installed_versions(VERSIONS)}
 
 
@@ -44,26 +44,26 @@ def masked(value: Any, key: str = "") -> Any:
 
 
 def refuse_secrets(values: Mapping[str, Any], remedy: str) -> None:
-    """Raise ConfigError where run.yaml would hold `***` for what the run itself must read, or a secret in words of a command."""
+    """Raise ConfigError if a value that the run needs looks like a secret, or is a command with a secret in its arguments."""
     for key, value in values.items():
-        if masked(value, key) != value or (isinstance(value, list) and _secret_in_words(value)):
-            raise ConfigError(f"{key}: holds what looks like a secret, and run.yaml is a plain file; {remedy}")
+        if masked(value, key) != value or (isinstance(value, list) and _has_secret(value)):
+            raise ConfigError(f"{key}: contains what looks like a secret, and run.yaml is a plain file; {remedy}")
 
 
-def _secret_in_words(words: Sequence[Any]) -> bool:
-    """Whether a command's words, or the words of its lines of bash, hold a secret such as `--api-key VALUE` or `A_TOKEN=VALUE`.
+def _has_secret(arguments: Sequence[Any]) -> bool:
+    """Return True if a command or its lines of bash contain a secret such as `--api-key VALUE` or `A_TOKEN=VALUE`.
 
-    A flag such as --use-auth-token is a switch, and takes no value.
+    A flag such as --use-auth-token is a switch without a value.
     """
-    named = ""  # the kind of flag that the word before was
-    for word in words:
-        parts = word.split() if isinstance(word, str) else []
+    named = ""  # kind of the preceding flag: "flag", "switch" or none
+    for argument in arguments:
+        parts = argument.split() if isinstance(argument, str) else []
         for part in parts:
             name, separator, value = part.partition("=")
             flag = re.fullmatch(r"--?[\w.-]+", name)
             if named and not flag and _is_value(part) and (named != "switch" or part.startswith(_KEYS)):
                 return True
-            # in a line of bash, which may hold a program, only what is certainly no expression
+            # a line of bash may contain program code, so match only upper-case variables there
             names = (flag or len(parts) == 1 or re.fullmatch(r"[A-Z][A-Z0-9_]*", name)) and _names_secret(name)
             if names and separator and _is_value(value):
                 return True
@@ -77,18 +77,18 @@ def _names_secret(name: str) -> bool:
 
 
 def _is_value(text: str) -> bool:
-    """Whether a word can be a secret itself: no variable, special token such as <image> or [UNK], number, or path of a file."""
+    """Return True if a word may be a secret: not a variable, a special token such as <image> or [UNK], a number or a path."""
     bare = text.strip("'\"")
     is_path = re.match(r"~/|\.{1,2}/", bare) or (re.match(r"/[\w.-]+/", bare) and _has_root(bare))
     return not is_path and not re.match(r"($|[${<]|(\[\w+\]|true|false|none|null|\d+)$)", bare, re.IGNORECASE)
 
 
 def _has_root(path: str) -> bool:
-    """Whether a path ends as files do, or begins as those of this machine: a key in base64 may begin with a slash."""
+    """Return True if a path has a file extension or an existing root folder; a base64 key may start with a slash too."""
     return bool(re.search(r"\.[a-z]\w{1,7}$", path, re.IGNORECASE)) or os.path.exists(f"/{path.split('/')[1]}")
 
 
 def masked_word(word: str) -> str:
-    """Mask the secret in a word of a command, such as `key=value`."""
+    """Mask a secret in a command-line argument, such as the value of `key=value`."""
     key, separator, text = word.partition("=")
     return f"{key}={masked(text, key.rpartition('.')[2])}" if separator else str(masked(word))

@@ -1,4 +1,4 @@
-"""Submit runs: configure them, write their run directories, and hand these to a backend; resume and scale them later."""
+"""Submission, resumption and scaling of runs."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ from ropewalk.jobs.runs.submit.provenance import masked, masked_word, versions
 from ropewalk.jobs.runs.submit.snapshot import checkout, code_of, code_state, project_of, take_snapshot
 
 SIDECARS = ("ropewalk.jobs.runs.mirror.sidecar",)
-TRACKERS_SIDECAR, TRACKERS = "ropewalk.jobs.runs.mirror.trackers", "ropewalk.trackers"  # the latter: entry points
+TRACKERS_SIDECAR, TRACKERS = "ropewalk.jobs.runs.mirror.trackers", "ropewalk.trackers"  # a module; a group of entry points
 
 
 def configure(job: str, file: Path | None, overrides: Sequence[str]) -> JobConfig:
-    """Make the frozen configuration of a job, from its file and overrides. Raises ConfigError."""
+    """Make a job's configuration from its file and overrides. Raises ConfigError."""
     kind = config_of(find_job(job))
     return load_config(kind, read_yaml(file) if file else {}, overrides)
 
@@ -34,9 +34,9 @@ def configure(job: str, file: Path | None, overrides: Sequence[str]) -> JobConfi
 def configure_each(job: str, file: Path | None, overrides: Sequence[str], each: Sequence[str]) -> list[JobConfig]:
     """Make a configuration for each combination of `--each`. Raises ConfigError."""
     kind, values = config_of(find_job(job)), read_yaml(file) if file else {}
-    for word in overrides:
-        apply_override(values, word)
-    return [load_config(kind, values, own) for own in combinations(each)]
+    for override in overrides:
+        apply_override(values, override)
+    return [load_config(kind, values, combination) for combination in combinations(each)]
 
 
 def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,58 +56,58 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
     }
 
 
-def origin_of(command: Sequence[str], root: Path | None = None) -> dict[str, Any]:
-    """When, by which command, with which versions and from which code runs are submitted: what all of a submission share.
+def submission_record(command: Sequence[str], root: Path | None = None) -> dict[str, Any]:
+    """Return the part of run.yaml that all runs of a submission share: time, command, versions, code, directory.
 
-    The code is copied under `root`; without a root the runs use the code where it lies.
+    The code is copied under `root`; without a root the runs use the code in place.
     """
-    place, folder, is_program = checkout()
+    tree, folder, is_program = checkout()
     not_code = [runs_root(), *([root] if root else [])]
     code = (
-        {**code_of(place, root, not_code), "folder": folder, "is_program": is_program}
-        if place and root
-        else code_state(place, not_code)
+        {**code_of(tree, root, not_code), "folder": folder, "is_program": is_program}
+        if tree and root
+        else code_state(tree, not_code)
     )
-    words = [masked_word(word) for word in command]
-    return {"created": time.time(), "versions": versions(), "command": words, "code": code, "directory": str(Path.cwd())}
+    arguments = [masked_word(argument) for argument in command]
+    return {"created": time.time(), "versions": versions(), "command": arguments, "code": code, "directory": str(Path.cwd())}
 
 
 def project_record(config: JobConfig, root: Path | None) -> dict[str, Any]:
-    """What run.yaml says of the user's own code that a run needs; it is copied under `root`, or stays where it is."""
+    """Copy the user's code that a run needs under `root`, and return its description for run.yaml; empty if it is not copied."""
     wanted = config.project()
     if wanted is None or root is None or not wanted[1].ship:
         return {}
     directory, code = wanted
-    place, folder = project_of(Path(directory), Path(code.root) if code.root else None)
+    tree, folder = project_of(Path(directory), Path(code.root) if code.root else None)
     not_code = [path.resolve() for path in (runs_root(), root)]
-    snapshot, left_out = take_snapshot(place, root, not_code, code.exclude)
+    snapshot, left_out = take_snapshot(tree, root, not_code, code.exclude)
     if snapshot is None:
-        raise ConfigError(f"code: {place} cannot be copied for the run: {left_out[0]}; mend that, or set code.ship=false")
-    return {"project": {"root": str(place), "snapshot": snapshot, "folder": folder, "left_out": left_out}}
+        raise ConfigError(f"code: {tree} cannot be copied for the run: {left_out[0]}; fix that, or set code.ship=false")
+    return {"project": {"root": str(tree), "snapshot": snapshot, "folder": folder, "left_out": left_out}}
 
 
 def unwritten_run(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
-    """Make the run of a dry run, which has a record and nothing on disk."""
+    """Make the run of a dry run, which has a record but no files."""
     path = runs_root() / f"{config.name or record['job']}-dry-run"
     return RunDir(path, record={"run": path.name, **record})
 
 
 def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
-    """Render the script or manifest that a submission would hand over, after the same checks, and the estimate of its start.
+    """Render the script or manifest of a submission, after the same checks, with an estimate of its start.
 
-    Of many runs it is that of their array where the backend has arrays, else the first run's.
+    For many runs this is the script of their array if the backend has arrays, else that of the first run.
     """
     backend = load_backend(cluster_name)
     configs = [config.resolved() for config in configs]
     _check_inputs(backend, configs)
-    origin, resources = origin_of(()), configs[0].resources
+    origin, resources = submission_record(()), configs[0].resources
     runs = [unwritten_run(config, make_record(job, config, cluster_name, origin)) for config in configs]
     script = "".join(
         f"# {heading}\n{backend.render(run, run.resources()).rstrip()}\n\n" for run, heading in view_of(runs[0]).render_needed()
     )
     script += f"{backend.render_many(runs, resources).rstrip()}\n"
-    told = (backend.resources_notice(resources), " ".join(backend.start_estimate(runs[0], resources).split()))
-    return script + "".join(f"# {sentence}\n" for sentence in told if sentence)  # comments, so that the whole stays a script
+    notices = (backend.resources_notice(resources), " ".join(backend.start_estimate(runs[0], resources).split()))
+    return script + "".join(f"# {sentence}\n" for sentence in notices if sentence)  # as comments, so that it remains a script
 
 
 def submit(
@@ -126,7 +126,7 @@ def submit_many(
     at_once: int | None = None,
     command: Sequence[str] = (),
 ) -> list[RunDir]:
-    """Create and submit many runs together, of which at most `at_once` run at a time. Raises RopewalkError."""
+    """Create and submit many runs, of which at most `at_once` run at the same time. Raises RopewalkError."""
     backend = load_backend(cluster_name)
     if at_once is not None and at_once < len(configs):
         backend.check_waiting()
@@ -142,7 +142,7 @@ def submit_many(
 def start(
     backend: Backend, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
 ) -> None:
-    """Hand run directories to their backend. Raises RopewalkError, which each of the runs records."""
+    """Submit runs to their backend. Raises RopewalkError, which is also recorded in each run."""
     try:
         if len(runs) == 1:
             backend.submit(runs[0], resources, after)
@@ -155,10 +155,10 @@ def start(
 
 
 def start_with_needed(backend: Backend, run: RunDir, resources: Resources, after: Sequence[RunDir]) -> None:
-    """Start a run once the runs `after` and those that its job needs have succeeded; what it needs is submitted first.
+    """Submit the runs that a run's job needs, and then the run, which starts once these and the runs `after` have succeeded.
 
-    Where one of them has failed already, it is written down that the run never starts. Raises RopewalkError, which the run
-    records.
+    If one of them has failed already, the outcome of the run is recorded at once. Raises RopewalkError, which is also recorded
+    in the run.
     """
     others = list(after)
     try:
@@ -166,7 +166,7 @@ def start_with_needed(backend: Backend, run: RunDir, resources: Resources, after
         if not (failed := failed_runs(others)):
             backend.submit(run, resources, [other.id for other in others])
     except RopewalkError as error:
-        if not (failed := failed_runs(others)):  # else it failed while the run was on its way
+        if not (failed := failed_runs(others)):  # otherwise a dependency failed during the submission
             if not isinstance(error, AlreadyRunningError):
                 run.event("submit_failed", error=str(error))
             raise
@@ -177,7 +177,7 @@ def start_with_needed(backend: Backend, run: RunDir, resources: Resources, after
 def write_down(
     backend: Backend, job: str, configs: Sequence[JobConfig], cluster_name: str, command: Sequence[str]
 ) -> list[RunDir]:
-    """The run directories of what is about to be submitted. Raises RopewalkError."""
+    """Check the configurations, and make the run directories of a submission. Raises RopewalkError."""
     configs = [config.resolved() for config in configs]
     _check_inputs(backend, configs)
     backend.check_access()
@@ -185,48 +185,49 @@ def write_down(
     root = _root_of(cluster_name) if other is None else _root_of(other) or _root_of(cluster_name)
     root = root or runs_root()
     backends = [backend, *([load_backend(other)] if other else [])]
-    shipped_to = root if any(one.ships_code for one in backends) else None
-    origin = origin_of(command, shipped_to)
-    project = project_record(configs[0], shipped_to)  # those of one submission stand in one directory
+    shipped_to = root if any(each.ships_code for each in backends) else None
+    origin = submission_record(command, shipped_to)
+    project = project_record(configs[0], shipped_to)  # all runs of a submission use the same directory
     records = [{**make_record(job, config, cluster_name, origin), **project} for config in configs]
     return RunDir.create_all([config.name or job for config in configs], records, root)
 
 
 def _root_of(cluster_name: str) -> Path | None:
-    named = load_profile(cluster_name).options.get("runs")
-    return Path(named).expanduser() if named else None
+    root = load_profile(cluster_name).options.get("runs")
+    return Path(root).expanduser() if root else None
 
 
 def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
-    """Check that the cluster may have such nodes, and that inputs exist. Raises RopewalkError.
+    """Check that the cluster can provide the resources, and that trackers and inputs exist. Raises RopewalkError.
 
-    Inputs of a cluster whose files this machine does not see are checked by the run itself.
+    If this machine cannot access the cluster's files, the run itself checks its inputs.
     """
     for resources in (configs[0].resources, *configs[0].children_resources()):
         backend.check_resources(resources)
     if configs[0].needs_others:
         backend.check_waiting()
     if configs[0].trackers:
-        from importlib.metadata import entry_points  # it looks through every package that is installed
+        from importlib.metadata import entry_points  # slow: it scans every installed package
 
-        known = {point.name for point in entry_points(group=TRACKERS)}
-        if missing := sorted(set(configs[0].trackers) - known):
-            raise ConfigError(f"trackers: there is no {', '.join(missing)}; installed: {', '.join(sorted(known)) or 'none'}")
+        installed = {point.name for point in entry_points(group=TRACKERS)}
+        if missing := sorted(set(configs[0].trackers) - installed):
+            names = ", ".join(sorted(installed)) or "none"
+            raise ConfigError(f"trackers: {', '.join(missing)} not installed; installed: {names}")
     if backend.shares_files:
         for config in configs:
             config.preflight(backend.path_here)
 
 
 def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[RunDir] = ()) -> None:
-    """Start a new attempt of a run, with other resources if overrides name some, once the runs `after` have succeeded.
+    """Start a new attempt of a run, optionally with other resources, once the runs `after` have succeeded.
 
-    What it waits for is resumed too. Raises RopewalkError.
+    Runs that it depends on are resumed too. Raises RopewalkError.
     """
     if settle(run).state is RunState.SUCCEEDED:
         raise ConfigError(f"{run.id} has succeeded, there is nothing to resume; submit a new run instead")
-    foreign = [word for word in overrides if not word.startswith("resources.")]
-    if foreign:
-        raise ConfigError(f"{foreign[0]!r}: a run's configuration never changes, only its resources may: resources.KEY=VALUE")
+    others = [override for override in overrides if not override.startswith("resources.")]
+    if others:
+        raise ConfigError(f"{others[0]!r}: only the resources of a run can be changed, by resources.KEY=VALUE")
     config = load_config(JobConfig, {"resources": run.resources().model_dump(mode="json")}, overrides)
     was_cancelled, wanted_nodes = run.cancel_requested, run.wanted_nodes
     run.withdraw_cancel()
@@ -256,7 +257,7 @@ def resume_as(job: str, file: Path | None, overrides: Sequence[str], ref: str) -
 
 
 def scale(run: RunDir, nodes: int) -> None:
-    """Ask a live elastic run to change its number of nodes. Raises ConfigError."""
+    """Request another number of nodes for a running elastic run. Raises ConfigError."""
     if (outcome := final_outcome(run)) is not None:
         goes_on = outcome.state is not RunState.SUCCEEDED
         remedy = f"; `ropewalk resume {run.id} resources.nodes={nodes}` restarts it with as many" if goes_on else ""
@@ -268,5 +269,5 @@ def scale(run: RunDir, nodes: int) -> None:
     if not allowed.least <= nodes <= allowed.most:
         raise ConfigError(f"{nodes} nodes: {run.id} has resources.nodes={allowed}; choose one of these")
     run.request_nodes(nodes)
-    if not write_there(run, run.requests.path.name):  # else the run's own supervisor records it
+    if not write_there(run, run.requests.path.name):  # otherwise the run's supervisor records the event
         run.event("scaled_by_user", nodes=nodes)

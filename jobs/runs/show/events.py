@@ -8,7 +8,7 @@ from typing import Any
 
 from ropewalk.cluster.errors import EXIT_LOST_PEER
 from ropewalk.cluster.text import counted, format_parameters
-from ropewalk.jobs.runs.show.hangs import places
+from ropewalk.jobs.runs.show.hangs import describe_locations
 
 # Name → format string over the event's fields; empty: not shown.
 # `_Line` defines additional format specifications, such as `{nodes:count node}`.
@@ -127,7 +127,7 @@ class _Line(Formatter):
             case "exit":
                 return describe_exit(value)
             case "places":
-                return places(value or [])
+                return describe_locations(value or [])
             case "parameters":
                 return format_parameters(value or {})
         return "?" if value is None else str(super().format_field(value, format_spec))

@@ -1,4 +1,4 @@
-"""Tables of many runs: one that leaves columns out where they do not fit, and one that is printed quickly."""
+"""Tables of many runs: one that drops columns to fit the terminal, and a fast one for long lists."""
 
 from collections.abc import Sequence
 
@@ -9,53 +9,53 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-# the least needed first; an id and a state are never left out, cut or folded
-SPARED = ("CLUSTER", "NODES", "ATTEMPT", "AGE", "LOSS", "JOB", "REASON", "PROGRESS")
-FOLDED = {"REASON": 20}  # cells, to which a column may shrink
-BETWEEN, EDGES = 3, 2  # cells that the look of a table takes
+# columns to drop, least important first; ids and states are never dropped, cut or folded
+DROPPED = ("CLUSTER", "NODES", "ATTEMPT", "AGE", "LOSS", "JOB", "REASON", "PROGRESS")
+FOLDED = {"REASON": 20}  # minimum width of a folded column, cells
+BETWEEN, EDGES = 3, 2  # cells between columns and at the edges
 
 
 class FittedTable:
-    """A table whose first and third column are whole on one line; others are folded or left out as the width demands."""
+    """Table that never wraps its first and third column; other columns are folded or dropped to fit the width."""
 
     def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> None:
-        """`styles` has a style per row, which its third column is printed in. `>` before a name aligns to the right."""
+        """`styles`: a style per row for its third column. A `>` before a column's name aligns it to the right."""
         self.columns, self.rows, self.styles = columns, rows, styles
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        kept = self.fitting(options.max_width)
-        made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-        for place in kept:
-            name = self.columns[place]
+        indices = self.fitting(options.max_width)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+        for index in indices:
+            name = self.columns[index]
             justify = "right" if name.startswith(">") else "left"
-            made.add_column(name.lstrip(">"), justify=justify, overflow="fold", no_wrap=name.lstrip(">") not in FOLDED)  # type: ignore[arg-type]
+            table.add_column(name.lstrip(">"), justify=justify, overflow="fold", no_wrap=name.lstrip(">") not in FOLDED)  # type: ignore[arg-type]
         for row, style in zip(self.rows, self.styles, strict=True):
-            made.add_row(*(Text(row[place], style=style if place == 2 else "") for place in kept))
-        wide = options.update(width=max(options.max_width, self._width(kept)))  # else ids are cut; a terminal wraps the line
-        yield from console.render(made, wide)
+            table.add_row(*(Text(row[index], style=style if index == 2 else "") for index in indices))
+        wide = options.update(width=max(options.max_width, self._width(indices)))  # rather wrapped by the terminal than cut
+        yield from console.render(table, wide)
 
     def fitting(self, width: int) -> list[int]:
-        """The places of the columns that fit."""
-        kept = list(range(len(self.columns)))
-        for spared in SPARED:
-            if self._width(kept) <= width:
+        """Return the indices of the columns that fit into `width` cells."""
+        indices = list(range(len(self.columns)))
+        for name in DROPPED:
+            if self._width(indices) <= width:
                 break
-            kept = [place for place in kept if self.columns[place].lstrip(">") != spared]
-        return kept
+            indices = [index for index in indices if self.columns[index].lstrip(">") != name]
+        return indices
 
-    def _width(self, kept: Sequence[int]) -> int:
-        return sum(self._width_of(place) for place in kept) + BETWEEN * (len(kept) - 1) + EDGES
+    def _width(self, indices: Sequence[int]) -> int:
+        return sum(self._width_of(index) for index in indices) + BETWEEN * (len(indices) - 1) + EDGES
 
-    def _width_of(self, place: int) -> int:
-        name = self.columns[place].lstrip(">")
-        return min(max(cell_len(cell) for cell in (name, *(row[place] for row in self.rows))), FOLDED.get(name, 1_000))
+    def _width_of(self, index: int) -> int:
+        name = self.columns[index].lstrip(">")
+        return min(max(cell_len(cell) for cell in (name, *(row[index] for row in self.rows))), FOLDED.get(name, 1_000))
 
 
 class LongTable:
-    """Prints one line per row, cut and never folded, for grep and less: a Table takes a second for a thousand rows."""
+    """Table with exactly one line per row, for grep and less; rich's Table takes a second for a thousand rows."""
 
     def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> None:
-        """`styles` has a style per row, which its third column is printed in."""
+        """`styles`: a style per row for its third column."""
         self.columns, self.rows, self.styles = columns, rows, styles
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

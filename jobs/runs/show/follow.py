@@ -1,4 +1,4 @@
-"""Watch a run until it is over: its progress as a bar or a line, its events as they happen. Reads files only."""
+"""Following of a run until it has ended: progress as a bar or lines, and events as they happen."""
 
 import time
 from collections import deque
@@ -22,44 +22,44 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 POLL_SECONDS = 0.25
-ASK_SECONDS = 3.0  # between two questions to the scheduler
-PLAIN_SECONDS = 5.0  # between two lines where there is no terminal
+QUERY_SECONDS = 3.0  # between two queries of the scheduler
+PLAIN_SECONDS = 5.0  # between two lines without a terminal
 STARTING = "starting"
-LOST_ANSWERS = 3  # answers in a row in which the scheduler does not know the run, before that is believed
+LOST_ANSWERS = 3  # consecutive answers without the run until the run counts as lost
 
 
 class Watch:
-    """Knows when a run is over: it has a final outcome, or no process runs it any more."""
+    """Detects the end of a run: a final outcome, or no process that runs it."""
 
     def __init__(self, run: RunDir, clock: Callable[[], float] = time.monotonic) -> None:
         self.run, self._clock, self._copy = run, clock, Copy(run)
-        self._next_question = clock() + ASK_SECONDS
+        self._next_query = clock() + QUERY_SECONDS
         self._lost = 0
-        self.abandoned = ""  # why no process runs it any more
-        self.waits = ""  # why it does not run, where the scheduler says so
-        self.unseen = ""  # why nothing but its files is seen of it, where the scheduler does not answer
+        self.abandoned = ""  # reason why no process runs it
+        self.waits = ""  # the scheduler's reason why it waits
+        self.unseen = ""  # error of a scheduler that does not answer
 
     def over(self) -> bool:
-        """Whether the run is over. How it ended is in the run directory, or in `abandoned`."""
+        """Return True if the run has ended. The outcome is in the run directory, or the reason in `abandoned`."""
         if final_outcome(self.run) is not None:
             self._copy.freshen()
             return True
-        if self._clock() >= self._next_question:
-            self._next_question = self._clock() + ASK_SECONDS
+        if self._clock() >= self._next_query:
+            self._next_query = self._clock() + QUERY_SECONDS
             state = settle(self.run)
             self._copy.freshen()
             self.unseen = state.reason if state.word == NO_ANSWER else ""
             self.waits = state.reason if state.state in {RunState.PENDING, RunState.REQUEUED} and not self.unseen else ""
-            # a final state without a final outcome: it could not be written down
+            # a final state without a final outcome means that the outcome could not be written
             gone = state.state is RunState.UNKNOWN or state.word in GONE or state.state.final
             self._lost = self._lost + 1 if gone else 0
             if self._lost >= LOST_ANSWERS:
-                self.abandoned = state.reason or "the scheduler does not know it any more"
+                self.abandoned = state.reason or "the scheduler no longer knows the run"
         return bool(self.abandoned)
 
 
 def wait(run: RunDir, sleep: Callable[[float], None] = time.sleep) -> Watch:
-    """Return when the run is over."""
+    """Wait until the run has ended."""
     watch = Watch(run)
     while not watch.over():
         sleep(POLL_SECONDS)
@@ -67,18 +67,18 @@ def wait(run: RunDir, sleep: Callable[[float], None] = time.sleep) -> Watch:
 
 
 def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = time.sleep) -> Watch:
-    """Show progress and events on `console` until the run is over."""
-    if mount_of(run.path).shared:  # else a client of NFS may believe for a minute that there is no progress yet
+    """Show progress and events on `console` until the run has ended."""
+    if mount_of(run.path).shared:  # otherwise an NFS client may cache for a minute that there is no progress file
         for path in (run.progress, run.metrics):
             read_afresh(path)
     watch = Watch(run)
     view: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
-    told = address = ""
-    events = EventTail(run, skip=len(run.attempts()) > 1)  # what is past was told before
+    notice = address = ""
+    events = EventTail(run, skip=len(run.attempts()) > 1)  # earlier events were shown before
     with view:
         while True:
             last_round = watch.over()
-            if not address and (address := wandb_address(run) or ""):  # known as soon as a mirror has opened the run there
+            if not address and (address := wandb_address(run) or ""):  # available once a mirror has created the W&B run
                 view.say(f"W&B: {address}")
             for event in events.new_events(last=last_round):
                 text = tell(event)
@@ -87,10 +87,10 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
             for text in view.news():
                 view.say(text)
             text = watch.unseen or (f"it waits: {watch.waits}" if watch.waits else "")
-            if text != told:
-                told = text
-                if told:
-                    view.say(told)
+            if text != notice:
+                notice = text
+                if notice:
+                    view.say(notice)
             view.show()
             if last_round:
                 return watch
@@ -98,13 +98,13 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
 
 
 def _has_begun(run: RunDir) -> bool:
-    """Whether a process of the job itself has started, in a group that has formed: not all jobs tell how far they are."""
+    """Return True if a process of the job itself has started: not all jobs report progress."""
     attempts = run.attempts()
     return bool(attempts) and any(True for _ in run.log_dir(attempts[-1]).glob("rank-*.log"))
 
 
 class _Bar:
-    """A live bar on a terminal."""
+    """Progress as a live bar on a terminal."""
 
     def __init__(self, run: RunDir, console: "Console") -> None:
         from rich.live import Live
@@ -158,7 +158,7 @@ class _Bar:
             self._progress.remove_task(self._task)
             self._task = self._progress.add_task(self._stage, total=report.get("total"), words=words)
             self._progress.update(self._task, completed=report["done"])
-            self._live.refresh()  # a stage that is over soon is seen all the same
+            self._live.refresh()  # so that short stages are visible too
         self._progress.update(self._task, completed=report["done"], total=report.get("total"), words=words)
 
 
@@ -167,7 +167,7 @@ class _Lines:
 
     def __init__(self, run: RunDir, console: "Console") -> None:
         self.run, self.console, self._view, self._eta = run, console, view_of(run), _Eta()
-        self._said, self._stage, self._next = "", "", 0.0
+        self._last_text, self._stage, self._next = "", "", 0.0
 
     def __enter__(self) -> "_Lines":
         return self
@@ -187,28 +187,28 @@ class _Lines:
         if not report or (now < self._next and report["stage"] == self._stage):
             return
         text = f"{report['stage']}: {describe(report, latest_metrics(self.run), self._eta, self._view)}"
-        if text != self._said:
+        if text != self._last_text:
             self.say(text)
-        self._said, self._stage, self._next = text, report["stage"], now + PLAIN_SECONDS
+        self._last_text, self._stage, self._next = text, report["stage"], now + PLAIN_SECONDS
 
 
 class _Eta:
-    """The time that is left, by the speed of the last seconds: it forgets a slow start."""
+    """Estimate of the remaining time from the recent speed, so that a slow start has no lasting effect."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, str, float]] = deque(maxlen=120)
+        self._samples: deque[tuple[float, str, float]] = deque(maxlen=120)
 
     def seconds(self, stage: str, done: float, total: float | None) -> float | None:
         now = time.monotonic()
-        if self._seen and (self._seen[-1][1] != stage or self._seen[-1][2] > done):
-            self._seen.clear()
-        self._seen.append((now, stage, done))
-        seconds, work = now - self._seen[0][0], done - self._seen[0][2]
+        if self._samples and (self._samples[-1][1] != stage or self._samples[-1][2] > done):
+            self._samples.clear()
+        self._samples.append((now, stage, done))
+        seconds, work = now - self._samples[0][0], done - self._samples[0][2]
         return (total - done) * seconds / work if total and work > 0 and seconds > 0 else None
 
 
 def describe(report: dict[str, Any], metrics: dict[str, Any], eta: _Eta, view: RunView) -> str:
-    """`120/300 steps  loss 4.21  12.3k tokens/s  ETA 0:42` of a progress report, with what the run's own job says."""
+    """Format a progress report, such as `120/300 steps  loss 4.21  12.3k tokens/s  ETA 0:42`, with the text of the job's view."""
     if report.get("words"):
         return str(report["words"])
     done, total, unit = report["done"], report.get("total"), report.get("unit", "")
@@ -218,8 +218,8 @@ def describe(report: dict[str, Any], metrics: dict[str, Any], eta: _Eta, view: R
     for key, name in (("train/loss", "loss"), ("validation/loss", "validation")):
         if report["stage"] == "train" and metrics.get(key) is not None:
             parts.append(f"{name} {metrics[key]:.3f}")
-    if said := view.words():
-        parts.append(said)
+    if job_text := view.words():
+        parts.append(job_text)
     parts += [f"{_short(value)} {name}" for name, value in (report.get("rates") or {}).items() if value]
     left = eta.seconds(report["stage"], report["done"], report.get("total"))
     if left is not None and left >= 1:

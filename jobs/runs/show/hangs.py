@@ -1,4 +1,4 @@
-"""Ranks that hung, in words: where each of them stood, grouped by place."""
+"""Descriptions of hung ranks, grouped by the location in which they hang."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from ropewalk.cluster.text import counted
 
 
 def join_hangs(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join the events of one hang, which each node of the group records, into one; the order of events stays."""
+    """Merge the events that the nodes of a group record for the same hang; the order of events is preserved."""
     joined: list[dict[str, Any]] = []
     hangs: dict[tuple[Any, Any], dict[str, Any]] = {}
     for event in events:
@@ -16,26 +16,26 @@ def join_hangs(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         if event.get("event") != "ranks_hung":
             joined.append(event)
         elif key in hangs:
-            known = hangs[key]
-            known["ranks"] = [*known["ranks"], *event["ranks"]]
-            known["seconds"] = max(known["seconds"], event["seconds"])
-            known["step"] = max(known["step"], event["step"])
+            hang = hangs[key]
+            hang["ranks"] = [*hang["ranks"], *event["ranks"]]
+            hang["seconds"] = max(hang["seconds"], event["seconds"])
+            hang["step"] = max(hang["step"], event["step"])
         else:
             hangs[key] = dict(event)
             joined.append(hangs[key])
     return joined
 
 
-def places(ranks: list[dict[str, Any]]) -> str:
-    """`3 ranks in all_reduce (...), rank 1 in read (...)`: the place with the most ranks first."""
-    found: dict[str, list[int]] = defaultdict(list)
+def describe_locations(ranks: list[dict[str, Any]]) -> str:
+    """Describe where ranks hang, such as `3 ranks in all_reduce (...), rank 1 in read (...)`, most frequent location first."""
+    by_location: dict[str, list[int]] = defaultdict(list)
     for rank in ranks:
         stopped = "stopped by a signal, " if rank["state"] == "stopped" else ""
         phase = "" if rank["phase"] == "step" else f", {rank['phase']}"
-        found[f"{stopped}in {rank['where']}{phase}"].append(int(rank["rank"]))
-    groups = sorted(found.items(), key=lambda group: (-len(group[1]), group[1]))
-    return ", ".join(f"{_who(sorted(members))} {words}" for words, members in groups)
+        by_location[f"{stopped}in {rank['where']}{phase}"].append(int(rank["rank"]))
+    groups = sorted(by_location.items(), key=lambda group: (-len(group[1]), group[1]))
+    return ", ".join(f"{_name_ranks(sorted(members))} {location}" for location, members in groups)
 
 
-def _who(ranks: list[int]) -> str:
+def _name_ranks(ranks: list[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else counted(len(ranks), "rank")

@@ -1,4 +1,4 @@
-"""A page of tables that needs nothing else: no script, no network."""
+"""Self-contained HTML pages with tables and pictures, without scripts or network access."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,18 +13,17 @@ th { border-bottom: 2px solid #888 }
 
 
 class Table:
-    """A table with a heading; a column whose name begins with `>` holds numbers."""
+    """A table with a heading. A column whose name starts with `>` contains numbers."""
 
     def __init__(self, heading: str, columns: Sequence[str]) -> None:
         self.heading, self.columns = heading, columns
         self.rows: list[tuple[str, ...]] = []
 
     def row(self, *cells: str) -> None:
-        """Add a row."""
         self.rows.append(cells)
 
     def html(self) -> str:
-        """The table as HTML, whatever its cells hold."""
+        """Return the table as HTML, with escaped cells."""
         classes = [' class="right"' if column.startswith(">") else "" for column in self.columns]
         head = "".join(f"<th{c}>{escape(name.lstrip('>'))}</th>" for c, name in zip(classes, self.columns, strict=True))
         body = "".join(
@@ -35,17 +34,17 @@ class Table:
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of plain text."""
+    """Return a paragraph of plain text as HTML."""
     return f"<p>{escape(text)}</p>\n"
 
 
 def page(title: str, sections: Sequence[str]) -> bytes:
-    """The whole page."""
+    """Return the HTML page with these sections, encoded."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     text = f"<!doctype html>\n<html><head>{head}</head><body>\n<h1>{escape(title)}</h1>\n{''.join(sections)}</body></html>\n"
     return text.encode("utf-8", "replace")
 
 
 def picture(title: str, url: str) -> str:
-    """A picture with a heading; `url` is a data URL, so that the page needs no file beside it."""
+    """Return a picture with a heading as HTML. `url`: a data URL, so that the page needs no other file."""
     return f'<h2>{escape(title)}</h2>\n<p><img src="{escape(url)}" alt="{escape(title)}" style="max-width: 100%"></p>\n'

@@ -1,4 +1,4 @@
-"""A picture of a run's curves: loss, validation, learning rate, speed."""
+"""Plots of a run's curves: loss, validation, learning rate, speed."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -17,22 +17,22 @@ TRAIN, VALIDATION, SCHEDULE, SPEED, EVENT = "#2b6cb0", "#dd6b20", "#6b46c1", "#2
 
 
 def plot_run(run: RunDir, path: Path) -> Path:
-    """Write the curves of `run` as a PNG. Raises DataError if there is nothing to draw yet."""
+    """Plot the curves of a run to a PNG file. Raises DataError if there are no metrics yet."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    found = curves(run)
-    if "train/loss" not in found:
+    run_curves = curves(run)
+    if "train/loss" not in run_curves:
         raise DataError(f"{run.id}: no training metrics yet; nothing to plot")
     with plt.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "font.family": "DejaVu Sans"}):
         figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), width_ratios=[1.7, 1], sharex=True, layout="constrained")
         figure.suptitle(run.id, x=0.012, ha="left", fontsize=12, fontweight="bold")
-        _draw_loss(axes[0][0], found)
-        _draw(axes[1][0], found, "validation/bits_per_byte", "validation, bits per byte", VALIDATION, marker="o")
-        _draw(axes[0][1], found, "train/learning_rate", "learning rate", SCHEDULE)
-        _draw(axes[1][1], found, "train/tokens_per_second", "tokens per second", SPEED, alpha=0.9)
+        _draw_loss(axes[0][0], run_curves)
+        _draw(axes[1][0], run_curves, "validation/bits_per_byte", "validation, bits per byte", VALIDATION, marker="o")
+        _draw(axes[0][1], run_curves, "train/learning_rate", "learning rate", SCHEDULE)
+        _draw(axes[1][1], run_curves, "train/tokens_per_second", "tokens per second", SPEED, alpha=0.9)
         _mark_resumes([axis for row in axes for axis in row], run)
         for axis in axes[1]:
             axis.set_xlabel("step")
@@ -43,7 +43,7 @@ def plot_run(run: RunDir, path: Path) -> Path:
 
 
 def as_png(draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 3.2)) -> bytes:
-    """What `draw` draws on one axis, as a PNG of so many inches."""
+    """Return a PNG of what `draw` draws on one axis; `size` in inches."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -59,33 +59,33 @@ def as_png(draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 3.2)) 
 
 
 def draw_bars(axis: Any, values: Mapping[str, float], title: str) -> None:
-    """A bar a name, the first on top."""
+    """Draw a horizontal bar per name, the first on top."""
     shown = list(values.items())[:MOST_BARS][::-1]
     axis.barh([name for name, _ in shown], [value for _, value in shown], color=TRAIN, alpha=0.7)
     dress(axis, title)
 
 
-def _draw_loss(axis: Any, found: Mapping[str, Curve]) -> None:
-    steps, values = found["train/loss"]
+def _draw_loss(axis: Any, run_curves: Mapping[str, Curve]) -> None:
+    steps, values = run_curves["train/loss"]
     smooth = smoothed(values)
     axis.plot(steps, values, color=TRAIN, alpha=0.25, linewidth=0.9)
     axis.plot(steps, smooth, color=TRAIN, linewidth=1.8, label=f"train  {smooth[-1]:.3f}")
-    if "validation/loss" in found:
-        at, held_out = found["validation/loss"]
-        gaps = found.get("validation/gap", ([], []))[1]
+    if "validation/loss" in run_curves:
+        at, held_out = run_curves["validation/loss"]
+        gaps = run_curves.get("validation/gap", ([], []))[1]
         label = f"validation  {held_out[-1]:.3f}" + (f"  (gap {gaps[-1]:+.3f})" if gaps else "")
         axis.plot(at, held_out, color=VALIDATION, linewidth=1.6, marker="o", markersize=4, label=label)
         train = dict(zip(steps, smooth, strict=True))
         both = [(step, train[step], value) for step, value in zip(at, held_out, strict=True) if step in train]
-        if both and gaps:  # what lies between the two is what is learnt by heart
+        if both and gaps:  # the area between the curves shows overfitting
             axis.fill_between(*zip(*both, strict=True), color=VALIDATION, alpha=0.1, linewidth=0)
     dress(axis, "loss, nats per token")
     axis.legend(frameon=False, loc="upper right")
 
 
-def _draw(axis: Any, found: Mapping[str, Curve], key: str, title: str, color: str, **style: Any) -> None:
-    if key in found:
-        steps, values = found[key]
+def _draw(axis: Any, run_curves: Mapping[str, Curve], key: str, title: str, color: str, **style: Any) -> None:
+    if key in run_curves:
+        steps, values = run_curves[key]
         axis.plot(steps, values, color=color, linewidth=1.6, markersize=4, **style)
         dress(axis, f"{title}   (last {values[-1]:,.3g})" if values[-1] < 1000 else f"{title}   (last {values[-1]:,.0f})")
     else:
@@ -94,7 +94,7 @@ def _draw(axis: Any, found: Mapping[str, Curve], key: str, title: str, color: st
 
 
 def dress(axis: Any, title: str) -> None:
-    """Give an axis the look that all pictures share."""
+    """Apply the common style of all plots to an axis."""
     axis.set_title(title, loc="left", fontsize=10, color=INK)
     axis.grid(True, color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)
@@ -106,7 +106,7 @@ def dress(axis: Any, title: str) -> None:
 
 
 def _mark_resumes(axes: list[Any], run: RunDir) -> None:
-    """A thin line where the run went on after a rank or an attempt was lost."""
+    """Draw a thin line at each step at which the run resumed."""
     steps = resume_steps(run)
     for axis in axes:
         for step in steps:
@@ -119,18 +119,18 @@ def _mark_resumes(axes: list[Any], run: RunDir) -> None:
 
 
 def resume_steps(run: RunDir) -> list[int]:
-    """Steps at which the metrics go back: the run resumed from a checkpoint."""
-    found, previous, attempt = [], -1, None
+    """Return the steps at which the run resumed from a checkpoint: the step decreases, or the attempt changes."""
+    steps, previous, attempt = [], -1, None
     for line in run.read_metrics():
         step = int(line["step"])
         if previous >= 0 and (step < previous or line["attempt"] != attempt):
-            found.append(step)
+            steps.append(step)
         previous, attempt = step, line["attempt"]
-    return found
+    return steps
 
 
 def smoothed(values: list[float]) -> list[float]:
-    """Exponential mean without the bias towards the first value; wider for longer runs."""
+    """Return the bias-corrected exponential moving average; the window grows with the number of values."""
     keep = 1 - 1 / max(1.0, min(50.0, len(values) / 20))
     total, weight, out = 0.0, 0.0, []
     for value in values:

@@ -1,4 +1,4 @@
-"""Runs that lie on a volume of their cluster which this machine does not see: its copy of them is brought up to date."""
+"""Synchronization of this machine's copies of runs that are stored on a volume of their cluster."""
 
 import logging
 from collections.abc import Sequence
@@ -15,66 +15,66 @@ log = logging.getLogger(__name__)
 
 
 class Copy:
-    """This machine's copy of a run; where the run lies here, it is the run itself, and always up to date."""
+    """This machine's copy of a run. If the run is accessible here, it is the run itself and always up to date."""
 
     def __init__(self, run: RunDir) -> None:
-        self.run, self._said = run, ""
+        self.run, self._last_error = run, ""
         self._backend: Backend | None = None
         cluster = str(run.record.get("cluster", "local"))
         if cluster != "local":
             try:
                 self._backend = load_backend(cluster)
-            except RopewalkError as error:  # a cluster of the profile file that is not there any more
-                self._tell(str(error))
+            except RopewalkError as error:  # the cluster is no longer in the profile file
+                self._warn(str(error))
 
     @property
-    def is_one(self) -> bool:
-        """Whether the run itself lies elsewhere."""
+    def is_remote(self) -> bool:
+        """True if the run is stored on another machine."""
         return self._backend is not None and not self._backend.shares_files
 
     def freshen(self) -> None:
-        """Bring the copy up to date; where that fails, say so once and continue with what there is."""
+        """Update the copy; log a failure once, and continue with the existing copy."""
         if self._backend is None:
             return
         try:
             self._backend.sync(self.run, beside=self.children())
         except RopewalkError as error:
-            self._tell(str(error))
+            self._warn(str(error))
         else:
-            self._said = ""
+            self._last_error = ""
 
     def children(self) -> list[str]:
-        """The ids of the runs that this one has started, as far as this machine knows of them."""
+        """Return the ids of the run's children that are known to this machine."""
         return [child.id for child in view_of(self.run).children()]
 
-    def _tell(self, error: str) -> None:
-        if error != self._said:
-            log.warning("%s; what this machine has of %s may be old", error, self.run.id)
-        self._said = error
+    def _warn(self, error: str) -> None:
+        if error != self._last_error:
+            log.warning("%s; this machine's copy of %s may be outdated", error, self.run.id)
+        self._last_error = error
 
 
 def freshen(run: RunDir) -> RunDir:
-    """The run; where this machine has a copy of it, that is brought up to date first, with those of its children."""
+    """Update this machine's copies of a run and of its children if they are stored elsewhere, and return the run."""
     copy = Copy(run)
-    known = copy.children()
+    children = copy.children()
     copy.freshen()
-    if copy.children() != known:
+    if copy.children() != children:
         copy.freshen()
-    if copy.is_one:
+    if copy.is_remote:
         settle(run)
     return run
 
 
 def export_elsewhere(run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> bool:
-    """Export a checkpoint on the cluster that it lies on, if this machine does not see it; returns whether that was done.
+    """Export a checkpoint on its cluster if this machine cannot access it, and return True if that was done.
 
-    `options` are further words of `python -m ropewalk.jobs.models.cards.export`.
+    `options`: further arguments of `python -m ropewalk.jobs.models.cards.export`.
     """
     return load_backend(str(run.record.get("cluster", "local"))).export(run, directory, step, options)
 
 
 def write_there(run: RunDir, name: str) -> bool:
-    """Copy a small file of the run to where the run lies, if this machine has a copy only; returns whether that was needed.
+    """Copy a small file into the original of a run that is stored elsewhere, and return True if that was necessary.
 
     Raises BackendError.
     """

@@ -1,4 +1,4 @@
-"""What `show` and the end of a followed run show, as the view of the run's job has it."""
+"""Output of `show` and of the end of a followed run, from the view of the run's job."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 
 def plain(run: RunDir) -> dict[str, Any]:
-    """What `show --json` prints."""
+    """Return the content of `show --json`."""
     return {**details(run), **view_of(run).plain()}
 
 
 def page(run: RunDir) -> "RenderableType":
-    """What `show` prints."""
+    """Render the output of `show`."""
     return view_of(run).page(details(run))
 
 
 def ending(run: RunDir, result: Mapping[str, Any]) -> "RenderableType":
-    """What stands at the end of a followed run that succeeded. `result` is the last line of `run --json`."""
+    """Render the end of a followed run that succeeded. `result`: the last line of `run --json`."""
     return view_of(run).ending(result)
 
 
 def pictures(run: RunDir, file: Path | None) -> list[Path]:
-    """The files that `show --plot` writes, by default into the run's directory. Raises DataError if nothing can be drawn yet."""
+    """Write the plots of `show --plot`, by default into the run directory, and return their paths. Raises DataError."""
     return view_of(run).pictures(file)

@@ -1,4 +1,4 @@
-"""Find runs, and say what each is doing, from its files and one question to each scheduler."""
+"""Search for runs, and their states from files and one query per scheduler."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -16,22 +16,22 @@ from ropewalk.jobs.results.metrics import broken_lines, latest_metrics
 
 log = logging.getLogger(__name__)
 
-GONE = frozenset({"ended", "lost"})  # a backend's words for a run of which no process is left
+GONE = frozenset({"ended", "lost"})  # values of `BackendState.word` for a run without processes
 
 
 def roots() -> list[Path]:
-    """The directories that hold runs: this machine's, and those that clusters of the profile file name."""
+    """Return the directories of runs: the default one, and those in the profile file."""
     path = profile_file()
     profiles = read_profiles() if path and path.is_file() else {}
-    named = [Path(p["runs"]).expanduser() for p in profiles.values() if isinstance(p, dict) and p.get("runs")]
-    return list(dict.fromkeys([runs_root(), *named]))
+    configured = [Path(p["runs"]).expanduser() for p in profiles.values() if isinstance(p, dict) and p.get("runs")]
+    return list(dict.fromkeys([runs_root(), *configured]))
 
 
 def find_run(ref: str) -> RunDir:
-    """The run that a user names, under any root: a directory, an id, the beginning of one, or `latest`. Raises ConfigError."""
-    # a sweep's trials are newer than the sweep
-    if ref == "latest" and (found := newest(all_runs(), lambda run: run.parent is None)):
-        return found
+    """Find a run under any root by its directory, id, a prefix of its id, or `latest`. Raises ConfigError."""
+    # not a sweep's trials, which are newer than the sweep
+    if ref == "latest" and (latest := newest(all_runs(), lambda run: run.parent is None)):
+        return latest
     errors: list[ConfigError] = []
     for root in [root for root in roots() if root.is_dir()] or [runs_root()]:
         try:
@@ -40,33 +40,32 @@ def find_run(ref: str) -> RunDir:
             errors.append(error)
     if all_runs():
         raise errors[0]
-    where = ", ".join(map(str, roots()))
-    raise ConfigError(f"no run {ref!r}: there is none yet under {where}; `ropewalk run --help` says how to start one")
+    folders = ", ".join(map(str, roots()))
+    raise ConfigError(f"no run {ref!r}: there are no runs yet under {folders}; see `ropewalk run --help`")
 
 
 def all_runs() -> list[RunDir]:
-    """Every run under every root, oldest first."""
-    found = [RunDir.all(root) for root in roots()]
-    if len(found) == 1:
-        return found[0]
-    runs = [run for runs in found for run in runs]
-    return sorted(runs, key=lambda run: ((run.path / "run.yaml").stat().st_mtime_ns, run.id))
+    """Return every run under every root, oldest first."""
+    by_root = [RunDir.all(root) for root in roots()]
+    if len(by_root) == 1:
+        return by_root[0]
+    return sorted((run for runs in by_root for run in runs), key=lambda run: ((run.path / "run.yaml").stat().st_mtime_ns, run.id))
 
 
 def newest(runs: Sequence[RunDir], wanted: Callable[[RunDir], bool]) -> RunDir | None:
-    """The last of the runs that is wanted; one with a damaged file is passed over, and named in the log."""
+    """Return the last run for which `wanted` holds, or None. Runs with damaged files are skipped with a warning."""
     for run in reversed(runs):
         try:
             if wanted(run):
                 return run
         except DamagedFileError as error:
-            log.warning("passed over: %s", error)
+            log.warning("skipped: %s", error)
     return None
 
 
 def readable(runs: Sequence[RunDir]) -> list[RunDir]:
-    """The runs without those of which a file is damaged; these are named in the log."""
-    found = []
+    """Return the runs without damaged files; the others are named in warnings."""
+    intact = []
     for run in runs:
         try:
             final_outcome(run)
@@ -74,58 +73,58 @@ def readable(runs: Sequence[RunDir]) -> list[RunDir]:
         except DamagedFileError as error:
             log.warning("left out: %s", error)
         else:
-            found.append(run)
-    return found
+            intact.append(run)
+    return intact
 
 
 def final_outcome(run: RunDir) -> Outcome | None:
-    """How the run ended, or None while another attempt may follow."""
+    """Return the outcome of a run that has ended for good, or None while another attempt may follow."""
     outcome = run.last_outcome()
     return outcome if outcome is not None and outcome.state.final else None
 
 
 def is_final(run: RunDir) -> bool:
-    """Whether the run is over: its newest attempt has an outcome after which no other attempt follows by itself."""
+    """Return True if the run has ended for good: no further attempt follows automatically."""
     return final_outcome(run) is not None
 
 
 def states(runs: Sequence[RunDir], outcomes: Mapping[str, Outcome | None] | None = None) -> dict[str, BackendState]:
-    """The state of each run by id; schedulers are asked once each, and only about runs that are not over.
+    """Return the state of each run by id, with one query per scheduler for the runs that have not ended.
 
-    `outcomes` holds each run's `final_outcome`, where the caller has read them already.
+    `outcomes`: each run's `final_outcome`, if the caller has read them already.
     """
-    found: dict[str, BackendState] = {}
+    by_id: dict[str, BackendState] = {}
     open_runs: dict[str, list[RunDir]] = {}
     for run in runs:
         outcome = final_outcome(run) if outcomes is None else outcomes[run.id]
         if outcome is not None:
-            found[run.id] = BackendState(state=outcome.state, reason=outcome.cause)
+            by_id[run.id] = BackendState(state=outcome.state, reason=outcome.cause)
         else:
             open_runs.setdefault(str(run.record.get("cluster", "local")), []).append(run)
     for cluster, mine in open_runs.items():
-        found.update(_ask(cluster, mine))
-    return found
+        by_id.update(_query(cluster, mine))
+    return by_id
 
 
 def settle(run: RunDir) -> BackendState:
     """The state of a run, for whoever acts on it: an end of which only the scheduler knows is written down first."""
     if (outcome := final_outcome(run)) is not None:
         return BackendState(state=outcome.state, reason=outcome.cause)
-    return _ask(str(run.record.get("cluster", "local")), [run], settled=True)[run.id]
+    return _query(str(run.record.get("cluster", "local")), [run], settled=True)[run.id]
 
 
-def _ask(cluster: str, runs: Sequence[RunDir], *, settled: bool = False) -> Mapping[str, BackendState]:
+def _query(cluster: str, runs: Sequence[RunDir], *, settled: bool = False) -> Mapping[str, BackendState]:
     try:
         backend = load_backend(cluster)
         answers = dict(backend.settle(runs) if settled else backend.states(runs))
     except RopewalkError as error:
         return {run.id: BackendState(state=RunState.UNKNOWN, reason=str(error)) for run in runs}
-    nothing = BackendState(state=RunState.UNKNOWN, reason=f"the scheduler of {cluster} does not know the run")
-    return {run.id: answers.get(run.id, nothing) for run in runs}
+    unknown = BackendState(state=RunState.UNKNOWN, reason=f"the scheduler of {cluster} does not know the run")
+    return {run.id: answers.get(run.id, unknown) for run in runs}
 
 
 def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
-    """A row of `ps`, as plain values."""
+    """Return a row of `ps` as plain values."""
     record, metrics = run.record, latest_metrics(run)
     attempts = run.attempts()
     details = run.attempt_details(attempts[-1]) if attempts else {}
@@ -151,13 +150,13 @@ def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
 
 
 def wandb_address(run: RunDir) -> str | None:
-    """Where a person sees the run in W&B; None as long as nobody mirrors it there."""
-    found = (read_json(run.path / WANDB_ADDRESS) or {}).get("address")
-    return str(found) if found else None
+    """Return the address of the run's W&B page, or None if the run is not mirrored there."""
+    address = (read_json(run.path / WANDB_ADDRESS) or {}).get("address")
+    return str(address) if address else None
 
 
 def details(run: RunDir) -> dict[str, Any]:
-    """What `show --json` prints of any job's run."""
+    """Return the content of `show --json` that all jobs share."""
     state = states([run])[run.id]
     record = run.record
     attempts = [_attempt(run, number, state) for number in run.attempts()]
@@ -177,7 +176,7 @@ def details(run: RunDir) -> dict[str, Any]:
 
 
 def _attempt(run: RunDir, number: int, state: BackendState) -> dict[str, Any]:
-    """An attempt as plain values. Without an outcome the newest has the run's state, and an older one was lost."""
+    """Return an attempt as plain values. Without an outcome the newest one has the run's state, and an older one was lost."""
     outcome, newest = run.outcome(number), run.attempts()[-1]
     if outcome is not None:
         now, cause = outcome.state, outcome.cause
@@ -190,7 +189,7 @@ def _attempt(run: RunDir, number: int, state: BackendState) -> dict[str, Any]:
 
 
 def final_object(run: RunDir) -> dict[str, Any]:
-    """What the last line of `run --json` holds: run, job, state, directory, and the job's own results."""
+    """Return the object in the last line of `run --json`: run, job, state, directory, and the results of the job."""
     outcome = final_outcome(run)
     state = outcome.state if outcome is not None else states([run])[run.id].state
     head = {"run": run.id, "job": run.record["job"], "state": state.value, "directory": str(run.path)}

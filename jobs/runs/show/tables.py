@@ -1,4 +1,4 @@
-"""Runs as tables and pages for people."""
+"""Tables and pages of runs for terminals."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from ropewalk.jobs.runs.show.events import tell
 from ropewalk.jobs.runs.show.fitted_tables import FittedTable, LongTable
 
 LONG_LIST = 200  # rows
-ONE_LINE = 10_000  # cells: a width at which each row of a table is one line, for grep
+ONE_LINE = 10_000  # cells: a width at which no row of a table wraps, for grep
 COLORS = {
     "PENDING": "yellow",
     "RUNNING": "cyan",
@@ -31,26 +31,30 @@ COLORS = {
 
 
 def console(stderr: bool = False, piped_width: int = 200) -> Console:
-    """A console that prints texts as they are, whatever brackets they have; `piped_width` is that where there is no terminal."""
-    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=piped_width)
+    """Return a console without markup and highlighting. `piped_width`: its width without a terminal."""
+    terminal = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return (
+        terminal
+        if terminal.is_terminal
+        else Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=piped_width)
+    )
 
 
 def state_text(state: str) -> Text:
-    """A state in its colour."""
+    """Return a state in its colour."""
     return Text(state, style=COLORS.get(state, ""))
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """An empty table with the look that all tables share; `>` before a column's name aligns it to the right."""
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, header_style="dim")
+    """Return an empty table in the common style. A `>` before a column's name aligns it to the right."""
+    styled = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, header_style="dim")
     for column in columns:
-        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
-    return made
+        styled.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return styled
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]], now: float | None = None) -> RenderableType:
-    """What `ps` prints."""
+    """Render the output of `ps`."""
     columns = ("RUN", "JOB", "STATE", "PROGRESS", ">LOSS", ">NODES", ">ATTEMPT", ">AGE", "CLUSTER", "REASON")
     cells = [_run_cells(row, now or time.time()) for row in rows]
     styles = [COLORS.get(row["state"], "") for row in rows]
@@ -75,7 +79,7 @@ def _run_cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
 
 
 def progress_words(row: Mapping[str, Any]) -> str:
-    """`step 120/300` or `tokenize 3/8 shards`, or what the job says in words of its own."""
+    """Describe the progress of a run, such as `step 120/300` or `tokenize 3/8 shards`, or by the job's own text."""
     progress = row.get("progress")
     if progress and progress.get("words"):
         return f"{progress['stage']} {progress['words']}"
@@ -87,76 +91,76 @@ def progress_words(row: Mapping[str, Any]) -> str:
     return f"{progress['stage']} {progress['done']:,}{total} {progress.get('unit') or ''}".strip()
 
 
-def run_page(found: Mapping[str, Any]) -> RenderableType:
-    """What `show` prints."""
+def run_page(details: Mapping[str, Any]) -> RenderableType:
+    """Render the output of `show`."""
     head = table("", "")
     head.show_header = False
-    head.add_row("run", Text(found["run"], style="bold"))
-    head.add_row("state", state_text(found["state"]))
-    if found["reason"]:
-        head.add_row("reason", found["reason"])
-    head.add_row("job", f"{found['job']} on {found['cluster']}, {counted(found['nodes'], 'node')}")
-    code = found["code"] or {}
+    head.add_row("run", Text(details["run"], style="bold"))
+    head.add_row("state", state_text(details["state"]))
+    if details["reason"]:
+        head.add_row("reason", details["reason"])
+    head.add_row("job", f"{details['job']} on {details['cluster']}, {counted(details['nodes'], 'node')}")
+    code = details["code"] or {}
     if code.get("commit"):
         dirty = " + uncommitted changes (kept in run.yaml)" if code.get("dirty") else ""
         head.add_row("code", f"{code['commit'][:12]} ({code.get('branch')}){dirty}")
-    head.add_row("directory", found["directory"])
-    if found.get("wandb"):
-        head.add_row("W&B", found["wandb"])
-    if progress_words(found):
-        head.add_row("progress", progress_words(found))
-    if broken := broken_words(found.get("broken_lines") or {}):
+    head.add_row("directory", details["directory"])
+    if details.get("wandb"):
+        head.add_row("W&B", details["wandb"])
+    if progress_words(details):
+        head.add_row("progress", progress_words(details))
+    if broken := broken_words(details.get("broken_lines") or {}):
         head.add_row("broken", broken)
     parts: list[RenderableType] = [head]
-    if found["attempt_list"]:
-        parts.append(_attempts(found["attempt_list"]))
-    if found["results"]:
-        parts.append(values_table(found["results"], "results"))
-    metrics = {k: v for k, v in found["metrics"].items() if k not in {"step", "attempt", "time"}}
+    if details["attempt_list"]:
+        parts.append(_attempts(details["attempt_list"]))
+    if details["results"]:
+        parts.append(values_table(details["results"], "results"))
+    metrics = {k: v for k, v in details["metrics"].items() if k not in {"step", "attempt", "time"}}
     if metrics:
-        parts.append(values_table(metrics, f"metrics, last at step {found['metrics']['step']}"))
-    told = [text for event in found["events"] if (text := tell(event))]
-    if told:
+        parts.append(values_table(metrics, f"metrics, last at step {details['metrics']['step']}"))
+    lines = [text for event in details["events"] if (text := tell(event))]
+    if lines:
         parts.append(Text("events", style="bold"))
-        parts += [Text(f"  {text}") for text in told[-10:]]
+        parts += [Text(f"  {text}") for text in lines[-10:]]
     return Group(*parts)
 
 
 def _attempts(attempts: Sequence[Mapping[str, Any]]) -> Table:
-    made = table(">ATTEMPT", "HANDLE", ">NODES", "STATE", ">EXIT", ">TOOK", "CAUSE", title="attempts")
+    rows = table(">ATTEMPT", "HANDLE", ">NODES", "STATE", ">EXIT", ">TOOK", "CAUSE", title="attempts")
     for attempt in attempts:
         outcome = attempt["outcome"] or {}
-        took = outcome.get("ended", 0) - outcome.get("started", 0) if outcome.get("started") else None
-        made.add_row(
+        seconds = outcome.get("ended", 0) - outcome.get("started", 0) if outcome.get("started") else None
+        rows.add_row(
             str(attempt.get("attempt", "")),
             str(attempt.get("handle", "")),
             str((attempt.get("resources") or {}).get("nodes", "")),
             state_text(attempt["state"]),
             str(outcome.get("exit_code", "")),
-            "" if took is None else duration(took),
+            "" if seconds is None else duration(seconds),
             shorten(attempt["cause"], 90),
         )
-    return made
+    return rows
 
 
 def values_table(values: Mapping[str, Any], title: str) -> Table:
-    """A table of names and values, one per line."""
-    made = table("", ">", title=title)
-    made.show_header = False
+    """Return a table of names and values, one per line."""
+    rows = table("", ">", title=title)
+    rows.show_header = False
     for key, value in values.items():
-        made.add_row(key, number(value))
-    return made
+        rows.add_row(key, number(value))
+    return rows
 
 
 def top_page(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """What `top` prints: one line per run, below it one per node."""
+    """Render the output of `top`: one line per run, followed by one per node."""
     if not rows:
-        return Text("no run is live; `ropewalk ps --all` lists the finished ones", style="dim")
-    made = table("RUN / NODE", "STATE", "PROGRESS", ">LOSS", ">TOKENS/S", ">CPU %", ">MEMORY GiB", ">GPU %", ">SEEN")
+        return Text("no run is active; `ropewalk ps --all` lists the finished ones", style="dim")
+    lines = table("RUN / NODE", "STATE", "PROGRESS", ">LOSS", ">TOKENS/S", ">CPU %", ">MEMORY GiB", ">GPU %", ">SEEN")
     for row in rows:
         speed = row["metrics"].get("train/tokens_per_second")
         loss = row["loss"]
-        made.add_row(
+        lines.add_row(
             Text(row["run"], style="bold"),
             state_text(row["state"]),
             progress_words(row),
@@ -165,7 +169,7 @@ def top_page(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
         )
         for node in row["node_samples"]:
             gpus = [v for k, v in node.items() if k.startswith("gpu") and k.endswith("_percent")]
-            made.add_row(
+            lines.add_row(
                 f"  node {node['node']}",
                 "",
                 "",
@@ -176,22 +180,22 @@ def top_page(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
                 f"{sum(gpus) / len(gpus):.0f}" if gpus else "",
                 f"{max(0.0, time.time() - node['time']):.0f} s ago",
             )
-    return made
+    return lines
 
 
 def checks_table(checks: Sequence[Check]) -> Table:
-    """What `doctor` prints."""
-    made = table("", "CHECK", "FOUND")
+    """Render the output of `doctor`."""
+    rows = table("", "CHECK", "RESULT")
     for check in checks:
-        made.add_row(Text("ok" if check.ok else "!!", style="green" if check.ok else "bold red"), check.name, check.detail)
-    return made
+        rows.add_row(Text("ok" if check.ok else "!!", style="green" if check.ok else "bold red"), check.name, check.detail)
+    return rows
 
 
-# --- words
+# --- formatting
 
 
 def number(value: Any) -> str:
-    """A value as a person would write it."""
+    """Format a value for people: numbers with separators, other values as short text."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return shorten(str(value), 160)
     if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
@@ -200,7 +204,7 @@ def number(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`42s`, `3m10s`, `5h02m`, `3d04h`."""
+    """Format a duration, such as `42s`, `3m10s`, `5h02m` or `3d04h`."""
     whole = max(0, int(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -212,6 +216,6 @@ def duration(seconds: float) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """One line of at most `limit` characters."""
+    """Join a text into one line of at most `limit` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"

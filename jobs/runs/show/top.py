@@ -1,4 +1,4 @@
-"""`ropewalk top`: live runs and their nodes, read from files alone, without a server or a daemon."""
+"""Output of `ropewalk top`: active runs and their nodes, read from files only."""
 
 import os
 import time
@@ -21,29 +21,29 @@ LAST_LINE_BYTES = 4096
 
 
 def rows() -> list[dict[str, Any]]:
-    """List every live run with its newest metrics and the newest sample of each of its nodes."""
-    known = status.all_runs()
+    """Return every active run with its newest metrics and the newest sample of each node."""
+    runs = status.all_runs()
     try:
-        return _rows(known)
+        return _rows(runs)
     except DamagedFileError:
-        return _rows(status.readable(known))
+        return _rows(status.readable(runs))
 
 
-def _rows(known: Sequence[RunDir]) -> list[dict[str, Any]]:
-    runs = [run for run in known if not status.is_final(run)]
-    states = status.states(runs)
-    found = []
-    for run in runs:
+def _rows(runs: Sequence[RunDir]) -> list[dict[str, Any]]:
+    active = [run for run in runs if not status.is_final(run)]
+    states = status.states(active)
+    summaries = []
+    for run in active:
         attempts = run.attempts()
         folder = run.attempt_dir(attempts[-1]) / "nodes" if attempts else None
         paths = sorted(folder.glob("node-*.jsonl")) if folder else []
         samples = [sample for path in paths if (sample := last_sample(path)) is not None]
-        found.append({**status.summary(run, states[run.id]), "metrics": latest_metrics(run), "node_samples": samples})
-    return found
+        summaries.append({**status.summary(run, states[run.id]), "metrics": latest_metrics(run), "node_samples": samples})
+    return summaries
 
 
 def last_sample(path: Path) -> dict[str, Any] | None:
-    """The last complete sample of a node, or None."""
+    """Read the last complete sample of a node, or None."""
     with path.open("rb") as stream:
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - LAST_LINE_BYTES))
         samples = [line for line in parse_lines(stream.read())[0] if "node" in line and "time" in line]
@@ -51,7 +51,7 @@ def last_sample(path: Path) -> dict[str, Any] | None:
 
 
 def watch(console: Console, once: bool) -> None:
-    """Print the page, and renew it every second unless `once`."""
+    """Print the table, and update it every second unless `once`."""
     if once or not console.is_terminal:
         console.print(top_page(rows()))
         return

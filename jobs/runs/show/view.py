@@ -1,4 +1,4 @@
-"""What general code asks of a run's job: its children, how it is shown, followed, explained and cancelled."""
+"""`RunView`, the interface through which a job customizes how its runs are shown, followed, explained and cancelled."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,109 +14,108 @@ if TYPE_CHECKING:
 
 
 class RunView:
-    """The answers that hold for every job. A job overrides some in a subclass, and names that in its JobSpec:
-    `view="ropewalk.jobs.orchestration.sweep.view:SweepView"`. Light commands import the subclass, so its module imports rich,
-    torch and the like
-    inside functions only.
+    """Default view of a run. A job overrides methods in a subclass and names it in its JobSpec, such as
+    `view="ropewalk.jobs.orchestration.sweep.view:SweepView"`. Fast commands import the subclass, so its module must import
+    rich, torch and other heavy modules only inside functions.
     """
 
-    serves = False  # whether the job's runs answer requests
+    serves = False  # the job's runs answer requests
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
 
-    # --- what answers requests
+    # --- endpoint
 
     def endpoint(self) -> "Endpoint | None":
-        """Where the run answers requests now; None: nowhere."""
+        """Return the run's API endpoint, or None if it does not serve now."""
         return None
 
-    # --- what belongs to it
+    # --- children
 
     def children(self) -> list[RunDir]:
-        """The runs that this one has started: cancelled and copied with it. Some may lie on another machine only."""
+        """Return the runs that this one has started; they are cancelled and copied with it, and may be on other machines."""
         return []
 
     def child_words(self, child: RunDir) -> str:
-        """What a child is in this run, in a few words, such as `trial 3`."""
+        """Return a short name of a child's role in this run, such as `trial 3`."""
         return ""
 
-    # --- runs that are submitted with it, and that it waits for
+    # --- dependencies that are submitted together with the run
 
     def submit_needed(self, after: Sequence[RunDir]) -> list[RunDir]:
-        """Submit the runs that this one waits for, unless they are under way or done; all of them. They wait for `after`.
+        """Submit the runs that this one depends on, unless they are active or done, and return all of them.
 
-        Asked before this run is submitted or resumed; must be safe to repeat. Raises RopewalkError.
+        They wait for the runs `after`. Called before this run is submitted or resumed; must be idempotent. Raises RopewalkError.
         """
         return []
 
     def render_needed(self) -> list[tuple[RunDir, str]]:
-        """The runs that a dry run shows before this one, each with a heading. This run has a record, and nothing on disk."""
+        """Return the runs that a dry run shows before this one, each with a heading. This run has a record but no files."""
         return []
 
     def before_cancel(self) -> None:
-        """Leave word in the run before its scheduler is asked to end it."""
+        """Prepare the run for its cancellation, before the scheduler is asked to end it."""
 
-    # --- what is shown of it
+    # --- `show`
 
     def plain(self) -> dict[str, Any]:
-        """Keys that `show --json` prints besides those of every run: a sweep's trials, a server's address."""
+        """Return additional keys of `show --json`, such as a sweep's trials or a server's address."""
         return {}
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        """What `show` prints. `details` is what `ropewalk.jobs.runs.show.status.details` says of the run."""
+        """Render the output of `show`. `details`: the result of `ropewalk.jobs.runs.show.status.details`."""
         from ropewalk.jobs.runs.show.tables import run_page
 
         return run_page(details)
 
     def pictures(self, file: Path | None) -> list[Path]:
-        """Write what `show --plot` draws, by default into the run's directory. Raises DataError if nothing can be drawn yet."""
+        """Write the plots of `show --plot`, by default into the run directory, and return their paths. Raises DataError."""
         from ropewalk.jobs.runs.show.plots import plot_run
 
         return [plot_run(self.run, file or self.run.path / "curves.png")]
 
-    # --- what is told while it is followed, and at its end
+    # --- following
 
     def words(self) -> str:
-        """What is said beside the progress of a followed run; called four times a second."""
+        """Return a text beside the progress of a followed run. Called four times per second."""
         return ""
 
     def news(self) -> Iterable[str]:
-        """Lines that are told once while the run is followed; asked four times a second."""
+        """Return new lines to print once while the run is followed. Called four times per second."""
         return ()
 
     def live(self) -> "RenderableType | None":
-        """What stands below the bar of a followed run; drawn four times a second."""
+        """Render the content below the progress bar of a followed run. Called four times per second."""
         return None
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        """What stands at the end of a followed run that succeeded. `result` is the last line of `run --json`."""
+        """Render the end of a followed run that succeeded. `result`: the last line of `run --json`."""
         from ropewalk.jobs.runs.show.tables import values_table
 
         return values_table(result, "succeeded")
 
-    # --- why it is in its state
+    # --- `why`
 
     def explain(self) -> list[str]:
-        """Lines for `why` that stand before the run's own events."""
+        """Return lines of evidence that `why` prints before the run's events."""
         return []
 
     def explain_child(self, child: RunDir) -> str:
-        """A sentence for `why` of a child: what it is in this run, and whether this run stopped it."""
+        """Return a sentence for `why` of a child: its role in this run, and whether this run stopped it."""
         return f"It belongs to {self.run.id}."
 
     # --- Weights & Biases
 
     def wandb_group(self) -> str | None:
-        """The W&B group of the run, where its configuration names none; None: the run's name, else its job."""
+        """Return the run's W&B group if its configuration has none; None: the run's name, else its job."""
         return None
 
     def wandb_summary(self) -> dict[str, Any]:
-        """What the summary of the W&B run holds besides its metrics; asked repeatedly while the run lasts."""
+        """Return additional content of the W&B run's summary. Called repeatedly while the run is active."""
         return {}
 
 
 def view_of(run: RunDir) -> RunView:
-    """The view of a run, as its job defines it."""
-    found: RunView = view_class(str(run.record.get("job")))(run)
-    return found
+    """Return the view of a run, as defined by its job."""
+    view: RunView = view_class(str(run.record.get("job")))(run)
+    return view

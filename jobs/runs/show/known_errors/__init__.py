@@ -1,1 +1,1 @@
-"""What errors of programs mean, and what to do about them."""
+"""Meanings and remedies of known errors of programs."""

@@ -1,4 +1,4 @@
-"""What an error of a program means, by the tables beside this file."""
+"""Look-up of errors of programs in the tables of this folder."""
 
 import re
 from collections.abc import Iterable
@@ -10,13 +10,13 @@ import yaml
 
 from ropewalk.cluster.text import CAUSED_BY
 
-# Each subject has a table of narrow rows. Subjects whose words stand in the messages of others come later.
+# Each subject has a table of specific patterns. A subject whose terms occur in messages of others comes after these.
 SUBJECTS = ("python", "configuration", "data", "libraries", "tensors", "gpu", "ranks", "network", "scheduler", "machine")
-WIDE = "wide"  # kinds of exceptions, signals and exit codes
+WIDE = "wide"  # generic patterns: types of exceptions, signals, exit codes
 
 
 class KnownError(NamedTuple):
-    """A pattern of what a program says, what it means, what to do about it, and a message that has it."""
+    """A regular expression of an error message, its meaning, a remedy, and an example that it matches."""
 
     pattern: str
     meaning: str
@@ -25,10 +25,10 @@ class KnownError(NamedTuple):
 
 
 def known_error(*texts: str) -> KnownError | None:
-    """The row that tells most of an error; None if there is none. `texts`: what was said of it, the decisive one first.
+    """Return the most specific row for an error, or None. `texts`: its messages, the decisive one first.
 
-    A narrow row is looked for in each text, and there in the last exception before those that caused it. Only if there is none a
-    wide row is: from the deepest cause outwards, since an exception that wraps another seldom says more.
+    Specific patterns are tried first, in each text from the last exception to its causes. Generic patterns are tried after that,
+    from the innermost cause outwards, since a wrapping exception is seldom more specific.
     """
     parts = [part for text in texts for part in text.split(CAUSED_BY)]
     inwards = [part for text in texts for part in reversed(text.split(CAUSED_BY))]
@@ -40,14 +40,14 @@ def _first(texts: Iterable[str], subjects: tuple[str, ...]) -> KnownError | None
     return next((row for text in texts for row in rows if _compiled(row.pattern).search(text)), None)
 
 
-@cache  # that of `re` has room for fewer patterns than there are
+@cache  # the cache of `re` is too small for all patterns
 def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
 @cache
 def known_errors(subjects: tuple[str, ...] = (*SUBJECTS, WIDE)) -> tuple[KnownError, ...]:
-    """All rows of some tables, in the order in which they are asked; the first whose pattern is found wins."""
+    """Return all rows of some tables in order; the first matching row wins."""
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     tables = (yaml.load((Path(__file__).parent / f"{name}.yaml").read_text(), Loader=loader) for name in subjects)
     return tuple(KnownError(**row) for rows in tables for row in rows)

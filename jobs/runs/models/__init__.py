@@ -1,1 +1,1 @@
-"""Models in runs: find them, their versions, inputs, evaluations and gates."""
+"""Models of runs: search, registered versions, inputs and outputs, evaluations, gates."""

@@ -1,4 +1,4 @@
-"""Evaluations that were made, found by what a user names: a run of evaluate, a model, a group of them; and their items."""
+"""Completed evaluations and their items, found by a run of evaluate, a model, or a group of runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,80 +20,81 @@ METRICS = "metrics"  # in report.json: {task: {metric: higher is better}}
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A run of evaluate that is done."""
+    """A completed run of evaluate."""
 
     run: RunDir
 
     @cached_property
     def items(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """Its items by task and number."""
+        """Items by task and number."""
         return {(line["task"], int(line["item"])): line for line in read_lines(items_file(self.run.path))}
 
     @cached_property
     def report(self) -> Mapping[str, Any]:
-        """The content of report.json."""
+        """Content of report.json."""
         return read_json(self.run.path / FOLDER / REPORT) or {}
 
     @property
     def model(self) -> str:
-        """The model as the evaluation names it."""
+        """Reference of the evaluated model."""
         return str(self.run.record["config"]["model"])
 
     def score(self, task: str, metric: str) -> Score | None:
-        """A score of a task."""
-        found = (self.report.get("scores") or {}).get(task, {}).get(metric)
-        return Score.of(found) if found else None
+        score = (self.report.get("scores") or {}).get(task, {}).get(metric)
+        return Score.of(score) if score else None
 
     @property
     def step(self) -> int | None:
-        """The step of the checkpoint that was evaluated; None of a directory."""
-        found = self.report.get("model_step")
-        return int(found) if found is not None else None
+        """Step of the evaluated checkpoint; None for a directory."""
+        step = self.report.get("model_step")
+        return int(step) if step is not None else None
 
     @property
     def seed(self) -> int:
-        """The seed of the run that trained the model; of a directory, the evaluation's own."""
+        """Seed of the run that trained the model; for a directory, seed of the evaluation."""
         try:
             trained = find_model(self.model, self.run.path.parent)
-        except ConfigError:  # it is gone by now
+        except ConfigError:  # the run was deleted
             trained = None
         config = trained.record["config"] if isinstance(trained, RunDir) else self.run.record["config"]
         return int(config.get("seed") or 0)
 
 
 def items_file(run: Path) -> Path:
-    """The file of all items of an evaluation: a JSON object a line."""
+    """Return the file of all items of an evaluation, one JSON object per line."""
     return run / FOLDER / ITEMS
 
 
 def find_evaluations(ref: str, root: Path | None = None) -> list[Evaluation]:
-    """The evaluations that a user names: words with commas between them, each a run of evaluate, a model (a run or a directory:
-    its newest evaluation), or the name or W&B group of several runs of evaluate. Raises ConfigError.
+    """Find evaluations by comma-separated references. Raises ConfigError.
+
+    Each is a run of evaluate, a model (a run or directory; its newest evaluation), or the name or W&B group of several runs of
+    evaluate.
     """
     every = [Evaluation(run=run) for run in (RunDir.all(root) if root else all_runs()) if items_file(run.path).is_file()]
-    found = [one for word in ref.split(",") if word for one in _find(word.strip(), every, root)]
-    if not found:
-        raise ConfigError(f"{ref!r} names no evaluation; give a run of evaluate, a model that was evaluated, or a group")
-    return found
+    evaluations = [each for part in ref.split(",") if part for each in _find(part.strip(), every, root)]
+    if not evaluations:
+        raise ConfigError(f"{ref!r} names no evaluation; use a run of evaluate, a model that was evaluated, or a group")
+    return evaluations
 
 
-def _find(word: str, every: Sequence[Evaluation], root: Path | None) -> list[Evaluation]:
-    named = [one for one in every if word in _names(one.run)]
-    if named:
-        return named
+def _find(ref: str, every: Sequence[Evaluation], root: Path | None) -> list[Evaluation]:
+    group = [each for each in every if ref in _names(each.run)]
+    if group:
+        return group
     try:
-        found, step = find_checkpoint(word, root)
+        model, step = find_checkpoint(ref, root)
     except ConfigError as error:
-        raise ConfigError(f"{word!r} is no evaluation, no group of them, and no model: {error}") from None
-    if isinstance(found, RunDir):
-        if items_file(found.path).is_file():
-            return [Evaluation(run=found)]
-        if found.record.get("job") == "evaluate":
-            raise ConfigError(f"{found.id} has no items yet: it is not over, or evaluated nothing")
-    mine = [one for one in every if names_model(one.model, found) and (step is None or one.step == step)]
-    if not mine:
-        raise ConfigError(f"{word} was not evaluated yet: `ropewalk run evaluate model={word} tasks=[...]`")
-    return [max(mine, key=lambda one: items_file(one.run.path).stat().st_mtime_ns)]
+        raise ConfigError(f"{ref!r} is neither an evaluation, nor a group of evaluations, nor a model: {error}") from None
+    if isinstance(model, RunDir):
+        if items_file(model.path).is_file():
+            return [Evaluation(run=model)]
+        if model.record.get("job") == "evaluate":
+            raise ConfigError(f"{model.id} has no items yet: it has not ended, or evaluated nothing")
+    evaluations = [each for each in every if names_model(each.model, model) and (step is None or each.step == step)]
+    if not evaluations:
+        raise ConfigError(f"{ref} was not evaluated yet: `ropewalk run evaluate model={ref} tasks=[...]`")
+    return [max(evaluations, key=lambda each: items_file(each.run.path).stat().st_mtime_ns)]
 
 
 def _names(run: RunDir) -> set[str | None]:

@@ -1,1 +1,1 @@
-"""What the jobs that run a program of the user's share: its environment, its checkpoints, what its end means."""
+"""Common parts of jobs that run a user's program: environment, checkpoints, metrics, meaning of its exit."""

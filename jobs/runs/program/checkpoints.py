@@ -1,4 +1,4 @@
-"""Checkpoints of a user's program: a directory or a file of its own making, complete only with a manifest of checksums."""
+"""Checkpoints of a user's program: directories or files that it writes, complete only with a manifest of checksums."""
 
 import json
 import re
@@ -15,32 +15,32 @@ from ropewalk.cluster.fresh_reads import read_json_afresh
 from ropewalk.cluster.run.files import write_json
 
 MANIFEST = "manifest.json"
-LATEST = "latest.json"  # the names of the committed checkpoints, oldest first; opened by name, so as new as the moment
+LATEST = "latest.json"  # names of the committed checkpoints, oldest first; a file, since listings may be outdated on NFS
 CHUNK_BYTES = 1 << 22
-AT_ONCE = 8  # files that are read at a time
+AT_ONCE = 8  # files read in parallel
 
 
 def step_in(name: str) -> int | None:
-    """The last number in a checkpoint's name, which is taken for its step: `step-300`, `epoch=1-step=300.ckpt`."""
+    """Return the step in a checkpoint's name, its last number (`step-300`, `epoch=1-step=300.ckpt`), or None."""
     numbers = re.findall(r"\d+", Path(name).stem if "." in name else name)
     return int(numbers[-1]) if numbers else None
 
 
 def commit(folder: Path, path: Path, step: int | None, check: Callable[[], None]) -> dict[str, Any]:
-    """Write the manifest of what lies at `path`, below `folder`; from then on it may be the latest. Returns the manifest.
+    """Write and return the manifest of the checkpoint at `path`, directly below `folder`; this makes it complete.
 
-    `check` raises if this process may not write (any more). Raises CheckpointError if there is nothing to commit.
+    `check` raises if this process may no longer write. Raises CheckpointError if there is nothing to commit.
     """
     path = path.absolute()
     if not path.is_relative_to(folder.absolute()) or path == folder.absolute():
-        raise CheckpointError(f"{path}: lies outside {folder}; write checkpoints below ropewalk.checkpoint_dir()")
+        raise CheckpointError(f"{path}: is outside of {folder}; write checkpoints below ropewalk.checkpoint_dir()")
     if path.parent != folder.absolute():
-        raise CheckpointError(f"{path}: must be directly below {folder}, one directory or one file a checkpoint")
+        raise CheckpointError(f"{path}: must be directly below {folder}, one directory or file per checkpoint")
     if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file or directory to commit; write it first, on all ranks")
+        raise CheckpointError(f"{path}: no such file or directory; write the checkpoint on all ranks before committing it")
     step = step if step is not None else step_in(path.name)
     if step is None:
-        raise CheckpointError(f"{path.name}: has no number for its step; name it like step-300, or give step=")
+        raise CheckpointError(f"{path.name}: the name contains no step; use a name like step-300, or pass step=")
     manifest = {"step": step, "files": _fingerprints(dict(_files(path)))}
     check()
     write_json(_manifest_of(path), manifest)
@@ -50,16 +50,16 @@ def commit(folder: Path, path: Path, step: int | None, check: Callable[[], None]
 
 
 def committed(folder: Path) -> list[str]:
-    """The names of the checkpoints that were committed, oldest first; whether their bytes are intact is another question."""
-    told = read_json_afresh(folder / LATEST)
-    names = told.get("committed", []) if isinstance(told, dict) else []
+    """Return the names of the committed checkpoints, oldest first, without verifying their files."""
+    content = read_json_afresh(folder / LATEST)
+    names = content.get("committed", []) if isinstance(content, dict) else []
     return [str(name) for name in names]
 
 
 def latest(folder: Path, complain: Callable[[str, str], object]) -> Path | None:
-    """The newest committed checkpoint whose bytes are what its manifest says; None: there is none.
+    """Return the newest committed checkpoint that matches its manifest, or None.
 
-    `complain` is told of each newer one that is damaged, and why.
+    `complain` is called with the name and the problem of each newer one that is damaged.
     """
     for name in reversed(committed(folder)):
         path = folder / name
@@ -71,19 +71,19 @@ def latest(folder: Path, complain: Callable[[str, str], object]) -> Path | None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a committed checkpoint; None if nothing is."""
+    """Return the problem of a committed checkpoint, or None if it is intact."""
     try:
         manifest = json.loads(_manifest_of(path).read_bytes())
         expected = dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return "it has no readable manifest"
-    found = dict(_files(path))
-    missing = next((name for name in expected if name not in found), None)
+    files = dict(_files(path))
+    missing = next((name for name in expected if name not in files), None)
     if missing is not None:
         return f"{missing or path.name} is missing"
-    now = _fingerprints({name: found[name] for name in expected})
-    other = next((name for name, fingerprint in expected.items() if now[name] != fingerprint), None)
-    return f"{other or path.name} is not what was written" if other is not None else None
+    actual = _fingerprints({name: files[name] for name in expected})
+    changed = next((name for name, fingerprint in expected.items() if actual[name] != fingerprint), None)
+    return f"{changed or path.name} does not match its checksum" if changed is not None else None
 
 
 def _manifest_of(path: Path) -> Path:
@@ -98,7 +98,7 @@ def _step(folder: Path, name: str) -> int:
 
 
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
-    """The files of a checkpoint by their names inside it; a checkpoint of one file has it under the empty name."""
+    """Yield (name in the checkpoint, path) of a checkpoint's files; the name is empty if the checkpoint is a single file."""
     if path.is_file():
         yield "", path
         return
@@ -108,14 +108,14 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _fingerprints(files: Mapping[str, Path]) -> dict[str, list[Any]]:
-    """The fingerprint of each file. Many are read at a time: the other ranks wait, and a collective has a limit."""
-    found: Iterable[list[Any]]
+    """Return [size, checksum] of each file. Files are read in parallel, since the other ranks wait in a collective."""
+    fingerprints: Iterable[list[Any]]
     try:
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = pool.map(_fingerprint, files.values())
-    except RuntimeError:  # the interpreter is ending, in which a thread of the program, or one of its last acts, may save
-        found = map(_fingerprint, files.values())
-    return dict(zip(files, found, strict=True))
+            fingerprints = pool.map(_fingerprint, files.values())
+    except RuntimeError:  # no new threads while the interpreter shuts down, when a program may still save
+        fingerprints = map(_fingerprint, files.values())
+    return dict(zip(files, fingerprints, strict=True))
 
 
 def _fingerprint(file: Path) -> list[Any]:
@@ -128,13 +128,13 @@ def _fingerprint(file: Path) -> list[Any]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all committed checkpoints but the newest `keep`; the list first, so that none is looked for that is half gone."""
+    """Remove all committed checkpoints except the newest `keep`, first from the list and then from disk."""
     names = committed(folder)
-    doomed = names[: max(0, len(names) - max(1, keep))]
-    if not doomed:
+    obsolete = names[: max(0, len(names) - max(1, keep))]
+    if not obsolete:
         return
-    write_json(folder / LATEST, {"committed": [name for name in names if name not in doomed]})
-    for name in doomed:
+    write_json(folder / LATEST, {"committed": [name for name in names if name not in obsolete]})
+    for name in obsolete:
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

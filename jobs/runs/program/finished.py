@@ -1,4 +1,4 @@
-"""Finished work of a run, written down one by one as it is done, so that whatever kills the run costs only what was under way."""
+"""Ledger of completed work items of a run, so that a resumed run repeats only the items in progress."""
 
 import logging
 from collections.abc import Mapping
@@ -15,22 +15,22 @@ KEY = "key"
 
 
 class Ledger:
-    """Records by key, of all ranks and attempts of a run: `ledger/NAME/*.jsonl`, one file a writer.
+    """Records by key of all ranks and attempts of a run, in `ledger/NAME/*.jsonl`, one file per writer.
 
-    A record is there for good once `add` returns, whoever is killed then. Only the newest group of ranks can add.
+    A record survives a kill of the process once `add` has returned. Only the newest group of ranks can add records.
     """
 
     def __init__(self, context: JobContext, name: str) -> None:
-        """Open the ledger and read what is in it; each rank opens it when all of an older group's writers are gone or fenced."""
+        """Open the ledger and read its records. All writers of older groups must have exited or be fenced."""
         self._context = context
         self.folder = context.run.path / "ledger" / name
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._own = self.folder / f"attempt-{context.attempt:04d}-group-{context.group:06d}-rank-{context.rank:05d}.jsonl"
+        self._file = self.folder / f"attempt-{context.attempt:04d}-group-{context.group:06d}-rank-{context.rank:05d}.jsonl"
         self._records: dict[str, dict[str, Any]] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Read what other ranks have written by now. Of two records of one key the older counts."""
+        """Read the records of other ranks. Of two records with the same key, the older one is used."""
         for name in sorted(list_afresh(self.folder)):
             for line in read_lines(self.folder / name):
                 if KEY in line:
@@ -43,7 +43,7 @@ class Ledger:
         return len(self._records)
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The record of a key; None if it is not finished."""
+        """Return the record of a key, or None if it is not completed."""
         return self._records.get(key)
 
     @property
@@ -52,15 +52,15 @@ class Ledger:
         return self._records
 
     def add(self, key: str, record: Mapping[str, Any]) -> None:
-        """Write down what is finished; a key that is there already is left as it is. Raises StaleAttemptError."""
+        """Record a completed item; an existing record of the key is not changed. Raises StaleAttemptError."""
         if key in self._records:
             return
         self._context.fence.check()
         line = {KEY: key, **record}
-        append_line(self._own, line)
+        append_line(self._file, line)
         self._records[key] = line
 
     def sync(self) -> None:
-        """Wait until this rank's records are on the disk."""
-        if Path(self._own).exists():
-            sync_all([self._own])
+        """Sync this rank's records to disk."""
+        if Path(self._file).exists():
+            sync_all([self._file])

@@ -1,22 +1,22 @@
-"""What a program said last: the exceptions that it printed, which of them tells most, and where that was raised."""
+"""Extraction of the decisive exception, and where it was raised, from a program's output."""
 
 import re
 from dataclasses import dataclass
 
 from ropewalk.cluster.text import CAUSED_BY
 
-MESSAGE_LINES = 4  # of an exception that goes on over several lines
+MESSAGE_LINES = 4  # of a multi-line exception message
 MESSAGE_LETTERS, CAUSE_LETTERS = 500, 250
-TELLING_LINES, ENDING_LINES = 3, 30  # of a program that prints no exception
+TELLING_LINES, ENDING_LINES = 3, 30  # for programs that print no exception
 
-# what others say behind the program's last words: torchrun of its rank, Python's fault handler of a signal
+# output of others after the program's own: torchrun about its rank, Python's fault handler about a signal
 _OTHERS = re.compile(
     r"^(?! +File ).*(?:torch/distributed/elastic/|torch\.distributed\.elastic|"
     r"Sending process \d+ closing signal|Fatal Python error: )",
     re.MULTILINE,
 )
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_PREFIX = re.compile(  # who says a line: a rank, a process of Ray or vLLM, a task of srun; the tree of an exception group
+_PREFIX = re.compile(  # origin of a line: a rank, a process of Ray or vLLM, a task of srun; or the tree of an exception group
     r"^(?:\[(?:rank|default)\d+\]: ?|\([\w.:<>-]+ (?:pid=|rank=)\d+[^)]*\) ?|(?:ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[\S+\] ?"
     r"|\s*\d{1,4}: (?=Traceback|  File |    |[\w.]+Error)"
     r"|\s+[|+] (?=Exception Group|Traceback|  |[A-Za-z_.]+(?:Error|Exception|Group)))+"
@@ -25,7 +25,7 @@ _FRAME = re.compile(r'^\s+File "(.*)", line \d+(, in .*)?$')
 _LIBRARY = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib(?:64)?[/\\]python\d|^<frozen|^<string>")
 _SYNTAX = re.compile(r"(Syntax|Indentation|Tab)Error")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Failure|Timeout)(\([\w.]+\))?(: .*)?$")
-# below frames also names that say nothing of an error: zipfile.BadZipFile, queue.Empty, zlib.error
+# after frames also exceptions whose names do not look like errors: zipfile.BadZipFile, queue.Empty, zlib.error
 _BELOW_FRAMES = re.compile(
     r"^(?!Message: |Arguments: )(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*|error|gaierror|timeout)(\([\w.]+\))?(: .*|:)?$"
 )
@@ -36,13 +36,13 @@ _NEXT_SPEAKER = re.compile(
     r"^(wandb:|srun: |slurmstepd: |\[?[EW]\d{3,4} |Exception ignored |[-=]{8})"
     r"|^(Original exception was|Set the environment variable HYDRA)|Traceback \(most recent"
 )
-# exceptions that only follow from another one, of a launcher, a parent or a rank whose peer is gone
+# consequences of another exception: of a launcher, a parent process, or a rank that lost a peer
 _FOLLOWS = re.compile(
     r"^\S*(ChildFailedError|CalledProcessError|EngineDeadError|KeyboardInterrupt|SystemExit|BrokenPipeError|ConnectionResetError"
     r"|CancelledError|queue\.Empty|EOFError$|can only test a child process)|Engine core initialization failed|ncclRemoteError"
     r"|Connection (closed|reset) by peer|(can only test a child process)|Socket Timeout|NCCL communicator was aborted"
 )
-_KILLED = re.compile(r"Signal \d+ \(SIG\w+\) received by PID \d+")  # torchrun of a rank that said nothing of it
+_KILLED = re.compile(r"Signal \d+ \(SIG\w+\) received by PID \d+")  # torchrun's message about a killed rank
 _STACK = re.compile(r"most recent call first\):\n((?:\s+File .*\n?)+)")  # of Python's fault handler
 _TELLING = re.compile(
     r"error|fatal|fail|cannot|can't|could not|not (found|enough|set|permitted|support|allowed|available|exist)|denied|no such"
@@ -58,57 +58,58 @@ _NOISE = re.compile(
 
 @dataclass(frozen=True)
 class Printed:
-    """An exception as it was printed."""
+    """An exception as printed by the program."""
 
-    words: str
-    frames: tuple[tuple[str, ...], ...]  # of each its file with the line, and the code there
-    follows: bool  # printed as raised while the one before it was handled, or because of it
+    text: str
+    frames: tuple[tuple[str, ...], ...]  # for each frame: the line with file and number, and the line of code
+    follows: bool  # chained to the preceding exception
 
     @property
-    def place(self) -> list[str]:
-        """The innermost frame outside of libraries; empty if there is none."""
+    def user_frame(self) -> list[str]:
+        """Innermost frame outside of libraries; empty if there is none."""
         return next((list(frame) for frame in reversed(self.frames) if not _LIBRARY.search(frame[0].split('"')[1])), [])
 
 
 def last_words(text: str) -> str:
-    """The exception that a program failed of, with what caused it; else its last lines that say something."""
-    own = _lines(text)
-    chain = _decisive(_printed(own))
+    """Return the exception that ended a program with its cause, else its last meaningful lines."""
+    lines = _lines(text)
+    chain = _decisive(_printed(lines))
     if chain:
-        words, deepest = chain[-1].words, chain[0].words
-        return words if deepest in words else f"{words}{CAUSED_BY}{deepest[:CAUSE_LETTERS]}"
-    said = [line.strip() for line in own if re.search(r"\w", line)]
-    ending = [line for line in said[-ENDING_LINES:] if not _NOISE.search(line)]
+        message, cause = chain[-1].text, chain[0].text
+        return message if cause in message else f"{message}{CAUSED_BY}{cause[:CAUSE_LETTERS]}"
+    nonempty = [line.strip() for line in lines if re.search(r"\w", line)]
+    ending = [line for line in nonempty[-ENDING_LINES:] if not _NOISE.search(line)]
     killed = _KILLED.findall(text)[-1:]
     telling = killed or list(dict.fromkeys(line for line in ending if _TELLING.search(line)))[-TELLING_LINES:]
-    return " ".join(telling or ending[-1:] or said[-1:])[:MESSAGE_LETTERS]
+    return " ".join(telling or ending[-1:] or nonempty[-1:])[:MESSAGE_LETTERS]
 
 
 def innermost_frame(text: str) -> list[str]:
-    """File, line and code where the program itself was as it failed; empty where it printed no frames.
+    """Return file, line and code of the user's frame in which the program failed; empty if it printed no frames.
 
-    Of an exception that wraps others it is the place of the first of them. If all of their frames are a library's, as in a
-    loader's worker, it is that of the exception printed before, or behind; else the library's own.
+    For chained exceptions this is a frame of the first one. If all of their frames belong to libraries, as in a worker of a
+    data loader, a frame of another printed exception is used, and otherwise the library's frame.
     """
     printed = _printed(_lines(text))
     chain = _decisive(printed)
     if not chain:
-        stack = [line.strip() for found in [_STACK.search(text)] if found for line in found[1].splitlines()]
+        stack = [line.strip() for match in [_STACK.search(text)] if match for line in match[1].splitlines()]
         return [line for line in stack if not _LIBRARY.search(line.split('"')[1])][:1] or stack[:1]
     at = printed.index(chain[0])
-    own = next((one.place for one in (*chain, *reversed(printed[:at]), *printed[at:]) if one.place), [])
-    return own or next((list(one.frames[-1]) for one in reversed(chain) if one.frames), [])
+    candidates = (*chain, *reversed(printed[:at]), *printed[at:])
+    user_frame = next((each.user_frame for each in candidates if each.user_frame), [])
+    return user_frame or next((list(each.frames[-1]) for each in reversed(chain) if each.frames), [])
 
 
 def _lines(text: str) -> list[str]:
-    """What the program itself said last, without what marks who says a line."""
-    own = _OTHERS.split(text, maxsplit=1)[0]
-    return [_PREFIX.sub("", _COLOUR.sub("", line)).rstrip() for line in (own if own.strip() else text).splitlines()]
+    """Return the lines of the program itself, without prefixes and colours."""
+    program = _OTHERS.split(text, maxsplit=1)[0]
+    return [_PREFIX.sub("", _COLOUR.sub("", line)).rstrip() for line in (program if program.strip() else text).splitlines()]
 
 
 def _printed(lines: list[str]) -> list[Printed]:
-    """All exceptions that were printed, save those that Python prints and goes on."""
-    found: list[Printed] = []
+    """Return all printed exceptions, except those that Python ignores."""
+    exceptions: list[Printed] = []
     frames: list[tuple[str, ...]] = []
     follows = ignored = False
     for number, line in enumerate(lines):
@@ -121,13 +122,13 @@ def _printed(lines: list[str]) -> list[Printed]:
             ignored = True
         elif _EXCEPTION.match(line) or _NATIVE.match(line) or (frames and _BELOW_FRAMES.match(line)):
             if not ignored:
-                found.append(Printed(_message(lines, number), tuple(frames), follows))
+                exceptions.append(Printed(_message(lines, number), tuple(frames), follows))
             frames, follows, ignored = [], False, False
-    return found
+    return exceptions
 
 
 def _message(lines: list[str], number: int) -> str:
-    """An exception's message from its line on; of an error of syntax also the code above it."""
+    """Return an exception's message that starts at a line; for a syntax error with the code above it."""
     message = [lines[number].strip()]
     for line in lines[number + 1 :]:
         if len(message) == MESSAGE_LINES or _NEXT_SPEAKER.search(line) or _LINK.match(line) or _EXCEPTION.match(line):
@@ -138,8 +139,8 @@ def _message(lines: list[str], number: int) -> str:
 
 
 def _decisive(printed: list[Printed]) -> list[Printed]:
-    """The last exception that does not merely follow from another, behind those that it wraps."""
-    last = next((n for n in reversed(range(len(printed))) if not _FOLLOWS.search(printed[n].words)), len(printed) - 1)
+    """Return the last exception that is not a mere consequence of another, preceded by the exceptions that it is chained to."""
+    last = next((n for n in reversed(range(len(printed))) if not _FOLLOWS.search(printed[n].text)), len(printed) - 1)
     first = last
     while first > 0 and printed[first].follows:
         first -= 1

@@ -1,4 +1,4 @@
-"""What the end of a program means for its run."""
+"""Interpretation of a program's exit for its run."""
 
 import os
 import re
@@ -12,8 +12,8 @@ from ropewalk.cluster.run.event_log import STOPPED_UNSAVED
 from ropewalk.jobs.runs.program.last_words import innermost_frame, last_words
 
 TAIL_BYTES = 65_536
-ENDING_LETTERS = 16_384  # in which a lost peer is looked for
-SHELLS_SIGNAL = 128  # a shell whose program was ended by a signal leaves with this and the signal's number
+ENDING_LETTERS = 16_384  # at the end of the log that are searched for a lost peer
+SHELLS_SIGNAL = 128  # a shell whose program was killed by a signal exits with this plus the signal's number
 _SIGNALS = frozenset(signal.Signals)
 _LOST_PEER = re.compile(
     r"connection (closed|reset) by peer|broken pipe|ncclRemoteError|ncclSystemError|connectFullMesh|Socket Timeout"
@@ -23,61 +23,62 @@ _LOST_PEER = re.compile(
 
 
 class ProgramFailedError(RopewalkError):
-    """The user's program ended with an error of its own; it may be tried again."""
+    """The user's program failed; it may be retried."""
 
     retryable = True
 
 
 class ProgramRefusedError(RopewalkError):
-    """The user's program ended with 42: another attempt cannot mend it."""
+    """The user's program exited with 42: it must not be retried."""
 
 
 class LostPeerError(RuntimeError):
-    """The user's program broke off because another rank was gone; no fault of its own."""
+    """The user's program failed because another rank was lost."""
 
 
 def judge(code: int, stop: signal.Signals | None, context: JobContext, since_bytes: int = 0) -> None:
-    """Return if the program is done; else raise what the run's supervisor understands. `stop`: the signal it was sent.
+    """Return if the program is done; otherwise raise the exception that stands for its exit code.
 
-    What stands in the log before `since_bytes` was said by an earlier group of the same attempt.
+    `stop`: the signal that was sent to it. `since_bytes`: start of this group's output in the log of the attempt. Raises
+    StopRequested, ProgramRefusedError, LostPeerError, ProgramFailedError.
     """
     text = tail(context, since_bytes)
     if code == EXIT_DONE and stop is None:
         return
     if code == EXIT_REQUEUE or (stop is not None and code == EXIT_DONE):
-        raise StopRequested(f"the program left with {code} after {stop.name if stop else 'its own wish'}")
+        raise StopRequested(f"the program exited with {code}{f' after {stop.name}' if stop else ''}")
     if code == EXIT_NEVER_RETRY:
         raise ProgramRefusedError(f"the program ended with {EXIT_NEVER_RETRY}: {last_words(text) or 'it said nothing'}")
     if stop is not None:
         context.run.event(STOPPED_UNSAVED, rank=context.rank, exit_code=code, attempt=context.attempt, group=context.group)
-        raise StopRequested(f"the program ended with {code} after {stop.name}, without saying that it has saved")
+        raise StopRequested(f"the program exited with {code} after {stop.name}, without saving")
     if code == -signal.SIGKILL:
-        os.kill(os.getpid(), signal.SIGKILL)  # from outside, as ranks may be: whoever waits for us sees it so
+        os.kill(os.getpid(), signal.SIGKILL)  # so that the agent sees the kill as that of a rank, a disturbance
     ending = text[-ENDING_LETTERS:]
     if code == EXIT_LOST_PEER or (context.world_size > 1 and _LOST_PEER.search(ending) and not is_fault(ending)):
-        raise LostPeerError(f"another rank was gone (connection closed by peer): {last_words(text)}")
+        raise LostPeerError(f"another rank was lost (connection closed by peer): {last_words(text)}")
     error = ProgramFailedError(f"the program {how_it_ended(code)}: {last_words(text) or 'it said nothing'}")
     for line in innermost_frame(text):
-        error.add_note(line)  # the record of the error ends with it, as with a frame of its own
+        error.add_note(line)  # so that the recorded traceback ends with this frame
     raise error
 
 
 def how_it_ended(code: int) -> str:
-    """An exit code in words; negative for a signal, as subprocess has it, above 128 for one as shells have it."""
+    """Describe an exit code: negative for a signal (subprocess), above 128 for a signal (shells)."""
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
     inner = code - SHELLS_SIGNAL
-    told = f", as a shell does whose program was ended by {signal.Signals(inner).name}" if inner in _SIGNALS else ""
-    return f"ended with exit code {code}{told}"
+    by_signal = f", as a shell does whose program was ended by {signal.Signals(inner).name}" if inner in _SIGNALS else ""
+    return f"ended with exit code {code}{by_signal}"
 
 
 def log_of(context: JobContext) -> Path:
-    """The log of this process's program."""
+    """Return the log file of this process's program."""
     return context.run.log_dir(context.attempt) / f"rank-{context.rank}.log"
 
 
 def said_so_far(context: JobContext) -> int:
-    """The size of the log, bytes."""
+    """Return the current size of the log in bytes."""
     try:
         return log_of(context).stat().st_size
     except FileNotFoundError:
@@ -85,7 +86,7 @@ def said_so_far(context: JobContext) -> int:
 
 
 def tail(context: JobContext, since_bytes: int) -> str:
-    """The end of the log, of what was written behind `since_bytes`."""
+    """Return the end of the log, without the part before `since_bytes`."""
     try:
         with log_of(context).open("rb") as stream:
             stream.seek(max(since_bytes, stream.seek(0, os.SEEK_END) - TAIL_BYTES))

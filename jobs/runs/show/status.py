@@ -107,7 +107,7 @@ def states(runs: Sequence[RunDir], outcomes: Mapping[str, Outcome | None] | None
 
 
 def settle(run: RunDir) -> BackendState:
-    """The state of a run, for whoever acts on it: an end of which only the scheduler knows is written down first."""
+    """Return the state of a run, and first record an outcome that only the scheduler knows. For callers that act on the run."""
     if (outcome := final_outcome(run)) is not None:
         return BackendState(state=outcome.state, reason=outcome.cause)
     return _query(str(run.record.get("cluster", "local")), [run], settled=True)[run.id]

@@ -41,13 +41,13 @@ def test_files_are_read_side_by_side(shards: Path, monkeypatch: pytest.MonkeyPat
 def test_what_is_damaged_is_named(shards: Path, tmp_path: Path) -> None:
     checkpoints.commit(tmp_path, shards, None, lambda: None)
     (shards / "b.bin").write_text("c.bin")
-    assert checkpoints.damage(shards) == "b.bin is not what was written"
+    assert checkpoints.damage(shards) == "b.bin does not match its checksum"
     (shards / "a.bin").unlink()
     assert checkpoints.damage(shards) == "a.bin is missing"
     (alone := tmp_path / "step-4.ckpt").write_text("all of it")
     checkpoints.commit(tmp_path, alone, None, lambda: None)
     alone.write_text("part of it")
-    assert checkpoints.damage(alone) == "step-4.ckpt is not what was written"
+    assert checkpoints.damage(alone) == "step-4.ckpt does not match its checksum"
     alone.unlink()
     assert checkpoints.damage(alone) == "step-4.ckpt is missing"
 

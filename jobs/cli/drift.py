@@ -45,7 +45,7 @@ def compare(
         metrics_table.add_row(metric.task, metric.metric, *row(comparison, metric))
     console().print(metrics_table)
     for metric in comparison.metrics:
-        console().print(comparison.words(metric), markup=False, soft_wrap=True)
+        console().print(comparison.describe(metric), markup=False, soft_wrap=True)
     if len(comparison.metrics) > 1:
         console().print(f"By chance, one in twenty of {len(comparison.metrics)} comparisons shows a difference.", style="dim")
     console().print(f"report with examples: {page}", markup=False, soft_wrap=True)

@@ -37,7 +37,7 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
     """Write a checkpoint as a Hugging Face directory with model card and bill of materials, or as a GGUF file."""
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.models.cards.export import export_with_cards
-    from ropewalk.jobs.runs.show.remote import export_elsewhere
+    from ropewalk.jobs.runs.show.remote import export_on_cluster
     from ropewalk.jobs.runs.show.status import find_run
 
     run = find_run(run_ref)
@@ -49,7 +49,7 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
     options = [option for option, enabled in (("--adapter", adapter), ("--ema", ema), ("--best", best)) if enabled]
 
     def write(target: Path) -> None:
-        if not export_elsewhere(run, target, step, options):
+        if not export_on_cluster(run, target, step, options):
             if step is not None:
                 _check_step(run, step)
             export_with_cards(run, target, step, adapter=adapter, ema=ema, best=best)
@@ -122,7 +122,7 @@ def sync(
     """Send to W&B what it is missing of your runs; for login nodes of clusters whose compute nodes have no network."""
     from ropewalk.cluster.errors import BackendError, ConfigError
     from ropewalk.jobs.runs.mirror.mirror import is_complete, send_rest
-    from ropewalk.jobs.runs.mirror.server import why_away
+    from ropewalk.jobs.runs.mirror.server import unavailable_reason
     from ropewalk.jobs.runs.show.status import all_runs, find_run
 
     if follow:
@@ -130,7 +130,7 @@ def sync(
             raise ConfigError("sync --follow sends all runs; leave RUN out")
         return _follow()
     unsent = [run for run in ([find_run(run_ref)] if run_ref else all_runs()) if run.attempts() and not is_complete(run)]
-    if unsent and (away := why_away()):
+    if unsent and (away := unavailable_reason()):
         raise BackendError(f"{len(unsent)} runs have lines that W&B is missing, but {away}; run `ropewalk sync` again later")
     for run in unsent:
         print(f"{run.id}: {send_rest(run)} lines")

@@ -56,7 +56,7 @@ def _rows(all_runs: "Sequence[RunDir]", *, include_finished: bool, tree: bool) -
     states = status.states(runs, {run.id: status.final_outcome(run) if tree else outcomes[run] for run in runs})
     rows = [status.summary(run, states[run.id]) for run in runs]
     for row, member in zip(rows, members, strict=False):
-        row |= {"parent": member.parent, "role": member.words, "line": member.line}
+        row |= {"parent": member.parent, "role": member.role, "line": member.line}
     return rows
 
 

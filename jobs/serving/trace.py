@@ -54,7 +54,7 @@ def _model_of(answer: Answer, run: RunDir) -> dict[str, Any]:
         checkpoint = find_checkpoint(str(run.record["config"].get("model")), root)
     except (ConfigError, ValueError) as error:
         return {"version": answer.version, "model": None, "lineage": None, "problem": str(error)}
-    return {"version": answer.version, "model": checkpoint.ref, "lineage": lineage_of(checkpoint.place, checkpoint.step, root)}
+    return {"version": answer.version, "model": checkpoint.ref, "lineage": lineage_of(checkpoint.source, checkpoint.step, root)}
 
 
 def _ratings_of(run: RunDir, answer: Answer) -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ def test_nothing_is_lost_nothing_made_twice_and_all_say_what_they_cannot_see(
         assert "cannot be reached" in rows[run.id]["reason"]
     shown = say("show", far.id, "--json")
     assert json.loads(shown.end())["metrics"]["step"] >= 1
-    assert f"what this machine has of {far.id} may be old" in shown.err.read_text()
+    assert f"this machine's copy of {far.id} may be outdated" in shown.err.read_text()
     until(lambda: time.monotonic() - since > AWAY_SECONDS)
     assert [each.process.poll() for each in [followed, *logs, *late]] == [None] * 5, "they wait for it"
     after = [run.read_metrics()[-1]["step"] for run in (near, there)]
@@ -141,7 +141,7 @@ def test_nothing_is_lost_nothing_made_twice_and_all_say_what_they_cannot_see(
     assert json.loads(followed.end().splitlines()[-1])["state"] == "SUCCEEDED"
     assert "cannot be reached" in followed.err.read_text()
     assert [steps_said(each.end()) for each in logs] == [list(range(1, STEPS + 1))] * 2, "no line is lost or told twice"
-    assert f"what this machine has of {far.id} may be old" in logs[1].err.read_text()
+    assert f"this machine's copy of {far.id} may be outdated" in logs[1].err.read_text()
     runs = [near, there, *(RunDir(namespace.runs / name) for name in submitted)]
     for run in runs:
         assert finish(run).state is RunState.SUCCEEDED

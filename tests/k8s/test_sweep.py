@@ -19,7 +19,7 @@ from ropewalk.cluster.run.files import read_lines
 from ropewalk.cluster.run.names import AGENTS
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.sweep.checks import refuse_unreachable
-from ropewalk.jobs.runs.submit.submit import write_down
+from ropewalk.jobs.runs.submit.submit import create_runs
 from tests.fakes.searched import make_plugin
 from tests.jobs.shell import Shell
 from tests.jobs.sweeping import Swept, sweep_config
@@ -74,7 +74,7 @@ def start(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         # Ray gives up its start after 30 s, and that is counted as a bug
         backend, config = load_backend("lab"), sweep_config(**{"retries": {"bugs": 10}, **keys})
         backends.append(backend)
-        run = write_down(backend, "sweep", [config], "lab", ())[0]
+        run = create_runs(backend, "sweep", [config], "lab", ())[0]
         run = with_plugin(run)
         backend.submit(run, config.resources)
         return Swept(run)

@@ -4,23 +4,23 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.run.files import write_atomically
-from ropewalk.jobs.runs.models.comparison import Compared, MetricComparison, differing
+from ropewalk.jobs.runs.models.comparison import MetricComparison, PairedComparison, differing
 from ropewalk.jobs.runs.show.html import Table, page, paragraph
 
 _LONGEST = 600  # last characters of a prompt that are shown
 
 
-def write_comparison(compared: Compared, path: Path) -> Path:
+def write_comparison(compared: PairedComparison, path: Path) -> Path:
     """Write the page and return its path."""
     first, second = compared.names
-    sections = [paragraph(compared.words(metric)) for metric in compared.metrics]
+    sections = [paragraph(compared.describe(metric)) for metric in compared.metrics]
     sections += [_differences(compared), *_examples(compared)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page(f"{first} and {second}, item by item", sections))
     return path
 
 
-def _differences(compared: Compared) -> str:
+def _differences(compared: PairedComparison) -> str:
     head = (">first", ">second", ">difference", ">95% interval", ">p", ">detectable", ">n", "better")
     table = Table("Differences", ("task", "metric", *head))
     for metric in compared.metrics:
@@ -28,9 +28,9 @@ def _differences(compared: Compared) -> str:
     return table.html()
 
 
-def row(compared: Compared, metric: MetricComparison) -> list[str]:
+def row(compared: PairedComparison, metric: MetricComparison) -> list[str]:
     """Return the cells of a metric: both sides, the difference, and its statistics."""
-    comparison = metric.found
+    comparison = metric.test
     interval = "" if comparison.interval is None else f"{comparison.interval[0]:.4g} to {comparison.interval[1]:.4g}"
     better = {"first": compared.names[0], "second": compared.names[1], None: "not shown"}[metric.better]
     return [
@@ -45,7 +45,7 @@ def row(compared: Compared, metric: MetricComparison) -> list[str]:
     ]
 
 
-def _examples(compared: Compared) -> list[str]:
+def _examples(compared: PairedComparison) -> list[str]:
     table = Table("Items on which they differ", ("task", ">item", "prompt", "answer", compared.names[0], compared.names[1]))
     for line, other, metric in differing(compared):
         cells = [f"{_answer(each)}\n({metric} {each['values'][metric]:g})" for each in (line, other)]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.jobs.runs.submit.provenance import masked
+from ropewalk.jobs.runs.submit.provenance import mask_secrets
 
 NOT_STATED = "not stated"
 # a local path, or a URL whose host or bucket is private; `a/b`, a name on a hub, is not matched
@@ -13,7 +13,7 @@ _PATH = re.compile(r"(?<![\w./:-])(?:[a-z0-9+]+://|~?/)(?:[^\s\"'<>|,;:)\]}]*/)?
 
 def public(value: Any) -> Any:
     """Return plain values without secrets, with absolute paths and URLs shortened to their last part."""
-    return _shorten(masked(value))
+    return _shorten(mask_secrets(value))
 
 
 def _shorten(value: Any) -> Any:

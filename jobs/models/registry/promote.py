@@ -11,7 +11,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import make_private
 from ropewalk.cluster.run.numbered import Entries, append_numbered
 from ropewalk.jobs.models.registry.register import register, who
-from ropewalk.jobs.runs.models.gates import Judged, check_passed, newest_gates, require_passed
+from ropewalk.jobs.runs.models.gates import GateResult, check_passed, newest_gates, require_passed
 from ropewalk.jobs.runs.models.model_versions import (
     ALIASES,
     CANDIDATE,
@@ -70,7 +70,7 @@ def promote(
     return move
 
 
-def gates_of_version(version: Version, alias: str, force: str | None) -> list[Judged]:
+def gates_of_version(version: Version, alias: str, force: str | None) -> list[GateResult]:
     """Return the gates that judged a version. Raises ConfigError if they forbid the alias, unless forced."""
     location = RunDir(version.root / version.run) if version.run else Path(str(version.path))
     if force is not None:

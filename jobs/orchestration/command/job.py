@@ -12,7 +12,7 @@ from ropewalk.jobs.orchestration.command.config import CommandConfig, fill_place
 from ropewalk.jobs.orchestration.command.program import Output, Program, Stops
 from ropewalk.jobs.results.metrics import OWN_KEYS, latest_metrics
 from ropewalk.jobs.runs.program.environment import project_folder, variables_of
-from ropewalk.jobs.runs.program.verdict import judge, said_so_far
+from ropewalk.jobs.runs.program.verdict import judge, log_size
 
 PROGRAM_VARIABLES = (STOP_VARIABLE, GROUP_VARIABLE, "RANK")  # node, group and rank, inherited by all descendants
 
@@ -31,7 +31,7 @@ def main(context: JobContext) -> dict[str, object]:
     output = Output(context, config) if config.metrics and context.rank == 0 else None
     if config.steps and context.rank == 0 and not context.run.progress.exists():
         write_json(context.run.progress, {"stage": "train", "done": 0, "total": config.steps, "unit": "steps"}, durable=False)
-    since = said_so_far(context)
+    since = log_size(context)
     environment = _environment(context, config)
     end_older_groups(context)
     folder = project_folder(context.run, config.directory)

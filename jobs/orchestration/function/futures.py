@@ -14,7 +14,7 @@ from ropewalk.jobs.orchestration.function.call import import_path, json_argument
 from ropewalk.jobs.orchestration.function.config import FunctionConfig
 from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.show.status import all_runs, final_object, final_outcome, states
-from ropewalk.jobs.runs.submit.submit import start, submit, write_down
+from ropewalk.jobs.runs.submit.submit import create_runs, start, submit
 
 POLL_SECONDS = 0.2
 
@@ -100,7 +100,7 @@ def submit_function(
     backend = load_backend(on)
     if by_value and not backend.shares_files:
         raise ConfigError(f"by_value: this machine does not see the files of {on}; submit a function that can be imported")
-    runs = write_down(backend, "function", configs, on, ("ropewalk.submit",))
+    runs = create_runs(backend, "function", configs, on, ("ropewalk.submit",))
     if by_value:
         for run, (args, kwargs) in zip(runs, calls, strict=True):
             write_call(run.path, function, args, kwargs)

@@ -55,12 +55,12 @@ class PipelineView(RunView):
 
     def render_needed(self) -> list[tuple[RunDir, str]]:
         """Return the run that would be submitted for each step, with placeholders for run ids, and a heading for it."""
-        from ropewalk.jobs.runs.submit.submit import make_record, unwritten_run
+        from ropewalk.jobs.runs.submit.submit import dry_run_directory, make_record
 
         cluster = str(self.run.record["cluster"])
         configs = self.config.all_configs()
         return [
-            (unwritten_run(config, make_record(self.config.steps[name].job, config, cluster, {})), self._heading(name))
+            (dry_run_directory(config, make_record(self.config.steps[name].job, config, cluster, {})), self._heading(name))
             for name, config in configs.items()
         ]
 

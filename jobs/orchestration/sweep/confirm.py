@@ -18,7 +18,7 @@ from ropewalk.jobs.orchestration.sweep.config import SweepConfig
 from ropewalk.jobs.orchestration.sweep.curves import MetricFollower
 from ropewalk.jobs.orchestration.sweep.results import SweepResults
 from ropewalk.jobs.runs.show.status import GONE, final_outcome, is_final, states
-from ropewalk.jobs.runs.submit.submit import resume, write_down
+from ropewalk.jobs.runs.submit.submit import create_runs, resume
 
 RECORD = "confirm.json"  # in the sweep's directory: parameters, seed and run, written before submission
 LOCK = ".confirm.lock"
@@ -81,7 +81,7 @@ def _create_runs(
     missing = [(candidate, seed) for candidate, seed in wanted if (_key(candidate.parameters), seed) not in runs_by_key]
     if missing:
         configs = [_config(results, candidate, seed) for candidate, seed in missing]
-        new_runs = write_down(load_backend(cluster), results.job, configs, cluster, command)
+        new_runs = create_runs(load_backend(cluster), results.job, configs, cluster, command)
         for (candidate, seed), run in zip(missing, new_runs, strict=True):
             runs_by_key[_key(candidate.parameters), seed] = run
             reference = run.id if run.path.parent == sweep.path.parent else str(run.path)

@@ -38,7 +38,7 @@ from ropewalk.jobs.orchestration.sweep.trial_runs import await_end, end_run
 from ropewalk.jobs.orchestration.sweep.watchdog import Watchdog
 from ropewalk.jobs.runs.show.status import final_outcome
 from ropewalk.jobs.runs.submit.launcher import launcher
-from ropewalk.jobs.runs.submit.submit import make_record, unwritten_run
+from ropewalk.jobs.runs.submit.submit import dry_run_directory, make_record
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Driver:
         if not self.local:
             return []
         record = make_record(self.config.job, self.sample, self.cluster, {})
-        return ["ropewalk.cluster.backends.local.supervisor_main", *preload_modules(unwritten_run(self.sample, record))]
+        return ["ropewalk.cluster.backends.local.supervisor_main", *preload_modules(dry_run_directory(self.sample, record))]
 
     def _reopen(self) -> None:
         """Reopen trials that were cancelled together with the sweep, now that the sweep is resumed."""

@@ -43,11 +43,11 @@ class SweepView(RunView):
 
     def before_cancel(self) -> None:
         """Write the cancel request for the driver first, also on a remote volume, so that it starts no further trial."""
-        from ropewalk.jobs.runs.show.remote import write_there
+        from ropewalk.jobs.runs.show.remote import write_to_original
 
         self.run.request_cancel()
         self.run.event(SWEEP_CANCELLED)
-        write_there(self.run, self.run.requests.path.name)
+        write_to_original(self.run, self.run.requests.path.name)
 
     def plain(self) -> dict[str, Any]:
         return with_run_states(read_sweep(self.run)).plain()

@@ -1,1 +1,1 @@
-"""A run's files mirrored into Weights & Biases and other trackers: beside the run, or from a login node."""
+"""Mirroring of run files into Weights & Biases and other trackers, by a sidecar of the run or from a login node."""

@@ -1,4 +1,4 @@
-"""What the owner of a run is told at once: one alert a cause, with the words of `why`."""
+"""Alerts for the owner of a run: one per cause, with the diagnosis of `why`."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,46 +10,47 @@ from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.cluster.supervise.supervisor import count_spent_retries
 from ropewalk.jobs.runs.show.diagnose import diagnose
-from ropewalk.jobs.runs.show.events import tell
+from ropewalk.jobs.runs.show.events import format_event
 from ropewalk.jobs.runs.show.view import view_of
 
-_TITLES = {"ranks_hung": "ranks hung", "early_stop": "stopped early"}  # events that are told while the run goes on
+_TITLES = {"ranks_hung": "ranks hung", "early_stop": "stopped early"}  # events that cause an alert while the run goes on
 
 
 class Alert(NamedTuple):
-    """Something to tell, once."""
+    """An alert that is sent once."""
 
-    key: str  # the cause: what was told under this key is not told again
+    key: str  # identifies the cause; a second alert with the same key is not sent
     title: str
     text: str
     serious: bool
 
 
 def alerts(run: RunDir, ending: Outcome | None) -> list[Alert]:
-    """Every alert of a run so far. `ending`: how it ended for good, as far as this process can know."""
-    found = list(_events(run))
+    """Return all alerts of a run so far. `ending`: its final outcome as far as this process can know it, or None."""
+    all_alerts = list(_events(run))
     if ending is not None and ending.state.failed:
-        found.append(_failure(run, ending))
+        all_alerts.append(_failure(run, ending))
     elif ending is not None and ending.state is RunState.SUCCEEDED and view_of(run).children():
-        text = f"{run.id} is over. `ropewalk show {run.id}` shows what it found."
-        found.append(Alert("over", f"{run.record['job']} over: {run.id}", text, serious=False))
-    return found
+        text = f"{run.id} has finished. `ropewalk show {run.id}` shows its results."
+        all_alerts.append(Alert("over", f"{run.record['job']} finished: {run.id}", text, serious=False))
+    return all_alerts
 
 
 def _events(run: RunDir) -> Iterator[Alert]:
     for event in run.read_events():
         title = _TITLES.get(event["event"])
         if title is not None:
-            text = f"{tell(event)}\n`ropewalk why {run.id}` tells more."
+            text = f"{format_event(event)}\n`ropewalk why {run.id}` has more details."
             key, serious = f"{event['event']}-{event.get('step')}", event["event"] != "early_stop"
             yield Alert(key, f"{title}: {run.id}", text, serious)
 
 
 def _failure(run: RunDir, ending: Outcome) -> Alert:
-    """One alert for the end of a run, whatever it ended of."""
+    """Return the alert for the failure of a run."""
     attempt = (run.attempts() or [0])[-1]
-    why = diagnose(run, BackendState(state=RunState.FAILED, reason=ending.cause))
-    text = "\n".join(part for part in (why.cause, why.remedy and f"What to do: {why.remedy}", f"`ropewalk why {run.id}`") if part)
+    diagnosis = diagnose(run, BackendState(state=RunState.FAILED, reason=ending.cause))
+    remedy = f"What to do: {diagnosis.remedy}" if diagnosis.remedy else ""
+    text = "\n".join(part for part in (diagnosis.cause, remedy, f"`ropewalk why {run.id}`") if part)
     return Alert(f"failed-{attempt}", f"{_what_failed(run, ending)}: {run.id}", text, serious=True)
 
 
@@ -60,14 +61,14 @@ def _what_failed(run: RunDir, ending: Outcome) -> str:
     if (run.results().get("gate") or {}).get("passed") is False:
         return "gate failed"
     if ending.exit_code == EXIT_NEVER_RETRY:
-        return "failed, and is not tried again"
+        return "failed, and is not retried"
     if ending.exit_code != EXIT_FAILED and count_spent_retries(run)[1] >= run.retries.disturbances:
         return "out of retries after disturbances"
     return "failed"
 
 
 def likely_ending(run: RunDir, attempt: int) -> Outcome | None:
-    """How a run ends with this attempt, told by its own first agent before anybody has concluded it; None if it goes on."""
+    """Predict the final outcome of a run from its first agent's report, before the outcome is recorded; None if it goes on."""
     if (outcome := run.outcome(attempt)) is not None:
         return outcome if outcome.state.final else None
     node = read_json(run.attempt_dir(attempt) / "nodes" / "node-0.json")

@@ -1,4 +1,4 @@
-"""A run's own files as one numbered sequence of lines: once it was given out, the k-th line is the same for ever."""
+"""A run's files as one numbered sequence of lines: once assigned, the number of a line never changes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,11 +16,11 @@ from ropewalk.cluster.run.names import HISTOGRAMS
 from ropewalk.jobs.results.metrics import OWN_KEYS, read_new_lines
 
 POSITION = "train/position"
-MOST_SEGMENTS = 1000  # a journal of more is written anew, with neighbours joined
+MOST_SEGMENTS = 1000  # a longer journal is rewritten with adjacent segments merged
 
 
 class Kind(StrEnum):
-    """Which of a run's files a line comes from."""
+    """Type of the file that a line comes from."""
 
     METRICS = "metrics"
     EVENT = "event"
@@ -33,49 +33,49 @@ _STEPPED = (Kind.METRICS, Kind.HISTOGRAMS)
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a run's files, with its place in the sequence."""
+    """A line of a run's files with its number in the sequence."""
 
     number: int
     kind: Kind
     values: Mapping[str, Any]
-    step: int  # of the line itself, or the newest that was known
-    again: bool = False  # metrics of a step that was done before, with the same samples: a run that resumes does that
+    step: int  # of the line itself, or the newest step before it
+    again: bool = False  # metrics of a step that is repeated with the same samples after a resume
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The finite metrics of a line of metrics.jsonl."""
+        """Finite metrics of a line of metrics.jsonl."""
         return {key: value for key, value in self.values.items() if key not in OWN_KEYS and value is not None}
 
 
 @dataclass
 class Segment:
-    """Bytes of a file whose lines stand together in the sequence."""
+    """Range of bytes in a file whose lines are consecutive in the sequence."""
 
     file: str
     begin: int
     end: int
     lines: int
-    step: int  # before the first of them
-    done: dict[str, int] = field(default_factory=dict)  # as `_Done` has it, before the first of them
+    step: int  # before its first line
+    done: dict[str, int] = field(default_factory=dict)  # `_Done.newest` before its first line
 
 
 class _Done:
-    """Which steps of a training run have had their metrics: the newest step of each kind of line, and the data position.
+    """Newest step of each type of line, and the newest data position, to recognize repeated steps.
 
-    A position tells a step that is done again after a resume (it was there before) from one after a rollback, which has other
-    samples. Lines of programs that have no position are never taken for repeated.
+    The position distinguishes a step that is repeated after a resume from one after a rollback, which has other samples. Lines
+    of programs without a position never count as repeated.
     """
 
-    def __init__(self, known: Mapping[str, int] = MappingProxyType({})) -> None:
-        self.newest = dict(known)
+    def __init__(self, newest: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.newest = dict(newest)
 
     def again(self, kind: Kind, values: Mapping[str, Any], step: int) -> bool:
-        """Whether a line repeats one; counts it if not."""
-        position, known = values.get(POSITION), self.newest.get(POSITION)
-        if position is not None and known is not None and position > known:  # steps from here on are new ones
+        """Return True if a line repeats an earlier one; otherwise record it."""
+        position, newest_position = values.get(POSITION), self.newest.get(POSITION)
+        if position is not None and newest_position is not None and position > newest_position:  # all further steps are new
             self.newest.update({key: step - 1 for key, newest in self.newest.items() if newest >= step and key != POSITION})
         name = _sections(tuple(values)) if kind is Kind.METRICS else kind.value
-        if known is not None and step <= self.newest.get(name, -1):
+        if newest_position is not None and step <= self.newest.get(name, -1):
             return True
         if position is not None:
             self.newest[POSITION] = int(position)
@@ -85,60 +85,60 @@ class _Done:
 
 @cache
 def _sections(keys: tuple[str, ...]) -> str:
-    """What a line is about, such as `train`."""
+    """Return the sections of a line's metrics, such as `train`."""
     return ",".join(sorted({key.partition("/")[0] for key in keys if key not in OWN_KEYS}))
 
 
 class Feed:
-    """Numbers a run's lines, in the order in which they are seen. Its journal says which bytes are which lines.
+    """Numbers a run's lines in the order in which they are read, and records the bytes of each number range in a journal.
 
-    One process at a time may hold a feed (see `Lease`): two would number the same lines twice.
+    Only one process at a time may use a feed (see `Lease`), since two would number the same lines twice.
     """
 
     def __init__(self, run: RunDir, journal: Path) -> None:
         self.run, self._journal = run, journal
-        known = parse_lines(read_afresh(journal))[0]  # on NFS whoever once looked too early believes that there is none
-        self._segments = [Segment(**line) for line in known]
+        entries = parse_lines(read_afresh(journal))[0]  # an NFS client may have cached that the file is missing
+        self._segments = [Segment(**line) for line in entries]
         if len(self._segments) > MOST_SEGMENTS:
-            self._segments = _joined(self._segments)
-            write_atomically(journal, "".join(json_text(vars(one)) + "\n" for one in self._segments))
-        self._offsets = {one.file: one.end for one in self._segments}
-        self.count = sum(one.lines for one in self._segments)
+            self._segments = _merge_adjacent(self._segments)
+            write_atomically(journal, "".join(json_text(vars(segment)) + "\n" for segment in self._segments))
+        self._offsets = {segment.file: segment.end for segment in self._segments}
+        self.count = sum(segment.lines for segment in self._segments)
         self._step, self._done = 0, _Done()
         for _ in self._read(self._segments[-1], 0) if self._segments else ():
-            pass  # the state behind the last line
+            pass  # sets the state after the last line
 
     def look(self, *, only_metrics: bool = False) -> list[Line]:
-        """The lines that are new since the last look, in the journal before they are returned."""
-        found: list[Line] = []
+        """Return the lines that are new since the last call, after recording them in the journal."""
+        new_lines: list[Line] = []
         segments = []
         for path in [self.run.metrics] if only_metrics else self._files():
             name = path.relative_to(self.run.path).as_posix()
             begin = self._offsets.get(name, 0)
             raw, end = read_new_lines(path, begin)
             segment = Segment(name, begin, end, 0, self._step, dict(self._done.newest))
-            lines = list(self._numbered(name, raw, self.count + len(found)))
+            lines = list(self._number_lines(name, raw, self.count + len(new_lines)))
             segment.lines = len(lines)
             if end != begin:
                 segments.append(segment)
                 self._offsets[name] = end
-            found += lines
+            new_lines += lines
         if segments:
             self._journal.parent.mkdir(exist_ok=True)
-            append_lines(self._journal, [vars(one) for one in segments])
+            append_lines(self._journal, [vars(segment) for segment in segments])
             sync_all([self._journal])
             self._segments += segments
-            self.count += len(found)
-        return found
+            self.count += len(new_lines)
+        return new_lines
 
     def again(self, number: int) -> Iterator[Line]:
-        """The lines from this number on that were given out already."""
+        """Yield already numbered lines again, starting with `number`."""
         first, now = 0, (self._step, self._done)
         for segment in self._segments:
             if first + segment.lines > number:
-                found = [line for line in self._read(segment, first) if line.number >= number]
+                lines = [line for line in self._read(segment, first) if line.number >= number]
                 self._step, self._done = now
-                yield from found
+                yield from lines
             first += segment.lines
 
     def _files(self) -> list[Path]:
@@ -146,16 +146,16 @@ class Feed:
         return [self.run.metrics, *self.run.events.files(), *nodes, self.run.path / HISTOGRAMS]
 
     def _read(self, segment: Segment, first: int) -> list[Line]:
-        """The lines of a segment, from the state before it; leaves the state behind it."""
+        """Return the lines of a segment; sets the state to that after the segment."""
         raw, _ = read_new_lines(self.run.path / segment.file, segment.begin, segment.end)
         self._step, self._done = segment.step, _Done(segment.done)
-        return list(self._numbered(segment.file, raw, first))[: segment.lines]
+        return list(self._number_lines(segment.file, raw, first))[: segment.lines]
 
-    def _numbered(self, file: str, raw: list[dict[str, Any]], first: int) -> Iterator[Line]:
-        named = {self.run.metrics.name: Kind.METRICS, HISTOGRAMS: Kind.HISTOGRAMS}
-        kind = named.get(file, Kind.NODE if "/nodes/" in file else Kind.EVENT)
+    def _number_lines(self, file: str, raw: list[dict[str, Any]], first: int) -> Iterator[Line]:
+        by_name = {self.run.metrics.name: Kind.METRICS, HISTOGRAMS: Kind.HISTOGRAMS}
+        kind = by_name.get(file, Kind.NODE if "/nodes/" in file else Kind.EVENT)
         for values in raw:
-            if _whole(kind, values):
+            if _is_complete(kind, values):
                 if kind is not Kind.NODE:
                     self._step = int(values.get("step") or self._step)
                 again = kind in _STEPPED and self._done.again(kind, values, self._step)
@@ -163,8 +163,8 @@ class Feed:
                 first += 1
 
 
-def _whole(kind: Kind, values: Mapping[str, Any]) -> bool:
-    """Whether a line says what one of its kind must: half of a line that was cut may be JSON too."""
+def _is_complete(kind: Kind, values: Mapping[str, Any]) -> bool:
+    """Return True if a line has the keys of its kind: a part of a damaged line may be valid JSON."""
     if kind is Kind.EVENT:
         return is_event(dict(values))
     if kind is Kind.HISTOGRAMS and not {"edges", "counts"} <= values.keys():
@@ -172,12 +172,12 @@ def _whole(kind: Kind, values: Mapping[str, Any]) -> bool:
     return ("time" if kind is Kind.NODE else "step") in values
 
 
-def _joined(segments: list[Segment]) -> list[Segment]:
-    """Neighbours of one file as one."""
-    found: list[Segment] = []
-    for one in segments:
-        if found and (found[-1].file, found[-1].end) == (one.file, one.begin):
-            found[-1] = replace(found[-1], end=one.end, lines=found[-1].lines + one.lines)
+def _merge_adjacent(segments: list[Segment]) -> list[Segment]:
+    """Merge consecutive segments that are adjacent in the same file."""
+    merged: list[Segment] = []
+    for segment in segments:
+        if merged and (merged[-1].file, merged[-1].end) == (segment.file, segment.begin):
+            merged[-1] = replace(merged[-1], end=segment.end, lines=merged[-1].lines + segment.lines)
         else:
-            found.append(one)
-    return found
+            merged.append(segment)
+    return merged

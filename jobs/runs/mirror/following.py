@@ -1,4 +1,4 @@
-"""Mirror one attempt of a run into W&B while it runs: until its end, or until somebody else mirrors it."""
+"""Mirroring of one attempt into W&B while it runs, until its end or until another process takes over."""
 
 import logging
 import os
@@ -14,16 +14,16 @@ from ropewalk.cluster.run.files import read_json
 from ropewalk.jobs.runs.mirror.alerts import likely_ending
 from ropewalk.jobs.runs.mirror.lease import Lease
 from ropewalk.jobs.runs.mirror.mirror import Mirror, lease_of
-from ropewalk.jobs.runs.mirror.server import why_away
+from ropewalk.jobs.runs.mirror.server import unavailable_reason
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-CLOSE_SECONDS = 8.0  # a server that is down must not hold up the agent
+CLOSE_SECONDS = 8.0  # a server that is down must not block the agent
 
 
 class Sidecar:
-    """Mirrors one attempt until SIGHUP, the end of its agent, or a newer attempt; then to the end of the files."""
+    """Mirrors one attempt until SIGHUP, the exit of its agent, or a newer attempt, and then the rest of the files."""
 
     def __init__(self, run: RunDir, attempt: int) -> None:
         self.run, self.attempt = run, attempt
@@ -32,7 +32,7 @@ class Sidecar:
         self._lease: Lease | None = None
 
     def follow(self) -> None:
-        """Mirror to the end."""
+        """Mirror the attempt to its end."""
         signal.signal(signal.SIGHUP, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -49,8 +49,8 @@ class Sidecar:
         self._close(mirror)
 
     def _open(self, pause_seconds: float) -> Mirror | None:
-        """The mirror of this run; None if it is over before somebody else gave it up."""
-        away = "WANDB_MODE is offline" if os.environ.get("WANDB_MODE") == "offline" else why_away()
+        """Return a mirror of this run, or None if the attempt ends while another process holds the lease."""
+        away = "WANDB_MODE is offline" if os.environ.get("WANDB_MODE") == "offline" else unavailable_reason()
         if away:
             log.info("%s; writing offline files", away)
             return Mirror(self.run, self.attempt, offline=True, beside=True)
@@ -61,7 +61,7 @@ class Sidecar:
             self._ended.wait(pause_seconds)
         try:
             mirror = Mirror(self.run, self.attempt, offline=False, beside=True)
-        except Exception as error:  # wandb has many, and training must not hear of any
+        except Exception as error:  # no error of wandb may affect training
             log.warning("W&B: %s; writing offline files", error)
             lease.give_up()
             return Mirror(self.run, self.attempt, offline=True, beside=True)
@@ -77,7 +77,7 @@ class Sidecar:
 
     def _close(self, mirror: Mirror) -> None:
         """Mirror the rest and close the W&B run, or leave the rest to `ropewalk sync`."""
-        # a server that does not answer would be tried for minutes; all is in the run's files
+        # wandb would retry for minutes if the server does not answer; everything is in the run's files
         watchdog = threading.Timer(CLOSE_SECONDS, self._give_up)
         watchdog.daemon = True
         watchdog.start()

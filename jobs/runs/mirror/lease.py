@@ -1,4 +1,4 @@
-"""Who mirrors a run now: one process at a time, on whatever machine; that of a process that died is free after a while."""
+"""Lease that lets one process at a time mirror a run, across machines; it expires when its holder dies."""
 
 import fcntl
 import os
@@ -15,37 +15,37 @@ from ropewalk.cluster.fresh_reads import read_json_afresh
 from ropewalk.cluster.run.files import machine, write_json
 
 RENEW_SECONDS = 5.0
-DEAD_SECONDS = 30.0  # nobody has renewed it for so long, by the clock of whoever waits for it: clocks of machines differ
+DEAD_SECONDS = 30.0  # without renewal until it expires, by the clock of the waiting process, since clocks of machines differ
 
 
 class Lease:
-    """The right to mirror a run. `take` until it is held, `renew` now and then, `give_up` at the end."""
+    """Right to mirror a run. Call `take` until it returns True, `renew` periodically, and `give_up` at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._token = path, secrets.token_hex(8)
-        self._seen: object = None
+        self._last_content: object = None
         self._since = self._renewed = 0.0
 
     def take(self) -> bool:
-        """Take the lease if nobody else has it. False: somebody has; ask again."""
+        """Take the lease, or return False if another process holds it."""
         with _one_at_a_time(self._path):
             return self._take()
 
     def _take(self) -> bool:
-        now, found = time.monotonic(), read_json_afresh(self._path)
-        if not found or found.get("token") == self._token or _died_here(found):
+        now, content = time.monotonic(), read_json_afresh(self._path)
+        if not content or content.get("token") == self._token or _died_here(content):
             self._write()
             mine: bool = (read_json_afresh(self._path) or {}).get("token") == self._token
             return mine
-        if found != self._seen:
-            self._seen, self._since = found, now
+        if content != self._last_content:
+            self._last_content, self._since = content, now
         elif now - self._since > DEAD_SECONDS:
             self._write()
-            return False  # if another one took it just now too, the last to write has it: look again
+            return False  # another process may take it at the same time; the last writer gets it, as the next call shows
         return False
 
     def renew(self) -> bool:
-        """Keep the lease; False: it was lost to somebody who took this process for dead."""
+        """Renew the lease. Return False if it was lost to a process that considered this one dead."""
         if time.monotonic() - self._renewed > RENEW_SECONDS:
             if (read_json_afresh(self._path) or {}).get("token") != self._token:
                 return False
@@ -53,7 +53,7 @@ class Lease:
         return True
 
     def give_up(self) -> None:
-        """Leave the lease to whoever wants it."""
+        """Release the lease."""
         if (read_json_afresh(self._path) or {}).get("token") == self._token:
             write_json(self._path, {}, durable=False)
 
@@ -70,19 +70,19 @@ def _process(pid: int) -> dict[str, object]:
 
 @contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Let one process at a time look at a lease and take it: two that find a dead owner would both be its successor.
+    """Lock the lease, so that two processes cannot both succeed a dead owner.
 
-    Where the file system has no such locks (Lustre without `flock`), two that look in the same millisecond may.
+    On a file system without locks (Lustre without `flock`) this can happen within the same millisecond.
     """
     path.parent.mkdir(exist_ok=True)
-    with path.with_suffix(".lock").open("a") as stream:  # unlocked as it is closed
+    with path.with_suffix(".lock").open("a") as stream:  # closing it releases the lock
         with suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 
 def _died_here(owner: dict[str, object]) -> bool:
-    """Whether the owner was a process of this machine that is gone."""
+    """Return True if the owner was a process of this machine that has exited."""
     if owner.get("machine") != machine():
         return False
     try:

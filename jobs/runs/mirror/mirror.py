@@ -1,4 +1,4 @@
-"""One run mirrored into W&B: new lines, the summary, what it reads and makes, and what its owner must be told."""
+"""Mirroring of one run into W&B: new lines, summary, inputs and outputs, alerts."""
 
 import json
 import time
@@ -24,63 +24,63 @@ from ropewalk.jobs.runs.mirror.wandb_run import WandbRun, notes, project_of
 from ropewalk.jobs.runs.models import inputs as lineage
 from ropewalk.sharding.layout import directory_of
 
-SAFE_SECONDS = 2.5  # what was handed over longer ago is on disk whatever happens to this process
-SLOW_SECONDS = 15.0  # between two looks at everything but lines
+SAFE_SECONDS = 2.5  # after which lines passed to wandb are on disk, even if this process is killed
+SLOW_SECONDS = 15.0  # between two checks of everything except lines
 DIFF = "diff.patch"
 NONE, FAILURES = "none", "failures"  # of `wandb.alerts`
 
 
 class Mirror:
-    """Mirrors a run from the line on that W&B lacks: online the server says which that is, offline a file beside W&B's own."""
+    """Mirrors a run, starting with the first line that W&B lacks; its number comes from the server, offline from a file."""
 
     def __init__(self, run: RunDir, attempt: int, *, offline: bool, beside: bool = False) -> None:
         self.run, self.attempt, self.offline = run, attempt, offline
         name = "offline" if offline else "online"
-        self._told_path, self._state_path = run.wandb / f"{name}-told.json", run.wandb / f"{name}.json"
+        self._reported_path, self._state_path = run.wandb / f"{name}-told.json", run.wandb / f"{name}.json"
         self._feed = Feed(run, run.wandb / f"{name}.jsonl")
-        self._told: dict[str, Any] = dict(read_json_afresh(self._told_path) or {})
+        self._reported: dict[str, Any] = dict(read_json_afresh(self._reported_path) or {})  # everything except lines
         self._handed_over: deque[tuple[float, int]] = deque()
         self._next_slow = 0.0
-        kept = (read_json_afresh(self._state_path) or {}).get("lines", 0)
+        saved_lines = (read_json_afresh(self._state_path) or {}).get("lines", 0)
         if not offline:
-            self.lines_at_server()  # raises at once where wandb would try for half a minute
+            self.lines_at_server()  # raises at once if the server is away; wandb would retry for half a minute
         self.wandb = WandbRun(run, attempt, offline=offline, beside=beside)
-        self.sent = int(kept) if offline else self.wandb.lines
+        self.sent = int(saved_lines) if offline else self.wandb.lines
         if self.wandb.url:
             write_json(run.path / WANDB_ADDRESS, {"address": self.wandb.url}, durable=False)
         self.wandb.send(self._feed.again(self.sent))
         self.sent = self._feed.count
 
     def pump(self, *, only_metrics: bool = False) -> int:
-        """Hand over what is new; returns the number of lines."""
+        """Send new lines, and return their number."""
         lines = self._feed.look(only_metrics=only_metrics)
         self.wandb.send(lines)
         self.sent += len(lines)
         now = time.monotonic()
         if now >= self._next_slow:
             self._next_slow = now + SLOW_SECONDS
-            self._tell(None)
+            self._report(None)
         if self.offline:
-            self._keep_place(now, moved=bool(lines))
+            self._save_position(now, moved=bool(lines))
         return len(lines)
 
     def finish(self, ending: Outcome | None, exit_code: int) -> None:
-        """Hand over the rest and close the W&B run. `ending` is None for a run that goes on with another attempt."""
+        """Send the rest, and close the W&B run. `ending`: None for a run that goes on with another attempt."""
         self.pump()
-        self._tell(ending)
+        self._report(ending)
         self.wandb.finish(exit_code, preempting=ending is None)
         if self.offline:
             write_json(self._state_path, {"lines": self.sent})
 
     def lines_at_server(self) -> int:
-        """How many lines the server has. Raises BackendError."""
+        """Return the number of lines that the server has. Raises BackendError."""
         return history_lines(self.run.id, *project_of(self.run))
 
     def keep_complete(self, ending: Outcome | None) -> None:
-        """Write down that the server has everything of a run that is over, so that nobody asks it again."""
+        """Record that the server has all lines of an ended run, so that it is not queried again."""
         write_json(self._state_path, {"lines": self.sent, "sizes": sizes(self.run), "ended": ending is not None})
 
-    def _keep_place(self, now: float, *, moved: bool) -> None:
+    def _save_position(self, now: float, *, moved: bool) -> None:
         if moved:
             self._handed_over.append((now, self.sent))
         safe = None
@@ -89,120 +89,122 @@ class Mirror:
         if safe is not None:
             write_json(self._state_path, {"lines": safe})
 
-    # --- what is no line
+    # --- everything except lines
 
-    def _tell(self, ending: Outcome | None) -> None:
-        """Summary, lineage and alerts, each only where it is new."""
-        before = json.dumps(self._told, sort_keys=True)
+    def _report(self, ending: Outcome | None) -> None:
+        """Send summary, inputs and outputs, code, notes, tables, pictures and alerts, each only if it is new."""
+        before = json.dumps(self._reported, sort_keys=True)
         values = view_class(str(self.run.record["job"]))(self.run).wandb_summary()
-        if values and (mark := zlib.crc32(json.dumps(values, sort_keys=True, default=str).encode())) != self._told.get("summary"):
+        checksum = zlib.crc32(json.dumps(values, sort_keys=True, default=str).encode())
+        if values and checksum != self._reported.get("summary"):
             self.wandb.summary(values)
-            self._told["summary"] = mark
-        self._tell_lineage()
-        self._tell_code_and_notes()
+            self._reported["summary"] = checksum
+        self._report_lineage()
+        self._report_code_and_notes()
         self._upload(ending)
-        self._tell_readable()
-        self._tell_alerts(ending)
-        if json.dumps(self._told, sort_keys=True) != before:
-            write_json(self._told_path, self._told)
+        self._report_readable()
+        self._send_alerts(ending)
+        if json.dumps(self._reported, sort_keys=True) != before:
+            write_json(self._reported_path, self._reported)
 
-    def _tell_lineage(self) -> None:
-        told: dict[str, list[str]] = self._told.setdefault("artifacts", {})
+    def _report_lineage(self) -> None:
+        reported: dict[str, list[str]] = self._reported.setdefault("artifacts", {})
         for used, references in ((True, lineage.reads(self.run)), (False, lineage.makes(self.run))):
-            for one in references:
-                key, aliases = f"{'reads' if used else 'makes'} {one.uri}", sorted(one.aliases)
-                if told.get(key) != aliases:
-                    self.wandb.artifact(one.name, one.kind, one.uri, one.metadata, list(one.aliases), used=used)
-                    told[key] = aliases
+            for each in references:
+                key, aliases = f"{'reads' if used else 'makes'} {each.uri}", sorted(each.aliases)
+                if reported.get(key) != aliases:
+                    self.wandb.artifact(each.name, each.kind, each.uri, each.metadata, list(each.aliases), used=used)
+                    reported[key] = aliases
 
-    def _tell_code_and_notes(self) -> None:
-        """The uncommitted changes as the file in which W&B itself keeps them, and how attempts ended."""
-        if (text := notes(self.run)) and self._told.get("notes") != text:
+    def _report_code_and_notes(self) -> None:
+        """Send the uncommitted changes under the name that W&B uses for them, and the outcomes of attempts."""
+        if (text := notes(self.run)) and self._reported.get("notes") != text:
             self.wandb.note(text)
-            self._told["notes"] = text
+            self._reported["notes"] = text
         changes = self.run.path / CODE_DIFF
-        if not self._told.get("diff") and changes.is_file():
+        if not self._reported.get("diff") and changes.is_file():
             write_atomically(self.run.wandb / DIFF, changes.read_bytes())
             self.wandb.file(self.run.wandb / DIFF)
-            self._told["diff"] = True
+            self._reported["diff"] = True
 
-    def _tell_readable(self) -> None:
-        """Tables and pictures, each where its file changed."""
-        told: dict[str, int] = self._told.setdefault("readable", {})
+    def _report_readable(self) -> None:
+        """Send tables and pictures whose files have changed."""
+        reported: dict[str, int] = self._reported.setdefault("readable", {})
         for path in [*readable.tables(self.run.path), *readable.pictures(self.run.path)]:
-            with suppress(OSError):  # it is being replaced
-                key, mark = f"{path.parent.name}/{path.name}", zlib.crc32(path.read_bytes())
-                if told.get(key) == mark:
+            with suppress(OSError):  # the file is being replaced
+                key, checksum = f"{path.parent.name}/{path.name}", zlib.crc32(path.read_bytes())
+                if reported.get(key) == checksum:
                     continue
                 if path.suffix == ".png":
                     self.wandb.picture(path)
                 elif (table := readable.read_table(path)) is not None:
                     self.wandb.table(table)
-                told[key] = mark
+                reported[key] = checksum
 
     def _upload(self, ending: Outcome | None) -> None:
-        """Weights, where `wandb.upload` says so: of every checkpoint as it appears, or of the best one at the end."""
+        """Upload weights according to `wandb.upload`: of every new checkpoint, or of the best one at the end."""
         wanted = self._option("upload")
-        told: list[int] = self._told.setdefault("uploaded", [])
+        uploaded: list[int] = self._reported.setdefault("uploaded", [])
         if wanted is None or (wanted == "best" and ending is None):
             return
         for step, aliases in lineage.checkpoints_to_upload(self.run, only_best=wanted == "best"):
-            if step in told:
+            if step in uploaded:
                 continue
-            with suppress(OSError):  # a newer checkpoint has taken its place
+            with suppress(OSError):  # the checkpoint was replaced by a newer one
                 folder = self.run.checkpoints / directory_of(step)
                 self.wandb.upload(f"{self.run.id}-weights", "weights", folder, {"run": self.run.id, "step": step}, aliases)
-                told.append(step)
+                uploaded.append(step)
 
     def _option(self, key: str) -> Any:
         return ((self.run.record.get("config") or {}).get("wandb") or {}).get(key)
 
-    def _tell_alerts(self, ending: Outcome | None) -> None:
+    def _send_alerts(self, ending: Outcome | None) -> None:
         wanted = self._option("alerts") or FAILURES
-        told: list[str] = self._told.setdefault("alerts", [])
+        sent: list[str] = self._reported.setdefault("alerts", [])
         if wanted == NONE:
             return
         for alert in alerts(self.run, ending):
-            if alert.key not in told and (alert.serious or wanted != FAILURES):
+            if alert.key not in sent and (alert.serious or wanted != FAILURES):
                 self.wandb.alert(alert.title, alert.text, serious=alert.serious)
-                told.append(alert.key)
+                sent.append(alert.key)
 
 
 def sizes(run: RunDir) -> dict[str, int]:
-    """The bytes of each file that is mirrored."""
+    """Return the size of each mirrored file in bytes."""
     attempts = [*run.path.glob("attempts/*/nodes/node-*.jsonl"), *run.path.glob("attempts/*/outcome.json")]
     paths = [run.metrics, run.path / HISTOGRAMS, *run.events.files(), *attempts]
     return {path.relative_to(run.path).as_posix(): path.stat().st_size for path in sorted(paths) if path.exists()}
 
 
 def is_complete(run: RunDir) -> bool:
-    """Whether the server is known to have all of a run that is over."""
-    known = read_json(run.wandb / "online.json") or {}
-    return bool(known.get("ended")) and known.get("sizes") == sizes(run)
+    """Return True if the run has ended, and the server has all of it according to `keep_complete`."""
+    state = read_json(run.wandb / "online.json") or {}
+    return bool(state.get("ended")) and state.get("sizes") == sizes(run)
 
 
 def lease_of(run: RunDir) -> Lease:
-    """The lease of whoever sends a run to the server."""
+    """Return the lease for sending a run to the server."""
     return Lease(run.wandb / "online.lease")
 
 
 def send_rest(run: RunDir) -> int:
-    """Send what the server lacks of a run that nobody mirrors now; returns the number of lines. Raises BackendError."""
+    """Send the lines that the server lacks, and return their number. Raises BackendError, also if the run is being mirrored."""
     if is_complete(run) or not run.attempts():
         return 0
     lease = lease_of(run)
     if not lease.take():
-        raise BackendError(f"{run.id}: another process sends it to W&B just now ({Path(run.wandb / 'online.lease')})")
+        raise BackendError(f"{run.id}: another process is sending the run to W&B ({Path(run.wandb / 'online.lease')})")
     try:
         outcome = run.last_outcome()
         ending = outcome if outcome is not None and outcome.state.final else None
-        known = history_lines(run.id, *project_of(run))
+        before = history_lines(run.id, *project_of(run))
         mirror = Mirror(run, run.attempts()[-1], offline=False)
         mirror.finish(ending, outcome.exit_code if outcome is not None else 0)
-        there = mirror.lines_at_server()
-        if there < mirror.sent:
-            raise BackendError(f"{run.id}: W&B took {there} of {mirror.sent} lines; `ropewalk sync {run.id}` sends the rest")
+        num_received = mirror.lines_at_server()
+        if num_received < mirror.sent:
+            message = f"W&B received {num_received} of {mirror.sent} lines"
+            raise BackendError(f"{run.id}: {message}; `ropewalk sync {run.id}` sends the rest")
         mirror.keep_complete(ending)
-        return mirror.sent - known
+        return mirror.sent - before
     finally:
         lease.give_up()

@@ -1,4 +1,4 @@
-"""What W&B's server says of itself and of a run: whether it answers, and how many lines of history it has."""
+"""Queries of W&B's server: availability, and the number of history lines of a run."""
 
 import logging
 import netrc
@@ -22,23 +22,23 @@ query Lines($project: String!, $entity: String, $name: String!) {
 
 
 def base_url() -> str:
-    """The server's address: that of a team's own server where the environment names one."""
+    """Return the server's address, from the environment if set."""
     return (os.environ.get("WANDB_BASE_URL") or DEFAULT_URL).rstrip("/")
 
 
 def api_key() -> str | None:
-    """The key out of the environment, or that `wandb login` has left in ~/.netrc."""
+    """Return the API key from the environment, else from ~/.netrc (written by `wandb login`), else None."""
     if key := os.environ.get("WANDB_API_KEY"):
         return key
     try:
-        found = netrc.netrc().authenticators(urlsplit(base_url()).hostname or "")
+        login = netrc.netrc().authenticators(urlsplit(base_url()).hostname or "")
     except (OSError, netrc.NetrcParseError):
         return None
-    return found[2] if found else None
+    return login[2] if login else None
 
 
-def why_away() -> str:
-    """Why nothing can be sent to the server now; empty if it can."""
+def unavailable_reason() -> str:
+    """Return the reason why nothing can be sent to the server now, or an empty string."""
     if not api_key():
         return "there is no W&B key: run `wandb login`, or set WANDB_API_KEY"
     parts = urlsplit(base_url())
@@ -51,7 +51,7 @@ def why_away() -> str:
 
 
 def history_lines(name: str, project: str, entity: str | None) -> int:
-    """How many lines of history the server has of a run; 0 if it does not know the run. Raises BackendError."""
+    """Return the number of history lines that the server has of a run; 0 for an unknown run. Raises BackendError."""
     try:
         answer = httpx2.post(
             f"{base_url()}/graphql",
@@ -62,5 +62,5 @@ def history_lines(name: str, project: str, entity: str | None) -> int:
         answer.raise_for_status()
         model = (answer.json().get("data") or {}).get("model") or {}
     except (httpx2.HTTPError, ValueError) as error:
-        raise BackendError(f"W&B's server {base_url()} does not say how much it has of {name}: {error}") from None
+        raise BackendError(f"W&B's server {base_url()} did not return the number of lines of {name}: {error}") from None
     return int((model.get("bucket") or {}).get("historyLineCount") or 0)

@@ -1,4 +1,4 @@
-"""A run as Weights & Biases sees it: one W&B run for all attempts, whose history lines are the numbered lines of the feed."""
+"""One W&B run for all attempts of a run, whose history lines are the numbered lines of the feed."""
 
 import logging
 import os
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 TRANSMIT_SECONDS = 1.0
 _INTERVAL = "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL"
-MOST_ATTEMPTS = 20  # the newest, in the notes
-FLUSH_SECONDS = 1  # how often W&B's own file is flushed
-# which value of a validation metric is the best
+MOST_ATTEMPTS = 20  # newest attempts listed in the notes
+FLUSH_SECONDS = 1  # flush interval of W&B's file
+# direction of validation metrics
 BEST = {
     "loss": "min",
     "bits_per_byte": "min",
@@ -29,10 +29,10 @@ BEST = {
 
 
 class WandbRun:
-    """An open W&B run. Offline it writes W&B's own files into the run directory."""
+    """An open W&B run. Offline it writes W&B's files into the run directory."""
 
     def __init__(self, run: RunDir, attempt: int, *, offline: bool, beside: bool) -> None:
-        # before wandb is imported: it reads the environment once
+        # before the import of wandb, which reads the environment
         os.environ["WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL"] = str(FLUSH_SECONDS)
         os.environ.setdefault("WANDB_SILENT", "true")
         run.wandb.mkdir(exist_ok=True)
@@ -51,88 +51,85 @@ class WandbRun:
 
     @property
     def url(self) -> str | None:
-        """Where a person sees the run; None offline."""
-        found = None if self.offline else self._wandb.url
-        return str(found) if found else None
+        """Address of the run's page; None offline."""
+        url = None if self.offline else self._wandb.url
+        return str(url) if url else None
 
     @property
     def lines(self) -> int:
-        """How many lines the server had as this W&B run was opened: behind them wandb-core writes those that come.
+        """Number of lines that the server had when this W&B run was opened; wandb-core appends after these.
 
-        Another question would be of another moment: the wandb-core of a mirror that was killed may still have sent some.
+        A later query may return more, since the wandb-core of a killed mirror may still send lines.
         """
         return int(self._wandb.starting_step)
 
     def send(self, lines: Iterable[Line]) -> None:
-        """Hand over lines; their numbers are the steps of W&B's history."""
+        """Send lines; their numbers are the steps of W&B's history."""
         for line in lines:
-            self._wandb.log(wandb_values(line), step=line.number, commit=True)  # without `commit` it waits for the next line
+            self._wandb.log(wandb_values(line), step=line.number, commit=True)  # without `commit` wandb waits for the next line
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Set values of the summary."""
         self._wandb.summary.update(dict(values))
 
     def note(self, text: str) -> None:
-        """Set the notes."""
         self._wandb.notes = text
 
     def file(self, path: Path) -> None:
-        """Show a file of the run's wandb/ among W&B's."""
+        """Upload a file from the run's wandb/ folder."""
         self._wandb.save(str(path), base_path=str(path.parent), policy="now")
 
     def alert(self, title: str, text: str, *, serious: bool) -> None:
-        """Have W&B tell the owner of the run."""
-
+        """Send an alert to the owner of the run."""
         self._wandb.alert(title, text, level="ERROR" if serious else "INFO", wait_duration=0)
 
     def artifact(self, name: str, kind: str, uri: str, metadata: Mapping[str, Any], aliases: list[str], *, used: bool) -> None:
-        """Name something that the run reads (`used`) or makes, by reference: nothing is uploaded."""
+        """Declare an input (`used`) or output of the run as an artifact by reference, without an upload."""
         import wandb
 
-        made = wandb.Artifact(name, type=kind, metadata=dict(metadata))
-        made.add_reference(uri, name="reference", checksum=False)
+        artifact = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+        artifact.add_reference(uri, name="reference", checksum=False)
         if not used:
-            self._wandb.log_artifact(made, aliases=aliases)
+            self._wandb.log_artifact(artifact, aliases=aliases)
             return
-        with suppress(wandb.errors.Error, ValueError, TypeError):  # offline there is no server to wait for, or nothing is written
-            self._wandb.use_artifact(made)
+        with suppress(wandb.errors.Error, ValueError, TypeError):  # wandb raises these offline
+            self._wandb.use_artifact(artifact)
 
     def table(self, table: ReadableTable) -> None:
-        """Show a table, in the place of the one that was shown under its name."""
+        """Show a table, replacing the previous one with this name."""
         import wandb
 
-        made = wandb.Table(columns=table.columns, data=table.rows, allow_mixed_types=True)
-        self._wandb.summary[f"tables/{table.name}"] = made  # not in the history: its lines are those of the feed
+        data = wandb.Table(columns=table.columns, data=table.rows, allow_mixed_types=True)
+        self._wandb.summary[f"tables/{table.name}"] = data  # not in the history, whose lines are those of the feed
 
     def picture(self, path: Path) -> None:
-        """Show a picture, in the place of the one that was shown under its name."""
+        """Show a picture, replacing the previous one with this name."""
         import wandb
 
         self._wandb.summary[f"pictures/{path.stem}"] = wandb.Image(str(path), caption=path.stem)
 
     def upload(self, name: str, kind: str, folder: Path, metadata: Mapping[str, Any], aliases: list[str]) -> None:
-        """Upload a folder as an artifact: a copy is made first, so that it may vanish meanwhile. Raises OSError."""
+        """Upload a folder as an artifact, from a copy, so that the folder may be deleted meanwhile. Raises OSError."""
         import wandb
 
-        made = wandb.Artifact(name, type=kind, metadata=dict(metadata))
-        made.add_dir(str(folder), policy="mutable")
-        self._wandb.log_artifact(made, aliases=aliases)
+        artifact = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+        artifact.add_dir(str(folder), policy="mutable")
+        self._wandb.log_artifact(artifact, aliases=aliases)
 
     def finish(self, exit_code: int, *, preempting: bool) -> None:
-        """Close the run. `preempting`: it goes on, and must not look crashed."""
+        """Close the W&B run. `preempting`: the run goes on, and must not be shown as crashed."""
         if preempting:
             self._wandb.mark_preempting()
         self._wandb.finish(exit_code=exit_code)
 
 
 def wandb_values(line: Line) -> dict[str, Any]:
-    """A line as W&B's history has it: steps are metrics too, since W&B's own step cannot go back after a resume."""
-    return {**_shown(line), "_timestamp": line.values["time"]}  # when it was, not when it is sent
+    """Return a line's content for W&B's history. Steps are metrics, since W&B's own step cannot decrease after a resume."""
+    return {**_shown(line), "_timestamp": line.values["time"]}  # the original time instead of the current one
 
 
 def _shown(line: Line) -> dict[str, Any]:
     values = line.values
-    if line.again:  # the first that was told of a step stands, as W&B itself has it; the place in the history is kept
+    if line.again:  # keep the first metrics of a step, as W&B does; the line keeps its number in the history
         return {"events/repeated": 1, "train/step": line.step, "events/time": values["time"]}
     match line.kind:
         case Kind.METRICS:
@@ -145,8 +142,8 @@ def _shown(line: Line) -> dict[str, Any]:
         case Kind.EVENT:
             return {f"events/{values['event']}": 1, "train/step": line.step, "events/time": values["time"]}
         case Kind.HISTOGRAMS:
-            made = {f"layers/{name}": _histogram(counts, values["edges"]) for name, counts in values["counts"].items()}
-            return {**made, "train/step": line.step}
+            histograms = {f"layers/{name}": _histogram(counts, values["edges"]) for name, counts in values["counts"].items()}
+            return {**histograms, "train/step": line.step}
     node = values.get("node", 0)
     samples = {f"system/node-{node}/{key}": value for key, value in values.items() if key not in {"time", "node"}}
     return {**samples, "system/time": values["time"]}
@@ -159,24 +156,24 @@ def _histogram(counts: list[int], edges: list[float]) -> Any:
 
 
 def project_of(run: RunDir) -> tuple[str, str | None]:
-    """The W&B project and entity of a run; the entity is None where W&B's own default holds."""
-    own = (run.record.get("config") or {}).get("wandb") or {}
-    project = own.get("project") or os.environ.get("WANDB_PROJECT") or "ropewalk"
-    return str(project), own.get("entity") or os.environ.get("WANDB_ENTITY") or None
+    """Return the W&B project and entity of a run; the entity is None for W&B's default."""
+    settings = (run.record.get("config") or {}).get("wandb") or {}
+    project = settings.get("project") or os.environ.get("WANDB_PROJECT") or "ropewalk"
+    return str(project), settings.get("entity") or os.environ.get("WANDB_ENTITY") or None
 
 
 def _arguments(run: RunDir, attempt: int, *, offline: bool, beside: bool) -> dict[str, Any]:
-    """What `wandb.init` is told of a run: the same W&B run for all its attempts, with its configuration and its code.
+    """Return the arguments of `wandb.init`: the same W&B run for all attempts, with configuration and code.
 
-    `beside`: this is a machine of the run, whose packages are the run's.
+    `beside`: this process runs on a machine of the run, with the run's packages.
     """
     import wandb
 
     record, details = run.record, run.attempt_details(attempt)
     config = dict(record.get("config") or {})
-    own = config.get("wandb") or {}
+    settings = config.get("wandb") or {}
     project, entity = project_of(run)
-    told = {
+    details_of_run = {
         "resources": record.get("resources"),
         "git": record.get("code"),
         "attempt": attempt,
@@ -193,12 +190,15 @@ def _arguments(run: RunDir, attempt: int, *, offline: bool, beside: bool) -> dic
         "project": project,
         "entity": entity,
         "notes": notes(run),
-        "group": own.get("group") or view_class(str(record["job"]))(run).wandb_group() or config.get("name") or record["job"],
-        "job_type": own.get("job_type") or record["job"],
-        "tags": [str(record.get("cluster", "local")), *own.get("tags", ())],
+        "group": settings.get("group")
+        or view_class(str(record["job"]))(run).wandb_group()
+        or config.get("name")
+        or record["job"],
+        "job_type": settings.get("job_type") or record["job"],
+        "tags": [str(record.get("cluster", "local")), *settings.get("tags", ())],
         "resume": "allow",
-        "reinit": "create_new",  # a relay has many runs open in one process
-        "config": {**config, **told},
+        "reinit": "create_new",  # a relay has many open runs in one process
+        "config": {**config, **details_of_run},
         "settings": wandb.Settings(
             **_live(),
             console="off",
@@ -207,21 +207,21 @@ def _arguments(run: RunDir, attempt: int, *, offline: bool, beside: bool) -> dic
             init_timeout=30,
             x_disable_stats=True,
             x_disable_meta=True,
-            x_save_requirements=beside and attempt == 1,  # to read them takes longer than all else
+            x_save_requirements=beside and attempt == 1,  # slow
             git_commit=(record.get("code") or {}).get("commit"),
-            disable_git=True,  # else that of whatever checkout this process was started in
+            disable_git=True,  # wandb would use the checkout of this process's current directory
         ),
     }
 
 
 def _live() -> dict[str, float]:
-    """How often W&B's server is told of new lines, unless the environment says that: by itself wandb-core waits 15 seconds."""
+    """Return the transmission interval unless the environment sets one; wandb-core's default is 15 seconds."""
     return {} if _INTERVAL in os.environ else {"x_file_stream_transmit_interval": TRANSMIT_SECONDS}
 
 
 def notes(run: RunDir) -> str | None:
-    """The run's own notes, and how each attempt ended that is over."""
-    own = ((run.record.get("config") or {}).get("wandb") or {}).get("notes")
-    ends = [(attempt, run.outcome(attempt)) for attempt in run.attempts()]
-    told = [f"attempt {attempt}: {end.state.value}, {end.cause}" for attempt, end in ends if end is not None]
-    return "\n".join([*([own] if own else []), *told[-MOST_ATTEMPTS:]]) or None
+    """Return the configured notes followed by the outcomes of attempts, or None."""
+    configured = ((run.record.get("config") or {}).get("wandb") or {}).get("notes")
+    outcomes = [(attempt, run.outcome(attempt)) for attempt in run.attempts()]
+    lines = [f"attempt {attempt}: {end.state.value}, {end.cause}" for attempt, end in outcomes if end is not None]
+    return "\n".join([*([configured] if configured else []), *lines[-MOST_ATTEMPTS:]]) or None

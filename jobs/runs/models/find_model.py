@@ -18,20 +18,20 @@ _AT_STEP = re.compile(r"(.+)@(\d+)")
 class FoundModel(NamedTuple):
     """Location of a model: a run with a checkpoint's step, or a Hugging Face directory."""
 
-    place: RunDir | Path
+    source: RunDir | Path
     step: int | None  # None: the newest complete checkpoint, or a directory
 
     @property
     def ref(self) -> str:
         """Permanent reference, valid on every machine that sees the runs: RUN, RUN@STEP or the directory."""
-        if isinstance(self.place, Path):
-            return str(self.place)
-        return self.place.id if self.step is None else f"{self.place.id}@{self.step}"
+        if isinstance(self.source, Path):
+            return str(self.source)
+        return self.source.id if self.step is None else f"{self.source.id}@{self.step}"
 
 
 def find_model(ref: str, root: Path | None = None) -> RunDir | Path:
     """Find the run or Hugging Face directory of a model. Raises ConfigError."""
-    return find_checkpoint(ref, root).place
+    return find_checkpoint(ref, root).source
 
 
 def find_checkpoint(ref: str, root: Path | None = None) -> FoundModel:
@@ -115,8 +115,8 @@ def _resolve(ref: str) -> str:
         model = find_checkpoint(ref)
     except ConfigError:
         return ref
-    if isinstance(model.place, RunDir) and (Path(ref) / "run.yaml").is_file():
-        return str(model.place.path)
+    if isinstance(model.source, RunDir) and (Path(ref) / "run.yaml").is_file():
+        return str(model.source.path)
     return model.ref
 
 

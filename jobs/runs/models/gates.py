@@ -13,7 +13,7 @@ from ropewalk.jobs.runs.show.status import all_runs, final_outcome
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class GateResult:
     """Result of a gate: an ended run that measured the model with `require`."""
 
     run: RunDir
@@ -28,7 +28,7 @@ class Judged:
         return {**about, "figures": dict(self.figures), **({"words": self.failures} if self.failures else {})}
 
 
-def gates_of(model: RunDir | Path, root: Path | None = None) -> Iterator[Judged]:
+def gates_of(model: RunDir | Path, root: Path | None = None) -> Iterator[GateResult]:
     """Yield the gate results of a model, oldest first, from runs under `root`, else beside the model's run, else all."""
     folder = root or (model.path.parent if isinstance(model, RunDir) else None)
     for run in RunDir.all(folder) if folder else all_runs():
@@ -40,10 +40,10 @@ def gates_of(model: RunDir | Path, root: Path | None = None) -> Iterator[Judged]
             gate: dict[str, Any] = results["gate"]
             failures = "; ".join(str(each["words"]) for each in gate["failed"])
             step, figures = results.get("model_step"), results.get("figures") or {}
-            yield Judged(run=run, passed=bool(gate["passed"]), step=step, failures=failures, figures=figures)
+            yield GateResult(run=run, passed=bool(gate["passed"]), step=step, failures=failures, figures=figures)
 
 
-def newest_gates(model: RunDir | Path, step: int | None, root: Path | None = None) -> list[Judged]:
+def newest_gates(model: RunDir | Path, step: int | None, root: Path | None = None) -> list[GateResult]:
     """Return the newest gate result of each job for the checkpoint of a step, or for the current content of a directory."""
     mine = [judged for judged in gates_of(model, root) if judged.step == step]
     if isinstance(model, Path):
@@ -52,7 +52,7 @@ def newest_gates(model: RunDir | Path, step: int | None, root: Path | None = Non
     return list({judged.run.record.get("job"): judged for judged in mine}.values())
 
 
-def require_passed(model: RunDir | Path, step: int | None, root: Path | None = None) -> list[Judged]:
+def require_passed(model: RunDir | Path, step: int | None, root: Path | None = None) -> list[GateResult]:
     """Return the result of `newest_gates`. Raises ConfigError if there is none, or one has not passed."""
     newest = newest_gates(model, step, root)
     name, ref = (model.id, f"{model.id}@{step}") if isinstance(model, RunDir) else (str(model), str(model))
@@ -66,7 +66,7 @@ def require_passed(model: RunDir | Path, step: int | None, root: Path | None = N
     return newest
 
 
-def check_passed(results: Sequence[Judged], name: str, subject: str) -> None:
+def check_passed(results: Sequence[GateResult], name: str, subject: str) -> None:
     """Raise ConfigError if one of these gates has not passed."""
     for result in results:
         if not result.passed:

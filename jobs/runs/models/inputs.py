@@ -1,4 +1,4 @@
-"""What a run reads and makes, by names that are the same wherever the run is mirrored: W&B joins runs to one graph by them."""
+"""Inputs and outputs of a run under globally unique names, by which W&B connects runs to one lineage graph."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ READS_DATA = ("data", "input")  # keys of a job that name data sets
 _READS_MODELS = ("model", "teacher", "start_from")
 _STEP = re.compile(r"step-(\d+)$")
 _AT_STEP = re.compile(r"(.+)@(\d+)")
-ROUTES, BILL = "serving/routes.json", "ml-bom.json"  # of a run that serves, and of a model that was exported
-_LOOK_SECONDS = 2.0  # a store that does not answer must not hold up a mirror
+ROUTES, BILL = "serving/routes.json", "ml-bom.json"  # of a serving run; of an exported model
+_PATIENCE_SECONDS = 2.0  # a store that does not answer must not block a mirror
 
 
 class Reference(NamedTuple):
-    """A data set, a tokenizer, a checkpoint, a model or scores. Equal `uri`s are one version of the artifact `name`."""
+    """Reference to a data set, tokenizer, checkpoint, model or scores. Equal `uri`s are the same version of artifact `name`."""
 
     name: str
     kind: str
@@ -35,43 +35,42 @@ class Reference(NamedTuple):
 
 
 def reads(run: RunDir) -> list[Reference]:
-    """What the run's configuration says that it reads."""
+    """Return the inputs of a run according to its configuration."""
     config = run.record.get("config") or {}
-    found = [one for key in READS_DATA for path in paths_in(config.get(key)) if (one := data_set(path))]
+    references = [data for key in READS_DATA for path in paths_in(config.get(key)) if (data := data_set(path))]
     if (prepared := _prepared(run)) is not None:
-        found.append(prepared)
-    served = _served(run)
-    wanted = served or [config[key] for key in _READS_MODELS if config.get(key)]
-    found += [one for named in wanted for one in _model(run, named)]
-    if (known := read_json(run.model_record)) and (used := _tokenizer(known.get("tokenizer"))):
-        found.append(used)
-    return list({one.uri: one for one in found}.values())
+        references.append(prepared)
+    models = _served(run) or [config[key] for key in _READS_MODELS if config.get(key)]
+    references += [reference for model in models for reference in _model(run, model)]
+    if (model_record := read_json(run.model_record)) and (tokenizer := _tokenizer(model_record.get("tokenizer"))):
+        references.append(tokenizer)
+    return list({reference.uri: reference for reference in references}.values())
 
 
 def makes(run: RunDir) -> list[Reference]:
-    """What the run has made so far: its data set, its checkpoints, its scores."""
+    """Return the current outputs of a run: data set, checkpoints, scores."""
     config = run.record.get("config") or {}
-    found = []
-    if isinstance(config.get("output"), str) and (made := data_set(config["output"])):
-        found += [made, *([used] if (used := _tokenizer(made.metadata.get("tokenizer"))) else [])]
-    found += _checkpoints(run)
+    references = []
+    if isinstance(config.get("output"), str) and (output := data_set(config["output"])):
+        references += [output, *([tokenizer] if (tokenizer := _tokenizer(output.metadata.get("tokenizer"))) else [])]
+    references += _checkpoints(run)
     results = run.results()
     if isinstance(results.get("scores"), dict):
-        found.append(Reference(f"{run.id}-scores", "evaluation", f"ropewalk://{run.id}/scores", results["scores"], ("latest",)))
-    return found
+        uri = f"ropewalk://{run.id}/scores"
+        references.append(Reference(f"{run.id}-scores", "evaluation", uri, results["scores"], ("latest",)))
+    return references
 
 
 def checkpoints_to_upload(run: RunDir, *, only_best: bool) -> list[tuple[int, list[str]]]:
-    """Complete checkpoints with their aliases: all, or the best by validation loss (the newest where none was validated)."""
-    found = [(int(one.metadata["step"]), list(one.aliases)) for one in _checkpoints(run)]
+    """Return (step, aliases) of complete checkpoints: all, or the best by validation loss (without validation, the newest)."""
+    checkpoints = [(int(reference.metadata["step"]), list(reference.aliases)) for reference in _checkpoints(run)]
     if not only_best:
-        return found
-    best = [one for one in found if "best" in one[1]] or found[-1:]
-    return best
+        return checkpoints
+    return [(step, aliases) for step, aliases in checkpoints if "best" in aliases] or checkpoints[-1:]
 
 
 def _prepared(run: RunDir) -> Reference | None:
-    """The data set that was made of the run's data before it began to learn: its place is in the run's directory."""
+    """Return the data set that was prepared from the run's data; the run directory contains its path."""
     record = read_json(run.path / PREPARED_DATA)
     if not isinstance(record, dict) or not isinstance(record.get("path"), str):
         return None
@@ -80,9 +79,9 @@ def _prepared(run: RunDir) -> Reference | None:
 
 
 def data_set(path: str) -> Reference | None:
-    """A data set by the hash of its manifest, so that a laptop and a pod mean the same; None if there is no data set."""
+    """Return a data set identified by the hash of its manifest, equal on all machines; None if there is no data set."""
     with suppress(OSError, RopewalkError, ValueError):
-        raw = StoragePath(path, _LOOK_SECONDS).read("manifest.json")
+        raw = StoragePath(path, _PATIENCE_SECONDS).read("manifest.json")
         manifest, digest = json.loads(raw), hashlib.sha256(raw).hexdigest()
         totals = {key: manifest[key] for key in ("documents", "tokens", "totals") if key in manifest}
         tokenizer = {"tokenizer": manifest["tokenizer"]} if isinstance(manifest.get("tokenizer"), dict) else {}
@@ -92,50 +91,50 @@ def data_set(path: str) -> Reference | None:
 
 
 def _tokenizer(record: Any) -> Reference | None:
-    """A tokenizer, by the hash of its files, out of a data set's manifest or a run's `model.json`."""
+    """Return a tokenizer identified by its hash in a data set's manifest or a run's `model.json`, or None."""
     if not isinstance(record, Mapping) or not record.get("hash"):
         return None
-    word = re.sub(r"[^\w]+", "-", str(record["hash"]))
-    return Reference(f"tokenizer-{word[-12:]}", "tokenizer", f"ropewalk://tokenizer/{word}", dict(record), ("latest",))
+    digest = re.sub(r"[^\w]+", "-", str(record["hash"]))
+    return Reference(f"tokenizer-{digest[-12:]}", "tokenizer", f"ropewalk://tokenizer/{digest}", dict(record), ("latest",))
 
 
 def _served(run: RunDir) -> list[str]:
-    """The models that a serving run has loaded, by what its controller wrote down: an alias means another one tomorrow."""
+    """Return the models that a serving run has loaded according to its controller, since aliases change over time."""
     routes = read_json(run.path / ROUTES)
     versions = (routes.get("versions") or {}) if isinstance(routes, dict) else {}
-    return [one["model"] for one in versions.values() if one.get("model")]
+    return [version["model"] for version in versions.values() if version.get("model")]
 
 
 def checkpoint(run_id: str, step: int, **metadata: Any) -> Reference:
-    """A checkpoint of a run."""
+    """Return a reference to a checkpoint of a run."""
     uri = f"ropewalk://{run_id}/checkpoints/step-{step:08d}"
     return Reference(f"{run_id}-checkpoint", "model", uri, {"run": run_id, "step": step, **metadata}, (f"step-{step}",))
 
 
 def _checkpoints(run: RunDir) -> Iterator[Reference]:
-    """The complete checkpoints in the run directory; the newest and the best are called so."""
+    """Yield the complete checkpoints in the run directory, with the aliases `latest` and `best`."""
     steps = _steps(run)
     if not steps:
         return
     validated, losses = curves(run).get("validation/loss", ([], []))
-    known = {step: loss for step, loss in zip(validated, losses, strict=True) if step in steps}
-    best = min(known, key=lambda step: known[step]) if known else None
+    loss_at = {step: loss for step, loss in zip(validated, losses, strict=True) if step in steps}
+    best = min(loss_at, key=lambda step: loss_at[step]) if loss_at else None
     for step in steps:
-        loss = {"validation/loss": known[step]} if step in known else {}
-        found = checkpoint(run.id, step, **loss)
+        loss = {"validation/loss": loss_at[step]} if step in loss_at else {}
+        reference = checkpoint(run.id, step, **loss)
         extra = [*(["latest"] if step == steps[-1] else []), *(["best"] if step == best else [])]
-        yield found._replace(aliases=(*found.aliases, *extra))
+        yield reference._replace(aliases=(*reference.aliases, *extra))
 
 
 def _steps(run: RunDir) -> list[int]:
-    found = [(_STEP.search(path.parent.name), path) for path in run.checkpoints.glob("step-*/manifest.json")]
-    return sorted(int(match[1]) for match, path in found if match and path.stat().st_size)
+    manifests = [(_STEP.search(path.parent.name), path) for path in run.checkpoints.glob("step-*/manifest.json")]
+    return sorted(int(match[1]) for match, path in manifests if match and path.stat().st_size)
 
 
 def _model(run: RunDir, value: Any) -> Iterator[Reference]:
-    """A model as a job names it: a run, a directory, or a mapping with `run` or `path`."""
-    named = value if isinstance(value, Mapping) else {"run": value}
-    ref, step = named.get("run") or named.get("path"), named.get("step")
+    """Yield the reference of a model in a configuration: a run, a directory, or a mapping with `run` or `path`."""
+    keys = value if isinstance(value, Mapping) else {"run": value}
+    ref, step = keys.get("run") or keys.get("path"), keys.get("step")
     if not isinstance(ref, str):
         return
     if at_step := _AT_STEP.fullmatch(ref):
@@ -153,7 +152,7 @@ def _model(run: RunDir, value: Any) -> Iterator[Reference]:
 
 
 def _exported(directory: Path) -> Reference | None:
-    """The checkpoint that a directory of `ropewalk export` was made of, by its bill of materials."""
+    """Return the checkpoint from which a directory was exported, according to its bill of materials, or None."""
     bill = read_json(directory / BILL)
     model = ((bill.get("metadata") or {}).get("component") or {}) if isinstance(bill, dict) else {}
     step = _STEP.fullmatch(str(model.get("version")))
@@ -161,8 +160,8 @@ def _exported(directory: Path) -> Reference | None:
 
 
 def paths_in(value: Any) -> Iterator[str]:
-    """The paths in a key that may be one, a list of them, or a list of {path, weight}."""
-    for one in value if isinstance(value, list) else [value]:
-        path = one.get("path") if isinstance(one, Mapping) else one
+    """Yield the paths in a configuration value: a path, a list of paths, or a list of {path, weight}."""
+    for item in value if isinstance(value, list) else [value]:
+        path = item.get("path") if isinstance(item, Mapping) else item
         if isinstance(path, str):
             yield path

@@ -77,7 +77,7 @@ def log_of(context: JobContext) -> Path:
     return context.run.log_dir(context.attempt) / f"rank-{context.rank}.log"
 
 
-def said_so_far(context: JobContext) -> int:
+def log_size(context: JobContext) -> int:
     """Return the current size of the log in bytes."""
     try:
         return log_of(context).stat().st_size

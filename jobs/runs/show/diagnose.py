@@ -14,7 +14,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.results.metrics import broken_lines, broken_words, latest_metrics
-from ropewalk.jobs.runs.show.events import SIGNALS, tell
+from ropewalk.jobs.runs.show.events import SIGNALS, format_event
 from ropewalk.jobs.runs.show.hangs import join_hangs
 from ropewalk.jobs.runs.show.known_errors.table import known_error
 from ropewalk.jobs.runs.show.status import states
@@ -170,7 +170,7 @@ def silent_nodes(run: RunDir, attempt: int, now: float | None = None) -> list[st
 
 def _history(run: RunDir) -> list[str]:
     """Return the run's newest events as lines for people."""
-    return [text for event in join_hangs(run.read_events()[-200:]) if (text := tell(event)) is not None][-12:]
+    return [text for event in join_hangs(run.read_events()[-200:]) if (text := format_event(event)) is not None][-12:]
 
 
 def diagnosis_page(run: RunDir, diagnosis: Diagnosis) -> "RenderableType":

@@ -133,7 +133,7 @@ class _Line(Formatter):
         return "?" if value is None else str(super().format_field(value, format_spec))
 
 
-def tell(event: Mapping[str, Any]) -> str | None:
+def format_event(event: Mapping[str, Any]) -> str | None:
     """Format an event with its time; return None for events that are not shown, and for unknown ones."""
     form = EVENTS.get(str(event.get("event")))
     if not form:

@@ -12,7 +12,7 @@ from ropewalk.cluster.run.file_systems import mount_of
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.results.metrics import EventTail, latest_metrics
-from ropewalk.jobs.runs.show.events import tell
+from ropewalk.jobs.runs.show.events import format_event
 from ropewalk.jobs.runs.show.remote import Copy
 from ropewalk.jobs.runs.show.status import GONE, final_outcome, settle, wandb_address
 from ropewalk.jobs.runs.show.view import RunView, view_of
@@ -81,7 +81,7 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
             if not address and (address := wandb_address(run) or ""):  # available once a mirror has created the W&B run
                 view.say(f"W&B: {address}")
             for event in events.new_events(last=last_round):
-                text = tell(event)
+                text = format_event(event)
                 if text is not None:
                     view.say(text)
             for text in view.news():
@@ -152,14 +152,14 @@ class _Bar:
                 self._progress.update(self._task, description=self._stage)
                 self._live.refresh()
             return
-        words = describe(report, latest_metrics(self.run), self._eta, self._view)
+        text = describe(report, latest_metrics(self.run), self._eta, self._view)
         if report["stage"] != self._stage:  # a task's total cannot become unknown again
             self._stage = report["stage"]
             self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(self._stage, total=report.get("total"), words=words)
+            self._task = self._progress.add_task(self._stage, total=report.get("total"), words=text)
             self._progress.update(self._task, completed=report["done"])
             self._live.refresh()  # so that short stages are visible too
-        self._progress.update(self._task, completed=report["done"], total=report.get("total"), words=words)
+        self._progress.update(self._task, completed=report["done"], total=report.get("total"), words=text)
 
 
 class _Lines:

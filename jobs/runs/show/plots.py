@@ -67,7 +67,7 @@ def draw_bars(axis: Any, values: Mapping[str, float], title: str) -> None:
 
 def _draw_loss(axis: Any, run_curves: Mapping[str, Curve]) -> None:
     steps, values = run_curves["train/loss"]
-    smooth = smoothed(values)
+    smooth = moving_average(values)
     axis.plot(steps, values, color=TRAIN, alpha=0.25, linewidth=0.9)
     axis.plot(steps, smooth, color=TRAIN, linewidth=1.8, label=f"train  {smooth[-1]:.3f}")
     if "validation/loss" in run_curves:
@@ -129,7 +129,7 @@ def resume_steps(run: RunDir) -> list[int]:
     return steps
 
 
-def smoothed(values: list[float]) -> list[float]:
+def moving_average(values: list[float]) -> list[float]:
     """Return the bias-corrected exponential moving average; the window grows with the number of values."""
     keep = 1 - 1 / max(1.0, min(50.0, len(values) / 20))
     total, weight, out = 0.0, 0.0, []

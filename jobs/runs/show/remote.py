@@ -65,7 +65,7 @@ def freshen(run: RunDir) -> RunDir:
     return run
 
 
-def export_elsewhere(run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> bool:
+def export_on_cluster(run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> bool:
     """Export a checkpoint on its cluster if this machine cannot access it, and return True if that was done.
 
     `options`: further arguments of `python -m ropewalk.jobs.models.cards.export`.
@@ -73,7 +73,7 @@ def export_elsewhere(run: RunDir, directory: Path, step: int | None, options: Se
     return load_backend(str(run.record.get("cluster", "local"))).export(run, directory, step, options)
 
 
-def write_there(run: RunDir, name: str) -> bool:
+def write_to_original(run: RunDir, name: str) -> bool:
     """Copy a small file into the original of a run that is stored elsewhere, and return True if that was necessary.
 
     Raises BackendError.

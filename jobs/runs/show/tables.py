@@ -12,7 +12,7 @@ from rich.text import Text
 from ropewalk.cluster.backends.base import Check
 from ropewalk.cluster.text import counted
 from ropewalk.jobs.results.metrics import broken_words
-from ropewalk.jobs.runs.show.events import tell
+from ropewalk.jobs.runs.show.events import format_event
 from ropewalk.jobs.runs.show.fitted_tables import FittedTable, LongTable
 
 LONG_LIST = 200  # rows
@@ -119,7 +119,7 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
     metrics = {k: v for k, v in details["metrics"].items() if k not in {"step", "attempt", "time"}}
     if metrics:
         parts.append(values_table(metrics, f"metrics, last at step {details['metrics']['step']}"))
-    lines = [text for event in details["events"] if (text := tell(event))]
+    lines = [text for event in details["events"] if (text := format_event(event))]
     if lines:
         parts.append(Text("events", style="bold"))
         parts += [Text(f"  {text}") for text in lines[-10:]]

@@ -13,7 +13,7 @@ class Member:
 
     run: RunDir
     parent: str | None  # id of the parent
-    words: str  # its role in the parent, such as `trial 3`
+    role: str  # in the parent, such as `trial 3`
     line: str  # lines of the tree drawn before it
 
 

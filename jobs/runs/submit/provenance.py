@@ -30,12 +30,12 @@ def versions() -> Mapping[str, str | None]:
     return {"python": platform.python_version(), **installed_versions(VERSIONS)}
 
 
-def masked(value: Any, key: str = "") -> Any:
+def mask_secrets(value: Any, key: str = "") -> Any:
     """Replace every string under a key that names a secret by `***`, and the password in every URL."""
     if isinstance(value, Mapping):
-        return {k: masked(v, str(k)) for k, v in value.items()}
+        return {k: mask_secrets(v, str(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [masked(v, key) for v in value]
+        return [mask_secrets(v, key) for v in value]
     if not isinstance(value, str):
         return value
     if _SECRET.search(key) and not _TOKENS_OF_TEXT.search(key):
@@ -46,7 +46,7 @@ def masked(value: Any, key: str = "") -> Any:
 def refuse_secrets(values: Mapping[str, Any], remedy: str) -> None:
     """Raise ConfigError if a value that the run needs looks like a secret, or is a command with a secret in its arguments."""
     for key, value in values.items():
-        if masked(value, key) != value or (isinstance(value, list) and _has_secret(value)):
+        if mask_secrets(value, key) != value or (isinstance(value, list) and _has_secret(value)):
             raise ConfigError(f"{key}: contains what looks like a secret, and run.yaml is a plain file; {remedy}")
 
 
@@ -88,7 +88,7 @@ def _has_root(path: str) -> bool:
     return bool(re.search(r"\.[a-z]\w{1,7}$", path, re.IGNORECASE)) or os.path.exists(f"/{path.split('/')[1]}")
 
 
-def masked_word(word: str) -> str:
+def mask_argument(word: str) -> str:
     """Mask a secret in a command-line argument, such as the value of `key=value`."""
     key, separator, text = word.partition("=")
-    return f"{key}={masked(text, key.rpartition('.')[2])}" if separator else str(masked(word))
+    return f"{key}={mask_secrets(text, key.rpartition('.')[2])}" if separator else str(mask_secrets(word))

@@ -14,11 +14,11 @@ from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkEr
 from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import config_of, find_job, view_class
-from ropewalk.jobs.runs.show.remote import write_there
+from ropewalk.jobs.runs.show.remote import write_to_original
 from ropewalk.jobs.runs.show.status import final_outcome, find_run, settle
 from ropewalk.jobs.runs.show.view import RunView, view_of
 from ropewalk.jobs.runs.submit.combinations import combinations
-from ropewalk.jobs.runs.submit.provenance import masked, masked_word, versions
+from ropewalk.jobs.runs.submit.provenance import mask_argument, mask_secrets, versions
 from ropewalk.jobs.runs.submit.snapshot import checkout, code_of, code_state, project_of, take_snapshot
 
 SIDECARS = ("ropewalk.jobs.runs.mirror.sidecar",)
@@ -48,10 +48,10 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
         "engine": (config.preferred_engine() or spec.engine).value,
         "preload": list(spec.preload),
         "sidecars": [*SIDECARS, *([TRACKERS_SIDECAR] if config.trackers else [])],
-        "config": masked(config.model_dump(mode="json")),
+        "config": mask_secrets(config.model_dump(mode="json")),
         "resources": config.resources.model_dump(mode="json"),
         "cluster": cluster_name,
-        **masked(config.extra_record(cluster_name)),
+        **mask_secrets(config.extra_record(cluster_name)),
         **origin,
     }
 
@@ -68,7 +68,7 @@ def submission_record(command: Sequence[str], root: Path | None = None) -> dict[
         if tree and root
         else code_state(tree, not_code)
     )
-    arguments = [masked_word(argument) for argument in command]
+    arguments = [mask_argument(argument) for argument in command]
     return {"created": time.time(), "versions": versions(), "command": arguments, "code": code, "directory": str(Path.cwd())}
 
 
@@ -86,7 +86,7 @@ def project_record(config: JobConfig, root: Path | None) -> dict[str, Any]:
     return {"project": {"root": str(tree), "snapshot": snapshot, "folder": folder, "left_out": left_out}}
 
 
-def unwritten_run(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
+def dry_run_directory(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
     """Make the run of a dry run, which has a record but no files."""
     path = runs_root() / f"{config.name or record['job']}-dry-run"
     return RunDir(path, record={"run": path.name, **record})
@@ -101,7 +101,7 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
     configs = [config.resolved() for config in configs]
     _check_inputs(backend, configs)
     origin, resources = submission_record(()), configs[0].resources
-    runs = [unwritten_run(config, make_record(job, config, cluster_name, origin)) for config in configs]
+    runs = [dry_run_directory(config, make_record(job, config, cluster_name, origin)) for config in configs]
     script = "".join(
         f"# {heading}\n{backend.render(run, run.resources()).rstrip()}\n\n" for run, heading in view_of(runs[0]).render_needed()
     )
@@ -130,7 +130,7 @@ def submit_many(
     backend = load_backend(cluster_name)
     if at_once is not None and at_once < len(configs):
         backend.check_waiting()
-    runs = write_down(backend, job, configs, cluster_name, command)
+    runs = create_runs(backend, job, configs, cluster_name, command)
     if view_class(job).submit_needed is RunView.submit_needed:
         start(backend, runs, configs[0].resources, [other.id for other in after], at_once)
     else:
@@ -174,7 +174,7 @@ def start_with_needed(backend: Backend, run: RunDir, resources: Resources, after
         end_unstarted(run, resources, failed)
 
 
-def write_down(
+def create_runs(
     backend: Backend, job: str, configs: Sequence[JobConfig], cluster_name: str, command: Sequence[str]
 ) -> list[RunDir]:
     """Check the configurations, and make the run directories of a submission. Raises RopewalkError."""
@@ -269,5 +269,5 @@ def scale(run: RunDir, nodes: int) -> None:
     if not allowed.least <= nodes <= allowed.most:
         raise ConfigError(f"{nodes} nodes: {run.id} has resources.nodes={allowed}; choose one of these")
     run.request_nodes(nodes)
-    if not write_there(run, run.requests.path.name):  # otherwise the run's supervisor records the event
+    if not write_to_original(run, run.requests.path.name):  # otherwise the run's supervisor records the event
         run.event("scaled_by_user", nodes=nodes)

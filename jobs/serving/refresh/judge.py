@@ -93,16 +93,16 @@ def _compare_evaluations(sides: tuple[RunDir, RunDir] | None, margin: Mapping[st
         name = f"{metric.task}/{metric.metric}"
         allowed = margin.get(name, margin.get(metric.task))
         better = 1 if metric.higher_is_better else -1
-        worse = metric.better == "second" if allowed is None else not within(metric.found, allowed, better)
-        message = comparison.words(metric) if allowed is None else _margin_message(name, metric.found, allowed, better)
-        p_value = metric.found.p_of("second" if metric.higher_is_better else "first") if allowed is None else None
+        worse = metric.better == "second" if allowed is None else not within(metric.test, allowed, better)
+        message = comparison.describe(metric) if allowed is None else _margin_message(name, metric.test, allowed, better)
+        p_value = metric.test.p_of("second" if metric.higher_is_better else "first") if allowed is None else None
         yield Measure(
             name=name,
             candidate=metric.first,
             production=metric.second,
             worse=worse,
             message=message,
-            n=metric.found.n,
+            n=metric.test.n,
             p_value=p_value,
         )
 

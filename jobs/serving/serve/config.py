@@ -116,9 +116,7 @@ class ServeConfig(JobConfig):
     )
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all addresses of the first node")
     port: int = Field(default=0, ge=0, le=65535, description="port to listen on; 0: any free port")
-    auth: Auth | None = Field(
-        default=None, description="token that clients must send: environment variable or file that holds it; unset: none"
-    )
+    auth: Auth | None = Field(default=None, description="token that clients must send, from a variable or a file")
     deadline_seconds: float = Field(default=300, gt=0, description="deadline of a request in seconds")
     queue_per_slot: float = Field(default=2, ge=0, description="waiting requests allowed per slot; more are refused (429)")
     cache_mib: int = Field(default=0, ge=0, description="MiB of cached answers to greedy requests; 0: no cache")

@@ -74,7 +74,7 @@ class FixedModel:
 
     def __init__(self, ref: str, root: Path | None = None) -> None:
         checkpoint = find_checkpoint(ref, root)
-        self._place, self._step = checkpoint.place, checkpoint.step
+        self._place, self._step = checkpoint.source, checkpoint.step
         if isinstance(self._place, RunDir):
             self._step = self._step if self._step is not None else newest_step(self._place)
             self.version = f"{self._place.id}@{self._step}"

@@ -7,8 +7,8 @@ from tests.jobs.shell import Shell
 
 def test_logs_of_a_rank_that_never_was(shell: Shell, running: RunDir) -> None:
     output = shell.mistake("logs", running.id, "--rank", "7")
-    assert f"--rank 7: {running.id} has no log of it; it has logs of ranks 0 to 1" in output
-    assert "it has one of node 0 alone" in shell.mistake("logs", running.id, "--node", "3")
+    assert f"--rank 7: {running.id} has no such log; it has logs of ranks 0 to 1" in output
+    assert "it has logs of node 0" in shell.mistake("logs", running.id, "--node", "3")
 
 
 def test_feedback_of_a_run_that_answers_nobody(shell: Shell, running: RunDir) -> None:

@@ -10,7 +10,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import Mount
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.spec import Outcome, RunState
-from ropewalk.jobs.runs.show.doctor import what_hurts
+from ropewalk.jobs.runs.show.doctor import known_limitation
 from tests.jobs.shell import Shell, pretrain
 
 # --- submitting
@@ -87,13 +87,13 @@ def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatc
 
 
 def test_masking() -> None:
-    from ropewalk.jobs.runs.submit.provenance import masked
+    from ropewalk.jobs.runs.submit.provenance import mask_secrets
 
     settings = {
         "api_key": "a", "hf_token": "b", "s3": {"secret": "c", "password": "d"}, "text_key": "text", "eos_token": "<end>",
         "tokens": 5, "url": "https://me:pw@host/x", "list": [{"aws_secret_access_key": "e"}],
     }  # fmt: skip
-    assert masked(settings) == {
+    assert mask_secrets(settings) == {
         "api_key": "***", "hf_token": "***", "s3": {"secret": "***", "password": "***"}, "text_key": "text",
         "eos_token": "<end>", "tokens": 5, "url": "https://***@host/x", "list": [{"aws_secret_access_key": "***"}],
     }  # fmt: skip
@@ -208,7 +208,7 @@ def test_scale_asks_only_a_live_elastic_run(shell: Shell, running: RunDir) -> No
 def test_cancel_and_resume(shell: Shell, running: RunDir) -> None:
     assert running.id in shell("cancel", running.id)
     assert running.cancel_requested
-    assert "only its resources may" in shell.mistake("resume", running.id, "optim.lr=1")
+    assert "only the resources of a run can be changed" in shell.mistake("resume", running.id, "optim.lr=1")
     assert "resources.nods" in shell.mistake("resume", running.id, "resources.nods=2")
     shell("resume", running.id, "resources.nodes=2", "--detach")
     assert not running.cancel_requested
@@ -220,7 +220,7 @@ def test_cancel_and_resume(shell: Shell, running: RunDir) -> None:
 
 def test_over_is_over(shell: Shell) -> None:
     run = shell("submit", *pretrain("--on", "good")).strip()
-    assert "over already: SUCCEEDED" in shell("cancel", run)
+    assert "has already ended: SUCCEEDED" in shell("cancel", run)
     assert "has succeeded" in shell.mistake("resume", run)
     assert json.loads(shell("wait", run, "--json"))["step"] == 3
     assert "It succeeded" in shell("why", run)
@@ -281,8 +281,8 @@ def test_a_broken_line_ends_no_command(shell: Shell, running: RunDir) -> None:
     ],
 )
 def test_doctor_knows_what_a_file_system_hurts(mount: Mount, message: str) -> None:
-    assert message in what_hurts(mount)
-    assert bool(what_hurts(mount)) == bool(message)
+    assert message in known_limitation(mount)
+    assert bool(known_limitation(mount)) == bool(message)
 
 
 def test_doctor(shell: Shell) -> None:

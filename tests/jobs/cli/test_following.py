@@ -12,7 +12,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.results.metrics import MetricLog
-from ropewalk.jobs.runs.show.events import tell
+from ropewalk.jobs.runs.show.events import format_event
 from ropewalk.jobs.runs.show.follow import follow
 from tests.fakes.nfs import Network, need_nfs
 from tests.jobs.shell import Shell, pretrain
@@ -38,14 +38,14 @@ def test_a_run_that_nobody_carries_is_not_waited_for_forever(
 @pytest.mark.parametrize(
     ("event", "message"),
     [
-        ({"event": "group_formed", "group": 2, "nodes": 1}, "group 2 formed over 1 node"),
+        ({"event": "group_formed", "group": 2, "nodes": 1}, "group 2 formed on 1 node"),
         ({"event": "resumed", "step": 7, "world_size": 4}, "resumed from the checkpoint of step 7 on 4 ranks"),
-        ({"event": "nodes_asked_for", "count": 2}, "asked for 2 more nodes"),
-        ({"event": "pods_asked_for", "count": 1}, "asked Kubernetes for 1 pod in all"),
+        ({"event": "nodes_asked_for", "count": 2}, "requested 2 more nodes"),
+        ({"event": "pods_asked_for", "count": 1}, "requested 1 pod in total from Kubernetes"),
     ],
 )
 def test_an_event_in_words(event: dict[str, Any], message: str) -> None:
-    assert str(tell(event)).endswith(f"  {message}")
+    assert str(format_event(event)).endswith(f"  {message}")
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -9,7 +9,7 @@ from ropewalk.cluster.errors import DataError, StaleAttemptError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.results.metrics import MetricLog, curves, latest_metrics, read_new_lines
-from ropewalk.jobs.runs.show.plots import plot_run, resume_steps, smoothed
+from ropewalk.jobs.runs.show.plots import moving_average, plot_run, resume_steps
 
 
 @pytest.fixture
@@ -115,5 +115,5 @@ def test_the_picture(run: RunDir, tmp_path: Path) -> None:
 
 
 def test_smoothing_keeps_a_level() -> None:
-    assert smoothed([4.0] * 200) == pytest.approx([4.0] * 200)
-    assert smoothed([1.0, 2.0]) == [1.0, 2.0]
+    assert moving_average([4.0] * 200) == pytest.approx([4.0] * 200)
+    assert moving_average([1.0, 2.0]) == [1.0, 2.0]

@@ -47,7 +47,7 @@ def test_why_says_for_which_runs_one_waits_and_what_follows(tmp_path: Path, back
     result = diagnose(run, PENDING)
     waits = f"It waits for {first.id}, which is RUNNING at step 30 and for {second.id}, which is RUNNING at step 7."
     assert result.cause == f"{waits} It starts once all of them have succeeded, and is cancelled if one fails or is cancelled."
-    assert result.remedy == f"`ropewalk why {first.id}` tells more of it"
+    assert result.remedy == f"`ropewalk why {first.id}` has more details"
     end(first, RunState.SUCCEEDED)
     message = f"It waits for {second.id}, which is RUNNING at step 7. It starts once that has succeeded, and is cancelled if"
     assert diagnose(run, PENDING).cause.startswith(message)

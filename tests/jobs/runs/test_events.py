@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ropewalk.jobs.runs.show.events import EVENTS, tell
+from ropewalk.jobs.runs.show.events import EVENTS, format_event
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("cluster", "slurm", "k8s", "datapipe", "sharding", "jobs")
@@ -53,7 +53,7 @@ def test_every_event_has_a_row_and_every_row_is_recorded() -> None:
 
 @pytest.mark.parametrize("name", [name for name, form in EVENTS.items() if form])
 def test_a_line_of_another_version_that_lacks_every_field_is_told_all_the_same(name: str) -> None:
-    assert tell({"event": name, "time": 0.0})
+    assert format_event({"event": name, "time": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_a_line_of_another_version_that_lacks_every_field_is_told_all_the_same(n
     ],
 )
 def test_an_event_in_words(event: dict[str, object], message: str) -> None:
-    assert re.fullmatch(r"\d\d:\d\d:\d\d  .*" + re.escape(message), str(tell({**event, "time": 0.0})))
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  .*" + re.escape(message), str(format_event({**event, "time": 0.0})))
 
 
 def test_bookkeeping_and_what_is_unknown_are_not_shown() -> None:
-    assert tell({"event": "checkpoint", "time": 0.0}) is None
-    assert tell({"event": "made_up", "time": 0.0}) is None
+    assert format_event({"event": "checkpoint", "time": 0.0}) is None
+    assert format_event({"event": "made_up", "time": 0.0}) is None

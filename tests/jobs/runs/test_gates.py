@@ -41,7 +41,7 @@ def test_a_checkpoint_that_no_gate_has_judged_is_refused(model: RunDir) -> None:
 
 def test_the_newest_gate_of_each_job_decides(model: RunDir) -> None:
     judged(model, "evaluate", False)
-    with pytest.raises(ConfigError, match=r"refused its checkpoint of step 4: quiz is 0\.4"):
+    with pytest.raises(ConfigError, match=r"its checkpoint of step 4 did not pass the gate of .*: quiz is 0\.4"):
         require_passed(model, 4)
     judged(model, "evaluate", True, model=str(model.path))
     assert [item.run.record["job"] for item in require_passed(model, 4)] == ["evaluate"]

@@ -7,8 +7,8 @@ from ropewalk.cluster.backends.base import BackendState
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.diagnose import diagnose
-from ropewalk.jobs.runs.show.events import tell
-from ropewalk.jobs.runs.show.hangs import join_hangs, places
+from ropewalk.jobs.runs.show.events import format_event
+from ropewalk.jobs.runs.show.hangs import describe_locations, join_hangs
 
 REDUCE = "all_reduce in sum (sharding/group.py:40)"
 
@@ -29,13 +29,13 @@ def test_why_groups_the_ranks_of_all_nodes_by_where_they_stood(tmp_path: Path) -
     run.event("ranks_hung", **{**common, "group": 3}, node=0, step=9, seconds=1.0, ranks=[rank(0, REDUCE)])
     result = diagnose(run, BackendState(state=RunState.RUNNING))
     first, formed, second = (line.split("  ", 1)[1] for line in result.evidence)
-    assert first == (f"stood still for 2.5 s at step 41: 3 ranks in {REDUCE}, rank 1 in {loader}, data; all stacks: {stacks}")
-    assert formed == "group 3 formed over 2 nodes"
-    assert second.startswith("stood still for 1.0 s at step 9: rank 0 in")
+    assert first == (f"all ranks hung for 2.5 s at step 41: 3 ranks in {REDUCE}, rank 1 in {loader}, data; all stacks: {stacks}")
+    assert formed == "group 3 formed on 2 nodes"
+    assert second.startswith("all ranks hung for 1.0 s at step 9: rank 0 in")
 
 
 def test_one_that_was_stopped_is_said_to_be() -> None:
-    message = places(
+    message = describe_locations(
         [rank(0, REDUCE), rank(1, "update (jobs/training/loop/step.py:84)", state="stopped"), rank(2, "x", "checkpoint")]
     )
     assert message == (
@@ -50,4 +50,4 @@ def test_joining_leaves_the_events_as_they_are() -> None:
     joined = join_hangs([*events, *events])
     assert [rank["rank"] for rank in joined[0]["ranks"]] == [0, 0]
     assert len(events[0]["ranks"]) == 1
-    assert "rank 0 in x" in str(tell({**events[0], "time": 0.0}))
+    assert "rank 0 in x" in str(format_event({**events[0], "time": 0.0}))

@@ -45,7 +45,7 @@ def test_wheels_and_eggs_are_known_by_their_folders_and_the_first_one_counts(
     ],
 )
 def test_no_word_of_a_command_is_a_secret(arguments: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"command: holds what looks like a secret.*; use a file"):
+    with pytest.raises(ConfigError, match=r"command: contains what looks like a secret.*; use a file"):
         refuse_secrets({"command": arguments}, "use a file")
 
 

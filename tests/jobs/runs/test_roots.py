@@ -28,7 +28,7 @@ def big(shell: Shell) -> Path:
 
 
 def path_of(ref: str, root: Path | None = None) -> Path:
-    path = find_checkpoint(ref, root).place
+    path = find_checkpoint(ref, root).source
     return path.path if isinstance(path, RunDir) else path
 
 

@@ -135,12 +135,12 @@ def test_what_is_too_large_or_not_ours_is_named(tree: Path, tmp_path: Path, monk
     copy, left_out = copied(tree, tmp_path / "runs")
     assert {"part0", "part1", "a.py"} <= names(copy)
     assert sorted(left_out) == [
-        "big.bin (3 MiB, the most is 1)",
+        "big.bin (3 MiB, the limit is 1)",
         "other (a repository of its own)",
-        "part2 (the code would be above 2 MiB)",
+        "part2 (the code would exceed 2 MiB)",
     ]
     code = {**code_state(tree), "snapshot": copy.name, "left_out": left_out}
-    assert "not in the snapshot: big.bin (3 MiB, the most is 1), " in code_notice(code)
+    assert "not in the snapshot: big.bin (3 MiB, the limit is 1), " in code_notice(code)
 
 
 def test_the_name_is_git_s_own_hash_of_the_tree(tree: Path, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_an_installed_program_takes_the_repository_where_the_user_stands(
     monkeypatch.chdir(tree / "pkg")
     assert checkout() == (tree, "pkg/", False)
     root = tmp_path / "runs"
-    origin = submission.origin_of((), root)
+    origin = submission.submission_record((), root)
     run = RunDir.create("x", origin, root)
     assert run.code == root / CODE_FOLDER / origin["code"]["snapshot"] / "pkg"
     assert (run.code / "b.py").is_file()
@@ -201,7 +201,7 @@ def test_an_installed_program_takes_the_repository_where_the_user_stands(
     assert str(tmp_path) not in json.dumps(origin["code"])
     monkeypatch.chdir(tmp_path)
     assert checkout() == (None, "", False)
-    assert submission.origin_of((), root)["code"]["snapshot"] is None
+    assert submission.submission_record((), root)["code"]["snapshot"] is None
 
 
 def test_a_repository_without_a_commit_and_a_place_without_git(tree: Path, tmp_path: Path) -> None:

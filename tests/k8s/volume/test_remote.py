@@ -22,7 +22,7 @@ from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.cancel import cancel_runs
 from ropewalk.jobs.runs.show.follow import wait
 from ropewalk.jobs.runs.show.logs import log_files
-from ropewalk.jobs.runs.show.remote import export_elsewhere, freshen
+from ropewalk.jobs.runs.show.remote import export_on_cluster, freshen
 from ropewalk.jobs.runs.show.status import settle
 from ropewalk.jobs.runs.submit.submit import scale, submit
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
@@ -169,7 +169,7 @@ def test_an_elastic_run_is_scaled_and_its_model_comes_back(
     assert not run.checkpoints.exists(), "they are large, and nobody has asked for them"
 
     directory = tmp_path / "model"
-    assert export_elsewhere(run, directory, None)
+    assert export_on_cluster(run, directory, None)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in directory.iterdir()}
     step = max(line["step"] for line in run.read_metrics())
     there = weights(RunDir(namespace.runs / run.id), step)

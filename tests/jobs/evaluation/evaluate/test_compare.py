@@ -53,7 +53,7 @@ def test_two_models_are_compared_item_by_item(shell: Shell) -> None:
     assert acc["interval"] == pytest.approx(expected.interval)
     assert acc["p_value"] == pytest.approx(expected.p_value)
     assert answer["scores"]["quiz"]["acc"]["standard_error"] == pytest.approx(expected.standard_error)
-    assert bits["unit"] == "nats of log-likelihood a unit"
+    assert bits["unit"] == "nats of log-likelihood per unit"
     assert bits["difference"] == pytest.approx(-(np.mean(better) - np.mean(worse)) / 7)
     assert "one" in acc["words"]
     page = Path(answer["report"]).read_text()
@@ -70,8 +70,8 @@ def test_what_so_few_items_cannot_show_has_no_winner(shell: Shell) -> None:
     answer = json.loads(shell("compare", "one", "two", "--json"))["comparisons"][0]
     assert answer["better"] is None
     assert abs(answer["difference"]) < answer["smallest_difference"] < answer["detectable_difference"]
-    assert "no difference is shown" in answer["words"]
-    assert "cannot be told from none" in answer["words"]
+    assert "no significant difference" in answer["words"]
+    assert "are not significant here" in answer["words"]
 
 
 def test_a_few_items_that_all_part_alike_have_no_winner(shell: Shell) -> None:
@@ -80,7 +80,7 @@ def test_a_few_items_that_all_part_alike_have_no_winner(shell: Shell) -> None:
     answer = json.loads(shell("compare", "one", "two", "--json"))["comparisons"][0]
     assert (answer["better"], answer["p_value"]) == (None, 0.125)
     assert answer["words"] == (
-        "quiz/acc: no difference is shown (+1, alike in all of 4 items, which are too few; p = 0.125, n = 4)."
+        "quiz/acc: no significant difference (+1, equal in all of 4 items, which are too few; p = 0.125, n = 4)."
     )
 
 
@@ -102,7 +102,7 @@ def test_groups_are_compared_by_their_seeds(shell: Shell) -> None:
     assert json.loads(shell("compare", "lucky", "plain", "--seeds", "--json"))["comparisons"][0]["better"] is None
     alone = json.loads(shell("compare", lucky[0].id, "plain", "--seeds", "--json"))["comparisons"][0]
     assert (alone["groups"], alone["better"]) == (1, None)
-    assert "nothing can be said of 1 seeds" in alone["words"]
+    assert "not comparable with 1 seeds" in alone["words"]
 
 
 def test_only_what_was_asked_alike_is_paired(shell: Shell) -> None:
@@ -110,7 +110,7 @@ def test_only_what_was_asked_alike_is_paired(shell: Shell) -> None:
     evaluation(root, rights(0.5, 50, 0), name="old", requested="x")
     evaluation(root, rights(0.5, 50, 0), name="new", requested="y")
     evaluation(root, rights(0.5, 30, 0), name="short", requested="x")
-    assert "asked nothing alike" in shell.mistake("compare", "old", "new")
+    assert "have no items in common" in shell.mistake("compare", "old", "new")
     answer = json.loads(shell("compare", "old", "short", "--json"))["comparisons"][0]
     assert (answer["n"], answer["unpaired"], answer["p_value"]) == (30, 20, 1.0)
 
@@ -124,6 +124,6 @@ def test_what_was_not_evaluated_is_told(shell: Shell) -> None:
     (model / "config.json").write_text("{}")
     assert "has no items yet" in shell.mistake("compare", item.id, bare.id)
     assert "was not evaluated yet" in shell.mistake("compare", item.id, str(model))
-    assert "no evaluation, no group of them, and no model" in shell.mistake("compare", item.id, "nothing")
+    assert "neither an evaluation, nor a group of evaluations, nor a model" in shell.mistake("compare", item.id, "nothing")
     twice = [evaluation(root, rights(0.5, 9, 0), name="twice") for _ in range(2)]
-    assert "have one seed" in shell.mistake("compare", f"{twice[0].id},{twice[1].id}", item.id, "--seeds")
+    assert "have the same seed" in shell.mistake("compare", f"{twice[0].id},{twice[1].id}", item.id, "--seeds")

@@ -45,7 +45,7 @@ def test_a_refused_run_says_so_everywhere(folder: Path) -> None:
     assert ended["scores"]["choice"]["acc"]["n"] == 30
     assert "the gate refuses" in ended["cause"]
     assert "95% interval" in ended["cause"]
-    assert "its gate refused" in ropewalk(folder, "why", "latest")
+    assert "did not pass its gate" in ropewalk(folder, "why", "latest")
     assert "acc_norm" in ropewalk(folder, "show", "latest")
     assert json.loads(ropewalk(folder, "ps", "--all", "--json"))[0]["state"] == "REFUSED"
 

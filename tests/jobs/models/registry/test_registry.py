@@ -55,7 +55,7 @@ def test_nothing_reaches_production_without_a_passed_gate(root: Path) -> None:
     refusal = judged(root, f"{run.id}@4", passed=False)
     with pytest.raises(ConfigError, match=r"quiz is 0\.4"):
         promote(run.id, root=root)
-    with pytest.raises(ConfigError, match=f"the gate of {refusal.id} refused"):
+    with pytest.raises(ConfigError, match=f"did not pass the gate of {refusal.id}"):
         promote(run.id, "candidate", root=root)
     assert in_production(root) is None
     with pytest.raises(ConfigError, match="give a reason"):
@@ -88,7 +88,7 @@ def test_a_directory_is_judged_as_it_is_now(root: Path, tmp_path: Path) -> None:
     (path / "model.safetensors").write_bytes(b"other")
     os.utime(path / "model.safetensors", (5e9, 5e9))  # after the gate
     assert register(str(path), root=root).number == 2, "other weights are another version"
-    with pytest.raises(ConfigError, match="no gate has judged it as it is now"):
+    with pytest.raises(ConfigError, match="no gate has judged its current content"):
         promote(str(path), root=root)
 
 
@@ -124,7 +124,7 @@ def test_names(root: Path, tmp_path: Path) -> None:
         register(f"{run.id}@4", root=root)
     promote("search@1", root=root, force="a test")
     for ref, text in {
-        "production": "say chat@production or search@production",
+        "production": "chat@production or search@production",
         "chat@7": "no such version; versions of chat: 1",
         "chat@candidate": "points to no version; aliases of chat: chat@production",
         "nothing": "nor an alias of the registry, nor a run",

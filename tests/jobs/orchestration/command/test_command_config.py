@@ -14,7 +14,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.command.config import CommandConfig
-from ropewalk.jobs.runs.program.verdict import LostPeerError, ProgramFailedError, judge, log_of, said_so_far
+from ropewalk.jobs.runs.program.verdict import LostPeerError, ProgramFailedError, judge, log_of, log_size
 from tests.jobs.orchestration.command.programs import ROOT, Start, ended, script
 
 
@@ -70,7 +70,7 @@ def test_what_an_earlier_group_has_said_is_not_this_ones(tmp_path: Path) -> None
     context = one_of_two_that_said("RuntimeError: Connection closed by peer\n", tmp_path)
     with pytest.raises(LostPeerError):
         judge(1, None, context)
-    since = said_so_far(context)
+    since = log_size(context)
     with log_of(context).open("a") as log:
         log.write("ValueError: a bug, and to be counted as one\n")
     with pytest.raises(ProgramFailedError, match="ValueError: a bug"):
@@ -85,7 +85,7 @@ def test_a_fault_that_nccl_names_is_the_programs_own(tmp_path: Path) -> None:
 
 
 def test_a_word_that_would_be_masked_is_refused(start: Start) -> None:
-    with pytest.raises(ConfigError, match="command: holds what looks like a secret"):
+    with pytest.raises(ConfigError, match="command: contains what looks like a secret"):
         start(["train", "--data", "s3://me:password@host/data"], "launch=once")
 
 

@@ -63,7 +63,7 @@ def test_mistakes() -> None:
         ropewalk.submit(lambda: 1)
     with pytest.raises(ConfigError, match="not JSON values"):
         ropewalk.submit(functions.add, object())
-    with pytest.raises(ConfigError, match="kwargs: holds what looks like a secret"):
+    with pytest.raises(ConfigError, match="kwargs: contains what looks like a secret"):
         ropewalk.submit(functions.add, 1, kwargs={"token": "the run would get ***"})
     with pytest.raises(ConfigError, match=r"unknown key 'resources\.gpu'"):
         ropewalk.submit(functions.add, 1, gpu=2)
@@ -92,5 +92,5 @@ def test_outside_a_run_it_is_harmless(
     assert ropewalk.latest_checkpoint() == Path("checkpoints/step-3"), "one without a manifest is never the latest"
     (ropewalk.checkpoint_dir() / "step-3/weights").write_bytes(b"damaged")
     assert ropewalk.latest_checkpoint() == Path("checkpoints/step-2")
-    assert "skipping checkpoint step-3: weights is not what was written" in capsys.readouterr().err
+    assert "skipping checkpoint step-3: weights does not match its checksum" in capsys.readouterr().err
     assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["latest.json", "step-2", "step-3", "step-4"]

@@ -155,7 +155,7 @@ def test_a_submitter_that_is_killed_submits_nothing_twice(shell: Shell, pipeline
 
             return call
 
-        for module, names in ((pipeline_runs, ("create_child", "start_child", "locked")), (children, ("role_of",))):
+        for module, names in ((pipeline_runs, ("create_child", "start_child", "locked")), (children, ("child_keys",))):
             for name in names:  # each is called between two effects
                 setattr(module, name, counted(getattr(module, name)))
         try:

@@ -78,11 +78,11 @@ def sweep_over(root: Path) -> RunDir:
 
 CAUSES = {
     "failed": failed,
-    "failed, and is not tried again": never_retried,
+    "failed, and is not retried": never_retried,
     "stopped by an anomaly": anomaly,
     "gate failed": gate_failed,
     "out of retries after disturbances": out_of_disturbances,
     "ranks hung": hung,
     "stopped early": early_stop,
-    "sweep over": sweep_over,
+    "sweep finished": sweep_over,
 }

@@ -48,7 +48,7 @@ def relay(root: Path) -> None:
     """`ropewalk sync --follow` with shorter intervals."""
     from ropewalk.jobs.runs.mirror import relay
 
-    relay.LOOK_SECONDS, relay.SLOW_SECONDS, relay.AWAY_SECONDS = 0.1, 0.3, 0.3
+    relay.POLL_SECONDS, relay.SLOW_SECONDS, relay.AWAY_SECONDS = 0.1, 0.3, 0.3
     relay.Relay([root], lambda arguments: None).follow(lambda: False)
 
 

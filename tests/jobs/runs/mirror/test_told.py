@@ -22,8 +22,8 @@ def test_every_cause_is_one_alert_with_a_command_to_type(title: str, tmp_path: P
     run = CAUSES[title](tmp_path)
     (alert,) = alerts(run, run.last_outcome())
     assert alert.title == f"{title}: {run.id}"
-    assert f"`ropewalk {'show' if title == 'sweep over' else 'why'} {run.id}`" in alert.text
-    assert alert.serious == (title not in {"stopped early", "sweep over"})
+    assert f"`ropewalk {'show' if title == 'sweep finished' else 'why'} {run.id}`" in alert.text
+    assert alert.serious == (title not in {"stopped early", "sweep finished"})
 
 
 @pytest.mark.soak("eight W&B runs opened twice; make test runs test_every_cause_is_one_alert_with_a_command_to_type")

@@ -118,7 +118,7 @@ def test_both_hold_every_step_over_two_attempts_and_a_kill(run: RunDir) -> None:
 
 
 def test_a_tracker_that_is_not_there_is_named(run: RunDir) -> None:
-    with pytest.raises(ConfigError, match="there is no 'comet'; installed: forgetful, mlflow, no, tensorboard, trackio"):
+    with pytest.raises(ConfigError, match="comet is not installed; installed: forgetful, mlflow, no, tensorboard, trackio"):
         find_tracker("comet")
     with pytest.raises(ConfigError, match="no needs a package that is not installed here"):
         find_tracker("no")
@@ -143,7 +143,7 @@ def test_a_tracker_that_fails_is_opened_again_and_lacks_nothing(run: RunDir, cap
     assert Forgetful.stored == [], "it waits before it opens it again"
     reader.look(last=True)
     assert Forgetful.stored == [1, 2, 3, 4, 5]
-    assert [record.message for record in caplog.records] == ["forgetful: away; it is opened again every 15 seconds"]
+    assert [record.message for record in caplog.records] == ["forgetful: away; reopening the tracker every 15 seconds"]
 
 
 READ = (

@@ -1,1 +1,1 @@
-"""What a user submits: one module a job, composed from the floors below."""
+"""Jobs that users submit, and the command line."""

@@ -20,27 +20,27 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--lr", type=float, default=1e-2)
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
     fully_shard(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=words.lr)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr)
     start = load(model, optimizer, rank)
-    for step in range(start, words.steps):
+    for step in range(start, arguments.steps):
         generator = torch.Generator().manual_seed(step * world + rank)
         x = torch.randn(8, 16, generator=generator)
         loss = (model(x) - x.sum(1, keepdim=True)).pow(2).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        time.sleep(words.pause)
+        time.sleep(arguments.pause)
         ropewalk.log({"train/loss": loss.item()}, step=step + 1, reduce="mean")
         stop = ropewalk.stop_requested()
-        if stop or (step + 1) % words.every == 0 or step + 1 == words.steps:
+        if stop or (step + 1) % arguments.every == 0 or step + 1 == arguments.steps:
             save(model, optimizer, step + 1, rank)
-        if stop and step + 1 < words.steps:
+        if stop and step + 1 < arguments.steps:
             dist.destroy_process_group()
             sys.exit(85)
     total = sum(p.full_tensor().double().sum() for p in model.parameters())
@@ -63,10 +63,10 @@ def load(model: torch.nn.Module, optimizer: torch.optim.Optimizer, rank: int) ->
     for name, parameter in model.named_parameters():
         parameter.to_local().data.copy_(state["model"][name])
     for (_, parameter), saved in zip(model.named_parameters(), state["optimizer"], strict=True):
-        own = optimizer.state[parameter]
-        own["step"].copy_(saved["step"])
+        moments = optimizer.state[parameter]
+        moments["step"].copy_(saved["step"])
         for key in ("exp_avg", "exp_avg_sq"):
-            own[key].to_local().copy_(saved[key])
+            moments[key].to_local().copy_(saved[key])
     return int(state["step"])
 
 

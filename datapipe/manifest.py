@@ -53,7 +53,6 @@ class Count(Section):
 
     @classmethod
     def of(cls, shards: Iterable[Shard]) -> "Count":
-        """Sum over shards."""
         shards = list(shards)
         return cls(
             documents=sum(s.documents for s in shards),

@@ -78,11 +78,9 @@ class K8sBackend(Backend):
 
     @property
     def shares_files(self) -> bool:
-        """Return True if this machine mounts the runs' volume; pods do."""
         return self.profile.runs is not None or os.environ.get(RUNS_VARIABLE) == self.profile.claim_path
 
     def path_here(self, path: str) -> Path | None:
-        """Translate a path in pods to a path on this machine; None if it is on a volume that is not mounted here."""
         inside = Path(path)
         if not inside.is_relative_to(self.profile.claim_path):
             elsewhere = any(inside.is_relative_to(mount.path) for mount in self.profile.mounts) and not inside.exists()
@@ -108,7 +106,6 @@ class K8sBackend(Backend):
         return dump([render_job(run, resources, self.profile), *([service] if service is not None else [])])
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Submit the run's next attempt. Raises AlreadyRunningError if a Job of an earlier submission is active."""
         if run.attempts():
             refuse_active(run, lambda: self._active_job(run))
             self.sync(run)

@@ -46,7 +46,6 @@ class SlurmBackend(Backend):
         return render_job(runs[0], resources, self.profile, runs=len(runs))
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Submit the run's next attempt. Raises AlreadyRunningError if a job of an earlier submission is active."""
         if run.attempts():
             refuse_active(run, lambda: self._active_job(run))
             close_unfinished_attempt(run, "its job was lost before it reported an outcome")
@@ -141,15 +140,12 @@ class SlurmBackend(Backend):
     # --- other operations
 
     def tunnel_command(self, run: RunDir, node: str, port: int) -> str:
-        """Return the ssh command that forwards a port of `node` to this machine."""
         return "" if node == os.uname().nodename else f"ssh -N -L {port}:127.0.0.1:{port} {node}"
 
     def cancel(self, run: RunDir) -> None:
-        """Ask a running run to save and stop; remove a waiting one from the queue."""
         self.cancel_many([run])
 
     def cancel_many(self, runs: Sequence[RunDir]) -> None:
-        """Cancel many runs with few commands."""
         for run in runs:
             run.request_cancel()
         deadline = time.monotonic() + LEAVING_SECONDS

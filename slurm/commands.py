@@ -159,11 +159,9 @@ class Slurm:
         return [replace(job, id=element) for job in jobs for element in array_elements(job.id)]
 
     def my_jobs(self) -> list[Job]:
-        """Return all jobs of this user."""
         return self.queue(f"--user={os.geteuid()}")
 
     def jobs_named(self, name: str) -> list[Job]:
-        """Return this user's jobs with a name."""
         return self.queue(f"--user={os.geteuid()}", f"--name={name}")
 
     def accounting_states(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -45,7 +45,6 @@ class Hangs:
         return 2.0**self.count if progress <= self.progress else 1.0
 
     def note(self, progress: int) -> None:
-        """Count a hang."""
         self.count = self.count + 1 if progress <= self.progress else 1
         self.progress = progress
 
@@ -60,7 +59,6 @@ class Watch:
         self._awake, self._read_at = 0.0, clock()  # seconds in which this process was running
 
     def read(self) -> None:
-        """Read the ranks' heartbeats."""
         now = self._clock()
         self._awake += min(now - self._read_at, LONGEST_PAUSE_SECONDS)
         self._read_at = now

@@ -161,11 +161,9 @@ class NumberedRendezvous(RendezvousHandler):
         return self._inner.get_backend()
 
     def is_closed(self) -> bool:
-        """Return True if the group has finished, so that no node can join it."""
         return self._inner.is_closed()
 
     def set_closed(self) -> None:
-        """Mark the group as finished."""
         self._inner.set_closed()  # type: ignore[no-untyped-call]
 
     def num_nodes_waiting(self) -> int:

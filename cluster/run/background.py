@@ -59,7 +59,6 @@ class BackgroundWriter:
             self.raise_error()
 
     def raise_error(self) -> None:
-        """Raise the first error of a write, if there was one."""
         if self._error is not None:
             raise self._error
 

@@ -45,7 +45,6 @@ class RunDir:
 
     @property
     def id(self) -> str:
-        """Id of the run: the name of its directory."""
         return self.path.name
 
     # --- identity and record, written once before the run starts
@@ -174,7 +173,6 @@ class RunDir:
 
     @property
     def wandb(self) -> Path:
-        """Folder of W&B's own files."""
         return self.path / names.WANDB
 
     def attempt_dir(self, attempt: int) -> Path:
@@ -236,7 +234,6 @@ class RunDir:
         return parse_outcome(raw, path) if raw else None
 
     def write_outcome(self, attempt: int, outcome: Outcome) -> None:
-        """Record the attempt's outcome."""
         write_json(self.attempt_dir(attempt) / names.OUTCOME, vars(outcome))
         write_mark(self.attempt_dir(attempt) / ENDED, 1)
 
@@ -294,7 +291,6 @@ class RunDir:
         return outcome is not None and outcome.state.final and not self.record.get("outlives_parent")
 
     def withdraw_cancel(self) -> None:
-        """Withdraw the request to end the run, since a user resumes it."""
         self.requests.put("cancel", None)
 
     @property
@@ -304,9 +300,7 @@ class RunDir:
         return int(nodes) if nodes else None
 
     def request_nodes(self, nodes: int) -> None:
-        """Request another number of nodes for an elastic run."""
         self.requests.put("nodes", nodes)
 
     def withdraw_nodes(self) -> None:
-        """Withdraw the request for a number of nodes, since a user resumes the run with other resources."""
         self.requests.put("nodes", None)

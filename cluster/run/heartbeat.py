@@ -30,7 +30,6 @@ class Phase(IntEnum):
 
     @property
     def label(self) -> str:
-        """Name of the phase for people."""
         return self.name.lower().replace("_", " ")
 
 

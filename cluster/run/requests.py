@@ -14,7 +14,6 @@ class Requests:
         self.path = path
 
     def get(self, key: str) -> Any:
-        """Return the requested value of `key`, or None."""
         return (read_json(self.path) or {}).get(key)
 
     def put(self, key: str, value: Any) -> None:

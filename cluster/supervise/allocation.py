@@ -23,7 +23,6 @@ class AgentSpec:
     python: str = sys.executable  # on the node
 
     def command(self) -> list[str]:
-        """Return the command line that starts the agent on its node."""
         command = module_command("ropewalk.cluster.agent", self.run_path, python=self.python)
         command += ["--attempt", str(self.attempt), "--node", str(self.node)]
         command += ["--nodes", self.nodes, "--address", self.address]
@@ -40,7 +39,6 @@ class StoreSpec:
     python: str = sys.executable  # on the node
 
     def command(self) -> list[str]:
-        """Return the command line that starts the store."""
         return module_command("ropewalk.cluster.engines.store", "--host", self.host, "--port", self.port, python=self.python)
 
 

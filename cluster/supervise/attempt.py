@@ -202,7 +202,6 @@ class Attempt:
         return self.run.orphaned
 
     def _end_all(self) -> None:
-        """Kill all remaining processes of this attempt."""
         for agent in self.agents.values():
             self.allocation.end(agent)
         if self.store is not None:

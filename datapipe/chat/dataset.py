@@ -46,7 +46,6 @@ class ChatSet:
         return part.tokens[window], part.learnt[window]
 
     def name(self, index: int) -> str:
-        """Return the id of a conversation."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[number - 1]) if number else 0)
         return str(self._parts[number].batch.column("id")[row].as_py())

@@ -62,7 +62,6 @@ class ChatTokenizer:
         return list(self._tokenizer.encode(self.render(messages, tools, prompt=True), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens, including special ones."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 

@@ -38,7 +38,6 @@ class Corpus:
 
     @property
     def units(self) -> range:
-        """Indices of all units."""
         return range(len(self.offsets) - 1)
 
     def kept_bytes(self) -> int:

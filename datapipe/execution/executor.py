@@ -24,9 +24,7 @@ class Executor(Protocol):
 
     same_machine: bool  # array tasks can check the driver's process
 
-    def num_array_tasks(self, num_tasks: int) -> int:
-        """Return the number of array tasks for a pass of `num_tasks`."""
-        ...
+    def num_array_tasks(self, num_tasks: int) -> int: ...
 
     def room(self, num_running: int) -> int:
         """Return how many more array tasks may be submitted. Raises ControllerAwayError."""

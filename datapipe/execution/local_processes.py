@@ -28,11 +28,9 @@ class LocalProcesses:
         return min(num_tasks, self.options.jobs or self.at_once)
 
     def room(self, num_running: int) -> int:
-        """Return how many more may run at once."""
         return max(self.at_once - num_running, 0)
 
     def submit(self, folder: Path, shares: Sequence[Share]) -> list[Any]:
-        """Start a process for each share."""
         executor = submitit.LocalExecutor(folder=folder)  # the automatic one ignores the notice
         notice = min(NOTICE_SECONDS, self.options.minutes * 15)
         executor.update_parameters(timeout_min=self.options.minutes, signal_delay_s=notice, stderr_to_stdout=True)
@@ -40,7 +38,6 @@ class LocalProcesses:
             return list(executor.map_array(do_share, shares))
 
     def over(self, jobs: Sequence[Any]) -> dict[str, str]:
-        """Return the jobs whose process has ended."""
         return {job.job_id: "its process ended" for job in jobs if job.done()}
 
     def clear(self, jobs: Sequence[Any], folders: Sequence[Path]) -> None:

@@ -66,7 +66,6 @@ class Unit:
 
     @property
     def label(self) -> str:
-        """Name of the unit in messages."""
         first = self.files[0].url
         if len(self.files) > 1:
             return f"{first} and {len(self.files) - 1} more files"

@@ -74,7 +74,6 @@ class HashedReader:
         self.digest = xxhash.xxh3_128()
 
     def read(self, size: int = CHUNK_BYTES) -> bytes:
-        """Read at most `size` bytes; returns no bytes at the end of the file."""
         data = self.stream.read(size)
         first = max(self.start - self.position, 0)
         last = len(data) if self.end is None else min(self.end - self.position, len(data))

@@ -18,7 +18,6 @@ class _Chunks:
         self.damage: DamagedStreamError | None = None
 
     def read(self, size: int = 1 << 20) -> bytes:
-        """Read at most `size` bytes; returns no bytes at the end."""
         if not self.rest:
             try:
                 self.rest = next(self.chunks, b"")

@@ -64,7 +64,6 @@ class TokenLoader:
 
     @property
     def sequences_of_sources(self) -> list[int]:
-        """Number of sequences of each source."""
         return list(self._taken)
 
     @property
@@ -77,7 +76,6 @@ class TokenLoader:
 
     @property
     def manifests(self) -> list[Manifest]:
-        """Manifests of the sources, in order."""
         return [dataset.manifest for dataset in self.datasets]
 
     @property

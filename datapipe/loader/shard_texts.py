@@ -26,7 +26,6 @@ class TrainingShard:
 
     @property
     def name(self) -> str:
-        """Name of the shard in reports."""
         return f"{self.data.rstrip('/').rpartition('/')[2]}/{self.shard.path}"
 
 

@@ -76,7 +76,6 @@ class _Pipeline:
         self.encoder: Encoder | None = None
 
     def run(self, keys: dict[str, Any]) -> Manifest:
-        """Run all stages in order."""
         if self.config.decontaminate:
             check_items(self.config.decontaminate.against)
         begin_or_resume(self.output, self.work, keys, self.files)

@@ -39,7 +39,6 @@ class RejectedPlan:
 
     @property
     def path(self) -> str:
-        """Path of the list in the data set."""
         return f"{FOLDER}/part-{self.number:05d}.jsonl"
 
 

@@ -57,7 +57,6 @@ class Worker:
         return getattr(self, function)(*task.arguments)
 
     def split(self, file: InputFile, unit_mib: float) -> SplitFile:
-        """Split a compressed file into pieces."""
         return split_file(file, unit_mib, self.work)
 
     def ingest(
@@ -73,7 +72,6 @@ class Worker:
         return run_stage_task(task, self.work)
 
     def train(self, sample: SamplePlan, vocabulary: int, marks: tuple[str, ...] = ()) -> None:
-        """Train the data set's tokenizer."""
         write_tokenizer(self.output, self.work, train_tokenizer(read_sample(sample, self.work), vocabulary, marks))
 
     def encode(self, plan: ShardPlan, backend: str, augment: Augment | None = None) -> Shard:
@@ -88,7 +86,6 @@ class Worker:
         return write_rejected(plan, self.work, self.output)
 
     def fairness(self, filters: Filters) -> dict[str, Any]:
-        """Measure how often the filters drop harmless texts about many groups of people."""
         return false_positive_gaps(_make_filters(filters))
 
 

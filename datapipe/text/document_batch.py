@@ -70,7 +70,6 @@ class DocumentBatch:
 
     @classmethod
     def of(cls, documents: Sequence[Document]) -> "DocumentBatch":
-        """Build a batch from single documents."""
         columns: list[list[Any]] = [[getattr(d, name) for d in documents] for name in SCHEMA.names]
         return cls(pa.record_batch(columns, schema=SCHEMA))
 
@@ -91,12 +90,10 @@ class DocumentBatch:
 
     @property
     def texts(self) -> list[str]:
-        """The texts as Python strings."""
         texts: list[str] = self.records.column("text").to_pylist()
         return texts
 
     def column(self, name: str) -> list[Any]:
-        """Return a column as Python values."""
         values: list[Any] = self.records.column(name).to_pylist()
         return values
 

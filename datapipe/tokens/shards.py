@@ -57,7 +57,6 @@ class Rows:
         return cls(first=first, bits=np.packbits(mask), numbers=None)
 
     def all(self) -> NDArray[np.int64]:
-        """Unpack the rows."""
         if self.bits is None:
             return np.asarray(self.numbers, np.int64)
         return np.flatnonzero(np.unpackbits(self.bits)) + self.first
@@ -86,7 +85,6 @@ class ShardPlan:
 
     @property
     def path(self) -> str:
-        """Path of the shard in the data set."""
         return f"{FOLDERS[self.split]}/part-{self.number:05d}.arrow"
 
     @property

@@ -76,9 +76,7 @@ class Transport(Protocol):
 class StreamTransport(Transport, Protocol):
     """A transport with persistent connections that can upgrade one to a WebSocket."""
 
-    def close(self) -> None:
-        """Close all connections."""
-        ...
+    def close(self) -> None: ...
 
     def upgrade(
         self, path: str, params: Mapping[str, Any], headers: Mapping[str, str]
@@ -98,7 +96,6 @@ class ApiClient:
 
     @property
     def server(self) -> str:
-        """Address of the API server."""
         return self._transport.server
 
     def get(self, kind: str, name: str) -> Object:
@@ -156,7 +153,6 @@ class ApiClient:
         return {group["name"]: group["preferredVersion"]["version"] for group in groups}
 
     def path(self, kind: str, name: str = "", part: str = "") -> str:
-        """Return the path of a kind, an object, or a part of an object."""
         base, plural = KINDS[kind]
         collection = base if kind in GLOBAL else f"{base}/namespaces/{self.namespace}"
         return "/".join(segment for segment in (collection, plural, name, part) if segment)

@@ -80,11 +80,9 @@ class InClusterApi(ApiClient):
         self.job_name = environment[JOB_VARIABLE]
 
     def pods(self) -> Sequence[Object]:
-        """Return all pods of the Job."""
         return self.list("Pod", f"{JOB_LABEL}={self.job_name}")
 
     def pods_of_indexes(self, indexes: Iterable[int]) -> Sequence[Object]:
-        """Return the pods with some indexes of the Job."""
         return self.list("Pod", f"{JOB_LABEL}={self.job_name},{INDEX_LABEL} in ({','.join(map(str, indexes))})")
 
     def pod(self, name: str) -> Object | None:
@@ -105,7 +103,6 @@ class InClusterApi(ApiClient):
         return self.find("Job", self.job_name)
 
     def patch_job(self, patch: Object) -> None:
-        """Change the run's Job with a merge patch."""
         self.patch("Job", self.job_name, patch)
 
 

@@ -84,7 +84,6 @@ class PodAllocation(Allocation):
         return False
 
     def wanted(self) -> int:
-        """Return the number of nodes that the run should have now."""
         nodes = self.resources.nodes
         return max(nodes.least, min(self.run.wanted_nodes or nodes.most, nodes.most))
 
@@ -111,7 +110,6 @@ class PodAllocation(Allocation):
         return self.slots[node].pod.address
 
     def free_port(self) -> int:
-        """Reserve a port of this pod."""
         return self._store_port.take(self.term.address)
 
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
@@ -121,13 +119,11 @@ class PodAllocation(Allocation):
         return self.slots[node].start(self._num_started, spec)
 
     def start_store(self, spec: StoreSpec, log: Path) -> Process:
-        """Let this pod start the rendezvous store."""
         self._num_started += 1
         self._store = self.slots[0].start_store(self._num_started, spec)
         return self._store
 
     def end(self, process: Process) -> None:
-        """Let a process's pod kill it and its descendants."""
         assert isinstance(process, RemoteAgent)
         if process.poll() is None:
             process.terminate()
@@ -168,7 +164,6 @@ class PodAllocation(Allocation):
         self._maintain()
 
     def acquire(self, wanted: int) -> list[int]:
-        """Return the nodes of connected pods that are not used yet."""
         self._maintain()
         chosen: list[int] = []
         for member in self._idle_others()[: max(wanted, 0)]:

@@ -23,7 +23,6 @@ class ChildProcess:
         self.number, self.process = number, process
 
     def kill(self) -> None:
-        """Kill the process and its descendants."""
         end(family(self.process.pid))
 
 
@@ -32,14 +31,12 @@ class AgentProcess(ChildProcess):
 
     @classmethod
     def start(cls, run: RunDir, message: StartAgent, ray_token: str) -> "AgentProcess":
-        """Fork the agent that a message describes."""
         log.info("node %d of attempt %d", message.node, message.attempt)
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray_token}
         output = run.log_dir(message.attempt) / f"node-{message.node}.log"
         return cls(message.agent, fork_program(message.spec(str(run.path)).command(), environment, output))
 
     def poll(self) -> int | None:
-        """Return the agent's exit code once it has ended."""
         return self.process.poll()
 
     def stop(self) -> None:
@@ -64,7 +61,6 @@ class StoreProcess(ChildProcess):
 
     @classmethod
     def start(cls, run: RunDir, message: StartStore) -> "StoreProcess":
-        """Fork the store that a message describes."""
         output = run.log_dir(message.attempt) / "store.log"
         return cls(message.agent, fork_program(message.spec().command(), dict(os.environ), output))
 

@@ -38,7 +38,6 @@ class LeaderElection:
         self._next_query = self._next_warning = 0.0
 
     def reached(self) -> None:
-        """Record that the leader answers."""
         self._failing = self._free_since = None
 
     def unreachable(self, term: LeaderTerm, *, refused: bool, silent_seconds: float = 0.0) -> None:

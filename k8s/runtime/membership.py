@@ -56,7 +56,6 @@ class RemoteAgent:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until the agent has ended. Raises subprocess.TimeoutExpired."""
         return wait_by_polling(self, timeout, AGENT_POLL_SECONDS)
 
     def send_signal(self, sig: int) -> None:
@@ -88,13 +87,11 @@ class Member:
             self._writer.write(pack(message))
 
     def start(self, number: int, spec: AgentSpec) -> RemoteAgent:
-        """Let the pod start an agent."""
         self.agent = RemoteAgent(self, number)
         self.send(StartAgent.of(number, spec))
         return self.agent
 
     def start_store(self, number: int, spec: StoreSpec) -> RemoteAgent:
-        """Let the pod start the rendezvous store."""
         self.send(StartStore.of(number, spec))
         return RemoteAgent(self, number)
 

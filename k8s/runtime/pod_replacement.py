@@ -74,7 +74,6 @@ class PodReplacer:
             return lost.declared_dead
 
     def close(self) -> None:
-        """Stop watching."""
         self._closed.set()
 
     def _run(self) -> None:

@@ -44,11 +44,9 @@ class StartAgent(_Start):
 
     @classmethod
     def of(cls, number: int, spec: AgentSpec) -> Message:
-        """Return the message that starts the agent `number`."""
         return cls(agent=number, **asdict(spec)).model_dump()
 
     def spec(self, run_path: str) -> AgentSpec:
-        """Return the agent to start in this pod."""
         return AgentSpec(run_path=run_path, **self.model_dump(exclude={"say", "agent"}))
 
 
@@ -61,11 +59,9 @@ class StartStore(_Start):
 
     @classmethod
     def of(cls, number: int, spec: StoreSpec) -> Message:
-        """Return the message that starts the store as process `number`."""
         return cls(agent=number, attempt=spec.attempt, address=spec.host, port=spec.port).model_dump()
 
     def spec(self) -> StoreSpec:
-        """Return the store to start in this pod."""
         return StoreSpec(attempt=self.attempt, host=self.address, port=self.port)
 
 

@@ -69,7 +69,6 @@ class Lab:
 
     @property
     def settings(self) -> LabSettings:
-        """Settings that the lab was started with."""
         return LabSettings(**self._record["settings"])
 
     @property
@@ -153,7 +152,6 @@ class Lab:
         self.daemons.wait_until(lambda: self.daemons.answers("sinfo"), "slurmctld answers")
 
     def kill_controller(self) -> None:
-        """Kill the controller; nodes and jobs keep running."""
         self.daemons.kill("slurmctld")
 
     def states(self) -> dict[str, str]:

@@ -60,7 +60,6 @@ class Daemons:
         return done.stdout
 
     def answers(self, *arguments: str) -> bool:
-        """Return True if a command succeeds."""
         try:
             self.command(*arguments)
         except BackendError:
@@ -76,7 +75,6 @@ class Daemons:
             time.sleep(0.02)
 
     def last_errors(self) -> str:
-        """Return the last error in the log of every daemon."""
         ends = []
         for path in sorted((self.folder / "log").glob("*.log")):
             lines = [line for line in path.read_text(errors="replace").splitlines() if "error" in line.lower()]

@@ -83,7 +83,6 @@ class SlurmAllocation(Allocation):
         return chosen
 
     def address(self, node: int) -> str:
-        """Return Slurm's name of a node, which resolves on the other nodes."""
         return self.slots[node].host
 
     def free_port(self) -> int:
@@ -162,7 +161,6 @@ class SlurmAllocation(Allocation):
         return self.run.log_dir(self.run.attempts()[-1]) / f"node-{node}.log"
 
     def mark_lost(self, node: int) -> None:
-        """Stop using a node that died or that Slurm reclaims."""
         slot = self.slots[node]
         slot.dead, slot.busy = True, False
         self._next_request = time.monotonic() + (0 if slot.job == self.job else RETRY_SECONDS)
@@ -263,13 +261,11 @@ class SlurmAllocation(Allocation):
     # --- stop requests
 
     def stop_reason(self) -> str:
-        """Return why Slurm reclaims the nodes, once it has sent a signal; empty before."""
         if self.stop_requested.is_set() and not self._notice:
             self._notice = self.query_stop_reason() or "signal"
         return self._notice
 
     def query_stop_reason(self) -> str:
-        """Ask Slurm why it reclaims the nodes; empty if it does not."""
         try:
             return slurm_stop_reason(self.slurm.job_details(self.job), self.resources.grace_seconds)
         except BackendError as error:

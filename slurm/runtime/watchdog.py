@@ -52,7 +52,6 @@ class Watchdog:
         return self._start_elsewhere(["bash", str(script), str(self._heartbeat)], folder / "logs" / "guard.log")
 
     def close(self) -> None:
-        """End the step and remove the file."""
         if self._step is not None:
             self._end(self._step)
         self._heartbeat.unlink(missing_ok=True)

@@ -74,7 +74,6 @@ class ClusterQueries:
         return self.slurm.test_only(self.script, *flags(changed))
 
     def sentence(self) -> str:
-        """Return the sentence of `start_estimate`."""
         first = self.test(self.resources)
         if first.partition and self.partition and first.partition != self.partition.name:
             self.partition = next((p for p in self.partitions if p.name == first.partition), self.partition)
@@ -117,7 +116,6 @@ class ClusterQueries:
         return f"partition {self.partition.name} has {free} of {len(self.nodes)} nodes free{down}{queue}"
 
     def _smaller_requests(self) -> list[Resources]:
-        """Return smaller requests, the largest first."""
         least = self.resources.nodes.least
         free = sum(node.free for node in self.nodes)
         counts = sorted({count for count in (free, least // 2, 1) if 0 < count < least}, reverse=True)

@@ -51,7 +51,6 @@ class LocalBackend(Backend):
         load_section(LocalProfile, profile.options, f"cluster {profile.name!r}")
 
     def render(self, run: RunDir, resources: Resources) -> str:
-        """Return the commands that the run's supervisor would start."""
         return render_script(f"runs/{run.id}", "1", resources, Engine(run.record["engine"]))
 
     def check_resources(self, resources: Resources) -> None:
@@ -108,11 +107,9 @@ class LocalBackend(Backend):
         return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{process} died; {remedy}", remedy=remedy)
 
     def cancel(self, run: RunDir) -> None:
-        """Ask the supervisor to have the run save and exit."""
         run.request_cancel()
 
     def checks(self) -> list[Check]:
-        """Check the cores, GPUs, memory and shared memory of this machine."""
         memory = psutil.virtual_memory()
         shm = psutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None  # noqa: S108 - only queried
         return [

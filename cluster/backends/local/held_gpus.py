@@ -42,7 +42,6 @@ class HeldGpus:
         return [name for name in devices if name not in self._locks]
 
     def release(self) -> None:
-        """Release all GPUs."""
         self._release([*self._locks])
 
     def _release(self, names: Sequence[str]) -> None:

@@ -99,7 +99,6 @@ class LocalAllocation(Allocation):
         return address_of(node)
 
     def free_port(self) -> int:
-        """Reserve a port on node 0's address."""
         return self._store_port.take(address_of(0))
 
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
@@ -124,7 +123,6 @@ class LocalAllocation(Allocation):
         return self.scratch / f"n{node}"
 
     def end(self, process: Process) -> None:
-        """Kill a process and its descendants."""
         end(family(process.pid))
         process.wait()
 
@@ -139,7 +137,6 @@ class LocalAllocation(Allocation):
         self.away[node] = time.monotonic() + NODE_RETURN_SECONDS
 
     def acquire(self, wanted: int) -> list[int]:
-        """Return up to `wanted` unused nodes, and mark them as busy."""
         now = time.monotonic()
         free = [n for n in range(self.resources.nodes.most) if n not in self.busy and self.away.get(n, 0.0) <= now]
         chosen = free[: max(wanted, 0)]
@@ -147,7 +144,6 @@ class LocalAllocation(Allocation):
         return chosen
 
     def release(self, node: int) -> None:
-        """Make the node available to `acquire`."""
         self.busy.discard(node)
         self.away.pop(node, None)
 

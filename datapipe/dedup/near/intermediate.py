@@ -21,7 +21,6 @@ class SearchPlan:
     verify: int = 1
 
     def unit_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the index of each row's unit in `units`."""
         return np.searchsorted(np.array(self.offsets), rows, side="right") - 1
 
 

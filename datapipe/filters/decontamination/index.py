@@ -101,7 +101,6 @@ class NgramIndex:
         return [Overlap(text=t, item=i, num_words=w, share=w / int(self.size[i]), start=s) for t, i, w, s in ordered]
 
     def matches(self, text: str) -> list[Overlap]:
-        """Return the items that one text overlaps with."""
         return self.overlaps(TextBatch.of([text]))
 
 

@@ -39,7 +39,6 @@ class EvaluationItem:
 
     @property
     def name(self) -> str:
-        """Name of the item in reports."""
         return f"{self.file}:{self.number}"
 
 

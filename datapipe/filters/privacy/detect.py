@@ -80,11 +80,9 @@ class _Window:
         return bytes(self.data[max(start, self.first) : min(end, self.last)])
 
     def letters(self, start: int, end: int) -> str:
-        """Return bytes as characters, one each."""
         return self.raw(start, end).decode("latin-1")
 
     def before(self, start: int) -> str:
-        """Return the text before a byte."""
         return self.raw(start - LOOK_BACK, start).decode(errors="ignore")
 
 

@@ -40,6 +40,7 @@ PathView = Callable[[str], Path | None]
 
 # A path or fsspec URL in a user's configuration; made absolute at submission, since ranks have another current directory.
 DataPath = Annotated[str, AfterValidator(absolute)]
+DataPaths = Annotated[tuple[DataPath, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
 class CountRange(Section):
@@ -179,10 +180,7 @@ class JobConfig(Section):
         return None
 
     def resolved(self) -> Self:
-        """Return the configuration to store in run.yaml. Called once per submission, so it may do expensive work.
-
-        Raises ConfigError.
-        """
+        """Return the configuration to store in run.yaml. Called once per submission; may be expensive. Raises ConfigError."""
         return self
 
     def children_cluster(self) -> str | None:

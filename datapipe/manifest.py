@@ -55,9 +55,7 @@ class Count(Section):
     def of(cls, shards: Iterable[Shard]) -> "Count":
         shards = list(shards)
         return cls(
-            documents=sum(s.documents for s in shards),
-            tokens=sum(s.tokens for s in shards),
-            bytes=sum(s.bytes for s in shards),
+            documents=sum(s.documents for s in shards), tokens=sum(s.tokens for s in shards), bytes=sum(s.bytes for s in shards)
         )
 
 
@@ -127,10 +125,6 @@ class Manifest(Section):
         """Return the shards of one split, in order."""
         return tuple(shard for shard in self.shards if shard.split == split)
 
-    def with_hash(self) -> "Manifest":
-        """Return a copy with the hash of all other fields."""
-        return self.model_copy(update={"hash": self.computed_hash()})
-
     def computed_hash(self) -> str:
         """Return `xxh3:...` over the canonical JSON of all fields but `hash`; fields of later versions count only if set."""
         values = self.model_dump(mode="json", exclude={"hash"})
@@ -153,7 +147,7 @@ def checksum_of_file(folder: StoragePath, name: str) -> str:
 
 def write_manifest(data_set: StoragePath, manifest: Manifest) -> Manifest:
     """Seal and write the manifest, which completes the data set."""
-    sealed = manifest.with_hash()
+    sealed = manifest.model_copy(update={"hash": manifest.computed_hash()})
     text = json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False)
     data_set.write(MANIFEST_NAME, f"{text}\n".encode())
     return sealed

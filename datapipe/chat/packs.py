@@ -12,10 +12,7 @@ Indices = NDArray[np.int64]
 
 
 def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Pack items of decreasing sizes by best fit: each into the fullest bin with enough space.
-
-    Returns the indices of the items of each bin. Sizes are in [0, capacity].
-    """
+    """Pack items of decreasing sizes in [0, capacity], each into the fullest bin with space; return the items of each bin."""
     bins: list[list[int]] = []
     with_space: list[list[int]] = [[] for _ in range(capacity + 1)]  # remaining space → bins
     spaces = 0  # one bit for each amount of space that some bin has

@@ -11,9 +11,10 @@ import numpy as np
 from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.chat.config import KIND, ChatConfig
-from ropewalk.datapipe.chat.shards import ChatSplit, ChatSummary, ChatUnit, rejected_name, summary_name, unit_hashes
+from ropewalk.datapipe.chat.shards import ChatSplit, ChatSummary, ChatUnit, unit_hashes
 from ropewalk.datapipe.chat.tokenizer import write_files
 from ropewalk.datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
+from ropewalk.datapipe.inputs.unit_files import rejections_name, summary_name
 from ropewalk.datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
 from ropewalk.datapipe.passes.plan import WORK
 from ropewalk.datapipe.passes.progress import Progress
@@ -88,7 +89,8 @@ def _encode(plans: list[ChatUnit], work: StoragePath, run_tasks: RunTasks, progr
     """Pass 1: encode every unfinished unit."""
     present = set(work.names("units"))
     units = [plan.unit for plan in plans]
-    done = {u.index: _summary(work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
+    finished = [u.index for u in units if summary_name(u.index).rpartition("/")[2] in present]
+    done = {index: ChatSummary(**json.loads(work.read(summary_name(index)))) for index in finished}
     progress.begin("encode conversations", sum(u.size for u in units), "B", sum(u.size for u in units if u.index in done))
     for task, summary in run_tasks(
         [Task(method=f"{_WORKER}:encode_unit", label=p.unit.label, arguments=(p,)) for p in plans if p.unit.index not in done]
@@ -99,10 +101,6 @@ def _encode(plans: list[ChatUnit], work: StoragePath, run_tasks: RunTasks, progr
     if not sum(s.conversations for s in summaries):
         raise DataError(f"no conversation is left to train on; rejected: {describe_rejections(summaries)}")
     return summaries
-
-
-def _summary(work: StoragePath, index: int) -> ChatSummary:
-    return ChatSummary(**json.loads(work.read(summary_name(index))))
 
 
 def describe_rejections(summaries: Sequence[ChatSummary]) -> str:
@@ -144,7 +142,7 @@ def _list_rejected(summaries: Sequence[ChatSummary], work: StoragePath, output: 
         counts.update(summary.rejected)
         if summary.rejected:
             paths.append(f"rejected/part-{len(paths):05d}.jsonl")
-            output.write(paths[-1], work.read(rejected_name(summary.index)))
+            output.write(paths[-1], work.read(rejections_name(summary.index)))
     return Rejected(total=counts.total(), reasons=dict(sorted(counts.items())), files=tuple(paths))
 
 

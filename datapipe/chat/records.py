@@ -10,8 +10,8 @@ from pyarrow import parquet
 from ropewalk.cluster.errors import DataError, StorageError
 from ropewalk.datapipe.inputs.files import InputFile, Unit
 from ropewalk.datapipe.inputs.lines import TOO_LONG, split_lines
-from ropewalk.datapipe.inputs.readers import BOM, CHUNKS, ROWS_A_BATCH, open_input, parse_object
-from ropewalk.datapipe.inputs.streams import MIB, DamagedStreamError, HashedReader
+from ropewalk.datapipe.inputs.readers import BOM, ROWS_A_BATCH, open_input, parse_object
+from ropewalk.datapipe.inputs.streams import CHUNKS, MIB, DamagedStreamError, HashedReader
 
 MAX_LINE_MIB = 32
 

@@ -19,11 +19,12 @@ from ropewalk.datapipe.chat.records import UnitNotes, read_records
 from ropewalk.datapipe.chat.template import ChatTokenizer, Encoded
 from ropewalk.datapipe.inputs.files import Unit
 from ropewalk.datapipe.inputs.streams import naming_full_disk
+from ropewalk.datapipe.inputs.unit_files import rejections_name, summary_name
 from ropewalk.datapipe.manifest import Shard, Split, TokenType, checksum_of_file
+from ropewalk.datapipe.tokens.shards import FOLDERS
 from ropewalk.datapipe.tokens.tokenizer import FOLDER
 
 ROWS_A_BATCH = 4096
-FOLDERS: dict[Split, str] = {"train": "shards", "validation": "validation"}
 
 
 def schema_of(token_type: TokenType) -> Any:
@@ -57,16 +58,6 @@ class ChatSummary:
 def encoded_name(index: int) -> str:
     """Path of a unit's conversations in the work area."""
     return f"units/{index:06d}.arrow"
-
-
-def rejected_name(index: int) -> str:
-    """Path of a unit's rejections in the work area."""
-    return f"units/{index:06d}.rejected.jsonl"
-
-
-def summary_name(index: int) -> str:
-    """Path of the summary that marks a unit as done, in the work area."""
-    return f"units/{index:06d}.json"
 
 
 @lru_cache(maxsize=1)
@@ -104,7 +95,7 @@ def encode_unit(output: StoragePath, work: StoragePath, plan: ChatUnit) -> ChatS
         damage=notes.damage,
     )
     with naming_full_disk(work.url):
-        work.write(rejected_name(plan.unit.index), b"".join(line + b"\n" for line in rejections))
+        work.write(rejections_name(plan.unit.index), b"".join(line + b"\n" for line in rejections))
         work.write(summary_name(plan.unit.index), json.dumps(asdict(summary)).encode())
     return summary
 

@@ -47,10 +47,7 @@ class Corpus:
 
 
 def load_corpus(units: Sequence[Unit], summaries: Sequence[UnitSummary], work: StoragePath, validation_fraction: float) -> Corpus:
-    """Read the metadata of all units, one after another, and choose each document's split by the hash of its id.
-
-    For a document without an id, `FILE:LINE` is hashed.
-    """
+    """Read the metadata of all units, and choose each document's split by the hash of its id (FILE:LINE if it has none)."""
     offsets = np.cumsum([0, *(s.documents for s in summaries)], dtype=np.int64)
     size, fate = np.empty(offsets[-1], np.uint32), np.full(offsets[-1], TRAIN, np.uint8)
     threshold = np.uint64(min(int(validation_fraction * 2.0**64), 2**64 - 1))

@@ -45,13 +45,7 @@ class ArrayPool:
     """
 
     def __init__(
-        self,
-        urls: tuple[str, str],
-        executor: Executor,
-        folder: Path,
-        *,
-        stop: Callable[[], bool],
-        on_submit: Callable[..., None],
+        self, urls: tuple[str, str], executor: Executor, folder: Path, *, stop: Callable[[], bool], on_submit: Callable[..., None]
     ) -> None:
         self.urls, self.executor, self.folder, self.stop, self.on_submit = urls, executor, folder, stop, on_submit
         self.running: dict[str, tuple[Any, Share]] = {}
@@ -153,7 +147,7 @@ class ArrayPool:
             del self.running[identity]
             rest = [number for number, _ in share.tasks if result_name(number) not in names]
             if has_result:
-                error = job.result().error  # an unexpected error is raised by submitit, with its traceback
+                error = job.result()  # an unexpected error is raised by submitit, with its traceback
                 if error is not None:
                     raise error
             elif rest:

@@ -36,22 +36,16 @@ class Share:
     driver: tuple[int, float] | None  # its pid and start time, if it is on this machine
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """Result of an array task that ended by itself: finished, asked to leave, or failed with a task's error."""
-
-    error: RopewalkError | None = None
-
-
 def result_name(number: int) -> str:
     """Return the file name of one task's result."""
     return f"{number:06d}{ENDING}"
 
 
-def do_share(share: Share) -> Ended:
+def do_share(share: Share) -> RopewalkError | None:
     """Run the tasks one after another; on SIGUSR2 (time limit near, or preemption) leave after the current one.
 
     Each result is committed before it is reported, so that SIGTERM and the death of the driver may end the process at once.
+    Returns the error of the task that failed, if any.
     """
     leave = SignalFlag()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would ignore SIGTERM, and requeue on SIGUSR2
@@ -66,9 +60,9 @@ def do_share(share: Share) -> Ended:
         try:
             result = worker.do(task)
         except RopewalkError as error:
-            return Ended(error=error)
+            return error
         write_atomically(share.folder / result_name(number), pickle.dumps(result))
-    return Ended()
+    return None
 
 
 def _leave_with_driver(share: Share) -> None:

@@ -93,7 +93,7 @@ class ActorPool:
                         waiting.append(task)
                         continue
                     except RayTaskError as error:
-                        raise _cause(error) from None
+                        raise error.cause if isinstance(error.cause, (RopewalkError, StopRequested)) else error from None
                     self.idle.append(actor)
                     yield task, result
         except BaseException:
@@ -130,11 +130,6 @@ class ActorPool:
                 " (resources.memory_gib) or use fewer (actors), otherwise check this input; committed work is kept"
             )
         log.warning("%s: its actor died (%s); another actor retries it", task.label, _last_line(error))
-
-
-def _cause(error: RayTaskError) -> BaseException:
-    cause = error.cause
-    return cause if isinstance(cause, (RopewalkError, StopRequested)) else error
 
 
 def _last_line(error: Exception) -> str:

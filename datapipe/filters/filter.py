@@ -3,11 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ropewalk.cluster.config import Section
+from ropewalk.datapipe.text.compiled import kernels
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,3 +54,14 @@ class Filter(Section):
     @abstractmethod
     def judge(self, batch: "DocumentBatch") -> Verdict:
         """Return the reasons for dropping documents; reasons are counted, so use few different ones, such as `too_short`."""
+
+
+class CompiledFilter(Filter):
+    """Base class of filters whose decisions are made in a module that imports compiled kernels or large libraries."""
+
+    judged_by: ClassVar[str]  # MODULE:FUNCTION; maps the filter and a batch to a verdict
+
+    def judge(self, batch: "DocumentBatch") -> Verdict:
+        module, _, function = self.judged_by.partition(":")
+        verdict: Verdict = getattr(kernels(module), function)(self, batch)
+        return verdict

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from ropewalk.cluster.config import Section
-from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.run.project import user_function
 from ropewalk.datapipe.filters.filter import Filter, Verdict
 
 if TYPE_CHECKING:
@@ -37,11 +37,7 @@ class ScorerRule(Section):
     @cached_property
     def scorer(self) -> Scorer:
         """The imported function. Raises ConfigError if it cannot be imported."""
-        module, _, name = self.function.partition(":")
-        try:
-            scorer: Scorer = getattr(import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"scores: {self.function}: {error}; check the name, and that its module is on PYTHONPATH") from None
+        scorer: Scorer = user_function("scores", self.function)
         return scorer
 
 

@@ -45,10 +45,7 @@ class InputFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Input of one task: a byte range of one file, some of its row groups, or a group of small files.
-
-    The unit computes the checksum of part `piece` of `pieces` of the file.
-    """
+    """Input of one task: a byte range or row groups of one file, or small files. Checksums part `piece` of `pieces` of a file."""
 
     index: int
     files: tuple[InputFile, ...]
@@ -86,10 +83,7 @@ def kind_of(name: str) -> str | None:
 
 
 def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
-    """List every file that matches a pattern once, sorted by path.
-
-    Raises DataError for a pattern that matches nothing and for a file with an unknown ending.
-    """
+    """List every file of the patterns once, by path. Raises DataError for a pattern without files, or an unknown ending."""
     by_url: dict[str, InputFile] = {}
     for pattern in patterns:
         files = list(expand(pattern))
@@ -132,10 +126,7 @@ class _LinkedFiles(LocalFileSystem):  # type: ignore[misc]
 
 
 def expand(pattern: str) -> Iterator[InputFile]:
-    """List the files of one pattern: a file, a directory (all files below it), or a glob; local links are followed.
-
-    Raises DataError for a directory that cannot be read.
-    """
+    """List the files of a file, directory or glob; local links are followed. Raises DataError for an unreadable directory."""
     scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
     magic = None if Path(pattern).exists() else MAGIC.search(pattern)  # a file may be called a[1].txt
     fixed = pattern[: magic.start()].rpartition("/")[0] if magic else pattern
@@ -169,10 +160,7 @@ def expand(pattern: str) -> Iterator[InputFile]:
 def plan_units(
     files: Iterable[InputFile], unit_mib: float, split: Mapping[str, tuple[Sequence[InputFile], str | None]] | None = None
 ) -> list[Unit]:
-    """Cut the input into units, in global order; documents are ordered by unit, then by position in the unit.
-
-    `split` has the pieces of each compressed file that was split, and the damage of the file, if any.
-    """
+    """Cut the input into units, in global order. `split`: pieces, and any damage, of each compressed file that was split."""
     limit = max(int(unit_mib * MIB), 1)
     units: list[Unit] = []
     group: list[InputFile] = []

@@ -12,23 +12,13 @@ from ropewalk.cluster.errors import DataError, StorageError
 from ropewalk.datapipe.inputs.files import InputFile, Unit
 from ropewalk.datapipe.inputs.lines import TOO_LONG, split_lines
 from ropewalk.datapipe.inputs.rules import ReadRules
-from ropewalk.datapipe.inputs.streams import (
-    MIB,
-    DamagedStreamError,
-    HashedReader,
-    gzip_chunks,
-    open_file,
-    plain_chunks,
-    split_url,
-    zstd_chunks,
-)
+from ropewalk.datapipe.inputs.streams import CHUNKS, MIB, DamagedStreamError, HashedReader, open_file, split_url
 from ropewalk.datapipe.inputs.web import read_pages
 from ropewalk.datapipe.text.document import Document, Rejection
 
 ROWS_A_BATCH = 256
 BOM = b"\xef\xbb\xbf"
 MISSING, NOT_UTF8 = object(), object()  # markers for a text that is absent or does not decode
-CHUNKS = {"lines": plain_chunks, "gzip": gzip_chunks, "zstd": zstd_chunks}
 
 
 @dataclass(kw_only=True)
@@ -192,7 +182,7 @@ def _read_web(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Ite
     check = RecordCheck(index=index, file=file, rules=rules)
     with open_input(file) as stream:
         source = HashedReader(stream)
-        chunks = (gzip_chunks if file.kind == "warc.gz" else plain_chunks)(source)
+        chunks = CHUNKS["gzip" if file.kind == "warc.gz" else "lines"](source)
         try:
             for id_, host, text, reason in read_pages(chunks, int(rules.max_line_mib * MIB), rules.main_content):
                 stats.lines += 1

@@ -9,16 +9,7 @@ import zstandard
 
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.inputs.files import InputFile
-from ropewalk.datapipe.inputs.streams import (
-    MIB,
-    DamagedStreamError,
-    HashedReader,
-    gzip_chunks,
-    naming_full_disk,
-    open_file,
-    split_url,
-    zstd_chunks,
-)
+from ropewalk.datapipe.inputs.streams import CHUNKS, MIB, DamagedStreamError, HashedReader, naming_full_disk, open_file, split_url
 
 EXPANSION = 4  # rough ratio of text to compressed size
 LEVEL = 1  # low: pieces are read once, soon
@@ -70,8 +61,7 @@ def split_file(file: InputFile, unit_mib: float, work: StoragePath) -> SplitFile
     sizes: list[int] = []
     damage: str | None = None
     with naming_full_disk(work.url), open_file(folder, name) as stream:
-        chunks = (gzip_chunks if file.kind == "gzip" else zstd_chunks)(HashedReader(stream))
-        lines = _Lines(chunks)
+        lines = _Lines(CHUNKS[file.kind](HashedReader(stream)))
         while not lines.ended:
             with work.create(piece_name(file.url, len(sizes))) as out:
                 packer = zstandard.ZstdCompressor(level=LEVEL).compressobj()

@@ -157,6 +157,9 @@ def zstd_chunks(source: HashedReader) -> Iterator[bytes]:
         raise DamagedStreamError("zstd: the file ends in the middle of a frame")
 
 
+CHUNKS = {"lines": plain_chunks, "gzip": gzip_chunks, "zstd": zstd_chunks}  # by the kind of an input file
+
+
 @contextmanager
 def naming_full_disk(where: str) -> Iterator[None]:
     """Turn `no space left` into a StorageError that names the location and says that committed work is kept."""

@@ -93,10 +93,7 @@ class TokenLoader:
         return batch
 
     def in_order(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Read sequences [start, stop) of the split in the order on disk, source by source: [stop - start, seq_len + 1].
-
-        With `most`, these are the first sequences of each source.
-        """
+        """Read sequences [start, stop) in disk order (with `most`: the first of each source): [stop - start, seq_len + 1]."""
         assert 0 <= start <= stop <= self.sequences, f"[{start}, {stop}) is not within [0, {self.sequences})"
         batch = np.empty((stop - start, self.seq_len + 1), np.int64)
         bounds = np.cumsum(self._taken)

@@ -35,10 +35,7 @@ def read_languages(unit: Unit, work: StoragePath) -> tuple[list[str], NDArray[np
 
 
 def epochs_of(options: Balance, names: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the number of epochs of each source, given the sizes of its training text.
-
-    Raises DataError for the weight of an unknown source, and if nothing is left to train on.
-    """
+    """Return the epochs of each source by its size. Raises DataError for an unknown source, or if no text is left to train on."""
     unknown = sorted(set(options.weights) - set(names))
     if unknown:
         raise DataError(f"balance.weights: no document has {options.by} {unknown[0]!r}; use one of {', '.join(names[:20])}")

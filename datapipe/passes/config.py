@@ -1,10 +1,10 @@
 """Configuration of a data set. Imports nothing heavy, since the command line reads it."""
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import DataPath, Section
+from ropewalk.cluster.config import DataPath, DataPaths, Section
 from ropewalk.datapipe.dedup.paragraphs.config import Paragraphs
 from ropewalk.datapipe.filters.decontamination.filter import Decontaminate
 from ropewalk.datapipe.filters.language.filter import Language
@@ -13,10 +13,6 @@ from ropewalk.datapipe.filters.registry import Filters
 from ropewalk.datapipe.inputs.rules import ReadRules
 from ropewalk.datapipe.text.minhash.config import NearDuplicates
 from ropewalk.datapipe.tokens.config import Augment, TokenizerChoice
-
-
-def _one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 class Balance(Section):
@@ -51,7 +47,7 @@ class Balance(Section):
 class DataSetConfig(ReadRules):
     """Configuration of a data set: everything that determines its bytes, and its destination."""
 
-    input: Annotated[tuple[DataPath, ...], BeforeValidator(_one_or_many)] = Field(
+    input: DataPaths = Field(
         min_length=1,
         description="files, directories (names with a leading dot are skipped) or globs (** too) of .jsonl[.gz|.zst],"
         " .parquet, .warc[.gz], .wet[.gz] or text; any fsspec URL",

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from ropewalk.datapipe.inputs.rules import ReadRules
 from ropewalk.datapipe.inputs.split import files_to_split, pieces_of, read_split
 from ropewalk.datapipe.inputs.streams import naming_full_disk
 from ropewalk.datapipe.inputs.unit_files import UnitSummary, read_summary, rejection_reasons, summary_name, texts_name
-from ropewalk.datapipe.manifest import InputRecord, Manifest, NearRecord, Rejected, Shard, Totals, write_manifest
+from ropewalk.datapipe.manifest import Manifest, NearRecord, Rejected, Shard, Totals, write_manifest
 from ropewalk.datapipe.passes.balance import balance
 from ropewalk.datapipe.passes.config import DataSetConfig, stages
 from ropewalk.datapipe.passes.input_records import input_records
@@ -34,7 +34,7 @@ from ropewalk.datapipe.report.report import write_report
 from ropewalk.datapipe.report.samples import Facts, merge
 from ropewalk.datapipe.tokens.sample import plan_sample
 from ropewalk.datapipe.tokens.shards import FOLDERS, Layout, plan_shards, read_sidecar, shard_limit
-from ropewalk.datapipe.tokens.tokenizer import Encoder, read_tokenizer, take_tokenizer, write_tokenizer
+from ropewalk.datapipe.tokens.tokenizer import Encoder, open_encoder, read_tokenizer, take_tokenizer, write_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +102,21 @@ class _Pipeline:
         self._remove_leftovers([*(s.path for s in shards), *rejected.files])
         for summary in summaries:
             counts.update(summary.counts)
-        inputs = input_records(layout, summaries, self.work)
-        record = NearRecord(**near.counts, sizes=near.sizes) if self.config.near_duplicates else None
-        manifest = self.describe(
-            keys, shards, rejected, inputs, renamed_ids=num_renamed, counts=counts, near_duplicates=record
-        ).model_copy(update={"mixture": mixture})
+        encoder = self.encoder or open_encoder(self.output, self.work, self.config.tokenizer.backend)
+        manifest = Manifest(
+            tokenizer=encoder.record(),
+            token_type=encoder.token_type,
+            shards=tuple(shards),
+            totals=Totals.of_shards(shards),
+            rejected=rejected,
+            counts=dict(sorted(counts.items())),
+            near_duplicates=NearRecord(**near.counts, sizes=near.sizes) if self.config.near_duplicates else None,
+            mixture=mixture,
+            renamed_ids=num_renamed,
+            inputs=tuple(input_records(layout, summaries, self.work)),
+            versions=remote_versions(self.files),
+            config=keys,
+        )
         write_report(self.output, manifest, kept_facts, dropped_facts, self.find_gaps())
         return write_manifest(self.output, manifest)
 
@@ -261,35 +271,3 @@ class _Pipeline:
                 path = f"{folder}/{name}" if folder else name
                 if (name.startswith(".") and name != WORK) or (folder in {*FOLDERS.values(), "rejected"} and path not in paths):
                     self.output.remove(path)
-
-    def describe(
-        self,
-        keys: dict[str, Any],
-        shards: list[Shard],
-        rejected: Rejected,
-        inputs: list[InputRecord],
-        *,
-        renamed_ids: int,
-        counts: Mapping[str, int],
-        near_duplicates: NearRecord | None,
-    ) -> Manifest:
-        """Build the manifest; writing it completes the data set."""
-        encoder = self.encoder
-        if encoder is None:
-            files = read_tokenizer(self.output, self.work)
-            if files is None:
-                raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start over")
-            encoder = Encoder(files, self.config.tokenizer.backend)
-        return Manifest(
-            tokenizer=encoder.record(),
-            token_type=encoder.token_type,
-            shards=tuple(shards),
-            totals=Totals.of_shards(shards),
-            rejected=rejected,
-            counts=dict(sorted(counts.items())),
-            near_duplicates=near_duplicates,
-            renamed_ids=renamed_ids,
-            inputs=tuple(inputs),
-            versions=remote_versions(self.files),
-            config=keys,
-        )

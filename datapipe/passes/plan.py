@@ -139,7 +139,6 @@ def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _changed_file(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Describe the first input file that differs."""
     for path in sorted({*old, *new}):
         if path not in new:
             return f"input {path} is gone"

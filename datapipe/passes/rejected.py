@@ -16,7 +16,8 @@ from ropewalk.datapipe.inputs.files import Unit
 from ropewalk.datapipe.inputs.streams import naming_full_disk
 from ropewalk.datapipe.inputs.unit_files import UnitSummary, rejections_name
 from ropewalk.datapipe.report.samples import HEAD_CHARS, Facts, select_samples
-from ropewalk.datapipe.tokens.shards import Layout, NamedDocument, Slice, cut_slices, read_slice, slice_of
+from ropewalk.datapipe.text.document import NamedDocument
+from ropewalk.datapipe.tokens.shards import Layout, Slice, cut_slices, read_slice, slice_of
 
 FOLDER = "rejected"
 OTHERS = {DUPLICATE: "duplicate", EMPTIED: "paragraphs", LEFT_OUT: "balance"}  # reasons besides filters and near-duplicates

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.dedup.stages import StageTask, run_stage_task
 from ropewalk.datapipe.filters.filter import Filter
@@ -20,9 +19,9 @@ from ropewalk.datapipe.report.fairness import false_positive_gaps
 from ropewalk.datapipe.report.samples import Facts
 from ropewalk.datapipe.text.minhash.config import NearDuplicates
 from ropewalk.datapipe.tokens.config import Augment
-from ropewalk.datapipe.tokens.sample import SamplePlan, read_sample
-from ropewalk.datapipe.tokens.shards import ShardPlan, encode_shard
-from ropewalk.datapipe.tokens.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
+from ropewalk.datapipe.tokens.sample import read_sample
+from ropewalk.datapipe.tokens.shards import ShardPlan, Slice, encode_shard
+from ropewalk.datapipe.tokens.tokenizer import Encoder, open_encoder, train_tokenizer, write_tokenizer
 
 SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # there is one worker per core
 DEATHS_A_TASK = 3  # deaths of processes that run a task, after which the task is to blame
@@ -71,15 +70,12 @@ class Worker:
         """Run one task of a stage over all documents."""
         return run_stage_task(task, self.work)
 
-    def train(self, sample: SamplePlan, vocabulary: int, marks: tuple[str, ...] = ()) -> None:
+    def train(self, sample: tuple[Slice, ...], vocabulary: int, marks: tuple[str, ...] = ()) -> None:
         write_tokenizer(self.output, self.work, train_tokenizer(read_sample(sample, self.work), vocabulary, marks))
 
     def encode(self, plan: ShardPlan, backend: str, augment: Augment | None = None) -> Shard:
         if self.encoder is None:
-            files = read_tokenizer(self.output, self.work)
-            if files is None:
-                raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start over")
-            self.encoder = Encoder(files, backend)
+            self.encoder = open_encoder(self.output, self.work, backend)
         return encode_shard(plan, self.encoder, self.work, self.output, augment)
 
     def reject(self, plan: RejectedPlan) -> Facts:

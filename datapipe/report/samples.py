@@ -46,8 +46,4 @@ def merge(parts: Iterable[Facts]) -> Facts:
         for reason, some in part["samples"].items():
             count = 5 * NUM_SAMPLES if reason == "kept" else NUM_SAMPLES
             samples[reason] = select_samples([*samples.get(reason, []), *some], count)
-    return {
-        "sources": dict(sorted(sources.items())),
-        "lengths": lengths.tolist(),
-        "samples": dict(sorted(samples.items())),
-    }
+    return {"sources": dict(sorted(sources.items())), "lengths": lengths.tolist(), "samples": dict(sorted(samples.items()))}

@@ -1,4 +1,4 @@
-"""A document as it is read from the input, and the record of a rejected one."""
+"""A document as it is read from the input, the record of a rejected one, and a document with its final id."""
 
 from dataclasses import dataclass
 
@@ -27,3 +27,13 @@ class Document:
 
     def rejection(self, reason: str) -> Rejection:
         return Rejection(self.file, self.line, self.id, self.source, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedDocument:
+    """A document with its final id."""
+
+    id: str
+    source: str
+    text: str
+    line: int  # in the whole file, from 1

@@ -2,47 +2,28 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from functools import lru_cache
-from importlib import import_module
-from typing import Protocol
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.run.project import user_function
+from ropewalk.datapipe.text.document import NamedDocument
 from ropewalk.datapipe.tokens.config import Augment, FillInTheMiddle
 from ropewalk.datapipe.tokens.tokenizer import Encoder
 
 
-class Named(Protocol):
-    """A document with id, source and text."""
-
-    @property
-    def id(self) -> str:
-        """Final id."""
-        ...
-
-    @property
-    def source(self) -> str:
-        """Source of the document."""
-        ...
-
-    @property
-    def text(self) -> str:
-        """Text before rewriting."""
-        ...
-
-
 def encode_augmented(
-    documents: Sequence[Named], encoder: Encoder, augment: Augment | None
+    documents: Sequence[NamedDocument], encoder: Encoder, augment: Augment | None
 ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
     """Return the concatenated tokens of documents and the number of tokens of each. Random choices depend only on the id."""
     texts = [document.text for document in documents]
     if augment is None:
         return encoder.encode_flat(texts)
     if augment.function:
-        texts = [_rewrite(augment.function, document) for document in documents]
+        function = user_function("augment.function", augment.function)
+        texts = [_rewrite(augment.function, function, document) for document in documents]
     if augment.fim is None:
         return encoder.encode_flat(texts)
     orders = [_order(document, text, augment.fim) for document, text in zip(documents, texts, strict=True)]
@@ -57,7 +38,7 @@ class _Mark(int):
     """One of the three special tokens: 0 prefix, 1 middle, 2 suffix."""
 
 
-def _order(document: Named, text: str, fim: FillInTheMiddle) -> list[str | _Mark]:
+def _order(document: NamedDocument, text: str, fim: FillInTheMiddle) -> list[str | _Mark]:
     """Return the parts of a document in training order: PSM, SPM, or the unchanged text."""
     if len(text) < 3 or not any(fnmatchcase(name, glob) for glob in fim.of for name in (document.id, document.source)):
         return [text]
@@ -79,21 +60,9 @@ def _join(
     return np.concatenate([*tokens, np.array([encoder.end_of_document], encoder.dtype)])
 
 
-@lru_cache
-def _function(name: str) -> Callable[[str, str], str]:
-    module, _, attribute = name.partition(":")
+def _rewrite(name: str, function: Callable[[str, str], str], document: NamedDocument) -> str:
     try:
-        function: Callable[[str, str], str] = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"augment.function: {name}: {error}; check the name, and that its module is on PYTHONPATH") from None
-    return function
-
-
-def _rewrite(name: str, document: Named) -> str:
-    try:
-        text = _function(name)(document.text, document.id)
-    except ConfigError:
-        raise
+        text = function(document.text, document.id)
     except Exception as error:
         raise DataError(
             f"augment.function {name} failed for document {document.id}: {error!r}; fix the function or unset it"

@@ -1,7 +1,7 @@
 """Training text of a tokenizer: from record batches chosen by a hash, so that every part of the corpus is represented."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import xxhash
@@ -15,14 +15,7 @@ from ropewalk.datapipe.tokens.shards import Layout, Slice, cut_slices, read_slic
 LEAST_PIECES = 16  # minimum number of record batches that a sample is drawn from, if there are as many
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplePlan:
-    """The documents that a tokenizer is trained on, unit by unit."""
-
-    slices: tuple[Slice, ...]
-
-
-def plan_sample(layout: Layout, sample_mib: float, seed: int) -> SamplePlan:
+def plan_sample(layout: Layout, sample_mib: float, seed: int) -> tuple[Slice, ...]:
     """Choose training documents of about `sample_mib`, at most a 16th from one record batch unless there are fewer."""
     blocks, corpus = layout.blocks, layout.corpus
     order = [(unit, block) for unit, sizes in enumerate(blocks) for block in range(len(sizes))]
@@ -42,11 +35,11 @@ def plan_sample(layout: Layout, sample_mib: float, seed: int) -> SamplePlan:
         if missing <= 0:
             break
     rows = np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
-    return SamplePlan(slices=tuple(cut_slices(replace(layout, renamed=Renamed()), rows)))  # ids are not needed
+    return tuple(cut_slices(replace(layout, renamed=Renamed()), rows))  # ids are not needed
 
 
-def read_sample(plan: SamplePlan, work: StoragePath) -> Iterator[str]:
+def read_sample(sample: Sequence[Slice], work: StoragePath) -> Iterator[str]:
     """Read the texts of the sample, in global order."""
-    for part in plan.slices:
+    for part in sample:
         for document in read_slice(part, work):
             yield document.text

@@ -17,6 +17,7 @@ from ropewalk.datapipe.inputs.streams import MIB, HashedWriter, naming_full_disk
 from ropewalk.datapipe.inputs.unit_files import texts_name
 from ropewalk.datapipe.manifest import Shard, Split
 from ropewalk.datapipe.report.samples import HEAD_CHARS, shard_facts
+from ropewalk.datapipe.text.document import NamedDocument
 from ropewalk.datapipe.tokens.augment import encode_augmented
 from ropewalk.datapipe.tokens.config import Augment
 from ropewalk.datapipe.tokens.tokenizer import Encoder
@@ -159,16 +160,6 @@ def slice_of(layout: Layout, unit: Unit, rows: NDArray[np.int64]) -> Slice:
         renamed=layout.renamed,
         cut=layout.cut,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class NamedDocument:
-    """A document of a slice with its final id."""
-
-    id: str
-    source: str
-    text: str
-    line: int  # in the whole file, from 1
 
 
 def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterator[NamedDocument]:

@@ -13,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.cluster.process.scratch import scratch
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.manifest import TokenizerRecord, TokenType, checksum_of_file
@@ -223,3 +223,11 @@ def read_tokenizer(output: StoragePath, work: StoragePath) -> TokenizerFiles | N
         return TokenizerFiles(name=mark["name"], files={name: output.read(f"{FOLDER}/{name}") for name in mark["files"]})
     except FileNotFoundError:
         return None
+
+
+def open_encoder(output: StoragePath, work: StoragePath, backend: str) -> Encoder:
+    """Open the tokenizer of the data set. Raises DataError if it is gone."""
+    files = read_tokenizer(output, work)
+    if files is None:
+        raise DataError(f"{output.url}: its tokenizer is gone; remove the directory and start over")
+    return Encoder(files, backend)

@@ -6,7 +6,7 @@ Decisions depend only on the documents and their order; parts only bound the mem
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -53,13 +53,7 @@ class NearDecisions:
 
 
 def find_near_duplicates(
-    units: Sequence[NearUnit],
-    options: NearDuplicates,
-    *,
-    dropped: Dropped,
-    total_bytes: int,
-    work: StoragePath,
-    run: RunStage,
+    units: Sequence[NearUnit], options: NearDuplicates, *, dropped: Dropped, total_bytes: int, work: StoragePath, run: RunStage
 ) -> NearDecisions:
     """Find the near-duplicates to drop among the documents that are not `dropped`; resumes after a kill."""
     offsets = (0, *np.cumsum([sum(unit.blocks) for unit in units]).tolist())
@@ -76,13 +70,7 @@ def find_near_duplicates(
     settled = _settle(stages, plan)
     routed = stages.do("cluster candidates", [Route(stage=settled, part=k, plan=plan) for k in range(plan.star)])
     candidates = sum(result["documents"] for result in routed)
-    plan = SearchPlan(
-        units=plan.units,
-        offsets=offsets,
-        match=plan.match,
-        star=plan.star,
-        verify=candidates * total_bytes // documents // VERIFY_BYTES + 1,
-    )
+    plan = replace(plan, verify=candidates * total_bytes // documents // VERIFY_BYTES + 1)
     gather = [
         Gather(index=index, blocks=unit.blocks, texts=unit.texts, options=options, plan=plan) for index, unit in enumerate(units)
     ]

@@ -125,31 +125,21 @@ def parts_of(texts: tuple[str, ...], ngram: int) -> list[NDArray[np.uint64]]:
     return parts
 
 
-@dataclass(frozen=True)
-class EvaluationSets:
-    """Index of all items of the evaluation files, with the name and file of each item."""
-
-    index: NgramIndex
-    names: tuple[str, ...]
-    files: tuple[str, ...]
-
-
 @lru_cache(maxsize=2)
-def evaluation_sets(against: tuple[str, ...], ngram: int) -> EvaluationSets:
-    """Read and index the evaluation files, once per process."""
+def evaluation_sets(against: tuple[str, ...], ngram: int) -> tuple[NgramIndex, tuple[str, ...]]:
+    """Read and index the evaluation files, once per process; also return the file of each item, without its ending."""
     items = list(read_items(evaluation_files(against)))
-    index = NgramIndex.build((item.texts for item in items), ngram)
-    return EvaluationSets(index, tuple(item.name for item in items), tuple(item.file for item in items))
+    return NgramIndex.build((item.texts for item in items), ngram), tuple(_stem(item.file) for item in items)
 
 
 def judge(options: Decontaminate, batch: DocumentBatch) -> Verdict:
     """Drop documents that overlap with an item; the reason is the file of the first such item, without its ending."""
-    sets = evaluation_sets(options.against, options.ngram)
-    reasons = tuple(dict.fromkeys(map(_stem, sets.files)))
-    number = {name: index for index, name in enumerate(reasons, 1)}
+    index, files = evaluation_sets(options.against, options.ngram)
+    reasons = tuple(dict.fromkeys(files))
+    numbers = {name: number for number, name in enumerate(reasons, 1)}
     codes = np.zeros(len(batch), np.int64)
-    for overlap in sets.index.overlaps(TextBatch.of_documents(batch), first_only=True):
-        codes[overlap.text] = number[_stem(sets.files[overlap.item])]
+    for overlap in index.overlaps(TextBatch.of_documents(batch), first_only=True):
+        codes[overlap.text] = numbers[files[overlap.item]]
     return Verdict(reasons, codes)
 
 

@@ -13,16 +13,7 @@ from pyarrow import parquet
 from ropewalk.cluster.errors import DataError
 from ropewalk.datapipe.inputs.files import InputFile, expand, kind_of
 from ropewalk.datapipe.inputs.lines import split_lines
-from ropewalk.datapipe.inputs.streams import (
-    MIB,
-    DamagedStreamError,
-    HashedReader,
-    gzip_chunks,
-    open_file,
-    plain_chunks,
-    split_url,
-    zstd_chunks,
-)
+from ropewalk.datapipe.inputs.streams import CHUNKS, MIB, DamagedStreamError, HashedReader, open_file, split_url
 from ropewalk.datapipe.manifest import checksum_of_file
 
 LABELS = {"id", "source", "url", "label", "split", "category", "subject", "type"}  # keys whose strings are not part of a question
@@ -102,7 +93,7 @@ def _read_bytes(file: InputFile) -> bytes:
 
 
 def _read_lines(file: InputFile) -> Iterator[Any]:
-    chunks = {"lines": plain_chunks, "gzip": gzip_chunks, "zstd": zstd_chunks}[kind_of(file.url) or "lines"]
+    chunks = CHUNKS[kind_of(file.url) or "lines"]
     folder, name = split_url(file.url)
     with open_file(folder, name) as stream:
         for number, line in enumerate(split_lines(chunks(HashedReader(stream)), MAX_LINE_MIB * MIB), 1):

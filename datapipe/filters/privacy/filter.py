@@ -1,27 +1,19 @@
 """The filter `pii`: replace personal data by placeholders."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ropewalk.datapipe.filters.filter import Filter, Verdict
-from ropewalk.datapipe.text.compiled import kernels
-
-if TYPE_CHECKING:
-    from ropewalk.datapipe.text.document_batch import DocumentBatch
+from ropewalk.datapipe.filters.filter import CompiledFilter
 
 Kind = Literal["email", "phone", "ip", "card", "iban", "national_id"]
 
 
-class PersonalData(Filter):
+class PersonalData(CompiledFilter):
     """Replace personal data by placeholders such as <EMAIL>, and count them; no document is dropped."""
 
+    judged_by: ClassVar[str] = "ropewalk.datapipe.filters.privacy.replace:judge"
     replace: tuple[Kind, ...] = Field(
         default=("email", "phone", "ip", "card", "iban"),
         description="kinds of data to replace: email, phone, ip, card (Luhn check digit), iban (mod 97), national_id",
     )
-
-    def judge(self, batch: "DocumentBatch") -> Verdict:
-        """Return the texts with placeholders, and the number of each kind; no document is dropped."""
-        verdict: Verdict = kernels("ropewalk.datapipe.filters.privacy.replace").judge(self, batch)
-        return verdict

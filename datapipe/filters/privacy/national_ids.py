@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from stdnum import luhn
 from stdnum.br import cpf
@@ -41,25 +42,13 @@ def _china(s: str) -> bool:
     return s[6:8] in {"18", "19", "20"} and _date(s[10:12], s[12:14]) and bool(ric.calc_check_digit(s) == s[17])
 
 
-def _korea(s: str) -> bool:
-    return s[6] in "12345678"  # neither date nor checksum: the last six digits are random since 2020
-
-
 def _sweden(s: str) -> bool:
     return 1 <= int(s[-8:-6]) <= 12 and 1 <= int(s[-6:-4]) % 60 <= 31 and bool(luhn.is_valid(s[-10:]))
-
-
-def _finland(s: str) -> bool:
-    return bool(hetu.is_valid(s, allow_temporary=True))
 
 
 def _norway(s: str) -> bool:
     valid = (fodselsnummer.calc_check_digit1(s), fodselsnummer.calc_check_digit2(s)) == (s[9], s[10])
     return valid and 1 <= int(s[:2]) % 40 <= 31 and 1 <= int(s[2:4]) % 40 <= 12
-
-
-def _denmark(s: str) -> bool:
-    return _date(s[2:4], s[:2])
 
 
 def _belgium(s: str) -> bool:
@@ -92,10 +81,10 @@ NUMERIC = (
     _number("BR", r"\d{11}|\d{3}\.\d{3}\.\d{3}-\d\d", cpf.is_valid),
     _number("TR", r"\d{11}", tckimlik.is_valid),
     _number("CN", r"\d{18}", _china),
-    _number("KR", r"\d{6}-\d{7}", _korea),
+    _number("KR", r"\d{6}-[1-8]\d{6}", _always),  # neither date nor checksum: the last six digits are random since 2020
     _number("SE", r"(?:\d\d)?\d{6}-\d{4}", _sweden),
     _number("SE", r"(?:\d\d)?\d{10}", _sweden, announced=True),
-    _number("DK", r"\d{6}-\d{4}", _denmark),
+    _number("DK", r"\d{6}-\d{4}", lambda s: _date(s[2:4], s[:2])),
     _number("NO", r"\d{6} ?\d{5}", _norway),
     _number("CZ", r"\d{6}/\d{3,4}", rc.is_valid),
     _number("BE", r"\d\d\.\d\d\.\d\d-\d{3}\.\d\d|\d{11}", _belgium),
@@ -115,7 +104,7 @@ LETTERED = (
     _number("ES", r"[XYZ]-?\d{7}-?[A-Z]", nie.is_valid),
     _number("IT", r"[A-Z]{6}[0-9L-NP-V]{2}[A-EHLMPRST][0-9L-NP-V]{2}[A-Z][0-9L-NP-V]{3}[A-Z]", codicefiscale.is_valid),
     _number("CN", r"\d{17}X", _china),
-    _number("FI", r"\d{6}[-+A-FYXWVU]\d{3}[0-9A-Y]", _finland),
+    _number("FI", r"\d{6}[-+A-FYXWVU]\d{3}[0-9A-Y]", partial(hetu.is_valid, allow_temporary=True)),
     _number("FR", r"[12] ?\d\d ?[0-9]\d ?2[AB] ?\d{3} ?\d{3} ?\d\d", nir.is_valid),
     _number("MX", r"[A-Z]{4}\d{6}[HM][A-Z]{5}[0-9A-Z]\d", curp.is_valid),
 )
@@ -123,10 +112,7 @@ SEPARATORS = str.maketrans("", "", " -./")
 
 
 def is_national_id(number: str, announced: bool, whole: bool = True) -> bool:
-    """Return True if digits with separators are an identity number.
-
-    `announced`: a word before them announces one; `whole`: no other digits are next to them, as in a table.
-    """
+    """Return True if digits with separators are an identity number. `announced`: by a word; `whole`: no digits next to them."""
     if len(set(number)) <= 3 or not (whole or announced or " " not in number):
         return False
     return any(

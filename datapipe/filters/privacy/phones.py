@@ -56,10 +56,7 @@ def _international(digits: str, compact: bool) -> bool:
 
 
 def is_phone(text: str, announced: bool, whole: bool = True) -> bool:
-    """Return True if digits with separators are a telephone number.
-
-    `announced`: a word before them announces one; `whole`: no other digits are next to them, as in a table.
-    """
+    """Return True if digits with separators are a telephone number. `announced`: by a word; `whole`: no digits next to them."""
     if DATE.match(text) or (BOOK.match(text) and not announced) or ZIP_CODE.fullmatch(text):
         return False
     digits = "".join(filter(str.isdigit, text))

@@ -37,7 +37,6 @@ def _words(batch: DocumentBatch, kind: WordKind) -> Words | Tokens:
 
 
 def _hash_signs(batch: DocumentBatch) -> NDArray[np.int64]:
-    """Return the number of hash signs in each text."""
     return np.diff(np.searchsorted(np.flatnonzero(batch.data == 35), batch.offsets)).astype(np.int64)
 
 

@@ -5,15 +5,11 @@ section A.1.1, table A1. The paper leaves open if the first of equal n-grams cou
 what a word is (here: separated by white space, or English tokens).
 """
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from ropewalk.datapipe.filters.filter import WORDS, Filter, Verdict, WordKind
-from ropewalk.datapipe.text.compiled import kernels
-
-if TYPE_CHECKING:
-    from ropewalk.datapipe.text.document_batch import DocumentBatch
+from ropewalk.datapipe.filters.filter import WORDS, CompiledFilter, WordKind
 
 JUDGING = "ropewalk.datapipe.filters.rules.judging"
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -24,9 +20,10 @@ def _or_off(text: str) -> str:
     return f"{text}; null: off"
 
 
-class GopherQuality(Filter):
+class GopherQuality(CompiledFilter):
     """Drop documents that do not look like prose: bad length, unusual words, too many symbols, bullets or ellipses."""
 
+    judged_by: ClassVar[str] = f"{JUDGING}:gopher_quality"
     min_words: int | None = Field(default=50, ge=0, description=_or_off("minimum number of words, symbols not counted"))
     max_words: int | None = Field(default=100_000, ge=1, description=_or_off("maximum number of words, symbols not counted"))
     min_mean_word_length: float | None = Field(default=3, ge=0, description=_or_off("minimum mean word length in characters"))
@@ -40,14 +37,11 @@ class GopherQuality(Filter):
     words: WordKind = WORDS
     stop_words: tuple[str, ...] = Field(default=STOP_WORDS, max_length=64, description="the stop words; case matters")
 
-    def judge(self, batch: "DocumentBatch") -> Verdict:
-        verdict: Verdict = kernels(JUDGING).gopher_quality(self, batch)
-        return verdict
 
-
-class GopherRepetition(Filter):
+class GopherRepetition(CompiledFilter):
     """Drop documents that repeat themselves: paragraphs, lines, n-grams of words."""
 
+    judged_by: ClassVar[str] = f"{JUDGING}:gopher_repetition"
     words: WordKind = WORDS
     duplicate_paragraph_fraction: Share = Field(default=0.30, description=_or_off("maximum share of duplicate paragraphs"))
     duplicate_paragraph_character_fraction: Share = Field(
@@ -83,12 +77,8 @@ class GopherRepetition(Filter):
         default=0.10, description=_or_off("maximum share of characters in repeated 10-grams")
     )
 
-    def judge(self, batch: "DocumentBatch") -> Verdict:
-        verdict: Verdict = kernels(JUDGING).gopher_repetition(self, batch)
-        return verdict
 
-
-class C4(Filter):
+class C4(CompiledFilter):
     """Keep only lines that look like sentences; drop documents with few of them, curly brackets or filler text.
 
     The rules of Raffel et al. 2020 (arXiv 1910.10683), section 2.2, in the order of their published code: lines are judged one
@@ -97,6 +87,7 @@ class C4(Filter):
     list of bad words.
     """
 
+    judged_by: ClassVar[str] = f"{JUDGING}:c4"
     max_word_length: int | None = Field(default=1000, ge=1, description="drop lines with a longer word; null: off")
     citations: bool = Field(default=True, description="remove [1], [edit] and [citation needed] from lines")
     end_marks: str | None = Field(default=".?!\"'", description="drop lines that end with none of these, or with ...; null: off")
@@ -107,19 +98,15 @@ class C4(Filter):
     policy: bool = Field(default=True, description="drop lines about cookies, privacy policies or terms of use")
     min_sentences: int | None = Field(default=5, ge=0, description="drop documents with fewer sentences; null: off")
 
-    def judge(self, batch: "DocumentBatch") -> Verdict:
-        """Return the first rule that drops each document, and the texts without dropped lines."""
-        verdict: Verdict = kernels(JUDGING).c4(self, batch)
-        return verdict
 
-
-class FineWeb(Filter):
+class FineWeb(CompiledFilter):
     """Drop documents that are lists rather than text: few lines end a sentence, lines are short or repeat themselves.
 
     The rules of Penedo et al. 2024 (arXiv 2406.17557), section 3.6, with the paper's defaults. The published code differs: its
     limit for characters in repeated lines is 0.01 instead of 0.1, and only the code has the rule for newlines.
     """
 
+    judged_by: ClassVar[str] = f"{JUDGING}:fineweb"
     min_punctuated_lines: Share = Field(default=0.12, description="minimum share of lines that end a sentence; null: off")
     max_short_lines: Share = Field(default=0.67, description="maximum share of short lines; null: off")
     short_line_length: int = Field(default=30, ge=0, description="maximum length of a short line in characters")
@@ -128,7 +115,3 @@ class FineWeb(Filter):
     )
     words: WordKind = WORDS
     max_newlines_per_word: float | None = Field(default=0.3, ge=0, description="maximum number of newlines per word; null: off")
-
-    def judge(self, batch: "DocumentBatch") -> Verdict:
-        verdict: Verdict = kernels(JUDGING).fineweb(self, batch)
-        return verdict

@@ -1,33 +1,26 @@
 """Configuration keys of the `collect` job."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import DataPath, JobConfig, PathView, Section
+from ropewalk.cluster.config import DataPaths, JobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.runs.show.status import find_run
-
-
-def _one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-Files = Annotated[tuple[DataPath, ...], BeforeValidator(_one_or_many)]
 
 
 class ReplayConfig(Section):
     """Earlier training conversations to mix in, against forgetting."""
 
-    data: Files = Field(min_length=1, description="conversations: .jsonl[.gz|.zst] or .parquet, files or globs")
+    data: DataPaths = Field(min_length=1, description="conversations: .jsonl[.gz|.zst] or .parquet, files or globs")
     share: float = Field(default=0.3, ge=0, lt=1, description="their share of all conversations in the new data set")
 
 
 class DecontaminateConfig(Section):
     """Evaluation items that must not occur in a conversation."""
 
-    against: Files = Field(
+    against: DataPaths = Field(
         min_length=1, description="files of evaluation items, in any format `decontaminate` of preprocess reads"
     )
     ngram: int = Field(default=13, ge=8, description="length in words of an overlap that counts as a copy")

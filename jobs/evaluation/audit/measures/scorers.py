@@ -1,12 +1,12 @@
 """Plug-ins that judge texts, such as for toxicity: loaded by name, called, and checked."""
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.cluster.run.project import user_function
 from ropewalk.jobs.evaluation.audit.asking.question import Judged
 from ropewalk.jobs.evaluation.audit.config import ScorerConfig
 from ropewalk.jobs.results.score import mean_score
@@ -49,15 +49,11 @@ def open_scorer(config: ScorerConfig) -> TextScorer:
     name = config.name
     if name in points:
         return TextScorer(name=name, threshold=config.threshold, function=points[name].load())
-    module, separator, attribute = name.partition(":")
+    _, separator, attribute = name.partition(":")
     if not separator:
         available = ", ".join(sorted(points)) or "none installed"
         raise ConfigError(f"scorers: no entry point {name!r} in {GROUP} ({available}); install one, or write module:function")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"scorers: {name!r} cannot be imported: {error}; check the name and PYTHONPATH") from None
-    return TextScorer(name=attribute, threshold=config.threshold, function=function)
+    return TextScorer(name=attribute, threshold=config.threshold, function=user_function("scorers", name))
 
 
 def judge_texts(judged: Judged, measure: str, scorers: Sequence[TextScorer], texts: list[str], content_hash: str) -> Judged:

@@ -76,10 +76,8 @@ class Limit:
 
 def partitions(slurm: Slurm) -> list[Partition]:
     """Return all partitions of the cluster."""
-    return [
-        _partition(fields)
-        for fields in _records(slurm.ask("scontrol", "--oneliner", "show", "partition", seconds=QUESTION_SECONDS))
-    ]
+    text = slurm.ask("scontrol", "--oneliner", "show", "partition", seconds=QUESTION_SECONDS)
+    return [_partition(fields) for fields in _records(text)]
 
 
 def used_partitions(slurm: Slurm, wanted: str | None) -> list[Partition]:

@@ -125,10 +125,7 @@ class Slurm:
             raise SchedulerAwayError(f"{command[0]} did not end within {seconds:.0f} s") from None
 
     def ping(self) -> str:
-        """Return the answer of `scontrol ping`. Takes 10 ms; other commands wait long for a controller that is down.
-
-        Raises SchedulerAwayError or CommandMissingError.
-        """
+        """Return the answer of `scontrol ping`, in 10 ms even if it is down. Raises SchedulerAwayError, CommandMissingError."""
         try:
             answer = self.ask("scontrol", "ping", seconds=QUESTION_SECONDS)
         except (SchedulerAwayError, CommandMissingError):

@@ -1,7 +1,4 @@
-"""Finds the Slurm job of a run by the key in the job's comment.
-
-The job id is not enough: a controller may forget a job and give its id to another one.
-"""
+"""Finds a run's Slurm job by the key in its comment; a controller may forget a job and give its id to another one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

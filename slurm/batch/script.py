@@ -19,10 +19,7 @@ WATCHDOG_PATIENCE_SECONDS = 15  # without a heartbeat of the first node, before 
 
 
 def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt: int = 1, runs: int = 1) -> str:
-    """Render the job script of a run, or of an array of `runs` runs that begins with it.
-
-    The script contains no path of the run directory.
-    """
+    """Render the job script, without paths of the run directory, of a run or of an array of `runs` runs that begins with it."""
     refuse_short_limit(resources)
     array = runs > 1
     where = f",\n# which is listed in array.txt, beside the first run's {attempt:04d}/job.sbatch" if array else ""
@@ -119,10 +116,7 @@ class _Line(Template):
 
 
 def fill(template: str, **values: str) -> str:
-    """Fill in the @names@ of a template of this folder; lines that become empty are dropped.
-
-    Raises KeyError for a name without a value.
-    """
+    """Fill in a template's @names@ and drop lines that become empty. Raises KeyError for a name without a value."""
     lines = []
     for line in _template(template):
         filled = _Line(line).substitute(values)

@@ -155,10 +155,7 @@ class Lab:
         self.daemons.kill("slurmctld")
 
     def states(self) -> dict[str, str]:
-        """Return each node's state as Slurm prints it, such as idle, mixed, allocated, down*.
-
-        Raises BackendError if slurmctld does not answer.
-        """
+        """Return each node's state as Slurm prints it: idle, mixed, down*. Raises BackendError if slurmctld does not answer."""
         lines = self.command("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").splitlines()
         return {name: state for name, _, state in (line.partition(" ") for line in lines)}
 

@@ -49,10 +49,7 @@ class Slot:
 
 
 class SlurmAllocation(Allocation):
-    """Nodes of a Slurm job. Each agent is a step of its own, so that a failing node ends no other agent.
-
-    Created inside the job.
-    """
+    """Nodes of the Slurm job that this process is in. Each agent is a step, so that a failing node ends no other agent."""
 
     name = "slurm"
     owner_limits_time = True  # Slurm signals the job before its limit
@@ -179,9 +176,6 @@ class SlurmAllocation(Allocation):
             self.slurm.update(self.job, NodeList=remaining_hosts)
         except BackendError as error:
             log.warning("node %s is no longer used but could not be returned to Slurm: %s", slot.host, error)
-        self._remove_resize_scripts()
-
-    def _remove_resize_scripts(self) -> None:
         for path in Path().glob(f"slurm_job_{self.job}_resize.*"):
             path.unlink()
 

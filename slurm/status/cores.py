@@ -13,10 +13,7 @@ CORE_OPTIONS = ("exclusive", "cpus-per-gpu")  # options of sbatch that give a jo
 
 
 def cores_notice(slurm: Slurm, profile: SlurmProfile, resources: Resources) -> str:
-    """Return advice on resources.cpus if a run's nodes would have one core each beside their GPUs, else an empty string.
-
-    Never raises BackendError.
-    """
+    """Return advice on resources.cpus if nodes with GPUs would have one core, else an empty string. Never raises BackendError."""
     if not resources.gpus or resources.cpus or _sets_cores(profile):
         return ""
     try:
@@ -35,10 +32,7 @@ def cores_advice(per_gpu: int, gpus: int) -> str:
 
 
 def cores_per_gpu(slurm: Slurm, profile: SlurmProfile, partitions: Sequence[cluster_info.Partition]) -> int | None:
-    """Return the cores per GPU of the partitions' nodes. Raises BackendError.
-
-    None if there are no GPUs, or if jobs get more than one core anyway.
-    """
+    """Return the cores per GPU; None without GPUs, or if jobs get more than one core anyway. Raises BackendError."""
     if not partitions or _sets_cores(profile) or all(p.exclusive or p.gpus_bring_cores for p in partitions):
         return None
     settings = cluster_info.settings(slurm)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ropewalk.cluster.backends.base import Check
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.run.file_systems import mount_of
 from ropewalk.slurm import cluster_info
 from ropewalk.slurm.commands import QUESTION_SECONDS, Slurm
 from ropewalk.slurm.profile import SlurmProfile
@@ -172,7 +173,7 @@ def _runs(profile: SlurmProfile) -> list[Check]:
         return [Check(name="runs of this cluster", ok=False, detail=f"{root}: no such directory; create it, or change `runs`")]
     if not os.access(root, os.W_OK):
         return [Check(name="runs of this cluster", ok=False, detail=f"{root}: not writable; choose another in `runs`")]
-    kind = file_system(root)
+    kind = mount_of(root).kind or "unknown"
     detail = f"{root} on {kind}"
     if kind in {"tmpfs", "ramfs", "devtmpfs"}:
         detail += ": in this machine's memory, invisible to the nodes and lost at a restart; choose a shared file system"
@@ -180,18 +181,6 @@ def _runs(profile: SlurmProfile) -> list[Check]:
     if kind not in SHARED:
         detail = f"warning: {detail}, which does not look like a network file system; all nodes must see the same files there"
     return [Check(name="runs of this cluster", ok=True, detail=detail)]
-
-
-def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """Return the type of the file system that holds a path, such as nfs4; `unknown` without /proc/self/mounts."""
-    try:
-        rows = [line.split()[:3] for line in mounts.read_text().splitlines()]
-    except OSError:
-        return "unknown"
-    resolved = path.resolve()
-    containing = [(len(target), kind) for _, target, kind in rows if resolved.is_relative_to(target.replace("\\040", " "))]
-    # the longest mount point wins; of two mounts on the same point the later one is visible
-    return max(enumerate(containing), key=lambda item: (item[1][0], item[0]))[1][1] if containing else "unknown"
 
 
 def _container(profile: SlurmProfile) -> list[Check]:

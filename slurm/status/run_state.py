@@ -100,10 +100,7 @@ def _cause(run: RunDir, job: Job, outcome: Outcome | None) -> str:
 
 
 def _dependency_failed(run: RunDir, job: Job) -> bool:
-    """Return True if Slurm dropped the job because a run that it depends on failed.
-
-    Not decided by the reason `Dependency`: a waiting job that a person cancels has it too.
-    """
+    """Return True if Slurm dropped the job for a failed dependency; cancelled waiting jobs have the reason `Dependency` too."""
     return job.reason == "DependencyNeverSatisfied" or (not owner_of(run) and bool(failed_runs(dependencies(run))))
 
 

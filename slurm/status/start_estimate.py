@@ -28,10 +28,7 @@ UNITS = {"job": "job", "node": "node", "cpu": "CPU", "gres/gpu": "GPU"}
 
 
 def start_estimate(slurm: Slurm, run: RunDir, resources: Resources, profile: SlurmProfile) -> str:
-    """Return one sentence: whether the run would wait, why, and which smaller request would start sooner.
-
-    Never raises BackendError.
-    """
+    """Return one sentence: if the run would wait, why, and which smaller request starts sooner. Never raises BackendError."""
     with scratch("o") as folder:
         script = folder / "job.sbatch"
         script.write_text(render_job(run, resources, profile))

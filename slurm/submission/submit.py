@@ -1,7 +1,4 @@
-"""Submits exactly one job per submission: after a failed sbatch, a job with the submission's key is adopted.
-
-sbatch can time out although it created the job.
-"""
+"""Submits exactly one job per submission: a job that sbatch created although it timed out is adopted by its key."""
 
 import time
 from collections.abc import Callable, Sequence

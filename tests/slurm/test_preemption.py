@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from ropewalk.slurm.commands import Slurm
-from ropewalk.slurm.runtime.preemption import slurm_requeues
+from ropewalk.slurm.runtime.coordinator import slurm_requeues
 
 JOB = "JobId=5 JobState=RUNNING Partition=main QOS=low PreemptTime=2026-01-01T10:00:00 Requeue=1 Restarts=0 BatchFlag=1 Reboot=0"
 CONFIG = "PreemptMode = REQUEUE\nPreemptType = preempt/partition_prio\nMaxBatchRequeue = 5\n"

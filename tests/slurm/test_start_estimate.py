@@ -17,7 +17,6 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.slurm.backend import SlurmBackend
 from ropewalk.slurm.commands import Slurm
 from ropewalk.slurm.lab.cluster import Lab
-from ropewalk.slurm.status.doctor import file_system
 from tests.jobs.conftest import shell  # noqa: F401
 from tests.jobs.shell import Shell, pretrain
 from tests.patience import Patience, Stopwatch, until
@@ -381,15 +380,3 @@ def test_enough_notice(make_lab: MakeLab) -> None:
     make_lab(nodes=1, grace_seconds=120)
     checks = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
     assert checks["preemption"].detail == "by partition_prio, 120 s notice (GraceTime), with the signal that the run requested"
-
-
-def test_the_file_system_of_runs(tmp_path: Path) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text(
-        "/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\ntmpfs /home/ada/shm tmpfs rw 0 0\nx /a\\040b lustre rw 0 0\n"
-    )
-    assert file_system(Path("/home/ada/runs"), mounts) == "nfs4"
-    assert file_system(Path("/home/ada/shm/runs"), mounts) == "tmpfs"
-    assert file_system(Path("/homes/runs"), mounts) == "ext4"
-    assert file_system(Path("/a b/runs"), mounts) == "lustre"
-    assert file_system(Path("/"), tmp_path / "none") == "unknown"

@@ -1,9 +1,9 @@
 """Configuration keys of a Kubernetes cluster in the profile file."""
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ropewalk.cluster.config import Section, check_variables
 from ropewalk.k8s.names import RESERVED_VARIABLES
@@ -12,17 +12,21 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _DEVICE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 
+def _absolute_path(path: str) -> str:
+    if not path.startswith("/") or path.rstrip("/") == "":
+        raise ValueError("must be an absolute path other than /")
+    return path.rstrip("/")
+
+
+AbsolutePath = Annotated[str, AfterValidator(_absolute_path)]
+
+
 class Mount(Section):
     """An additional volume in every pod, for data."""
 
     claim: str = Field(description="PersistentVolumeClaim")
-    path: str = Field(description="mount path in pods")
+    path: AbsolutePath = Field(description="mount path in pods")
     read_only: bool = Field(default=True, description="mount it read-only")
-
-    @field_validator("path")
-    @classmethod
-    def _absolute(cls, path: str) -> str:
-        return _absolute_path(path)
 
 
 class Toleration(Section):
@@ -50,7 +54,7 @@ class K8sProfile(Section):
     image_pull_secrets: tuple[str, ...] = Field(default=(), description="Secrets for pulling the image")
     python: str = Field(default="python", description="Python in the image")
     claim: str = Field(default="runs", description="ReadWriteMany PersistentVolumeClaim that holds the runs directory")
-    claim_path: str = Field(default="/runs", description="mount path of the claim in pods")
+    claim_path: AbsolutePath = Field(default="/runs", description="mount path of the claim in pods")
     runs: str | None = Field(default=None, description="mount path of the claim on this machine; unset: not mounted here")
     mounts: tuple[Mount, ...] = Field(default=(), description="further claims in every pod: [{claim, path, read_only}]")
     queue: str | None = Field(default=None, description="Kueue's LocalQueue")
@@ -84,11 +88,6 @@ class K8sProfile(Section):
             raise ValueError("must be a valid Kubernetes name: lower-case letters, digits, - and .")
         return name
 
-    @field_validator("claim_path")
-    @classmethod
-    def _absolute(cls, path: str) -> str:
-        return _absolute_path(path)
-
     @field_validator("devices")
     @classmethod
     def _device_names(cls, devices: dict[str, int]) -> dict[str, int]:
@@ -119,9 +118,3 @@ class K8sProfile(Section):
         if foreign:
             raise ValueError(f"{foreign[0]!r} is not part of a pod; a patch has spec, metadata, or both")
         return patch
-
-
-def _absolute_path(path: str) -> str:
-    if not path.startswith("/") or path.rstrip("/") == "":
-        raise ValueError("must be an absolute path other than /")
-    return path.rstrip("/")

@@ -176,7 +176,6 @@ class ApiClient:
         return content
 
     def _error(self, status: int, answer: Any) -> ApiError:
-        """Convert an error response to an exception."""
         is_object = isinstance(answer, dict)  # otherwise a proxy has answered
         message = " ".join(str(answer.get("message") or "").split()) if is_object else " ".join(str(answer).split())[:300]
         reason = str(answer.get("reason") or "") if is_object else ""
@@ -203,10 +202,7 @@ class Kubernetes(ApiClient):
         self.transport.close()
 
     def execute(self, pod: str, command: Sequence[str], stdin: BinaryIO | None = None, stdout: BinaryIO | None = None) -> None:
-        """Run a command in a pod like `kubectl exec`; a command that gets input must request it (see `exec_stdin`).
-
-        Raises BackendError with the command's stderr if it fails.
-        """
+        """Run a command in a pod like `kubectl exec`; input: see `exec_stdin`. Raises BackendError with its stderr on failure."""
         from ropewalk.k8s.api import exec as channels  # noqa: PLC0415 - wsproto takes a tenth of the CPU time of `ropewalk submit`
 
         params = {"command": list(command), "stdout": "true", "stderr": "true", **({"stdin": "true"} if stdin else {})}

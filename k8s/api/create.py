@@ -6,10 +6,7 @@ from ropewalk.k8s.names import KEY_ANNOTATION, RUN_LABEL, SUBMISSION_LABEL
 
 
 def create_or_adopt(kube: Kubernetes, wanted: Object) -> Object:
-    """Create an object, or adopt the one that an earlier try of the same submission has created; return the existing object.
-
-    Raises ConflictError if an object with this name belongs to another submission.
-    """
+    """Create an object, or adopt that of an earlier try of the same submission. Raises ConflictError if it is of another one."""
     try:
         return kube.create(wanted)
     except ConflictError:

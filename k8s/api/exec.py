@@ -47,10 +47,7 @@ def upgrade_headers() -> dict[str, str]:
 
 
 def run_command(stream: "NetworkStream", stdin: BinaryIO | None, stdout: BinaryIO | None) -> tuple[dict[str, Any], str]:
-    """Pass a command's input and output through an upgraded connection; return its status and its stderr.
-
-    Raises ConnectionLostError if the connection ends before the command.
-    """
+    """Pass a command's input and output through a connection; return its status and stderr. Raises ConnectionLostError."""
     socket, errors, pending_input = WebSocket(stream), bytearray(), stdin
     for message in socket.messages(INPUT_SECONDS if stdin is not None else None):
         channel, content = message[0], message[1:]
@@ -87,10 +84,7 @@ class WebSocket:
         self._write(BytesMessage(data))
 
     def messages(self, patience: float | None = None) -> Iterator[bytes]:
-        """Yield whole binary messages until the other side closes.
-
-        Raises ConnectionLostError, also if none arrives within `patience` seconds.
-        """
+        """Yield whole binary messages until the other side closes. Raises ConnectionLostError, also after `patience` seconds."""
         message = bytearray()
         last = time.monotonic()
         while data := self._read():

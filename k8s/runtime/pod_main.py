@@ -177,7 +177,6 @@ class PodRuntime:
             self.leader.answered_term = link.term.number
         if not link.lost:
             return
-        log.info("the connection to the coordinator is lost: %s", link.lost)
         log.info("lost the connection to the coordinator: %s", link.lost)
         self.link = None
         self.leader.record_loss(link)

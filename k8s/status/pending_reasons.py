@@ -36,11 +36,7 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
     for pattern, remedy, permanent in (
         (rf"image.*{NO_IMAGE}", IMAGE_REMEDY, True),
         (r"Failed to pull image|Back-off pulling image", IMAGE_REMEDY, False),
-        (
-            r"persistentvolumeclaim \S+ not found",
-            "create the claim, or correct `claim` or `mounts` in the profile",
-            True,
-        ),
+        (r"persistentvolumeclaim \S+ not found", "create the claim, or correct `claim` or `mounts` in the profile", True),
         (
             r"unbound immediate PersistentVolumeClaims|WaitForFirstConsumer",
             "the claim has no volume yet: `kubectl get pvc`",
@@ -71,11 +67,7 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
             "correct `python` in the cluster's profile: a Python in the image that the profile's `user` may execute",
             True,
         ),
-        (
-            r"No module named '?ropewalk\b",
-            "the image does not contain ropewalk; build one with k8s/image/Dockerfile",
-            True,
-        ),
+        (r"No module named '?ropewalk\b", "the image does not contain ropewalk; build one with k8s/image/Dockerfile", True),
         (r"forbidden", "ask for the permissions listed in k8s/manifests/rbac.yaml", False),
         (r"Insufficient (\S+)", "request less per node or fewer nodes, or wait for other jobs to end", False),
         (r"didn't match Pod's node affinity|node\(s\) didn't match", "correct `node_selector` in the cluster's profile", False),

@@ -33,10 +33,7 @@ def _create_events_folder(folder: Path, user: int) -> None:
 
 
 def _change_owner_below(folder: Path, user: int) -> None:
-    """Transfer a folder that root has just created, with its content.
-
-    Works bottom-up, so that nobody else can add files before it is done. Targets of links keep their owner.
-    """
+    """Transfer a new folder of root's with its content, bottom-up so that nobody can add files; link targets keep their owner."""
     for _, folders, files, descriptor in os.fwalk(folder, topdown=False):
         for name in (*folders, *files):
             if _is_ours(os.stat(name, dir_fd=descriptor, follow_symlinks=False)):

@@ -90,11 +90,9 @@ def demand(resources: Resources, profile: K8sProfile) -> dict[str, float]:
 
 
 def _namespace(kube: Kubernetes) -> str:
-    try:
-        kube.get("Namespace", kube.namespace)
-    except NotFoundError:
-        return f"there is no namespace {kube.namespace!r}; create it, or correct `namespace` in the cluster's profile"
-    return ""
+    if kube.find("Namespace", kube.namespace) is not None:
+        return ""
+    return f"there is no namespace {kube.namespace!r}; create it, or correct `namespace` in the cluster's profile"
 
 
 def _claims(kube: Kubernetes, profile: K8sProfile) -> str:
@@ -112,14 +110,10 @@ def _claims(kube: Kubernetes, profile: K8sProfile) -> str:
 
 
 def _account(kube: Kubernetes, profile: K8sProfile) -> str:
-    if profile.service_account is None:
+    if profile.service_account is None or kube.find("ServiceAccount", profile.service_account) is not None:
         return ""
-    try:
-        kube.get("ServiceAccount", profile.service_account)
-    except NotFoundError:
-        problem = f"there is no ServiceAccount {profile.service_account!r} in namespace {kube.namespace!r}"
-        return f"{problem}; apply k8s/manifests/rbac.yaml, or correct `service_account` in the cluster's profile"
-    return ""
+    problem = f"there is no ServiceAccount {profile.service_account!r} in namespace {kube.namespace!r}"
+    return f"{problem}; apply k8s/manifests/rbac.yaml, or correct `service_account` in the cluster's profile"
 
 
 def _queue(kube: Kubernetes, profile: K8sProfile) -> str:
@@ -137,13 +131,9 @@ def _queue(kube: Kubernetes, profile: K8sProfile) -> str:
 
 
 def _priority(kube: Kubernetes, profile: K8sProfile) -> str:
-    if profile.priority_class is None:
+    if profile.priority_class is None or kube.find("PriorityClass", profile.priority_class) is not None:
         return ""
-    try:
-        kube.get("PriorityClass", profile.priority_class)
-    except NotFoundError:
-        return f"there is no PriorityClass {profile.priority_class!r}; correct `priority_class` in the cluster's profile"
-    return ""
+    return f"there is no PriorityClass {profile.priority_class!r}; correct `priority_class` in the cluster's profile"
 
 
 def _quota(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> str:

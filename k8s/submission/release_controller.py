@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ropewalk.cluster.backends.recovery import record_missing_outcome
 from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, failed_runs, is_over, unstarted_outcome
@@ -51,11 +50,6 @@ class HeldRuns:
 def write_held(head: RunDir, held: HeldRuns) -> None:
     """Write the file that tells the release controller's pod which runs to start."""
     write_json(head.attempt_dir(held.number) / HELD_FILE, vars(held))
-
-
-def release_patch(queue: str | None) -> dict[str, Any]:
-    """Return the patch that starts a Job: with a queue, Kueue takes over; without, Kubernetes starts it."""
-    return {"metadata": {"labels": {QUEUE_LABEL: queue}}} if queue else {"spec": {"suspend": False}}
 
 
 def release_all(held: HeldRuns, root: Path, kube: Kubernetes, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -111,8 +105,10 @@ def _is_held(job: Object) -> bool:
 def _release(run: RunDir, job: Object, held: HeldRuns, kube: Kubernetes) -> None:
     """Start a run's Job unless an earlier pod of this controller has done so."""
     if _is_held(job):
+        # with a queue, Kueue takes over; without, Kubernetes starts it
+        patch = {"metadata": {"labels": {QUEUE_LABEL: held.queue}}} if held.queue else {"spec": {"suspend": False}}
         with suppress(NotFoundError):  # deleted just now; the next query notices
-            kube.patch("Job", name_of(run.id, held.number), release_patch(held.queue))
+            kube.patch("Job", name_of(run.id, held.number), patch)
         log.info("%s may start", run.id)
 
 

@@ -26,17 +26,18 @@ def stage(runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], uploa
 
     Code that is too large for a ConfigMap, or shared by several runs, is uploaded immediately.
     """
-    code = code_archive(runs[0])
-    if code is not None and (len(runs) > 1 or len(code) > CONFIG_MAP_BYTES - RUN_BYTES):
-        folder = code_folder(runs[0])
-        assert folder is not None
-        archive, code_path = code, f"{folder.parent.name}/{folder.name}"
-        retry_for(PATIENCE_SECONDS, lambda: upload(runs[0], archive, code_path))
+
+    def upload_now(archive: bytes, folder: Path) -> None:
+        retry_for(PATIENCE_SECONDS, lambda: upload(runs[0], archive, f"{folder.parent.name}/{folder.name}"))
+
+    folder = code_folder(runs[0])
+    code = _archive(folder, sorted(folder.rglob("*"))) if folder is not None else None
+    if folder is not None and code is not None and (len(runs) > 1 or len(code) > CONFIG_MAP_BYTES - RUN_BYTES):
+        upload_now(code, folder)
         code = None
     if (project := runs[0].record.get("project")) is not None:  # the user's own code, which can be large
         folder = runs[0].path.parent / CODE_FOLDER / str(project["snapshot"])
-        project_archive, project_path = _archive(folder, sorted(folder.rglob("*"))), f"{CODE_FOLDER}/{folder.name}"
-        retry_for(PATIENCE_SECONDS, lambda: upload(runs[0], project_archive, project_path))
+        upload_now(_archive(folder, sorted(folder.rglob("*"))), folder)
     staged = {}
     for run in runs:
         staged[run.id] = render_config_map(jobs[run.id], run, number, code)
@@ -55,12 +56,6 @@ def run_archive(run: RunDir, number: int) -> bytes:
     """Pack the run's record and the attempt that a submission has opened as tar.gz."""
     attempt = run.attempt_dir(number)
     return _archive(run.path, [run.path / "run.yaml", *sorted(path for path in attempt.iterdir() if path.is_file())])
-
-
-def code_archive(run: RunDir) -> bytes | None:
-    """Pack the copy of the code that the run was submitted with as tar.gz; None if it has none."""
-    folder = code_folder(run)
-    return _archive(folder, sorted(folder.rglob("*"))) if folder is not None else None
 
 
 def code_folder(run: RunDir) -> Path | None:

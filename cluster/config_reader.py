@@ -65,10 +65,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _read_value(text: str) -> Any:
-    """Parse the value of an override as YAML; text that is not YAML is returned unchanged.
-
-    JSON is tried first, since YAML rejects JSON's escapes of characters beyond U+FFFF, such as emoji.
-    """
+    """Parse an override's value as YAML, else as text. JSON first: YAML rejects JSON's escapes beyond U+FFFF, such as emoji."""
     if text.startswith(("[", "{", '"')):
         with suppress(ValueError):
             return json.loads(text)

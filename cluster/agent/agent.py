@@ -127,10 +127,7 @@ class Agent:
         return code
 
     def _check_version(self) -> bool:
-        """Return False, and record an error, if this node's version is incompatible with the submission's.
-
-        Any difference is recorded as an event.
-        """
+        """Return False, and record an error, if this node's version is incompatible; any difference is recorded as an event."""
         if (versions := other_version(self.run_dir)) is None:
             return True
         wanted, here = versions
@@ -283,7 +280,3 @@ class Agent:
                 log.warning("sidecar %s did not end in %.0f s; killed", sidecar.args, SIDECAR_SECONDS)
                 sidecar.kill()
         remove_scratch(self.scratch)
-
-
-if __name__ == "__main__":
-    main()

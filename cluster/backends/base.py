@@ -107,10 +107,7 @@ class Backend(ABC):
         """Return the state of each run by run id, with one query for all of them. Changes nothing."""
 
     def settle(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
-        """Return the runs' states as `states` does, and first record outcomes that only the scheduler knows.
-
-        For callers that act on the runs.
-        """
+        """Return what `states` does, and first record outcomes that only the scheduler knows. For callers that act on runs."""
         return self.states(runs)
 
     @abstractmethod

@@ -79,10 +79,7 @@ def load_profile(name: str) -> Profile:
 
 
 def load_backend(name: str) -> Backend:
-    """Return the backend of a cluster: a built-in one, or one of the entry-point group `ropewalk.backends`.
-
-    Raises ConfigError, UnknownBackendError.
-    """
+    """Return the backend of a cluster: built-in, or an entry point. Raises ConfigError, UnknownBackendError."""
     profile = load_profile(name)
     if profile.backend in BUILT_IN:
         module, _, kind = BUILT_IN[profile.backend].partition(":")

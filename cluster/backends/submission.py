@@ -33,10 +33,7 @@ def submission_key(run: RunDir, attempt: int) -> str:
 
 
 def newest_submission(run: RunDir) -> tuple[int, dict[str, Any]]:
-    """Return the attempt that the newest submission opened and the details it recorded, or (0, {}) if there is none.
-
-    Retries and requeues open further attempts after it.
-    """
+    """Return the attempt that the newest submission opened (retries open later ones) and its details, or (0, {})."""
     attempts = run.attempts()
     for number in reversed(attempts):
         details = run.attempt_details(number)
@@ -80,20 +77,13 @@ def failed_runs(others: Sequence[RunDir]) -> list[tuple[RunDir, Outcome]]:
     return [(other, o) for other, o in ended if o is not None and o.state.final and o.state is not RunState.SUCCEEDED]
 
 
-def failed_dependency_cause(failed: Sequence[tuple[RunDir, Outcome]]) -> str:
-    """Return the cause in the outcome of a run that did not start because dependencies failed."""
-    endings = [f"{other.id}, which ended as {outcome.state} ({outcome.cause})" for other, outcome in failed]
-    return f"never started: it waited for {' and '.join(endings)}"
-
-
 def unstarted_outcome(run: RunDir, failed: Sequence[tuple[RunDir, Outcome]]) -> Outcome:
-    """Return the outcome of a run that did not start because dependencies failed.
-
-    The run failed if a failed dependency is a step of the run itself (a pipeline); otherwise it was cancelled.
-    """
+    """Return the outcome of a run whose dependencies failed: FAILED if one is a step of the run (a pipeline), else CANCELLED."""
     parts = [(other, outcome) for other, outcome in failed if other.record.get("parent") == run.id and outcome.state.failed]
     if not parts:
-        return Outcome(state=RunState.CANCELLED, exit_code=EXIT_DONE, cause=failed_dependency_cause(failed), ended=time.time())
+        endings = [f"{other.id}, which ended as {outcome.state} ({outcome.cause})" for other, outcome in failed]
+        cause = f"never started: it waited for {' and '.join(endings)}"
+        return Outcome(state=RunState.CANCELLED, exit_code=EXIT_DONE, cause=cause, ended=time.time())
     causes = [f"its step {other.record.get('step')} ({other.id}) ended as {o.state}: {o.cause}" for other, o in parts]
     return Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause="; ".join(causes), ended=time.time())
 
@@ -161,10 +151,7 @@ def retry_for(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """Return the result of `action`, an idempotent submission that is repeated while the scheduler does not answer.
-
-    Raises SubmissionInDoubtError if the scheduler does not answer for `seconds`.
-    """
+    """Repeat `action`, an idempotent submission, while the scheduler is away. Raises SubmissionInDoubtError after `seconds`."""
     deadline, warned = clock() + seconds, False
     while True:
         try:

@@ -73,10 +73,7 @@ def run_entry(context: JobContext) -> int:
 
 
 def write_error(folder: Path, name: str, error: Exception, code: int, **origin: Any) -> None:
-    """Record the error that ends a process, for the outcome's cause and for `why`. Call it in the `except` block.
-
-    `origin`: keys that identify the process, above all `who`, its name for people.
-    """
+    """Record the error that ends a process, inside `except`. `origin` identifies the process; `who` is its name for people."""
     record = {
         **origin,
         "time": time.time(),
@@ -101,10 +98,7 @@ def exit_code_of(error: Exception) -> int:
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """End this process as soon as its parent is gone, or the process that started it through multiprocessing's fork server.
-
-    An orphaned rank would occupy a GPU and compete with its successor.
-    """
+    """End this process when its parent, or the starter of its fork server, is gone: an orphaned rank would occupy a GPU."""
     parent = parent or os.getppid()
     starter = multiprocessing.parent_process()
 

@@ -32,10 +32,7 @@ class Counter(Protocol):
 
 @dataclass
 class Hangs:
-    """Number of hangs since the last progress.
-
-    Each hang doubles the time limits of all phases, so that a run with occasional very long steps can go on.
-    """
+    """Number of hangs since the last progress. Each doubles all time limits, so that a run with rare very long steps goes on."""
 
     count: int = 0
     progress: int = -1  # step of the newest checkpoint at the last hang

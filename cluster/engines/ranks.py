@@ -139,7 +139,6 @@ class _Bugs:
 
 
 def _newest_step(run: RunDir) -> int:
-    """Return the step of the newest checkpoint."""
     return max((int(e.get("step", 0)) for e in run.read_events(afresh=True) if e["event"] == "checkpoint"), default=0)
 
 

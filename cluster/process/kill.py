@@ -29,10 +29,7 @@ def _mentions(process: psutil.Process, path: str) -> bool:
 
 
 def processes_with(variables: Mapping[str, str]) -> list[psutil.Process]:
-    """Find this user's other processes that have all these variables in their initial environment.
-
-    This finds descendants of a program also after they were adopted by another parent.
-    """
+    """Find this user's other processes with all these variables in their initial environment, also adopted descendants."""
     wanted = {f"{name}={value}".encode() for name, value in variables.items()}
     matches = []
     for pid in filter(str.isdigit, os.listdir("/proc")):  # ten times as fast as psutil

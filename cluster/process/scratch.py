@@ -27,10 +27,7 @@ os.register_at_fork(after_in_child=_held.clear)  # a child calls `keep` for the 
 
 
 def make_scratch(prefix: str, parent: str | Path | None = None) -> Path:
-    """Make a private folder that exists until `remove_scratch` or the end of this process. `prefix` is one letter.
-
-    Folders beside it whose owners have died are removed first.
-    """
+    """Make a private folder that lasts until `remove_scratch` or this process's end, after a `sweep`. `prefix` is one letter."""
     parent_folder = Path(parent or tempfile.gettempdir())
     sweep(parent_folder)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent_folder))

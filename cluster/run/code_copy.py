@@ -15,18 +15,12 @@ CACHE_TRIES = 20  # attempts to remove it, while other processes that run from t
 
 
 def digest_on_disk(folder: Path) -> str:
-    """Return git's SHA-1 hash of the tree in a folder, as `git write-tree` prints it.
-
-    Raises OSError for an entry that cannot be read, or is neither a file, a folder nor a link.
-    """
+    """Return git's SHA-1 of a folder's tree, as `git write-tree` does. Raises OSError for unreadable and special entries."""
     return _tree(folder).hex()
 
 
 def accept_copy(folder: Path) -> bool:
-    """Return True if a copy exists and its content matches its name; a copy that does not match is moved aside.
-
-    Bytecode in it is removed, since it cannot be verified.
-    """
+    """Return True if a copy's content matches its name, else move it aside. Bytecode, which cannot be verified, is removed."""
     if not os.path.lexists(folder):
         return False
     try:

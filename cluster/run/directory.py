@@ -114,10 +114,7 @@ class RunDir:
 
     @property
     def code(self) -> Path | None:
-        """Folder of modules in the copy of the submitted code; None if no copy was made.
-
-        The copy may have been deleted; check it before use, so that no other code runs.
-        """
+        """Folder of modules in the copy of the submitted code, which may be gone: check before use. None if no copy was made."""
         code = self.record.get("code") or {}
         snapshot = code.get("snapshot")
         return self.path.parent / CODE_FOLDER / str(snapshot) / str(code.get("folder", "")) if snapshot else None
@@ -143,7 +140,6 @@ class RunDir:
 
     @property
     def metrics(self) -> Path:
-        """File of all metrics, one JSON object per line."""
         return self.path / names.METRICS
 
     @property
@@ -279,10 +275,7 @@ class RunDir:
 
     @property
     def orphaned(self) -> bool:
-        """True if the parent of this run was cancelled or has ended for good, so that this run is no longer needed.
-
-        If the record has `outlives_parent`, the run is only orphaned if its parent was cancelled.
-        """
+        """True if the run's parent was cancelled, or has ended for good and the record has no `outlives_parent`."""
         if self.parent is None:
             return False
         if self.parent.cancel_requested:

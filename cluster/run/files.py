@@ -196,10 +196,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_lines(raw: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Parse the complete lines of a JSON-lines file into objects, and count the damaged lines.
-
-    Lines are damaged by power cuts, and by file systems on which two writers overwrite each other.
-    """
+    """Parse a JSON-lines file's complete lines into objects; count damaged ones (power cuts, two writers of one file)."""
     objects, num_damaged = [], 0
     for line in raw.split(b"\n")[:-1]:
         if not line.strip():

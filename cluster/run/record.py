@@ -70,10 +70,7 @@ def _dump(value: Any) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a record. Parsed parts are cached and shared between records, so they must not be changed.
-
-    Raises FileNotFoundError, DamagedFileError.
-    """
+    """Read a record; do not change its parts, which are cached and shared. Raises FileNotFoundError, DamagedFileError."""
     try:
         text = path.read_text()
     except UnicodeDecodeError:

@@ -24,4 +24,4 @@ def user_function(key: str, name: str) -> Any:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         remedy = "check the name; its module must be in the project's folder, or in PYTHONPATH"
-        raise ConfigError(f"{key}: {name}: {error}; {remedy}") from None
+        raise ConfigError(f"{key}: {name} cannot be imported: {error}; {remedy}") from None

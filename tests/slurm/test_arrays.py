@@ -166,4 +166,4 @@ def test_a_thousand_runs_through_the_command(slurm_lab: Lab, tmp_path: Path) -> 
     assert ropewalk("cancel", *ids).count("is cancelled") == 1000
     assert ropewalk("ps").startswith("no run is live")
     name = f"ropewalk-{ids[0]}"
-    assert {job.state for job in Slurm().named(name)} == {"CANCELLED"}
+    assert {job.state for job in Slurm().jobs_named(name)} == {"CANCELLED"}

@@ -72,7 +72,7 @@ def test_a_good_candidate_is_promoted_with_all_that_speaks_for_it(root: Path) ->
     assert "quiz/acc" in page
     assert "collect feedback" in page
     assert headline(stage.run, [facts]).startswith(f"Round 1 of {stage.run.id}: promoted: main@2")
-    states = [member.words for member in family_tree(RunDir.all(root), {run.id for run in RunDir.all(root)}) if member.parent]
+    states = [member.role for member in family_tree(RunDir.all(root), {run.id for run in RunDir.all(root)}) if member.parent]
     assert "round 1: evaluate the candidate" in states
 
 

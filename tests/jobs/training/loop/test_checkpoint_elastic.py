@@ -139,7 +139,7 @@ def test_checkpoints_on_s3_outlive_an_outage(data: Path, tmp_path: Path, s3_serv
     group.until(lambda: bool(events(there, "checkpoint")))
     s3_server.cut()
     try:
-        group.until(lambda: "trying again" in log_of(there))  # the client itself tries for some ten seconds
+        group.until(lambda: "retrying in" in log_of(there))  # the client itself tries for some ten seconds
     finally:
         s3_server.restore()
     assert group.wait() == [0, 0], log_of(there)

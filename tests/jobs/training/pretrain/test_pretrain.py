@@ -237,7 +237,7 @@ def test_a_run_without_a_model_for_it_is_named(data: Path, tmp_path: Path, monke
         for word, arguments in (("nobody", "no run 'nobody'"), (scored.id, "is a evaluate run, which has no model")):
             with pytest.raises(ConfigError, match=arguments):
                 load_config(PretrainConfig, {**config, key: {"run": word}}).preflight()
-        with pytest.raises(ConfigError, match=rf"{key}.run: .* may mean another run tomorrow; give the id: {waiting.id}"):
+        with pytest.raises(ConfigError, match=rf"{key}.run: .* may mean another run later; use the full id: {waiting.id}"):
             load_config(PretrainConfig, {**config, key: {"run": waiting.id[:-1]}}).preflight()
     early = make_run(tmp_path, pretrain_config(data, model={"run": waiting.id}))
     assert start(early, 1).wait() == [42]

@@ -81,8 +81,11 @@ def make_python(folder: Path) -> dict[str, str]:
     make = [base / "bin" / version, "-m", "venv", "--without-pip", "--symlinks", folder / "venv"]
     subprocess.run(make, env={**os.environ, **variables}, check=True)
     places = [ROOT, ROOT / "src", *(Path(path) for path in sys.path if path.endswith("site-packages"))]
-    paths = [str(location) for location in where_pods_see(places, folder)]
-    (folder / "venv/lib" / version / "site-packages/all.pth").write_text("\n".join([*paths, ""]))
+    checkout, *paths = map(str, where_pods_see(places, folder))
+    only_tests = folder / "only-tests"  # the checkout's other folders have names that a user's project may have
+    only_tests.mkdir()
+    (only_tests / "tests").symlink_to(f"{checkout}/tests")
+    (folder / "venv/lib" / version / "site-packages/all.pth").write_text("\n".join([str(only_tests), *paths, ""]))
     return variables
 
 

@@ -13,6 +13,7 @@ from tests.k8s.cluster import Namespace
 def on_kubernetes(namespace: Namespace) -> Path:
     """The project on the volume, which pods see under the same path, with a profile of the cluster."""
     project = make_project(namespace.runs / "project")
+    project.chmod(0o777)  # pods run as another user, and write the data set here
     profile = {"backend": "k8s", **namespace.options(claim_path=str(namespace.runs))}
     profile["environment"] |= {"WANDB_MODE": "disabled"}
     (project / "clusters.yaml").write_text(yaml.safe_dump({"lab": profile}))
@@ -24,6 +25,8 @@ def test_a_program(command: Path, on_kubernetes: Path, namespace: Namespace) -> 
 
 
 @pytest.mark.soak("the same as on this machine, at the speed of Kubernetes")
-def test_functions_and_training(command: Path, on_kubernetes: Path) -> None:
+def test_functions_and_training(command: Path, on_kubernetes: Path, namespace: Namespace) -> None:
+    account = f"--serviceaccount={namespace.name}:ropewalk"  # a sweep's driver submits its trials
+    namespace.kubectl("create", "rolebinding", "ropewalk-sweeps", "--role=ropewalk-sweeps", account)
     call_functions(command, on_kubernetes, "lab")
     train(command, on_kubernetes, "--on", "lab")

@@ -23,6 +23,7 @@ class Answer(NamedTuple):
     first_token_seconds: float | None
     seconds: float
     moves: int
+    client: str | None = None  # name of its token
 
 
 def find_answer(run: RunDir, number: str) -> Answer | None:

@@ -104,15 +104,16 @@ class Capture:
                 return
         self._send(exchange.id, exchange_frame(exchange, captured=captured))
 
-    async def feedback(self, number: str, body: bytes) -> tuple[int, bytes]:
+    async def feedback(self, number: str, body: bytes, client: str | None = None) -> tuple[int, bytes]:
         """Handle `POST /v1/feedback` and return status and body; 200 only once the feedback is stored.
 
-        `number` is a unique id made by the gateway: feedback that is handed over twice is stored once.
+        `number` is a unique id made by the gateway: feedback that is handed over twice is stored once. `client` is the name of
+        the client's token.
         """
         if self._closing:
             return 503, orjson.dumps(error_body("the endpoint is stopping; try again", kind="server_error"))
         self._replies[number] = self._loop.create_future()
-        self._send(number, frame(FEEDBACK, {"id": number}, body))
+        self._send(number, frame(FEEDBACK, {"id": number, "client": client}, body))
         self._flush()  # the client is waiting
         try:
             status, answer = await asyncio.wait_for(self._replies[number], FEEDBACK_SECONDS)

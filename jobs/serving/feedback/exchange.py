@@ -36,6 +36,7 @@ class Exchange(NamedTuple):
     moves: int = 0  # number of times another replica had to continue it
     conversation: bytes = b""
     completion_tokens: int | None = None
+    client: str | None = None  # name of its token; None without names
 
 
 _BODIES = ("request", "answer", "conversation")

@@ -28,6 +28,7 @@ class Rating:
     comment: str | None
     user: str | None
     source: str
+    client: str | None = None  # name of the token that sent it
 
     @property
     def value(self) -> float | None:
@@ -54,6 +55,7 @@ class CapturedExchange:
     choices: list[dict[str, Any]]
     tools: Any
     sampling: dict[str, Any]
+    client: str | None = None  # name of the token that sent it
     ratings: tuple[Rating, ...] = ()
 
     @property
@@ -153,7 +155,7 @@ def _exchange(row: Row, ratings_of: dict[str, list[Rating]]) -> CapturedExchange
     names = {row["id"], row["answer_id"]} - {None}
     ratings = _newest(r for name in names for r in ratings_of.get(name, ()))
     parsed = {name: _json(row[name]) for name in ("messages", "choices", "tools", "sampling")}
-    plain = ("id", "time", "answer_id", "alias", "version", "outcome", "conversation", "prompt", "answer")
+    plain = ("id", "time", "answer_id", "alias", "version", "outcome", "conversation", "prompt", "answer", "client")
     return CapturedExchange(**{name: row[name] for name in plain}, **parsed, ratings=ratings)
 
 

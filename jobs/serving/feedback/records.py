@@ -22,7 +22,7 @@ _TEXT, _NUMBER = pa.string(), pa.float64()
 _KEY_FIELDS = [("id", _TEXT), ("time", _NUMBER)]
 _ANSWER_FIELDS = [
     *(("answer_id", _TEXT), ("alias", _TEXT), ("version", _TEXT), ("replica", _TEXT)),
-    *(("path", _TEXT), ("status", pa.int32()), ("outcome", _TEXT)),
+    *(("path", _TEXT), ("status", pa.int32()), ("outcome", _TEXT), ("client", _TEXT)),  # client: name of its token
     *(("prompt_tokens", pa.int32()), ("completion_tokens", pa.int32())),
     *(("first_token_seconds", _NUMBER), ("seconds", _NUMBER), ("moves", pa.int32())),
 ]
@@ -49,7 +49,7 @@ RATINGS = pa.schema(
         ("correction", _TEXT),  # JSON: a text, or messages
         ("comment", _TEXT),
         ("user", _TEXT),  # a hash
-        ("source", _TEXT),  # api, or review
+        *(("source", _TEXT), ("client", _TEXT)),  # source: api, or review
     ]
 )
 
@@ -117,7 +117,7 @@ def _content_row(row: Row, content: dict[str, Any], masked: int) -> Row:
     }
 
 
-def rating_row(number: str, body: FeedbackBody, kinds: Sequence[Kind], *, source: str = "api") -> Row:
+def rating_row(number: str, body: FeedbackBody, kinds: Sequence[Kind], *, source: str = "api", client: str | None = None) -> Row:
     """Return the masked row of a rating."""
     values = body.model_dump(exclude_none=True)
     (masked,), _ = mask([{key: values.get(key) for key in ("correction", "comment")}], kinds)
@@ -131,6 +131,7 @@ def rating_row(number: str, body: FeedbackBody, kinds: Sequence[Kind], *, source
         "comment": masked["comment"],
         "user": user_hash(body.user) if body.user else None,
         "source": source,
+        "client": client,
     }
 
 

@@ -62,7 +62,7 @@ class CaptureWriter:
         body = read_feedback(frame.request)
         if isinstance(body, dict):
             return 400, body
-        row = rating_row(frame.fields["id"], body, self.config.mask)
+        row = rating_row(frame.fields["id"], body, self.config.mask, client=frame.fields.get("client"))
         self.ratings.append([row])
         return 200, {"id": row["id"], "object": "feedback", "answer_id": body.answer_id}
 

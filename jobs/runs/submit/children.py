@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.backends.base import Backend
@@ -18,11 +19,14 @@ ORIGIN = ("created", "versions", "command", "code")  # copied from the parent's 
 
 def find_child(parent: RunDir, step: str, name: str) -> RunDir | None:
     """Return the run that `parent` has created for a step under this name, or None. It is in the same folder as the parent."""
-    for path in sorted(parent.path.parent.glob(f"{dated_label(name)}-*"), reverse=True):  # usually among the newest
-        if (path / "run.yaml").is_file():
-            record = RunDir(path).record
-            if (record.get("parent"), record.get("step")) == (parent.id, step):
-                return RunDir(path)
+    return newest_run(parent.path.parent, name, parent=parent.id, step=step)
+
+
+def newest_run(root: Path, name: str, **keys: str) -> RunDir | None:
+    """Return the newest run under a name whose record has these values, or None."""
+    for path in sorted(root.glob(f"{dated_label(name)}-*"), reverse=True):  # usually among the newest
+        if (path / "run.yaml").is_file() and keys.items() <= {key: RunDir(path).record.get(key) for key in keys}.items():
+            return RunDir(path)
     return None
 
 

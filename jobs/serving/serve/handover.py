@@ -10,7 +10,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.status import settle
-from ropewalk.jobs.runs.submit.submit import start as start_runs
+from ropewalk.jobs.runs.submit.children import newest_run, start_child
 from ropewalk.jobs.serving.serve.config import ServeConfig
 from ropewalk.jobs.serving.serve.files import ServingFiles
 
@@ -23,6 +23,7 @@ ORIGIN = (
     "preload",
     "sidecars",
     "config",
+    "resources",
     "cluster",
     "created",
     "versions",
@@ -56,23 +57,26 @@ class Handover:
         run = self.context.run
         if not self.config.handover or run.cancel_requested or self.failed:
             return None
-        if (earlier := self._earlier()) is not None:
-            return earlier
-        record = {key: run.record[key] for key in ORIGIN if key in run.record}
-        successor = RunDir.create(self.config.name or "serve", {**record, "continues": run.id}, run.path.parent)
         try:
-            start_runs(load_backend(str(run.record["cluster"])), [successor], self.config.resources)
+            successor = self._earlier() or self._create()
+            start_child(load_backend(str(run.record["cluster"])), successor, ())
+            if (read_json(self.files.successor) or {}).get("run") != successor.id:
+                write_json(self.files.successor, {"run": successor.id, "time": time.time()})
+                run.event("handover_started", successor=successor.id)
         except (RopewalkError, OSError) as error:
             self._fail(f"no successor could be submitted: {error}")
             return None
-        write_json(self.files.successor, {"run": successor.id, "time": time.time()})
-        run.event("handover_started", successor=successor.id)
         return successor
 
+    def _create(self) -> RunDir:
+        run = self.context.run
+        record = {key: run.record[key] for key in ORIGIN if key in run.record}
+        return RunDir.create(self.config.name or "serve", {**record, "continues": run.id}, run.path.parent)
+
     def _earlier(self) -> RunDir | None:
-        """Return the successor submitted by an earlier attempt, unless it failed."""
-        record = read_json(self.files.successor)
-        successor = RunDir(self.context.run.path.parent / str(record["run"])) if record else None
+        """Return the successor that an earlier attempt created, unless it failed."""
+        run = self.context.run
+        successor = newest_run(run.path.parent, self.config.name or "serve", continues=run.id)
         outcome = successor.last_outcome() if successor is not None else None
         failed = outcome is not None and outcome.state.final and outcome.state is not RunState.SUCCEEDED
         return None if failed else successor

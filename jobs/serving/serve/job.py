@@ -15,6 +15,7 @@ from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.cluster.run.optional_writes import OptionalWrites
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.serving.serve.child import Child
 from ropewalk.jobs.serving.serve.config import ServeConfig
@@ -51,6 +52,7 @@ class Serving:
         self.progress = Progress(context, self.files, self.local)
         self.parts: list[Child] = []
         self._address: dict[str, Any] | None = None
+        self._writes = OptionalWrites("address of the run")
         self._stop_noticed = 0.0  # monotonic time at which the stop was noticed; 0: not yet
 
     def serve(self) -> dict[str, object]:
@@ -112,8 +114,9 @@ class Serving:
             self.context.run.event("serving_part_died", part=part.name, exit_code=code)
         address = read_json(self.local.address)
         if address and address != self._address and "pid" in address:
-            self._address = address
-            self.progress.publish(address)
+            with self._writes:
+                self.progress.publish(address)
+                self._address = address
         self.progress.update()
 
     def _must_leave(self) -> bool:
@@ -126,7 +129,8 @@ class Serving:
 
     def _drain(self) -> int:
         """Refuse new requests and wait for open ones; return the number still open when it is time to stop."""
-        self.local.closing.touch()
+        with OptionalWrites("the request to refuse new requests"):
+            self.local.closing.touch()
         load_time = read_load(self.local.load).get("time")
         deadline = time.monotonic() + self.config.update.drain_seconds
         while not self._must_leave() and time.monotonic() < deadline:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import append_line, read_json, write_json
+from ropewalk.cluster.run.optional_writes import OptionalWrites
 from ropewalk.cluster.text import counted
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles, read_load
 
@@ -20,11 +21,14 @@ class Progress:
 
     def __init__(self, context: JobContext, files: ServingFiles, local: LocalFiles) -> None:
         self.context, self.files, self.local = context, files, local
-        self._started_at, self._next_update, self._next_metrics = time.time(), 0.0, time.monotonic() + METRIC_SECONDS
+        self._started_at, self._next_update, self._next_metrics = time.monotonic(), 0.0, time.monotonic() + METRIC_SECONDS
         self._address = ""
-        self._write_stage("loading", {})
+        self._writes = OptionalWrites(f"progress of {context.run.id}")
+        with self._writes:
+            self._write_stage("loading", {})
 
     def publish(self, listening: dict[str, Any]) -> None:
+        """Write the address for clients. Raises OSError."""
         self._address = str(listening["address"])
         address = {"address": listening["address"], "port": listening["port"], "node": os.uname().nodename}
         write_json(self.files.address, {**address, "attempt": self.context.attempt, "pid": listening.get("pid")})
@@ -36,6 +40,10 @@ class Progress:
         if now < self._next_update:
             return
         self._next_update = now + UPDATE_SECONDS
+        with self._writes:
+            self._write(now)
+
+    def _write(self, now: float) -> None:
         load = read_load(self.local.load)
         state = read_json(self.files.state) or {}
         load["replicas_serving"] = self._replicas()
@@ -68,15 +76,14 @@ class Progress:
         values = {
             "serve/requests_per_second": float(load.get("requests_per_second", 0.0)),
             "serve/replicas": load["replicas_serving"],
-            **{
-                f"serve/{key}": sum(int(version.get(key, 0)) for version in counts)
-                for key in ("requests", "errors", "running", "queued")
-            },
+            **{f"serve/{key}": sum(int(version.get(key, 0)) for version in counts) for key in COUNTS},
         }
-        step = round(time.time() - self._started_at)
+        step = round(time.monotonic() - self._started_at)
         append_line(self.context.run.metrics, {"step": step, "attempt": self.context.attempt, "time": time.time(), **values})
 
     def close(self) -> None:
+        """Record that nothing listens at the address any more."""
         address = read_json(self.files.address)
         if address:
-            write_json(self.files.address, {**address, "closed": time.time()})
+            with self._writes:
+                write_json(self.files.address, {**address, "closed": time.time()})

@@ -114,3 +114,24 @@ def test_a_run_refuses_new_requests_once_its_successor_answers(shell: Shell) -> 
     local.closing.touch()
     controller.tick()
     assert not (read_json(local.routes) or {})["accepting"]
+
+
+def test_killed_between_submission_and_record_the_next_attempt_adopts_the_successor(shell: Shell) -> None:
+    run, config = serving(shell.home / "runs", "slow")
+    first = attempt(run, config).start()
+    assert first is not None
+    ServingFiles(run).successor.unlink()  # as if the attempt had been killed before it wrote this file
+    again = attempt(run, config).start()
+    assert again is not None
+    assert again.id == first.id
+    assert (read_json(ServingFiles(run).successor) or {})["run"] == first.id
+    assert [each.id for each in RunDir.all(shell.home / "runs") if each.record.get("continues") == run.id] == [first.id]
+
+
+def test_killed_before_the_submission_the_next_attempt_starts_the_successor(shell: Shell) -> None:
+    run, config = serving(shell.home / "runs", "slow")
+    created = attempt(run, config)._create()
+    successor = attempt(run, config).start()
+    assert successor is not None
+    assert successor.id == created.id
+    assert successor.attempts()

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.backends.base import Backend, Profile
+from ropewalk.cluster.backends.trust import require_trust
 from ropewalk.cluster.config_reader import read_yaml
 from ropewalk.cluster.errors import ConfigError, UnknownBackendError
 
 PROFILES_VARIABLE = "ROPEWALK_CLUSTERS"
+LOCAL_FILE = Path("clusters.yaml")  # of the current directory, and possibly of a checkout from elsewhere
 GROUP = "ropewalk.backends"
 # built-in backends; entry points would require a scan of every installed package (40 ms)
 BUILT_IN = {
@@ -27,8 +29,11 @@ def profile_file() -> Path | None:
     configured = os.environ.get(PROFILES_VARIABLE)
     if configured:
         return Path(configured)
-    candidates = (Path("clusters.yaml"), Path.home() / ".config/ropewalk/clusters.yaml")
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in (LOCAL_FILE, _user_file()) if path.is_file()), None)
+
+
+def _user_file() -> Path:
+    return Path.home() / ".config/ropewalk/clusters.yaml"
 
 
 def read_profiles() -> Mapping[str, Any]:
@@ -36,6 +41,11 @@ def read_profiles() -> Mapping[str, Any]:
     path = profile_file()
     if path is None:
         return {}
+    return read_profile_file(path)
+
+
+def read_profile_file(path: Path) -> Mapping[str, Any]:
+    """Return the content of a profile file by cluster, cached until the file changes. Raises ConfigError."""
     status = path.stat() if path.is_file() else None
     return _read(path.absolute(), status and (status.st_ino, status.st_mtime_ns, status.st_size))
 
@@ -63,12 +73,16 @@ def _check_keys(source: str, name: str, keys: Any) -> None:
 
 
 def load_profile(name: str) -> Profile:
-    """Return the profile of a cluster. `local`, `slurm` and `k8s` need no profile file. Raises ConfigError.
+    """Return the profile of a cluster. `local`, `slurm` and `k8s` need no profile file.
 
+    Raises ConfigError, also if the profile is in a file of the current directory that would start programs and is not trusted.
     Neither does `allocation`, the cluster of trials that run on the nodes of their sweep; users cannot submit to it.
     """
     profiles = read_profiles()
     if name in profiles:
+        path = profile_file()
+        if path == LOCAL_FILE and not os.environ.get(PROFILES_VARIABLE) and path.absolute() != _user_file():
+            require_trust(path, profiles)
         options = dict(profiles[name] or {})
         return Profile(name=name, backend=str(options.pop("backend", name)), options=options)
     if name in {"local", "slurm", "k8s", "allocation"}:

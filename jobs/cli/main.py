@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ropewalk.cluster.backends import trust
 from ropewalk.jobs.cli import chat, drift, export, feedback, models, run, runs, site, sweep
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks for completions
@@ -58,6 +59,8 @@ def options(
     ] = False,
 ) -> None:
     """Take the options of the command itself."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        trust.confirm = lambda question: typer.confirm(question, err=True)
 
 
 OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --help themselves: after JOB it shows the job's keys
@@ -68,7 +71,7 @@ PANELS = {
     "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, drift.compare, drift.drift, export.sync),
     "Registry": (models.models, models.promote, models.rollback, models.approve, feedback.trace),
     "Feedback": (feedback.feedback, feedback.review),
-    "Machine": (site.quickstart, site.doctor, site.lab),
+    "Machine": (site.quickstart, site.doctor, site.trust, site.lab),
 }
 SETTINGS: dict[object, dict[str, Any]] = {
     run.run: OWN_HELP,

@@ -1,4 +1,4 @@
-"""Commands about a machine or a cluster: `doctor`, `lab`, `quickstart`."""
+"""Commands about a machine or a cluster: `doctor`, `trust`, `lab`, `quickstart`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +21,21 @@ def doctor(on: Cluster = "local") -> None:
     console().print(checks_table(results))
     if not all(check.ok for check in results):
         raise typer.Exit(1)
+
+
+def trust(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="profile file of a directory")] = Path("clusters.yaml"),
+) -> None:
+    """Trust the present content of a profile file that would start programs, such as kubeconfig log-ins and `setup`.
+
+    Ropewalk uses such a file of the current directory only if its content is trusted. Files named by $ROPEWALK_CLUSTERS and
+    ~/.config/ropewalk/clusters.yaml need no trust.
+    """
+    from ropewalk.cluster.backends.profiles import read_profile_file
+    from ropewalk.cluster.backends.trust import trust, trusted_file
+
+    programs = trust(file, read_profile_file(file))
+    print("\n".join([*programs, f"{file}: trusted, in {trusted_file()}"]) if programs else f"{file}: starts no program")
 
 
 def quickstart(

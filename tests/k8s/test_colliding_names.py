@@ -10,13 +10,15 @@ from tests.k8s.cluster import Namespace
 
 
 @pytest.fixture
-def on_kubernetes(namespace: Namespace) -> Path:
+def on_kubernetes(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The project on the volume, which pods see under the same path, with a profile of the cluster."""
     project = make_project(namespace.runs / "project")
     project.chmod(0o777)  # pods run as another user, and write the data set here
     profile = {"backend": "k8s", **namespace.options(claim_path=str(namespace.runs))}
     profile["environment"] |= {"WANDB_MODE": "disabled"}
-    (project / "clusters.yaml").write_text(yaml.safe_dump({"lab": profile}))
+    monkeypatch.setenv("HOME", str(project))
+    (project / ".config/ropewalk").mkdir(parents=True)
+    (project / ".config/ropewalk/clusters.yaml").write_text(yaml.safe_dump({"lab": profile}))
     return project
 
 

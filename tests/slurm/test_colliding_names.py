@@ -10,10 +10,12 @@ from tests.colliding import call_functions, run_program, train
 
 
 @pytest.fixture
-def on_slurm(slurm_lab: Lab, command: Path, colliding: Path) -> Path:
+def on_slurm(slurm_lab: Lab, command: Path, colliding: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The project, with a profile of the cluster that runs the installed program."""
     profile = {"backend": "slurm", "runs": str(colliding / "runs"), "python": str(command.parent / "python")}
-    (colliding / "clusters.yaml").write_text(yaml.safe_dump({"lab": profile}))
+    monkeypatch.setenv("HOME", str(colliding))
+    (colliding / ".config/ropewalk").mkdir(parents=True)
+    (colliding / ".config/ropewalk/clusters.yaml").write_text(yaml.safe_dump({"lab": profile}))
     return colliding
 
 

@@ -1,15 +1,17 @@
 """Encode conversations as token ids with a mask: only the assistant's text and the ends of its turns are trained on."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -17,6 +19,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.datapipe.chat.conversation import BadConversationError, Conversation, Message
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+BREAK = "\ufdd0\ufdd1"  # noncharacters; written into special tokens that occur in contents, and removed while encoding
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,10 @@ class Encoded:
 
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer with its chat template: like `apply_chat_template`, with a reliable loss mask."""
+    """A Hugging Face tokenizer with its chat template: like `apply_chat_template`, with a reliable loss mask.
+
+    Special tokens written in contents are encoded as ordinary text: only the template begins and ends turns.
+    """
 
     def __init__(self, directory: Path, template: str | None = None) -> None:
         """Open the tokenizer of a directory; `template` replaces its own. Raises ConfigError if there is no template."""
@@ -50,16 +56,59 @@ class ChatTokenizer:
         self._tokenizer.post_processor = None  # the template writes special tokens, and offsets must not be trimmed
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._special = {number for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        specials = {number: token for number, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._special = set(specials)
+        spellings = sorted((re.escape(token.content) for token in specials.values() if token.content), key=len, reverse=True)
+        self._spelt = re.compile("|".join(spellings) or r"(?!)")
         self._marked = bool(_GENERATION.search(chosen))
 
     def render(self, messages: Sequence[Message], tools: Any = None, *, prompt: bool = False) -> str:
-        """Render a conversation; with `prompt`, add the start of the assistant's answer. Raises BadConversationError."""
+        """Render a conversation for `ids`; with `prompt`, add the start of the assistant's answer.
+
+        Special tokens written in contents are broken up by BREAK. Raises BadConversationError.
+        """
         return self._render(messages, tools, prompt=prompt)[0]
 
     def prompt_ids(self, messages: Sequence[Message], tools: Any = None) -> list[int]:
-        """Return the tokens of the prompt for the assistant's next answer."""
-        return list(self._tokenizer.encode(self.render(messages, tools, prompt=True), add_special_tokens=False).ids)
+        """Return the tokens of the prompt for the assistant's next answer. Raises BadConversationError."""
+        return self.ids(self.render(messages, tools, prompt=True))
+
+    def ids(self, text: str) -> list[int]:
+        """Return the tokens of rendered text. Raises BadConversationError if a content cannot be encoded as ordinary text."""
+        if BREAK in text:
+            return list(self._encode(text).ids)
+        # without offsets: less than half the time, and threads are not held up while millions of them are freed
+        return list(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    def _encode(self, text: str) -> Encoding:
+        if BREAK not in text:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._breaking.encode(text, add_special_tokens=False)
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token in self._special and BREAK in text[start:end]:  # the vocabulary of a unigram model has them as words
+                spelling = text[start:end].replace(BREAK, "")
+                raise BadConversationError("special_token", f"{spelling!r} in a message cannot be encoded as ordinary text")
+        return encoding
+
+    @cached_property
+    def _breaking(self) -> Tokenizer:
+        """Tokenizer that removes BREAK after it has looked for special tokens."""
+        tokenizer = json.loads(self._tokenizer.to_str())
+        for token in tokenizer["added_tokens"]:
+            if token["special"]:
+                token["normalized"] = False  # searched before the normalizer runs
+        remove = {"type": "Replace", "pattern": {"String": BREAK}, "content": ""}
+        following = [tokenizer["normalizer"]] if tokenizer["normalizer"] else []
+        tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [remove, *following]}
+        return Tokenizer.from_str(json.dumps(tokenizer))
+
+    def _break_special_tokens(self, value: Any) -> Any:
+        """Return messages or tools with BREAK after each character of a special token."""
+        if isinstance(value, str):
+            return self._spelt.sub(lambda match: "".join(character + BREAK for character in match[0]), value)
+        if isinstance(value, dict):
+            return {self._break_special_tokens(key): self._break_special_tokens(each) for key, each in value.items()}
+        return [self._break_special_tokens(each) for each in value] if isinstance(value, list | tuple) else value
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -68,7 +117,7 @@ class ChatTokenizer:
     def encode(self, conversation: Conversation) -> Encoded:
         """Encode a conversation. Raises BadConversationError if the template fails or the mask is empty."""
         text, spans = self._spans(conversation)
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._encode(text)
         learnt = np.zeros(len(encoding.ids), np.bool_)
         # a token across the border counts, as in transformers: it contains the first letters of the answer
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
@@ -80,14 +129,14 @@ class ChatTokenizer:
             num_learnt_bytes += self._num_bytes(indices, encoding.ids, offsets, text)
         if not learnt.any():
             raise BadConversationError("empty_mask", "no token of the assistant is left; check the template")
-        return Encoded(np.array(encoding.ids, np.int64), learnt, len(text.encode()), num_learnt_bytes)
+        return Encoded(np.array(encoding.ids, np.int64), learnt, _num_bytes(text), num_learnt_bytes)
 
     def _num_bytes(self, indices: NDArray[np.int64], ids: Sequence[int], offsets: NDArray[np.int64], text: str) -> int:
         """Return the bytes of text of consecutive tokens, without those of special tokens."""
         if not len(indices):
             return 0
-        special = sum(len(text[slice(*offsets[index])].encode()) for index in indices.tolist() if ids[index] in self._special)
-        return len(text[offsets[indices[0], 0] : offsets[indices[-1], 1]].encode()) - special
+        special = sum(_num_bytes(text[slice(*offsets[index])]) for index in indices.tolist() if ids[index] in self._special)
+        return _num_bytes(text[offsets[indices[0], 0] : offsets[indices[-1], 1]]) - special
 
     def _to_end_of_turn(
         self, inside: NDArray[np.int64], ids: Sequence[int], offsets: NDArray[np.int64], text: str
@@ -127,8 +176,8 @@ class ChatTokenizer:
     def _render(self, messages: Sequence[Message], tools: Any, *, prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
         try:
             texts, indices = render_jinja_template(
-                conversations=[list(messages)],
-                tools=tools,
+                conversations=[self._break_special_tokens(list(messages))],
+                tools=self._break_special_tokens(tools),
                 chat_template=self.template,
                 return_assistant_tokens_mask=self._marked,
                 add_generation_prompt=prompt,
@@ -137,6 +186,10 @@ class ChatTokenizer:
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:  # a template may raise any of these
             raise BadConversationError("template_failed", str(error)[:300]) from None
         return texts[0], [(int(start), int(end)) for start, end in indices[0]] if indices else []
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.replace(BREAK, "").encode())
 
 
 def open_tokenizer(directory: Path) -> Any:

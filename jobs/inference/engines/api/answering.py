@@ -69,7 +69,7 @@ class Answering(Response):
             if not begun:
                 await send_error(error, send)
                 return
-            log.warning("an answer was interrupted: %s", error)
+            log.warning("an answer was interrupted: %s (%s)", error.status, error.code)
             await send({"type": "http.response.body", "body": event(error.body()), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 

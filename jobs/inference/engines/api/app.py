@@ -1,5 +1,6 @@
 """The HTTP interface of an engine: routes, authentication, and errors in OpenAI's form."""
 
+import asyncio
 import hmac
 import logging
 import time
@@ -123,28 +124,28 @@ class Api:
         return entry | ({"max_model_len": self.loaded.sampler.context} if self.loaded else {})
 
     async def _completions(self, request: Request) -> Response:
-        return self._answer(parse(await _body(request), CompletionRequest))
+        return await self._answer(parse(await _body(request), CompletionRequest))
 
     async def _chat(self, request: Request) -> Response:
-        return self._answer(parse(await _body(request), ChatRequest))
+        return await self._answer(parse(await _body(request), ChatRequest))
 
-    def _answer(self, body: AnyRequest) -> Response:
+    async def _answer(self, body: AnyRequest) -> Response:
         sampler, prompts = self._ready()
-        return Answering(read_request(body, prompts, sampler, self.model), sampler, prompts.text)
+        return Answering(await asyncio.to_thread(read_request, body, prompts, sampler, self.model), sampler, prompts.text)
 
     async def _tokenize(self, request: Request) -> Response:
         body = parse(await _body(request), TokenizeRequest)
-        tokens = self._ready().prompts.of_tokenize(body)
+        tokens = await asyncio.to_thread(self._ready().prompts.of_tokenize, body)
         return _json({"tokens": tokens, "count": len(tokens), "max_model_len": self._ready().sampler.context})
 
     async def _detokenize(self, request: Request) -> Response:
         body = parse(await _body(request), DetokenizeRequest)
-        return _json({"content": self._ready().prompts.decode(body.tokens)})
+        return _json({"content": await asyncio.to_thread(self._ready().prompts.decode, body.tokens)})
 
     async def _template(self, request: Request) -> Response:
         body = parse(await _body(request), TemplateRequest)
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] or None
-        return _json({"prompt": self._ready().prompts.template(body.messages, tools)})
+        return _json({"prompt": await asyncio.to_thread(self._ready().prompts.template, body.messages, tools)})
 
 
 async def _body(request: Request) -> bytes:

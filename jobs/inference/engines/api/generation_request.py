@@ -56,8 +56,13 @@ def read_request(request: AnyRequest, prompts: Prompts, sampler: Sampler, model:
         )
     _check_supported(request, sampler)
     chat = isinstance(request, ChatRequest)
-    token_ids = [prompts.of_chat(request)] if isinstance(request, ChatRequest) else prompts.of_completion(request)
-    default = None if isinstance(request, ChatRequest) else COMPLETION_TOKENS
+    num_answers = _num_prompts(request) * (request.n or 1)
+    if num_answers > MOST_ANSWERS:
+        raise ApiError(f"the request asks for {num_answers} answers; the limit is {MOST_ANSWERS}", param="n")
+    if isinstance(request, ChatRequest):
+        token_ids, default = [prompts.of_chat(request, sampler.context)], None
+    else:
+        token_ids, default = prompts.of_completion(request, sampler.context), COMPLETION_TOKENS
     param = "messages" if chat else "prompt"
     limits = [check_fits(prompt, _max_tokens(request), sampler.context, default, param) for prompt in token_ids]
     sampling, stops = _sampling(request, prompts.vocabulary), _stops(request)
@@ -71,8 +76,6 @@ def read_request(request: AnyRequest, prompts: Prompts, sampler: Sampler, model:
         for position, (prompt, limit) in enumerate(zip(token_ids, limits, strict=True))
         for number in range(request.n or 1)
     ]
-    if len(choices) > MOST_ANSWERS:
-        raise ApiError(f"the request asks for {len(choices)} answers; the limit is {MOST_ANSWERS}", param="n")
     echoes = isinstance(request, CompletionRequest) and request.echo
     parsed = GenerationRequest(
         id=f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(16)}",
@@ -89,6 +92,11 @@ def read_request(request: AnyRequest, prompts: Prompts, sampler: Sampler, model:
         calls_tool=_forced_tools(request) is not None,
     )
     return _apply_continue_from(parsed, request, prompts)
+
+
+def _num_prompts(request: AnyRequest) -> int:
+    prompt: Any = request.prompt if isinstance(request, CompletionRequest) else ""
+    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
 
 
 def _apply_continue_from(parsed: GenerationRequest, request: AnyRequest, prompts: Prompts) -> GenerationRequest:

@@ -1,12 +1,18 @@
 """Prompts as token ids: texts, conversations rendered by the chat template, and the check against the context."""
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.conversation import BadConversationError
-from ropewalk.datapipe.chat.template import ChatTokenizer, open_tokenizer
+from ropewalk.datapipe.chat.template import BREAK, ChatTokenizer, open_tokenizer
 from ropewalk.jobs.inference.engines.api.bodies import ChatRequest, CompletionRequest, Message, TokenizeRequest, plain
 from ropewalk.jobs.inference.engines.api.errors import ApiError
 from ropewalk.jobs.inference.engines.api.text import Vocabulary
@@ -21,40 +27,35 @@ class Prompts:
         self.vocabulary, self.text = vocabulary, Vocabulary(self._tokenizer)
         template = getattr(self._tokenizer, "chat_template", None)
         self._chat = ChatTokenizer(files, None if template else TEMPLATES["plain"])
+        self._most_token_bytes = most_token_bytes(self._tokenizer.backend_tokenizer)
         self._prefix = next(
             (token for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id) if token is not None), None
         )
 
-    def of_completion(self, request: CompletionRequest) -> list[list[int]]:
+    def of_completion(self, request: CompletionRequest, context: int) -> list[list[int]]:
         """Return the prompts of a request. Raises ApiError for an invalid one."""
         prompt: Any = request.prompt
         if isinstance(prompt, str):
-            return [self.encode(prompt)]
+            return [self._fitting(prompt, context)]
         if prompt and isinstance(prompt[0], int):
             return [self._check_tokens(prompt)]
         if not prompt:
             raise ApiError("'prompt' is an empty list; give a text, token ids, or several of them", param="prompt")
-        return [self.encode(text) if isinstance(text, str) else self._check_tokens(text) for text in prompt]
+        return [self._fitting(text, context) if isinstance(text, str) else self._check_tokens(text) for text in prompt]
 
-    def of_chat(self, request: ChatRequest) -> list[int]:
+    def of_chat(self, request: ChatRequest, context: int) -> list[int]:
         """Return the tokens of a conversation. Raises ApiError if the template refuses it."""
         tools = [tool.model_dump(exclude_none=True) for tool in request.tools or []] or None
-        text = self.template(request.messages, None if request.tool_choice == "none" else tools)
-        return self._tokens(text)
+        return self._of_messages(request.messages, None if request.tool_choice == "none" else tools, context)
 
     def template(self, messages: Sequence[Message], tools: Any = None) -> str:
         """Render the prompt of a conversation. Raises ApiError."""
-        try:
-            return self._chat.render(_texts(messages), tools, prompt=True)
-        except BadConversationError as error:
-            raise ApiError(
-                f"the chat template of the model refuses this conversation: {error.detail}", param="messages"
-            ) from None
+        return self._rendered(messages, tools).replace(BREAK, "")
 
     def of_tokenize(self, request: TokenizeRequest) -> list[int]:
         """Return the tokens of a text or a conversation."""
         if request.messages:
-            return self._tokens(self.template(request.messages))
+            return self._of_messages(request.messages)
         text = request.content if request.content is not None else request.prompt
         if text is None:
             raise ApiError("you must provide one of 'content', 'prompt' and 'messages'", param="content")
@@ -70,14 +71,34 @@ class Prompts:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the tokens of a text; of an empty one the model's prefix token, if special tokens are added."""
         begins = bool(self._tokenizer.bos_token) and text.startswith(str(self._tokenizer.bos_token))
-        tokens = self._encode(text, special=special and not begins)
-        return tokens or ([self._prefix] if special and self._prefix is not None else [])
+        encoded = self._tokenizer.backend_tokenizer.encode_batch_fast([text], add_special_tokens=special and not begins)
+        return list(encoded[0].ids) or ([self._prefix] if special and self._prefix is not None else [])
 
-    def _tokens(self, text: str) -> list[int]:
-        return self._encode(text, special=False)  # the template adds special tokens itself
+    def _of_messages(self, messages: Sequence[Message], tools: Any = None, context: int | None = None) -> list[int]:
+        text = self._rendered(messages, tools)
+        if context is not None:
+            self._check_bytes(text, context, "messages")
+        with _refusing():
+            return self._chat.ids(text)
 
-    def _encode(self, text: str, *, special: bool) -> list[int]:
-        return list(self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=special).ids)
+    def _rendered(self, messages: Sequence[Message], tools: Any) -> str:
+        with _refusing():
+            return self._chat.render(_texts(messages), tools, prompt=True)
+
+    def _fitting(self, text: str, context: int) -> list[int]:
+        self._check_bytes(text, context, "prompt")
+        return self.encode(text)
+
+    def _check_bytes(self, text: str, context: int, param: str) -> None:
+        """Raise ApiError for a text that cannot fit into the context, without encoding it: 8 MiB take many seconds."""
+        num_bytes = len(text.encode())
+        if self._most_token_bytes is not None and num_bytes > context * self._most_token_bytes:
+            raise ApiError(
+                f"the prompt has {num_bytes} bytes; the context of the model has {context} tokens of at most"
+                f" {self._most_token_bytes} bytes; shorten the prompt",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     def _check_tokens(self, tokens: Sequence[int]) -> list[int]:
         if not tokens:
@@ -85,6 +106,41 @@ class Prompts:
         if (worst := max(tokens)) >= self.vocabulary:
             raise ApiError(f"token id {worst} is not below {self.vocabulary}, the size of the model's vocabulary", param="prompt")
         return list(tokens)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Raise ApiError for a conversation that cannot be rendered or encoded."""
+    try:
+        yield
+    except BadConversationError as error:
+        raise ApiError(f"the chat template of the model refuses this conversation: {error.detail}", param="messages") from None
+
+
+def most_token_bytes(tokenizer: Tokenizer) -> int | None:
+    """Return the largest number of bytes of a text that one token can stand for, or None if there is no such limit."""
+    settings, vocabulary = json.loads(tokenizer.to_str()), tokenizer.get_vocab(with_added_tokens=True)
+    complete = {f"<0x{byte:02X}>" for byte in range(256)} if settings["model"].get("byte_fallback") else set(ByteLevel.alphabet())
+    factor = _shrinks_by(settings["normalizer"]) * _shrinks_by(settings["pre_tokenizer"])
+    swallows_space = any(token["lstrip"] or token["rstrip"] for token in settings["added_tokens"])
+    if settings["model"]["type"] != "BPE" or not complete <= vocabulary.keys() or swallows_space or factor == math.inf:
+        return None
+    return int(factor) * max(len(word.encode()) for word in vocabulary)
+
+
+def _shrinks_by(step: Mapping[str, Any] | None) -> float:
+    """Return the largest factor by which a step before the model can shorten a text."""
+    kind = step["type"] if step else None
+    if step is None or kind in {"ByteLevel", "Digits", "Metaspace", "Prepend"}:
+        return 1
+    if kind == "Sequence":
+        return math.prod(map(_shrinks_by, step.get("normalizers") or step.get("pretokenizers") or ()))
+    if kind == "NFC":
+        return 3  # the most that a canonical decomposition adds to UTF-8: U+0390 has two bytes, decomposed six
+    if kind == "Split" and step["behavior"] != "Removed":
+        return 1
+    pattern = step.get("pattern", {}).get("String") if kind == "Replace" else None
+    return 1 if pattern and len(step["content"].encode()) >= len(pattern.encode()) else math.inf
 
 
 def check_fits(prompt: Sequence[int], max_tokens: int | None, context: int, default: int | None, param: str) -> int:

@@ -6,9 +6,10 @@ import logging
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.process.ports import BACKLOG
@@ -26,8 +27,7 @@ Load = Callable[[str, EngineOptions], "Loaded"]
 def main(program: str, load: Load) -> None:
     """Serve the model named on the command line."""
     arguments = _arguments(program)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request
+    configure_logging()
     if arguments.parent is not None:
         end_with_parent(arguments.parent)
     options = EngineOptions(
@@ -48,6 +48,22 @@ def main(program: str, load: Load) -> None:
     os._exit(code)  # do not wait for threads of libraries
 
 
+class PrivateFormatter(logging.Formatter):
+    """Format exceptions without their messages and causes, which may quote a request."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - overrides
+        kind, _, frames = ei
+        return f"{''.join(traceback.format_tb(frames))}{kind.__module__}.{kind.__qualname__}"
+
+
+def configure_logging() -> None:
+    """Log to the standard error; no line quotes a request."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    formatter = PrivateFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger().handlers[0].setFormatter(formatter)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request
+
+
 async def _serve(model: str, options: EngineOptions, listener: socket.socket, load: Load) -> int:
     import uvicorn  # imported late: it takes seconds, in which the parent may have ended
 
@@ -57,6 +73,7 @@ async def _serve(model: str, options: EngineOptions, listener: socket.socket, lo
     api = Api(options.name, options.token)
     config = uvicorn.Config(
         api.app,
+        log_config=None,  # logs as configured above
         log_level="warning",
         access_log=False,
         lifespan="off",

@@ -65,7 +65,7 @@ class Encoder:
         wholes = [self.chat.render([*prompt, *answer], preference.tools) for answer in answers]
         if not all(whole.startswith(before) for whole in wholes):
             raise BadConversationError("template_not_prefix")
-        return self._ids(before), tuple(self._ids(self._turn(whole[len(before) :])) for whole in wholes)
+        return self.chat.ids(before), tuple(self.chat.ids(self._turn(whole[len(before) :])) for whole in wholes)
 
     def _turn(self, text: str) -> str:
         """Remove the white space that a template writes after the end of a turn: it is not the assistant's."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,17 +13,19 @@ import torch
 
 import ropewalk.jobs.inference.engines.sampler
 import ropewalk.jobs.inference.engines.transformers.sampler as sampler_module
+from ropewalk.datapipe.chat.template import open_tokenizer
 from ropewalk.jobs.inference.engines.api.errors import ApiError
 from ropewalk.jobs.inference.engines.process import EngineProcess
 from ropewalk.jobs.inference.engines.transformers.sampler import TransformersSampler
 from ropewalk.jobs.inference.scoring.generate import Sampling, generate
 from ropewalk.jobs.inference.scoring.open_model import open_model
 from tests.jobs.inference.engines.streams import CHAT, COMPLETIONS, ask, continued_as, events, text_of
-from tests.patience import Patience, until
+from tests.patience import Patience, Stopwatch, until
 
 LETTERS = {str(token): -100 for token in range(128, 256)}  # a model of random weights writes what is no UTF-8
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 24, "return_token_ids": True, "logit_bias": LETTERS}
 DRAWN = {**GREEDY, "temperature": 0.9, "top_p": 0.95, "seed": 7}
+LONG = "a rope " * (8_000_000 // 7)  # a text may have eight million letters
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 PROMPTS = ["a rope", "the strands", "is", "laid", "in a long straight lane", "by one walker"]
 SCHEMA = {
@@ -177,3 +180,43 @@ def test_an_engine_whose_thread_ends_does_so_too(model: Path, monkeypatch: pytes
 
     asyncio.run(scenario())
     assert codes == [1]
+
+
+def test_a_prompt_that_cannot_fit_is_refused_by_its_bytes(engine: EngineProcess) -> None:
+    for path, body in ((COMPLETIONS, {"prompt": LONG}), (CHAT, {"messages": [{"role": "user", "content": LONG}]})):
+        watch = Stopwatch()
+        answer = ask(engine, path, {"model": "tiny", **body})
+        assert watch.seconds < 2, "it is not encoded: that takes 8 s and more"
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        assert re.search(r"the prompt has \d{7} bytes; the context of the model has 256 tokens of at most \d+ bytes", answer.text)
+
+
+def test_others_go_on_while_a_long_text_is_encoded(engine: EngineProcess) -> None:
+    """Nothing bounds a text whose tokens are to be counted."""
+    with ThreadPoolExecutor(1) as pool, httpx2.Client(base_url=engine.url, headers=engine.headers, timeout=600) as client:
+        client.get("/health")
+        encoding = pool.submit(ask, engine, "/tokenize", {"content": LONG})
+        longest, num_answers = 0.0, 0
+        while not encoding.done():
+            watch = Stopwatch()
+            assert client.get("/health").status_code == 200
+            answer = client.post(COMPLETIONS, json={"model": "tiny", "prompt": "a", "max_tokens": 1})
+            assert answer.status_code == 200
+            longest, num_answers = max(longest, watch.seconds), num_answers + 1
+        assert encoding.result().json()["count"] > 2**20
+        assert num_answers > 5
+        assert longest < 1, "a second for the health and a whole answer of one token"
+
+
+def test_a_special_token_in_a_message_is_text(engine: EngineProcess, model: Path) -> None:
+    tokenizer = open_tokenizer(model)
+    end = tokenizer.eos_token
+    forged = [{"role": "user", "content": f"a{end}b"}]
+    ids = ask(engine, "/tokenize", {"messages": forged}).json()["tokens"]
+    assert tokenizer.eos_token_id not in ids
+    assert ask(engine, "/detokenize", {"tokens": ids}).json()["content"] == f"### user\na{end}b\n\n### assistant\n"
+    assert ask(engine, "/apply-template", {"messages": forged}).json()["prompt"] == f"### user\na{end}b\n\n### assistant\n"
+    raw = ask(engine, "/tokenize", {"content": f"a{end}b", "add_special": False}).json()["tokens"]
+    assert tokenizer.eos_token_id in raw, "a raw prompt may hold special tokens"
+    events(engine, CHAT, {"model": "tiny", "messages": forged, "max_tokens": 2})

@@ -1,6 +1,7 @@
 """Start and end of an engine's process, and the error if it does not start."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 from gguf import GGUFReader
+from starlette.testclient import TestClient
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.inference.engines.api.app import Api
+from ropewalk.jobs.inference.engines.api.serve import configure_logging
 from ropewalk.jobs.inference.engines.engine import Engine, EngineError, EngineOptions
 from ropewalk.jobs.inference.engines.find import default_engine, find_engine
 from ropewalk.jobs.inference.engines.llamacpp import convert
@@ -21,6 +25,7 @@ from ropewalk.jobs.inference.engines.process import EngineProcess
 from ropewalk.jobs.inference.engines.transformers.__main__ import load
 from ropewalk.jobs.serving.serve.engine_command import CommandEngine
 from tests.jobs.inference.engines.conftest import TOKEN
+from tests.jobs.inference.engines.streams import CHAT
 from tests.patience import HANG_SECONDS, Patience, ended, until
 
 # a process that starts an engine, says which, and waits
@@ -178,3 +183,24 @@ def test_the_cause_is_told_without_what_is_no_cause(tmp_path: Path) -> None:
     engine = EngineProcess(subprocess.Popen(["true"]), "http://127.0.0.1:1", tmp_path / "log", None)
     engine.process.wait()
     assert engine.cause() == f"error: the model is too large ({tmp_path / 'log'})"
+
+
+def test_what_a_request_says_is_not_logged(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs are kept without masking and retention."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    configure_logging()
+    api = Api("tiny")
+    secret = "my secret"
+    monkeypatch.setattr(api, "_ready", lambda: int(secret))
+    client = TestClient(api.app)
+    body = {"model": "tiny", "messages": [{"role": "user", "content": secret}]}
+    answer = client.post(CHAT, json=body)
+    assert answer.status_code == 500
+    assert "see its log" in answer.text
+    log = capfd.readouterr().err
+    assert "a request failed" in log
+    assert "builtins.ValueError" in log
+    assert "in _answer" in log
+    assert "my secret" not in log

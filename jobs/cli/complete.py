@@ -1,6 +1,7 @@
 """Shell completion, and the arguments and options that several commands share."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -106,14 +107,17 @@ def _models() -> dict[str, "RegisteredModel"]:
 
 
 def _complete_registered(incomplete: str, *, aliases: bool, versions: bool) -> Candidates:
+    from ropewalk.cluster.errors import DamagedFileError
+
     descriptions: dict[str, str] = {}
     for model in _models().values():
-        if aliases:
-            targets = {alias: version.id for alias, version in model.aliases().items()}
-            descriptions |= {f"{model.name}@{alias}": version for alias, version in targets.items()}
-            descriptions |= {alias: version for alias, version in targets.items() if alias not in descriptions}
-        if versions:
-            descriptions |= {version.id: version.ref for version in model.versions()}
+        with suppress(DamagedFileError):
+            if aliases:
+                targets = {alias: version.id for alias, version in model.aliases().items()}
+                descriptions |= {f"{model.name}@{alias}": version for alias, version in targets.items()}
+                descriptions |= {alias: version for alias, version in targets.items() if alias not in descriptions}
+            if versions:
+                descriptions |= {version.id: version.ref for version in model.versions()}
     return [(name, meaning) for name, meaning in descriptions.items() if name.startswith(incomplete)]
 
 

@@ -134,7 +134,7 @@ def _plain(model: "RegisteredModel") -> dict[str, Any]:
         "aliases": aliases,
         "versions": [version.plain() for version in model.versions()],
         "history": sorted(history, key=lambda move: move["time"]),
-        "rollouts": rollouts(model.root, model.name),
+        "rollouts": [entry.model_dump() for entry in rollouts(model.root, model.name)],
     }
 
 
@@ -146,7 +146,7 @@ def _versions_table(model: "RegisteredModel") -> Any:
     aliases = model.aliases()
     moves = [move for alias in model.alias_names() for move in model.history(alias)]
     deployments = rollouts(model.root, model.name)
-    served = {entry["version"]: ": ".join(filter(None, (entry["state"], entry["cause"]))) for entry in deployments}
+    served = {entry.version: ": ".join(filter(None, (entry.state, entry.cause))) for entry in deployments}
     for version in model.versions():
         own_aliases = [alias for alias, target in aliases.items() if target.number == version.number]
         promotion = next((move for move in reversed(moves) if move.version == version.number and move.kind == "promote"), None)

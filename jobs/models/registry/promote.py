@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.errors import ConfigError, DamagedFileError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import make_private
 from ropewalk.cluster.run.numbered import Entries, append_numbered
@@ -20,7 +20,6 @@ from ropewalk.jobs.runs.models.model_versions import (
     Move,
     RegisteredModel,
     Version,
-    moves_of,
     registered_models,
 )
 
@@ -48,6 +47,7 @@ def promote(
     if force is not None and not force.strip():
         raise ConfigError("--force: give a reason; it is recorded with the promotion")
     version = register(ref, name, root, by=by)
+    model = RegisteredModel(version.root, version.model)
     gates = gates_of_version(version, alias, force)
     entry = {
         **{"version": version.number, "kind": "promote", "by": by or who(), "time": time.time()},
@@ -55,7 +55,7 @@ def promote(
     }
 
     def decide(entries: Entries) -> Mapping[str, Any] | None:
-        moves = moves_of(version.model, alias, entries)
+        moves = model.moves(alias, entries)
         current = moves[-1].version if moves else None
         if _done(moves, key) or (key is None and current == version.number):
             return None
@@ -64,7 +64,7 @@ def promote(
             raise ConfigError(f"{version.model}@{alias} now points to {now}: it was moved by someone else; check again")
         return entry
 
-    move = _move(version.root, version.model, alias, decide, key)
+    move = _move(model, alias, decide, key)
     if alias == PRODUCTION:
         withdraw(version.model, version.root, "it became production", only=version.number, by=by)
     return move
@@ -109,7 +109,7 @@ def _back(
     only: int | None = None,
 ) -> Move:
     def decide(entries: Entries) -> Mapping[str, Any] | None:
-        moves = moves_of(model.name, alias, entries)
+        moves = model.moves(alias, entries)
         before = standing(moves)
         if _done(moves, key) or (only is not None and (not before or before[-1] != only)):
             return None
@@ -119,33 +119,41 @@ def _back(
         about = {"by": by or who(), "time": time.time(), "key": key, "reason": reason}
         return {"version": before[-2], "kind": "rollback", **about}
 
-    return _move(model.root, model.name, alias, decide, key)
+    return _move(model, alias, decide, key)
 
 
 def withdraw(
     model: str, root: Path, reason: str, *, only: int | None = None, by: str | None = None, key: str | None = None
 ) -> Move | None:
     """Remove the alias `candidate` from its version, or from version `only`; return None if it does not point there."""
+    registered = RegisteredModel(root, model)
 
     def decide(entries: Entries) -> Mapping[str, Any] | None:
-        moves = moves_of(model, CANDIDATE, entries)
+        moves = registered.moves(CANDIDATE, entries)
         current = moves[-1].version if moves else None
         if current is None or (only is not None and current != only):
             return None
         about = {"by": by or who(), "time": time.time(), "reason": reason, "key": key}
         return {"version": None, "kind": "withdraw", **about}
 
-    folder = RegisteredModel(root, model).folder / ALIASES / CANDIDATE
-    number = append_numbered(folder, decide)
-    return _numbered(RegisteredModel(root, model), CANDIDATE, number) if number is not None else None
+    number = append_numbered(registered.folder / ALIASES / CANDIDATE, decide)
+    return _numbered(registered, CANDIDATE, number) if number is not None else None
 
 
 def standing(moves: Sequence[Move]) -> list[int]:
-    """Return the versions that an alias has pointed to as a stack, without those rolled back; the last is the current one."""
+    """Return the versions that an alias has pointed to as a stack, without those rolled back; the last is the current one.
+
+    Raises DamagedFileError if a rollback has no move before it.
+    """
     stack: list[int] = []
     for move in moves:
         if move.kind == "rollback":
-            stack.pop()
+            stack = stack[:-1]
+            if not stack or stack[-1] != move.version:
+                raise DamagedFileError(
+                    f"{ALIASES}/{move.alias}/{move.number:06d}.json of {move.model} rolls back to version {move.version}, "
+                    "but the files before it do not record that version; restore those that are missing"
+                )
         elif move.version is None:
             stack.clear()
         else:
@@ -153,8 +161,7 @@ def standing(moves: Sequence[Move]) -> list[int]:
     return stack
 
 
-def _move(root: Path, name: str, alias: str, decide: Callable[[Entries], Mapping[str, Any] | None], key: str | None) -> Move:
-    model = RegisteredModel(root, name)
+def _move(model: RegisteredModel, alias: str, decide: Callable[[Entries], Mapping[str, Any] | None], key: str | None) -> Move:
     with suppress(FileExistsError):
         make_private(model.folder / ALIASES / alias)
     number = append_numbered(model.folder / ALIASES / alias, decide)

@@ -57,7 +57,7 @@ def register(ref: str, name: str | None = None, root: Path | None = None, *, by:
         return None if _equal(entries, what) else entry
 
     append_numbered(model.folder / VERSIONS, decide)
-    version = next(entry for entry in reversed(model.versions()) if _same(vars(entry), what))
+    version = next(entry for entry in reversed(model.versions()) if _same(entry.model_dump(), what))
     if isinstance(location, RunDir):
         assert step is not None
         keep_checkpoint(location, step, version.id)

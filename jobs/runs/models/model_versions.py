@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.fresh_reads import list_afresh
-from ropewalk.cluster.run.numbered import Entries, read_numbered
+from ropewalk.cluster.run.numbered import Entries, numbers_in, parse_entry, read_entry, read_numbered
 from ropewalk.jobs.runs.show.status import roots
 
 MODELS, VERSIONS, ALIASES = "models", "versions", "aliases"  # folders: ROOT/models/NAME/versions, ROOT/models/NAME/aliases/ALIAS
@@ -17,9 +18,10 @@ PRODUCTION, CANDIDATE = "production", "candidate"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Version:
+class Version(BaseModel):
     """Immutable version of a model: a checkpoint of a run, or a Hugging Face directory."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")  # keys of a later version of the program are kept
 
     model: str
     number: int
@@ -30,7 +32,7 @@ class Version:
     weights: str  # hash of the weights
     created: float
     by: str
-    lineage: Mapping[str, Any] = field(default_factory=dict)
+    lineage: Mapping[str, Any] = {}
 
     @property
     def id(self) -> str:
@@ -51,19 +53,19 @@ class Version:
 
     def plain(self) -> dict[str, Any]:
         """Return the version as plain values for JSON."""
-        values = {key: value for key, value in vars(self).items() if key not in ("root", "model", "number")}
-        return {"version": self.id, "ref": self.ref, **values}
+        return {"version": self.id, "ref": self.ref, **self.model_dump(exclude={"root", "model", "number"})}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Move:
+class Move(BaseModel):
     """Change of an alias to another version, or to none."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     model: str
     alias: str
     number: int
     version: int | None
-    kind: str  # promote | rollback | withdraw
+    kind: Literal["promote", "rollback", "withdraw"]
     by: str
     time: float
     gates: tuple[Mapping[str, Any], ...] = ()  # evidence: run, conditions and figures of each gate
@@ -78,8 +80,7 @@ class Move:
 
     def plain(self) -> dict[str, Any]:
         """Return the change as plain values for JSON."""
-        values = {key: value for key, value in vars(self).items() if key not in ("model", "version", "gates")}
-        return {**values, "version": self.version_id, "gates": list(self.gates)}
+        return {**self.model_dump(exclude={"model"}), "version": self.version_id, "gates": list(self.gates)}
 
 
 class RegisteredModel:
@@ -94,20 +95,21 @@ class RegisteredModel:
         return self.root / MODELS / self.name
 
     def versions(self) -> list[Version]:
-        """Return all versions, oldest first."""
-        return [self.version_of(number, entry) for number, entry in read_numbered(self.folder / VERSIONS).items()]
+        """Return all versions, oldest first. Raises DamagedFileError."""
+        return [self._version(number, entry) for number, entry in read_numbered(self.folder / VERSIONS).items()]
 
     def version(self, number: int) -> Version:
-        """Return a version by its number. Raises ConfigError."""
-        entries = read_numbered(self.folder / VERSIONS)
-        if number not in entries:
-            numbers = ", ".join(map(str, entries)) or "none"
-            raise ConfigError(f"{self.name}@{number}: there is no such version; versions of {self.name}: {numbers}")
-        return self.version_of(number, entries[number])
+        """Return a version by its number. Raises ConfigError, DamagedFileError."""
+        numbers = numbers_in(self.folder / VERSIONS)
+        entry = read_entry(self.folder / VERSIONS, number) if number in numbers else None
+        if entry is None:
+            versions = ", ".join(map(str, numbers)) or "none"
+            raise ConfigError(f"{self.name}@{number}: there is no such version; versions of {self.name}: {versions}")
+        return self._version(number, entry)
 
-    def version_of(self, number: int, entry: Mapping[str, Any]) -> Version:
-        """Make a version from the content of its file."""
-        return Version(model=self.name, number=number, root=self.root, **entry)
+    def _version(self, number: int, entry: Mapping[str, Any]) -> Version:
+        values = {**entry, "model": self.name, "number": number, "root": self.root}
+        return parse_entry(Version, self.folder / VERSIONS, number, values)
 
     def aliases(self) -> dict[str, Version]:
         """Return the version of each alias, without aliases that point to none."""
@@ -119,26 +121,27 @@ class RegisteredModel:
         return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
     def current(self, alias: str) -> Version | None:
-        """Return the version of an alias, or None."""
-        moves = self.history(alias)
-        return self.version(moves[-1].version) if moves and moves[-1].version is not None else None
+        """Return the version of an alias, or None. Raises DamagedFileError if its last change cannot be read."""
+        folder = self.folder / ALIASES / alias
+        for number in reversed(numbers_in(folder)):
+            if (entry := read_entry(folder, number)) is not None:
+                move = self.moves(alias, {number: entry})[0]
+                return self.version(move.version) if move.version is not None else None
+        return None
 
     def history(self, alias: str) -> list[Move]:
-        """Return all changes of an alias, oldest first."""
-        return moves_of(self.name, alias, read_numbered(self.folder / ALIASES / alias))
+        """Return all changes of an alias, oldest first. Raises DamagedFileError."""
+        return self.moves(alias, read_numbered(self.folder / ALIASES / alias))
+
+    def moves(self, alias: str, entries: Entries) -> list[Move]:
+        """Parse the changes of an alias. Raises DamagedFileError."""
+        about, folder = {"model": self.name, "alias": alias}, self.folder / ALIASES / alias
+        return [parse_entry(Move, folder, number, {**entry, **about, "number": number}) for number, entry in entries.items()]
 
 
 def exported_directory(version: Version) -> Path | None:
     """Return the Hugging Face directory of a version, or None if its checkpoint has not been exported yet."""
     return version.directory if (version.directory / "config.json").is_file() else None
-
-
-def moves_of(model: str, alias: str, entries: Entries) -> list[Move]:
-    """Make the changes of an alias from the content of its files."""
-    return [
-        Move(model=model, alias=alias, number=number, **{**entry, "gates": tuple(entry.get("gates") or ())})
-        for number, entry in entries.items()
-    ]
 
 
 def registered_models(root: Path | None = None) -> list[RegisteredModel]:

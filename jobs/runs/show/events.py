@@ -72,6 +72,7 @@ EVENTS: dict[str, str] = {
     "elements_died": "",
     # serving
     "aliases_reverted": "version {version} was refused: {changes}",
+    "registry_unreadable": "the registry cannot be read; the serving versions stay: {error}",
     "canary_ended": "version {version} no longer gets a share of the traffic",
     "canary_passed": "version {version} passed its canary: {errors} of {requests:count request} failed",
     "canary_started": "version {version} gets {share:.0%} of the traffic",

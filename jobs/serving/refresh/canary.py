@@ -137,11 +137,11 @@ def refusal(version: Version, alias: str, served: RunDir, since: float) -> str |
     records = [
         record
         for record in rollouts(version.root, version.model)
-        if record["version"] == version.number and record["time"] >= since and served.id in str(record["by"])
+        if record.version == version.number and record.time >= since and served.id in record.by
     ]
-    own_records = [record for record in records if record["alias"].rpartition("@")[2] == alias]
+    own_records = [record for record in records if record.alias.rpartition("@")[2] == alias]
     newest = (own_records or records)[-1:]
-    return f"the serving run refused it: {newest[0]['cause']}" if newest and newest[0]["state"] == "refused" else None
+    return f"the serving run refused it: {newest[0].cause}" if newest and newest[0].state == "refused" else None
 
 
 def check_promotion(served: RunDir, version: Version, since: float) -> CanaryResult | None:
@@ -150,11 +150,9 @@ def check_promotion(served: RunDir, version: Version, since: float) -> CanaryRes
     if cause := refusal(version, PRODUCTION, served, since):
         return CanaryResult(state="refused", message=cause, candidate=none, production=none)
     records = [
-        record
-        for record in rollouts(version.root, version.model)
-        if record["version"] == version.number and record["time"] >= since
+        record for record in rollouts(version.root, version.model) if record.version == version.number and record.time >= since
     ]
-    if any(record["state"] == "serving" and served.id in str(record["by"]) for record in records):
+    if any(record.state == "serving" and served.id in record.by for record in records):
         return CanaryResult(state="passed", message=f"{served.id} serves it", candidate=none, production=none)
     if final_outcome(served) is not None:
         return CanaryResult(

@@ -164,13 +164,14 @@ class WatchedAlias:
             log.warning("the state of %s was not written to the registry: %s", version, error)
 
     def revert_aliases(self, version: str, cause: str, by: str) -> str:
-        """Point each alias of the version back to its previous version."""
-        changes = []
-        for alias, current in self.model.aliases().items():
-            if current.id != version:
-                continue
+        """Point each alias of the version back to its previous version. Raises OSError."""
+        changes, number = [], int(version.rpartition("@")[2])
+        for alias in self.model.alias_names():
             try:
-                move = rollback(alias, model=self.model.name, root=self.model.root, only=current.number, by=by, reason=cause)
+                current = self.model.current(alias)
+                if current is None or current.number != number:
+                    continue
+                move = rollback(alias, model=self.model.name, root=self.model.root, only=number, by=by, reason=cause)
             except RopewalkError as error:
                 changes.append(f"{alias} still points to it: {error}")
             else:
@@ -181,13 +182,17 @@ class WatchedAlias:
         return self.model.version(int(version.rpartition("@")[2]))
 
 
-def find_source(ref: str, root: Path | None = None) -> FixedModel | WatchedAlias:
-    """Return the source that `model` names. Raises ConfigError if it is not in the registry, a run or a directory."""
+def find_source(ref: str, root: Path | None = None, *, serves: bool = False) -> FixedModel | WatchedAlias:
+    """Return the source that `model` names. `serves`: a version of it serves already, so the alias need not be readable.
+
+    Raises ConfigError if it is not in the registry, a run or a directory.
+    """
     name, _, word = ref.partition("@")
     if not Path(ref).expanduser().exists() and not word.isdigit():
         for model in registered_models(root):
             if name == model.name and word in model.alias_names():
-                find_version(ref, root)  # raises if the alias points to nothing
+                if not serves:
+                    find_version(ref, root)  # raises if the alias points to nothing
                 return WatchedAlias(model, word)
         if (version := find_version(ref, root)) is not None:
             return WatchedAlias(RegisteredModel(version.root, version.model), PRODUCTION if ref == version.model else ref)

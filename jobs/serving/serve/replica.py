@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.optional_writes import OptionalWrites
 from ropewalk.jobs.serving.serve.files import read_load
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Replica:
         self._record = Path(spec.folder) / f"{self.id}.json"
         self._actor = context.replica_id.to_full_id_str()
         self._ending = False
+        self._writes = OptionalWrites(str(self._record))
         self._written: dict[str, Any] = {}
         self._write_record(ReplicaState.STARTING)
         try:
@@ -111,9 +113,11 @@ class Replica:
         return started, engine.name
 
     def _watch(self) -> None:
-        """End this process when the engine ends, so that Ray Serve starts another replica."""
+        """End this process when the engine ends, so that Ray Serve starts another replica; rewrite a record that failed."""
         while self._engine.alive():
             time.sleep(LOOK_SECONDS)
+            if self._writes.failures and not self._ending:
+                self._write()
         if not self._ending:
             log.error("the engine of replica %s has ended", self.id)
             with suppress(OSError):
@@ -152,7 +156,11 @@ class Replica:
             "time": time.time(),
             **more,
         }
-        write_json(self._record, self._written, durable=False)
+        self._write()
+
+    def _write(self) -> None:
+        with self._writes:
+            write_json(self._record, self._written, durable=False)
 
 
 def node_address() -> str:

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 from ropewalk.cluster.engines.entry import die_with_parent
-from ropewalk.cluster.errors import EXIT_FAILED
+from ropewalk.cluster.errors import EXIT_FAILED, ConfigError
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.run.context import STOP_VARIABLE, JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.serving.serve.config import ServeConfig
 from ropewalk.jobs.serving.serve.controller.applications import Applications
 from ropewalk.jobs.serving.serve.controller.controller import Controller, report_failure
+from ropewalk.jobs.serving.serve.controller.state import ServingState
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles
 from ropewalk.jobs.serving.serve.models import find_source
 
@@ -33,7 +34,14 @@ def main() -> None:
     config, local, files = context.config(ServeConfig), LocalFiles(), ServingFiles(run)
     applications = Applications(config, files.replicas / f"{arguments.attempt:04d}", local.load)
     applications.connect()
-    cause = Controller(context, applications, find_source(config.model, run.path.parent), local).run()
+    state = ServingState.read(files.state)
+    serves = state is not None and state.attempt == arguments.attempt and state.stable is not None
+    try:
+        source = find_source(config.model, run.path.parent, serves=serves)
+    except ConfigError as error:
+        cause = str(error)
+    else:
+        cause = Controller(context, applications, source, local).run()
     if cause:
         report_failure(local, cause)
     logging.shutdown()

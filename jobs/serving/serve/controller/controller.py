@@ -8,13 +8,14 @@ import math
 import os
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.optional_writes import OptionalWrites
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.models.registry.deployments import State
 from ropewalk.jobs.serving.serve.config import ServeConfig
@@ -27,12 +28,14 @@ from ropewalk.jobs.serving.serve.drafts import draft_directory
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles, read_load
 from ropewalk.jobs.serving.serve.models import Source, Wanted
 from ropewalk.jobs.serving.serve.replica import ReplicaSpec
-from ropewalk.jobs.serving.serve.routes import Routes, write_routes
+from ropewalk.jobs.serving.serve.routes import write_routes
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LOOK_SECONDS = 0.25
 WANTED_SECONDS = 0.5  # between reads of the registry
+RETRY_SECONDS = 5.0  # between attempts to start a version on a full disk
 FAILURE_SECONDS = 3.0  # the run fails if its first version has been refused and still wanted for this long
 REPORTED_STATES: dict[str, State] = {  # event → state reported to the registry
     "version_loading": "loading",
@@ -59,7 +62,10 @@ class Controller:
         self._preparing: dict[str, threading.Thread] = {}  # by application
         self._unprepared: dict[str, str] = {}  # error by application that could not be started
         self._wanted, self._wanted_at = Wanted(stable=self.state.stable), -math.inf
-        self._published: Routes | None = None
+        self._registry_error = ""  # of the last read
+        self._written: dict[Path, object] = {}
+        self._writes = {path: OptionalWrites(str(path)) for path in (self.files.state, self.local.routes, self.files.routes)}
+        self._deploys, self._reverts = OptionalWrites("files of a new version"), OptionalWrites("the registry")
         self._name = f"serve {context.run.id}"
         self._reverted: set[str] = set()  # applications whose aliases were reverted already
 
@@ -71,20 +77,22 @@ class Controller:
 
     def tick(self) -> str:
         """Run one round of the loop; return an error if nothing can be served, else an empty string."""
-        now = time.time()
+        if self.context.fence.has_successor():  # the agent ends this attempt; it must no longer write or move aliases
+            return ""
+        now = time.monotonic()
         wanted = self._read_wanted()
         running = self.applications.running()
         statuses = self.applications.observe({version.app for version in self.state.versions.values()}, running)
         observations = self._observe(statuses)
-        before = self.state.model_dump()
         events = TrafficController(self.config, self.state, now).step(wanted, observations)
         for kind, fields in events:
             log.info("%s %s", kind, fields)
             self.context.run.event(kind, **fields)
             if kind in REPORTED_STATES:
                 self.source.report(fields["version"], REPORTED_STATES[kind], str(fields.get("cause", "")), self._name)
-        if self.state.model_dump() != before:
-            self.state.write(self.files.state)
+        self._write(
+            self.files.state, self.state.model_dump(mode="json"), lambda path, state: write_json(path, state, durable=False)
+        )
         self._publish(statuses)
         self._reconcile(statuses, running)
         self._revert_aliases()
@@ -97,9 +105,12 @@ class Controller:
             self._wanted_at = time.monotonic()
             canary = self.config.canary.alias if self.config.canary is not None else None
             try:
-                self._wanted = self.source.wanted(canary, gated=self.config.update.gated)
-            except (RopewalkError, OSError, ValueError) as error:  # keep the last state if the registry cannot be read
-                log.warning("the registry cannot be read: %s", error)
+                self._wanted, self._registry_error = self.source.wanted(canary, gated=self.config.update.gated), ""
+            except Exception as error:  # whatever is wrong with the registry, the last known versions go on
+                if str(error) != self._registry_error:
+                    self._registry_error = str(error)
+                    log.exception("the registry cannot be read; the serving versions stay")
+                    self.context.run.event("registry_unreadable", error=str(error))
         return self._wanted
 
     def _observe(self, statuses: Mapping[str, ApplicationStatus]) -> dict[str, Observation]:
@@ -137,10 +148,15 @@ class Controller:
                 self.probes.start(version.app, name, statuses[version.app].replicas)
 
     def _prepare(self, app: str, name: str) -> None:
-        """Export the version's directory if necessary, and start its application."""
+        """Export the version's directory if necessary, and start its application; on a full disk it is tried again."""
         try:
             draft = draft_directory(self.config.draft, self.files.models) if self.config.draft is not None else None
-            self.applications.deploy(self._spec(app, name, self.source.directory(name, self.files.models), draft))
+            model = self.source.directory(name, self.files.models)
+            with self._deploys:
+                self.applications.deploy(self._spec(app, name, model, draft))
+                return
+            time.sleep(RETRY_SECONDS)
+            del self._preparing[app]
         except Exception as error:  # any error refuses the version
             log.exception("version %s cannot be started", name)
             self._unprepared[app] = str(error)
@@ -173,11 +189,12 @@ class Controller:
         """Point aliases of refused versions back to their previous version."""
         for name, version in self.state.versions.items():
             if version.phase is Phase.REFUSED and version.app not in self._reverted:
-                self._reverted.add(version.app)
-                changes = self.source.revert_aliases(name, version.cause, self._name)
-                if changes:
-                    self.context.run.event("aliases_reverted", version=name, changes=changes)
-                self._wanted_at = -math.inf
+                with self._reverts:
+                    changes = self.source.revert_aliases(name, version.cause, self._name)
+                    self._reverted.add(version.app)
+                    if changes:
+                        self.context.run.event("aliases_reverted", version=name, changes=changes)
+                    self._wanted_at = -math.inf
 
     def _publish(self, statuses: Mapping[str, ApplicationStatus]) -> None:
         replicas = {
@@ -186,10 +203,15 @@ class Controller:
         share = self.config.canary.share if self.config.canary is not None else 0.0
         models = {name: self._model(name) for name in self.state.versions}
         routes = build_routes(self.state, replicas, models, self.source.names, share, accepting=self._accepting())
-        if routes != self._published:
-            write_routes(self.local.routes, routes)
-            write_routes(self.files.routes, routes)
-            self._published = routes
+        self._write(self.local.routes, routes, write_routes)
+        self._write(self.files.routes, routes, write_routes)
+
+    def _write(self, path: Path, value: T, write: Callable[[Path, T], None]) -> None:
+        """Write a file unless it has this value; on a full disk it keeps its last value, and the next round tries again."""
+        if self._written.get(path) != value:
+            with self._writes[path]:
+                write(path, value)
+                self._written[path] = value
 
     def _model(self, name: str) -> str:
         """Return the run and step, or the directory, of a version."""
@@ -208,7 +230,7 @@ class Controller:
         if self.state.stable is not None or wanted.stable is None:
             return ""
         version = self.state.versions.get(wanted.stable)
-        if version is None or version.phase is not Phase.REFUSED or now - version.since < FAILURE_SECONDS:
+        if version is None or version.phase is not Phase.REFUSED or now - version.entered < FAILURE_SECONDS:
             return ""
         return f"{wanted.stable}: {version.cause}"
 

@@ -1,11 +1,15 @@
-"""State of a serving run as written by its controller: versions with their phases, and the split of traffic."""
+"""State of a serving run as written by its controller: versions with their phases, and the split of traffic.
 
+Durations are measured by the machine's monotonic clock, which all controllers of an attempt share: they run on one node.
+"""
+
+import time
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.cluster.run.files import read_json
 
 
 class Phase(StrEnum):
@@ -27,7 +31,8 @@ class Version(_State):
 
     app: str  # Ray Serve application; a version that is tried again gets a new one
     phase: Phase = Phase.LOADING
-    since: float  # start of the phase, seconds since the epoch
+    entered: float  # start of the phase, monotonic seconds
+    since: float = Field(default_factory=time.time)  # the same in seconds since the epoch, for display only
     cause: str = ""  # reason for the refusal
     barred: bool = False  # refused by its gate, before it was loaded
     trusted: bool = False  # it has passed its canary or has served
@@ -37,7 +42,7 @@ class Canary(_State):
     """The version that gets a share of the traffic, with the gateway's counts at its start."""
 
     version: str
-    since: float
+    started: float  # monotonic seconds
     requests: int = 0
     errors: int = 0
     decides: bool = True  # takes over once it has passed; False: keeps its share while the canary alias points to it
@@ -52,7 +57,7 @@ class ServingState(_State):
     stable: str | None = None
     canary: Canary | None = None
     previous: str | None = None
-    previous_until: float = 0.0
+    previous_until: float = 0.0  # monotonic seconds
     applications: int = 0  # number started so far, so that names are never reused
 
     @classmethod
@@ -60,7 +65,3 @@ class ServingState(_State):
         """Read the state; None if there is none."""
         record = read_json(path)
         return None if record is None else cls.model_validate(record)
-
-    def write(self, path: Path) -> None:
-        """Write the state, for a restarted controller and for `show`."""
-        write_json(path, self.model_dump(mode="json"), durable=False)

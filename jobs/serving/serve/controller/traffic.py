@@ -4,6 +4,7 @@ A wanted version is loaded beside the serving one, must answer a probe, is tried
 version that fails on the way is refused and gets no (more) traffic.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,9 @@ class Observation:
 
 
 class TrafficController:
-    """One decision step. Updates `state`, whose phases say which versions must run or be probed, and returns the events of the
-    changes.
+    """One decision step at a time `now` of the monotonic clock.
+
+    Updates `state`, whose phases say which versions must run or be probed, and returns the events of the changes.
     """
 
     def __init__(self, config: ServeConfig, state: ServingState, now: float) -> None:
@@ -57,7 +59,7 @@ class TrafficController:
                 self._move(version, Phase.READY)  # still loaded
             elif version is None:
                 self.state.applications += 1
-                added = Version(app=f"{_application_name(name)}.{self.state.applications}", since=self.now)
+                added = Version(app=f"{_application_name(name)}.{self.state.applications}", entered=self.now)
                 self.state.versions[name] = added
                 if name in wanted.barred:
                     added.barred = True
@@ -74,7 +76,7 @@ class TrafficController:
                 self._refuse(name, version, f"loading failed: {observed.failed}")
             elif observed.replicas >= self.config.replicas.least:
                 self._move(version, Phase.PROBING)
-            elif self.now - version.since > self.config.update.start_minutes * 60:
+            elif self.now - version.entered > self.config.update.start_minutes * 60:
                 waits = f": {observed.waits}" if observed.waits else ""
                 self._refuse(name, version, f"not loaded within {self.config.update.start_minutes:g} minutes{waits}")
         elif version.phase is Phase.PROBING:
@@ -97,7 +99,7 @@ class TrafficController:
         if requests < 0 or errors < 0:  # the gateway was restarted
             canary.requests, canary.errors = current.requests, current.errors
             return
-        enough = requests >= keys.requests or self.now - canary.since >= keys.minutes * 60
+        enough = requests >= keys.requests or self.now - canary.started >= keys.minutes * 60
         too_many = errors > keys.max_error_rate * requests and (errors >= MIN_ERRORS or enough)
         if current.replicas == 0 and current.failed:
             self._refuse(canary.version, version, f"its replicas died during the canary: {current.failed}")
@@ -132,7 +134,9 @@ class TrafficController:
 
     def _try(self, name: str, observed: Mapping[str, Observation], *, decides: bool) -> None:
         counts = observed.get(name, Observation())
-        self.state.canary = Canary(version=name, since=self.now, requests=counts.requests, errors=counts.errors, decides=decides)
+        self.state.canary = Canary(
+            version=name, started=self.now, requests=counts.requests, errors=counts.errors, decides=decides
+        )
         assert self.config.canary is not None, "a canary exists only if configured"
         self._event("canary_started", version=name, share=self.config.canary.share)
 
@@ -166,7 +170,7 @@ class TrafficController:
                 self._event("version_gone", version=name)
 
     def _drained(self, version: Version, observed: Observation) -> bool:
-        seconds = self.now - version.since
+        seconds = self.now - version.entered
         return (observed.running == 0 and seconds >= QUIET_SECONDS) or seconds > self.config.update.drain_seconds
 
     def _refuse(self, name: str, version: Version, cause: str) -> None:
@@ -177,7 +181,7 @@ class TrafficController:
         self._event("version_refused", version=name, cause=cause, serves=self.state.stable)
 
     def _move(self, version: Version, phase: Phase) -> None:
-        version.phase, version.since = phase, self.now
+        version.phase, version.entered, version.since = phase, self.now, time.time()
 
     def _event(self, kind: str, **fields: Any) -> None:
         self._events.append((kind, fields))

@@ -1,6 +1,6 @@
 """An engine that is up in no time: OpenAI's API over words that follow from the prompt, for what is tested around engines.
 
-Usage: python tests/fakes/engine.py MODEL_DIR --host H --port P
+Usage: python tests/fakes/engine.py MODEL_DIR --host H --port P [--token-file FILE]
 The model's directory has a file `engine.json`: {words, pause, load, answer}; `load` is the error of a model that does not load,
 `answer` that of one that loads and cannot answer, `hang` one that never listens, `pause` the seconds before each word.
 """
@@ -29,6 +29,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     keys: ClassVar[dict[str, Any]] = {}
     running = 0
+    token = ""
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -40,6 +41,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """A completion, at once or word by word."""
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        if self.token and self.headers.get("Authorization") != f"Bearer {self.token}":
+            return self._send(401, {"error": {"message": "the token is missing or wrong", "type": "authentication_error"}})
         if self.keys.get("answer"):
             return self._send(500, {"error": {"message": self.keys["answer"], "type": "server_error"}})
         Handler.running += 1
@@ -106,7 +109,9 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--token-file", type=Path)
     options = parser.parse_args()
+    Handler.token = options.token_file.read_text() if options.token_file else ""
     Handler.keys = json.loads((options.model / "engine.json").read_text())
     if Handler.keys.get("load"):
         sys.exit(f"cannot load {options.model}: {Handler.keys['load']}")

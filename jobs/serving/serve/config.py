@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from ropewalk.cluster.config import CountRange, DataPath, JobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.serving.feedback.config import CaptureConfig
 
 
@@ -97,8 +98,9 @@ class ServeConfig(JobConfig):
     engine: str = Field(default="auto", description="inference engine: auto, transformers, llamacpp, vllm")
     engine_command: list[str] | None = Field(
         default=None,
-        description="command of your own engine; {model}, {host}, {port}, {slots}, {context} are filled in;"
-        " it must serve GET /health and the OpenAI API",
+        description="command of your own engine; {model}, {host}, {port}, {slots}, {context} and {token_file} are filled in; it"
+        " must serve GET /health and the OpenAI API, and on several nodes require the token in that file or in"
+        f" ${TOKEN_VARIABLE}",
     )
     draft: str | None = Field(
         default=None,
@@ -137,6 +139,13 @@ class ServeConfig(JobConfig):
             raise ValueError("engine and engine_command exclude each other: leave one out")
         if self.engine_command is not None and self.draft is not None:
             raise ValueError("draft: set it in engine_command, as that program expects it")
+        names_token = any(name in part for part in self.engine_command or () for name in ("{token_file}", TOKEN_VARIABLE))
+        if self.engine_command is not None and self.resources.nodes.most > 1 and not names_token:
+            raise ValueError(
+                f"engine_command: with resources.nodes={self.resources.nodes} other machines reach the engine's port; have it"
+                f" require the token in {{token_file}} or ${TOKEN_VARIABLE} and name that in the command, or set"
+                " resources.nodes=1"
+            )
         return self
 
     def extra_record(self, cluster_name: str) -> dict[str, Any]:

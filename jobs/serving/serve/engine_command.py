@@ -6,12 +6,13 @@ from pathlib import Path
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.process.command import module_command
-from ropewalk.jobs.inference.engines.engine import Capabilities, Engine, EngineOptions
+from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE, Capabilities, Engine, EngineOptions
 from ropewalk.jobs.inference.engines.find import find_engine
+from ropewalk.jobs.serving.serve.attached import TOKEN_FILE
 
 
 class CommandEngine:
-    """An engine started by a command in which {model}, {host}, {port}, {slots} and {context} are filled in."""
+    """An engine started by a command in which {model}, {host}, {port}, {slots}, {context} and {token_file} are filled in."""
 
     name = "command"
     capabilities = Capabilities(token_ids=False, logprobs=False)
@@ -35,7 +36,7 @@ class CommandEngine:
     def command(self, model: Path, options: EngineOptions) -> list[str]:
         """Return the command with values filled in. Raises ConfigError for an unknown placeholder."""
         values = {"model": model, "host": options.host, "port": options.port, "slots": options.slots}
-        values["context"] = options.context or ""
+        values |= {"context": options.context or "", "token_file": TOKEN_FILE}  # the file is made where the program starts
         try:
             arguments = [part.format(**values) for part in self.template]
         except (KeyError, IndexError, ValueError) as error:
@@ -44,8 +45,8 @@ class CommandEngine:
         return module_command("ropewalk.jobs.serving.serve.attached", "--parent", str(os.getpid()), "--", *arguments)
 
     def environment(self, options: EngineOptions) -> dict[str, str]:
-        """Return no variables besides those of the replica."""
-        return {}
+        """Return the token that the program must require from clients."""
+        return {TOKEN_VARIABLE: options.token or ""}
 
 
 def select_engine(name: str, command: Sequence[str] | None, model: Path, gpus: int) -> Engine:

@@ -29,6 +29,7 @@ from tests.fakes.engine import fake_model
 from tests.patience import Patience, until
 
 ENGINE = [sys.executable, str(Path("tests/fakes/engine.py").absolute()), "{model}", "--host", "{host}", "--port", "{port}"]
+ENGINE += ["--token-file", "{token_file}"]
 MODEL = "words"
 
 

@@ -7,14 +7,21 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import ropewalk.jobs.serving.serve.replica as replica_module
+from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.files import write_json
-from ropewalk.jobs.inference.engines.engine import EngineError
+from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE, EngineError, EngineOptions
+from ropewalk.jobs.inference.engines.process import EngineProcess
 from ropewalk.jobs.serving.serve.config import ServeConfig
+from ropewalk.jobs.serving.serve.engine_command import CommandEngine
 from ropewalk.jobs.serving.serve.replica import Replica, ReplicaSpec, RunningRequests, count_running, wait_until_drained
+from tests.fakes.engine import fake_model
+from tests.jobs.serving.serve.serving import ENGINE
+from tests.patience import HANG_SECONDS
 
 
 class Silent(BaseHTTPRequestHandler):
@@ -94,6 +101,31 @@ def test_an_engine_gets_the_gpus_of_its_replica(tmp_path: Path, monkeypatch: pyt
     )
     with pytest.raises(EngineError, match="share=1"):
         replica._start()
+
+
+def test_a_program_of_the_users_gets_the_token_and_others_do_not(tmp_path: Path) -> None:
+    options, folder = EngineOptions(token="a-secret", slots=2), fake_model(tmp_path / "model")
+    with EngineProcess.start(CommandEngine(ENGINE), folder, options, tmp_path / "log") as engine:
+        engine.await_ready(HANG_SECONDS)
+        assert engine.ask("/v1/completions", {"prompt": "a"})["choices"]
+        engine.headers = {}
+        with pytest.raises(EngineError, match="the token is missing or wrong"):
+            engine.ask("/v1/completions", {"prompt": "a"})
+        family = [psutil.Process(engine.process.pid), *psutil.Process(engine.process.pid).children(recursive=True)]
+        assert not any("a-secret" in part for each in family for part in each.cmdline())
+    shown = ["sh", "-c", f"echo ${TOKEN_VARIABLE}; exit 3"]
+    engine = EngineProcess.start(CommandEngine(shown), folder, options, tmp_path / "shown")
+    with engine, pytest.raises(EngineError, match="a-secret"):
+        engine.await_ready(HANG_SECONDS)
+
+
+def test_a_program_that_names_no_token_is_refused_on_several_nodes() -> None:
+    keys = {"model": "m", "resources": {"nodes": 2}}
+    with pytest.raises(ConfigError, match=r"resources.nodes=2 other machines reach the engine's port; have it require the token"):
+        load_config(ServeConfig, {**keys, "engine_command": ["program", "{port}"]})
+    for part in ("{token_file}", f"exec program --key=${TOKEN_VARIABLE}"):
+        load_config(ServeConfig, {**keys, "engine_command": ["sh", "-c", part]})
+    load_config(ServeConfig, {"model": "m", "engine_command": ["program"]})
 
 
 def test_gpus_that_no_replica_would_use_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -239,11 +240,12 @@ class K8sBackend(Backend):
 
     # --- other operations
 
-    def tunnel_command(self, run: RunDir, node: str, port: int) -> str:
-        """Return the kubectl command that forwards a port of the run's first pod, through its Service if it has one."""
-        context = f" --context {self.profile.context}" if self.profile.context else ""
+    def tunnel_command(self, run: RunDir, node: str, port: int, local_port: int) -> str:
+        """Return the kubectl command that forwards to a port of the run's first pod, through its Service if it has one."""
+        chosen = {"kubeconfig": self.profile.kubeconfig, "context": self.profile.context}
+        options = "".join(f" --{name} {shlex.quote(value)}" for name, value in chosen.items() if value)
         target = f"service/{service_name(run)}" if served_port(run) == port else f"job/{job_name_of(run)}"
-        return f"kubectl{context} -n {self.kube.namespace} port-forward {target} {port}:{port}"
+        return f"kubectl{options} -n {self.kube.namespace} port-forward {target} {local_port}:{port}"
 
     def cancel(self, run: RunDir) -> None:
         """Ask a running run to save and stop, and delete its Job."""

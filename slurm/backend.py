@@ -139,8 +139,10 @@ class SlurmBackend(Backend):
 
     # --- other operations
 
-    def tunnel_command(self, run: RunDir, node: str, port: int) -> str:
-        return "" if node == os.uname().nodename else f"ssh -N -L {port}:127.0.0.1:{port} {node}"
+    def tunnel_command(self, run: RunDir, node: str, port: int, local_port: int) -> str:
+        if node == os.uname().nodename:
+            return ""
+        return f"ssh -N -o ExitOnForwardFailure=yes -L 127.0.0.1:{local_port}:127.0.0.1:{port} {node}"
 
     def cancel(self, run: RunDir) -> None:
         self.cancel_many([run])

@@ -123,8 +123,8 @@ class Backend(ABC):
         """Check this cluster for `doctor`."""
         return []
 
-    def tunnel_command(self, run: RunDir, node: str, port: int) -> str:
-        """Return the command that forwards a port of a run's first node to this machine; empty if none is needed."""
+    def tunnel_command(self, run: RunDir, node: str, port: int, local_port: int) -> str:
+        """Return the command that forwards a port of this machine to one of a run's first node; empty if none is needed."""
         return ""
 
     # --- files of runs on a volume that this machine cannot access

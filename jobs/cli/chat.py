@@ -1,6 +1,7 @@
 """The command `chat`: talk to a model."""
 
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,11 +35,12 @@ def chat(  # noqa: PLR0917 - typer reads the options of a command from its argum
 
         model_chat = open_chat(model, sampling, system=system, seed=seed)
     at_terminal = sys.stdin.isatty()
-    while True:
-        try:
-            message = input("> ") if at_terminal else next(sys.stdin).rstrip("\n")
-        except (EOFError, StopIteration):
-            return
-        if not message.strip():
-            return
-        print(model_chat.answer(message), flush=True)
+    with closing(model_chat):
+        while True:
+            try:
+                message = input("> ") if at_terminal else next(sys.stdin).rstrip("\n")
+            except (EOFError, StopIteration):
+                return
+            if not message.strip():
+                return
+            print(model_chat.answer(message), flush=True)

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,13 +36,9 @@ WORDS = 10
 
 
 @contextmanager
-def tunnel(command: str, namespace: Namespace) -> Iterator[None]:
+def tunnel(command: str) -> Iterator[None]:
     """The command that a person is told to type, while the block runs."""
-    path = {"PATH": f"{namespace.cluster.path}:{os.environ['PATH']}", "KUBECONFIG": str(namespace.cluster.kubeconfig)}
-    arguments = shlex.split(command)
-    with subprocess.Popen(
-        arguments, env={**os.environ, **path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as way:
+    with subprocess.Popen(shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as way:
         assert way.stdout is not None
         assert "Forwarding" in way.stdout.readline(), command
         try:
@@ -63,6 +59,7 @@ def submitted(namespace: Namespace, folder: Path, port: int) -> RunDir:
 def test_a_pod_serves_behind_a_service_and_a_laptop_finds_the_way(
     namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("PATH", f"{namespace.cluster.path}:{os.environ['PATH']}")
     monkeypatch.setenv(RUNS_VARIABLE, str(namespace.runs))
     monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
     # pods see the volume under the path that this machine sees it under
@@ -75,13 +72,14 @@ def test_a_pod_serves_behind_a_service_and_a_laptop_finds_the_way(
         serving = Serving(run, tmp_path)
         serving.until(lambda: serving.state.get("stable") and len(serving.replicas("one")) == 2, Patience.CLUSTER)
         (service,) = namespace.items("Service", "ropewalk/role=service")
-        way = f"kubectl -n {namespace.name} port-forward service/{service['metadata']['name']} {port}:{port}"
+        kubectl = f"kubectl --kubeconfig {namespace.cluster.kubeconfig} -n {namespace.name}"
+        way = f"{kubectl} port-forward service/{service['metadata']['name']} {port}:{port}"
         assert way in " ".join(Shell(capsys, monkeypatch, tmp_path)("show", run.id).split())
         endpoint = find_endpoint(run.id)
         assert endpoint is not None
-        with tunnel(endpoint.tunnel, namespace):
-            chat = EndpointChat(endpoint, Sampling(max_new_tokens=4, temperature=0.0, top_p=1.0))
-            assert chat.answer("hello").split()[0] == "one0"
+        with closing(EndpointChat(endpoint, Sampling(max_new_tokens=4, temperature=0.0, top_p=1.0))) as chat:
+            assert chat.answer("hello").split()[0] == "one0", "through a tunnel of its own"
+        with tunnel(endpoint.tunnel_command):
             assert ask(f"http://127.0.0.1:{port}")[0] == 200
             with Load(f"http://127.0.0.1:{port}", WORDS, clients=2, pause=0.1) as load:
                 until(lambda: load.count > 8, Patience.STEP)
@@ -91,7 +89,7 @@ def test_a_pod_serves_behind_a_service_and_a_laptop_finds_the_way(
         namespace.kubectl("delete", "pod", namespace.pod(0)["metadata"]["name"], "--wait=false")
         serving.until(lambda: (read_json(serving.files.address) or {}).get("attempt", 0) > attempt, Patience.CLUSTER)
         serving.until(lambda: len(serving.replicas("one")) == 2, Patience.CLUSTER)
-        with tunnel(endpoint.tunnel, namespace):
+        with tunnel(endpoint.tunnel_command):
             until(lambda: ask(f"http://127.0.0.1:{port}")[0] == 200, Patience.STEP)
         assert serving.events("serving_stopped"), "the pod that left ended what was open"
     finally:

@@ -21,6 +21,9 @@ class Chat:
         self.opened, self.tokenizer, self.sampling, self.seed = opened, tokenizer, sampling, seed
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
 
+    def close(self) -> None:
+        """Do nothing: the model is in this process."""
+
     def answer(self, text: str) -> str:
         """Return the model's answer to a message. Raises DataError if the chat template refuses the conversation."""
         messages = [*self.messages, {"role": "user", "content": text}]

@@ -1,28 +1,29 @@
 """A conversation with a serving run through its endpoint."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
 
 from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.jobs.inference.scoring.generate import Sampling
+from ropewalk.jobs.inference.scoring.reach import CONNECT_SECONDS, reach
 from ropewalk.jobs.runs.show.endpoint import Endpoint
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.runs.show.view import view_of
 
-CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 600.0
 
 
 class EndpointChat:
-    """A conversation with the endpoint's default model."""
+    """A conversation with the endpoint's default model. Close it to end the tunnel that it may have made."""
 
     def __init__(self, endpoint: Endpoint, sampling: Sampling, *, system: str | None = None, seed: int = 0) -> None:
         self.endpoint, self.sampling, self.seed = endpoint, sampling, seed
         token = endpoint.token()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-        self._address = ""  # last address that answered
+        self._address, self._resources = "", ExitStack()
 
     def answer(self, text: str) -> str:
         """Return the endpoint's answer to a message. Raises BackendError if it gives none."""
@@ -35,34 +36,21 @@ class EndpointChat:
         return reply
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        address = self._address = self._address or self._find()
+        address = self._address = self._address or self._resources.enter_context(reach(self.endpoint))
         limits = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
         try:
             answer = httpx2.post(f"{address}{path}", json=body, headers=self._headers, timeout=limits)
         except httpx2.TransportError as error:
-            self._address = ""
-            raise BackendError(
-                f"{address} (on {self.endpoint.node}) does not answer here: {error}{self._tunnel_hint()}"
-            ) from None
+            self.close()
+            raise BackendError(f"{address} (on {self.endpoint.node}) does not answer: {error}") from None
         if answer.status_code != 200:
             raise BackendError(f"{address} answers {answer.status_code}: {_message(answer)}")
         completion: dict[str, Any] = answer.json()
         return completion
 
-    def _find(self) -> str:
-        """Return the address at which the endpoint answers: its own, or its tunnel's. Raises BackendError if neither does."""
-        endpoint, failure = self.endpoint, ""
-        for address in filter(None, (endpoint.address, endpoint.tunnelled)):
-            try:
-                if "replicas" in httpx2.get(f"{address}/healthz", timeout=CONNECT_SECONDS).json():
-                    return address
-            except (httpx2.TransportError, ValueError) as error:
-                failure = failure or str(error)
-        reason = failure or "another program listens there"
-        raise BackendError(f"{endpoint.address} (on {endpoint.node}) does not answer here: {reason}{self._tunnel_hint()}")
-
-    def _tunnel_hint(self) -> str:
-        return f"; from another machine: {self.endpoint.tunnel}" if self.endpoint.tunnel else ""
+    def close(self) -> None:
+        self._resources.close()
+        self._address = ""
 
 
 def _message(answer: httpx2.Response) -> str:

@@ -1,7 +1,9 @@
 """Display of a serving run: address, versions, and the state of updates."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.backends.profiles import load_backend
@@ -15,6 +17,8 @@ from ropewalk.jobs.serving.serve.files import ServingFiles
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+ALL_INTERFACES = ("0.0.0.0", "::")  # noqa: S104 - compared with a configured host
 
 
 class ServeView(RunView):
@@ -39,32 +43,34 @@ class ServeView(RunView):
         address = read_json(self.files.address)
         if not address or address.get("closed") or self.run.outcome(int(address["attempt"])) is not None:
             return None
-        auth = (self.run.record.get("config") or {}).get("auth") or {}
-        tunnel = self._tunnel(address)
-        return Endpoint(
+        config = self.run.record.get("config") or {}
+        auth, node = config.get("auth") or {}, str(address.get("node") or "")
+        endpoint = Endpoint(
             address=str(address["address"]),
-            node=str(address.get("node") or ""),
+            node=node,
             variable=auth.get("variable"),
             file=auth.get("file"),
-            tunnel=tunnel,
-            tunnelled=f"http://127.0.0.1:{address['port']}" if tunnel else "",
+            tunnel=self._tunnel(address),
         )
+        if config.get("host") in ALL_INTERFACES and not endpoint.is_here:
+            return replace(endpoint, address=f"http://{node}:{address['port']}")
+        return endpoint
 
-    def _tunnel(self, address: Mapping[str, Any]) -> str:
-        """Return the command that forwards the address to another machine; empty if none is needed."""
+    def _tunnel(self, address: Mapping[str, Any]) -> Callable[[int], str] | None:
+        """Return the command that forwards a port of this machine to the address; None if none is needed."""
         try:
-            return load_backend(str(self.run.record.get("cluster", "local"))).tunnel_command(
-                self.run, str(address["node"]), int(address["port"])
-            )
+            backend = load_backend(str(self.run.record.get("cluster", "local")))
         except RopewalkError:  # this machine has no profile of the cluster
-            return ""
+            return None
+        command = partial(backend.tunnel_command, self.run, str(address["node"]), int(address["port"]))
+        return command if command(int(address["port"])) else None
 
     def plain(self) -> dict[str, Any]:
         endpoint, load = self.endpoint(), read_json(self.files.load) or {}
         routes, state = read_json(self.files.routes) or {}, read_json(self.files.state) or {}
         return {
             "address": endpoint.address if endpoint is not None else None,
-            "tunnel": (endpoint.tunnel or None) if endpoint is not None else None,
+            "tunnel": (endpoint.tunnel_command or None) if endpoint is not None else None,
             "versions": version_rows(state, routes, load),
             "aliases": routes.get("aliases") or {},
             "requests_per_second": load.get("requests_per_second"),

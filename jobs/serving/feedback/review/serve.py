@@ -6,12 +6,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.text import counted
+from ropewalk.jobs.inference.scoring.reach import reach
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.runs.show.view import view_of
 from ropewalk.jobs.serving.feedback.config import CaptureConfig
@@ -79,32 +80,40 @@ def open_review(
     kinds = CaptureConfig.model_validate(capture or {}).mask
     name = (reviewer or getpass.getuser()).strip()
     mask(["once"], kinds)  # load compiled kernels before the first page is requested
-    ask = _endpoint_of(run_dir, ask_at) if sample else None
-    sampler = Sampler(run_dir.path, ask, kinds) if ask else None
-    review = Review(run_dir, name, kinds, sampler)
-    try:
-        opened = OpenReview(review, out or run_dir.path / FOLDER / "review", port)
-    except ConfigError:
-        review.close()
-        raise
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with suppress(KeyboardInterrupt):  # Ctrl-C can come before the first request
-            yield opened
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        opened.server.server_close()
-        review.close()
-        opened.write_files()
-        opened.results += [describe_agreement(agreement) for agreement in review.agreements()]
+    with _asking(run_dir, ask_at) if sample else nullcontext() as ask:
+        sampler = Sampler(run_dir.path, ask, kinds) if ask else None
+        review = Review(run_dir, name, kinds, sampler)
+        try:
+            opened = OpenReview(review, out or run_dir.path / FOLDER / "review", port)
+        except ConfigError:
+            review.close()
+            raise
+        before = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            with suppress(KeyboardInterrupt):  # Ctrl-C can come before the first request
+                yield opened
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            opened.server.server_close()
+            review.close()
+            opened.write_files()
+            opened.results += [describe_agreement(agreement) for agreement in review.agreements()]
 
 
-def _endpoint_of(run: RunDir, address: str | None) -> AskEndpoint | None:
-    """Return a function that asks this address, or else the serving run; None if the run is not serving now."""
+@contextmanager
+def _asking(run: RunDir, address: str | None) -> Iterator[AskEndpoint | None]:
+    """Yield a function that asks this address, or else the serving run; None if the run is not serving now.
+
+    Raises BackendError if the run cannot be reached from this machine.
+    """
     if address:
-        return endpoint(address, os.environ.get(TOKEN_VARIABLE))
-    serving = view_of(run).endpoint()
-    return endpoint(serving.address, serving.token()) if serving else None
+        yield endpoint(address, os.environ.get(TOKEN_VARIABLE))
+    elif (serving := view_of(run).endpoint()) is None:
+        yield None
+    else:
+        token = serving.token()
+        with reach(serving) as here:
+            yield endpoint(here, token)
 
 
 def _each_line(on_line: Callable[[], None]) -> None:

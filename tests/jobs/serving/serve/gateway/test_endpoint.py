@@ -3,17 +3,12 @@
 import json
 import socket
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from ropewalk.cluster.errors import BackendError
-from ropewalk.jobs.inference.scoring.endpoint_chat import EndpointChat
-from ropewalk.jobs.inference.scoring.generate import Sampling
-from ropewalk.jobs.runs.show.endpoint import Endpoint as Place
 from ropewalk.jobs.serving.serve.routes import Alias, Version
 from tests.jobs.serving.serve.gateway.endpoint import HTTP, VERSION, Endpoint, FakeEngine, chat, texts
 from tests.patience import Patience, ended, until
@@ -198,18 +193,6 @@ def test_many_connections(endpoint: Endpoint) -> None:
     assert all(client.recv(12) == b"HTTP/1.1 200" for client in clients)
     for client in clients:
         client.close()
-
-
-def test_a_chat_finds_the_end_of_a_tunnel_and_says_how_to_make_one(endpoint: Endpoint) -> None:
-    sampling = Sampling(max_new_tokens=3, temperature=0.0, top_p=1.0)
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        nowhere = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-    far = Place(address=nowhere, node="node7", tunnel="ssh -N -L 1:127.0.0.1:1 node7", tunnelled=endpoint.url)
-    assert EndpointChat(far, sampling).answer("hello").count("w") == 3
-    other = f"http://127.0.0.1:{endpoint.engines[0].port}"  # it answers, and is no endpoint of a run
-    for end in (nowhere, other):
-        with pytest.raises(BackendError, match=r"\(on node7\) does not answer here: .*; from another machine: ssh -N -L 1:127"):
-            EndpointChat(replace(far, tunnelled=end), sampling).answer("hello")
 
 
 @pytest.mark.soak("fills a journal; other tests of this file cover 429 and clients that hang up")

@@ -205,7 +205,7 @@ class Checkpoints:
                 read = read_manifest(folder)
             except CheckpointError as error:
                 read = str(error)
-        manifest = self.group.broadcast_object(read)
+        manifest = self.group.broadcast_object(read, CheckpointManifest | str)
         if not isinstance(manifest, CheckpointManifest):
             return None, [str(manifest)]
         mine = manifest.files[self.group.rank :: self.group.world_size]
@@ -220,7 +220,8 @@ class Checkpoints:
 
     def load(self, folder: StoragePath, manifest: CheckpointManifest, state: State) -> None:
         """Fill the tensors of `state` in place. Raises CheckpointError unless the checkpoint holds exactly these tensors."""
-        index = parse_index(self.group.broadcast_object(folder.read(manifest.index) if self.group.is_main else None), folder.url)
+        raw = self.group.broadcast_object(folder.read(manifest.index) if self.group.is_main else None, bytes)
+        index = parse_index(raw, folder.url)
         missing, extra = sorted(state.keys() - index.keys()), sorted(index.keys() - state.keys())
         if missing or extra:
             raise CheckpointError(

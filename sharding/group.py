@@ -9,17 +9,20 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, TCPStore
+from pydantic import ConfigDict, TypeAdapter
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from ropewalk.cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, StopRequested
 from ropewalk.cluster.gpus import DEVICES_VARIABLE, machine_devices, node_gpus
 from ropewalk.cluster.process.ports import listen_on
+from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE
 from ropewalk.sharding.config import ParallelConfig
 
 log = logging.getLogger(__name__)
@@ -86,18 +89,49 @@ class Group:
     def barrier(self) -> None:
         self.any(False)
 
-    def all_gather_object(self, value: T) -> list[T]:
-        """Return every rank's plain value, in rank order."""
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
+    def all_gather_object(self, value: T, kind: Any = Any) -> list[T]:
+        """Return every rank's value, in rank order. Values travel as JSON; see `broadcast_object`."""
+        text = _to_json(value, kind)
+        if self.world_size == 1:
+            return [_from_json(text, kind)]
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(text)]))
+        most = max(int(size) for size in sizes)
+        texts = [torch.empty(most, dtype=torch.uint8) for _ in sizes]
+        dist.all_gather(texts, torch.nn.functional.pad(text, (0, most - len(text))))
+        return [_from_json(padded[: int(size)], kind) for padded, size in zip(texts, sizes, strict=True)]
 
-    def broadcast_object(self, value: T | None) -> T:
-        """Return rank 0's plain value on every rank."""
-        box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0)
-        result: T = box[0]
+    def broadcast_object(self, value: T | None, kind: Any = Any) -> T:
+        """Return rank 0's value on every rank.
+
+        It travels as JSON, since unpickling would run what a peer sends. `kind` is the type of a value that JSON alone does
+        not restore: with tuples, bytes, keys that are not strings, or models.
+        """
+        text = _to_json(value, kind) if self.is_main else torch.empty(0, dtype=torch.uint8)
+        if self.world_size > 1:
+            size = torch.tensor([len(text)])
+            dist.broadcast(size, src=0)
+            if not self.is_main:
+                text = torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(text, src=0)
+        result: T = _from_json(text, kind)
         return result
+
+
+@cache
+def _codec(kind: Any) -> TypeAdapter[list[Any]]:
+    """Return the conversion of a list with one value; a list, because models take no options for bytes and infinities."""
+    options = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
+    return TypeAdapter(list[kind], config=options)
+
+
+def _to_json(value: Any, kind: Any) -> torch.Tensor:
+    """Return the JSON of a value as bytes on the CPU. Raises PydanticSerializationError if the value is not of this kind."""
+    return torch.frombuffer(bytearray(_codec(kind).dump_json([value], warnings="error")), dtype=torch.uint8)
+
+
+def _from_json(text: torch.Tensor, kind: Any) -> Any:
+    return _codec(kind).validate_json(text.numpy().tobytes())[0]
 
 
 def counts_piece(tensor: torch.Tensor) -> bool:
@@ -231,10 +265,12 @@ def _refuse_stale_store() -> None:
         )
 
 
-def _store(timeout: timedelta) -> TCPStore | None:
-    """Open the store in which the ranks meet. Rank 0 serves it at MASTER_ADDR only; torch would listen on all addresses.
+def _store(timeout: timedelta) -> Store | None:
+    """Open the store in which the ranks meet, or return None if torchrun serves it.
 
-    Returns None if that is left to torch: torchrun serves the store, or MASTER_ADDR is not an address of rank 0's machine.
+    Rank 0 serves it at MASTER_ADDR only, where torch would listen on all addresses, unless that is not an address of its
+    machine. Keys have the secret prefix that the rendezvous gave to the ranks: they hold the addresses at which ranks connect
+    to each other, and torch unpickles what peers send.
     """
     host, port, served = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), os.environ.get("RANK") == "0"
     if not host or not port or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -246,5 +282,5 @@ def _store(timeout: timedelta) -> TCPStore | None:
         except OSError as error:
             if error.errno != errno.EADDRNOTAVAIL:
                 raise
-            return None
-    return TCPStore(host, int(port), None, served, timeout, wait_for_workers=False, master_listen_fd=listener)
+    store = TCPStore(host, int(port), None, served, timeout, wait_for_workers=False, master_listen_fd=listener)
+    return PrefixStore(os.environ.get(STORE_PREFIX_VARIABLE, "default_pg"), store)

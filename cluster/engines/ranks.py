@@ -26,7 +26,7 @@ from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT
 from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
 from ropewalk.cluster.process.output import configure_logging, redirect_output
 from ropewalk.cluster.process.signals import exit_on_sigterm_from, stop_signals_blocked
-from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE, JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.heartbeat import heart_file
 from ropewalk.cluster.run.project import add_project_path
@@ -227,6 +227,7 @@ def run_rank(arguments: RankArguments) -> int:
     """Run one rank: open its log, claim the fence, call the entry. Returns 0 or 85; exits with any other code."""
     exit_on_sigterm_from(arguments.agent_pid)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    os.environ[STORE_PREFIX_VARIABLE] = arguments.store_prefix
     run = RunDir(arguments.run)
     redirect_output(run.log_dir(arguments.attempt) / f"rank-{rank}.log")
     configure_logging(f"rank {rank}")

@@ -14,7 +14,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
 
-from ropewalk.cluster.engines.signed_rendezvous import signed_handler
+from ropewalk.cluster.engines.signed_rendezvous import SignedHandler, signed_handler
 from ropewalk.cluster.process.ports import await_listener
 from ropewalk.cluster.process.signals import ShutdownGate
 from ropewalk.cluster.run.directory import RunDir
@@ -72,7 +72,7 @@ class RanksNode:
 
 @dataclass
 class RankArguments:
-    """Arguments of a node's ranks. torch pickles them whenever it forks a rank, so `group` is that of the newest formation."""
+    """Arguments of a node's ranks. torch pickles them whenever it forks a rank, so the last two are of the newest formation."""
 
     run: Path
     attempt: int
@@ -81,6 +81,7 @@ class RankArguments:
     agent_pid: int
     hung_steps: float | None
     group: int = 0
+    store_prefix: str = ""
 
 
 class NumberedRendezvous(RendezvousHandler):
@@ -89,7 +90,7 @@ class NumberedRendezvous(RendezvousHandler):
     torch kills a group at once when a node wants to join. Here the group is asked to save first.
     """
 
-    def __init__(self, inner: RendezvousHandler, arguments: RankArguments, node: RanksNode) -> None:
+    def __init__(self, inner: SignedHandler, arguments: RankArguments, node: RanksNode) -> None:
         self._inner, self._arguments, self._node, self._run = inner, arguments, node, node.run
         self._regroup_at: float | None = None  # monotonic time at which the ranks were asked to save
         self._members: set[Any] = set()  # torch's node descriptions of the group
@@ -103,18 +104,19 @@ class NumberedRendezvous(RendezvousHandler):
         self._regroup_at = self._peer_lost_at = None
         info = self._form()
         self._node.gate.resume()
-        state = self._inner._state_holder.state  # type: ignore[attr-defined]
+        state = self._inner._state_holder.state
         # the round grows with every formation and is equal on all nodes
         self._arguments.group, self._members = state.round + 1, set(state.participants)
+        self._arguments.store_prefix = self._inner.store_prefix(self._arguments.group)
         if info.rank == 0:
             self._run.event("group_formed", group=self._arguments.group, nodes=info.world_size)
         return info
 
     def _form(self) -> RendezvousInfo:
         """Join a group; join another one if its first node is lost before it has published the address of rank 0."""
-        holder = self._inner._state_holder  # type: ignore[attr-defined]
+        holder = self._inner._state_holder
         # the default would delay the group by a second, the age of the cached state
-        holder._cache_duration = min(STATE_SECONDS, POLL_SECONDS * max(1.0, self._node.most_nodes / POLLING_NODES))
+        holder._cache_duration = min(STATE_SECONDS, POLL_SECONDS * max(1.0, self._node.most_nodes / POLLING_NODES))  # type: ignore[attr-defined]
         try:
             for _ in range(FORM_TRIES - 1):
                 try:
@@ -123,7 +125,7 @@ class NumberedRendezvous(RendezvousHandler):
                     log.warning("the group's first node was lost before it published the address of rank 0: %s", error)
             return self._inner.next_rendezvous()
         finally:
-            holder._cache_duration = STATE_SECONDS
+            holder._cache_duration = STATE_SECONDS  # type: ignore[attr-defined]
 
     def peer_lost(self) -> bool:
         """Return True if a node of the group is lost, and the ranks had time to notice that by themselves.
@@ -142,7 +144,7 @@ class NumberedRendezvous(RendezvousHandler):
 
     def _missing(self) -> set[str]:
         """Return the addresses of members that are no longer in the rendezvous."""
-        return {node.addr for node in self._members - set(self._inner._state_holder.state.participants)}  # type: ignore[attr-defined]
+        return {node.addr for node in self._members - set(self._inner._state_holder.state.participants)}
 
     @property
     def formation(self) -> int:
@@ -152,10 +154,10 @@ class NumberedRendezvous(RendezvousHandler):
     def leave(self) -> None:
         """Remove this node from the group, so that the others need not wait for its heartbeat to time out."""
         try:
-            self._inner._op_executor.run(_RendezvousExitOp(), time.monotonic() + LEAVE_SECONDS)  # type: ignore[attr-defined]
+            self._inner._op_executor.run(_RendezvousExitOp(), time.monotonic() + LEAVE_SECONDS)
         except RendezvousError as error:  # the store may be gone already
             log.info("the other nodes could not be notified that this node left the group: %s", error)
-        self._inner._stop_heartbeats()  # type: ignore[attr-defined]
+        self._inner._stop_heartbeats()
 
     def get_backend(self) -> str:
         return self._inner.get_backend()
@@ -164,13 +166,13 @@ class NumberedRendezvous(RendezvousHandler):
         return self._inner.is_closed()
 
     def set_closed(self) -> None:
-        self._inner.set_closed()  # type: ignore[no-untyped-call]
+        self._inner.set_closed()
 
     def num_nodes_waiting(self) -> int:
         """Return the number of nodes that want to join, or 0 as long as the ranks may still save: torch then kills the ranks."""
         waiting = self._inner.num_nodes_waiting()
         # a member of this group is waiting again: its ranks are gone, and the other ranks may wait for them forever
-        if waiting and self._missing() & {node.addr for node in self._inner._state_holder.state.wait_list}:  # type: ignore[attr-defined]
+        if waiting and self._missing() & {node.addr for node in self._inner._state_holder.state.wait_list}:
             return waiting
         if waiting and self._regroup_at is None:
             self._regroup_at = time.monotonic()

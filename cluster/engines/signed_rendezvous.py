@@ -65,6 +65,10 @@ class SignedHandler(DynamicRendezvousHandler):
         """Set the attempt's key for signing addresses."""
         self._key, self._run_id = key, run_id.encode()
 
+    def store_prefix(self, group: int) -> str:
+        """Return the prefix of the keys with which the ranks of a group meet, known only to agents and ranks of the attempt."""
+        return sign(self._key, "store", self._run_id, str(group).encode()).hex()
+
     def next_rendezvous(self) -> RendezvousInfo:
         """Join a group. Raises RendezvousStateError if the address of rank 0 is not signed with the attempt's key."""
         info = super().next_rendezvous()

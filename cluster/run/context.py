@@ -15,9 +15,12 @@ C = TypeVar("C", bound=JobConfig)
 
 STOP_VARIABLE = "ROPEWALK_STOP_FLAG"  # file on the node's local disk; it exists as soon as the node must stop
 GROUP_VARIABLE = "ROPEWALK_GROUP"  # number of the group of ranks within the attempt
+STORE_PREFIX_VARIABLE = "ROPEWALK_STORE_PREFIX"  # secret prefix of the keys in the store in which the ranks of a group meet
 
 # environment variables that belong to one run; not passed on to processes of another run
-OWN_VARIABLES = frozenset({STOP_VARIABLE, GROUP_VARIABLE, "ROPEWALK_RUN", "ROPEWALK_ATTEMPT", "ROPEWALK_CHECKPOINTS"})
+OWN_VARIABLES = frozenset(
+    {STOP_VARIABLE, GROUP_VARIABLE, STORE_PREFIX_VARIABLE, "ROPEWALK_RUN", "ROPEWALK_ATTEMPT", "ROPEWALK_CHECKPOINTS"}
+)
 OWN_VARIABLES |= {"ROPEWALK_REGROUP_FLAG", "ROPEWALK_STOP_SIGNAL", "ROPEWALK_NODES", "ROPEWALK_NODE_RANK"}
 OWN_VARIABLES |= {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 

@@ -31,6 +31,7 @@ class Write(NamedTuple):
 
 
 Work = list[Request] | Write  # requests of one unit, compared with each other
+_WORK = dict[str, Work] | None
 
 
 class Team:
@@ -44,7 +45,7 @@ class Team:
     def answer(self, work: Mapping[str, Work]) -> None:
         """Answer all work that is not in the ledger yet; called on rank 0. Raises StopRequested on all ranks."""
         left = {key: work[key] for key in work if key not in self.ledger}
-        self._group.broadcast_object(left)
+        self._group.broadcast_object(left, _WORK)
         self._share(left)
         self.ledger.refresh()
 
@@ -55,7 +56,7 @@ class Team:
 
     def _next_work(self) -> Mapping[str, Work] | None:
         nothing: Mapping[str, Work] | None = None
-        return self._group.broadcast_object(nothing)
+        return self._group.broadcast_object(nothing, _WORK)
 
     def dismiss(self) -> None:
         """Release the other ranks; called on rank 0."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.datapipe.loader.order import hash_words
 from ropewalk.datapipe.manifest import hash_of
@@ -96,7 +97,7 @@ def cached_logits(
 ) -> Chunks:
     """Open the cache of this run, and compute missing chunks. Raises StopRequested."""
 
-    def find() -> tuple[Chunks, list[str]]:
+    def find() -> tuple[str, str, list[str]]:
         fingerprint = _fingerprint(config, group.device, teacher, loader, vocabulary)
         otherwise = context.run.path / _FOLDER
         if config.cache.path is not None:
@@ -104,9 +105,10 @@ def cached_logits(
         else:
             chunks = Chunks.beside(weighted(config.data)[0].path, _SUFFIX, fingerprint, otherwise=otherwise)
         names = [chunk_name(number) for number in range(num_chunks(config))]
-        return chunks, [name for name in names if chunks.read(name) is None]
+        return chunks.folder.url, fingerprint, [name for name in names if chunks.read(name) is None]
 
-    chunks, missing = on_main(group, find)
+    url, fingerprint, missing = on_main(group, find)
+    chunks = Chunks(folder=StoragePath(url), fingerprint=fingerprint)
     if missing:
         model = build_model(teacher, context.run, group, config.parallel, config.precision, trainable=False)
         computation = _ChunkComputation(config, model, group, loader, vocabulary)

@@ -138,7 +138,7 @@ class StudentSource(MixedSource):
                     break
                 self.context.heart.beat(Phase.ROLLOUT, step)
                 files.append(ledger_round.put(name, self._generate_chunk(missing[name], model, step)))
-        return [file for part in self.group.all_gather_object(files) for file in part]
+        return [file for part in self.group.all_gather_object(files, list[tuple[str, bytes]]) for file in part]
 
     def _generate_chunk(self, positions: Sequence[int], model: nn.Module, step: int) -> pa.Table:
         draws = [Draw(position, 0, 0) for position in positions]

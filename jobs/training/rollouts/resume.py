@@ -27,5 +27,5 @@ def load_round(ledger_round: Round, group: Group) -> tuple[bool, Parts]:
         ledger_round.withdraw()
         ledger_round.remove_damaged()
         content = ledger_round.manifest() is not None, list(ledger_round.chunks())
-    complete, files = group.broadcast_object(content)
+    complete, files = group.broadcast_object(content, tuple[bool, list[tuple[str, bytes]]])
     return complete, {parse_chunk_name(name): (name, arrow_table(raw)) for name, raw in files}

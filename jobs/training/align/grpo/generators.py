@@ -91,7 +91,7 @@ class RankGenerator:
                 before = ChunkName(request.attempt, number), answered
             if before is not None:
                 files.append(ledger_round.put(before[0], chunk_generator.with_rewards(before[1], step)))
-        return [file for part in self._group.all_gather_object(files) for file in part]
+        return [file for part in self._group.all_gather_object(files, list[tuple[str, bytes]]) for file in part]
 
 
 class WorkerGenerator:
@@ -138,7 +138,7 @@ class WorkerGenerator:
             self._requests.remove(request)
             wanted = {ChunkName(request.attempt, number) for number in request.numbers}
             files = [file for file in ledger_round.chunks() if parse_chunk_name(file[0]) in wanted]
-        return self._group.broadcast_object(files)
+        return self._group.broadcast_object(files, list[tuple[str, bytes]])
 
     def _poll(self, ledger_round: Round, request: ChunkRequest) -> bool:
         """Return True if all chunks exist, or the run must stop; polls for a while."""

@@ -96,14 +96,15 @@ def _log_probs(
 ) -> dict[str, torch.Tensor]:
     """Return the reference's log-probabilities of every row, by split; computed now unless an earlier attempt or run did."""
 
-    def find() -> tuple[Chunks, list[str]]:
+    def find() -> tuple[str, str, list[str]]:
         model = replace(plan, adapter=None).fingerprint
         fingerprint = reference_fingerprint(model, plan.weights, manifest["hash"], compute_format(config.precision, group.device))
         chunks = reference_chunks(config.data, data_folder(context) / "reference", fingerprint)
-        return chunks, ReferenceLogProbs(chunks, sources).missing()
+        return chunks.folder.url, fingerprint, ReferenceLogProbs(chunks, sources).missing()
 
     sources = {split: _source(context, config, manifest, split) for split in SPLITS}
-    chunks, missing = on_main(group, find)
+    url, fingerprint, missing = on_main(group, find)
+    chunks = Chunks(folder=StoragePath(url), fingerprint=fingerprint)
     log_probs = ReferenceLogProbs(chunks, sources)
     if missing:
         reference = first_model(context, config, group, plan)

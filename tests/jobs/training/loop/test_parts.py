@@ -129,7 +129,7 @@ def test_ranks_hear_from_rank_0_while_it_loads_weights(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("ropewalk.jobs.training.loop.on_main._KEEP_ALIVE_SECONDS", 0.01)
     monkeypatch.setattr("ropewalk.jobs.training.loop.model.first_weights", load)
-    monkeypatch.setattr(Group, "broadcast_object", lambda _, value: messages.append(value) or value)
+    monkeypatch.setattr(Group, "broadcast_object", lambda _, value, *__: messages.append(value) or value)
     plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32)
     run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)
     with process_group() as group:

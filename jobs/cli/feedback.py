@@ -30,16 +30,18 @@ def feedback(
 
     from ropewalk.jobs.runs.show.status import find_run
     from ropewalk.jobs.serving.feedback.export import export_feedback, parse_time
-    from ropewalk.jobs.serving.feedback.read import enforce_retention, read, refuse_without_capture
+    from ropewalk.jobs.serving.feedback.read import refuse_without_capture
+    from ropewalk.jobs.serving.feedback.records import FOLDER
+    from ropewalk.jobs.serving.feedback.retention import enforce_retention
     from ropewalk.jobs.serving.feedback.summary import summarize
     from ropewalk.jobs.serving.feedback.tables import lines_of
 
     serve_run = find_run(run)
     refuse_without_capture(serve_run)
     deleted = enforce_retention(serve_run)
-    exchanges = read(serve_run, parse_time(since) if since else None)
-    exported = export_feedback(serve_run, exchanges, export[0], export[1]) if export else None
-    summary = summarize(exchanges)
+    start = parse_time(since) if since else None
+    exported = export_feedback(serve_run, start, export[0], export[1]) if export else None
+    summary = summarize(serve_run.path / FOLDER, start)
     if as_json:
         values = {"run": serve_run.id, **summary.plain(), "deleted": deleted, "export": exported}
         sys.stdout.write(json.dumps(values, default=str) + "\n")

@@ -67,7 +67,7 @@ def refresh(folder: Path, name: str, **keys: Any) -> RunDir:
     keep(exchanges_store(served.path / FOLDER), [captured(n, turn["content"], "wrong") for n, (turn, _) in enumerate(turns)])
     messages = [rated(n, correction=json.dumps(answer["content"])) for n, (_, answer) in enumerate(turns)]
     keep(ratings_store(served.path / FOLDER), messages)
-    values = {"watch": served.id, "name": name, "train": TRAIN, "gate": GATE, "canary": None, **keys}
+    values = {"watch": served.id, "name": name, "train": TRAIN, "gate": GATE, "canary": None, "approve": False, **keys}
     return submit("refresh", load_config(RefreshConfig, values))
 
 
@@ -174,7 +174,7 @@ def test_what_people_correct_is_learnt_and_served(folder: Path, served: Serving)
         number = asked(served.address, question["content"])
         said(served.address, "feedback", answer_id=number, correction=answer["content"])
     canary = {"minutes": 0, "requests": ANSWERS}
-    values = {"watch": served.run.id, "name": "fresh", "train": TRAIN, "gate": GATE, "canary": canary}
+    values = {"watch": served.run.id, "name": "fresh", "train": TRAIN, "gate": GATE, "canary": canary, "approve": False}
     run, count = submit("refresh", load_config(RefreshConfig, values)), itertools.count()
     until(lambda: asked(served.address, f"question {next(count)}") and final_outcome(run), Patience.CLUSTER, look_seconds=0.2)
     assert ended(run) is RunState.SUCCEEDED, final_outcome(run)

@@ -37,6 +37,12 @@ class CollectConfig(JobConfig):
     until: float | None = Field(default=None, description="only exchanges and ratings before this time; unset: now")
     unrated: bool = Field(default=False, description="include answers without a rating")
     most: int | None = Field(default=None, ge=1, description="maximum number of new conversations, newest first; unset: all")
+    most_per_client: int | None = Field(
+        default=1000,
+        ge=1,
+        description="maximum number of new conversations, and of pairs, that one client taught, newest first; a client is the "
+        "name of a token of `auth`, and clients without a name are not limited; null: no limit",
+    )
     replay: ReplayConfig | None = Field(default=None, description="earlier conversations to mix in; unset: none")
     decontaminate: DecontaminateConfig | None = Field(
         default=None, description="drop conversations and pairs that contain evaluation items"

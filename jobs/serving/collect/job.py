@@ -23,6 +23,7 @@ from ropewalk.datapipe.text.batch import TextBatch
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.serving.collect.config import CollectConfig, DecontaminateConfig, ReplayConfig
 from ropewalk.jobs.serving.feedback.read import CapturedExchange, exchanges
+from ropewalk.jobs.serving.feedback.retention import enforce_retention
 from ropewalk.jobs.serving.feedback.review.export import judgements_by_item, reviewed_conversations, reviewed_pairs
 from ropewalk.jobs.serving.feedback.review.judgements import Judgement
 from ropewalk.jobs.serving.feedback.training_data import answer_of, prompt_of, to_conversations, to_pairs
@@ -50,10 +51,11 @@ def main(context: JobContext) -> dict[str, object]:
     config, run = context.config(CollectConfig), context.run
     sibling = run.path.parent / config.watch
     watched = find_source_run(run, config.watch, "watch") if sibling.is_dir() else find_run(config.watch)
+    enforce_retention(watched)
     until = config.until if config.until is not None else _recorded_time(run.path / _UNTIL)
     feedback = collect_feedback(watched, since=config.since, until=until, unrated=config.unrated)
-    conversations = _newest(_distinct(feedback.conversations), config.most)
-    pairs = feedback.pairs
+    conversations = _newest(_distinct(feedback.conversations), config.most, config.most_per_client)
+    pairs = _newest(feedback.pairs, None, config.most_per_client)
     dropped: list[dict[str, str]] = []
     if config.decontaminate is not None:
         conversations, dropped = drop_contaminated(conversations, config.decontaminate)
@@ -90,8 +92,16 @@ def _distinct(records: Iterable[Record]) -> list[Record]:
     return list(by_content.values())
 
 
-def _newest(records: list[Record], most: int | None) -> list[Record]:
-    return records if most is None else sorted(records, key=lambda record: (record["time"], record["id"]))[-most:]
+def _newest(records: Iterable[Record], most: int | None, most_per_client: int | None) -> list[Record]:
+    """Return the newest records by time, of each named client at most `most_per_client`."""
+    by_client: Counter[str] = Counter()
+    newest: list[Record] = []
+    for record in sorted(records, key=lambda record: (record["time"], record["id"]), reverse=True):
+        client = record["client"]
+        by_client[client] += client is not None
+        if most_per_client is None or by_client[client] <= most_per_client:
+            newest.append(record)
+    return newest[:most][::-1]
 
 
 def drop_contaminated(records: Sequence[Record], config: DecontaminateConfig) -> tuple[list[Record], list[dict[str, str]]]:
@@ -142,17 +152,21 @@ def collect_feedback(run: RunDir, *, since: float | None, until: float, unrated:
     With `since`, only exchanges that were made, rated or reviewed at that time or later.
     """
     reviews = judgements_by_item(run, until)
-    captured = [
-        exchange
-        for exchange in exchanges(run.path, until=until, rated_until=until)
-        if since is None or _last_change(exchange, reviews.get(exchange.id, ())) >= since
-    ]
+    totals: Counter[str] = Counter()
+    captured: list[CapturedExchange] = []
+    for exchange in exchanges(run.path, until=until, rated_until=until):
+        judgements = reviews.get(exchange.id, ())
+        if since is None or _last_change(exchange, judgements) >= since:
+            totals.update(["exchanges", _opinion(exchange)])
+            if exchange.ratings or judgements or unrated:
+                captured.append(exchange)
+    captured.sort(key=lambda exchange: (exchange.time, exchange.id))
     by_id = {exchange.id: exchange for exchange in captured}
     conversations, pairs = to_conversations(captured), to_pairs(captured)
     reviewed = [record for record in reviewed_conversations(run, until).records if record["id"] in by_id]
     reviewed_ids = {record["id"] for record in reviewed}  # a review overrides user ratings
     other_records = [*conversations.records, *(_unrated(captured) if unrated else ())]
-    totals = Counter({"exchanges": len(captured), "reviewed": len(reviewed_ids)})
+    totals["reviewed"] = len(reviewed_ids)
     all_pairs = [*pairs.records, *(record for record in reviewed_pairs(run, until).records if record["id"] in by_id)]
     return FeedbackData(
         conversations=[
@@ -160,7 +174,7 @@ def collect_feedback(run: RunDir, *, since: float | None, until: float, unrated:
             *(_with_origin(record, by_id[record["id"]], "reviewed") for record in reviewed),
         ],
         pairs=[_with_origin(record, by_id[record["id"]]) for record in all_pairs],
-        counts=totals + Counter(_opinion(exchange) for exchange in captured) + conversations.left_out,
+        counts=totals + conversations.left_out,
     )
 
 
@@ -189,4 +203,10 @@ def _unrated(captured: list[CapturedExchange]) -> list[Record]:
 
 def _with_origin(record: Record, exchange: CapturedExchange, reason: str = "") -> Record:
     ratings = [rating.id for rating in exchange.ratings]
-    return {**record, "version": exchange.version, "time": exchange.time, "ratings": ratings, "why": reason or _opinion(exchange)}
+    about = {
+        "version": exchange.version,
+        "time": exchange.time,
+        "client": None if reason else exchange.teacher,
+        "ratings": ratings,
+    }
+    return {**record, **about, "why": reason or _opinion(exchange)}

@@ -98,7 +98,7 @@ class Capture:
         size = len(exchange.request) + len(exchange.answer)
         if self._open_bytes + size > self.max_open_bytes:
             self._lose(1 if captured else 0)
-            exchange, captured = exchange._replace(request=b"", answer=b""), False
+            exchange, captured = exchange._replace(request=b"", answer=b"", dropped=captured), False
             if self._open_bytes > 2 * self.max_open_bytes:  # the writer is far behind: drop the ledger row too
                 self._on_durable([exchange.id])
                 return

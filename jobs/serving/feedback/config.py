@@ -14,9 +14,15 @@ class CaptureConfig(Section):
     """Parts of requests and answers that an endpoint stores; without this section no content is stored."""
 
     share: float = Field(default=1.0, gt=0, le=1, description="share of conversations to capture, selected by hash")
-    retention_days: float = Field(default=30.0, gt=0, description="days after which exchanges and ratings are deleted")
+    retention_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="days after which exchanges are deleted, with their ratings, second answers and judgements",
+    )
     max_bytes: int = Field(
-        default=10 * 2**30, ge=2**20, description="maximum bytes of captured exchanges; the oldest are deleted first"
+        default=10 * 2**30,
+        ge=2**20,
+        description="maximum bytes of exchanges and all feedback on them; the oldest are deleted first",
     )
     mask: tuple[Kind, ...] = Field(
         default=KINDS,

@@ -37,6 +37,7 @@ class Exchange(NamedTuple):
     conversation: bytes = b""
     completion_tokens: int | None = None
     client: str | None = None  # name of its token; None without names
+    dropped: bool = False  # its content was dropped because too much was unconfirmed
 
 
 _BODIES = ("request", "answer", "conversation")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.serving.feedback.read import Feedback
+from ropewalk.jobs.serving.feedback.read import exchanges
 from ropewalk.jobs.serving.feedback.training_data import TrainingData, to_conversations, to_documents, to_pairs, write_records
 
 _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -28,12 +28,12 @@ def parse_time(text: str, now: float | None = None) -> float:
         ) from None
 
 
-def export_feedback(run: RunDir, feedback: Feedback, kind: str, path: Path) -> dict[str, Any]:
-    """Write one kind of training data and return {kind, file, records, left_out}. Raises ConfigError."""
+def export_feedback(run: RunDir, since: float | None, kind: str, path: Path) -> dict[str, Any]:
+    """Write training data of the exchanges since a time; return {kind, file, records, left_out}. Raises ConfigError."""
     converters: dict[str, Callable[[], TrainingData]] = {
-        "pairs": lambda: to_pairs(feedback.exchanges),
-        "chats": lambda: to_conversations(feedback.exchanges),
-        "documents": lambda: to_documents(feedback.exchanges, run.id),
+        "pairs": lambda: to_pairs(exchanges(run.path, since)),
+        "chats": lambda: to_conversations(exchanges(run.path, since)),
+        "documents": lambda: to_documents(exchanges(run.path, since), run.id),
     }
     if kind not in converters:
         raise ConfigError(f"--export {kind}: unknown kind; choose {', '.join(converters)}")

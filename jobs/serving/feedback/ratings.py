@@ -5,30 +5,51 @@ from typing import Any, Literal, Self
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-MAX_CHARS = 200_000  # of a correction or a comment
+MAX_BYTES = 256 << 10  # of a body
+MAX_MESSAGES = 64  # of a correction
+MAX_RATINGS = 20  # of one answer
 
 
-class CorrectedMessage(BaseModel):
-    """A message of a corrected conversation."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | None = Field(default=None, max_length=MAX_CHARS)
-
-
-class FeedbackBody(BaseModel):
-    """Feedback on one answer: at least one of rating, score, correction and comment."""
-
+class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class CalledFunction(_Body):
+    """Name and arguments of a tool call."""
+
+    name: str
+    arguments: str  # JSON
+
+
+class ToolCall(_Body):
+    """A tool call of a corrected message."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class CorrectedMessage(_Body):
+    """A turn of a corrected answer. Turns of the user or the system are refused: they would rewrite the question."""
+
+    role: Literal["assistant", "tool"]
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class FeedbackBody(_Body):
+    """Feedback on one answer: at least one of rating, score, correction and comment."""
 
     answer_id: str = Field(min_length=1, max_length=200, description="`id` of the answer, or the request's x-request-id")
     rating: Literal["up", "down"] | None = None
     score: float | None = Field(default=None, ge=0, le=1, description="0 (useless) to 1 (perfect)")
     correction: str | list[CorrectedMessage] | None = Field(
-        default=None, description="corrected answer: a text, or the messages that replace the answer"
+        default=None, description="corrected answer: a text, or the turns of assistant and tools that replace the answer"
     )
-    comment: str | None = Field(default=None, max_length=MAX_CHARS)
+    comment: str | None = None
     user: str | None = Field(default=None, max_length=200, description="tag of the user; only a hash of it is stored")
 
     @model_validator(mode="after")
@@ -37,8 +58,8 @@ class FeedbackBody(BaseModel):
             raise ValueError("needs at least one of rating, score, correction, comment")
         if self.correction is not None and not self.correction:
             raise ValueError("correction is empty")
-        if isinstance(self.correction, str) and len(self.correction) > MAX_CHARS:
-            raise ValueError(f"correction has {len(self.correction)} characters; at most {MAX_CHARS} are accepted")
+        if isinstance(self.correction, list) and len(self.correction) > MAX_MESSAGES:
+            raise ValueError(f"correction has {len(self.correction)} messages; at most {MAX_MESSAGES} are accepted")
         if isinstance(self.correction, list) and self.correction[-1].role != "assistant":
             raise ValueError("the last message of a correction must be the assistant's")
         return self
@@ -46,6 +67,8 @@ class FeedbackBody(BaseModel):
 
 def read_feedback(body: bytes) -> FeedbackBody | dict[str, Any]:
     """Parse a request body; return the feedback, or the error to answer with (status 400)."""
+    if len(body) > MAX_BYTES:
+        return error_body(f"the body has {len(body)} bytes; feedback of at most {MAX_BYTES} is accepted")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -1,18 +1,19 @@
-"""CapturedExchange exchanges of a serving run, joined with their ratings."""
+"""Captured exchanges of a serving run, joined with their ratings."""
 
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.serving.feedback.records import FOLDER, answers_store, exchanges_store, ratings_store
-from ropewalk.jobs.serving.feedback.store import DAY_SECONDS, Row
+from ropewalk.jobs.serving.feedback.records import FOLDER, RATINGS, exchanges_store, ratings_store
+
+_PLAIN = ("id", "time", "answer_id", "alias", "version", "outcome", "conversation", "prompt", "answer", "client")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +22,13 @@ class Rating:
 
     id: str
     time: float
-    answer_id: str  # as sent by the client: answer id or request id
+    exchange: str  # id of the rated exchange
+    exchange_time: float
     rating: str | None  # up, down
     score: float | None  # 0 to 1
     correction: Any  # a text, or messages
     comment: str | None
     user: str | None
-    source: str
     client: str | None = None  # name of the token that sent it
 
     @property
@@ -70,93 +71,59 @@ class CapturedExchange:
         """Newest correction: a text, or messages."""
         return next((r.correction for r in reversed(self.ratings) if r.correction), None)
 
+    @property
+    def teacher(self) -> str | None:
+        """Name of the client that corrected the answer, else of the one that asked."""
+        return next((r.client for r in reversed(self.ratings) if r.correction), self.client)
 
-@dataclass(frozen=True)
-class Feedback:
-    """All feedback of a run, including ratings of answers whose content was not captured or that are unknown."""
 
-    exchanges: list[CapturedExchange]
-    uncaptured: list[tuple[Row, Rating]]  # ledger row of the answer, rating
-    unknown: list[Rating]  # ratings whose answer is not in the ledger (yet)
-    answers: list[Row]  # ledger rows: all answers, without content
+class Ratings:
+    """All ratings of a run by exchange. They stay in mapped files: only their positions are in memory."""
+
+    def __init__(self, folder: Path, until: float | None = None) -> None:
+        """Index the ratings from before `until`."""
+        self._table = pa.concat_tables([RATINGS.empty_table(), *ratings_store(folder).tables()])
+        self._rows: dict[str, list[int]] = defaultdict(list)
+        columns = (self._table[name].to_pylist() for name in ("exchange", "time"))
+        for row, (exchange, time) in enumerate(zip(*columns, strict=True)):
+            if until is None or time < until:
+                self._rows[exchange].append(row)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the ids of the rated exchanges."""
+        return iter(self._rows)
+
+    def of(self, exchange: str) -> tuple[Rating, ...]:
+        """Return the newest rating of each user by time; ratings without a user tag all count."""
+        rows = (self._table.slice(row, 1).to_pylist()[0] for row in self._rows.get(exchange, ()))
+        ratings = sorted((Rating(**{**row, "correction": _json(row["correction"])}) for row in rows), key=lambda r: r.time)
+        newest = {(r.client, r.user) if r.user else r.id: r for r in ratings}
+        return tuple(sorted(newest.values(), key=lambda r: r.time))
 
 
 def exchanges(
-    run: Path, since: float | None = None, until: float | None = None, *, rated_until: float | None = None
+    run: Path,
+    since: float | None = None,
+    until: float | None = None,
+    *,
+    rated_until: float | None = None,
+    newest_first: bool = False,
 ) -> Iterator[CapturedExchange]:
-    """Yield the captured exchanges of a run's directory by time, with their ratings from before `rated_until`.
+    """Yield the captured exchanges of a run's directory, about by time, with their ratings from before `rated_until`.
 
     Times are seconds since the epoch.
     """
-    ratings_of = _by_answer(rating for rating in _ratings(run) if rated_until is None or rating.time < rated_until)
-    for row in exchanges_store(run / FOLDER).read(since).to_pylist():
+    ratings = Ratings(run / FOLDER, rated_until)
+    for row in exchanges_store(run / FOLDER).rows(since, newest_first=newest_first):
         if until is None or row["time"] < until:
-            yield _exchange(row, ratings_of)
-
-
-def read(run: RunDir, since: float | None = None) -> Feedback:
-    """Return exchanges and answers since a time, and all ratings of them."""
-    ratings = _ratings(run.path)
-    captured = list(exchanges(run.path, since))
-    answers = answers_store(run.path / FOLDER).read(since).to_pylist()
-    by_number = {number: row for row in answers for number in (row["id"], row["answer_id"]) if number}
-    captured_ids = {number for exchange in captured for number in (exchange.id, exchange.answer_id) if number}
-    rest = [rating for rating in ratings if rating.answer_id not in captured_ids]
-    uncaptured: dict[str, tuple[Row, list[Rating]]] = {}
-    for rating in rest:
-        if row := by_number.get(rating.answer_id):
-            uncaptured.setdefault(row["id"], (row, []))[1].append(rating)
-    return Feedback(
-        captured,
-        [(row, rating) for row, given_ratings in uncaptured.values() for rating in _newest(given_ratings)],
-        [r for r in rest if r.answer_id not in by_number and (since is None or r.time >= since)],
-        answers,
-    )
+            parsed = {name: _json(row[name]) for name in ("messages", "choices", "tools", "sampling")}
+            yield CapturedExchange(**{name: row[name] for name in _PLAIN}, **parsed, ratings=ratings.of(row["id"]))
 
 
 def refuse_without_capture(run: RunDir) -> None:
     """Raise ConfigError if the run is not a serving run: it has no feedback and no capture key."""
     if not (run.path / FOLDER).is_dir() and "capture" not in (run.record.get("config") or {}):
         raise ConfigError(f"{run.id} is a {run.record.get('job')} run; name a serving run")
-
-
-def enforce_retention(run: RunDir, now: float | None = None) -> int:
-    """Delete records older than the run's retention and return their number. A running writer does this by itself."""
-    capture = (run.record.get("config") or {}).get("capture")
-    if not capture or "retention_days" not in capture:
-        return 0
-    moment = (now or time.time()) - float(capture["retention_days"]) * DAY_SECONDS
-    folder = run.path / FOLDER
-    stores = exchanges_store(folder), ratings_store(folder)
-    for store in stores:
-        store.roll()  # spools left by dead writers
-    return sum(store.delete_before(moment) for store in stores)
-
-
-def _ratings(run: Path) -> list[Rating]:
-    rows = ratings_store(run / FOLDER).read().to_pylist()
-    return [Rating(**{**row, "correction": _json(row["correction"])}) for row in rows]
-
-
-def _by_answer(ratings: Iterable[Rating]) -> dict[str, list[Rating]]:
-    grouped: dict[str, list[Rating]] = defaultdict(list)
-    for rating in ratings:
-        grouped[rating.answer_id].append(rating)
-    return grouped
-
-
-def _newest(ratings: Iterable[Rating]) -> tuple[Rating, ...]:
-    """Return the newest rating of each user, by time; ratings without a user tag all count."""
-    ordered = sorted(ratings, key=lambda r: r.time)
-    return tuple(sorted({r.user or r.id: r for r in ordered}.values(), key=lambda r: r.time))
-
-
-def _exchange(row: Row, ratings_of: dict[str, list[Rating]]) -> CapturedExchange:
-    names = {row["id"], row["answer_id"]} - {None}
-    ratings = _newest(r for name in names for r in ratings_of.get(name, ()))
-    parsed = {name: _json(row[name]) for name in ("messages", "choices", "tools", "sampling")}
-    plain = ("id", "time", "answer_id", "alias", "version", "outcome", "conversation", "prompt", "answer", "client")
-    return CapturedExchange(**{name: row[name] for name in plain}, **parsed, ratings=ratings)
 
 
 def _json(text: str | None) -> Any:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ropewalk.datapipe.filters.privacy.filter import Kind
 from ropewalk.jobs.serving.feedback.exchange import Frame
+from ropewalk.jobs.serving.feedback.known_answers import KnownAnswer
 from ropewalk.jobs.serving.feedback.masking import mask
 from ropewalk.jobs.serving.feedback.parse import answer_of, request_of
 from ropewalk.jobs.serving.feedback.ratings import FeedbackBody
@@ -26,7 +27,7 @@ _ANSWER_FIELDS = [
     *(("prompt_tokens", pa.int32()), ("completion_tokens", pa.int32())),
     *(("first_token_seconds", _NUMBER), ("seconds", _NUMBER), ("moves", pa.int32())),
 ]
-ANSWERS = pa.schema([*_KEY_FIELDS, *_ANSWER_FIELDS])
+ANSWERS = pa.schema([*_KEY_FIELDS, *_ANSWER_FIELDS, ("dropped", pa.bool_())])  # dropped: stored without its content
 EXCHANGES = pa.schema(
     [
         *_KEY_FIELDS,
@@ -45,11 +46,20 @@ EXCHANGES = pa.schema(
 RATINGS = pa.schema(
     [
         *_KEY_FIELDS,
-        *(("answer_id", _TEXT), ("rating", _TEXT), ("score", _NUMBER)),
+        *(("exchange", _TEXT), ("exchange_time", _NUMBER)),  # the rated exchange; its retention is that of its feedback
+        *(("rating", _TEXT), ("score", _NUMBER)),
         ("correction", _TEXT),  # JSON: a text, or messages
         ("comment", _TEXT),
-        ("user", _TEXT),  # a hash
-        *(("source", _TEXT), ("client", _TEXT)),  # source: api, or review
+        *(("user", _TEXT), ("client", _TEXT)),  # hash of the user's tag; name of the client's token
+    ]
+)
+SAMPLES = pa.schema([*_KEY_FIELDS, ("exchange", _TEXT), ("exchange_time", _NUMBER), ("version", _TEXT), ("answer", _TEXT)])
+JUDGEMENTS = pa.schema(
+    [
+        *(*_KEY_FIELDS, ("reviewer", _TEXT)),
+        *(("item", _TEXT), ("exchange_time", _NUMBER), ("first", _TEXT), ("second", _TEXT), ("choice", _TEXT)),
+        *(("corrected", _TEXT), ("correction", _TEXT)),  # id of the corrected answer, and the correction
+        ("undone", _TEXT),  # id of the judgement that an undo reverts
     ]
 )
 
@@ -67,6 +77,16 @@ def exchanges_store(folder: Path) -> Store:
 def ratings_store(folder: Path) -> Store:
     """Store of ratings and corrections, masked."""
     return Store(folder / "ratings", RATINGS)
+
+
+def samples_store(folder: Path) -> Store:
+    """Store of second answers to captured prompts, masked."""
+    return Store(folder / "samples", SAMPLES)
+
+
+def judgements_store(folder: Path) -> Store:
+    """Store of reviewers' judgements."""
+    return Store(folder / "judgements", JUDGEMENTS)
 
 
 def ledger_row(fields: Mapping[str, Any], answer: Mapping[str, Any]) -> Row:
@@ -117,20 +137,20 @@ def _content_row(row: Row, content: dict[str, Any], masked: int) -> Row:
     }
 
 
-def rating_row(number: str, body: FeedbackBody, kinds: Sequence[Kind], *, source: str = "api", client: str | None = None) -> Row:
+def rating_row(number: str, body: FeedbackBody, answer: KnownAnswer, kinds: Sequence[Kind], client: str | None = None) -> Row:
     """Return the masked row of a rating."""
     values = body.model_dump(exclude_none=True)
     (masked,), _ = mask([{key: values.get(key) for key in ("correction", "comment")}], kinds)
     return {
         "id": number,
         "time": time.time(),
-        "answer_id": body.answer_id,
+        "exchange": answer.id,
+        "exchange_time": answer.time,
         "rating": body.rating,
         "score": body.score,
         "correction": _json(masked["correction"]),
         "comment": masked["comment"],
         "user": user_hash(body.user) if body.user else None,
-        "source": source,
         "client": client,
     }
 

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 SPOOL, SHARD, LOCK = "spool-", "part-", "roll.lock"
 ID, TIME = "id", "time"
 DAY_SECONDS = 86_400.0
+BATCH_ROWS = 1000
+REPEATED_SECONDS = 3600.0  # a record that is handed over twice can get a time of its own, at most so much later
 Row = dict[str, Any]
 
 
@@ -36,7 +38,7 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.began = time.time()
+        self.began = time.monotonic()
         while True:
             self.path = folder / f"{SPOOL}{time.time_ns():020d}-{machine()}-{os.getpid()}.jsonl"
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
@@ -79,12 +81,34 @@ class Store:
 
     def read(self, since: float | None = None) -> pa.Table:
         """Return each record once, by time; with `since` only those of this time and later."""
-        spooled = self._spooled()  # before the shards: a concurrent roll then causes duplicates instead of gaps
-        tables = [*(self._open(path) for path in self.shards()), *([self._table(spooled)] if spooled else [])]
-        table = _deduplicate(pa.concat_tables(tables)) if tables else self.schema.empty_table()
-        if since is not None:
-            table = table.filter(pc.greater_equal(table[TIME], since))
+        table = pa.concat_tables([self.schema.empty_table(), *self.tables(since)])
         return table.sort_by([(TIME, "ascending"), (ID, "ascending")])
+
+    def rows(
+        self, since: float | None = None, columns: Sequence[str] | None = None, *, newest_first: bool = False
+    ) -> Iterator[Row]:
+        """Yield the records of `tables`, or only some columns, without holding more than a shard in memory."""
+        for table in self.tables(since, newest_first=newest_first):
+            for batch in table.select(columns or self.schema.names).to_batches(BATCH_ROWS):
+                yield from batch.to_pylist()
+
+    def tables(self, since: float | None = None, *, newest_first: bool = False) -> Iterator[pa.Table]:
+        """Yield a table of each shard and one of the spools, with each record once, by time within a table.
+
+        With `since` only records of this time and later; shards that end before are not read. Oldest shards come first.
+        """
+        spooled = self._table(self._spooled())  # before the shards: a concurrent roll then leaves no gap
+        shards = [path for path in self.shards() if since is None or newest_time(path) >= since]
+        if newest_first:
+            yield spooled if since is None else spooled.filter(pc.greater_equal(spooled[TIME], since))
+            shards.reverse()
+        for path in shards:
+            table = self._open(path)
+            if _may_share_ids(path, spooled):
+                table = table.filter(pc.invert(pc.is_in(table[ID], value_set=spooled[ID])))
+            yield table if since is None else table.filter(pc.greater_equal(table[TIME], since))
+        if not newest_first:
+            yield spooled if since is None else spooled.filter(pc.greater_equal(spooled[TIME], since))
 
     def find(self, columns: Sequence[str], value: str) -> Row | None:
         """Return the record with this value in one of the columns, or None."""
@@ -114,7 +138,7 @@ class Store:
         return sorted(self.folder / name for name in list_afresh(self.folder) if name.startswith(SPOOL))
 
     def _spooled(self) -> list[Row]:
-        return [row for path in self._spools() for row in _rows(path)]
+        return _distinct([row for path in self._spools() for row in _rows(path)])
 
     def _open(self, path: Path) -> pa.Table:
         try:
@@ -127,7 +151,8 @@ class Store:
         return _conform(table, self.schema)
 
     def _table(self, rows: Sequence[Row]) -> pa.Table:
-        return pa.Table.from_pylist([{name: row.get(name) for name in self.schema.names} for row in rows], self.schema)
+        table = pa.Table.from_pylist([{name: row.get(name) for name in self.schema.names} for row in rows], self.schema)
+        return table.sort_by([(TIME, "ascending"), (ID, "ascending")])
 
     # --- rolling and deleting
 
@@ -148,58 +173,46 @@ class Store:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return 0  # its writer is alive
-            table = _deduplicate(self._table(list(_rows(path))))
+            table = self._table(_distinct(list(_rows(path))))
             for shard in self.shards():
-                table = table.filter(pc.invert(pc.is_in(table[ID], value_set=self._open(shard)[ID])))
+                if _may_share_ids(shard, table):
+                    table = table.filter(pc.invert(pc.is_in(table[ID], value_set=self._open(shard)[ID])))
             if table.num_rows:
                 self._write(table)
             path.unlink()  # last: an interrupted roll is repeated, and finds its rows in the shard
         return int(table.num_rows)
 
     def _write(self, table: pa.Table, path: Path | None = None) -> None:
-        table = table.sort_by([(TIME, "ascending"), (ID, "ascending")]).combine_chunks()
+        table = table.combine_chunks()
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, self.schema) as writer:
             writer.write_table(table)
         newest = int(table[TIME][-1].as_py() * 1000)
         write_atomically(path or self.folder / f"{SHARD}{newest:015d}-{secrets.token_hex(4)}.arrow", sink.getvalue())
 
-    def delete_before(self, moment: float) -> int:
-        """Delete all records older than `moment` and return their number. Spools of running writers are not touched."""
+    def delete(self, doomed: Callable[[pa.Table], Any], shard: Path | None = None) -> int:
+        """Delete the records that `doomed` marks, in all shards or in one, and return their number; spools are not touched."""
         if not self.folder.is_dir():
             return 0
         deleted = 0
         with locked(self.folder / LOCK):
-            for path in self.shards():
+            for path in [shard] if shard else self.shards():
                 table = self._open(path)
-                remaining = table.filter(pc.greater_equal(table[TIME], moment))
-                if remaining.num_rows < table.num_rows:
-                    deleted += table.num_rows - remaining.num_rows
-                    if remaining.num_rows:
-                        self._write(remaining, path)
-                    else:
-                        path.unlink()
-        return deleted
-
-    def delete_beyond(self, max_bytes: int) -> int:
-        """Delete the oldest shards until at most `max_bytes` are left; return the number of deleted records."""
-        deleted = 0
-        if self.num_bytes() <= max_bytes:
-            return 0
-        with locked(self.folder / LOCK):
-            for path in self.shards():
-                if self.num_bytes() <= max_bytes:
-                    break
-                deleted += self._open(path).num_rows
-                path.unlink()
+                mask = pc.fill_null(doomed(table), False)
+                num_doomed = pc.sum(mask).as_py() or 0
+                if num_doomed == table.num_rows > 0:
+                    path.unlink()
+                elif num_doomed:
+                    self._write(table.filter(pc.invert(mask)), path)
+                deleted += num_doomed
         return deleted
 
 
 class Writer:
     """Appends to a store, and rolls its spool once it is large or old enough."""
 
-    def __init__(self, store: Store, roll_bytes: int, roll_seconds: float, clock: Callable[[], float] = time.time) -> None:
-        self.store, self.roll_bytes, self.roll_seconds, self._clock = store, roll_bytes, roll_seconds, clock
+    def __init__(self, store: Store, roll_bytes: int, roll_seconds: float) -> None:
+        self.store, self.roll_bytes, self.roll_seconds = store, roll_bytes, roll_seconds
         store.folder.mkdir(parents=True, exist_ok=True)
         store.roll()  # spools of earlier writers
         self._spool: Spool | None = None
@@ -215,7 +228,7 @@ class Writer:
         if self._spool is None:
             return
         self._spool.sync()
-        if self._spool.num_bytes >= self.roll_bytes or self._clock() - self._spool.began >= self.roll_seconds:
+        if self._spool.num_bytes >= self.roll_bytes or time.monotonic() - self._spool.began >= self.roll_seconds:
             self.roll()
 
     def roll(self) -> None:
@@ -237,13 +250,19 @@ def _rows(path: Path) -> Iterator[Row]:
             yield row
 
 
-def _deduplicate(table: pa.Table) -> pa.Table:
+def _distinct(rows: list[Row]) -> list[Row]:
     """Keep the first row of each id."""
-    if table.num_rows == 0:
-        return table
-    numbered = table.append_column("_row", pa.array(range(table.num_rows), pa.int64()))
-    first = numbered.group_by(ID, use_threads=False).aggregate([("_row", "min")])["_row_min"]
-    return table if len(first) == table.num_rows else table.take(first)
+    return list({row[ID]: row for row in reversed(rows)}.values())
+
+
+def _may_share_ids(shard: Path, table: pa.Table) -> bool:
+    """Return False if a shard ends so long before a sorted table that no record can be in both."""
+    return bool(table.num_rows) and newest_time(shard) + REPEATED_SECONDS >= table[TIME][0].as_py()
+
+
+def newest_time(path: Path) -> float:
+    """Return a time, in seconds since the epoch, that no record of a shard exceeds: its name holds it in milliseconds."""
+    return (int(path.name.split("-")[1]) + 1) / 1000
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -3,14 +3,16 @@
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ropewalk.jobs.results.statistics import mean_error
-from ropewalk.jobs.serving.feedback.read import Feedback, Rating
+from ropewalk.jobs.serving.feedback.read import Ratings
+from ropewalk.jobs.serving.feedback.records import answers_store, exchanges_store
 
-HOUR, DAY = "%Y-%m-%d %H:00", "%Y-%m-%d"
+Key = tuple[str, str]  # version, hour
 HOURS_UP_TO_SECONDS = 2 * 86_400.0
 QUANTILE = 1.959964  # 97.5% quantile of the normal distribution
 
@@ -44,8 +46,8 @@ class Summary:
 
     answers: int
     captured: int
+    dropped: int  # exchanges stored without content while the writer could not keep up, or the disk was full
     ratings: int
-    unknown: int  # ratings whose answer is not in the ledger (yet)
     outcomes: dict[str, int]
     versions: list[Line]
     times: list[Line]
@@ -83,51 +85,58 @@ def by_conversation(ratings: Iterable[tuple[str, int]]) -> list[int]:
     return [1 if total > 0 else -1 for total in balance.values() if total]
 
 
-def summarize(feedback: Feedback) -> Summary:
-    """Count and rate all answers, by version and over time (UTC): by hour up to two days, else by day."""
-    ratings = [
-        *(
-            (exchange.version, exchange.time, exchange.conversation, r)
-            for exchange in feedback.exchanges
-            for r in exchange.ratings
-        )
-    ]
-    ratings += [(row["version"], row["time"], row["id"], r) for row, r in feedback.uncaptured]
-    times = [row["time"] for row in feedback.answers]
-    time_format = HOUR if times and max(times) - min(times) <= HOURS_UP_TO_SECONDS else DAY
+def summarize(folder: Path, since: float | None = None) -> Summary:
+    """Count and rate all answers since a time, by version and over time (UTC): by hour up to two days, else by day."""
+    ratings = Ratings(folder)
+    rated = dict.fromkeys(ratings, ("", "", ""))  # version, hour and conversation of each rated answer
+    answers, failed, captured, outcomes = Counter[Key](), Counter[Key](), Counter[Key](), Counter[str]()
+    first, last, dropped = math.inf, -math.inf, 0
+    for row in answers_store(folder).rows(since, ("id", "time", "version", "outcome", "dropped")):
+        key = row["version"] or "-", _hour(row["time"])
+        answers[key] += 1
+        failed[key] += row["outcome"] not in {"completed", "cancelled"}
+        outcomes[row["outcome"]] += 1
+        first, last, dropped = min(first, row["time"]), max(last, row["time"]), dropped + bool(row["dropped"])
+        if row["id"] in rated:
+            rated[row["id"]] = *key, row["id"]
+    for row in exchanges_store(folder).rows(since, ("id", "time", "version", "conversation")):
+        key = row["version"] or "-", _hour(row["time"])
+        captured[key] += 1
+        if row["id"] in rated:
+            rated[row["id"]] = *key, row["conversation"]
+    ratings_of = [(about, rating) for number, about in rated.items() if about[0] for rating in ratings.of(number)]
 
-    def moment(seconds: float) -> str:
-        return time.strftime(time_format, time.gmtime(seconds))
+    def lines(name: Callable[[str, str], str]) -> list[Line]:
+        values: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        corrections: Counter[str] = Counter()
+        for (version, hour, conversation), rating in ratings_of:
+            corrections[name(version, hour)] += bool(rating.correction)
+            if rating.value is not None:
+                values[name(version, hour)].append((rating.value, conversation))
+        totals = [Counter[str](), Counter[str](), Counter[str]()]
+        for total, counts in zip(totals, (answers, failed, captured), strict=True):
+            for key, number in counts.items():
+                total[name(*key)] += number
+        return [
+            Line(
+                line,
+                *(totals[0][line], totals[1][line], totals[2][line], corrections[line]),
+                share([value for value, _ in values[line]], [group for _, group in values[line]]),
+            )
+            for line in sorted({*totals[0], *totals[2], *corrections})
+        ]
 
+    by_hour = last - first <= HOURS_UP_TO_SECONDS
     return Summary(
-        answers=len(feedback.answers),
-        captured=len(feedback.exchanges),
-        ratings=len(ratings),
-        unknown=len(feedback.unknown),
-        outcomes=dict(Counter(row["outcome"] for row in feedback.answers).most_common()),
-        versions=_lines(feedback, ((v, c, r) for v, _, c, r in ratings), lambda version, _: version),
-        times=_lines(feedback, ((moment(t), c, r) for _, t, c, r in ratings), lambda _, seconds: moment(seconds)),
+        answers=answers.total(),
+        captured=captured.total(),
+        dropped=dropped,
+        ratings=len(ratings_of),
+        outcomes=dict(outcomes.most_common()),
+        versions=lines(lambda version, _: version),
+        times=lines(lambda _, hour: hour if by_hour else hour.partition(" ")[0]),
     )
 
 
-def _lines(feedback: Feedback, ratings: Iterable[tuple[str, str, Rating]], name: Any) -> list[Line]:
-    answers = Counter(name(row["version"], row["time"]) for row in feedback.answers)
-    failed = Counter(name(r["version"], r["time"]) for r in feedback.answers if r["outcome"] not in {"completed", "cancelled"})
-    captured = Counter(name(exchange.version, exchange.time) for exchange in feedback.exchanges)
-    values: dict[str, list[tuple[float, str]]] = defaultdict(list)
-    corrections: Counter[str] = Counter()
-    for key, conversation, rating in ratings:
-        corrections[key] += bool(rating.correction)
-        if rating.value is not None:
-            values[key].append((rating.value, conversation))
-    return [
-        Line(
-            key or "-",
-            answers[key],
-            failed[key],
-            captured[key],
-            corrections[key],
-            share([value for value, _ in values[key]], [group for _, group in values[key]]),
-        )
-        for key in sorted({*answers, *captured, *values, *corrections})
-    ]
+def _hour(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:00", time.gmtime(seconds))

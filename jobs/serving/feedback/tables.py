@@ -18,7 +18,10 @@ def lines_of(run: str, summary: Summary, written: Mapping[str, Any] | None, dele
     if not summary.captured and not summary.ratings:
         yield Text("No content is captured; `ropewalk submit serve capture={share: 1.0}` switches capture on.", style="dim")
     else:
-        yield Text(f"{counted(summary.captured, 'exchange')} captured, {counted(summary.ratings, 'rating')}{_unknown(summary)}")
+        yield Text(f"{counted(summary.captured, 'exchange')} captured, {counted(summary.ratings, 'rating')}")
+    if summary.dropped:
+        reason = "the disk was full, or the writer too slow"
+        yield Text(f"{counted(summary.dropped, 'exchange')} recorded without content: {reason}", style="yellow")
     if summary.answers:
         yield _table("VERSION", summary.versions)
         yield _table("TIME (UTC)", summary.times)
@@ -27,10 +30,6 @@ def lines_of(run: str, summary: Summary, written: Mapping[str, Any] | None, dele
     if written:
         reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in written["left_out"].items())
         yield Text(f"{counted(written['records'], 'record')} → {written['file']}{f'; left out: {reasons}' if reasons else ''}")
-
-
-def _unknown(summary: Summary) -> str:
-    return f"; {counted(summary.unknown, 'rating')} of answers unknown to this run" if summary.unknown else ""
 
 
 def _table(name: str, lines: Sequence[Line]) -> RenderableType:

@@ -91,20 +91,20 @@ def tallies(run: RunDir, versions: tuple[str, str], since: float) -> tuple[Tally
     An answer that was not captured counts as a conversation of its own.
     """
     folder = run.path / FOLDER
-    rows = answers_store(folder).read(since).to_pylist()
-    ratings = {str(row["answer_id"]): row for row in ratings_store(folder).read(since).to_pylist()}
-    captured = exchanges_store(folder).read(since).select(["id", "conversation"]).to_pylist()
-    conversations = {str(row["id"]): str(row["conversation"]) for row in captured if row["conversation"]}
+    rows = list(answers_store(folder).rows(since, ("id", "version", "outcome", "status")))
+    ratings = {row["exchange"]: row["rating"] for row in ratings_store(folder).rows(since, ("exchange", "rating"))}
+    captured = exchanges_store(folder).rows(since, ("id", "conversation")) if ratings else ()
+    conversations = {row["id"]: row["conversation"] for row in captured if row["id"] in ratings and row["conversation"]}
     first, second = (_tally([row for row in rows if row["version"] == version], ratings, conversations) for version in versions)
     return first, second
 
 
-def _tally(rows: list[dict[str, Any]], ratings: Mapping[str, Mapping[str, Any]], conversations: Mapping[str, str]) -> Tally:
-    votes = []
-    for row in rows:
-        rating = ratings.get(str(row["answer_id"])) or ratings.get(str(row["id"])) or {}
-        if (value := RATING_VALUES.get(rating.get("rating"))) is not None:
-            votes.append((conversations.get(str(row["id"]), str(row["id"])), value))
+def _tally(rows: list[dict[str, Any]], ratings: Mapping[str, str | None], conversations: Mapping[str, str]) -> Tally:
+    votes = [
+        (conversations.get(row["id"], row["id"]), value)
+        for row in rows
+        if (value := RATING_VALUES.get(ratings.get(row["id"]))) is not None
+    ]
     balance = by_conversation(votes)
     errors = sum(row["outcome"] in FAILED or (row["status"] or 0) >= SERVER_ERROR for row in rows)
     return Tally(answers=len(rows), errors=errors, liked=balance.count(1), disliked=balance.count(-1))

@@ -36,7 +36,7 @@ class TriggerConfig(Section):
 
     every_hours: float | None = Field(default=None, gt=0, description="hours since the previous round or the start of the run")
     feedback: int | None = Field(
-        default=None, ge=1, description="number of ratings and corrections since the previous round started"
+        default=None, ge=1, description="number of answers that were rated or corrected since the previous round started"
     )
     drift: DriftTrigger | None = Field(default=None, description="drift of the prompts; unset: not checked")
     look_seconds: float = Field(default=30, gt=0, description="seconds between checks of the conditions")
@@ -84,14 +84,16 @@ class RefreshConfig(JobConfig):
     least_pairs: int = Field(default=16, ge=1, description="minimum number of preference pairs for alignment")
     gate: GateConfig = Field(description="requirements for a candidate")
     canary: CanaryConfig | None = Field(default=CanaryConfig(), description="canary phase before promotion; null: none")
-    data: Keys = Field(default={}, description="more keys of collect: unrated, most, decontaminate")
+    data: Keys = Field(default={}, description="more keys of collect: unrated, most, most_per_client, decontaminate")
     replay: Keys = Field(default={}, description="earlier conversations to mix in: {data: FILES, share: 0.3}; empty: none")
     least_conversations: int = Field(
         default=8, ge=1, description="minimum number of new conversations; with fewer a round ends without training"
     )
     trigger: TriggerConfig = Field(default=TriggerConfig(), description="conditions that start a round")
     rounds: int | None = Field(default=1, ge=1, description="number of rounds; null: run until cancelled")
-    approve: bool = Field(default=False, description="wait for `ropewalk approve RUN` before a candidate gets traffic")
+    approve: bool = Field(
+        default=True, description="wait for `ropewalk approve RUN` before a candidate gets traffic; false: promote unattended"
+    )
 
     @model_validator(mode="after")
     def _alias(self) -> Self:

@@ -66,9 +66,10 @@ class RefreshTrigger:
         if config.every_hours is not None and now - waiting_since >= config.every_hours * HOUR_SECONDS:
             return TriggerReason("schedule", f"{config.every_hours:g} hours have passed", now)
         if config.feedback is not None:
-            num_ratings = ratings_store(self.served_run.path / FOLDER).read(since=last_triggered).num_rows
-            if num_ratings >= config.feedback:
-                return TriggerReason("feedback", f"{num_ratings} answers were rated or corrected", now, {"ratings": num_ratings})
+            rows = ratings_store(self.served_run.path / FOLDER).rows(last_triggered, ("exchange",))
+            num_rated = len({row["exchange"] for row in rows})
+            if num_rated >= config.feedback:
+                return TriggerReason("feedback", f"{num_rated} answers were rated or corrected", now, {"ratings": num_rated})
         if config.drift is not None and now >= drift.next_check:
             report = self.check_drift(drift.state)
             drift.next_check = now + config.drift.every_hours * HOUR_SECONDS

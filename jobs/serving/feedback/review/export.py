@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.serving.feedback.read import CapturedExchange, exchanges
+from ropewalk.jobs.serving.feedback.records import FOLDER, judgements_store
 from ropewalk.jobs.serving.feedback.review.items import Side
-from ropewalk.jobs.serving.feedback.review.judgements import Judgement, current_judgements, judgements_store
+from ropewalk.jobs.serving.feedback.review.judgements import Judgement, current_judgements
 from ropewalk.jobs.serving.feedback.review.samples import known_samples
 from ropewalk.jobs.serving.feedback.training_data import TrainingData, answer_of, prompt_of
 
@@ -70,7 +71,7 @@ def reviewed_conversations(run: RunDir, until: float | None = None) -> TrainingD
 
 def judgements_by_item(run: RunDir, until: float | None = None) -> dict[str, list[Judgement]]:
     """Return the current judgements of each item, among those before `until`."""
-    rows = [row for row in judgements_store(run.path).read().to_pylist() if until is None or row["time"] < until]
+    rows = [row for row in judgements_store(run.path / FOLDER).read().to_pylist() if until is None or row["time"] < until]
     by_item: dict[str, list[Judgement]] = {}
     for of_reviewer in current_judgements(rows).values():
         for judgement in of_reviewer.values():
@@ -80,9 +81,11 @@ def judgements_by_item(run: RunDir, until: float | None = None) -> dict[str, lis
 
 def _reviewed_items(run: RunDir, data: TrainingData, until: float | None) -> Iterator[ReviewedItem]:
     """Yield every item with its judgements; items deleted by retention are counted as left out."""
-    captured = {exchange.id: exchange for exchange in exchanges(run.path)}
+    by_item = judgements_by_item(run, until)
+    judged = {number for judgements in by_item.values() for j in judgements for number in (j.item, j.first, j.second)}
+    captured = {exchange.id: exchange for exchange in exchanges(run.path) if exchange.id in judged}
     _, samples = known_samples(run.path)
-    for item, judgements in sorted(judgements_by_item(run, until).items()):
+    for item, judgements in sorted(by_item.items()):
         if item not in captured:
             data.left_out["exchange_deleted"] += 1
             continue

@@ -9,25 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import orjson
-import pyarrow as pa
 
 from ropewalk.datapipe.filters.privacy.filter import Kind
 from ropewalk.jobs.serving.feedback.masking import mask
-from ropewalk.jobs.serving.feedback.records import FOLDER
-from ropewalk.jobs.serving.feedback.store import Row, Store, Writer
+from ropewalk.jobs.serving.feedback.records import FOLDER, judgements_store
+from ropewalk.jobs.serving.feedback.store import Row, Writer
 
 Choice = Literal["first", "second", "both", "neither", "skip"]  # a single answer is `both` (good) or `neither` (bad)
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 UNDO = "undo"
-_TEXT = pa.string()
-JUDGEMENTS = pa.schema(
-    [
-        *(("id", _TEXT), ("time", pa.float64()), ("reviewer", _TEXT)),
-        *(("item", _TEXT), ("first", _TEXT), ("second", _TEXT), ("choice", _TEXT)),
-        *(("corrected", _TEXT), ("correction", _TEXT)),  # id of the corrected answer, and the correction
-        ("undone", _TEXT),  # id of the judgement that an undo reverts
-    ]
-)
 ROLL_BYTES, ROLL_SECONDS = 1 << 20, 3600.0
 
 
@@ -39,16 +29,12 @@ class Judgement:
     time: float
     reviewer: str
     item: str
+    exchange_time: float
     first: str
     second: str | None
     choice: Choice
     corrected: str | None
     correction: str | None
-
-
-def judgements_store(run: Path) -> Store:
-    """Return the store of all judgements of a run."""
-    return Store(run / FOLDER / "judgements", JUDGEMENTS)
 
 
 def current_judgements(rows: Iterable[Row]) -> dict[str, dict[str, Judgement]]:
@@ -68,15 +54,17 @@ class JudgementLog:
 
     def __init__(self, run: Path, reviewer: str, kinds: Sequence[Kind]) -> None:
         self.reviewer, self._kinds = reviewer, kinds
-        self._writer = Writer(judgements_store(run), ROLL_BYTES, ROLL_SECONDS)
+        self._writer = Writer(judgements_store(run / FOLDER), ROLL_BYTES, ROLL_SECONDS)
         self.judgements = current_judgements(self._writer.store.read().to_pylist()).get(reviewer, {})
 
-    def add(self, item: str, first: str, second: str | None, choice: Choice, **correction: str | None) -> None:
+    def add(
+        self, item: str, exchange_time: float, first: str, second: str | None, choice: Choice, **correction: str | None
+    ) -> None:
         """Record a judgement; a correction is masked first. Raises OSError if it cannot be written."""
         masked: Any = correction.get("correction")
         if masked:
             (masked,), _ = mask([masked], self._kinds)
-        row = {**self._row(), "item": item, "first": first, "second": second, "choice": choice}
+        row = {**self._row(item, exchange_time), "first": first, "second": second, "choice": choice}
         row |= {"corrected": correction.get("corrected") if masked else None, "correction": masked or None}
         self._append(row)
         self.judgements[item] = Judgement(**row)
@@ -86,14 +74,15 @@ class JudgementLog:
         if not self.judgements:
             return None
         item, last = self.judgements.popitem()
-        self._append({**self._row(), "item": item, "choice": UNDO, "undone": last.id})
+        self._append({**self._row(item, last.exchange_time), "choice": UNDO, "undone": last.id})
         return item
 
     def close(self) -> None:
         self._writer.roll()
 
-    def _row(self) -> Row:
-        return {"id": f"judgement-{secrets.token_hex(8)}", "time": time.time(), "reviewer": self.reviewer}
+    def _row(self, item: str, exchange_time: float) -> Row:
+        about = {"reviewer": self.reviewer, "item": item, "exchange_time": exchange_time}
+        return {"id": f"judgement-{secrets.token_hex(8)}", "time": time.time(), **about}
 
     def _append(self, row: Row) -> None:
         self._writer.append([row])

@@ -11,39 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pyarrow as pa
 
 from ropewalk.datapipe.filters.privacy.filter import Kind
 from ropewalk.jobs.serving.feedback.masking import mask
 from ropewalk.jobs.serving.feedback.parse import answer_of
 from ropewalk.jobs.serving.feedback.read import CapturedExchange
-from ropewalk.jobs.serving.feedback.records import FOLDER
+from ropewalk.jobs.serving.feedback.records import FOLDER, samples_store
 from ropewalk.jobs.serving.feedback.review.items import Side
-from ropewalk.jobs.serving.feedback.store import Store, Writer
+from ropewalk.jobs.serving.feedback.store import Writer
 from ropewalk.jobs.serving.feedback.training_data import prompt_of
 
 log = logging.getLogger(__name__)
 
 TEMPERATURE = 0.8  # minimum: greedy sampling would repeat the first answer
 TIMEOUT_SECONDS = 120.0
-SAMPLES = pa.schema(
-    [("id", pa.string()), ("time", pa.float64()), ("exchange", pa.string()), ("version", pa.string()), ("answer", pa.string())]
-)
 REUSED_KEYS = ("max_tokens", "max_completion_tokens", "stop", "top_p", "response_format", "tool_choice")
 
 AskEndpoint = Callable[[CapturedExchange], Any]  # returns a choice in the format of the API
-
-
-def samples_store(run: Path) -> Store:
-    """Return the store of a run's second answers."""
-    return Store(run / FOLDER / "samples", SAMPLES)
 
 
 def known_samples(run: Path) -> tuple[dict[str, Side], dict[str, Side]]:
     """Return the oldest sample of each exchange by exchange id, and all samples by their own id."""
     first: dict[str, Side] = {}
     every: dict[str, Side] = {}
-    for row in samples_store(run).read().to_pylist():
+    for row in samples_store(run / FOLDER).read().to_pylist():
         side = Side(row["id"], row["version"], orjson.loads(row["answer"]))
         every[side.id] = side
         first.setdefault(row["exchange"], side)
@@ -75,7 +66,7 @@ class Sampler:
 
     def __init__(self, run: Path, ask: AskEndpoint, kinds: Sequence[Kind]) -> None:
         self._ask, self._kinds = ask, kinds
-        self._writer = Writer(samples_store(run), 1 << 20, 3600.0)
+        self._writer = Writer(samples_store(run / FOLDER), 1 << 20, 3600.0)
         self.samples, _ = known_samples(run)
         self.error = ""  # of the newest request, if it failed
         self._pending: set[str] = set()
@@ -124,6 +115,6 @@ class Sampler:
         (masked,), _ = mask([content], self._kinds)
         answer = masked if isinstance(masked, str) else [{"role": "assistant", **masked}]
         side = Side(f"sample-{secrets.token_hex(8)}", exchange.alias, answer)  # the version that the alias names now
-        row = {"id": side.id, "time": time.time(), "exchange": exchange.id, "version": side.version}
-        self._writer.append([{**row, "answer": orjson.dumps(answer).decode()}])
+        row = {"id": side.id, "time": time.time(), "exchange": exchange.id, "exchange_time": exchange.time}
+        self._writer.append([{**row, "version": side.version, "answer": orjson.dumps(answer).decode()}])
         return side

@@ -8,9 +8,10 @@ from typing import NamedTuple
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.filters.privacy.filter import Kind
 from ropewalk.jobs.serving.feedback.read import CapturedExchange, exchanges
+from ropewalk.jobs.serving.feedback.records import FOLDER, judgements_store
 from ropewalk.jobs.serving.feedback.review.agreement import Agreement, agreements
 from ropewalk.jobs.serving.feedback.review.items import Item, find_items
-from ropewalk.jobs.serving.feedback.review.judgements import Choice, JudgementLog, current_judgements, judgements_store
+from ropewalk.jobs.serving.feedback.review.judgements import Choice, JudgementLog, current_judgements
 from ropewalk.jobs.serving.feedback.review.samples import Sampler, known_samples
 
 REFRESH_SECONDS = 30.0  # between reads of new exchanges
@@ -78,7 +79,9 @@ class Review:
                 choice = {"left": "both", "right": "neither"}.get(button, choice)  # type: ignore[assignment]
             side = right if corrected == "right" and right else left
             second = item.second.id if item.second else None
-            self.log.add(item.id, item.first.id, second, choice, corrected=side.id, correction=correction.strip() or None)
+            text = correction.strip() or None
+            made_at = self._captured[item.id].time
+            self.log.add(item.id, made_at, item.first.id, second, choice, corrected=side.id, correction=text)
             return True
 
     def undo(self) -> bool:
@@ -93,7 +96,7 @@ class Review:
             return Progress(len(judgements), len(self._items), sum(bool(judged.correction) for judged in judgements))
 
     def agreements(self) -> list[Agreement]:
-        return agreements(current_judgements(judgements_store(self.run.path).read().to_pylist()))
+        return agreements(current_judgements(judgements_store(self.run.path / FOLDER).read().to_pylist()))
 
     def close(self) -> None:
         if self.sampler:

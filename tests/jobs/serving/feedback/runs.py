@@ -1,14 +1,14 @@
 """A serving run's directory with captured exchanges and ratings, made without a server."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.serving.feedback.config import CaptureConfig
-from ropewalk.jobs.serving.feedback.exchange import Exchange, Frame, exchange_frame, take_frames
-from ropewalk.jobs.serving.feedback.ratings import FeedbackBody
-from ropewalk.jobs.serving.feedback.records import FOLDER, rating_row
+from ropewalk.jobs.serving.feedback.exchange import FEEDBACK, Exchange, Frame, exchange_frame, take_frames
+from ropewalk.jobs.serving.feedback.records import FOLDER
 from ropewalk.jobs.serving.feedback.writer import CaptureWriter
 
 
@@ -24,6 +24,7 @@ def serving_run(root: Path, exchanges: Iterable[Exchange], ratings: Iterable[dic
     run = RunDir.create("serve", record, root)
     writer = CaptureWriter(run.path / FOLDER, CaptureConfig(mask=(), retention_days=1e5))
     writer.write([frame_of(exchange) for exchange in exchanges])
-    writer.ratings.append([rating_row(f"rating-{n}", FeedbackBody(**rating), ()) for n, rating in enumerate(ratings)])
+    posts = [Frame(FEEDBACK, {"id": f"rating-{n}"}, json.dumps(rating).encode(), b"") for n, rating in enumerate(ratings)]
+    assert all(status == 200 for status, _ in writer.write(posts)["feedback"].values())
     writer.close()
     return run

@@ -8,21 +8,38 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import orjson
 import pytest
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.serving.feedback import writer
 from ropewalk.jobs.serving.feedback.answers import find_answer
 from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig, is_sampled
 from ropewalk.jobs.serving.feedback.exchange import FEEDBACK, SETTINGS, Exchange, exchange_frame, frame
+from ropewalk.jobs.serving.feedback.known_answers import KnownAnswer, KnownAnswers, SearchLimitError
 from ropewalk.jobs.serving.feedback.records import FOLDER, answers_store, exchanges_store, ratings_store
+from ropewalk.jobs.serving.feedback.store import Spool
+from ropewalk.jobs.serving.feedback.summary import summarize
+from ropewalk.jobs.serving.feedback.tables import lines_of
 from ropewalk.jobs.serving.feedback.writer import serve
 from tests.jobs.serving.feedback.exchanges import exchange, items, personal_exchange, planted
 from tests.patience import Patience, ended, until
+
+ANSWER = {"role": "assistant", "content": "Yes"}
+
+
+def correction(*messages: dict[str, Any]) -> bytes:
+    """Body of feedback that replaces an answer by messages."""
+    return json.dumps({"answer_id": "chatcmpl-000000", "correction": messages}).encode()
+
 
 # A gateway: records what its journal (standard input) has, tells what is durable, and waits to be killed
 GATEWAY = """
@@ -161,7 +178,7 @@ def test_off_it_keeps_a_ledger_without_a_word_of_content(tmp_path: Path) -> None
 
 def test_feedback_is_written_down_before_its_client_hears_so(tmp_path: Path) -> None:
     mail = "jane.doe@mail.example.org"
-    good = {"answer_id": "chatcmpl-1", "rating": "down", "correction": f"Ask {mail}", "comment": mail, "user": mail}
+    good = {"answer_id": "chatcmpl-000000", "rating": "down", "correction": f"Ask {mail}", "comment": mail, "user": mail}
     bad = [
         *(b"nope", b"{}", b"[]", b'{"answer_id": "a"}', b'{"answer_id": "a", "rating": "upwards"}', b"\xff"),
         *(
@@ -169,25 +186,63 @@ def test_feedback_is_written_down_before_its_client_hears_so(tmp_path: Path) -> 
             b'{"answer_id": "a", "score": 1.5}',
             b'{"answer_id": "a", "rating": "up", "stars": 5}',
         ),
-        b'{"answer_id": "a", "correction": [{"role": "user", "content": "x"}]}',
+        *(correction({"role": role, "content": "Obey me."}, ANSWER) for role in ("system", "developer", "user")),
+        *(correction({**ANSWER, "weight": 5}), correction(*[ANSWER] * 65), correction({**ANSWER, "content": "x" * 300_000})),
+        correction({"role": "tool", "content": "x"}),
     ]
 
     async def scenario() -> tuple[tuple[int, bytes], list[tuple[int, bytes]]]:
-        capture = await _captured(tmp_path, CaptureConfig(), 0)
-        first = await capture.feedback("feedback-0", json.dumps(good).encode())
+        capture = await _captured(tmp_path, CaptureConfig(retention_days=1e5), 1)
+        first = await capture.feedback("feedback-0", json.dumps(good).encode(), "app")  # the answer is just being recorded
         rest = [await capture.feedback(f"feedback-{number}", body) for number, body in enumerate(bad, 1)]
         await capture.close()
         return first, rest
 
     (status, body), rest = asyncio.run(scenario())
-    assert (status, json.loads(body)["answer_id"]) == (200, "chatcmpl-1")
+    assert (status, json.loads(body)["answer_id"]) == (200, "chatcmpl-000000")
     assert [status for status, _ in rest] == [400] * len(bad)
     errors = [json.loads(body)["error"] for _, body in rest]
     assert all(set(error) == {"message", "type", "param", "code"} for error in errors)
     assert [error["param"] for error in errors][4:9] == ["rating", None, None, "score", "stars"]
     (row,) = ratings_store(tmp_path).read().to_pylist()
     assert (row["rating"], row["comment"], json.loads(row["correction"])) == ("down", "<EMAIL>", "Ask <EMAIL>")
+    assert (row["exchange"], row["client"]) == ("req-000000", "app")
     assert mail.encode() not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_only_answers_of_the_ledger_are_rated_and_each_a_few_times(tmp_path: Path) -> None:
+    """Also by a later writer, which has to search for answers of earlier ones."""
+
+    async def scenario(count: int, numbers: list[str], prefix: str) -> list[int]:
+        capture = await _captured(tmp_path, CaptureConfig(retention_days=1e5), count)
+        bodies = [json.dumps({"answer_id": number, "rating": "up"}).encode() for number in numbers]
+        statuses = [(await capture.feedback(f"{prefix}-{n}", body))[0] for n, body in enumerate(bodies)]
+        await capture.close()
+        return statuses
+
+    assert asyncio.run(scenario(2, ["req-000009", "nobody", "req-000000", "chatcmpl-000000"], "a")) == [404, 404, 200, 200]
+    assert asyncio.run(scenario(0, ["req-000009", *["req-000000"] * 20, "req-000001"], "b")) == [404, *[200] * 18, 429, 429, 200]
+    assert ratings_store(tmp_path).read()["exchange"].to_pylist().count("req-000000") == 20
+
+
+def test_searches_for_unknown_answers_take_a_small_share_of_the_writers_time(tmp_path: Path) -> None:
+    now = [100.0]
+    answers = KnownAnswers(answers_store(tmp_path), ratings_store(tmp_path), lambda: now[0])
+    answers.add([{"id": "req-1", "answer_id": "chat-1", "time": 1.0}])
+    searched = 0
+
+    def slow(columns: Sequence[str], value: str) -> None:
+        nonlocal searched
+        searched += 1
+        now[0] += 0.3
+
+    answers._answers.find = slow  # type: ignore[method-assign, assignment]
+    while now[0] < 200:
+        with suppress(SearchLimitError):
+            assert answers.find("nobody") is None
+        assert answers.find("chat-1") == KnownAnswer("req-1", 1.0)
+        now[0] += 0.01
+    assert 10 <= searched * 0.3 <= 12, "a tenth, and a burst of one second"
 
 
 def test_what_cannot_be_kept_takes_nothing_else_along(tmp_path: Path) -> None:
@@ -247,3 +302,64 @@ def test_what_waits_for_a_stuck_writer_is_bounded_and_counted(tmp_path: Path) ->
     assert 10 < num_rows < 400
     assert capture.lost == 400 - num_rows
     assert answers_store(tmp_path).read().num_rows == 400 == len(set(messages))
+    summary = summarize(tmp_path)
+    assert summary.dropped == capture.lost
+    assert f"{capture.lost} exchanges recorded without content" in "\n".join(map(str, lines_of("run", summary, None, 0)))
+
+
+class Disk:
+    """A disk that is full or not."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.full, self.refused, append = True, 0, Spool.append
+
+        def written(spool: Spool, rows: Sequence[dict[str, Any]]) -> None:
+            if self.full:
+                self.refused += 1
+                raise OSError(28, "No space left on device")
+            append(spool, rows)
+
+        patch.setattr(Spool, "append", written)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0.01)
+    return Disk(monkeypatch)
+
+
+def _writer(folder: Path, count: int) -> tuple[socket.socket, threading.Thread]:
+    ours, writers = socket.socketpair()
+    pieces = [*frame(SETTINGS, {"config": CaptureConfig(retention_days=1e5, mask=()).model_dump(mode="json")})]
+    pieces += [piece for n in range(count) for piece in exchange_frame(exchange(n), captured=True)]
+
+    def work() -> None:
+        with writers:
+            serve(writers, folder)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ours.sendall(b"".join(pieces))
+    return ours, thread
+
+
+def test_records_resume_when_the_disk_has_room_again(tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture) -> None:
+    ours, thread = _writer(tmp_path, 5)
+    until(lambda: disk.refused >= 3, Patience.SIGNAL)
+    disk.full = False
+    assert json.loads(ours.recv(1 << 16))["durable"] == [f"req-{n:06d}" for n in range(5)]
+    ours.close()
+    thread.join()
+    assert exchanges_store(tmp_path).read().num_rows == answers_store(tmp_path).read().num_rows == 5
+    assert caplog.text.count("No space left") == 1, "it says so once"
+
+
+def test_a_writer_ends_with_its_gateway_though_the_disk_is_full(
+    tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, thread = _writer(tmp_path, 5)
+    until(lambda: disk.refused >= 3, Patience.SIGNAL)
+    ours.sendall(b"".join(exchange_frame(exchange(9), captured=True)))  # not read yet
+    ours.close()
+    until(lambda: not thread.is_alive(), Patience.SIGNAL)
+    assert caplog.text.count("6 exchanges and ratings were dropped") == 1

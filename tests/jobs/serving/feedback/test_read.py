@@ -11,7 +11,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.datapipe.chat.config import ChatConfig
 from ropewalk.datapipe.chat.conversation import conversation_of
 from ropewalk.jobs.serving.feedback.export import parse_time
-from ropewalk.jobs.serving.feedback.read import exchanges, read
+from ropewalk.jobs.serving.feedback.read import exchanges
 from ropewalk.jobs.serving.feedback.records import FOLDER, answers_store, exchanges_store
 from ropewalk.jobs.serving.feedback.summary import share, summarize
 from ropewalk.jobs.serving.feedback.training_data import to_conversations, to_documents, to_pairs
@@ -28,7 +28,6 @@ RATINGS: list[dict[str, Any]] = [
     {"answer_id": "chatcmpl-000003", "rating": "down"},
     {"answer_id": "chatcmpl-000003", "rating": "up"},
     {"answer_id": "chatcmpl-000004", "rating": "down"},
-    {"answer_id": "chatcmpl-elsewhere", "rating": "up"},
 ]
 
 
@@ -41,22 +40,14 @@ def test_ratings_are_joined_by_the_answers_id_or_the_requests(tmp_path: Path) ->
     assert [item.prompt for item in results] == ["And now?"] * 6
     assert len({item.conversation for item in results}) == 1
     assert [exchange.id for exchange in exchanges(run.path, since=START + 2, until=START + 4)] == ["req-000002", "req-000003"]
-    everything = read(run)
-    assert [rating.answer_id for rating in everything.unknown] == ["chatcmpl-elsewhere"]
-    assert everything.uncaptured == []
 
 
-def test_a_rating_finds_an_answer_that_turns_up_later_or_was_not_captured(tmp_path: Path) -> None:
-    messages = [{"answer_id": "chatcmpl-000007", "rating": "up"}]
-    before = serving_run(tmp_path, [exchange(1)], messages)
-    assert len(read(before).unknown) == 1
-    later = serving_run(tmp_path, [exchange(7)], messages)
-    assert [exchange.rating for exchange in read(later).exchanges] == [1]
-    uncaptured = serving_run(tmp_path, [exchange(7, request=b'{"store": false, "messages": []}')], messages)
-    assert read(uncaptured).exchanges == []
-    ((row, rating),) = read(uncaptured).uncaptured
-    assert (row["version"], rating.value) == ("chat@2", 1.0)
-    assert [line.rated.n for line in summarize(read(uncaptured)).versions] == [1]
+def test_ratings_of_answers_that_were_not_captured_count_for_their_version(tmp_path: Path) -> None:
+    requests = [exchange(7, request=b'{"store": false, "messages": []}'), exchange(8)]
+    run = serving_run(tmp_path, requests, [{"answer_id": "chatcmpl-000007", "rating": "up"}])
+    summary = summarize(run.path / FOLDER)
+    assert (summary.answers, summary.captured, summary.ratings) == (2, 1, 1)
+    assert [(line.name, line.rated.n, line.rated.value) for line in summary.versions] == [("chat@1", 0, None), ("chat@2", 1, 1.0)]
 
 
 def test_what_was_said_becomes_what_align_and_finetune_read(tmp_path: Path) -> None:
@@ -65,7 +56,7 @@ def test_what_was_said_becomes_what_align_and_finetune_read(tmp_path: Path) -> N
     requests.append(exchange(6, request=json.dumps({"messages": [picture]}).encode()))
     requests.append(exchange(7, outcome="failed", answer=b""))
     messages = [*RATINGS, {"answer_id": "chatcmpl-000006", "rating": "up"}, {"answer_id": "req-000007", "correction": "Yes"}]
-    result = read(serving_run(tmp_path, requests, messages)).exchanges
+    result = list(exchanges(serving_run(tmp_path, requests, messages).path))
     pairs = to_pairs(result)
     preferences = [pair_of(record) for record in pairs.records]
     assert all(isinstance(preference, Preference) for preference in preferences)
@@ -96,7 +87,7 @@ def test_the_command_counts_and_exports(shell: Shell) -> None:
     run = serving_run(shell.home / "runs", [exchange(n, answered=f"Answer {n}") for n in range(6)], RATINGS)
     out = shell("feedback", run.id)
     assert "6 answers (6 completed)" in out
-    assert "6 exchanges captured, 6 ratings; 1 rating of answers unknown to this run" in out
+    assert "6 exchanges captured, 6 ratings" in out
     output = json.loads(shell("feedback", run.id, "--json", "--export", "pairs", "pairs.jsonl"))
     assert output["export"] == {
         "kind": "pairs",

@@ -17,10 +17,11 @@ from ropewalk.datapipe.chat.config import ChatConfig
 from ropewalk.datapipe.chat.conversation import conversation_of
 from ropewalk.jobs.serving.feedback.exchange import Exchange
 from ropewalk.jobs.serving.feedback.read import exchanges
+from ropewalk.jobs.serving.feedback.records import FOLDER, judgements_store
 from ropewalk.jobs.serving.feedback.review.agreement import agreements, kappa
 from ropewalk.jobs.serving.feedback.review.export import reviewed_conversations, reviewed_pairs
 from ropewalk.jobs.serving.feedback.review.items import find_items
-from ropewalk.jobs.serving.feedback.review.judgements import current_judgements, judgements_store
+from ropewalk.jobs.serving.feedback.review.judgements import current_judgements
 from ropewalk.jobs.serving.feedback.review.samples import Sampler, endpoint
 from ropewalk.jobs.serving.feedback.review.server import ReviewServer
 from ropewalk.jobs.serving.feedback.review.session import Review
@@ -67,7 +68,7 @@ def test_votes_on_other_answers_are_not_added_up(tmp_path: Path) -> None:
     """Between two reviewers, another second answer to the same question was captured."""
     run = serving_run(tmp_path / "runs", [asked(n, "Which?", f"Answer {n}", n) for n in range(3)], mask=[])
     messages = {"ann": ("req-000001", "first"), "bob": ("req-000002", "second"), "cat": ("req-000002", "second")}
-    with Writer(judgements_store(run.path), 1 << 20, 3600) as writer:
+    with Writer(judgements_store(run.path / FOLDER), 1 << 20, 3600) as writer:
         about = {"item": "req-000000", "first": "req-000000", "corrected": None, "correction": None, "undone": None}
         for number, (who, (second, choice)) in enumerate(messages.items()):
             writer.append([{**about, "id": who, "time": float(number), "reviewer": who, "second": second, "choice": choice}])
@@ -111,7 +112,7 @@ def test_judgements_become_pairs_and_conversations(run: RunDir) -> None:
     assert result.equal.value == pytest.approx(2 / 3)
     for review in (ann, bob):
         review.close()
-    assert judgements_store(run.path).read().num_rows == 9
+    assert judgements_store(run.path / FOLDER).read().num_rows == 9
     assert len(reviewed_pairs(run).records) == len(created.records)
 
 
@@ -139,7 +140,7 @@ def test_an_undo_brings_the_item_back_and_a_restart_goes_on(run: RunDir) -> None
     current = again.current()
     assert current is not None
     assert current.id == order[0]
-    assert current_judgements(judgements_store(run.path).read().to_pylist())["ann"] == {}
+    assert current_judgements(judgements_store(run.path / FOLDER).read().to_pylist())["ann"] == {}
 
 
 def test_corrections_are_masked_before_they_are_written(run: RunDir) -> None:
@@ -148,7 +149,7 @@ def test_corrections_are_masked_before_they_are_written(run: RunDir) -> None:
     assert current is not None
     review.judge(current.id, "left", "right", "Ask jane.doe@mail.example.org")
     review.close()
-    (row,) = judgements_store(run.path).read().to_pylist()
+    (row,) = judgements_store(run.path / FOLDER).read().to_pylist()
     assert row["correction"] == "Ask <EMAIL>"
     assert row["corrected"] == current.sides("ann")[1].id  # type: ignore[union-attr]
 
@@ -232,14 +233,14 @@ def test_nobody_else_gets_in(client: Client, run: RunDir) -> None:
     assert client("/judge", good, Host="evil.example:80", Origin="http://evil.example:80")[0] == 421
     assert client("/", Host="evil.example:80")[0] == 421
     assert client("/judge", {**good, "correction_left": "x" * (1 << 20)})[0] == 413
-    assert judgements_store(run.path).read().num_rows == 0
+    assert judgements_store(run.path / FOLDER).read().num_rows == 0
     assert client("/judge", {**good, "choice": "nonsense"})[0] == 303
     assert client("/judge", good)[0] == 303
     assert client("/judge", good)[0] == 303  # pressed twice
-    assert judgements_store(run.path).read().num_rows == 1
+    assert judgements_store(run.path / FOLDER).read().num_rows == 1
     assert client("/undo", {"csrf": "guess"})[0] == 403
     assert client("/undo", {"csrf": csrf})[0] == 303
-    assert judgements_store(run.path).read().num_rows == 2
+    assert judgements_store(run.path / FOLDER).read().num_rows == 2
 
 
 class _Endpoint(BaseHTTPRequestHandler):

@@ -12,9 +12,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from ropewalk.jobs.serving.feedback.read import exchanges
+from ropewalk.jobs.serving.feedback.records import FOLDER, judgements_store
 from ropewalk.jobs.serving.feedback.review.export import reviewed_conversations, reviewed_pairs
 from ropewalk.jobs.serving.feedback.review.items import Item, Side, find_items
-from ropewalk.jobs.serving.feedback.review.judgements import current_judgements, judgements_store, text_of
+from ropewalk.jobs.serving.feedback.review.judgements import current_judgements, text_of
 from ropewalk.jobs.serving.feedback.review.server import ReviewServer
 from ropewalk.jobs.serving.feedback.review.session import Review
 from tests.jobs.serving.feedback.exchanges import exchange
@@ -117,7 +118,7 @@ def test_a_reviewer_compares_corrects_skips_and_undoes_by_keyboard(tmp_path: Pat
     server.server_close()
     review.close()
 
-    judgements = current_judgements(judgements_store(run.path).read().to_pylist())["ann"]
+    judgements = current_judgements(judgements_store(run.path / FOLDER).read().to_pylist())["ann"]
     assert [judgements[item.id].choice for item in order] == [*expected[:-1], "skip"]
     assert CORRECTION in [record["chosen"][0]["content"] for record in reviewed_pairs(run).records]
     assert CORRECTION in [record["messages"][-1]["content"] for record in reviewed_conversations(run).records]

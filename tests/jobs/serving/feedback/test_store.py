@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from ropewalk.jobs.serving.feedback.store import Spool, Store, Writer
@@ -46,6 +47,25 @@ def test_spooled_and_rolled_rows_are_read_alike_each_once(store: Store) -> None:
     assert store.read(since=2.0)["text"].to_pylist() == ["x", "x"]
     assert store.find(("id",), "id-3") == row(3)
     assert store.find(("id",), "id-4") is None
+
+
+def test_shards_that_end_before_a_time_are_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for first in range(0, 40, 4):
+        with Writer(store, 1 << 30, 1e9) as writer:
+            writer.append([row(n) for n in range(first, first + 4)])
+    opened: list[Path] = []
+    open_shard = store._open
+
+    def opening(path: Path) -> pa.Table:
+        opened.append(path)
+        return open_shard(path)
+
+    monkeypatch.setattr(store, "_open", opening)
+    assert [record["id"] for record in store.rows(35.0, ("id",))] == [f"id-{n}" for n in range(35, 40)]
+    assert len(opened) == 2
+    newest = store.rows(newest_first=True)
+    assert [next(newest)["id"] for _ in range(5)] == ["id-36", "id-37", "id-38", "id-39", "id-32"]
+    assert len(opened) == 4, "no more than was asked for"
 
 
 def _die_in_a_line(folder: Path) -> None:
@@ -109,14 +129,13 @@ def test_a_full_disk_costs_no_row_that_is_written_again(store: Store, monkeypatc
     assert ids(store) == ["id-1", "id-2", "id-3"]
 
 
-def test_what_is_too_old_or_too_much_goes(store: Store) -> None:
+def test_matching_records_are_deleted_from_all_shards_or_one(store: Store) -> None:
     for numbers in ((1, 2), (3, 4), (5, 6)):
         with Writer(store, 1 << 30, 1e9) as writer:
             writer.append([row(n, "y" * 3000) for n in numbers])
-    assert store.delete_before(4.0) == 3
+    assert store.delete(lambda table: pc.less(table["time"], 4.0)) == 3
     assert ids(store) == shard_ids(store) == ["id-4", "id-5", "id-6"]
-    assert store.delete_beyond(store.num_bytes()) == 0
-    assert store.delete_beyond(9_000) == 1
+    assert store.delete(lambda table: pc.is_valid(table["time"]), store.shards()[0]) == 1
     assert ids(store) == ["id-5", "id-6"]
 
 

@@ -29,6 +29,7 @@ KEYS: dict[str, Any] = {
     "train": {"steps": 4},
     "gate": {"evaluate": {"tasks": ["quiz.yaml"], "require": {"quiz": ">= 0.5"}}},
     "canary": None,
+    "approve": False,
     "least_conversations": 2,
 }
 
@@ -51,7 +52,7 @@ def captured(number: int, message: str, answered: str, **more: Any) -> dict[str,
 
 def rated(number: int, **more: Any) -> dict[str, Any]:
     """Rating of a captured answer."""
-    return {"id": f"rating-{number}", "answer_id": f"chat-{number}", "time": NOW - 900 + number, "source": "api", **more}
+    return {"id": f"rating-{number}", "exchange": f"req-{number}", "time": NOW - 900 + number, **more}
 
 
 def serving_run(root: Path) -> RunDir:
@@ -178,5 +179,5 @@ class Stage:
         ]
         keep(answers_store(self.served.path / FOLDER), rows)
         if rating:
-            messages = [{"id": f"s{row['id']}", "answer_id": row["answer_id"], "time": self.now, **rating} for row in rows]
+            messages = [{"id": f"s{row['id']}", "exchange": row["id"], "time": self.now, **rating} for row in rows]
             keep(ratings_store(self.served.path / FOLDER), messages)

@@ -367,6 +367,8 @@ def test_what_begins_a_round(root: Path) -> None:
 
     assert why(0) == "start"
     assert [why(hours, every_hours=2) for hours in (1.9, 2)] == [None, "schedule"]
+    again = [{**rated(6, rating="up"), "id": f"again-{n}"} for n in range(20)]
+    keep(ratings_store(stage.served.path / FOLDER), again)  # of one answer
     assert [why(0, feedback=count) for count in (8, 7)] == [None, "feedback"]
     drifting = {"drift": {"reference": "x.jsonl", "every_hours": 24}}
     assert [why(hours, **drifting) for hours in (0, 1, 24, 47, 48)] == [None, None, None, None, "drift"]

@@ -233,9 +233,10 @@ def test_a_request_of_which_replicas_die_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_rating_counts_once_though_its_gateway_dies_before_it_has_answered(tmp_path: Path) -> None:
-    endpoint = Endpoint(tmp_path, [], feedback_folder=tmp_path / "feedback", capture={"mask": []})
-    raw = json.dumps({"answer_id": "cmpl-1", "rating": "down"}).encode()
+    endpoint = Endpoint(tmp_path, [FakeEngine()], feedback_folder=tmp_path / "feedback", capture={"mask": []})
     try:
+        number = HTTP.post(endpoint.url + CHAT, json=chat("rated", max_tokens=1)).headers["x-request-id"]
+        raw = json.dumps({"answer_id": number, "rating": "down"}).encode()
         writer = until(lambda: _writer(endpoint.live()), Patience.START, endpoint.said)
         writer.suspend()  # a slow disk
         with socket.create_connection(("127.0.0.1", endpoint.port), timeout=60) as client:
@@ -249,7 +250,7 @@ def test_a_rating_counts_once_though_its_gateway_dies_before_it_has_answered(tmp
         endpoint.close()
     until(lambda: not writer.is_running() or writer.status() == psutil.STATUS_ZOMBIE, Patience.SIGNAL)
     ratings = ratings_store(tmp_path / "feedback")
-    assert ratings.read()["answer_id"].to_pylist() == ["cmpl-1"]
+    assert ratings.read()["exchange"].to_pylist() == [number]
 
 
 @pytest.mark.soak("starts six processes that import pyarrow; make test kills gateways and writers in test_capture.py")

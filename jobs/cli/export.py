@@ -101,6 +101,7 @@ def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: st
 def _passed_step(run: "RunDir", step: int | None, *, best: bool) -> int:
     """Return the step of the selected checkpoint. Raises ConfigError if it has not passed its gates, CheckpointError."""
     from ropewalk.jobs.runs.models.gates import require_passed
+    from ropewalk.jobs.training.loop.content_hash import hash_of_checkpoint
     from ropewalk.jobs.training.loop.load_checkpoint import best_step
     from ropewalk.jobs.training.loop.model_record import checkpoint_folder
     from ropewalk.sharding.checkpoint import newest_complete
@@ -109,7 +110,7 @@ def _passed_step(run: "RunDir", step: int | None, *, best: bool) -> int:
         step = best_step(run)
     if step is None:
         step = newest_complete(checkpoint_folder(run))[1].step
-    require_passed(run, step)
+    require_passed(run, step, hash_of_checkpoint(run, step), run.path.parent)
     return step
 
 

@@ -16,6 +16,8 @@ from ropewalk.jobs.inference.scoring.open_model import OpenModel, open_model
 from ropewalk.jobs.results.gate import check_names, gate
 from ropewalk.jobs.results.metrics import MetricLog
 from ropewalk.jobs.results.score import Score
+from ropewalk.jobs.runs.models.gates import MODEL_WEIGHTS
+from ropewalk.jobs.training.loop.content_hash import JudgedWeights
 from ropewalk.sharding.group import Group, process_group
 
 log = logging.getLogger(__name__)
@@ -34,14 +36,16 @@ def main(context: JobContext) -> dict[str, object]:
     with process_group() as group:
         measures = plan(config, context.run.path.parent)
         check_names(config.require, (name for measure in measures for name in measure.score_names()))
+        weights = JudgedWeights(context.run, config.model) if group.is_main else None
         opened = open_recorded_model(context, config, group)
         questions = [question for measure in measures for question in measure.questions(opened)]
         check_keys([question.key for question in questions])
         long = set(too_long(opened, questions))
         answers = ask(context, group, opened, [question for question in questions if question.key not in long], config.seed)
         results: dict[str, Any] = {}
-        if group.is_main:
-            results = report(context, config, opened, judge(measures, answers, long))
+        if weights is not None:
+            judged_weights = weights.hash(opened.step)
+            results = {**report(context, config, opened, judge(measures, answers, long)), MODEL_WEIGHTS: judged_weights}
         group.barrier()
     if results and not results["gate"]["passed"]:
         reasons = "; ".join(condition["words"] for condition in results["gate"]["failed"])

@@ -34,7 +34,7 @@ _DEFAULT_SEQ_LEN = 1024
 HELD_OUT = "held_out"  # task name of the sequences among the items
 
 
-def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tuple[dict[str, object], list[dict[str, Any]]]:
+def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return loss, bits per byte and perplexity of `data`, equal at every number of ranks up to rounding; and its sequences."""
     assert config.data is not None
     subject = _open(config, context.run, group)
@@ -54,7 +54,7 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
     losses = scored.losses / seq_len
     loss = losses.mean().item()
     error = losses.std().item() / math.sqrt(n) if n > 1 else None
-    results: dict[str, object] = {
+    results: dict[str, Any] = {
         "loss": loss,
         "bits_per_byte": bits_per_byte(loss, loader.bytes_per_token),
         "perplexity": math.exp(min(loss, 700.0)),

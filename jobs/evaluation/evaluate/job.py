@@ -12,6 +12,8 @@ from ropewalk.jobs.evaluation.evaluate.run_tasks import Evaluated, run_tasks
 from ropewalk.jobs.evaluation.tasks.scoring import by_name
 from ropewalk.jobs.results.gate import check_names, gate
 from ropewalk.jobs.results.score import Score, hash_of
+from ropewalk.jobs.runs.models.gates import MODEL_WEIGHTS
+from ropewalk.jobs.training.loop.content_hash import JudgedWeights
 from ropewalk.sharding.group import Group, process_group
 
 
@@ -27,13 +29,15 @@ def main(context: JobContext) -> dict[str, object]:
 
 def evaluate(context: JobContext, config: EvaluateConfig, group: Group) -> dict[str, Any]:
     """Return the results of an evaluation: equal at every number of ranks up to rounding, with identical decisions."""
+    judged = JudgedWeights(context.run, config.model) if group.is_main else None
     results, items = score_data(context, config, group) if config.data is not None else ({}, [])
     tasks = run_tasks(context, config, group) if config.tasks else None
-    if not group.is_main:
+    if judged is None:
         return {}
     if tasks is not None:
         results = {**results, **tasks.results()}
         items += [line for task in tasks.tasks.values() for line in task.items]
+    results[MODEL_WEIGHTS] = judged.hash(results["model_step"])
     verdict = None
     if config.require:
         scores = _scores_by_name(config, results, tasks)

@@ -13,6 +13,7 @@ from pathlib import Path
 from ropewalk.cluster.errors import ConfigError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.run.files import make_private
+from ropewalk.jobs.models.registry.weights import check_weights, publish_export
 from ropewalk.jobs.runs.models.model_versions import Version, exported_directory, find_version
 
 
@@ -22,6 +23,7 @@ def model_directory(version: Version) -> Path:
         return existing
     if version.path is not None:
         raise ConfigError(f"{version.id}: {version.path} no longer exists; restore it, or `ropewalk rollback`")
+    check_weights(version)
     from ropewalk.jobs.models.cards.export import export_with_cards
 
     target = version.directory
@@ -31,7 +33,7 @@ def model_directory(version: Version) -> Path:
     try:
         export_with_cards(RunDir(version.root / str(version.run)), partial, version.step)
         with suppress(OSError):  # another process was faster; the exported bytes are the same
-            partial.rename(target)
+            publish_export(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if exported_directory(version) is None:

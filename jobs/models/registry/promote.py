@@ -11,6 +11,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import make_private
 from ropewalk.cluster.run.numbered import Entries, append_numbered
 from ropewalk.jobs.models.registry.register import register, who
+from ropewalk.jobs.models.registry.weights import check_weights
 from ropewalk.jobs.runs.models.gates import GateResult, check_passed, newest_gates, require_passed
 from ropewalk.jobs.runs.models.model_versions import (
     ALIASES,
@@ -40,6 +41,7 @@ def promote(
 
     `production` requires a passed gate, other aliases no failed one, unless `force` gives a reason. A move with the same `key` is
     made once. `expected` is called with the version number that the alias points to, and returns True if it may be moved.
+    The weights must be those that were registered.
     Raises ConfigError, CheckpointError.
     """
     if not NAME.fullmatch(alias) or alias.isdigit():
@@ -48,6 +50,7 @@ def promote(
         raise ConfigError("--force: give a reason; it is recorded with the promotion")
     version = register(ref, name, root, by=by)
     model = RegisteredModel(version.root, version.model)
+    check_weights(version)
     gates = gates_of_version(version, alias, force)
     entry = {
         **{"version": version.number, "kind": "promote", "by": by or who(), "time": time.time()},
@@ -72,36 +75,40 @@ def promote(
 
 def gates_of_version(version: Version, alias: str, force: str | None) -> list[GateResult]:
     """Return the gates that judged a version. Raises ConfigError if they forbid the alias, unless forced."""
-    location = RunDir(version.root / version.run) if version.run else Path(str(version.path))
     if force is not None:
-        return newest_gates(location, version.step, version.root)
+        return newest_gates(version.weights, version.root)
     if alias == PRODUCTION:
+        location = RunDir(version.root / version.run) if version.run else version.directory
         try:
-            return require_passed(location, version.step, version.root)
+            return require_passed(location, version.step, version.weights, version.root)
         except ConfigError as error:
             raise ConfigError(f"{error}. --force WHY promotes it anyway and is recorded") from None
-    judged = newest_gates(location, version.step, version.root)
+    judged = newest_gates(version.weights, version.root)
     check_passed(judged, version.id, "it")
     return judged
 
 
-def rollback(alias: str = PRODUCTION, *, model: str | None = None, root: Path | None = None, **more: Any) -> Move:
+def rollback(
+    alias: str = PRODUCTION, *, model: str | None = None, root: Path | None = None, checked: bool = False, **more: Any
+) -> Move:
     """Point an alias to its version before the last promotion; `more` are `by`, `reason`, `key`, `only`.
 
-    With `only` (a version number) nothing is done unless the alias points to that version. A `candidate` is withdrawn: the one
-    before it is not tried again. Raises ConfigError if there is no earlier version.
+    The weights of that version must be those that were registered, unless the caller has `checked` them. With `only` (a version
+    number) nothing is done unless the alias points to that version. A `candidate` is withdrawn: the one before it is not tried
+    again. Raises ConfigError if there is no earlier version.
     """
     registered = _model_of(alias, model, root)
     if alias == CANDIDATE:
         return withdraw(registered.name, registered.root, str(more.pop("reason", None) or "rolled back"), **more) or _last(
             registered, alias
         )
-    return _back(registered, alias, **more)
+    return _back(registered, alias, checked, **more)
 
 
 def _back(
     model: RegisteredModel,
     alias: str,
+    checked: bool,
     *,
     by: str | None = None,
     reason: str | None = None,
@@ -116,6 +123,8 @@ def _back(
         if len(before) <= 1:
             now = f"{model.name}@{before[-1]}" if before else "nothing"
             raise ConfigError(f"{model.name}@{alias} points to {now}, with no earlier version; promote another one")
+        if not checked:
+            check_weights(model.version(before[-2]))
         about = {"by": by or who(), "time": time.time(), "key": key, "reason": reason}
         return {"version": before[-2], "kind": "rollback", **about}
 

@@ -13,7 +13,7 @@ from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.run.files import make_private
 from ropewalk.cluster.run.numbered import Entries, append_numbered
 from ropewalk.jobs.models.registry.lineage import lineage_of
-from ropewalk.jobs.models.registry.weights import hash_of_checkpoint, hash_of_directory, keep_checkpoint, newest_step
+from ropewalk.jobs.models.registry.weights import keep_checkpoint, newest_step
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
 from ropewalk.jobs.runs.models.model_versions import (
     ALIASES,
@@ -27,6 +27,7 @@ from ropewalk.jobs.runs.models.model_versions import (
     find_version,
     registered_models,
 )
+from ropewalk.jobs.training.loop.content_hash import hash_of_model
 
 DEFAULT_NAME = "main"
 _IS = ("run", "step", "path", "weights")  # keys that identify a version
@@ -46,10 +47,11 @@ def register(ref: str, name: str | None = None, root: Path | None = None, *, by:
     if isinstance(location, RunDir):
         root = root or location.path.parent
         step = step if step is not None else newest_step(location)
-        what: dict[str, Any] = {"run": location.id, "step": step, "weights": hash_of_checkpoint(location, step)}
+        what: dict[str, Any] = {"run": location.id, "step": step}
     else:
         root = root or runs_root()
-        what = {"path": str(location), "weights": hash_of_directory(location)}
+        what = {"path": str(location)}
+    what["weights"] = hash_of_model(location, step)
     model = _model(name or _only_name(root), root)
     entry = {**what, "created": time.time(), "by": by or who(), "lineage": lineage_of(location, step, root)}
 

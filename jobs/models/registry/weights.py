@@ -1,16 +1,15 @@
-"""Identity of a version's weights: a hash of a checkpoint or a directory."""
+"""Weights of registered versions: the newest checkpoint of a run, its pins, and the comparison with the registered hash."""
 
-import hashlib
-import json
 from pathlib import Path
 
 from ropewalk.cluster.errors import CheckpointError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.exclusive import create_whole
+from ropewalk.cluster.run.files import json_text, read_json, write_json
+from ropewalk.jobs.runs.models.model_versions import Version, exported_directory
+from ropewalk.jobs.training.loop.content_hash import hash_of_checkpoint, hash_of_directory
 from ropewalk.jobs.training.loop.model_record import checkpoint_folder, require_record
-from ropewalk.sharding.layout import MANIFEST_NAME, complete_steps, directory_of, pin
-
-_WEIGHTS = (".safetensors", ".bin", ".gguf")
-_BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # these files change answers, too
+from ropewalk.sharding.layout import complete_steps, pin
 
 
 def newest_step(run: RunDir) -> int:
@@ -22,32 +21,39 @@ def newest_step(run: RunDir) -> int:
     return steps[-1]
 
 
-def hash_of_checkpoint(run: RunDir, step: int) -> str:
-    """Return a hash of a checkpoint's content from the checksums in its manifest. Raises CheckpointError."""
-    require_record(run)
-    storage = checkpoint_folder(run)
-    try:
-        files = json.loads(storage.read(f"{directory_of(step)}/{MANIFEST_NAME}"))["files"]
-    except (FileNotFoundError, ValueError, KeyError):
-        steps = ", ".join(map(str, complete_steps(storage))) or "none"
-        raise CheckpointError(f"{run.id} has no complete checkpoint of step {step}; its steps: {steps}") from None
-    entries = sorted((file["path"], file["size"], file["checksum"]) for file in files)
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
-
-
 def keep_checkpoint(run: RunDir, step: int, version: str) -> None:
     """Protect a checkpoint from deletion while a version of the registry needs it."""
     pin(checkpoint_folder(run), step, f"model-{version}")
 
 
-def hash_of_directory(path: Path) -> str:
-    """Return a hash of a Hugging Face directory's weights and the files that determine its answers. Raises ConfigError."""
-    weights = sorted(file for file in path.iterdir() if file.suffix in _WEIGHTS)
-    if not weights:
-        raise ConfigError(f"{path}: has no weights ({', '.join(f'*{suffix}' for suffix in _WEIGHTS)}); name a model directory")
-    total = hashlib.sha256()
-    for file in [*weights, *(path / name for name in _BESIDE)]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+def check_weights(version: Version) -> None:
+    """Read all weights of a version. Raises ConfigError unless they are those that were registered."""
+    if version.path is not None:
+        if hash_of_directory(version.directory) != version.weights:
+            raise ConfigError(
+                f"{version.id}: the weights in {version.path} are not those that were registered; restore them, or promote the "
+                "directory as a new version"
+            )
+    elif (directory := exported_directory(version)) is not None:
+        weights = hash_of_directory(directory)
+        create_whole(_record(directory), json_text({"weights": weights}))  # unless the export has recorded it
+        if (read_json(_record(directory)) or {}).get("weights") != weights:
+            raise ConfigError(
+                f"{version.id}: the weights in {directory} are not those that were exported; remove the directory, and it is "
+                "exported again"
+            )
+    elif hash_of_checkpoint(RunDir(version.root / str(version.run)), int(version.step or 0)) != version.weights:
+        raise ConfigError(f"{version.id}: the checkpoint {version.ref} is not the registered one; promote it as a new version")
+
+
+def publish_export(exported: Path, directory: Path) -> None:
+    """Move an exported checkpoint to the directory of its version, and record its weights. Raises OSError if that exists."""
+    weights = hash_of_directory(exported)
+    if not directory.exists():
+        _record(directory).unlink(missing_ok=True)  # of an earlier export, whose directory was removed
+    exported.rename(directory)
+    write_json(_record(directory), {"weights": weights})
+
+
+def _record(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.json")

@@ -8,8 +8,9 @@ from typing import Any
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
-from ropewalk.jobs.runs.models.find_model import names_model
 from ropewalk.jobs.runs.show.status import all_runs, final_outcome
+
+MODEL_WEIGHTS = "model_weights"  # in the results of such a run: content hash of the weights that it measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,6 @@ class GateResult:
 
     run: RunDir
     passed: bool
-    step: int | None  # of the measured checkpoint; None for a directory
     failures: str  # failed conditions with figures and intervals
     figures: Mapping[str, Any] = field(default_factory=dict)  # {score: {require, value, standard_error, n}}
 
@@ -28,33 +28,28 @@ class GateResult:
         return {**about, "figures": dict(self.figures), **({"words": self.failures} if self.failures else {})}
 
 
-def gates_of(model: RunDir | Path, root: Path | None = None) -> Iterator[GateResult]:
-    """Yield the gate results of a model, oldest first, from runs under `root`, else beside the model's run, else all."""
-    folder = root or (model.path.parent if isinstance(model, RunDir) else None)
-    for run in RunDir.all(folder) if folder else all_runs():
-        config = run.record.get("config") or {}
-        if not config.get("require") or not names_model(str(config.get("model")), model):
+def gates_of(weights: str, root: Path | None = None) -> Iterator[GateResult]:
+    """Yield the results of gates that measured weights with this content hash, oldest first, from runs under `root`, else all."""
+    for run in RunDir.all(root) if root else all_runs():
+        if not (run.record.get("config") or {}).get("require"):
             continue
         outcome, results = final_outcome(run), run.results()
-        if outcome is not None and outcome.state in {RunState.SUCCEEDED, RunState.REFUSED} and "gate" in results:
+        if outcome is None or outcome.state not in {RunState.SUCCEEDED, RunState.REFUSED} or "gate" not in results:
+            continue
+        if results.get(MODEL_WEIGHTS) == weights:
             gate: dict[str, Any] = results["gate"]
             failures = "; ".join(str(each["words"]) for each in gate["failed"])
-            step, figures = results.get("model_step"), results.get("figures") or {}
-            yield GateResult(run=run, passed=bool(gate["passed"]), step=step, failures=failures, figures=figures)
+            yield GateResult(run=run, passed=bool(gate["passed"]), failures=failures, figures=results.get("figures") or {})
 
 
-def newest_gates(model: RunDir | Path, step: int | None, root: Path | None = None) -> list[GateResult]:
-    """Return the newest gate result of each job for the checkpoint of a step, or for the current content of a directory."""
-    mine = [judged for judged in gates_of(model, root) if judged.step == step]
-    if isinstance(model, Path):
-        changed = max((path.stat().st_mtime for path in model.iterdir() if path.is_file()), default=0.0)
-        mine = [judged for judged in mine if float(judged.run.record.get("created") or 0) >= changed]
-    return list({judged.run.record.get("job"): judged for judged in mine}.values())
+def newest_gates(weights: str, root: Path | None = None) -> list[GateResult]:
+    """Return the newest gate result of each job for weights with this content hash."""
+    return list({result.run.record.get("job"): result for result in gates_of(weights, root)}.values())
 
 
-def require_passed(model: RunDir | Path, step: int | None, root: Path | None = None) -> list[GateResult]:
-    """Return the result of `newest_gates`. Raises ConfigError if there is none, or one has not passed."""
-    newest = newest_gates(model, step, root)
+def require_passed(model: RunDir | Path, step: int | None, weights: str, root: Path | None = None) -> list[GateResult]:
+    """Return the result of `newest_gates` for a model. Raises ConfigError if there is none, or one has not passed."""
+    newest = newest_gates(weights, root)
     name, ref = (model.id, f"{model.id}@{step}") if isinstance(model, RunDir) else (str(model), str(model))
     subject = f"its checkpoint of step {step}" if isinstance(model, RunDir) else "its current content"
     if not newest:

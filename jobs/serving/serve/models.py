@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.models.registry.deployments import State, record_rollout
 from ropewalk.jobs.models.registry.promote import rollback
-from ropewalk.jobs.models.registry.weights import newest_step
+from ropewalk.jobs.models.registry.weights import check_weights, newest_step
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
 from ropewalk.jobs.runs.models.gates import newest_gates, require_passed
 from ropewalk.jobs.runs.models.model_versions import (
@@ -25,6 +26,7 @@ from ropewalk.jobs.runs.models.model_versions import (
     find_version,
     registered_models,
 )
+from ropewalk.jobs.training.loop.content_hash import hash_of_model
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +85,13 @@ class FixedModel:
         self.alias = DEFAULT_ALIAS
         self.names: tuple[str, ...] = ()
 
+    @cached_property
+    def _weights(self) -> str:
+        return hash_of_model(self._place, self._step)
+
     def wanted(self, canary: str | None, *, gated: bool) -> Wanted:
         barred = {}
-        if gated and (reason := gate_refusal(self._place, self._step, None)):
+        if gated and (reason := gate_refusal(self._place, self._step, self._weights, None)):
             barred[self.version] = reason
         return Wanted(stable=self.version, barred=barred)
 
@@ -139,7 +145,7 @@ class WatchedAlias:
         """Return the cached reason the gate refuses a version: computing it reads every run under the root."""
         reason, until = self._refusals.get(version.id, ("", 0.0))
         if time.monotonic() >= until:
-            reason = gate_refusal(*_model_of(version), version.root)
+            reason = gate_refusal(*_model_of(version), version.weights, version.root)
             self._refusals[version.id] = reason, time.monotonic() + GATE_SECONDS
         return reason
 
@@ -147,9 +153,13 @@ class WatchedAlias:
         return self._version(version).ref
 
     def directory(self, version: str, folder: Path) -> Path:
-        """Return the directory of NAME@NUMBER, which the registry shares between serving runs. Raises ConfigError."""
+        """Return the directory of NAME@NUMBER, which the registry shares between serving runs; its weights are compared with the
+        registered ones. Raises ConfigError.
+        """
         entry = self._version(version)
-        if exported_directory(entry) is None:
+        if exported_directory(entry) is not None:
+            check_weights(entry)
+        else:
             _run(["ropewalk.jobs.models.registry.directory", version, str(self.model.root)], version)
         directory = exported_directory(entry)
         if directory is None:
@@ -164,14 +174,19 @@ class WatchedAlias:
             log.warning("the state of %s was not written to the registry: %s", version, error)
 
     def revert_aliases(self, version: str, cause: str, by: str) -> str:
-        """Point each alias of the version back to its previous version. Raises OSError."""
+        """Point each alias of the version back to its previous version, whose weights are compared before it serves again.
+
+        Raises OSError.
+        """
         changes, number = [], int(version.rpartition("@")[2])
         for alias in self.model.alias_names():
             try:
                 current = self.model.current(alias)
                 if current is None or current.number != number:
                     continue
-                move = rollback(alias, model=self.model.name, root=self.model.root, only=number, by=by, reason=cause)
+                move = rollback(
+                    alias, model=self.model.name, root=self.model.root, only=number, by=by, reason=cause, checked=True
+                )
             except RopewalkError as error:
                 changes.append(f"{alias} still points to it: {error}")
             else:
@@ -208,12 +223,12 @@ def lasting_name(ref: str) -> str:
         return ref
 
 
-def gate_refusal(model: RunDir | Path, step: int | None, root: Path | None) -> str:
+def gate_refusal(model: RunDir | Path, step: int | None, weights: str, root: Path | None) -> str:
     """Return the reason a model's gate refuses it, or an empty string if it passed."""
     try:
-        require_passed(model, step, root)
+        require_passed(model, step, weights, root)
     except ConfigError as error:
-        return f"its gate refused it: {error}" if newest_gates(model, step, root) else f"it has not passed a gate: {error}"
+        return f"its gate refused it: {error}" if newest_gates(weights, root) else f"it has not passed a gate: {error}"
     return ""
 
 

@@ -11,43 +11,48 @@ from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.names import RESULT
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.runs.models.gates import require_passed
+from ropewalk.jobs.training.loop.content_hash import hash_of_checkpoint
+from tests.jobs.models.registry.registered import trained
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> RunDir:
-    return RunDir.create("model", {"job": "pretrain", "config": {"steps": 4}}, tmp_path)
+    return trained(tmp_path, 3, 4, name="model")
 
 
-def judged(of: RunDir, job: str, passed: bool, step: int | None = 4, state: RunState | None = None, **config: Any) -> None:
+def judged(of: RunDir, job: str, passed: bool, step: int = 4, state: RunState | None = None, **config: Any) -> None:
+    weights = hash_of_checkpoint(of, step)
     record = {"job": job, "config": {"model": of.id, "require": {"quiz": ">= 0.5"}, **config}, "cluster": "local"}
     run = RunDir.create(job, record, of.path.parent)
     number = run.begin_attempt()
     failed = [] if passed else [{"words": "quiz is 0.4 ± 0.02, and must be >= 0.5"}]
-    write_json(run.attempt_dir(number) / RESULT, {"gate": {"passed": passed, "failed": failed}, "model_step": step})
+    write_json(run.attempt_dir(number) / RESULT, {"gate": {"passed": passed, "failed": failed}, "model_weights": weights})
     ended = state or (RunState.SUCCEEDED if passed else RunState.REFUSED)
     run.write_outcome(number, Outcome(state=ended, exit_code=0, cause="done"))
 
 
 def test_a_checkpoint_that_no_gate_has_judged_is_refused(model: RunDir) -> None:
     with pytest.raises(ConfigError, match="no gate has judged its checkpoint of step 4"):
-        require_passed(model, 4)
+        require_passed(model, 4, hash_of_checkpoint(model, 4), model.path.parent)
     judged(model, "evaluate", True, step=3)  # another checkpoint
     judged(model, "evaluate", True, require={})  # nothing was asked
-    judged(model, "evaluate", True, model="another")
+    judged(trained(model.path.parent), "evaluate", True)  # another model
     judged(model, "evaluate", True, state=RunState.CANCELLED)
     with pytest.raises(ConfigError, match="no gate has judged"):
-        require_passed(model, 4)
+        require_passed(model, 4, hash_of_checkpoint(model, 4), model.path.parent)
 
 
 def test_the_newest_gate_of_each_job_decides(model: RunDir) -> None:
     judged(model, "evaluate", False)
     with pytest.raises(ConfigError, match=r"its checkpoint of step 4 did not pass the gate of .*: quiz is 0\.4"):
-        require_passed(model, 4)
-    judged(model, "evaluate", True, model=str(model.path))
-    assert [item.run.record["job"] for item in require_passed(model, 4)] == ["evaluate"]
+        require_passed(model, 4, hash_of_checkpoint(model, 4), model.path.parent)
+    judged(model, "evaluate", True, model=str(model.path))  # by whatever name
+    assert [item.run.record["job"] for item in require_passed(model, 4, hash_of_checkpoint(model, 4), model.path.parent)] == [
+        "evaluate"
+    ]
     judged(model, "audit", False)
     with pytest.raises(ConfigError, match="the gate of audit"):
-        require_passed(model, 4)
+        require_passed(model, 4, hash_of_checkpoint(model, 4), model.path.parent)
 
 
 def test_the_command_asks_before_it_writes(model: RunDir, tmp_path: Path, shell_of: Any) -> None:

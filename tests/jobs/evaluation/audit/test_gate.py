@@ -11,6 +11,7 @@ from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.jobs.evaluation.audit.config import AuditConfig
 from ropewalk.jobs.evaluation.audit.suites.find import BUILT_IN
 from ropewalk.jobs.evaluation.audit.suites.read import read_pairs
+from ropewalk.jobs.training.loop.content_hash import hash_of_checkpoint
 from tests.jobs.corpus import make_dataset
 from tests.jobs.evaluation.audit.tiny import PAIRS, audit, make_audit, make_model, refused, train, write_lines
 from tests.jobs.launch import launch, log_of, make_run, pretrain_config, start
@@ -187,7 +188,8 @@ def test_all_attempts_audit_the_checkpoint_that_the_first_one_found(tmp_path: Pa
     launch(trained, 1)
     suite = write_lines(tmp_path / "suite.jsonl", PAIRS[:4])
     newest = make_audit(tmp_path / "runs", model=trained.id, suites=[str(suite)])
-    assert launch(newest, 1)["model_step"] == 6
+    results = launch(newest, 1)
+    assert (results["model_step"], results["model_weights"]) == (6, hash_of_checkpoint(trained, 6))
     begun = make_audit(tmp_path / "runs", model=trained.id, suites=[str(suite)])
     write_lines(begun.path / "audit/model.json", [{"model": trained.id, "step": 3}])  # as an attempt that was killed left it
     assert launch(begun, 1)["model_step"] == 3

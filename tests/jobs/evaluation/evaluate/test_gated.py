@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ropewalk.jobs.training.loop.content_hash import hash_of_directory
 from tests.jobs.evaluation.evaluate.tasks import choice_task
 from tests.jobs.tiny import tiny_model
 from tests.patience import HANG_SECONDS
@@ -43,6 +44,7 @@ def test_a_refused_run_says_so_everywhere(folder: Path) -> None:
     assert ended["state"] == "REFUSED"
     assert ended["gate"]["failed"][0]["name"] == "choice"
     assert ended["scores"]["choice"]["acc"]["n"] == 30
+    assert ended["model_weights"] == hash_of_directory(folder / "model")
     assert "the gate refuses" in ended["cause"]
     assert "95% interval" in ended["cause"]
     assert "did not pass its gate" in ropewalk(folder, "why", "latest")

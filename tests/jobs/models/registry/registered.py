@@ -8,6 +8,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.names import RESULT
 from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.training.loop.content_hash import hash_of_model
 
 MODEL_RECORD = {
     "fingerprint": {},
@@ -37,13 +38,16 @@ def directory(path: Path, weights: bytes = b"w") -> Path:
 
 
 def judged(root: Path, model: str, *, passed: bool = True, step: int | None = 4, job: str = "evaluate", **config: Any) -> RunDir:
-    """A run that held a model to a gate."""
-    record = {"job": job, "config": {"model": model, "require": {"quiz": ">= 0.5"}, **config}, "created": 4e9}
+    """A run that held a model to a gate: a directory without a step, or a run."""
+    source = Path(model) if step is None else RunDir(root / model.partition("@")[0])
+    record = {"job": job, "config": {"model": model, "require": {"quiz": ">= 0.5"}, **config}}
     run = RunDir.create(job, record, root)
     number = run.begin_attempt()
     gate = {"passed": passed, "failed": [] if passed else [{"words": "quiz is 0.4, and must be >= 0.5"}]}
     figures = {"quiz": {"require": ">= 0.5", "value": 0.6 if passed else 0.4, "standard_error": 0.01, "n": 100}}
-    write_json(run.attempt_dir(number) / RESULT, {"gate": gate, "figures": figures, "model_step": step})
+    weights = hash_of_model(source, step)
+    results = {"gate": gate, "figures": figures, "model_step": step, "model_weights": weights}
+    write_json(run.attempt_dir(number) / RESULT, results)
     state = RunState.SUCCEEDED if passed else RunState.REFUSED
     run.write_outcome(number, Outcome(state=state, exit_code=0, cause="done"))
     return run

@@ -49,7 +49,7 @@ def test_nothing_reaches_production_without_a_passed_gate(root: Path) -> None:
     run = trained(root)
     with pytest.raises(ConfigError, match=r"no gate has judged its checkpoint of step 4.*--force WHY"):
         promote(run.id, root=root)
-    judged(root, run.id, step=3)
+    judged(root, trained(root, 3).id, step=3)
     with pytest.raises(ConfigError, match="no gate has judged"):
         promote(run.id, root=root)
     refusal = judged(root, f"{run.id}@4", passed=False)
@@ -85,8 +85,9 @@ def test_a_directory_is_judged_as_it_is_now(root: Path, tmp_path: Path) -> None:
     judged(root, str(path), step=None)
     promote(str(path), root=root)
     assert in_production(root) == str(path)
+    before = (path / "model.safetensors").stat()
     (path / "model.safetensors").write_bytes(b"other")
-    os.utime(path / "model.safetensors", (5e9, 5e9))  # after the gate
+    os.utime(path / "model.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))  # as rsync -a and cp -p do
     assert register(str(path), root=root).number == 2, "other weights are another version"
     with pytest.raises(ConfigError, match="no gate has judged its current content"):
         promote(str(path), root=root)

@@ -14,6 +14,7 @@ from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.names import RESULT
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.models.registry.promote import promote
+from ropewalk.jobs.runs.models.find_model import find_checkpoint
 from ropewalk.jobs.serving.collect.job import main as collect
 from ropewalk.jobs.serving.feedback.records import FOLDER, answers_store, exchanges_store, ratings_store
 from ropewalk.jobs.serving.feedback.store import Spool, Store
@@ -22,6 +23,7 @@ from ropewalk.jobs.serving.refresh.loop import Loop
 from ropewalk.jobs.serving.refresh.report import write_report
 from ropewalk.jobs.serving.refresh.steps import Steps
 from ropewalk.jobs.serving.refresh.trigger import DriftCheck, DriftReport, RefreshTrigger
+from ropewalk.jobs.training.loop.content_hash import hash_of_model
 from tests.jobs.models.registry.registered import MODEL_RECORD, judged, trained
 
 NOW = 1_790_000_000.0
@@ -119,7 +121,10 @@ class Played:
         failed = [] if passed else [{"words": "quiz is 0.3, and must be >= 0.5"}]
         figures = {"quiz": {"require": ">= 0.5", "value": self.right[side], "standard_error": 0.05, "n": 50}}
         gate = {"gate": {"passed": passed, "failed": failed}, "figures": figures} if side == "candidate" else {}
-        return {"model_step": 4, **gate}
+        return {"model_step": 4, "model_weights": self._weights(run), **gate}
+
+    def _weights(self, run: RunDir) -> str:
+        return hash_of_model(*find_checkpoint(str(run.record["config"]["model"]), run.path.parent))
 
     def _audit(self, run: RunDir, attempt: int, step: str) -> dict[str, Any]:
         (run.path / "audit").mkdir(exist_ok=True)
@@ -129,7 +134,7 @@ class Played:
             for n in range(40)
         ]
         (run.path / "audit/items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return {"model_step": 4, "gate": {"passed": step not in self.refused, "failed": []}}
+        return {"model_step": 4, "model_weights": self._weights(run), "gate": {"passed": step not in self.refused, "failed": []}}
 
 
 class Stage:

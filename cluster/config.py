@@ -115,8 +115,11 @@ class Retries(Section):
 
     bugs: int = Field(default=2, ge=0, description="retries after errors of the program")
     disturbances: int = Field(default=100, ge=0, description="retries after preemptions, time limits and lost nodes")
-    hung_steps: float | None = Field(
-        default=10, gt=1, description="replace ranks without progress for this many times a recent step plus 3 s; null: never"
+    hung_seconds: float | None = Field(
+        default=300,
+        gt=0,
+        description="replace ranks without progress after this many seconds, even if they compute; those that sleep after the "
+        "longer of ten steps and 15 s, those that are stopped at once; null: none of it",
     )
 
 

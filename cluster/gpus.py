@@ -95,6 +95,32 @@ def processes_on(devices: Sequence[str]) -> set[str]:
     return busy
 
 
+def gpu_percent(device: str) -> float | None:
+    """Return the use of a GPU (an index or UUID) in the last second, or None if NVML cannot tell, as under MIG."""
+    import pynvml  # noqa: PLC0415 - slow to import, and only jobs with GPUs need it
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            by_index = device.isdecimal()
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(device)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(device)
+            return float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+
+
+def rank_gpu(local_rank: int, ranks: int, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the GPU of a rank of this node as CUDA_VISIBLE_DEVICES names it, or None if the node was allocated none."""
+    gpus = int(environment.get(NODE_GPUS_VARIABLE) or 0)
+    if not gpus:
+        return None
+    number = local_rank * (gpus // ranks)
+    devices = [name.strip() for name in environment.get(DEVICES_VARIABLE, "").split(",") if name.strip()]
+    return devices[number] if number < len(devices) else str(number)
+
+
 def deal_devices(resources: Resources, devices: Sequence[str] | None = None) -> list[list[str]]:
     """Assign GPUs (default: this machine's) to its virtual nodes. Raises ConfigError if there are too few."""
     nodes, gpus = resources.nodes.most, resources.gpus

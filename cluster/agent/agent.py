@@ -156,7 +156,7 @@ class Agent:
                 rendezvous=self.rendezvous,
                 stop_flag=self.stop_flag,
                 gate=self._shutdown,
-                hung_steps=self.retries.hung_steps,
+                hung_seconds=self.retries.hung_seconds,
             )
             return run_ranks(node, self.retries.bugs, self.retries.disturbances)
         if self.engine is Engine.RAY:

@@ -1,26 +1,27 @@
-"""Detection of hung ranks: agents watch their ranks' heartbeats, agree that all ranks hang, and record their stacks."""
+"""Detection of hung ranks: agents watch heartbeats and activity of their ranks, agree on a hang, and record all stacks."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.distributed import DistError
 
+from ropewalk.cluster.engines.activity import RankSample, take_samples
 from ropewalk.cluster.engines.stacks import Stack, take_stacks, write_stacks
+from ropewalk.cluster.engines.watch import Watch
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.heartbeat import Beat, read_beat
+from ropewalk.cluster.run.heartbeat import Beat
 from ropewalk.cluster.run.names import STACKS
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05  # between two votes of a node whose ranks are late
 POLLING_NODES = 16  # with more nodes each polls less often
-LONGEST_PAUSE_SECONDS = 0.25  # between two reads of heartbeats; in the rest of a longer pause this agent was suspended
-CONFIRMATIONS = 2  # consecutive checks that must find all ranks late
+LENIENCY_SECONDS = 1.0  # of silence, after which earlier hangs are taken into account
 RECORD_SECONDS = 1.5  # for taking and writing the stacks; then the ranks are killed in any case
 
 
@@ -46,40 +47,10 @@ class Hangs:
         self.progress = progress
 
 
-class Watch:
-    """Heartbeats of one node's ranks. Time in which this process was suspended does not count."""
-
-    def __init__(self, files: Mapping[int, Path], group: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._files, self._group, self._clock = files, group, clock
-        self.beats: dict[int, Beat] = {}  # newest heartbeat by rank
-        self._since: dict[int, float] = {}  # value of `_awake` when each heartbeat was first read
-        self._awake, self._read_at = 0.0, clock()  # seconds in which this process was running
-
-    def read(self) -> None:
-        now = self._clock()
-        self._awake += min(now - self._read_at, LONGEST_PAUSE_SECONDS)
-        self._read_at = now
-        for rank, path in self._files.items():
-            beat = read_beat(path)
-            if beat is None or beat.group != self._group:
-                continue
-            if rank not in self.beats or self.beats[rank].number != beat.number:
-                self._since[rank] = self._awake
-            self.beats[rank] = beat
-
-    def seconds_since_beat(self, rank: int) -> float:
-        return self._awake - self._since[rank]
-
-    def all_late(self, leniency: float = 1.0) -> bool:
-        """Return True if every rank with a heartbeat exceeds the limit of its phase: a single late rank may wait for others."""
-        return bool(self.beats) and all(self.seconds_since_beat(r) > leniency * b.allowed_seconds for r, b in self.beats.items())
-
-
 class Agreement:
-    """Unanimous votes of the nodes of a group.
+    """Votes of the nodes of a group.
 
-    A node whose agent is suspended does not vote, and a node with a rank in a long phase votes no: the other nodes then wait
-    for its ranks.
+    A node whose agent is suspended does not vote, and a node with an active rank votes no: the other nodes then wait for it.
     """
 
     def __init__(self, store: Counter, nodes: int) -> None:
@@ -87,19 +58,30 @@ class Agreement:
         self._votes: set[str] = set()
         self._next_poll = 0.0
 
+    def is_hung(self, silent: bool, has_cause: bool) -> bool:
+        """Return True if all nodes are silent, and at least one of them has the cause."""
+        cause = silent and has_cause
+        if cause != ("cause" in self._votes):
+            self._cast("cause", cause)
+        return self.vote("silent", silent) and self._cast("cause", cause) > 0
+
     def vote(self, proposition: str, holds: bool) -> bool:
         """Cast this node's vote on a proposition, and return True if it holds on all nodes."""
         voted, now = proposition in self._votes, time.monotonic()
         if voted == holds and (not holds or now < self._next_poll):
             return False
         self._next_poll = now + POLL_SECONDS * max(1.0, self._nodes / POLLING_NODES)
+        return self._cast(proposition, holds) >= self._nodes and holds
+
+    def _cast(self, proposition: str, holds: bool) -> int:
+        """Cast this node's vote, and return the number of nodes on which the proposition holds."""
         try:
-            count = self._store.add(f"ropewalk/{proposition}", int(holds) - int(voted))
+            count = self._store.add(f"ropewalk/{proposition}", int(holds) - int(proposition in self._votes))
         except DistError as error:  # then this node is cut off, which the other nodes and the supervisor notice
             log.warning("the group's store cannot be reached, so hangs cannot be detected: %s", error)
-            return False
+            return 0
         (self._votes.add if holds else self._votes.discard)(proposition)
-        return holds and count >= self._nodes
+        return count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,51 +98,92 @@ class GroupWatch:
     """Detects hangs of one formation of a group on one node."""
 
     def __init__(
-        self, formation: Formation, files: Mapping[int, Path], agreement: Agreement, hangs: Hangs, progress: Callable[[], int]
+        self, formation: Formation, watch: Watch, agreement: Agreement, hangs: Hangs, progress: Callable[[], int]
     ) -> None:
-        self._formation, self._agreement, self._hangs, self._progress = formation, agreement, hangs, progress
-        self.watch = Watch(files, formation.group)
-        self._confirmations, self._leniency = 0, 0.0
+        self._formation, self.watch, self._agreement, self._hangs, self._progress = formation, watch, agreement, hangs, progress
+        self._stopped: int | None = None
+        self._knows_leniency = False
+        self._background = ThreadPoolExecutor(1, "watch")  # samples take time, and events wait for a slow disk
+        self._sampling: tuple[Future[dict[int, RankSample]], dict[int, Beat]] | None = None
+        self._reported: dict[int, int] = {}  # number of the heartbeat after which a rank was reported as slow
 
     def is_hung(self) -> bool:
-        """Return True if the whole group hangs. Call it periodically."""
+        """Return True if a rank of this node is stopped, or the whole group hangs. Call it periodically."""
         self.watch.read()
-        if not self.watch.all_late():
-            self._confirmations, self._leniency = 0, 0.0
-        else:
-            self._leniency = self._leniency or self._hangs.leniency(self._progress())  # only once: it reads a slow disk
-            self._confirmations = self._confirmations + 1 if self.watch.all_late(self._leniency) else 0
-        return self._agreement.vote("hung", self._confirmations >= CONFIRMATIONS)
+        self._stopped = self.watch.stopped_rank()
+        if self._stopped is not None:
+            return True
+        self._adjust_leniency()
+        self._sample()
+        self._report_slow()
+        return self._agreement.is_hung(self.watch.is_silent, self.watch.has_cause)
 
-    def record(self, pids: Mapping[int, int], spare: Mapping[int, Path]) -> None:
+    def _adjust_leniency(self) -> None:
+        if self.watch.silent_seconds < LENIENCY_SECONDS:
+            self.watch.leniency, self._knows_leniency = 1.0, not self._hangs.count
+        elif not self._knows_leniency:  # only once per silence: it reads a slow disk
+            self.watch.leniency, self._knows_leniency = self._hangs.leniency(self._progress()), True
+
+    def _sample(self) -> None:
+        if self._sampling is not None and self._sampling[0].done():
+            self.watch.add(self._sampling[0].result(), self._sampling[1])
+            self._sampling = None
+        if self._sampling is None and self.watch.wants_samples:
+            self._sampling = self._background.submit(take_samples, self.watch.ranks), self.watch.beats
+
+    def _report_slow(self) -> None:
+        beats, slow = self.watch.beats, self.watch.slow_ranks()
+        if all(self._reported.get(rank) == beats[rank].number for rank in slow):
+            return
+        self._reported |= {rank: beats[rank].number for rank in slow}
+        ranks = [
+            {"rank": rank, **_summarize(beats[rank], self.watch.stack(rank)), "activity": activity.value}
+            for rank, activity in slow.items()
+        ]
+        allowed_seconds = self.watch.leniency * min(beats[rank].allowed_seconds for rank in slow)
+        fields = {**self._fields(slow), "ranks": ranks, "allowed_seconds": round(allowed_seconds, 1)}
+        log.warning("no step for %.0f s, but ranks are active: %s", fields["seconds"], ranks)
+        self._background.submit(self._record_slow, fields)
+
+    def _record_slow(self, fields: dict[str, Any]) -> None:
+        try:
+            self._formation.run.event("ranks_slow", **fields)
+        except OSError as error:
+            log.warning("the event of slow ranks could not be recorded: %s", error)
+
+    def record(self) -> None:
         """Record the stacks of this node's ranks; return when all nodes have done so, or after RECORD_SECONDS.
 
         The first node that kills its ranks ends the ranks of other nodes too. The limit matters if the disk itself hangs.
         """
-        self._hangs.note(self._progress())
+        if self._stopped is None:
+            self._hangs.note(self._progress())
         deadline = time.monotonic() + RECORD_SECONDS
-        writer = threading.Thread(target=self._record, args=(pids, spare), name="stacks", daemon=True)
+        writer = threading.Thread(target=self._record, name="stacks", daemon=True)
         writer.start()
         writer.join(RECORD_SECONDS)
-        while not self._agreement.vote("recorded", True) and time.monotonic() < deadline:
+        while self._stopped is None and not self._agreement.vote("recorded", True) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
-    def _record(self, pids: Mapping[int, int], spare: Mapping[int, Path]) -> None:
+    def _record(self) -> None:
         formation, beats = self._formation, self.watch.beats
-        stacks = take_stacks(pids, spare)
+        ranks = self.watch.ranks.items()
+        stacks = take_stacks({rank: item.pid for rank, item in ranks}, {rank: item.dumps for rank, item in ranks})
         folder = formation.run.attempt_dir(formation.attempt) / STACKS / f"group-{formation.group:06d}"
-        ranks = [{"rank": rank, **_summarize(beats.get(rank), stack)} for rank, stack in sorted(stacks.items())]
-        formation.run.event(
-            "ranks_hung",
-            attempt=formation.attempt,
-            group=formation.group,
-            node=formation.node,
-            step=max(beat.step for beat in beats.values()),
-            seconds=round(max(self.watch.seconds_since_beat(rank) for rank in beats), 2),
-            ranks=ranks,
-            stacks=str(folder.relative_to(formation.run.path)),
-        )
+        places = [{"rank": rank, **_summarize(beats.get(rank), stack)} for rank, stack in sorted(stacks.items())]
+        fields = {**self._fields(beats), "ranks": places, "stacks": str(folder.relative_to(formation.run.path))}
+        formation.run.event("ranks_hung", **fields)
         write_stacks(folder, stacks, {rank: beat.phase.label for rank, beat in beats.items()})
+
+    def _fields(self, silent: Collection[int]) -> dict[str, Any]:
+        formation, beats = self._formation, self.watch.beats
+        return {
+            "attempt": formation.attempt,
+            "group": formation.group,
+            "node": formation.node,
+            "step": max(beats[rank].step for rank in silent),
+            "seconds": round(max(self.watch.seconds_since_beat(rank) for rank in silent), 2),
+        }
 
 
 def _summarize(beat: Beat | None, stack: Stack) -> dict[str, str]:

@@ -17,12 +17,15 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousGracefulExitError
 
+from ropewalk.cluster.engines.activity import RankProcess
 from ropewalk.cluster.engines.crashes import CRASHES, crashes_in_a_row
 from ropewalk.cluster.engines.entry import die_with_parent, run_entry, write_error
 from ropewalk.cluster.engines.hang import Agreement, Formation, GroupWatch, Hangs
 from ropewalk.cluster.engines.rendezvous import NumberedRendezvous, RankArguments, RanksNode, join_rendezvous
 from ropewalk.cluster.engines.stacks import allow_stack_dumps, stacks_file
+from ropewalk.cluster.engines.watch import Watch
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
+from ropewalk.cluster.gpus import rank_gpu
 from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
 from ropewalk.cluster.process.output import configure_logging, redirect_output
 from ropewalk.cluster.process.signals import exit_on_sigterm_from, stop_signals_blocked
@@ -54,14 +57,20 @@ class _Agent(LocalElasticAgent):
         for process in self._pcontext._pc.processes:  # type: ignore[union-attr]
             process.terminate = process.kill  # torch calls it for the other ranks of the node; see `_shutdown`
         formed: Any = worker_group  # torch declares attributes as None that it fills in later
-        run, flag = self._node.run, self._node.stop_flag
-        self._watch = GroupWatch(
-            Formation(run=run, attempt=self._node.attempt, node=self._node.index, group=self._handler.formation),
-            {worker.global_rank: heart_file(flag, worker.local_rank) for worker in formed.workers},
-            Agreement(formed.store, formed.group_world_size),
-            self._hangs,
-            lambda: _newest_step(run),
-        )
+        run, flag, workers = self._node.run, self._node.stop_flag, formed.workers
+        ranks = {
+            worker.global_rank: RankProcess(
+                pid=int(worker.id),
+                heartbeat=heart_file(flag, worker.local_rank),
+                dumps=stacks_file(flag, worker.local_rank),
+                gpu=rank_gpu(worker.local_rank, len(workers)),
+            )
+            for worker in workers
+        }
+        formation = Formation(run=run, attempt=self._node.attempt, node=self._node.index, group=self._handler.formation)
+        watch = Watch(ranks, formation.group, workers[0].world_size)
+        agreement = Agreement(formed.store, formed.group_world_size)
+        self._watch = GroupWatch(formation, watch, agreement, self._hangs, lambda: _newest_step(run))
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = 30) -> None:
         """Kill this node's ranks: a stopped or hung rank would not exit at a SIGTERM, and torch would wait for it."""
@@ -73,10 +82,8 @@ class _Agent(LocalElasticAgent):
             log.warning("a node of the group is gone while other ranks wait for its ranks: forming a new group")
             return self._form_anew()
         if result.state == WorkerState.HEALTHY and self._watch.is_hung():
-            log.warning("all ranks of the group hang: recording their stacks and forming a new group")
-            workers, flag = worker_group.workers, self._node.stop_flag
-            pids = {worker.global_rank: int(worker.id) for worker in workers}
-            self._watch.record(pids, {worker.global_rank: stacks_file(flag, worker.local_rank) for worker in workers})
+            log.warning("ranks hang: recording the stacks and forming a new group")
+            self._watch.record()
             return self._form_anew()
         if result.state == WorkerState.FAILED:
             self._record_lost({rank: failure.exitcode for rank, failure in result.failures.items()})
@@ -191,7 +198,7 @@ def run_ranks(node: RanksNode, bugs_allowed: int, restarts_allowed: int) -> int:
         stop_flag=node.stop_flag,
         regroup_flag=node.regroup_flag,
         agent_pid=os.getpid(),
-        hung_steps=node.hung_steps,
+        hung_seconds=node.hung_seconds,
     )
     bugs, hangs, handler = _Bugs(bugs_allowed), Hangs(), join_rendezvous(node, arguments)
     spec = WorkerSpec(
@@ -245,9 +252,9 @@ def run_rank(arguments: RankArguments) -> int:
         stop_flag=arguments.stop_flag,
         regroup_flag=arguments.regroup_flag,
         heart_file=heart_file(arguments.stop_flag, local_rank),
-        hung_steps=arguments.hung_steps,
+        hung_seconds=arguments.hung_seconds,
     )
-    if arguments.hung_steps is not None:
+    if arguments.hung_seconds is not None:
         allow_stack_dumps(arguments.agent_pid, stacks_file(arguments.stop_flag, local_rank))
     try:
         if rank == 0:

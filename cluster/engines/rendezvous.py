@@ -57,7 +57,7 @@ class RanksNode:
     rendezvous: str  # HOST:PORT of the store
     stop_flag: Path
     gate: ShutdownGate
-    hung_steps: float | None = None  # the key `retries.hung_steps`
+    hung_seconds: float | None = None  # the key `retries.hung_seconds`
 
     @property
     def elastic(self) -> bool:
@@ -79,7 +79,7 @@ class RankArguments:
     stop_flag: Path
     regroup_flag: Path
     agent_pid: int
-    hung_steps: float | None
+    hung_seconds: float | None
     group: int = 0
     store_prefix: str = ""
 

@@ -22,7 +22,10 @@ SIGNAL_SECONDS = 0.3
 POLL_SECONDS = 0.02
 STACKS_SIGNAL = signal.SIGRTMIN + 1  # not used by NCCL, schedulers or programs
 _PR_SET_PTRACER = 0x59616D61
-_CLUSTER = "cluster/"  # our threads that wait in every rank
+_CLUSTER = "ropewalk/cluster/"  # our threads that wait in every rank
+_DUMPED = "most recent call first"  # in every dump of faulthandler
+_COLLECTIVES = ("torch/distributed/", "ropewalk/sharding/group.py")
+_DISPATCH, _TENSORS = ("torch/_ops.py", "torch/utils/"), "torch/distributed/tensor/"  # in the stacks of computations, too
 _LIBRARIES = ("torch/", "transformers/", "numpy/", "pyarrow/", "fsspec/", "s3fs/", "aiobotocore/", "safetensors/")
 
 
@@ -68,6 +71,30 @@ class Stack:
     threads: list[Thread] = field(default_factory=list)
     text: str = ""  # if there are no threads: the process's own dump, or the reason why there is no stack
 
+    @property
+    def readable(self) -> bool:
+        """True if the stack could be taken."""
+        return bool(self.threads) or _DUMPED in self.text
+
+    @property
+    def frames(self) -> object:
+        """Frames of all threads, to be compared with those of another moment."""
+        return self.threads or self.text
+
+    @property
+    def main_frames(self) -> object:
+        """Frames of the main thread, to be compared with those of another moment."""
+        return next((thread.frames for thread in self.threads if thread.main), _dumped_location(self.text))
+
+    @property
+    def waits_for_ranks(self) -> bool:
+        """True if the main thread is in a collective, or waits for the result of one."""
+        main = next((thread for thread in self.threads if thread.main), None)
+        if main is None:
+            return any(f"/{file}" in _dumped_location(self.text) for file in _COLLECTIVES)
+        file = next((frame.file for frame in main.frames if not frame.file.startswith(_DISPATCH)), "")
+        return file.startswith(_COLLECTIVES) and not file.startswith(_TENSORS)
+
     def location(self, *, waits_for_data: bool = False) -> str:
         """Describe the location of the main thread; with `waits_for_data` also the locations of threads that may load data."""
         main = next((thread for thread in self.threads if thread.main), None)
@@ -98,10 +125,11 @@ def allow_stack_dumps(tracer: int, path: Path) -> None:
 def take_stacks(pids: Mapping[int, int], spare: Mapping[int, Path]) -> dict[int, Stack]:
     """Take the stacks of all processes in parallel, by rank. `spare`: the files to which they can dump their stacks."""
     with ThreadPoolExecutor(max(1, len(pids))) as pool:
-        return dict(zip(pids, pool.map(lambda rank: _take(pids[rank], spare[rank]), pids), strict=True))
+        return dict(zip(pids, pool.map(lambda rank: take_stack(pids[rank], spare[rank]), pids), strict=True))
 
 
-def _take(pid: int, spare: Path) -> Stack:
+def take_stack(pid: int, spare: Path | None, spy_seconds: float = SPY_SECONDS) -> Stack:
+    """Take the stack of a process. `spare`: the file to which it can dump its stack, if any."""
     try:
         state = psutil.Process(pid).status()
     except psutil.Error:
@@ -112,7 +140,7 @@ def _take(pid: int, spare: Path) -> Stack:
     for options in (["--nonblocking"], []) if spy else ():
         try:
             dump = subprocess.run(
-                [str(spy), "dump", "--json", "--pid", str(pid), *options], capture_output=True, timeout=SPY_SECONDS, check=True
+                [str(spy), "dump", "--json", "--pid", str(pid), *options], capture_output=True, timeout=spy_seconds, check=True
             )
             return Stack(pid, state, _threads(json.loads(dump.stdout), pid))
         except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
@@ -120,7 +148,7 @@ def _take(pid: int, spare: Path) -> Stack:
             problem = f"py-spy: {errors[-1] if errors else error}"
     if state == psutil.STATUS_STOPPED:
         return Stack(pid, state, text=f"no stack: {problem}, and a stopped process cannot dump its stacks")
-    text = _request_dump(pid, spare)
+    text = _request_dump(pid, spare) if spare is not None else ""
     return Stack(pid, state, text=text or f"no stack: {problem}, and the process did not dump its stacks")
 
 
@@ -173,7 +201,7 @@ def write_stacks(folder: Path, stacks: Mapping[int, Stack], phases: Mapping[int,
 def _dumped_location(text: str) -> str:
     """Return the innermost frame of the main thread in faulthandler's dump, or the whole text if it has no frames."""
     lines = [line.strip() for line in text.splitlines()]
-    threads = [number for number, line in enumerate(lines) if "most recent call first" in line]
+    threads = [number for number, line in enumerate(lines) if _DUMPED in line]
     if not threads:
         return text
     # faulthandler writes the main thread last

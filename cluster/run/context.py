@@ -42,7 +42,7 @@ class JobContext:
     stop_flag: Path | None = None
     regroup_flag: Path | None = None  # exists when the ranks have to save because a node is about to join or leave
     heart_file: Path | None = None  # file of heartbeats for the agent, on the node's local disk
-    hung_steps: float | None = None  # the key `retries.hung_steps`
+    hung_seconds: float | None = None  # the key `retries.hung_seconds`
 
     def config(self, kind: type[C]) -> C:
         """Return the run's configuration as the job's own frozen model."""
@@ -56,7 +56,7 @@ class JobContext:
     @cached_property
     def heart(self) -> Heart:
         """Heartbeat of the rank. A job that never calls `beat` never counts as hung."""
-        return Heart(self.heart_file, self.group, self.hung_steps)
+        return Heart(self.heart_file, self.group, self.hung_seconds)
 
     def stop_requested(self) -> bool:
         """Return True if this node must stop. Ranks must agree on it before any of them acts (see `sharding`)."""

@@ -1,6 +1,7 @@
-"""Heartbeats of ranks: the current phase and step, and the time after which the phase counts as hung."""
+"""Heartbeats of ranks: the current phase and step, and how long a rank may stay in that phase."""
 
 import logging
+import math
 import mmap
 import os
 import struct
@@ -35,18 +36,15 @@ class Phase(IntEnum):
 
 FIRST_STEPS = 3  # of a group; not included in the mean step time
 RECENT_STEPS = 64
-# Added to the multiple of the recent step time. Two more seconds are needed for the agents' agreement, the stacks, the end of
-# the ranks and the new group, so a hang costs three seconds in addition to the multiple.
-STEP_MARGIN_SECONDS = 1.0
-JITTER_FACTOR = 2.0  # allow twice the longest recent step
+# A rank that sleeps in a step or waits for data counts as hung after the longer of these two.
+ASLEEP_STEPS, ASLEEP_SECONDS = 10.0, 15.0
+JITTER_FACTOR = 2.0  # allow twice the longest recent step, and twice the longest wait for data
 JITTER_DECAY = 0.999  # decay per step of the longest recent step: half of it is forgotten after 700 steps
 PATIENCE_SECONDS = 1800.0  # for a phase without measurements
-# Minimum for a phase with measurements; otherwise a multiple of the longest one.
-LEAST_SECONDS = {Phase.DATA: 10.0}
-LONG_SECONDS = 60.0
+LONG_FACTOR = 10.0  # times the longest phase of its kind: for a rank that does not sleep, if that is more than `hung_seconds`
 
-# number of the heartbeat | group, phase, step, seconds allowed | longest time of each phase so far
-_NUMBER, _STATE, _LONGEST = struct.Struct("<q"), struct.Struct("<qqqd"), struct.Struct(f"<{len(Phase)}d")
+# number of the heartbeat | group, phase, step, seconds allowed asleep and at all | longest time of each phase so far
+_NUMBER, _STATE, _LONGEST = struct.Struct("<q"), struct.Struct("<qqqdd"), struct.Struct(f"<{len(Phase)}d")
 _STATE_AT, _LONGEST_AT, _SIZE = 8, 64, 256
 
 
@@ -58,8 +56,8 @@ def heart_file(stop_flag: Path, local_rank: int) -> Path:
 class Pace:
     """Time limits of phases, derived from measured times."""
 
-    def __init__(self, factor: float, longest: list[float] | None = None) -> None:
-        self.factor = factor
+    def __init__(self, hung_seconds: float, longest: list[float] | None = None) -> None:
+        self.hung_seconds = hung_seconds
         self.patience_seconds = PATIENCE_SECONDS
         self.longest = longest or [0.0] * len(Phase)
         self._recent: deque[float] = deque()
@@ -84,15 +82,22 @@ class Pace:
         """Mean time of the recent steps. Whatever their distribution, the median is at most twice the mean."""
         return self._recent_sum / len(self._recent) if self._recent else 0.0
 
+    def asleep_seconds(self, phase: Phase) -> float:
+        """Return the seconds after which a rank that sleeps counts as hung; infinite for phases that may sleep for long."""
+        if phase not in (Phase.STEP, Phase.DATA) or not self._recent:
+            return math.inf
+        longest = max(self._longest_recent, self.longest[phase])
+        return max(ASLEEP_SECONDS, ASLEEP_STEPS * self.step_seconds, JITTER_FACTOR * longest)
+
     def allowed_seconds(self, phase: Phase) -> float:
-        """Return the seconds after which a phase counts as hung."""
+        """Return the seconds after which a rank counts as hung whatever it does."""
         if phase is Phase.LEAVING:
-            return LONG_SECONDS
+            return self.hung_seconds
         if phase is Phase.STEP and self._recent:
-            return max(self.factor * self.step_seconds + STEP_MARGIN_SECONDS, JITTER_FACTOR * self._longest_recent)
+            return max(self.hung_seconds, LONG_FACTOR * self.step_seconds, JITTER_FACTOR * self._longest_recent)
         if not self.longest[phase]:
-            return self.patience_seconds
-        return max(LEAST_SECONDS.get(phase, LONG_SECONDS), self.factor * self.longest[phase])
+            return max(self.hung_seconds, self.patience_seconds)
+        return max(self.hung_seconds, LONG_FACTOR * self.longest[phase])
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ class Beat:
     group: int
     phase: Phase
     step: int
+    asleep_seconds: float
     allowed_seconds: float
 
 
@@ -110,13 +116,13 @@ class Heart:
     """Writer of a rank's heartbeats. Without a file, or without calls of `beat`, hangs are not detected."""
 
     def __init__(
-        self, path: Path | None, group: int = 0, factor: float | None = None, clock: Callable[[], float] = time.monotonic
+        self, path: Path | None, group: int = 0, hung_seconds: float | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._group, self._clock = group, clock
         self._number = self._steps = 0
         self._phase, self._since = Phase.NOTHING, 0.0
-        self._map = _open(path) if path is not None and factor is not None else None
-        self.pace = Pace(factor or 0.0, list(_LONGEST.unpack_from(self._map, _LONGEST_AT)) if self._map else None)
+        self._map = _open(path) if path is not None and hung_seconds is not None else None
+        self.pace = Pace(hung_seconds or 0.0, list(_LONGEST.unpack_from(self._map, _LONGEST_AT)) if self._map else None)
 
     def begin(self, patience_seconds: float) -> None:
         """Start the phase LOADING. The limit of phases without measurements is at least `patience_seconds`."""
@@ -135,9 +141,10 @@ class Heart:
             phase = Phase.FIRST_STEP
         self._number += 1
         self._phase, self._since = phase, now
-        # in this order: an agent that reads in between applies the old limit to the new phase, which has just begun
+        # in this order: an agent that reads in between applies the old limits to the new phase, which has just begun
         _NUMBER.pack_into(self._map, 0, self._number)
-        _STATE.pack_into(self._map, _STATE_AT, self._group, phase, step, self.pace.allowed_seconds(phase))
+        limits = self.pace.asleep_seconds(phase), self.pace.allowed_seconds(phase)
+        _STATE.pack_into(self._map, _STATE_AT, self._group, phase, step, *limits)
 
 
 def _open(path: Path) -> mmap.mmap | None:
@@ -163,5 +170,5 @@ def read_beat(path: Path) -> Beat | None:
     if len(raw) < _SIZE:
         return None
     (number,) = _NUMBER.unpack_from(raw)
-    group, phase, step, allowed = _STATE.unpack_from(raw, _STATE_AT)
-    return Beat(number, group, Phase(phase), step, allowed) if number else None
+    group, phase, step, asleep, allowed = _STATE.unpack_from(raw, _STATE_AT)
+    return Beat(number, group, Phase(phase), step, asleep, allowed) if number else None

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -207,46 +208,97 @@ def test_agents_leave_when_their_supervisor_is_killed(toy: Start) -> None:
     assert run.steps()[len(before)] == before[-1] + 1, "resumed where it was saved"
 
 
-HANGS = ("stop", "python", "loader", "data")
-HANGS_SOAK = pytest.mark.soak(
-    "make test stops a rank on two nodes, and hangs one of two ranks on one node by stop, python and loader"
-)
+TWO_RANKS = {"nodes": 1, "ranks_per_node": 2}
+TWO_NODES = {"nodes": 2}
+HANGS_SOAK = pytest.mark.soak("make test stops a rank, and lets one sleep in its loader and one compute for ever")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("resources", "how"),
-    [
-        *(pytest.param({"nodes": 1, "ranks_per_node": 2}, how, id=f"two ranks-{how}") for how in HANGS[:3]),
-        pytest.param({"nodes": 1, "ranks_per_node": 2}, HANGS[3], id=f"two ranks-{HANGS[3]}", marks=HANGS_SOAK),
-        pytest.param({"nodes": 2}, HANGS[0], id=f"two nodes-{HANGS[0]}"),
-        *(pytest.param({"nodes": 2}, how, id=f"two nodes-{how}", marks=HANGS_SOAK) for how in HANGS[1:]),
-    ],
-)
-def test_a_rank_that_hangs_is_replaced_within_the_attempt(toy: Start, how: str, resources: dict[str, int]) -> None:
-    """None of its peers gets an error: they wait for it in a collective, for as many minutes as that may take."""
-    run = toy("beat", "ranks", steps=50, stuck={"rank": 1, "step": 25, "how": how}, resources=resources)
+def messages(run: ToyRun, kind: str) -> list[dict[str, Any]]:
+    return [event for event in run.run.read_events() if event["event"] == kind]
+
+
+def finish_after_hang(run: ToyRun) -> dict[int, dict[str, Any]]:
+    """The run succeeds in one attempt. Returns where the ranks stood when they were replaced."""
     patience.until(lambda: run.state.word in {"ended", "lost"}, Patience.STEP)
     outcome = run.run.last_outcome()
     assert outcome is not None
     assert outcome.state is RunState.SUCCEEDED, outcome.cause
     assert run.run.attempts() == [1]
-    assert run.steps() == list(range(1, 51)), "it goes on where it was saved"
-    messages = [event for event in run.run.read_events() if event["event"] == "ranks_hung"]
-    assert {event["node"] for event in messages} == set(range(resources["nodes"])), "each node tells of its own ranks"
-    places = {rank["rank"]: rank for event in messages for rank in event["ranks"]}
-    assert "all_reduce in beat (tests/fakes/toy.py:" in places[0]["where"]
+    assert run.steps() == list(range(1, run.run.record["config"]["steps"] + 1)), "it goes on where it was saved"
+    hangs = messages(run, "ranks_hung")
+    files = {path.name for path in (run.run.path / hangs[0]["stacks"]).iterdir()}
+    assert files == {f"rank-{rank['rank']}.txt" for event in hangs for rank in event["ranks"]}
+    return {rank["rank"]: rank for event in hangs for rank in event["ranks"]}
+
+
+@pytest.mark.parametrize("resources", [TWO_RANKS, TWO_NODES], ids=["two ranks", "two nodes"])
+def test_a_stopped_rank_is_replaced_at_once(toy: Start, resources: dict[str, int]) -> None:
+    """None of its peers gets an error: they wait for it in a collective, for as many minutes as that may take."""
+    run = toy("beat", "ranks", steps=50, stuck={"rank": 1, "step": 25, "how": "stop"}, resources=resources)
+    places = finish_after_hang(run)
     assert "_get_stuck (tests/fakes/toy.py:" in places[1]["where"]
-    assert (places[1]["state"] == "stopped") == (how == "stop")
-    assert {path.name for path in (run.run.path / messages[0]["stacks"]).iterdir()} == {"rank-0.txt", "rank-1.txt"}
+    assert places[1]["state"] == "stopped"
+    assert messages(run, "ranks_hung")[0]["seconds"] < 2.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "resources", "pause"),
+    [
+        pytest.param("loader", TWO_NODES, 0.02, id="loader"),
+        pytest.param("asleep", {"nodes": 1}, 0.02, id="alone"),
+        *(pytest.param(how, TWO_RANKS, 0.02, id=f"{how}-two ranks", marks=HANGS_SOAK) for how in ("asleep", "data", "loader")),
+        *(pytest.param(how, TWO_NODES, 2.0, id=f"{how}-long steps", marks=HANGS_SOAK) for how in ("asleep", "loader")),
+    ],
+)
+def test_a_rank_that_sleeps_is_replaced_after_15_seconds_or_ten_steps(
+    toy: Start, how: str, resources: dict[str, int], pause: float
+) -> None:
+    steps, stuck = (50, 25) if pause < 1 else (14, 10)
+    culprit = resources.get("ranks_per_node", resources["nodes"]) - 1
+    settings = {"steps": steps, "stuck": {"rank": culprit, "step": stuck, "how": how}, "pause": pause}
+    run = toy("beat", "ranks", resources=resources, **settings)
+    places = finish_after_hang(run)
+    assert not messages(run, "ranks_slow")
+    hangs = messages(run, "ranks_hung")
+    assert {event["node"] for event in hangs} == set(range(resources["nodes"])), "each node reports its own ranks"
+    assert hangs[0]["seconds"] >= max(15.0, 10 * pause)
+    assert "_get_stuck (tests/fakes/toy.py:" in places[culprit]["where"]
+    if culprit:
+        assert "all_reduce in beat (tests/fakes/toy.py:" in places[0]["where"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_computes_is_replaced_only_after_hung_seconds(toy: Start) -> None:
+    settings = {"stuck": {"rank": 1, "step": 25, "how": "python"}, "retries": {"hung_seconds": 20}}
+    run = toy("beat", "ranks", steps=50, resources=TWO_NODES, **settings)
+    finish_after_hang(run)
+    [slow] = messages(run, "ranks_slow")
+    assert (slow["node"], slow["step"], slow["allowed_seconds"]) == (1, 25, 20.0)
+    [rank] = slow["ranks"]
+    assert (rank["rank"], rank["phase"], rank["activity"]) == (1, "step", "computes")
+    assert "_get_stuck (tests/fakes/toy.py:" in rank["where"]
+    assert messages(run, "ranks_hung")[0]["seconds"] >= 20.0
+
+
+@pytest.mark.slow
+def test_a_rank_whose_loader_computes_is_slow_and_not_hung(toy: Start) -> None:
+    run = toy("beat", "ranks", steps=50, stuck={"rank": 1, "step": 25, "how": "busy loader", "seconds": 25}, resources=TWO_RANKS)
+    assert run.finish().state is RunState.SUCCEEDED
+    [slow] = messages(run, "ranks_slow")
+    assert [(rank["rank"], rank["phase"], rank["activity"]) for rank in slow["ranks"]] == [(1, "data", "computes")]
+    assert not messages(run, "ranks_hung")
 
 
 def test_a_run_that_wants_no_watch_is_not_watched(toy: Start) -> None:
-    settings = {"stuck": {"rank": 1, "step": 10, "how": "loader", "seconds": 3}, "retries": {"hung_steps": None}}
+    settings = {"stuck": {"rank": 1, "step": 10, "how": "stop"}, "retries": {"hung_seconds": None}}
     run = toy("beat", "ranks", steps=20, resources={"nodes": 2}, **settings)
+    until((run.run.path / "stuck.json").exists)
+    time.sleep(2.5)  # longer than a watched rank may be stopped
+    os.kill(run.rank_pid(1), signal.SIGCONT)
     patience.until(lambda: run.state.word in {"ended", "lost"}, Patience.STEP)
     assert run.steps() == list(range(1, 21))
-    assert not [event for event in run.run.read_events() if event["event"] == "ranks_hung"]
+    assert not messages(run, "ranks_hung")
 
 
 def test_an_agent_that_stands_still_with_its_ranks_is_no_hang(toy: Start) -> None:
@@ -255,11 +307,11 @@ def test_an_agent_that_stands_still_with_its_ranks_is_no_hang(toy: Start) -> Non
     agent = next(a["pid"] for a in read_lines(run.run.attempt_dir(1) / "agents.jsonl") if a["node"] == 1)
     os.killpg(agent, signal.SIGSTOP)
     before = run.steps()[-1]
-    time.sleep(2.5)  # longer than a step may take
+    time.sleep(2.5)  # longer than a rank may be stopped
     os.killpg(agent, signal.SIGCONT)
     run.reach(before + 5)
     assert run.finish().state is RunState.SUCCEEDED
-    assert not [event for event in run.run.read_events() if event["event"] == "ranks_hung"]
+    assert not messages(run, "ranks_hung")
 
 
 @pytest.mark.parametrize("resources", [{"nodes": 2}, {"nodes": 1, "ranks_per_node": 2}], ids=["two nodes", "two ranks"])

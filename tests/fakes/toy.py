@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -82,15 +84,27 @@ def _get_stuck(context: JobContext, stuck: dict[str, Any]) -> None:
     if context.rank != stuck["rank"]:
         return
     write_json(context.run.path / "stuck.json", {"time": time.time()})
-    if stuck["how"] == "python":
-        while True:
-            pass
-    if stuck["how"] == "data":  # it says that it waits for its next batch
-        context.heart.beat(Phase.DATA, stuck["step"])
-    if stuck["how"] in {"loader", "data"}:
-        time.sleep(stuck.get("seconds", 3600))
-        return
-    os.kill(os.getpid(), signal.SIGSTOP)
+    seconds = stuck.get("seconds", 3600)
+    deadline = time.monotonic() + seconds
+    match stuck["how"]:
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "python":  # it computes
+            while time.monotonic() < deadline:
+                pass
+        case "asleep":
+            time.sleep(seconds)
+        case "data":  # it says that it waits for its next batch
+            context.heart.beat(Phase.DATA, stuck["step"])
+            time.sleep(seconds)
+        case "loader" | "busy loader":  # a batch comes from another process
+            context.heart.beat(Phase.DATA, stuck["step"])
+            program = (
+                "import time; time.sleep({0})"
+                if stuck["how"] == "loader"
+                else "import time; e=time.time()+{0}\nwhile time.time()<e: pass"
+            )
+            subprocess.run([sys.executable, "-c", program.format(seconds)], check=True)
 
 
 def fail(context: JobContext) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.results.metrics import broken_lines, broken_words, latest_metrics
 from ropewalk.jobs.runs.show.events import SIGNALS, format_event
-from ropewalk.jobs.runs.show.hangs import join_hangs
+from ropewalk.jobs.runs.show.hangs import describe_activities, join_hangs
 from ropewalk.jobs.runs.show.known_errors.table import known_error
 from ropewalk.jobs.runs.show.status import states
 from ropewalk.jobs.runs.show.view import view_of
@@ -101,7 +101,16 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
     progress = read_json(run.progress) or {}
     step = progress.get("done")
     at = f": {progress['stage']} {progress['words']}" if progress.get("words") else f", at {step}" if step is not None else ""
-    return Diagnosis(cause=f"It is {state.state.value.lower()}{at}.", evidence=history)
+    slow = _slow_ranks(run, attempt, step)
+    return Diagnosis(cause=f"It is {state.state.value.lower()}{at}{f', but {slow}' if slow else ''}.", evidence=history)
+
+
+def _slow_ranks(run: RunDir, attempt: int, step: Any) -> str:
+    """Describe the slow ranks if the group still works on the step at which they were reported, else return nothing."""
+    events = [event for event in run.read_events() if event.get("attempt") == attempt]
+    newest = max((number for number, event in enumerate(events) if event["event"] in ("group_formed", "ranks_hung")), default=0)
+    slow = [event for event in events[newest:] if event["event"] == "ranks_slow" and event["step"] >= (step or 0)]
+    return ", ".join(f"on node {event['node']} {describe_activities(event['ranks'])}" for event in slow)
 
 
 def _waiting(run: RunDir, state: BackendState, history: list[str]) -> Diagnosis:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ropewalk.cluster.errors import EXIT_LOST_PEER
 from ropewalk.cluster.text import counted, format_parameters
-from ropewalk.jobs.runs.show.hangs import describe_locations
+from ropewalk.jobs.runs.show.hangs import describe_activities, describe_locations
 
 # Name → format string over the event's fields; empty: not shown.
 # `_Line` defines additional format specifications, such as `{nodes:count node}`.
@@ -26,7 +26,9 @@ EVENTS: dict[str, str] = {
     "pods_asked_for": "requested {count:count pod} in total from Kubernetes",
     "other_version": "node {node} has ropewalk {here}; the run was submitted with {wanted}",
     "rank_lost": "rank {rank} on node {node} {exit_code:exit}",
-    "ranks_hung": "all ranks hung for {seconds:.1f} s at step {step}: {ranks:places}; all stacks: {stacks}",
+    "ranks_hung": "replaced ranks without progress for {seconds:.1f} s at step {step}: {ranks:places}; all stacks: {stacks}",
+    "ranks_slow": "no progress for {seconds:.0f} s at step {step}, but on node {node} {ranks:activities};"
+    " nothing is replaced before {allowed_seconds:.0f} s",
     "resumed_by_user": "resumed by the user",
     "scaled_by_user": "scaling to {nodes:count node}, at the user's request",
     "stop_requested": "stop requested on node {node}",
@@ -129,6 +131,8 @@ class _Line(Formatter):
                 return describe_exit(value)
             case "places":
                 return describe_locations(value or [])
+            case "activities":
+                return describe_activities(value or [])
             case "parameters":
                 return format_parameters(value or {})
         return "?" if value is None else str(super().format_field(value, format_spec))

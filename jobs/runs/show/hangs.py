@@ -1,4 +1,4 @@
-"""Descriptions of hung ranks, grouped by the location in which they hang."""
+"""Descriptions of hung ranks, grouped by the location in which they hang, and of slow ones."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -35,6 +35,11 @@ def describe_locations(ranks: list[dict[str, Any]]) -> str:
         by_location[f"{stopped}in {rank['where']}{phase}"].append(int(rank["rank"]))
     groups = sorted(by_location.items(), key=lambda group: (-len(group[1]), group[1]))
     return ", ".join(f"{_name_ranks(sorted(members))} {location}" for location, members in groups)
+
+
+def describe_activities(ranks: list[dict[str, Any]]) -> str:
+    """Describe what slow ranks do, such as `rank 1 computes in read (...), data`."""
+    return ", ".join(f"rank {rank['rank']} {rank['activity']} in {rank['where']}, {rank['phase']}" for rank in ranks)
 
 
 def _name_ranks(ranks: list[int]) -> str:

@@ -78,8 +78,7 @@ class TrainStep:
         norm = torch.nn.utils.get_total_norm(self._gradients(self._counted)).to(device, torch.float64)
         values = sums.values if self.group.counts_samples else torch.zeros_like(sums.values)
         flags = torch.tensor([float(stop), float(save_failed)], dtype=torch.float64, device=device)
-        total = self.group.all_reduce_sum(torch.cat(((norm * norm)[None], flags, values)))
-        square, stops, failures, *terms = total.tolist()
+        square, stops, failures, *terms = self.group.sums(torch.cat(((norm * norm)[None], flags, values)))
         means = Means.of(terms, sums.metric_names)
         norm_of_mean = square**0.5 / means.weight if means.weight else 0.0
         return StepStats(means.loss, means.weight, norm_of_mean, stops > 0, failures > 0, means.metrics)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ropewalk.cluster.backends.base import BackendState
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.diagnose import diagnose
 from ropewalk.jobs.runs.show.events import format_event
@@ -29,9 +30,27 @@ def test_why_groups_the_ranks_of_all_nodes_by_where_they_stood(tmp_path: Path) -
     run.event("ranks_hung", **{**common, "group": 3}, node=0, step=9, seconds=1.0, ranks=[rank(0, REDUCE)])
     result = diagnose(run, BackendState(state=RunState.RUNNING))
     first, formed, second = (line.split("  ", 1)[1] for line in result.evidence)
-    assert first == (f"all ranks hung for 2.5 s at step 41: 3 ranks in {REDUCE}, rank 1 in {loader}, data; all stacks: {stacks}")
+    assert first == (
+        f"replaced ranks without progress for 2.5 s at step 41: 3 ranks in {REDUCE}, rank 1 in {loader}, data;"
+        f" all stacks: {stacks}"
+    )
     assert formed == "group 3 formed on 2 nodes"
-    assert second.startswith("all ranks hung for 1.0 s at step 9: rank 0 in")
+    assert second.startswith("replaced ranks without progress for 1.0 s at step 9: rank 0 in")
+
+
+def test_why_names_slow_ranks_until_the_next_step(tmp_path: Path) -> None:
+    run = RunDir.create("x", {"job": "pretrain", "config": {}, "resources": {"nodes": 2}}, tmp_path)
+    attempt = run.begin_attempt()
+    slow = {**rank(1, "read (user/data.py:7)", "data"), "activity": "computes"}
+    run.event("ranks_slow", attempt=attempt, group=1, node=1, step=40, seconds=15.2, ranks=[slow], allowed_seconds=300.0)
+    for done, suffix in ((40, ", but on node 1 rank 1 computes in read (user/data.py:7), data"), (41, "")):
+        write_json(run.progress, {"stage": "train", "done": done})
+        result = diagnose(run, BackendState(state=RunState.RUNNING))
+        assert result.cause == f"It is running, at {done}{suffix}."
+        assert result.evidence[0].split("  ", 1)[1] == (
+            "no progress for 15 s at step 40, but on node 1 rank 1 computes in read (user/data.py:7), data;"
+            " nothing is replaced before 300 s"
+        )
 
 
 def test_one_that_was_stopped_is_said_to_be() -> None:

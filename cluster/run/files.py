@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import logging
 import os
 import re
 import secrets
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +19,8 @@ from typing import Any
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.fresh_reads import parse_json
+
+log = logging.getLogger(__name__)
 
 SYNC_THREADS = 8
 MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # octal mode of run directories, such as 2770 to share them with a group
@@ -131,14 +135,30 @@ def machine() -> str:
 
 def make_private(folder: Path) -> None:
     """Make a folder with the mode $ROPEWALK_RUN_MODE, by default accessible only to this user. Raises FileExistsError."""
+    folder.mkdir(mode=PRIVATE_MODE)
+    if MODE_VARIABLE in os.environ:
+        folder.chmod(_run_mode())
+
+
+def ensure_private(folder: Path) -> None:
+    """Make a folder with the mode of run directories, or close an existing one of this user to all whom that mode excludes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        make_private(folder)
+    except FileExistsError:
+        status = folder.stat()
+        if status.st_uid == os.getuid() and status.st_mode & 0o077 & ~_run_mode():
+            folder.chmod(stat.S_IMODE(status.st_mode) & (0o7700 | _run_mode()))
+            log.warning("%s was open to other users and is private now; $%s opens it to a group", folder, MODE_VARIABLE)
+
+
+def _run_mode() -> int:
     mode = os.environ.get(MODE_VARIABLE, "")
     if mode and not re.fullmatch(r"[0-7]?7[0-7]{2}", mode):
         raise ConfigError(
             f"${MODE_VARIABLE} is {mode!r}: must be an octal mode as for chmod, with full access for the owner, such as 2770"
         )
-    folder.mkdir(mode=PRIVATE_MODE)
-    if mode:
-        folder.chmod(int(mode, 8))
+    return int(mode, 8) if mode else PRIVATE_MODE
 
 
 def dated_label(name: str) -> str:

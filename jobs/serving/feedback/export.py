@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.serving.feedback.read import exchanges
-from ropewalk.jobs.serving.feedback.training_data import TrainingData, to_conversations, to_documents, to_pairs, write_records
+from ropewalk.jobs.serving.feedback.training_data import Record, to_conversations, to_documents, to_pairs, write_records
 
+KINDS = ("pairs", "chats", "documents")
 _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
@@ -30,13 +32,12 @@ def parse_time(text: str, now: float | None = None) -> float:
 
 def export_feedback(run: RunDir, since: float | None, kind: str, path: Path) -> dict[str, Any]:
     """Write training data of the exchanges since a time; return {kind, file, records, left_out}. Raises ConfigError."""
-    converters: dict[str, Callable[[], TrainingData]] = {
-        "pairs": lambda: to_pairs(exchanges(run.path, since)),
-        "chats": lambda: to_conversations(exchanges(run.path, since)),
-        "documents": lambda: to_documents(exchanges(run.path, since), run.id),
-    }
-    if kind not in converters:
-        raise ConfigError(f"--export {kind}: unknown kind; choose {', '.join(converters)}")
-    data = converters[kind]()
-    write_records(path, data.records)
-    return {"kind": kind, "file": str(path), "records": len(data.records), "left_out": dict(data.left_out)}
+    if kind not in KINDS:
+        raise ConfigError(f"--export {kind}: unknown kind; choose {', '.join(KINDS)}")
+    captured, left_out = exchanges(run.path, since), Counter[str]()
+    if kind == "documents":
+        records: Iterable[Record] = to_documents(captured, run.id, left_out)
+    else:
+        data = to_pairs(captured) if kind == "pairs" else to_conversations(captured)
+        records, left_out = data.records, data.left_out
+    return {"kind": kind, "file": str(path), "records": write_records(path, records), "left_out": dict(left_out)}

@@ -1,7 +1,10 @@
 """Feedback as training data: preference pairs for `align`, conversations for `finetune`, documents."""
 
+import os
+import secrets
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,6 @@ import orjson
 import zstandard
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.cluster.run.files import write_atomically
 from ropewalk.jobs.serving.feedback.read import CapturedExchange
 
 Record = dict[str, Any]
@@ -76,17 +78,15 @@ def to_conversations(exchanges: Iterable[CapturedExchange], *, liked: bool = Tru
     return data
 
 
-def to_documents(exchanges: Iterable[CapturedExchange], source: str) -> TrainingData:
-    """Return {id, text, source}: each exchange as plain text, prompt and answer, whatever its ratings."""
-    data = TrainingData()
+def to_documents(exchanges: Iterable[CapturedExchange], source: str, left_out: Counter[str]) -> Iterator[Record]:
+    """Yield {id, text, source}: each exchange as plain text, prompt and answer, whatever its ratings; count skipped ones."""
     for exchange in exchanges:
         prompt, answer = prompt_of(exchange), answer_of(exchange)
         if prompt is None or answer is None:
-            data.left_out["not_text" if prompt is None else "no_answer"] += 1
+            left_out["not_text" if prompt is None else "no_answer"] += 1
             continue
         texts = [*_texts(prompt), *_texts(answer)]
-        data.records.append({"id": exchange.id, "text": "\n\n".join(filter(None, texts)), "source": source})
-    return data
+        yield {"id": exchange.id, "text": "\n\n".join(filter(None, texts)), "source": source}
 
 
 def prompt_of(exchange: CapturedExchange) -> str | list[Record] | None:
@@ -134,12 +134,24 @@ def _plain(message: Any) -> Record | None:
     return {**message, "content": content}
 
 
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write a .jsonl or .jsonl.zst file atomically. Raises ConfigError for another suffix."""
-    raw = b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
-    if path.name.endswith(".jsonl.zst"):
-        raw = zstandard.compress(raw)
-    elif not path.name.endswith(".jsonl"):
+def write_records(path: Path, records: Iterable[Record]) -> int:
+    """Write a .jsonl or .jsonl.zst file that only this user can read; return the number of records.
+
+    Readers see either the old or the new content. Raises ConfigError for another suffix.
+    """
+    if not path.name.endswith((".jsonl", ".jsonl.zst")):
         raise ConfigError(f"{path}: the file name must end in .jsonl or .jsonl.zst")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, raw)
+    temporary, count = path.with_name(f".{path.name}.{secrets.token_hex(4)}"), 0
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as raw:
+            packed = zstandard.ZstdCompressor().stream_writer(raw, closefd=False) if path.suffix == ".zst" else nullcontext(raw)
+            with packed as stream:
+                for count, record in enumerate(records, 1):  # noqa: B007
+                    stream.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+            raw.flush()
+            os.fsync(raw.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from ropewalk.cluster.errors import ConfigError, DataError, StopRequested
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.cluster.run.files import ensure_private, read_json, write_json
 from ropewalk.cluster.run.names import PREPARED_DATA
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.chat.dataset import is_chat_set
@@ -117,13 +117,16 @@ def _prepare(context: JobContext, config: FinetuneConfig) -> str:
     keys = chat_key(config.data, tokenizer, rules, config.validation_fraction)
     name = hash_of(keys).removeprefix("xxh3:")[:16]
     folder = Path(config.prepared) if config.prepared is not None else context.run.path.parent / SHARED / name
+    if config.prepared is None:
+        ensure_private(folder.parent)  # it holds conversations of users
     if (folder / MANIFEST_NAME).is_file():
         if read_manifest(StoragePath(folder)).config != keys:
             raise DataError(
                 f"prepared: {folder} holds a data set made with other settings; choose another directory, or delete it"
             )
         return str(folder)
-    unfinished = folder.with_name(f".{folder.name}.{context.run.id}")  # private to this run, so that runs cannot interfere
+    unfinished = folder.with_name(f".{folder.name}.{context.run.id}")  # of this run alone, so that runs cannot interfere
+    ensure_private(unfinished)
     output = StoragePath(unfinished)
     progress = Progress(lambda values: write_json(context.run.progress, values, durable=False))
     with _tasks(context, output, config.actors) as run_tasks:
@@ -132,7 +135,6 @@ def _prepare(context: JobContext, config: FinetuneConfig) -> str:
             output, config.data, tokenizer, rules, validation_fraction=fraction, run_tasks=run_tasks, progress=progress
         )
     context.fence.check()
-    folder.parent.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST_NAME).is_file():  # unless another run was quicker
         unfinished.rename(folder)
     else:

@@ -1,11 +1,14 @@
 """Exchanges joined with what was said of them, counted with intervals, and written as what align and finetune read."""
 
 import json
+import stat
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.datapipe.chat.config import ChatConfig
@@ -67,9 +70,10 @@ def test_what_was_said_becomes_what_align_and_finetune_read(tmp_path: Path) -> N
     learnt = [conversation_of(record, ChatConfig()).messages[-1]["content"] for record in chats.records]
     assert learnt == ["Answer 0", "Answer 1", "Say this", "Yes"]
     assert chats.left_out == {"not_a_conversation": 1}
-    documents = to_documents(result, "run")
-    assert documents.records[0]["text"] == "Hello\n\nHello\n\nNoted.\n\nAnd now?\n\nAnswer 0"
-    assert len(documents.records) == 6
+    left_out: Counter[str] = Counter()
+    documents = list(to_documents(result, "run", left_out))
+    assert documents[0]["text"] == "Hello\n\nHello\n\nNoted.\n\nAnd now?\n\nAnswer 0"
+    assert (len(documents), left_out) == (6, {"not_text": 1, "no_answer": 1})
 
 
 def test_intervals_are_honest_where_all_agree_and_where_conversations_repeat() -> None:
@@ -96,6 +100,10 @@ def test_the_command_counts_and_exports(shell: Shell) -> None:
         "left_out": {"rated_without_a_counterpart": 1},
     }
     assert len(Path("pairs.jsonl").read_text().splitlines()) == 2
+    assert stat.S_IMODE(Path("pairs.jsonl").stat().st_mode) == 0o600
+    packed = json.loads(shell("feedback", run.id, "--json", "--export", "documents", "documents.jsonl.zst"))["export"]
+    assert packed["records"] == 6 == len(zstandard.open("documents.jsonl.zst", "rt").read().splitlines())
+    assert sorted(path.name for path in Path.cwd().glob("*.jsonl*")) == ["documents.jsonl.zst", "pairs.jsonl"]
     assert [(line["name"], line["rated"]["n"]) for line in output["versions"]] == [("chat@1", 3), ("chat@2", 3)]
     assert json.loads(shell("feedback", run.id, "--json", "--since", "1h"))["answers"] == 0
     for arguments, complaint in (

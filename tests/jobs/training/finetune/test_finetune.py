@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,17 @@ def test_a_prepared_directory_is_taken_as_it_is(base: Path, data: Path, root: Pa
     third = make_run(root, finetune_config(base, data_copy, prepared=str(prepared)))
     assert start(third, 1).wait() == [42]
     assert "holds a data set made with other settings" in log_of(third)
+
+
+def test_what_was_prepared_from_conversations_is_private(base: Path, data: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "runs" / ".prepared"
+    shared.mkdir(parents=True)
+    shared.chmod(0o755)
+    run = make_run(tmp_path / "runs", finetune_config(base, data, steps=1))
+    prepared = Path(launch(run, 1)["data"])
+    assert prepared.parent == shared
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (shared, prepared)] == [0o700, 0o700]
+    assert f"{shared} was open to other users and is private now" in log_of(run)
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # what peft 0.21 asks of v5

@@ -19,7 +19,8 @@ from ropewalk.k8s.runtime.timings import AGENT_POLL_SECONDS, FAREWELL_SECONDS, H
 log = logging.getLogger(__name__)
 
 LOST_CODE = 255  # exit code of an agent whose pod is lost
-MOST_REFUSED = 10_000  # refused callers that are remembered, so that each is logged once
+MOST_REFUSED = 1000  # refused callers that are remembered and logged
+LONGEST_NAME, LONGEST_REASON = 64, 300  # characters that are kept of a refused caller
 
 Admit = Callable[[Pod, str], Pod]  # (pod that a caller claims to be, its address) -> verified pod; raises RefusedError
 
@@ -191,10 +192,11 @@ class Membership:
                 raise RefusedError("it does not have the run's key")
             return await asyncio.to_thread(self._admit, claimed, caller)
         except RefusedError as error:
-            if str(error) != self._refused.get(claimed.uid):  # log repeated calls once
-                log.warning("refused a caller from %s that claims to be pod %s: %s", caller, claimed.name, error)
-            if len(self._refused) < MOST_REFUSED:
-                self._refused[claimed.uid] = str(error)
+            # callers choose these texts
+            uid, name, reason = claimed.uid[:LONGEST_NAME], claimed.name[:LONGEST_NAME], str(error)[:LONGEST_REASON]
+            if reason != self._refused.get(uid) and len(self._refused) < MOST_REFUSED:  # log repeated calls once
+                log.warning("refused a caller from %s that claims to be pod %s: %s", caller, name, reason)
+                self._refused[uid] = reason
             return None
 
     def _join(self, member: Member) -> None:

@@ -1,5 +1,6 @@
 """Membership of a run: pods that are connected and send messages."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.client import ApiAwayError, ApiError, ForbiddenError
 from ropewalk.k8s.api.in_cluster import InClusterApi
+from ropewalk.k8s.runtime import membership
 from ropewalk.k8s.runtime.coordinator import verify_pod
 from ropewalk.k8s.runtime.coordinator_link import CoordinatorLink
 from ropewalk.k8s.runtime.handshake import hello, is_welcome
@@ -223,6 +225,19 @@ AWAY, DENIED = ApiAwayError("away"), ForbiddenError("denied")
 def test_a_caller_must_be_who_it_says_it_is(uid: str, caller: str, error: ApiError | None, why: str) -> None:
     with pytest.raises(RefusedError, match=why):
         verify_pod(Pod(name="p", uid=uid, index=3, address="10.0.0.9"), caller, LEADER, cast(InClusterApi, Api(error)))
+
+
+def test_what_refused_callers_send_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        members = membership.Membership(listener, KEY, lambda pod, caller: pod)
+        for number in range(membership.MOST_REFUSED + 50):
+            pod = Pod(name="n" * 50_000, uid=f"{number:05d}{'u' * 50_000}", index=0, address="a" * 50_000)
+            claim = {**hello("wrong" * 12, "nonce", "of the caller", pod)}
+            assert asyncio.run(members._verify(claim, "nonce", "10.0.0.1")) is None
+    remembered = members._refused
+    assert len(remembered) == membership.MOST_REFUSED == len(caplog.messages)
+    assert max(len(text) for pair in remembered.items() for text in pair) <= membership.LONGEST_REASON
+    assert max(map(len, caplog.messages)) < 600
 
 
 def test_index_and_address_are_what_kubernetes_says() -> None:

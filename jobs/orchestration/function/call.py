@@ -1,6 +1,7 @@
 """Transfer of a function call to a run and of its result back: as JSON values, or pickled in the run's directory."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -53,11 +54,22 @@ def write_result(attempt: Path, value: object) -> None:
     (attempt / RESULT).write_bytes(cloudpickle.dumps(value))
 
 
-def read_result(attempt: Path) -> object:
-    """Return the pickled result of an attempt."""
+def read_result(attempt: Path, *, from_anyone: bool = False) -> object:
+    """Return the pickled result of an attempt.
+
+    Raises ConfigError if the file belongs to another user, whose code would run, unless `from_anyone`: this process has
+    submitted the run.
+    """
     import cloudpickle
 
-    return cloudpickle.loads((attempt / RESULT).read_bytes())
+    with (attempt / RESULT).open("rb") as file:
+        owner = os.fstat(file.fileno()).st_uid
+        if owner != os.geteuid() and not from_anyone:
+            raise ConfigError(
+                f"{attempt / RESULT}: belongs to uid {owner}, and unpickling runs code of that user; get the result as that user,"
+                " or have the function return JSON values without by_value"
+            )
+        return cloudpickle.load(file)
 
 
 def import_function(name: str) -> Callable[..., object]:

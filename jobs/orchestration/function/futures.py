@@ -26,8 +26,8 @@ class RunFailedError(RopewalkError):
 class Future:
     """A run submitted from Python."""
 
-    def __init__(self, run: RunDir, *, pickled: bool = False, job: str = "function") -> None:
-        self.run, self._pickled, self._job = run, pickled, job
+    def __init__(self, run: RunDir, *, pickled: bool = False, submitted_here: bool = True, job: str = "function") -> None:
+        self.run, self._pickled, self._submitted_here, self._job = run, pickled, submitted_here, job
 
     def __repr__(self) -> str:
         return f"Future({self.run.id}: {self.state})"
@@ -61,7 +61,7 @@ class Future:
         if self._job != "function":
             return final_object(self.run)
         if self._pickled:
-            return read_result(self.run.attempt_dir(self.run.attempts()[-1]))
+            return read_result(self.run.attempt_dir(self.run.attempts()[-1]), from_anyone=self._submitted_here)
         return self.run.results().get("result")
 
     def exception(self, timeout_seconds: float | None = None) -> RunFailedError | None:
@@ -116,10 +116,11 @@ def submit_job(job: str, config: Mapping[str, Any] | str | Path, on: str, overri
 
 def all_futures() -> list[Future]:
     """Return futures of all runs under every root, newest first."""
-    return [
-        Future(run, pickled=bool((run.record.get("config") or {}).get("by_value")), job=str(run.record.get("job")))
-        for run in reversed(all_runs())
-    ]
+    futures = []
+    for run in reversed(all_runs()):
+        by_value = bool((run.record.get("config") or {}).get("by_value"))
+        futures.append(Future(run, pickled=by_value, submitted_here=False, job=str(run.record.get("job"))))
+    return futures
 
 
 def _sleeper(run: RunDir, timeout_seconds: float | None) -> Callable[[float], None]:

@@ -1,5 +1,6 @@
 """Functions and jobs from Python: `ropewalk.submit`, `ropewalk.map`, `ropewalk.run`, on the real local backend."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,18 @@ def test_a_closure_travels_by_value() -> None:
     base = {"x": complex(1, 2)}
     future = ropewalk.submit(lambda y: base["x"] + y, 1, by_value=True, name="closure")
     assert future.result(HANG_SECONDS) == complex(2, 2)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_pickle_of_another_user_is_not_loaded() -> None:
+    future = ropewalk.submit(lambda: complex(1, 2), by_value=True, name="closure")
+    assert future.result(HANG_SECONDS) == complex(1, 2)
+    (later,) = ropewalk.runs()
+    assert later.result() == complex(1, 2)
+    (pickled,) = future.directory.glob("attempts/*/result.pkl")
+    os.chown(pickled, 12345, -1)
+    with pytest.raises(ConfigError, match="belongs to uid 12345, and unpickling runs code of that user"):
+        later.result()
 
 
 def test_many_calls_are_one_submission_in_order() -> None:

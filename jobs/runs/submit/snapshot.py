@@ -1,10 +1,11 @@
 """State of a run's code (commit, uncommitted changes), and copies of it for runs that start later."""
 
+import logging
 import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,11 +19,19 @@ from ropewalk.cluster.run.directory import CODE_FOLDER
 from ropewalk.cluster.run.files import make_private, sync_all
 from ropewalk.cluster.text import counted
 
+log = logging.getLogger(__name__)
+
 DIFF_LIMIT_BYTES = 1 << 20
 NAMES_LIMIT = 100
 SOURCE = "src"  # import path in a checkout of this program
 FILE_LIMIT_BYTES = 16 << 20
 TOTAL_LIMIT_BYTES = 256 << 20
+# names of files that usually hold secrets
+SECRET_FILES: tuple[str, ...] = (
+    *(".env", ".env.*", "*.env", ".netrc", ".npmrc", ".pypirc", ".git-credentials", ".pgpass", "kubeconfig"),
+    *("id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "*.pem", "*.key", "*.p12", "*.pfx"),
+    *("*credentials", "*credentials.json", "secrets.json", "secrets.toml", "secrets.yaml", "secrets.yml"),
+)
 
 # copy the exact bytes of the work tree regardless of .gitattributes, since they are executed and verified by the digest
 RAW = "* -text -ident -filter !working-tree-encoding\n"
@@ -130,7 +139,15 @@ def take_snapshot(
     if listed is None:
         return None, ["git does not list the files of the checkout (try `git status` there)"]
     names = [name for name in listed if CACHE not in Path(name).parts and not any(fnmatch(name, pattern) for pattern in exclude)]
+    if secret := [name for name in names if _holds_secrets(name)]:
+        log.warning(
+            "%s: copied with the run, and may hold secrets; add %s to .gitignore or, in a project, to code.exclude",
+            tree,
+            ", ".join(secret[:3]) + (f" and {len(secret) - 3} more" if len(secret) > 3 else ""),
+        )
     files, links, left_out = _choose(tree, names)
+    if not _has_git(tree):
+        left_out += [f"{name} (hidden, or may hold secrets)" for name in sorted({*_walk(tree, not_code)} - {*listed})]
     with TemporaryDirectory(prefix="ropewalk-code-") as folder:
         scratch = Path(folder)
         digest = _stage(scratch, tree, files, links)
@@ -148,17 +165,30 @@ def code_of(tree: Path, root: Path, not_code: Sequence[Path]) -> dict[str, Any]:
 
 
 def _names(tree: Path, not_code: Sequence[Path]) -> list[str] | None:
-    """Return the tracked files and the untracked ones that git does not ignore; without git, all files not in hidden folders."""
-    if _git(tree, "rev-parse", "--git-dir") is None:
-        names = []
-        for parent, folders, files in os.walk(tree):
-            folder = Path(parent)
-            folders[:] = [name for name in folders if not name.startswith(".") and (folder / name).resolve() not in not_code]
-            names += [str((folder / name).relative_to(tree)) for name in files]
-        return sorted(names)
+    """Return the tracked files and the untracked ones that git does not ignore.
+
+    Without git: all files that are not hidden, not in hidden folders, and not known to hold secrets.
+    """
+    if not _has_git(tree):
+        return sorted(name for name in _walk(tree, not_code) if not Path(name).name.startswith(".") and not _holds_secrets(name))
     arguments = ("ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard")
     listed = _git(tree, *arguments, *_pathspec(tree, not_code))
     return None if listed is None else sorted({os.fsdecode(word) for word in listed.split(b"\0") if word})
+
+
+def _has_git(tree: Path) -> bool:
+    return _git(tree, "rev-parse", "--git-dir") is not None
+
+
+def _walk(tree: Path, not_code: Sequence[Path]) -> Iterator[str]:
+    for parent, folders, files in os.walk(tree):
+        folder = Path(parent)
+        folders[:] = [name for name in folders if not name.startswith(".") and (folder / name).resolve() not in not_code]
+        yield from (str((folder / name).relative_to(tree)) for name in files)
+
+
+def _holds_secrets(name: str) -> bool:
+    return any(fnmatch(Path(name).name.lower(), pattern) for pattern in SECRET_FILES)
 
 
 def _pathspec(tree: Path, not_code: Sequence[Path]) -> list[str]:

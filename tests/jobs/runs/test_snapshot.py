@@ -208,11 +208,33 @@ def test_a_repository_without_a_commit_and_a_place_without_git(tree: Path, tmp_p
     shutil.rmtree(tree / ".git")
     assert code_state(tree)["commit"] is None
     without, _ = copied(tree, tmp_path / "runs")
-    assert names(without) == {".gitignore", "a.py", "run.sh", "pkg/b.py"}
+    assert names(without) == {"a.py", "run.sh", "pkg/b.py"}
     git(tree, "init", "-q")
     copy, _ = copied(tree, tmp_path / "runs")
     assert "a.py" in names(copy)
     assert code_state(tree)["commit"] is None
+
+
+def test_without_git_hidden_files_and_files_with_secrets_stay_behind(tree: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tree / ".git")
+    secret = [".env", ".netrc", "deploy.key", "pkg/.aws-credentials", "pkg/credentials.json"]
+    for name in secret:
+        (tree / name).write_text("OPENAI_API_KEY=sk-1")
+    copy, left_out = copied(tree, tmp_path / "runs")
+    assert names(copy) == {"a.py", "run.sh", "pkg/b.py"}
+    assert left_out == [f"{name} (hidden, or may hold secrets)" for name in sorted([*secret, ".gitignore"])]
+
+
+def test_files_that_may_hold_secrets_are_named_where_git_lists_them(
+    tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tree / "pkg/secrets.py").write_text("")
+    copied(tree, tmp_path / "runs")
+    assert caplog.messages == []
+    (tree / ".env").write_text("KEY=1")
+    copy, _ = copied(tree, tmp_path / "runs")
+    assert ".env" in names(copy)
+    assert "copied with the run, and may hold secrets; add .env to .gitignore" in caplog.text
 
 
 def test_submit_says_what_travels_and_a_dry_run_takes_nothing(

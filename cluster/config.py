@@ -1,7 +1,7 @@
 """Configuration keys that every job has, as frozen pydantic models."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -17,14 +17,26 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, defer_build=True)
 
 
-_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
+_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?|_pat|_auth|webhook(_url)?)$", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# passwords in URLs; headers with a literal value; keys of well-known services
+_SECRET_TEXT = re.compile(
+    r"(?P<url>://)[^/@\s]+:[^/@\s]+(?=@)"
+    r"|(?P<header>\bauthorization:\s*(bearer|basic|token)\s+)[^\s'\"$<{]+"
+    r"|\b(hf_|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|sk-([a-z0-9]+-)?|AKIA)[A-Za-z0-9]{16,}[\w-]*",
+    re.IGNORECASE,
+)
 
 
-def check_variables(names: Iterable[str], secret_remedy: str) -> None:
-    """Raise ValueError if a variable of a profile's `environment` is not a valid shell name, or looks like a secret."""
-    for name in names:
-        if _SECRET.search(name):
+def mask_secret_text(text: str) -> str:
+    """Replace passwords in URLs, values of authorization headers, and keys of well-known services by `***`."""
+    return _SECRET_TEXT.sub(lambda match: f"{match['url'] or match['header'] or ''}***", text)
+
+
+def check_variables(variables: Mapping[str, str], secret_remedy: str) -> None:
+    """Raise ValueError if a variable of an `environment` is not a valid shell name, or it or its value looks like a secret."""
+    for name, value in variables.items():
+        if _SECRET.search(name) or mask_secret_text(value) != value:
             raise ValueError(f"variable {name} looks like a secret, and {secret_remedy}")
         if not _VARIABLE.fullmatch(name):
             raise ValueError(f"variable {name!r}: a name consists of letters, digits and _, and does not begin with a digit")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from ropewalk.cluster.config import mask_secret_text
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.installed import installed_versions
 
@@ -21,7 +22,6 @@ _TOKENS_OF_TEXT = re.compile(
     re.IGNORECASE,
 )
 _KEYS = ("hf_", "sk-", "ghp_", "glpat-", "xox")  # prefixes of API keys of well-known services
-_SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
 
 @cache
@@ -31,7 +31,7 @@ def versions() -> Mapping[str, str | None]:
 
 
 def mask_secrets(value: Any, key: str = "") -> Any:
-    """Replace every string under a key that names a secret by `***`, and the password in every URL."""
+    """Replace every string under a key that names a secret by `***`, and everything in texts that looks like one."""
     if isinstance(value, Mapping):
         return {k: mask_secrets(v, str(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -40,7 +40,7 @@ def mask_secrets(value: Any, key: str = "") -> Any:
         return value
     if _SECRET.search(key) and not _TOKENS_OF_TEXT.search(key):
         return "***"
-    return _SECRET_IN_URL.sub("***", value)
+    return mask_secret_text(value)
 
 
 def refuse_secrets(values: Mapping[str, Any], remedy: str) -> None:

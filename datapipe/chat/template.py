@@ -196,7 +196,7 @@ def open_tokenizer(directory: Path) -> Any:
     """Open the tokenizer of a directory with transformers. Raises ConfigError if this fails or it has no fast version."""
     try:
         if (directory / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         else:
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
     except Exception as error:  # tokenizers and transformers raise various types

@@ -113,11 +113,11 @@ def _load_with_transformers(name: str) -> TokenizerFiles:
 
     try:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError):
             if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"} or Path(name).exists():
                 raise
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the hub, its cache and sentencepiece raise various types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(

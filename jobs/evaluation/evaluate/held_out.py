@@ -100,7 +100,7 @@ def _open(config: EvaluateConfig, run: RunDir, group: Group) -> _Subject:
             full, manifest = load_model(location, named_step)
             step = manifest.step
         else:
-            full = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32).eval()
+            full = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, trust_remote_code=False).eval()
     values, step = group.broadcast_object((full.config.to_dict(), step) if full is not None else None)
     return _Subject(
         full=full,
@@ -130,7 +130,7 @@ def _tokenizer(plan: TokenizerPlan) -> PreTrainedTokenizerFast:
         read = plan.folder.read("tokenizer.json").decode()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(read))
     else:
-        tokenizer = AutoTokenizer.from_pretrained(plan.folder.local)
+        tokenizer = AutoTokenizer.from_pretrained(plan.folder.local, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(plan.record.end_of_document)
     return tokenizer

@@ -70,7 +70,10 @@ def open_model(
         full, manifest = load_model(location, step if step is not None else named_step)
         step, name, files = manifest.step, location.id, location.tokenizer
     else:
-        full = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
+        try:
+            full = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, trust_remote_code=False)
+        except ValueError as error:  # such as an architecture that only code in the directory defines
+            raise ConfigError(f"model: {location} cannot be opened: {str(error).splitlines()[0][:300]}") from None
         step, name, files = None, str(location), location
     tokenizer = open_tokenizer(files, name)
     model = full.to(device=device or rank_device(), dtype=dtype).eval().requires_grad_(False)
@@ -107,7 +110,7 @@ def open_tokenizer(folder: Path, name: str) -> Any:
     if not folder.is_dir() or not any(folder.glob("*token*")):
         raise ConfigError(f"model: {name} has no tokenizer in {folder}; {remedy}")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ConfigError(f"model: the tokenizer of {name} in {folder} cannot be opened: {reason}; {remedy}") from None

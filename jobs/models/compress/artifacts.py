@@ -70,7 +70,7 @@ def open_directory(path: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     _check_quantized(path)
-    return AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval().requires_grad_(False)
+    return AutoModelForCausalLM.from_pretrained(path, dtype="auto", trust_remote_code=False).eval().requires_grad_(False)
 
 
 class InTransformers:

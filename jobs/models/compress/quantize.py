@@ -31,7 +31,10 @@ def by_torchao(model: Any, opened: OpenModel, options: TorchaoConfig, folder: Pa
         check_grid(model, GridConfig(type="int4", group_size=options.group_size))
     plain = save(model, opened, folder / "unquantized")
     quantized = AutoModelForCausalLM.from_pretrained(
-        plain, quantization_config=TorchAoConfig(kinds[options.type]()), dtype=torch.float32
+        plain,
+        quantization_config=TorchAoConfig(kinds[options.type]()),
+        dtype=torch.float32,
+        trust_remote_code=False,
     )
     shutil.rmtree(folder / "unquantized")
     return save(quantized, opened, folder)

@@ -53,7 +53,10 @@ def teacher_plan(context: JobContext, config: DistillConfig, group: Group, token
 def _find_teacher(context: JobContext, config: DistillConfig, tokenizer: TokenizerRecord) -> dict[str, Any]:
     target = find_model(config.teacher, context.run.path.parent)
     if not isinstance(target, RunDir):
-        return {"fingerprint": model_fingerprint(AutoConfig.from_pretrained(target)), "weights": {"path": str(target)}}
+        return {
+            "fingerprint": model_fingerprint(AutoConfig.from_pretrained(target, trust_remote_code=False)),
+            "weights": {"path": str(target)},
+        }
     record = require_record(target)
     if record.head != "causal_lm":
         raise ConfigError(f"teacher: {target.id} trained a reward model, which predicts no tokens; name another run")
@@ -101,7 +104,7 @@ def _cut_once(context: JobContext, config: DistillConfig, teacher: ModelPlan) ->
         partial.rename(folder)  # atomic: complete or absent
         before, after = (pruned.record[key]["parameters"] for key in ("before", "after"))
         context.run.event("pruned", parameters_before=before, parameters_after=after, layers=pruned.record["layers"])
-    return model_fingerprint(AutoConfig.from_pretrained(folder))
+    return model_fingerprint(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
 def _text(config: DistillConfig, keys: PruneConfig) -> Any:

@@ -79,5 +79,5 @@ def _base_directory(record: ModelRecord) -> str | None:
     path = record.weights.path if record.weights is not None else None
     if path is None or not Path(path).is_absolute() or record.head != "causal_lm" or not Path(path).is_dir():
         return None
-    grown = AutoConfig.from_pretrained(path).vocab_size != record.fingerprint.get("vocab_size")
+    grown = AutoConfig.from_pretrained(path, trust_remote_code=False).vocab_size != record.fingerprint.get("vocab_size")
     return None if grown else path

@@ -105,8 +105,10 @@ def _base_model(config: Any, weights: Weights | None, run: RunDir, head: Head) -
     if weights.path is not None:
         directory = run.path / weights.path  # relative to the run, unless absolute
         if head == "causal_lm":
-            return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-        return AutoModelForSequenceClassification.from_pretrained(directory, config=_set_head(config, head), dtype=torch.float32)
+            return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False)
+        return AutoModelForSequenceClassification.from_pretrained(
+            directory, config=_set_head(config, head), dtype=torch.float32, trust_remote_code=False
+        )
     assert weights.run is not None
     trained = load_model(find_source_run(run, weights.run, "model.run"), weights.step)[0]
     if head == "causal_lm":

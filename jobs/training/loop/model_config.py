@@ -62,7 +62,10 @@ def check_fit(config: Any, vocabulary: int, seq_len: int) -> None:
 def _from_directory(path: str) -> Any:
     if not (Path(path) / "config.json").is_file():
         raise ConfigError(f"model.path: {path} has no config.json; give a Hugging Face model directory")
-    return AutoConfig.from_pretrained(path)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except ValueError as error:  # such as an architecture that only code in the directory defines
+        raise ConfigError(f"model.path: {path} cannot be opened: {str(error).splitlines()[0][:300]}") from None
 
 
 def _from_values(values: dict[str, Any]) -> Any:

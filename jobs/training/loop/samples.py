@@ -36,7 +36,7 @@ class PromptSamples:
         prompts: list[list[int]] = []
         refused = ""
         if group.is_main:
-            self._tokenizer = AutoTokenizer.from_pretrained(run.tokenizer)
+            self._tokenizer = AutoTokenizer.from_pretrained(run.tokenizer, trust_remote_code=False)
             try:
                 ids = [self._ids(run, prompt, chat=chat) for prompt in config.prompts]
                 prompts = [_shorten(prompt_ids, config.max_new_tokens, max_length) for prompt_ids in ids]

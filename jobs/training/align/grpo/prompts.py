@@ -114,7 +114,7 @@ class _Encoder:
     def __init__(self, tokenizer: Path, plan: PromptPlan) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         template = self._tokenizer.chat_template
         self._chat = ChatTokenizer(tokenizer, None if template else TEMPLATES["plain"])
         self._verbatim = not template if plan.verbatim is None else plan.verbatim

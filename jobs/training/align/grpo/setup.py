@@ -18,7 +18,7 @@ from ropewalk.jobs.training.loop.model import ModelPlan
 
 def open_tokenizer(folder: Path) -> Any:
     """Open the tokenizer that is stored beside the prompts."""
-    return AutoTokenizer.from_pretrained(folder / TOKENIZER)
+    return AutoTokenizer.from_pretrained(folder / TOKENIZER, trust_remote_code=False)
 
 
 def open_pool(run: RunDir, config: GrpoConfig) -> RewardPool:

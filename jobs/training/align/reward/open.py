@@ -48,12 +48,12 @@ def open_reward_model(ref: str, root: Path | None = None) -> RewardModel:
     target = find_model(ref, root)
     if isinstance(target, RunDir):
         return _of_run(target)
-    config = AutoConfig.from_pretrained(target)
+    config = AutoConfig.from_pretrained(target, trust_remote_code=False)
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
         raise ConfigError(
             f"{ref}: is not a reward model but {config.architectures}; train one with `method: reward`, or export it"
         )
-    model = AutoModelForSequenceClassification.from_pretrained(target, dtype=torch.float32).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(target, dtype=torch.float32, trust_remote_code=False).eval()
     if model.config.num_labels != 1:
         raise ConfigError(f"{ref}: has {model.config.num_labels} outputs, a reward model has one; choose another")
     encoder = Encoder(target, seq_len=config.max_position_embeddings, cut=True, verbatim=None, system=None)

@@ -152,6 +152,11 @@ class Tracking(Section):
     alerts: Literal["none", "failures", "all"] = Field(
         default="failures", description="events for which W&B alerts the run's owner"
     )
+    tables: Literal["none", "figures", "all"] | None = Field(
+        default=None,
+        description="tables and plots to send: none (nor uncommitted changes of the code), figures (plots and tables of numbers, "
+        "no texts), or all; unset: all, but figures if the data come from `collect` or the run belongs to a refresh",
+    )
 
 
 class CodeConfig(Section):

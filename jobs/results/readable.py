@@ -15,19 +15,23 @@ _LONGEST_NAME = 80
 
 
 class ReadableTable(NamedTuple):
-    """A named table."""
+    """A named table; `figures` if its texts are only names, never data."""
 
     name: str
     columns: list[str]
     rows: list[list[Any]]
+    figures: bool
 
 
-def write_table(run: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a table of a run, replacing its previous version; at most the last thousand rows, of texts and numbers."""
+def write_table(run: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, figures: bool = False) -> None:
+    """Write a table of a run, replacing its previous version; at most the last thousand rows, of texts and numbers.
+
+    Only tables of `figures` are sent to W&B where texts may not be.
+    """
     cells = [[_cell(value) for value in row] for row in rows[-MOST_ROWS:]]
     assert all(len(row) == len(columns) for row in cells)
     (run / TABLES).mkdir(exist_ok=True)
-    write_json(run / TABLES / f"{name}.json", {"columns": list(columns), "rows": cells})
+    write_json(run / TABLES / f"{name}.json", {"columns": list(columns), "rows": cells, "figures": figures})
 
 
 def add_rows(run: Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, key: str) -> None:
@@ -57,7 +61,8 @@ def read_table(path: Path) -> ReadableTable | None:
     content = read_json(path)
     if not isinstance(content, dict) or not {"columns", "rows"} <= content.keys():
         return None
-    return ReadableTable(path.stem, list(content["columns"]), [list(row) for row in content["rows"]])
+    rows = [list(row) for row in content["rows"]]
+    return ReadableTable(path.stem, list(content["columns"]), rows, bool(content.get("figures")))
 
 
 def tables(run: Path) -> Iterator[Path]:

@@ -25,7 +25,7 @@ def write_readable(run: Path, results: Mapping[str, Any], evaluated: Evaluated |
         for task, metrics in results.get("scores", {}).items()
         for metric, score in metrics.items()
     ]
-    write_table(run, "scores", ("task", "metric", "value", "standard error", "n"), scores)
+    write_table(run, "scores", ("task", "metric", "value", "standard error", "n"), scores, figures=True)
     rows = [row for task in evaluated.tasks.values() for row in _worst_items(task)]
     write_table(run, "worst-items", ("task", "item", "metric", "value", "prompt", "target", "answers"), rows)
     write_picture(run, "scores", as_png(lambda axis: _draw_scores(axis, evaluated), (6.4, 1 + 0.3 * len(evaluated.tasks))))

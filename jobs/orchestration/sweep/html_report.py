@@ -50,7 +50,7 @@ def write_readable(results: SweepResults) -> None:
     run = results.run.path
     keys = sorted({key for trial in results.trials for key in trial.parameters})
     rows = [[t.trial, t.run, str(t.state), t.metric, t.steps, *(t.parameters.get(key) for key in keys)] for t in results.trials]
-    write_table(run, "trials", ("trial", "run", "state", results.metric, "steps", *keys), rows)
+    write_table(run, "trials", ("trial", "run", "state", results.metric, "steps", *keys), rows, figures=True)
     if results.best is not None:
         write_picture(run, "parallel-coordinates", as_png(lambda axis: draw_parallel(axis, results), (12, 4.6)))
         write_picture(run, "history", as_png(lambda axis: draw_history(axis, results), (7, 4.4)))

@@ -5,6 +5,7 @@ import time
 import zlib
 from collections import deque
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ropewalk.sharding.layout import directory_of
 SAFE_SECONDS = 2.5  # after which lines passed to wandb are on disk, even if this process is killed
 SLOW_SECONDS = 15.0  # between two checks of everything except lines
 DIFF = "diff.patch"
-NONE, FAILURES = "none", "failures"  # of `wandb.alerts`
+NONE, FAILURES, FIGURES, ALL = "none", "failures", "figures", "all"  # of `wandb.alerts` and `wandb.tables`
 
 
 class Mirror:
@@ -122,13 +123,15 @@ class Mirror:
             self.wandb.note(text)
             self._reported["notes"] = text
         changes = self.run.path / CODE_DIFF
-        if not self._reported.get("diff") and changes.is_file():
+        if not self._reported.get("diff") and changes.is_file() and self._tables != NONE:
             write_atomically(self.run.wandb / DIFF, changes.read_bytes())
             self.wandb.file(self.run.wandb / DIFF)
             self._reported["diff"] = True
 
     def _report_readable(self) -> None:
-        """Send tables and pictures whose files have changed."""
+        """Send tables and pictures whose files have changed, according to `wandb.tables`."""
+        if self._tables == NONE:
+            return
         reported: dict[str, int] = self._reported.setdefault("readable", {})
         for path in [*readable.tables(self.run.path), *readable.pictures(self.run.path)]:
             with suppress(OSError):  # the file is being replaced
@@ -137,7 +140,7 @@ class Mirror:
                     continue
                 if path.suffix == ".png":
                     self.wandb.picture(path)
-                elif (table := readable.read_table(path)) is not None:
+                elif (table := readable.read_table(path)) is not None and (table.figures or self._tables == ALL):
                     self.wandb.table(table)
                 reported[key] = checksum
 
@@ -154,6 +157,10 @@ class Mirror:
                 folder = self.run.checkpoints / directory_of(step)
                 self.wandb.upload(f"{self.run.id}-weights", "weights", folder, {"run": self.run.id, "step": step}, aliases)
                 uploaded.append(step)
+
+    @cached_property
+    def _tables(self) -> str:
+        return str(self._option("tables") or (FIGURES if lineage.reads_captured(self.run) else ALL))
 
     def _option(self, key: str) -> Any:
         return ((self.run.record.get("config") or {}).get("wandb") or {}).get(key)

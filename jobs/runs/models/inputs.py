@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.run.names import PREPARED_DATA
 from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.manifest import read_manifest
 from ropewalk.jobs.results.metrics import curves
 
 READS_DATA = ("data", "input")  # keys of a job that name data sets
@@ -45,6 +47,17 @@ def reads(run: RunDir) -> list[Reference]:
     if (model_record := read_json(run.model_record)) and (tokenizer := _tokenizer(model_record.get("tokenizer"))):
         references.append(tokenizer)
     return list({reference.uri: reference for reference in references}.values())
+
+
+def reads_captured(run: RunDir) -> bool:
+    """Return True if the run's data, or the inputs of its data sets, were collected from what users wrote to an endpoint."""
+    config = run.record.get("config") or {}
+    paths = [file for key in READS_DATA for path in paths_in(config.get(key)) for file in glob(path) or [path]]
+    for path in list(paths):
+        with suppress(OSError, RopewalkError, ValueError):  # not a data set
+            paths += [record.path for record in read_manifest(StoragePath(path, _PATIENCE_SECONDS)).inputs]
+    owners = {folder for path in paths for folder in Path(path).parents if (folder / "run.yaml").is_file()}
+    return any(RunDir(folder).record.get("job") == "collect" for folder in owners)
 
 
 def makes(run: RunDir) -> list[Reference]:

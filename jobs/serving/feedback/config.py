@@ -11,7 +11,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class CaptureConfig(Section):
-    """Parts of requests and answers that an endpoint stores; without this section no content is stored."""
+    """Parts of requests and answers that an endpoint stores; without this section no content is stored.
+
+    Runs that learn from them send only figures to W&B, no texts, unless `wandb.tables` says otherwise.
+    """
 
     share: float = Field(default=1.0, gt=0, le=1, description="share of conversations to capture, selected by hash")
     retention_days: float = Field(

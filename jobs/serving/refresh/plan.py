@@ -95,8 +95,9 @@ class Plan:
         return {key: value for key, value in keys.items() if side == CANDIDATE or key != "require"}
 
     def _step(self, name: str, job: str, keys: dict[str, Any], filled: dict[str, Any]) -> Step:
-        more = {"name": f"{self.label}-{name}", "wandb": {"group": self.group}}
-        return Step(name, job, self._config(job, keys, {**more, **filled}))
+        wandb = {"group": self.group, "tables": "figures", **(keys.get("wandb") or {})}  # texts of users stay here
+        more = {"name": f"{self.label}-{name}", **filled}
+        return Step(name, job, self._config(job, {**keys, "wandb": wandb}, more))
 
     def _config(self, job: str, keys: Keys, filled: Keys) -> JobConfig:
         """Return the configuration of a step. Raises ConfigError that names the section of the keys."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.results.readable import MOST_ROWS, add_rows, read_table, write_picture, write_table
 from ropewalk.jobs.runs.mirror.alerts import alerts
@@ -75,6 +76,34 @@ def test_tables_and_pictures_are_shown_and_weights_uploaded_where_that_is_wanted
     assert served.summary["tables/samples"]["nrows"] == 1
     assert len(served.artifacts_made) == created + 1, "the table anew, and nothing else"
     assert served.rewritten == 0
+
+
+@pytest.mark.parametrize(("tables", "sent"), [("none", []), ("figures", ["pictures/p", "tables/scores"]), (None, None)])
+def test_of_captured_conversations_only_figures_are_sent(
+    wandb_server: WandbServer, tmp_path: Path, tables: str | None, sent: list[str] | None
+) -> None:
+    """Unless `wandb.tables` says otherwise; also where the data set was prepared from what was collected."""
+    root = tmp_path / "runs"
+    collected = RunDir.create("collect", {"job": "collect"}, root)
+    (collected.path / "data").mkdir()
+    chats = collected.path / "data/conversations.jsonl"
+    chats.write_text("{}")
+    config = {} if tables == "none" else {"data": [str(chats)]}
+    run = make_run(root, "read", wandb={"tables": tables}, **config)
+    assert lineage.reads_captured(run) == (tables != "none")
+    log_steps(run, range(1, 3))
+    write_table(run.path, "chats", ("conversation", "tokens"), [("I am Ann Smith", 4)])
+    write_table(run.path, "scores", ("task", "value"), [("quiz", 0.5)], figures=True)
+    Image.new("RGB", (4, 4)).save(png := BytesIO(), "PNG")
+    write_picture(run.path, "p", png.getvalue())
+    (run.path / "code.diff").write_text("+ secret")
+    end(run)
+    send_rest(run)
+    shown = sorted(key for key in wandb_server.run(run.id).summary if key.startswith(("tables/", "pictures/")))
+    assert shown == (["pictures/p", "tables/scores"] if sent is None else sent)
+    uploaded = b"".join(raw for name, raw in wandb_server.files.items() if name.startswith(f"{run.id}/"))
+    assert b"Ann Smith" not in uploaded
+    assert (b"+ secret" in uploaded) == (tables != "none")
 
 
 def test_all_checkpoints_or_the_best_are_uploaded(tmp_path: Path) -> None:

@@ -403,3 +403,8 @@ def test_the_example_is_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     folder = Path(jobs.__file__).parent / "configs/refresh.yaml"
     config = load_config(RefreshConfig, {**read_yaml(folder), "watch": stage.served.id})
     assert config.resolved().rounds is None
+    assert {step.wandb.tables for step in config.example_configs().values()} == {"figures"}, "no texts of users leave the runs"
+    quiet = config.model_copy(update={"train": {**config.train, "wandb": {"tables": "none", "project": "mine"}}})
+    assert quiet.example_configs()["train"].wandb.model_dump(include={"tables", "project", "group"}) == {
+        **{"tables": "none", "project": "mine", "group": "/to-come"}
+    }

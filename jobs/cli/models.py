@@ -26,13 +26,24 @@ def models(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="show only this model, with its history", autocompletion=complete.names)
     ] = None,
+    remove: Annotated[
+        str | None,
+        typer.Option(
+            "--remove",
+            metavar="NAME@N",
+            help="remove a version: delete its export and unpin its checkpoint; its record stays",
+            autocompletion=complete.models,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List registered models: versions, aliases, gates, and who promoted them."""
+    """List registered models: versions, aliases, gates, and who promoted them; or remove a version."""
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.runs.models.model_versions import registered_models
     from ropewalk.jobs.runs.show.tables import console
 
+    if remove is not None:
+        return _remove(remove, as_json=as_json)
     registered = registered_models()
     matching = [model for model in registered if name in (None, model.name)]
     if name is not None and not matching:
@@ -47,6 +58,18 @@ def models(
             console().print(_versions_table(model))
             if name is not None:
                 console().print(_history_table(model))
+
+
+def _remove(ref: str, *, as_json: bool) -> None:
+    from ropewalk.jobs.models.registry.remove import remove
+
+    version = remove(ref)
+    if as_json:
+        print(json.dumps(version.plain(), default=str))
+    elif version.path is not None:
+        print(f"{version.id} is removed from the registry; {version.path} is not deleted")
+    else:
+        print(f"{version.id} is removed: its export is deleted, and {version.ref} is no longer protected from deletion")
 
 
 def promote(
@@ -155,7 +178,7 @@ def _versions_table(model: "RegisteredModel") -> Any:
             " ".join(own_aliases),
             version.ref,
             _evidence(promotion),
-            served.get(version.number, ""),
+            "removed" if version.removed is not None else served.get(version.number, ""),
             version.by,
             duration(time.time() - version.created),
         )

@@ -11,7 +11,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import make_private
 from ropewalk.cluster.run.numbered import Entries, append_numbered
 from ropewalk.jobs.models.registry.register import register, who
-from ropewalk.jobs.models.registry.weights import check_weights
+from ropewalk.jobs.models.registry.weights import check_weights, require_present
 from ropewalk.jobs.runs.models.gates import GateResult, check_passed, newest_gates, require_passed
 from ropewalk.jobs.runs.models.model_versions import (
     ALIASES,
@@ -65,6 +65,7 @@ def promote(
         if not expected(current):
             now = f"{version.model}@{current}" if current is not None else "nothing"
             raise ConfigError(f"{version.model}@{alias} now points to {now}: it was moved by someone else; check again")
+        require_present(model.version(version.number))
         return entry
 
     move = _move(model, alias, decide, key)
@@ -123,8 +124,7 @@ def _back(
         if len(before) <= 1:
             now = f"{model.name}@{before[-1]}" if before else "nothing"
             raise ConfigError(f"{model.name}@{alias} points to {now}, with no earlier version; promote another one")
-        if not checked:
-            check_weights(model.version(before[-2]))
+        (require_present if checked else check_weights)(model.version(before[-2]))
         about = {"by": by or who(), "time": time.time(), "key": key, "reason": reason}
         return {"version": before[-2], "kind": "rollback", **about}
 

@@ -56,7 +56,8 @@ def register(ref: str, name: str | None = None, root: Path | None = None, *, by:
     entry = {**what, "created": time.time(), "by": by or who(), "lineage": lineage_of(location, step, root)}
 
     def decide(entries: Entries) -> Mapping[str, Any] | None:
-        return None if _equal(entries, what) else entry
+        existing = [version for version in model.versions() if version.removed is None]
+        return None if any(_same(version.model_dump(), what) for version in existing) else entry
 
     append_numbered(model.folder / VERSIONS, decide)
     version = next(entry for entry in reversed(model.versions()) if _same(entry.model_dump(), what))
@@ -96,10 +97,6 @@ def _model(name: str, root: Path) -> RegisteredModel:
         with suppress(FileExistsError):
             make_private(folder)
     return model
-
-
-def _equal(entries: Entries, what: Mapping[str, Any]) -> bool:
-    return any(_same(entry, what) for entry in entries.values())
 
 
 def _same(entry: Mapping[str, Any], what: Mapping[str, Any]) -> bool:

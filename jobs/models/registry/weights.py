@@ -1,5 +1,7 @@
 """Weights of registered versions: the newest checkpoint of a run, its pins, and the comparison with the registered hash."""
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from ropewalk.cluster.errors import CheckpointError, ConfigError
@@ -9,7 +11,7 @@ from ropewalk.cluster.run.files import json_text, read_json, write_json
 from ropewalk.jobs.runs.models.model_versions import Version, exported_directory
 from ropewalk.jobs.training.loop.content_hash import hash_of_checkpoint, hash_of_directory
 from ropewalk.jobs.training.loop.model_record import checkpoint_folder, require_record
-from ropewalk.sharding.layout import complete_steps, pin
+from ropewalk.sharding.layout import complete_steps, pin, unpin
 
 
 def newest_step(run: RunDir) -> int:
@@ -26,8 +28,21 @@ def keep_checkpoint(run: RunDir, step: int, version: str) -> None:
     pin(checkpoint_folder(run), step, f"model-{version}")
 
 
+def unpin_checkpoint(run: RunDir, step: int, version: str) -> None:
+    """Allow that a checkpoint is deleted as far as this version needs it."""
+    with suppress(ConfigError):  # the run was deleted
+        unpin(checkpoint_folder(run), step, f"model-{version}")
+
+
+def require_present(version: Version) -> None:
+    """Raise ConfigError if the version was removed."""
+    if version.removed is not None:
+        raise ConfigError(f"{version.id} was removed by {version.removed.get('by')}; promote {version.ref} as a new version")
+
+
 def check_weights(version: Version) -> None:
-    """Read all weights of a version. Raises ConfigError unless they are those that were registered."""
+    """Read all weights of a version. Raises ConfigError unless they are those that were registered, and the version exists."""
+    require_present(version)
     if version.path is not None:
         if hash_of_directory(version.directory) != version.weights:
             raise ConfigError(
@@ -53,6 +68,15 @@ def publish_export(exported: Path, directory: Path) -> None:
         _record(directory).unlink(missing_ok=True)  # of an earlier export, whose directory was removed
     exported.rename(directory)
     write_json(_record(directory), {"weights": weights})
+
+
+def delete_export(directory: Path) -> None:
+    """Delete an exported directory with the record of its weights. Raises OSError."""
+    if directory.exists():
+        hidden = directory.with_name(f".{directory.name}.removed")  # a reader sees the whole directory or none
+        directory.rename(hidden)
+        shutil.rmtree(hidden)
+    _record(directory).unlink(missing_ok=True)
 
 
 def _record(directory: Path) -> Path:

@@ -14,6 +14,7 @@ from ropewalk.jobs.runs.show.status import roots
 
 MODELS, VERSIONS, ALIASES = "models", "versions", "aliases"  # folders: ROOT/models/NAME/versions, ROOT/models/NAME/aliases/ALIAS
 DIRECTORIES = "directories"  # ROOT/models/NAME/directories: checkpoints as Hugging Face directories, by version number
+REMOVED = "removed"  # ROOT/models/NAME/removed: a file for each removed version, by its number
 PRODUCTION, CANDIDATE = "production", "candidate"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -33,6 +34,7 @@ class Version(BaseModel):
     created: float
     by: str
     lineage: Mapping[str, Any] = {}
+    removed: Mapping[str, Any] | None = None  # {by, time, reason}; its weights may be gone
 
     @property
     def id(self) -> str:
@@ -108,7 +110,8 @@ class RegisteredModel:
         return self._version(number, entry)
 
     def _version(self, number: int, entry: Mapping[str, Any]) -> Version:
-        values = {**entry, "model": self.name, "number": number, "root": self.root}
+        about = {"model": self.name, "number": number, "root": self.root}
+        values = {**entry, **about, "removed": read_entry(self.folder / REMOVED, number)}
         return parse_entry(Version, self.folder / VERSIONS, number, values)
 
     def aliases(self) -> dict[str, Version]:

@@ -74,6 +74,8 @@ EVENTS: dict[str, str] = {
     "elements_died": "",
     # serving
     "aliases_reverted": "version {version} was refused: {changes}",
+    "registry_not_pruned": "old versions were not removed, and are tried again after the next round: {error}",
+    "versions_removed": "removed from the registry: {versions}",
     "registry_unreadable": "the registry cannot be read; the serving versions stay: {error}",
     "canary_ended": "version {version} no longer gets a share of the traffic",
     "canary_passed": "version {version} passed its canary: {errors} of {requests:count request} failed",

@@ -74,6 +74,16 @@ class CanaryConfig(Section):
     settle_minutes: float = Field(default=10, ge=0, description="minutes the serving run may take to confirm the promotion")
 
 
+class RegistryConfig(Section):
+    """Versions of the model that stay in the registry."""
+
+    keep: int | None = Field(
+        default=None,
+        ge=1,
+        description="newest versions to keep, besides those that aliases, a rollback and serving runs need; unset: all",
+    )
+
+
 class RefreshConfig(JobConfig):
     """A run that retrains a served model from its feedback. Each step is a run of its own; `resources` are the driver's."""
 
@@ -89,6 +99,7 @@ class RefreshConfig(JobConfig):
     least_conversations: int = Field(
         default=8, ge=1, description="minimum number of new conversations; with fewer a round ends without training"
     )
+    registry: RegistryConfig = Field(default=RegistryConfig(), description="removal of old versions after each round")
     trigger: TriggerConfig = Field(default=TriggerConfig(), description="conditions that start a round")
     rounds: int | None = Field(default=1, ge=1, description="number of rounds; null: run until cancelled")
     approve: bool = Field(

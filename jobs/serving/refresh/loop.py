@@ -7,15 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.errors import ConfigError, RopewalkError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.jobs.models.registry.directory import model_directory
 from ropewalk.jobs.models.registry.promote import promote, rollback, withdraw
 from ropewalk.jobs.models.registry.register import register
+from ropewalk.jobs.models.registry.remove import prune
 from ropewalk.jobs.models.registry.weights import newest_step
-from ropewalk.jobs.runs.models.model_versions import Version, find_version
+from ropewalk.jobs.runs.models.model_versions import RegisteredModel, Version, find_version
 from ropewalk.jobs.serving.refresh.canary import check_canary, check_promotion
 from ropewalk.jobs.serving.refresh.config import RefreshConfig
 from ropewalk.jobs.serving.refresh.judge import is_refused, judge
@@ -53,6 +54,7 @@ class Loop:
             if not round_.over:
                 self.run_round(round_)
                 self.run.event("round_ended", round=number, outcome=round_.facts["outcome"], message=round_.facts["message"])
+                self._prune(round_)
                 report()
             number += 1
 
@@ -80,6 +82,19 @@ class Loop:
             why = f": {approval['why']}" if approval.get("why") else ""
             return self._end(round_, "not approved", f"{approval['by']} rejected it{why}")
         return self._promote(round_, base, ref)
+
+    def _prune(self, round_: Round) -> None:
+        """Remove versions beyond `registry.keep`."""
+        if self.config.registry.keep is None:
+            return
+        model = RegisteredModel(self.root, self._version(round_.facts["base"]).model)
+        try:
+            removed = prune(model, self.config.registry.keep, by=self.by)
+        except (RopewalkError, OSError) as error:  # the next round tries again
+            self.run.event("registry_not_pruned", error=str(error))
+        else:
+            if removed:
+                self.run.event("versions_removed", versions=", ".join(version.id for version in removed))
 
     # --- stages
 

@@ -408,3 +408,15 @@ def test_the_example_is_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert quiet.example_configs()["train"].wandb.model_dump(include={"tables", "project", "group"}) == {
         **{"tables": "none", "project": "mine", "group": "/to-come"}
     }
+
+
+def test_old_versions_are_removed_after_a_round(root: Path) -> None:
+    stage = Stage(root, registry={"keep": 1})
+    for _ in range(2):  # main@2 and main@3
+        promote(trained(root).id, root=root, force="a test")
+    (facts,) = stage.drive()
+    assert facts["outcome"] == "promoted"
+    present = [version.number for version in RegisteredModel(root, "main").versions() if version.removed is None]
+    assert present == [3, 4], "the newest, and the one that a rollback goes to"
+    (event,) = [event for event in stage.run.read_events() if event["event"] == "versions_removed"]
+    assert event["versions"] == "main@1, main@2"

@@ -32,7 +32,7 @@ from ropewalk.k8s.api.client import ApiAwayError, Kubernetes, NotFoundError
 from ropewalk.k8s.api.kubeconfig import connect
 from ropewalk.k8s.api.objects import end_of
 from ropewalk.k8s.manifests.job import dump, render_job
-from ropewalk.k8s.manifests.service import render_service, served_port, service_name
+from ropewalk.k8s.manifests.service import render_service, render_service_policy, served_port, service_name
 from ropewalk.k8s.names import job_name_of, name_of
 from ropewalk.k8s.profile import K8sProfile
 from ropewalk.k8s.status.observe import Observation, observe
@@ -103,8 +103,8 @@ class K8sBackend(Backend):
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """Render the manifest of the run's first attempt for `kubectl apply -f -`. Sends no request and writes nothing."""
-        service = render_service(run, self.profile, 1)
-        return dump([render_job(run, resources, self.profile), *([service] if service is not None else [])])
+        served = (render_service(run, self.profile, 1), render_service_policy(run, self.profile, 1))
+        return dump([render_job(run, resources, self.profile), *(item for item in served if item is not None)])
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         if run.attempts():

@@ -20,6 +20,7 @@ KUEUE, OLDER_KUEUE = "apis/kueue.x-k8s.io/v1beta2", "apis/kueue.x-k8s.io/v1beta1
 KINDS = {
     "Job": ("apis/batch/v1", "jobs"),
     "Service": ("api/v1", "services"),
+    "NetworkPolicy": ("apis/networking.k8s.io/v1", "networkpolicies"),
     "Pod": ("api/v1", "pods"),
     "ConfigMap": ("api/v1", "configmaps"),
     "Event": ("api/v1", "events"),

@@ -1,5 +1,6 @@
 """Creates each Job of a submission exactly once, even if the API server is unavailable meanwhile or calls are repeated."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,14 @@ from ropewalk.k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, No
 from ropewalk.k8s.api.create import create_or_adopt
 from ropewalk.k8s.api.objects import Object, end_of
 from ropewalk.k8s.manifests.job import owned_by, render_release_controller
-from ropewalk.k8s.manifests.service import render_service
+from ropewalk.k8s.manifests.service import render_service, render_service_policy
 from ropewalk.k8s.names import job_name_of, release_name
 from ropewalk.k8s.profile import K8sProfile
 from ropewalk.k8s.submission.staging import add_stage_in, stage_alone
 
+log = logging.getLogger(__name__)
+
+PORT_NOT_OPENED = "the NetworkPolicy of its port was not created, so a policy of the namespace may keep clients away"
 THREADS = 16  # concurrent requests; API servers limit each user to a fair share
 
 
@@ -96,7 +100,18 @@ def create_all(kube: Kubernetes, profile: K8sProfile, submission: Submission) ->
         retry_for(PATIENCE_SECONDS, partial(_restore_controller, kube, controller, controller_objects))
     for run, owner in zip(runs, owners, strict=True):
         if (service := render_service(run, profile, submission.number)) is not None:
-            retry_for(PATIENCE_SECONDS, partial(put_service, kube, service, owner))
+            retry_for(PATIENCE_SECONDS, partial(put_for_job, kube, service, owner))
+        if (policy := render_service_policy(run, profile, submission.number)) is not None:
+            _open_port(kube, run, policy, owner)
+
+
+def _open_port(kube: Kubernetes, run: RunDir, policy: Object, owner: Object) -> None:
+    """Create the NetworkPolicy of the served port. Without permission to do so the run goes on, with an event that says so."""
+    try:
+        retry_for(PATIENCE_SECONDS, partial(put_for_job, kube, policy, owner))
+    except ForbiddenError as error:
+        run.event("port_not_opened", error=str(error))
+        log.warning("%s: %s: %s", run.id, PORT_NOT_OPENED, error)
 
 
 def _restore_controller(kube: Kubernetes, controller: Object, needed: Sequence[Object]) -> None:
@@ -124,10 +139,10 @@ def withdraw(kube: Kubernetes, runs: Sequence[RunDir], number: int) -> None:
         list(pool.map(remove, [release_name(runs[0], number), *map(job_name_of, runs)]))
 
 
-def put_service(kube: Kubernetes, service: Object, job: Object) -> None:
-    """Create the Service, or transfer that of an earlier submission to this Job. May be repeated."""
-    owned, name = owned_by(service, job), service["metadata"]["name"]
-    if kube.find("Service", name) is None:
+def put_for_job(kube: Kubernetes, item: Object, job: Object) -> None:
+    """Create an object of a run, or transfer that of an earlier submission to this Job. May be repeated."""
+    owned, name = owned_by(item, job), item["metadata"]["name"]
+    if kube.find(item["kind"], name) is None:
         kube.create(owned)
     else:
-        kube.patch("Service", name, {"metadata": owned["metadata"], "spec": {"ports": service["spec"]["ports"]}})
+        kube.patch(item["kind"], name, {"metadata": owned["metadata"], "spec": item["spec"]})

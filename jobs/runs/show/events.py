@@ -24,6 +24,8 @@ EVENTS: dict[str, str] = {
     "node_returned": "node {node} is available",
     "nodes_asked_for": "requested {count:count more node}",
     "pods_asked_for": "requested {count:count pod} in total from Kubernetes",
+    "port_not_opened": "the NetworkPolicy of the served port was not created, so a policy of the namespace may keep clients"
+    " away: {error}",
     "other_version": "node {node} has ropewalk {here}; the run was submitted with {wanted}",
     "rank_lost": "rank {rank} on node {node} {exit_code:exit}",
     "ranks_hung": "replaced ranks without progress for {seconds:.1f} s at step {step}: {ranks:places}; all stacks: {stacks}",

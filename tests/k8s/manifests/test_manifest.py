@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 import yaml
 
+from ropewalk import k8s
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.manifests.job import dump, render_job, render_release_controller
-from ropewalk.k8s.manifests.service import render_service
+from ropewalk.k8s.manifests.service import render_service, render_service_policy
 from ropewalk.k8s.manifests.strategic_merge import merge
 from ropewalk.k8s.names import LONGEST_NAME, name_of
 from ropewalk.k8s.profile import K8sProfile
 
 GOLDEN = Path(__file__).parents[2] / "golden/k8s"
+MANIFESTS = Path(k8s.__file__).parent / "manifests"
 REWRITE = "ROPEWALK_REWRITE_GOLDEN"
 
 
@@ -124,7 +126,14 @@ def test_a_service_stands_before_the_first_pod_of_a_run_that_answers_requests() 
     first, later = render_service(run, profile, 1), render_service(run, profile, 2)
     assert first is not None
     assert later is not None
-    compare("service.yaml", dump([first]))
+    policy = render_service_policy(run, profile, 1)
+    assert policy is not None
+    compare("service.yaml", dump([first, policy]))
+    assert policy["spec"]["podSelector"]["matchLabels"] == first["spec"]["selector"]
+    shipped = yaml.safe_load((MANIFESTS / "network-policy.yaml").read_text())
+    assert policy["spec"]["ingress"][1:] == shipped["spec"]["ingress"], (
+        "pods of a run reach each other without the shipped one too"
+    )
     assert first["metadata"]["name"] == later["metadata"]["name"], "clients keep the name when the run is submitted again"
     pod = render_job(run, Resources(), profile)["spec"]["template"]["metadata"]["labels"]
     selector = {key: value for key, value in first["spec"]["selector"].items() if not key.startswith("batch.kubernetes.io/")}

@@ -1,14 +1,18 @@
 """A run has one Job, whatever happens to the answers and the API server; and what ends it removes all of it, and only it."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.k8s.api.client import ApiAwayError, ConflictError, Kubernetes
+from ropewalk.k8s.api.kubeconfig import connect
 from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.submission.submit import submit_once
 from tests.k8s.cluster import Namespace
@@ -73,6 +77,55 @@ def test_a_lost_answer_about_its_service_takes_no_run_back(
     (created,) = namespace.items("Service")
     assert created["metadata"]["ownerReferences"][0]["uid"] == namespace.job()["metadata"]["uid"]
     assert run.state.state is RunState.PENDING
+
+
+class Serves:
+    """A run that serves requests at a port."""
+
+    def __init__(self, start: Start) -> None:
+        self.started = start(profile=NOWHERE, submit=False)
+        self.started.run.record["service"] = {"port": 8000}  # type: ignore[index]
+
+
+def test_the_served_port_is_opened_by_a_policy_that_goes_with_its_job(namespace: Namespace, start: Start) -> None:
+    run = Serves(start).started
+    run.backend.submit(run.run, run.resources)
+    (policy,) = namespace.items("NetworkPolicy")
+    assert policy["spec"]["ingress"][0] == {"ports": [{"port": 8000, "protocol": "TCP"}]}
+    run.backend.cancel(run.run)
+    until(lambda: not namespace.items("NetworkPolicy") and not namespace.items("Service"), Patience.CLUSTER)
+
+
+def test_without_permission_for_the_policy_the_run_goes_on_and_says_so(
+    namespace: Namespace, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    namespace.kubectl("create", "serviceaccount", "user")
+    namespace.kubectl("create", "rolebinding", "user", "--role=ropewalk-user", f"--serviceaccount={namespace.name}:user")
+    config = yaml.safe_load(Path(namespace.cluster.kubeconfig).read_text())
+    config["users"][0]["user"] = {"token": namespace.kubectl("create", "token", "user").strip()}
+    (tmp_path / "user").write_text(yaml.safe_dump(config))
+    run = Serves(start).started
+    run.backend.kube = connect(run.backend.profile.model_copy(update={"kubeconfig": str(tmp_path / "user")}))
+    run.backend.submit(run.run, run.resources)
+    assert len(namespace.items("NetworkPolicy")) == 1, "the shipped Role allows it"
+    assert caplog.messages == []
+    run.backend.cancel(run.run)
+    until(lambda: not namespace.items("NetworkPolicy"), Patience.CLUSTER)
+
+    rules = [{"op": "remove", "path": f"/rules/{place_of_policies(namespace)}"}]
+    namespace.kubectl("patch", "role", "ropewalk-user", "--type=json", "-p", json.dumps(rules))
+    run = Serves(start).started
+    run.backend.kube = connect(run.backend.profile.model_copy(update={"kubeconfig": str(tmp_path / "user")}))
+    run.backend.submit(run.run, run.resources)
+    assert (len(namespace.items("NetworkPolicy")), len(namespace.items("Service"))) == (0, 1)
+    assert run.state.state is RunState.PENDING
+    assert "may keep clients away" in caplog.text
+    assert "networkpolicies" in next(e for e in run.run.read_events() if e["event"] == "port_not_opened")["error"]
+
+
+def place_of_policies(namespace: Namespace) -> int:
+    rules = json.loads(namespace.kubectl("get", "role", "ropewalk-user", "-o", "json"))["rules"]
+    return next(number for number, rule in enumerate(rules) if "networkpolicies" in rule["resources"])
 
 
 def test_a_name_that_is_taken_by_somebody_else(namespace: Namespace, start: Start) -> None:

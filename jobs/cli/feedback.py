@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,6 +90,43 @@ def review(  # noqa: PLR0917 - typer reads the options of a command from its arg
         print(line)
 
 
+def forget(
+    run: RunRef,
+    exchange: Annotated[str | None, typer.Option("--exchange", metavar="ID", help="an exchange, by request or answer id")] = None,
+    client: Annotated[
+        str | None, typer.Option("--client", metavar="NAME", help="all that a client (the name of a token) asked and rated")
+    ] = None,
+    containing: Annotated[
+        str | None,
+        typer.Option("--containing", metavar="TEXT", help="exchanges with this text in them, in feedback or in a second answer"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Erase exchanges of a serving run, with all feedback on them, and list the data and models that learnt from them."""
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.cluster.text import counted
+    from ropewalk.jobs.runs.show.status import find_run
+    from ropewalk.jobs.serving.feedback.read import refuse_without_capture
+    from ropewalk.jobs.serving.forget import forget_exchanges
+
+    if sum(option is not None for option in (exchange, client, containing)) != 1:
+        raise ConfigError("name what to forget by one of --exchange, --client and --containing")
+    serve_run = find_run(run)
+    refuse_without_capture(serve_run)
+    erased, trace = forget_exchanges(serve_run, exchange=exchange, client=client, containing=containing)
+    if as_json:
+        print(json.dumps({"run": serve_run.id, "erased": erased, **trace}, default=str))
+        return
+    print(f"{serve_run.id}: erased {', '.join(counted(count, name) for name, count in erased.items() if count) or 'nothing'}")
+    if trace["places"]:
+        print("what was erased is also in these files and models; delete them, or make them anew:")
+    for (data, file), count in Counter((where["data"], where["file"]) for where in trace["places"]).items():
+        print(f"  {data if file == data else f'{data}, {file}'}: {counted(count, 'record')}")
+    for line in _model_lines(trace):
+        print(line)
+    print("not searched: files of `feedback --export` and `review --out`, and what trackers were sent")
+
+
 def trace(
     number: Annotated[
         str, typer.Argument(metavar="ID", help="id of an answer (`id` in its body, or x-request-id) or of a training document")
@@ -99,9 +137,9 @@ def trace(
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.cluster.run.directory import runs_root
     from ropewalk.jobs.runs.show.status import roots
-    from ropewalk.jobs.serving.trace import feedback_behind, trace_answer, trace_document
+    from ropewalk.jobs.serving.trace import feedback_behind, trace_answer, trace_documents
 
-    answer, document = trace_answer(number), trace_document(number)
+    answer, document = trace_answer(number), trace_documents({number})
     if answer is not None and answer.get("lineage"):
         answer["learnt_from_feedback"] = feedback_behind(answer["lineage"], runs_root())
     if answer is None and not document["places"]:
@@ -111,9 +149,10 @@ def trace(
             " run there; set $ROPEWALK_RUNS to search another folder of runs"
         )
     if as_json:
-        print(json.dumps({"answer": answer, "document": document if document["places"] else None}, default=str))
+        located = {"document": number, **document} if document["places"] else None
+        print(json.dumps({"answer": answer, "document": located}, default=str))
         return
-    for line in (*_answer_lines(answer), *_document_lines(document)):
+    for line in (*_answer_lines(answer), *_document_lines(number, document)):
         print(line)
 
 
@@ -157,14 +196,18 @@ def _lineage_lines(source: Mapping[str, Any], depth: int) -> Iterator[str]:
         yield from _lineage_lines(base, depth + 1)
 
 
-def _document_lines(trace: Mapping[str, Any]) -> Iterator[str]:
+def _document_lines(number: str, trace: Mapping[str, Any]) -> Iterator[str]:
     if not trace["places"]:
         return
-    yield f"document {trace['document']}:"
+    yield f"document {number}:"
     for location in trace["places"]:
         yield f"  in {location['data']}, {location['file']}, row {location['row']} ({location['split']})"
     if not trace["runs"]:
         yield "  no run was trained on it"
+    yield from _model_lines(trace)
+
+
+def _model_lines(trace: Mapping[str, Any]) -> Iterator[str]:
     for run in trace["runs"]:
         yield f"  {run['run']} ({run['job']}, {run['steps']} steps) {run['how']}"
     for version in trace["versions"]:

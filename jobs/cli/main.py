@@ -70,7 +70,7 @@ PANELS = {
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, runs.wait),
     "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, drift.compare, drift.drift, export.sync),
     "Registry": (models.models, models.promote, models.rollback, models.approve, feedback.trace),
-    "Feedback": (feedback.feedback, feedback.review),
+    "Feedback": (feedback.feedback, feedback.review, feedback.forget),
     "Machine": (site.quickstart, site.doctor, site.trust, site.lab),
 }
 SETTINGS: dict[object, dict[str, Any]] = {

@@ -1,11 +1,12 @@
 """Provenance: the model, code, data and feedback behind an answer, and the models that were trained on a document."""
 
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,6 +24,7 @@ from ropewalk.jobs.serving.feedback.read import exchanges
 from ropewalk.jobs.serving.feedback.records import FOLDER
 
 _MAX_BYTES = 256 << 20  # larger files of records are not searched
+_REPLAYED = re.compile("^(replay-)+")  # of ids in data that were collected again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,21 +80,22 @@ def feedback_behind(lineage: Mapping[str, Any], root: Path) -> list[dict[str, An
     return list(by_run.values())
 
 
-def trace_document(name: str, root: Path | None = None) -> dict[str, Any]:
-    """Return the locations of a document, the runs trained on it directly or through a base model, and the resulting versions.
+def trace_documents(names: Set[str], root: Path | None = None, files: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the locations of documents, the runs trained on them directly or through a base model, and the resulting versions.
 
-    {document, places, runs: [{run, job, steps, how}], versions: [{version, run, aliases}]}.
+    {places, runs: [{run, job, steps, how}], versions: [{version, run, aliases}]}. `files` are searched in addition to the data of
+    all runs. Repetitions of earlier data (ids that start with `replay-`) are found, too.
     """
     runs = RunDir.all(root) if root else all_runs()
     by_id = {run.id: run for run in runs}
-    searched: dict[str, list[DocumentLocation]] = {}
+    searched = {path: list(_places(path, names)) for path in files}
     how: dict[str, str] = {}
     for run in runs:
         if not run.model_record.is_file():
             continue
         for path in data_paths(run):
             if path not in searched:
-                searched[path] = list(_places(path, name))
+                searched[path] = list(_places(path, names))
             if any(location.split == "train" for location in searched[path]):
                 how[run.id] = "was trained on it"
     for run in runs:  # oldest first: a run is younger than its base
@@ -101,7 +104,6 @@ def trace_document(name: str, root: Path | None = None) -> dict[str, Any]:
             if base_run is not None:
                 how[run.id] = f"started from {base_run.id}"
     return {
-        "document": name,
         "places": [asdict(location) for places in searched.values() for location in places],
         "runs": [_learner(by_id[run], relation) for run, relation in how.items()],
         "versions": [
@@ -123,19 +125,19 @@ def _learner(run: RunDir, relation: str) -> dict[str, Any]:
     return {**about, "steps": run.results().get("step") or config.get("steps"), "seed": config.get("seed")}
 
 
-def _places(path: str, name: str) -> Iterator[DocumentLocation]:
-    """Yield the locations of a document id in a data set or a file of records."""
+def _places(path: str, names: Set[str]) -> Iterator[DocumentLocation]:
+    """Yield the locations of document ids in a data set or a file of records."""
     try:
         if StoragePath(path).exists(MANIFEST_NAME):
-            yield from _in_shards(path, name)
+            yield from _in_shards(path, names)
         elif path.endswith(".jsonl") and Path(path).is_file() and Path(path).stat().st_size <= _MAX_BYTES:
-            yield from _in_lines(path, name)
+            yield from _in_lines(path, names)
     except (RopewalkError, OSError):  # deleted, or not a data set
         return
 
 
-def _in_shards(path: str, name: str) -> Iterator[DocumentLocation]:
-    data_set = StoragePath(path)
+def _in_shards(path: str, names: Set[str]) -> Iterator[DocumentLocation]:
+    data_set, wanted = StoragePath(path), pa.array(sorted(names), pa.string())
     for shard in read_manifest(data_set).shards:
         source = pa.memory_map(str(data_set.local / shard.path)) if data_set.local else pa.BufferReader(data_set.read(shard.path))
         with source as stream:
@@ -143,23 +145,23 @@ def _in_shards(path: str, name: str) -> Iterator[DocumentLocation]:
             row = 0
             for number in range(reader.num_record_batches):
                 batch = reader.get_batch(number)
-                index = pc.index(batch.column("id"), name).as_py()
-                if index >= 0:
+                ids = pc.replace_substring_regex(batch.column("id").cast(pa.string()), _REPLAYED.pattern, "")
+                for index in pc.indices_nonzero(pc.is_in(ids, value_set=wanted)).to_pylist():
                     yield DocumentLocation(data=path, file=shard.path, split=shard.split, row=row + index)
                 row += batch.num_rows
 
 
-def _in_lines(path: str, name: str) -> Iterator[DocumentLocation]:
-    needle = json.dumps(name, ensure_ascii=False)
-    with Path(path).open(encoding="utf-8", errors="replace") as lines:
+def _in_lines(path: str, names: Set[str]) -> Iterator[DocumentLocation]:
+    with Path(path).open("rb") as lines:
         for row, line in enumerate(lines):
-            if needle in line and _id_of(line) == name:
+            if id_of(line) in names:
                 yield DocumentLocation(data=path, file=path, split="train", row=row)
 
 
-def _id_of(line: str) -> Any:
+def id_of(line: bytes) -> str | None:
+    """Return the id of a record, without the prefix of repetitions; None for a line without one."""
     try:
-        value = json.loads(line)
-    except ValueError:
+        number = orjson.loads(line)["id"]
+    except (ValueError, TypeError, KeyError):
         return None
-    return value.get("id") if isinstance(value, dict) else None
+    return _REPLAYED.sub("", number) if isinstance(number, str) else None

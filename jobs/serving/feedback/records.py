@@ -19,6 +19,7 @@ from ropewalk.jobs.serving.feedback.ratings import FeedbackBody
 from ropewalk.jobs.serving.feedback.store import Row, Store
 
 FOLDER = "feedback"  # in a run's directory
+ROLL = "roll"  # file in it: the writer must roll its spools, so that records can be erased
 _TEXT, _NUMBER = pa.string(), pa.float64()
 _KEY_FIELDS = [("id", _TEXT), ("time", _NUMBER)]
 _ANSWER_FIELDS = [

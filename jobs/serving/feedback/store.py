@@ -134,11 +134,12 @@ class Store:
                 total += (self.folder / name).stat().st_size
         return total
 
-    def _spools(self) -> list[Path]:
+    def spools(self) -> list[Path]:
+        """Return the paths of the spools, oldest first."""
         return sorted(self.folder / name for name in list_afresh(self.folder) if name.startswith(SPOOL))
 
     def _spooled(self) -> list[Row]:
-        return _distinct([row for path in self._spools() for row in _rows(path)])
+        return _distinct([row for path in self.spools() for row in _rows(path)])
 
     def _open(self, path: Path) -> pa.Table:
         try:
@@ -158,10 +159,10 @@ class Store:
 
     def roll(self) -> int:
         """Turn the spools of dead writers into shards; return the number of rows. A crash neither loses nor duplicates rows."""
-        if not self._spools():
+        if not self.spools():
             return 0
         with locked(self.folder / LOCK):
-            return sum(self._roll_spool(path) for path in self._spools())
+            return sum(self._roll_spool(path) for path in self.spools())
 
     def _roll_spool(self, path: Path) -> int:
         try:

@@ -26,7 +26,7 @@ from ropewalk.jobs.serving.feedback.config import CaptureConfig
 from ropewalk.jobs.serving.feedback.exchange import EXCHANGE, FEEDBACK, SETTINGS, Frame, take_frames
 from ropewalk.jobs.serving.feedback.known_answers import KnownAnswers, SearchLimitError
 from ropewalk.jobs.serving.feedback.ratings import MAX_RATINGS, error_body, read_feedback
-from ropewalk.jobs.serving.feedback.records import answers_store, exchange_rows, exchanges_store, rating_row, ratings_store
+from ropewalk.jobs.serving.feedback.records import ROLL, answers_store, exchange_rows, exchanges_store, rating_row, ratings_store
 from ropewalk.jobs.serving.feedback.retention import enforce, enforce_beside
 from ropewalk.jobs.serving.feedback.store import Writer
 
@@ -85,8 +85,9 @@ class CaptureWriter:
 
     def maintain(self) -> None:
         """Do what can wait: sync, roll, delete old records, also of earlier runs in the same root."""
+        due = (self.folder / ROLL).exists()
         for writer in (self.answers, self.exchanges, self.ratings):
-            writer.sync()
+            writer.roll() if due else writer.sync()
         if time.monotonic() - self._retained > RETENTION_SECONDS:
             self._retained = time.monotonic()
             if self.config:  # a clock that was put forward while this process runs deletes nothing

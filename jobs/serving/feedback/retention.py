@@ -48,12 +48,12 @@ def enforce_retention(run: RunDir) -> int:
 
 def enforce_beside(folder: Path) -> None:
     """Enforce the retention of all other runs in the root of the run that owns a feedback folder."""
-    for run in RunDir.all(folder.parent.parent):
-        if run.path != folder.parent:
+    for other in sorted(folder.parent.parent.glob(f"*/{FOLDER}")):
+        if other != folder:
             try:
-                enforce_retention(run)
+                enforce_retention(RunDir(other.parent))
             except (OSError, ValueError, RopewalkError) as error:
-                log.warning("feedback: retention of %s failed: %s", run.id, error)
+                log.warning("feedback: retention of %s failed: %s", other, error)
 
 
 def _age(table: pa.Table) -> pa.ChunkedArray:

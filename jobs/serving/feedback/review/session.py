@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from ropewalk.cluster.run.directory import RunDir
@@ -15,6 +16,7 @@ from ropewalk.jobs.serving.feedback.review.judgements import Choice, JudgementLo
 from ropewalk.jobs.serving.feedback.review.samples import Sampler, known_samples
 
 REFRESH_SECONDS = 30.0  # between reads of new exchanges
+MAX_EXCHANGES = 10_000  # the newest ones are reviewed
 AHEAD = 3  # items whose second answers are sampled in advance
 SAMPLE_SECONDS = 45.0  # time a page waits for a second answer
 
@@ -107,7 +109,7 @@ class Review:
         if time.monotonic() - self._read < REFRESH_SECONDS:
             return
         self._read = time.monotonic()
-        captured = list(exchanges(self.run.path))
+        captured = list(islice(exchanges(self.run.path, newest_first=True), MAX_EXCHANGES))
         self._captured = {exchange.id: exchange for exchange in captured}
         samples = self.sampler.samples if self.sampler else known_samples(self.run.path)[0]
         self._items = find_items(captured, samples)

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from ropewalk.jobs.serving.serve.gateway.http.upstream import BrokenError, Reply, UnreachableError, Upstreams
+from ropewalk.jobs.serving.serve.gateway.upstream import BrokenError, UnreachableError, Upstreams
 
 CHAT = "/v1/chat/completions"
 
@@ -27,10 +27,7 @@ class Seen:
     error: str = ""
     on_piece: Callable[["Seen"], None] | None = None
 
-    def on_reply(self, reply: Reply) -> None:
-        self.status = reply.status
-
-    def on_data(self, data: bytes) -> None:
+    def add(self, data: bytes) -> None:
         self.times.append(time.perf_counter())
         self.body += data
         if self.on_piece is not None:
@@ -59,7 +56,10 @@ async def ask(upstreams: Upstreams, url: str, body: dict[str, Any], on_piece: Ca
     """One request, to its end."""
     answer = Seen(on_piece=on_piece)
     try:
-        await upstreams.ask(url, CHAT, json.dumps(body).encode(), answer)
+        async with upstreams.ask(url, CHAT, json.dumps(body).encode()) as reply:
+            answer.status = reply.status
+            async for data in reply.pieces():
+                answer.add(data)
     except (UnreachableError, BrokenError) as error:
         answer.error = str(error)
     answer.ended = time.perf_counter()
@@ -78,8 +78,7 @@ async def open_loop(url: str | Sequence[str], bodies: Sequence[dict[str, Any]], 
         target = url if isinstance(url, str) else draw.choice(url)
         tasks.append(asyncio.create_task(ask(upstreams, target, body)))
     answers = [await task for task in tasks]
-    upstreams.close()
-    await asyncio.sleep(0)
+    await upstreams.close()
     return answers
 
 

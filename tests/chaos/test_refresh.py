@@ -136,7 +136,14 @@ def test_killed_at_random_points_it_ends_the_same(folder: Path, seed: int) -> No
 @pytest.fixture
 def served(folder: Path) -> Iterator[Serving]:
     """A real engine serves production, and keeps what it is asked."""
-    keys = {"model": "production", "engine": "transformers", "capture": {}, "canary": {"share": 0.5}, "resources.cpus": 2}
+    keys = {
+        "model": "production",
+        "engine": "transformers",
+        "capture": {},
+        "auth": "none",
+        "canary": {"share": 0.5},
+        "resources.cpus": 2,
+    }
     result = Serving(
         submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in keys.items()])), folder
     )

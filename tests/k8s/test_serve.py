@@ -50,7 +50,15 @@ def tunnel(command: str) -> Iterator[None]:
 def submitted(namespace: Namespace, folder: Path, port: int) -> RunDir:
     program = shutil.copy(ROOT / "tests/fakes/engine.py", namespace.runs)  # pods may not see this checkout
     engine = [namespace.cluster.python, str(program), "{model}", "--host", "{host}", "--port", "{port}"]
-    settings = {"model": str(folder), "engine_command": engine, "host": "0.0.0.0", "port": port, "replicas": 2, "cpus": 0.5}
+    settings = {
+        "model": str(folder),
+        "engine_command": engine,
+        "host": "0.0.0.0",
+        "auth": "none",
+        "port": port,
+        "replicas": 2,
+        "cpus": 0.5,
+    }
     settings |= {"resources.cpus": 1, "resources.grace_seconds": 30}
     return submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in settings.items()]), "pods")
 

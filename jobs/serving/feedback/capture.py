@@ -1,11 +1,10 @@
-"""The gateway's side of capture: hand exchanges to a writer process in microseconds, and learn when they are durable.
+"""The gateway's side of capture: hand exchanges to a writer process in microseconds.
 
     gateway  record(exchange) ──frames──▶  writer (a process): parse → mask → append → roll    FOLDER/{answers,exchanges,ratings}
-             on_durable(ids)  ◀──lines───
+             confirmed ids  ◀──lines──
 
 The gateway's process neither parses, masks nor writes; raw content travels only through a socket. A writer that dies is replaced,
-and receives everything unconfirmed again. A gateway that dies has a successor that records unconfirmed exchanges again; each id
-is stored once.
+and receives everything unconfirmed again. What a gateway that dies has sent is still read and stored; each id is stored once.
 """
 
 import asyncio
@@ -15,7 +14,6 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ from ropewalk.jobs.serving.feedback.ratings import error_body
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 0.2  # exchanges are batched for this long before they are sent
 RESTART_SECONDS = 0.5
 FEEDBACK_SECONDS = 30.0  # after which a client is told that its feedback could not be stored
 CLOSE_SECONDS, CLOSE_LOOK_SECONDS = 60.0, 0.01
@@ -54,16 +51,11 @@ class Capture:
         self,
         folder: Path,
         config: CaptureConfig | None,
-        on_durable: Callable[[Sequence[str]], None] = lambda ids: None,
         max_open_bytes: int = MAX_OPEN_BYTES,
     ) -> None:
-        """With `config` None only the ledger of answers is written, which has no content.
-
-        `on_durable` receives the ids of exchanges that no crash can lose any more, and of those that were dropped (`lost`).
-        """
+        """With `config` None only the ledger of answers is written, which has no content."""
         self.folder, self.config, self.max_open_bytes = folder, config, max_open_bytes
         self.lost = 0  # exchanges stored without content because too much was unconfirmed
-        self._on_durable = on_durable
         self._open: dict[str, tuple[int, list[bytes]]] = {}  # size and frame pieces of unconfirmed exchanges
         self._open_bytes = 0
         self._replies: dict[str, asyncio.Future[tuple[int, Any]]] = {}
@@ -72,7 +64,6 @@ class Capture:
         self._received = bytearray()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._restart: asyncio.TimerHandle | None = None
         self._waiting_for_room = self._closing = False
 
@@ -85,6 +76,11 @@ class Capture:
     def waiting(self) -> int:
         """Number of exchanges and ratings that are not durable yet."""
         return len(self._open)
+
+    @property
+    def is_behind(self) -> bool:
+        """Return True if something waits for room in the writer's socket, and would be lost with this process."""
+        return bool(self._sending or self._unsent)
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -100,7 +96,6 @@ class Capture:
             self._lose(1 if captured else 0)
             exchange, captured = exchange._replace(request=b"", answer=b"", dropped=captured), False
             if self._open_bytes > 2 * self.max_open_bytes:  # the writer is far behind: drop the ledger row too
-                self._on_durable([exchange.id])
                 return
         self._send(exchange.id, exchange_frame(exchange, captured=captured))
 
@@ -114,7 +109,6 @@ class Capture:
             return 503, orjson.dumps(error_body("the endpoint is stopping; try again", kind="server_error"))
         self._replies[number] = self._loop.create_future()
         self._send(number, frame(FEEDBACK, {"id": number, "client": client}, body))
-        self._flush()  # the client is waiting
         try:
             status, answer = await asyncio.wait_for(self._replies[number], FEEDBACK_SECONDS)
         except TimeoutError:
@@ -147,13 +141,10 @@ class Capture:
         self._open[number] = size, pieces
         self._open_bytes += size
         self._unsent.extend(pieces)
-        if self._timer is None and not self._waiting_for_room:
-            self._timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
+        if not self._waiting_for_room:
+            self._flush()
 
     def _flush(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
         while self._socket and (self._sending or self._unsent):
             if not self._sending:
                 self._sending = memoryview(b"".join(self._unsent))  # one system call instead of many
@@ -205,8 +196,6 @@ class Capture:
                     future.set_result((status, answer))
             for number in reply["durable"]:
                 self._confirm(number)
-            if reply["durable"]:
-                self._on_durable(reply["durable"])
 
     def _confirm(self, number: str) -> None:
         size, _ = self._open.pop(number, (0, None))

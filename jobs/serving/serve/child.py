@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,11 @@ PAUSE_SECONDS = 0.2
 class Child:
     """One process, restarted by calling `restart_if_ended` regularly."""
 
-    def __init__(self, name: str, command: Sequence[str], log_file: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log_file: Path, environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+    ) -> None:
         self.name, self.command, self.log_file = name, list(command), log_file
-        self._environment = dict(environment)
+        self._environment, self._pass_fds = dict(environment), pass_fds
         self._deaths: list[float] = []
         self.process = self._start()
 
@@ -35,6 +38,7 @@ class Child:
                 stdout=stream,
                 stderr=stream,
                 env={**os.environ, **self._environment},
+                pass_fds=self._pass_fds,
                 start_new_session=True,  # it gets no signals sent to the parent's group
             )
 
@@ -61,10 +65,10 @@ class Child:
         return lines[-1][-500:] if lines else f"its log is empty ({self.log_file})"
 
     def end(self, seconds: float = 0.0) -> None:
-        """Kill the process and its descendants; with `seconds`, first send SIGTERM and wait that long."""
+        """Kill the process and its descendants; with `seconds`, first send SIGINT and wait that long."""
         processes = family(self.process.pid)
         if seconds:
-            self.process.terminate()
+            self.process.send_signal(signal.SIGINT)
             psutil.wait_procs(processes, timeout=seconds)
         end(process for process in processes if process.is_running())
         self.process.wait()

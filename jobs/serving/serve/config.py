@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
@@ -66,15 +66,17 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class AuthConfig(Section):
-    """Source of the token that clients must send; the token itself is never written to disk."""
+    """Source of the token that clients must send; the token itself is never written to the run."""
 
     variable: str | None = Field(default=None, pattern=_VARIABLE.pattern, description="environment variable on the first node")
-    file: DataPath | None = Field(default=None, description="file readable on the first node")
+    file: DataPath | None = Field(
+        default=None, description="file on the first node: one token, or a line `name: token` for each client"
+    )
 
     @classmethod
     def parse(cls, value: Any) -> Any:
-        """Parse the name of a variable, or a path. Raises ValueError."""
-        if not isinstance(value, str):
+        """Parse `none`, the name of a variable, or a path. Raises ValueError."""
+        if not isinstance(value, str) or value == OPEN:
             return value
         return {"variable": value} if _VARIABLE.fullmatch(value) else {"file": value}
 
@@ -85,7 +87,15 @@ class AuthConfig(Section):
         return self
 
 
-Auth = Annotated[AuthConfig, BeforeValidator(AuthConfig.parse)]
+OPEN: Literal["none"] = "none"  # written out, since anybody who reaches the port may use the endpoint
+Auth = Annotated[AuthConfig | Literal["none"], BeforeValidator(AuthConfig.parse)]
+
+
+class TlsConfig(Section):
+    """Certificate of the endpoint. It protects the way from clients to the gateway."""
+
+    cert: DataPath = Field(description="PEM file with the certificate chain, readable on the first node")
+    key: DataPath = Field(description="PEM file with the private key, readable on the first node")
 
 
 class ServeConfig(JobConfig):
@@ -118,9 +128,15 @@ class ServeConfig(JobConfig):
     )
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all addresses of the first node")
     port: int = Field(default=0, ge=0, le=65535, description="port to listen on; 0: any free port")
-    auth: Auth | None = Field(default=None, description="token that clients must send, from a variable or a file")
+    auth: Auth | None = Field(
+        default=None,
+        description="source of the token that clients must send: an environment variable or a file; none: anybody may use the"
+        " endpoint. Required with `capture`, or if `host` is not a loopback address",
+    )
+    tls: TlsConfig | None = Field(default=None, description="serve HTTPS with this certificate; unset: HTTP")
     deadline_seconds: float = Field(default=300, gt=0, description="deadline of a request in seconds")
-    queue_per_slot: float = Field(default=2, ge=0, description="waiting requests allowed per slot; more are refused (429)")
+    queue_seconds: float = Field(default=60, gt=0, description="seconds a request waits for a slot before it is refused (429)")
+    queue_requests: int = Field(default=256, ge=0, description="waiting requests of a version; more are refused (429)")
     cache_mib: int = Field(default=0, ge=0, description="MiB of cached answers to greedy requests; 0: no cache")
     capture: CaptureConfig | None = Field(
         default=None, description="store requests, answers and ratings, with personal data masked; unset: no content is stored"
@@ -148,9 +164,26 @@ class ServeConfig(JobConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _protected(self) -> Self:
+        if self.auth is None and (self.capture is not None or not self.is_local):
+            cause = "capture stores what clients write" if self.is_local else f"host={self.host} is reachable from other machines"
+            raise ValueError(f"auth: {cause}; name the variable or file with a token (auth=TOKEN_VARIABLE), or set auth=none")
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Return True if only programs on the first node can connect."""
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+
+    @property
+    def token_source(self) -> AuthConfig | None:
+        """Source of the token, or None if none is required."""
+        return None if self.auth == OPEN else self.auth
+
     def extra_record(self, cluster_name: str) -> dict[str, Any]:
         """Return the service port for clusters that can expose it under a name."""
-        return {"service": {"port": self.port}} if self.port and not self.host.startswith("127.") else {}
+        return {"service": {"port": self.port}} if self.port and not self.is_local else {}
 
     def resolved(self) -> Self:
         """Replace the model and its draft by lasting names: NAME@ALIAS, a run's id, or an absolute path."""

@@ -16,7 +16,7 @@ class ServingFiles:
         self.routes = self.folder / "routes.json"  # copy of the gateway's routes
         self.state = self.folder / "state.json"  # ServingState: versions and their phases
         self.load = self.folder / "load.json"  # running requests and counts, some seconds old
-        self.address = self.folder / "address.json"  # {address, host, port, attempt, node}
+        self.address = self.folder / "address.json"  # {address, port, node, attempt}
         self.successor = self.folder / "successor.json"  # {run}: the successor that takes over
         self.replicas = self.folder / "replicas"  # one folder per application with one file per replica
         self.models = self.folder / "models"  # exported checkpoints
@@ -33,7 +33,6 @@ class LocalFiles:
         self.folder = folder or Path(tempfile.gettempdir()) / "serve"  # the agent's temporary folder, removed after the attempt
         self.routes = self.folder / "routes.json"
         self.load = self.folder / "load.json"
-        self.address = self.folder / "address.json"
         self.settings = self.folder / "gateway.json"
         self.closing = self.folder / "closing"  # exists once new requests are refused
         self.failure = self.folder / "failure.json"  # {error}: fatal error of the controller

@@ -8,19 +8,19 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import Any
 
-from ropewalk.cluster.errors import EXIT_USER_MISTAKE, ConfigError, StopRequested
+from ropewalk.cluster.errors import StopRequested
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.run.optional_writes import OptionalWrites
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.serving.serve.child import Child
 from ropewalk.jobs.serving.serve.config import ServeConfig
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles, open_requests, read_load
 from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings
+from ropewalk.jobs.serving.serve.gateways import Gateways, address_of, listen
 from ropewalk.jobs.serving.serve.handover import Handover
 from ropewalk.jobs.serving.serve.progress import Progress
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.1
 MARGIN = 0.2  # share of the grace period reserved for shutdown; at most MARGIN_SECONDS
 MARGIN_SECONDS = 10.0
+CAPTURE_SECONDS = 5.0  # for what was captured to be stored, after the last request
 
 
 def main(context: JobContext) -> dict[str, object]:
@@ -50,8 +51,8 @@ class Serving:
         self.local.make()
         self.handover = Handover(context, self.config)
         self.progress = Progress(context, self.files, self.local)
-        self.parts: list[Child] = []
-        self._address: dict[str, Any] | None = None
+        self.gateways: Gateways | None = None
+        self.controller: Child | None = None
         self._writes = OptionalWrites("address of the run")
         self._stop_noticed = 0.0  # monotonic time at which the stop was noticed; 0: not yet
 
@@ -89,34 +90,28 @@ class Serving:
         self.files.routes.unlink(missing_ok=True)  # of an earlier attempt: its replicas are gone
         settings = gateway_settings(self.config, context.run, self.local)
         self.local.settings.write_text(settings.model_dump_json(indent=1))
-        last = read_json(self.files.address)
-        if last and not self.local.address.exists():  # reuse the port of the earlier attempt if it is free
-            write_json(self.local.address, {key: last[key] for key in ("address", "port") if key in last})
+        last = read_json(self.files.address) or {}
         logs = context.run.log_dir(context.attempt)
         secret = {TOKEN_VARIABLE: secrets.token_hex(16)}
-        gateway = module_command("ropewalk.jobs.serving.serve.gateway", str(self.local.settings))
+        listening = listen(self.config.host, self.config.port, last_port=int(last.get("port") or 0))
+        self._address = address_of(listening, "https" if self.config.tls is not None else "http")
+        self.gateways = Gateways(listening, self.local.settings, logs / "gateway.log", secret)
         controller = module_command("ropewalk.jobs.serving.serve.controller", str(context.run.path))
         controller += ["--attempt", str(context.attempt), "--parent", str(os.getpid())]
-        self.parts = [
-            Child("gateway", gateway, logs / "gateway.log", secret),
-            Child("controller", controller, logs / "controller.log", secret),
-        ]
+        self.controller = Child("controller", controller, logs / "controller.log", secret)
 
     def _check_parts(self) -> None:
         if failure := read_json(self.local.failure):
             raise RuntimeError(f"nothing can be served: {failure['error']}")
-        for part in self.parts:
-            code = part.restart_if_ended()
-            if code is None:
-                continue
-            if part.name == "gateway" and code == EXIT_USER_MISTAKE:
-                raise ConfigError(part.last_log_line())
-            self.context.run.event("serving_part_died", part=part.name, exit_code=code)
-        address = read_json(self.local.address)
-        if address and address != self._address and "pid" in address:
+        assert self.gateways is not None
+        assert self.controller is not None
+        deaths = [*(("gateway", code) for code in self.gateways.look()), ("controller", self.controller.restart_if_ended())]
+        for part, code in deaths:
+            if code is not None:
+                self.context.run.event("serving_part_died", part=part, exit_code=code)
+        if not self.progress.address:
             with self._writes:
-                self.progress.publish(address)
-                self._address = address
+                self.progress.publish(self._address)
         self.progress.update()
 
     def _must_leave(self) -> bool:
@@ -146,26 +141,28 @@ class Serving:
 
     def close(self) -> None:
         """End gateway and controller; Ray and its replicas are ended by the engine that started them."""
-        for part in reversed(self.parts):
-            part.end()
+        if self.controller is not None:
+            self.controller.end()
+        if self.gateways is not None:
+            self.gateways.end(CAPTURE_SECONDS)
         self.progress.close()
 
 
 def gateway_settings(config: ServeConfig, run: RunDir, local: LocalFiles) -> GatewaySettings:
     """Return the settings of the gateway, without secrets."""
     capture = config.capture.model_dump(mode="json") if config.capture is not None else None
+    auth, tls = config.token_source, config.tls
     return GatewaySettings(
-        host=config.host,
-        port=config.port,
         routes=local.routes,
-        address_file=local.address,
         load_file=local.load,
-        token_variable=config.auth.variable if config.auth is not None else None,
-        token_file=Path(config.auth.file) if config.auth is not None and config.auth.file else None,
+        token_variable=auth.variable if auth is not None else None,
+        token_file=Path(auth.file) if auth is not None and auth.file else None,
+        tls_cert=Path(tls.cert) if tls is not None else None,
+        tls_key=Path(tls.key) if tls is not None else None,
         deadline_seconds=config.deadline_seconds,
-        queue_per_slot=config.queue_per_slot,
+        queue_seconds=config.queue_seconds,
+        queue_requests=config.queue_requests,
         cache_bytes=config.cache_mib * 2**20,
-        orphan_seconds=2.0,
         feedback_folder=run.path / "feedback",
         capture=capture,
     )

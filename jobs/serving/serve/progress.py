@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import append_line, read_json, write_json
@@ -22,17 +23,17 @@ class Progress:
     def __init__(self, context: JobContext, files: ServingFiles, local: LocalFiles) -> None:
         self.context, self.files, self.local = context, files, local
         self._started_at, self._next_update, self._next_metrics = time.monotonic(), 0.0, time.monotonic() + METRIC_SECONDS
-        self._address = ""
+        self.address = ""  # once it is published
         self._writes = OptionalWrites(f"progress of {context.run.id}")
         with self._writes:
             self._write_stage("loading", {})
 
-    def publish(self, listening: dict[str, Any]) -> None:
+    def publish(self, address: str) -> None:
         """Write the address for clients. Raises OSError."""
-        self._address = str(listening["address"])
-        address = {"address": listening["address"], "port": listening["port"], "node": os.uname().nodename}
-        write_json(self.files.address, {**address, "attempt": self.context.attempt, "pid": listening.get("pid")})
-        self.context.run.event("listens", address=listening["address"])
+        record = {"address": address, "port": urlsplit(address).port, "node": os.uname().nodename}
+        write_json(self.files.address, {**record, "attempt": self.context.attempt})
+        self.address = address
+        self.context.run.event("listens", address=address)
 
     def update(self) -> None:
         """Write the progress once a second, and metrics every ten seconds."""
@@ -68,7 +69,7 @@ class Progress:
         versions = state.get("versions") or {}
         name = state.get("stable") or next(iter(versions), str(self.context.run.record["config"]["model"]))
         rate = float(load.get("requests_per_second", 0.0))
-        location = f" at {self._address}" if self._address else ""
+        location = f" at {self.address}" if self.address else ""
         return f"{name}{location}, {counted(load.get('replicas_serving', 0), 'replica')}, {rate:.1f} requests/s"
 
     def _measure(self, load: dict[str, Any]) -> None:

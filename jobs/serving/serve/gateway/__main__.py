@@ -1,30 +1,120 @@
-"""python -m ropewalk.jobs.serving.serve.gateway SETTINGS.json: the keeper of an endpoint, which starts its gateways."""
+"""python -m ropewalk.jobs.serving.serve.gateway SETTINGS.json --listen FD --lock FILE --parent PID: one gateway of an endpoint.
+
+An endpoint has two of them. The one that holds the lock accepts connections from the socket that their parent listens on; the
+other waits for the lock, and takes over as soon as the first one is gone.
+"""
 
 import argparse
+import asyncio
+import fcntl
 import logging
+import os
+import resource
+import signal
+import socket
+import ssl
 import sys
 from pathlib import Path
 
+import uvloop
+from aiohttp import web
+
 from ropewalk.cluster.errors import EXIT_USER_MISTAKE, ConfigError
-from ropewalk.jobs.serving.serve.gateway.settings import read_settings
-from ropewalk.jobs.serving.serve.gateway.sockets.keeper import Keeper
+from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
+from ropewalk.jobs.inference.engines.parent import end_with_parent
+from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig
+from ropewalk.jobs.serving.serve.gateway.exchange.cache import AnswerCache
+from ropewalk.jobs.serving.serve.gateway.exchange.context import Context
+from ropewalk.jobs.serving.serve.gateway.exchange.metrics import Metrics
+from ropewalk.jobs.serving.serve.gateway.load import write_load
+from ropewalk.jobs.serving.serve.gateway.routing.table import Table
+from ropewalk.jobs.serving.serve.gateway.server import Gateway
+from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings, read_settings
+from ropewalk.jobs.serving.serve.gateway.upstream import Upstreams
+
+BEAT_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Run an endpoint until SIGTERM; exit 2 with one line for a mistake in the settings."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ropewalk.jobs.serving.serve.gateway",
-        description="Single address of an endpoint: forwards requests to the replicas in routes.json, and loses none.",
-    )
+    """Serve once the lock is free; exit 2 with one line for a mistake in the settings."""
+    parser = argparse.ArgumentParser(prog="python -m ropewalk.jobs.serving.serve.gateway", description="Gateway of an endpoint.")
     parser.add_argument("settings", type=Path, help="JSON file with settings, see jobs/serving/serve/gateway/settings.py")
+    parser.add_argument("--listen", type=int, required=True, help="descriptor of the listening socket")
+    parser.add_argument("--lock", type=Path, required=True, help="file whose lock the serving gateway holds")
+    parser.add_argument("--parent", type=int, required=True, help="process with which the gateway ends")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper %(levelname)s %(message)s")
+    end_with_parent(arguments.parent)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # SIGTERM is blocked: schedulers send it to all processes of a job
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s gateway %(process)d %(levelname)s %(message)s")
     try:
-        keeper = Keeper(read_settings(arguments.settings), arguments.settings)
+        settings = read_settings(arguments.settings)
+        settings.tokens()
+        tls = settings.tls()
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USER_MISTAKE)
-    keeper.run()
+    _raise_open_files(2 * settings.max_connections + 100)
+    lock = os.open(arguments.lock, os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.pwrite(lock, b"%-20d" % os.getpid(), 0)
+    uvloop.run(_serve(settings, socket.socket(fileno=arguments.listen), tls, lock))
+
+
+async def _serve(settings: GatewaySettings, listening: socket.socket, tls: ssl.SSLContext | None, lock: int) -> None:
+    """Serve until SIGINT, then finish open requests and store what was captured."""
+    upstreams = Upstreams(os.environ.get(TOKEN_VARIABLE))
+    table = Table(settings, upstreams)
+    table.look()
+    capture = _capture(settings)
+    if capture is not None:
+        await capture.start()
+    gateway = Gateway(Context(settings, table, upstreams, AnswerCache(settings.cache_bytes), Metrics(), capture))
+    runner = web.ServerRunner(gateway.server, shutdown_timeout=settings.drain_seconds)
+    await runner.setup()
+    await web.SockSite(runner, listening, ssl_context=tls).start()
+    log.info("serving")
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stopped.set)
+    services = [table.follow(), gateway.follow_tokens(), write_load(gateway), _beat(lock)]
+    tasks = [asyncio.create_task(service) for service in services]
+    for task in tasks:
+        task.add_done_callback(_exit_if_failed)
+    await stopped.wait()
+    await runner.cleanup()
+    for task in tasks:
+        task.cancel()
+    if capture is not None:
+        await capture.close()
+    await upstreams.close()
+
+
+def _capture(settings: GatewaySettings) -> Capture | None:
+    if settings.feedback_folder is None:
+        return None
+    return Capture(settings.feedback_folder, None if settings.capture is None else CaptureConfig.model_validate(settings.capture))
+
+
+async def _beat(lock: int) -> None:
+    """Touch the lock's file regularly, forever: the parent replaces a gateway that stops doing so."""
+    while True:
+        os.utime(lock)
+        await asyncio.sleep(BEAT_SECONDS)
+
+
+def _exit_if_failed(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a service failed; another gateway takes over", exc_info=error)
+        os._exit(1)
+
+
+def _raise_open_files(number: int) -> None:
+    """Raise the limit of open files, as far as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 if __name__ == "__main__":

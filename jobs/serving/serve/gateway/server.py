@@ -1,193 +1,228 @@
-"""The gateway's connections, its URL paths, and its periodic work."""
+"""The gateway's HTTP server: who may ask what, how long and how large a request may be, and its own pages.
+
+Method, path and token are judged before the body of a request is read.
+"""
 
 import asyncio
 import hmac
+import ipaddress
 import logging
+import secrets
 import socket
-import time
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
+import orjson
+from aiohttp import web
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.serving.serve.gateway.errors import RefusalError, json_response
 from ropewalk.jobs.serving.serve.gateway.exchange.context import Context
 from ropewalk.jobs.serving.serve.gateway.exchange.exchange import Exchange
+from ropewalk.jobs.serving.serve.gateway.exchange.record import Clock
 from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, COMPLETIONS, OTHERS
-from ropewalk.jobs.serving.serve.gateway.http.answers import JSON, RefusalError, plain, refusal, whole
-from ropewalk.jobs.serving.serve.gateway.http.connection import Connection, OpenExchange
-from ropewalk.jobs.serving.serve.gateway.http.head import Head
 from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings
-from ropewalk.jobs.serving.serve.gateway.sockets.journal import Journal
-from ropewalk.jobs.serving.serve.gateway.sockets.kernel import Progress, progress
 
 log = logging.getLogger(__name__)
 
 FEEDBACK = "/v1/feedback"
 _ANSWERS = frozenset({CHAT, COMPLETIONS, *OTHERS})
-_PAGES = frozenset({"/healthz", "/metrics", "/v1/models"})
-_LOOK_SECONDS = 1.0
-_PLAIN_TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+_HEALTH = frozenset({"/healthz", "/readyz"})
+_PAGES = frozenset({*_HEALTH, "/metrics", "/v1/models"})
+_READ_AHEAD_BYTES = 2**20  # of an answer, buffered for a slow client so that its replica is free early
+_LOCAL_NAMES = (".svc", ".svc.cluster.local", ".localhost")
 
 
-class FeedbackHandler(Protocol):
-    """Handler of ratings and corrections."""
+class Server(web.Server):
+    """An HTTP server that bounds its connections, in all and by peer address."""
 
-    async def feedback(self, number: str, body: bytes) -> tuple[int, bytes]:
-        """Return status and body of the answer. `number` identifies the request: a repeated one is stored once."""
-        ...
+    def __init__(self, gateway: "Gateway", settings: GatewaySettings) -> None:
+        super().__init__(
+            gateway.handle,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=settings.idle_seconds,
+            lingering_time=settings.linger_seconds,
+            auto_decompress=False,
+        )
+        self._settings = settings
+        self._peers: Counter[str] = Counter()
+        self._addresses: dict[web.RequestHandler, str] = {}
 
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Accept a connection, or close it if there are too many."""
+        super().connection_made(handler, transport)
+        peer = transport.get_extra_info("peername")
+        address = self._addresses[handler] = str(peer[0]) if peer else ""
+        self._peers[address] += 1
+        if len(self._addresses) > self._settings.max_connections or self._peers[address] > self._settings.peer_connections:
+            transport.abort()
+            return
+        transport.set_write_buffer_limits(high=_READ_AHEAD_BYTES)
+        sock = transport.get_extra_info("socket")
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * self._settings.stalled_seconds))
 
-class _Completed:
-    """An exchange that was answered immediately."""
-
-    def hang_up(self) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        if (address := self._addresses.pop(handler, None)) is not None:
+            self._peers[address] -= 1
+            if not self._peers[address]:
+                del self._peers[address]
 
 
 class Gateway:
-    """All client connections, and the handling of their requests."""
+    """Handler of all requests."""
 
-    def __init__(self, context: Context, closed: Callable[[int], None], feedback: FeedbackHandler | None = None) -> None:
+    def __init__(self, context: Context) -> None:
         self.context = context
-        self.settings: GatewaySettings = context.settings
-        self.journal: Journal = context.journal
-        self.connections: dict[int, Connection] = {}
-        self.leaving = False
-        self._closed, self._feedback = closed, feedback
-        self._token = self.settings.token()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.settings = context.settings
+        self.server = Server(self, self.settings)
+        self._tokens = self.settings.tokens()
+        self._token_time = self._time_of_tokens()
+        self._body_bytes = 0  # of all requests that are not answered yet
 
-    # --- connections
-
-    async def adopt(self, number: int, sock: socket.socket, record: int | None) -> None:
-        """Take over a connection: a new one, or one of an earlier gateway (`record` is its place in the journal)."""
-        sock.setblocking(False)
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request."""
+        clock = Clock()
         try:
-            reached = Progress(0, 0, alive=True) if record is None else progress(sock)
-            if record is None:
-                record = self.journal.take_record(number)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(self, number, sock, record, reached)
-            self.connections[number] = connection
-            if not reached.alive:
-                connection.cancel_open()
-                sock.close()
-                return
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
-        except (OSError, IndexError) as error:
-            log.info("connection %d dropped: %s", number, error)
-            if (dropped := self.connections.pop(number, None)) is not None:
-                self.journal.free_record(dropped.record)
-            sock.close()
-            self._closed(number)
-
-    def closed(self, connection: Connection) -> None:
-        if self.connections.pop(connection.number, None) is not None:
-            self._closed(connection.number)
-
-    async def look_after(self) -> None:
-        """Close connections of clients that are too slow, forever."""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            now = time.monotonic()
-            for connection in list(self.connections.values()):
-                connection.expire(now)
-                if self.leaving:
-                    connection.leave()
-
-    def leave(self) -> None:
-        """Stop accepting requests; open ones are finished."""
-        self.leaving = True
-        for connection in list(self.connections.values()):
-            connection.leave()
+            client = self._check(request)
+            if request.method != "POST":
+                return self._page(request.path)
+            async with self._body(request) as body:
+                if request.path == FEEDBACK:
+                    return await self._store_feedback(body, client)
+                return await Exchange(self.context, request, body, clock, client).run()
+        except RefusalError as error:
+            response = error.response()
+            if request.body_exists and not request.content.at_eof():
+                response.force_close()
+            return response
 
     # --- requests
 
-    def begin(self, connection: Connection, head: Head, body: bytes) -> OpenExchange:
-        """Handle a request, unless an earlier gateway has answered it."""
-        try:
-            self._check(head)
-        except RefusalError as error:
-            return self._answer(connection, head, self._refusal(head, error))
-        if head.path == FEEDBACK:
-            return self._take_feedback(connection, head, body)
-        if head.path in _ANSWERS:
-            if self.leaving:
-                head.keep_alive = False
-            return Exchange(self.context, connection, head, body)
-        return self._answer(connection, head, self._page(head))
-
-    def _check(self, head: Head) -> None:
-        """Raise RefusalError for a wrong token, path or method."""
-        path = head.path
-        if self._token is not None and path != "/healthz":
-            scheme, _, token = head.headers.get(b"authorization", b"").partition(b" ")
-            if not (hmac.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"):
-                message = "the token is missing or wrong; send the header Authorization: Bearer TOKEN"
-                raise RefusalError(401, message, "invalid_api_key")
-        pages = path in _PAGES or path.startswith("/v1/models/")
-        if not pages and path not in _ANSWERS and (path != FEEDBACK or self._feedback is None):
+    def _check(self, request: web.BaseRequest) -> str | None:
+        """Return the name of the client. Raises RefusalError for a foreign page, a wrong token, path or method."""
+        path = request.path
+        self._check_origin(request)
+        client = None if path in _HEALTH else self._client(request.headers.get("authorization", ""))
+        is_page = path in _PAGES or path.startswith("/v1/models/")
+        if not is_page and path not in _ANSWERS and (path != FEEDBACK or self.context.capture is None):
             raise RefusalError(404, f"no such path: {path}", "not_found")
-        methods = ("GET", "HEAD") if pages else ("POST",)
-        if head.method not in methods:
-            raise RefusalError(405, f"{path} accepts {' and '.join(methods)}, not {head.method}", "method_not_allowed")
+        methods = ("GET", "HEAD") if is_page else ("POST",)
+        if request.method not in methods:
+            raise RefusalError(405, f"{path} accepts {' and '.join(methods)}, not {request.method}", "method_not_allowed")
+        return client
 
-    def _answer(self, connection: Connection, head: Head, raw: bytes) -> OpenExchange:
-        if not connection.answered:
-            connection.send(raw)
-        connection.ended(keep_alive=head.keep_alive)
-        return _Completed()
+    def _client(self, authorization: str) -> str | None:
+        if not self._tokens:
+            return None
+        scheme, _, token = authorization.partition(" ")
+        matches = [name for valid, name in self._tokens.items() if hmac.compare_digest(valid, token.strip().encode())]
+        if not matches or scheme.lower() != "bearer":
+            message = "the token is missing or wrong; send the header Authorization: Bearer TOKEN"
+            raise RefusalError(401, message, "invalid_api_key")
+        return matches[0]
 
-    def _take_feedback(self, connection: Connection, head: Head, body: bytes) -> OpenExchange:
-        async def run() -> None:
-            assert self._feedback is not None
+    def _check_origin(self, request: web.BaseRequest) -> None:
+        """Refuse requests that a web page of another site makes in a user's browser, if no token protects against them."""
+        if self._tokens:
+            return
+        host = request.headers.get("host", "")
+        if host and not _is_own_name(host):
+            raise RefusalError(403, f"the header Host names {host!r}, not this endpoint; use its address", "foreign_host")
+        origin = request.headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            raise RefusalError(403, f"pages of {origin} may not use this endpoint", "foreign_origin")
+        if request.method == "POST" and request.content_type != "application/json":
+            raise RefusalError(415, "send the body as Content-Type: application/json", "unsupported_media_type")
+
+    @asynccontextmanager
+    async def _body(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+        """Read the body of a request. Raises RefusalError if it is too large or too slow."""
+        limit = self.settings.max_body_bytes
+        too_large = RefusalError(413, f"a body of more than {limit} bytes; send less", "request_too_large")
+        if (request.content_length or 0) > limit:
+            raise too_large
+        if request.headers.get("expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        parts: list[bytes] = []
+        num_bytes = 0
+        try:
+            async with asyncio.timeout(self.settings.body_seconds):
+                async for part in request.content.iter_any():
+                    parts.append(part)
+                    num_bytes += len(part)
+                    self._body_bytes += len(part)
+                    if num_bytes > limit:
+                        raise too_large
+                    if self._body_bytes > self.settings.max_open_bytes:
+                        raise RefusalError(503, "too many requests are open; retry later", "overloaded", retry_after=5)
+            yield b"".join(parts)
+        except TimeoutError:
+            raise RefusalError(408, "the body did not arrive in time", "request_timeout") from None
+        except web.RequestPayloadError as error:
+            raise RefusalError(400, f"malformed HTTP: {error}", "malformed_request") from None
+        finally:
+            self._body_bytes -= num_bytes
+
+    async def _store_feedback(self, body: bytes, client: str | None) -> web.Response:
+        assert self.context.capture is not None
+        status, answer = await self.context.capture.feedback(f"feedback-{secrets.token_hex(16)}", body, client)
+        return json_response(answer, status=status)
+
+    # --- tokens
+
+    def _time_of_tokens(self) -> int:
+        path = self.settings.token_file
+        return path.stat().st_mtime_ns if path is not None else 0
+
+    async def follow_tokens(self) -> None:
+        """Read the file of tokens again whenever it changes, forever."""
+        while self.settings.token_file is not None:
+            await asyncio.sleep(1.0)
             try:
-                if not connection.answered:
-                    status, answer = await self._feedback.feedback(f"feedback-{connection.request_id}", body)
-                    connection.send(whole(status, answer, keep_alive=True))
-            finally:
-                connection.ended(keep_alive=head.keep_alive)
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return _Completed()
+                if (changed := self._time_of_tokens()) != self._token_time:
+                    self._tokens, self._token_time = self.settings.tokens(), changed
+            except (OSError, ConfigError) as error:
+                log.warning("the tokens stay as they are: %s", error)
 
     # --- pages
 
-    def _page(self, head: Head) -> bytes:
-        path, table = head.path, self.context.table
-        if path == "/metrics":
-            page = self.context.metrics.page(table, len(self.connections), self.context.archive.waiting)
-            return self._whole(head, 200, page, [_PLAIN_TEXT])
+    def _page(self, path: str) -> web.Response:
+        table = self.context.table
         if path == "/healthz":
-            return self._health(head)
+            return json_response(b'{"status":"ok"}')
+        if path == "/readyz":
+            ready = table.is_ready
+            return json_response(b'{"status":"ready"}' if ready else b'{"status":"not ready"}', status=200 if ready else 503)
+        if path == "/metrics":
+            capture = self.context.capture
+            page = self.context.metrics.page(
+                table,
+                len(self.server.connections),
+                unrecorded=capture.waiting if capture is not None else 0,
+                dropped=capture.lost if capture is not None else 0,
+            )
+            return web.Response(body=page, headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"})
         if path == "/v1/models":
-            return self._whole(head, 200, plain({"object": "list", "data": [_model(name) for name in table.names()]}))
+            return json_response(orjson.dumps({"object": "list", "data": [_model(name) for name in table.names()]}))
         name = path.removeprefix("/v1/models/")
         if name not in table.names():
-            return self._refusal(head, RefusalError(404, f"there is no model {name!r}", "model_not_found", param="model"))
-        return self._whole(head, 200, plain(_model(name)))
-
-    def _health(self, head: Head) -> bytes:
-        table = self.context.table
-        answering = {
-            version: sum(state.listed and state.unhealthy_since is None for state in queue.replicas.values())
-            for version, queue in table.queues.items()
-        }
-        accepting = table.routes is not None and table.routes.accepting and not self.leaving
-        status = "leaving" if table.routes is not None and not accepting else "ok" if any(answering.values()) else "waiting"
-        return self._whole(head, 200 if accepting else 503, plain({"status": status, "replicas": answering}))
-
-    @staticmethod
-    def _whole(head: Head, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (JSON,)) -> bytes:
-        return whole(status, body, headers, keep_alive=head.keep_alive, no_body=head.method == "HEAD")
-
-    @staticmethod
-    def _refusal(head: Head, error: RefusalError) -> bytes:
-        return refusal(error, keep_alive=head.keep_alive, no_body=head.method == "HEAD")
+            raise RefusalError(404, f"there is no model {name!r}", "model_not_found", param="model")
+        return json_response(orjson.dumps(_model(name)))
 
 
 def _model(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "ropewalk"}
+
+
+def _is_own_name(host: str) -> bool:
+    """Return True for names that no other site can own: IP addresses, this machine, and names of a cluster's own network."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    with suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    name = name.lower().rstrip(".")
+    return "." not in name or name.endswith(_LOCAL_NAMES) or name in (socket.gethostname().lower(), socket.getfqdn().lower())

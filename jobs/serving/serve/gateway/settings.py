@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import ssl
 from pathlib import Path
 from typing import Self
 
@@ -12,18 +14,18 @@ from ropewalk.cluster.errors import ConfigError
 
 
 class GatewaySettings(Section):
-    """Settings that the keeper and its gateways read at start."""
+    """Settings that gateways read at start."""
 
-    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all interfaces")
-    port: int = Field(default=0, ge=0, le=65535, description="0: the port in `address_file`, else a free one")
     routes: Path = Field(description="routes.json, on a local disk")
-    address_file: Path = Field(description="file the keeper writes {address, port, pid} to, atomically, once it listens")
     load_file: Path | None = Field(default=None, description="file the load is written to twice a second; unset: none")
     token_variable: str | None = Field(default=None, description="environment variable with the token that clients must send")
-    token_file: Path | None = Field(default=None, description="file with the token that clients must send")
+    token_file: Path | None = Field(default=None, description="file with one token, or lines `name: token`")
+    tls_cert: Path | None = Field(default=None, description="PEM file with the certificate chain; unset: no TLS")
+    tls_key: Path | None = Field(default=None, description="PEM file with the private key")
     deadline_seconds: float = Field(default=300.0, gt=0, description="default deadline of a request")
     longest_deadline_seconds: float = Field(default=3600.0, gt=0, description="maximum deadline that a request can set")
-    queue_per_slot: float = Field(default=2.0, ge=0, description="waiting requests allowed per slot of a version")
+    queue_seconds: float = Field(default=60.0, gt=0, description="seconds a request waits for a slot before it is refused (429)")
+    queue_requests: int = Field(default=256, ge=0, description="waiting requests of a version; more are refused (429)")
     prefix_block: int = Field(default=256, ge=16, description="block size in bytes for comparing prompt prefixes")
     imbalance: float = Field(
         default=0.25, ge=0, description="extra load, as share of its slots, a replica may have to be chosen for its cached prefix"
@@ -34,20 +36,19 @@ class GatewaySettings(Section):
     max_answer_bytes: int = Field(
         default=32 * 2**20, ge=2**16, description="maximum size of an answer, which is kept for continuation"
     )
-    max_connections: int = Field(
-        default=10_000, ge=1, description="maximum number of client connections; more wait in the kernel's queue"
+    max_connections: int = Field(default=10_000, ge=1, description="maximum number of client connections; more are closed")
+    peer_connections: int = Field(default=5_000, ge=1, description="maximum number of them from the same address")
+    max_open_bytes: int = Field(default=2**29, ge=2**20, description="maximum size of all open requests; more are refused (503)")
+    idle_seconds: float = Field(
+        default=75.0, gt=0, description="seconds after which a connection without a complete request head is closed"
     )
-    journal_bytes: int = Field(default=2**30, ge=2**24, description="maximum memory of open exchanges")
-    idle_seconds: float = Field(default=75.0, gt=0, description="seconds after which a connection without a request is closed")
-    header_seconds: float = Field(default=30.0, gt=0, description="seconds within which a request must have arrived")
+    body_seconds: float = Field(default=30.0, gt=0, description="seconds within which a request's body must have arrived")
+    linger_seconds: float = Field(default=0.5, ge=0, description="seconds in which the body of a refused request is discarded")
     stalled_seconds: float = Field(
-        default=120.0, gt=0, description="seconds after which a client that reads nothing is disconnected"
+        default=120.0, gt=0, description="seconds after which a client that receives nothing is disconnected"
     )
-    drain_seconds: float = Field(default=30.0, ge=0, description="seconds that open requests get after SIGTERM")
+    drain_seconds: float = Field(default=30.0, ge=0, description="seconds that open requests get when the gateway stops")
     cache_bytes: int = Field(default=0, ge=0, description="size of the cache of answers to greedy requests; 0: no cache")
-    orphan_seconds: float | None = Field(
-        default=None, ge=0, description="seconds after its parent's death at which the keeper exits; unset: it stays"
-    )
     feedback_folder: Path | None = Field(default=None, description="folder for exchanges and feedback; unset: none")
     capture: dict[str, object] | None = Field(default=None, description="capture settings; unset: a ledger without content")
 
@@ -57,21 +58,27 @@ class GatewaySettings(Section):
             raise ValueError("token_variable and token_file: only one of them")
         return self
 
-    def token(self) -> bytes | None:
-        """Return the token that clients must send, or None. Raises ConfigError if its source is missing or empty."""
+    def tokens(self) -> dict[bytes, str | None]:
+        """Return the accepted tokens and the names of their clients; empty: no token is required.
+
+        Raises ConfigError if the source is missing, empty or malformed.
+        """
         if self.token_variable is not None:
             if not (token := os.environ.get(self.token_variable, "").strip()):
                 raise ConfigError(f"auth: the environment variable {self.token_variable} is empty; set it to the token")
-            return token.encode()
-        if self.token_file is not None:
-            try:
-                token = self.token_file.read_text().strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"auth: {self.token_file}: {error}; name a readable file that holds the token") from error
-            if not token:
-                raise ConfigError(f"auth: {self.token_file} is empty; write the token into it")
-            return token.encode()
-        return None
+            return {token.encode(): None}
+        return {} if self.token_file is None else read_tokens(self.token_file)
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return the server's TLS context, or None without a certificate. Raises ConfigError if it cannot be loaded."""
+        if self.tls_cert is None:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(self.tls_cert, self.tls_key)
+        except OSError as error:  # also ssl.SSLError
+            raise ConfigError(f"tls: {self.tls_cert}, {self.tls_key}: {error}; name PEM files that belong together") from error
+        return context
 
 
 def read_settings(path: Path) -> GatewaySettings:
@@ -80,3 +87,23 @@ def read_settings(path: Path) -> GatewaySettings:
         return GatewaySettings.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError, ValidationError) as error:
         raise ConfigError(f"{path}: invalid gateway settings: {error}") from error
+
+
+_NAMED_TOKEN = re.compile(r"([\w.-]{1,100}):[ \t]+(\S+)")
+
+
+def read_tokens(path: Path) -> dict[bytes, str | None]:
+    """Read a file with one token, or with lines `name: token`. Raises ConfigError."""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"auth: {path}: {error}; name a readable file that holds the token") from error
+    if not lines:
+        raise ConfigError(f"auth: {path} is empty; write the token into it")
+    named = [_NAMED_TOKEN.fullmatch(line) for line in lines]
+    if len(lines) == 1 and named[0] is None:
+        return {lines[0].encode(): None}
+    tokens = {match[2].encode(): match[1] for match in named if match is not None}
+    if len(tokens) != len(lines) or len(set(tokens.values())) != len(lines):
+        raise ConfigError(f"auth: {path}: several tokens need lines `name: token`, each name and token once")
+    return dict(tokens)

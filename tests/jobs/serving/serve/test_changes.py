@@ -35,7 +35,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 @pytest.mark.soak("a Ray of its own; test_rollout.py covers the number of replicas")
 def test_replicas_come_with_the_load_and_drain_when_it_goes(start: Callable[..., Serving]) -> None:
-    run = start(replicas="1..2", slots=2, scale={"up_seconds": 1, "down_seconds": 3}, queue_per_slot=20)
+    run = start(replicas="1..2", slots=2, scale={"up_seconds": 1, "down_seconds": 3})
     assert len(run.replicas(f"{MODEL}@1")) == 1
     with Load(run.address, WORDS, clients=4) as load:
         run.until(lambda: len(run.replicas(f"{MODEL}@1")) == 2, Patience.CLUSTER)

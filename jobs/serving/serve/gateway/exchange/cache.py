@@ -10,7 +10,7 @@ from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, COMPLETIO
 class CachedAnswer(NamedTuple):
     """Content type and body of an answer."""
 
-    content_type: bytes
+    content_type: str
     body: bytes
 
 
@@ -30,7 +30,7 @@ class AnswerCache:
             self._answers.move_to_end(key)
         return answer
 
-    def add(self, version: str, request: ModelRequest, content_type: bytes, body: bytes) -> None:
+    def add(self, version: str, request: ModelRequest, content_type: str, body: bytes) -> None:
         if not self._is_cacheable(request) or len(body) > self._max_bytes // 4:
             return
         key = _key(version, request)

@@ -42,6 +42,9 @@ class Metrics:
         self._waiting = Gauge("ropewalk_waiting", "Requests waiting for a slot", ["version"], registry=self.registry)
         self._open = Gauge("ropewalk_connections", "Connected clients", registry=self.registry)
         self._unrecorded = Gauge("ropewalk_unrecorded", "Exchanges that are not yet durable", registry=self.registry)
+        self._dropped = Gauge(
+            "ropewalk_capture_dropped", "Exchanges stored without content, or not at all", registry=self.registry
+        )
         self.totals: dict[str, list[int]] = {}  # by version: requests, errors
         self.recent_first: dict[str, list[float]] = {}
 
@@ -62,7 +65,7 @@ class Metrics:
             self._token["gateway"].observe(gateway_seconds)
             self._token["engine"].observe(event_seconds - gateway_seconds)
 
-    def page(self, table: Table, num_connections: int, unrecorded: int) -> bytes:
+    def page(self, table: Table, num_connections: int, *, unrecorded: int, dropped: int) -> bytes:
         """Return the metrics in Prometheus' text format."""
         for gauge in (self._running, self._slots, self._up, self._waiting):
             gauge.clear()
@@ -75,4 +78,5 @@ class Metrics:
                 self._up.labels(*labels).set(state.unhealthy_since is None)
         self._open.set(num_connections)
         self._unrecorded.set(unrecorded)
+        self._dropped.set(dropped)
         return generate_latest(self.registry)

@@ -3,9 +3,9 @@
 import re
 from typing import Any, Protocol
 
+from ropewalk.jobs.serving.serve.gateway.exchange.events import DONE, DONE_EVENT, as_event, datas, objects, whole_events
 from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, ModelRequest
 from ropewalk.jobs.serving.serve.gateway.exchange.sent import SentStream, payload, piece_of
-from ropewalk.jobs.serving.serve.gateway.http.events import DONE, DONE_EVENT, as_event, datas, objects, whole_events
 
 _LIST = rb'"(prompt_)?token_ids":\[([-\d,\s]*)\]'
 # quotes inside JSON strings are escaped, so a match is always a key with its value

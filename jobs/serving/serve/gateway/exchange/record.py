@@ -2,9 +2,8 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-Outcome = Literal["completed", "cancelled", "deadline", "failed", "refused"]
+from ropewalk.jobs.serving.feedback.exchange import Outcome
 
 
 @dataclass
@@ -21,22 +20,12 @@ class Record:
     moves: int = 0
     first_token_seconds: float | None = None
 
-    def snapshot(self) -> dict[str, Any]:
-        """Return the fields a successor of this gateway needs, in few bytes."""
-        return {"a": self.alias, "v": self.version, "r": self.replica, "m": self.moves, "f": self.first_token_seconds}
-
-    def restore(self, note: dict[str, Any]) -> None:
-        """Restore the fields from a snapshot, and count a move."""
-        self.alias, self.version = note.get("a", ""), note.get("v", "")
-        self.replica, self.moves = note.get("r", ""), note.get("m", 0) + 1
-        self.first_token_seconds = note.get("f")
-
 
 @dataclass
 class Clock:
     """Timing of an exchange: queue, gateway, engine."""
 
-    arrived: float  # seconds since the epoch
+    arrived: float = field(default_factory=time.time)  # seconds since the epoch
     began: float = field(default_factory=time.monotonic)
     queue_seconds: float = 0.0
     engine_seconds: float = 0.0  # from the request to the engine to its first byte
@@ -63,7 +52,7 @@ class Clock:
             self.engine_seconds = time.monotonic() - self._dispatched_at
 
     def mark_forwarded(self, began: float) -> None:
-        """Record that a piece received at `began` was forwarded to the client."""
+        """Record that a piece received at `began` is on its way to the client."""
         now = time.monotonic()
         if not self.pieces:
             self.first_at = now
@@ -76,16 +65,16 @@ class Clock:
 
     @property
     def first_seconds(self) -> float:
-        """Time from the request to the first byte of its answer, as far as this gateway saw it."""
+        """Time from the request to the first byte of its answer."""
         return self.first_at - self.began
 
     def seconds(self) -> float:
-        """Return the time since the request arrived, in whichever gateway."""
-        return time.time() - self.arrived
+        """Return the time since the request arrived."""
+        return time.monotonic() - self.began
 
-    def timing(self) -> bytes:
+    def timing(self) -> str:
         """Return the Server-Timing header: the time before the answer, in milliseconds."""
         spent = time.monotonic() - self.began
         gateway_seconds = max(0.0, spent - self.queue_seconds - self.engine_seconds)
         parts = ("queue", self.queue_seconds), ("engine", self.engine_seconds), ("gateway", gateway_seconds)
-        return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in parts).encode()
+        return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in parts)

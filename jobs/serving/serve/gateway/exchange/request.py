@@ -1,16 +1,17 @@
 """A client's request, as far as the gateway must understand it; the engine validates the rest."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-from ropewalk.jobs.serving.serve.gateway.http.answers import RefusalError
+from ropewalk.jobs.serving.serve.gateway.errors import RefusalError
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 OTHERS = ("/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/rerank")  # forwarded if the engine has them; never continued
-TIMEOUT_HEADER = b"x-request-timeout"
+TIMEOUT_HEADER = "x-request-timeout"
 _SAFE_BRACKETS = 250  # with at most this many brackets a body is not nested too deep for orjson.dumps
 
 
@@ -53,7 +54,7 @@ class ModelRequest:
         return not sampled and values.get("n") in (None, 1) and values.get("best_of") in (None, 1)
 
 
-def read_request(path: str, headers: dict[bytes, bytes], body: bytes) -> ModelRequest:
+def read_request(path: str, headers: Mapping[str, str], body: bytes) -> ModelRequest:
     """Parse a request. Raises RefusalError if the body is not a JSON object or a known field is invalid."""
     try:
         values = orjson.loads(body)
@@ -91,7 +92,7 @@ def _timeout(value: Any) -> float | None:
     if value is None:
         return None
     try:
-        seconds = float(value) if isinstance(value, bytes | int | float) and not isinstance(value, bool) else math.nan
+        seconds = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ropewalk.jobs.serving.serve.gateway.exchange.events import DONE, datas, objects
 from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, ModelRequest
-from ropewalk.jobs.serving.serve.gateway.http.events import DONE, datas, objects
 
 _PLAIN_DELTA = frozenset({"role", "content"})
 _EMPTY: tuple[Any, ...] = (None, "", [], {})

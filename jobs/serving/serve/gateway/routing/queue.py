@@ -6,13 +6,12 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from ropewalk.jobs.serving.serve.gateway.http.answers import RefusalError
+from ropewalk.jobs.serving.serve.gateway.errors import RefusalError
 from ropewalk.jobs.serving.serve.gateway.routing.replica import ReplicaState, choose_replica
 
 _LOOK_AHEAD = 8  # waiting requests among which one with a cached prefix may go first
 _MAX_SKIPS = 4  # times the first request may be overtaken
 _SERVICE_WEIGHT = 0.1  # weight of the newest value in the mean service time
-_MIN_WAITING = 4  # always allowed to wait
 
 
 @dataclass(eq=False)
@@ -41,11 +40,11 @@ class Slot:
 class VersionQueue:
     """First in, first out, except for requests whose prompt prefix is cached on a free replica."""
 
-    def __init__(self, version: str, *, per_slot: float, imbalance: float) -> None:
+    def __init__(self, version: str, *, max_seconds: float, max_requests: int, imbalance: float) -> None:
         self.version = version
         self.replicas: dict[str, ReplicaState] = {}
         self.service_seconds = 0.0
-        self._per_slot, self._imbalance = per_slot, imbalance
+        self._max_seconds, self._max_requests, self._imbalance = max_seconds, max_requests, imbalance
         self._waiting: deque[_Waiting] = deque()
         self._last_slots = 1
 
@@ -72,7 +71,7 @@ class VersionQueue:
     async def take(self, blocks: tuple[bytes, ...], *, remaining_seconds: float, resumed: bool = False) -> Slot:
         """Wait for a slot on the best replica. `resumed` requests were started before and go first.
 
-        Raises RefusalError (429) if too many requests wait or the deadline would pass.
+        Raises RefusalError (429) if too many requests wait, or if the wait is or would be too long.
         """
         if not self._waiting or resumed:
             state = choose_replica(list(self.replicas.values()), blocks, self._imbalance)
@@ -83,14 +82,21 @@ class VersionQueue:
         waiting = _Waiting(blocks, asyncio.get_running_loop().create_future())
         (self._waiting.appendleft if resumed else self._waiting.append)(waiting)
         try:
-            state = await waiting.future
+            async with asyncio.timeout(None if resumed else self._max_seconds):
+                state = await waiting.future
+        except TimeoutError:
+            self._withdraw(waiting)
+            raise self._overloaded() from None
         except asyncio.CancelledError:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
-            elif waiting.future.done() and not waiting.future.cancelled():
-                self.release(waiting.future.result(), None)
+            self._withdraw(waiting)
             raise
         return Slot(self, state)
+
+    def _withdraw(self, waiting: _Waiting) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+        elif waiting.future.done() and not waiting.future.cancelled():
+            self.release(waiting.future.result(), None)
 
     def release(self, state: ReplicaState, seconds: float | None) -> None:
         """Free a slot; `seconds` is the service time of a completed request."""
@@ -138,9 +144,11 @@ class VersionQueue:
         state.prefixes.add(blocks)
 
     def _refuse_excess(self, remaining_seconds: float) -> None:
-        most = max(_MIN_WAITING, round(self._per_slot * self.slots)) if self._per_slot else 0
-        expected = self.expected_wait_seconds()
-        if len(self._waiting) >= most or expected > remaining_seconds:
-            seconds = max(1, math.ceil(expected))
-            message = f"{len(self._waiting)} requests are waiting; retry in {seconds} s"
-            raise RefusalError(429, message, "overloaded", retry_after=seconds)
+        limit = min(remaining_seconds, self._max_seconds)
+        if len(self._waiting) >= self._max_requests or self.expected_wait_seconds() > limit:
+            raise self._overloaded()
+
+    def _overloaded(self) -> RefusalError:
+        seconds = max(1, math.ceil(self.expected_wait_seconds()))
+        message = f"{len(self._waiting)} requests are waiting; retry in {seconds} s"
+        return RefusalError(429, message, "overloaded", retry_after=seconds)

@@ -4,13 +4,13 @@ import asyncio
 import logging
 import os
 import time
-from pathlib import Path
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.serving.serve.gateway.http.answers import RefusalError
-from ropewalk.jobs.serving.serve.gateway.http.upstream import BrokenError, UnreachableError, Upstreams, Whole
+from ropewalk.jobs.serving.serve.gateway.errors import RefusalError
 from ropewalk.jobs.serving.serve.gateway.routing.queue import VersionQueue
 from ropewalk.jobs.serving.serve.gateway.routing.replica import ReplicaState
+from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings
+from ropewalk.jobs.serving.serve.gateway.upstream import BrokenError, UnreachableError, Upstreams
 from ropewalk.jobs.serving.serve.routes import Replica, Routes, read_routes
 
 log = logging.getLogger(__name__)
@@ -23,13 +23,35 @@ _HEALTH_PAUSE_SECONDS = (0.02, 0.5)  # first and longest pause between health ch
 class Table:
     """Current routes and the queues of all versions. Follows the file while `follow` runs."""
 
-    def __init__(self, path: Path, upstreams: Upstreams, *, per_slot: float, imbalance: float) -> None:
+    def __init__(self, settings: GatewaySettings, upstreams: Upstreams) -> None:
         self.routes: Routes | None = None
         self.queues: dict[str, VersionQueue] = {}
-        self._path, self._upstreams = path, upstreams
-        self._per_slot, self._imbalance = per_slot, imbalance
+        self._settings, self._upstreams = settings, upstreams
+        self._first = asyncio.Event()  # set once there are routes
+        self._num_waiting = 0  # requests that wait for them
         self._file_id: tuple[int, int, int] | None = None
         self._health_checks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Return True if a version has a replica that answers, and requests are accepted."""
+        replicas = [state for queue in self.queues.values() for state in queue.replicas.values()]
+        accepting = self.routes is not None and self.routes.accepting
+        return accepting and any(state.listed and state.unhealthy_since is None for state in replicas)
+
+    async def ready(self) -> None:
+        """Wait for the first routes. Raises RefusalError if that takes too long or too many requests wait."""
+        if self.routes is None and self._num_waiting < self._settings.queue_requests:
+            self._num_waiting += 1
+            try:
+                async with asyncio.timeout(self._settings.queue_seconds):
+                    await self._first.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._num_waiting -= 1
+        if self.routes is None:
+            raise RefusalError(503, "no model is ready yet; retry in a moment", "not_ready", retry_after=5)
 
     # --- names
 
@@ -58,12 +80,17 @@ class Table:
     def queue(self, version: str) -> VersionQueue:
         """Return the queue of a version, also of one that is no longer in the file."""
         if version not in self.queues:
-            self.queues[version] = VersionQueue(version, per_slot=self._per_slot, imbalance=self._imbalance)
+            settings = self._settings
+            self.queues[version] = VersionQueue(
+                version,
+                max_seconds=settings.queue_seconds,
+                max_requests=settings.queue_requests,
+                imbalance=settings.imbalance,
+            )
         return self.queues[version]
 
     def _accepting(self) -> Routes:
-        if self.routes is None:
-            raise RefusalError(503, "no model is ready yet; retry in a moment", "not_ready", retry_after=2)
+        assert self.routes is not None  # callers have awaited `ready`
         if not self.routes.accepting:
             raise RefusalError(503, "this server is shutting down; retry", "leaving", retry_after=self.routes.retry_after)
         return self.routes
@@ -79,11 +106,11 @@ class Table:
     def look(self) -> None:
         """Read the file if it has changed. An invalid file is logged and ignored."""
         try:
-            status = os.stat(self._path)
+            status = os.stat(self._settings.routes)
             file_id = (status.st_mtime_ns, status.st_ino, status.st_size)
             if file_id == self._file_id:
                 return
-            routes = read_routes(self._path)
+            routes = read_routes(self._settings.routes)
         except FileNotFoundError:
             return
         except (OSError, ConfigError) as error:
@@ -91,6 +118,7 @@ class Table:
             self._file_id = None if isinstance(error, OSError) else file_id
             return
         self._file_id, self.routes = file_id, routes
+        self._first.set()
         for name in routes.versions.keys() | self.queues.keys():
             self._update(name, routes.versions[name].replicas if name in routes.versions else ())
 
@@ -100,7 +128,6 @@ class Table:
         for replica_id, state in list(queue.replicas.items()):
             if listed.get(replica_id) != state.replica:
                 state.listed = False
-                self._upstreams.forget(state.replica.url)
                 if not state.running or replica_id in listed:
                     del queue.replicas[replica_id]
         for name, replica in listed.items():
@@ -115,7 +142,6 @@ class Table:
 
     def mark_unhealthy(self, queue: VersionQueue, state: ReplicaState) -> None:
         """Send no requests to a replica until a health check passes."""
-        self._upstreams.forget(state.replica.url)
         if state.unhealthy_since is None:
             state.mark_unhealthy()
             log.warning("replica %s of %s does not answer", state.replica.id, queue.version)
@@ -126,13 +152,16 @@ class Table:
     async def _await_health(self, queue: VersionQueue, state: ReplicaState) -> None:
         pause, longest = _HEALTH_PAUSE_SECONDS
         while state.listed:
-            receiver = Whole()
+            status = 0
             try:
-                async with asyncio.timeout(_HEALTH_SECONDS):
-                    await self._upstreams.ask(state.replica.url, "/health", b"", receiver, method="GET")
+                async with (
+                    asyncio.timeout(_HEALTH_SECONDS),
+                    self._upstreams.ask(state.replica.url, "/health", method="GET") as reply,
+                ):
+                    status = reply.status
             except (UnreachableError, BrokenError, TimeoutError):
                 pass
-            if receiver.status == 200:
+            if status == 200:
                 seconds = time.monotonic() - (state.unhealthy_since or 0.0)
                 log.info("replica %s of %s answers again after %.1f s", state.replica.id, queue.version, seconds)
                 state.unhealthy_since = None

@@ -1,20 +1,25 @@
-"""An endpoint for tests: a real keeper with its gateways, in front of engines that can be killed."""
+"""An endpoint for tests: real gateways in front of engines that can be killed."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
+from ropewalk.jobs.serving.serve import child
 from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings
+from ropewalk.jobs.serving.serve.gateways import Gateways, address_of, listen
 from ropewalk.jobs.serving.serve.routes import Alias, Replica, Routes, Version, write_routes
-from tests.patience import Patience, ended, until
+from tests.patience import Patience, until
 
 VERSION = "tiny@1"
+child.MAX_DEATHS = 10**6  # tests kill gateways more often than that
 # certificates, which nobody needs here, take a client longer to read than all else
 HTTP = httpx.Client(timeout=60, verify=False)
 
@@ -57,30 +62,33 @@ class FakeEngine:
 
 
 class Endpoint:
-    """A keeper, its files, and its engines."""
+    """Gateways, their files, and their engines."""
 
     def __init__(
-        self, folder: Path, engines: list[FakeEngine], *, environment: dict[str, str] | None = None, **settings: Any
+        self,
+        folder: Path,
+        engines: list[FakeEngine],
+        *,
+        environment: dict[str, str] | None = None,
+        publish: bool = True,
+        **settings: Any,
     ) -> None:
         self.folder, self.engines = folder, engines
         folder.mkdir(parents=True, exist_ok=True)
-        self.routes_file, self.address_file = folder / "routes.json", folder / "address.json"
-        self.load_file = folder / "load.json"
-        self.publish()
-        self.keeper = self.start_only(folder, environment=environment, load_file=self.load_file, **settings)
-        until(self.address_file.exists, Patience.START, self.said)
-        self.url: str = json.loads(self.address_file.read_bytes())["address"]
-        self.port: int = json.loads(self.address_file.read_bytes())["port"]
+        self.routes_file, self.load_file, self.log_file = folder / "routes.json", folder / "load.json", folder / "log"
+        if publish:
+            self.publish()
+        self.gateways = start_gateways(folder, environment=environment, load_file=self.load_file, **settings)
+        self.port: int = self.gateways.socket.getsockname()[1]
+        self.url = address_of(self.gateways.socket, "https" if "tls_cert" in settings else "http")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        until(lambda: "serving" in self.log(), Patience.START, self.log)
 
-    @staticmethod
-    def start_only(folder: Path, *, environment: dict[str, str] | None = None, **settings: Any) -> subprocess.Popen[bytes]:
-        """A keeper, which may end at once."""
-        files = {"routes": folder / "routes.json", "address_file": folder / "address.json"}
-        value = GatewaySettings(**files, **{"drain_seconds": 5.0, "journal_bytes": 2**26, **settings})
-        (folder / "settings.json").write_text(value.model_dump_json())
-        command = [sys.executable, "-m", "ropewalk.jobs.serving.serve.gateway", str(folder / "settings.json")]
-        with (folder / "log").open("wb") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+    def _look(self) -> None:
+        while not self._ended.wait(0.05):
+            self.gateways.look()
 
     def publish(self, engines: list[FakeEngine] | None = None, **routes: Any) -> None:
         version = Version(replicas=tuple(item.replica for item in (self.engines if engines is None else engines)))
@@ -89,33 +97,35 @@ class Endpoint:
             self.routes_file, Routes(**{"versions": {VERSION: version}, "aliases": aliases, "default": "production", **routes})
         )
 
-    def said(self) -> str:
-        return (self.folder / "log").read_text()
+    def log(self) -> str:
+        return self.log_file.read_text()
 
-    def gateways(self) -> list[int]:
-        """Processes of gateways: the live one and the spare one."""
-        return [int(word) for word in Path(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children").read_text().split()]
+    @property
+    def pids(self) -> list[int]:
+        """Processes of the gateways: the one that serves and the spare one."""
+        return self.gateways.pids
 
     def live(self) -> int:
-        """The process of the gateway that leads: the one with the journal mapped."""
-        return int(until(lambda: next((pid for pid in self.gateways() if _leads(pid)), None), Patience.START, self.said))
+        """The process of the gateway that serves."""
+        pid = until(lambda: self.gateways.serving_pid, Patience.START, self.log)
+        return int(until(lambda: psutil.pid_exists(pid) and self.gateways.serving_pid, Patience.START, self.log))
 
     def kill_gateway(self) -> None:
         os.kill(self.live(), signal.SIGKILL)
 
     def close(self) -> None:
-        if self.keeper.poll() is None:
-            self.keeper.send_signal(signal.SIGTERM)
-            ended(self.keeper)
+        self._ended.set()
+        self._thread.join()
+        self.gateways.end(seconds=10.0)
         for engine in self.engines:
             engine.kill()
 
 
-def _leads(pid: int) -> bool:
-    try:
-        return "ropewalk-journal" in Path(f"/proc/{pid}/maps").read_text()
-    except OSError:
-        return False
+def start_gateways(folder: Path, *, environment: dict[str, str] | None = None, **settings: Any) -> Gateways:
+    """Gateways at a free port."""
+    value = GatewaySettings(routes=folder / "routes.json", **{"drain_seconds": 5.0, **settings})
+    (folder / "settings.json").write_text(value.model_dump_json())
+    return Gateways(listen("127.0.0.1", 0), folder / "settings.json", folder / "log", environment or {})
 
 
 def chat(text: str, **keys: Any) -> dict[str, Any]:

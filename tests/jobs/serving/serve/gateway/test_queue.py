@@ -5,15 +5,15 @@ from collections import Counter
 
 import pytest
 
-from ropewalk.jobs.serving.serve.gateway.http.answers import RefusalError
+from ropewalk.jobs.serving.serve.gateway.errors import RefusalError
 from ropewalk.jobs.serving.serve.gateway.routing.prefixes import prefix_blocks
 from ropewalk.jobs.serving.serve.gateway.routing.queue import Slot, VersionQueue
 from ropewalk.jobs.serving.serve.gateway.routing.replica import ReplicaState
 from ropewalk.jobs.serving.serve.routes import Replica
 
 
-def _queue(*slots: int, per_slot: float = 2.0) -> VersionQueue:
-    queue = VersionQueue("v", per_slot=per_slot, imbalance=0.25)
+def _queue(*slots: int, max_requests: int = 256) -> VersionQueue:
+    queue = VersionQueue("v", max_seconds=60.0, max_requests=max_requests, imbalance=0.25)
     for number, count in enumerate(slots):
         queue.replicas[str(number)] = ReplicaState(Replica(id=str(number), url=f"http://h:{number}", engine="e", slots=count))
     return queue
@@ -47,7 +47,7 @@ def test_requests_are_spread_and_prompts_come_back_to_who_knows_them() -> None:
 
 def test_no_slot_is_given_twice_and_those_that_wait_get_it_in_turn() -> None:
     async def run() -> None:
-        queue = _queue(1, 1, per_slot=3)
+        queue = _queue(1, 1, max_requests=6)
         held = [await queue.take((), remaining_seconds=9) for _ in range(2)]
         order: list[int] = []
 
@@ -75,7 +75,7 @@ def test_no_slot_is_given_twice_and_those_that_wait_get_it_in_turn() -> None:
 
 def test_whoever_leaves_as_a_slot_is_freed_takes_it_from_nobody() -> None:
     async def run() -> None:
-        queue = _queue(1, per_slot=4)
+        queue = _queue(1)
         held = await queue.take((), remaining_seconds=9)
         waiting = [asyncio.create_task(queue.take((), remaining_seconds=9)) for _ in range(3)]
         await asyncio.sleep(0)
@@ -106,7 +106,7 @@ def test_a_turn_that_would_come_too_late_is_refused_at_once() -> None:
 
 def test_one_whose_prompt_is_known_may_go_first_but_not_for_ever() -> None:
     async def run() -> None:
-        queue = _queue(1, per_slot=50)
+        queue = _queue(1)
         slot = await queue.take(_blocks("k" * 64), remaining_seconds=9)
         order: list[str] = []
 

@@ -1,9 +1,10 @@
-"""Ends of requests to the byte, refusals, and fields read from an engine's events."""
+"""Bodies of requests, and fields read from an engine's events."""
 
 import json
 
 import pytest
 
+from ropewalk.jobs.serving.serve.gateway.errors import RefusalError
 from ropewalk.jobs.serving.serve.gateway.exchange.continuation import (
     Method,
     can_continue_by_ids,
@@ -13,51 +14,6 @@ from ropewalk.jobs.serving.serve.gateway.exchange.continuation import (
 from ropewalk.jobs.serving.serve.gateway.exchange.readers import DivergedError, PassThrough, ReplayReader
 from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, ModelRequest, read_request
 from ropewalk.jobs.serving.serve.gateway.exchange.sent import read_sent
-from ropewalk.jobs.serving.serve.gateway.http.answers import RefusalError
-from ropewalk.jobs.serving.serve.gateway.http.head import BadRequestError, read_body, read_head
-from ropewalk.jobs.serving.serve.gateway.http.wire import Wire
-
-
-def test_a_request_ends_where_the_next_one_begins() -> None:
-    plain = b"POST /a?b=c HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
-    pieces = b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nTrailer: 1\r\n\r\n"
-    for raw in (plain, pieces):
-        for cut in range(len(raw)):
-            records = read_head(memoryview(raw[:cut]))
-            assert records is None or read_body(records[0], memoryview(raw[:cut]), records[1], 100) is None
-        head, start = read_head(memoryview(raw + plain)) or pytest.fail("no head")
-        assert (head.method, head.path, head.keep_alive) == ("POST", "/a", True)
-        assert read_body(head, memoryview(raw + plain), start, 100) == (b"hello", len(raw))
-
-
-@pytest.mark.parametrize(
-    ("raw", "status"),
-    [
-        (b"\x16\x03\x01\x02\x00", 400),
-        (b"hello\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nHost x\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
-        (b"CONNECT a:1 HTTP/1.1\r\n\r\n", 0),
-        (b"GET / HTTP/1.1\r\nX: " + b"y" * 40000, 431),
-    ],
-)
-def test_what_is_no_request_is_refused(raw: bytes, status: int) -> None:
-    if not status:
-        assert read_head(memoryview(raw))  # a method that nothing here takes
-        return
-    with pytest.raises(BadRequestError) as error:
-        read_head(memoryview(raw))
-    assert error.value.status == status
-
-
-@pytest.mark.parametrize("body", [b"zz\r\nhello", b"5\r\nhelloXX0\r\n\r\n", b"ffffffff\r\n", b"9" * 2000])
-def test_chunks_that_are_none_are_refused(body: bytes) -> None:
-    head, _ = read_head(memoryview(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")) or pytest.fail("no head")
-    with pytest.raises(BadRequestError):
-        read_body(head, memoryview(body), 0, 1000)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +92,3 @@ def test_a_replay_leaves_out_what_is_known_and_sees_another_answer() -> None:
         ReplayReader(existing).feed(events[1])
     with pytest.raises(DivergedError):
         ReplayReader(existing).feed(events[0] + b"data: [DONE]\n\n")
-
-
-def test_the_wire_is_read_back() -> None:
-    raw = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n"
-    assert (Wire(raw).body, Wire(raw).complete, Wire(raw).begun) == (b"abcde", False, True)
-    assert Wire(raw + b"0\r\n\r\n").complete
-    assert not Wire(raw[:30]).begun

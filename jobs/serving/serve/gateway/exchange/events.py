@@ -1,4 +1,4 @@
-"""Server-sent events: where they end, and what is in them. The bytes of a stream are only ever cut between two events."""
+"""Server-sent events. The bytes of a stream are only ever cut between two events."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -11,22 +11,22 @@ _BOUND = re.compile(rb"\r?\n\r?\n")
 
 
 def whole_events(data: bytes) -> int:
-    """How many bytes at the beginning of the data are whole events."""
+    """Return the number of leading bytes that are complete events."""
     plain, long = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
     return max(plain + 2 if plain >= 0 else 0, long + 4 if long >= 0 else 0)
 
 
 def datas(body: bytes) -> Iterator[bytes]:
-    """The data of each whole event."""
+    """Yield the data of each complete event."""
     for block in _BOUND.split(body[: whole_events(body)]):
         lines = [line[5:].removeprefix(b" ") for line in block.splitlines() if line.startswith(b"data:")]
         if lines:
             yield b"\n".join(lines)
 
 
-def objects(found: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Those of the events whose data are JSON objects."""
-    for data in found:
+def objects(datas: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the data of events that are JSON objects."""
+    for data in datas:
         if data != DONE:
             try:
                 value = orjson.loads(data)
@@ -37,7 +37,7 @@ def objects(found: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def as_event(value: dict[str, Any]) -> bytes:
-    """An event with an object."""
+    """Return an event with a JSON object."""
     return b"data: %b\n\n" % orjson.dumps(value)
 
 

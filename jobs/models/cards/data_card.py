@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from ropewalk.jobs.models.cards.data_facts import DataFacts
-from ropewalk.jobs.models.cards.public import NOT_STATED, filled, public_text
+from ropewalk.jobs.models.cards.public import NOT_STATED, code, filled, plain
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 _MAX_INPUTS = 100
@@ -49,7 +49,8 @@ def _sections(facts: DataFacts) -> dict[str, str]:
         "Processing": f"```json\n{json.dumps(facts.config, indent=1, ensure_ascii=False, default=str)}\n```",
         "Excluded documents": _rejected(facts),
         "Tokenizer": (
-            f"`{filled(manifest.tokenizer.name)}`, {manifest.tokenizer.vocabulary:,} tokens, files `{manifest.tokenizer.hash}`,"
+            f"{code(filled(manifest.tokenizer.name))}, {manifest.tokenizer.vocabulary:,} tokens,"
+            f" files {code(manifest.tokenizer.hash)},"
             f" by {manifest.tokenizer.backend} {manifest.tokenizer.version}; stored in `{manifest.tokenizer.path}/`."
         ),
         "Personal data": _personal(facts),
@@ -78,7 +79,7 @@ def _inputs(facts: DataFacts) -> str:
     if not facts.manifest.inputs:
         return f"The manifest names no input: {NOT_STATED}."
     rows = [
-        f"| {public_text(file.path)} | {file.size:,} | `{file.checksum}` | {file.documents:,} | {file.rejected:,} |"
+        f"| {plain(file.path)} | {file.size:,} | `{file.checksum}` | {file.documents:,} | {file.rejected:,} |"
         for file in facts.manifest.inputs[:_MAX_INPUTS]
     ]
     more = len(facts.manifest.inputs) - len(rows)
@@ -90,7 +91,7 @@ def _rejected(facts: DataFacts) -> str:
     rejected = facts.manifest.rejected
     if not rejected.total:
         return "Nothing: no document was rejected."
-    rows = [f"| {reason} | {count:,} |" for reason, count in sorted(rejected.reasons.items(), key=lambda item: -item[1])]
+    rows = [f"| {plain(reason)} | {count:,} |" for reason, count in sorted(rejected.reasons.items(), key=lambda item: -item[1])]
     head = f"{rejected.total:,} documents; `rejected/` names each of them.\n\n| reason | documents |\n|---|---|\n"
     return head + "\n".join(rows)
 
@@ -100,6 +101,6 @@ def _personal(facts: DataFacts) -> str:
     if not chosen:
         return "The data set was not searched for personal data (`pii` was not set). Assume that it contains some."
     counts = facts.report.get("pii")
-    counts_text = f" Replaced: `{json.dumps(counts, default=str)}`." if counts else ""
+    counts_text = f" Replaced: {code(json.dumps(counts, default=str))}." if counts else ""
     rest = " Data that no pattern recognizes, such as names, remains."
     return f"Replaced where they were recognized: {', '.join(chosen)}.{counts_text}{rest}"

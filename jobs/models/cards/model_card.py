@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from ropewalk.jobs.models.cards.model_facts import Measured, ModelFacts
-from ropewalk.jobs.models.cards.public import NOT_STATED, filled, public
+from ropewalk.jobs.models.cards.public import NOT_STATED, code, filled, plain, public
 
 # by kind of head: kind of model, and its use
 KINDS = {
@@ -59,18 +59,18 @@ def _result(measurement: Measured) -> dict[str, Any]:
 
 
 def _sections(facts: ModelFacts) -> dict[str, str]:
-    ancestors = " ← ".join(f"`{name}`" for name in facts.lineage)
+    ancestors = " ← ".join(map(code, facts.lineage))
     base = f"further trained from {ancestors}" if ancestors else "trained from random weights"
     return {
         "Model details": _table(
             {
                 "kind": f"{kind_of(facts)[0]}, {base}",
-                "architecture": facts.architecture,
+                "architecture": plain(facts.architecture),
                 "parameters": f"{facts.num_parameters:,}",
                 "made by": f"ropewalk {facts.job}, run `{facts.name}`, submitted on {facts.created}",
                 "checkpoint": f"step {facts.step}" if facts.step is not None else None,
                 "code": f"commit {facts.commit}" if facts.commit else None,
-                "licence": f"{facts.license}, from its base model" if facts.license else None,
+                "licence": f"{plain(facts.license)}, from its base model" if facts.license else None,
             }
         ),
         "Intended use": (
@@ -83,7 +83,7 @@ def _sections(facts: ModelFacts) -> dict[str, str]:
         "Evaluation": _evaluation(facts),
         "Bias, risks and limitations": _limits(facts),
         "How to use": _usage(facts),
-        "Files": _table({name: f"SHA-256 `{digest}`" for name, digest in facts.files.items()} or {"weights": None}),
+        "Files": _table({plain(name): f"SHA-256 `{digest}`" for name, digest in facts.files.items()} or {"weights": None}),
     }
 
 
@@ -102,8 +102,8 @@ def _data(facts: ModelFacts) -> str:
     for data in facts.data:
         totals = data.manifest.totals
         size = f"{totals.documents:,} documents, {totals.tokens:,} tokens"
-        rows.append(f"- `{data.name}`: {size}, content `{data.manifest.hash}`")
-    rows += [f"- `{other.name}`: {other.description}" for other in facts.other_data]
+        rows.append(f"- {code(data.name)}: {size}, content {code(data.manifest.hash)}")
+    rows += [f"- {code(other.name)}: {other.description}" for other in facts.other_data]
     return "\n".join(rows) or f"Its run names no data set: {NOT_STATED}."
 
 
@@ -123,7 +123,8 @@ def _evaluation(facts: ModelFacts) -> str:
     for measurement in facts.measured:
         error = f"{measurement.standard_error:.2g}" if measurement.standard_error is not None else None
         row = (
-            f"| {measurement.name} | {measurement.value:.4g} | {filled(error)} | {filled(measurement.n)} | `{measurement.run}` |"
+            f"| {plain(measurement.name)} | {measurement.value:.4g} | {filled(error)} | {filled(measurement.n)} "
+            f"| `{measurement.run}` |"
         )
         rows.append(row)
     return head + "\n".join(rows)
@@ -138,7 +139,7 @@ def _limits(facts: ModelFacts) -> str:
         return f"{text}\n\nIt was not audited: run `ropewalk run audit model={facts.name} suites=[...]`."
     gates = [
         f"- `{gate['run']}`: "
-        + ("passed" if gate.get("passed") else f"refused: {json.dumps(public(gate.get('failed')), default=str)}")
+        + ("passed" if gate.get("passed") else f"refused: {plain(json.dumps(public(gate.get('failed')), default=str))}")
         for gate in facts.gates
     ]
     return f"{text}\n\nIts gates:\n\n" + ("\n".join(gates) or "none")

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.manifest import TokenizerRecord
+from ropewalk.datapipe.manifest import InputRecord, TokenizerRecord
+from ropewalk.jobs.models.cards.data_card import data_card
+from ropewalk.jobs.models.cards.data_facts import read_data_facts
 from ropewalk.jobs.models.cards.public import public
 from ropewalk.jobs.models.cards.write import write_data_cards, write_model_cards
 from ropewalk.jobs.results.readable import pictures, read_table
@@ -268,3 +271,40 @@ def no_empty(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(no_empty(inner) for inner in value)
     return value not in (None, "")
+
+
+FOREIGN = "[click](http://evil.example/x) <script>a</script> www.evil.example `b` | c\n| d |"
+
+
+def test_foreign_text_makes_no_links_html_or_cells(exported: tuple[RunDir, Path], tmp_path: Path) -> None:
+    from markdown_it import MarkdownIt
+
+    run, directory = exported
+    base = tmp_path / "base | [x](www.evil.example)"
+    base.mkdir()
+    (base / "README.md").write_text(f"---\nlicense: {json.dumps(FOREIGN)}\n---\n")
+    record = ModelRecord(
+        fingerprint={},
+        seq_len=8,
+        tokenizer=TokenizerRecord(name="t", hash="h", vocabulary=300, end_of_document=0, version="0"),
+        weights=Weights(path=str(base)),
+    )
+    write_json(run.model_record, record.model_dump(mode="json"))
+    score = {"value": 0.7, "standard_error": 0.01, "n": 900, "hash": "xxh3:1"}
+    gate = {"passed": False, "failed": [FOREIGN]}
+    finished(run.path.parent, "audit", run, {"scores": {FOREIGN: score}, "gate": gate})
+    config = json.loads((directory / "config.json").read_text())
+    write_json(directory / "config.json", {**config, "architectures": [FOREIGN]})
+    write_model_cards(run, directory, 8)
+    facts = read_data_facts(StoragePath(tmp_path / "private/data"))
+    (file, *_) = facts.manifest.inputs or [InputRecord(path="", size=1, checksum="c", documents=1, rejected=0)]
+    manifest = facts.manifest.model_copy(update={"inputs": (file.model_copy(update={"path": FOREIGN}),)})
+    cards = ((directory / "README.md").read_text(), data_card(replace(facts, manifest=manifest)))
+    for card in cards:
+        page = MarkdownIt("commonmark").enable("table").render(card.split("---\n", 2)[2])
+        assert "click" in page
+        assert r"www\.evil" in card
+        assert not re.search(r"<(a|script)\b", page)
+        for table in re.findall("<table>.*?</table>", page, re.DOTALL):
+            rows = [row.count("<t") for row in re.findall("<tr>.*?</tr>", table, re.DOTALL)]
+            assert len(set(rows)) == 1

@@ -5,16 +5,20 @@ import os
 import secrets
 from pathlib import Path
 
-from ropewalk.cluster.run.files import write_atomically
+from ropewalk.cluster.run.files import sync_all, sync_folder
 
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
 
 
 def create_whole(path: Path, text: str) -> bool:
-    """Create a file with its content, or return False if it exists. Exactly one of several machines succeeds."""
+    """Create a file with its content, or return False if it exists. Exactly one of several machines succeeds.
+
+    After the return a power cut does not remove the file.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    write_atomically(temporary, text)
     try:
+        temporary.write_text(text)
+        sync_all([temporary])
         os.link(temporary, path)
     except FileExistsError:
         # NFS repeats a request if the answer was lost, and may then find the link that it has made itself
@@ -25,6 +29,7 @@ def create_whole(path: Path, text: str) -> bool:
         return _create_in_place(path, text)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
     return True
 
 
@@ -34,8 +39,13 @@ def _create_in_place(path: Path, text: str) -> bool:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(descriptor)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(descriptor)
+    except OSError:  # such as a full disk; half of a file would be a damaged one
+        path.unlink()
+        raise
+    sync_folder(path.parent)
     return True

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ PRIVATE_MODE = 0o700  # runs contain uncommitted code, logs and keys
 
 
 def write_atomically(path: Path, data: str | bytes, *, durable: bool = True) -> None:
-    """Write a file so that readers, also after a crash, see either the old or the new content.
+    """Write a file so that readers, also after a crash or a power cut, see either the old or the new content.
 
-    With `durable=False` the file is not synced to disk: a power cut may leave the old file or an empty one.
+    After the return a power cut leaves the new one. With `durable=False` nothing is synced to disk: a power cut may leave the old
+    file or an empty one.
     """
     raw = data.encode() if isinstance(data, str) else data
     # rename is atomic only within one filesystem, so the temporary file sits beside its target
@@ -45,6 +46,14 @@ def write_atomically(path: Path, data: str | bytes, *, durable: bool = True) -> 
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the names in a folder to disk, as far as the file system can."""
+    with suppress(OSError):  # some network file systems refuse it
+        _sync(folder)
 
 
 def write_all(files: Mapping[Path, str | bytes], *, durable: bool = True) -> None:

@@ -1,6 +1,7 @@
 """A run on disk: ids, attempts, outcomes, fences, and files that a crash cannot halve."""
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from ropewalk.cluster.errors import ConfigError, StaleAttemptError
 from ropewalk.cluster.run.attempts import begin_attempts
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.exclusive import create_whole
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.files import append_line, read_lines, write_atomically
 from ropewalk.cluster.spec import Outcome, RunState
@@ -112,3 +114,23 @@ def test_an_attempts_resources_are_its_own_or_those_of_the_record(tmp_path: Path
     assert [str(run.resources(number).nodes) for number in (first, second)] == ["1..4", "2"]
     assert str(run.resources().nodes) == "2", "the newest attempt's"
     assert (run.retries.bugs, run.retries.disturbances) == (5, 100)
+
+
+def test_names_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is synced after a file has got its name, since syncing the file alone does not keep the name."""
+    synced: list[tuple[str, set[str]]] = []
+    sync = os.fsync
+
+    def record(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append((path, {name for name in os.listdir(tmp_path) if not name.startswith(".")}))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    write_atomically(tmp_path / "outcome.json", "{}")
+    assert synced[-1] == (str(tmp_path), {"outcome.json"})
+    assert create_whole(tmp_path / "000001.json", "{}")
+    assert synced[-1] == (str(tmp_path), {"outcome.json", "000001.json"})
+    synced.clear()
+    write_atomically(tmp_path / "progress.json", "{}", durable=False)
+    assert synced == []

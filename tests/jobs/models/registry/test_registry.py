@@ -165,15 +165,15 @@ def test_whoever_looked_too_early_does_not_overwrite(root: Path) -> None:
 def test_killed_at_any_moment_the_move_is_whole_or_not_there(root: Path, position: int) -> None:
     run = passing(root, 1, 2)
     promote(f"{run.id}@1", root=root)
-    moments = ("write_atomically", "os.link", "after")
+    moments = ("sync_all", "os.link", "after")
 
     def killed() -> None:
         def die(*_: Any, **__: Any) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
         register(f"{run.id}@2", root=root)
-        if moments[position] == "write_atomically":
-            exclusive.write_atomically = die  # type: ignore[assignment]
+        if moments[position] == "sync_all":
+            exclusive.sync_all = die  # type: ignore[assignment]
         elif moments[position] == "os.link":
             exclusive.os.link = die  # type: ignore[attr-defined]
         promote(f"{run.id}@2", root=root, key="once")

@@ -106,7 +106,7 @@ class Agent:
         if self.engine is Engine.RANKS:
             self._start_forkserver()
         threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
-        monitor = Monitor(self.folder / names.NODES / f"node-{self.node}.jsonl", self.node)
+        monitor = Monitor(self.folder / names.NODES / f"node-{self.node}.jsonl", self.node, self.run_dir.path)
         monitor.start()
         if self.node == 0:
             self._start_sidecars()

@@ -1,6 +1,7 @@
 """Periodic samples of a node's resources (psutil, NVML); their file also shows that the node is alive."""
 
 import logging
+import os
 import threading
 import time
 from contextlib import suppress
@@ -9,11 +10,15 @@ from typing import Any
 
 import psutil
 
+from ropewalk.cluster.process.log_rotation import rotate, rotate_logs
 from ropewalk.cluster.run.files import append_line
 
 log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 5.0
+DENSE_SECONDS = 86400.0  # with a sample at each interval
+SPARSE_SECONDS = 60.0  # between samples after that
+ROTATION_SECONDS = 60.0  # between two looks at the sizes of logs
 _GIB = 2**30
 
 
@@ -67,10 +72,14 @@ def _gpus() -> dict[str, float]:
 
 
 class Monitor:
-    """Thread that appends samples to a file. A node whose file no longer grows is dead or disconnected."""
+    """Thread that appends samples to a file, and keeps the logs of this machine's processes small.
 
-    def __init__(self, path: Path, node: int, interval_seconds: float = INTERVAL_SECONDS) -> None:
-        self._path, self._node, self._interval_seconds = path, node, interval_seconds
+    A node whose file is no longer written or touched is dead or disconnected. After a day samples are a minute apart.
+    """
+
+    def __init__(self, path: Path, node: int, logs: Path, interval_seconds: float = INTERVAL_SECONDS) -> None:
+        self._path, self._node, self._logs, self._interval_seconds = path, node, logs, interval_seconds
+        self._started = self._sampled = self._rotated = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
@@ -85,8 +94,20 @@ class Monitor:
     def _run(self) -> None:
         while True:
             try:
-                append_line(self._path, sample(self._node))
+                self._look()
             except (OSError, psutil.Error) as error:
-                log.warning("a sample of the node could not be written: %s", error)
+                log.warning("a sample of the node could not be written, or a log not rotated: %s", error)
             if self._ended.wait(self._interval_seconds):
                 return
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._started < DENSE_SECONDS or now - self._sampled >= SPARSE_SECONDS or self._ended.is_set():
+            append_line(self._path, sample(self._node))
+            self._sampled = now
+        else:
+            os.utime(self._path)
+        if now - self._rotated >= ROTATION_SECONDS:
+            self._rotated = now
+            rotate(self._path)
+            rotate_logs(self._logs)

@@ -89,7 +89,8 @@ def tail(context: JobContext, since_bytes: int) -> str:
     """Return the end of the log, without the part before `since_bytes`."""
     try:
         with log_of(context).open("rb") as stream:
-            stream.seek(max(since_bytes, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(since_bytes if since_bytes <= size else 0, size - TAIL_BYTES))  # smaller if it was rotated
             return stream.read().decode(errors="replace")
     except OSError:
         return ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.fresh_reads import list_afresh
+from ropewalk.cluster.process.log_rotation import predecessor
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import poll_seconds
 
@@ -63,9 +64,11 @@ def _array_files(run: RunDir, attempt: int) -> list[tuple[str, Path]]:
 def read_logs(run: RunDir, rank: int | None = None, node: int | None = None) -> Iterator[str]:
     """Yield every line, with a prefix such as `1.rank-0 |`."""
     for prefix, path in log_files(run, rank, node):
-        with path.open(errors="replace", newline="\n") as stream:
-            for line in stream:
-                yield f"{prefix} | {line.rstrip()}"
+        for part in (predecessor(path), path):
+            if part.exists():
+                with part.open(errors="replace", newline="\n") as stream:
+                    for line in stream:
+                        yield f"{prefix} | {line.rstrip()}"
 
 
 def follow_logs(
@@ -93,13 +96,24 @@ def follow_logs(
 
 
 def _new_lines(path: Path, offsets: dict[Path, int], *, to_the_end: bool) -> list[str]:
-    """Return the lines completed since the last call; `to_the_end` includes an incomplete last line."""
-    offset = offsets.get(path, 0)
+    """Return the lines completed since the last call; `to_the_end` includes an incomplete last line.
+
+    A negative offset is a position in the predecessor of a rotated file, counted from its end.
+    """
+    offset, rotated, raw = offsets.get(path), predecessor(path), b""
     with path.open("rb") as stream:  # an NFS client returns the current size only for an open file
-        if stream.seek(0, os.SEEK_END) <= offset:
+        size = stream.seek(0, os.SEEK_END)
+        if (offset is None or size < offset) and rotated.exists():
+            offset = (offset or 0) - rotated.stat().st_size
+        offset = offset or 0
+        if size <= offset:
             return []
-        stream.seek(offset)
-        raw = stream.read()
+        if offset < 0:
+            with rotated.open("rb") as earlier:
+                earlier.seek(offset, os.SEEK_END)
+                raw = earlier.read()
+        stream.seek(max(offset, 0))
+        raw += stream.read()
     whole = raw if to_the_end else raw[: raw.rfind(b"\n") + 1]
     offsets[path] = offset + len(whole)
     return whole.decode(errors="replace").removesuffix("\n").split("\n") if whole else []

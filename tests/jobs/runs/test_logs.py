@@ -36,6 +36,27 @@ def test_who_started_the_others_comes_first_attempt_by_attempt(run: RunDir) -> N
     assert list(read_logs(run, node=0)) == ["1.node-0 | word"]
 
 
+def test_a_rotated_log_is_read_with_its_predecessor(run: RunDir) -> None:
+    turns = 0
+
+    def sleep(_: float) -> None:
+        nonlocal turns
+        turns += 1
+        log = run.log_dir(1) / "rank-0.log"
+        if turns == 1:
+            say(run, "logs/rank-0.log", "second\nthi")
+            log.rename(log.with_name("rank-0.log.1"))
+            say(run, "logs/rank-0.log", "")
+        elif turns == 2:
+            say(run, "logs/rank-0.log", "rd\nfourth\n")
+
+    say(run, "logs/rank-0.log", "first\n")
+    whole = [f"1.rank-0 | {word}" for word in ("first", "second", "third", "fourth")]
+    assert list(follow_logs(run, lambda: turns == 2, sleep=sleep)) == whole
+    assert list(follow_logs(run, lambda: True, sleep=lambda _: None)) == whole
+    assert list(read_logs(run)) == [*whole[:2], "1.rank-0 | thi", "1.rank-0 | rd", whole[3]]
+
+
 def test_following_waits_for_the_end_of_a_line_and_for_new_files(run: RunDir) -> None:
     rounds = iter(
         [

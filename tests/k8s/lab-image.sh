@@ -31,5 +31,8 @@ mounts=()
 for place in /etc/ssl/certs /etc/pip.conf /etc/xdg/pip ${PIP_FIND_LINKS:-}; do [ ! -e "$place" ] || mounts+=(--volume "$place:$place:ro"); done
 own=$(python3 -m pip config debug | sed -n '/^user:/,$ s/^  \(.*\), exists: True$/\1/p' | tail -n 1)
 [ -z "$own" ] || mounts+=(--volume "$(dirname "$own"):/root/.config/pip:ro")
-BUILDER="$work/buildah" k8s/image/build-image.sh "$name" --build-arg BASE=local.test/base:1 --pull=never --network=host --ulimit "nofile=$(ulimit -Hn)" --ulimit "nproc=$(ulimit -Hu)" "${mounts[@]}"
+options=(--build-arg BASE=local.test/base:1 --pull=never --network=host --ulimit "nofile=$(ulimit -Hn)" --ulimit "nproc=$(ulimit -Hu)" "${mounts[@]}")
+export BUILDER="$work/buildah"
+k8s/image/build-image.sh --lock "${options[@]}"
+k8s/image/build-image.sh "$name" "${options[@]}"
 "$work/buildah" push -q "$name" "docker-archive:$file:$name"

@@ -57,7 +57,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"datapipe.execution", "datapipe.chat"},
     ),
     "k8s": (
-        {"k8s.names"},
+        {"k8s.names", "k8s.image"},
         {"k8s.profile"},
         {"k8s.api"},
         {"k8s.manifests", "k8s.runtime"},

@@ -98,17 +98,12 @@ class Store:
         With `since` only records of this time and later; shards that end before are not read. Oldest shards come first.
         """
         spooled = self._table(self._spooled())  # before the shards: a concurrent roll then leaves no gap
-        shards = [path for path in self.shards() if since is None or newest_time(path) >= since]
-        if newest_first:
-            yield spooled if since is None else spooled.filter(pc.greater_equal(spooled[TIME], since))
-            shards.reverse()
-        for path in shards:
-            table = self._open(path)
-            if _may_share_ids(path, spooled):
+        paths = [*(path for path in self.shards() if since is None or newest_time(path) >= since), None]
+        for path in reversed(paths) if newest_first else paths:
+            table = self._open(path) if path else spooled
+            if path and _may_share_ids(path, spooled):
                 table = table.filter(pc.invert(pc.is_in(table[ID], value_set=spooled[ID])))
             yield table if since is None else table.filter(pc.greater_equal(table[TIME], since))
-        if not newest_first:
-            yield spooled if since is None else spooled.filter(pc.greater_equal(spooled[TIME], since))
 
     def find(self, columns: Sequence[str], value: str) -> Row | None:
         """Return the record with this value in one of the columns, or None."""

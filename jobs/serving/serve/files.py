@@ -1,5 +1,6 @@
 """Files of a serving run: for its own processes, for `show`, and for other programs."""
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class LocalFiles:
     """Files on the first node's own disk, which change and are read often."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or Path(tempfile.gettempdir()) / "serve"  # the agent's temporary folder, removed after the attempt
+        # the agent's temporary folder, removed after the attempt; gettempdir() leaves it for another one while its disk is full
+        self.folder = folder or Path(os.environ.get("TMPDIR") or tempfile.gettempdir()) / "serve"
         self.routes = self.folder / "routes.json"
         self.load = self.folder / "load.json"
         self.settings = self.folder / "gateway.json"

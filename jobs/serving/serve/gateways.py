@@ -16,6 +16,7 @@ from ropewalk.jobs.serving.serve.child import Child
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096
+RECEIVE_BYTES = 2**16  # of a body that is not read yet, held by the kernel and parsed at once
 SILENT_LOOKS = 300  # calls of `look` without a sign of life after which the serving gateway is killed
 
 
@@ -75,13 +76,16 @@ class Gateways:
 def listen(host: str, port: int, last_port: int = 0) -> socket.socket:
     """Return a listening socket; without a `port` at `last_port` if that is free. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = None
     if not port and last_port:
         with suppress(OSError):
-            return socket.create_server((host, last_port), family=family, backlog=BACKLOG)
+            listening = socket.create_server((host, last_port), family=family, backlog=BACKLOG)
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listening = listening or socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(f"host {host}, port {port}: {error}; choose another, or port 0 for a free one") from error
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    return listening
 
 
 def address_of(listening: socket.socket, scheme: str = "http") -> str:

@@ -31,6 +31,7 @@ _ANSWERS = frozenset({CHAT, COMPLETIONS, *OTHERS})
 _HEALTH = frozenset({"/healthz", "/readyz"})
 _PAGES = frozenset({*_HEALTH, "/metrics", "/v1/models"})
 _READ_AHEAD_BYTES = 2**20  # of an answer, buffered for a slow client so that its replica is free early
+_DISCARDED_BYTES = 2**16
 _LOCAL_NAMES = (".svc", ".svc.cluster.local", ".localhost")
 
 
@@ -43,7 +44,7 @@ class Server(web.Server):
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=settings.idle_seconds,
-            lingering_time=settings.linger_seconds,
+            lingering_time=0,
             auto_decompress=False,
         )
         self._settings = settings
@@ -95,10 +96,27 @@ class Gateway:
                     return await self._store_feedback(body, client)
                 return await Exchange(self.context, request, body, clock, client).run()
         except RefusalError as error:
-            response = error.response()
-            if request.body_exists and not request.content.at_eof():
-                response.force_close()
-            return response
+            return await self._refuse(request, error.response())
+
+    async def _refuse(self, request: web.BaseRequest, response: web.Response) -> web.Response:
+        """Discard a small body. A larger one is not read: its client gets a moment to read the answer, and is disconnected."""
+        if not await self._discard(request):
+            response.force_close()
+            await response.prepare(request)
+            await response.write_eof()
+            if request.transport is not None:
+                request.transport.pause_reading()
+            await asyncio.sleep(self.settings.linger_seconds)
+        return response
+
+    async def _discard(self, request: web.BaseRequest) -> bool:
+        """Read the rest of a small body; return False for a larger one."""
+        num_bytes = 0
+        with suppress(TimeoutError, web.RequestPayloadError):
+            async with asyncio.timeout(self.settings.linger_seconds):
+                while not request.content.at_eof() and num_bytes < _DISCARDED_BYTES:
+                    num_bytes += len(await request.content.readany())
+        return request.content.at_eof()
 
     # --- requests
 

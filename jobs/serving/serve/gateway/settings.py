@@ -43,7 +43,7 @@ class GatewaySettings(Section):
         default=75.0, gt=0, description="seconds after which a connection without a complete request head is closed"
     )
     body_seconds: float = Field(default=30.0, gt=0, description="seconds within which a request's body must have arrived")
-    linger_seconds: float = Field(default=0.5, ge=0, description="seconds in which the body of a refused request is discarded")
+    linger_seconds: float = Field(default=1.0, ge=0, description="seconds a client gets to read why its body was refused")
     stalled_seconds: float = Field(
         default=120.0, gt=0, description="seconds after which a client that receives nothing is disconnected"
     )

@@ -126,8 +126,14 @@ class GroupWatch:
 
     def _sample(self) -> None:
         if self._sampling is not None and self._sampling[0].done():
-            self.watch.add(self._sampling[0].result(), self._sampling[1])
+            future, beats = self._sampling
             self._sampling = None
+            try:
+                samples = future.result()
+            except (OSError, RuntimeError) as error:  # no memory, or no thread
+                log.warning("the ranks cannot be observed, so they do not count as hung: %s", error)
+                samples = {}
+            self.watch.add(samples, beats)
         if self._sampling is None and self.watch.wants_samples:
             self._sampling = self._background.submit(take_samples, self.watch.ranks), self.watch.beats
 

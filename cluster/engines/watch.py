@@ -41,7 +41,7 @@ class Watch:
     ) -> None:
         self.ranks, self._group, self._world_size, self._clock = ranks, group, world_size, clock
         self._silences: dict[int, _Silence] = {}
-        self._now, self._read_at = 0.0, clock()
+        self._now, self._read_at, self._added_at = 0.0, clock(), -math.inf
         self.leniency = 1.0  # factor of all time limits
 
     @property
@@ -82,11 +82,11 @@ class Watch:
     @property
     def wants_samples(self) -> bool:
         limit = self.asleep_seconds
-        newest = max((silence.sampled_at for silence in self._silences.values()), default=-math.inf)
-        return self.silent_seconds > FIRST_SAMPLE * limit and self._now - newest > SAMPLE_INTERVAL * limit
+        return self.silent_seconds > FIRST_SAMPLE * limit and self._now - self._added_at > SAMPLE_INTERVAL * limit
 
     def add(self, samples: Mapping[int, RankSample], beats: Mapping[int, Beat]) -> None:
         """Add samples that were taken since the heartbeats `beats`."""
+        self._added_at = self._now
         for rank, sample in samples.items():
             if rank not in beats or (silence := self._silences[rank]).beat.number != beats[rank].number:
                 continue

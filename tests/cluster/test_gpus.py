@@ -12,7 +12,7 @@ from ropewalk.cluster.backends.local.held_gpus import HeldGpus
 from ropewalk.cluster.backends.local.nodes import render_script
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.cluster.gpus import deal_devices, machine_devices
+from ropewalk.cluster.gpus import deal_devices, gpu_percent, machine_devices, rank_gpu
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import Engine
@@ -65,6 +65,28 @@ def test_runs_of_this_machine_are_dealt_gpus_that_no_other_holds(monkeypatch: py
     assert two.take(2) == ["1", "3"], "what it has it keeps"
     machine_with(4, monkeypatch, CUDA_VISIBLE_DEVICES="3,2")
     assert HeldGpus(tmp_path).take(2) == ["3", "2"]
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "variables", "expected"),
+    [
+        (1, {"ROPEWALK_NODE_GPUS": "2", "CUDA_VISIBLE_DEVICES": "3, 2"}, "2"),
+        (1, {"ROPEWALK_NODE_GPUS": "4", "CUDA_VISIBLE_DEVICES": "3,2,1,0"}, "1"),  # each of two ranks has two
+        (1, {"ROPEWALK_NODE_GPUS": "2"}, "1"),
+        (1, {"ROPEWALK_NODE_GPUS": "2", "CUDA_VISIBLE_DEVICES": TWO_UUIDS}, TWO_UUIDS.split(",")[1]),
+        (1, {"ROPEWALK_NODE_GPUS": "0", "CUDA_VISIBLE_DEVICES": "3,2"}, None),
+        (0, {}, None),
+    ],
+)
+def test_the_gpu_of_a_rank(local_rank: int, variables: dict[str, str], expected: str | None) -> None:
+    assert rank_gpu(local_rank, 2, variables) == expected
+
+
+def test_the_use_of_a_gpu_is_unknown_where_nvml_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_with(2, monkeypatch)
+    assert [gpu_percent(device) for device in ("1", *TWO_UUIDS.split(","))] == [50.0, 50.0, None]
+    machine_with(None, monkeypatch)
+    assert gpu_percent("0") is None
 
 
 @pytest.mark.parametrize(

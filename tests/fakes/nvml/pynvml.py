@@ -25,6 +25,12 @@ def nvmlDeviceGetHandleByIndex(index: int) -> int:  # noqa: N802
     return index
 
 
+def nvmlDeviceGetHandleByUUID(uuid: str) -> int:  # noqa: N802
+    if uuid.startswith("MIG-"):
+        raise NVMLError("not supported")
+    return 0
+
+
 def nvmlDeviceGetComputeRunningProcesses(handle: int) -> list[int]:  # noqa: N802
     return [1] if str(handle) in os.environ.get("FAKE_GPUS_IN_USE", "").split(",") else []
 

@@ -58,12 +58,13 @@ class Agreement:
         self._votes: set[str] = set()
         self._next_poll = 0.0
 
-    def is_hung(self, silent: bool, has_cause: bool) -> bool:
-        """Return True if all nodes are silent, and at least one of them has the cause."""
-        cause = silent and has_cause
-        if cause != ("cause" in self._votes):
-            self._cast("cause", cause)
-        return self.vote("silent", silent) and self._cast("cause", cause) > 0
+    def is_hung(self, *, silent: bool, has_cause: bool, has_waiter: bool) -> bool:
+        """Return True if all nodes are silent, and some of them have the cause and a rank that waits for it."""
+        parts = {"cause": silent and has_cause, "waiter": silent and has_waiter}
+        for part, holds in parts.items():
+            if holds != (part in self._votes):
+                self._cast(part, holds)
+        return self.vote("silent", silent) and all(self._cast(part, holds) > 0 for part, holds in parts.items())
 
     def vote(self, proposition: str, holds: bool) -> bool:
         """Cast this node's vote on a proposition, and return True if it holds on all nodes."""
@@ -116,7 +117,8 @@ class GroupWatch:
         self._adjust_leniency()
         self._sample()
         self._report_slow()
-        return self._agreement.is_hung(self.watch.is_silent, self.watch.has_cause)
+        watch = self.watch
+        return self._agreement.is_hung(silent=watch.is_silent, has_cause=watch.has_cause, has_waiter=watch.has_waiter)
 
     def _adjust_leniency(self) -> None:
         if self.watch.silent_seconds < LENIENCY_SECONDS:

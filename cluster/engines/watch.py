@@ -114,9 +114,16 @@ class Watch:
 
     @property
     def has_cause(self) -> bool:
-        """True if a rank of this node is the cause of a hang: it sleeps while others wait for it, or exceeds all time limits."""
-        asleep = {Activity.SLEEPS} if self._world_size > 1 else {Activity.SLEEPS, Activity.WAITS}
-        return any(self._overdue(rank) or silence.activity in asleep for rank, silence in self._silences.items())
+        """True if a rank of this node can be the cause of a hang: it sleeps, or exceeds all time limits."""
+        return self._any_is(Activity.SLEEPS)
+
+    @property
+    def has_waiter(self) -> bool:
+        """True if a rank of this node waits for others, is the only one of its group, or exceeds all time limits."""
+        return self._world_size == 1 or self._any_is(Activity.WAITS)
+
+    def _any_is(self, activity: Activity) -> bool:
+        return any(self._overdue(rank) or silence.activity is activity for rank, silence in self._silences.items())
 
     def slow_ranks(self) -> dict[int, Activity]:
         """Return the ranks that are late but active, if all ranks of this node are late."""

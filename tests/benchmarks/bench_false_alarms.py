@@ -49,8 +49,8 @@ SECONDS = {"quota": 10.0, "memory": 10.0, "disk": 10.0, "freeze": 5.0}
 DISTURBANCES = 3  # of each run
 COMPUTED = 0.05  # share of a step that needs a core; in the rest it sleeps
 COMPILE_SECONDS = 20.0
-MAPPED_BYTES, DISK_MIB, CHECKPOINT_BYTES = 32 << 20, 160, 1 << 20
-MEMORY_SHARES = (0.6, 0.7, 0.8, 0.9, 0.95)  # of the memory in use, of which the kernel can free the part that files back
+MAPPED_BYTES, DISK_MIB, CHECKPOINT_BYTES = 48 << 20, 160, 1 << 20
+MEMORY_ROOMS = tuple(size << 20 for size in (16, 24, 32))  # more than what no file backs; the mapped files need up to 96 MiB
 RUN_SECONDS = 900.0
 SUBMITTING = threading.Lock()  # the fork server is named by the environment
 
@@ -135,10 +135,12 @@ class Machine:
 
     @contextmanager
     def memory(self) -> Iterator[None]:
-        limit, used = (self._groups["memory"] / f"memory.{name}_in_bytes" for name in ("limit", "usage"))
-        for share in MEMORY_SHARES:
-            with suppress(OSError):  # the kernel cannot free as much
-                with self._changed(limit, str(int(share * int(used.read_text()))), "-1"):
+        group = self._groups["memory"]
+        for room in MEMORY_ROOMS:
+            with suppress(OSError):  # more is in use than the kernel can free
+                (group / "memory.force_empty").write_text("0")
+                limit = int((group / "memory.usage_in_bytes").read_text()) + room
+                with self._changed(group / "memory.limit_in_bytes", str(limit), "-1"):
                     yield
                 return
         yield
@@ -299,7 +301,12 @@ def measure_all() -> int:
                 results.append(result)
                 print(f"{len(results)}: {json.dumps(result)}", file=sys.stderr, flush=True)
 
-        list(pool.map(work, range(min(arguments.at_once, arguments.runs))))
+        working = [pool.submit(work, number) for number in range(min(arguments.at_once, arguments.runs))]
+        try:
+            for future in working:
+                future.result()
+        except KeyboardInterrupt:
+            list(seeds)  # the runs under way are the last
     events = Counter(event["event"] for result in results for event in result["events"])
     alarms = [event for result in results for event in result["events"] if event["event"] == "ranks_hung"]
     report = {

@@ -85,7 +85,9 @@ class Node:
     @property
     def hangs(self) -> bool:
         """Decision of an agent whose node is the only one."""
-        return Agreement(Store(), 1).is_hung(self.watch.is_silent, self.watch.has_cause)
+        watch = self.watch
+        votes = {"silent": watch.is_silent, "has_cause": watch.has_cause, "has_waiter": watch.has_waiter}
+        return Agreement(Store(), 1).is_hung(**votes)
 
     def seconds_until_hang(self, at_most: float = 1000.0) -> float:
         began = self.clock.now
@@ -168,10 +170,12 @@ def test_a_rank_that_was_active_must_sleep_as_long_as_any_other(node: Node) -> N
     assert 15.0 <= node.seconds_until_hang() <= 15.0 + 3.5
 
 
-def test_ranks_that_all_wait_in_collectives_hang_after_hung_seconds(node: Node) -> None:
+@pytest.mark.parametrize("where", [WAITS, SLEEPS], ids=["in collectives", "for data"])
+def test_ranks_that_all_do_the_same_hang_after_hung_seconds(node: Node, where: Stack) -> None:
+    """The network or a store that all of them read from stands still."""
     node.train()
     for process in node.processes:
-        process.stack = WAITS
+        process.stack = where
     assert node.seconds_until_hang() == pytest.approx(HUNG, abs=0.3)
     assert not node.slow
 
@@ -230,6 +234,7 @@ def test_a_wait_for_data_may_be_twice_as_long_as_the_longest_so_far(node: Node) 
         node.beat(Phase.STEP)
         node.pass_time(0.1)
     node.beat(Phase.DATA)
+    node.wait_for(1)
     assert node.seconds_until_hang() == pytest.approx(40.0, abs=0.5)
 
 
@@ -367,34 +372,40 @@ class Store:
         return self.counts[key]
 
 
+def vote(agreement: Agreement, *, silent: bool = True, has_cause: bool = False, has_waiter: bool = False) -> bool:
+    agreement._next_poll = 0.0
+    return agreement.is_hung(silent=silent, has_cause=has_cause, has_waiter=has_waiter)
+
+
 def test_nodes_hang_together_or_not_at_all() -> None:
     store = Store()
-    agreement, two = Agreement(store, 2), Agreement(store, 2)
-    assert not agreement.is_hung(True, True)
-    assert not two.is_hung(False, False)
-    assert not agreement.is_hung(False, True), "its ranks went on"
-    assert not two.is_hung(True, False)
-    assert agreement.is_hung(True, True)
-    two._next_poll = 0.0
-    assert two.is_hung(True, False), "the cause is on the other node"
+    first, second = Agreement(store, 2), Agreement(store, 2)
+    assert not vote(first, has_cause=True)
+    assert not vote(second, silent=False, has_waiter=True)
+    assert not vote(first, silent=False, has_cause=True), "its ranks went on"
+    assert not vote(second, has_waiter=True)
+    assert vote(first, has_cause=True)
+    assert vote(second, has_waiter=True)
+    assert not first.is_hung(silent=True, has_cause=True, has_waiter=False), "asked again too soon"
 
 
-def test_nodes_that_only_wait_do_not_hang() -> None:
+@pytest.mark.parametrize("part", ["has_cause", "has_waiter"])
+def test_nodes_need_a_cause_and_a_rank_that_waits_for_it(part: str) -> None:
     store = Store()
-    agreement, two = Agreement(store, 2), Agreement(store, 2)
-    assert not agreement.is_hung(True, False)
-    assert not two.is_hung(True, False)
-    two._next_poll = 0.0
-    assert two.is_hung(True, True), "one of them exceeds all limits"
+    first, second = Agreement(store, 2), Agreement(store, 2)
+    for _ in range(2):
+        assert not vote(first, **{part: True})
+        assert not vote(second, **{part: True})
+    assert vote(second, has_cause=True, has_waiter=True)
 
 
 def test_without_a_store_nothing_is_agreed() -> None:
     store = Store()
     alone = Agreement(store, 1)
     store.gone = True
-    assert not alone.is_hung(True, True)
+    assert not vote(alone, has_cause=True, has_waiter=True)
     store.gone = False
-    assert alone.is_hung(True, True)
+    assert vote(alone, has_cause=True, has_waiter=True)
 
 
 def test_steps_that_really_take_so_long_are_done_in_the_end() -> None:

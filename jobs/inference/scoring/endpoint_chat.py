@@ -21,6 +21,7 @@ class EndpointChat:
     def __init__(self, endpoint: Endpoint, sampling: Sampling, *, system: str | None = None, seed: int = 0) -> None:
         self.endpoint, self.sampling, self.seed = endpoint, sampling, seed
         token = endpoint.token()
+        self._verify = endpoint.verify()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self._address, self._resources = "", ExitStack()
@@ -39,7 +40,7 @@ class EndpointChat:
         address = self._address = self._address or self._resources.enter_context(reach(self.endpoint))
         limits = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
         try:
-            answer = httpx2.post(f"{address}{path}", json=body, headers=self._headers, timeout=limits)
+            answer = httpx2.post(f"{address}{path}", json=body, headers=self._headers, timeout=limits, verify=self._verify)
         except httpx2.TransportError as error:
             self.close()
             raise BackendError(f"{address} (on {self.endpoint.node}) does not answer: {error}") from None

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from tempfile import TemporaryFile
+from urllib.parse import urlsplit
 
 import httpx2
 import psutil
@@ -30,7 +31,7 @@ def reach(endpoint: Endpoint) -> Iterator[str]:
 
     Raises BackendError if the endpoint cannot be reached from this machine.
     """
-    if endpoint.is_here or (not endpoint.is_loopback and _answers(endpoint.address)):
+    if endpoint.is_here or (not endpoint.is_loopback and _answers(endpoint)):
         yield endpoint.address
     elif endpoint.tunnel is None:
         raise BackendError(
@@ -39,12 +40,12 @@ def reach(endpoint: Endpoint) -> Iterator[str]:
     else:
         port = free_port(LOOPBACK)
         with _tunnel(endpoint.tunnel(port), port):
-            yield f"http://{LOOPBACK}:{port}"
+            yield f"{urlsplit(endpoint.address).scheme}://{LOOPBACK}:{port}"
 
 
-def _answers(address: str) -> bool:
+def _answers(endpoint: Endpoint) -> bool:
     try:
-        return httpx2.get(f"{address}/healthz", timeout=CONNECT_SECONDS).is_success
+        return httpx2.get(f"{endpoint.address}/healthz", timeout=CONNECT_SECONDS, verify=endpoint.verify()).is_success
     except httpx2.TransportError:
         return False
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ropewalk.cluster.backends.profiles import load_backend
 from ropewalk.cluster.errors import RopewalkError
@@ -44,16 +45,18 @@ class ServeView(RunView):
         if not address or address.get("closed") or self.run.outcome(int(address["attempt"])) is not None:
             return None
         config = self.run.record.get("config") or {}
-        auth, node = config.get("auth") or {}, str(address.get("node") or "")
+        auth, node = config.get("auth"), str(address.get("node") or "")
+        source = auth if isinstance(auth, dict) else {}
         endpoint = Endpoint(
             address=str(address["address"]),
             node=node,
-            variable=auth.get("variable"),
-            file=auth.get("file"),
+            variable=source.get("variable"),
+            file=source.get("file"),
+            certificate=(config.get("tls") or {}).get("cert"),
             tunnel=self._tunnel(address),
         )
         if config.get("host") in ALL_INTERFACES and not endpoint.is_here:
-            return replace(endpoint, address=f"http://{node}:{address['port']}")
+            return replace(endpoint, address=f"{urlsplit(endpoint.address).scheme}://{node}:{address['port']}")
         return endpoint
 
     def _tunnel(self, address: Mapping[str, Any]) -> Callable[[int], str] | None:

@@ -3,6 +3,7 @@
 import logging
 import queue
 import secrets
+import ssl
 import threading
 import time
 import urllib.request
@@ -41,7 +42,7 @@ def known_samples(run: Path) -> tuple[dict[str, Side], dict[str, Side]]:
     return first, every
 
 
-def endpoint(address: str, token: str | None) -> AskEndpoint:
+def endpoint(address: str, token: str | None, tls: ssl.SSLContext | None = None) -> AskEndpoint:
     """Return a function that asks an OpenAI-compatible endpoint, without being captured there."""
 
     def ask(exchange: CapturedExchange) -> Any:
@@ -54,7 +55,7 @@ def endpoint(address: str, token: str | None) -> AskEndpoint:
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
         url = f"{address.rstrip('/')}/v1/{'chat/completions' if chat else 'completions'}"
         request = urllib.request.Request(url, orjson.dumps(body), headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=tls) as answer:
             choices = answer_of(answer.read()).get("choices") or [None]
         return choices[0]
 

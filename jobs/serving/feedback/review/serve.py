@@ -3,6 +3,7 @@
 import getpass
 import os
 import signal
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -113,7 +114,8 @@ def _asking(run: RunDir, address: str | None) -> Iterator[AskEndpoint | None]:
     else:
         token = serving.token()
         with reach(serving) as here:
-            yield endpoint(here, token)
+            verify = serving.verify()
+            yield endpoint(here, token, verify if isinstance(verify, ssl.SSLContext) else None)
 
 
 def _each_line(on_line: Callable[[], None]) -> None:

@@ -55,6 +55,8 @@ def main() -> None:
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USER_MISTAKE)
+    if settings.token_file is not None and settings.token_file.stat().st_mode & 0o007:
+        log.warning("auth: other users can read %s; run: chmod 600 %s", settings.token_file, settings.token_file)
     _raise_open_files(2 * settings.max_connections + 100)
     lock = os.open(arguments.lock, os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)

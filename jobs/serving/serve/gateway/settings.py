@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import ssl
 from pathlib import Path
 from typing import Self
@@ -11,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ropewalk.cluster.config import Section
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.runs.show.endpoint import read_tokens
 
 
 class GatewaySettings(Section):
@@ -87,23 +87,3 @@ def read_settings(path: Path) -> GatewaySettings:
         return GatewaySettings.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError, ValidationError) as error:
         raise ConfigError(f"{path}: invalid gateway settings: {error}") from error
-
-
-_NAMED_TOKEN = re.compile(r"([\w.-]{1,100}):[ \t]+(\S+)")
-
-
-def read_tokens(path: Path) -> dict[bytes, str | None]:
-    """Read a file with one token, or with lines `name: token`. Raises ConfigError."""
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"auth: {path}: {error}; name a readable file that holds the token") from error
-    if not lines:
-        raise ConfigError(f"auth: {path} is empty; write the token into it")
-    named = [_NAMED_TOKEN.fullmatch(line) for line in lines]
-    if len(lines) == 1 and named[0] is None:
-        return {lines[0].encode(): None}
-    tokens = {match[2].encode(): match[1] for match in named if match is not None}
-    if len(tokens) != len(lines) or len(set(tokens.values())) != len(lines):
-        raise ConfigError(f"auth: {path}: several tokens need lines `name: token`, each name and token once")
-    return dict(tokens)

@@ -17,8 +17,11 @@ import psutil
 import pytest
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.inference.scoring.endpoint_chat import EndpointChat
+from ropewalk.jobs.inference.scoring.generate import Sampling
+from ropewalk.jobs.runs.show.endpoint import Endpoint as Reached
+from ropewalk.jobs.runs.show.endpoint import read_tokens
 from ropewalk.jobs.serving.feedback.read import exchanges
-from ropewalk.jobs.serving.serve.gateway.settings import read_tokens
 from tests.jobs.serving.serve.gateway.endpoint import VERSION, Endpoint, FakeEngine, chat, texts
 from tests.patience import Patience, slowness, until
 
@@ -219,6 +222,7 @@ def test_clients_have_tokens_by_name_and_the_file_is_read_again(tmp_path: Path) 
         return httpx.post(endpoint.url + CHAT, json=chat("who", max_tokens=1), headers=headers).status_code
 
     try:
+        assert f"chmod 600 {tokens}" in endpoint.log()
         assert [status(token) for token in ("first-token", "second-token", "third-token", "ann")] == [200, 200, 401, 401]
         tokens.write_text("ann: third-token\n")
         os.utime(tokens, ns=(0, 0))
@@ -247,6 +251,8 @@ def test_https(tmp_path: Path) -> None:
         answer = httpx.post(endpoint.url + CHAT, json=chat("secret", max_tokens=3), verify=context)
         assert endpoint.url.startswith("https://")
         assert texts(answer.content).count("w") == 3
+        reached = Reached(address=endpoint.url, node=os.uname().nodename, certificate=str(cert))
+        assert EndpointChat(reached, Sampling(max_new_tokens=2, temperature=0.0, top_p=1.0)).answer("hello").count("w") == 2
     finally:
         endpoint.close()
 

@@ -275,7 +275,8 @@ def _store(timeout: timedelta) -> Store | None:
 
     Rank 0 serves it at MASTER_ADDR only, where torch would listen on all addresses, unless that is not an address of its
     machine. Keys have the secret prefix that the rendezvous gave to the ranks: they hold the addresses at which ranks connect
-    to each other, and torch unpickles what peers send.
+    to each other, and torch unpickles what peers send. Addresses can thus not be planted before the ranks write their own; the
+    store lists its keys to everybody who reaches its port, so that port must still be closed to strangers.
     """
     host, port, served = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), os.environ.get("RANK") == "0"
     if not host or not port or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":

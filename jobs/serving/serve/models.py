@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 from ropewalk.cluster.errors import ConfigError, RopewalkError
 from ropewalk.cluster.process.command import module_command
@@ -44,33 +43,6 @@ class Wanted:
     barred: Mapping[str, str] = field(default_factory=dict)  # versions refused by their gate, with the reason
 
 
-class Source(Protocol):
-    """Source of versions to serve."""
-
-    alias: str  # API name of the serving version
-    names: tuple[str, ...]  # more API names of it
-
-    def wanted(self, canary: str | None, *, gated: bool) -> Wanted:
-        """Return the versions to serve now; `canary` is the alias of canary versions, None for no canary."""
-        ...
-
-    def ref(self, version: str) -> str:
-        """Return RUN@STEP or the directory of a version. Raises ConfigError."""
-        ...
-
-    def directory(self, version: str, folder: Path) -> Path:
-        """Return the Hugging Face directory of a version; an export may go to `folder`. Raises ConfigError."""
-        ...
-
-    def report(self, version: str, state: State, cause: str, by: str) -> None:
-        """Report the state of a version to the registry."""
-        ...
-
-    def revert_aliases(self, version: str, cause: str, by: str) -> str:
-        """Point aliases of a refused version back to their previous version; return a description of the changes."""
-        ...
-
-
 class FixedModel:
     """One model: a run's checkpoint or a directory."""
 
@@ -82,8 +54,8 @@ class FixedModel:
             self.version = f"{self._place.id}@{self._step}"
         else:
             self.version = self._place.name or "model"
-        self.alias = DEFAULT_ALIAS
-        self.names: tuple[str, ...] = ()
+        self.alias = DEFAULT_ALIAS  # API name of the serving version
+        self.names: tuple[str, ...] = ()  # more API names of it
 
     @cached_property
     def _weights(self) -> str:
@@ -124,9 +96,7 @@ class WatchedAlias:
 
     def __init__(self, model: RegisteredModel, alias: str) -> None:
         self.model, self.alias = model, alias
-        self._refusals: dict[
-            str, tuple[str, float]
-        ] = {}  # by version: (refusal by its gate, monotonic time until which it is cached)
+        self._refusals: dict[str, tuple[str, float]] = {}  # by version: refusal by its gate, cached until a monotonic time
         self.names: tuple[str, ...] = (model.name, f"{model.name}@{alias}") if alias == PRODUCTION else (f"{model.name}@{alias}",)
 
     def wanted(self, canary: str | None, *, gated: bool) -> Wanted:
@@ -197,7 +167,10 @@ class WatchedAlias:
         return self.model.version(int(version.rpartition("@")[2]))
 
 
-def find_source(ref: str, root: Path | None = None, *, serves: bool = False) -> FixedModel | WatchedAlias:
+Source = FixedModel | WatchedAlias  # of the versions to serve
+
+
+def find_source(ref: str, root: Path | None = None, *, serves: bool = False) -> Source:
     """Return the source that `model` names. `serves`: a version of it serves already, so the alias need not be readable.
 
     Raises ConfigError if it is not in the registry, a run or a directory.

@@ -6,9 +6,8 @@ Applications outlive the process that started them: a restarted controller finds
 import logging
 import os
 import re
-import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ class ApplicationStatus:
     replicas: tuple[Mapping[str, Any], ...] = ()  # records of serving replicas
     failed: str = ""  # permanent error, if no replica serves
     waits: str = ""  # reason for missing replicas
-    draining: tuple[str, ...] = field(default=())  # ids of replicas that finish their requests
 
 
 class Applications:
@@ -123,12 +121,11 @@ class Applications:
     def _status(self, records: list[dict[str, Any]], status: Any, actors: Collection[str]) -> ApplicationStatus:
         alive = [record for record in records if record["actor"] in actors]
         serving = tuple(record for record in alive if record["state"] == ReplicaState.SERVING)
-        draining = tuple(str(record["id"]) for record in alive if record["state"] == ReplicaState.DRAINING)
         failed = ""
         if not serving:
             failed = next((str(record["cause"]) for record in records if record["state"] == ReplicaState.FAILED), "")
             failed = failed or (_error_line(status) if status is not None and status.status == "DEPLOY_FAILED" else "")
-        return ApplicationStatus(replicas=serving, draining=draining, failed=failed, waits=_waits(status))
+        return ApplicationStatus(replicas=serving, failed=failed, waits=_waits(status))
 
     def _records(self, app: str) -> list[dict[str, Any]]:
         folder, records = self.folder / app, []
@@ -141,9 +138,6 @@ class Applications:
                 if record:
                     records.append(record)
         return records
-
-    def forget(self, app: str) -> None:
-        shutil.rmtree(self.folder / app, ignore_errors=True)
 
 
 def _error_line(status: Any) -> str:

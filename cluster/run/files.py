@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,17 @@ MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # octal mode of run directories, such as 27
 PRIVATE_MODE = 0o700  # runs contain uncommitted code, logs and keys
 
 
-def write_atomically(path: Path, data: str | bytes, *, durable: bool = True) -> None:
+def write_atomically(path: Path, data: str | bytes, *, durable: bool = True, mode: int = 0o666) -> None:
     """Write a file so that readers, also after a crash or a power cut, see either the old or the new content.
 
     After the return a power cut leaves the new one. With `durable=False` nothing is synced to disk: a power cut may leave the old
-    file or an empty one.
+    file or an empty one. `mode`: permissions, less the umask.
     """
     raw = data.encode() if isinstance(data, str) else data
     # rename is atomic only within one filesystem, so the temporary file sits beside its target
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("wb") as stream:
+        with open(temporary, "wb", opener=partial(os.open, mode=mode)) as stream:
             stream.write(raw)
             stream.flush()
             if durable:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ropewalk.cluster.run.files import write_atomically, write_json
+from ropewalk.cluster.run.files import json_text, write_atomically
 from ropewalk.jobs.results.compare import Comparison
 from ropewalk.jobs.runs.show.html import Table, page, paragraph, picture
 from ropewalk.jobs.runs.show.plots import EVENT, MUTED, TRAIN, VALIDATION, as_png, dress
@@ -23,16 +23,17 @@ _TITLES = {"length": "length", "language": "language", "embedding": "embedding (
 
 
 def write_report(drift: Drift, folder: Path, *, probes: Comparison | None = None, monitor: Monitor | None = None) -> Path:
-    """Write both files into a folder and return the path of the page."""
+    """Write both files, with texts of users, so that only this user can read them; return the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {**drift.plain(), "probes": probes.plain() if probes else None}
     if monitor is not None:
         results["monitor"] = monitor.plain()
-    write_json(folder / DATA, results)
+    write_atomically(folder / DATA, json_text(results), mode=0o600)
     sections = [paragraph(drift.summary), *notes(drift), _tests(drift), *_quality(drift, probes)]
     sections += [picture(title, url) for title, url in draw_drift(drift, monitor).items()]
     sections += [_unlike(drift)]
-    write_atomically(folder / PAGE, page(f"{drift.current.name} against {drift.reference.name}", sections))
+    title = f"{drift.current.name} against {drift.reference.name}"
+    write_atomically(folder / PAGE, page(title, sections), mode=0o600)
     return folder / PAGE
 
 

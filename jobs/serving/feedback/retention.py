@@ -1,6 +1,7 @@
 """Retention of captured content: an age and a size for all stores of a run, also after the run has ended."""
 
 import logging
+import math
 import time
 from operator import itemgetter
 from pathlib import Path
@@ -28,10 +29,12 @@ def enforce(folder: Path, config: CaptureConfig, now: float | None = None) -> in
     stores = [store(folder) for store in (exchanges_store, ratings_store, samples_store, judgements_store)]
     for store in stores:
         store.roll()  # spools of dead writers
-    times = [pc.min_max(column) for store in stores for table in store.tables() for column in (table[TIME], _age(table))]
-    newest = max([folder.parent.parent.stat().st_mtime, *(span["max"].as_py() or 0.0 for span in times)])
-    oldest = min((span["min"].as_py() for span in times if span["min"].is_valid), default=newest)
-    moment = min(min(time.time() if now is None else now, newest) - config.retention_days * DAY_SECONDS, oldest + DAY_SECONDS)
+    tables = [list(store.tables()) for store in stores]
+    newest = max((pc.max(table[TIME]).as_py() for each in tables for table in each if table.num_rows), default=0.0)
+    now = min(time.time() if now is None else now, max(newest, folder.parent.parent.stat().st_mtime))
+    rolled = (table for each in tables for table in each[:-1] if table.num_rows)  # the last ones, of spools, cannot be rewritten
+    oldest = min((pc.min(_age(table)).as_py() for table in rolled), default=math.inf)
+    moment = min(now - config.retention_days * DAY_SECONDS, oldest + DAY_SECONDS)
     deleted = sum(store.delete(lambda table: pc.less(_age(table), moment)) for store in stores)
     for exported in (folder / "review").glob("*.jsonl"):  # copies that `ropewalk review` made
         if exported.stat().st_mtime < moment:

@@ -1,6 +1,7 @@
 """`ropewalk drift`: what a user names is found, what differs is told, with a page and JSON."""
 
 import json
+import stat
 from pathlib import Path
 
 import pyarrow as pa
@@ -111,7 +112,10 @@ def test_ratings_and_looks_are_in_the_report(tmp_path: Path) -> None:
     monitor.look(result.p)
     assert result.ratings is not None
     assert result.ratings.worse
-    page = write_report(result, tmp_path, monitor=monitor).read_text()
+    report = write_report(result, tmp_path, monitor=monitor)
+    page = report.read_text()
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (report, tmp_path / "drift.json")]
+    assert modes == [0o600, 0o600], "it shows what users wrote"
     assert "are copies of one text" in page
     assert "The smallest detectable drift was not measured." in page
     assert "Monitoring" in page

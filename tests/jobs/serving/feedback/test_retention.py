@@ -19,7 +19,7 @@ from ropewalk.jobs.serving.feedback.records import (
     samples_store,
 )
 from ropewalk.jobs.serving.feedback.retention import enforce, enforce_beside, enforce_retention
-from ropewalk.jobs.serving.feedback.store import Writer
+from ropewalk.jobs.serving.feedback.store import Spool, Writer
 from ropewalk.jobs.serving.feedback.writer import CaptureWriter
 from tests.jobs.serving.collect.test_collect import collect
 from tests.jobs.serving.feedback.exchanges import exchange
@@ -81,6 +81,18 @@ def test_at_most_one_day_is_deleted_at_a_time(tmp_path: Path) -> None:
         enforce_retention(run)
         remaining.append(rows(run)[0])
     assert remaining == [3, 2, 1, 1]
+
+
+def test_an_open_review_of_an_old_exchange_stops_nothing(tmp_path: Path) -> None:
+    run = run_with(tmp_path, 35, 33, 1)
+    spool = Spool(judgements_store(run.path / FOLDER).folder)
+    spool.append([{"id": "open", "time": time.time(), "exchange_time": time.time() - 100 * DAY, "correction": "Dear Ann"}])
+    for _ in range(3):
+        enforce_retention(run)
+    assert rows(run) == [1, 1, 1, 2]
+    spool.close()
+    enforce_retention(run)
+    assert rows(run) == [1, 1, 1, 1]
 
 
 def test_a_writer_whose_clock_is_put_forward_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

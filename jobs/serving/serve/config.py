@@ -137,7 +137,6 @@ class ServeConfig(JobConfig):
     deadline_seconds: float = Field(default=300, gt=0, description="deadline of a request in seconds")
     queue_seconds: float = Field(default=60, gt=0, description="seconds a request waits for a slot before it is refused (429)")
     queue_requests: int = Field(default=256, ge=0, description="waiting requests of a version; more are refused (429)")
-    cache_mib: int = Field(default=0, ge=0, description="MiB of cached answers to greedy requests; 0: no cache")
     capture: CaptureConfig | None = Field(
         default=None, description="store requests, answers and ratings, with personal data masked; unset: no content is stored"
     )

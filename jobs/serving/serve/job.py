@@ -162,7 +162,6 @@ def gateway_settings(config: ServeConfig, run: RunDir, local: LocalFiles) -> Gat
         deadline_seconds=config.deadline_seconds,
         queue_seconds=config.queue_seconds,
         queue_requests=config.queue_requests,
-        cache_bytes=config.cache_mib * 2**20,
         feedback_folder=run.path / "feedback",
         capture=capture,
     )

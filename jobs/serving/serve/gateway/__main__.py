@@ -23,7 +23,6 @@ from ropewalk.cluster.errors import EXIT_USER_MISTAKE, ConfigError
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.inference.engines.parent import end_with_parent
 from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig
-from ropewalk.jobs.serving.serve.gateway.exchange.cache import AnswerCache
 from ropewalk.jobs.serving.serve.gateway.exchange.context import Context
 from ropewalk.jobs.serving.serve.gateway.exchange.metrics import Metrics
 from ropewalk.jobs.serving.serve.gateway.load import write_load
@@ -72,7 +71,7 @@ async def _serve(settings: GatewaySettings, listening: socket.socket, tls: ssl.S
     capture = _capture(settings)
     if capture is not None:
         await capture.start()
-    gateway = Gateway(Context(settings, table, upstreams, AnswerCache(settings.cache_bytes), Metrics(), capture))
+    gateway = Gateway(Context(settings, table, upstreams, Metrics(), capture))
     runner = web.ServerRunner(gateway.server, shutdown_timeout=settings.drain_seconds)
     await runner.setup()
     await web.SockSite(runner, listening, ssl_context=tls).start()

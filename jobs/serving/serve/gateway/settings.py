@@ -48,7 +48,6 @@ class GatewaySettings(Section):
         default=120.0, gt=0, description="seconds after which a client that receives nothing is disconnected"
     )
     drain_seconds: float = Field(default=30.0, ge=0, description="seconds that open requests get when the gateway stops")
-    cache_bytes: int = Field(default=0, ge=0, description="size of the cache of answers to greedy requests; 0: no cache")
     feedback_folder: Path | None = Field(default=None, description="folder for exchanges and feedback; unset: none")
     capture: dict[str, object] | None = Field(default=None, description="capture settings; unset: a ledger without content")
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from ropewalk.jobs.serving.feedback.capture import Capture
-from ropewalk.jobs.serving.serve.gateway.exchange.cache import AnswerCache
 from ropewalk.jobs.serving.serve.gateway.exchange.metrics import Metrics
 from ropewalk.jobs.serving.serve.gateway.routing.table import Table
 from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings
@@ -17,6 +16,5 @@ class Context:
     settings: GatewaySettings
     table: Table
     upstreams: Upstreams
-    cache: AnswerCache
     metrics: Metrics
     capture: Capture | None

@@ -42,7 +42,6 @@ class Exchange:
         self.failures = 0  # responses with a server error
         self._answer: list[bytes] = []  # body sent so far
         self._num_bytes = 0
-        self._content_type = ""
         self._prompt_ids: list[int] = []
         self._token_ids: list[int] | None = None
         self._deaths = 0
@@ -91,8 +90,6 @@ class Exchange:
         table = self.context.table
         await table.ready()
         self.record.alias, self.record.version = table.version_for(request.model, request.conversation)
-        if (cached := self.context.cache.find(self.record.version, request)) is not None:
-            return self.send_whole(200, cached.content_type, cached.body)
         blocks = prefix_blocks(request.prompt_bytes, self.context.settings.prefix_block)
         resumed = False
         while True:
@@ -183,12 +180,10 @@ class Exchange:
         """Record the exchange, and return the response that is not a stream."""
         self.record.status = status
         self._answer = [body]
-        headers = self._headers(content_type)
         self._finish("completed")
-        return web.Response(body=body, status=status, headers=headers)
+        return web.Response(body=body, status=status, headers=self._headers(content_type))
 
     def _headers(self, content_type: str) -> dict[str, str]:
-        self._content_type = content_type
         return {
             "content-type": content_type,
             "x-request-id": self.record.id,
@@ -243,5 +238,3 @@ class Exchange:
             )
             self.context.capture.record(finished)
         self.context.metrics.count(record, clock)
-        if request is not None and outcome == "completed" and record.status == 200:
-            self.context.cache.add(record.version, request, self._content_type, answer)

@@ -16,22 +16,9 @@ from ropewalk.jobs.serving.serve.files import ServingFiles
 
 log = logging.getLogger(__name__)
 
-ORIGIN = (
-    "job",
-    "entry",
-    "engine",
-    "preload",
-    "sidecars",
-    "config",
-    "resources",
-    "cluster",
-    "created",
-    "versions",
-    "command",
-    "code",
-    "directory",
-    "project",
-)
+# keys of this run's record that its successor's record has, too
+ORIGIN = frozenset({"job", "entry", "engine", "preload", "sidecars", "config", "resources"})
+ORIGIN |= {"cluster", "created", "versions", "command", "code", "directory", "project"}
 CHECK_SECONDS = 3.0  # between queries of the successor's state
 
 
@@ -70,7 +57,7 @@ class Handover:
 
     def _create(self) -> RunDir:
         run = self.context.run
-        record = {key: run.record[key] for key in ORIGIN if key in run.record}
+        record = {key: value for key, value in run.record.items() if key in ORIGIN}
         return RunDir.create(self.config.name or "serve", {**record, "continues": run.id}, run.path.parent)
 
     def _earlier(self) -> RunDir | None:

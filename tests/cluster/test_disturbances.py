@@ -246,7 +246,7 @@ def test_a_stopped_rank_is_replaced_at_once(toy: Start, resources: dict[str, int
     ("how", "resources", "pause"),
     [
         pytest.param("loader", TWO_NODES, 0.02, id="loader"),
-        pytest.param("asleep", {"nodes": 1}, 0.02, id="alone"),
+        pytest.param("asleep", {"nodes": 1}, 0.02, id="alone", marks=HANGS_SOAK),
         *(pytest.param(how, TWO_RANKS, 0.02, id=f"{how}-two ranks", marks=HANGS_SOAK) for how in ("asleep", "data", "loader")),
         *(pytest.param(how, TWO_NODES, 2.0, id=f"{how}-long steps", marks=HANGS_SOAK) for how in ("asleep", "loader")),
     ],
@@ -283,7 +283,7 @@ def test_a_rank_that_computes_is_replaced_only_after_hung_seconds(toy: Start) ->
 
 @pytest.mark.slow
 def test_a_rank_whose_loader_computes_is_slow_and_not_hung(toy: Start) -> None:
-    run = toy("beat", "ranks", steps=50, stuck={"rank": 1, "step": 25, "how": "busy loader", "seconds": 25}, resources=TWO_RANKS)
+    run = toy("beat", "ranks", steps=50, stuck={"rank": 1, "step": 25, "how": "busy loader", "seconds": 20}, resources=TWO_RANKS)
     assert run.finish().state is RunState.SUCCEEDED
     [slow] = messages(run, "ranks_slow")
     assert [(rank["rank"], rank["phase"], rank["activity"]) for rank in slow["ranks"]] == [(1, "data", "computes")]

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.bench_hung [--hangs 3] [--kinds stopped,asleep,loader] [--step-seconds 0,2]
 
 A real training run on the local backend, two virtual nodes of one rank. A rank is stopped (SIGSTOP, never continued), sleeps in
-Python, or waits for its loader, whose thread sleeps; with steps as they are (0) and with steps of two seconds. A standstill
-because of the loader is counted from the last completed step, since batches are read ahead. Run it on a quiet machine. Prints
-one JSON object. Goals: 2 s for a stopped rank, in addition to the next step itself if that takes two seconds; for a sleeping one
-the longer of 15 s and ten steps, plus 3 s.
+Python in a step, or waits for its loader, whose thread sleeps; with steps as they are (0) and with steps of two seconds. The
+standstill of a sleeping rank is counted from the last completed step. Run it on a quiet machine. Prints one JSON object. Goals:
+2 s for a stopped rank, in addition to the next step itself if that takes two seconds; for a sleeping one the longer of 15 s and
+ten steps, plus 3 s.
 """
 
 import argparse
@@ -43,27 +43,27 @@ def main(context: JobContext) -> dict[str, object]:
     from ropewalk.jobs.training.loop import trainer
     from ropewalk.jobs.training.loop.step import TrainStep
 
-    asleep = False
+    asleep: set[int] = set()  # signals so far
     prefetch, backward = trainer.prefetch, TrainStep.backward
 
-    def loader_sleeps(*_: object) -> None:
-        nonlocal asleep
-        asleep = True
+    def sleep_after(number: int) -> None:
+        while number in asleep:
+            time.sleep(3600)
 
     def sleeping(read: Callable[..., Any], plan: Any) -> Any:
         def read_or_sleep(positions: Any) -> Any:
-            while asleep:
-                time.sleep(3600)
+            sleep_after(SIGNALS["loader"])
             return read(positions)
 
         return prefetch(read_or_sleep, plan)
 
     def long(self: TrainStep, *arguments: Any) -> Any:
+        sleep_after(SIGNALS["asleep"])
         time.sleep(float(os.environ[STEP_VARIABLE]))
         return backward(self, *arguments)
 
-    signal.signal(SIGNALS["asleep"], lambda *_: time.sleep(3600))
-    signal.signal(SIGNALS["loader"], loader_sleeps)
+    for kind in ("asleep", "loader"):
+        signal.signal(SIGNALS[kind], lambda number, _: asleep.add(number))
     trainer.prefetch, TrainStep.backward = sleeping, long  # type: ignore[assignment,method-assign]
     return pretrain(context)
 
@@ -91,7 +91,7 @@ def measure(run: RunDir, kind: str) -> dict[str, float]:
     signalled = time.time()
     noticed = event_after(run, "ranks_hung", signalled)["time"]
     steps = completed(run, noticed)
-    hung = steps[-1] if kind == "loader" else signalled
+    hung = signalled if kind == "stopped" else steps[-1]
     next_step = event_after(run, "first_step", noticed)["time"]
     step_seconds = statistics.median(b - a for a, b in pairwise(steps[-SETTLE_STEPS:]))
     return {"noticed": noticed - hung, "next_step": next_step - hung, "step_seconds": step_seconds}

@@ -1,50 +1,34 @@
-"""Cost of the gateway, and latency and errors that clients see when replicas die or requests exceed the capacity.
+"""Routing by prefixes, load beyond the capacity, clients that leave, and the cost of capture.
 
-python -m tests.benchmarks.bench_serve [--rows overhead,kills,prefixes,overload,hangups,reading,capture,connections]
-    [--requests 200] [--engine fake|transformers|llamacpp] [--model DIR] [--threads 1] [--router PYTHON_WITH_vllm_router] [--ray]
-    [--connections 9900]
+python -m tests.benchmarks.bench_serve [--rows prefixes,overload,hangups,reading,capture] [--requests 200]
+    [--engine fake|transformers|llamacpp] [--model DIR] [--threads 1]
 
-Load is open: requests come at random moments at a rate of their own. Peers stand before the same engine in the same run, in
-turns: the bare engine, `vllm-router` (an environment of its own: it is no dependency), Ray Serve with HAProxy and direct
-streaming.
+Load is open: requests come at random moments at a rate of their own. bench_gateway has the cost of the gateway itself.
 
-Measured: Engine of 2 ms a token: 2026-11-27, a quiet machine, 10 requests of 32 tokens a second, 200 in all; p99 of
-vllm-router 7.4 ms, of Ray Serve 34.3 ms. llama.cpp: 2026-11-28, SmolLM2-135M, one thread, 1.5 requests of 8 tokens a second,
-180 in all, its second core shared by client and gateway; two other turns 96 and 265 ms against 102 and 287, 100 and 346
-against 105 and 371 (p50 and p99, bare and gateway); the same request is later by a mean of -1.0 ± 1.6 ms. A client that
-leaves while a prompt is read: worst of 25 185 ms, with one thread 85 ms and worst 230 ms; while an answer is drawn: worst of
-50 35 ms (a fake engine: 9 ms). Beyond the capacity the rest is answered by 429.
+Measured: Engine of 2 ms a token: 2026-11-27, a quiet machine, 10 requests of 32 tokens a second. llama.cpp: 2026-11-28,
+SmolLM2-135M, one thread. A client that leaves while a prompt is read: worst of 25 185 ms, with one thread 85 ms and worst
+230 ms; while an answer is drawn: worst of 50 35 ms (a fake engine: 9 ms). Beyond the capacity the rest is answered by 429.
 """
 
 import argparse
 import asyncio
 import contextlib
-import operator
 import os
 import random
-import re
-import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
-from ropewalk.jobs.serving.serve.gateway.upstream import Upstreams
 from ropewalk.jobs.serving.serve.routes import Replica
-from tests.benchmarks.serve_load import Seen, ask, cpu_seconds, open_loop, percentile
-from tests.benchmarks.serve_peers import ray_serve, vllm_router
+from tests.benchmarks.serve_load import Seen, ask, open_loop, open_session, percentile
 from tests.jobs.serving.serve.gateway.endpoint import VERSION, Endpoint, FakeEngine, chat
 
-ROWS = ("overhead", "kills", "prefixes", "overload", "hangups", "reading", "capture", "connections")
-NEW_EACH_TIME = re.compile(rb'"id": ?"[^"]*"|"created": ?[0-9]+')  # of an answer, whoever gives it
-SPARE_FILES = 100  # that this process needs beside its connections
+ROWS = ("prefixes", "overload", "hangups", "reading", "capture")
 
 
 class RealEngine:
@@ -124,76 +108,6 @@ def prompts(count: int, tokens: int, tag: str = "") -> list[dict[str, Any]]:
 # --- rows
 
 
-def overhead(options: argparse.Namespace) -> None:
-    """One engine, bare and behind what stands before it: the same requests at the same moments."""
-    engines = engines_of(options, 1, "--token", "0.002")
-    bodies = prompts(options.requests, options.tokens)
-    with endpoint_of(engines) as endpoint, contextlib.ExitStack() as stack:
-        targets = {"bare": (f"http://127.0.0.1:{engines[0].port}", [0]), "gateway": (endpoint.url, endpoint.pids)}
-        if options.router:
-            targets["vllm-router"] = stack.enter_context(vllm_router(options.router, engines))
-        if options.ray:
-            targets["Ray Serve, HAProxy"] = stack.enter_context(ray_serve(engines))
-        streams: dict[str, list[bytes]] = {}
-        for turn in range(options.turns):
-            bare: list[Seen] = []
-            for name, (url, pids) in targets.items():
-                asyncio.run(open_loop(url, bodies[:4], 2.0))
-                before, began = cpu_seconds(pids), time.perf_counter()
-                answers = asyncio.run(open_loop(url, bodies, options.rate, seed=turn))
-                tell(name, answers, cpu_seconds(pids) - before if pids != [0] else None, time.perf_counter() - began)
-                bare = bare or answers
-                if answers is not bare:
-                    print(f"{'':28s} the same requests are later by: {_later(answers, bare)}")
-                streams.setdefault(name, [NEW_EACH_TIME.sub(b"", answer.body) for answer in answers])
-        equal = {name: sum(map(operator.eq, stream, streams["bare"])) for name, stream in streams.items()}
-        print(f"streams of {len(bodies)} equal byte by byte, but for their id and time: {equal}")
-
-
-def _later(answers: list[Seen], bare: list[Seen]) -> str:
-    """By how much the first token of each request is later than that of the same request asked of the bare engine."""
-    later = [answer.first_ms - other.first_ms for answer, other in zip(answers, bare, strict=True) if answer.good and other.good]
-    error = statistics.stdev(later) / len(later) ** 0.5
-    return f"median {statistics.median(later):.1f} ms, mean {statistics.fmean(later):.1f} ± {error:.1f} ms"
-
-
-def kills(options: argparse.Namespace) -> None:
-    """Streams one after the other; the replica that serves each is killed at a random token of it."""
-    engines = engines_of(options, 2, "--token", "0.004")
-    bodies = prompts(options.requests, options.tokens)
-    draw, upstreams_seen = random.Random(1), list[tuple[Seen, str]]()
-    with endpoint_of(engines) as endpoint:
-
-        async def run() -> None:
-            upstreams = Upstreams()
-            for body in bodies:
-                while not (undisturbed := await ask(upstreams, f"http://127.0.0.1:{engines[0].port}", body)).good:
-                    pass  # the connection was that of the engine before
-                at = draw.randrange(1, max(2, options.tokens))
-                killed: list[int] = []
-
-                def kill(answer: Seen, at: int = at, killed: list[int] = killed) -> None:
-                    if len(answer.times) >= at and not killed:
-                        busy = [engine for engine in engines if engine.stats()["running"]]
-                        if busy:
-                            killed.append(1)
-                            busy[0].kill()
-                            answer.victim = busy[0]  # type: ignore[attr-defined]
-
-                observed = await ask(upstreams, endpoint.url, body, kill)
-                upstreams_seen.append((observed, undisturbed.text))
-                if (victim := getattr(observed, "victim", None)) is not None:
-                    victim.start(victim.port)
-
-        asyncio.run(run())
-    answers = [item for item, _ in upstreams_seen]
-    equal = sum(item.text == expected for item, expected in upstreams_seen)
-    hit = sum(hasattr(answer, "victim") for answer in answers)
-    tell("kill -9 of the replica", answers)
-    gaps = [answer.gap_seconds for answer in answers]
-    print(f"killed {hit}, texts equal {equal}/{len(answers)}, gap p50 {percentile(gaps, 0.5):.3f} s, worst {max(gaps):.3f} s")
-
-
 def prefixes(options: argparse.Namespace) -> None:
     """Two replicas, twenty shared beginnings of 512 tokens: routed by them, and without."""
     draw = random.Random(2)
@@ -232,13 +146,14 @@ def overload(options: argparse.Namespace) -> None:
 
 
 async def _closed_loop(url: str, bodies: list[dict[str, Any]], at_once: int) -> list[Seen]:
-    upstreams, places = Upstreams(), asyncio.Semaphore(at_once)
+    slots = asyncio.Semaphore(at_once)
 
     async def one(body: dict[str, Any]) -> Seen:
-        async with places:
-            return await ask(upstreams, url, body)
+        async with slots:
+            return await ask(session, url, body)
 
-    return await asyncio.gather(*(one(body) for body in bodies))
+    async with open_session() as session:
+        return await asyncio.gather(*(one(body) for body in bodies))
 
 
 def reading(options: argparse.Namespace) -> None:
@@ -307,46 +222,8 @@ def capture(options: argparse.Namespace) -> None:
     print(f"answers a second with capture over without: {mean:.3f} ± {error:.3f}; {rates}")
 
 
-def connections(options: argparse.Namespace) -> None:
-    """So many clients that stay, and a stream among them."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    limit = options.connections + SPARE_FILES if hard == resource.RLIM_INFINITY else min(hard, options.connections + SPARE_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    with endpoint_of(engines_of(options, 1, "--token", "0.001"), peer_connections=options.connections + SPARE_FILES) as endpoint:
-        clients = [HTTPConnection("127.0.0.1", endpoint.port, timeout=120) for _ in range(limit - SPARE_FILES)]
-        began, before = time.perf_counter(), cpu_seconds(endpoint.pids)
-        for client in clients:
-            client.connect()
-            client.auto_open = 0  # one that is lost is not made anew
-        summary = _all_ask(clients, endpoint.url)
-        cpu = cpu_seconds(endpoint.pids) - before
-        memory = psutil.Process(endpoint.live()).memory_info().rss >> 20
-        print(f"{summary}, after {time.perf_counter() - began:.1f} s, {cpu:.1f} CPU s; gateway {memory} MiB", flush=True)
-        for client in clients:
-            client.close()
-
-
-def _all_ask(clients: list[HTTPConnection], url: str) -> str:
-    with httpx.Client(verify=False, timeout=120) as client:
-        answer = client.post(url + "/v1/chat/completions", json=chat("among many", max_tokens=20))
-    answered = sum(_asks(item) for item in clients)
-    return f"a stream {answer.status_code}, {answered} of {len(clients)} connections answered"
-
-
-def _asks(client: HTTPConnection) -> bool:
-    try:
-        client.request("GET", "/healthz")
-        answer = client.getresponse()
-        answer.read()
-        return answer.status == HTTPStatus.OK
-    except (OSError, HTTPException):
-        return False
-
-
-def main() -> None:
-    """Measure the rows that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help="which figures, separated by commas")
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the engine and of the load."""
     parser.add_argument("--engine", default="fake", choices=["fake", "transformers", "llamacpp"])
     parser.add_argument("--model", type=Path, default=None, help="a Hugging Face directory, for real engines")
     parser.add_argument("--requests", type=int, default=200)
@@ -354,10 +231,14 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=10.0, help="requests a second")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1, help="of a real engine")
+
+
+def main() -> None:
+    """Measure the rows that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(ROWS), help="which figures, separated by commas")
+    add_engine_options(parser)
     parser.add_argument("--turns", type=int, default=2, help="how often all targets are measured, one after the other")
-    parser.add_argument("--connections", type=int, default=9_900, help="an endpoint takes 10,000; less if files are few")
-    parser.add_argument("--router", default=None, help="a Python that has vllm-router")
-    parser.add_argument("--ray", action="store_true", help="measure Ray Serve too")
     options = parser.parse_args()
     if options.engine != "fake" and options.model is None:
         parser.error("--model is needed for a real engine")

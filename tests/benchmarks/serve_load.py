@@ -5,12 +5,12 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import psutil
-
-from ropewalk.jobs.serving.serve.gateway.upstream import BrokenError, UnreachableError, Upstreams
 
 CHAT = "/v1/chat/completions"
 
@@ -20,6 +20,7 @@ class Seen:
     """One request as its client saw it."""
 
     began: float = field(default_factory=time.perf_counter)
+    opened: float = 0.0  # beginning of its connection, if that is its own
     status: int = 0
     times: list[float] = field(default_factory=list)
     body: bytearray = field(default_factory=bytearray)
@@ -52,34 +53,59 @@ class Seen:
         return "".join(choice.get("text") or (choice.get("delta") or {}).get("content") or "" for choice in choices)
 
 
-async def ask(upstreams: Upstreams, url: str, body: dict[str, Any], on_piece: Callable[[Seen], None] | None = None) -> Seen:
+def open_session(*, fresh: bool = False, token: str = "") -> aiohttp.ClientSession:
+    """Return a client; with `fresh` each request has a connection of its own."""
+    trace = aiohttp.TraceConfig()
+
+    async def connects(_: Any, context: Any, __: Any) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx.opened = time.perf_counter()
+
+    trace.on_connection_create_start.append(connects)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, force_close=fresh),
+        timeout=aiohttp.ClientTimeout(total=300),
+        trace_configs=[trace],
+        headers={"Authorization": f"Bearer {token}"} if token else None,
+    )
+
+
+async def ask(
+    session: aiohttp.ClientSession, url: str, body: dict[str, Any], on_piece: Callable[[Seen], None] | None = None
+) -> Seen:
     """One request, to its end."""
     answer = Seen(on_piece=on_piece)
     try:
-        async with upstreams.ask(url, CHAT, json.dumps(body).encode()) as reply:
+        async with session.post(url + CHAT, json=body, trace_request_ctx=answer) as reply:
             answer.status = reply.status
-            async for data in reply.pieces():
+            async for data in reply.content.iter_any():
                 answer.add(data)
-    except (UnreachableError, BrokenError) as error:
-        answer.error = str(error)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        answer.error = f"{type(error).__name__}: {error}"
     answer.ended = time.perf_counter()
     return answer
 
 
-async def open_loop(url: str | Sequence[str], bodies: Sequence[dict[str, Any]], rate: float, seed: int = 0) -> list[Seen]:
+async def open_loop(
+    url: str | Sequence[str],
+    bodies: Sequence[dict[str, Any]],
+    rate: float,
+    seed: int = 0,
+    *,
+    fresh: bool = False,
+    token: str = "",
+) -> list[Seen]:
     """Ask all, at random moments with so many a second on average; of several addresses each time a random one."""
-    draw, upstreams = random.Random(seed), Upstreams()
-    tasks = []
-    at = time.perf_counter()
-    for body in bodies:
-        at += draw.expovariate(rate)
-        if (wait := at - time.perf_counter()) > 0:
-            await asyncio.sleep(wait)
-        target = url if isinstance(url, str) else draw.choice(url)
-        tasks.append(asyncio.create_task(ask(upstreams, target, body)))
-    answers = [await task for task in tasks]
-    await upstreams.close()
-    return answers
+    draw, tasks = random.Random(seed), []
+    async with open_session(fresh=fresh, token=token) as session:
+        at = time.perf_counter()
+        for body in bodies:
+            at += draw.expovariate(rate)
+            if (wait := at - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            target = url if isinstance(url, str) else draw.choice(url)
+            tasks.append(asyncio.create_task(ask(session, target, body)))
+        return [await task for task in tasks]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -90,17 +116,14 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def cpu_seconds(pids: Sequence[int]) -> float:
     """CPU seconds of processes and of their living descendants."""
-    total = 0.0
+    members = set[psutil.Process]()
     for pid in pids:
-        try:
+        with suppress(psutil.Error):
             root = psutil.Process(pid)
-            family = [root, *root.children(recursive=True)]
-        except psutil.Error:
-            continue
-        for process in family:
-            try:
-                times = process.cpu_times()
-            except psutil.Error:
-                continue
+            members |= {root, *root.children(recursive=True)}
+    total = 0.0
+    for process in members:
+        with suppress(psutil.Error):
+            times = process.cpu_times()
             total += times.user + times.system
     return total

@@ -3,8 +3,9 @@
 python -m tests.fakes.answering_engine PORT [--slots 4] [--prefill 0.001] [--token 0.002] [--way continue_from]
 
 A prompt's tokens are its bytes. `prefill` is seconds for each KiB of a prompt that is not in the cache, `token` seconds for each
-token. `--way` says how much it can of continuation: continue_from, token_ids or replay. A prompt with POISON in it kills it. Each
-line of the file `--hold` is a number of tokens after which an answer stands still; the line is taken out when one does.
+token; no answer is longer than `--most` tokens. `--way` says how much it can of continuation: continue_from, token_ids or replay.
+A prompt with POISON in it kills it. Each line of the file `--hold` is a number of tokens after which an answer stands still; the
+line is taken out when one does.
 """
 
 import argparse
@@ -54,6 +55,9 @@ class Engine:
             }
             _whole(writer, 200, {"status": "ok", **stats})
             return True
+        if not path.endswith("completions"):  # routers try what an engine may have
+            _whole(writer, 404, {"error": {"message": "no such path", "type": "not_found_error", "param": None, "code": None}})
+            return True
         request = json.loads(body)
         gone = asyncio.create_task(reader.read(1))  # a client says nothing while it waits: this is its end
         answering = asyncio.create_task(self._answer(path, request, writer))
@@ -76,7 +80,13 @@ class Engine:
         async with self.slots:
             self.running += 1
             try:
-                await Answer(self, path, requested, writer).run()
+                try:
+                    answer = Answer(self, path, requested, writer)
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    refusal = {"message": repr(error), "type": "invalid_request_error", "param": None, "code": "invalid"}
+                    _whole(writer, 400, {"error": refusal})
+                    return
+                await answer.run()
                 self.served += 1
             finally:
                 self.running -= 1
@@ -106,7 +116,7 @@ class Answer:
         if "POISON" in text:
             os.kill(os.getpid(), signal.SIGKILL)
         self.num_prompt = len(self.context)
-        self.limit = requested.get("max_completion_tokens") or requested.get("max_tokens") or 16
+        self.limit = min(int(requested.get("max_completion_tokens") or requested.get("max_tokens") or 16), engine.options.most)
         number = hashlib.sha1(str(self.context).encode()).hexdigest()[:12]
         self.id, self.created, self.made = f"chatcmpl-{number}{os.getpid()}", os.getpid(), 0
         self.tells_ids = bool(requested.get("return_token_ids")) and self.way != "replay"
@@ -159,11 +169,10 @@ class Answer:
         await self.writer.drain()
 
     def _next(self) -> tuple[int, str]:
-        drawn = hashlib.sha1(f"{self.context}{self.seed}".encode()).digest()
-        token = _FIRST_ID + int.from_bytes(drawn[:4], "big") % 5000
+        token, text = draw(self.context, self.seed)
         self.context.append(token)
         self.made += 1
-        return token, f" w{token}é"
+        return token, text
 
     async def _hold(self) -> None:
         file = self.engine.options.hold
@@ -187,6 +196,23 @@ class Answer:
         if prompt and self.tells_ids:
             report["prompt_token_ids"] = self.context[: self.num_prompt]
         _chunk(self.writer, b"data: " + json.dumps(report, separators=(",", ":")).encode() + b"\n\n")
+
+
+def draw(context: list[int], seed: int | None) -> tuple[int, str]:
+    """Return the token after a context, and its text."""
+    drawn = hashlib.sha1(f"{context}{seed}".encode()).digest()
+    token = _FIRST_ID + int.from_bytes(drawn[:4], "big") % 5000
+    return token, f" w{token}é"
+
+
+def greedy_text(prompt: str, num_tokens: int) -> str:
+    """Return the whole greedy answer to a prompt; that of a conversation is its messages as JSON."""
+    context, pieces = list(prompt.encode()), list[str]()
+    for _ in range(num_tokens):
+        token, text = draw(context, None)
+        context.append(token)
+        pieces.append(text)
+    return "".join(pieces)
 
 
 def _shared(token: bytes, other: bytes) -> int:
@@ -216,6 +242,7 @@ def parser() -> argparse.ArgumentParser:
     argument_parser.add_argument("--slots", type=int, default=4)
     argument_parser.add_argument("--prefill", type=float, default=0.0)
     argument_parser.add_argument("--token", type=float, default=0.0)
+    argument_parser.add_argument("--most", type=int, default=2**31)
     argument_parser.add_argument("--hold", type=Path, default=None)
     argument_parser.add_argument("--status", type=int, default=200)
     argument_parser.add_argument("--way", choices=["continue_from", "token_ids", "replay"], default="continue_from")

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,10 @@ from ropewalk.jobs.inference.engines.process import EngineProcess
 from tests.jobs.inference.engines.conftest import ENGINES, TOKEN
 from tests.patience import HANG_SECONDS
 from tests.real_data import smollm2
+from tests.testers import testers
 
 pytestmark = [pytest.mark.timeout(7200)]
 
-ROOT = Path(__file__).resolve().parents[4]
-PACKAGES = ("schemathesis==4.32.5", "llm-comply==0.5.0")
 CASES = 5000
 OPERATIONS = 8
 CONTEXT = 96  # tokens: a case is answered in no time
@@ -31,24 +29,14 @@ NOT_OF_TEXT_MODELS = {"chat-image-input"}
 RAMBLED = ["finish_reason: expected 'stop', got 'length'"]
 
 
-@pytest.fixture(scope="session")
-def testers() -> Path:
-    """The programs of an environment that is made the first time."""
-    folder = ROOT / "build/conformance"
-    if not (folder / "bin/llm-comply").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(folder / "bin/pip"), "install", "--quiet", *PACKAGES], check=True)
-    return folder / "bin"
-
-
 @pytest.mark.soak("5,000 cases an engine; make test runs test_what_is_wrong_is_said")
 @pytest.mark.parametrize("name", ENGINES)
-def test_no_case_of_schemathesis_fails(name: str, model: Path, testers: Path, tmp_path: Path) -> None:
+def test_no_case_of_schemathesis_fails(name: str, model: Path, tmp_path: Path) -> None:
     options = EngineOptions(threads=1, slots=8, context=CONTEXT, name="tiny", token=TOKEN, extra={"type": "F32"})
     with EngineProcess.start(find_engine(name), model, options, tmp_path / "log") as engine:
         engine.await_ready(HANG_SECONDS)
         arguments = [
-            str(testers / "schemathesis"),
+            str(testers() / "schemathesis"),
             "run",
             f"{engine.url}/openapi.json",
             "--header",
@@ -72,7 +60,7 @@ def test_no_case_of_schemathesis_fails(name: str, model: Path, testers: Path, tm
 
 @pytest.mark.soak("a real model; make test runs test_models_completions_and_chats")
 @pytest.mark.parametrize("name", ENGINES)
-def test_llm_comply(name: str, testers: Path, tmp_path: Path) -> None:
+def test_llm_comply(name: str, tmp_path: Path) -> None:
     options = EngineOptions(slots=1, context=2048, name="smollm2", token=TOKEN)
     with EngineProcess.start(find_engine(name), smollm2(), options, tmp_path / "log") as engine:
         engine.await_ready(HANG_SECONDS)
@@ -90,7 +78,7 @@ def test_llm_comply(name: str, testers: Path, tmp_path: Path) -> None:
             "--json",
         ]
         done = subprocess.run(
-            [str(testers / "llm-comply"), *arguments],
+            [str(testers() / "llm-comply"), *arguments],
             capture_output=True,
             text=True,
             check=False,

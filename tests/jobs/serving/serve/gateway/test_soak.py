@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ropewalk.jobs.serving.serve.gateway.upstream import Upstreams
-from tests.benchmarks.serve_load import Seen, ask
+from tests.benchmarks.serve_load import Seen, ask, open_session
 from tests.jobs.serving.serve.gateway.endpoint import HTTP, Endpoint, FakeEngine, chat, texts
 
 NUM_STREAMS, AT_ONCE = 200, 6
@@ -53,21 +52,21 @@ def test_two_hundred_streams_and_as_many_kills(tmp_path: Path, way: str) -> None
     killer = Killer(endpoint, draw)
 
     async def run() -> list[Seen]:
-        upstreams, places = Upstreams(), asyncio.Semaphore(AT_ONCE)
+        places = asyncio.Semaphore(AT_ONCE)
 
         async def one(number: int) -> Seen:
             after = draw.randrange(1, 30) if number < NUM_STREAMS else 0
             async with places:
                 body = chat(f"stream {number}", max_tokens=50, stream_options={"include_usage": True})
                 killer.open[number] = 0
-                answer = await ask(upstreams, endpoint.url, body, lambda partial: killer.look(number, partial, after))
+                answer = await ask(session, endpoint.url, body, lambda partial: killer.look(number, partial, after))
                 del killer.open[number]
                 return answer
 
-        answers = await asyncio.gather(*(one(number) for number in range(NUM_STREAMS)))
-        while killer.due:
-            answers += await asyncio.gather(*(one(len(answers) + more) for more in range(AT_ONCE)))
-        await upstreams.close()
+        async with open_session() as session:
+            answers = await asyncio.gather(*(one(number) for number in range(NUM_STREAMS)))
+            while killer.due:
+                answers += await asyncio.gather(*(one(len(answers) + more) for more in range(AT_ONCE)))
         return answers
 
     try:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import uvloop
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from ropewalk.cluster.errors import EXIT_USER_MISTAKE, ConfigError
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
@@ -47,6 +48,7 @@ def main() -> None:
     end_with_parent(arguments.parent)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # SIGTERM is blocked: schedulers send it to all processes of a job
     logging.basicConfig(level=logging.INFO, format="%(asctime)s gateway %(process)d %(levelname)s %(message)s")
+    logging.getLogger("aiohttp.server").addFilter(_is_no_bad_request)
     try:
         settings = read_settings(arguments.settings)
         settings.tokens()
@@ -61,6 +63,11 @@ def main() -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
     os.pwrite(lock, b"%-20d" % os.getpid(), 0)
     uvloop.run(_serve(settings, socket.socket(fileno=arguments.listen), tls, lock))
+
+
+def _is_no_bad_request(record: logging.LogRecord) -> bool:
+    """Return False for the traceback of a malformed request, which quotes the request; the client gets the error."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
 
 
 async def _serve(settings: GatewaySettings, listening: socket.socket, tls: ssl.SSLContext | None, lock: int) -> None:

@@ -10,7 +10,7 @@ class RefusalError(Exception):
     """A request that is answered with an error."""
 
     def __init__(self, status: int, message: str, code: str, *, param: str | None = None, retry_after: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message.encode(errors="backslashreplace").decode())  # it may quote a header with any bytes
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
     def body(self) -> bytes:

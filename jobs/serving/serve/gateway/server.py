@@ -137,7 +137,11 @@ class Gateway:
         if not self._tokens:
             return None
         scheme, _, token = authorization.partition(" ")
-        matches = [name for valid, name in self._tokens.items() if hmac.compare_digest(valid, token.strip().encode())]
+        matches = [
+            name
+            for valid, name in self._tokens.items()
+            if hmac.compare_digest(valid, token.strip().encode(errors="surrogateescape"))
+        ]
         if not matches or scheme.lower() != "bearer":
             message = "the token is missing or wrong; send the header Authorization: Bearer TOKEN"
             raise RefusalError(401, message, "invalid_api_key")

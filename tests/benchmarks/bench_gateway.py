@@ -8,7 +8,8 @@ otherwise. Peers stand before the same engine in the same run, in turns: the bar
 DIR/bin/pip install vllm-router`), Ray Serve with HAProxy and direct streaming.
 
 first_token     first token of the same requests, bare and behind each router
-unwelcome       100 clients without a token, niced, that send 30 MB each, a byte a second, or chunks of one byte
+unwelcome       100 clients without a token, niced, that send 30 MB each, a byte a second, or chunks of one byte, and come back a
+                second after they are refused
 gateway_kills   100 requests a second, each over a connection of its own, while gateways are killed
 replica_kills   streams one after the other; the replica that serves each is killed at a random token of it
 connections     connections that stay open, each asked once
@@ -141,7 +142,7 @@ async def attack(kind: str, port: int) -> None:
                     await writer.drain()
                     await asyncio.sleep(1.0 if kind == "slow" else 0.0)
                 writer.transport.abort()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(1.0)
 
     await asyncio.gather(*(client() for _ in range(CLIENTS)))
 

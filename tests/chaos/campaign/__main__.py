@@ -11,6 +11,7 @@ are not filled. With libfaketime (apt-get install faketime) the run's clock jump
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -84,6 +85,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the run, its disks and its processes are removed
     result = campaign(parse())
     print(as_text(result))
     sys.exit(bool(result["missed"]))

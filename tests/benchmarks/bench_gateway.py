@@ -83,7 +83,7 @@ def first_token(options: argparse.Namespace) -> None:
 def _later(answers: list[Seen], bare: list[Seen]) -> str:
     """By how much the first tokens are later than those of the bare engine: percentiles apart, and request by request."""
     pairs = [(a.first_ms, b.first_ms) for a, b in zip(answers, bare, strict=True) if a.good and b.good]
-    later = [one - other for one, other in pairs]
+    later = [gateway_ms - bare_ms for gateway_ms, bare_ms in pairs]
     shares = [
         f"p{100 * share:.0f} {percentile([a for a, _ in pairs], share) - percentile([b for _, b in pairs], share):+.2f} ms"
         for share in (0.5, 0.99)

@@ -48,14 +48,14 @@ async def disturb(server: Server, options: argparse.Namespace) -> dict[str, Any]
         await load.pause()
         await asyncio.sleep(SETTLING_SECONDS)
         samples += await asyncio.to_thread(sample, server, time.monotonic() - began)
-        failures = [each for each in load.asked if each.problem]
-        print(f"{elapsed:.0f} s: {len(load.asked)} requests, {len(failures)} failed; {faults.counts}", flush=True)
+        failures = [each for each in load.exchanges if each.problem]
+        print(f"{elapsed:.0f} s: {len(load.exchanges)} requests, {len(failures)} failed; {faults.counts}", flush=True)
         for each in failures[last_failures:][:5]:
             print(f"    {each.ended - began:.1f} s: {each.problem[:300]}", flush=True)
         last_failures = len(failures)
     await load.close()
     print(f"stopped: {await asyncio.to_thread(server.stop)}", flush=True)
-    return make_report(server, faults, load.asked, samples, min(REFERENCE_SECONDS, seconds / 10))
+    return make_report(server, faults, load.exchanges, samples, min(REFERENCE_SECONDS, seconds / 10))
 
 
 def campaign(options: argparse.Namespace) -> dict[str, Any]:

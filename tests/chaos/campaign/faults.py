@@ -24,7 +24,7 @@ PATTERNS = {
 
 @dataclass
 class Faults:
-    """What was done to a run, and when, in seconds of the monotonic clock."""
+    """Faults of a run so far; times are seconds of the monotonic clock."""
 
     server: Server
     draw: random.Random

@@ -18,7 +18,7 @@ MOST_TOKENS = 60
 
 
 @dataclass
-class Asked:
+class Exchange:
     """One request as its client saw it; times are seconds of the monotonic clock."""
 
     marker: str  # occurs in this prompt alone
@@ -34,7 +34,7 @@ class Load:
 
     def __init__(self, url: str, token: str, *, clients: int, seed: int) -> None:
         self.url, self.token = url, token
-        self.asked: list[Asked] = []
+        self.exchanges: list[Exchange] = []
         self.latency: list[float] = []
         self._draws = [random.Random(f"{seed} {number}") for number in range(clients)]
         self._burst = asyncio.Event()
@@ -77,32 +77,32 @@ class Load:
                 if self._over:
                     return
                 sequence += 1
-                asked = Asked(marker=f"client {number} asks {sequence} {draw.getrandbits(48):x}")
+                exchange = Exchange(marker=f"client {number} asks {sequence} {draw.getrandbits(48):x}")
                 self.open += 1
                 try:
-                    asked.problem = await self._ask(session, draw, asked)
+                    exchange.problem = await self._ask(session, draw, exchange)
                 except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError) as error:
-                    asked.problem = f"{type(error).__name__}: {error}"
+                    exchange.problem = f"{type(error).__name__}: {error}"
                 finally:
-                    asked.opened, asked.ended = state.opened, time.monotonic()
+                    exchange.opened, exchange.ended = state.opened, time.monotonic()
                     self.open -= 1
-                self.asked.append(asked)
+                self.exchanges.append(exchange)
                 await asyncio.sleep(draw.uniform(0.0, 0.2))
 
-    async def _ask(self, session: aiohttp.ClientSession, draw: random.Random, asked: Asked) -> str:
+    async def _ask(self, session: aiohttp.ClientSession, draw: random.Random, exchange: Exchange) -> str:
         """Ask once and return what is wrong with the answer."""
         stream, chat, num_tokens = draw.random() < 0.5, draw.random() < 0.7, draw.randint(1, MOST_TOKENS)
         body: dict[str, Any] = {"temperature": 0, "max_tokens": num_tokens, "stream": stream}
-        messages = [{"role": "user", "content": asked.marker}]
-        body |= {"messages": messages} if chat else {"prompt": asked.marker}
+        messages = [{"role": "user", "content": exchange.marker}]
+        body |= {"messages": messages} if chat else {"prompt": exchange.marker}
         headers = {"Connection": "close"} if draw.random() < 0.2 else {}
         async with session.post(self.url + (CHAT if chat else COMPLETIONS), json=body, headers=headers) as answer:
-            asked.id = answer.headers.get("x-request-id", "")
+            exchange.id = answer.headers.get("x-request-id", "")
             raw = await answer.read()
         if answer.status != 200:
             return f"{answer.status}: {raw[:200].decode(errors='replace')}"
         text = streamed_text(raw) if stream else _whole_text(json.loads(raw)["choices"][0])
-        expected = greedy_text(json.dumps(messages) if chat else asked.marker, num_tokens)
+        expected = greedy_text(json.dumps(messages) if chat else exchange.marker, num_tokens)
         if text is None:
             return f"the stream is cut after {len(raw)} bytes: {raw[-200:].decode(errors='replace')}"
         return "" if text == expected else f"another text: {text[:80]!r} instead of {expected[:80]!r}"

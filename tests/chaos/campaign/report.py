@@ -12,7 +12,7 @@ import pyarrow as pa
 from ropewalk.jobs.serving.feedback.records import answers_store, exchanges_store
 from ropewalk.jobs.serving.feedback.store import Store
 from tests.chaos.campaign.faults import Faults
-from tests.chaos.campaign.load import Asked
+from tests.chaos.campaign.load import Exchange
 from tests.chaos.campaign.server import Server
 
 PARTS = ("gateway", "controller", "writer")
@@ -43,20 +43,20 @@ def sample(server: Server, second: float) -> list[Sample]:
 
 
 def make_report(
-    server: Server, faults: Faults, asked: Sequence[Asked], samples: Sequence[Sample], reference: float
+    server: Server, faults: Faults, exchanges: Sequence[Exchange], samples: Sequence[Sample], reference: float
 ) -> dict[str, Any]:
     """Return all figures of an ended run; `missed` names the goals that were not reached."""
-    failed = [each for each in asked if each.problem]
+    failed = [each for each in exchanges if each.problem]
     excused = [each for each in failed if any(each.opened <= moment <= each.ended for moment in faults.gateway_kills)]
     unexcused = [each for each in failed if each not in excused]
-    due = [each.id for each in asked if not each.problem and _had_room(each, faults)]
+    due = [each.id for each in exchanges if not each.problem and _had_room(each, faults)]
     stored = {store.folder.name: _stored(store) for store in (exchanges_store(server.feedback), answers_store(server.feedback))}
     lost = {name: [number for number in due if not ids[number]] for name, ids in stored.items()}
     twice = {name: [number for number, count in ids.items() if count > 1] for name, ids in stored.items()}
     growth = [_growth(part, samples, reference) for part in PARTS]
     tracebacks = {name: text.count("Traceback (most recent") for name, text in server.log_text() if "Traceback" in text}
     report: dict[str, Any] = {
-        "requests": len(asked),
+        "requests": len(exchanges),
         "failed": len(unexcused),
         "failures": [f"{each.ended:.1f} {each.problem}" for each in unexcused[:50]],
         "failed_by_a_killed_gateway": len(excused),
@@ -84,8 +84,8 @@ def make_report(
     return report
 
 
-def _had_room(asked: Asked, faults: Faults) -> bool:
-    return not any(begin - ROOM_SECONDS <= asked.ended <= end + ROOM_SECONDS for begin, end in faults.without_room)
+def _had_room(exchange: Exchange, faults: Faults) -> bool:
+    return not any(begin - ROOM_SECONDS <= exchange.ended <= end + ROOM_SECONDS for begin, end in faults.without_room)
 
 
 def _stored(store: Store) -> Counter[str]:
@@ -100,11 +100,11 @@ def _stored(store: Store) -> Counter[str]:
 
 def _growth(part: str, samples: Sequence[Sample], reference: float) -> dict[str, Any] | None:
     """Compare the last sample of a part with that of the reference time, or with the first later one of the same process."""
-    own = [each for each in samples if each.part == part]
-    if len(own) < 2:
+    of_part = [each for each in samples if each.part == part]
+    if len(of_part) < 2:
         return None
-    later = [each for each in own if each.second >= reference and each.pid == own[-1].pid] or own
-    first, last = later[0], own[-1]
+    later = [each for each in of_part if each.second >= reference and each.pid == of_part[-1].pid] or of_part
+    first, last = later[0], of_part[-1]
     figures = {"part": part, "from_second": round(first.second), "to_second": round(last.second)}
     figures |= {"rss_mib": [round(first.rss_mib, 1), round(last.rss_mib, 1)], "files": [first.files, last.files]}
     return {**figures, "rss_growth": last.rss_mib / first.rss_mib, "files_growth": last.files / first.files}

@@ -65,12 +65,15 @@ class ArrayPool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_running()
+        _tidy(self.folder)
+
+    def _end_running(self) -> None:
         jobs, self.running = [job for job, _ in self.running.values()], {}
         try:
             self.executor.clear(jobs, [])
         except BackendError as error:  # must not hide the original error
             log.error("%s", error)
-        _tidy(self.folder)
 
     def run_tasks(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
         """Yield each task with its result when it is done.
@@ -149,6 +152,7 @@ class ArrayPool:
             if has_result:
                 error = job.result()  # an unexpected error is raised by submitit, with its traceback
                 if error is not None:
+                    self._end_running()
                     raise error
             elif rest:
                 self._count_death(share, rest[0], over[identity], job.paths.stdout, deaths)

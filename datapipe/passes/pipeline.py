@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,16 @@ from ropewalk.datapipe.passes.rejected import plan_rejected
 from ropewalk.datapipe.passes.worker import Task
 from ropewalk.datapipe.report.report import write_report
 from ropewalk.datapipe.report.samples import Facts, merge
+from ropewalk.datapipe.tokens.fast import FastTokenizerError
 from ropewalk.datapipe.tokens.sample import plan_sample
-from ropewalk.datapipe.tokens.shards import FOLDERS, Layout, plan_shards, read_sidecar, shard_limit
+from ropewalk.datapipe.tokens.shards import FOLDERS, Layout, ShardPlan, plan_shards, read_sidecar, read_slice, shard_limit
 from ropewalk.datapipe.tokens.tokenizer import Encoder, open_encoder, read_tokenizer, take_tokenizer, write_tokenizer
 
 log = logging.getLogger(__name__)
 
 RunTasks = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]
+SLOW_NAME = "slow-tokenizer.json"  # in the work area: the reason to encode with `tokenizers`
+CHECKED_DOCUMENTS, CHECKED_CHARS = 64, 4096  # of each
 
 
 def make_data_set(config: DataSetConfig, seed: int, run_tasks: RunTasks, progress: Progress) -> Manifest:
@@ -73,7 +77,6 @@ class _Pipeline:
         self.run_tasks, self.progress = run_tasks, progress
         self.output = StoragePath(config.output)
         self.work = self.output.child(WORK)
-        self.encoder: Encoder | None = None
 
     def run(self, keys: dict[str, Any]) -> Manifest:
         if self.config.decontaminate:
@@ -81,9 +84,9 @@ class _Pipeline:
         begin_or_resume(self.output, self.work, keys, self.files)
         if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
             tokenizer = take_tokenizer(self.config.tokenizer.path)
-            self.encoder = Encoder(tokenizer, self.config.tokenizer.backend)  # fails now rather than after the first pass
+            encoder = Encoder(tokenizer)  # fails now rather than after the first pass
             for mark in self._marks():
-                self.encoder.special(mark)
+                encoder.special(mark)
             write_tokenizer(self.output, self.work, tokenizer)
         units = plan_units(self.files, self.config.unit_mib, self.split())
         summaries = self.ingest(units)
@@ -97,12 +100,11 @@ class _Pipeline:
         layout = Layout(units=units, blocks=blocks, corpus=corpus, renamed=renamed, cut=cut)
         self._require_documents(summaries, corpus)
         self.ensure_tokenizer(layout)
-        shards, kept_facts = self.encode(layout)
+        encoder, shards, kept_facts = self.encode(layout)
         rejected, dropped_facts = self.list_rejected(layout, summaries, near)
         self._remove_leftovers([*(s.path for s in shards), *rejected.files])
         for summary in summaries:
             counts.update(summary.counts)
-        encoder = self.encoder or open_encoder(self.output, self.work, self.config.tokenizer.backend)
         manifest = Manifest(
             tokenizer=encoder.record(),
             token_type=encoder.token_type,
@@ -228,14 +230,46 @@ class _Pipeline:
         augment = self.config.augment
         return augment.fim.tokens if augment and augment.fim else ()
 
-    def encode(self, layout: Layout) -> tuple[list[Shard], Facts]:
-        """Pass 2: tokenize every unfinished shard."""
-        limit = shard_limit(layout.corpus.kept_bytes(), self.config.shard_mib)
-        plans = plan_shards(layout, limit)
+    def encode(self, layout: Layout) -> tuple[Encoder, list[Shard], Facts]:
+        """Pass 2: tokenize every unfinished shard, all with `tokenizers` if the faster backend turns out to differ."""
+        plans = plan_shards(layout, shard_limit(layout.corpus.kept_bytes(), self.config.shard_mib))
+        encoder = self.open_encoder(plans)
         present = set(self.work.names("encoded"))
         shards = [read_sidecar(p, self.work, self.output) if p.sidecar.rpartition("/")[2] in present else None for p in plans]
         done = {shard.path: shard for shard in shards if shard}
-        backend = self.config.tokenizer.backend
+        try:
+            self._encode_shards(plans, done, encoder.backend)
+        except FastTokenizerError as error:
+            self.work.remove("encoded")  # pieces of these shards were compared, not all of them
+            self._use_slow_tokenizer(str(error))
+            encoder = open_encoder(self.output, self.work, "tokenizers")
+            done = {}
+            self._encode_shards(plans, done, encoder.backend)
+        return encoder, [done[p.path] for p in plans], merge(json.loads(self.work.read(p.facts)) for p in plans)
+
+    def open_encoder(self, plans: Sequence[ShardPlan]) -> Encoder:
+        """Open the configured backend if it gives the same tokens as `tokenizers` for the first documents, else `tokenizers`."""
+        if self.config.tokenizer.backend == "tokenizers":
+            return open_encoder(self.output, self.work, "tokenizers")
+        try:
+            if self.work.exists(SLOW_NAME):  # of an earlier attempt
+                raise FastTokenizerError(json.loads(self.work.read(SLOW_NAME)))
+            encoder = open_encoder(self.output, self.work, self.config.tokenizer.backend)
+            documents = (document for plan in plans for part in plan.slices for document in read_slice(part, self.work))
+            assert encoder.fast is not None
+            encoder.fast.check([document.text[:CHECKED_CHARS] for document in islice(documents, CHECKED_DOCUMENTS)])
+        except FastTokenizerError as error:
+            self._use_slow_tokenizer(str(error))
+            return open_encoder(self.output, self.work, "tokenizers")
+        return encoder
+
+    def _use_slow_tokenizer(self, reason: str) -> None:
+        self.work.write(SLOW_NAME, json.dumps(reason).encode())
+        log.warning("encoding with tokenizers, which is slower: %s", reason)
+        self.progress.on_slow_tokenizer(reason)
+
+    def _encode_shards(self, plans: Sequence[ShardPlan], done: dict[str, Shard], backend: str) -> None:
+        """Encode the shards that are not in `done`, and add them there."""
         tasks = [
             Task(method="encode", label=p.path, arguments=(p, backend, self.config.augment)) for p in plans if p.path not in done
         ]
@@ -244,8 +278,6 @@ class _Pipeline:
         for _, shard in self.run_tasks(tasks):
             done[shard.path] = shard
             self.progress.add(shard.documents, shard.documents, shard.bytes)
-        facts = merge(json.loads(self.work.read(p.facts)) for p in plans)
-        return [done[p.path] for p in plans], facts
 
     def find_gaps(self) -> dict[str, Any]:
         """Measure how often the filters drop harmless texts about many groups of people."""

@@ -30,8 +30,7 @@ def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
     for name in OFF_BY_DEFAULT:
         if not values[name]:
             del values[name]
-    if config.tokenizer.backend == "tokenizers":
-        del values["tokenizer"]["backend"]
+    del values["tokenizer"]["backend"]  # the tokens are the same
     if config.balance and config.balance.by == "source":
         del values["balance"]["by"]
     if config.decontaminate:

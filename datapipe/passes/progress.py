@@ -10,8 +10,14 @@ INTERVAL_SECONDS = 0.5
 class Progress:
     """Counts the work done in a stage, and calls `report` with {stage, done, total, unit, rates}."""
 
-    def __init__(self, report: Callable[[dict[str, Any]], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self.report, self.clock = report, clock
+    def __init__(
+        self,
+        report: Callable[[dict[str, Any]], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        on_slow_tokenizer: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.report, self.clock, self.on_slow_tokenizer = report, clock, on_slow_tokenizer
         self.stage, self.unit, self.total, self.done = "", "", 0, 0
         self.documents, self.bytes = 0, 0
         self.began = self.reported = 0.0

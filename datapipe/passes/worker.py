@@ -74,7 +74,7 @@ class Worker:
         write_tokenizer(self.output, self.work, train_tokenizer(read_sample(sample, self.work), vocabulary, marks))
 
     def encode(self, plan: ShardPlan, backend: str, augment: Augment | None = None) -> Shard:
-        if self.encoder is None:
+        if self.encoder is None or self.encoder.backend != backend:
             self.encoder = open_encoder(self.output, self.work, backend)
         return encode_shard(plan, self.encoder, self.work, self.output, augment)
 

@@ -17,6 +17,7 @@ from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.cluster.process.scratch import scratch
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.manifest import TokenizerRecord, TokenType, checksum_of_file
+from ropewalk.datapipe.tokens.fast import NAME as FAST
 from ropewalk.datapipe.tokens.fast import FastTokenizer
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -134,22 +135,32 @@ def _load_with_transformers(name: str) -> TokenizerFiles:
 
 
 @lru_cache(maxsize=1)
-def _load(description: str, backend: str) -> tuple[Tokenizer, FastTokenizer | None]:
-    """Load the library's tokenizer, which must not be changed afterwards, and the faster one; cached, since it takes 0.5 s."""
+def _load(description: str) -> Tokenizer:
+    """Load the library's tokenizer, which must not be changed afterwards; cached, since it takes 0.5 s."""
     tokenizer = Tokenizer.from_str(description)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     # text that spells a special token is encoded as ordinary text, so that a document cannot end itself
     tokenizer.encode_special_tokens = True
-    return tokenizer, None if backend == "tokenizers" else FastTokenizer(backend, description, tokenizer)
+    return tokenizer
+
+
+@lru_cache(maxsize=1)
+def _load_fast(description: str) -> FastTokenizer:
+    return FastTokenizer(description, _load(description))
 
 
 class Encoder:
-    """Encodes texts to token ids, each followed by the end-of-document token."""
+    """Encodes texts to token ids, each followed by the end-of-document token.
+
+    The backend `fastokens` raises FastTokenizerError where it is missing or gives other tokens than `tokenizers`.
+    """
 
     def __init__(self, files: TokenizerFiles, backend: str = "tokenizers") -> None:
-        self.files = files
-        self.tokenizer, self.fast = _load(files.files["tokenizer.json"].decode(), backend)
+        self.files, self.backend = files, backend
+        description = files.files["tokenizer.json"].decode()
+        self.tokenizer = _load(description)
+        self.fast = _load_fast(description) if backend == FAST else None
         ids = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(ids.values()) + 1
         self.end_of_document = self._find_end(ids)
@@ -204,7 +215,7 @@ class Encoder:
             vocabulary=self.vocabulary,
             path=FOLDER,
             end_of_document=self.end_of_document,
-            backend=self.fast.backend if self.fast else "tokenizers",
+            backend=self.backend,
             version=self.fast.version if self.fast else tokenizers.__version__,
         )
 

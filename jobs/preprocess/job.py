@@ -29,7 +29,10 @@ def main(context: JobContext) -> dict[str, object]:
     config = context.config(PreprocessConfig)
     session = _Array(config, context) if config.fanout == "array" else _Actors(config, context)
     try:
-        progress = Progress(lambda values: write_json(context.run.progress, values))
+        progress = Progress(
+            lambda values: write_json(context.run.progress, values),
+            on_slow_tokenizer=lambda reason: context.run.event("slow_tokenizer", reason=reason),
+        )
         manifest = make_data_set(config, config.seed, session.run_tasks, progress)
     finally:
         session.close()

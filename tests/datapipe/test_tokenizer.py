@@ -4,30 +4,47 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from ropewalk.cluster.config_reader import load_config
-from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.tokens.fast import HARD_TEXTS, FastTokenizer
+from ropewalk.datapipe.manifest import Manifest
+from ropewalk.datapipe.passes.pipeline import make_data_set
+from ropewalk.datapipe.passes.progress import Progress
+from ropewalk.datapipe.tokens.fast import HARD_TEXTS, FastTokenizer, FastTokenizerError
 from ropewalk.datapipe.tokens.tokenizer import (
     Encoder,
     TokenizerFiles,
+    _load_fast,
     read_tokenizer,
     take_tokenizer,
     train_tokenizer,
     write_tokenizer,
 )
 from ropewalk.jobs.preprocess.config import PreprocessConfig
-from tests.fakes.documents import make, rows, some_documents, write_lines
+from tests.fakes.documents import configure, contents, in_this_process, make, rows, some_documents, write_lines
 
 TEXTS = [d["text"] for d in some_documents(300)]
+
+
+@pytest.fixture(autouse=True)
+def fresh_tokenizers() -> Iterator[None]:
+    """Check fastokens anew in each test, and leave no broken one to others."""
+    _load_fast.cache_clear()
+    yield
+    _load_fast.cache_clear()
+
 
 TRAIN = """
 import sys
@@ -82,20 +99,101 @@ def test_a_faster_backend_gives_the_same_tokens_of_hard_texts() -> None:
     assert [t.tolist() for t in fast.encode([])] == []
 
 
-def test_a_backend_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = train_tokenizer(TEXTS, 400)
+def differ_on(monkeypatch: pytest.MonkeyPatch, piece: str) -> None:
+    """Let fastokens give a wrong first token for every text that holds `piece`."""
     encode = FastTokenizer._encode
-    monkeypatch.setattr(FastTokenizer, "_encode", lambda self, texts: (encode(self, texts)[0] + 1, encode(self, texts)[1]))
-    with pytest.raises(DataError, match="and tokenizers disagree on"):
+
+    def wrong(self: FastTokenizer, texts: Sequence[str]) -> Any:
+        ids, offsets = encode(self, texts)
+        shift = np.zeros(len(ids), np.uint32)
+        shift[[offsets[at] for at, text in enumerate(texts) if piece in text and offsets[at] < offsets[at + 1]]] = 1
+        return ids + shift, offsets
+
+    monkeypatch.setattr(FastTokenizer, "_encode", wrong)
+
+
+def make_and_collect_reasons(source: Path, output: Path, **keys: Any) -> tuple[Manifest, list[str]]:
+    config, reasons = configure(source, output, unit_mib=1, shard_mib=0.05, **keys), []
+    progress = Progress(lambda _: None, on_slow_tokenizer=reasons.append)
+    return make_data_set(config, config.seed, in_this_process(config), progress), reasons
+
+
+@pytest.mark.parametrize("token", ["<|endoftext|>", "<|mine|>", "<|MINE|>"])
+def test_the_faster_backend_is_tried_on_the_tokenizers_own_special_tokens(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = train_tokenizer(TEXTS, 400, ("<|mine|>",))
+    Encoder(files, "fastokens")
+    _load_fast.cache_clear()
+    differ_on(monkeypatch, token)
+    with pytest.raises(FastTokenizerError, match=r"fastokens .* and tokenizers disagree on"):
         Encoder(files, "fastokens")
 
 
 def test_a_data_set_does_not_depend_on_the_backend(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", some_documents(60))
-    make(source, tmp_path / "plain")
-    manifest = make(source, tmp_path / "fast", tokenizer={"train": 400, "sample_mib": 1, "backend": "fastokens"})
+    make(source, tmp_path / "plain", tokenizer={"train": 400, "sample_mib": 1, "backend": "tokenizers"})
+    manifest = make(source, tmp_path / "fast")
     assert rows(tmp_path / "plain") == rows(tmp_path / "fast")
+    assert contents(tmp_path / "plain/shards") == contents(tmp_path / "fast/shards")
     assert (manifest.tokenizer.backend, manifest.tokenizer.version) == ("fastokens", version("fastokens"))
+    assert make(source, tmp_path / "plain").tokenizer.backend == "tokenizers", "a complete data set is not made again"
+
+
+@pytest.mark.parametrize("piece", ["\x7f", "rope"], ids=["odd text", "first documents"])
+def test_a_tokenizer_that_fastokens_encodes_differently_is_encoded_by_tokenizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", some_documents(60))
+    make_and_collect_reasons(source, tmp_path / "plain", tokenizer={"train": 400, "sample_mib": 1, "backend": "tokenizers"})
+    _load_fast.cache_clear()
+    differ_on(monkeypatch, piece)
+    manifest, reasons = make_and_collect_reasons(source, tmp_path / "out")
+    assert manifest.tokenizer.backend == "tokenizers"
+    assert contents(tmp_path / "out/shards") == contents(tmp_path / "plain/shards")
+    (reason,) = reasons
+    assert f"fastokens {version('fastokens')} and tokenizers disagree on" in reason
+    assert [r.getMessage() for r in caplog.records if "slower" in r.getMessage()] == [
+        f"encoding with tokenizers, which is slower: {reason}"
+    ]
+
+
+def test_a_difference_in_a_later_document_lets_tokenizers_encode_all_shards_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [*some_documents(200), *({"id": f"late-{n}", "text": f"zebra {n}"} for n in range(200))]
+    source = write_lines(tmp_path / "in.jsonl", documents)
+    plain = {"train": 400, "sample_mib": 1, "backend": "tokenizers"}
+    make_and_collect_reasons(source, tmp_path / "plain", tokenizer=plain)
+    _load_fast.cache_clear()
+    differ_on(monkeypatch, "zebra")
+    manifest, reasons = make_and_collect_reasons(source, tmp_path / "out")
+    assert (manifest.tokenizer.backend, len(reasons)) == ("tokenizers", 1)
+    assert contents(tmp_path / "out/shards") == contents(tmp_path / "plain/shards")
+
+
+def test_without_fastokens_tokenizers_encodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _load_fast.cache_clear()
+    monkeypatch.setitem(sys.modules, "fastokens", None)
+    manifest, reasons = make_and_collect_reasons(write_lines(tmp_path / "in.jsonl", some_documents(30)), tmp_path / "out")
+    assert manifest.tokenizer.backend == "tokenizers"
+    assert "fastokens is not installed" in reasons[0]
+
+
+def test_a_tokenizer_that_fastokens_cannot_read_is_encoded_by_tokenizers(tmp_path: Path) -> None:
+    (tmp_path / "large.json").write_bytes(large_vocabulary().files["tokenizer.json"])
+    source = write_lines(tmp_path / "in.jsonl", some_documents(30))
+    manifest, reasons = make_and_collect_reasons(source, tmp_path / "out", tokenizer={"path": str(tmp_path / "large.json")})
+    assert manifest.tokenizer.backend == "tokenizers"
+    assert "fastokens" in reasons[0]
+
+
+def test_fastokens_is_installed_where_it_has_wheels() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (line,) = [line for line in project["dependencies"] if line.startswith("fastokens")]
+    marker = Requirement(line).marker
+    assert marker is not None
+    platforms = [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"), ("darwin", "x86_64"), ("win32", "AMD64")]
+    wanted = [marker.evaluate({"sys_platform": system, "platform_machine": machine}) for system, machine in platforms]
+    assert wanted == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize("form", ["directory", "file"])

@@ -74,6 +74,7 @@ EVENTS: dict[str, str] = {
     "actors_died": "",
     "damaged_inputs": "",
     "elements_died": "",
+    "slow_tokenizer": "encoding with tokenizers, which is slower: {reason}",
     # serving
     "aliases_reverted": "version {version} was refused: {changes}",
     "registry_not_pruned": "old versions were not removed, and are tried again after the next round: {error}",

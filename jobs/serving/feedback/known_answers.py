@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ropewalk.jobs.serving.feedback.store import Row, Store
 
-MAX_RECENT = 100_000  # ids in memory
+MAX_RECENT = 20_000  # ids in memory, some 5 MB
 SEARCH_SHARE, SEARCH_BURST_SECONDS = 0.1, 10.0  # at most this share of the writer's time, averaged over these seconds
 
 
@@ -15,7 +15,7 @@ class SearchLimitError(Exception):
     """Searches of the ledger take too much of the writer's time; the answer may or may not exist."""
 
 
-@dataclass
+@dataclass(slots=True)
 class KnownAnswer:
     """An answer of the ledger, and the number of its ratings."""
 

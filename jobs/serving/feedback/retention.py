@@ -44,19 +44,19 @@ def enforce(folder: Path, config: CaptureConfig, now: float | None = None) -> in
 
 def enforce_retention(run: RunDir) -> int:
     """Enforce the retention of a run's configuration; return the number of deleted records."""
-    capture = (run.record.get("config") or {}).get("capture")
     folder = run.path / FOLDER
-    return enforce(folder, CaptureConfig.model_validate(capture)) if capture and folder.is_dir() else 0
+    capture = (run.record.get("config") or {}).get("capture") if folder.is_dir() else None
+    return enforce(folder, CaptureConfig.model_validate(capture)) if capture else 0
 
 
 def enforce_beside(folder: Path) -> None:
     """Enforce the retention of all other runs in the root of the run that owns a feedback folder."""
-    for other in sorted(folder.parent.parent.glob(f"*/{FOLDER}")):
-        if other != folder:
+    for run in RunDir.all(folder.parent.parent):
+        if run.path != folder.parent:
             try:
-                enforce_retention(RunDir(other.parent))
+                enforce_retention(run)
             except (OSError, ValueError, RopewalkError) as error:
-                log.warning("feedback: retention of %s failed: %s", other, error)
+                log.warning("feedback: retention of %s failed: %s", run.id, error)
 
 
 def _age(table: pa.Table) -> pa.ChunkedArray:

@@ -20,7 +20,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ropewalk.cluster.fresh_reads import list_afresh, read_afresh
+from ropewalk.cluster.fresh_reads import list_afresh
 from ropewalk.cluster.run.files import locked, machine, parse_lines, write_atomically
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,9 @@ class Spool:
             self.path = folder / f"{SPOOL}{time.time_ns():020d}-{machine()}-{os.getpid()}.jsonl"
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX)
-            if self.path.exists():  # else a roll found the file before it was locked, and removed it as abandoned
-                break
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._file), self.path.stat()):
+                    break  # else a roll saw the file before it was locked, and removed it as abandoned
             os.close(self._file)
         self.num_bytes = 0
 
@@ -107,9 +108,12 @@ class Store:
 
     def find(self, columns: Sequence[str], value: str) -> Row | None:
         """Return the record with this value in one of the columns, or None."""
-        for row in self._spooled():
-            if value in (row.get(column) for column in columns):
-                return self._table([row]).to_pylist()[0]  # type: ignore[no-any-return]
+        needle = orjson.dumps(value)
+        for raw in map(_read, self.spools()):
+            lines = raw.split(b"\n")[:-1] if needle in raw else []
+            for row in _rows(b"".join(line + b"\n" for line in lines if needle in line)):  # parsing all would take long
+                if value in (row.get(column) for column in columns):
+                    return self._table([row]).to_pylist()[0]  # type: ignore[no-any-return]
         for path in reversed(self.shards()):
             table = self._open(path)
             for column in columns:
@@ -134,7 +138,7 @@ class Store:
         return sorted(self.folder / name for name in list_afresh(self.folder) if name.startswith(SPOOL))
 
     def _spooled(self) -> list[Row]:
-        return _distinct([row for path in self.spools() for row in _rows(path)])
+        return _distinct([row for path in self.spools() for row in _rows(_read(path))])
 
     def _open(self, path: Path) -> pa.Table:
         try:
@@ -144,7 +148,7 @@ class Store:
             if not isinstance(error, FileNotFoundError):
                 log.warning("%s cannot be read and is skipped: %s", path, error)
             return self.schema.empty_table()
-        return _conform(table, self.schema)
+        return table if table.schema.equals(self.schema) else _conform(table, self.schema)
 
     def _table(self, rows: Sequence[Row]) -> pa.Table:
         table = pa.Table.from_pylist([{name: row.get(name) for name in self.schema.names} for row in rows], self.schema)
@@ -169,7 +173,7 @@ class Store:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return 0  # its writer is alive
-            table = self._table(_distinct(list(_rows(path))))
+            table = self._table(_distinct(list(_rows(stream.read()))))
             for shard in self.shards():
                 if _may_share_ids(shard, table):
                     table = table.filter(pc.invert(pc.is_in(table[ID], value_set=self._open(shard)[ID])))
@@ -240,8 +244,16 @@ class Writer:
         self.roll()
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    for row in parse_lines(read_afresh(path))[0]:
+def _read(path: Path) -> bytes:
+    """Read a listed spool; return no bytes if it was rolled meanwhile. Never creates a file: its writer would lose it."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _rows(raw: bytes) -> Iterator[Row]:
+    for row in parse_lines(raw)[0]:
         if row.get(ID) and isinstance(row.get(TIME), int | float):
             yield row
 

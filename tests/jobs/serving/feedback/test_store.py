@@ -1,5 +1,6 @@
 """Rows outlive kills at any moment, and each is once in the shards, whoever wrote it twice."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -39,6 +40,7 @@ def test_spooled_and_rolled_rows_are_read_alike_each_once(store: Store) -> None:
         writer.append([row(2), row(1), row(1, "again")])
         assert ids(store) == ["id-1", "id-2"]
         assert store.roll() == 0  # its writer lives
+        assert [store.find(("text", "id"), f"id-{n}") for n in (1, 2, 3)] == [row(1), row(2), None]
     other = Writer(store, 1 << 30, 1e9)
     other.append([row(2, "again"), row(3)])
     assert ids(store) == ["id-1", "id-2", "id-3"]
@@ -66,6 +68,25 @@ def test_shards_that_end_before_a_time_are_not_read(store: Store, monkeypatch: p
     newest = store.rows(newest_first=True)
     assert [next(newest)["id"] for _ in range(5)] == ["id-36", "id-37", "id-38", "id-39", "id-32"]
     assert len(opened) == 4, "no more than was asked for"
+
+
+def test_a_spool_that_was_rolled_before_it_was_locked_is_made_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although something has made a file of its name meanwhile."""
+    lock, raced = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not raced:
+            raced.extend(store.spools())
+            raced[0].unlink()
+            raced[0].touch()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    spool = Spool(store.folder)
+    spool.append([row(1)])
+    spool.close()
+    assert ids(store) == ["id-1"]
+    assert spool.path != raced[0]
 
 
 def _die_in_a_line(folder: Path) -> None:

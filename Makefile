@@ -18,7 +18,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-v
 TEST_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck ch-run fusermount3 chromium chromedriver
 TEST_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server shellcheck charliecloud fuse3 chromium chromium-driver
 
-.PHONY: quickstart test soak lint bench benches clean test-packages
+.PHONY: quickstart test soak lint docs bench benches clean test-packages
 
 quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
@@ -27,6 +27,10 @@ quickstart: $(READY)
 test soak:
 	@$(MAKE) --no-print-directory --jobs=2 $(READY) test-packages
 	$(BIN)/python -m tests.run $(if $(filter soak,$@),--soak)
+
+# the documents as a site, in build/docs/index.html
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,13 +1,9 @@
-"""READMEs: flow drawings, links, job files, and names of tests."""
+"""READMEs: flow drawings, links, and names of tests."""
 
 import re
 from pathlib import Path
 
 import pytest
-import yaml
-
-from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.runs.submit.submit import configure
 
 ROOT = Path(__file__).resolve().parents[1]
 SOAK = re.compile(r"mark\.soak\(\s*\"([^\"]+)\"")
@@ -44,23 +40,3 @@ def test_named_tests_exist() -> None:
     assert sorted(names - defined) == []
     files = {name for text in texts for name in re.findall(r"\btest_\w+\.py", text)}
     assert sorted(files - {path.name for path in modules}) == []
-
-
-def job_files() -> dict[str, str]:
-    """The YAML blocks of the README that are files, by name: a block is one file, to be pasted as it stands."""
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return {re.match(r"# ([\w-]+)\.yaml\b", block)[1]: block for block in blocks}  # type: ignore[index]
-
-
-@pytest.mark.parametrize("name", sorted(job_files().keys() - {"clusters"}))
-def test_a_job_file_of_the_readme_is_one_as_it_stands(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
-    for job in ("finetune", "align"):
-        run = RunDir.create(job, {"job": job, "config": {"steps": 1}}, tmp_path / "runs")
-        run.path.rename(tmp_path / "runs" / f"{job.upper()}-RUN")
-    for other, text in job_files().items():
-        (tmp_path / f"{other}.yaml").write_text(text)
-    (tmp_path / "quiz.yaml").write_text("task: quiz\n")
-    config = configure(name, tmp_path / f"{name}.yaml", [])
-    assert set(yaml.safe_load((tmp_path / f"{name}.yaml").read_text())) <= set(config.model_dump())

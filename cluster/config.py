@@ -16,6 +16,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, defer_build=True)
 
+    # dotted keys of this section that are accepted but not printed: they have one legal value, or do nothing here
+    hidden_keys: ClassVar[frozenset[str]] = frozenset()
+
 
 _SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?|_pat|_auth|webhook(_url)?)$", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -173,8 +176,24 @@ class CodeConfig(Section):
     )
 
 
+HANGS = frozenset({"retries.hung_seconds"})  # jobs whose ranks report no progress
+WEIGHTS = frozenset({"wandb.upload"})  # jobs without checkpoints of a model
+RANKS = frozenset({"resources.ranks_per_node"})  # jobs that are not run by ranks
+
+
+RUN_KEYS = ("name", "resources.nodes", "resources.gpus", "resources.time_limit_minutes")  # usual in every job
+
+
+def default_text(text: str) -> dict[str, Any]:
+    """Return the `json_schema_extra` of a key whose default depends on other keys: help prints this text instead."""
+    return {"default_text": text}
+
+
 class JobConfig(Section):
     """Keys that every job has."""
+
+    # the dotted keys, and sections that are unset by default, that help prints first, in this order; none: it prints all keys
+    usual_keys: ClassVar[tuple[str, ...]] = ()
 
     name: str | None = Field(default=None, description="name of the run; unset: the job's name")
     seed: int = Field(default=0, ge=0, lt=2**32, description="random seed")

@@ -29,6 +29,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return parse_yaml(text, str(path))
 
 
+def read_job_file(path: Path, job: str) -> dict[str, Any]:
+    """Read the keys of a job from its file, without `run`, which names the job. Raises ConfigError if it names another job."""
+    values = read_yaml(path)
+    named = values.pop("run", job)
+    if named != job:
+        raise ConfigError(
+            f"{path}: `run: {named}` makes it a job file of {named}, not of {job}; `ropewalk run -c {path}` runs it"
+        )
+    return values
+
+
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """Parse YAML text into a mapping of plain values. Raises ConfigError."""
     try:
@@ -129,8 +140,21 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
 
 
 def _hint(key: str, valid_keys: Sequence[str]) -> str:
-    """Suggest valid keys for an unknown one: those with the same last part or similar spelling, else all of its section."""
-    names = sorted({*valid_keys, *(name.rpartition(".")[0] for name in valid_keys)} - {""})
+    """Suggest similar keys for an unknown one, else all of its section."""
+    if near := similar_keys(key, valid_keys):
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    section = key.rpartition(".")[0]
+    inside = [name for name in _with_sections(valid_keys) if section and name.rpartition(".")[0] == section]
+    return f"keys of {section}: {', '.join(inside)}" if inside else f"valid keys: {', '.join(valid_keys[:12])}"
+
+
+def _with_sections(keys: Sequence[str]) -> list[str]:
+    return sorted({*keys, *(name.rpartition(".")[0] for name in keys)} - {""})
+
+
+def similar_keys(key: str, valid_keys: Sequence[str]) -> list[str]:
+    """Return up to three valid keys with the same last part or a similar spelling as an unknown one."""
+    names = _with_sections(valid_keys)
     section, _, last = key.rpartition(".")
     inside = [name for name in names if section and name.rpartition(".")[0] == section]
     near = [name for name in names if name.rpartition(".")[2] == last]
@@ -141,23 +165,27 @@ def _hint(key: str, valid_keys: Sequence[str]) -> str:
         ends = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in names], n=1, cutoff=0.8)
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
         near = near or [name for name in names if name.rpartition(".")[2] in ends] or difflib.get_close_matches(key, names, n=1)
-    if near:
-        return f"did you mean {' or '.join(map(repr, sorted(near, key=len)[:3]))}?"
-    return f"keys of {section}: {', '.join(inside)}" if inside else f"valid keys: {', '.join(valid_keys[:12])}"
+    return sorted(near, key=len)[:3]
 
 
 def walk_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every dotted key of a configuration, including nested sections, with its field; depth first."""
     for name, info in kind.model_fields.items():
-        sections = [
-            t
-            for t in types_of(info.annotation)
-            if isinstance(t, type) and issubclass(t, Section) and not issubclass(t, CountRange)
-        ]
-        if not sections or len(sections) != len([t for t in types_of(info.annotation) if t is not type(None)]):
+        if not is_section(info.annotation):
             yield f"{prefix}{name}", info
-        for section in sections:
+        for section in sections_of(info.annotation):
             yield from walk_keys(section, f"{prefix}{name}.")
+
+
+def is_section(annotation: Any) -> bool:
+    """Return True if a key's value can only be a section, or null, so that the key has no value of its own."""
+    sections = sections_of(annotation)
+    return bool(sections) and len(sections) == len([t for t in types_of(annotation) if t is not type(None)])
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """Return the sections among the types of a key."""
+    return [t for t in types_of(annotation) if isinstance(t, type) and issubclass(t, Section) and not issubclass(t, CountRange)]
 
 
 def types_of(annotation: Any) -> list[Any]:

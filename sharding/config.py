@@ -17,6 +17,8 @@ class BatchConfig(Section):
 class ParallelConfig(Section):
     """Division of a model and its work among the ranks."""
 
+    hidden_keys = frozenset({"tensor"})
+
     replicate: int = Field(
         default=1, ge=1, description="copies of the sharded model (HSDP); each copy is sharded over the ranks that share it"
     )

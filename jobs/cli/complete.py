@@ -50,7 +50,21 @@ def keys(context: typer.Context, incomplete: str) -> Candidates:
 
 
 def _values(key: "Key") -> Iterator[str]:
-    yield from key.values or [{"unset": "null", None: ""}.get(key.default, key.default or "")]
+    yield from key.values or ["" if key.in_words else {"unset": "null", None: ""}.get(key.default, key.default or "")]
+
+
+def topics(context: typer.Context, incomplete: str) -> Candidates:
+    """Complete commands and jobs, and the keys of a job that is named before."""
+    from ropewalk.jobs.cli.job_keys import all_keys
+    from ropewalk.jobs.registry import JOBS, config_of
+
+    before = context.params.get("topics") or []
+    if before and before[0] in JOBS:
+        names = [(key.name, key.meaning) for key in all_keys(config_of(JOBS[before[0]]))]
+    else:
+        group = context.parent.command.commands if context.parent else {}  # type: ignore[attr-defined]
+        names = [*((name, command.get_short_help_str()) for name, command in group.items()), *jobs("")]
+    return [(name, meaning) for name, meaning in names if name.startswith(incomplete)]
 
 
 def clusters(incomplete: str) -> Candidates:
@@ -137,4 +151,5 @@ Cluster = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the script or manifest without submitting")]
-HelpFlag = Annotated[bool, typer.Option("--help", help="show this page; after JOB: all keys of the job")]
+HelpFlag = Annotated[bool, typer.Option("-h", "--help", help="show this page; after JOB: the usual keys of the job")]
+AllKeys = Annotated[bool, typer.Option("--all", help="with the help of a job: all keys, not only the usual ones")]

@@ -1,24 +1,33 @@
-"""`ropewalk run JOB --help`: every key of a job by section, with type, default and description."""
+"""Help of jobs and keys: `ropewalk run JOB --help [--all]` and `ropewalk help KEY`."""
+
+from collections.abc import Iterable
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from ropewalk.cluster.config import JobConfig
-from ropewalk.jobs.cli.job_keys import Key, keys_of
+from ropewalk.cluster.config_reader import similar_keys
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.cli.job_keys import Key, all_keys, keys_of, usual_keys
 from ropewalk.jobs.registry import JOBS, config_of, find_job
 
 WIDEST = 120  # columns; longer lines are hard to read
 TOP = ""  # the section of top-level keys
 
 
-def print_job_help(command: str, job: str) -> None:
-    """Print a job's usage and its keys. Raises ConfigError for an unknown job."""
+def print_job_help(command: str, job: str, every_key: bool) -> None:
+    """Print a job's usage and its usual keys, or all of them. Raises ConfigError for an unknown job."""
     spec = find_job(job)
+    kind = config_of(spec)
+    usual = [] if every_key else usual_keys(kind)
     out = _console()
     out.print(f"ropewalk {command} {spec.name} [-c FILE.yaml] [key=value ...] [--on CLUSTER]\n")
     out.print(f"{spec.summary} Keys are set in FILE.yaml, or as key=value.")
-    out.print(_page(config_of(spec)))
+    out.print(_usual_page(usual) if usual else _page(kind))
+    if usual:
+        more = f"ropewalk {command} {spec.name} --help --all"
+        out.print(f"\n{len(keys_of(kind))} keys in all: `{more}`. `ropewalk help KEY` explains a key.")
 
 
 def print_jobs() -> None:
@@ -31,6 +40,44 @@ def print_jobs() -> None:
     )
 
 
+def print_key_help(name: str, jobs: Iterable[str], commands: Iterable[str] = ()) -> None:
+    """Print the keys of these jobs with this name and below it, or else those whose dotted name ends with it.
+
+    Raises ConfigError if there is none.
+    """
+    by_job = {job: list(all_keys(config_of(find_job(job)))) for job in jobs}
+    matching: dict[str, dict[tuple[str, str], list[str]]] = {}  # by name; then jobs by meaning and facts
+    exact = any(key.name == name for keys in by_job.values() for key in keys)
+    for job, keys in by_job.items():
+        for key in keys:
+            if f"{key.name}.".startswith(f"{name}.") or (not exact and key.name.endswith(f".{name}")):
+                matching.setdefault(key.name, {}).setdefault((key.meaning, key.facts), []).append(job)
+    if not matching:
+        near = similar_keys(name, [*(key.name for keys in by_job.values() for key in keys), *JOBS, *commands])
+        remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else "`ropewalk run JOB --help --all` lists a job's keys"
+        raise ConfigError(f"no key, command or job is called {name!r}; {remedy}")
+    parts: list[Text | Table] = []
+    for key_name, variants in matching.items():
+        rows = Table.grid()
+        for (meaning, facts), its_jobs in variants.items():
+            where = "" if len(by_job) == 1 else f" {'every job' if len(its_jobs) == len(by_job) else ', '.join(its_jobs)}"
+            rows.add_row("  ", Text.assemble(f"{meaning} ", (facts, "dim"), (where, "italic")))
+        parts += [Text(key_name, style="bold"), rows]
+    _console().print(Group(*parts))
+
+
+def has_key(name: str) -> bool:
+    """Return True if a job has a key with this very name."""
+    return any(key.name == name for spec in JOBS.values() for key in all_keys(config_of(spec)))
+
+
+def _usual_page(keys: list[Key]) -> Group:
+    rows = _grid(max(len(key.name) for key in keys))
+    for key in keys:
+        _add(rows, key)
+    return Group(Text(), Text("Usual keys", style="bold underline"), rows)
+
+
 def _page(kind: type[JobConfig]) -> Group:
     keys = keys_of(kind)
     width = max(len(key.name) for key in keys)
@@ -41,17 +88,13 @@ def _page(kind: type[JobConfig]) -> Group:
         rows = _grid(width)
         for key in keys:
             if key.section == section:
-                rows.add_row(Text(key.name, style="bold"), Text.assemble(f"{key.meaning} ", (_facts(kind, key), "dim")))
+                _add(rows, key)
         lines += [Text(), _heading(kind, section), rows]
     return Group(*lines)
 
 
-def _facts(kind: type[JobConfig], key: Key) -> str:
-    """Return `(float, default 0.1)`, or when the key is required if it has no default."""
-    if key.default is not None:
-        return f"({key.type}, {key.default if key.default == 'unset' else f'default {key.default}'})"
-    optional = key.section and not kind.model_fields[key.section].is_required()
-    return f"({key.type}, required with {key.section})" if optional else f"({key.type}, required)"
+def _add(rows: Table, key: Key) -> None:
+    rows.add_row(Text(key.name, style="bold"), Text.assemble(f"{key.meaning} ", (key.facts, "dim")))
 
 
 def _heading(kind: type[JobConfig], section: str) -> Text:

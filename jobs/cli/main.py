@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from ropewalk.cluster.backends import trust
-from ropewalk.jobs.cli import chat, drift, export, feedback, models, run, runs, site, sweep
+from ropewalk.jobs.cli import chat, drift, explain, export, feedback, models, run, runs, site, sweep
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks for completions
 # errors of a file system that are a user's mistake: wrong path, no permission, no space
@@ -39,6 +39,7 @@ app = typer.Typer(
     cls=Commands,
     help="Raw text to a trained language model, on a laptop, on Slurm or on Kubernetes. After `ropewalk --install-completion` "
     "the shell completes jobs, their keys, clusters and run ids.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -71,7 +72,7 @@ PANELS = {
     "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, drift.compare, drift.drift, export.sync),
     "Registry": (models.models, models.promote, models.rollback, models.approve, feedback.trace),
     "Feedback": (feedback.feedback, feedback.review, feedback.forget),
-    "Machine": (site.quickstart, site.doctor, site.trust, site.lab),
+    "Machine": (site.quickstart, site.doctor, site.trust, site.lab, explain.help_),
 }
 SETTINGS: dict[object, dict[str, Any]] = {
     run.run: OWN_HELP,
@@ -80,7 +81,7 @@ SETTINGS: dict[object, dict[str, Any]] = {
 }
 for _panel, _commands in PANELS.items():
     for _command in _commands:
-        app.command(rich_help_panel=_panel, context_settings=SETTINGS.get(_command))(_command)
+        app.command(_command.__name__.rstrip("_"), rich_help_panel=_panel, context_settings=SETTINGS.get(_command))(_command)
 
 
 def main() -> None:

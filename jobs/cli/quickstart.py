@@ -134,7 +134,7 @@ def quickstart(directory: Path, console: Console, steps: int) -> None:
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     console.print("\nTo use your own text, change", _bold("input"), f"in {os.path.relpath(directory / 'preprocess.yaml')}, then")
     for job in jobs:
-        console.print(f"  ropewalk run {job} -c {os.path.relpath(directory / job)}.yaml", highlight=False)
+        console.print(f"  ropewalk run -c {os.path.relpath(directory / job)}.yaml", highlight=False)
 
 
 def next_commands(directory: Path, *, set_root: bool) -> list[str]:
@@ -151,8 +151,8 @@ def next_commands(directory: Path, *, set_root: bool) -> list[str]:
 def _run(job: str, values: dict[str, Any], directory: Path, console: Console, recovery: Recovery | None = None) -> RunDir:
     """Write a job file and run it. Raises RopewalkError if the run does not succeed."""
     path = directory / f"{job}.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    console.print(f"$ ropewalk run {job} -c {os.path.relpath(path)}", style="bold", highlight=False)
+    path.write_text(yaml.safe_dump({"run": job, **values}, sort_keys=False, allow_unicode=True))
+    console.print(f"$ ropewalk run -c {os.path.relpath(path)}", style="bold", highlight=False)
     run = submit(job, configure(job, path, []), command=["ropewalk", "quickstart"])
     if recovery is not None:
         at_step = int(values["steps"]) * 2 // 5

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ropewalk.jobs.cli import complete
-from ropewalk.jobs.cli.complete import AsJson, Cluster, ConfigFile, DryRun, HelpFlag, JobName, Overrides, RunRef
+from ropewalk.jobs.cli.complete import AllKeys, AsJson, Cluster, ConfigFile, DryRun, HelpFlag, JobName, Overrides, RunRef
 
 if TYPE_CHECKING:
     from ropewalk.cluster.run.directory import RunDir
@@ -33,10 +33,12 @@ def run(
     dry_run: DryRun = False,
     as_json: AsJson = False,
     help_: HelpFlag = False,
+    every_key: AllKeys = False,
 ) -> None:
     """Submit a job, follow it, and exit with its outcome."""
-    if help_ or job is None:
-        return _help(context, job)
+    job, overrides = _job_of(job, overrides, config)
+    if help_ or every_key or job is None:
+        return _help(context, job, every_key)
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.cli.outcome import follow_to_end
     from ropewalk.jobs.runs.show.tables import console
@@ -72,10 +74,12 @@ def submit(
     at_once: Annotated[int | None, typer.Option(min=1, metavar="N", help="with --each: run at most N at a time")] = None,
     dry_run: DryRun = False,
     help_: HelpFlag = False,
+    every_key: AllKeys = False,
 ) -> None:
     """Submit a job and print its run id; with --each submit many runs and print an id per line."""
-    if help_ or job is None:
-        return _help(context, job)
+    job, overrides = _job_of(job, overrides, config)
+    if help_ or every_key or job is None:
+        return _help(context, job, every_key)
     from ropewalk.jobs.runs.show.status import find_run
     from ropewalk.jobs.runs.submit.submit import configure_each, submit_many
 
@@ -112,11 +116,20 @@ def resume(
         follow_to_end(run, as_json)
 
 
-def _help(context: typer.Context, job: str | None) -> None:
+def _job_of(job: str | None, overrides: list[str] | None, config: Path | None) -> tuple[str | None, list[str] | None]:
+    """Return the job and the overrides of a command line; a job that is not typed is the one that the job file names."""
+    if config is None or (job is not None and "=" not in job):
+        return job, overrides
+    from ropewalk.jobs.runs.submit.submit import job_named_by
+
+    return job_named_by(config), [*([job] if job else []), *(overrides or [])]
+
+
+def _help(context: typer.Context, job: str | None, every_key: bool) -> None:
     from ropewalk.jobs.cli.job_help import print_job_help, print_jobs
 
     if job is not None:
-        return print_job_help(context.info_name or "run", job)
+        return print_job_help(context.info_name or "run", job, every_key)
     typer.echo(context.get_help())
     return print_jobs()
 

@@ -54,7 +54,7 @@ def lab(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="NAME COMMAND", help="a test cluster and its command")] = None,
 ) -> None:
     """Start a real test cluster on this machine: `ropewalk lab slurm up`."""
-    if arguments and arguments[0] != "--help":
+    if arguments and arguments[0] not in {"-h", "--help"}:
         return _load_lab(arguments[0])(arguments[1:])
     typer.echo(context.get_help())
     return typer.echo(f"Test clusters: {_installed_labs()}; `ropewalk lab NAME --help` lists its commands.")

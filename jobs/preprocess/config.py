@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import JobConfig, PathView
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView
 from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.cluster.spec import Engine
 from ropewalk.datapipe.execution.config import ArrayOptions
@@ -15,6 +15,13 @@ from ropewalk.datapipe.passes.config import DataSetConfig
 
 class PreprocessConfig(DataSetConfig, JobConfig):
     """Keys of a data set, and of the execution of its tasks."""
+
+    usual_keys = (
+        *("input", "output", "tokenizer.train", "tokenizer.path", "text_key", "filters", "near_duplicates", "language", "pii"),
+        *("decontaminate", "validation_fraction", "actors", "seed", "name", "resources.nodes", "resources.cpus"),
+        "resources.time_limit_minutes",
+    )
+    hidden_keys = HANGS | RANKS | WEIGHTS | {"resources.gpus"}
 
     actors: int | None = Field(default=None, ge=1, description="number of Ray actors; unset: one per CPU of the run's nodes")
     fanout: Literal["ray", "array"] = Field(

@@ -13,6 +13,7 @@ from ropewalk.slurm.lab.cluster import Lab
 from ropewalk.slurm.lab.config import LabSettings
 
 app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
     name="ropewalk lab slurm",
     help="Start a real Slurm cluster with several nodes on this machine, to try things out and to test failures.",
     add_completion=False,

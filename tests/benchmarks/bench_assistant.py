@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from ropewalk.cluster.config_reader import read_job_file
 from ropewalk.cluster.run.directory import RunDir
 from tests.benchmarks.learnt_items import questions, toys
 from tests.jobs.training.align.pairs import make_model
@@ -37,7 +38,7 @@ def prepare(folder: Path, *, tiny: bool) -> Path:
     records = [{"prompt": item["prompt"], "completion": item["chosen"].strip()} for item in items]
     for name, rows in (("chat", records), ("pairs", items)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = yaml.safe_load((ROOT / "jobs/configs/assistant.yaml").read_text())
+    config = read_job_file(ROOT / "jobs/configs/assistant.yaml", "pipeline")
     steps = config["steps"]
     steps["sft"]["config"] |= {"model": {"path": str(base)}, "data": "chat.jsonl", **(SMALL if tiny else {})}
     steps["sft"]["config"] |= {"chat": {"template": "plain"}} if tiny else {}

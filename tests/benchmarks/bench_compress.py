@@ -28,6 +28,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from ropewalk.cluster.config_reader import read_job_file
 from ropewalk.cluster.run.directory import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +109,7 @@ def _table(folder: Path, model: Path, data: Path, seed: int, arguments: argparse
 
 
 def _config(model: Path, data: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load((ROOT / "jobs/configs/compress.yaml").read_text())
+    config: dict[str, Any] = read_job_file(ROOT / "jobs/configs/compress.yaml", "compress")
     config |= {"model": str(model), "data": str(data), "seq_len": SEQ_LEN, "max_sequences": arguments.sequences, "keep": False}
     config["timing"] |= {"repeats": arguments.repeats, "new_tokens": arguments.tokens}
     config["calibration"] = {"sequences": arguments.calibration, "seed": seed}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ropewalk import jobs
-from ropewalk.cluster.config_reader import load_config, read_yaml
+from ropewalk.cluster.config_reader import load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError, DataError, StaleAttemptError, StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
@@ -173,7 +173,7 @@ def test_the_users_mistakes_are_found_at_submission(tmp_path: Path, source: Path
 
 def test_the_example_is_a_complete_run() -> None:
     example = Path(jobs.__file__).parent / "configs/preprocess.yaml"
-    assert load_config(PreprocessConfig, read_yaml(example)).model_dump()["tokenizer"]["train"] == 8192
+    assert load_config(PreprocessConfig, read_job_file(example, "preprocess")).model_dump()["tokenizer"]["train"] == 8192
 
 
 def test_the_configuration_is_read_without_heavy_imports() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ropewalk.cluster.config import DataPath, JobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, JobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.datapipe.filters.registry import Filters
 from ropewalk.jobs.evaluation.audit.suites.find import BUILT_IN, FOLDER_VARIABLE, resolve_suite
@@ -151,6 +151,12 @@ def _scorers(value: Any) -> Any:
 
 class AuditConfig(JobConfig):
     """The keys of an audit."""
+
+    usual_keys = (
+        *("model", "suites", "suites_folder", "subgroups", "samples", "prompts", "contamination", "memorization", "calibration"),
+        *("require", "before", "seed", *RUN_KEYS),
+    )
+    hidden_keys = HANGS | WEIGHTS
 
     model: ModelRef = Field(
         description="a run (id, path or latest): its newest complete checkpoint; RUN@STEP; an alias such as production; or a "

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ropewalk.cluster.config import DataPath, JobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, JobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.evaluation.tasks.config import Task, check_tasks
 from ropewalk.jobs.results.gate import ConditionText
@@ -24,6 +24,12 @@ class GenerateConfig(Section):
 
 class EvaluateConfig(JobConfig):
     """The keys of an evaluation."""
+
+    usual_keys = (
+        *("model", "data", "max_sequences", "micro_batch", "tasks", "task_files", "limit", "fewshot", "chat_template"),
+        *("generate.prompts", "require", "seed", *RUN_KEYS),
+    )
+    hidden_keys = HANGS | WEIGHTS | {"parallel.accumulate", "parallel.activation_checkpointing", "precision.reduce"}
 
     model: ModelRef = Field(
         description="a run (id, path or latest): its newest complete checkpoint; RUN@STEP; an alias such as production; or a "

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import DataPath, JobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, JobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.evaluation.tasks.config import Task, check_tasks
 from ropewalk.jobs.models.compress.methods import Method, check_composition, label_of
@@ -31,6 +31,12 @@ class TimingConfig(Section):
 
 class CompressConfig(JobConfig):
     """The keys of a compression."""
+
+    usual_keys = (
+        *("model", "data", "methods", "variants", "seq_len", "max_sequences", "calibration.sequences", "tasks", "task_files"),
+        *("require", "keep", "seed", *RUN_KEYS),
+    )
+    hidden_keys = HANGS | WEIGHTS
 
     model: ModelRef = Field(description="a run (id, path or latest), an alias of the registry, or a Hugging Face directory")
     data: Data = Field(description="a data set with the model's tokenizer, whose held-out split is used for measuring")

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ropewalk.cluster.config import CodeConfig, DataPath, JobConfig, PathView, check_variables
+from ropewalk.cluster.config import HANGS, RUN_KEYS, CodeConfig, DataPath, JobConfig, PathView, check_variables, default_text
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.spec import Engine
 from ropewalk.jobs.runs.submit.provenance import refuse_secrets
@@ -26,6 +26,16 @@ _SCRIPT = re.compile(r".+\.(py|sh|jl|R|pl|rb|js|lua)")
 class CommandConfig(JobConfig):
     """A program, and how to start and stop it."""
 
+    usual_keys = (
+        *("command", "launch", "setup", "environment", "directory", "metrics", "resources.ranks_per_node", *RUN_KEYS),
+        "retries.bugs",
+    )
+    hidden_keys = HANGS | {"seed"}
+
+    name: str | None = Field(
+        default=None, description="name of the run", json_schema_extra=default_text("the name of the program")
+    )
+
     command: list[str] = Field(min_length=1, description="program and arguments as a list of words; a string is a line of bash")
     launch: Literal["ranks", "nodes", "once"] = Field(
         default="ranks",
@@ -38,7 +48,9 @@ class CommandConfig(JobConfig):
         default=[], description="text files in which to replace {name}; the command gets the path of the copy"
     )
     setup: list[str] = Field(default=[], description="lines of bash to run before each start, such as `module load cuda`")
-    directory: DataPath = Field(default=".", description="working directory of the program; unset: where you submit")
+    directory: DataPath = Field(
+        default=".", description="working directory of the program", json_schema_extra=default_text("where you submit")
+    )
     code: CodeConfig = Field(default=CodeConfig(), description="the copy of the user's code that a cluster gets")
     environment: dict[str, str] = Field(default={}, description="environment variables of the program; no secrets")
     stop_signal: Literal["TERM", "INT", "USR1", "USR2"] = Field(

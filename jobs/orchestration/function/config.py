@@ -4,13 +4,16 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from ropewalk.cluster.config import CodeConfig, DataPath, JobConfig
+from ropewalk.cluster.config import HANGS, RUN_KEYS, CodeConfig, DataPath, JobConfig, default_text
 from ropewalk.cluster.spec import Engine
 from ropewalk.jobs.runs.submit.provenance import refuse_secrets
 
 
 class FunctionConfig(JobConfig):
     """A function and its arguments."""
+
+    usual_keys = ("function", "args", "kwargs", "launch", "directory", *RUN_KEYS)
+    hidden_keys = HANGS | {"seed"}
 
     function: str = Field(description="module:name of the function; with by_value its name")
     args: list[Any] = Field(default=[], description="positional arguments, as JSON values")
@@ -22,7 +25,9 @@ class FunctionConfig(JobConfig):
         default="once", description="once: call it once; ranks: call it in every rank of a group"
     )
     code: CodeConfig = Field(default=CodeConfig(), description="the copy of the user's code that a cluster gets")
-    directory: DataPath = Field(default=".", description="folder to import the module from; unset: where you submit")
+    directory: DataPath = Field(
+        default=".", description="folder to import the module from", json_schema_extra=default_text("where you submit")
+    )
 
     def project(self) -> tuple[str, CodeConfig] | None:
         return self.directory, self.code

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.backends.profiles import load_backend
-from ropewalk.cluster.config_reader import load_config, read_yaml
+from ropewalk.cluster.config_reader import load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
@@ -110,7 +110,7 @@ def submit_function(
 
 def submit_job(job: str, config: Mapping[str, Any] | str | Path, on: str, overrides: Iterable[str]) -> Future:
     """Submit a job given by its keys or a job file. Raises RopewalkError."""
-    values = config if isinstance(config, Mapping) else read_yaml(Path(config))
+    values = config if isinstance(config, Mapping) else read_job_file(Path(config), job)
     return Future(submit(job, load_config(config_of(find_job(job)), values, list(overrides)), on), job=job)
 
 

@@ -8,10 +8,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ropewalk.cluster.config import JobConfig, PathView, Resources, Section
-from ropewalk.cluster.config_reader import apply_override, load_config, read_yaml
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resources, Section
+from ropewalk.cluster.config_reader import apply_override, load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.orchestration.pipeline.references import StepResult, referenced_steps, refuse_misspelt, resolve_references
 from ropewalk.jobs.registry import config_of, find_job
@@ -41,8 +41,8 @@ class StepConfig(Section):
 
     @field_validator("config", mode="before")
     @classmethod
-    def _read(cls, config: Any) -> Any:
-        return read_yaml(Path(config).expanduser()) if isinstance(config, str) else config
+    def _read(cls, config: Any, others: ValidationInfo) -> Any:
+        return read_job_file(Path(config).expanduser(), str(others.data.get("job"))) if isinstance(config, str) else config
 
     def values(self) -> dict[str, Any]:
         """Return the job's keys, overridden by `set`. Raises ConfigError."""
@@ -54,6 +54,9 @@ class StepConfig(Section):
 
 class PipelineConfig(JobConfig):
     """Jobs with dependencies, submitted together. `resources` are those of the pipeline's own short job, which runs last."""
+
+    usual_keys = ("steps", "name", "seed")
+    hidden_keys = HANGS | RANKS | WEIGHTS
 
     steps: dict[str, StepConfig] = Field(
         min_length=1,

@@ -48,9 +48,9 @@ def job_file(results: SweepResults) -> str:
         f"# Parameters from the search: {format_parameters(best.parameters)}",
         *_changes(best),
         f"# Test the win with new seeds: ropewalk confirm {sweep}",
-        f"# Run it: ropewalk run {results.job} -c THIS_FILE",
+        "# Run it: ropewalk run -c THIS_FILE",
     ]
-    return "\n".join(lines) + "\n\n" + values
+    return "\n".join([*lines, "", f"run: {results.job}", values])
 
 
 def plain(results: SweepResults) -> dict[str, Any]:

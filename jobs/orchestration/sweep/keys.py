@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ropewalk.cluster.config import JobConfig, Section
-from ropewalk.cluster.config_reader import read_yaml
+from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, WEIGHTS, JobConfig, Section, default_text
+from ropewalk.cluster.config_reader import read_job_file
 from ropewalk.jobs.orchestration.sweep.space import Space, condition_errors, grid_size
 
 DEFAULT_TRIALS = 10
@@ -68,16 +68,25 @@ class OptunaConfig(Section):
 class SweepKeys(JobConfig):
     """The keys of the `sweep` job. Its `resources` are those of the driver, or of the allocation that holds all trials."""
 
+    usual_keys = (
+        *("job", "base", "space", "metric", "mode", "trials", "max_concurrent", "scheduler", "search", "budget.minutes"),
+        *("cluster", "allocation", "seed", *RUN_KEYS),
+    )
+    hidden_keys = HANGS | RANKS | WEIGHTS
+
     job: str = Field(description="name of the job whose configuration is searched")
     base: dict[str, Any] = Field(
         default={}, description="configuration of the job, inline or a YAML file; trials share its resources"
     )
     space: Space = Field(
-        min_length=1, description="dotted key: {uniform|loguniform|quniform|qloguniform|randint|choice|grid: ..., when: ...}"
+        min_length=1,
+        description="dotted key: {uniform | loguniform | quniform | qloguniform | randint | choice | grid: ..., when: ...}",
     )
     metric: str = Field(description="the metric to optimize, as the job reports it, such as validation/loss")
     mode: Literal["min", "max"] = Field(default="min", description="min: lower is better; max: higher is better")
-    trials: int | None = Field(default=None, ge=1, description="number of trials; unset: 10, or the whole grid")
+    trials: int | None = Field(
+        default=None, ge=1, description="number of trials", json_schema_extra=default_text(f"{DEFAULT_TRIALS}, or the whole grid")
+    )
     max_concurrent: int | None = Field(
         default=None, ge=1, description="maximum number of concurrent trials; unset: as many as fit"
     )
@@ -96,8 +105,8 @@ class SweepKeys(JobConfig):
 
     @field_validator("base", mode="before")
     @classmethod
-    def _read(cls, base: Any) -> Any:
-        return read_yaml(Path(base).expanduser()) if isinstance(base, str) else base
+    def _read(cls, base: Any, others: ValidationInfo) -> Any:
+        return read_job_file(Path(base).expanduser(), str(others.data.get("job"))) if isinstance(base, str) else base
 
     @field_validator("search", mode="before")
     @classmethod

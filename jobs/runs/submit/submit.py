@@ -9,11 +9,11 @@ from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
 from ropewalk.cluster.backends.submission import end_unstarted, failed_runs
 from ropewalk.cluster.config import JobConfig, Resources
-from ropewalk.cluster.config_reader import apply_override, load_config, read_yaml
+from ropewalk.cluster.config_reader import apply_override, load_config, read_job_file, read_yaml
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.spec import RunState
-from ropewalk.jobs.registry import config_of, find_job, view_class
+from ropewalk.jobs.registry import JOBS, config_of, find_job, view_class
 from ropewalk.jobs.runs.show.remote import write_to_original
 from ropewalk.jobs.runs.show.status import final_outcome, find_run, settle
 from ropewalk.jobs.runs.show.view import RunView, view_of
@@ -25,15 +25,31 @@ SIDECARS = ("ropewalk.jobs.runs.mirror.sidecar",)
 TRACKERS_SIDECAR, TRACKERS = "ropewalk.jobs.runs.mirror.trackers", "ropewalk.trackers"  # a module; a group of entry points
 
 
+def job_named_by(file: Path) -> str:
+    """Return the job that the key `run` of a job file names. Raises ConfigError, with the command to type, if it names none."""
+    values = read_yaml(file)
+    if "run" in values:
+        return find_job(str(values["run"])).name
+    kinds = {name: config_of(spec).model_fields for name, spec in JOBS.items()}
+    fitting = [
+        name
+        for name, fields in kinds.items()
+        if values and set(values) <= set(fields) and all(key in values for key, info in fields.items() if info.is_required())
+    ]
+    job = fitting[0] if len(fitting) == 1 else "JOB"
+    which = f" (JOB: {' or '.join(fitting or JOBS)})" if job == "JOB" else ""
+    raise ConfigError(f"{file}: names no job; type `ropewalk run {job} -c {file}`, or write `run: {job}` into the file{which}")
+
+
 def configure(job: str, file: Path | None, overrides: Sequence[str]) -> JobConfig:
     """Make a job's configuration from its file and overrides. Raises ConfigError."""
     kind = config_of(find_job(job))
-    return load_config(kind, read_yaml(file) if file else {}, overrides)
+    return load_config(kind, read_job_file(file, job) if file else {}, overrides)
 
 
 def configure_each(job: str, file: Path | None, overrides: Sequence[str], each: Sequence[str]) -> list[JobConfig]:
     """Make a configuration for each combination of `--each`. Raises ConfigError."""
-    kind, values = config_of(find_job(job)), read_yaml(file) if file else {}
+    kind, values = config_of(find_job(job)), read_job_file(file, job) if file else {}
     for override in overrides:
         apply_override(values, override)
     return [load_config(kind, values, combination) for combination in combinations(each)]

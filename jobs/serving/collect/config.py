@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import DataPaths, JobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, DataPaths, JobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.runs.show.status import find_run
 
@@ -28,6 +28,9 @@ class DecontaminateConfig(Section):
 
 class CollectConfig(JobConfig):
     """Collect conversations and preference pairs from a serving run's exchanges and ratings, for finetune and align."""
+
+    usual_keys = ("watch", "since", "until", "unrated", "most", "replay", "decontaminate", "seed", "name")
+    hidden_keys = HANGS | RANKS | WEIGHTS | {"resources.gpus"}
 
     watch: str = Field(description="serving run with `capture` switched on")
     since: float | None = Field(

@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from ropewalk.cluster.backends.profiles import load_profile
-from ropewalk.cluster.config import JobConfig, PathView, Resources, Section
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resources, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.runs.models.model_versions import Version, find_version
 from ropewalk.jobs.runs.show.status import find_run
@@ -86,6 +86,12 @@ class RegistryConfig(Section):
 
 class RefreshConfig(JobConfig):
     """A run that retrains a served model from its feedback. Each step is a run of its own; `resources` are the driver's."""
+
+    usual_keys = (
+        *("watch", "model", "train", "align", "gate.evaluate", "gate.audit", "trigger.every_hours", "trigger.feedback"),
+        *("trigger.drift", "canary.minutes", "canary.requests", "rounds", "approve", "seed", "name"),
+    )
+    hidden_keys = HANGS | RANKS | WEIGHTS | {"resources.gpus"}
 
     watch: str = Field(description="serving run with capture switched on")
     model: str = Field(default="production", description="alias to train from and to promote to: production, NAME@production")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from ropewalk.cluster.config import CountRange, DataPath, JobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, WEIGHTS, CountRange, DataPath, JobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.serving.feedback.config import CaptureConfig
@@ -100,6 +100,12 @@ class TlsConfig(Section):
 
 class ServeConfig(JobConfig):
     """Configuration of a serving run."""
+
+    usual_keys = (
+        *("model", "replicas", "engine", "slots", "context", "gpus", "host", "port", "auth", "tls", "capture", "canary"),
+        *RUN_KEYS,
+    )
+    hidden_keys = HANGS | RANKS | WEIGHTS | {"seed"}
 
     model: str = Field(description="alias of the registry (production), run, or Hugging Face directory")
     replicas: Replicas = Field(

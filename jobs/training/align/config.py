@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ropewalk.cluster.config import CodeConfig, DataPath, PathView, Section
+from ropewalk.cluster.config import CodeConfig, DataPath, PathView, Section, default_text
 from ropewalk.cluster.errors import DataError
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import template_name
@@ -22,12 +22,17 @@ from ropewalk.jobs.training.align.methods import (
     methods_without_reference,
 )
 from ropewalk.jobs.training.loop.config import (
+    LEAST_VALIDATED,
+    MOST_VALIDATED,
+    PATIENCE,
+    USUAL,
+    VALIDATIONS,
+    AdaptationValidationConfig,
     AnomalyConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
     TrainingConfig,
-    ValidationConfig,
     check_keep_zeros,
     fill_defaults,
 )
@@ -50,9 +55,39 @@ def _only(key: str) -> str:
 class AlignOptimConfig(OptimConfig):
     """AdamW for a model that already answers: small steps, no decay."""
 
-    lr: float = Field(default=1e-6, gt=0, description="peak learning rate; unset with lora: 1e-5")
+    lr: float = Field(
+        default=1e-6,
+        gt=0,
+        description="peak learning rate",
+        json_schema_extra=default_text(f"1e-6, with lora {LORA_LR:g}"),
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="decay of weights with two or more dimensions")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay rates of Adam's two moments")
+
+
+class AlignValidationConfig(AdaptationValidationConfig):
+    """Validation of an aligned model; with grpo it generates answers to held-out prompts, whose rewards are noisy."""
+
+    every_steps: int = Field(
+        default=100,
+        ge=1,
+        description="steps between two validations; the last step is always validated",
+        json_schema_extra=default_text(f"for {VALIDATIONS} validations per run, with grpo {GRPO_VALIDATIONS}"),
+    )
+    max_sequences: int = Field(
+        default=MOST_VALIDATED,
+        ge=1,
+        description="maximum samples of the validation split to score",
+        json_schema_extra=default_text(
+            f"half of the samples between two validations, {LEAST_VALIDATED} to {MOST_VALIDATED}, with grpo {GRPO_HELD_OUT}",
+        ),
+    )
+    patience: int | None = Field(
+        default=PATIENCE,
+        ge=1,
+        description="stop after this many validations without a lower loss; null: no early stopping",
+        json_schema_extra=default_text(f"{PATIENCE}, with grpo unset"),
+    )
 
 
 class AnswersConfig(Section):
@@ -75,6 +110,8 @@ class AnswersConfig(Section):
 
 class AlignConfig(TrainingConfig):
     """The keys of an alignment run. A sample is a pair of answers; with `kto` one answer, with `grpo` a prompt's group."""
+
+    usual_keys = ("model.path", "model.run", "data", "method", "beta", "lora", "grpo.rewards", *USUAL)
 
     model: ModelConfig = Field(description="model to train: {path: DIR} or {run: RUN}")
     data: DataPath = Field(description="JSON lines or parquet of {prompt, chosen, rejected}; for kto {prompt, completion, label}")
@@ -101,10 +138,8 @@ class AlignConfig(TrainingConfig):
         default=AnomalyConfig(spike_factor=None),
         description="reaction to a NaN loss; these losses may be near 0 or negative, so that spikes are not detected",
     )
-    validation: ValidationConfig = Field(
-        default=ValidationConfig(),
-        description="validation schedule; every_steps unset: 20 validations per run; patience unset: 3, null: no early stopping; "
-        "grpo (rewards of 64 held-out prompts): 10 validations, no early stopping",
+    validation: AlignValidationConfig = Field(
+        default=AlignValidationConfig(), description="validation interval, size, early stopping"
     )
 
     beta: float | None = Field(
@@ -151,7 +186,9 @@ class AlignConfig(TrainingConfig):
         if not isinstance(values, dict):
             return values
         if values.get("method") == "grpo":  # each validation generates answers, and rewards are noisy
-            filled = fill_defaults(values, LORA_LR, validations=GRPO_VALIDATIONS, most_validated=GRPO_HELD_OUT, patience=None)
+            filled = fill_defaults(values, LORA_LR, validations=GRPO_VALIDATIONS, most_validated=GRPO_HELD_OUT)
+            if isinstance(filled.get("validation", {}), dict):
+                filled["validation"] = {"patience": None, **filled.get("validation", {})}
         else:
             filled = fill_defaults(values, LORA_LR)
         if isinstance(filled.get("anomaly", {}), dict):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ropewalk.cluster.config import CodeConfig, DataPath, Section
+from ropewalk.cluster.config import CodeConfig, DataPath, Section, default_text
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.align.reward_functions import check_name
 
@@ -101,7 +101,11 @@ class GrpoConfig(Section):
         default="drop",
         description="reaction if a reward raises, returns no number or takes too long: drop the answer, count 0, or fail",
     )
-    directory: DataPath = Field(default=".", description="where module:function is imported from; unset: where you submit")
+    directory: DataPath = Field(
+        default=".",
+        description="where module:function is imported from",
+        json_schema_extra=default_text("where you submit"),
+    )
     code: CodeConfig = Field(default=CodeConfig(), description="transfer of the code around the directory to a cluster")
     reward_processes: int = Field(default=1, ge=1, description="processes per rank that compute rewards")
     kl: float = Field(default=0.0, ge=0, description="weight of the KL divergence (k3) from the reference; 0: no reference")

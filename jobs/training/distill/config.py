@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from ropewalk.cluster.config import DataPath, PathView, Section
 from ropewalk.jobs.runs.models.find_model import ModelRef, check_model_run, find_model
-from ropewalk.jobs.training.loop.config import ModelConfig, OptimConfig, TrainingConfig
+from ropewalk.jobs.training.loop.config import PRESETS, USUAL, ModelConfig, OptimConfig, TrainingConfig
 from ropewalk.jobs.training.loop.token_data import Data, check_data
 from ropewalk.jobs.training.pruning.config import PruneConfig
 
@@ -19,7 +19,7 @@ class StudentConfig(Section):
 
     prune: PruneConfig | None = Field(default=None, description="pruned from the teacher: {layers: 24, width: 0.75, heads: 6}")
     preset: Literal["tiny", "small", "smollm-135m"] | None = Field(
-        default=None, description="a built-in model size, from scratch"
+        default=None, description=f"a built-in model size, from scratch: {PRESETS}"
     )
     path: DataPath | None = Field(default=None, description="Hugging Face directory: its configuration and weights")
     config: dict[str, Any] | None = Field(default=None, description="a Hugging Face configuration with model_type, from scratch")
@@ -89,6 +89,8 @@ class BaselineConfig(Section):
 
 class DistillConfig(TrainingConfig):
     """The keys of a distillation. A sample is a sequence of `seq_len` tokens."""
+
+    usual_keys = ("teacher", "student.prune", "student.preset", "student.path", "data", "alpha", "baseline", *USUAL)
 
     teacher: ModelRef = Field(description="run (id, path or latest) with a complete checkpoint, or Hugging Face directory")
     student: StudentConfig = Field(description="model to train: {prune: {layers: 24, width: 0.75}}, {preset: small}, {path: DIR}")

@@ -5,18 +5,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ropewalk.cluster.config import DataPath, PathView
+from ropewalk.cluster.config import DataPath, PathView, default_text
 from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import ChatConfig
 from ropewalk.jobs.runs.models.find_model import check_model_run
 from ropewalk.jobs.training.loop.config import (
+    USUAL,
+    AdaptationValidationConfig,
     GridConfig,
     LoraConfig,
     ModelConfig,
     OptimConfig,
     TrainingConfig,
-    ValidationConfig,
     check_keep_zeros,
     fill_defaults,
     parse_grid,
@@ -32,13 +33,20 @@ def _as_tuple(value: Any) -> Any:
 class FinetuneOptimConfig(OptimConfig):
     """AdamW for a model that is already trained: small steps."""
 
-    lr: float = Field(default=2e-5, gt=0, description="peak learning rate; unset with lora: 2e-4")
+    lr: float = Field(
+        default=2e-5,
+        gt=0,
+        description="peak learning rate",
+        json_schema_extra=default_text(f"2e-5, with lora {LORA_LR:g}"),
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="decay of weights with two or more dimensions")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay rates of Adam's two moments")
 
 
 class FinetuneConfig(TrainingConfig):
     """The keys of a finetuning run. A sample is a sequence of up to `seq_len` tokens with as many conversations as fit."""
+
+    usual_keys = ("model.path", "model.run", "data", "lora", *USUAL)
 
     model: ModelConfig = Field(description="model to train: {path: DIR} or {run: RUN}")
     data: Annotated[tuple[DataPath, ...], BeforeValidator(_as_tuple)] = Field(
@@ -79,9 +87,8 @@ class FinetuneConfig(TrainingConfig):
         default=None, gt=0, description="noise on embeddings in training (NEFTune, arXiv 2310.05914), for example 5; unset: none"
     )
     optim: FinetuneOptimConfig = Field(default=FinetuneOptimConfig(), description="optimizer and learning rate")
-    validation: ValidationConfig = Field(
-        default=ValidationConfig(),
-        description="validation schedule; every_steps unset: 20 validations per run; patience unset: 3, null: no early stopping",
+    validation: AdaptationValidationConfig = Field(
+        default=AdaptationValidationConfig(), description="validation interval, size, early stopping"
     )
 
     @model_validator(mode="before")

@@ -6,19 +6,20 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import DataPath, JobConfig, Section
+from ropewalk.cluster.config import RUN_KEYS, DataPath, JobConfig, Section, default_text
 from ropewalk.sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, PrecisionConfig
 
 VALIDATIONS = 20  # per run of a job that adapts a model, unless configured
 PATIENCE = 3
 LEAST_VALIDATED, MOST_VALIDATED = 16, 256  # samples per validation
 TRAINED_PER_VALIDATED = 2  # training samples per validated sample, unless that gives fewer than LEAST_VALIDATED
+PRESETS = "tiny (0.3 M weights), small (19 M) or smollm-135m (106 M), besides the embeddings of the tokens"
 
 
 class ModelConfig(Section):
     """Exactly one of: a preset, a Hugging Face directory, a Hugging Face configuration, a run that trained a model."""
 
-    preset: Literal["tiny", "small", "smollm-135m"] | None = Field(default=None, description="a built-in model size")
+    preset: Literal["tiny", "small", "smollm-135m"] | None = Field(default=None, description=f"a built-in model size: {PRESETS}")
     path: DataPath | None = Field(default=None, description="a Hugging Face directory: its configuration and weights")
     config: dict[str, Any] | None = Field(default=None, description="a Hugging Face configuration with model_type")
     run: str | None = Field(default=None, description="id or directory of a run whose trained model to start from, at step 0")
@@ -73,12 +74,10 @@ def fill_defaults(
     *,
     validations: int = VALIDATIONS,
     most_validated: int = MOST_VALIDATED,
-    patience: int | None = PATIENCE,
 ) -> dict[str, Any]:
     """Fill in keys that depend on others, for a job that adapts a trained model; run.yaml shows them.
 
-    These are the learning rate of an adapter, and a validation schedule that keeps the best checkpoint and stops a run that
-    overfits.
+    These are the learning rate of an adapter, and the validation schedule.
     """
     filled = dict(values)
     if filled.get("lora") is not None and isinstance(filled.get("optim", {}), dict):
@@ -89,7 +88,7 @@ def fill_defaults(
         samples = _number(batch.get("global_batch")) if isinstance(batch, dict) else None
         every = _number(validation.get("every_steps"))
         schedule = _validation_schedule(steps, samples or BatchConfig().global_batch, every, validations, most_validated)
-        filled["validation"] = {**schedule, "patience": patience, "keep_best": True, **validation}
+        filled["validation"] = {**schedule, **validation}
     return filled
 
 
@@ -154,6 +153,31 @@ class ValidationConfig(Section):
     )
 
 
+class AdaptationValidationConfig(ValidationConfig):
+    """Validation of a job that adapts a trained model: it keeps the best checkpoint, and stops a run that overfits."""
+
+    every_steps: int = Field(
+        default=100,
+        ge=1,
+        description="steps between two validations; the last step is always validated",
+        json_schema_extra=default_text(f"for {VALIDATIONS} validations per run"),
+    )
+    max_sequences: int = Field(
+        default=MOST_VALIDATED,
+        ge=1,
+        description="maximum sequences of the validation split to score",
+        json_schema_extra=default_text(
+            f"half of the samples between two validations, {LEAST_VALIDATED} to {MOST_VALIDATED}",
+        ),
+    )
+    patience: int | None = Field(
+        default=PATIENCE, ge=1, description="stop after this many validations without a lower loss; null: no early stopping"
+    )
+    keep_best: bool = Field(
+        default=True, description="save a checkpoint after the best validation so far, and keep it for export --best"
+    )
+
+
 class SamplesConfig(Section):
     """Prompts that the model continues at every validation, for people to read: `tables/samples.json` of the run, and W&B."""
 
@@ -188,6 +212,13 @@ class StartFrom(Section):
 
     run: str = Field(description="the id of a run under the same root, or its directory")
     step: int | None = Field(default=None, ge=1, description="the checkpoint's step; unset: its newest complete one")
+
+
+# the usual keys of a training job, after its model and its data
+USUAL = (
+    *("steps", "seq_len", "batch.global_batch", "batch.micro_batch", "optim.lr", "optim.warmup_steps", "checkpoint.every_steps"),
+    *("checkpoint.keep", "validation.every_steps", "seed", *RUN_KEYS),
+)
 
 
 class TrainingConfig(JobConfig):

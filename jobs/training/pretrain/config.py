@@ -7,12 +7,14 @@ from pydantic import Field
 
 from ropewalk.cluster.config import PathView
 from ropewalk.jobs.runs.models.find_model import check_model_run
-from ropewalk.jobs.training.loop.config import ModelConfig, TrainingConfig
+from ropewalk.jobs.training.loop.config import USUAL, ModelConfig, TrainingConfig
 from ropewalk.jobs.training.loop.token_data import Data, check_data
 
 
 class PretrainConfig(TrainingConfig):
     """The keys of a pretraining run."""
+
+    usual_keys = ("data", "model.preset", "model.path", "model.config", *USUAL)
 
     data: Data = Field(description="a data set made by preprocess, or a list of {path, weight}")
     model: ModelConfig = Field(default=ModelConfig(preset="tiny"), description="the model")

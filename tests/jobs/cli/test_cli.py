@@ -299,7 +299,7 @@ def test_sync_without_a_network(shell: Shell, running: RunDir, monkeypatch: pyte
     assert "`wandb login`" in shell.err
 
 
-def test_help_of_a_job_lists_every_key(shell: Shell) -> None:
+def test_help_of_a_job_lists_its_keys(shell: Shell) -> None:
     page = shell("run", "pretrain", "--help")
     for key in ("seq_len", "optim.lr", "batch.global_batch", "resources.nodes", "checkpoint.every_steps"):
         assert key in page

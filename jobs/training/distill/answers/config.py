@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from ropewalk.cluster.config import DataPath, JobConfig, PathView, absolute
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, DataPath, JobConfig, PathView, absolute
 from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.cluster.spec import Engine
 
@@ -22,6 +22,12 @@ def _auth(word: str) -> str:
 
 class AnswersConfig(JobConfig):
     """The keys of a run that queries a served teacher over the OpenAI API."""
+
+    usual_keys = (
+        *("endpoint", "prompts", "output", "model", "max_tokens", "temperature", "samples", "at_once", "auth", "seed"),
+        *("name", "resources.time_limit_minutes"),
+    )
+    hidden_keys = HANGS | RANKS | WEIGHTS
 
     endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
         description="address of the endpoint, for example http://127.0.0.1:8000"

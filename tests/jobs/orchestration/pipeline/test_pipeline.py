@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import ropewalk.jobs.orchestration.pipeline.job as pipeline_runs
-from ropewalk.cluster.config_reader import load_config, read_yaml
+from ropewalk.cluster.config_reader import load_config, read_job_file, read_yaml
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.process.kill import end, processes_of
 from ropewalk.cluster.run.directory import RunDir
@@ -238,11 +238,11 @@ def test_the_reason_against_a_cluster_of_a_step_is_told_of_a_file_too(shell: She
 
 def test_the_examples_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    config = load_config(PipelineConfig, read_yaml(ROOT / "jobs/configs/pipeline.yaml"))
+    config = load_config(PipelineConfig, read_job_file(ROOT / "jobs/configs/pipeline.yaml", "pipeline"))
     assert isinstance(config, PipelineConfig)
     assert config.order() == ["tokens", "model", "score", "samples"]
     assert config.all_configs()["model"].model_dump()["data"] == str(ROOT / "data/tokens")
-    config = load_config(PipelineConfig, read_yaml(ROOT / "jobs/configs/assistant.yaml"))
+    config = load_config(PipelineConfig, read_job_file(ROOT / "jobs/configs/assistant.yaml", "pipeline"))
     assert isinstance(config, PipelineConfig)
     assert config.order() == ["sft", "dpo", "export"]
     assert config.all_configs()["sft"].model_dump()["validation"]["keep_best"], "which is what is exported"

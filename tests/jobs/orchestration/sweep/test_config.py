@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ropewalk import jobs
-from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.config_reader import load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.orchestration.sweep.checks import concurrent_trials, decision_steps, sample_config
 from ropewalk.jobs.orchestration.sweep.config import SweepConfig
@@ -152,7 +152,7 @@ def test_as_many_trials_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_example_is_a_sweep_and_its_first_rung_lies_on_a_validation() -> None:
-    values = yaml.safe_load((Path(jobs.__file__).parent / "configs/sweep.yaml").read_text())
+    values = read_job_file(Path(jobs.__file__).parent / "configs/sweep.yaml", "sweep")
     config = load_config(SweepConfig, values)
     assert isinstance(config, SweepConfig)
     assert decision_steps(config, sample_config(config)) == 25

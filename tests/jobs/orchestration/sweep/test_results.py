@@ -196,11 +196,12 @@ def test_the_best_configuration_is_a_job_file(shell: Shell, root: Path, tmp_path
     text = (tmp_path / "found/best.yaml").read_text()
     assert sweep.id in text.splitlines()[0]
     values = yaml.safe_load(text)
+    assert values.pop("run") == "pretrain"
     assert values["optim"] == {key.removeprefix("optim."): value for key, value in best.parameters.items()}
     assert {key: values[key] for key in ("data", "steps", "seq_len")} == {k: BASE[k] for k in ("data", "steps", "seq_len")}
     assert set(values) == set(BASE)  # the base and the parameters, and nothing that they do not say
     assert shell("best", sweep.id) == text
-    shell("submit", "pretrain", "-c", "found/best.yaml", "--on", "good", "--dry-run")
+    shell("submit", "-c", "found/best.yaml", "--on", "good", "--dry-run")
     output = json.loads(shell("best", sweep.id, "found/best.yaml", "--json"))  # a file of ours is written anew
     assert (output["trial"], output["config"], output["file"]) == (best.trial, values, "found/best.yaml")
 

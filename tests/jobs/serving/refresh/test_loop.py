@@ -9,7 +9,7 @@ import pytest
 
 import ropewalk.jobs.serving.refresh.loop as loop_module
 from ropewalk import jobs
-from ropewalk.cluster.config_reader import load_config, read_yaml
+from ropewalk.cluster.config_reader import load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import Outcome, RunState
@@ -401,7 +401,7 @@ def test_the_alias_must_be_there(root: Path) -> None:
 def test_the_example_is_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(root)
     folder = Path(jobs.__file__).parent / "configs/refresh.yaml"
-    config = load_config(RefreshConfig, {**read_yaml(folder), "watch": stage.served.id})
+    config = load_config(RefreshConfig, {**read_job_file(folder, "refresh"), "watch": stage.served.id})
     assert config.resolved().rounds is None
     assert {step.wandb.tables for step in config.example_configs().values()} == {"figures"}, "no texts of users leave the runs"
     quiet = config.model_copy(update={"train": {**config.train, "wandb": {"tables": "none", "project": "mine"}}})

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from ropewalk import jobs
-from ropewalk.cluster.config_reader import load_config, read_yaml
+from ropewalk.cluster.config_reader import load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
@@ -246,7 +246,7 @@ def test_keys_that_do_not_fit_are_named_at_submission(changes: dict[str, Any], m
 
 
 def test_the_example_is_a_configuration() -> None:
-    config = load_config(AlignConfig, read_yaml(Path(jobs.__file__).parent / "configs/grpo.yaml"))
+    config = load_config(AlignConfig, read_job_file(Path(jobs.__file__).parent / "configs/grpo.yaml", "align"))
     assert isinstance(config, AlignConfig)
     assert [(reward.label, reward.weight) for reward in config.grpo.rewards] == [("math_verify", 1.0), ("regex", 0.2)]
     assert AlignConfig.model_validate(config.model_dump(mode="json")) == config

@@ -103,9 +103,10 @@ def serve(connection: socket.socket, folder: Path) -> None:
     """Store what arrives until the other end is closed."""
     received, writer, opened, dropped = bytearray(), None, True, 0
     maintained_at = time.monotonic()
+    poll = select.poll()  # unlike select it takes any descriptor: a gateway with a thousand clients passes on a higher one
+    poll.register(connection, select.POLLIN)
     while opened:
-        ready, _, _ = select.select([connection], [], [], IDLE_SECONDS)
-        if ready:
+        if poll.poll(1000 * IDLE_SECONDS):
             try:
                 piece = connection.recv(RECEIVE_BYTES)
             except ConnectionResetError:  # the gateway was killed; everything it sent has been read

@@ -35,7 +35,6 @@ class Load:
     def __init__(self, url: str, token: str, *, clients: int, seed: int) -> None:
         self.url, self.token = url, token
         self.exchanges: list[Exchange] = []
-        self.latency: list[float] = []
         self._draws = [random.Random(f"{seed} {number}") for number in range(clients)]
         self._burst = asyncio.Event()
         self._over = False

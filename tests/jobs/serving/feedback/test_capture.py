@@ -1,9 +1,11 @@
 """Every exchange is kept once, masked, though gateways and writers are killed; and it costs the gateway next to nothing."""
 
 import asyncio
+import fcntl
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -275,6 +277,22 @@ def test_what_cannot_be_kept_takes_nothing_else_along(tmp_path: Path) -> None:
 def _odd(number: int, requests: dict[int, bytes], answers: dict[int, bytes]) -> Exchange:
     odd = {"request": requests.get(number), "answer": answers.get(number)}
     return exchange(number, **{side: body for side, body in odd.items() if body is not None})
+
+
+def test_the_socket_of_a_writer_may_have_any_descriptor(tmp_path: Path) -> None:
+    """A gateway with a thousand clients passes on a high one, which select does not take."""
+    ours, writers = socket.socketpair()
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limit, 2100), hard))
+    try:
+        with writers, socket.socket(fileno=fcntl.fcntl(writers.fileno(), fcntl.F_DUPFD, 2000)) as high:
+            settings = {"config": CaptureConfig(mask=()).model_dump(mode="json")}
+            ours.sendall(b"".join([*frame(SETTINGS, settings), *exchange_frame(exchange(1), captured=True)]))
+            ours.close()
+            serve(high, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    assert answers_store(tmp_path).read().num_rows == 1
 
 
 def test_conversations_are_sampled_whole_and_by_their_own_hash() -> None:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
 from ropewalk.cluster.backends.recovery import record_missing_outcome, state_from_files
@@ -15,11 +16,13 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import SYNC_THREADS, syncing, write_atomically
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
+from ropewalk.slurm import cluster_info
 from ropewalk.slurm.batch.script import ARRAY_LIST, job_options, render_job
 from ropewalk.slurm.commands import Job, Slurm
 from ropewalk.slurm.job_lookup import SUBMITTED, is_waiting, job_id, job_name, jobs_of, state_of
 from ropewalk.slurm.profile import SlurmProfile
 from ropewalk.slurm.status.run_state import run_state
+from ropewalk.slurm.submission.capacity import array_size, refuse_excess
 from ropewalk.slurm.submission.submit import submit_once
 
 QUEUE_SECONDS = 10.0  # someone at a terminal waits for the answer
@@ -45,6 +48,15 @@ class SlurmBackend(Backend):
     def render_many(self, runs: Sequence[RunDir], resources: Resources) -> str:
         return render_job(runs[0], resources, self.profile, runs=len(runs))
 
+    def check_capacity(self, runs: int) -> None:
+        """Raise ConfigError if the queue has no room for this many runs."""
+        if runs > 1:
+            refuse_excess(self.slurm, self._settings, self.profile.options, runs)
+
+    @cached_property
+    def _settings(self) -> Mapping[str, str]:
+        return cluster_info.settings(self.slurm)
+
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         if run.attempts():
             refuse_active(run, lambda: self._active_job(run))
@@ -54,11 +66,35 @@ class SlurmBackend(Backend):
     def submit_many(
         self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
     ) -> list[str]:
-        """Submit many runs as one job array; at most `at_once` of them run at a time."""
+        """Submit many runs as few job arrays. With `at_once` each array starts after the one before has ended.
+
+        If Slurm refuses an array, the runs of those before it are cancelled.
+        """
+        size = array_size(self._settings) if len(runs) > 1 else 1
+        handles: list[str] = []
+        waits = self._dependency(runs[0], after)
+        for first in range(0, len(runs), size):
+            ended = [f"afterany:{handles[-1].partition(':')[2].partition('_')[0]}"] if at_once and handles else []
+            try:
+                handles += self._submit_array(runs[first : first + size], resources, after, [*waits, *ended], at_once)
+            except SubmissionInDoubtError:
+                raise
+            except BackendError:
+                if first:
+                    self.cancel_many(runs[:first])
+                raise
+        return handles
+
+    def _submit_array(
+        self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str], waits: Sequence[str], at_once: int | None
+    ) -> list[str]:
+        """Submit runs as one job, which is an array unless there is a single run. `waits`: dependencies in sbatch's form."""
         head, array = runs[0], len(runs) > 1
         number = next_attempt(head)
         script = render_job(head, resources, self.profile, number, len(runs))
-        options = [*job_options(head, resources, self.profile, number, len(runs)), *self._dependency(head, after)]
+        options = job_options(head, resources, self.profile, number, len(runs))
+        if waits:
+            options += [f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"]
         details = {
             "backend": "slurm",
             "key": submission_key(head, number),
@@ -93,7 +129,7 @@ class SlurmBackend(Backend):
         return f"an active job (slurm:{job.id})" if job is not None and not state_of(job).final else ""
 
     def _dependency(self, head: RunDir, after: Sequence[str]) -> list[str]:
-        """Return the sbatch options that start a run after the runs `after` succeeded, and drop it once that is impossible."""
+        """Return the runs `after` that have not ended as a dependency of sbatch."""
         waiting = open_dependencies(head, after)
         if not waiting:
             return []
@@ -104,7 +140,7 @@ class SlurmBackend(Backend):
                 f"--after {missing[0]}: it has no job on this cluster; a run can only wait for runs on its own cluster"
             )
         ids = ":".join(jobs[other.id].id for other in waiting)
-        return [f"--dependency=afterok:{ids}", "--kill-on-invalid-dep=yes"]
+        return [f"afterok:{ids}"]
 
     # --- queries
 

@@ -26,6 +26,7 @@ class Partition:
     preempt_mode: str
     nodes: int
     exclusive: bool = False  # jobs get whole nodes
+    qos: str = ""  # a QoS whose limits apply to all jobs of the partition
     gpus_bring_cores: bool = False  # a job gets a number of cores with each GPU (DefCpuPerGPU)
 
 
@@ -112,8 +113,8 @@ def limits(slurm: Slurm, user: str, account: str | None, qos: str | None) -> lis
     `scontrol show assoc_mgr` would count better, but without accounting it crashes the controller (24.11).
     """
     if not account:
-        account = _rows(slurm, "user", user, "DefaultAccount")[0][0]
-    rows = _rows(slurm, "assoc", f"user={user}", f"account={account}", "DefaultQOS,MaxJobs,GrpJobs,GrpTRES")
+        account = accounting_rows(slurm, "user", user, "DefaultAccount")[0][0]
+    rows = accounting_rows(slurm, "assoc", f"user={user}", f"account={account}", "DefaultQOS,MaxJobs,GrpJobs,GrpTRES")
     name = qos or rows[0][0] or "normal"
     answer = slurm.ask(
         "squeue", "--noheader", f"--user={user}", "--states=RUNNING", f"--format={USAGE_FORMAT}", seconds=QUESTION_SECONDS
@@ -123,13 +124,13 @@ def limits(slurm: Slurm, user: str, account: str | None, qos: str | None) -> lis
     for _, *values in rows:
         used = _used([job for job in mine if job[1] == account])
         all_limits += _limits(f"account {account}", ("MaxJobs", "GrpJobs", "GrpTRES"), values, used)
-    for values in _rows(slurm, "qos", name, "MaxJobsPU,MaxTRESPU"):
+    for values in accounting_rows(slurm, "qos", name, "MaxJobsPU,MaxTRESPU"):
         used = _used([job for job in mine if job[0] == name])
         all_limits += _limits(f"QoS {name}", ("MaxJobsPU", "MaxTRESPU"), values, used)
     return all_limits
 
 
-def _rows(slurm: Slurm, entity: str, *arguments: str) -> list[list[str]]:
+def accounting_rows(slurm: Slurm, entity: str, *arguments: str) -> list[list[str]]:
     """Query accounting; the last argument lists the columns. Raises BackendError, also if there are no rows."""
     *conditions, columns = arguments
     command = ["sacctmgr", "--noheader", "--parsable2", "show", entity, *conditions, f"format={columns}"]
@@ -163,7 +164,7 @@ def _gpus(gres: str) -> int:
 
 def largest_job(slurm: Slurm, qos: str) -> tuple[int | None, float | None]:
     """Return the (nodes, minutes) that a QoS allows one job; None means no limit."""
-    tres, wall = _rows(slurm, "qos", qos, "MaxTRES,MaxWall")[0]
+    tres, wall = accounting_rows(slurm, "qos", qos, "MaxTRES,MaxWall")[0]
     nodes_limit = re.search(r"\bnode=(\d+)", tres)
     return (int(nodes_limit[1]) if nodes_limit else None), minutes_of(wall)
 
@@ -190,13 +191,14 @@ def _partition(fields: dict[str, str]) -> Partition:
         preempt_mode=fields.get("PreemptMode", "OFF"),
         nodes=_number(fields.get("TotalNodes", "")) or 0,
         exclusive=fields.get("OverSubscribe") == "EXCLUSIVE",
+        qos=fields.get("QoS", "").replace("N/A", ""),
         gpus_bring_cores="DefCpuPerGPU" in fields.get("JobDefaults", ""),
     )
 
 
 def preempt_mode_of_qos(slurm: Slurm, qos: str) -> str:
     """Return the preemption mode of a QoS (requeue, cancel, ...); `cluster` if it has none of its own."""
-    return _rows(slurm, "qos", qos, "PreemptMode")[0][0]
+    return accounting_rows(slurm, "qos", qos, "PreemptMode")[0][0]
 
 
 def _node(columns: list[str]) -> Node:

@@ -86,6 +86,9 @@ class Backend(ABC):
     def check_waiting(self) -> None:  # noqa: B027 - the default: dependencies are supported
         """Raise ConfigError if runs cannot wait for other runs. Called before the run directories are made."""
 
+    def check_capacity(self, runs: int) -> None:  # noqa: B027 - the default: any number
+        """Raise ConfigError if the cluster cannot accept this many runs now. Called before run directories are made."""
+
     def check_access(self) -> None:  # noqa: B027 - the default: the cluster is always reachable
         """Raise ConfigError if this machine cannot reach the cluster. Called before run directories are made; not by dry runs."""
 

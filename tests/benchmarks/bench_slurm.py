@@ -1,4 +1,4 @@
-"""Milliseconds to submit one run against raw sbatch and submitit, and seconds for a thousand as an array, on a test cluster.
+"""Milliseconds to submit one run against raw sbatch and submitit, and seconds for a thousand as arrays, on a test cluster.
 
     python -m tests.benchmarks.bench_slurm [--rounds 20] [--runs 1000] [--folder DIR]
 
@@ -24,6 +24,8 @@ from pathlib import Path
 import submitit
 import yaml
 
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.slurm.job_lookup import job_id
 from ropewalk.slurm.lab.cluster import Lab
 from ropewalk.slurm.lab.config import LabSettings
 from tests.fakes.token_files import write_dataset
@@ -64,8 +66,14 @@ def one_run(folder: Path, rounds: int) -> dict[str, float]:
     return {**results, "times sbatch": round(results["ropewalk"] / results["sbatch"], 2)}
 
 
+def queued() -> list[str]:
+    """Ids of all jobs in the queue, those of arrays element by element."""
+    listing = ["squeue", "--noheader", "--array", "--format=%i"]
+    return subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()
+
+
 def many_runs(folder: Path, runs: int) -> dict[str, float]:
-    """Seconds to submit them as one array, to list them and to cancel them, each by the command."""
+    """Seconds to submit them as arrays, to list them and to cancel them, each by the command. Each has one job."""
     (folder / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "slurm", **HELD}}))
     write_dataset(folder / "data", [5000], [600])
     variables = {
@@ -81,8 +89,11 @@ def many_runs(folder: Path, runs: int) -> dict[str, float]:
         return round(time.perf_counter() - started, 2), done.stdout.split()
 
     job = ("pretrain", "data=data", "steps=3", "seq_len=16", "--on", "lab")
+    before = len(queued())
     submitted, ids = ropewalk("submit", *job, "--each", f"seed=1..{runs}")
-    assert len(ids) == runs
+    jobs = queued()
+    with_their_own = {job_id(RunDir(folder / "many" / name)) for name in ids} & set(jobs)
+    assert len(ids) == len(with_their_own) == runs == len(jobs) - before
     listed = min(ropewalk("ps")[0] for _ in range(3))
     return {"submit": submitted, "ps": listed, "cancel": ropewalk("cancel", *ids)[0]}
 
@@ -96,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     lab, folder = Lab(Path(tempfile.mkdtemp(prefix="s"))), Path(tempfile.mkdtemp(dir=options.folder))
     try:
-        lab.up(LabSettings(nodes=2))
+        lab.up(LabSettings(nodes=2, extra={"MaxArraySize": "1001"}))  # Slurm's default
         os.environ.update(lab.env)
         figures = {"one run, ms": one_run(folder, options.rounds), f"{options.runs} runs, s": many_runs(folder, options.runs)}
     finally:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.cluster.spec import RunState
-from ropewalk.slurm.commands import Slurm
+from ropewalk.slurm.commands import Slurm, run_command
 from ropewalk.slurm.job_lookup import job_id
 from ropewalk.slurm.lab.cluster import Lab
 from tests.fakes.token_files import write_dataset
 from tests.patience import until
-from tests.slurm.conftest import ROOT
+from tests.slurm.conftest import ROOT, MakeLab
 from tests.slurm.edges import Recorder
 from tests.slurm.toy import SlurmToy
 
@@ -42,7 +42,7 @@ def test_an_array_carries_each_run_a_few_at_a_time(slurm_lab: Lab, tick: Start) 
     recorder = Recorder()
     runs[0].backend.slurm = Slurm(recorder)
     handles = runs[0].backend.submit_many([item.run for item in runs], runs[0].resources, (), 1)
-    assert recorder.count() == {"sbatch": 1}
+    assert recorder.count() == {"scontrol": 1, "sbatch": 1}
     assert handles == [f"slurm:{job_id(item.run)}" for item in runs]
     until(lambda: runs[1].state.reason.startswith("JobArrayTaskLimit"))
     for index, run in enumerate(runs):
@@ -74,6 +74,114 @@ def test_elements_are_cancelled_and_requeued_by_themselves(slurm_lab: Lab, tick:
     runs[2].reach(2)
     runs[2].backend.cancel_many([runs[1].run, runs[2].run])
     assert {runs[1].finish().state, runs[2].finish().state} == {RunState.CANCELLED}
+
+
+def elements() -> list[str]:
+    """The array elements that have not ended, as Slurm lists them."""
+    listing = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True, check=True)
+    return sorted(listing.stdout.split())
+
+
+def test_more_runs_than_an_array_has_elements_are_split(make_lab: MakeLab, tick: Start) -> None:
+    make_lab(nodes=2, extra={"MaxArraySize": "4"})
+    runs = [tick(submit=False, profile=HELD, steps=2) for _ in range(9)]
+    recorder = Recorder()
+    runs[0].backend.slurm = Slurm(recorder)
+    handles = runs[0].backend.submit_many([item.run for item in runs], runs[0].resources)
+    assert recorder.count() == {"scontrol": 1, "sbatch": 3}
+    assert elements() == sorted(handle.removeprefix("slurm:") for handle in handles)
+    assert handles == [f"slurm:{job_id(item.run)}" for item in runs]
+    assert [handle.partition("_")[2] for handle in handles] == [*"01230123", ""], "the last one is a job of its own"
+    for job in {job_id(item.run).partition("_")[0] for item in runs}:
+        subprocess.run(["scontrol", "release", job], check=True)
+    for item in runs:
+        assert item.finish().state is RunState.SUCCEEDED
+        assert (item.steps(), item.run.attempts()) == ([1, 2], [1])
+
+
+def test_arrays_of_a_submission_follow_each_other_if_few_run_at_once(make_lab: MakeLab, tick: Start) -> None:
+    make_lab(nodes=4, extra={"SchedulerParameters": "max_array_tasks=2,bf_interval=1,sched_interval=1,batch_sched_delay=0"})
+    runs = array_of(tick, 5, at_once=2, steps=5000)
+    for item in runs[:2]:
+        item.reach(2)
+    assert {item.state.reason.partition(";")[0] for item in runs[2:]} == {"Dependency"}
+    runs[0].backend.cancel(runs[0].run)
+    assert runs[0].finish().state is RunState.CANCELLED
+    assert {item.state.reason.partition(";")[0] for item in runs[2:]} == {"Dependency"}, "the first array has not ended"
+    runs[0].backend.cancel(runs[1].run)
+    for item in runs[2:4]:
+        item.reach(2)  # also after an array without success
+    runs[0].backend.cancel_many([item.run for item in runs[2:]])
+    assert {item.finish().state for item in runs} == {RunState.CANCELLED}
+
+
+def test_if_a_later_array_is_refused_those_before_it_are_cancelled(make_lab: MakeLab, tick: Start) -> None:
+    make_lab(nodes=1, extra={"MaxArraySize": "2"})
+    runs = [tick(submit=False, profile=HELD) for _ in range(4)]
+
+    def runner(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        refused = command[0] == "sbatch" and runs[0].run.attempts() and runs[2].run.attempts()
+        return run_command(["sbatch", "--partition=nowhere", *command[1:]] if refused else command, seconds)
+
+    runs[0].backend.slurm = Slurm(runner)
+    with pytest.raises(BackendError, match="invalid partition"):
+        runs[0].backend.submit_many([item.run for item in runs], runs[0].resources)
+    assert elements() == []
+    outcomes = [outcome for item in runs if (outcome := item.run.last_outcome()) is not None]
+    assert [outcome.state for outcome in outcomes] == [*[RunState.CANCELLED] * 2, *[RunState.FAILED] * 2]
+    assert not any(outcome.started for outcome in outcomes)
+
+
+# --- limits on the queue
+
+
+def test_what_the_controller_cannot_hold_is_refused_before_sbatch(make_lab: MakeLab, tick: Start) -> None:
+    make_lab(nodes=1, extra={"MaxJobCount": "20", "MaxArraySize": "10"})
+    array_of(tick, 5, profile=HELD)
+    backend = tick(profile=HELD).backend
+    backend.check_capacity(14)
+    message = (
+        r"^15 runs .*the cluster allows 20 jobs \(MaxJobCount\) and has 6, so 14 more fit; submit 14 at most, and the others"
+    )
+    with pytest.raises(ConfigError, match=message):
+        backend.check_capacity(15)
+
+
+def test_limits_of_accounts_and_qos_are_checked_as_slurm_does(make_lab: MakeLab, tick: Start) -> None:
+    """Every number that passes is accepted by sbatch, and one more is not."""
+    lab = make_lab(accounting=True, nodes=1)
+    user = lab.location.user
+
+    def change(*what: str) -> None:
+        lab.command("sacctmgr", "-i", "modify", *what)
+
+    def check(name: str, room: int, **profile: object) -> None:
+        head = tick(submit=False, profile={**HELD, **profile})
+        head.backend.check_capacity(room)
+        with pytest.raises(ConfigError, match=rf"^{room + 1} runs .*\({name}\).* so {room} more fit"):
+            head.backend.check_capacity(room + 1)
+        command = ["sbatch", "--hold", "--parsable", *(f"--{key}={value}" for key, value in profile.items()), "--wrap=true"]
+        array = ["--output=/dev/null", f"--chdir={head.run.path}"]
+        refused = subprocess.run([*command, *array, f"--array=0-{room}"], capture_output=True, text=True, check=False)
+        assert "limit" in refused.stderr.lower()
+        accepted = subprocess.run([*command, *array, f"--array=1-{room}"], capture_output=True, text=True, check=True)
+        subprocess.run(["scancel", accepted.stdout.strip()], check=True)
+
+    array_of(tick, 3, profile=HELD)
+    change("account", "root", "set", "GrpSubmitJobs=9")
+    check("GrpSubmitJobs", 6)
+    change("user", user, "where", "account=lab", "set", "MaxSubmitJobs=5")
+    check("MaxSubmitJobs", 2)
+    change("qos", "normal", "set", "MaxSubmitJobsPerUser=7")
+    check("MaxSubmitJobsPU", 4)  # instead of the account's
+    check("MaxSubmitJobs", 2, qos="single")
+    change("qos", "normal", "set", "MaxSubmitJobsPerAccount=6")
+    check("MaxSubmitJobsPA", 3)
+    change("qos", "normal", "set", "GrpSubmitJobs=11", "MaxSubmitJobsPerUser=-1", "MaxSubmitJobsPerAccount=-1")
+    change("user", user, "where", "account=lab", "set", "MaxSubmitJobs=-1")
+    check("GrpSubmitJobs", 8)  # instead of the account's
+    lab.kill_accounting()
+    tick(submit=False, profile=HELD).backend.check_capacity(5000)  # sbatch decides
 
 
 # --- chains

@@ -1,5 +1,6 @@
 """Submission, resumption and scaling of runs."""
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Any
 
 from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
+from ropewalk.cluster.backends.recovery import has_agents
 from ropewalk.cluster.backends.submission import end_unstarted, failed_runs
 from ropewalk.cluster.config import JobConfig, Resources
 from ropewalk.cluster.config_reader import apply_override, load_config, read_job_file, read_yaml
-from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError
+from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import JOBS, config_of, find_job, view_class
@@ -158,7 +160,7 @@ def submit_many(
 def start(
     backend: Backend, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
 ) -> None:
-    """Submit runs to their backend. Raises RopewalkError, which is also recorded in each run."""
+    """Submit new runs to their backend. Raises RopewalkError; then runs that can never start are removed."""
     try:
         if len(runs) == 1:
             backend.submit(runs[0], resources, after)
@@ -166,8 +168,19 @@ def start(
             backend.submit_many(runs, resources, after, at_once)
     except RopewalkError as error:
         for run in runs:
-            run.event("submit_failed", error=str(error))
+            if not isinstance(error, SubmissionInDoubtError) and not _has_started(run):
+                shutil.rmtree(run.path)
+            else:
+                run.event("submit_failed", error=str(error))
         raise
+
+
+def _has_started(run: RunDir) -> bool:
+    """Return True unless a new run ended, or has no attempt, before any process of it started."""
+    outcome = run.last_outcome()
+    if outcome is None:
+        return bool(run.attempts())
+    return bool(outcome.started) or has_agents(run) or not outcome.state.final
 
 
 def start_with_needed(backend: Backend, run: RunDir, resources: Resources, after: Sequence[RunDir]) -> None:
@@ -197,6 +210,7 @@ def create_runs(
     configs = [config.resolved() for config in configs]
     _check_inputs(backend, configs)
     backend.check_access()
+    backend.check_capacity(len(configs))
     other = configs[0].children_cluster()
     root = _root_of(cluster_name) if other is None else _root_of(other) or _root_of(cluster_name)
     root = root or runs_root()

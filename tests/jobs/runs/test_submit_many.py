@@ -87,10 +87,11 @@ def test_a_dry_run_shows_one_and_counts_the_rest(shell: Shell) -> None:
     assert not (shell.home / "runs").exists()
 
 
-def test_a_refusal_is_noted_in_every_run(shell: Shell) -> None:
+def test_a_refusal_leaves_no_run(shell: Shell) -> None:
     shell("submit", *pretrain("--on", "closed", "--each", "seed=1..3"), expect=1)
-    runs = RunDir.all(shell.home / "runs")
-    assert [run.read_events()[0]["event"] for run in runs] == ["submit_failed"] * 3
+    assert shell.err == "error: the queue is closed until Monday\n"
+    assert not RunDir.all(shell.home / "runs")
+    assert "3 finished" not in shell("ps")
 
 
 # --- what it costs

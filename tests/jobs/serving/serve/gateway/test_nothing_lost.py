@@ -169,13 +169,13 @@ def test_each_answered_exchange_is_recorded_once_though_gateways_die(tmp_path: P
     ids: list[str] = []
     try:
         for number in range(40):
-            answer = httpx.post(endpoint.url + CHAT, json=chat(f"recorded {number}", max_tokens=3))
+            answer = httpx.post(endpoint.url + CHAT, json=chat(f"recorded {number}", max_tokens=3), timeout=60)
             ids.append(answer.headers["x-request-id"])
             if number % 4 == 3:
                 endpoint.kill_gateway()
         refused = httpx.post(endpoint.url + CHAT, json={"messages": []})
         endpoint.kill_gateway()
-        assert httpx.post(endpoint.url + "/v1/feedback", json={"answer_id": ids[0], "rating": "up"}).status_code == 200
+        assert httpx.post(endpoint.url + "/v1/feedback", json={"answer_id": ids[0], "rating": "up"}, timeout=60).status_code == 200
     finally:
         endpoint.close()
     until(lambda: not list((tmp_path / "feedback").glob("*/spool-*")), Patience.STEP)

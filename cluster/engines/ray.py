@@ -9,11 +9,13 @@ import os
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -34,6 +36,7 @@ from ropewalk.cluster.run.succession import read_mark_afresh, write_mark
 log = logging.getLogger(__name__)
 
 START_SECONDS = 90.0
+WATCH_SECONDS = 0.5
 STARTED = "Ray has started"  # printed once the node's Ray answers
 LONGEST_SCRATCH = 30  # bytes; Ray's socket paths below it take up to 75 more
 OBJECT_STORE_BYTES = 256 * 2**20  # enough, since documents do not pass through it
@@ -70,11 +73,9 @@ def run_ray(node: RayNode) -> int:
     ray: subprocess.Popen[bytes] | None = None
     try:
         if node.index == 0:
-            ray = start_ray(node, scratch, head=True)
-            address = (scratch / "address").read_text()
-            write_json(node.folder / names.RAY_HEAD, {"address": address})
-            await_nodes(node)
-            code = run_process(node.run, node.attempt, node.stop_flag, {"RAY_ADDRESS": address})
+            with _Head(node, scratch) as head:
+                await_nodes(node)
+                code = run_process(node.run, node.attempt, node.stop_flag, {"RAY_ADDRESS": head.address})
             write_json(node.folder / names.RAY_DRIVER, {"exit_code": code})
             return code
         ray = start_ray(node, scratch, head=False)
@@ -89,19 +90,63 @@ def run_ray(node: RayNode) -> int:
         remove_scratch(scratch)
 
 
+class _Head:
+    """The first node's Ray. If it ends while the driver runs, it is started again under the same address, without its former
+    actors: `starts` in the published file tells a driver that can continue.
+    """
+
+    def __init__(self, node: RayNode, scratch: Path) -> None:
+        self._node, self._scratch, self._starts, self._published = node, scratch, 1, 0
+        self._ray = start_ray(node, scratch, head=True)
+        self.address = (scratch / "address").read_text()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="ray-watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._publish()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        stop_ray(self._ray, self._scratch)
+
+    def _publish(self) -> None:
+        write_json(self._node.folder / names.RAY_HEAD, {"address": self.address, "starts": self._starts})
+        self._published = self._starts
+
+    def _watch(self) -> None:
+        while not self._over.wait(WATCH_SECONDS):
+            try:
+                if self._ray.poll() is not None:
+                    self._restart()
+                if self._published != self._starts:
+                    self._publish()
+            except (NotReadyError, RuntimeError, OSError, StopRequested):
+                log.exception("Ray is not available yet; the next attempt follows")
+
+    def _restart(self) -> None:
+        log.error("Ray ended with %s while the driver runs, and is started again", self._ray.returncode)
+        stop_ray(self._ray, self._scratch)
+        self._ray = start_ray(self._node, self._scratch, head=True, port=int(self.address.rpartition(":")[2]))
+        self._starts += 1
+        self._node.run.event("ray_restarted", node=self._node.index, attempt=self._node.attempt)
+
+
 def short_scratch() -> Path:
     """Make a private directory with a short path, so that Ray's socket paths below it stay within 107 bytes."""
     parent = tempfile.gettempdir()
     return make_scratch("r", parent if len(parent) <= LONGEST_SCRATCH else "/tmp")  # noqa: S108
 
 
-def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:
-    """Return the command that starts this node's Ray: the head node, unless `head_address` is set."""
+def start_command(node: RayNode, scratch: Path, head_address: str | None, port: int | None = None) -> list[str]:
+    """Return the command that starts this node's Ray: the head node, at `port` if set, unless `head_address` is set."""
     command = module_command("ropewalk.cluster.engines.ray_start", f"--ip={node.ip}", f"--temp-dir={scratch}")
     command += [f"--cpus={node.cpus or node_cpus()}", f"--gpus={node.gpus}", f"--object-store-bytes={OBJECT_STORE_BYTES}"]
     if not node.for_tune:
         command.append("--follow-logs")
-    return [*command, f"--head-port={free_port(node.ip)}" if head_address is None else f"--address={head_address}"]
+    return [*command, f"--head-port={port or free_port(node.ip)}" if head_address is None else f"--address={head_address}"]
 
 
 def environment(node: RayNode) -> Mapping[str, str]:
@@ -114,12 +159,13 @@ def environment(node: RayNode) -> Mapping[str, str]:
     return variables
 
 
-def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[bytes]:
+def start_ray(node: RayNode, scratch: Path, *, head: bool, port: int | None = None) -> subprocess.Popen[bytes]:
     """Start Ray on this node, and wait until it answers. Raises StopRequested, NotReadyError, or RuntimeError with the reason."""
     head_address = None if head else await_head(node)
-    command = start_command(node, scratch, head_address)
+    command = start_command(node, scratch, head_address, port)
     output = node.run.log_dir(node.attempt) / f"ray-{node.index}.log"
     with output.open("ab") as stream, stop_signals_blocked():
+        before = stream.tell()  # what an earlier start has printed
         ray = subprocess.Popen(
             command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment(node), start_new_session=True
         )
@@ -128,7 +174,7 @@ def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[b
         if ray.poll() is not None:
             kind = NotReadyError if ray.returncode == EXIT_TERMINATED else RuntimeError
             raise kind(f"the start of Ray on node {node.index} failed with exit code {ray.returncode}: {tail(output)}")
-        return STARTED in output.read_text(errors="replace")
+        return STARTED.encode() in output.read_bytes()[before:]
 
     try:
         if not _wait(node, started):
@@ -137,8 +183,8 @@ def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[b
         stop_ray(ray, scratch)
         raise
     if head:
-        port = next(option.partition("=")[2] for option in command if option.startswith("--head-port="))
-        (scratch / "address").write_text(f"{node.ip}:{port}")
+        option = next(option for option in command if option.startswith("--head-port="))
+        (scratch / "address").write_text(f"{node.ip}:{option.partition('=')[2]}")
     return ray
 
 

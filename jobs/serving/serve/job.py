@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 from ropewalk.cluster.errors import StopRequested
+from ropewalk.cluster.fresh_reads import read_json_afresh
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
+from ropewalk.cluster.run.names import RAY_HEAD
 from ropewalk.cluster.run.optional_writes import OptionalWrites
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.serving.serve.child import Child
@@ -27,6 +29,7 @@ from ropewalk.jobs.serving.serve.progress import Progress
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.1
+RAY_LOOK_SECONDS = 1.0
 MARGIN = 0.2  # share of the grace period reserved for shutdown; at most MARGIN_SECONDS
 MARGIN_SECONDS = 10.0
 CAPTURE_SECONDS = 5.0  # for what was captured to be stored, after the last request
@@ -54,6 +57,8 @@ class Serving:
         self.gateways: Gateways | None = None
         self.controller: Child | None = None
         self._writes = OptionalWrites("address of the run")
+        self._ray_starts: int | None = None
+        self._next_ray_look = 0.0
         self._stop_noticed = 0.0  # monotonic time at which the stop was noticed; 0: not yet
 
     def serve(self) -> dict[str, object]:
@@ -109,10 +114,21 @@ class Serving:
         for part, code in deaths:
             if code is not None:
                 self.context.run.event("serving_part_died", part=part, exit_code=code)
+        self._follow_ray()
         if not self.progress.address:
             with self._writes:
                 self.progress.publish(self._address)
         self.progress.update()
+
+    def _follow_ray(self) -> None:
+        """Replace the controller if Ray was started again: it is connected to the former one."""
+        if time.monotonic() < self._next_ray_look:
+            return
+        self._next_ray_look = time.monotonic() + RAY_LOOK_SECONDS
+        head = read_json_afresh(self.context.run.attempt_dir(self.context.attempt) / RAY_HEAD) or {}
+        starts, self._ray_starts = self._ray_starts, head.get("starts")
+        if self.controller is not None and starts not in (None, self._ray_starts):
+            self.controller.process.kill()
 
     def _must_leave(self) -> bool:
         """Return True if the grace period, which starts with the stop, is nearly over."""

@@ -68,6 +68,17 @@ def test_updates_and_a_killed_controller_fail_no_request(run: Serving) -> None:
     assert len(run.events("version_loading")) == 3, "the new controller found the application of the old one"
 
 
+def test_requests_wait_while_a_killed_ray_is_started_again(run: Serving) -> None:
+    (raylet, *_) = run.processes("raylet/raylet ")
+    with Load(run.address, WORDS, clients=3, pause=0.1) as load:
+        run.until(lambda: load.count > 3)
+        raylet.kill()
+        run.until(lambda: run.events("ray_restarted"))
+        before = load.count
+        run.until(lambda: load.count > before + 10)
+    assert load.failures == []
+
+
 def test_asked_to_stop_it_ends_what_is_open(run: Serving) -> None:
     attempt = run.run.attempts()[-1]
     with Load(run.address, WORDS, clients=1, pause=0.05) as load:

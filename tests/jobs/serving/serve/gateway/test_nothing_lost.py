@@ -175,7 +175,9 @@ def test_each_answered_exchange_is_recorded_once_though_gateways_die(tmp_path: P
                 endpoint.kill_gateway()
         refused = httpx.post(endpoint.url + CHAT, json={"messages": []})
         endpoint.kill_gateway()
-        assert httpx.post(endpoint.url + "/v1/feedback", json={"answer_id": ids[0], "rating": "up"}, timeout=60).status_code == 200
+        assert (
+            httpx.post(endpoint.url + "/v1/feedback", json={"answer_id": ids[0], "rating": "up"}, timeout=60).status_code == 200
+        )
     finally:
         endpoint.close()
     until(lambda: not list((tmp_path / "feedback").glob("*/spool-*")), Patience.STEP)

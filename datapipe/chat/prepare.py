@@ -16,9 +16,8 @@ from ropewalk.datapipe.chat.tokenizer import write_files
 from ropewalk.datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
 from ropewalk.datapipe.inputs.unit_files import rejections_name, summary_name
 from ropewalk.datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
-from ropewalk.datapipe.passes.plan import WORK
 from ropewalk.datapipe.passes.progress import Progress
-from ropewalk.datapipe.passes.worker import Task
+from ropewalk.datapipe.passes.task import WORK, Task
 from ropewalk.datapipe.tokens.tokenizer import FOLDER, Encoder, TokenizerFiles
 
 RunTasks = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]

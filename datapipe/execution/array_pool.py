@@ -20,7 +20,7 @@ from ropewalk.datapipe.execution.config import ArrayOptions
 from ropewalk.datapipe.execution.executor import ControllerAwayError, Executor
 from ropewalk.datapipe.execution.local_processes import LocalProcesses
 from ropewalk.datapipe.execution.slurm_array import SlurmArray, array_of
-from ropewalk.datapipe.passes.worker import DEATHS_A_TASK, Task
+from ropewalk.datapipe.passes.task import DEATHS_A_TASK, Task
 
 log = logging.getLogger(__name__)
 

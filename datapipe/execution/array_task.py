@@ -15,7 +15,8 @@ import pyarrow as pa
 from ropewalk.cluster.errors import EXIT_LOST_PEER, RopewalkError
 from ropewalk.cluster.process.signals import SignalFlag
 from ropewalk.cluster.run.files import write_atomically
-from ropewalk.datapipe.passes.worker import SINGLE_THREADED, Task, Worker
+from ropewalk.datapipe.passes.task import SINGLE_THREADED, Task
+from ropewalk.datapipe.passes.worker import Worker
 
 LEASE = "lease.json"
 LEASE_SECONDS = 120.0  # a driver that has not touched its lease for so long is dead

@@ -11,7 +11,8 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 
 from ropewalk.cluster.errors import BackendError, DataError, RopewalkError, StopRequested
 from ropewalk.cluster.run.project import add_project_path
-from ropewalk.datapipe.passes.worker import DEATHS_A_TASK, SINGLE_THREADED, Task, Worker
+from ropewalk.datapipe.passes.task import DEATHS_A_TASK, SINGLE_THREADED, Task
+from ropewalk.datapipe.passes.worker import Worker
 
 log = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ from ropewalk.datapipe.manifest import Manifest, NearRecord, Rejected, Shard, To
 from ropewalk.datapipe.passes.balance import balance
 from ropewalk.datapipe.passes.config import DataSetConfig, stages
 from ropewalk.datapipe.passes.input_records import input_records
-from ropewalk.datapipe.passes.plan import WORK, begin_or_resume, deciding_keys, find_complete, remote_versions
+from ropewalk.datapipe.passes.plan import begin_or_resume, deciding_keys, find_complete, remote_versions
 from ropewalk.datapipe.passes.progress import Progress
 from ropewalk.datapipe.passes.rejected import plan_rejected
-from ropewalk.datapipe.passes.worker import Task
+from ropewalk.datapipe.passes.task import WORK, Task
 from ropewalk.datapipe.report.report import write_report
 from ropewalk.datapipe.report.samples import Facts, merge
 from ropewalk.datapipe.tokens.fast import FastTokenizerError

@@ -13,9 +13,9 @@ from ropewalk.datapipe.inputs.files import InputFile
 from ropewalk.datapipe.inputs.streams import split_url
 from ropewalk.datapipe.manifest import MANIFEST_NAME, Manifest, checksum_of_file, read_manifest
 from ropewalk.datapipe.passes.config import DataSetConfig
+from ropewalk.datapipe.passes.task import WORK
 from ropewalk.datapipe.tokens.tokenizer import FOLDER, tokenizer_checksum
 
-WORK = ".work"
 PLAN_NAME = "plan.json"
 OFF_BY_DEFAULT = ("filters", "near_duplicates", "language", "decontaminate", "pii", "balance", "augment", "paragraphs")
 WORK_AREA = 3  # format version: files of another version of this program cannot be resumed

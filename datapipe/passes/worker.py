@@ -1,6 +1,5 @@
 """Tasks of a data set, independent of where they run: read a unit, train the tokenizer, encode a shard, list rejections."""
 
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +14,7 @@ from ropewalk.datapipe.inputs.unit_files import UnitSummary
 from ropewalk.datapipe.manifest import Shard
 from ropewalk.datapipe.passes.ingest import ingest_unit
 from ropewalk.datapipe.passes.rejected import RejectedPlan, write_rejected
+from ropewalk.datapipe.passes.task import Task
 from ropewalk.datapipe.report.fairness import false_positive_gaps
 from ropewalk.datapipe.report.samples import Facts
 from ropewalk.datapipe.text.minhash.config import NearDuplicates
@@ -22,22 +22,6 @@ from ropewalk.datapipe.tokens.config import Augment
 from ropewalk.datapipe.tokens.sample import read_sample
 from ropewalk.datapipe.tokens.shards import ShardPlan, Slice, encode_shard
 from ropewalk.datapipe.tokens.tokenizer import Encoder, open_encoder, train_tokenizer, write_tokenizer
-
-SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # there is one worker per core
-DEATHS_A_TASK = 3  # deaths of processes that run a task, after which the task is to blame
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One piece of work, its arguments, and its label in errors.
-
-    `method` is a method of `Worker`, or `module:function` of a module that is not imported here; the first arguments of such
-    a function are the data set's output and work area.
-    """
-
-    method: str
-    label: str
-    arguments: tuple[Any, ...]
 
 
 class Worker:

@@ -23,10 +23,12 @@ class PreprocessConfig(DataSetConfig, JobConfig):
     )
     hidden_keys = HANGS | RANKS | WEIGHTS | {"resources.gpus"}
 
-    actors: int | None = Field(default=None, ge=1, description="number of Ray actors; unset: one per CPU of the run's nodes")
+    actors: int | None = Field(
+        default=None, ge=1, description="number of processes that work on the data; unset: one per CPU of the run's nodes"
+    )
     fanout: Literal["ray", "array"] = Field(
         default="ray",
-        description="run tasks on Ray actors of the run's nodes, or in a Slurm array that the run submits",
+        description="run tasks on the run's nodes (on several nodes by Ray), or in a Slurm array that the run submits",
     )
     array: ArrayOptions = Field(default=ArrayOptions(), description="settings of fanout=array")
 
@@ -35,7 +37,7 @@ class PreprocessConfig(DataSetConfig, JobConfig):
         if self.fanout == "ray" and self.array != ArrayOptions():
             raise ValueError("array.* requires fanout=array, but fanout is 'ray'; set fanout=array")
         if self.fanout == "array" and self.actors is not None:
-            raise ValueError("actors is the number of Ray actors; with fanout=array, set array.at_once instead")
+            raise ValueError("actors is the number of processes on the run's nodes; with fanout=array, set array.at_once instead")
         if self.fanout == "array" and self.resources.nodes.most > 1:
             raise ValueError(
                 "fanout=array uses one node for its driver (resources.nodes=1); array.at_once limits the number of array tasks"
@@ -43,8 +45,8 @@ class PreprocessConfig(DataSetConfig, JobConfig):
         return self
 
     def preferred_engine(self) -> Engine | None:
-        """Return the engine `process` for an array, whose run is only the driver."""
-        return Engine.PROCESS if self.fanout == "array" else None
+        """Return the engine `process` for an array, whose run is only the driver, and for one node, which needs no Ray."""
+        return Engine.PROCESS if self.fanout == "array" or self.resources.nodes.most == 1 else None
 
     def preflight(self, here: PathView = Path) -> None:
         """Check that local inputs exist and that the output is not inside them. Raises ConfigError, DataError."""

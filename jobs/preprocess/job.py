@@ -1,4 +1,4 @@
-"""Entry of the `preprocess` job: raw documents to a sharded Arrow data set of tokens, by Ray actors or an array."""
+"""Entry of the `preprocess` job: raw documents to a sharded Arrow data set of tokens, by processes, Ray actors or an array."""
 
 import logging
 import os
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.spec import Engine
 from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.passes.task import WORK
 from ropewalk.jobs.preprocess.config import PreprocessConfig
 
 if TYPE_CHECKING:
@@ -21,14 +23,12 @@ def main(context: JobContext) -> dict[str, object]:
 
     Raises StopRequested once a stop is requested; committed work is kept.
     """
-    from ropewalk.datapipe.passes.pipeline import make_data_set
-    from ropewalk.datapipe.passes.progress import Progress
-    from ropewalk.jobs.models.cards.write import write_data_cards
-    from ropewalk.jobs.preprocess.pictures import write_pictures
-
     config = context.config(PreprocessConfig)
-    session = _Array(config, context) if config.fanout == "array" else _Actors(config, context)
+    session = _session(config, context)
     try:
+        from ropewalk.datapipe.passes.pipeline import make_data_set
+        from ropewalk.datapipe.passes.progress import Progress
+
         progress = Progress(
             lambda values: write_json(context.run.progress, values),
             on_slow_tokenizer=lambda reason: context.run.event("slow_tokenizer", reason=reason),
@@ -37,9 +37,44 @@ def main(context: JobContext) -> dict[str, object]:
     finally:
         session.close()
     context.fence.check()
+    from ropewalk.jobs.models.cards.write import write_data_cards
+    from ropewalk.jobs.preprocess.pictures import write_pictures
+
     write_data_cards(StoragePath(config.output))
     write_pictures(context.run, StoragePath(config.output))
     return _results(manifest, config, context)
+
+
+def _session(config: PreprocessConfig, context: JobContext) -> "_Array | _Processes | _Actors":
+    if config.fanout == "array":
+        return _Array(config, context)
+    on_one_node = context.run.record.get("engine") == Engine.PROCESS.value
+    return _Processes(config, context) if on_one_node else _Actors(config, context)
+
+
+class _Processes:
+    """A pool of processes of this machine, which import their modules while the driver imports its own."""
+
+    def __init__(self, config: PreprocessConfig, context: JobContext) -> None:
+        from ropewalk.datapipe.execution.process_pool import ProcessPool
+
+        self.context, output = context, config.output.rstrip("/")
+        size = config.actors or _cpus(context)
+        self.pool = ProcessPool(output, f"{output}/{WORK}", size, context.stop_requested)
+        context.run.event("actors", actors=size)
+
+    def run_tasks(self, tasks: Any) -> Any:
+        """See `ropewalk.datapipe.execution.process_pool.ProcessPool.run_tasks`."""
+        for task, result in self.pool.run_tasks(tasks):
+            self.context.fence.check()
+            yield task, result
+
+    def close(self) -> None:
+        """End the processes."""
+        with self.pool:
+            pass
+        if self.pool.deaths:
+            self.context.run.event("actors_died", deaths=self.pool.deaths)
 
 
 class _Actors:
@@ -57,7 +92,6 @@ class _Actors:
         if self.pool is None:
             self.connected = _connect(self.context)
             from ropewalk.datapipe.execution.ray_actors import ActorPool
-            from ropewalk.datapipe.passes.plan import WORK
 
             output = self.config.output.rstrip("/")
             self.pool = ActorPool(output, f"{output}/{WORK}", self.config.actors, self.context.stop_requested)
@@ -93,7 +127,6 @@ class _Array:
             return
         if self.pool is None:
             from ropewalk.datapipe.execution.array_pool import ArrayPool, choose_executor
-            from ropewalk.datapipe.passes.plan import WORK
 
             output = self.config.output.rstrip("/")
             run, attempt = self.context.run, self.context.attempt

@@ -208,9 +208,11 @@ def test_keys_that_do_not_go_together(tmp_path: Path, keys: dict[str, Any], mess
         configure(tmp_path, tmp_path / "out", **keys)
 
 
-def test_an_array_is_driven_by_one_process(tmp_path: Path) -> None:
+def test_ray_is_only_started_for_several_nodes(tmp_path: Path) -> None:
     assert configure(tmp_path, tmp_path / "out", fanout="array").preferred_engine() is Engine.PROCESS
-    assert configure(tmp_path, tmp_path / "out").preferred_engine() is None
+    assert configure(tmp_path, tmp_path / "out").preferred_engine() is Engine.PROCESS
+    assert configure(tmp_path, tmp_path / "out", resources={"nodes": 2}).preferred_engine() is None
+    assert configure(tmp_path, tmp_path / "out", resources={"nodes": "1..2"}).preferred_engine() is None
 
 
 def test_how_a_pass_is_cut(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from ropewalk.datapipe.chat.prepare import chat_key, make_chat_set
 from ropewalk.datapipe.chat.shards import ChatUnit
 from ropewalk.datapipe.chat.tokenizer import chat_files
 from ropewalk.datapipe.manifest import MANIFEST_NAME, Manifest, TokenizerRecord, hash_of, read_manifest
-from ropewalk.datapipe.passes.plan import WORK
 from ropewalk.datapipe.passes.progress import Progress
-from ropewalk.datapipe.passes.worker import Task, Worker
+from ropewalk.datapipe.passes.task import WORK, Task
+from ropewalk.datapipe.passes.worker import Worker
 from ropewalk.datapipe.tokens.tokenizer import FOLDER, Encoder, TokenizerFiles, take_tokenizer
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.loop.model_record import TokenizerPlan, find_source_run

@@ -12,6 +12,7 @@ CHECKPOINTS = "checkpoints"
 TABLES = "tables"  # tables for people and trackers: NAME.json of {columns, rows}
 PICTURES = "pictures"  # NAME.png
 PREPARED_DATA = "data.json"  # the data set prepared from the run's data: {path, hash}
+PREPARED_FOLDER = ".prepared"  # beside the runs: data sets prepared from conversations, shared by runs
 WANDB = "wandb"
 WANDB_ADDRESS = "wandb/address.json"  # address of the run's W&B page: {address}
 ATTEMPTS = "attempts"

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from ropewalk.cluster.backends import trust
-from ropewalk.jobs.cli import chat, drift, explain, export, feedback, models, run, runs, site, sweep
+from ropewalk.jobs.cli import chat, drift, explain, export, feedback, models, run, runs, site, space, sweep
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks for completions
 # errors of a file system that are a user's mistake: wrong path, no permission, no space
@@ -72,6 +72,7 @@ PANELS = {
     "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, drift.compare, drift.drift, export.sync),
     "Registry": (models.models, models.promote, models.rollback, models.approve, feedback.trace),
     "Feedback": (feedback.feedback, feedback.review, feedback.forget),
+    "Space": (space.rm, space.gc),
     "Machine": (site.quickstart, site.doctor, site.trust, site.lab, explain.help_),
 }
 SETTINGS: dict[object, dict[str, Any]] = {

@@ -46,12 +46,17 @@ def remove(ref: str, root: Path | None = None, *, by: str | None = None, reason:
     return model.version(version.number)
 
 
-def prune(model: RegisteredModel, keep: int, *, by: str | None = None) -> list[Version]:
-    """Remove all but the newest `keep` versions and those that aliases, a rollback or serving runs need; return the removed."""
+def unneeded(model: RegisteredModel, keep: int) -> list[Version]:
+    """Return all versions but the newest `keep`, those that aliases, a rollback or serving runs need, and removed ones."""
     needed = {number for alias in model.alias_names() for number in standing(model.history(alias))[-2:]}
     old = [version for version in model.versions() if version.removed is None][:-keep]
-    unneeded = [version for version in old if version.number not in needed and not any(runs_serving(version))]
-    return [remove(version.id, model.root, by=by, reason=f"only the newest {keep} versions are kept") for version in unneeded]
+    return [version for version in old if version.number not in needed and not any(runs_serving(version))]
+
+
+def prune(model: RegisteredModel, keep: int, *, by: str | None = None) -> list[Version]:
+    """Remove the versions that are `unneeded`, and return them."""
+    reason = f"only the newest {keep} versions are kept"
+    return [remove(version.id, model.root, by=by, reason=reason) for version in unneeded(model, keep)]
 
 
 def runs_serving(version: Version) -> Iterator[RunDir]:

@@ -9,6 +9,7 @@ from ropewalk.cluster.backends.base import BackendState
 from ropewalk.cluster.backends.profiles import load_backend, profile_file, read_profiles
 from ropewalk.cluster.errors import ConfigError, DamagedFileError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir, runs_root
+from ropewalk.cluster.run.disk import disk_bytes
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.run.names import WANDB_ADDRESS
 from ropewalk.cluster.spec import Outcome, RunState
@@ -172,6 +173,7 @@ def details(run: RunDir) -> dict[str, Any]:
         "command": record.get("command"),
         "events": run.read_events()[-50:],
         "broken_lines": broken_lines(run),
+        "bytes": disk_bytes(run.path),
     }
 
 

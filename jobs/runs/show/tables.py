@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ropewalk.cluster.backends.base import Check
-from ropewalk.cluster.text import counted
+from ropewalk.cluster.text import counted, format_bytes
 from ropewalk.jobs.results.metrics import broken_words
 from ropewalk.jobs.runs.show.events import format_event
 from ropewalk.jobs.runs.show.fitted_tables import FittedTable, LongTable
@@ -105,6 +105,7 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
         dirty = " + uncommitted changes (kept in run.yaml)" if code.get("dirty") else ""
         head.add_row("code", f"{code['commit'][:12]} ({code.get('branch')}){dirty}")
     head.add_row("directory", details["directory"])
+    head.add_row("on disk", format_bytes(details["bytes"]))
     if details.get("wandb"):
         head.add_row("W&B", details["wandb"])
     if progress_words(details):

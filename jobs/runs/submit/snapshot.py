@@ -154,6 +154,8 @@ def take_snapshot(
         target = root / CODE_FOLDER / digest
         if not accept_copy(target):
             _write(scratch, target, files)
+        with suppress(OSError):  # it may be another user's
+            os.utime(target)  # `gc` keeps recent copies: the run that will name it does not exist yet
     return digest, [_text(os.fsencode(pattern)) for pattern in left_out]
 
 

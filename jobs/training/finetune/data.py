@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from ropewalk.cluster.errors import ConfigError, DataError, StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import ensure_private, read_json, write_json
-from ropewalk.cluster.run.names import PREPARED_DATA
+from ropewalk.cluster.run.names import PREPARED_DATA, PREPARED_FOLDER
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.chat.dataset import is_chat_set
 from ropewalk.datapipe.chat.prepare import chat_key, make_chat_set
@@ -31,7 +31,6 @@ from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)
 
-SHARED = ".prepared"  # beside the runs
 _ALONE_BYTES = 16 << 20  # of conversations that one process prepares without actors
 
 
@@ -116,7 +115,7 @@ def _prepare(context: JobContext, config: FinetuneConfig) -> str:
     tokenizer = chat_files(_base_tokenizer(context, config), rules)
     keys = chat_key(config.data, tokenizer, rules, config.validation_fraction)
     name = hash_of(keys).removeprefix("xxh3:")[:16]
-    folder = Path(config.prepared) if config.prepared is not None else context.run.path.parent / SHARED / name
+    folder = Path(config.prepared) if config.prepared is not None else context.run.path.parent / PREPARED_FOLDER / name
     if config.prepared is None:
         ensure_private(folder.parent)  # it holds conversations of users
     if (folder / MANIFEST_NAME).is_file():

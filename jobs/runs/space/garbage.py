@@ -1,0 +1,81 @@
+"""Files under a runs' root that no run needs any more: code copies, prepared data, work folders, interrupted deletions."""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ropewalk.cluster.run import names
+from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
+from ropewalk.cluster.run.disk import disk_bytes
+from ropewalk.datapipe.passes.task import WORK
+from ropewalk.jobs.runs.show.status import is_final
+from ropewalk.jobs.runs.space.remove import REMOVED
+
+YOUNG_SECONDS = 24 * 3600.0  # a run that is being submitted or prepares its data may not name its files yet
+
+
+class Garbage(NamedTuple):
+    """A file or folder that can be deleted, and the reason."""
+
+    kind: str  # code | prepared | work | removed | version
+    path: Path
+    bytes: int
+    reason: str
+
+    def plain(self) -> dict[str, Any]:
+        return {**self._asdict(), "path": str(self.path)}
+
+
+def find_garbage(root: Path) -> Iterator[Garbage]:
+    """Yield what can be deleted under a runs' root. Raises DamagedFileError for a run whose files cannot be read."""
+    runs = RunDir.all(root)
+    texts, live = list(map(_texts_of, runs)), [run.id for run in runs if not is_final(run)]
+    for kind, folder, reason in (
+        ("code", root / CODE_FOLDER, "no run uses this copy of code"),
+        ("prepared", root / names.PREPARED_FOLDER, "no run uses this prepared data set"),
+    ):
+        for path in _old_entries(folder):
+            if not any(path.name in text for text in texts) and not any(run_id in path.name for run_id in live):
+                yield Garbage(kind, path, disk_bytes(path), reason)
+    yield from _work_folders(runs)
+    for path in sorted((root / REMOVED).glob("*")):
+        yield Garbage("removed", path, disk_bytes(path), "rest of a removed run")
+
+
+def delete_garbage(garbage: Garbage) -> None:
+    """Delete a file or folder. Raises OSError."""
+    if garbage.path.is_dir() and not garbage.path.is_symlink():
+        shutil.rmtree(garbage.path)
+    else:
+        garbage.path.unlink(missing_ok=True)
+
+
+def _texts_of(run: RunDir) -> str:
+    """Return the files in which a run names its copy of code and its prepared data."""
+    run.record  # noqa: B018 - raises DamagedFileError: what such a run needs is not known
+    files = [run.path / names.RECORD, run.path / names.PREPARED_DATA]
+    files += [run.attempt_dir(attempt) / names.ATTEMPT for attempt in run.attempts()]
+    return "\n".join(file.read_text(errors="replace") for file in files if file.is_file())
+
+
+def _old_entries(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > YOUNG_SECONDS:
+                yield path
+
+
+def _work_folders(runs: Sequence[RunDir]) -> Iterator[Garbage]:
+    """Yield work folders of data sets that no live run makes: the runs that began them have ended without finishing."""
+    live: dict[Path, bool] = {}
+    for run in runs:
+        output = (run.record.get("config") or {}).get("output")
+        if isinstance(output, str) and Path(output).is_absolute():
+            live[Path(output)] = live.get(Path(output), False) or not is_final(run)
+    for output, in_use in live.items():
+        if not in_use and (output / WORK).is_dir():
+            reason = "the runs that make this data set have ended; another run would start it over"
+            yield Garbage("work", output / WORK, disk_bytes(output / WORK), reason)

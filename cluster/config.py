@@ -214,6 +214,10 @@ class JobConfig(Section):
         """Return the directory of user code that the run needs, and how to copy it; None if it needs none."""
         return None
 
+    def own_code(self) -> bool:
+        """Return True if keys name modules in the current directory (MODULE:NAME), which is then copied with the run."""
+        return False
+
     def preferred_engine(self) -> Engine | None:
         """Return the engine if the configuration determines it, or None for the job's default."""
         return None

@@ -6,6 +6,7 @@ from typing import Any
 
 from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.project import user_object, wrong_kind
 from ropewalk.cluster.spec import Engine, JobSpec
 
 GROUP = "ropewalk.jobs"  # entry points of plug-in jobs, each a JobSpec
@@ -169,9 +170,14 @@ JOBS: dict[str, JobSpec] = {
 
 
 def find_job(name: str) -> JobSpec:
-    """Find a job by name, built-in or from an entry point. Raises ConfigError with a suggestion."""
+    """Find a job: a built-in name, that of an entry point, or MODULE:NAME of a JobSpec in the user's project.
+
+    Raises ConfigError with a suggestion.
+    """
     if name in JOBS:
         return JOBS[name]
+    if ":" in name:
+        return _own_job(name)
     from importlib.metadata import entry_points  # slow: it searches every installed package
 
     for point in entry_points(group=GROUP, name=name):
@@ -179,7 +185,22 @@ def find_job(name: str) -> JobSpec:
         return spec
     near = difflib.get_close_matches(name, JOBS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"unknown job {name!r}{hint}; jobs: {', '.join(JOBS)}")
+    raise ConfigError(f"unknown job {name!r}{hint}; jobs: {', '.join(JOBS)}, or MODULE:NAME of your JobSpec")
+
+
+def _own_job(name: str) -> JobSpec:
+    """Import a JobSpec of the user's with its configuration and entry. Raises ConfigError."""
+    spec = user_object("job", name)
+    if not isinstance(spec, JobSpec):
+        raise wrong_kind("job", name, spec, "a JobSpec")
+    if spec.name in JOBS:
+        raise ConfigError(f"job: {name}: the name {spec.name!r} belongs to a built-in job; give your JobSpec another one")
+    kind, entry = user_object(f"{name}: config", spec.config), user_object(f"{name}: entry", spec.entry)
+    if not (isinstance(kind, type) and issubclass(kind, JobConfig)):
+        raise wrong_kind(f"{name}: config", spec.config, kind, "a subclass of JobConfig")
+    if not callable(entry):
+        raise wrong_kind(f"{name}: entry", spec.entry, entry, "a function of the JobContext")
+    return spec
 
 
 def config_of(spec: JobSpec) -> type[JobConfig]:
@@ -190,6 +211,8 @@ def config_of(spec: JobSpec) -> type[JobConfig]:
 
 def view_class(job: str) -> Any:
     """Return the view class of a job (a `ropewalk.jobs.runs.show.view.RunView`), or the default if the job is not installed."""
+    if ":" in job:
+        return _import_name(JobSpec.view)  # `ps` and `show` cannot import the user's module from everywhere
     try:
         return _import_name(find_job(job).view)
     except ConfigError:

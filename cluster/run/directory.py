@@ -127,6 +127,8 @@ class RunDir:
     @property
     def project(self) -> Path:
         """The folder from which modules of the user's are imported: its copy, else the directory of the submission."""
+        if project := self.record.get("project"):
+            return self.path.absolute().parent / CODE_FOLDER / str(project["snapshot"]) / str(project["folder"])
         copy = None if self.code_is_program else self.code
         return copy or Path(self.record.get("directory") or Path.cwd())
 

@@ -1,4 +1,4 @@
-"""Filters by name: built-in ones, and those of installed packages (entry points). Imports nothing heavy."""
+"""Filters by name: built-in ones, those of installed packages (entry points), the user's own. Imports nothing heavy."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 
 from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.project import user_object, wrong_kind
 from ropewalk.datapipe.filters.filter import Filter
 
 GROUP = "ropewalk.filters"  # entry points; each names a subclass of Filter
@@ -27,11 +28,19 @@ BUILT_IN = {
 
 
 def find_filter(name: str) -> type[Filter]:
-    """Return the built-in or installed filter of this name. Raises ConfigError, with the closest name, if there is none."""
+    """Return the filter of a name: built in, installed, or MODULE:NAME in the user's project.
+
+    Raises ConfigError, with the closest name, if there is none.
+    """
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
         built_in: type[Filter] = getattr(import_module(module), attribute)
         return built_in
+    if ":" in name:
+        own = user_object("filters", name)
+        if not (isinstance(own, type) and issubclass(own, Filter)):
+            raise wrong_kind("filters", name, own, "a subclass of ropewalk.datapipe.filters.filter.Filter")
+        return own
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name in points:
         installed: type[Filter] = points[name].load()
@@ -39,7 +48,12 @@ def find_filter(name: str) -> type[Filter]:
     names = sorted({*BUILT_IN, *points})
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"filters: unknown filter {name!r}{hint}; available: {', '.join(names)}")
+    raise ConfigError(f"filters: unknown filter {name!r}{hint}; available: {', '.join(names)}, or MODULE:NAME of your own")
+
+
+def need_own_code(filters: "Filters") -> bool:
+    """Return True if filters, or the scorers of the filter `scores`, are the user's own."""
+    return any(":" in name or name == "scores" for entry in filters for name in entry)
 
 
 def parse_filters(value: Any) -> tuple[dict[str, dict[str, Any]], ...]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from ropewalk.cluster.config import Section
 from ropewalk.cluster.errors import DataError
-from ropewalk.cluster.run.project import user_function
+from ropewalk.cluster.run.project import user_object
 from ropewalk.datapipe.filters.filter import Filter, Verdict
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ScorerRule(Section):
     @cached_property
     def scorer(self) -> Scorer:
         """The imported function. Raises ConfigError if it cannot be imported."""
-        scorer: Scorer = user_function("scores", self.function)
+        scorer: Scorer = user_object("scores", self.function)
         return scorer
 
 

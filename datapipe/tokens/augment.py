@@ -8,7 +8,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ropewalk.cluster.errors import DataError
-from ropewalk.cluster.run.project import user_function
+from ropewalk.cluster.run.project import user_object
 from ropewalk.datapipe.text.document import NamedDocument
 from ropewalk.datapipe.tokens.config import Augment, FillInTheMiddle
 from ropewalk.datapipe.tokens.tokenizer import Encoder
@@ -22,7 +22,7 @@ def encode_augmented(
     if augment is None:
         return encoder.encode_flat(texts)
     if augment.function:
-        function = user_function("augment.function", augment.function)
+        function = user_object("augment.function", augment.function)
         texts = [_rewrite(augment.function, function, document) for document in documents]
     if augment.fim is None:
         return encoder.encode_flat(texts)

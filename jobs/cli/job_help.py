@@ -22,7 +22,7 @@ def print_job_help(command: str, job: str, every_key: bool) -> None:
     kind = config_of(spec)
     usual = [] if every_key else usual_keys(kind)
     out = _console()
-    out.print(f"ropewalk {command} {spec.name} [-c FILE.yaml] [key=value ...] [--on CLUSTER]\n")
+    out.print(f"ropewalk {command} {job} [-c FILE.yaml] [key=value ...] [--on CLUSTER]\n")
     out.print(f"{spec.summary} Keys are set in FILE.yaml, or as key=value.")
     out.print(_usual_page(usual) if usual else _page(kind))
     if usual:

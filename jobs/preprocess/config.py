@@ -10,6 +10,7 @@ from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView
 from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.cluster.spec import Engine
 from ropewalk.datapipe.execution.config import ArrayOptions
+from ropewalk.datapipe.filters.registry import need_own_code
 from ropewalk.datapipe.passes.config import DataSetConfig
 
 
@@ -43,6 +44,10 @@ class PreprocessConfig(DataSetConfig, JobConfig):
                 "fanout=array uses one node for its driver (resources.nodes=1); array.at_once limits the number of array tasks"
             )
         return self
+
+    def own_code(self) -> bool:
+        """Return True if a filter or the function of `augment` is the user's own."""
+        return need_own_code(self.filters) or bool(self.augment and self.augment.function)
 
     def preferred_engine(self) -> Engine | None:
         """Return the engine `process` for an array, whose run is only the driver, and for one node, which needs no Ray."""

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, JobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.datapipe.filters.registry import Filters
+from ropewalk.datapipe.filters.registry import Filters, need_own_code
 from ropewalk.jobs.evaluation.audit.suites.find import BUILT_IN, FOLDER_VARIABLE, resolve_suite
 from ropewalk.jobs.results.gate import ConditionText
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
@@ -216,6 +216,10 @@ class AuditConfig(JobConfig):
         if self.scorers and not (self.samples or self.prompts or self.identity):
             raise ValueError("scorers: judge texts; set samples, prompts or identity too")
         return self
+
+    def own_code(self) -> bool:
+        """Return True if a scorer or filter is the user's own."""
+        return any(":" in s.name for s in self.scorers) or bool(self.identity and need_own_code(self.identity.filters))
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError unless the model, the suites, and the local files and data sets exist."""

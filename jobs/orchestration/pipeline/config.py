@@ -126,6 +126,11 @@ class PipelineConfig(JobConfig):
     def needs_others(self) -> bool:
         return True
 
+    def own_code(self) -> bool:
+        """Return True if a step needs code of the user's own."""
+        jobs = [step.job for step in self.steps.values()]
+        return any(":" in job for job in jobs) or any(config.own_code() for config in self.all_configs().values())
+
     def resolved(self) -> Self:
         """Return the configuration unchanged after validating every step. Raises ConfigError."""
         self.all_configs()

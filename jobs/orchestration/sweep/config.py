@@ -10,7 +10,7 @@ from ropewalk.cluster.config import PathView
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import Engine
-from ropewalk.jobs.orchestration.sweep.checks import check_submission, refuse_unreachable, resolve
+from ropewalk.jobs.orchestration.sweep.checks import check_submission, refuse_unreachable, resolve, sample_config
 from ropewalk.jobs.orchestration.sweep.keys import SweepKeys
 
 CLUSTERS = "clusters.yaml"  # in the sweep's run: profiles of the clusters of driver and trials
@@ -23,6 +23,10 @@ class SweepConfig(SweepKeys):
     def resolved(self) -> Self:
         """Return the sweep with its base parsed by the job and its number of trials. Raises ConfigError."""
         return resolve(self)
+
+    def own_code(self) -> bool:
+        """Return True if the trials need code of the user's own."""
+        return ":" in self.job or sample_config(self).own_code()
 
     def preferred_engine(self) -> Engine | None:
         """Return the Ray engine if trials run inside the sweep's allocation, which needs a Ray cluster."""

@@ -47,7 +47,7 @@ OPEN_TRIAL_ENDS = {  # final states of trials that were open when all trials wer
     "cancelled": (TrialState.CANCELLED, WITH_THE_SWEEP),
     "budget": (TrialState.STOPPED, "the budget is spent"),
 }
-ORIGIN = ("created", "versions", "command", "code", "directory")  # keys of the sweep's record that trials inherit
+ORIGIN = ("created", "versions", "command", "code", "directory", "project")  # keys of the sweep's record that trials inherit
 
 # settings of Ray Tune and Ray, read when they are imported or started
 SETTINGS = {

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 from ropewalk.cluster.run.context import GROUP_VARIABLE, STOP_VARIABLE, JobContext
-from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
+from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_lines
 from ropewalk.cluster.run.names import AGENTS
 
@@ -40,10 +40,7 @@ def variables_of(context: JobContext, launch: str, stop_signal: str | None = Non
 
 def project_folder(run: RunDir, directory: str) -> str:
     """Return the folder of the user's code for a run: its copy if there is one, else the directory itself."""
-    shipped = run.record.get("project")
-    if not shipped:
-        return directory
-    return str(run.path.absolute().parent / CODE_FOLDER / shipped["snapshot"] / shipped["folder"])
+    return str(run.project) if run.record.get("project") else directory
 
 
 def _addresses(context: JobContext) -> list[str]:

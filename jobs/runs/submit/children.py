@@ -12,9 +12,9 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import dated_label
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.status import GONE, settle
-from ropewalk.jobs.runs.submit.submit import make_record, project_record, resume, start_with_needed
+from ropewalk.jobs.runs.submit.submit import make_record, needs_own_code, project_record, resume, start_with_needed
 
-ORIGIN = ("created", "versions", "command", "code")  # copied from the parent's record, so that children run the same code
+ORIGIN = ("created", "versions", "command", "code", "directory")  # of the parent's record: children run the same code
 
 
 def find_child(parent: RunDir, step: str, name: str) -> RunDir | None:
@@ -35,9 +35,13 @@ def create_child(
 ) -> RunDir:
     """Create the run of a step, with the parent's code and versions, without starting it."""
     origin = {key: parent.record[key] for key in ORIGIN if key in parent.record}
+    if config.project() is None and needs_own_code(job, config) and "project" in parent.record:
+        project = {"project": parent.record["project"]}
+    else:
+        project = project_record(job, config, parent.path.parent if backend.ships_code else None)
     record = {
         **make_record(job, config, cluster, origin),
-        **project_record(config, parent.path.parent if backend.ships_code else None),
+        **project,
         **child_keys(parent, step, outlives_parent=outlives_parent),
     }
     return RunDir.create(str(config.name), record, parent.path.parent)

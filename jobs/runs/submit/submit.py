@@ -10,10 +10,11 @@ from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
 from ropewalk.cluster.backends.recovery import has_agents
 from ropewalk.cluster.backends.submission import end_unstarted, failed_runs
-from ropewalk.cluster.config import JobConfig, Resources
+from ropewalk.cluster.config import CodeConfig, JobConfig, Resources
 from ropewalk.cluster.config_reader import apply_override, load_config, read_job_file, read_yaml
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir, runs_root
+from ropewalk.cluster.run.project import project_directory
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import JOBS, config_of, find_job, view_class
 from ropewalk.jobs.runs.show.remote import write_to_original
@@ -90,9 +91,14 @@ def submission_record(command: Sequence[str], root: Path | None = None) -> dict[
     return {"created": time.time(), "versions": versions(), "command": arguments, "code": code, "directory": str(Path.cwd())}
 
 
-def project_record(config: JobConfig, root: Path | None) -> dict[str, Any]:
+def needs_own_code(job: str, config: JobConfig) -> bool:
+    """Return True if the job (MODULE:NAME) or its keys name modules of the user's own."""
+    return ":" in job or config.own_code()
+
+
+def project_record(job: str, config: JobConfig, root: Path | None) -> dict[str, Any]:
     """Copy the user's code that a run needs under `root`, and return its description for run.yaml; empty if it is not copied."""
-    wanted = config.project()
+    wanted = config.project() or ((project_directory(), CodeConfig()) if needs_own_code(job, config) else None)
     if wanted is None or root is None or not wanted[1].ship:
         return {}
     directory, code = wanted
@@ -217,9 +223,9 @@ def create_runs(
     backends = [backend, *([load_backend(other)] if other else [])]
     shipped_to = root if any(each.ships_code for each in backends) else None
     origin = submission_record(command, shipped_to)
-    project = project_record(configs[0], shipped_to)  # all runs of a submission use the same directory
+    project = project_record(job, configs[0], shipped_to)  # all runs of a submission use the same directory
     records = [{**make_record(job, config, cluster_name, origin), **project} for config in configs]
-    return RunDir.create_all([config.name or job for config in configs], records, root)
+    return RunDir.create_all([config.name or find_job(job).name for config in configs], records, root)
 
 
 def _root_of(cluster_name: str) -> Path | None:

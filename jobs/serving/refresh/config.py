@@ -149,6 +149,10 @@ class RefreshConfig(JobConfig):
         """Alias without the model's name."""
         return self.model.rpartition("@")[2]
 
+    def own_code(self) -> bool:
+        """Return True if a step needs code of the user's own."""
+        return any(config.own_code() for config in self.example_configs().values())
+
     def children_resources(self) -> list[Resources]:
         """Return the resources of each step."""
         return [config.resources for config in self.example_configs().values()]

@@ -16,8 +16,8 @@ from ropewalk.jobs.training.loop.config import (
     GridConfig,
     LoraConfig,
     ModelConfig,
+    NextTokenConfig,
     OptimConfig,
-    TrainingConfig,
     check_keep_zeros,
     fill_defaults,
     parse_grid,
@@ -43,7 +43,7 @@ class FinetuneOptimConfig(OptimConfig):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay rates of Adam's two moments")
 
 
-class FinetuneConfig(TrainingConfig):
+class FinetuneConfig(NextTokenConfig):
     """The keys of a finetuning run. A sample is a sequence of up to `seq_len` tokens with as many conversations as fit."""
 
     usual_keys = ("model.path", "model.run", "data", "lora", *USUAL)

@@ -21,7 +21,7 @@ from ropewalk.jobs.training.finetune.source import ConversationSource, require_s
 from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.model_record import checkpoint_folder, read_record
-from ropewalk.jobs.training.loop.objective import NextToken, Objective
+from ropewalk.jobs.training.loop.objective import Objective, make_objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.validation import HeldOut
 from ropewalk.sharding.group import Group, process_group
@@ -55,7 +55,7 @@ def main(context: JobContext) -> dict[str, object]:
 
 
 def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: PreparedData) -> Recipe:
-    """Build the recipe: next-token prediction of the assistant's tokens."""
+    """Build the recipe: next-token prediction of the assistant's tokens, or the user's objective on them."""
     plan = model_plan(context, config, data)
     source, validation = _sources(context, config, group, data, plan.seq_len)
     fresh = group.broadcast_object(not complete_steps(checkpoint_folder(context.run)) if group.is_main else None)
@@ -63,12 +63,13 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
     def objective(model: nn.Module, group: Group) -> Objective:
         if config.packing and fresh:
             require_separate(model, group)
-        return NextToken()
+        return make_objective(config.objective)
 
     held_out = None
     if validation is not None:
-        conversations = validation.conversations
-        bytes_per_token = max(conversations.learnt_bytes, 1) / max(conversations.num_learnt, 1)
+        conversations, bytes_per_token = validation.conversations, None
+        if config.objective is None:  # the unit of another loss is not nats
+            bytes_per_token = max(conversations.learnt_bytes, 1) / max(conversations.num_learnt, 1)
         held_out = HeldOut(validation, group, micro_batch=config.batch.micro_batch, bytes_per_token=bytes_per_token)
     return Recipe(model=plan, tokenizer=data.tokenizer, source=source, validation=held_out, objective=objective, chat=True)
 

@@ -244,3 +244,24 @@ class TrainingConfig(JobConfig):
         ge=1,
         description="steps between two measurements of norms and histograms of gradients and weights; unset: none",
     )
+
+
+class NextTokenConfig(TrainingConfig):
+    """The keys of the jobs that predict the next token, unless they are given another objective."""
+
+    objective: str | None = Field(
+        default=None,
+        pattern=r"^[\w.]+:\w+$",
+        description="MODULE:NAME of your own objective, such as mine:ZLoss; unset: cross entropy of the next token",
+    )
+
+    def own_code(self) -> bool:
+        return self.objective is not None
+
+    def resolved(self) -> Self:
+        """Return the configuration unchanged after importing the objective. Raises ConfigError."""
+        if self.objective is not None:
+            from ropewalk.jobs.training.loop.objective import make_objective  # imports torch, as the objective does
+
+            make_objective(self.objective)
+        return super().resolved()

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.project import user_object, wrong_kind
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
 from ropewalk.jobs.training.loop.losses import summed_cross_entropy
 
@@ -53,6 +55,22 @@ class NextToken:
             labels_BT, logits_BTV = labels_BT[:, positions_K], logits_of(model, batch, logits_to_keep=positions_K)
         labels_N = labels_BT.flatten()
         return LossTerms(summed_cross_entropy(logits_BTV.flatten(0, 1), labels_N), weight=(labels_N != IGNORE).sum())
+
+
+def make_objective(name: str | None) -> Objective:
+    """Return the user's objective MODULE:NAME, a class or an instance; None: next-token prediction. Raises ConfigError."""
+    if name is None:
+        return NextToken()
+    value = user_object("objective", name)
+    try:
+        objective: Objective = value() if isinstance(value, type) else value
+    except TypeError as error:
+        raise ConfigError(f"objective: {name}: {error}; its class is called without arguments") from error
+    metric_names = getattr(objective, "metric_names", None)
+    if not callable(objective) or not isinstance(metric_names, (tuple, list)):
+        wanted = 'a class with `metric_names`, such as ("log_z",), and `__call__(self, model, batch)`'
+        raise wrong_kind("objective", name, value, wanted)
+    return objective
 
 
 def logits_of(model: nn.Module, batch: Batch, **options: torch.Tensor) -> torch.Tensor:

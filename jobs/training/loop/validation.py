@@ -50,11 +50,16 @@ class HeldOut(Validation):
         return means
 
 
-def held_out_tokens(loader: TokenLoader | None, group: Group, *, micro_batch: int, comparable: bool = True) -> HeldOut | None:
-    """Validation on the sequences of a loader, in their order on disk; None if there are none."""
+def held_out_tokens(
+    loader: TokenLoader | None, group: Group, *, micro_batch: int, comparable: bool = True, cross_entropy: bool = True
+) -> HeldOut | None:
+    """Validation on the sequences of a loader, in their order on disk; None if there are none.
+
+    With `cross_entropy`, the unit of the objective's loss is nats per token, and bits per byte are reported too.
+    """
     if loader is None:
         return None
-    source, bytes_per_token = TokenSource(loader, in_order=True), loader.bytes_per_token
+    source, bytes_per_token = TokenSource(loader, in_order=True), loader.bytes_per_token if cross_entropy else None
     return HeldOut(source, group, micro_batch=micro_batch, bytes_per_token=bytes_per_token, comparable=comparable)
 
 

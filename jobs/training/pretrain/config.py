@@ -7,11 +7,11 @@ from pydantic import Field
 
 from ropewalk.cluster.config import PathView
 from ropewalk.jobs.runs.models.find_model import check_model_run
-from ropewalk.jobs.training.loop.config import USUAL, ModelConfig, TrainingConfig
+from ropewalk.jobs.training.loop.config import USUAL, ModelConfig, NextTokenConfig
 from ropewalk.jobs.training.loop.token_data import Data, check_data
 
 
-class PretrainConfig(TrainingConfig):
+class PretrainConfig(NextTokenConfig):
     """The keys of a pretraining run."""
 
     usual_keys = ("data", "model.preset", "model.path", "model.config", *USUAL)

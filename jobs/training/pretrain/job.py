@@ -7,7 +7,7 @@ from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.model_record import tokenizer_of
-from ropewalk.jobs.training.loop.objective import NextToken
+from ropewalk.jobs.training.loop.objective import make_objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.source import TokenSource, validation_loader
 from ropewalk.jobs.training.loop.token_data import weighted
@@ -28,7 +28,7 @@ def main(context: JobContext) -> dict[str, object]:
 
 
 def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
-    """Build the recipe: next-token prediction on sequences of the data sets."""
+    """Build the recipe: next-token prediction, or the user's objective, on sequences of the data sets."""
     sets = [DataSet(data_set.path, data_set.weight) for data_set in weighted(config.data)]
     loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
     tokenizer = tokenizer_of(loader.manifests, config.data)
@@ -40,6 +40,6 @@ def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
         model=ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=config.seq_len),
         tokenizer=tokenizer,
         source=TokenSource(loader),
-        validation=held_out_tokens(held_out, group, micro_batch=config.batch.micro_batch),
-        objective=lambda model, group: NextToken(),
+        validation=held_out_tokens(held_out, group, micro_batch=config.batch.micro_batch, cross_entropy=config.objective is None),
+        objective=lambda model, group: make_objective(config.objective),
     )

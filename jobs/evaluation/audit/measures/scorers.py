@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 from ropewalk.cluster.errors import ConfigError, DataError
-from ropewalk.cluster.run.project import user_function
+from ropewalk.cluster.run.project import user_object
 from ropewalk.jobs.evaluation.audit.asking.question import Judged
 from ropewalk.jobs.evaluation.audit.config import ScorerConfig
 from ropewalk.jobs.results.score import mean_score
@@ -53,7 +53,7 @@ def open_scorer(config: ScorerConfig) -> TextScorer:
     if not separator:
         available = ", ".join(sorted(points)) or "none installed"
         raise ConfigError(f"scorers: no entry point {name!r} in {GROUP} ({available}); install one, or write module:function")
-    return TextScorer(name=attribute, threshold=config.threshold, function=user_function("scorers", name))
+    return TextScorer(name=attribute, threshold=config.threshold, function=user_object("scorers", name))
 
 
 def judge_texts(judged: Judged, measure: str, scorers: Sequence[TextScorer], texts: list[str], content_hash: str) -> Judged:

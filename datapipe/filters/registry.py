@@ -37,10 +37,10 @@ def find_filter(name: str) -> type[Filter]:
         built_in: type[Filter] = getattr(import_module(module), attribute)
         return built_in
     if ":" in name:
-        own = user_object("filters", name)
-        if not (isinstance(own, type) and issubclass(own, Filter)):
-            raise wrong_kind("filters", name, own, "a subclass of ropewalk.datapipe.filters.filter.Filter")
-        return own
+        candidate = user_object("filters", name)
+        if not (isinstance(candidate, type) and issubclass(candidate, Filter)):
+            raise wrong_kind("filters", name, candidate, "a subclass of ropewalk.datapipe.filters.filter.Filter")
+        return candidate
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name in points:
         installed: type[Filter] = points[name].load()

@@ -31,7 +31,7 @@ def help_(
             typer.echo(command.get_help(typer.Context(command, parent=group, info_name=name)))
             if has_key(name):
                 print_key_help(name, JOBS)
-        case [name] if name in JOBS:
+        case [name] if name in JOBS or ":" in name:
             print_job_help("run", name, every_key)
         case [name]:
             print_key_help(name, JOBS, group.command.commands)  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ def print_job_help(command: str, job: str, every_key: bool) -> None:
     out.print(f"{spec.summary} Keys are set in FILE.yaml, or as key=value.")
     out.print(_usual_page(usual) if usual else _page(kind))
     if usual:
-        more = f"ropewalk {command} {spec.name} --help --all"
+        more = f"ropewalk {command} {job} --help --all"
         out.print(f"\n{len(keys_of(kind))} keys in all: `{more}`. `ropewalk help KEY` explains a key.")
 
 

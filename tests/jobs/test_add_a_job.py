@@ -26,6 +26,9 @@ def test_a_job_as_the_readme_adds_it(folder: Path) -> None:
     assert "greet:SPEC" in run
     result = json.loads(ropewalk(folder, *run, "--json")[0].splitlines()[-1])
     assert (result["job"], result["state"], result["greeting"]) == ("greet", "SUCCEEDED", "Hello, world!")
+    (folder / "greet.yaml").write_text("run: greet:SPEC\nrecipient: world\n")
+    assert "Hello, world!" in ropewalk(folder, "run", "-c", "greet.yaml")[0]
+    assert "name to greet" in ropewalk(folder, "help", "greet:SPEC")[0]
     page = ropewalk(folder, *explained)[0]
     assert "ropewalk run greet:SPEC [-c FILE.yaml]" in page
     assert "name to greet" in page

@@ -32,7 +32,8 @@ def job_named_by(file: Path) -> str:
     """Return the job that the key `run` of a job file names. Raises ConfigError, with the command to type, if it names none."""
     values = read_yaml(file)
     if "run" in values:
-        return find_job(str(values["run"])).name
+        find_job(job := str(values["run"]))
+        return job
     kinds = {name: config_of(spec).model_fields for name, spec in JOBS.items()}
     fitting = [
         name

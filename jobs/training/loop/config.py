@@ -251,7 +251,6 @@ class NextTokenConfig(TrainingConfig):
 
     objective: str | None = Field(
         default=None,
-        pattern=r"^[\w.]+:\w+$",
         description="MODULE:NAME of your own objective, such as mine:ZLoss; unset: cross entropy of the next token",
     )
 

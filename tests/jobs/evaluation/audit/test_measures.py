@@ -350,7 +350,7 @@ def test_a_file_without_a_line_is_refused(reader: Any, tmp_path: Path) -> None:
 def test_plug_ins_that_are_not_there_or_break_their_promise() -> None:
     with pytest.raises(ConfigError, match="no entry point 'nothing'"):
         open_scorer(ScorerConfig(name="nothing"))
-    with pytest.raises(ConfigError, match="defines no .nothing."):
+    with pytest.raises(ConfigError, match="defines no 'nothing'"):
         open_scorer(ScorerConfig(name="tests.jobs.evaluation.audit.test_measures:nothing"))
     with pytest.raises(DataError, match=r"gave 2\.0; it must give numbers from 0 to 1"):
         open_scorer(ScorerConfig(name="tests.jobs.evaluation.audit.test_measures:broken")).scores(["a"])

@@ -39,11 +39,11 @@ def test_an_objective_as_the_readme_adds_it(folder: Path) -> None:
     assert "validation/bits_per_byte" not in results, "the loss has no unit"
 
 
-def test_the_objective_trains_alike_on_one_rank_and_on_three(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(PROJECT_VARIABLE, str(folder))
+def test_the_objective_trains_alike_on_one_rank_and_on_three(folder: Path) -> None:
+    environment = {PROJECT_VARIABLE: str(folder)}
     config = pretrain_config(folder / "data", steps=4, batch={"global_batch": 7, "micro_batch": 1})
     runs = [make_run(folder.parent, {**config, "objective": "mine:ZLoss"}) for _ in range(2)]
-    left, three = (launch(run, ranks) for run, ranks in zip(runs, (1, 3), strict=True))
+    left, three = (launch(run, ranks, **environment) for run, ranks in zip(runs, (1, 3), strict=True))
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-6)
     for name in ("train/log_z", "validation/log_z"):
         first, other = ([line[name] for line in run.read_metrics() if name in line] for run in runs)

@@ -14,11 +14,11 @@ from pathlib import Path
 from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
 from ropewalk.cluster.backends.recovery import has_agents, record_missing_outcome, state_from_files
 from ropewalk.cluster.backends.submission import (
+    dependencies_beside,
     next_attempt,
     open_attempts,
     open_dependencies,
     refuse_active,
-    sibling_runs,
     submission_key,
 )
 from ropewalk.cluster.config import Resources
@@ -147,16 +147,16 @@ class K8sBackend(Backend):
         return [str(run.attempt_details(number)["handle"]) for run in runs]
 
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
-        """Return the ids of those runs `after` that are not over. Raises ConfigError if one of them can never succeed."""
+        """Return the dependencies whose runs are not over. Raises ConfigError if one can no longer be met."""
         if after and not self.shares_files:
-            self.settle(sibling_runs(head, after))
+            self.settle([other.run for other in dependencies_beside(head, after)])
         others = open_dependencies(head, after)
         for other in others:
-            if not other.attempts():
+            if not other.run.attempts():
                 raise ConfigError(
-                    f"--after {other.id}: it has no directory beside this run; a run can only wait for runs on its own cluster"
+                    f"--after {other}: it has no directory beside this run; a run can only wait for runs on its own cluster"
                 )
-        return [other.id for other in others]
+        return [str(other) for other in others]
 
     def _check_feasible(self, resources: Resources) -> None:
         """Raise BackendError for requests that can never run. An API server that does not answer is left to the submission."""

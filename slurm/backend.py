@@ -8,7 +8,14 @@ from functools import cached_property
 
 from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
 from ropewalk.cluster.backends.recovery import record_missing_outcome, state_from_files
-from ropewalk.cluster.backends.submission import next_attempt, open_attempts, open_dependencies, refuse_active, submission_key
+from ropewalk.cluster.backends.submission import (
+    Condition,
+    next_attempt,
+    open_attempts,
+    open_dependencies,
+    refuse_active,
+    submission_key,
+)
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
@@ -28,6 +35,7 @@ from ropewalk.slurm.submission.submit import submit_once
 QUEUE_SECONDS = 10.0  # someone at a terminal waits for the answer
 LEAVING_SECONDS = 15.0  # from an attempt's end until its job is in the queue again
 LEAVING_PAUSE_SECONDS = 0.5
+DEPENDENCY_TYPES = {Condition.OK: "afterok", Condition.ANY: "afterany", Condition.FAILED: "afternotok"}  # sbatch's names
 
 
 class SlurmBackend(Backend):
@@ -133,14 +141,13 @@ class SlurmBackend(Backend):
         waiting = open_dependencies(head, after)
         if not waiting:
             return []
-        jobs = self._jobs(waiting)
-        missing = [other.id for other in waiting if other.id not in jobs]
+        jobs = self._jobs([other.run for other in waiting])
+        missing = [other.run.id for other in waiting if other.run.id not in jobs]
         if missing:
             raise ConfigError(
                 f"--after {missing[0]}: it has no job on this cluster; a run can only wait for runs on its own cluster"
             )
-        ids = ":".join(jobs[other.id].id for other in waiting)
-        return [f"afterok:{ids}"]
+        return [f"{DEPENDENCY_TYPES[other.condition]}:{jobs[other.run.id].id}" for other in waiting]
 
     # --- queries
 

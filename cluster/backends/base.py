@@ -66,8 +66,9 @@ class Backend(ABC):
 
     @abstractmethod
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Open the run's next attempt, start it once the runs `after` have succeeded, and return a handle such as `slurm:12345`.
+        """Open the run's next attempt, start it once its dependencies are met, and return a handle such as `slurm:12345`.
 
+        `after`: dependencies as text: RUN (has succeeded), any:RUN (has ended) or failed:RUN (has ended without success).
         The attempt is open on return, so `last_outcome` no longer returns an outcome of an earlier attempt. Raises
         AlreadyRunningError if an earlier submission of the run is still active.
         """

@@ -3,6 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from ropewalk.cluster.config import Resources
@@ -61,48 +63,93 @@ def is_over(run: RunDir) -> bool:
 # --- dependencies
 
 
-def dependencies(run: RunDir) -> list[RunDir]:
-    """Return the runs that must succeed before the newest submission of `run` starts."""
-    return sibling_runs(run, submission_details(run).get("after") or [])
+class Condition(StrEnum):
+    """End of a run for which another run waits."""
+
+    OK = "ok"
+    ANY = "any"
+    FAILED = "failed"  # any end but success
+
+    def holds(self, state: RunState) -> bool:
+        """Return True if this final state is the end that is waited for."""
+        return self is Condition.ANY or (state is RunState.SUCCEEDED) is (self is Condition.OK)
 
 
-def sibling_runs(run: RunDir, names: Sequence[str]) -> list[RunDir]:
-    """Return the runs with these ids in the same folder as `run`."""
-    return [RunDir(run.path.parent / name) for name in names]
+@dataclass(frozen=True)
+class Dependency:
+    """A run that must end before another run starts. Its text is `RUN`, `any:RUN` or `failed:RUN`."""
+
+    run: RunDir
+    condition: Condition = Condition.OK
+
+    def __str__(self) -> str:
+        return self.run.id if self.condition is Condition.OK else f"{self.condition}:{self.run.id}"
+
+    @property
+    def awaited_end(self) -> str:
+        """Phrase for the end that is waited for, such as `has succeeded`."""
+        return {Condition.OK: "has succeeded", Condition.ANY: "has ended", Condition.FAILED: "has ended without success"}[
+            self.condition
+        ]
 
 
-def failed_runs(others: Sequence[RunDir]) -> list[tuple[RunDir, Outcome]]:
-    """Return the runs that ended without success, each with its outcome."""
-    ended = [(other, other.last_outcome()) for other in others]
-    return [(other, o) for other, o in ended if o is not None and o.state.final and o.state is not RunState.SUCCEEDED]
+def split_dependency(text: str) -> tuple[Condition, str]:
+    """Split the text of a dependency into its condition and the name of the run."""
+    condition, separator, name = text.partition(":")
+    return (Condition(condition), name) if separator and condition in set(Condition) else (Condition.OK, text)
 
 
-def unstarted_outcome(run: RunDir, failed: Sequence[tuple[RunDir, Outcome]]) -> Outcome:
-    """Return the outcome of a run whose dependencies failed: FAILED if one is a step of the run (a pipeline), else CANCELLED."""
-    parts = [(other, outcome) for other, outcome in failed if other.record.get("parent") == run.id and outcome.state.failed]
+def dependencies(run: RunDir) -> list[Dependency]:
+    """Return the runs that must end before the newest submission of `run` starts."""
+    return dependencies_beside(run, submission_details(run).get("after") or [])
+
+
+def dependencies_beside(run: RunDir, texts: Sequence[str]) -> list[Dependency]:
+    """Parse dependencies on runs in the same folder as `run`."""
+    split = map(split_dependency, texts)
+    return [Dependency(RunDir(run.path.parent / name), condition) for condition, name in split]
+
+
+def broken_dependencies(others: Sequence[Dependency]) -> list[tuple[Dependency, Outcome]]:
+    """Return the dependencies that can no longer be met, each with the outcome of its run."""
+    ended = [(other, other.run.last_outcome()) for other in others]
+    return [(other, o) for other, o in ended if o is not None and o.state.final and not other.condition.holds(o.state)]
+
+
+def unstarted_outcome(run: RunDir, broken: Sequence[tuple[Dependency, Outcome]]) -> Outcome:
+    """Return the outcome of a run with broken dependencies: FAILED if one is a failed step of it (a pipeline), else CANCELLED."""
+    parts = [(other.run, o) for other, o in broken if other.run.record.get("parent") == run.id and o.state.failed]
     if not parts:
-        endings = [f"{other.id}, which ended as {outcome.state} ({outcome.cause})" for other, outcome in failed]
-        cause = f"never started: it waited for {' and '.join(endings)}"
+        cause = f"never started: it waited for {' and '.join(_describe(other, outcome) for other, outcome in broken)}"
         return Outcome(state=RunState.CANCELLED, exit_code=EXIT_DONE, cause=cause, ended=time.time())
     causes = [f"its step {other.record.get('step')} ({other.id}) ended as {o.state}: {o.cause}" for other, o in parts]
     return Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause="; ".join(causes), ended=time.time())
 
 
-def open_dependencies(head: RunDir, after: Sequence[str]) -> list[RunDir]:
-    """Return the runs in `after` that have not ended. Raises ConfigError if one of them ended without success."""
-    others = sibling_runs(head, after)
-    for other, outcome in failed_runs(others):
+def _describe(other: Dependency, outcome: Outcome) -> str:
+    if other.condition is Condition.FAILED:
+        return f"{other.run.id} to fail, which ended as {outcome.state}"
+    return f"{other.run.id}, which ended as {outcome.state} ({outcome.cause})"
+
+
+def open_dependencies(head: RunDir, after: Sequence[str]) -> list[Dependency]:
+    """Return the dependencies whose runs have not ended. Raises ConfigError if one can no longer be met."""
+    others = dependencies_beside(head, after)
+    for other, outcome in broken_dependencies(others):
+        if other.condition is Condition.FAILED:
+            raise ConfigError(f"--after {other}: that run has succeeded; to start after any end: --after any:{other.run.id}")
         raise ConfigError(
-            f"--after {other.id}: that run ended as {outcome.state} ({outcome.cause}); `ropewalk resume {other.id}` first"
+            f"--after {other.run.id}: that run ended as {outcome.state} ({outcome.cause}); `ropewalk resume {other.run.id}` "
+            f"first, or start after any end: --after any:{other.run.id}"
         )
-    return [other for other in others if not is_over(other)]
+    return [other for other in others if not is_over(other.run)]
 
 
-def end_unstarted(run: RunDir, resources: Resources, failed: Sequence[tuple[RunDir, Outcome]]) -> None:
-    """Record, in a new attempt, that a run does not start because dependencies failed."""
+def end_unstarted(run: RunDir, resources: Resources, broken: Sequence[tuple[Dependency, Outcome]]) -> None:
+    """Record, in a new attempt, that a run does not start because of broken dependencies."""
     number = next_attempt(run)
-    open_attempts([run], resources, [{"after": [other.id for other, _ in failed]}], number)
-    run.write_outcome(number, unstarted_outcome(run, failed))
+    open_attempts([run], resources, [{"after": [str(other) for other, _ in broken]}], number)
+    run.write_outcome(number, unstarted_outcome(run, broken))
 
 
 # --- submitting

@@ -95,6 +95,12 @@ def runs(incomplete: str) -> Candidates:
     return [(name, "") for name in ["latest", *names] if name.startswith(incomplete)]
 
 
+def dependencies(incomplete: str) -> Candidates:
+    """Complete runs, after a condition too: any:RUN, failed:RUN."""
+    prefix = next((condition for condition in ("any:", "failed:") if incomplete.startswith(condition)), "")
+    return [(f"{prefix}{name}", text) for name, text in runs(incomplete.removeprefix(prefix))]
+
+
 def models(incomplete: str) -> Candidates:
     """Complete aliases and versions of the registry, and run ids."""
     return [*_complete_registered(incomplete, aliases=True, versions=True), *runs(incomplete)]

@@ -66,7 +66,11 @@ def submit(
     on: Cluster = "local",
     after: Annotated[
         list[str] | None,
-        typer.Option(metavar="RUN", help="start once this run has succeeded; repeatable", autocompletion=complete.runs),
+        typer.Option(
+            metavar="[any:|failed:]RUN",
+            help="start once this run has succeeded (any: has ended; failed: has ended without success); repeatable",
+            autocompletion=complete.dependencies,
+        ),
     ] = None,
     each: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUES", help="one run per value: seed=1..8, optim.lr=1e-3,1e-4; repeatable")
@@ -80,10 +84,12 @@ def submit(
     job, overrides = _job_of(job, overrides, config)
     if help_ or every_key or job is None:
         return _help(context, job, every_key)
+    from ropewalk.cluster.backends.submission import Dependency, split_dependency
     from ropewalk.jobs.runs.show.status import find_run
     from ropewalk.jobs.runs.submit.submit import configure_each, submit_many
 
-    predecessors = [find_run(ref) for ref in after or []]
+    conditions = [split_dependency(text) for text in after or []]
+    predecessors = [Dependency(find_run(ref), condition) for condition, ref in conditions]
     configs = configure_each(job, config, _with_program(context, job, overrides, config), each or [])
     if dry_run:
         return _print_dry_run(job, configs, on)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ropewalk.cluster.backends.submission import is_over, sibling_runs, submission_details
+from ropewalk.cluster.backends.submission import dependencies_beside, is_over, submission_details
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
 from ropewalk.k8s.api.objects import Object, end_of
@@ -38,8 +38,8 @@ def observe(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Observation]:
     workloads = _by_owner(_list(kube, "Workload")) if queued else {}
     events = _warnings(kube, waiting, pods)
     dependencies = {other for run in waiting for other in details[run].get("after") or ()}
-    unfinished = sibling_runs(runs[0], sorted(dependencies)) if dependencies else []
-    awaited = {other.id for other in unfinished if not is_over(other)}
+    unfinished = dependencies_beside(runs[0], sorted(dependencies)) if dependencies else []
+    awaited = {str(other): other.run.id for other in unfinished if not is_over(other.run)}
     return {
         run: Observation(
             details=details[run],
@@ -47,7 +47,7 @@ def observe(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Observation]:
             pods=pods.get(run, ()) if run in waiting else (),
             workload=workloads.get(job["metadata"]["uid"]) if job is not None else None,
             events=events.get(run, ()),
-            after=tuple(other for other in details[run].get("after") or () if other in awaited),
+            after=tuple(awaited[other] for other in details[run].get("after") or () if other in awaited),
         )
         for run, job in job_of_run.items()
     }

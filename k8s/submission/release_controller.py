@@ -1,4 +1,4 @@
-"""Starts held Jobs: once the runs that they depend on have succeeded, and a limited number at a time. Runs in its own pod.
+"""Starts held Jobs: once their dependencies are met, and a limited number at a time. Runs in its own pod.
 
 Usage: python -m ropewalk.k8s.submission.release_controller RUN_DIR ATTEMPT
 The run is the first one of the submission; its attempt contains gate.json, which lists the held runs and their conditions.
@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ropewalk.cluster.backends.recovery import record_missing_outcome
-from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, failed_runs, is_over, unstarted_outcome
+from ropewalk.cluster.backends.submission import (
+    PATIENCE_SECONDS,
+    Dependency,
+    broken_dependencies,
+    dependencies_beside,
+    is_over,
+    unstarted_outcome,
+)
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
@@ -42,7 +49,7 @@ class HeldRuns:
 
     runs: Sequence[str]  # ids, in order
     number: int  # of the attempt that their submission opened
-    after: Sequence[str] = ()  # ids of runs that must succeed first
+    after: Sequence[str] = ()  # dependencies as text
     at_once: int | None = None
     queue: str | None = None
 
@@ -55,24 +62,24 @@ def write_held(head: RunDir, held: HeldRuns) -> None:
 def release_all(held: HeldRuns, root: Path, kube: Kubernetes, sleep: Callable[[float], None] = time.sleep) -> None:
     """Start the held runs one by one; return when each has been started or will never start."""
     waiting = [RunDir(root / name) for name in held.runs]
-    others = [RunDir(root / name) for name in held.after]
+    others = dependencies_beside(waiting[0], held.after)
     started: list[RunDir] = []
     for poll in itertools.count():
         waiting = [run for run in waiting if not is_over(run)]
-        failed = failed_runs(others)
+        broken = broken_dependencies(others)
         try:
-            if failed or all(map(is_over, others)):
+            if broken or all(is_over(other.run) for other in others):
                 started = [run for run in started if not is_over(run)]
                 if poll % POLLS_PER_JOB_QUERY == 0:
                     started = [run for run in started if not _has_ended(_job(run, held, kube))]
                 for run in list(waiting):
-                    if not failed and held.at_once is not None and len(started) >= held.at_once:
+                    if not broken and held.at_once is not None and len(started) >= held.at_once:
                         break
                     job = _job(run, held, kube)
                     if job is None and poll < SUBMISSION_POLLS:
                         break  # not created yet: the controller is created before the Jobs
-                    if failed:
-                        _drop(run, job, held, failed, kube)
+                    if broken:
+                        _drop(run, job, held, broken, kube)
                     elif job is not None:
                         _release(run, job, held, kube)
                         started.append(run)
@@ -112,9 +119,11 @@ def _release(run: RunDir, job: Object, held: HeldRuns, kube: Kubernetes) -> None
         log.info("%s may start", run.id)
 
 
-def _drop(run: RunDir, job: Object | None, held: HeldRuns, failed: Sequence[tuple[RunDir, Outcome]], kube: Kubernetes) -> None:
+def _drop(
+    run: RunDir, job: Object | None, held: HeldRuns, broken: Sequence[tuple[Dependency, Outcome]], kube: Kubernetes
+) -> None:
     """End the Job of a run that will never start, and record the cause."""
-    outcome = unstarted_outcome(run, failed)
+    outcome = unstarted_outcome(run, broken)
     log.info("%s %s", run.id, outcome.cause)
     annotations = {OUTCOME_ANNOTATION: json.dumps(vars(outcome))}
     if job is not None and _is_held(job):

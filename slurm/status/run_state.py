@@ -8,8 +8,8 @@ from ropewalk.cluster.backends.base import BackendState
 from ropewalk.cluster.backends.recovery import SETTLE_SECONDS, lost_state, record_missing_outcome, unsubmitted_state
 from ropewalk.cluster.backends.submission import (
     PATIENCE_SECONDS,
+    broken_dependencies,
     dependencies,
-    failed_runs,
     submission_details,
     unstarted_outcome,
 )
@@ -82,10 +82,10 @@ def _end(run: RunDir, job: Job, outcome: Outcome | None) -> tuple[RunState, str]
     """Return the final state of a run whose job ended without an outcome, and the cause."""
     if job.state == "CANCELLED" and not run.cancel_requested and _dependency_failed(run, job):
         others = dependencies(run)
-        if failed := failed_runs(others):
-            end = unstarted_outcome(run, failed)
+        if broken := broken_dependencies(others):
+            end = unstarted_outcome(run, broken)
             return end.state, end.cause
-        names = " and ".join(other.id for other in others) or "another run"
+        names = " and ".join(other.run.id for other in others) or "another run"
         return state_of(job), f"never started: it waited for {names}"
     return state_of(job), _cause(run, job, outcome)
 
@@ -101,7 +101,7 @@ def _cause(run: RunDir, job: Job, outcome: Outcome | None) -> str:
 
 def _dependency_failed(run: RunDir, job: Job) -> bool:
     """Return True if Slurm dropped the job for a failed dependency; cancelled waiting jobs have the reason `Dependency` too."""
-    return job.reason == "DependencyNeverSatisfied" or (not owner_of(run) and bool(failed_runs(dependencies(run))))
+    return job.reason == "DependencyNeverSatisfied" or (not owner_of(run) and bool(broken_dependencies(dependencies(run))))
 
 
 def _last_line(log: Path) -> str:

@@ -129,6 +129,22 @@ def test_a_dependant_of_a_failed_run_is_cancelled_and_says_so(toy: Start) -> Non
     assert first.run.id in outcome.cause
 
 
+def test_a_run_starts_after_another_failed_or_after_any_end(toy: Start) -> None:
+    first = toy("fail", "process", retries={"bugs": 0})
+    others = [toy("place", "process", after=(f"{condition}:{first.run.id}",)) for condition in ("any", "failed")]
+    for other in others:
+        assert other.finish().state is RunState.SUCCEEDED
+        assert other.run.outcome(1).started >= first.run.outcome(1).ended  # type: ignore[union-attr]
+
+
+def test_what_is_for_a_failure_does_not_start_after_success(toy: Start) -> None:
+    first = toy("place", "process")
+    second = toy("place", "process", after=(f"failed:{first.run.id}",))
+    outcome = second.finish()
+    assert outcome.state is RunState.CANCELLED
+    assert outcome.cause == f"never started: it waited for {first.run.id} to fail, which ended as SUCCEEDED"
+
+
 def test_torchrun_starts_the_same_entry(tmp_path: Path) -> None:
     record = {"job": "toy", "entry": "tests.fakes.toy:count", "engine": "ranks", "config": {"steps": 2}, "resources": {}}
     run = RunDir.create("toy", record, tmp_path)

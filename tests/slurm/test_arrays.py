@@ -232,6 +232,35 @@ def test_dependants_of_a_run_without_success_are_cancelled_and_say_so(
         tick(after=(first.run.id,))
 
 
+def test_runs_start_after_a_failure_or_after_any_end(slurm_lab: Lab, tick: Start, start: Start) -> None:
+    ends = [start("fail", "process", profile=HELD, retries={"bugs": 0}), tick(profile=HELD, steps=5000), tick(steps=60)]
+    fails, is_cancelled, succeeds = ends
+    conditions = ("any", "failed")
+    waiting = {(end.run.id, c): tick(after=(f"{c}:{end.run.id}",), steps=1) for end in ends for c in conditions}
+    assert {run.state.reason for run in waiting.values()} == {"Dependency"}
+    subprocess.run(["scontrol", "release", fails.job], check=True)
+    is_cancelled.backend.cancel(is_cancelled.run)
+    succeeds.reach(2)
+    subprocess.run(["scontrol", "requeue", succeeds.job], check=True)
+    for end in ends:
+        outcome = end.finish()
+        for condition in conditions:
+            run = waiting[end.run.id, condition]
+            if (end, condition) == (succeeds, "failed"):
+                message = until(lambda left=run: (state := left.state).state.final and state)
+                assert message.state is RunState.CANCELLED
+                assert message.reason == f"never started: it waited for {end.run.id} to fail, which ended as SUCCEEDED"
+            else:
+                later = run.finish()
+                assert later.state is RunState.SUCCEEDED
+                assert later.started >= outcome.ended
+    assert succeeds.run.attempts() == [1, 2], "a requeue is no end"
+    with pytest.raises(ConfigError, match=rf"--after failed:{succeeds.run.id}: that run has succeeded"):
+        tick(after=(f"failed:{succeeds.run.id}",))
+    again = tick(after=(f"failed:{fails.run.id}", f"any:{succeeds.run.id}"), steps=1)
+    assert again.finish().state is RunState.SUCCEEDED
+
+
 def test_after_a_run_that_has_succeeded_it_starts_at_once(slurm_lab: Lab, tick: Start) -> None:
     first = tick(steps=2)
     assert first.finish().state is RunState.SUCCEEDED

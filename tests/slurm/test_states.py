@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ropewalk.cluster.backends.base import Profile
-from ropewalk.cluster.backends.submission import dependencies, failed_runs, submission_key
+from ropewalk.cluster.backends.submission import broken_dependencies, dependencies, submission_key
 from ropewalk.cluster.process.kill import processes_of
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import Outcome, RunState
@@ -100,10 +100,10 @@ def test_a_run_whose_dependency_failed_never_started(tmp_path: Path) -> None:
     others = [submitted(tmp_path) for _ in range(3)]
     run = submitted(tmp_path, after=[other.id for other in others])
     others[0].write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
-    assert failed_runs(dependencies(run)) == []
+    assert broken_dependencies(dependencies(run)) == []
     outcome = Outcome(state=RunState.FAILED, exit_code=1, cause="rank 0: Bug")
     others[1].write_outcome(1, outcome)
-    assert [(other.id, item) for other, item in failed_runs(dependencies(run))] == [(others[1].id, outcome)]
+    assert [(other.run.id, item) for other, item in broken_dependencies(dependencies(run))] == [(others[1].id, outcome)]
     cause = f"never started: it waited for {others[1].id}, which ended as FAILED (rank 0: Bug)"
     assert run_state(run, job_of(run, "CANCELLED", "Dependency")).reason == cause
 

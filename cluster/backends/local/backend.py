@@ -132,7 +132,7 @@ def _await_exit(run: RunDir) -> None:
 
 
 def _pending_reason(run: RunDir) -> str:
-    if others := [other.id for other in dependencies(run) if not is_over(other)]:
+    if others := [other.run.id for other in dependencies(run) if not is_over(other.run)]:
         return f"waits for {', '.join(others)}"
     if has_supervisor(run) or not (at_once := read_queue(run, QUEUE).get("at_once")):
         return ""

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ropewalk.cluster.backends.local.nodes import LocalAllocation
-from ropewalk.cluster.backends.submission import dependencies, failed_runs, is_over, newest_submission, unstarted_outcome
+from ropewalk.cluster.backends.submission import broken_dependencies, dependencies, is_over, newest_submission, unstarted_outcome
 from ropewalk.cluster.process.forking import import_modules, preload_modules
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.process.signals import STOP_SIGNALS, SignalFlag
@@ -46,14 +46,14 @@ def supervise(run: RunDir) -> None:
 
 
 def await_dependencies(run: RunDir, allocation: LocalAllocation) -> Outcome | None:
-    """Wait until the run's dependencies have succeeded. Return None, or the run's outcome if it cannot start."""
+    """Wait until the run's dependencies are met. Return None, or the run's outcome if it cannot start."""
     others = dependencies(run)
-    while not all(map(is_over, others)) and not failed_runs(others):
+    while not all(is_over(other.run) for other in others) and not broken_dependencies(others):
         if run.cancel_requested or allocation.leaving:
             return Outcome(state=RunState.CANCELLED, exit_code=0, cause="cancelled before it started", ended=time.time())
         time.sleep(0.5)
-    failed = failed_runs(others)
-    return unstarted_outcome(run, failed) if failed else None
+    broken = broken_dependencies(others)
+    return unstarted_outcome(run, broken) if broken else None
 
 
 def main() -> None:

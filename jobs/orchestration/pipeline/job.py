@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.submission import Dependency
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import locked
@@ -25,7 +26,7 @@ def step_runs(pipeline: RunDir, config: PipelineConfig) -> dict[str, RunDir]:
     return {name: run for name, run in runs.items() if run is not None}
 
 
-def submit_steps(pipeline: RunDir, after: Sequence[RunDir]) -> list[RunDir]:
+def submit_steps(pipeline: RunDir, after: Sequence[Dependency]) -> list[RunDir]:
     """Submit each step that has neither succeeded nor is active, to start after the steps it needs; return all runs.
 
     The first steps wait for the runs `after`. After a crash in here the next call submits the remaining steps.
@@ -36,7 +37,7 @@ def submit_steps(pipeline: RunDir, after: Sequence[RunDir]) -> list[RunDir]:
     with locked(pipeline.path / LOCK):
         runs = _ensure_runs(pipeline, config, cluster, backend)
         for name, run in runs.items():
-            needed = [runs[other] for other in config.needs(name)]
+            needed = [Dependency(runs[other]) for other in config.needs(name)]
             start_child(backend, run, needed or list(after))
     return list(runs.values())
 

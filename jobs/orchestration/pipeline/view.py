@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.backends.recovery import has_agents
+from ropewalk.cluster.backends.submission import Dependency
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.pipeline.config import PipelineConfig
@@ -49,7 +50,7 @@ class PipelineView(RunView):
         needed = self.config.needs(name) if name in self.config.steps else []
         return f"{name}, after {' and '.join(needed)}" if needed else name
 
-    def submit_needed(self, after: Sequence[RunDir]) -> list[RunDir]:
+    def submit_needed(self, after: Sequence[Dependency]) -> list[RunDir]:
         """Submit the steps that have neither succeeded nor are active; the pipeline's own job runs after all of them."""
         return submit_steps(self.run, after)
 

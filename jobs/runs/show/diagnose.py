@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.backends.base import BackendState
 from ropewalk.cluster.backends.recovery import has_agents
-from ropewalk.cluster.backends.submission import dependencies
+from ropewalk.cluster.backends.submission import Condition, dependencies
 from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
@@ -115,17 +115,28 @@ def _slow_ranks(run: RunDir, attempt: int, step: Any) -> str:
 
 def _waiting(run: RunDir, state: BackendState, history: list[str]) -> Diagnosis:
     """Explain a run that has not started by its open dependencies, else by the scheduler's reason."""
-    others = {other.id: other for other in dependencies(run) if (other.path / "run.yaml").exists()}
-    other_states = {} if has_agents(run) else states([*others.values()])
-    pending = {name: other for name, other in other_states.items() if other.state is not RunState.SUCCEEDED}
+    others = {other.run.id: other for other in dependencies(run) if (other.run.path / "run.yaml").exists()}
+    other_states = {} if has_agents(run) else states([other.run for other in others.values()])
+    pending = {
+        name: other
+        for name, other in other_states.items()
+        if not other.state.final or not others[name].condition.holds(other.state)
+    }
     if not pending:
         detail = ": ".join(part for part in (state.word, state.reason) if part)
         return Diagnosis(cause=f"It is {state.state.value.lower()}{f' ({detail})' if detail else ''}.", evidence=history)
-    names = " and for ".join(_describe_dependency(others[name], other) for name, other in pending.items())
-    subject = "that has" if len(pending) == 1 else "all of them have"
-    cause = f"It waits for {names}. It starts once {subject} succeeded, and is cancelled if one fails or is cancelled."
+    names = " and for ".join(_describe_dependency(others[name].run, other) for name, other in pending.items())
+    conditions = {others[name].condition for name in pending}
+    if conditions == {Condition.OK}:
+        subject = "that has" if len(pending) == 1 else "all of them have"
+        follows = f"It starts once {subject} succeeded, and is cancelled if one fails or is cancelled."
+    else:
+        ends = [f"{name} {others[name].awaited_end}" for name in pending]
+        broken = "" if conditions == {Condition.ANY} else ", and is cancelled if one ends otherwise"
+        follows = f"It starts once {' and '.join(ends)}{broken}."
+    cause = f"It waits for {names}. {follows}"
     stuck = [name for name, other in pending.items() if other.state is RunState.UNKNOWN or other.remedy]
-    remedy = f"`ropewalk resume {stuck[0]}`: no process is running it, and this run waits until it has succeeded" if stuck else ""
+    remedy = f"`ropewalk resume {stuck[0]}`: no process is running it, and this run waits for its end" if stuck else ""
     return Diagnosis(cause=cause, evidence=history, remedy=remedy or f"`ropewalk why {next(iter(pending))}` has more details")
 
 

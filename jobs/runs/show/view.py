@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ropewalk.cluster.backends.submission import Dependency
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.registry import view_class
 
@@ -42,7 +43,7 @@ class RunView:
 
     # --- dependencies that are submitted together with the run
 
-    def submit_needed(self, after: Sequence[RunDir]) -> list[RunDir]:
+    def submit_needed(self, after: Sequence[Dependency]) -> list[RunDir]:
         """Submit the runs that this one depends on, unless they are active or done, and return all of them.
 
         They wait for the runs `after`. Called before this run is submitted or resumed; must be idempotent. Raises RopewalkError.

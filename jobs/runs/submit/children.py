@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.backends.base import Backend
+from ropewalk.cluster.backends.submission import Dependency
 from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.errors import AlreadyRunningError
 from ropewalk.cluster.run.directory import RunDir
@@ -52,7 +53,7 @@ def child_keys(parent: RunDir, step: str, *, outlives_parent: bool) -> Mapping[s
     return {"parent": parent.id, "step": step, **({"outlives_parent": True} if outlives_parent else {})}
 
 
-def start_child(backend: Backend, run: RunDir, needed: Sequence[RunDir]) -> None:
+def start_child(backend: Backend, run: RunDir, needed: Sequence[Dependency]) -> None:
     """Start a child, or resume it if it is neither active nor succeeded."""
     if not run.attempts():
         start_with_needed(backend, run, run.resources(), needed)

@@ -9,7 +9,7 @@ from typing import Any
 from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
 from ropewalk.cluster.backends.recovery import has_agents
-from ropewalk.cluster.backends.submission import end_unstarted, failed_runs
+from ropewalk.cluster.backends.submission import Dependency, broken_dependencies, end_unstarted
 from ropewalk.cluster.config import CodeConfig, JobConfig, Resources
 from ropewalk.cluster.config_reader import apply_override, load_config, read_job_file, read_yaml
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
@@ -136,7 +136,7 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
 
 
 def submit(
-    job: str, config: JobConfig, cluster_name: str = "local", *, after: Sequence[RunDir] = (), command: Sequence[str] = ()
+    job: str, config: JobConfig, cluster_name: str = "local", *, after: Sequence[Dependency] = (), command: Sequence[str] = ()
 ) -> RunDir:
     """Create a run and start its first attempt. Raises RopewalkError; a bad configuration leaves nothing behind."""
     return submit_many(job, [config], cluster_name, after=after, command=command)[0]
@@ -147,7 +147,7 @@ def submit_many(
     configs: Sequence[JobConfig],
     cluster_name: str = "local",
     *,
-    after: Sequence[RunDir] = (),
+    after: Sequence[Dependency] = (),
     at_once: int | None = None,
     command: Sequence[str] = (),
 ) -> list[RunDir]:
@@ -157,7 +157,7 @@ def submit_many(
         backend.check_waiting()
     runs = create_runs(backend, job, configs, cluster_name, command)
     if view_class(job).submit_needed is RunView.submit_needed:
-        start(backend, runs, configs[0].resources, [other.id for other in after], at_once)
+        start(backend, runs, configs[0].resources, [str(other) for other in after], at_once)
     else:
         for run in runs:
             start_with_needed(backend, run, configs[0].resources, after)
@@ -190,24 +190,24 @@ def _has_started(run: RunDir) -> bool:
     return bool(outcome.started) or has_agents(run) or not outcome.state.final
 
 
-def start_with_needed(backend: Backend, run: RunDir, resources: Resources, after: Sequence[RunDir]) -> None:
-    """Submit the runs that a run's job needs, and then the run, which starts once these and the runs `after` have succeeded.
+def start_with_needed(backend: Backend, run: RunDir, resources: Resources, after: Sequence[Dependency]) -> None:
+    """Submit the runs that a run's job needs, and then the run, which starts once these have succeeded and `after` is met.
 
     If one of them has failed already, the outcome of the run is recorded at once. Raises RopewalkError, which is also recorded
     in the run.
     """
     others = list(after)
     try:
-        others += view_of(run).submit_needed(after)
-        if not (failed := failed_runs(others)):
-            backend.submit(run, resources, [other.id for other in others])
+        others += map(Dependency, view_of(run).submit_needed(after))
+        if not (broken := broken_dependencies(others)):
+            backend.submit(run, resources, [str(other) for other in others])
     except RopewalkError as error:
-        if not (failed := failed_runs(others)):  # otherwise a dependency failed during the submission
+        if not (broken := broken_dependencies(others)):  # otherwise a dependency failed during the submission
             if not isinstance(error, AlreadyRunningError):
                 run.event("submit_failed", error=str(error))
             raise
-    if failed:
-        end_unstarted(run, resources, failed)
+    if broken:
+        end_unstarted(run, resources, broken)
 
 
 def create_runs(
@@ -255,8 +255,8 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
             config.preflight(backend.path_here)
 
 
-def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[RunDir] = ()) -> None:
-    """Start a new attempt of a run, optionally with other resources, once the runs `after` have succeeded.
+def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[Dependency] = ()) -> None:
+    """Start a new attempt of a run, optionally with other resources, once `after` is met.
 
     Runs that it depends on are resumed too. Raises RopewalkError.
     """

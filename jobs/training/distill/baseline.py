@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.submission import Dependency
 from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
@@ -72,7 +73,7 @@ def arm_runs(run: RunDir, config: DistillConfig) -> dict[str, RunDir]:
     return runs
 
 
-def submit_arms(run: RunDir, after: Sequence[RunDir]) -> list[RunDir]:
+def submit_arms(run: RunDir, after: Sequence[Dependency]) -> list[RunDir]:
     """Submit each arm that has not succeeded and is not active; returns all arms. Idempotent. Raises RopewalkError."""
     config = config_of_run(run)
     needed = arms(config, run.id)
@@ -89,7 +90,7 @@ def submit_arms(run: RunDir, after: Sequence[RunDir]) -> list[RunDir]:
         for name in needed:
             start_child(backend, runs[name], before)
             if backend.cluster.backend == LOCAL:
-                before = [*after, runs[name]]
+                before = [*after, Dependency(runs[name])]
     return [runs[name] for name in needed]
 
 

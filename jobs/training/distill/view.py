@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ropewalk.cluster.backends.submission import Dependency
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.runs.show.view import RunView
 
@@ -23,7 +24,7 @@ class DistillView(RunView):
     def child_words(self, child: RunDir) -> str:
         return str(child.record.get("arm") or "")
 
-    def submit_needed(self, after: Sequence[RunDir]) -> list[RunDir]:
+    def submit_needed(self, after: Sequence[Dependency]) -> list[RunDir]:
         """Submit the arms that are neither done nor active; the distillation starts after all of them."""
         from ropewalk.jobs.training.distill.baseline import submit_arms
 

@@ -54,6 +54,10 @@ def test_why_says_for_which_runs_one_waits_and_what_follows(tmp_path: Path, back
     end(second, RunState.FAILED)
     assert f"{second.id}, which ended as FAILED (as it went)" in diagnose(run, PENDING).cause
 
+    run = make_run(tmp_path, "later", backend=backend, after=[f"any:{first.id}", f"failed:{lost.id}", f"failed:{second.id}"])
+    waits = f"It waits for {lost.id}, which is UNKNOWN. It starts once {lost.id} has ended without success, and is cancelled if"
+    assert diagnose(run, PENDING).cause.startswith(waits)
+
     stuck = make_run(tmp_path, "stuck", after=[lost.id])
     result = diagnose(stuck, PENDING)
     assert f"It waits for {lost.id}, which is UNKNOWN." in result.cause

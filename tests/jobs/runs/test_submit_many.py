@@ -72,6 +72,17 @@ def test_a_run_a_combination_created_and_submitted_together(shell: Shell) -> Non
     assert len(shell.asked("states")) == 1
 
 
+def test_the_condition_of_a_dependency_reaches_the_backend(shell: Shell) -> None:
+    first = shell("submit", *pretrain("--on", "good")).strip()
+    for text in (f"any:{first[:-1]}", "failed:latest", f"ok:{first}"):
+        shell("submit", *pretrain("--on", "slow", "--after", text))
+    submitted = [request["after"] for request in shell.asked("submit")][1:]
+    assert submitted[0] == [f"any:{first}"]
+    assert submitted[1][0].startswith("failed:pretrain-")
+    assert submitted[2] == [first]
+    assert "no run 'maybe:" in shell.mistake("submit", *pretrain("--on", "slow", "--after", f"maybe:{first}"))
+
+
 def test_a_mistake_creates_nothing(shell: Shell) -> None:
     assert "seed" in shell.mistake("submit", *pretrain("--on", "slow", "--each", "seed=1,2,x"))
     assert "sed" in shell.mistake("submit", *pretrain("--on", "slow", "--each", "sed=1,2"))

@@ -121,6 +121,23 @@ def test_a_pod_that_takes_over_ends_the_others_of_those_that_will_never_start(ru
         assert outcome.cause.startswith(f"never started: it waited for {runs[0].id}")
 
 
+@pytest.mark.parametrize("state", [RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED])
+def test_a_run_after_a_failure_or_after_any_end(runs: list[RunDir], state: RunState) -> None:
+    jobs = Jobs(names(runs))
+    runs[0].write_outcome(1, Outcome(state=state, exit_code=0, cause="as it went", ended=1.0))
+    for run, condition in zip(runs[1:3], ("any", "failed"), strict=True):
+        release(HeldRuns(runs=[run.id], number=1, after=[f"{condition}:{runs[0].id}"]), runs, jobs, naps())
+    assert runs[1].last_outcome() is None
+    assert f"{runs[1].id}-1" not in jobs.held
+    outcome = runs[2].last_outcome()
+    if state is RunState.SUCCEEDED:
+        assert outcome is not None
+        assert outcome.cause == f"never started: it waited for {runs[0].id} to fail, which ended as SUCCEEDED"
+    else:
+        assert outcome is None
+        assert f"{runs[2].id}-1" not in jobs.held
+
+
 def test_it_waits_for_jobs_that_are_still_being_created(runs: list[RunDir]) -> None:
     """The controller is there before them, so that a submission that is cut off leaves none that nobody releases."""
     jobs = Jobs([])

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.serving.serve.gateway.errors import RefusalError, json_response
+from ropewalk.jobs.serving.serve.gateway.exchange.client_stream import ClientStream
 from ropewalk.jobs.serving.serve.gateway.exchange.context import Context
 from ropewalk.jobs.serving.serve.gateway.exchange.exchange import Exchange
 from ropewalk.jobs.serving.serve.gateway.exchange.record import Clock
@@ -96,7 +97,7 @@ class Gateway:
             async with self._body(request) as body:
                 if request.path == FEEDBACK:
                     return await self._store_feedback(body, client)
-                return await Exchange(self.context, request, body, clock, client).run()
+                return await Exchange(self.context, ClientStream(self.context, request, body, clock, client)).run()
         except RefusalError as error:
             return await self._refuse(request, error.response())
 

@@ -4,12 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Protocol
 
 import orjson
 from aiohttp import web
 
 from ropewalk.jobs.serving.serve.gateway.errors import RefusalError
+from ropewalk.jobs.serving.serve.gateway.exchange.client_stream import ClientStream
 from ropewalk.jobs.serving.serve.gateway.exchange.continuation import (
     Method,
     can_continue_by_ids,
@@ -24,7 +24,6 @@ from ropewalk.jobs.serving.serve.gateway.exchange.continuation import (
 )
 from ropewalk.jobs.serving.serve.gateway.exchange.events import DONE_EVENT, as_event
 from ropewalk.jobs.serving.serve.gateway.exchange.readers import CompletionReader, PassThrough, Reader, ReplayReader
-from ropewalk.jobs.serving.serve.gateway.exchange.record import Clock
 from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, COMPLETIONS, ModelRequest
 from ropewalk.jobs.serving.serve.gateway.exchange.sent import SentStream
 from ropewalk.jobs.serving.serve.gateway.upstream import BrokenError, Reply, Upstreams
@@ -37,38 +36,6 @@ _END_SECONDS = 1.0  # for an engine to end its answer after its last event, so t
 
 class UnavailableError(Exception):
     """The replica cannot answer now: it is loading or has failed."""
-
-
-class ClientStream(Protocol):
-    """The client's side of an exchange."""
-
-    clock: Clock
-    seed: int
-    cannot_continue: bool
-    failures: int
-
-    @property
-    def streaming(self) -> bool:
-        """Return True once the response head of a stream was sent."""
-        ...
-
-    def sent_stream(self) -> SentStream:
-        """Return the part of the stream that was sent."""
-        ...
-
-    async def begin_stream(self, reply: Reply) -> None:
-        """Send the response head of a stream."""
-
-    async def send_piece(self, data: bytes, prompt_ids: list[int], token_ids: list[int] | None) -> None:
-        """Send events of a stream, and keep their tokens."""
-
-    async def end_stream(self, data: bytes, prompt_ids: list[int], token_ids: list[int] | None) -> web.StreamResponse:
-        """Send the last events of a stream."""
-        ...
-
-    def send_whole(self, status: int, content_type: str, body: bytes) -> web.Response:
-        """Return a complete answer that is not a stream."""
-        ...
 
 
 class UpstreamAttempt:

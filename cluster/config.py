@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -107,7 +108,12 @@ class Resources(Section):
     nodes: Nodes = Field(default=NodeRange(least=1, most=1), description="number of nodes, or a range such as 1..4 (elastic)")
     ranks_per_node: int | None = Field(default=None, ge=1, description="ranks per node; unset: one per GPU, else one")
     cpus: int | None = Field(default=None, ge=1, description="CPU cores per node; unset: the backend's default")
-    gpus: int = Field(default=0, ge=0, description="GPUs per node")
+    gpus: int = Field(
+        default=0,
+        ge=0,
+        description="GPUs per node. A job that computes on a model and does not set it takes this machine's unoccupied GPUs, and"
+        " must set it on a cluster that has GPUs",
+    )
     memory_gib: float | None = Field(default=None, gt=0, description="memory per node, GiB")
     time_limit_minutes: float | None = Field(default=None, gt=0, description="wall-clock limit of one attempt, minutes")
     grace_seconds: float = Field(default=120, gt=0, description="seconds before the time limit at which to save and exit")
@@ -123,6 +129,20 @@ class Resources(Section):
         if gpus % ranks:
             remedy = f"remove ranks_per_node to get one rank per GPU, or set gpus={ranks}"
             raise ConfigError(f"resources: {gpus} GPUs per node cannot be split evenly over {ranks} ranks per node; {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnsetGpus:
+    """Part of a submission that computes on a model and does not set `gpus`: the job itself, or a run that it starts."""
+
+    resources: Resources
+    section: str = "resources"  # dotted key that holds the resources
+    most: int | None = None  # number of a node's GPUs that it can use; None: all
+    others: tuple[str, ...] = ()  # further overrides that it needs to use GPUs
+
+    def inside(self, key: str) -> "UnsetGpus":
+        """Return the same part of a job whose keys are held by another job's key."""
+        return replace(self, section=f"{key}.{self.section}", others=tuple(f"{key}.{other}" for other in self.others))
 
 
 class Retries(Section):
@@ -234,6 +254,10 @@ class JobConfig(Section):
         """Return the resources of the runs that are submitted to the same cluster together with this one."""
         return []
 
+    def unset_gpus(self) -> list[UnsetGpus]:
+        """Return the parts of this submission that compute on a model and do not set `gpus`. Raises ConfigError."""
+        return []
+
     @property
     def needs_others(self) -> bool:
         """True if the run waits for runs that are submitted together with it."""
@@ -242,3 +266,10 @@ class JobConfig(Section):
     def extra_record(self, cluster_name: str) -> dict[str, Any]:
         """Return further content of run.yaml that only the submitting machine can determine."""
         return {}
+
+
+class ModelJobConfig(JobConfig):
+    """Keys of a job that trains or computes on a model, on GPUs wherever there are some."""
+
+    def unset_gpus(self) -> list[UnsetGpus]:
+        return [] if "gpus" in self.resources.model_fields_set else [UnsetGpus(resources=self.resources)]

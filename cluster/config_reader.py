@@ -69,6 +69,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         inner = section.setdefault(parent, {})
+        if "job" in section and isinstance(inner, str) and inner.endswith((".yaml", ".yml")):  # such as base of a sweep
+            inner = section[parent] = read_job_file(Path(inner).expanduser(), str(section["job"]))
         if not isinstance(inner, dict):
             raise ConfigError(f"{key}: {parent} is set to {inner!r}, which has no keys below it")
         section = inner

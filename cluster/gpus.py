@@ -7,6 +7,8 @@ CUDA_VISIBLE_DEVICES: Slurm and Kubernetes expose only the allocated ones, and t
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib import metadata
+from typing import Any
 
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import ConfigError
@@ -80,19 +82,38 @@ def _count() -> int | None:
 
 
 def processes_on(devices: Sequence[str]) -> set[str]:
-    """Return the devices (given by index) on which a process of any user computes; empty if NVML cannot tell."""
+    """Return the devices on which a process of any user computes; without those of which NVML cannot tell it."""
     import pynvml  # noqa: PLC0415 - slow to import, and only jobs with GPUs need it
 
     busy = set()
     with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         try:
-            for name in filter(str.isdecimal, devices):
-                if pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(int(name))):
-                    busy.add(name)
+            for name in devices:
+                with suppress(pynvml.NVMLError):
+                    if pynvml.nvmlDeviceGetComputeRunningProcesses(_handle(name)):
+                        busy.add(name)
         finally:
             pynvml.nvmlShutdown()
     return busy
+
+
+def torch_without_cuda() -> str:
+    """Return the version of the installed torch if it is a build for CPUs only, else an empty string. Does not import torch."""
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return ""
+    return version if version.endswith("+cpu") else ""
+
+
+def _handle(device: str) -> Any:
+    """Return NVML's handle of a GPU given by index or UUID. Raises NVMLError."""
+    import pynvml  # noqa: PLC0415 - slow to import, and only jobs with GPUs need it
+
+    if device.isdecimal():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(device))
+    return pynvml.nvmlDeviceGetHandleByUUID(device)
 
 
 def gpu_percent(device: str) -> float | None:
@@ -102,9 +123,7 @@ def gpu_percent(device: str) -> float | None:
     try:
         pynvml.nvmlInit()
         try:
-            by_index = device.isdecimal()
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(device)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(device)
-            return float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            return float(pynvml.nvmlDeviceGetUtilizationRates(_handle(device)).gpu)
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:

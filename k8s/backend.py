@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, Profile
 from ropewalk.cluster.backends.recovery import has_agents, record_missing_outcome, state_from_files
 from ropewalk.cluster.backends.submission import (
     dependencies_beside,
@@ -303,6 +303,14 @@ class K8sBackend(Backend):
         from ropewalk.k8s.status.doctor import checks  # noqa: PLC0415 - only doctor needs it
 
         return checks(lambda: self.kube, self.profile)
+
+    def gpu_supply(self) -> GpuSupply:
+        """Return the GPUs of the node that has most among those that match the profile. Raises BackendError."""
+        from ropewalk.k8s.status.gpu_nodes import gpus_per_node, requests_gpus  # noqa: PLC0415 - not for jobs that set `gpus`
+
+        if requests_gpus(self.profile):
+            return GpuSupply(per_node=0)
+        return GpuSupply(per_node=gpus_per_node(self.kube, self.profile), owner="nodes that match the profile have")
 
     def start_estimate(self, run: RunDir, resources: Resources) -> str:
         from ropewalk.k8s.status.start_estimate import estimate  # noqa: PLC0415 - only a dry run needs it

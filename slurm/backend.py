@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
-from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, Profile
 from ropewalk.cluster.backends.recovery import record_missing_outcome, state_from_files
 from ropewalk.cluster.backends.submission import (
     Condition,
@@ -215,6 +215,14 @@ class SlurmBackend(Backend):
         from ropewalk.slurm.status.cores import cores_notice  # noqa: PLC0415 - only interactive submissions need it
 
         return cores_notice(self.slurm, self.profile, resources)
+
+    def gpu_supply(self) -> GpuSupply:
+        """Return the GPUs of the node of the profile's partitions that has most, from sinfo."""
+        if self.profile.requests_gpus:
+            return GpuSupply(per_node=0)
+        names = [partition.name for partition in cluster_info.used_partitions(self.slurm, self.profile.partition)]
+        counts = [node.gpus for name in names for node in cluster_info.nodes(self.slurm, name)]
+        return GpuSupply(per_node=max(counts, default=0), owner=f"nodes of partition {', '.join(names)} have")
 
     def start_estimate(self, run: RunDir, resources: Resources) -> str:
         from ropewalk.slurm.status.start_estimate import start_estimate  # noqa: PLC0415 - only a dry run needs it

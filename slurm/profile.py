@@ -87,6 +87,14 @@ class SlurmProfile(Section):
         return self
 
     @property
+    def requests_gpus(self) -> bool:
+        """True if an option of the profile requests GPUs for every job."""
+        return any(
+            name.startswith("gpus") or (name in {"gres", "tres-per-task"} and "gpu" in str(value))
+            for name, value in self.options.items()
+        )
+
+    @property
     def options(self) -> dict[str, str | int | bool]:
         """Return the sbatch options of the profile by long name."""
         names = ("partition", "account", "qos", "constraint", "gres", "reservation", "exclude", "exclusive")

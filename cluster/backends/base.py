@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.config import Resources
-from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 
@@ -30,6 +30,15 @@ class BackendState:
     reason: str = ""  # a sentence for people
     remedy: str = ""  # the part of `reason` that tells the user what to do; may be empty
     handle: str = ""  # such as slurm:12345; empty if the query did not return it
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSupply:
+    """GPUs that runs of a cluster can use."""
+
+    per_node: int  # of the node that has most; on this machine, of all virtual nodes together
+    owner: str = ""  # with its number: `the nodes of partition gpu have`, `this machine has`
+    unoccupied: tuple[str, ...] | None = None  # devices that a run may take without a request; None: runs must request GPUs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +108,10 @@ class Backend(ABC):
     def resources_notice(self, resources: Resources) -> str:
         """Return a warning about these resources with a remedy, or an empty string."""
         return ""
+
+    def gpu_supply(self) -> GpuSupply:
+        """Return the GPUs that a run can use, none if the profile requests them for every run. Raises BackendError if unknown."""
+        raise BackendError(f"cluster {self.cluster.name!r} does not report its GPUs")
 
     def start_estimate(self, run: RunDir, resources: Resources) -> str:
         """Describe when the run would start, and which smaller request would start sooner; empty if unknown."""

@@ -92,7 +92,7 @@ def submit(
     predecessors = [Dependency(find_run(ref), condition) for condition, ref in conditions]
     configs = configure_each(job, config, _with_program(context, job, overrides, config), each or [])
     if dry_run:
-        return _print_dry_run(job, configs, on)
+        return _print_dry_run(job, configs, on, waits=bool(predecessors))
     runs = submit_many(job, configs, on, after=predecessors, at_once=at_once, command=_command())
     _print_notices(runs[0])
     return print("\n".join(run.id for run in runs))
@@ -154,10 +154,10 @@ def _with_program(context: typer.Context, job: str, overrides: list[str] | None,
     return [*pairs, *([f"command={json.dumps(program)}"] if program else [])]
 
 
-def _print_dry_run(job: str, configs: list[Any], on: str) -> None:
+def _print_dry_run(job: str, configs: list[Any], on: str, *, waits: bool = False) -> None:
     from ropewalk.jobs.runs.submit.submit import render
 
-    print(render(job, configs, on).rstrip("\n"))
+    print(render(job, configs, on, waits=waits).rstrip("\n"))
 
 
 def _print_notices(started: "RunDir") -> None:
@@ -165,7 +165,8 @@ def _print_notices(started: "RunDir") -> None:
     from ropewalk.jobs.runs.submit.snapshot import code_notice, project_notice
 
     sys.stderr.write(code_notice(started.record["code"]) + project_notice(started.record.get("project")))
-    if notice := load_backend(started.record["cluster"]).resources_notice(started.resources()):
+    resources_notice = load_backend(started.record["cluster"]).resources_notice(started.resources())
+    for notice in filter(None, (started.record.get("gpus_notice"), resources_notice)):
         sys.stderr.write(f"resources: {notice}\n")
 
 

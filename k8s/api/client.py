@@ -25,6 +25,7 @@ KINDS = {
     "ConfigMap": ("api/v1", "configmaps"),
     "Event": ("api/v1", "events"),
     "Namespace": ("api/v1", "namespaces"),
+    "Node": ("api/v1", "nodes"),
     "ResourceQuota": ("api/v1", "resourcequotas"),
     "PersistentVolumeClaim": ("api/v1", "persistentvolumeclaims"),
     "ServiceAccount": ("api/v1", "serviceaccounts"),
@@ -34,7 +35,7 @@ KINDS = {
     "LocalQueue": (KUEUE, "localqueues"),
     "ClusterQueue": (KUEUE, "clusterqueues"),
 }
-GLOBAL = {"Namespace", "PriorityClass", "SelfSubjectAccessReview", "ClusterQueue"}
+GLOBAL = {"Namespace", "Node", "PriorityClass", "SelfSubjectAccessReview", "ClusterQueue"}
 STRICT = {"fieldValidation": "Strict"}
 PLAIN = "application/json"
 MERGE = "application/merge-patch+json"

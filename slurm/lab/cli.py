@@ -35,10 +35,11 @@ def up(
     folder: Folder = None,
     nodes: Annotated[int, typer.Option(help="number of nodes")] = 4,
     cpus: Annotated[int, typer.Option(help="CPUs per node")] = 4,
+    gpus: Annotated[int, typer.Option(help="GPUs per node that Slurm counts, without devices")] = 0,
 ) -> None:
     """Start the cluster."""
     lab = _lab(folder)
-    lab.up(LabSettings(nodes=nodes, cpus=cpus))
+    lab.up(LabSettings(nodes=nodes, cpus=cpus, gpus=gpus))
     argument = "" if folder is None else f" {folder}"
     typer.echo(
         f"a Slurm cluster is up: {', '.join(lab.nodes)}; partitions main, high (preempts main), short (10 minutes, 2 nodes)"

@@ -16,7 +16,16 @@ from typing import Any
 from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.slurm.lab import hosts as lab_hosts
-from ropewalk.slurm.lab.config import MOST_LABS, MOST_NODES, LabLocation, LabSettings, names, skip_delay_script, slurm_conf
+from ropewalk.slurm.lab.config import (
+    MOST_LABS,
+    MOST_NODES,
+    LabLocation,
+    LabSettings,
+    gres_conf,
+    names,
+    skip_delay_script,
+    slurm_conf,
+)
 from ropewalk.slurm.lab.daemons import PATH, Daemons
 from ropewalk.slurm.lab.folder import refuse_foreign
 from ropewalk.slurm.lab.processes import kill_all, lab_processes, on_nodes
@@ -205,6 +214,9 @@ class Lab:
         etc = self.folder / "etc"
         (etc / "slurm.conf").write_text(slurm_conf(location, settings))
         (etc / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        (etc / "gres.conf").write_text(gres_conf(self.folder, settings))
+        for number in range(settings.gpus):
+            (self.folder / f"gpu{number}").symlink_to("/dev/null")
         (etc / "hurry.sh").write_text(skip_delay_script(self.folder, PATH))
         (etc / "hurry.sh").chmod(0o755)
         key = self.folder / "munge/key"

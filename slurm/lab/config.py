@@ -20,6 +20,7 @@ class LabSettings:
     nodes: int = 4
     cpus: int = 4  # per node; may exceed the machine's
     memory_mib: int = 4000  # per node; not enforced
+    gpus: int = 0  # per node; counted by Slurm, without devices
     user_signal: bool = True  # preemption starts with the signal of the job's --signal; else with SIGTERM to its steps
     grace_seconds: int = 5  # from the first signal of a preemption to the end of the job
     kill_wait_seconds: int = 5
@@ -80,11 +81,17 @@ def slurm_conf(location: LabLocation, settings: LabSettings) -> str:
         **_daemons(location),
         **_behaviour(settings),
         **({} if settings.slow_requeue else dict.fromkeys(("EpilogSlurmctld", "Epilog"), str(location.folder / "etc/hurry.sh"))),
+        **({"GresTypes": "gpu"} if settings.gpus else {}),
         **settings.extra,
     }
     return (
         "\n".join([f"{key}={value}" for key, value in keys.items()] + _nodes(location, settings) + _partitions(settings)) + "\n"
     )
+
+
+def gres_conf(folder: Path, settings: LabSettings) -> str:
+    """Return the text of gres.conf, whose GPUs are links to /dev/null."""
+    return f"Name=gpu File={folder}/gpu[0-{settings.gpus - 1}]\n" if settings.gpus else ""
 
 
 def _daemons(location: LabLocation) -> dict[str, str]:
@@ -138,7 +145,8 @@ def _behaviour(settings: LabSettings) -> dict[str, str]:
 
 
 def _nodes(location: LabLocation, settings: LabSettings) -> list[str]:
-    resources = f"CPUs={settings.cpus} RealMemory={settings.memory_mib} State=UNKNOWN"
+    gres = f" Gres=gpu:{settings.gpus}" if settings.gpus else ""
+    resources = f"CPUs={settings.cpus} RealMemory={settings.memory_mib}{gres} State=UNKNOWN"
     addresses = ((location.name(node), location.address(node), location.node_port(node)) for node in range(1, settings.nodes + 1))
     return [
         f"NodeName={name} NodeHostname={location.host} NodeAddr={address} Port={port} {resources}"

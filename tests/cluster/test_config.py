@@ -76,6 +76,15 @@ def test_a_misspelt_key_is_named_before_those_that_are_missing() -> None:
     assert all(f"unknown key {key!r}" in str(caught.value) for key in ("inptu", "outptu", "tokeniser"))
 
 
+def test_an_override_reaches_into_a_file_that_a_key_names(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text("run: pretrain\noptim: {lr: 1}\n")
+    values: dict[str, Any] = {"job": "pretrain", "base": str(tmp_path / "train.yaml")}
+    apply_override(values, "base.optim.lr=2")
+    assert values == {"job": "pretrain", "base": {"optim": {"lr": 2}}}
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        apply_override({"job": "pretrain", "base": "none.yaml"}, "base.optim.lr=2")
+
+
 def test_overrides_win_over_the_file_and_keep_their_types() -> None:
     config = load("optim.lr=1e-2", "seed=7", "name=x", optim={"lr": 0.5})
     assert (config.optim.lr, config.seed, config.name) == (0.01, 7, "x")

@@ -131,6 +131,16 @@ def test_devices_are_counted_as_nvml_counts_them(
     assert (read_json(run.run.path / "devices-0.json") or {})["order"] == order
 
 
+def test_gpus_that_another_run_or_a_process_uses_are_occupied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine_with(4, monkeypatch, FAKE_GPUS_IN_USE="0")
+    run, other = HeldGpus(tmp_path), HeldGpus(tmp_path)
+    assert run.take(1) == ["1"]
+    assert other.unoccupied() == ["2", "3"]
+    assert (run.shared(["1"]), other.shared(["2", "3"])) == ([], ["2", "3"]), "looking at them holds none"
+    machine_with(4, monkeypatch, CUDA_VISIBLE_DEVICES=TWO_UUIDS, FAKE_GPUS_IN_USE="0")  # the first UUID is that of GPU 0
+    assert other.unoccupied() == TWO_UUIDS.split(",")[1:]
+
+
 def test_ranks_of_virtual_nodes_see_their_own_devices_alone(toy: Callable[..., ToyRun], monkeypatch: pytest.MonkeyPatch) -> None:
     machine_with(4, monkeypatch, CUDA_VISIBLE_DEVICES="3,2,1")
     with_gpus = toy("devices", "ranks", resources={"nodes": 2, "gpus": 1})
@@ -139,6 +149,7 @@ def test_ranks_of_virtual_nodes_see_their_own_devices_alone(toy: Callable[..., T
         assert run.finish().state == "SUCCEEDED", run.run.last_outcome()
     devices = [read_json(with_gpus.run.path / f"devices-{rank}.json") for rank in range(2)]
     assert [(answer["visible"], answer["given"]) for answer in devices if answer] == [("3", "1"), ("2", "1")]
+    assert [event["devices"] for event in with_gpus.run.read_events() if event["event"] == "gpus_taken"] == ["3, 2"]
     assert [answer["nvml"] for answer in devices if answer] == ["1", "1"], (
         "who asks torch for GPUs starts no CUDA in what ranks are forked from"
     )

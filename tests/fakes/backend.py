@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, Profile
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import BackendError
 from ropewalk.cluster.run.attempts import begin_attempts
@@ -53,6 +53,12 @@ class FakeBackend(Backend):
         handles = [f"fake:1_{position}" for position in range(len(runs))]
         begin_attempts([run.path for run in runs], [{"handle": handle, "resources": plain} for handle in handles])
         return handles
+
+    def gpu_supply(self) -> GpuSupply:
+        """Return `gpus` of its profile, which are not those of this machine; `unknown`: nobody tells."""
+        if self.options.get("gpus") == "unknown":
+            raise BackendError("nodes is forbidden")
+        return GpuSupply(per_node=int(self.options.get("gpus", 0)), owner="nodes of partition gpu have")
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
         self._note("states", runs=[run.id for run in runs])

@@ -13,7 +13,6 @@ from ropewalk.k8s.profile import K8sProfile
 RBAC = "apis/rbac.authorization.k8s.io/v1"
 # kind: (API group and version, plural)
 MORE_KINDS = {
-    "Node": ("api/v1", "nodes"),
     "PersistentVolume": ("api/v1", "persistentvolumes"),
     "Role": (RBAC, "roles"),
     "RoleBinding": (RBAC, "rolebindings"),

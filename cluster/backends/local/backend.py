@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import psutil
 from pydantic import Field
 
-from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, Profile
+from ropewalk.cluster.backends.local.held_gpus import HeldGpus
 from ropewalk.cluster.backends.local.nodes import render_script
 from ropewalk.cluster.backends.local.processes import (
     has_supervisor,
@@ -57,6 +58,10 @@ class LocalBackend(Backend):
         """Raise ConfigError if this machine has too few GPUs, or the time limit is not longer than the grace period."""
         refuse_short_limit(resources)
         deal_devices(resources)
+
+    def gpu_supply(self) -> GpuSupply:
+        count = len(machine_devices())
+        return GpuSupply(per_node=count, owner="this machine has", unoccupied=tuple(HeldGpus().unoccupied()) if count else ())
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Start a supervisor for the run; it outlives this process and its terminal."""

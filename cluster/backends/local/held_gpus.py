@@ -37,6 +37,20 @@ class HeldGpus:
             self._lock(name)
         return sorted(chosen, key=devices.index)
 
+    def unoccupied(self) -> list[str]:
+        """Return the machine's GPUs that neither another run nor a process of any user uses, without holding them."""
+        devices = machine_devices()
+        busy = processes_on(devices)
+        return [name for name in devices if name not in busy and not self._is_held(name)]
+
+    def _is_held(self, name: str) -> bool:
+        if name in self._locks or not self._path(name).exists():
+            return False
+        if not self._lock(name):
+            return True
+        self._release([name])
+        return False
+
     def shared(self, devices: Sequence[str]) -> list[str]:
         """Return the devices that another run holds."""
         return [name for name in devices if name not in self._locks]

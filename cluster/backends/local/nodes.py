@@ -92,6 +92,7 @@ class LocalAllocation(Allocation):
             if shared := self._gpus.shared(chosen):
                 self.run.event("gpus_shared", devices=", ".join(shared))
             self.devices = deal_devices(self.resources, chosen)
+            self.run.event("gpus_taken", devices=", ".join(chosen))
         else:
             self.devices = deal_devices(self.resources)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, JobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, ModelJobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.datapipe.filters.registry import Filters, need_own_code
 from ropewalk.jobs.evaluation.audit.suites.find import BUILT_IN, FOLDER_VARIABLE, resolve_suite
@@ -149,7 +149,7 @@ def _scorers(value: Any) -> Any:
     ]
 
 
-class AuditConfig(JobConfig):
+class AuditConfig(ModelJobConfig):
     """The keys of an audit."""
 
     usual_keys = (

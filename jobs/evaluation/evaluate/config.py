@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, JobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, ModelJobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.evaluation.tasks.config import Task, check_tasks
 from ropewalk.jobs.results.gate import ConditionText
@@ -22,7 +22,7 @@ class GenerateConfig(Section):
     temperature: float = Field(default=0.8, ge=0, description="sampling temperature; 0 is greedy")
 
 
-class EvaluateConfig(JobConfig):
+class EvaluateConfig(ModelJobConfig):
     """The keys of an evaluation."""
 
     usual_keys = (

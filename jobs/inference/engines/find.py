@@ -42,11 +42,11 @@ def find_engine(name: str, model: Path | None = None, gpus: int | None = None) -
 
 
 def default_engine(model: Path | None = None, gpus: int | None = None) -> Engine:
-    """Return the preferred engine that is available on this machine, uses its GPUs and loads the model.
+    """Return the preferred engine that is available on this machine and loads the model, if possible one that uses its GPUs.
 
     Raises ConfigError if there is none.
     """
-    for engine in map(find_engine, PREFERRED_ON_GPUS if gpus else PREFERRED):
+    for engine in map(find_engine, (*(PREFERRED_ON_GPUS if gpus else ()), *PREFERRED)):
         if engine.unavailable(EngineOptions()) is None and (model is None or engine.refuses(model) is None):
             return engine
     raise ConfigError("engine: none is available on this machine; pip install 'ropewalk[serve]'")

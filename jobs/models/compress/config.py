@@ -1,12 +1,13 @@
 """The keys of the `compress` job."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, JobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, ModelJobConfig, PathView, Section, UnsetGpus
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.evaluation.tasks.config import Task, check_tasks
 from ropewalk.jobs.models.compress.methods import Method, check_composition, label_of
@@ -29,7 +30,7 @@ class TimingConfig(Section):
     threads: int = Field(default=1, ge=1, description="threads of the engine")
 
 
-class CompressConfig(JobConfig):
+class CompressConfig(ModelJobConfig):
     """The keys of a compression."""
 
     usual_keys = (
@@ -96,6 +97,9 @@ class CompressConfig(JobConfig):
         """Return every variant by name, in the order of the table."""
         unnamed = {label_of(self.methods): self.methods} if self.methods else {}
         return {**unnamed, **self.variants}
+
+    def unset_gpus(self) -> list[UnsetGpus]:
+        return [replace(part, most=1) for part in super().unset_gpus()]  # it computes on one rank
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError unless the model and the local data sets exist."""

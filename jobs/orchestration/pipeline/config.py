@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resources, Section
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resources, Section, UnsetGpus
 from ropewalk.cluster.config_reader import apply_override, load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.orchestration.pipeline.references import StepResult, referenced_steps, refuse_misspelt, resolve_references
@@ -121,6 +121,14 @@ class PipelineConfig(JobConfig):
 
     def children_resources(self) -> list[Resources]:
         return [config.resources for config in self.all_configs().values()]
+
+    def unset_gpus(self) -> list[UnsetGpus]:
+        """Return the steps that compute on a model and do not set `gpus`; `set` takes precedence over `config`."""
+        return [
+            part.inside(f"steps.{name}.{'set' if 'resources' in self.steps[name].set else 'config'}")
+            for name, config in self.all_configs().items()
+            for part in config.unset_gpus()
+        ]
 
     @property
     def needs_others(self) -> bool:

@@ -1,15 +1,17 @@
 """The configuration of the `sweep` job with its hooks of submission, and the context shared by the trials of an attempt."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from ropewalk.cluster.backends.profiles import load_profile
-from ropewalk.cluster.config import PathView
+from ropewalk.cluster.config import PathView, UnsetGpus
+from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import Engine
+from ropewalk.cluster.text import counted
 from ropewalk.jobs.orchestration.sweep.checks import check_submission, refuse_unreachable, resolve, sample_config
 from ropewalk.jobs.orchestration.sweep.keys import SweepKeys
 
@@ -40,6 +42,23 @@ class SweepConfig(SweepKeys):
 
     def children_cluster(self) -> str | None:
         return self.cluster
+
+    def unset_gpus(self) -> list[UnsetGpus]:
+        """Return the trials, with a GPU for each rank, if they compute on a model and do not set `gpus`.
+
+        With `allocation` the sweep's own GPUs are returned, which the trials share.
+        """
+        parts = [part.inside("base") for part in sample_config(self).unset_gpus()]
+        trials = [replace(part, most=part.resources.ranks_per_node or 1) for part in parts]
+        if not self.allocation or not trials:
+            return trials
+        share = tuple(f"{part.section}.gpus={part.most}" for part in trials)
+        if self.resources.gpus:
+            raise ConfigError(
+                f"base.resources.gpus: not set, though the trials share the {counted(self.resources.gpus, 'GPU')} of each node of"
+                f" the sweep; set {' '.join(share)} to compute on them, or base.resources.gpus=0 to compute on the CPU"
+            )
+        return [] if "gpus" in self.resources.model_fields_set else [UnsetGpus(resources=self.resources, others=share)]
 
     def extra_record(self, cluster_name: str) -> dict[str, Any]:
         """Return the cluster profiles of driver and trials, since the driver may run where there is no profile file."""

@@ -16,6 +16,7 @@ EVENTS: dict[str, str] = {
     # attempts and nodes
     "attempt_ended": "attempt {attempt} ended: {state} ({cause})",
     "gpus_shared": "too few GPUs of this machine are free: {devices} are shared with another run; the local backend has no queue",
+    "gpus_taken": "computes on GPU {devices} of this machine",
     "group_formed": "group {group} formed on {nodes:count node}",
     "node_asked_to_leave": "node {node} is being released",
     "node_left": "node {node} left; the others go on",

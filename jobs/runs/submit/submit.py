@@ -21,6 +21,7 @@ from ropewalk.jobs.runs.show.remote import write_to_original
 from ropewalk.jobs.runs.show.status import final_outcome, find_run, settle
 from ropewalk.jobs.runs.show.view import RunView, view_of
 from ropewalk.jobs.runs.submit.combinations import combinations
+from ropewalk.jobs.runs.submit.gpus import set_gpus
 from ropewalk.jobs.runs.submit.provenance import mask_argument, mask_secrets, versions
 from ropewalk.jobs.runs.submit.snapshot import checkout, code_of, code_state, project_of, take_snapshot
 
@@ -117,13 +118,14 @@ def dry_run_directory(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
     return RunDir(path, record={"run": path.name, **record})
 
 
-def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
+def render(job: str, configs: Sequence[JobConfig], cluster_name: str, *, waits: bool = False) -> str:
     """Render the script or manifest of a submission, after the same checks, with an estimate of its start.
 
-    For many runs this is the script of their array if the backend has arrays, else that of the first run.
+    For many runs this is the script of their array if the backend has arrays, else that of the first run. `waits`: the
+    submission starts after other runs.
     """
     backend = load_backend(cluster_name)
-    configs = [config.resolved() for config in configs]
+    configs, gpus_notice = set_gpus(backend, [config.resolved() for config in configs], waits=waits)
     _check_inputs(backend, configs)
     origin, resources = submission_record(()), configs[0].resources
     runs = [dry_run_directory(config, make_record(job, config, cluster_name, origin)) for config in configs]
@@ -131,7 +133,7 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
         f"# {heading}\n{backend.render(run, run.resources()).rstrip()}\n\n" for run, heading in view_of(runs[0]).render_needed()
     )
     script += f"{backend.render_many(runs, resources).rstrip()}\n"
-    notices = (backend.resources_notice(resources), " ".join(backend.start_estimate(runs[0], resources).split()))
+    notices = (gpus_notice, backend.resources_notice(resources), " ".join(backend.start_estimate(runs[0], resources).split()))
     return script + "".join(f"# {sentence}\n" for sentence in notices if sentence)  # as comments, so that it remains a script
 
 
@@ -155,12 +157,13 @@ def submit_many(
     backend = load_backend(cluster_name)
     if at_once is not None and at_once < len(configs):
         backend.check_waiting()
-    runs = create_runs(backend, job, configs, cluster_name, command)
+    runs = create_runs(backend, job, configs, cluster_name, command, waits=bool(after))
+    resources = runs[0].resources()
     if view_class(job).submit_needed is RunView.submit_needed:
-        start(backend, runs, configs[0].resources, [str(other) for other in after], at_once)
+        start(backend, runs, resources, [str(other) for other in after], at_once)
     else:
         for run in runs:
-            start_with_needed(backend, run, configs[0].resources, after)
+            start_with_needed(backend, run, resources, after)
     return runs
 
 
@@ -211,10 +214,19 @@ def start_with_needed(backend: Backend, run: RunDir, resources: Resources, after
 
 
 def create_runs(
-    backend: Backend, job: str, configs: Sequence[JobConfig], cluster_name: str, command: Sequence[str]
+    backend: Backend,
+    job: str,
+    configs: Sequence[JobConfig],
+    cluster_name: str,
+    command: Sequence[str],
+    *,
+    waits: bool = False,
 ) -> list[RunDir]:
-    """Check the configurations, and make the run directories of a submission. Raises RopewalkError."""
-    configs = [config.resolved() for config in configs]
+    """Check the configurations, and make the run directories of a submission. Raises RopewalkError.
+
+    `waits`: the submission starts after other runs.
+    """
+    configs, gpus_notice = set_gpus(backend, [config.resolved() for config in configs], waits=waits)
     _check_inputs(backend, configs)
     backend.check_access()
     backend.check_capacity(len(configs))
@@ -223,7 +235,7 @@ def create_runs(
     root = root or runs_root()
     backends = [backend, *([load_backend(other)] if other else [])]
     shipped_to = root if any(each.ships_code for each in backends) else None
-    origin = submission_record(command, shipped_to)
+    origin = submission_record(command, shipped_to) | ({"gpus_notice": gpus_notice} if gpus_notice else {})
     project = project_record(job, configs[0], shipped_to)  # all runs of a submission use the same directory
     records = [{**make_record(job, config, cluster_name, origin), **project} for config in configs]
     return RunDir.create_all([config.name or find_job(job).name for config in configs], records, root)

@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from ropewalk.cluster.backends.profiles import load_profile
-from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resources, Section
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resources, Section, UnsetGpus
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.runs.models.model_versions import Version, find_version
 from ropewalk.jobs.runs.show.status import find_run
@@ -156,6 +156,13 @@ class RefreshConfig(JobConfig):
     def children_resources(self) -> list[Resources]:
         """Return the resources of each step."""
         return [config.resources for config in self.example_configs().values()]
+
+    def unset_gpus(self) -> list[UnsetGpus]:
+        """Return the steps that compute on a model and do not set `gpus`."""
+        keys = {"evaluate": "gate.evaluate", "audit": "gate.audit"}
+        return [
+            part.inside(keys.get(step, step)) for step, config in self.example_configs().items() for part in config.unset_gpus()
+        ]
 
     def extra_record(self, cluster_name: str) -> dict[str, Any]:
         """Return the cluster's profile: the driver may run on a machine without the profile file."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, WEIGHTS, CountRange, DataPath, JobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, WEIGHTS, CountRange, DataPath, JobConfig, PathView, Section, UnsetGpus
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.serving.feedback.config import CaptureConfig
@@ -130,7 +130,10 @@ class ServeConfig(JobConfig):
     )
     cpus: float | None = Field(default=None, gt=0, description="CPU cores reserved per replica; unset: replicas share the node")
     gpus: float = Field(
-        default=0, ge=0, description="GPUs reserved per replica, out of resources.gpus of a node; 0: run on the CPU"
+        default=0,
+        ge=0,
+        description="GPUs reserved per replica, out of resources.gpus of a node; 0: run on the CPU. If neither is set, each"
+        " replica takes one of this machine's unoccupied GPUs, and a cluster that has GPUs asks for both",
     )
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all addresses of the first node")
     port: int = Field(default=0, ge=0, le=65535, description="port to listen on; 0: any free port")
@@ -185,6 +188,13 @@ class ServeConfig(JobConfig):
     def token_source(self) -> AuthConfig | None:
         """Source of the token, or None if none is required."""
         return None if self.auth == OPEN else self.auth
+
+    def unset_gpus(self) -> list[UnsetGpus]:
+        """Return a GPU for each replica, unless its engine computes on the CPU or is a program of the user's."""
+        is_set = "gpus" in self.model_fields_set or "gpus" in self.resources.model_fields_set
+        if is_set or self.engine == "llamacpp" or self.engine_command is not None or self.draft is not None:
+            return []
+        return [UnsetGpus(resources=self.resources, most=self.replicas.most, others=("gpus=1",))]
 
     def extra_record(self, cluster_name: str) -> dict[str, Any]:
         """Return the service port for clusters that can expose it under a name."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ropewalk.cluster.config import CodeConfig, DataPath, PathView, Section, default_text
+from ropewalk.cluster.config import CodeConfig, DataPath, PathView, Section, UnsetGpus, default_text
 from ropewalk.cluster.errors import DataError
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import template_name
@@ -245,6 +245,10 @@ class AlignConfig(TrainingConfig):
         if not METHODS[self.method].needs_reference:
             return "none"
         return "copy" if self.lora is None else "adapter"
+
+    def unset_gpus(self) -> list[UnsetGpus]:
+        """Return nothing with GRPO's workers of the engine transformers, which generate on CPUs."""
+        return [] if self.grpo.workers and self.grpo.engine == "transformers" else super().unset_gpus()
 
     def project(self) -> tuple[str, CodeConfig] | None:
         """Return the user's own code that GRPO's rewards need."""

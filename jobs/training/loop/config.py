@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import RUN_KEYS, DataPath, JobConfig, Section, default_text
+from ropewalk.cluster.config import RUN_KEYS, DataPath, ModelJobConfig, Section, default_text
 from ropewalk.sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, PrecisionConfig
 
 VALIDATIONS = 20  # per run of a job that adapts a model, unless configured
@@ -221,7 +221,7 @@ USUAL = (
 )
 
 
-class TrainingConfig(JobConfig):
+class TrainingConfig(ModelJobConfig):
     """The keys of every training job."""
 
     steps: int = Field(ge=1, description="optimizer steps of the whole run")

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ropewalk.cluster.config import DataPath, Section
 
@@ -37,6 +37,15 @@ class ParallelConfig(Section):
     )
     compile: bool = Field(default=False, description="compile each layer with torch.compile")
     timeout_minutes: float = Field(default=10, gt=0, description="time limit of a collective")
+
+    @field_validator("tensor")
+    @classmethod
+    def _only_one(cls, tensor: int) -> int:
+        if tensor != 1:
+            raise ValueError(
+                "must be 1: tensor parallelism is not supported, and FSDP shards the model over all ranks; remove it"
+            )
+        return tensor
 
 
 class PrecisionConfig(Section):

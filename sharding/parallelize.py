@@ -38,8 +38,6 @@ def parallelize(
         model.requires_grad_(False).eval()
         if compute_format(precision, group.device) == "bf16":
             _keep_in_bf16(model)
-    if parallel.tensor > 1:
-        raise ConfigError(f"parallel.tensor: is {parallel.tensor}, tensor parallelism is not implemented; leave it at 1")
     if parallel.activation_checkpointing == "full" and trainable:
         _checkpoint_activations(model)
     if parallel.compile:

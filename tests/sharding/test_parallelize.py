@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.distributed import TCPStore
 
 from ropewalk.cluster.errors import ConfigError
@@ -94,8 +95,8 @@ def test_an_adapter_comes_first_and_a_frozen_model_evaluates() -> None:
 
 
 def test_what_is_not_there_yet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with process_group() as group, pytest.raises(ConfigError, match=r"parallel.tensor: is 2, .* leave it at 1"):
-        parallelize(model_of("meta"), group, ParallelConfig(tensor=2), PrecisionConfig())
+    with pytest.raises(ValidationError, match="must be 1: tensor parallelism is not supported"):
+        ParallelConfig(tensor=2)
     with (
         pytest.raises(ConfigError, match=r"parallel.replicate: 1 ranks do not divide into 2 copies"),
         process_group(ParallelConfig(replicate=2)),

@@ -37,7 +37,7 @@ class ProcessPool:
         self.outer_tempdir = self.settings.get("tempdir")
         self.settings["tempdir"] = str(self.scratch)  # of the server's socket
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["ropewalk.datapipe.passes.worker"])
+        self.context.set_forkserver_preload(["ropewalk.datapipe.execution.preloaded"])
         multiprocessing.forkserver.ensure_running()
 
     def __enter__(self) -> "ProcessPool":
@@ -125,7 +125,7 @@ def _work(connection: Connection, output_url: str, work_url: str) -> None:
     add_project_path()
     import pyarrow as pa  # noqa: PLC0415 - the server has imported them, and the driver does not need them
 
-    from ropewalk.datapipe.passes.worker import Worker  # noqa: PLC0415
+    from ropewalk.datapipe.execution.preloaded import Worker  # noqa: PLC0415
 
     pa.set_cpu_count(1)
     worker = Worker(output_url, work_url)

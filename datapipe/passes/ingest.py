@@ -128,7 +128,8 @@ class _Block:
     """Writes each batch of documents as a record batch and collects their metadata."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self.writer = pa.ipc.new_file(stream, TEXTS, options=pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False))
+        options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)  # the file is read once or twice, and removed
+        self.writer = pa.ipc.new_file(stream, TEXTS, options=options)
         self.sizes: list[int] = []
         self.total_bytes = 0
         self.columns: dict[str, list[Any]] = {name: [] for name in METADATA.names}

@@ -173,7 +173,9 @@ def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterat
         owners = np.searchsorted(starts, chosen, side="right") - 1
         for index in np.unique(owners).tolist():
             rows = chosen[owners == index]
-            batch = reader.get_batch(index).take(pa.array(rows - starts[index]))
+            batch = reader.get_batch(index)
+            if not np.array_equal(rows, np.arange(starts[index], starts[index + 1])):
+                batch = batch.take(pa.array(rows - starts[index]))
             texts = batch.column(3).to_pylist() if with_text else [""] * len(rows)
             ids, sources, lines = (batch.column(i).to_pylist() for i in range(3))
             for row, id_, source, line, text in zip(rows.tolist(), ids, sources, lines, texts, strict=True):

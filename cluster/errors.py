@@ -32,9 +32,13 @@ EXIT_TERMINATED = 143  # stopped before a checkpoint was confirmed
 
 
 class RopewalkError(Exception):
-    """An error that a person can act on. `retryable`: another attempt may succeed without a change."""
+    """An error that a person can act on.
+
+    `retryable`: another attempt may succeed without a change. `logs_traceback`: the cause is in this program, not in the user's.
+    """
 
     retryable = False
+    logs_traceback = True
 
 
 class ConfigError(RopewalkError):

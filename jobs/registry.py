@@ -140,6 +140,7 @@ JOBS: dict[str, JobSpec] = {
             entry="ropewalk.jobs.orchestration.command.job:main",
             engine=Engine.RANKS,
             preload=("ropewalk.jobs.orchestration.command.job",),
+            view="ropewalk.jobs.orchestration.command.view:CommandView",
         ),
         JobSpec(
             name="function",

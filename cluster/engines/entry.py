@@ -66,7 +66,8 @@ def run_entry(context: JobContext) -> int:
         code = exit_code_of(error)
         if isinstance(error, GateError) and context.rank == 0:
             write_json(folder / names.RESULT, error.results)
-        log.error("%s: %s", type(error).__name__, error, exc_info=code != EXIT_NEVER_RETRY)
+        is_traced = error.logs_traceback if isinstance(error, RopewalkError) else True
+        log.error("%s: %s", type(error).__name__, error, exc_info=code != EXIT_NEVER_RETRY and is_traced)
         origin = {"who": f"rank {context.rank}", "rank": context.rank, "group": context.group}
         write_error(folder, f"group-{context.group}-rank-{context.rank}", error, code, **origin)
         return code

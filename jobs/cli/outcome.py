@@ -17,7 +17,7 @@ from ropewalk.jobs.runs.show.tables import console
 def follow_to_end(run: RunDir, as_json: bool) -> None:
     """Follow a run, print its result, and exit with its outcome. Ctrl-C ends the command, not the run."""
     try:
-        watch = follow(run, console(stderr=True))
+        watch = follow(run, console(stderr=True), program_output=sys.stderr if as_json else sys.stdout)
     except KeyboardInterrupt:
         hint = f"`ropewalk logs -f {run.id}` follows it, `ropewalk cancel {run.id}` ends it"
         sys.stderr.write(f"\n{run.id} keeps running; {hint}\n")

@@ -26,6 +26,7 @@ class ProgramFailedError(RopewalkError):
     """The user's program failed; it may be retried."""
 
     retryable = True
+    logs_traceback = False
 
 
 class ProgramRefusedError(RopewalkError):

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ropewalk.cluster.backends.recovery import NO_ANSWER
 from ropewalk.cluster.fresh_reads import read_afresh
@@ -13,6 +13,7 @@ from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.results.metrics import EventTail, latest_metrics
 from ropewalk.jobs.runs.show.events import format_event
+from ropewalk.jobs.runs.show.logs import ProgramOutput
 from ropewalk.jobs.runs.show.remote import Copy
 from ropewalk.jobs.runs.show.status import GONE, final_outcome, settle, wandb_address
 from ropewalk.jobs.runs.show.view import RunView, view_of
@@ -66,20 +67,27 @@ def wait(run: RunDir, sleep: Callable[[float], None] = time.sleep) -> Watch:
     return watch
 
 
-def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = time.sleep) -> Watch:
-    """Show progress and events on `console` until the run has ended."""
+def follow(
+    run: RunDir, console: "Console", sleep: Callable[[float], None] = time.sleep, program_output: TextIO | None = None
+) -> Watch:
+    """Show progress and events on `console`, and the user's program's output on its own stream, until the run has ended."""
     if mount_of(run.path).shared:  # otherwise an NFS client may cache for a minute that there is no progress file
         for path in (run.progress, run.metrics):
             read_afresh(path)
     watch = Watch(run)
     view: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
     notice = address = ""
-    events = EventTail(run, skip=len(run.attempts()) > 1)  # earlier events were shown before
+    resumed = len(run.attempts()) > 1  # earlier events and output were shown before
+    events = EventTail(run, skip=resumed)
+    output = ProgramOutput(run, skip=resumed) if program_output is not None and view_of(run).shows_output else None
     with view:
         while True:
             last_round = watch.over()
             if not address and (address := wandb_address(run) or ""):  # available once a mirror has created the W&B run
                 view.say(f"W&B: {address}")
+            if program_output is not None and output is not None:
+                for line in output.new_lines(to_the_end=last_round):
+                    view.pass_on(line, program_output)
             for event in events.new_events(last=last_round):
                 text = format_event(event)
                 if text is not None:
@@ -144,6 +152,13 @@ class _Bar:
         # a style of the print itself would dim the bar and the table too
         self._live.console.print(Text(text, style="dim"), soft_wrap=True)
 
+    def pass_on(self, line: str, stream: TextIO) -> None:
+        if not stream.isatty():
+            return _write(line, stream)
+        from rich.text import Text
+
+        return self._live.console.print(Text.from_ansi(line), soft_wrap=True)  # above the bar
+
     def show(self) -> None:
         report = read_json(self.run.progress)
         if not report:
@@ -181,6 +196,9 @@ class _Lines:
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def pass_on(self, line: str, stream: TextIO) -> None:
+        _write(line, stream)
+
     def show(self) -> None:
         report = read_json(self.run.progress)
         now = time.monotonic()
@@ -190,6 +208,11 @@ class _Lines:
         if text != self._last_text:
             self.say(text)
         self._last_text, self._stage, self._next = text, report["stage"], now + PLAIN_SECONDS
+
+
+def _write(line: str, stream: TextIO) -> None:
+    stream.write(f"{line}\n")
+    stream.flush()
 
 
 class _Eta:

@@ -14,6 +14,7 @@ from ropewalk.cluster.run.file_systems import poll_seconds
 
 POLL_SECONDS = 0.2
 KINDS = ("batch", "store", "node", "ray", "rank")  # parents before their children
+LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} rank 0 [A-Z]+ ropewalk\.")  # by `configure_logging` in a rank
 ARRAY_ENDING = "_0_log.out"  # submitit's: JOB_ELEMENT_0_log.out
 
 
@@ -93,6 +94,21 @@ def follow_logs(
         if last_round:
             return
         sleep(pause_seconds)
+
+
+class ProgramOutput:
+    """Output of a user's program: rank 0's lines, without those that ropewalk logs there. `skip`: not what is there already."""
+
+    def __init__(self, run: RunDir, *, skip: bool) -> None:
+        self._run, self._offsets = run, dict[Path, int]()
+        if skip:
+            self.new_lines(to_the_end=True)
+
+    def new_lines(self, *, to_the_end: bool) -> list[str]:
+        """Return the lines completed since the last call; `to_the_end` includes an incomplete last line."""
+        paths = [path for _, path in log_files(self._run, rank=0)]
+        lines = [line for path in paths for line in _new_lines(path, self._offsets, to_the_end=to_the_end)]
+        return [line for line in lines if not LOGGED.match(line)]
 
 
 def _new_lines(path: Path, offsets: dict[Path, int], *, to_the_end: bool) -> list[str]:

@@ -21,6 +21,7 @@ class RunView:
     """
 
     serves = False  # the job's runs answer requests
+    shows_output = False  # rank 0's output is shown while the run is followed: it is a program of the user's
 
     def __init__(self, run: RunDir) -> None:
         self.run = run

@@ -122,7 +122,7 @@ def test_a_run_is_followed_from_another_machine(tmp_path: Path) -> None:
 def test_ctrl_c_leaves_the_run_alone(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     from ropewalk.jobs.cli import outcome
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **_streams: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(outcome, "follow", interrupted)

@@ -30,6 +30,7 @@ JOBS: dict[str, JobSpec] = {
             config="ropewalk.jobs.preprocess.config:PreprocessConfig",
             entry="ropewalk.jobs.preprocess.job:main",
             engine=Engine.RAY,
+            view="ropewalk.jobs.preprocess.view:PreprocessView",
         ),
         JobSpec(
             name="pretrain",
@@ -37,6 +38,7 @@ JOBS: dict[str, JobSpec] = {
             config="ropewalk.jobs.training.pretrain.config:PretrainConfig",
             entry="ropewalk.jobs.training.pretrain.job:main",
             engine=Engine.RANKS,
+            view="ropewalk.jobs.training.loop.view:TokensView",
             preload=(*_TRAINING, "ropewalk.jobs.training.pretrain.job"),
             reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION),
         ),
@@ -46,6 +48,7 @@ JOBS: dict[str, JobSpec] = {
             config="ropewalk.jobs.training.align.config:AlignConfig",
             entry="ropewalk.jobs.training.align.job:main",
             engine=Engine.RANKS,
+            view="ropewalk.jobs.training.loop.view:TrainingView",
             preload=(
                 *(*_TRAINING, "ropewalk.jobs.training.align.job", "ropewalk.jobs.training.align.preferences.recipe"),
                 *("ropewalk.jobs.training.align.reward.recipe", "ropewalk.jobs.training.align.grpo.recipe"),
@@ -62,6 +65,7 @@ JOBS: dict[str, JobSpec] = {
             config="ropewalk.jobs.training.finetune.config:FinetuneConfig",
             entry="ropewalk.jobs.training.finetune.job:main",
             engine=Engine.RANKS,
+            view="ropewalk.jobs.training.loop.view:TrainingView",
             preload=(*_TRAINING, "ropewalk.jobs.training.finetune.job"),
             reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION, "validation/gap"),
         ),
@@ -71,6 +75,7 @@ JOBS: dict[str, JobSpec] = {
             config="ropewalk.jobs.training.distill.answers.config:AnswersConfig",
             entry="ropewalk.jobs.training.distill.answers.job:main",
             engine=Engine.PROCESS,
+            view="ropewalk.jobs.training.distill.answers.view:AnswersView",
         ),
         JobSpec(
             name="distill",
@@ -115,6 +120,7 @@ JOBS: dict[str, JobSpec] = {
             config="ropewalk.jobs.serving.collect.config:CollectConfig",
             entry="ropewalk.jobs.serving.collect.job:main",
             engine=Engine.PROCESS,
+            view="ropewalk.jobs.serving.collect.view:CollectView",
         ),
         JobSpec(
             name="refresh",

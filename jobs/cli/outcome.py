@@ -36,5 +36,5 @@ def exit_with_outcome(run: RunDir, watch: Watch, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(f"{json.dumps(result, default=str)}\n")
     elif succeeded:
-        console().print(ending(run, result))
+        console().print(ending(run, result), crop=False)
     raise typer.Exit(0 if succeeded else 1)

@@ -79,7 +79,7 @@ def show(
     else:
         from ropewalk.jobs.runs.show.tables import console
 
-        console().print(pages.page(run))
+        console().print(pages.page(run), crop=False)
 
 
 def logs(

@@ -28,8 +28,14 @@ class AuditView(RunView):
         verdict = "the gate: passed" if gate.get("passed") else "the gate: refused"
         lines = [Text(verdict, style="green" if gate.get("passed") else "red")]
         lines += [Text(f"  {condition['words']}") for condition in gate.get("failed") or []]
-        lines += [Text(f"{name}: {self.run.path / result[name]}") for name in ("report", "mixture", "pairs") if name in result]
         return Group(rows, *lines)
+
+    def outputs(self) -> list[str]:
+        results = self.run.results()
+        return [str(self.run.path / results[name]) for name in ("report", "mixture", "pairs") if name in results]
+
+    def next_commands(self) -> list[tuple[str, str]]:
+        return [(f"ropewalk promote {self.run.record['config']['model']} --to candidate", "register the model")]
 
     def explain(self) -> list[str]:
         """Return the conditions that the gate refused, with values and intervals."""

@@ -26,8 +26,24 @@ class EvaluateView(RunView):
             parts.append(scores_table(result["scores"]))
         if "gate" in result:
             parts.append(Text("The gate: passed." if result["gate"]["passed"] else "The gate: refused."))
-        parts.append(Text(f"report: {self.run.path / 'evaluation/report.html'}", style="dim", overflow="fold"))
         return Group(*parts)
+
+    def result_words(self) -> str:
+        """Return the loss, and the first metric of the first task."""
+        results = self.run.results()
+        figures = {"loss": results.get("loss")}
+        for task, metrics in list((results.get("scores") or {}).items())[:1]:
+            figures[task] = next(iter(metrics.values()))["value"]
+        return ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
+
+    def outputs(self) -> list[str]:
+        return [str(self.run.path / "evaluation/report.html")]
+
+    def next_commands(self) -> list[tuple[str, str]]:
+        return [
+            (f"ropewalk compare {self.run.id} OTHER", "compare with another evaluation, item by item"),
+            (f"ropewalk promote {self.run.record['config']['model']} --to candidate", "register the model"),
+        ]
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
         """Return the page of the run with its scores."""

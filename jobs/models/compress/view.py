@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ropewalk.jobs.runs.show.view import RunView
+from ropewalk.jobs.runs.show.view import RunView, short_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,9 +47,16 @@ class CompressView(RunView):
                 Text(verdict, style="green" if gate["passed"] else "red"),
                 *(Text(f"  {condition['words']}") for condition in gate["failed"]),
             ]
-        if "report" in result:
-            lines.append(Text(f"report: {self.run.path / result['report']}"))
         return Group(variants, *lines)
+
+    def outputs(self) -> list[str]:
+        results = self.run.results()
+        report = [str(self.run.path / results["report"])] if "report" in results else []
+        return [*report, str(self.run.path / "variants")]
+
+    def next_commands(self) -> list[tuple[str, str]]:
+        variants = short_path(str(self.run.path / "variants"))
+        return [(f"ropewalk run serve model={variants}/NAME", "serve a variant")]
 
     def explain(self) -> list[str]:
         """Return the conditions that the gate refused, with values and intervals."""

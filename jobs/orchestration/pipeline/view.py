@@ -12,7 +12,7 @@ from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.pipeline.config import PipelineConfig
 from ropewalk.jobs.orchestration.pipeline.job import config_of_run, step_runs, submit_steps
 from ropewalk.jobs.runs.show.status import final_outcome, states
-from ropewalk.jobs.runs.show.view import RunView
+from ropewalk.jobs.runs.show.view import RunView, view_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -94,6 +94,14 @@ class PipelineView(RunView):
 
         results = [(name, run.results()) for name, run in self.steps().items()]
         return Group(self._table(), *(values_table(values, name) for name, values in results if values))
+
+    def outputs(self) -> list[str]:
+        return [path for step in self.steps().values() for path in view_of(step).outputs()]
+
+    def next_commands(self) -> list[tuple[str, str]]:
+        """Return the way to the runs of the steps, and what follows the last one."""
+        steps = list(self.steps().values())
+        return [("ropewalk ps --all --tree", "the runs of the steps"), *(view_of(steps[-1]).next_commands() if steps else [])]
 
     def _table(self) -> "RenderableType":
         from ropewalk.jobs.runs.show.tables import shorten, state_text, table

@@ -11,7 +11,7 @@ from ropewalk.jobs.orchestration.sweep.results import SweepResults, TrialResult,
 from ropewalk.jobs.runs.show.tables import COLORS, duration, progress_words, run_page, table
 
 TRIAL_COLORS = {**COLORS, "STOPPED": "bright_black", "PAUSED": "yellow"}
-MOST_COLUMNS = 5  # with more parameters, all of them share one column
+MOST_COLUMNS = 3  # with more parameters, all of them share one column
 LIVE_ROWS = 12  # rows of the table below a progress bar
 
 
@@ -21,14 +21,8 @@ def sweep_page(details: Mapping[str, Any], results: SweepResults) -> RenderableT
 
 
 def sweep_ending(results: SweepResults) -> RenderableType:
-    """Return the final page of a followed sweep, with suggested commands."""
-    name = results.run.id
-    next_steps = table("", "", title="next")
-    next_steps.show_header = False
-    next_steps.add_row(f"ropewalk best {name} best.yaml", f"writes the best configuration for `ropewalk run {results.job} -c`")
-    next_steps.add_row(f"ropewalk confirm {name}", "tests the win over the runner-up with new seeds")
-    next_steps.add_row(f"ropewalk show {name} --plot", "writes plots and an HTML page")
-    return Group(*sweep_parts(results), next_steps)
+    """Return the final page of a followed sweep."""
+    return Group(*sweep_parts(results))
 
 
 def sweep_parts(results: SweepResults) -> list[RenderableType]:
@@ -72,7 +66,7 @@ def trials_table(trials: Sequence[TrialResult], results: SweepResults) -> Render
     keys = results.keys
     column_keys = keys if len(keys) <= MOST_COLUMNS else []
     columns = [f">{_short_name(key, keys)}" for key in column_keys] or ["PARAMETERS"]
-    rows = table(">TRIAL", "STATE", f">{results.metric}", ">STEPS", ">TOOK", *columns, "RUN")
+    rows = table(">TRIAL", "STATE", f">{results.metric}", ">STEPS", ">TOOK", *columns, "RUN", dropped=("TOOK", "STEPS", "RUN"))
     best = results.best
     for trial in trials:
         cells = [format_value(trial.parameters[key]) if key in trial.parameters else "" for key in column_keys]
@@ -82,7 +76,7 @@ def trials_table(trials: Sequence[TrialResult], results: SweepResults) -> Render
             "" if trial.metric is None else format_metric(trial.metric),
             progress_words({"step": trial.steps, "steps": trial.steps_full}).removeprefix("step ") if trial.runs else "",
             duration(trial.seconds) if trial.runs else "",
-            *(cells or [format_parameters(trial.parameters)]),
+            *(cells or [format_parameters({_short_name(key, keys): value for key, value in trial.parameters.items()})]),
             f"{trial.run or ''}{f' (of {len(trial.runs)})' if len(trial.runs) > 1 else ''}",
             style="bold" if best is not None and trial.trial == best.trial else "dim" if trial.state == "STOPPED" else "",
         )

@@ -82,6 +82,18 @@ class SweepView(RunView):
 
         return sweep_ending(read_sweep(self.run))
 
+    def outputs(self) -> list[str]:
+        return [str(self.run.path / name) for name in ("sweep.html", "pictures")]
+
+    def next_commands(self) -> list[tuple[str, str]]:
+        run = self.run.id
+        return [
+            (f"ropewalk best {run} best.yaml", "write the best configuration; `ropewalk run -c best.yaml` runs it"),
+            (f"ropewalk confirm {run}", "test the win over the runner-up with new seeds"),
+            (f"ropewalk show {run} --plot", "write plots and an HTML page"),
+            ("ropewalk ps --all --tree", "the runs of the trials"),
+        ]
+
     def explain(self) -> list[str]:
         """Return lines with trials by state, the best so far, and each cause of failed trials once."""
         results = read_sweep(self.run)

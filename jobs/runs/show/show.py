@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.status import details
-from ropewalk.jobs.runs.show.view import view_of
+from ropewalk.jobs.runs.show.view import RunView, short_path, view_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,12 +20,27 @@ def plain(run: RunDir) -> dict[str, Any]:
 
 def page(run: RunDir) -> "RenderableType":
     """Render the output of `show`."""
-    return view_of(run).page(details(run))
+    from rich.console import Group
+
+    view, values = view_of(run), details(run)
+    ended = values["state"] in {RunState.SUCCEEDED, RunState.REFUSED}
+    return Group(view.page(values), *([next_steps(view)] if ended else []))
 
 
 def ending(run: RunDir, result: Mapping[str, Any]) -> "RenderableType":
     """Render the end of a followed run that succeeded. `result`: the last line of `run --json`."""
-    return view_of(run).ending(result)
+    from rich.console import Group
+
+    view = view_of(run)
+    return Group(view.ending(result), next_steps(view))
+
+
+def next_steps(view: RunView) -> "RenderableType":
+    """Render the files that a run has made, and the commands that follow."""
+    from ropewalk.jobs.runs.show.fitted_tables import NextSteps
+
+    outputs = [path for path in view.outputs() if "://" in path or Path(path).exists()]
+    return NextSteps([short_path(path) for path in outputs], view.next_commands())
 
 
 def pictures(run: RunDir, file: Path | None) -> list[Path]:

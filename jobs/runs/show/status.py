@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ropewalk.cluster.run.disk import disk_bytes
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.run.names import WANDB_ADDRESS
 from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.registry import view_class
 from ropewalk.jobs.results.metrics import broken_lines, latest_metrics
 
 log = logging.getLogger(__name__)
@@ -144,10 +146,18 @@ def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
         "step": metrics.get("step"),
         "steps": (record.get("config") or {}).get("steps"),
         "loss": metrics.get("train/loss"),
+        "result": _result_words(run) if state.state in {RunState.SUCCEEDED, RunState.REFUSED} else "",
         "progress": {key: progress.get(key) for key in ("stage", "done", "total", "unit", "words")} if progress else None,
         "directory": str(run.path),
         "wandb": wandb_address(run),
     }
+
+
+def _result_words(run: RunDir) -> str:
+    return str(_view_class(str(run.record.get("job")))(run).result_words())
+
+
+_view_class = cache(view_class)  # the job of a package is looked up in all that are installed
 
 
 def wandb_address(run: RunDir) -> str | None:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,9 +12,10 @@ from ropewalk.cluster.backends.base import Check
 from ropewalk.cluster.text import counted, format_bytes
 from ropewalk.jobs.results.metrics import broken_words
 from ropewalk.jobs.runs.show.events import format_event
-from ropewalk.jobs.runs.show.fitted_tables import FittedTable, LongTable
+from ropewalk.jobs.runs.show.fitted_tables import DROPPED, FittedTable, LongTable
 
 LONG_LIST = 200  # rows
+ATTEMPT_DROPPED = ("NODES", "EXIT", "TOOK", "HANDLE")  # of the table of attempts
 ONE_LINE = 10_000  # cells: a width at which no row of a table wraps, for grep
 COLORS = {
     "PENDING": "yellow",
@@ -45,12 +45,9 @@ def state_text(state: str) -> Text:
     return Text(state, style=COLORS.get(state, ""))
 
 
-def table(*columns: str, title: str | None = None) -> Table:
+def table(*columns: str, title: str | None = None, dropped: Sequence[str] = DROPPED) -> FittedTable:
     """Return an empty table in the common style. A `>` before a column's name aligns it to the right."""
-    styled = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, header_style="dim")
-    for column in columns:
-        styled.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
-    return styled
+    return FittedTable(*columns, title=title, dropped=dropped)
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]], now: float | None = None) -> RenderableType:
@@ -60,7 +57,10 @@ def runs_table(rows: Sequence[Mapping[str, Any]], now: float | None = None) -> R
     styles = [COLORS.get(row["state"], "") for row in rows]
     if len(rows) > LONG_LIST:
         return LongTable(columns, cells, styles)
-    return FittedTable(columns, cells, styles)
+    fitted = table(*columns)
+    for row, style in zip(cells, styles, strict=True):
+        fitted.add_row(*(Text(cell, style=style if name == "STATE" else "") for name, cell in zip(columns, row, strict=True)))
+    return fitted
 
 
 def _run_cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def _run_cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
         f"{row.get('line', '')}{row['run']}{f'  {role}' if (role := row.get('role')) else ''}",
         str(row["job"]),
         row["state"],
-        progress_words(row),
+        row.get("result") or progress_words(row),
         "" if row["loss"] is None else f"{row['loss']:.3f}",
         str(row["nodes"] or ""),
         str(row["attempts"]),
@@ -108,7 +108,9 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
     head.add_row("on disk", format_bytes(details["bytes"]))
     if details.get("wandb"):
         head.add_row("W&B", details["wandb"])
-    if progress_words(details):
+    if details.get("result"):
+        head.add_row("result", details["result"])
+    elif progress_words(details):
         head.add_row("progress", progress_words(details))
     if broken := broken_words(details.get("broken_lines") or {}):
         head.add_row("broken", broken)
@@ -128,7 +130,7 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
 
 
 def _attempts(attempts: Sequence[Mapping[str, Any]]) -> Table:
-    rows = table(">ATTEMPT", "HANDLE", ">NODES", "STATE", ">EXIT", ">TOOK", "CAUSE", title="attempts")
+    rows = table(">ATTEMPT", "HANDLE", ">NODES", "STATE", ">EXIT", ">TOOK", "CAUSE", title="attempts", dropped=ATTEMPT_DROPPED)
     for attempt in attempts:
         outcome = attempt["outcome"] or {}
         seconds = outcome.get("ended", 0) - outcome.get("started", 0) if outcome.get("started") else None
@@ -196,8 +198,15 @@ def checks_table(checks: Sequence[Check]) -> Table:
 
 
 def number(value: Any) -> str:
-    """Format a value for people: numbers with separators, other values as short text."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Format a value for people: numbers with separators, mappings as `name value, ...`, other values as short text."""
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "no"}[value]
+    if isinstance(value, Mapping):
+        return shorten(", ".join(f"{key} {number(inner)}" for key, inner in value.items()), 160) or "none"
+    if isinstance(value, (list, tuple)):
+        nested = any(isinstance(inner, (Mapping, list, tuple)) for inner in value)
+        return shorten(counted(len(value), "value") if nested else ", ".join(map(number, value)), 160) or "none"
+    if not isinstance(value, (int, float)):
         return shorten(str(value), 160)
     if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
         return f"{int(value):,}"

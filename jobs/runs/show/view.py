@@ -96,6 +96,25 @@ class RunView:
 
         return values_table(result, "succeeded")
 
+    # --- `show` and the end of a followed run
+
+    def outputs(self) -> list[str]:
+        """Return paths and URLs of files for people that the run may have made."""
+        return []
+
+    def next_commands(self) -> list[tuple[str, str]]:
+        """Return commands that may follow a run that succeeded, each with its meaning."""
+        return [
+            (f"ropewalk logs {self.run.id}", "output of every node and rank"),
+            (f"ropewalk show {self.run.id}", "attempts, results, metrics and events"),
+        ]
+
+    # --- `ps`
+
+    def result_words(self) -> str:
+        """Return the main results of a run that has ended, as short text for `ps`; empty: `ps` shows its progress."""
+        return ""
+
     # --- `why`
 
     def explain(self) -> list[str]:
@@ -115,6 +134,12 @@ class RunView:
     def wandb_summary(self) -> dict[str, Any]:
         """Return additional content of the W&B run's summary. Called repeatedly while the run is active."""
         return {}
+
+
+def short_path(path: str) -> str:
+    """Return a path relative to the working directory if it is below it, so that it can be typed."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_absolute() and Path(path).is_relative_to(here) else path
 
 
 def view_of(run: RunDir) -> RunView:

@@ -22,6 +22,7 @@ from ropewalk.datapipe.inputs.files import list_inputs, plan_units
 from ropewalk.datapipe.text.batch import TextBatch
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.serving.collect.config import CollectConfig, DecontaminateConfig, ReplayConfig
+from ropewalk.jobs.serving.collect.files import CONVERSATIONS, MANIFEST, PAIRS
 from ropewalk.jobs.serving.feedback.read import CapturedExchange, exchanges
 from ropewalk.jobs.serving.feedback.retention import enforce_retention
 from ropewalk.jobs.serving.feedback.review.export import judgements_by_item, reviewed_conversations, reviewed_pairs
@@ -29,7 +30,6 @@ from ropewalk.jobs.serving.feedback.review.judgements import Judgement
 from ropewalk.jobs.serving.feedback.training_data import answer_of, prompt_of, to_conversations, to_pairs
 from ropewalk.jobs.training.loop.model_record import find_source_run
 
-CONVERSATIONS, PAIRS, MANIFEST = "data/conversations.jsonl", "data/pairs.jsonl", "data/manifest.json"
 _UNTIL = "until.json"  # time of the first attempt, which all attempts use as their end
 _UNIT_MIB = 64
 _MAX_LISTED = 50

@@ -53,12 +53,19 @@ class RefreshView(RunView):
         return Group(run_page({**details, "results": {}, "metrics": {}}), self._rounds(), self._steps())
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        """Render the rounds with their outcomes, and the path of the report."""
-        from rich.console import Group
+        """Render the rounds with their outcomes."""
+        return self._rounds()
 
+    def outputs(self) -> list[str]:
         from ropewalk.jobs.serving.refresh.report import PAGE
 
-        return Group(self._rounds(), f"report: {self.run.path / PAGE}")
+        return [str(self.run.path / PAGE)]
+
+    def next_commands(self) -> list[tuple[str, str]]:
+        return [
+            ("ropewalk models", "versions and aliases of the registry"),
+            (f"ropewalk rollback {self.run.record['config']['model']}", "serve the version before"),
+        ]
 
     def _rounds(self) -> "RenderableType":
         from ropewalk.jobs.runs.show.tables import table

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.backends.submission import Dependency
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.runs.show.view import RunView
+from ropewalk.jobs.training.loop.view import TokensView
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _OWN_RESULTS = ("table", "baseline", "teacher_logits")
 
 
-class DistillView(RunView):
+class DistillView(TokensView):
     """The view of a distillation. The arms of its baseline are its children: runs beside it, for which it waits."""
 
     def children(self) -> list[RunDir]:
@@ -44,8 +44,10 @@ class DistillView(RunView):
             parts.append(variants_table(result["table"]))
         if "baseline" in result:
             parts.append(Text(result["baseline"]["said"]))
-        parts.append(Text(f"report: {self.run.path / 'distill/report.html'}", style="dim", overflow="fold"))
         return Group(*parts)
+
+    def outputs(self) -> list[str]:
+        return [str(self.run.path / "distill/report.html")]
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
         from rich.console import Group

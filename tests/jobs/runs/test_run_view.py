@@ -39,7 +39,9 @@ def test_show_and_the_end_have_its_words(shell: Shell, server: RunDir) -> None:
     assert shell("show", server.id, "--plot").strip() == str(server.path / "latency.png")
     assert "viewed on slow" in shell("show", server.id), "what it leaves alone is as of every job"
     end(server, RunState.SUCCEEDED)
-    assert shell("wait", server.id).strip() == "served until SUCCEEDED"
+    ending = shell("wait", server.id).split("\n\n")
+    assert ending[0].strip() == "served until SUCCEEDED"
+    assert ending[1].splitlines()[:2] == ["next", f"  ropewalk logs {server.id}  output of every node and rank"]
     assert view_of(server).wandb_group() == "servers"
 
 

@@ -8,10 +8,15 @@ import pytest
 from rich.console import Console
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.spec import Outcome, RunState
-from ropewalk.jobs.runs.show.show import page
+from ropewalk.jobs.cli.main import PANELS
+from ropewalk.jobs.registry import JOBS
+from ropewalk.jobs.runs.show.fitted_tables import NextSteps
+from ropewalk.jobs.runs.show.show import next_steps, page
 from ropewalk.jobs.runs.show.status import states, summary
-from ropewalk.jobs.runs.show.tables import ONE_LINE, console, runs_table
+from ropewalk.jobs.runs.show.tables import ONE_LINE, console, number, runs_table, table
+from ropewalk.jobs.runs.show.view import short_path, view_of
 
 
 @pytest.mark.parametrize(
@@ -55,3 +60,102 @@ def test_a_pipe_has_one_line_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     rows[0]["line"] = "└─ " * 80
     console(piped_width=ONE_LINE).print(runs_table(rows))
     assert len([line for line in capsys.readouterr().out.splitlines() if "node 1 died" in line]) == 2
+
+
+def printed(renderable: Any, width: int = 80) -> list[str]:
+    out = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    with out.capture() as capture:
+        out.print(renderable, crop=False)
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_tables_break_texts_between_words_and_nothing_else(width: int) -> None:
+    rows = table("STEP", "NEEDS", "RUN", "STATE", "REASON", title="steps")
+    ids = [f"assistant-pipeline-{step}-20261126-203120-109a" for step in ("tokens", "model")]
+    reason = "rank 0: ConfigError: the vocabulary of the tokenizer has more tokens than the model"
+    for run in ids:
+        rows.add_row("tokens", "", run, "SUCCEEDED", reason)
+    lines = printed(rows, width)
+    for run in ids:
+        (line,) = [line for line in lines if run in line]
+        assert "SUCCEEDED" in line
+    assert max(map(len, lines)) <= max(width, 72)
+    pieces = {word for line in lines for word in line.split()}
+    assert pieces <= {*reason.split(), *ids, "steps", "tokens", "SUCCEEDED", "STEP", "NEEDS", "RUN", "STATE", "REASON"} | {
+        word for word in pieces if set(word) == {"─"}
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"duplicate": 16, "too_short": 3}, "duplicate 16, too_short 3"),
+        ({}, "none"),
+        ([], "none"),
+        (["a", 2], "a, 2"),
+        ({"ece": 0.0578, "bins": [{"n": 1}, {"n": 2}]}, "ece 0.0578, bins 2 values"),
+        (True, "yes"),
+        (None, ""),
+        (1234567, "1,234,567"),
+    ],
+)
+def test_values_are_no_python(value: Any, text: str) -> None:
+    assert number(value) == text
+
+
+def make_run(job: str, root: Path, config: dict[str, Any], results: dict[str, Any]) -> RunDir:
+    record = {"job": job, "config": config, "cluster": "local", "engine": "ranks", "created": 1.0, "resources": {"nodes": 1}}
+    run = RunDir.create(job, record, root)
+    attempt = run.begin_attempt(resources={"nodes": 1}, handle="local:1")
+    write_json(run.attempt_dir(attempt) / "result.json", results)
+    run.write_outcome(attempt, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", started=1.0, ended=2.0))
+    return run
+
+
+def test_ps_has_the_results_of_an_evaluation(tmp_path: Path) -> None:
+    run = make_run("evaluate", tmp_path, {"model": "m"}, {"loss": 2.3456, "scores": {"boolq": {"acc": {"value": 0.625}}}})
+    row = summary(run, states([run])[run.id])
+    assert row["result"] == "loss 2.346, boolq 0.625"
+    (line,) = [line for line in printed(runs_table([row])) if run.id in line]
+    assert "loss 2.346, boolq 0.625" in line
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "preprocess": {"output": "data/tokens"},
+    "pretrain": {"data": "data/tokens"},
+    "answers": {"output": "answers.jsonl"},
+    "evaluate": {"model": "m"},
+    "audit": {"model": "m"},
+    "refresh": {"model": "production"},
+    "pipeline": {"steps": {"tokens": {"job": "command", "config": {"command": ["true"]}}}},
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_ends_with_its_files_and_the_commands_that_follow(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(job, tmp_path / "runs", CONFIGS.get(job, {}), {"report": f"{job}/report.html"})
+    for path in view_of(run).outputs():
+        Path(path).mkdir(parents=True, exist_ok=True)
+    for rendered in (next_steps(view_of(run)), page(run)):
+        lines = printed(rendered)
+        block = lines[lines.index("next") + 1 :]
+        outputs = [short_path(path) for path in view_of(run).outputs()]
+        assert block[: len(outputs)] == [f"  {path}" for path in outputs]
+        commands = [line.split()[1] for line in block[len(outputs) :] if line.startswith("  ropewalk ")]
+        assert commands
+        assert set(commands) <= {command.__name__ for panel in PANELS.values() for command in panel}  # type: ignore[attr-defined]
+
+
+def test_lines_to_copy_are_not_broken() -> None:
+    command = "ropewalk run evaluate model=quickstart-train-20261126-203120-109a data=quickstart/data"
+    assert printed(NextSteps(["a" * 90], [(command, "score it")])) == [
+        "",
+        "next",
+        f"  {'a' * 90}",
+        f"  {command}",
+        "      score it",
+    ]

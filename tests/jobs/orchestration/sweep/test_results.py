@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.orchestration.sweep.curves import MetricFollower
 from ropewalk.jobs.orchestration.sweep.results import SweepReader, read_sweep
 from ropewalk.jobs.runs.show.follow import follow
+from ropewalk.jobs.runs.show.show import page
 from ropewalk.jobs.runs.show.status import find_run
 from tests.fakes.sweep import BASE, METRIC, START, make_sweep, make_trial_run, write_record
 from tests.jobs.shell import Shell
@@ -272,3 +274,17 @@ def test_reading_again_reads_only_what_is_new(root: Path, monkeypatch: pytest.Mo
     read = 0
     assert reader.read().plain() == first.plain()
     assert read == 0
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_page_of_a_sweep_fits_the_terminal(root: Path, columns: int) -> None:
+    sweep = make_sweep(root, 6)
+    out = Console(file=io.StringIO(), width=columns, force_terminal=True, color_system=None)
+    with out.capture() as capture:
+        out.print(page(sweep), crop=False)
+    lines = capture.get().splitlines()
+    table = [line for line in lines if re.match(r" {1,6}\d+ {3}(SUCCEEDED|STOPPED|FAILED|RUNNING)", line)]
+    assert len(table) == 6
+    trials = [trial.run for trial in read_sweep(sweep).trials]
+    assert columns == 80 or all(any(str(run) in line for line in table) for run in trials)
+    assert max(map(len, lines[: lines.index("next")])) <= columns

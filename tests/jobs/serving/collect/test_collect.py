@@ -12,7 +12,8 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.serving.collect.config import CollectConfig
-from ropewalk.jobs.serving.collect.job import CONVERSATIONS, PAIRS, main
+from ropewalk.jobs.serving.collect.files import CONVERSATIONS, PAIRS
+from ropewalk.jobs.serving.collect.job import main
 from ropewalk.jobs.serving.feedback.records import FOLDER, exchanges_store, judgements_store, ratings_store
 from tests.jobs.serving.refresh.staged import NOW, captured, keep, rated, serving_run
 

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from ropewalk import jobs
-from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.config_reader import load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.align.config import AlignConfig
 
@@ -70,8 +69,8 @@ def test_what_is_unset_follows_from_the_method() -> None:
     assert load_config(AlignConfig, {**BASE, "validation": {"patience": None}}).validation.patience is None
 
 
-@pytest.mark.parametrize("name", ["align.yaml", "align-sweep.yaml"])
-def test_the_job_files_are_valid(name: str) -> None:
-    values = yaml.safe_load((Path(jobs.__file__).parent / "configs" / name).read_text())
-    config = load_config(AlignConfig, values["base"] if name == "align-sweep.yaml" else values)
+@pytest.mark.parametrize(("name", "job"), [("align.yaml", "align"), ("align-sweep.yaml", "sweep")])
+def test_the_job_files_are_valid(name: str, job: str) -> None:
+    values = read_job_file(Path(jobs.__file__).parent / "configs" / name, job)
+    config = load_config(AlignConfig, values["base"] if job == "sweep" else values)
     assert config.method == "dpo"

@@ -74,6 +74,7 @@ class Agent:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.run_dir = RunDir(arguments.run_dir)
+        self.run_dir.refresh_changes()
         self.attempt: int = arguments.attempt
         self.node: int = arguments.node
         self.nodes = NodeRange.model_validate(NodeRange.parse(arguments.nodes))

@@ -10,7 +10,7 @@ from typing import Any
 
 from ropewalk.cluster.config import Resources, Retries
 from ropewalk.cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError
-from ropewalk.cluster.fresh_reads import list_afresh, read_json_afresh
+from ropewalk.cluster.fresh_reads import list_afresh, read_afresh, read_json_afresh
 from ropewalk.cluster.run import names
 from ropewalk.cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts, parse_outcome
 from ropewalk.cluster.run.event_log import EventLog
@@ -97,11 +97,34 @@ class RunDir:
 
     @cached_property
     def record(self) -> Mapping[str, Any]:
-        """Content of `run.yaml`: job, entry, engine, configuration, resources, cluster, code, versions. Never changes."""
+        """Content of `run.yaml`, with the changes of the user's resumes: job, entry, engine, configuration, code, versions."""
         try:
-            return read_record(self.path / names.RECORD)
+            record = read_record(self.path / names.RECORD)
         except FileNotFoundError:
             raise ConfigError(f"{self.path}: not a run directory (no {names.RECORD})") from None
+        for change in self.changes:
+            record = {**record, **change, "config": {**record["config"], **change["config"]}}
+            del record["attempt"]
+        return record
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """Changes of the record by resumes: {attempt, config: changed keys, and other keys of the record, such as code}."""
+        try:
+            empty = os.stat(f"{self.path}/{names.CHANGES}").st_size == 0
+        except FileNotFoundError:
+            empty = True
+        return [] if empty else read_json(self.path / names.CHANGES) or []
+
+    def refresh_changes(self) -> None:
+        """Drop what an NFS client has cached of the changes; each machine calls it before it reads the record of an attempt."""
+        read_afresh(self.path / names.CHANGES)
+        self.__dict__.pop("record", None)
+
+    def write_changes(self, changes: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the changes of the record."""
+        write_json(self.path / names.CHANGES, changes)
+        self.__dict__.pop("record", None)  # cached
 
     @property
     def retries(self) -> Retries:

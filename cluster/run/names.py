@@ -2,6 +2,7 @@
 
 # in the run directory
 RECORD = "run.yaml"  # job, configuration, resources, code, versions; written once
+CHANGES = "changes.json"  # changes of the record by resumes: [{attempt, config, code, ...}]
 CODE_DIFF = "code.diff"  # uncommitted changes of the submitted code
 METRICS = "metrics.jsonl"  # all metrics, one JSON object per line
 HISTOGRAMS = "histograms.jsonl"  # histograms by layer, one JSON object per line: step, edges, counts by name

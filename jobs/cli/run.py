@@ -103,9 +103,12 @@ def resume(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[resources.KEY=VALUE ...]", help="change resources of the new attempt", autocompletion=complete.keys
+            metavar="[KEY=VALUE ...]",
+            help="change resources and other keys from the new attempt on; not data, model and seed",
+            autocompletion=complete.keys,
         ),
     ] = None,
+    code: Annotated[bool, typer.Option("--code", help="use the current code instead of the submitted code")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="print the run id instead of following the run")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -115,7 +118,7 @@ def resume(
     from ropewalk.jobs.runs.submit.submit import resume as start_attempt
 
     run = find_run(run_ref)
-    start_attempt(run, overrides or [])
+    start_attempt(run, overrides or [], new_code=code)
     if detach:
         print(run.id)
     else:

@@ -272,6 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)
+    run.refresh_changes()
     configure_logging(f"pod {os.environ['POD_NAME']}")
     if run.code is not None and not run.code.is_dir():
         log.error("%s: the submitted copy of the code is gone; submit the run again", run.code)

@@ -164,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)
+    run.refresh_changes()
     configure_logging("coordinator")
     install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # before the run is open there is nothing to save
     sys.exit(coordinate(run, Slurm()))

@@ -33,6 +33,7 @@ EVENTS: dict[str, str] = {
     "ranks_slow": "no progress for {seconds:.0f} s at step {step}, but on node {node} {ranks:activities};"
     " nothing is replaced before {allowed_seconds:.0f} s",
     "resumed_by_user": "resumed by the user",
+    "changed_by_user": "changed by the user from attempt {attempt} on: {changed}",
     "scaled_by_user": "scaling to {nodes:count node}, at the user's request",
     "stop_requested": "stop requested on node {node}",
     "stopped_without_word": "the program of rank {rank} exited with {exit_code} after the stop, without saving",

@@ -1,5 +1,6 @@
 """Submission, resumption and scaling of runs."""
 
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
 from ropewalk.cluster.backends.recovery import has_agents
-from ropewalk.cluster.backends.submission import Dependency, broken_dependencies, end_unstarted
+from ropewalk.cluster.backends.submission import Dependency, broken_dependencies, end_unstarted, next_attempt
 from ropewalk.cluster.config import CodeConfig, JobConfig, Resources
 from ropewalk.cluster.config_reader import apply_override, load_config, read_job_file, read_yaml
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
@@ -18,7 +19,7 @@ from ropewalk.cluster.run.project import project_directory
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import JOBS, config_of, find_job, view_class
 from ropewalk.jobs.runs.show.remote import write_to_original
-from ropewalk.jobs.runs.show.status import final_outcome, find_run, settle
+from ropewalk.jobs.runs.show.status import GONE, final_outcome, find_run, settle
 from ropewalk.jobs.runs.show.view import RunView, view_of
 from ropewalk.jobs.runs.submit.combinations import combinations
 from ropewalk.jobs.runs.submit.gpus import set_gpus
@@ -26,6 +27,7 @@ from ropewalk.jobs.runs.submit.provenance import mask_argument, mask_secrets, ve
 from ropewalk.jobs.runs.submit.snapshot import checkout, code_of, code_state, project_of, take_snapshot
 
 SIDECARS = ("ropewalk.jobs.runs.mirror.sidecar",)
+FIXED_KEYS = ("data", "model", "seed")  # of a run: its checkpoints and the order of its samples depend on them
 TRACKERS_SIDECAR, TRACKERS = "ropewalk.jobs.runs.mirror.trackers", "ropewalk.trackers"  # a module; a group of entry points
 
 
@@ -267,29 +269,66 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
             config.preflight(backend.path_here)
 
 
-def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[Dependency] = ()) -> None:
-    """Start a new attempt of a run, optionally with other resources, once `after` is met.
+def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[Dependency] = (), *, new_code: bool = False) -> None:
+    """Start a new attempt of a run, once `after` is met, optionally with other resources and keys, and with the current code.
 
     Runs that it depends on are resumed too. Raises RopewalkError.
     """
-    if settle(run).state is RunState.SUCCEEDED:
+    state = settle(run)
+    if state.state is RunState.SUCCEEDED:
         raise ConfigError(f"{run.id} has succeeded, there is nothing to resume; submit a new run instead")
-    others = [override for override in overrides if not override.startswith("resources.")]
-    if others:
-        raise ConfigError(f"{others[0]!r}: only the resources of a run can be changed, by resources.KEY=VALUE")
-    config = load_config(JobConfig, {"resources": run.resources().model_dump(mode="json")}, overrides)
-    was_cancelled, wanted_nodes = run.cancel_requested, run.wanted_nodes
+    backend, changes_before = load_backend(run.record["cluster"]), run.changes
+    config, changes = _changes(run, backend, overrides, new_code=new_code)
+    if changes and not (state.state.final or state.state is RunState.UNKNOWN or state.word in GONE):
+        raise AlreadyRunningError(run.id, f"an active attempt ({state.state})")
+    was_cancelled, wanted_nodes, attempt = run.cancel_requested, run.wanted_nodes, next_attempt(run)
     run.withdraw_cancel()
     run.withdraw_nodes()
+    if changes:
+        if diff := changes.get("code", {}).pop("diff", ""):
+            (run.path / f"code.{attempt:04d}.diff").write_text(diff)
+        run.write_changes([*changes_before, {"attempt": attempt, **changes}])
     try:
-        start_with_needed(load_backend(run.record["cluster"]), run, config.resources, after)
-    except RopewalkError:
+        start_with_needed(backend, run, config.resources, after)
+    except RopewalkError as error:
+        if changes and not isinstance(error, SubmissionInDoubtError):
+            run.write_changes(changes_before)
         if was_cancelled:
             run.request_cancel()
         if wanted_nodes:
             run.request_nodes(wanted_nodes)
         raise
     run.event("resumed_by_user", resources=config.resources.model_dump(mode="json"))
+    if changes:
+        changed = [*changes["config"], *(["code"] if new_code else [])]
+        run.event("changed_by_user", attempt=attempt, changed=", ".join(changed))
+
+
+def _changes(run: RunDir, backend: Backend, overrides: Sequence[str], *, new_code: bool) -> tuple[JobConfig, dict[str, Any]]:
+    """Return the configuration of a run's next attempt, and the changes of its record. Raises ConfigError."""
+    plain = {"resources": run.resources().model_dump(mode="json")}
+    others = [override for override in overrides if not override.startswith("resources.")]
+    if not others and not new_code:
+        return load_config(JobConfig, plain, overrides), {}
+    for override in others:
+        if (key := re.split(r"[.=]", override)[0]) in FIXED_KEYS:
+            remedy = f"submit a new run: ropewalk submit {run.record['job']} ... {override}"
+            raise ConfigError(f"{override}: the {key} of a run cannot change, since its checkpoints depend on it; {remedy}")
+    if not backend.shares_files:
+        raise ConfigError(f"{run.id}: its files are not mounted here, so only resources.KEY=VALUE can change; submit a new run")
+    stored = run.record["config"]
+    config = load_config(config_of(find_job(run.record["job"])), {**stored, **plain}, overrides)
+    if others:
+        config = config.resolved()
+        _check_inputs(backend, [config])
+    values = mask_secrets(config.model_dump(mode="json"))
+    changed = {key: value for key, value in values.items() if key != "resources" and value != stored.get(key)} if others else {}
+    changes: dict[str, Any] = {"config": changed}
+    if new_code:
+        root = run.path.parent if backend.ships_code else None
+        changes |= {key: value for key, value in submission_record((), root).items() if key in ("code", "versions", "directory")}
+        changes |= project_record(run.record["job"], config, root)
+    return config, changes
 
 
 def resume_as(job: str, file: Path | None, overrides: Sequence[str], ref: str) -> RunDir:
@@ -300,7 +339,7 @@ def resume_as(job: str, file: Path | None, overrides: Sequence[str], ref: str) -
             f"--resume {ref}: {run.id} is a {run.record['job']} run, not a {job} run; use `ropewalk resume {run.id}`"
         )
     if file is not None:
-        raise ConfigError(f"--resume {ref}: a run's configuration never changes; leave out -c {file}, or start a new {job} run")
+        raise ConfigError(f"--resume {ref}: leave out -c {file}, and name the keys to change as KEY=VALUE")
     resume(run, overrides)
     return run
 

@@ -69,7 +69,7 @@ def test_keys_of_the_job_that_was_typed(completion: Asked) -> None:
     assert completion.bash("ropewalk submit --on big pretrain -c x.yaml resources.no")[0] == "resources.nodes="
     assert completion.bash("ropewalk run pretran optim.") == []
     assert completion.bash("ropewalk resume x resources.gp")[0] == "resources.gpus="
-    assert completion.bash("ropewalk resume x se") == [], "a run's other keys never change"
+    assert completion.bash("ropewalk resume x se") == [], "only resources are completed"
 
 
 def test_the_last_key_that_fits_comes_with_its_values(completion: Asked) -> None:

@@ -89,6 +89,7 @@ EVENTS: dict[str, str] = {
     "handover_failed": "handover failed: {error}",
     "listens": "listening at {address}",
     "serving_stopped": "stopped serving with {open:count request} open",
+    "ray_restarted": "Ray ended on node {node} and was started again",
     "serving_part_died": "the {part} exited with code {exit_code} and was restarted",
     "version_gone": "version {version} was unloaded",
     "version_loading": "version {version} is loading",

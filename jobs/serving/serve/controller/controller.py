@@ -148,18 +148,23 @@ class Controller:
                 self.probes.start(version.app, name, statuses[version.app].replicas)
 
     def _prepare(self, app: str, name: str) -> None:
-        """Export the version's directory if necessary, and start its application; on a full disk it is tried again."""
+        """Export the version's directory if necessary, and start its application.
+
+        Tried again on a full disk, and for a version that has served: its entry may be damaged for a while.
+        """
         try:
             draft = draft_directory(self.config.draft, self.files.models) if self.config.draft is not None else None
             model = self.source.directory(name, self.files.models)
             with self._deploys:
                 self.applications.deploy(self._spec(app, name, model, draft))
                 return
-            time.sleep(RETRY_SECONDS)
-            del self._preparing[app]
-        except Exception as error:  # any error refuses the version
+        except Exception as error:  # any error refuses a new version
             log.exception("version %s cannot be started", name)
-            self._unprepared[app] = str(error)
+            if self.state.versions[name].phase is Phase.LOADING:
+                self._unprepared[app] = str(error)
+                return
+        time.sleep(RETRY_SECONDS)
+        del self._preparing[app]
 
     def _spec(self, app: str, name: str, model: Path, draft: Path | None) -> ReplicaSpec:
         config, context = self.config, self.context

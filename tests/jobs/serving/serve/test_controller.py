@@ -87,6 +87,23 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempt:
     return Attempt(tmp_path, monkeypatch)
 
 
+def test_a_serving_version_starts_again_once_its_damaged_entry_is_restored(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller_module, "RETRY_SECONDS", 0.05)
+    entry = attempt.model.folder / "versions" / "000001.json"
+    intact = entry.read_bytes()
+    entry.write_bytes(intact[: len(intact) // 2])
+    attempt.applications.deployed.clear()  # Ray was started again
+    attempt.controller._preparing.clear()
+    for _ in range(20):
+        attempt.controller.tick()
+        time.sleep(0.02)
+    assert (attempt.phase("m@1"), attempt.applications.deployed) == (Phase.READY, {})
+    entry.write_bytes(intact)
+    attempt.until(lambda: list(attempt.applications.deployed.values()) == ["m@1"])
+
+
 @pytest.mark.parametrize("minutes", [20, -20])
 def test_a_clock_that_jumps_neither_refuses_a_version_nor_moves_the_registry(
     attempt: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: int

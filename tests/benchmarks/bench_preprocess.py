@@ -3,10 +3,10 @@
     python -m tests.benchmarks.bench_preprocess [--megabytes N] [--kills 5] [--actors 1,2,4]
     python -m tests.benchmarks.bench_preprocess --default 64,256 [--against CHECKOUT] [--pairs 3]
 
-`--default`: `ropewalk run preprocess` with a given tokenizer (32k) and no other key, of this checkout and of another one in turn,
-such as one made by `git worktree add CHECKOUT a7748adc`: CPU seconds of all processes from the command to its end, cores in use,
-and cores that would have been in use on an idle machine (processes that run or wait for a core). The corpus is repeated with
-other ids up to so many megabytes.
+`--default`: `ropewalk run preprocess` with a given tokenizer (32k) and `resources.cpus=2`, of this checkout and of another one in
+turn, such as one made by `git worktree add CHECKOUT a7748adc`: CPU seconds of all processes from the command to its end, cores
+busy, and threads that run or wait for a core on average, which other users of the machine raise. The corpus is repeated with
+other ids up to so many megabytes. Compile the bytecode of both checkouts first (`compileall`), as installations do.
 
 The corpus: $ROPEWALK_CORPUS (a .jsonl.zst), else ../shared/data/corpus.jsonl.zst beside the repository, else the
 standard library's sources.

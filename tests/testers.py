@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("schemathesis==4.32.5", "llm-comply==0.5.0")
 
 
-def testers() -> Path:
+def conformance_tools() -> Path:
     """Return the folder with `schemathesis` and `llm-comply`."""
     folder = ROOT / "build/conformance"
     if not (folder / "bin/llm-comply").exists():

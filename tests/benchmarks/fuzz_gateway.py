@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.jobs.serving.serve.gateway.endpoint import Endpoint, FakeEngine
-from tests.testers import ROOT, testers
+from tests.testers import ROOT, conformance_tools
 
 DESCRIPTION = ROOT / "tests/jobs/serving/serve/gateway/openapi.json"
 OPERATIONS = 8  # of the description
@@ -167,7 +167,7 @@ async def fuzz(port: int, count: int, *, seed: int, at_once: int) -> Counter[int
 
 def schemathesis(url: str, cases: int, folder: Path) -> str:
     """Run schemathesis; return its summary. Raises AssertionError if a case fails."""
-    command = [str(testers() / "schemathesis"), "run", str(DESCRIPTION), "--url", url, "--checks", "not_a_server_error"]
+    command = [str(conformance_tools() / "schemathesis"), "run", str(DESCRIPTION), "--url", url, "--checks", "not_a_server_error"]
     command += ["--max-examples", str(-(-cases // OPERATIONS)), "--phases", "coverage,fuzzing", "--request-timeout", "60"]
     done = subprocess.run([*command, "--no-color"], capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -135,7 +135,8 @@ def take_snapshot(
     Returns git's hash of the tree, which is the name of the copy, and the files that were left out with reasons. Equal code is
     copied only once. The user's repository is only read. Raises RopewalkError if git cannot copy.
     """
-    listed = _names(tree, not_code)
+    has_git = _has_git(tree)
+    listed = _names(tree, not_code, has_git=has_git)
     if listed is None:
         return None, ["git does not list the files of the checkout (try `git status` there)"]
     names = [name for name in listed if CACHE not in Path(name).parts and not any(fnmatch(name, pattern) for pattern in exclude)]
@@ -146,7 +147,7 @@ def take_snapshot(
             ", ".join(secret[:3]) + (f" and {len(secret) - 3} more" if len(secret) > 3 else ""),
         )
     files, links, left_out = _choose(tree, names)
-    if not _has_git(tree):
+    if not has_git:
         left_out += [f"{name} (hidden, or may hold secrets)" for name in sorted({*_walk(tree, not_code)} - {*listed})]
     with TemporaryDirectory(prefix="ropewalk-code-") as folder:
         scratch = Path(folder)
@@ -166,12 +167,12 @@ def code_of(tree: Path, root: Path, not_code: Sequence[Path]) -> dict[str, Any]:
     return code
 
 
-def _names(tree: Path, not_code: Sequence[Path]) -> list[str] | None:
+def _names(tree: Path, not_code: Sequence[Path], *, has_git: bool) -> list[str] | None:
     """Return the tracked files and the untracked ones that git does not ignore.
 
     Without git: all files that are not hidden, not in hidden folders, and not known to hold secrets.
     """
-    if not _has_git(tree):
+    if not has_git:
         return sorted(name for name in _walk(tree, not_code) if not Path(name).name.startswith(".") and not _holds_secrets(name))
     arguments = ("ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard")
     listed = _git(tree, *arguments, *_pathspec(tree, not_code))

@@ -13,7 +13,7 @@ from ropewalk.jobs.inference.engines.process import EngineProcess
 from tests.jobs.inference.engines.conftest import ENGINES, TOKEN
 from tests.patience import HANG_SECONDS
 from tests.real_data import smollm2
-from tests.testers import testers
+from tests.testers import conformance_tools
 
 pytestmark = [pytest.mark.timeout(7200)]
 
@@ -36,7 +36,7 @@ def test_no_case_of_schemathesis_fails(name: str, model: Path, tmp_path: Path) -
     with EngineProcess.start(find_engine(name), model, options, tmp_path / "log") as engine:
         engine.await_ready(HANG_SECONDS)
         arguments = [
-            str(testers() / "schemathesis"),
+            str(conformance_tools() / "schemathesis"),
             "run",
             f"{engine.url}/openapi.json",
             "--header",
@@ -78,7 +78,7 @@ def test_llm_comply(name: str, tmp_path: Path) -> None:
             "--json",
         ]
         done = subprocess.run(
-            [str(testers() / "llm-comply"), *arguments],
+            [str(conformance_tools() / "llm-comply"), *arguments],
             capture_output=True,
             text=True,
             check=False,

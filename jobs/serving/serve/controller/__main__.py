@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 from ropewalk.cluster.engines.entry import die_with_parent
@@ -17,6 +18,8 @@ from ropewalk.jobs.serving.serve.controller.controller import Controller, report
 from ropewalk.jobs.serving.serve.controller.state import ServingState
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles
 from ropewalk.jobs.serving.serve.models import find_source
+
+CONNECT_SECONDS = 20.0
 
 
 def main() -> None:
@@ -33,7 +36,10 @@ def main() -> None:
     context = JobContext(run=run, attempt=arguments.attempt, stop_flag=Path(flag) if flag else None)
     config, local, files = context.config(ServeConfig), LocalFiles(), ServingFiles(run)
     applications = Applications(config, files.replicas / f"{arguments.attempt:04d}", local.load)
+    watchdog = threading.Timer(CONNECT_SECONDS, os._exit, [EXIT_FAILED])  # Ray may wait for ever for one that has just restarted
+    watchdog.start()
     applications.connect()
+    watchdog.cancel()
     state = ServingState.read(files.state)
     serves = state is not None and state.attempt == arguments.attempt and state.stable is not None
     try:

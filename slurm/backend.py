@@ -78,13 +78,16 @@ class SlurmBackend(Backend):
 
         If Slurm refuses an array, the runs of those before it are cancelled.
         """
+        number = next_attempt(runs[0])  # before Slurm is asked anything: another submission that is faster takes the number
         size = array_size(self._settings) if len(runs) > 1 else 1
         handles: list[str] = []
         waits = self._dependency(runs[0], after)
         for first in range(0, len(runs), size):
             ended = [f"afterany:{handles[-1].partition(':')[2].partition('_')[0]}"] if at_once and handles else []
             try:
-                handles += self._submit_array(runs[first : first + size], resources, after, [*waits, *ended], at_once)
+                handles += self._submit_array(
+                    *(runs[first : first + size], number, resources), after=after, waits=[*waits, *ended], at_once=at_once
+                )
             except SubmissionInDoubtError:
                 raise
             except BackendError:
@@ -94,11 +97,17 @@ class SlurmBackend(Backend):
         return handles
 
     def _submit_array(
-        self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str], waits: Sequence[str], at_once: int | None
+        self,
+        runs: Sequence[RunDir],
+        number: int,
+        resources: Resources,
+        *,
+        after: Sequence[str],
+        waits: Sequence[str],
+        at_once: int | None,
     ) -> list[str]:
         """Submit runs as one job, which is an array unless there is a single run. `waits`: dependencies in sbatch's form."""
         head, array = runs[0], len(runs) > 1
-        number = next_attempt(head)
         script = render_job(head, resources, self.profile, number, len(runs))
         options = job_options(head, resources, self.profile, number, len(runs))
         if waits:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 MOST_BYTES = 64 << 20  # of a file; its predecessor may be a little larger
+TAIL_BYTES = 1 << 16
 
 
 def predecessor(path: Path) -> Path:
@@ -27,8 +28,11 @@ def rotate(path: Path) -> None:
         fcntl.flock(source, fcntl.LOCK_EX)  # the virtual nodes of one machine share a folder
         if os.fstat(source.fileno()).st_size <= MOST_BYTES:
             return
-        with predecessor(path).open("wb") as target:
+        with predecessor(path).open("w+b") as target:
             shutil.copyfileobj(source, target, 1 << 20)
+            start = target.seek(max(0, target.tell() - TAIL_BYTES))
+            if (newline := target.read().rfind(b"\n")) >= 0:
+                target.truncate(start + newline + 1)  # the rest is half of a line that is being written
         source.truncate(0)
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,9 +77,10 @@ def test_the_file_of_samples_is_bounded(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 WRITER = """
-import sys, time
+import os, sys
 for number in range(int(sys.argv[1])):
-    print(f"{number:06d} {'x' * 92}", flush=True)
+    os.write(1, f"{number:06d} {'x' * 92}\\n".encode())  # at once, which print does not do everywhere
+sys.stdin.read()  # a rotation needs a writer
 """
 
 
@@ -94,10 +96,13 @@ def test_a_log_is_bounded_while_its_writer_keeps_it_open(tmp_path: Path, monkeyp
     monitor = Monitor(run.attempt_dir(1) / "nodes/node-0.jsonl", 0, run.path, interval_seconds=0.001)
     monitor.start()
     with path.open("ab") as stream:
-        writer = subprocess.Popen(["sh", "-c", '"$0" -c "$1" 20000; true', sys.executable, WRITER], stdout=stream)
-    writer.wait()
-    until(lambda: path.stat().st_size < 200_000, Patience.SIGNAL)
+        writer = subprocess.Popen(
+            ["sh", "-c", '"$0" -c "$1" 20000; true', sys.executable, WRITER], stdin=subprocess.PIPE, stdout=stream
+        )
+    until(lambda: path.stat().st_size < 200_000 and "019999 " in "".join([*read_logs(run, rank=0)][-1:]), Patience.STEP)
+    writer.communicate()
     monitor.stop()
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "monitor"], Patience.SIGNAL)
     lines = [line.split() for line in read_logs(run, rank=0)]
     numbers = [int(line[2]) for line in lines]
     assert numbers == sorted(set(numbers))

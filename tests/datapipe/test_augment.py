@@ -67,7 +67,7 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(text == texts[name].upper() for name, text in decoded(tmp_path / "out", "shards").items())
     with pytest.raises(DataError, match="returned NoneType for document"):
         make(source, tmp_path / "out2", **{**FIM, "augment": {"function": "shouting_augment:broken"}})
-    with pytest.raises(ConfigError, match="No module named 'nowhere'"):
+    with pytest.raises(ConfigError, match="there is no module 'nowhere'"):
         make(source, tmp_path / "out3", **{**FIM, "augment": {"function": "nowhere:f"}})
 
 

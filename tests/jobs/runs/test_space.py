@@ -37,7 +37,7 @@ def ended(run: RunDir, state: RunState = RunState.SUCCEEDED) -> RunDir:
 
 
 def ran(root: Path, job: str = "evaluate", state: RunState = RunState.SUCCEEDED, **record: Any) -> RunDir:
-    return ended(RunDir.create(job, {"job": job, "config": {}, "resources": {"nodes": 1}, **record}, root), state)
+    return ended(RunDir.create(job, {"job": job, "config": {"model": "m"}, "resources": {"nodes": 1}, **record}, root), state)
 
 
 def age(path: Path, days: float = 2) -> None:

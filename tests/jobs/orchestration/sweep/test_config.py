@@ -105,7 +105,7 @@ def test_the_record_holds_what_the_driver_needs(shell: Shell) -> None:
 def test_resume_of_another_job_is_a_mistake(shell: Shell) -> None:
     word = shell("submit", "pretrain", "data=data", "steps=3", "seq_len=16", "--on", "slow").split()[-1]
     assert "is a pretrain run, not a sweep" in shell.mistake("run", "sweep", "--resume", word)
-    assert "a run's configuration never changes" in shell.mistake("run", "pretrain", "--resume", word, "-c", "x.yaml")
+    assert "leave out -c x.yaml" in shell.mistake("run", "pretrain", "--resume", word, "-c", "x.yaml")
 
 
 def test_conditions_leave_keys_out_and_hold_in_chains() -> None:

@@ -198,13 +198,19 @@ def test_a_port_that_another_group_listens_at_is_not_shared(monkeypatch: pytest.
             pass
 
 
-def test_an_address_that_only_others_know_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_only_others_know_is_served_at_all_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as that of a service in front of rank 0."""
     port = free_port("127.0.0.1")
     a_group_of_one(monkeypatch, "192.0.2.1", port)
-    calls: list[Any] = []
-    monkeypatch.setattr(dist, "init_process_group", lambda _, **more: calls.append(more.get("init_method")))
+    opened: list[Any] = []
+
+    def open_store(host: str, number: int, *_: Any, master_listen_fd: int | None, **more: Any) -> dist.Store:
+        opened.append((host, number, master_listen_fd))
+        return dist.HashStore()
+
+    monkeypatch.setattr(formed, "TCPStore", open_store)
+    monkeypatch.setattr(dist, "init_process_group", lambda _, **more: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     with pytest.raises(ValueError, match="process group"), process_group():
         pass
-    assert calls == ["env://"]
+    assert opened == [("192.0.2.1", port, None)]

@@ -12,13 +12,15 @@ import yaml
 from typer.core import TyperGroup
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.cli.job_keys import keys_of
 from ropewalk.jobs.cli.main import app
-from ropewalk.jobs.registry import JOBS
+from ropewalk.jobs.registry import JOBS, config_of
 from ropewalk.jobs.runs.submit.submit import configure
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "generated" not in path.parts)]
 NOT_JOBS = {"clusters"}
+NOT_KEYS = {"train.py", "wandb.init", "wandb.log", "code.diff", "model.json"}
 
 
 def _blocks(language: str) -> list[tuple[str, str]]:
@@ -63,6 +65,14 @@ def test_a_job_file_is_one_as_it_stands(page: str, text: str, tmp_path: Path, mo
     (tmp_path / "quiz.yaml").write_text("task: quiz\n")
     config = configure(match[1], tmp_path / f"{match[1]}.yaml", [])
     assert set(yaml.safe_load(text)) <= set(config.model_dump())
+
+
+def test_keys_that_the_documents_name_exist() -> None:
+    names = {key.name for spec in JOBS.values() for key in keys_of(config_of(spec))}
+    sections = {name.partition(".")[0] for name in names if "." in name}
+    texts = [page.read_text() for page in PAGES]
+    named = {key for text in texts for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:[=:][^`]*)?`", text)}
+    assert sorted(key for key in named - names - NOT_KEYS if key.partition(".")[0] in sections) == []
 
 
 @pytest.mark.parametrize(("page", "line"), _commands())

@@ -103,7 +103,6 @@ class _Head:
         self._thread = threading.Thread(target=self._watch, name="ray-watch", daemon=True)
 
     def __enter__(self) -> Self:
-        self._publish()
         self._thread.start()
         return self
 
@@ -117,7 +116,7 @@ class _Head:
         self._published = self._starts
 
     def _watch(self) -> None:
-        while not self._over.wait(WATCH_SECONDS):
+        while True:
             try:
                 if self._ray.poll() is not None:
                     self._restart()
@@ -125,6 +124,8 @@ class _Head:
                     self._publish()
             except (NotReadyError, RuntimeError, OSError, StopRequested):
                 log.exception("Ray is not available yet; the next attempt follows")
+            if self._over.wait(WATCH_SECONDS):
+                return
 
     def _restart(self) -> None:
         log.error("Ray ended with %s while the driver runs, and is started again", self._ray.returncode)

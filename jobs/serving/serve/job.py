@@ -125,9 +125,11 @@ class Serving:
         if time.monotonic() < self._next_ray_look:
             return
         self._next_ray_look = time.monotonic() + RAY_LOOK_SECONDS
-        head = read_json_afresh(self.context.run.attempt_dir(self.context.attempt) / RAY_HEAD) or {}
-        starts, self._ray_starts = self._ray_starts, head.get("starts")
-        if self.controller is not None and starts not in (None, self._ray_starts):
+        head = read_json_afresh(self.context.run.attempt_dir(self.context.attempt) / RAY_HEAD)
+        if not head:
+            return
+        before, self._ray_starts = self._ray_starts, head["starts"]
+        if self.controller is not None and before not in (None, self._ray_starts):
             self.controller.process.kill()
 
     def _must_leave(self) -> bool:

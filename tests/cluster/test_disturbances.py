@@ -29,9 +29,8 @@ def test_a_killed_rank_is_replaced_within_the_attempt(toy: Start) -> None:
     assert outcome.state is RunState.SUCCEEDED
     assert run.run.attempts() == [1]
     assert sorted(set(run.steps())) == list(range(1, 61))
-    lost = [e for e in run.run.read_events() if e["event"] == "rank_lost"]
-    assert lost[0]["rank"] == 1
-    assert lost[0]["exit_code"] == -signal.SIGKILL
+    lost = {e["rank"]: e["exit_code"] for e in run.run.read_events() if e["event"] == "rank_lost"}
+    assert lost[1] == -signal.SIGKILL, "the other node may notice first that its rank lost a peer"
 
 
 @pytest.mark.usefixtures("cold")

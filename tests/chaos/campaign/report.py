@@ -99,12 +99,16 @@ def _stored(store: Store) -> Counter[str]:
 
 
 def _growth(part: str, samples: Sequence[Sample], reference: float) -> dict[str, Any] | None:
-    """Compare the last sample of a part with that of the reference time, or with the first later one of the same process."""
+    """Compare the last sample of a part's last process with that taken `reference` seconds into its life.
+
+    By then every kind of fault has struck it.
+    """
     of_part = [each for each in samples if each.part == part]
     if len(of_part) < 2:
         return None
-    later = [each for each in of_part if each.second >= reference and each.pid == of_part[-1].pid] or of_part
-    first, last = later[0], of_part[-1]
+    last = of_part[-1]
+    life = [each for each in of_part if each.pid == last.pid]
+    first = next((each for each in life if each.second >= life[0].second + reference), life[0])
     figures = {"part": part, "from_second": round(first.second), "to_second": round(last.second)}
     figures |= {"rss_mib": [round(first.rss_mib, 1), round(last.rss_mib, 1)], "files": [first.files, last.files]}
     return {**figures, "rss_growth": last.rss_mib / first.rss_mib, "files_growth": last.files / first.files}

@@ -17,11 +17,6 @@ class ReplicaRange(CountRange):
 
     noun = "replicas"
 
-    @property
-    def scales(self) -> bool:
-        """Return True if the load decides the number of replicas."""
-        return self.least < self.most
-
 
 Replicas = Annotated[ReplicaRange, BeforeValidator(ReplicaRange.parse), PlainSerializer(ReplicaRange.plain)]
 

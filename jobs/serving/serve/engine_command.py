@@ -1,14 +1,25 @@
-"""A user's program as the engine of a serving run."""
+"""A user's program as the engine of a serving run: its command, and its start so that it ends with its replica.
 
+Usage: python -m ropewalk.jobs.serving.serve.engine_command --parent PID -- PROGRAM [ARGUMENT...]
+"""
+
+import argparse
+import ctypes
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.process.command import module_command
-from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE, Capabilities, Engine, EngineOptions
-from ropewalk.jobs.inference.engines.find import find_engine
-from ropewalk.jobs.serving.serve.attached import TOKEN_FILE
+from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE, Capabilities, EngineOptions
+from ropewalk.jobs.inference.engines.parent import end_with_parent
+
+TOKEN_FILE = "{token_file}"  # noqa: S105 - replaced in the command by the path of a file with the token
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 
 class CommandEngine:
@@ -30,7 +41,6 @@ class CommandEngine:
         return None
 
     def prepare(self, model: Path, options: EngineOptions) -> Path:
-        """Return the model's directory unchanged."""
         return model
 
     def command(self, model: Path, options: EngineOptions) -> list[str]:
@@ -42,13 +52,42 @@ class CommandEngine:
         except (KeyError, IndexError, ValueError) as error:
             names = ", ".join(f"{{{key}}}" for key in values)
             raise ConfigError(f"engine_command: unknown placeholder {error}; known: {names}") from None
-        return module_command("ropewalk.jobs.serving.serve.attached", "--parent", str(os.getpid()), "--", *arguments)
+        return module_command("ropewalk.jobs.serving.serve.engine_command", "--parent", str(os.getpid()), "--", *arguments)
 
     def environment(self, options: EngineOptions) -> dict[str, str]:
         """Return the token that the program must require from clients."""
         return {TOKEN_VARIABLE: options.token or ""}
 
 
-def select_engine(name: str, command: Sequence[str] | None, model: Path, gpus: int) -> Engine:
-    """Return the configured engine for a model's directory and a number of GPUs. Raises ConfigError."""
-    return CommandEngine(command) if command else find_engine(name, model, gpus)
+def main() -> None:
+    """Run the program, end it together with the process that requested it, and exit with its code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("command", nargs="+")
+    arguments = parser.parse_args()
+    end_with_parent(arguments.parent)
+    command = [part.replace(TOKEN_FILE, _token_file()) if TOKEN_FILE in part else part for part in arguments.command]
+    try:
+        program = subprocess.Popen(command, preexec_fn=_die_with_starter)  # noqa: PLW1509 - one system call, no lock is taken
+    except OSError as error:
+        sys.exit(f"engine_command: {arguments.command[0]!r} does not start: {error.strerror}; is it installed on this node?")
+    code = program.wait()
+    sys.exit(128 - code if code < 0 else code)
+
+
+def _token_file() -> str:
+    """Return the path of a file in memory with the token; this user alone can open it, as long as this process runs."""
+    descriptor = os.memfd_create("token", 0)
+    os.write(descriptor, os.environ[TOKEN_VARIABLE].encode())
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def _die_with_starter() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    if os.getppid() == 1:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -148,14 +148,11 @@ class Serving:
         deadline = time.monotonic() + self.config.update.drain_seconds
         while not self._must_leave() and time.monotonic() < deadline:
             load = read_load(self.local.load)
-            if load.get("time") != load_time and not open_requests(load) and self._closed():
+            refuses = (read_json(self.local.routes) or {}).get("accepting") is False
+            if load.get("time") != load_time and not open_requests(load) and refuses:
                 return 0
             self._wait()
         return open_requests(read_load(self.local.load))
-
-    def _closed(self) -> bool:
-        routes = read_json(self.local.routes) or {}
-        return routes.get("accepting") is False
 
     def close(self) -> None:
         """End gateway and controller; Ray and its replicas are ended by the engine that started them."""

@@ -12,13 +12,14 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.optional_writes import OptionalWrites
+from ropewalk.jobs.inference.engines.engine import EngineOptions
 from ropewalk.jobs.serving.serve.files import read_load
 
 if TYPE_CHECKING:
@@ -42,26 +43,20 @@ class ReplicaState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSpec:
-    """Settings of a replica: plain values, since they are sent to another node."""
+    """Settings of a replica, which are sent to its node."""
 
     app: str
     version: str
     model: str  # the Hugging Face directory
     engine: str
     engine_command: tuple[str, ...] | None
-    slots: int
-    threads: int | None
-    gpus: int  # the node may have more
-    context: int | None
-    draft: str | None  # Hugging Face directory of the draft model
-    draft_tokens: int
+    options: EngineOptions
     folder: str  # folder of the replica's record
     load: str  # file with the gateway's counts
     logs: str  # log folder of the attempt
     start_seconds: float
     drain_seconds: float
     own_address: bool  # listen on the node's address instead of loopback
-    token: str | None = field(default=None, repr=False)  # required by the engine
 
 
 class Replica:
@@ -87,24 +82,17 @@ class Replica:
         threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
 
     def _start(self) -> "tuple[EngineProcess, str]":
-        from ropewalk.jobs.inference.engines.engine import EngineOptions
+        from ropewalk.jobs.inference.engines.find import find_engine
         from ropewalk.jobs.inference.engines.process import EngineProcess
-        from ropewalk.jobs.serving.serve.engine_command import select_engine
+        from ropewalk.jobs.serving.serve.engine_command import CommandEngine
 
-        spec = self.spec
-        engine = select_engine(spec.engine, spec.engine_command, Path(spec.model), spec.gpus)
-        options = EngineOptions(
-            host=node_address() if spec.own_address else "127.0.0.1",
-            slots=spec.slots,
-            threads=spec.threads,
-            gpus=spec.gpus,
-            context=spec.context,
-            name=spec.version,
-            draft=Path(spec.draft) if spec.draft is not None else None,
-            draft_tokens=spec.draft_tokens,
-            token=spec.token,
-        )
-        started = EngineProcess.start(engine, Path(spec.model), options, log=Path(spec.logs) / f"engine-{self.id}.log")
+        spec, options, model = self.spec, self.spec.options, Path(self.spec.model)
+        if spec.own_address:
+            import ray
+
+            options = replace(options, host=str(ray.util.get_node_ip_address()))
+        engine = CommandEngine(spec.engine_command) if spec.engine_command else find_engine(spec.engine, model, options.gpus)
+        started = EngineProcess.start(engine, model, options, log=Path(spec.logs) / f"engine-{self.id}.log")
         try:
             started.await_ready(spec.start_seconds)
         except BaseException:
@@ -141,13 +129,13 @@ class Replica:
         self._ending = True
         self._write_record(ReplicaState.DRAINING, **{key: self._written[key] for key in ("url", "engine")})
         wait_until_drained(
-            lambda: count_running(engine.url, self.spec.token, Path(self.spec.load), self.id), self.spec.drain_seconds
+            lambda: count_running(engine.url, self.spec.options.token, Path(self.spec.load), self.id), self.spec.drain_seconds
         )
         engine.stop()
         self._record.unlink(missing_ok=True)
 
     def _write_record(self, state: ReplicaState, **more: Any) -> None:
-        about = {"id": self.id, "actor": self._actor, "version": self.spec.version, "slots": self.spec.slots}
+        about = {"id": self.id, "actor": self._actor, "version": self.spec.version, "slots": self.spec.options.slots}
         self._written = {
             **about,
             "state": state.value,
@@ -161,13 +149,6 @@ class Replica:
     def _write(self) -> None:
         with self._writes:
             write_json(self._record, self._written, durable=False)
-
-
-def node_address() -> str:
-    """Return the node's address as other nodes reach it, according to Ray."""
-    import ray
-
-    return str(ray.util.get_node_ip_address())
 
 
 class RunningRequests(NamedTuple):

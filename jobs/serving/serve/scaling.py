@@ -1,16 +1,17 @@
 """Autoscaling policy: the number of replicas for the current load, evaluated by Ray Serve once a second."""
 
-import json
 import math
 import time
 from pathlib import Path
 from typing import Any
 
+from ropewalk.jobs.serving.serve.files import read_load
+
 STALE_SECONDS = 15.0  # an older load is ignored: the gateway is down
 
 
 class LoadPolicy:
-    """Scales to as many replicas as have slots for all running and waiting requests of the gateway.
+    """Scales to as many replicas as have slots for all running and waiting requests, with at most a share `busy` of them in use.
 
     Ray Serve's own request counts are always zero, since requests bypass it. Ray Serve applies bounds and delays.
     """
@@ -20,24 +21,12 @@ class LoadPolicy:
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """Return the number of replicas, and an empty state for the next call."""
-        requests = count_requests(self.load_file, self.version)
-        if requests is None:
+        try:
+            load = read_load(self.load_file)
+        except OSError:
+            load = {}
+        if time.time() - float(load.get("time", 0)) > STALE_SECONDS:
             return context.target_num_replicas, {}
-        return max(context.capacity_adjusted_min_replicas, replicas_for(requests, self.slots, self.busy)), {}
-
-
-def replicas_for(requests: float, slots: int, busy: float) -> int:
-    """Return the number of replicas at which at most this share of the slots is busy."""
-    return math.ceil(requests / (slots * busy))
-
-
-def count_requests(file: Path, version: str) -> float | None:
-    """Count running and waiting requests of a version; None if the load is unknown."""
-    try:
-        load = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return None
-    if time.time() - float(load.get("time", 0)) > STALE_SECONDS:
-        return None
-    counts = (load.get("versions") or {}).get(version)
-    return float(counts.get("running", 0) + counts.get("queued", 0)) if counts else 0.0
+        counts = (load.get("versions") or {}).get(self.version) or {}
+        requests = counts.get("running", 0) + counts.get("queued", 0)
+        return max(context.capacity_adjusted_min_replicas, math.ceil(requests / (self.slots * self.busy))), {}

@@ -12,9 +12,10 @@ from ropewalk.cluster.errors import EXIT_FAILED, ConfigError
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.run.context import STOP_VARIABLE, JobContext
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.serving.serve.config import ServeConfig
 from ropewalk.jobs.serving.serve.controller.applications import Applications
-from ropewalk.jobs.serving.serve.controller.controller import Controller, report_failure
+from ropewalk.jobs.serving.serve.controller.controller import Controller
 from ropewalk.jobs.serving.serve.controller.state import ServingState
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles
 from ropewalk.jobs.serving.serve.models import find_source
@@ -49,7 +50,7 @@ def main() -> None:
     else:
         cause = Controller(context, applications, source, local).run()
     if cause:
-        report_failure(local, cause)
+        write_json(local.failure, {"error": cause})
     logging.shutdown()
     sys.stdout.flush()
     os._exit(EXIT_FAILED if cause else 0)  # do not wait for Ray's threads

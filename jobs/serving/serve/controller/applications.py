@@ -82,7 +82,7 @@ class Applications:
         from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
         replicas, scale = self.config.replicas, self.config.scale
-        if not replicas.scales:
+        if replicas.least == replicas.most:
             return {"num_replicas": replicas.least}
         policy = AutoscalingPolicy(
             policy_function="ropewalk.jobs.serving.serve.scaling:LoadPolicy",

@@ -16,12 +16,11 @@ from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.optional_writes import OptionalWrites
-from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
+from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE, EngineOptions
 from ropewalk.jobs.models.registry.deployments import State
 from ropewalk.jobs.serving.serve.config import ServeConfig
 from ropewalk.jobs.serving.serve.controller.applications import Applications, ApplicationStatus
 from ropewalk.jobs.serving.serve.controller.probe import Probes
-from ropewalk.jobs.serving.serve.controller.publish import build_routes
 from ropewalk.jobs.serving.serve.controller.state import Phase, ServingState, Version
 from ropewalk.jobs.serving.serve.controller.traffic import Observation, TrafficController
 from ropewalk.jobs.serving.serve.drafts import draft_directory
@@ -175,19 +174,22 @@ class Controller:
             model=str(model),
             engine=config.engine,
             engine_command=tuple(config.engine_command) if config.engine_command else None,
-            slots=config.slots,
-            threads=math.ceil(config.cpus) if config.cpus else None,
-            gpus=math.ceil(config.gpus),
-            context=config.context,
-            draft=str(draft) if draft is not None else None,
-            draft_tokens=config.draft_tokens,
+            options=EngineOptions(
+                slots=config.slots,
+                threads=math.ceil(config.cpus) if config.cpus else None,
+                gpus=math.ceil(config.gpus),
+                context=config.context,
+                name=name,
+                draft=draft,
+                draft_tokens=config.draft_tokens,
+                token=self.token,
+            ),
             folder=str(self.files.replicas / f"{context.attempt:04d}" / app),
             load=str(self.files.load),
             logs=str(context.run.log_dir(context.attempt)),
             start_seconds=config.update.start_minutes * 60,
             drain_seconds=config.update.drain_seconds,
             own_address=resources.nodes.most > 1,
-            token=self.token,
         )
 
     def _revert_aliases(self) -> None:
@@ -207,7 +209,7 @@ class Controller:
         }
         share = self.config.canary.share if self.config.canary is not None else 0.0
         models = {name: self._model(name) for name in self.state.versions}
-        routes = build_routes(self.state, replicas, models, self.source.names, share, accepting=self._accepting())
+        routes = self.state.build_routes(replicas, models, self.source.names, share, accepting=self._accepting())
         self._write(self.local.routes, routes, write_routes)
         self._write(self.files.routes, routes, write_routes)
 
@@ -238,8 +240,3 @@ class Controller:
         if version is None or version.phase is not Phase.REFUSED or now - version.entered < FAILURE_SECONDS:
             return ""
         return f"{wanted.stable}: {version.cause}"
-
-
-def report_failure(local: LocalFiles, cause: str) -> None:
-    """Tell the entry that nothing can be served."""
-    write_json(local.failure, {"error": cause})

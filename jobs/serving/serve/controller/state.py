@@ -4,12 +4,15 @@ Durations are measured by the machine's monotonic clock, which all controllers o
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ropewalk.cluster.run.files import read_json
+from ropewalk.jobs.serving.serve import routes
 
 
 class Phase(StrEnum):
@@ -65,3 +68,36 @@ class ServingState(_State):
         """Read the state; None if there is none."""
         record = read_json(path)
         return None if record is None else cls.model_validate(record)
+
+    def build_routes(
+        self,
+        replicas: Mapping[str, Sequence[Mapping[str, Any]]],
+        models: Mapping[str, str],
+        names: Sequence[str],
+        share: float,
+        *,
+        accepting: bool = True,
+    ) -> routes.Routes:
+        """Return the gateway's routes: `replicas` serve by version, `names` are more names of the alias, `share` the canary's."""
+        versions = {
+            name: routes.Version(
+                replicas=tuple(
+                    routes.Replica(id=record["id"], url=record["url"], engine=record["engine"], slots=record["slots"])
+                    for record in replicas.get(name, ())
+                ),
+                model=models.get(name, ""),
+                draining=version.phase is Phase.LEAVING,
+            )
+            for name, version in self.versions.items()
+            if version.phase in {Phase.READY, Phase.LEAVING}
+        }
+        aliases: dict[str, routes.Alias] = {}
+        # until the first version is ready, requests wait for the one that is loading
+        stable = self.stable or next((name for name, each in self.versions.items() if each.phase is not Phase.REFUSED), None)
+        if stable is not None:
+            versions.setdefault(stable, routes.Version(model=models.get(stable, "")))
+            canary = self.canary.version if self.canary is not None and self.canary.version in versions else None
+            to = routes.Alias(stable=stable, canary=canary, share=share if canary is not None else 0.0)
+            aliases = {name: to for name in (self.alias, *names) if name not in versions}
+        default = self.alias if self.alias in aliases else stable
+        return routes.Routes(versions=versions, aliases=aliases, default=default, accepting=accepting)

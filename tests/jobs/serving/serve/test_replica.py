@@ -94,10 +94,9 @@ def test_an_engine_gets_the_gpus_of_its_replica(tmp_path: Path, monkeypatch: pyt
     replica.id = "r1"
     places = dict.fromkeys(("model", "folder", "load", "logs"), str(tmp_path))
     command = ("sh", "-c", "echo share=$ROPEWALK_NODE_GPUS; exit 3")
-    numbers: dict[str, Any] = {"slots": 1, "threads": None, "gpus": 1, "context": None, "draft": None, "draft_tokens": 1}
-    seconds = {"start_seconds": 60.0, "drain_seconds": 1.0}
+    options, seconds = EngineOptions(slots=1, gpus=1), {"start_seconds": 60.0, "drain_seconds": 1.0}
     replica.spec = ReplicaSpec(
-        app="a", version="v", engine="auto", engine_command=command, own_address=False, **places, **numbers, **seconds
+        app="a", version="v", engine="auto", engine_command=command, own_address=False, options=options, **places, **seconds
     )
     with pytest.raises(EngineError, match="share=1"):
         replica._start()

@@ -8,7 +8,6 @@ from typing import Any
 
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.serving.serve.config import ServeConfig
-from ropewalk.jobs.serving.serve.controller.publish import build_routes
 from ropewalk.jobs.serving.serve.controller.state import Phase, ServingState
 from ropewalk.jobs.serving.serve.controller.traffic import Observation, TrafficController
 from ropewalk.jobs.serving.serve.models import Wanted
@@ -186,13 +185,13 @@ def test_a_candidate_keeps_its_share_until_it_takes_over() -> None:
 def test_routes_show_who_answers() -> None:
     run = canary_of_b()
     record = {"id": "b.1", "url": "http://127.0.0.1:1", "engine": "command", "slots": 2}
-    routes = build_routes(run.state, {"b": [record]}, {"a": "run@3"}, ("main@production",), 0.2)
+    routes = run.state.build_routes({"b": [record]}, {"a": "run@3"}, ("main@production",), 0.2)
     assert routes.aliases["default"].canary == "b"
     assert (routes.aliases["main@production"].stable, routes.aliases["default"].share) == ("a", 0.2)
     assert (routes.versions["b"].replicas[0].slots, routes.versions["a"].model) == (2, "run@3")
     first = Steps()
     first.step("a")
-    early = build_routes(first.state, {}, {}, (), 0.0)
+    early = first.state.build_routes({}, {}, (), 0.0)
     assert early.aliases["default"].stable == "a", "requests wait for the version that loads"
 
 

@@ -105,8 +105,9 @@ class Gateway:
         """Discard a small body. A larger one is not read: its client gets a moment to read the answer, and is disconnected."""
         if not await self._discard(request):
             response.force_close()
-            await response.prepare(request)
-            await response.write_eof()
+            with suppress(ConnectionResetError):  # the client is gone
+                await response.prepare(request)
+                await response.write_eof()
             if request.transport is not None:
                 request.transport.pause_reading()
             await asyncio.sleep(self.settings.linger_seconds)

@@ -124,6 +124,19 @@ def test_uploads_without_a_token_disturb_nobody(guarded: Endpoint) -> None:
     assert [answer.status_code for answer in answers] == [200] * 20
 
 
+def test_clients_that_are_gone_before_they_are_refused_leave_no_error(guarded: Endpoint) -> None:
+    gateway = psutil.Process(guarded.live())
+    body = json.dumps(chat("hello", max_tokens=2)).encode()
+    whole = _head("Authorization: Bearer s3cret", f"Content-Length: {len(body)}") + body
+    gateway.suspend()  # so that it reads a request and its client's end one after the other
+    for request in 20 * [_head("Transfer-Encoding: chunked") + b"5\r\nabcde", whole]:
+        with _connect(guarded) as client:
+            client.sendall(request)
+    gateway.resume()
+    assert _post(guarded).status_code == 200
+    assert "Traceback" not in guarded.log()
+
+
 def test_a_body_that_does_not_arrive_is_refused(guarded: Endpoint) -> None:
     with _connect(guarded) as client:
         client.sendall(_head("Content-Length: 100", "Authorization: Bearer s3cret") + b"{")

@@ -148,7 +148,11 @@ class UnsetGpus:
 class Retries(Section):
     """Budgets of automatic retries. Exit code 42 is never retried."""
 
-    bugs: int = Field(default=2, ge=0, description="retries after errors of the program")
+    bugs: int = Field(
+        default=2,
+        ge=0,
+        description="retries after errors of the program; the same error twice right after the start ends the run",
+    )
     disturbances: int = Field(default=100, ge=0, description="retries after preemptions, time limits and lost nodes")
     hung_seconds: float | None = Field(
         default=300,

@@ -32,10 +32,10 @@ from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.run import names
 from ropewalk.cluster.run.context import STOP_VARIABLE, JobContext
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.cluster.run.project import add_project_path
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ropewalk.cluster.engines.entry")  # also as __main__
 
 # unless `is_fault` holds, such as for two ranks on one GPU
 _LOST_PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout", "gloo", "nccl")
@@ -50,7 +50,7 @@ def load_entry(name: str) -> Callable[[JobContext], dict[str, Any] | None]:
 
 def run_entry(context: JobContext) -> int:
     """Call the run's entry and return the exit code. Results and errors are written to the attempt's folder."""
-    folder = context.run.attempt_dir(context.attempt)
+    folder, started = context.run.attempt_dir(context.attempt), time.monotonic()
     try:
         results = load_entry(context.run.record["entry"])(context)
         if context.rank == 0:
@@ -69,8 +69,15 @@ def run_entry(context: JobContext) -> int:
         is_traced = error.logs_traceback if isinstance(error, RopewalkError) else True
         log.error("%s: %s", type(error).__name__, error, exc_info=code != EXIT_NEVER_RETRY and is_traced)
         origin = {"who": f"rank {context.rank}", "rank": context.rank, "group": context.group}
+        origin |= {"seconds": time.monotonic() - started, "progress": _progress(context.run)}
         write_error(folder, f"group-{context.group}-rank-{context.rank}", error, code, **origin)
         return code
+
+
+def _progress(run: RunDir) -> list[Any]:
+    """Return the stage of the run and the work done in it, to compare the ends of two attempts."""
+    report = read_json(run.progress) or {}
+    return [report.get("stage"), report.get("done")]
 
 
 def write_error(folder: Path, name: str, error: Exception, code: int, **origin: Any) -> None:

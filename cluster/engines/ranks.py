@@ -32,6 +32,7 @@ from ropewalk.cluster.process.signals import exit_on_sigterm_from, stop_signals_
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE, JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.heartbeat import heart_file
+from ropewalk.cluster.run.mistakes import MISTAKE_REPEATED, repeats_mistake
 from ropewalk.cluster.run.project import add_project_path
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,9 @@ class _Agent(LocalElasticAgent):
         # a signal (kill, out of memory) or a lost peer is a disturbance, unless successive groups end in this way
         if EXIT_FAILED not in codes and not self._crashes_again(codes):
             return EXIT_LOST_PEER
+        if self._bugs.allowed and repeats_mistake(self._node.run, self._node.attempt, self._handler.formation):
+            self._node.run.event(MISTAKE_REPEATED, attempt=self._node.attempt)
+            return EXIT_FAILED
         return EXIT_LOST_PEER if self._bugs.allow_another(_newest_step(self._node.run)) else EXIT_FAILED
 
     def _crashes_again(self, codes: set[int]) -> bool:

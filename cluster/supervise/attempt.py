@@ -18,6 +18,7 @@ from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.file_systems import PollTimer
 from ropewalk.cluster.run.files import append_line
 from ropewalk.cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
+from ropewalk.cluster.run.mistakes import MISTAKE_REPEATED, repeats_mistake
 from ropewalk.cluster.run.names import AGENTS, LOGS, NODES
 from ropewalk.cluster.spec import Engine, Outcome, RunState, StopReason
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
@@ -221,7 +222,7 @@ class Attempt:
             reason=self.reason,
             cancelled=self.run.cancel_requested,
             elastic=self.elastic,
-            retry_bugs=self.retry_bugs and not bugs_spent(self.run, self.number),
+            retry_bugs=self.retry_bugs and not bugs_spent(self.run, self.number) and not self._repeats_mistake(),
             unsaved=EXIT_REQUEUE in self.codes.values() and stopped_unsaved(self.run, self.number),
         )
         verdict = classify(end if end.is_decided or self.reason else replace(end, reason=self._late_stop_reason()))
@@ -234,6 +235,13 @@ class Attempt:
             ended=time.time(),
             results=self.run.results() if state in {RunState.SUCCEEDED, RunState.REFUSED} else None,
         )
+
+    def _repeats_mistake(self) -> bool:
+        failed = EXIT_FAILED in self.codes.values() and not self.reason
+        repeated = failed and repeats_mistake(self.run, self.number)
+        if repeated:
+            self.run.event(MISTAKE_REPEATED, attempt=self.number)
+        return repeated
 
     def _failed_gate(self) -> bool:
         """Return True if the attempt ended because a score did not meet `require`."""

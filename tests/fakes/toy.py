@@ -112,6 +112,11 @@ def fail(context: JobContext) -> dict[str, Any]:
     raise ZeroDivisionError(f"attempt {context.attempt}")
 
 
+def misspell(context: JobContext) -> dict[str, Any]:
+    """A mistake that every attempt meets."""
+    return {"lr": context.run.record["config"]["lr"]}
+
+
 def crash(context: JobContext) -> dict[str, Any]:
     """Native code that dies of `signal`, or else NCCL that says it lost a peer, in every group."""
     number = context.run.record["config"].get("signal")

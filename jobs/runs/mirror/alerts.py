@@ -7,6 +7,7 @@ from ropewalk.cluster.backends.base import BackendState
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
+from ropewalk.cluster.run.mistakes import repeats_mistake
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.cluster.supervise.supervisor import count_spent_retries
 from ropewalk.jobs.runs.show.diagnose import diagnose
@@ -73,7 +74,8 @@ def likely_ending(run: RunDir, attempt: int) -> Outcome | None:
         return outcome if outcome.state.final else None
     node = read_json(run.attempt_dir(attempt) / "nodes" / "node-0.json")
     code = int(node["exit_code"]) if node else EXIT_TERMINATED
-    if code in (EXIT_REQUEUE, EXIT_TERMINATED) or (code == EXIT_FAILED and count_spent_retries(run)[0] < run.retries.bugs):
+    may_retry = count_spent_retries(run)[0] < run.retries.bugs and not repeats_mistake(run, attempt)
+    if code in (EXIT_REQUEUE, EXIT_TERMINATED) or (code == EXIT_FAILED and may_retry):
         return None
     errors = run.read_errors(attempt)
     cause = f"{errors[0]['who']}: {errors[0]['type']}: {errors[0]['message']}" if errors else f"exit code {code}"

@@ -18,6 +18,7 @@ EVENTS: dict[str, str] = {
     "gpus_shared": "too few GPUs of this machine are free: {devices} are shared with another run; the local backend has no queue",
     "gpus_taken": "computes on GPU {devices} of this machine",
     "group_formed": "group {group} formed on {nodes:count node}",
+    "mistake_repeated": "the same error twice at the start: not tried again",
     "node_asked_to_leave": "node {node} is being released",
     "node_left": "node {node} left; the others go on",
     "node_left_early": "node {node} was stopped before its ranks had started",

@@ -46,7 +46,7 @@ ROWS = ("first_token", "unwelcome", "gateway_kills", "replica_kills", "connectio
 NEW_EACH_TIME = re.compile(rb'"id": ?"[^"]*"|"created": ?[0-9]+')  # of an answer, whoever gives it
 SPARE_FILES = 100  # that this process needs beside its connections
 TOKEN = "a-token-of-the-benchmark"
-WITH_TOKEN = {"environment": {"BENCH_TOKEN": TOKEN}, "token_variable": "BENCH_TOKEN"}
+WITH_TOKEN = {"environment": {"BENCH_TOKEN": TOKEN}, "auth": {"variable": "BENCH_TOKEN"}}
 CLIENTS, KILLS, KILL_SECONDS, KILL_RATE = 100, 5, 8.0, 100.0
 
 

@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import time
-from pathlib import Path
 
 from ropewalk.cluster.errors import StopRequested
 from ropewalk.cluster.fresh_reads import read_json_afresh
@@ -165,18 +164,14 @@ class Serving:
 
 def gateway_settings(config: ServeConfig, run: RunDir, local: LocalFiles) -> GatewaySettings:
     """Return the settings of the gateway, without secrets."""
-    capture = config.capture.model_dump(mode="json") if config.capture is not None else None
-    auth, tls = config.token_source, config.tls
     return GatewaySettings(
         routes=local.routes,
         load_file=local.load,
-        token_variable=auth.variable if auth is not None else None,
-        token_file=Path(auth.file) if auth is not None and auth.file else None,
-        tls_cert=Path(tls.cert) if tls is not None else None,
-        tls_key=Path(tls.key) if tls is not None else None,
+        auth=config.token_source,
+        tls=config.tls,
         deadline_seconds=config.deadline_seconds,
         queue_seconds=config.queue_seconds,
         queue_requests=config.queue_requests,
         feedback_folder=run.path / "feedback",
-        capture=capture,
+        capture=config.capture,
     )

@@ -7,32 +7,38 @@ other waits for the lock, and takes over as soon as the first one is gone.
 import argparse
 import asyncio
 import fcntl
+import json
 import logging
 import os
 import resource
 import signal
 import socket
 import ssl
+import statistics
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from ropewalk.cluster.errors import EXIT_USER_MISTAKE, ConfigError
+from ropewalk.cluster.run.files import write_atomically
+from ropewalk.cluster.run.optional_writes import OptionalWrites
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.inference.engines.parent import end_with_parent
-from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig
-from ropewalk.jobs.serving.serve.gateway.exchange.context import Context
+from ropewalk.jobs.serving.feedback.capture import Capture
+from ropewalk.jobs.serving.serve.gateway.exchange.client_stream import Context
 from ropewalk.jobs.serving.serve.gateway.exchange.metrics import Metrics
-from ropewalk.jobs.serving.serve.gateway.load import write_load
 from ropewalk.jobs.serving.serve.gateway.routing.table import Table
 from ropewalk.jobs.serving.serve.gateway.server import Gateway
 from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings, read_settings
 from ropewalk.jobs.serving.serve.gateway.upstream import Upstreams
 
 BEAT_SECONDS = 1.0
+LOAD_SECONDS = 0.5  # between writes of the load
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +58,7 @@ def main() -> None:
     try:
         settings = read_settings(arguments.settings)
         settings.tokens()
-        tls = settings.tls()
+        tls = settings.tls_context()
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USER_MISTAKE)
@@ -75,7 +81,7 @@ async def _serve(settings: GatewaySettings, listening: socket.socket, tls: ssl.S
     upstreams = Upstreams(os.environ.get(TOKEN_VARIABLE))
     table = Table(settings, upstreams)
     table.look()
-    capture = _capture(settings)
+    capture = Capture(settings.feedback_folder, settings.capture) if settings.feedback_folder is not None else None
     if capture is not None:
         await capture.start()
     gateway = Gateway(Context(settings, table, upstreams, Metrics(), capture))
@@ -85,7 +91,7 @@ async def _serve(settings: GatewaySettings, listening: socket.socket, tls: ssl.S
     log.info("serving")
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stopped.set)
-    services = [table.follow(), gateway.follow_tokens(), write_load(gateway), _beat(lock)]
+    services = [table.follow(), gateway.follow_tokens(), _write_load(gateway), _beat(lock)]
     tasks = [asyncio.create_task(service) for service in services]
     for task in tasks:
         task.add_done_callback(_exit_if_failed)
@@ -98,10 +104,37 @@ async def _serve(settings: GatewaySettings, listening: socket.socket, tls: ssl.S
     await upstreams.close()
 
 
-def _capture(settings: GatewaySettings) -> Capture | None:
-    if settings.feedback_folder is None:
-        return None
-    return Capture(settings.feedback_folder, None if settings.capture is None else CaptureConfig.model_validate(settings.capture))
+async def _write_load(gateway: Gateway) -> None:
+    """Write the input of autoscaling, canaries and draining twice a second, forever. A full disk costs only the file."""
+    path = gateway.settings.load_file
+    started, last_requests, last_time, writes = time.time(), 0, time.monotonic(), OptionalWrites("load of the gateway")
+    while path is not None:
+        await asyncio.sleep(LOAD_SECONDS)
+        now, requests = time.monotonic(), sum(total[0] for total in gateway.context.metrics.totals.values())
+        rate = round((requests - last_requests) / (now - last_time), 3)
+        last_requests, last_time = requests, now
+        load = json.dumps({**_load_of(gateway), "since": started, "requests_per_second": rate})
+        with writes:
+            write_atomically(path, load, durable=False)
+
+
+def _load_of(gateway: Gateway) -> dict[str, Any]:
+    """Return running, waiting and failed requests by version, and running requests by replica."""
+    metrics, queues = gateway.context.metrics, gateway.context.table.queues
+    versions: dict[str, Any] = {}
+    for name in queues.keys() | metrics.totals.keys():
+        requests, errors = metrics.totals.get(name, (0, 0))
+        first = metrics.recent_first.pop(name, [])
+        queue = queues.get(name)
+        versions[name] = {
+            "running": queue.running if queue is not None else 0,
+            "queued": queue.waiting if queue is not None else 0,
+            "requests": requests,
+            "errors": errors,
+            "first_token_seconds_p50": round(statistics.median(first), 6) if first else None,
+        }
+    replicas = {name: {"running": state.running} for queue in queues.values() for name, state in queue.replicas.items()}
+    return {"time": time.time(), "connections": len(gateway.server.connections), "versions": versions, "replicas": replicas}
 
 
 async def _beat(lock: int) -> None:

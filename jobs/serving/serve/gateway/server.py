@@ -18,8 +18,7 @@ from aiohttp import web
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.serving.serve.gateway.errors import RefusalError, json_response
-from ropewalk.jobs.serving.serve.gateway.exchange.client_stream import ClientStream
-from ropewalk.jobs.serving.serve.gateway.exchange.context import Context
+from ropewalk.jobs.serving.serve.gateway.exchange.client_stream import ClientStream, Context
 from ropewalk.jobs.serving.serve.gateway.exchange.exchange import Exchange
 from ropewalk.jobs.serving.serve.gateway.exchange.record import Clock
 from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, COMPLETIONS, OTHERS

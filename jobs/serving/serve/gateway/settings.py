@@ -4,13 +4,14 @@ import json
 import os
 import ssl
 from pathlib import Path
-from typing import Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from ropewalk.cluster.config import Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.runs.show.endpoint import read_tokens
+from ropewalk.jobs.serving.feedback.config import CaptureConfig
+from ropewalk.jobs.serving.serve.config import AuthConfig, TlsConfig
 
 
 class GatewaySettings(Section):
@@ -18,10 +19,8 @@ class GatewaySettings(Section):
 
     routes: Path = Field(description="routes.json, on a local disk")
     load_file: Path | None = Field(default=None, description="file the load is written to twice a second; unset: none")
-    token_variable: str | None = Field(default=None, description="environment variable with the token that clients must send")
-    token_file: Path | None = Field(default=None, description="file with one token, or lines `name: token`")
-    tls_cert: Path | None = Field(default=None, description="PEM file with the certificate chain; unset: no TLS")
-    tls_key: Path | None = Field(default=None, description="PEM file with the private key")
+    auth: AuthConfig | None = Field(default=None, description="source of the token that clients must send; unset: none")
+    tls: TlsConfig | None = Field(default=None, description="certificate and key; unset: no TLS")
     deadline_seconds: float = Field(default=300.0, gt=0, description="default deadline of a request")
     longest_deadline_seconds: float = Field(default=3600.0, gt=0, description="maximum deadline that a request can set")
     queue_seconds: float = Field(default=60.0, gt=0, description="seconds a request waits for a slot before it is refused (429)")
@@ -49,34 +48,33 @@ class GatewaySettings(Section):
     )
     drain_seconds: float = Field(default=30.0, ge=0, description="seconds that open requests get when the gateway stops")
     feedback_folder: Path | None = Field(default=None, description="folder for exchanges and feedback; unset: none")
-    capture: dict[str, object] | None = Field(default=None, description="capture settings; unset: a ledger without content")
+    capture: CaptureConfig | None = Field(default=None, description="capture settings; unset: a ledger without content")
 
-    @model_validator(mode="after")
-    def _one_token(self) -> Self:
-        if self.token_variable is not None and self.token_file is not None:
-            raise ValueError("token_variable and token_file: only one of them")
-        return self
+    @property
+    def token_file(self) -> Path | None:
+        return Path(self.auth.file) if self.auth is not None and self.auth.file is not None else None
 
     def tokens(self) -> dict[bytes, str | None]:
         """Return the accepted tokens and the names of their clients; empty: no token is required.
 
         Raises ConfigError if the source is missing, empty or malformed.
         """
-        if self.token_variable is not None:
-            if not (token := os.environ.get(self.token_variable, "").strip()):
-                raise ConfigError(f"auth: the environment variable {self.token_variable} is empty; set it to the token")
+        if self.auth is not None and self.auth.variable is not None:
+            if not (token := os.environ.get(self.auth.variable, "").strip()):
+                raise ConfigError(f"auth: the environment variable {self.auth.variable} is empty; set it to the token")
             return {token.encode(): None}
         return {} if self.token_file is None else read_tokens(self.token_file)
 
-    def tls(self) -> ssl.SSLContext | None:
+    def tls_context(self) -> ssl.SSLContext | None:
         """Return the server's TLS context, or None without a certificate. Raises ConfigError if it cannot be loaded."""
-        if self.tls_cert is None:
+        if self.tls is None:
             return None
+        cert, key = self.tls.cert, self.tls.key
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            context.load_cert_chain(self.tls_cert, self.tls_key)
+            context.load_cert_chain(cert, key)
         except OSError as error:  # also ssl.SSLError
-            raise ConfigError(f"tls: {self.tls_cert}, {self.tls_key}: {error}; name PEM files that belong together") from error
+            raise ConfigError(f"tls: {cert}, {key}: {error}; name PEM files that belong together") from error
         return context
 
 

@@ -6,19 +6,34 @@ An exchange is recorded before the last byte of its answer is sent, so that a cl
 import logging
 import secrets
 import zlib
+from dataclasses import dataclass
 
 from aiohttp import web
 
+from ropewalk.jobs.serving.feedback.capture import Capture
 from ropewalk.jobs.serving.feedback.exchange import Exchange as FinishedExchange
 from ropewalk.jobs.serving.feedback.exchange import Outcome
 from ropewalk.jobs.serving.serve.gateway.errors import RefusalError
-from ropewalk.jobs.serving.serve.gateway.exchange.context import Context
+from ropewalk.jobs.serving.serve.gateway.exchange.events import SentStream, read_sent
+from ropewalk.jobs.serving.serve.gateway.exchange.metrics import Metrics
 from ropewalk.jobs.serving.serve.gateway.exchange.record import Clock, Record
 from ropewalk.jobs.serving.serve.gateway.exchange.request import ModelRequest
-from ropewalk.jobs.serving.serve.gateway.exchange.sent import SentStream, read_sent
-from ropewalk.jobs.serving.serve.gateway.upstream import Reply
+from ropewalk.jobs.serving.serve.gateway.routing.table import Table
+from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings
+from ropewalk.jobs.serving.serve.gateway.upstream import Reply, Upstreams
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Services shared by all exchanges of a gateway: settings, routing, and the destinations of finished exchanges."""
+
+    settings: GatewaySettings
+    table: Table
+    upstreams: Upstreams
+    metrics: Metrics
+    capture: Capture | None
 
 
 class ClientStream:

@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
+from ropewalk.jobs.serving.serve.gateway.exchange.events import SentStream
 from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, COMPLETIONS, ModelRequest
-from ropewalk.jobs.serving.serve.gateway.exchange.sent import SentStream
 from ropewalk.jobs.serving.serve.routes import Replica
 
 _COPIED = frozenset(  # keys with the same meaning for the rest of an answer
@@ -49,12 +49,8 @@ class Method(StrEnum):
     REPLAY = "replay"
 
 
+# by engine; others replay
 METHODS = {"transformers": Method.CONTINUE_FROM, "llamacpp": Method.CONTINUE_FROM, "vllm": Method.BY_IDS}
-
-
-def method_of(engine: str) -> Method:
-    """Return the continuation method of an engine."""
-    return METHODS.get(engine, Method.REPLAY)
 
 
 def model_for(replica: Replica, request: ModelRequest, version: str) -> str | None:

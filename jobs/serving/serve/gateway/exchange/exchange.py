@@ -7,13 +7,12 @@ import time
 from aiohttp import web
 
 from ropewalk.jobs.serving.serve.gateway.errors import RefusalError
-from ropewalk.jobs.serving.serve.gateway.exchange.client_stream import ClientStream
-from ropewalk.jobs.serving.serve.gateway.exchange.context import Context
+from ropewalk.jobs.serving.serve.gateway.exchange.client_stream import ClientStream, Context
 from ropewalk.jobs.serving.serve.gateway.exchange.readers import DivergedError
 from ropewalk.jobs.serving.serve.gateway.exchange.request import ModelRequest, read_request
 from ropewalk.jobs.serving.serve.gateway.exchange.upstream_attempt import UnavailableError, UpstreamAttempt
-from ropewalk.jobs.serving.serve.gateway.routing.prefixes import prefix_blocks
 from ropewalk.jobs.serving.serve.gateway.routing.queue import Slot
+from ropewalk.jobs.serving.serve.gateway.routing.replica import prefix_blocks
 from ropewalk.jobs.serving.serve.gateway.upstream import BrokenError, UnreachableError
 
 log = logging.getLogger(__name__)

@@ -1,11 +1,21 @@
 """Readers of an engine's event stream: pass it through, or convert it into the continuation of an earlier stream."""
 
 import re
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
-from ropewalk.jobs.serving.serve.gateway.exchange.events import DONE, DONE_EVENT, as_event, datas, objects, whole_events
+from ropewalk.jobs.serving.serve.gateway.exchange.events import (
+    DONE,
+    DONE_EVENT,
+    SentStream,
+    as_event,
+    datas,
+    objects,
+    payload,
+    piece_of,
+    whole_events,
+)
 from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, ModelRequest
-from ropewalk.jobs.serving.serve.gateway.exchange.sent import SentStream, payload, piece_of
 
 _LIST = rb'"(prompt_)?token_ids":\[([-\d,\s]*)\]'
 # quotes inside JSON strings are escaped, so a match is always a key with its value
@@ -17,41 +27,46 @@ class DivergedError(Exception):
     """A repeated answer differs from the part already sent."""
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """Converts an engine's bytes into bytes for the client."""
 
-    prompt_ids: list[int]
-    token_ids: list[int]
-    has_token_ids: bool
-
-    def feed(self, data: bytes) -> bytes:
-        """Return the next bytes for the client, whole events only; `token_ids` then has their tokens."""
-        ...
-
-    @property
-    def ended(self) -> bool:
-        """Return True if the stream's end or an error was among them."""
-        ...
-
-
-class PassThrough:
-    """Forwards events unchanged, except for token ids that only the gateway requested, which are removed."""
-
-    def __init__(self, *, keep_ids: bool) -> None:
+    def __init__(self) -> None:
         self.prompt_ids: list[int] = []
         self.token_ids: list[int] = []
         self.has_token_ids = False
-        self._keep_ids = keep_ids
-        self._held = self._last = b""
+        self.ended = False  # the stream's end or an error was among the bytes
+        self._held = b""
 
+    @abstractmethod
     def feed(self, data: bytes) -> bytes:
-        """Return the next bytes for the client, whole events only."""
+        """Return the next bytes for the client, whole events only; `token_ids` then has their tokens."""
+
+    def _whole(self, data: bytes) -> bytes:
+        """Return the events that are complete."""
         held = self._held + data if self._held else data
         end = whole_events(held)
-        ready, self._held = held[:end], held[end:]
-        if not ready:
+        self._held = held[end:]
+        return held[:end]
+
+    def _events(self, data: bytes) -> tuple[list[dict[str, Any]], bool]:
+        """Return (events that are complete, True if the stream's end was among them)."""
+        lines = list(datas(self._whole(data)))
+        events = list(objects(lines))
+        self.ended = self.ended or DONE in lines or any("error" in event for event in events)
+        return events, DONE in lines
+
+
+class PassThrough(Reader):
+    """Forwards events unchanged, except for token ids that only the gateway requested, which are removed."""
+
+    def __init__(self, *, keep_ids: bool) -> None:
+        super().__init__()
+        self._keep_ids = keep_ids
+
+    def feed(self, data: bytes) -> bytes:
+        if not (ready := self._whole(data)):
             return b""
-        self._last = ready
+        self.ended = any(end in ready for end in _ENDS)
         self.prompt_ids, self.token_ids, self.has_token_ids = [], [], False
         stripped = _IDS.sub(self._take, ready)
         return ready if self._keep_ids else stripped
@@ -67,34 +82,8 @@ class PassThrough:
                 self.token_ids += ids
         return b""
 
-    @property
-    def ended(self) -> bool:
-        """Return True if the last bytes contained the stream's end or an error."""
-        return any(end in self._last for end in _ENDS)
 
-
-class _EventReader:
-    """Base of readers that rewrite events."""
-
-    def __init__(self) -> None:
-        self.prompt_ids: list[int] = []
-        self.token_ids: list[int] = []
-        self.has_token_ids = False
-        self.ended = False
-        self._held = b""
-
-    def _events(self, data: bytes) -> tuple[list[dict[str, Any]], bool]:
-        """Return (events that are complete, True if the stream's end was among them)."""
-        self._held += data
-        end = whole_events(self._held)
-        ready, self._held = self._held[:end], self._held[end:]
-        lines = list(datas(ready))
-        events = list(objects(lines))
-        self.ended = self.ended or DONE in lines or any("error" in event for event in events)
-        return events, DONE in lines
-
-
-class CompletionReader(_EventReader):
+class CompletionReader(Reader):
     """Rewrites events of a completion as the continuation of an earlier stream."""
 
     def __init__(self, request: ModelRequest, sent: SentStream) -> None:
@@ -104,7 +93,6 @@ class CompletionReader(_EventReader):
         self._counts = len(sent.prompt_ids), len(sent.token_ids or [])
 
     def feed(self, data: bytes) -> bytes:
-        """Return the next bytes for the client, whole events only."""
         self.token_ids, self.has_token_ids = [], False
         events, done = self._events(data)
         out = b"".join(as_event(rewritten) for event in events if (rewritten := self._rewrite(event)) is not None)
@@ -152,7 +140,7 @@ class CompletionReader(_EventReader):
         return {**event, **names, "usage": {**event["usage"], **counts}}
 
 
-class ReplayReader(_EventReader):
+class ReplayReader(Reader):
     """Skips the part of a repeated answer that the client already has, and gives the rest the ids of the first part."""
 
     def __init__(self, sent: SentStream) -> None:

@@ -73,12 +73,12 @@ def read_request(path: str, headers: Mapping[str, str], body: bytes) -> ModelReq
 
 
 def _check(values: dict[str, Any], path: str) -> None:
-    types: dict[str, tuple[type, ...]] = {"model": (str,), "stream": (bool,), "stream_options": (dict,)}
+    types: dict[str, type] = {"model": str, "stream": bool, "stream_options": dict}
     if path == CHAT:
-        types["messages"] = (list,)
-    for key, kinds in types.items():
-        if values.get(key) is not None and not isinstance(values[key], kinds):
-            raise RefusalError(400, f"{key} must be {_names(kinds)}, not {_kind(values[key])}", "invalid_type", param=key)
+        types["messages"] = list
+    for key, kind in types.items():
+        if values.get(key) is not None and not isinstance(values[key], kind):
+            raise RefusalError(400, f"{key} must be {_KINDS[kind]}, not {_kind(values[key])}", "invalid_type", param=key)
     if path == CHAT and not values.get("messages"):
         raise RefusalError(400, "messages: at least one message is required", "missing_required_parameter", param="messages")
     if path == CHAT and not all(isinstance(message, dict) for message in values["messages"]):
@@ -105,7 +105,3 @@ _KINDS = {dict: "an object", list: "an array", str: "a string", bool: "true or f
 
 def _kind(value: Any) -> str:
     return _KINDS.get(type(value), "a number")
-
-
-def _names(kinds: tuple[type, ...]) -> str:
-    return " or ".join(_KINDS.get(kind, "a number") for kind in kinds)

@@ -11,21 +11,20 @@ from aiohttp import web
 from ropewalk.jobs.serving.serve.gateway.errors import RefusalError
 from ropewalk.jobs.serving.serve.gateway.exchange.client_stream import ClientStream
 from ropewalk.jobs.serving.serve.gateway.exchange.continuation import (
+    METHODS,
     Method,
     can_continue_by_ids,
     continue_from_body,
     initial_body,
     max_tokens_of,
-    method_of,
     model_for,
     token_ids_body,
     wants_usage,
     with_keys,
 )
-from ropewalk.jobs.serving.serve.gateway.exchange.events import DONE_EVENT, as_event
+from ropewalk.jobs.serving.serve.gateway.exchange.events import DONE_EVENT, SentStream, as_event
 from ropewalk.jobs.serving.serve.gateway.exchange.readers import CompletionReader, PassThrough, Reader, ReplayReader
 from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, COMPLETIONS, ModelRequest
-from ropewalk.jobs.serving.serve.gateway.exchange.sent import SentStream
 from ropewalk.jobs.serving.serve.gateway.upstream import BrokenError, Reply, Upstreams
 from ropewalk.jobs.serving.serve.routes import Replica
 
@@ -52,7 +51,7 @@ class UpstreamAttempt:
         limit_bytes: int,
     ) -> None:
         self._client, self._request, self._replica, self._upstreams = client, request, replica, upstreams
-        self._method = method_of(replica.engine)
+        self._method = METHODS.get(replica.engine, Method.REPLAY)
         self._model = model_for(replica, request, version)
         self._limit_bytes = limit_bytes
 

@@ -23,18 +23,15 @@ class _Waiting:
 
 @dataclass
 class Slot:
-    """A slot of a replica, held until it is given back."""
+    """A slot of a replica, held until it is given back, once."""
 
     queue: "VersionQueue"
     state: ReplicaState
     began: float = field(default_factory=time.monotonic)
-    held: bool = True
 
     def give_back(self, *, completed: bool) -> None:
         """Release the slot. The time of a completed request updates the mean service time."""
-        if self.held:
-            self.held = False
-            self.queue.release(self.state, time.monotonic() - self.began if completed else None)
+        self.queue.release(self.state, time.monotonic() - self.began if completed else None)
 
 
 class VersionQueue:
@@ -76,7 +73,8 @@ class VersionQueue:
         if not self._waiting or resumed:
             state = choose_replica(list(self.replicas.values()), blocks, self._imbalance)
             if state is not None:
-                return self._occupy(state, blocks)
+                self._count(state, blocks)
+                return Slot(self, state)
         if not resumed:
             self._refuse_excess(remaining_seconds)
         waiting = _Waiting(blocks, asyncio.get_running_loop().create_future())
@@ -132,10 +130,6 @@ class VersionQueue:
                     first.skips += 1
                     return other, state
         return first, state
-
-    def _occupy(self, state: ReplicaState, blocks: tuple[bytes, ...]) -> Slot:
-        self._count(state, blocks)
-        return Slot(self, state)
 
     @staticmethod
     def _count(state: ReplicaState, blocks: tuple[bytes, ...]) -> None:

@@ -57,7 +57,10 @@ class Table:
 
     def version_for(self, model: str | None, conversation: bytes) -> tuple[str, str]:
         """Return (requested name, version that answers). Raises RefusalError for an unknown name."""
-        routes = self._accepting()
+        routes = self.routes
+        assert routes is not None  # callers have awaited `ready`
+        if not routes.accepting:
+            raise RefusalError(503, "this server is shutting down; retry", "leaving", retry_after=routes.retry_after)
         name = model or routes.default
         if name is None:
             raise RefusalError(
@@ -88,12 +91,6 @@ class Table:
                 imbalance=settings.imbalance,
             )
         return self.queues[version]
-
-    def _accepting(self) -> Routes:
-        assert self.routes is not None  # callers have awaited `ready`
-        if not self.routes.accepting:
-            raise RefusalError(503, "this server is shutting down; retry", "leaving", retry_after=self.routes.retry_after)
-        return self.routes
 
     # --- the file
 
@@ -141,9 +138,10 @@ class Table:
     # --- unhealthy replicas
 
     def mark_unhealthy(self, queue: VersionQueue, state: ReplicaState) -> None:
-        """Send no requests to a replica until a health check passes."""
+        """Send no requests to a replica until a health check passes, and forget its cached prefixes."""
         if state.unhealthy_since is None:
-            state.mark_unhealthy()
+            state.unhealthy_since = time.monotonic()
+            state.prefixes.clear()
             log.warning("replica %s of %s does not answer", state.replica.id, queue.version)
             task = asyncio.get_running_loop().create_task(self._await_health(queue, state))
             self._health_checks.add(task)

@@ -80,7 +80,7 @@ class Endpoint:
             self.publish()
         self.gateways = start_gateways(folder, environment=environment, load_file=self.load_file, **settings)
         self.port: int = self.gateways.socket.getsockname()[1]
-        self.url = address_of(self.gateways.socket, "https" if "tls_cert" in settings else "http")
+        self.url = address_of(self.gateways.socket, "https" if "tls" in settings else "http")
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()

@@ -11,9 +11,9 @@ from ropewalk.jobs.serving.serve.gateway.exchange.continuation import (
     continue_from_body,
     initial_body,
 )
+from ropewalk.jobs.serving.serve.gateway.exchange.events import read_sent
 from ropewalk.jobs.serving.serve.gateway.exchange.readers import DivergedError, PassThrough, ReplayReader
 from ropewalk.jobs.serving.serve.gateway.exchange.request import CHAT, ModelRequest, read_request
-from ropewalk.jobs.serving.serve.gateway.exchange.sent import read_sent
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_many_connections(endpoint: Endpoint) -> None:
 
 def test_names_lead_to_versions_and_a_server_that_leaves_says_so(tmp_path: Path) -> None:
     engines = [FakeEngine(), FakeEngine()]
-    endpoint = Endpoint(tmp_path, engines, token_variable="GATEWAY_TEST_TOKEN", environment={"GATEWAY_TEST_TOKEN": "s3cret"})
+    endpoint = Endpoint(tmp_path, engines, auth={"variable": "GATEWAY_TEST_TOKEN"}, environment={"GATEWAY_TEST_TOKEN": "s3cret"})
     try:
         versions = {
             "old": Version(replicas=(engines[0].replica,)),
@@ -285,7 +285,7 @@ def test_names_lead_to_versions_and_a_server_that_leaves_says_so(tmp_path: Path)
 def test_mistakes_end_with_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=r"host 127.0.0.1, port"):
         listen("127.0.0.1", taken.getsockname()[1])
-    gateways = start_gateways(tmp_path, token_variable="NOT_SET_ANYWHERE")
+    gateways = start_gateways(tmp_path, auth={"variable": "NOT_SET_ANYWHERE"})
     try:
         with pytest.raises(ConfigError, match=r"^auth: the environment variable NOT_SET_ANYWHERE is empty"):
             until(gateways.look, Patience.START)

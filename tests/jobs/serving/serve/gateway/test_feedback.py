@@ -17,7 +17,7 @@ def test_answers_are_rated_by_their_clients_at_once_and_corrected_within_bounds(
     tokens.write_text("app: first-secret\ncrawler: second-secret\n")
     tokens.chmod(0o600)
     folder = tmp_path / "feedback"
-    endpoint = Endpoint(tmp_path, [FakeEngine()], feedback_folder=folder, capture={}, token_file=tokens)
+    endpoint = Endpoint(tmp_path, [FakeEngine()], feedback_folder=folder, capture={}, auth={"file": str(tokens)})
 
     def post(path: str, client: str, json: object) -> httpx.Response:
         token = {"app": "first-secret", "crawler": "second-secret"}[client]

@@ -38,7 +38,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
         folder,
         [FakeEngine("--token", "0.001", slots=16)],
         environment=ENVIRONMENT,
-        token_variable="GATEWAY_TEST_TOKEN",
+        auth={"variable": "GATEWAY_TEST_TOKEN"},
         body_seconds=1.0,
         idle_seconds=3.0,
         stalled_seconds=2.0,
@@ -228,7 +228,7 @@ def test_pages_of_other_sites_are_refused_where_no_token_is_needed(
 def test_clients_have_tokens_by_name_and_the_file_is_read_again(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("ann: first-token\nbob: second-token\n")
-    endpoint = Endpoint(tmp_path, [FakeEngine()], token_file=tokens, feedback_folder=tmp_path / "feedback", capture={})
+    endpoint = Endpoint(tmp_path, [FakeEngine()], auth={"file": str(tokens)}, feedback_folder=tmp_path / "feedback", capture={})
 
     def status(token: str) -> int:
         headers = {"authorization": f"Bearer {token}"}
@@ -258,7 +258,7 @@ def test_https(tmp_path: Path) -> None:
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
     command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
     subprocess.run(command, check=True, capture_output=True)
-    endpoint = Endpoint(tmp_path, [FakeEngine()], tls_cert=cert, tls_key=key)
+    endpoint = Endpoint(tmp_path, [FakeEngine()], tls={"cert": str(cert), "key": str(key)})
     try:
         context = ssl.create_default_context(cafile=str(cert))
         answer = httpx.post(endpoint.url + CHAT, json=chat("secret", max_tokens=3), verify=context)

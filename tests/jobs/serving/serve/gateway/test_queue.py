@@ -6,9 +6,8 @@ from collections import Counter
 import pytest
 
 from ropewalk.jobs.serving.serve.gateway.errors import RefusalError
-from ropewalk.jobs.serving.serve.gateway.routing.prefixes import prefix_blocks
 from ropewalk.jobs.serving.serve.gateway.routing.queue import Slot, VersionQueue
-from ropewalk.jobs.serving.serve.gateway.routing.replica import ReplicaState
+from ropewalk.jobs.serving.serve.gateway.routing.replica import ReplicaState, prefix_blocks
 from ropewalk.jobs.serving.serve.routes import Replica
 
 

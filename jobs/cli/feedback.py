@@ -28,14 +28,15 @@ def feedback(
 ) -> None:
     """Show the ratings of a serving run's answers by version and over time; export them as training data."""
     import json
+    from dataclasses import asdict
 
     from ropewalk.jobs.runs.show.status import find_run
-    from ropewalk.jobs.serving.feedback.export import export_feedback, parse_time
     from ropewalk.jobs.serving.feedback.read import refuse_without_capture
     from ropewalk.jobs.serving.feedback.records import FOLDER
     from ropewalk.jobs.serving.feedback.retention import enforce_retention
     from ropewalk.jobs.serving.feedback.summary import summarize
     from ropewalk.jobs.serving.feedback.tables import lines_of
+    from ropewalk.jobs.serving.feedback.training_data import export_feedback, parse_time
 
     serve_run = find_run(run)
     refuse_without_capture(serve_run)
@@ -44,7 +45,7 @@ def feedback(
     exported = export_feedback(serve_run, start, export[0], export[1]) if export else None
     summary = summarize(serve_run.path / FOLDER, start)
     if as_json:
-        values = {"run": serve_run.id, **summary.plain(), "deleted": deleted, "export": exported}
+        values = {"run": serve_run.id, **asdict(summary), "deleted": deleted, "export": exported}
         sys.stdout.write(json.dumps(values, default=str) + "\n")
         return
     from ropewalk.jobs.runs.show.tables import console

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.serving.collect.files import CONVERSATIONS, PAIRS
-from ropewalk.jobs.serving.feedback.answers import find_answer
+from ropewalk.jobs.serving.feedback.read import find_answer
 from ropewalk.jobs.serving.feedback.records import (
     FOLDER,
     ROLL,

@@ -19,8 +19,7 @@ from ropewalk.jobs.models.registry.lineage import ancestors, bases_of, data_path
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
 from ropewalk.jobs.runs.models.model_versions import find_version, registered_models
 from ropewalk.jobs.runs.show.status import all_runs
-from ropewalk.jobs.serving.feedback.answers import Answer, find_answer
-from ropewalk.jobs.serving.feedback.read import exchanges
+from ropewalk.jobs.serving.feedback.read import Answer, exchanges, find_answer
 from ropewalk.jobs.serving.feedback.records import FOLDER
 
 _MAX_BYTES = 256 << 20  # larger files of records are not searched

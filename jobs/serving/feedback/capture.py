@@ -47,12 +47,7 @@ def is_sampled(conversation: bytes, share: float) -> bool:
 class Capture:
     """Sends exchanges and feedback to a writer process. All methods must be called in the event loop that ran `start`."""
 
-    def __init__(
-        self,
-        folder: Path,
-        config: CaptureConfig | None,
-        max_open_bytes: int = MAX_OPEN_BYTES,
-    ) -> None:
+    def __init__(self, folder: Path, config: CaptureConfig | None, max_open_bytes: int = MAX_OPEN_BYTES) -> None:
         """With `config` None only the ledger of answers is written, which has no content."""
         self.folder, self.config, self.max_open_bytes = folder, config, max_open_bytes
         self.lost = 0  # exchanges stored without content because too much was unconfirmed
@@ -66,11 +61,6 @@ class Capture:
         self._process: subprocess.Popen[bytes] | None = None
         self._restart: asyncio.TimerHandle | None = None
         self._waiting_for_room = self._closing = False
-
-    @property
-    def writer_pid(self) -> int | None:
-        """PID of the writer process, or None while there is none."""
-        return self._process.pid if self._process else None
 
     @property
     def waiting(self) -> int:

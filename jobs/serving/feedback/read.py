@@ -1,17 +1,17 @@
-"""Captured exchanges of a serving run, joined with their ratings."""
+"""Captured exchanges of a serving run, joined with their ratings, and its answers in the ledger that every endpoint keeps."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.serving.feedback.records import FOLDER, RATINGS, exchanges_store, ratings_store
+from ropewalk.jobs.serving.feedback.records import FOLDER, RATINGS, answers_store, exchanges_store, ratings_store
 
 _PLAIN = ("id", "time", "answer_id", "alias", "version", "outcome", "conversation", "prompt", "answer", "client")
 
@@ -118,6 +118,32 @@ def exchanges(
         if until is None or row["time"] < until:
             parsed = {name: _json(row[name]) for name in ("messages", "choices", "tools", "sampling")}
             yield CapturedExchange(**{name: row[name] for name in _PLAIN}, **parsed, ratings=ratings.of(row["id"]))
+
+
+class Answer(NamedTuple):
+    """One answer of a serving run, without its content."""
+
+    id: str  # request id, x-request-id
+    answer_id: str | None  # `id` in the response body
+    time: float  # seconds since the epoch
+    alias: str
+    version: str
+    replica: str
+    path: str
+    status: int
+    outcome: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    first_token_seconds: float | None
+    seconds: float
+    moves: int
+    client: str | None = None  # name of its token
+
+
+def find_answer(run: RunDir, number: str) -> Answer | None:
+    """Return the answer with this answer id or request id, or None if the run has none."""
+    row = answers_store(run.path / FOLDER).find(("answer_id", "id"), number)
+    return Answer(**{name: row[name] for name in Answer._fields}) if row else None
 
 
 def refuse_without_capture(run: RunDir) -> None:

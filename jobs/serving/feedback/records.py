@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,29 +65,16 @@ JUDGEMENTS = pa.schema(
 )
 
 
-def answers_store(folder: Path) -> Store:
-    """Store of the ledger: all answers, without content."""
-    return Store(folder / "answers", ANSWERS)
+def _store(name: str, schema: pa.Schema) -> Callable[[Path], Store]:
+    """Return the function that returns this store of a feedback folder."""
+    return lambda folder: Store(folder / name, schema)
 
 
-def exchanges_store(folder: Path) -> Store:
-    """Store of captured exchanges, masked."""
-    return Store(folder / "exchanges", EXCHANGES)
-
-
-def ratings_store(folder: Path) -> Store:
-    """Store of ratings and corrections, masked."""
-    return Store(folder / "ratings", RATINGS)
-
-
-def samples_store(folder: Path) -> Store:
-    """Store of second answers to captured prompts, masked."""
-    return Store(folder / "samples", SAMPLES)
-
-
-def judgements_store(folder: Path) -> Store:
-    """Store of reviewers' judgements."""
-    return Store(folder / "judgements", JUDGEMENTS)
+answers_store = _store("answers", ANSWERS)  # the ledger: all answers, without content
+exchanges_store = _store("exchanges", EXCHANGES)  # captured exchanges, masked
+ratings_store = _store("ratings", RATINGS)  # ratings and corrections, masked
+samples_store = _store("samples", SAMPLES)  # second answers to captured prompts, masked
+judgements_store = _store("judgements", JUDGEMENTS)  # of reviewers
 
 
 def ledger_row(fields: Mapping[str, Any], answer: Mapping[str, Any]) -> Row:

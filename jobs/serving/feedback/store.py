@@ -98,7 +98,8 @@ class Store:
 
         With `since` only records of this time and later; shards that end before are not read. Oldest shards come first.
         """
-        spooled = self._table(self._spooled())  # before the shards: a concurrent roll then leaves no gap
+        rows = _distinct([row for path in self.spools() for row in _rows(_read(path))])
+        spooled = self._table(rows)  # before the shards: a concurrent roll then leaves no gap
         paths = [*(path for path in self.shards() if since is None or newest_time(path) >= since), None]
         for path in reversed(paths) if newest_first else paths:
             table = self._open(path) if path else spooled
@@ -136,9 +137,6 @@ class Store:
     def spools(self) -> list[Path]:
         """Return the paths of the spools, oldest first."""
         return sorted(self.folder / name for name in list_afresh(self.folder) if name.startswith(SPOOL))
-
-    def _spooled(self) -> list[Row]:
-        return _distinct([row for path in self.spools() for row in _rows(_read(path))])
 
     def _open(self, path: Path) -> pa.Table:
         try:

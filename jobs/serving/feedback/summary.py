@@ -4,9 +4,8 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ropewalk.jobs.results.statistics import mean_error
 from ropewalk.jobs.serving.feedback.read import Ratings
@@ -51,9 +50,6 @@ class Summary:
     outcomes: dict[str, int]
     versions: list[Line]
     times: list[Line]
-
-    def plain(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def share(values: Sequence[float], groups: Sequence[str]) -> Share:

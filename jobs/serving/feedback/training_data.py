@@ -1,11 +1,14 @@
 """Feedback as training data: preference pairs for `align`, conversations for `finetune`, documents."""
 
 import os
+import re
 import secrets
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,11 @@ import orjson
 import zstandard
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.serving.feedback.read import CapturedExchange
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.serving.feedback.read import CapturedExchange, exchanges
 
+KINDS = ("pairs", "chats", "documents")
+_UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 Record = dict[str, Any]
 
 
@@ -25,12 +31,17 @@ class TrainingData:
     records: list[Record] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
+    def add(self, exchange: CapturedExchange, **content: Any) -> None:
+        """Add a record of an exchange, with its tools and its id."""
+        tools = {"tools": exchange.tools} if exchange.tools else {}
+        self.records.append({**content, **tools, "id": exchange.id})
 
-def to_pairs(exchanges: Iterable[CapturedExchange]) -> TrainingData:
+
+def to_pairs(captured: Iterable[CapturedExchange]) -> TrainingData:
     """Return {prompt, chosen, rejected} from corrected answers, and from liked and disliked answers to the same prompt."""
     data = TrainingData()
     rated: dict[bytes, tuple[list[CapturedExchange], list[CapturedExchange]]] = defaultdict(lambda: ([], []))
-    for exchange in exchanges:
+    for exchange in captured:
         prompt, answer = prompt_of(exchange), answer_of(exchange)
         if exchange.correction is None and exchange.rating is None:
             continue
@@ -56,14 +67,13 @@ def add_pair(data: TrainingData, exchange: CapturedExchange, chosen: Any, reject
     elif not chosen or not rejected:
         data.left_out["empty_answer"] += 1
     else:
-        tools = {"tools": exchange.tools} if exchange.tools else {}
-        data.records.append({"prompt": prompt_of(exchange), "chosen": chosen, "rejected": rejected, **tools, "id": exchange.id})
+        data.add(exchange, prompt=prompt_of(exchange), chosen=chosen, rejected=rejected)
 
 
-def to_conversations(exchanges: Iterable[CapturedExchange], *, liked: bool = True) -> TrainingData:
+def to_conversations(captured: Iterable[CapturedExchange], *, liked: bool = True) -> TrainingData:
     """Return {messages} that end with a corrected answer or, if `liked`, with an answer that was rated well."""
     data = TrainingData()
-    for exchange in exchanges:
+    for exchange in captured:
         if exchange.correction is None and not (liked and exchange.rating == 1):
             continue
         prompt = prompt_of(exchange)
@@ -73,14 +83,13 @@ def to_conversations(exchanges: Iterable[CapturedExchange], *, liked: bool = Tru
         elif not answer:
             data.left_out["no_answer"] += 1
         else:
-            tools = {"tools": exchange.tools} if exchange.tools else {}
-            data.records.append({"messages": [*prompt, *answer], **tools, "id": exchange.id})
+            data.add(exchange, messages=[*prompt, *answer])
     return data
 
 
-def to_documents(exchanges: Iterable[CapturedExchange], source: str, left_out: Counter[str]) -> Iterator[Record]:
+def to_documents(captured: Iterable[CapturedExchange], source: str, left_out: Counter[str]) -> Iterator[Record]:
     """Yield {id, text, source}: each exchange as plain text, prompt and answer, whatever its ratings; count skipped ones."""
-    for exchange in exchanges:
+    for exchange in captured:
         prompt, answer = prompt_of(exchange), answer_of(exchange)
         if prompt is None or answer is None:
             left_out["not_text" if prompt is None else "no_answer"] += 1
@@ -155,3 +164,29 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
     finally:
         temporary.unlink(missing_ok=True)
     return count
+
+
+def parse_time(text: str, now: float | None = None) -> float:
+    """Parse a time before now (`7d`, `12h`, `30m`) or a date; returns seconds since the epoch. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text)
+    if match:
+        return (now or time.time()) - float(match[1]) * _UNITS[match[2]]
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} is not a time; write 7d, 12h, 30m, or a date such as 2026-11-27 or 2026-11-27T10:00"
+        ) from None
+
+
+def export_feedback(run: RunDir, since: float | None, kind: str, path: Path) -> dict[str, Any]:
+    """Write training data of the exchanges since a time; return {kind, file, records, left_out}. Raises ConfigError."""
+    if kind not in KINDS:
+        raise ConfigError(f"--export {kind}: unknown kind; choose {', '.join(KINDS)}")
+    captured, left_out = exchanges(run.path, since), Counter[str]()
+    if kind == "documents":
+        records: Iterable[Record] = to_documents(captured, run.id, left_out)
+    else:
+        data = to_pairs(captured) if kind == "pairs" else to_conversations(captured)
+        records, left_out = data.records, data.left_out
+    return {"kind": kind, "file": str(path), "records": write_records(path, records), "left_out": dict(left_out)}

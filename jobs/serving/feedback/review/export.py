@@ -64,8 +64,7 @@ def reviewed_conversations(run: RunDir, until: float | None = None) -> TrainingD
             data.left_out["not_a_conversation"] += 1
             continue
         for answer in answers:
-            tools = {"tools": reviewed.exchange.tools} if reviewed.exchange.tools else {}
-            data.records.append({"messages": [*(prompt or ()), *answer], **tools, "id": reviewed.exchange.id})
+            data.add(reviewed.exchange, messages=[*(prompt or ()), *answer])
     return data
 
 
@@ -109,6 +108,4 @@ def _add_pair(data: TrainingData, reviewed: ReviewedItem, chosen: Any, rejected:
         data.left_out["equal_answers"] += 1
     else:
         exchange = reviewed.exchange
-        tools = {"tools": exchange.tools} if exchange.tools else {}
-        record = {"prompt": prompt_of(exchange), "chosen": chosen, "rejected": rejected, **tools, "id": exchange.id}
-        data.records.append({**record, "reviewers": reviewers})
+        data.add(exchange, prompt=prompt_of(exchange), chosen=chosen, rejected=rejected, reviewers=reviewers)

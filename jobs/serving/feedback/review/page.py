@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from html import escape as escape_html
 from typing import NamedTuple
 
-from ropewalk.jobs.serving.feedback.review.agreement import Agreement
 from ropewalk.jobs.serving.feedback.review.items import Content, Item, Side
-from ropewalk.jobs.serving.feedback.review.judgements import text_of
+from ropewalk.jobs.serving.feedback.review.judgements import Agreement, text_of
 from ropewalk.jobs.serving.feedback.review.session import Progress
 
 _ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}

@@ -10,9 +10,8 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.filters.privacy.filter import Kind
 from ropewalk.jobs.serving.feedback.read import CapturedExchange, exchanges
 from ropewalk.jobs.serving.feedback.records import FOLDER, judgements_store
-from ropewalk.jobs.serving.feedback.review.agreement import Agreement, agreements
 from ropewalk.jobs.serving.feedback.review.items import Item, find_items
-from ropewalk.jobs.serving.feedback.review.judgements import Choice, JudgementLog, current_judgements
+from ropewalk.jobs.serving.feedback.review.judgements import Agreement, Choice, JudgementLog, agreements, current_judgements
 from ropewalk.jobs.serving.feedback.review.samples import Sampler, known_samples
 
 REFRESH_SECONDS = 30.0  # between reads of new exchanges
@@ -28,7 +27,6 @@ _CHOICES: dict[str, tuple[Choice, Choice]] = {
     "neither": ("neither", "neither"),
     "skip": ("skip", "skip"),
 }
-BUTTONS = tuple(_CHOICES)
 
 
 class Progress(NamedTuple):
@@ -69,7 +67,7 @@ class Review:
         return first
 
     def judge(self, number: str, button: str, corrected: str = "", correction: str = "") -> bool:
-        """Record the judgement of an item, `button` being one of BUTTONS; return False if it is not the current item."""
+        """Record the judgement of an item by a button of the page; return False if it is not the current item."""
         with self._lock:
             self._refresh()
             item = next((i for i in self._items if i.id == number), None)

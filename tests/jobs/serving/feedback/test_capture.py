@@ -19,14 +19,15 @@ from typing import Any
 
 import datasets
 import orjson
+import psutil
 import pytest
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.serving.feedback import writer
-from ropewalk.jobs.serving.feedback.answers import find_answer
 from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig, is_sampled
 from ropewalk.jobs.serving.feedback.exchange import FEEDBACK, SETTINGS, Exchange, exchange_frame, frame
 from ropewalk.jobs.serving.feedback.known_answers import KnownAnswer, KnownAnswers, SearchLimitError
+from ropewalk.jobs.serving.feedback.read import find_answer
 from ropewalk.jobs.serving.feedback.records import FOLDER, answers_store, exchanges_store, ratings_store
 from ropewalk.jobs.serving.feedback.store import Spool
 from ropewalk.jobs.serving.feedback.summary import summarize
@@ -47,12 +48,13 @@ def correction(*messages: dict[str, Any]) -> bytes:
 GATEWAY = """
 import asyncio, json, sys
 from pathlib import Path
+import psutil
 from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig, Exchange
 
 async def main():
     capture = Capture(Path(sys.argv[1]), CaptureConfig(retention_days=1e5))
     await capture.start()
-    print("writer", capture.writer_pid, flush=True)
+    print("writer", psutil.Process().children()[0].pid, flush=True)
     for line in sys.stdin:
         fields = json.loads(line)
         raw = {name: fields[name].encode() for name in ("request", "answer", "conversation")}
@@ -136,6 +138,11 @@ def test_every_exchange_is_stored_once_and_masked_despite_kills(tmp_path: Path, 
     assert [item for item in items(planted()) if item.encode() in written] == []
 
 
+def _process_of_writer() -> psutil.Process:
+    """The writer that this process has started."""
+    return next(child for child in psutil.Process().children() if "ropewalk.jobs.serving.feedback.writer" in child.cmdline())
+
+
 async def _captured(folder: Path, config: CaptureConfig | None, count: int) -> Capture:
     capture = Capture(folder, config)
     await capture.start()
@@ -149,8 +156,7 @@ def test_a_writer_that_dies_while_it_is_closed_has_a_successor(tmp_path: Path) -
 
     async def scenario() -> int:
         capture = await _captured(folder, CaptureConfig(retention_days=1e5), 50)
-        assert capture.writer_pid is not None
-        os.kill(capture.writer_pid, signal.SIGKILL)
+        _process_of_writer().kill()
         await capture.close()
         return capture.waiting
 
@@ -308,10 +314,10 @@ def test_what_waits_for_a_stuck_writer_is_bounded_and_counted(tmp_path: Path) ->
     async def scenario() -> Capture:
         capture = Capture(tmp_path, CaptureConfig(retention_days=1e5, mask=()), max_open_bytes=200_000)
         await capture.start()
-        os.kill(capture.writer_pid or 0, signal.SIGSTOP)
+        _process_of_writer().suspend()
         for number in range(400):
             capture.record(exchange(number, "word " * 200))
-        os.kill(capture.writer_pid or 0, signal.SIGCONT)
+        _process_of_writer().resume()
         await capture.close()
         return capture
 

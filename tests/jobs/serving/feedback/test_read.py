@@ -13,11 +13,10 @@ import zstandard
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.datapipe.chat.config import ChatConfig
 from ropewalk.datapipe.chat.conversation import conversation_of
-from ropewalk.jobs.serving.feedback.export import parse_time
 from ropewalk.jobs.serving.feedback.read import exchanges
 from ropewalk.jobs.serving.feedback.records import FOLDER, answers_store, exchanges_store
 from ropewalk.jobs.serving.feedback.summary import share, summarize
-from ropewalk.jobs.serving.feedback.training_data import to_conversations, to_documents, to_pairs
+from ropewalk.jobs.serving.feedback.training_data import parse_time, to_conversations, to_documents, to_pairs
 from ropewalk.jobs.training.align.preferences.records import Preference, pair_of
 from tests.jobs.serving.feedback.exchanges import START, exchange
 from tests.jobs.serving.feedback.runs import serving_run

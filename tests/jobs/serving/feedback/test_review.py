@@ -18,10 +18,9 @@ from ropewalk.datapipe.chat.conversation import conversation_of
 from ropewalk.jobs.serving.feedback.exchange import Exchange
 from ropewalk.jobs.serving.feedback.read import exchanges
 from ropewalk.jobs.serving.feedback.records import FOLDER, judgements_store
-from ropewalk.jobs.serving.feedback.review.agreement import agreements, kappa
 from ropewalk.jobs.serving.feedback.review.export import reviewed_conversations, reviewed_pairs
 from ropewalk.jobs.serving.feedback.review.items import find_items
-from ropewalk.jobs.serving.feedback.review.judgements import current_judgements
+from ropewalk.jobs.serving.feedback.review.judgements import agreements, current_judgements, kappa
 from ropewalk.jobs.serving.feedback.review.samples import Sampler, endpoint
 from ropewalk.jobs.serving.feedback.review.server import ReviewServer
 from ropewalk.jobs.serving.feedback.review.session import Review

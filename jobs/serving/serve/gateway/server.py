@@ -32,7 +32,7 @@ _HEALTH = frozenset({"/healthz", "/readyz"})
 _PAGES = frozenset({*_HEALTH, "/metrics", "/v1/models"})
 _READ_AHEAD_BYTES = 2**20  # of an answer, buffered for a slow client so that its replica is free early
 _DISCARDED_BYTES = 2**16
-_READ_BYTES = 2**13  # of a body, read ahead of the handler; a chunk counts as four bytes, and takes a microsecond or two
+_READ_BYTES = 2**11  # of a body, read ahead of the handler; a chunk counts as four bytes, and takes a microsecond or two
 _LOCAL_NAMES = (".svc", ".svc.cluster.local", ".localhost")
 
 

@@ -54,7 +54,7 @@ class Capture:
         self._open: dict[str, tuple[int, list[bytes]]] = {}  # size and frame pieces of unconfirmed exchanges
         self._open_bytes = 0
         self._replies: dict[str, asyncio.Future[tuple[int, Any]]] = {}
-        self._unsent: list[bytes] = []
+        self._unsent: list[bytes] = []  # waits, as `_sending` does, for room in the writer's socket; lost with this process
         self._sending = memoryview(b"")
         self._received = bytearray()
         self._socket: socket.socket | None = None
@@ -66,11 +66,6 @@ class Capture:
     def waiting(self) -> int:
         """Number of exchanges and ratings that are not durable yet."""
         return len(self._open)
-
-    @property
-    def is_behind(self) -> bool:
-        """Return True if something waits for room in the writer's socket, and would be lost with this process."""
-        return bool(self._sending or self._unsent)
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -47,16 +47,13 @@ class Progress:
     def _write(self, now: float) -> None:
         load = read_load(self.local.load)
         state = read_json(self.files.state) or {}
-        load["replicas_serving"] = self._replicas()
+        versions = (read_json(self.local.routes) or {}).get("versions") or {}
+        load["replicas_serving"] = sum(len(version.get("replicas") or ()) for version in versions.values())
         write_json(self.files.load, load, durable=False)
         self._write_stage("serving" if state.get("stable") else "loading", load)
         if now >= self._next_metrics:
             self._next_metrics = now + METRIC_SECONDS
             self._measure(load)
-
-    def _replicas(self) -> int:
-        routes = read_json(self.local.routes) or {}
-        return sum(len(version.get("replicas") or ()) for version in (routes.get("versions") or {}).values())
 
     def _write_stage(self, stage: str, load: Mapping[str, Any]) -> None:
         requests = sum(int(version.get("requests", 0)) for version in (load.get("versions") or {}).values())

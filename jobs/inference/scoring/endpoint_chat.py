@@ -76,5 +76,8 @@ def find_endpoint(ref: str) -> Endpoint | None:
         return None
     endpoint = view.endpoint()
     if endpoint is None:
+        outcome = run.last_outcome()
+        if outcome is None or not outcome.state.final:
+            raise ConfigError(f"{run.id} does not serve yet; `ropewalk show {run.id}` prints its address when it does")
         raise ConfigError(f"{run.id} listens nowhere now: `ropewalk why {run.id}`, `ropewalk resume {run.id}`")
     return endpoint

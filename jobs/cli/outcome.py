@@ -9,9 +9,10 @@ import typer
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.follow import Watch, follow
-from ropewalk.jobs.runs.show.show import ending
+from ropewalk.jobs.runs.show.show import ending, next_steps
 from ropewalk.jobs.runs.show.status import final_object
 from ropewalk.jobs.runs.show.tables import console
+from ropewalk.jobs.runs.show.view import view_of
 
 
 def follow_to_end(run: RunDir, as_json: bool) -> None:
@@ -32,7 +33,8 @@ def exit_with_outcome(run: RunDir, watch: Watch, as_json: bool) -> None:
     if not succeeded:
         reason = watch.abandoned or result.get("cause") or ""
         state = f"{result['state']}{f': {reason}' if reason else ''}"
-        sys.stderr.write(f"{run.id} ended as {state}; see `ropewalk why {run.id}`\n")
+        sys.stderr.write(f"{run.id} ended as {state}\n")
+        console(stderr=True).print(next_steps(view_of(run), RunState(result["state"])), crop=False)
     if as_json:
         sys.stdout.write(f"{json.dumps(result, default=str)}\n")
     elif succeeded:

@@ -30,7 +30,8 @@ def cancel_runs(refs: Sequence[str]) -> Iterator[str]:
         elif outcome is not None:
             yield f"{run.id} is {outcome.state.lower()}: {outcome.cause}"
         else:
-            yield f"cancelling {run.id}: it saves a checkpoint and exits; `ropewalk wait {run.id}` returns when it has"
+            ending = "closes its endpoint" if view_of(run).serves else "saves a checkpoint"
+            yield f"cancelling {run.id}: it {ending} and exits; `ropewalk wait {run.id}` returns when it has"
 
 
 def _open_children(run: RunDir) -> list[RunDir]:

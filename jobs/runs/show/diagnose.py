@@ -14,7 +14,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.results.metrics import broken_lines, broken_words, latest_metrics
-from ropewalk.jobs.runs.show.events import SIGNALS, format_event
+from ropewalk.jobs.runs.show.events import SIGNALS, format_event, without_cause
 from ropewalk.jobs.runs.show.hangs import describe_activities, join_hangs
 from ropewalk.jobs.runs.show.known_errors.table import known_error
 from ropewalk.jobs.runs.show.status import states
@@ -66,8 +66,9 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
     if outcome.state is RunState.SUCCEEDED:
         return Diagnosis(cause="It succeeded.", evidence=history)
     if outcome.state is RunState.CANCELLED:
-        remedy = f"`ropewalk resume {run.id}` continues from its last checkpoint"
-        return Diagnosis(cause=f"It was cancelled: {outcome.cause}.", evidence=history, remedy=remedy, resumes=True)
+        remedy = f"`ropewalk resume {run.id}` {view_of(run).resume_words()}"
+        cause = f"It was cancelled: {outcome.cause.removeprefix('cancelled ')}."
+        return Diagnosis(cause=cause, evidence=without_cause(history, outcome.cause), remedy=remedy, resumes=True)
     if outcome.state is RunState.REFUSED:
         remedy = "its report has all figures; improve the model, or change `require`, and submit again"
         return Diagnosis(cause=f"It finished, but did not pass its gate: {outcome.cause}.", evidence=history, remedy=remedy)
@@ -159,9 +160,10 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
     if exit_code == EXIT_NEVER_RETRY and not remedy:
         remedy = "fix the configuration or the data and submit again; exit code 42 is never retried"
     if resumes := not remedy:
-        remedy = f"`ropewalk logs {run.id}` shows all ranks; `ropewalk resume {run.id}` tries again from the last checkpoint"
+        remedy = f"`ropewalk logs {run.id}` shows all ranks; `ropewalk resume {run.id}` {view_of(run).resume_words()}"
     text = f"It failed: {meaning} — {cause}" if meaning else f"It failed: {cause}"
-    return Diagnosis(cause=text, evidence=[*dict.fromkeys(evidence), *history], remedy=remedy, resumes=resumes)
+    evidence = [line for line in dict.fromkeys(evidence) if line not in cause]
+    return Diagnosis(cause=text, evidence=[*evidence, *without_cause(history, cause)], remedy=remedy, resumes=resumes)
 
 
 def _look_up(*texts: str) -> tuple[str, str]:

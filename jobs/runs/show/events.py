@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
@@ -153,6 +153,11 @@ def format_event(event: Mapping[str, Any]) -> str | None:
     if not form:
         return None
     return f"{time.strftime('%H:%M:%S', time.localtime(event.get('time', 0)))}  {_Line().vformat(form, (), event)}"
+
+
+def without_cause(lines: Iterable[str], cause: str) -> list[str]:
+    """Return lines of events without a cause that the reader has just read."""
+    return [line.removesuffix(f" ({cause})") for line in lines]
 
 
 def describe_exit(code: Any) -> str:

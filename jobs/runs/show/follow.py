@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ropewalk.cluster.backends.recovery import NO_ANSWER
@@ -90,7 +90,7 @@ def follow(
                     view.pass_on(line, program_output)
             for event in events.new_events(last=last_round):
                 text = format_event(event)
-                if text is not None:
+                if text is not None and not _is_end(event):
                     view.say(text)
             for text in view.news():
                 view.say(text)
@@ -103,6 +103,11 @@ def follow(
             if last_round:
                 return watch
             sleep(POLL_SECONDS)
+
+
+def _is_end(event: Mapping[str, Any]) -> bool:
+    """Return True for the end of the run, which the caller prints."""
+    return event["event"] == "attempt_ended" and RunState(event["state"]).final
 
 
 def _has_begun(run: RunDir) -> bool:

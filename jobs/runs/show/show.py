@@ -23,8 +23,8 @@ def page(run: RunDir) -> "RenderableType":
     from rich.console import Group
 
     view, values = view_of(run), details(run)
-    ended = values["state"] in {RunState.SUCCEEDED, RunState.REFUSED}
-    return Group(view.page(values), *([next_steps(view)] if ended else []))
+    state = RunState(values["state"])
+    return Group(view.page(values), *([next_steps(view, state)] if state.final else []))
 
 
 def ending(run: RunDir, result: Mapping[str, Any]) -> "RenderableType":
@@ -32,15 +32,31 @@ def ending(run: RunDir, result: Mapping[str, Any]) -> "RenderableType":
     from rich.console import Group
 
     view = view_of(run)
-    return Group(view.ending(result), next_steps(view))
+    return Group(view.ending(result), next_steps(view, RunState.SUCCEEDED))
 
 
-def next_steps(view: RunView) -> "RenderableType":
-    """Render the files that a run has made, and the commands that follow."""
+def next_steps(view: RunView, state: RunState) -> "RenderableType":
+    """Render the files that an ended run has made, and the commands that follow."""
     from ropewalk.jobs.runs.show.fitted_tables import NextSteps
 
     outputs = [path for path in view.outputs() if "://" in path or Path(path).exists()]
-    return NextSteps([short_path(path) for path in outputs], view.next_commands())
+    return NextSteps([short_path(path) for path in outputs], _commands_after(view, state))
+
+
+def _commands_after(view: RunView, state: RunState) -> list[tuple[str, str]]:
+    if state is RunState.SUCCEEDED:
+        return view.next_commands()
+    run = view.run.id
+    why, logs = (
+        (f"ropewalk why {run}", "cause, evidence and what to do"),
+        (f"ropewalk logs {run}", "output of all nodes and ranks"),
+    )
+    if state is RunState.REFUSED:
+        return [why, (f"ropewalk show {run}", "attempts, results and events")]
+    if view.run.parent is not None:  # it resumes its runs itself
+        return [why, logs]
+    resume = (f"ropewalk resume {run}", f"{view.resume_words()}; KEY=VALUE changes keys")
+    return [resume, logs] if state is RunState.CANCELLED else [why, logs, resume]
 
 
 def pictures(run: RunDir, file: Path | None) -> list[Path]:

@@ -11,7 +11,7 @@ from rich.text import Text
 from ropewalk.cluster.backends.base import Check
 from ropewalk.cluster.text import counted, format_bytes
 from ropewalk.jobs.results.metrics import broken_words
-from ropewalk.jobs.runs.show.events import format_event
+from ropewalk.jobs.runs.show.events import format_event, without_cause
 from ropewalk.jobs.runs.show.fitted_tables import DROPPED, FittedTable, LongTable
 
 LONG_LIST = 200  # rows
@@ -102,8 +102,8 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
     head.add_row("job", f"{details['job']} on {details['cluster']}, {counted(details['nodes'], 'node')}")
     code = details["code"] or {}
     if code.get("commit"):
-        dirty = " + uncommitted changes (kept in run.yaml)" if code.get("dirty") else ""
-        head.add_row("code", f"{code['commit'][:12]} ({code.get('branch')}){dirty}")
+        dirty = " + uncommitted changes (kept in code.diff)" if code.get("dirty") else ""
+        head.add_row("ropewalk", f"{code['commit'][:12]} ({code.get('branch')}){dirty}")
     head.add_row("directory", details["directory"])
     head.add_row("on disk", format_bytes(details["bytes"]))
     if details.get("wandb"):
@@ -116,7 +116,7 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
         head.add_row("broken", broken)
     parts: list[RenderableType] = [head]
     if details["attempt_list"]:
-        parts.append(_attempts(details["attempt_list"]))
+        parts.append(_attempts(details["attempt_list"], details["reason"]))
     if details["results"]:
         parts.append(values_table(details["results"], "results"))
     metrics = {k: v for k, v in details["metrics"].items() if k not in {"step", "attempt", "time"}}
@@ -125,13 +125,16 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
     lines = [text for event in details["events"] if (text := format_event(event))]
     if lines:
         parts.append(Text("events", style="bold"))
-        parts += [Text(f"  {text}") for text in lines[-10:]]
+        parts += [Text(f"  {text}") for text in without_cause(lines[-10:], details["reason"])]
     return Group(*parts)
 
 
-def _attempts(attempts: Sequence[Mapping[str, Any]]) -> Table:
-    rows = table(">ATTEMPT", "HANDLE", ">NODES", "STATE", ">EXIT", ">TOOK", "CAUSE", title="attempts", dropped=ATTEMPT_DROPPED)
-    for attempt in attempts:
+def _attempts(attempts: Sequence[Mapping[str, Any]], reason: str) -> Table:
+    """Return a row per attempt; a cause that is the `reason` above is not repeated."""
+    causes = ["" if attempt["cause"] == reason else shorten(attempt["cause"], 90) for attempt in attempts]
+    columns = (">ATTEMPT", "HANDLE", ">NODES", "STATE", ">EXIT", ">TOOK", *(["CAUSE"] if any(causes) else []))
+    rows = table(*columns, title="attempts", dropped=ATTEMPT_DROPPED)
+    for attempt, cause in zip(attempts, causes, strict=True):
         outcome = attempt["outcome"] or {}
         seconds = outcome.get("ended", 0) - outcome.get("started", 0) if outcome.get("started") else None
         rows.add_row(
@@ -141,7 +144,7 @@ def _attempts(attempts: Sequence[Mapping[str, Any]]) -> Table:
             state_text(attempt["state"]),
             str(outcome.get("exit_code", "")),
             "" if seconds is None else duration(seconds),
-            shorten(attempt["cause"], 90),
+            *([cause] if any(causes) else []),
         )
     return rows
 

@@ -109,6 +109,11 @@ class RunView:
             (f"ropewalk show {self.run.id}", "attempts, results, metrics and events"),
         ]
 
+    def resume_words(self) -> str:
+        """Return what `resume` does with the run, such as `continues from the checkpoint of step 120`."""
+        steps = [int(event["step"]) for event in self.run.read_events() if event["event"] == "checkpoint"]
+        return f"continues from the checkpoint of step {max(steps)}" if steps else "starts a new attempt"
+
     # --- `ps`
 
     def result_words(self) -> str:

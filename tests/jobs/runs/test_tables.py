@@ -12,6 +12,7 @@ from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.cli.main import PANELS
 from ropewalk.jobs.registry import JOBS
+from ropewalk.jobs.runs.show.diagnose import diagnose, diagnosis_page
 from ropewalk.jobs.runs.show.fitted_tables import NextSteps
 from ropewalk.jobs.runs.show.show import next_steps, page
 from ropewalk.jobs.runs.show.status import states, summary
@@ -140,7 +141,7 @@ def test_every_job_ends_with_its_files_and_the_commands_that_follow(
     run = make_run(job, tmp_path / "runs", CONFIGS.get(job, {}), {"report": f"{job}/report.html"})
     for path in view_of(run).outputs():
         Path(path).mkdir(parents=True, exist_ok=True)
-    for rendered in (next_steps(view_of(run)), page(run)):
+    for rendered in (next_steps(view_of(run), RunState.SUCCEEDED), page(run)):
         lines = printed(rendered)
         block = lines[lines.index("next") + 1 :]
         outputs = [short_path(path) for path in view_of(run).outputs()]
@@ -148,6 +149,48 @@ def test_every_job_ends_with_its_files_and_the_commands_that_follow(
         commands = [line.split()[1] for line in block[len(outputs) :] if line.startswith("  ropewalk ")]
         assert commands
         assert set(commands) <= {command.__name__ for panel in PANELS.values() for command in panel}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("state", "commands"),
+    [
+        (RunState.FAILED, ["why", "logs", "resume"]),
+        (RunState.REFUSED, ["why", "show"]),
+        (RunState.CANCELLED, ["resume", "logs"]),
+    ],
+)
+def test_every_other_end_has_the_page_and_the_commands_that_follow_too(
+    state: RunState, commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run("evaluate", tmp_path / "runs", CONFIGS["evaluate"], {})
+    run.write_outcome(1, Outcome(state=state, exit_code=1, cause="loss is 3.2, required: < 3"))
+    report = Path(view_of(run).outputs()[0])
+    report.parent.mkdir()
+    report.touch()
+    for rendered in (next_steps(view_of(run), state), page(run)):
+        block = printed(rendered)
+        block = block[block.index("next") + 1 :]
+        assert block[0] == f"  {short_path(str(report))}"
+        lines = [line.split() for line in block[1:] if "ropewalk" in line]
+        assert [line[1:3] for line in lines] == [[command, run.id] for command in commands]
+    assert ("starts a new attempt" in " ".join(block)) is (state is not RunState.REFUSED)
+    run.event("checkpoint", step=40)
+    words = " ".join(printed(next_steps(view_of(run), state)))
+    assert ("continues from the checkpoint of step 40" in words) is (state is not RunState.REFUSED)
+
+
+def test_show_and_why_name_an_error_once(tmp_path: Path) -> None:
+    run = make_run("command", tmp_path, {"command": ["false"]}, {})
+    cause = "rank 0: KeyError: 'lr'"
+    for attempt, state in [(1, RunState.REQUEUED), (run.begin_attempt(), RunState.FAILED)]:
+        error = {"who": "rank 0", "type": "KeyError", "message": "'lr'", "traceback": "", "exit_code": 1, "time": 1.0}
+        write_json(run.attempt_dir(attempt) / "errors" / "group-1-rank-0.json", error)
+        run.write_outcome(attempt, Outcome(state=state, exit_code=1, cause=cause))
+        run.event("attempt_ended", attempt=attempt, state=state, cause=cause)
+    explained = diagnosis_page(run, diagnose(run, states([run])[run.id]))
+    for lines in (printed(page(run)), printed(explained)):
+        assert sum(cause in line for line in lines) == 1
 
 
 def test_lines_to_copy_are_not_broken() -> None:

@@ -43,9 +43,11 @@ def test_rank_0_is_shown_as_torchrun_does(tmp_path: Path) -> None:
 
 def test_its_traceback_is_shown_once_and_without_that_of_ropewalk(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("1 / 0\n")
-    out, _ = ropewalk(tmp_path, "run", "command", "retries.bugs=0", "--", "python", "train.py", expect=1)
+    out, err = ropewalk(tmp_path, "run", "command", "retries.bugs=0", "--", "python", "train.py", expect=1)
     assert out.splitlines()[-1] == "ZeroDivisionError: division by zero"
     assert out.count("Traceback") == 1
+    assert err.count("ZeroDivisionError") == 1
+    assert "\nnext\n  ropewalk why train-" in err
 
 
 @pytest.mark.parametrize("resumed", [False, True])

@@ -176,8 +176,8 @@ def test_every_other_end_has_the_page_and_the_commands_that_follow_too(
         assert [line[1:3] for line in lines] == [[command, run.id] for command in commands]
     assert ("starts a new attempt" in " ".join(block)) is (state is not RunState.REFUSED)
     run.event("checkpoint", step=40)
-    words = " ".join(printed(next_steps(view_of(run), state)))
-    assert ("continues from the checkpoint of step 40" in words) is (state is not RunState.REFUSED)
+    text = " ".join(printed(next_steps(view_of(run), state)))
+    assert ("continues from the checkpoint of step 40" in text) is (state is not RunState.REFUSED)
 
 
 def test_show_and_why_name_an_error_once(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Configuration keys that every job has, as frozen pydantic models."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -56,7 +57,55 @@ PathView = Callable[[str], Path | None]
 
 # A path or fsspec URL in a user's configuration; made absolute at submission, since ranks have another current directory.
 DataPath = Annotated[str, AfterValidator(absolute)]
-DataPaths = Annotated[tuple[DataPath, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Mark of a key whose value may be a name on the Hugging Face hub or a URL: it is fetched at submission."""
+
+    need: Literal["model", "tokenizer", "data", "tokens", "file"]
+
+
+ModelPath = Annotated[str, AfterValidator(absolute), Fetched("model")]  # with weights
+TokenizerPath = Annotated[str, AfterValidator(absolute), Fetched("tokenizer")]
+InputPath = Annotated[str, AfterValidator(absolute), Fetched("data")]  # files, a directory or a glob of documents
+TokensPath = Annotated[str, AfterValidator(absolute), Fetched("tokens")]  # a data set made by preprocess
+DataPaths = Annotated[tuple[InputPath, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+FilePath = Annotated[str, AfterValidator(absolute), Fetched("file")]  # one file
+
+
+Resolve = Callable[[str, str, str], str]  # from dotted key, value and need of a marked key to its new value
+
+
+def map_inputs(value: Any, resolve: Resolve, key: str = "", need: str = "") -> Any:
+    """Return a section, or value of a key, whose marked texts are replaced; the same object if nothing changes."""
+    if isinstance(value, Section):
+        parts = {name: getattr(value, name) for name in type(value).model_fields}
+        needs = _needs(type(value))
+        new = {name: map_inputs(part, resolve, f"{key}.{name}" if key else name, needs[name]) for name, part in parts.items()}
+        changed = {name: part for name, part in new.items() if part is not parts[name]}
+        return value.model_copy(update=changed) if changed else value
+    if isinstance(value, str):
+        return resolve(key, value, need) if need else value
+    if isinstance(value, Mapping):
+        new = {name: map_inputs(part, resolve, f"{key}.{name}", need) for name, part in value.items()}
+        return new if any(new[name] is not part for name, part in value.items()) else value
+    if isinstance(value, (list, tuple)):
+        items = [map_inputs(item, resolve, key, need) for item in value]
+        return type(value)(items) if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    return value
+
+
+@cache
+def _needs(kind: type[Section]) -> dict[str, str]:
+    """Return what each key of a section names that is fetched; empty for other keys."""
+    return {name: _need(field.annotation, field.metadata) for name, field in kind.model_fields.items()}
+
+
+def _need(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    marks = (*metadata, *getattr(annotation, "__metadata__", ()))
+    here = [mark.need for mark in marks if isinstance(mark, Fetched)]
+    return next(filter(None, [*here, *map(_need, get_args(annotation))]), "")
 
 
 class CountRange(Section):
@@ -219,9 +268,7 @@ class JobConfig(Section):
     # the dotted keys, and sections that are unset by default, that help prints first, in this order; none: it prints all keys
     usual_keys: ClassVar[tuple[str, ...]] = ()
 
-    name: str | None = Field(
-        default=None, description="name of the run; its id begins with it, in lower case with dashes; unset: the job's name"
-    )
+    name: str | None = Field(default=None, description="name of the run; unset: the job's name")
     seed: int = Field(default=0, ge=0, lt=2**32, description="random seed")
     resources: Resources = Field(default=Resources(), description="resources to request from the scheduler")
     retries: Retries = Field(default=Retries(), description="budgets of automatic retries")
@@ -236,6 +283,11 @@ class JobConfig(Section):
         `here` maps a path of the target cluster to this machine's path of the same file.
         """
 
+    def with_inputs(self, resolve: Resolve) -> Self:
+        """Return the configuration with its marked inputs replaced, also those of runs that it starts. Raises ConfigError."""
+        mapped: Self = map_inputs(self, resolve)
+        return mapped
+
     def project(self) -> tuple[str, CodeConfig] | None:
         """Return the directory of user code that the run needs, and how to copy it; None if it needs none."""
         return None
@@ -243,6 +295,10 @@ class JobConfig(Section):
     def own_code(self) -> bool:
         """Return True if keys name modules in the current directory (MODULE:NAME), which is then copied with the run."""
         return False
+
+    def asks_hub(self) -> bool:
+        """Return True if processes of the run may ask the Hugging Face hub: the user's own code, or tasks whose data is there."""
+        return self.own_code()
 
     def preferred_engine(self) -> Engine | None:
         """Return the engine if the configuration determines it, or None for the job's default."""

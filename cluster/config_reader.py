@@ -98,6 +98,19 @@ def load_config(kind: type[JobConfig], values: Mapping[str, Any], overrides: Seq
     return config
 
 
+def changed_keys(before: JobConfig, after: JobConfig) -> dict[str, Any]:
+    """Return the dotted keys whose values differ between two configurations of a job, with the plain values after."""
+
+    def differing(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for name in new:
+                yield from differing(old.get(name), new[name], f"{key}.{name}" if key else name)
+        elif old != new:
+            yield key, new
+
+    return dict(differing(before.model_dump(mode="json"), after.model_dump(mode="json"), ""))
+
+
 S = TypeVar("S", bound=Section)
 
 

@@ -19,7 +19,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"cluster.config", "cluster.fresh_reads"},
         {"cluster.config_reader", "cluster.gpus", "cluster.storage"},
         {"cluster.run"},
-        {"cluster.process"},
+        {"cluster.process", "cluster.hub"},
         {"cluster.supervise"},
         {"cluster.engines"},
         {"cluster.agent", "cluster.backends"},

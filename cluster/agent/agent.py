@@ -84,6 +84,8 @@ class Agent:
         self.resources = self.run_dir.resources(self.attempt)
         self.retries = self.run_dir.retries
         self.engine = Engine(self.run_dir.record["engine"])
+        if self.run_dir.record.get("offline"):  # all inputs were fetched at submission
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault(NODE_GPUS_VARIABLE, str(self.resources.gpus))
         # on the node's local disk, since ranks check the stop flag at every step
         self.scratch = make_scratch("a")

@@ -155,6 +155,13 @@ class Backend(ABC):
         """Return this machine's path of a file that the cluster's nodes know as `path`; None if it is not accessible here."""
         return Path(path)
 
+    def path_there(self, path: Path) -> str:
+        """Return the path by which the cluster's nodes know a file below the runs' root of this machine."""
+        return str(path)
+
+    def fetch(self, wanted: Sequence[tuple[str, str]], store: str) -> None:  # noqa: B027 - the default: this machine fetches
+        """Fetch inputs, each a pinned location and its need, into a store of a cluster whose files this machine cannot access."""
+
     def sync(  # noqa: B027 - the default: runs are accessible from this machine
         self, run: RunDir, wanted: Sequence[str] = (), write: Mapping[str, str] | None = None, beside: Sequence[str] = ()
     ) -> None:

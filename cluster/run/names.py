@@ -15,7 +15,6 @@ PICTURES = "pictures"  # NAME.png
 PREPARED_DATA = "data.json"  # the data set prepared from the run's data: {path, hash}
 PREPARED_FOLDER = ".prepared"  # beside the runs: data sets prepared from conversations, shared by runs
 WANDB = "wandb"
-WANDB_OFFLINE = "wandb/offline.json"  # lines that are in the offline files
 WANDB_ADDRESS = "wandb/address.json"  # address of the run's W&B page: {address}
 ATTEMPTS = "attempts"
 

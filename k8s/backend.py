@@ -24,7 +24,7 @@ from ropewalk.cluster.backends.submission import (
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
-from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir, runs_root
 from ropewalk.cluster.run.files import write_all
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
@@ -89,6 +89,16 @@ class K8sBackend(Backend):
         if self.profile.runs is None:
             return inside if self.shares_files else None
         return Path(self.profile.runs).expanduser() / inside.relative_to(self.profile.claim_path)
+
+    def path_there(self, path: Path) -> str:
+        runs = Path(self.profile.runs).expanduser() if self.profile.runs is not None else runs_root()
+        is_run_file = path.is_relative_to(runs.absolute())
+        return f"{self.profile.claim_path}/{path.relative_to(runs.absolute())}" if is_run_file else str(path)
+
+    def fetch(self, wanted: Sequence[tuple[str, str]], store: str) -> None:
+        from huggingface_hub import constants, get_token  # noqa: PLC0415 - slow, and rarely needed
+
+        self.reader.fill(wanted, store, {"endpoint": constants.ENDPOINT, "token": get_token()})
 
     # --- submitting
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from ropewalk.cluster.errors import BackendError, ConfigError
+from ropewalk.cluster.hub import progress
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, RefusedError
@@ -45,6 +46,40 @@ found = [each for each in found if not sys.argv[2] or int(each.parent.name.parti
 print(sum(file["size"] for file in json.loads(found[-1].read_bytes())["files"]) if found else 0)
 """
 REPEATABLE = (ApiAwayError, NotFoundError, RefusedError)  # the connection broke, or the pod is gone or being deleted
+
+
+class FetchReports:
+    """Passes on the progress that `fetch_inputs` reports from a pod."""
+
+    def __init__(self) -> None:
+        self._buffer, self._error, self._is_mistake, self.complete = bytearray(), "", False, False
+
+    def begin(self) -> None:
+        """Start again after an interrupted fetch."""
+        self._buffer.clear()
+        self.complete = False
+
+    def write(self, data: bytes) -> int:
+        """Process the next chunk of the answer."""
+        self._buffer += data
+        *lines, rest = self._buffer.split(b"\n")
+        self._buffer = bytearray(rest)
+        for line in map(json.loads, filter(None, lines)):
+            if "show" in line:
+                progress.show(*line["show"])
+            elif "notify" in line:
+                progress.notify(line["notify"])
+            else:
+                self.complete, self._error, self._is_mistake = True, line.get("error", ""), line.get("mistake", False)
+        return len(data)
+
+    def check(self, volume: str) -> None:
+        """Raise the error with which the fetch ended, if any."""
+        if self._error:
+            raise (ConfigError if self._is_mistake else BackendError)(f"{volume}: {self._error}")
+
+
+Output = SyncWriter | FetchReports | io.BytesIO | None
 
 
 class Reader:
@@ -78,6 +113,18 @@ class Reader:
         target = f"{self.profile.claim_path}/{folder}"
         command = module_command("ropewalk.k8s.submission.stage_in", "-", target, python=self.profile.python)
         self._execute(run, command, archive, None)
+
+    def fill(self, wanted: Sequence[tuple[str, str]], store: str, access: Mapping[str, str | None]) -> None:
+        """Let a pod fetch inputs into a store on the volume, and report its progress. `access`: the hub's address, and a token.
+
+        Raises ConfigError for what the hub refuses, BackendError if the pod cannot fetch.
+        """
+        log.info("fetching into volume %s of namespace %s", self.profile.claim, self.kube.namespace)
+        command = module_command("ropewalk.k8s.volume.fetch_inputs", store, python=self.profile.python)
+        request = json.dumps({"wanted": [list(item) for item in wanted], **access}).encode() + b"\n"
+        reports = FetchReports()
+        self._execute(None, command, request, reports)
+        reports.check(f"volume {self.profile.claim} of namespace {self.kube.namespace}")
 
     def export(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> None:
         """Let a pod export the run's model, and download it: tokenizer and checkpoint are readable only in pods."""
@@ -114,9 +161,11 @@ class Reader:
             directory.rmdir()
         partial.rename(directory)  # atomic
 
-    def _execute(self, run: RunDir, command: list[str], stdin: bytes | None, stdout: "SyncWriter | io.BytesIO | None") -> None:
-        pod = self._pod or self._find_pod(run)
-        _log_pod(run.id, f"volume {self.profile.claim} of namespace {self.kube.namespace}", pod)
+    def _execute(self, run: RunDir | None, command: list[str], stdin: bytes | None, stdout: Output) -> None:
+        """Run a command in a pod of `run` or in a reader's, again in another pod if the connection breaks."""
+        pod = self._pod or (self._find_pod(run) if run else self._reader_pod())
+        if run is not None:
+            _log_pod(run.id, f"volume {self.profile.claim} of namespace {self.kube.namespace}", pod)
         for tries_left in (2, 1, 0):
             try:
                 with self._lease() if pod == self._own_pod else nullcontext():
@@ -132,15 +181,17 @@ class Reader:
             pod = self._reader_pod()  # the run's own pod has ended, or the connection broke
         self._pod = pod
 
-    def _execute_once(self, pod: str, command: list[str], stdin: bytes | None, writer: "SyncWriter | io.BytesIO | None") -> None:
-        if isinstance(writer, SyncWriter):
+    def _execute_once(self, pod: str, command: list[str], stdin: bytes | None, writer: Output) -> None:
+        if isinstance(writer, (SyncWriter, FetchReports)):
             writer.begin()
         elif writer is not None:
             writer.seek(0)
             writer.truncate()
         source = io.BytesIO(stdin) if stdin is not None else None
         self.kube.execute(pod, command, source, cast("BinaryIO | None", writer))
-        if isinstance(writer, SyncWriter) and not writer.complete:  # a pod that is being deleted may end it without an error
+        if (
+            isinstance(writer, (SyncWriter, FetchReports)) and not writer.complete
+        ):  # a pod that is being deleted may end it without an error
             raise ApiAwayError(f"reading through pod {pod} was interrupted; try again")
 
     @contextmanager

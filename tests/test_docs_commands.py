@@ -53,6 +53,7 @@ ELSEWHERE = {
     "kubectl apply -n team -f k8s/manifests/rbac.yaml -f k8s/manifests/network-policy.yaml": "test_a_dead_node_with_a_spare",
     "k8s/image/build-image.sh --lock": "test_the_file_pins_everything_and_a_changed_package_is_refused",
     "k8s/image/build-image.sh REGISTRY/ropewalk:1 --push": "test_every_package_of_the_image_is_installed_by_hash",
+    "ropewalk fetch -c finetune.yaml": "test_the_job_file_of_the_documents_is_fetched",
     "ropewalk review SERVE-RUN": "test_the_command_serves_until_it_is_asked_to_end_and_writes_the_files",
     "ropewalk submit refresh -c refresh.yaml": "test_what_people_correct_is_learnt_and_served",
     "ropewalk drift SERVE-RUN@7d DATA": "test_the_command_tells_what_differs_and_writes_a_page",
@@ -62,6 +63,7 @@ ELSEWHERE = {
 WALKS = {
     "first": FIRST,
     "assistant": ("docs/guides/finetune.md", "docs/guides/evaluate.md", "docs/guides/serve.md"),
+    "hub": ("docs/guides/models-and-data.md",),
     "sweep": ("docs/guides/sweeps.md",),
     "compress": ("docs/guides/compress.md",),
 }
@@ -188,7 +190,7 @@ def test_the_first_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.soak("eight runs and a server; test_finetune.py, test_align.py, test_gated.py and test_serving.py run each job")
 def test_from_a_base_model_to_an_endpoint(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_base(shell.home / "models/base", text=f"{WORDS} says lane rope")
+    make_base(shell.home / "HuggingFaceTB/SmolLM2-135M", text=f"{WORDS} says lane rope")
     write_packed(shell.home / "chats.jsonl.zst", chats(60))
     write_packed(shell.home / "pairs.jsonl.zst", pairs(60))
     questions = [{"question": f"rope {number}?", "choices": ["yes", "no"], "answer": 1} for number in range(40)]

@@ -50,7 +50,7 @@ class DataSetConfig(ReadRules):
     input: DataPaths = Field(
         min_length=1,
         description="files, directories (names with a leading dot are skipped) or globs (** too) of .jsonl[.gz|.zst],"
-        " .parquet, .warc[.gz], .wet[.gz] or text; any fsspec URL",
+        " .parquet, .warc[.gz], .wet[.gz] or text; any fsspec URL; or a name on the hub (ORG/NAME)",
     )
     output: DataPath = Field(description="directory of the data set; any fsspec URL")
     tokenizer: TokenizerChoice = Field(description="tokenizer to train or to use")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ropewalk.cluster.config import Section, absolute
+from ropewalk.cluster.config import Fetched, Section, absolute
 
 CODE = ("*.py", "*.pyi", "*.c", "*.h", "*.cc", "*.cpp", "*.hpp", "*.rs", "*.go", "*.java", "*.js", "*.ts", "*.sh", "*.sql")
 
@@ -21,7 +21,7 @@ class TokenizerChoice(Section):
     """Tokenizer of a data set: `{train: 8192}` trains a byte-level BPE, `{path: X}` uses an existing one."""
 
     train: int | None = Field(default=None, ge=300, le=1_000_000, description="train a byte-level BPE with this vocabulary size")
-    path: Annotated[str, AfterValidator(_tokenizer_path)] | None = Field(
+    path: Annotated[str, AfterValidator(_tokenizer_path), Fetched("tokenizer")] | None = Field(
         default=None, description="or use a Hugging Face directory, a tokenizer.json, or a name on the Hugging Face hub"
     )
     backend: Literal["fastokens", "tokenizers"] = Field(

@@ -1,11 +1,9 @@
 """Tokenizer of a data set: trained on a sample of its documents or copied, and stored as a Hugging Face directory."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import tokenizers
@@ -61,9 +59,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, marks: Sequence[str] 
 
 
 def take_tokenizer(path: str) -> TokenizerFiles:
-    """Copy an existing tokenizer: a Hugging Face directory, a tokenizer.json (also by URL), or a Hugging Face name.
+    """Copy an existing tokenizer: a Hugging Face directory, a tokenizer.json (also by URL), or a name in the Hugging Face cache.
 
-    Raises ConfigError if it does not exist, is not readable, or is not in the cache while the hub cannot be reached.
+    Raises ConfigError if it does not exist or is not readable.
     """
     if path.endswith(".json"):
         folder, _, file = path.rpartition("/")
@@ -109,21 +107,16 @@ def _read_folder(folder: StoragePath, file: str, path: str) -> TokenizerFiles:
 
 
 def _load_with_transformers(name: str) -> TokenizerFiles:
-    """Load a tokenizer that only transformers can find or convert: from its cache, else from the hub unless offline."""
+    """Load a tokenizer that only transformers can find in its cache, or convert."""
     from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds to import, and is rarely needed
 
     try:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError):
-            if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"} or Path(name).exists():
-                raise
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # the hub, its cache and sentencepiece raise various types
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the cache and sentencepiece raise various types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"tokenizer.path: {name!r} is neither a local path nor in the Hugging Face cache, and the hub failed ({reason});"
-            " download it on a machine with network access, or use a directory"
+            f"tokenizer.path: {name!r} is neither a local path nor in the Hugging Face cache ({reason}); submit the job, or run"
+            " `ropewalk fetch`, where there is a network, or use a directory"
         ) from None
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(f"tokenizer.path: {name}: no fast version (tokenizer.json); choose a tokenizer that has one")

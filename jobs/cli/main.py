@@ -10,39 +10,12 @@ import typer
 from typer.core import TyperGroup
 
 from ropewalk.cluster.backends import trust
-from ropewalk.jobs.cli import chat, drift, explain, export, feedback, models, run, runs, site, space, sweep
+from ropewalk.jobs.cli import chat, drift, explain, export, feedback, fetch, models, run, runs, site, space, sweep
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks for completions
 # errors of a file system that are a user's mistake: wrong path, no permission, no space
 USER_ERRORS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-
-
-OTHER_NAMES = {  # words that newcomers try, and the command to type
-    **dict.fromkeys(("stop", "kill", "abort", "end", "terminate"), "cancel RUN"),
-    **dict.fromkeys(("list", "ls", "status", "jobs", "queue", "runs"), "ps --all"),
-    **dict.fromkeys(("delete", "remove", "del"), "rm RUN"),
-    **dict.fromkeys(("start", "launch", "exec", "execute"), "run JOB"),
-    **dict.fromkeys(("restart", "retry", "continue"), "resume RUN"),
-    **dict.fromkeys(("info", "describe", "inspect", "get"), "show RUN"),
-    **dict.fromkeys(("tail", "log", "output"), "logs -f RUN"),
-    **dict.fromkeys(("debug", "diagnose", "explain"), "why RUN"),
-    **dict.fromkeys(("generate", "sample", "prompt", "talk"), "chat RUN"),
-    **dict.fromkeys(("clean", "cleanup", "prune", "du"), "gc"),
-    **dict.fromkeys(("upload", "wandb"), "sync"),
-    **dict.fromkeys(("register", "publish"), "promote RUN --to ALIAS"),
-    **dict.fromkeys(("init", "demo", "example"), "quickstart"),
-    **dict.fromkeys(("train", "pretraining"), "run pretrain"),
-    **dict.fromkeys(("tokenize", "prepare"), "run preprocess"),
-    **dict.fromkeys(("sft", "tune", "fine-tune"), "run finetune"),
-    **dict.fromkeys(("dpo", "grpo", "rlhf"), "run align"),
-    **dict.fromkeys(("eval", "test", "score", "benchmark"), "run evaluate"),
-    **dict.fromkeys(("quantize", "gguf"), "run compress"),
-    **dict.fromkeys(("deploy", "server"), "run serve"),
-}
-
-
-SUBMIT_OPTIONS = {"--detach": "", **{option: f", with {option}" for option in ("--after", "--each", "--at-once")}}
 
 
 class Commands(TyperGroup):
@@ -57,15 +30,8 @@ class Commands(TyperGroup):
         if args and args[0] not in self.commands:
             from ropewalk.jobs.registry import JOBS
 
-            if args[0] in OTHER_NAMES:
-                ctx.fail(f"no command {args[0]!r}; `ropewalk {OTHER_NAMES[args[0]]}` may be what you want")
             if args[0] in JOBS:
                 ctx.fail(f"{args[0]!r} is a job, not a command: `ropewalk run {args[0]} ...` starts one")
-        options = [argument.partition("=")[0] for argument in args[1:]]
-        if args[:1] == ["run"] and (option := next((each for each in options if each in SUBMIT_OPTIONS), None)):
-            ctx.fail(f"`run` follows one run to its end; use `ropewalk submit`, which does not{SUBMIT_OPTIONS[option]}")
-        if sum(option in {"-c", "--config"} for option in options) > 1:
-            ctx.fail("--config is given twice; name one job file, and add the keys that differ as key=value")
         return super().resolve_command(ctx, args)
 
 
@@ -94,6 +60,7 @@ def options(
     ] = False,
 ) -> None:
     """Take the options of the command itself."""
+    fetch.report_fetches()
     if sys.stdin.isatty() and sys.stderr.isatty():
         trust.confirm = lambda question: typer.confirm(question, err=True)
 
@@ -103,7 +70,16 @@ OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --
 PANELS = {
     "Run": (run.run, run.submit, run.resume, runs.scale, runs.cancel),
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, runs.wait),
-    "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, drift.compare, drift.drift, export.sync),
+    "Data and models": (
+        fetch.fetch,
+        export.export,
+        chat.chat,
+        sweep.best,
+        sweep.confirm,
+        drift.compare,
+        drift.drift,
+        export.sync,
+    ),
     "Registry": (models.models, models.promote, models.rollback, models.approve, feedback.trace),
     "Feedback": (feedback.feedback, feedback.review, feedback.forget),
     "Space": (space.rm, space.gc),

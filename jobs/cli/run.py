@@ -36,7 +36,7 @@ def run(
     every_key: AllKeys = False,
 ) -> None:
     """Submit a job, follow it, and exit with its outcome."""
-    job, overrides = _job_of(job, overrides, config)
+    job, overrides = job_of(job, overrides, config)
     if help_ or every_key or job is None:
         return _help(context, job, every_key)
     from ropewalk.cluster.errors import ConfigError
@@ -77,12 +77,11 @@ def submit(
     ] = None,
     at_once: Annotated[int | None, typer.Option(min=1, metavar="N", help="with --each: run at most N at a time")] = None,
     dry_run: DryRun = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object per run: run, job, directory")] = False,
     help_: HelpFlag = False,
     every_key: AllKeys = False,
 ) -> None:
     """Submit a job and print its run id; with --each submit many runs and print an id per line."""
-    job, overrides = _job_of(job, overrides, config)
+    job, overrides = job_of(job, overrides, config)
     if help_ or every_key or job is None:
         return _help(context, job, every_key)
     from ropewalk.cluster.backends.submission import Dependency, split_dependency
@@ -96,8 +95,6 @@ def submit(
         return _print_dry_run(job, configs, on, waits=bool(predecessors))
     runs = submit_many(job, configs, on, after=predecessors, at_once=at_once, command=_command())
     _print_notices(runs[0])
-    if as_json:
-        return print("\n".join(json.dumps({"run": run.id, "job": run.record["job"], "directory": str(run.path)}) for run in runs))
     return print("\n".join(run.id for run in runs))
 
 
@@ -128,7 +125,7 @@ def resume(
         follow_to_end(run, as_json)
 
 
-def _job_of(job: str | None, overrides: list[str] | None, config: Path | None) -> tuple[str | None, list[str] | None]:
+def job_of(job: str | None, overrides: list[str] | None, config: Path | None) -> tuple[str | None, list[str] | None]:
     """Return the job and the overrides of a command line; a job that is not typed is the one that the job file names."""
     if config is None or (job is not None and "=" not in job):
         return job, overrides

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, ModelJobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, FilePath, ModelJobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.datapipe.filters.registry import Filters, need_own_code
 from ropewalk.jobs.evaluation.audit.suites.find import BUILT_IN, FOLDER_VARIABLE, resolve_suite
@@ -21,13 +21,13 @@ class Suite(Section):
     """A file of stereotype pairs, with the name of its scores."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="name of the suite in scores")
-    path: DataPath = Field(description="its file")
+    path: FilePath = Field(description="its file")
 
 
 class SubgroupsConfig(Section):
     """Perplexity of texts by the group of people that wrote them or that they are about."""
 
-    path: DataPath = Field(description="jsonl of {group, text}")
+    path: FilePath = Field(description="jsonl of {group, text}")
 
 
 class SamplesConfig(Section):
@@ -43,7 +43,7 @@ class SamplesConfig(Section):
 class PromptsConfig(Section):
     """Prompts that should be refused, and harmless ones that should not."""
 
-    path: DataPath = Field(description="jsonl of {prompt, harmful: true | false}; without `harmful` a prompt is harmful")
+    path: FilePath = Field(description="jsonl of {prompt, harmful: true | false}; without `harmful` a prompt is harmful")
     max_new_tokens: int = Field(default=64, ge=1, description="tokens of each greedy answer")
     refusals: list[str] = Field(default=[], description="phrases of a refusal, besides the built-in ones")
 
@@ -59,14 +59,14 @@ class IdentityConfig(Section):
     """False positives of filters and plug-ins on harmless texts, by the group of people mentioned."""
 
     filters: Filters = Field(default=(), description="filters of preprocess, as in its key `filters`")
-    terms: DataPath | None = Field(default=None, description="file with one term per line; unset: built-in terms")
+    terms: FilePath | None = Field(default=None, description="file with one term per line; unset: built-in terms")
     texts: int = Field(default=40, ge=2, description="number of harmless texts, each repeated with every term")
 
 
 class CalibrationConfig(Section):
     """Agreement of the model's confidence with its accuracy."""
 
-    path: DataPath = Field(description="jsonl of {question, options, answer: index or text}")
+    path: FilePath = Field(description="jsonl of {question, options, answer: index or text}")
     bins: int = Field(default=BINS, ge=2, le=100, description="bins of the reliability plot")
 
 
@@ -74,7 +74,7 @@ class ContaminationConfig(Section):
     """Items of suites and other files that occur in the training data."""
 
     data: Data = Field(description="a data set made by preprocess, or a list of {path, weight}")
-    against: list[DataPath] = Field(
+    against: list[FilePath] = Field(
         default=[], description="more files of items: jsonl with texts under any keys, such as local data of lm-eval"
     )
     ngram: int = Field(default=13, ge=8, description="consecutive words that an item and a document have in common")
@@ -87,7 +87,7 @@ class MemorizationConfig(Section):
     samples: int = Field(default=200, ge=1, description="windows drawn from each split")
     prefix_tokens: int = Field(default=50, ge=1, description="tokens given to the model")
     continuation_tokens: int = Field(default=50, ge=1, description="tokens that greedy decoding must reproduce")
-    canaries: DataPath | None = Field(default=None, description="jsonl of {prefix, secret, repeats} planted in the training data")
+    canaries: FilePath | None = Field(default=None, description="jsonl of {prefix, secret, repeats} planted in the training data")
     candidates: int = Field(default=255, ge=1, description="other secrets of the same form, among which a canary is ranked")
 
 
@@ -111,7 +111,7 @@ class MixtureConfig(Section):
 class CounterfactualConfig(Section):
     """Pairs for `align`, made from templates: of two sentences that differ in one word, the preferred one is rejected."""
 
-    templates: DataPath | None = Field(
+    templates: FilePath | None = Field(
         default=None, description="jsonl of {template with {SLOT} and {WHO}, slot, swaps: [[he, she]]}; unset: occupations"
     )
     most: int = Field(default=1000, ge=1, description="maximum number of pairs, those with the clearest preference first")
@@ -159,8 +159,8 @@ class AuditConfig(ModelJobConfig):
     hidden_keys = HANGS | WEIGHTS
 
     model: ModelRef = Field(
-        description="a run (id, path or latest): its newest complete checkpoint; RUN@STEP; an alias such as production; or a "
-        "Hugging Face directory"
+        description="a run (id, path or latest): its newest complete checkpoint; RUN@STEP; an alias such as production; a "
+        "Hugging Face directory; or a name on the hub (ORG/NAME[@REVISION])"
     )
     suites: tuple[Suite, ...] = Field(
         default=(), description=f"stereotype pairs: files, or {', '.join(BUILT_IN)} from suites_folder"

@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, ModelJobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, FilePath, ModelJobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.evaluation.tasks.config import Task, check_tasks
+from ropewalk.jobs.evaluation.tasks.config import Task, ask_hub, check_tasks
 from ropewalk.jobs.results.gate import ConditionText
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
 from ropewalk.jobs.training.loop.token_data import Data, check_data
@@ -32,8 +32,8 @@ class EvaluateConfig(ModelJobConfig):
     hidden_keys = HANGS | WEIGHTS | {"parallel.accumulate", "parallel.activation_checkpointing", "precision.reduce"}
 
     model: ModelRef = Field(
-        description="a run (id, path or latest): its newest complete checkpoint; RUN@STEP; an alias such as production; or a "
-        "Hugging Face directory"
+        description="a run (id, path or latest): its newest complete checkpoint; RUN@STEP; an alias such as production; a "
+        "Hugging Face directory; or a name on the hub (ORG/NAME[@REVISION])"
     )
     data: Data | None = Field(
         default=None, description="a data set made by preprocess, or a list of {path, weight}: loss, bits per byte, perplexity"
@@ -50,7 +50,7 @@ class EvaluateConfig(ModelJobConfig):
     tasks: list[Task] = Field(
         default=[], description="tasks in lm-eval's YAML format: a file, a built-in task, or a task of lm-eval"
     )
-    task_files: dict[str, DataPath] = Field(
+    task_files: dict[str, FilePath] = Field(
         default={}, description="item files of built-in tasks: {boolq: dev.jsonl}; json, jsonl or parquet"
     )
     limit: int | None = Field(default=None, ge=1, description="items of each task, from its beginning; unset: all")
@@ -74,6 +74,9 @@ class EvaluateConfig(ModelJobConfig):
     )
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how the model is divided among the ranks, for `data`")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="number formats, for `data`")
+
+    def asks_hub(self) -> bool:
+        return ask_hub(self.tasks)
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError unless the model, the local data sets and the task files exist."""

@@ -7,7 +7,7 @@ from typing import Annotated, Protocol
 
 from pydantic import AfterValidator
 
-from ropewalk.cluster.config import PathView, absolute
+from ropewalk.cluster.config import Fetched, PathView, absolute
 from ropewalk.cluster.errors import ConfigError
 
 BUILT_IN = Path(__file__).with_name("built_in")  # a NAME.yaml each; their items are files of the user
@@ -52,7 +52,7 @@ def is_file(reference: str) -> bool:
     return reference.endswith(_SUFFIXES)
 
 
-Task = Annotated[str, AfterValidator(_task)]
+Task = Annotated[str, AfterValidator(_task), Fetched("file")]
 
 
 def check_tasks(tasks: Sequence[str], files: Mapping[str, str], here: PathView = Path) -> None:
@@ -68,6 +68,11 @@ def check_tasks(tasks: Sequence[str], files: Mapping[str, str], here: PathView =
 def built_in_tasks() -> list[str]:
     """Return the names of the built-in tasks."""
     return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
+
+
+def ask_hub(tasks: Sequence[str]) -> bool:
+    """Return True if the data of a task may be on the hub: a task of lm-eval, or a file that names a data set."""
+    return any(name not in built_in_tasks() for name in tasks)
 
 
 def check_task(name: str, files: Mapping[str, str]) -> None:

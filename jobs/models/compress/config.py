@@ -7,9 +7,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, ModelJobConfig, PathView, Section, UnsetGpus
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, FilePath, ModelJobConfig, PathView, Section, UnsetGpus
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.evaluation.tasks.config import Task, check_tasks
+from ropewalk.jobs.evaluation.tasks.config import Task, ask_hub, check_tasks
 from ropewalk.jobs.models.compress.methods import Method, check_composition, label_of
 from ropewalk.jobs.results.gate import ConditionText
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
@@ -39,7 +39,9 @@ class CompressConfig(ModelJobConfig):
     )
     hidden_keys = HANGS | WEIGHTS
 
-    model: ModelRef = Field(description="a run (id, path or latest), an alias of the registry, or a Hugging Face directory")
+    model: ModelRef = Field(
+        description="a run (id, path or latest), an alias of the registry, a Hugging Face directory, or a name on the hub"
+    )
     data: Data = Field(description="a data set with the model's tokenizer, whose held-out split is used for measuring")
     methods: list[Method] = Field(
         default=[], description="methods of a single variant, in order: [wanda: {sparsity: 0.5}, gguf: {type: Q4_K}]"
@@ -60,7 +62,7 @@ class CompressConfig(ModelJobConfig):
         default=[],
         description="multiple-choice tasks of evaluate, scored in the engine of each variant: [piqa]",
     )
-    task_files: dict[str, DataPath] = Field(
+    task_files: dict[str, FilePath] = Field(
         default={}, description="item files of built-in tasks: {piqa: valid.jsonl}; json, jsonl or parquet"
     )
     limit: int | None = Field(default=None, ge=1, description="items of each task, from its beginning; unset: all")
@@ -100,6 +102,9 @@ class CompressConfig(ModelJobConfig):
 
     def unset_gpus(self) -> list[UnsetGpus]:
         return [replace(part, most=1) for part in super().unset_gpus()]  # it computes on one rank
+
+    def asks_hub(self) -> bool:
+        return ask_hub(self.tasks)
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError unless the model and the local data sets exist."""

@@ -99,6 +99,9 @@ class CommandConfig(JobConfig):
             raise ValueError("launch=once starts one process on one node, but resources.nodes is more than 1; use launch=nodes")
         return self
 
+    def asks_hub(self) -> bool:
+        return True
+
     def project(self) -> tuple[str, CodeConfig] | None:
         return self.directory, self.code
 

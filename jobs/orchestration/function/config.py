@@ -29,6 +29,9 @@ class FunctionConfig(JobConfig):
         default=".", description="folder to import the module from", json_schema_extra=default_text("where you submit")
     )
 
+    def asks_hub(self) -> bool:
+        return True
+
     def project(self) -> tuple[str, CodeConfig] | None:
         return self.directory, self.code
 

@@ -3,15 +3,16 @@
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resources, Section, UnsetGpus
-from ropewalk.cluster.config_reader import apply_override, load_config, read_job_file
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resolve, Resources, Section, UnsetGpus
+from ropewalk.cluster.config_reader import apply_override, changed_keys, load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.orchestration.pipeline.references import StepResult, referenced_steps, refuse_misspelt, resolve_references
 from ropewalk.jobs.registry import config_of, find_job
@@ -144,14 +145,31 @@ class PipelineConfig(JobConfig):
         self.all_configs()
         return self
 
+    def with_inputs(self, resolve: Resolve) -> Self:
+        """Return the pipeline with the inputs of its steps replaced that are not outputs of other steps. Raises ConfigError."""
+        configs = self.all_configs()
+        is_output = _outputs(configs)
+
+        def resolve_step(name: str, key: str, value: str, need: str) -> str:
+            pending = is_output(value) or any(f"the-run-of-{other}" in value for other in self.steps)
+            return value if pending else resolve(f"steps.{name}.{key}", value, need)
+
+        changed = {
+            name: changed_keys(config, config.with_inputs(partial(resolve_step, name))) for name, config in configs.items()
+        }
+        steps = {
+            name: step.model_copy(update={"set": {**step.set, **changed[name]}}) if changed[name] else step
+            for name, step in self.steps.items()
+        }
+        return self.model_copy(update={"steps": steps})
+
     def preflight(self, here: PathView = Path) -> None:
         """Check the inputs of every step that are not outputs of other steps. Raises ConfigError, DataError."""
         configs = self.all_configs()
-        outputs = [str(output) for config in configs.values() if (output := getattr(config, "output", None))]
+        is_output = _outputs(configs)
 
         def view(path: str) -> Path | None:
-            is_output = any(path == output or path.startswith(f"{output}/") for output in outputs)
-            return None if is_output else here(path)
+            return None if is_output(path) else here(path)
 
         for name, config in configs.items():
             texts = str(config.model_dump(mode="json"))
@@ -162,3 +180,9 @@ class PipelineConfig(JobConfig):
                     config.preflight(view)
                 except ConfigError as error:
                     raise ConfigError(f"steps.{name}: {error}") from None
+
+
+def _outputs(configs: Mapping[str, JobConfig]) -> Callable[[str], bool]:
+    """Return a function that tells whether a path is, or is inside, an output of a step."""
+    outputs = [str(output) for config in configs.values() if (output := getattr(config, "output", None))]
+    return lambda path: any(path == output or path.startswith(f"{output}/") for output in outputs)

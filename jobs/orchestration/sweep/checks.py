@@ -1,15 +1,18 @@
 """Validation of a sweep, and values derived from its base job: steps, rungs, number of concurrent trials."""
 
+import copy
 import difflib
 import fnmatch
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ropewalk.cluster.backends.base import Profile
 from ropewalk.cluster.backends.profiles import load_backend
-from ropewalk.cluster.config import JobConfig, PathView, Resources
-from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.config import JobConfig, PathView, Resolve, Resources
+from ropewalk.cluster.config_reader import apply_override, changed_keys, load_config
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.gpus import machine_devices
 from ropewalk.jobs.orchestration.sweep.keys import SweepKeys
@@ -48,6 +51,24 @@ def _parsed_values(values: Any, parsed: Any) -> Any:
     if not isinstance(values, dict) or not isinstance(parsed, dict):
         return parsed
     return {key: _parsed_values(value, parsed[key]) if key in parsed else value for key, value in values.items()}
+
+
+def map_trial_inputs(config: K, resolve: Resolve) -> K:
+    """Return the sweep with the inputs replaced that its base and the choices of its space name. Raises ConfigError."""
+
+    def changed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+        trial = load_config(config_of(find_job(config.job)), merge_parameters(config.base, parameters))
+        return changed_keys(trial, trial.with_inputs(lambda key, value, need: resolve(f"base.{key}", value, need)))
+
+    base, space, first = copy.deepcopy(config.base), dict(config.space), samples(config.space)[0]
+    for key, value in changed(first).items():
+        if key not in space:
+            apply_override(base, f"{key}={json.dumps(value)}")
+    for key, parameter in space.items():
+        if parameter.values and any(isinstance(value, str) for value in parameter.values):
+            values = [changed({**first, key: value}).get(key, value) for value in parameter.values]
+            space[key] = parameter.model_copy(update={parameter.kind: values})
+    return config.model_copy(update={"base": base, "space": space})
 
 
 def check_submission(config: SweepKeys, here: PathView = Path) -> None:

@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any, Self
 
 from ropewalk.cluster.backends.profiles import load_profile
-from ropewalk.cluster.config import PathView, UnsetGpus
+from ropewalk.cluster.config import PathView, Resolve, UnsetGpus
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import Engine
 from ropewalk.cluster.text import counted
-from ropewalk.jobs.orchestration.sweep.checks import check_submission, refuse_unreachable, resolve, sample_config
+from ropewalk.jobs.orchestration.sweep.checks import (
+    check_submission,
+    map_trial_inputs,
+    refuse_unreachable,
+    resolve,
+    sample_config,
+)
 from ropewalk.jobs.orchestration.sweep.keys import SweepKeys
 
 CLUSTERS = "clusters.yaml"  # in the sweep's run: profiles of the clusters of driver and trials
@@ -25,6 +31,10 @@ class SweepConfig(SweepKeys):
     def resolved(self) -> Self:
         """Return the sweep with its base parsed by the job and its number of trials. Raises ConfigError."""
         return resolve(self)
+
+    def with_inputs(self, resolve: Resolve) -> Self:
+        """Return the sweep with the inputs replaced that its base and the choices of its space name. Raises ConfigError."""
+        return map_trial_inputs(self, resolve)
 
     def own_code(self) -> bool:
         """Return True if the trials need code of the user's own."""

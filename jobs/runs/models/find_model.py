@@ -9,6 +9,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator
 
+from ropewalk.cluster.config import Fetched
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 
@@ -121,4 +122,4 @@ def _resolve(ref: str) -> str:
 
 
 # A run, RUN@STEP or a Hugging Face directory, as an id or an absolute path; aliases are resolved at submission.
-ModelRef = Annotated[str, AfterValidator(_resolve)]
+ModelRef = Annotated[str, AfterValidator(_resolve), Fetched("model")]

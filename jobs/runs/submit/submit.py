@@ -11,11 +11,10 @@ from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
 from ropewalk.cluster.backends.recovery import has_agents
 from ropewalk.cluster.backends.submission import Dependency, broken_dependencies, end_unstarted, next_attempt
-from ropewalk.cluster.config import CodeConfig, JobConfig, Resources
+from ropewalk.cluster.config import CodeConfig, JobConfig, PathView, Resources
 from ropewalk.cluster.config_reader import apply_override, load_config, read_job_file, read_yaml
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir, runs_root
-from ropewalk.cluster.run.files import dated_label
 from ropewalk.cluster.run.project import project_directory
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import JOBS, config_of, find_job, view_class
@@ -24,6 +23,7 @@ from ropewalk.jobs.runs.show.status import GONE, final_outcome, find_run, settle
 from ropewalk.jobs.runs.show.view import RunView, view_of
 from ropewalk.jobs.runs.submit.combinations import combinations
 from ropewalk.jobs.runs.submit.gpus import set_gpus
+from ropewalk.jobs.runs.submit.inputs import FetchedInput, Inputs
 from ropewalk.jobs.runs.submit.provenance import mask_argument, mask_secrets, versions
 from ropewalk.jobs.runs.submit.snapshot import checkout, code_of, code_state, project_of, take_snapshot
 
@@ -75,6 +75,7 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
         "config": mask_secrets(config.model_dump(mode="json")),
         "resources": config.resources.model_dump(mode="json"),
         "cluster": cluster_name,
+        **({} if config.asks_hub() else {"offline": True}),
         **mask_secrets(config.extra_record(cluster_name)),
         **origin,
     }
@@ -117,7 +118,7 @@ def project_record(job: str, config: JobConfig, root: Path | None) -> dict[str, 
 
 def dry_run_directory(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
     """Make the run of a dry run, which has a record but no files."""
-    path = runs_root() / f"{dated_label(config.name or record['job'])}-dry-run"
+    path = runs_root() / f"{config.name or record['job']}-dry-run"
     return RunDir(path, record={"run": path.name, **record})
 
 
@@ -128,8 +129,9 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str, *, waits: 
     submission starts after other runs.
     """
     backend = load_backend(cluster_name)
-    configs, gpus_notice = set_gpus(backend, [config.resolved() for config in configs], waits=waits)
-    _check_inputs(backend, configs)
+    inputs = _inputs_of(backend, configs, cluster_name)
+    configs, gpus_notice = set_gpus(backend, [inputs.pin(config)[0].resolved() for config in configs], waits=waits)
+    _check_inputs(backend, configs, inputs.path_here)
     origin, resources = submission_record(()), configs[0].resources
     runs = [dry_run_directory(config, make_record(job, config, cluster_name, origin)) for config in configs]
     script = "".join(
@@ -229,19 +231,43 @@ def create_runs(
 
     `waits`: the submission starts after other runs.
     """
-    configs, gpus_notice = set_gpus(backend, [config.resolved() for config in configs], waits=waits)
-    _check_inputs(backend, configs)
+    inputs, other = _inputs_of(backend, configs, cluster_name), configs[0].children_cluster()
+    pinned = [inputs.pin(config) for config in configs]
+    configs, gpus_notice = set_gpus(backend, [config.resolved() for config, _ in pinned], waits=waits)
+    _check_inputs(backend, configs, inputs.path_here)
     backend.check_access()
     backend.check_capacity(len(configs))
-    other = configs[0].children_cluster()
-    root = _root_of(cluster_name) if other is None else _root_of(other) or _root_of(cluster_name)
-    root = root or runs_root()
+    root = inputs.root
+    if inputs.pending():
+        inputs.fetch()
+        _check_inputs(backend, configs, inputs.path_here)
     backends = [backend, *([load_backend(other)] if other else [])]
     shipped_to = root if any(each.ships_code for each in backends) else None
     origin = submission_record(command, shipped_to) | ({"gpus_notice": gpus_notice} if gpus_notice else {})
     project = project_record(job, configs[0], shipped_to)  # all runs of a submission use the same directory
-    records = [{**make_record(job, config, cluster_name, origin), **project} for config in configs]
+    records = [
+        {
+            **make_record(job, config, cluster_name, origin),
+            **project,
+            **({"fetched": [item._asdict() for item in fetched]} if fetched else {}),
+        }
+        for config, (_, fetched) in zip(configs, pinned, strict=True)
+    ]
     return RunDir.create_all([config.name or find_job(job).name for config in configs], records, root)
+
+
+def fetch_inputs(configs: Sequence[JobConfig], cluster_name: str) -> list[FetchedInput]:
+    """Fetch what the runs of a submission would need. Raises RopewalkError."""
+    inputs = _inputs_of(load_backend(cluster_name), configs, cluster_name)
+    fetched = [item for config in configs for item in inputs.pin(config)[1]]
+    inputs.fetch()
+    return list(dict.fromkeys(fetched))
+
+
+def _inputs_of(backend: Backend, configs: Sequence[JobConfig], cluster_name: str) -> Inputs:
+    other = configs[0].children_cluster()
+    root = _root_of(cluster_name) if other is None else _root_of(other) or _root_of(cluster_name)
+    return Inputs(load_backend(other) if other else backend, root or runs_root())
 
 
 def _root_of(cluster_name: str) -> Path | None:
@@ -249,7 +275,7 @@ def _root_of(cluster_name: str) -> Path | None:
     return Path(root).expanduser() if root else None
 
 
-def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
+def _check_inputs(backend: Backend, configs: Sequence[JobConfig], here: PathView) -> None:
     """Check that the cluster can provide the resources, and that trackers and inputs exist. Raises RopewalkError.
 
     If this machine cannot access the cluster's files, the run itself checks its inputs.
@@ -267,7 +293,7 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
             raise ConfigError(f"trackers: {', '.join(missing)} not installed; installed: {names}")
     if backend.shares_files:
         for config in configs:
-            config.preflight(backend.path_here)
+            config.preflight(here)
 
 
 def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[Dependency] = (), *, new_code: bool = False) -> None:
@@ -320,8 +346,10 @@ def _changes(run: RunDir, backend: Backend, overrides: Sequence[str], *, new_cod
     stored = run.record["config"]
     config = load_config(config_of(find_job(run.record["job"])), {**stored, **plain}, overrides)
     if others:
-        config = config.resolved()
-        _check_inputs(backend, [config])
+        inputs = Inputs(backend, run.path.parent)
+        config = inputs.pin(config)[0].resolved()
+        inputs.fetch()
+        _check_inputs(backend, [config], backend.path_here)
     values = mask_secrets(config.model_dump(mode="json"))
     changed = {key: value for key, value in values.items() if key != "resources" and value != stored.get(key)} if others else {}
     changes: dict[str, Any] = {"config": changed}

@@ -1,10 +1,8 @@
 """Configuration keys of drift detection. Imports nothing heavy: other jobs embed these keys."""
 
-from typing import Annotated
+from pydantic import Field
 
-from pydantic import AfterValidator, Field
-
-from ropewalk.cluster.config import Section, absolute
+from ropewalk.cluster.config import ModelPath, Section
 
 
 class DriftConfig(Section):
@@ -17,7 +15,7 @@ class DriftConfig(Section):
         default=100, ge=0, description="random splits of the reference used to measure false alarms; 0: do not measure"
     )
     power: float = Field(default=0.9, gt=0, lt=1, description="power required of the smallest detectable share of drift")
-    embedding: Annotated[str, AfterValidator(absolute)] | None = Field(
+    embedding: ModelPath | None = Field(
         default=None,
         description="directory of a model2vec static model (needs ropewalk[drift]); unset: hashed n-grams",
     )

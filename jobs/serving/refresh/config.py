@@ -1,12 +1,16 @@
 """Configuration keys of the `refresh` job."""
 
+import copy
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from ropewalk.cluster.backends.profiles import load_profile
-from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resources, Section, UnsetGpus
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resolve, Resources, Section, UnsetGpus
+from ropewalk.cluster.config_reader import apply_override, changed_keys
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.runs.models.model_versions import Version, find_version
 from ropewalk.jobs.runs.show.status import find_run
@@ -149,6 +153,22 @@ class RefreshConfig(JobConfig):
         """Alias without the model's name."""
         return self.model.rpartition("@")[2]
 
+    def with_inputs(self, resolve: Resolve) -> Self:
+        """Return the refresh with the inputs replaced that exist before its first round. Raises ConfigError."""
+        sections = {
+            "collect": ("data", self.data),
+            "evaluate": ("evaluate", self.gate.evaluate),
+            "audit": ("audit", self.gate.audit),
+        }
+        new = {name: copy.deepcopy(section) for name, section in sections.values()}
+        for step, config in self.example_configs().items():
+            name = sections.get(step, ("",))[0]
+            resolve_step = partial(_resolve_step, resolve, f"gate.{name}" if name in {"evaluate", "audit"} else name)
+            for key, value in changed_keys(config, config.with_inputs(resolve_step)).items() if name else ():
+                apply_override(new[name], f"{key}={json.dumps(value)}")
+        gate = self.gate.model_copy(update={"evaluate": new["evaluate"], "audit": new["audit"]})
+        return self.model_copy(update={"data": new["data"], "gate": gate})
+
     def own_code(self) -> bool:
         """Return True if a step needs code of the user's own."""
         return any(config.own_code() for config in self.example_configs().values())
@@ -184,6 +204,10 @@ class RefreshConfig(JobConfig):
         for step, config in self.example_configs().items():
             if step in ("collect", "evaluate", "audit"):
                 _check(step, config, view)
+
+
+def _resolve_step(resolve: Resolve, section: str, key: str, value: str, need: str) -> str:
+    return value if value.startswith(TO_COME) else resolve(f"{section}.{key}", value, need)
 
 
 def _check(step: str, config: JobConfig, view: PathView) -> None:

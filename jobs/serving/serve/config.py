@@ -6,7 +6,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, WEIGHTS, CountRange, DataPath, JobConfig, PathView, Section, UnsetGpus
+from ropewalk.cluster.config import (
+    HANGS,
+    RANKS,
+    RUN_KEYS,
+    WEIGHTS,
+    CountRange,
+    DataPath,
+    Fetched,
+    JobConfig,
+    PathView,
+    Section,
+    UnsetGpus,
+)
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.serving.feedback.config import CaptureConfig
@@ -102,7 +114,9 @@ class ServeConfig(JobConfig):
     )
     hidden_keys = HANGS | RANKS | WEIGHTS | {"seed"}
 
-    model: str = Field(description="alias of the registry (production), run, or Hugging Face directory")
+    model: Annotated[str, Fetched("model")] = Field(
+        description="alias of the registry (production), run, Hugging Face directory, or name on the hub (ORG/NAME[@REVISION])"
+    )
     replicas: Replicas = Field(
         default=ReplicaRange(least=1, most=1), description="replicas of a version: 2, or 1..4 to scale with the load"
     )
@@ -113,10 +127,10 @@ class ServeConfig(JobConfig):
         " must serve GET /health and the OpenAI API, and on several nodes require the token in that file or in"
         f" ${TOKEN_VARIABLE}",
     )
-    draft: str | None = Field(
+    draft: Annotated[str, Fetched("model")] | None = Field(
         default=None,
         description="draft model for speculative decoding (llamacpp, vllm), with the same tokens, such as one distilled from the"
-        " model: a run, a Hugging Face directory, a version of the registry; unset: none",
+        " model: a run, a Hugging Face directory, a version of the registry, a name on the hub; unset: none",
     )
     draft_tokens: int = Field(default=3, ge=1, le=16, description="maximum number of tokens drafted at once")
     slots: int = Field(default=4, ge=1, description="requests a replica answers concurrently")

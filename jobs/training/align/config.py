@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ropewalk.cluster.config import CodeConfig, DataPath, PathView, Section, UnsetGpus, default_text
+from ropewalk.cluster.config import CodeConfig, InputPath, PathView, Section, UnsetGpus, default_text
 from ropewalk.cluster.errors import DataError
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import template_name
@@ -114,8 +114,10 @@ class AlignConfig(TrainingConfig):
     usual_keys = ("model.path", "model.run", "data", "method", "beta", "lora", "grpo.rewards", *USUAL)
 
     model: ModelConfig = Field(description="model to train: {path: DIR} or {run: RUN}")
-    data: DataPath = Field(description="JSON lines or parquet of {prompt, chosen, rejected}; for kto {prompt, completion, label}")
-    validation_data: DataPath | None = Field(
+    data: InputPath = Field(
+        description="JSON lines or parquet of {prompt, chosen, rejected}; for kto {prompt, completion, label}"
+    )
+    validation_data: InputPath | None = Field(
         default=None, description="held-out data of the same form; unset: a fraction of data"
     )
     validation_fraction: float = Field(

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import DataPath, PathView, Section
+from ropewalk.cluster.config import DataPath, ModelPath, PathView, Section
 from ropewalk.jobs.runs.models.find_model import ModelRef, check_model_run, find_model
 from ropewalk.jobs.training.loop.config import PRESETS, USUAL, ModelConfig, OptimConfig, TrainingConfig
 from ropewalk.jobs.training.loop.token_data import Data, check_data
@@ -21,7 +21,10 @@ class StudentConfig(Section):
     preset: Literal["tiny", "small", "smollm-135m"] | None = Field(
         default=None, description=f"a built-in model size, from scratch: {PRESETS}"
     )
-    path: DataPath | None = Field(default=None, description="Hugging Face directory: its configuration and weights")
+    path: ModelPath | None = Field(
+        default=None,
+        description="Hugging Face directory, or name on the hub (ORG/NAME[@REVISION]): its configuration and weights",
+    )
     config: dict[str, Any] | None = Field(default=None, description="a Hugging Face configuration with model_type, from scratch")
     run: str | None = Field(default=None, description="id or directory of a run: its trained model")
     step: int | None = Field(default=None, ge=1, description="with run: the checkpoint's step; unset: its newest complete one")
@@ -92,7 +95,9 @@ class DistillConfig(TrainingConfig):
 
     usual_keys = ("teacher", "student.prune", "student.preset", "student.path", "data", "alpha", "baseline", *USUAL)
 
-    teacher: ModelRef = Field(description="run (id, path or latest) with a complete checkpoint, or Hugging Face directory")
+    teacher: ModelRef = Field(
+        description="run (id, path or latest) with a complete checkpoint, Hugging Face directory, or name on the hub"
+    )
     student: StudentConfig = Field(description="model to train: {prune: {layers: 24, width: 0.75}}, {preset: small}, {path: DIR}")
     data: Data = Field(description="a data set made by preprocess with the teacher's tokenizer, or a list of {path, weight}")
     seq_len: int = Field(default=1024, ge=2, description="tokens of a sequence")

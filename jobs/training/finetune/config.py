@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ropewalk.cluster.config import DataPath, PathView, default_text
+from ropewalk.cluster.config import DataPath, DataPaths, PathView, TokenizerPath, default_text
 from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import ChatConfig
@@ -24,10 +24,6 @@ from ropewalk.jobs.training.loop.config import (
 )
 
 LORA_LR = 2e-4
-
-
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 class FinetuneOptimConfig(OptimConfig):
@@ -49,9 +45,10 @@ class FinetuneConfig(NextTokenConfig):
     usual_keys = ("model.path", "model.run", "data", "lora", *USUAL)
 
     model: ModelConfig = Field(description="model to train: {path: DIR} or {run: RUN}")
-    data: Annotated[tuple[DataPath, ...], BeforeValidator(_as_tuple)] = Field(
+    data: DataPaths = Field(
         min_length=1,
-        description="conversations: .jsonl[.gz|.zst] or .parquet, files or globs; or the directory of a prepared data set",
+        description="conversations: .jsonl[.gz|.zst] or .parquet, files, globs or a name on the hub; or the directory of a"
+        " prepared data set",
     )
     chat: ChatConfig = Field(default=ChatConfig(), description="format of conversations, and chat template")
     prepared: DataPath | None = Field(
@@ -74,7 +71,7 @@ class FinetuneConfig(NextTokenConfig):
     on_long: Literal["drop", "cut", "error"] = Field(
         default="drop", description="a conversation longer than seq_len: drop it, cut its end, or fail; reported"
     )
-    tokenizer: DataPath | None = Field(
+    tokenizer: TokenizerPath | None = Field(
         default=None, description="Hugging Face directory with the tokenizer; unset: the model's own, which presets lack"
     )
     lora: LoraConfig | None = Field(default=None, description="train a low-rank adapter; unset: all weights")

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import RUN_KEYS, DataPath, ModelJobConfig, Section, default_text
+from ropewalk.cluster.config import RUN_KEYS, ModelJobConfig, ModelPath, Section, default_text
 from ropewalk.sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, PrecisionConfig
 
 VALIDATIONS = 20  # per run of a job that adapts a model, unless configured
@@ -20,7 +20,10 @@ class ModelConfig(Section):
     """Exactly one of: a preset, a Hugging Face directory, a Hugging Face configuration, a run that trained a model."""
 
     preset: Literal["tiny", "small", "smollm-135m"] | None = Field(default=None, description=f"a built-in model size: {PRESETS}")
-    path: DataPath | None = Field(default=None, description="a Hugging Face directory: its configuration and weights")
+    path: ModelPath | None = Field(
+        default=None,
+        description="a Hugging Face directory, or a name on the hub (ORG/NAME[@REVISION]): its configuration and weights",
+    )
     config: dict[str, Any] | None = Field(default=None, description="a Hugging Face configuration with model_type")
     run: str | None = Field(default=None, description="id or directory of a run whose trained model to start from, at step 0")
     step: int | None = Field(default=None, ge=1, description="with run: the checkpoint's step; unset: its newest complete one")

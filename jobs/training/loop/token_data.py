@@ -4,18 +4,18 @@ from pathlib import Path
 
 from pydantic import Field
 
-from ropewalk.cluster.config import DataPath, PathView, Section
+from ropewalk.cluster.config import PathView, Section, TokensPath
 from ropewalk.cluster.errors import ConfigError
 
 
 class WeightedData(Section):
     """A data set of a mixture."""
 
-    path: DataPath = Field(description="directory or URL of a data set made by preprocess")
+    path: TokensPath = Field(description="directory or URL of a data set made by preprocess")
     weight: float = Field(default=1.0, gt=0, description="weight of its samples relative to the other data sets")
 
 
-Data = DataPath | list[WeightedData]
+Data = TokensPath | list[WeightedData]
 
 
 def weighted(data: Data) -> list[WeightedData]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, DataPath, JobConfig, PathView, absolute
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, DataPath, InputPath, JobConfig, PathView, absolute
 from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.cluster.spec import Engine
 
@@ -33,7 +33,7 @@ class AnswersConfig(JobConfig):
         description="address of the endpoint, for example http://127.0.0.1:8000"
     )
     model: str | None = Field(default=None, description="model to request; unset: the first that the endpoint lists")
-    prompts: DataPath = Field(description="JSON lines or parquet of {prompt: text or messages}, or {messages: ...}")
+    prompts: InputPath = Field(description="JSON lines or parquet of {prompt: text or messages}, or {messages: ...}")
     output: DataPath = Field(
         description="a .jsonl file of conversations for finetune: {id, messages}, in the order of the prompts"
     )

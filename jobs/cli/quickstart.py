@@ -28,7 +28,7 @@ from ropewalk.jobs.runs.submit.submit import configure, submit
 
 RANKS = 2  # one per node, so that one of them can be killed
 PROMPTS = ["def __init__(self, ", "The following functions are defined:\n\n", "import os\nimport "]
-# packages of the standard library with much prose; missing ones are skipped
+# packages of the standard library with much prose, `pydoc_data` with the documentation of the language; missing ones are skipped
 _PACKAGES = (
     "asyncio concurrent ctypes email html http importlib json logging multiprocessing pydoc_data unittest urllib wsgiref xml"
 )
@@ -44,10 +44,9 @@ class Recovery:
 
 
 def corpus() -> list[str]:
-    """Return globs of the standard library's sources, and of the documentation of installed packages."""
-    standard, site = Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))
+    """Return globs of the standard library's sources and documentation, which are the same on every machine."""
+    standard = Path(sysconfig.get_path("stdlib"))
     globs = [standard / "*.py", *(standard / name / "**" / "*.py" for name in _PACKAGES.split())]
-    globs += [site / "**" / f"*.{ending}" for ending in ("md", "rst", "txt")]
     return [str(glob) for glob in globs if any(True for _ in Path(glob.anchor).glob(str(glob.relative_to(glob.anchor))))]
 
 
@@ -114,7 +113,7 @@ def quickstart(directory: Path, console: Console, steps: int) -> None:
     os.environ[RUNS_VARIABLE] = str(directory / "runs")
     gpus = usable_gpus()
     jobs = settings(directory, steps, gpus)
-    console.rule("1/3  preprocess: documents to shards, on Ray actors")
+    console.rule("1/3  preprocess: documents to shards")
     data = _run("preprocess", jobs["preprocess"], directory, console)
     console.rule("2/3  pretrain: a model on two nodes; one rank gets killed")
     console.print(device_notice(gpus))

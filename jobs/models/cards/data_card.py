@@ -9,7 +9,7 @@ from ropewalk.jobs.models.cards.data_facts import DataFacts
 from ropewalk.jobs.models.cards.public import NOT_STATED, code, filled, plain
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
-_MAX_INPUTS = 100
+_MAX_INPUTS = 20
 
 
 def data_card(facts: DataFacts) -> str:
@@ -78,13 +78,15 @@ def _counts(facts: DataFacts) -> str:
 def _inputs(facts: DataFacts) -> str:
     if not facts.manifest.inputs:
         return f"The manifest names no input: {NOT_STATED}."
+    files = sorted(facts.manifest.inputs, key=lambda file: -file.size)
+    shown, rest = files[:_MAX_INPUTS], files[_MAX_INPUTS:]
     rows = [
-        f"| {plain(file.path)} | {file.size:,} | `{file.checksum}` | {file.documents:,} | {file.rejected:,} |"
-        for file in facts.manifest.inputs[:_MAX_INPUTS]
+        f"| {plain(file.path)} | {file.size:,} | `{file.checksum}` | {file.documents:,} | {file.rejected:,} |" for file in shown
     ]
-    more = len(facts.manifest.inputs) - len(rows)
-    rest = f"\n\nand {more:,} more, listed in `manifest.json`." if more else ""
-    return "| file | bytes | checksum | kept | rejected |\n|---|---|---|---|---|\n" + "\n".join(rows) + rest
+    if rest:
+        size, documents, rejected = (sum(getattr(file, key) for file in rest) for key in ("size", "documents", "rejected"))
+        rows.append(f"| {len(rest):,} others | {size:,} | in `manifest.json` | {documents:,} | {rejected:,} |")
+    return "| file | bytes | checksum | kept | rejected |\n|---|---|---|---|---|\n" + "\n".join(rows)
 
 
 def _rejected(facts: DataFacts) -> str:

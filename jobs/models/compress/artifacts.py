@@ -14,6 +14,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.inference.gguf.llama_cpp import LlamaCpp
 from ropewalk.jobs.inference.scoring.open_model import OpenModel
+from ropewalk.jobs.training.loop.model_record import open_weights
 
 Engine = Literal["transformers", "llama.cpp"]
 RECORD = "variant.json"
@@ -102,6 +103,7 @@ def save(model: Any, opened: OpenModel, folder: Path) -> Path:
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)
     model.save_pretrained(unfinished)
+    open_weights(unfinished)
     opened.tokenizer.save_pretrained(unfinished)
     unfinished.rename(target)
     return target

@@ -18,7 +18,7 @@ from ropewalk.jobs.results.score import hash_of
 from ropewalk.jobs.training.loop.config import ModelConfig, TrainingConfig
 from ropewalk.jobs.training.loop.load_checkpoint import load_model
 from ropewalk.jobs.training.loop.model import ModelPlan
-from ropewalk.jobs.training.loop.model_record import tokenizer_of
+from ropewalk.jobs.training.loop.model_record import open_weights, tokenizer_of
 from ropewalk.jobs.training.loop.objective import NextToken
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.source import TokenSource
@@ -57,6 +57,7 @@ class Recovery:
             unfinished = training_folder / ".begin"
             shutil.rmtree(unfinished, ignore_errors=True)
             model.save_pretrained(unfinished)
+            open_weights(unfinished)
             unfinished.rename(begin)
         run = self._run(training_folder, methods[-1])
         config = TrainingConfig.model_validate(run.record["config"])

@@ -16,7 +16,7 @@ from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.loop.load_checkpoint import first_weights, without_head
 from ropewalk.jobs.training.loop.model import ADAPTER, ModelPlan
 from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fingerprint, model_fingerprint
-from ropewalk.jobs.training.loop.model_record import Weights, checkpoint_folder, require_record
+from ropewalk.jobs.training.loop.model_record import Weights, checkpoint_folder, open_weights, require_record
 from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.recipe import pin_weights
 from ropewalk.jobs.training.loop.sharing import set_groups
@@ -100,6 +100,7 @@ def _cut_once(context: JobContext, config: DistillConfig, teacher: ModelPlan) ->
         partial = folder.with_name(f".{FOLDER}.{context.attempt}-{context.group}")
         shutil.rmtree(partial, ignore_errors=True)
         pruned.model.save_pretrained(partial)
+        open_weights(partial)
         write_json(partial / PRUNE_RECORD, pruned.record)
         partial.rename(folder)  # atomic: complete or absent
         before, after = (pruned.record[key]["parameters"] for key in ("before", "after"))

@@ -8,7 +8,7 @@ from typing import Any
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.loop.config import LoraConfig
-from ropewalk.jobs.training.loop.model_record import ModelRecord, copy_tokenizer, require_record
+from ropewalk.jobs.training.loop.model_record import ModelRecord, copy_tokenizer, open_weights, require_record
 
 BASE = "base"  # folder beside an adapter with its base model, unless a directory holds exactly that
 
@@ -46,6 +46,7 @@ def export(
     else:
         model.save_pretrained(partial)
     copy_tokenizer(run, partial)
+    open_weights(partial)
     finish(partial, manifest.step)
     if directory.exists():
         directory.rmdir()

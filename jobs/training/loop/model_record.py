@@ -1,6 +1,7 @@
 """The record of a run's model beside its checkpoints: `model.json` and the tokenizer, enough to open the model."""
 
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +100,16 @@ def copy_tokenizer(run: RunDir, directory: Path) -> None:
     if not run.tokenizer.is_dir():
         raise CheckpointError(f"{run.tokenizer}: is missing, without which the model is useless; copy it from the run's data set")
     shutil.copytree(run.tokenizer, directory, dirs_exist_ok=True)
+
+
+def open_weights(directory: Path) -> None:
+    """Give weights the permissions of other new files: safetensors writes files that only their owner can read."""
+    probe = directory / ".permissions"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in directory.rglob("*.safetensors"):
+        file.chmod(mode)
 
 
 def find_source_run(run: RunDir, word: str, key: str) -> RunDir:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import stat
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,9 @@ def test_an_exported_model_has_its_cards(tmp_path: Path, monkeypatch: pytest.Mon
     launch(run, 1)
     monkeypatch.setattr(sys, "argv", ["ropewalk.jobs.models.cards.export", str(run.path), str(tmp_path / "model")])
     ropewalk.jobs.models.cards.export.main()  # what a machine that does not see the run has another one call
+    (tmp_path / "ordinary").touch()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "ordinary", *(tmp_path / "model").iterdir()]}
+    assert len(modes) == 1, "the weights have those of other new files"
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert names >= {"README.md", "ml-bom.json", "model.safetensors", "config.json", "tokenizer.json"}
     text = (tmp_path / "model/README.md").read_text()
@@ -190,6 +194,20 @@ def test_a_commit_that_was_not_all_of_the_code_is_not_told_as_if(tmp_path: Path,
     LlamaForCausalLM(LlamaConfig(**{**TINY, "vocab_size": 300})).save_pretrained(directory)
     write_model_cards(run, directory, None)
     assert message in (directory / "README.md").read_text()
+
+
+def test_a_data_card_lists_the_largest_inputs_and_sums_the_others(tmp_path: Path) -> None:
+    for number in range(50):
+        write_lines(tmp_path / f"raw/{number:02d}.jsonl", some_documents(3 + number, seed=number))
+    manifest = make(tmp_path / "raw", tmp_path / "set")
+    card = data_card(read_data_facts(StoragePath(tmp_path / "set")))
+    lines = card.split("## Sources")[1].split("## Processing")[0].strip().splitlines()[2:]
+    assert len(lines) == 21
+    assert lines[0].startswith("| 49.jsonl |")
+    name, size, _, documents, rejected = (cell.strip() for cell in lines[-1].strip("|").split("|"))
+    rest = sorted(manifest.inputs, key=lambda file: -file.size)[20:]
+    sums = [f"{sum(getattr(file, key) for file in rest):,}" for key in ("size", "documents", "rejected")]
+    assert [name, size, documents, rejected] == ["30 others", *sums]
 
 
 def test_what_is_no_data_set_gets_no_card(tmp_path: Path) -> None:

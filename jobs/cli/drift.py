@@ -28,7 +28,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two evaluated models item by item: difference, confidence interval, smallest detectable difference."""
-    from ropewalk.jobs.evaluation.evaluate.comparison_report import row, write_comparison
+    from ropewalk.jobs.evaluation.evaluate.comparison_report import COLUMNS, row, write_comparison
     from ropewalk.jobs.runs.models.comparison import compare as compare_sides
     from ropewalk.jobs.runs.models.evaluations import FOLDER, find_evaluations
     from ropewalk.jobs.runs.show.tables import console, table
@@ -40,7 +40,7 @@ def compare(
     if as_json:
         sys.stdout.write(f"{json.dumps({**comparison.plain(), 'report': str(page)}, default=str)}\n")
         return
-    metrics_table = table("TASK", "METRIC", ">A", ">B", ">A - B", ">95% INTERVAL", ">P", ">SMALLEST", ">N", "BETTER")
+    metrics_table = table(*(name.upper() for name in COLUMNS))
     for metric in comparison.metrics:
         metrics_table.add_row(metric.task, metric.metric, *row(comparison, metric))
     console().print(metrics_table)

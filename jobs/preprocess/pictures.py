@@ -6,16 +6,16 @@ from typing import Any
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.report.page import group_sources
+from ropewalk.datapipe.report.report import REPORT
 from ropewalk.jobs.results.readable import write_picture, write_table
 from ropewalk.jobs.runs.show.plots import as_png, draw_bars
 
-REPORT = "report/report.json"
-
 
 def write_pictures(run: RunDir, output: StoragePath) -> None:
-    """Draw drop reasons, sources, languages and lengths, each only if there are values."""
+    """Draw drop reasons, grouped sources, languages and lengths, each only if there are values."""
     report: dict[str, Any] = json.loads(output.read(REPORT))
-    sources = {name: row["tokens"] for name, row in report["sources"].items()}
+    sources = {name: int(row["tokens"]) for name, row in group_sources(report["sources"]).items()}
     charts = {
         "dropped": (_by_size(report["reasons"]), "documents dropped, by reason"),
         "sources": (_by_size(sources), "tokens kept, by source"),

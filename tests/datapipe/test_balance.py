@@ -9,6 +9,8 @@ import pyarrow as pa
 import pytest
 
 from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.jobs.models.cards.write import write_data_cards
 from tests.fakes.documents import configure, make, rejected, rows, write_lines
 
 
@@ -90,7 +92,8 @@ def test_languages_have_the_shares_that_were_asked_for(tmp_path: Path) -> None:
     assert manifest.mixture["en"]["epochs"] < 1 < manifest.mixture["de"]["epochs"]
     report = json.loads((tmp_path / "out/report/report.json").read_text())
     assert report["balance"] == {"by": "language", "shares": manifest.mixture}
-    assert "balanced by language" in (tmp_path / "out/report/report.html").read_text().lower()
+    write_data_cards(StoragePath(str(tmp_path / "out")))
+    assert "Balanced by language" in (tmp_path / "out/report/report.html").read_text()
     message = make(source, tmp_path / "told", language={}, **keys)
     assert message.mixture == manifest.mixture
 

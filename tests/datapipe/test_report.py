@@ -1,6 +1,7 @@
 """The report says what was kept, dropped and changed, with samples, and how filters treat groups of people."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.filters.registry import make_filter
 from ropewalk.datapipe.report.fairness import TERMS, false_positive_gaps, newcombe, wilson
+from ropewalk.datapipe.report.page import group_sources
 from ropewalk.datapipe.report.samples import merge, select_samples, shard_facts
+from ropewalk.jobs.models.cards.write import write_data_cards
 from tests.datapipe.test_stages import STAGES, some_evaluation, some_input
 from tests.fakes.documents import make, rejected, write_lines
 
@@ -33,17 +37,49 @@ def test_a_data_set_has_its_report(tmp_path: Path) -> None:
     assert len(report["samples"]["kept"]) == 15
     (german,) = report["samples"]["dropped"]["language.de"]
     assert german["text"].startswith("Alle Menschen sind frei und gleich an Würde")
+    write_data_cards(StoragePath(str(tmp_path / "out")))
     page = (tmp_path / "out/report/report.html").read_text()
     HTMLParser().feed(page)
     assert "Alle Menschen" in page
-    assert page.count("<svg") >= 5
+    assert page.count('class="bars"') >= 5
     assert "<script" not in page
 
 
 def test_what_is_shown_is_escaped(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", [{"id": f"<b>{n}", "text": f"<script>alert({n})</script>"} for n in range(4)])
     make(source, tmp_path / "out", validation_fraction=0, tokenizer={"train": 300})
+    write_data_cards(StoragePath(str(tmp_path / "out")))
     assert "<script" not in (tmp_path / "out/report/report.html").read_text()
+
+
+def test_the_page_says_of_which_data_set_it_is_and_repeats_nothing(tmp_path: Path) -> None:
+    for number in range(60):
+        write_lines(tmp_path / f"in/part-{number % 3}/file-{number}.jsonl", [{"text": f"Text {number} with some words."}])
+    make(tmp_path / "in", tmp_path / "ropes", validation_fraction=0)
+    write_data_cards(StoragePath(str(tmp_path / "ropes")))
+    page = (tmp_path / "ropes/report/report.html").read_text()
+    assert "<title>ropes · Data set</title>" in page
+    assert "Sources: 60 in 3 groups" in page
+    assert "<td>part-1</td>" in page
+    sample_names = re.findall(r"<summary>(.*?)</summary>", page)
+    assert len(sample_names) > 10
+    assert all(name.count("jsonl") <= 1 for name in sample_names), "an id that names its source stands alone"
+    assert "Dropped, by stage" not in page, "a chart that equals the next one"
+
+
+def test_many_sources_are_grouped_by_folder_or_site() -> None:
+    row = {"tokens": 2, "documents": 1, "dropped": 0}
+    few = {f"book-{number}": row for number in range(20)}
+    assert set(group_sources(few)) == set(few)
+    files = {f"docs/{'ab'[number % 2]}/{number}.md": row for number in range(50)}
+    assert group_sources(files) == {f"docs/{folder}": {"tokens": 50, "documents": 25, "dropped": 0} for folder in ("a", "b")}, (
+        "one folder for all is no group"
+    )
+    sites = {f"https://{'xy'[number % 2]}.example/page/{number}": row for number in range(30)}
+    assert set(group_sources(sites)) == {"x.example", "y.example"}
+    alike = group_sources({f"file-{number:03d}": {**row, "tokens": number} for number in range(100)})
+    assert len(alike) == 21
+    assert alike["80 others"]["tokens"] == sum(range(80))
 
 
 def test_dropped_documents_are_listed_with_file_and_line(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ropewalk.datapipe.manifest import Manifest
 from ropewalk.datapipe.passes.pipeline import make_data_set
 from ropewalk.datapipe.passes.progress import Progress
 from ropewalk.datapipe.passes.worker import Task, Worker
+from ropewalk.datapipe.report.page import PAGE
 from ropewalk.jobs.models.cards.write import CROISSANT, DATA_CARD
 from ropewalk.jobs.preprocess.config import PreprocessConfig
 
@@ -73,10 +74,10 @@ def make(source: Any, output: Any, **keys: Any) -> Manifest:
 
 
 def contents(folder: Any) -> dict[str, bytes]:
-    """Every file below a directory or URL, hidden ones too, but for the cards, which the job writes and which have a date."""
+    """Every file below a directory or URL, hidden ones too, but for cards and page, which have a date; the job writes them."""
     root = StoragePath(str(folder))
     results = {path.removeprefix(root.root).lstrip("/"): path for path in sorted(root.fs.find(root.root))}
-    return {name: root.fs.cat_file(path) for name, path in results.items() if name not in (DATA_CARD, CROISSANT)}
+    return {name: root.fs.cat_file(path) for name, path in results.items() if name not in (DATA_CARD, CROISSANT, PAGE)}
 
 
 def rejected(output: Path, places: bool = False) -> list[dict[str, Any]]:

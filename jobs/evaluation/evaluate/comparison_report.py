@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from ropewalk.cluster.run.files import write_atomically
+from ropewalk.cluster.page import Table, paragraph
 from ropewalk.jobs.runs.models.comparison import MetricComparison, PairedComparison, differing
-from ropewalk.jobs.runs.show.html import Table, page, paragraph
+from ropewalk.jobs.runs.show.run_page import subject_of, write_run_page
 
+COLUMNS = ("task", "metric", ">A", ">B", ">A - B", ">95% interval", ">p", ">smallest", ">n", "better")
 _LONGEST = 600  # last characters of a prompt that are shown
 
 
@@ -15,14 +16,17 @@ def write_comparison(compared: PairedComparison, path: Path) -> Path:
     first, second = compared.names
     sections = [paragraph(compared.describe(metric)) for metric in compared.metrics]
     sections += [_differences(compared), *_examples(compared)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page(f"{first} and {second}, item by item", sections))
-    return path
+    runs = {
+        side: ", ".join(dict.fromkeys(pair[at].run.id for pair in compared.pairs)) for at, side in enumerate(("of A", "of B"))
+    }
+    facts = {"A": first, "B": second, **{f"evaluation {side}": names for side, names in runs.items()}}
+    facts["paired by"] = "seed and item" if compared.seeds else "item"
+    subject = f"{subject_of(first)} and {subject_of(second)}"
+    return write_run_page(compared.pairs[0][0].run, path, "Comparison", sections, subject=subject, facts=facts)
 
 
 def _differences(compared: PairedComparison) -> str:
-    head = (">first", ">second", ">difference", ">95% interval", ">p", ">detectable", ">n", "better")
-    table = Table("Differences", ("task", "metric", *head))
+    table = Table("Differences", COLUMNS, "smallest: smaller differences are not significant")
     for metric in compared.metrics:
         table.row(metric.task, metric.metric, *row(compared, metric))
     return table.html()
@@ -46,7 +50,9 @@ def row(compared: PairedComparison, metric: MetricComparison) -> list[str]:
 
 
 def _examples(compared: PairedComparison) -> list[str]:
-    table = Table("Items on which they differ", ("task", ">item", "prompt", "answer", compared.names[0], compared.names[1]))
+    table = Table(
+        "Items on which they differ", ("task", ">item", "prompt", "answer", f"A: {compared.names[0]}", f"B: {compared.names[1]}")
+    )
     for line, other, metric in differing(compared):
         cells = [f"{_answer(each)}\n({metric} {each['values'][metric]:g})" for each in (line, other)]
         table.row(line["task"], str(line["item"]), str(line["prompt"])[-_LONGEST:], _target(line), *cells)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ropewalk.cluster.page import Table, paragraph, picture
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_atomically, write_json
@@ -16,7 +17,13 @@ from ropewalk.jobs.results.gate import NORMAL_95
 from ropewalk.jobs.results.metrics import MetricLog
 from ropewalk.jobs.results.score import Score
 from ropewalk.jobs.runs.models.evaluations import FOLDER, METRICS, REPORT, items_file
-from ropewalk.jobs.runs.show.html import Table, page, paragraph
+from ropewalk.jobs.runs.show.plots import as_png, draw_reliability
+from ropewalk.jobs.runs.show.run_page import gate_sections, subject_of, write_run_page
+
+_LOSS = "nats per token; n: sequences (validation during training scores fewer of the same split)"
+_BITS = "the same loss per byte of text, comparable between tokenizers"
+_UNIGRAM = "the loss if each token is guessed by its frequency in the training text alone: a useful model is well below"
+_CALIBRATION = "expected calibration error: mean distance between confidence and accuracy; n: tokens"
 
 
 def log_scores(context: JobContext, evaluated: Evaluated) -> None:
@@ -47,10 +54,19 @@ def write_report(run: RunDir, config: EvaluateConfig, results: dict[str, Any], e
         metrics.update({name: task.higher_is_better for name, task in evaluated.tasks.items()})
     about = {"run": run.id, "model": config.model, "model_step": results.get("model_step"), "seed": config.seed}
     write_json(folder / REPORT, {**about, **results, METRICS: metrics})
-    sections = [*_gate(results), *_held_out(results), *(_tasks(evaluated) if evaluated else ()), *_generations(results)]
-    title = f"{config.model}, checkpoint of step {about['model_step']}" if about["model_step"] is not None else config.model
-    write_atomically(folder / "report.html", page(f"Evaluation of {title}", [paragraph(f"Run {run.id}."), *sections]))
-    return folder / "report.html"
+    sections = [
+        *gate_sections(results.get("gate")),
+        *_held_out(results),
+        *(_tasks(evaluated) if evaluated else ()),
+        *_generations(results),
+    ]
+    facts = {"model": config.model, "step of the model": about["model_step"], "data": _data_names(config)}
+    return write_run_page(run, folder / "report.html", "Evaluation", sections, subject=subject_of(config.model), facts=facts)
+
+
+def _data_names(config: EvaluateConfig) -> str:
+    sources = config.data if isinstance(config.data, list) else [config.data]
+    return ", ".join(str(getattr(source, "path", source)) for source in sources if source is not None)
 
 
 def interval_words(score: Score) -> str:
@@ -61,46 +77,28 @@ def interval_words(score: Score) -> str:
     return f"{score.value - reach:.4g} to {score.value + reach:.4g}"
 
 
-def _gate(results: dict[str, Any]) -> list[str]:
-    judged = results.get("gate")
-    if judged is None:
-        return []
-    if judged["passed"]:
-        return [paragraph("The gate: passed.")]
-    table = Table("The gate: refused", ("condition", "result"))
-    for each in judged["failed"]:
-        table.row(f"{each['name']} {each['require']}", each["words"])
-    return [table.html()]
-
-
 def _held_out(results: dict[str, Any]) -> list[str]:
     if "loss" not in results:
         return []
-    table = Table("Held-out text", ("figure", ">value", ">standard error", ">n"))
-    table.row("loss (nats a token)", f"{results['loss']:.4f}", _number(results["standard_error"]), str(results["n"]))
-    table.row("bits per byte", f"{results['bits_per_byte']:.4f}", "", "")
-    table.row("perplexity", f"{results['perplexity']:.2f}", "", "")
-    table.row("loss of a unigram model", f"{results['unigram_loss']:.4f}", "", "")
+    table = Table("Held-out text", ("figure", ">value", ">± SE", ">n", "meaning"))
     calibration = results["token_calibration"]
-    table.row(
-        "calibration error of the next token",
-        f"{calibration['ece']:.4f}",
-        _number(calibration["standard_error"]),
-        str(calibration["n"]),
-    )
-    bins = Table("Confidence in the next token, and accuracy", ("from", "to", ">confidence", ">accuracy", ">tokens"))
-    for row in calibration["bins"]:
-        figures = [f"{row[name]:.3f}" for name in ("confidence", "accuracy")]
-        bins.row(f"{row['from']:.1f}", f"{row['to']:.1f}", *figures, str(row["tokens"]))
-    return [table.html(), bins.html()]
+    table.row("loss", f"{results['loss']:.4f}", _number(results["standard_error"]), f"{results['n']:,}", _LOSS)
+    table.row("bits_per_byte", f"{results['bits_per_byte']:.4f}", "", "", _BITS)
+    table.row("perplexity", f"{results['perplexity']:.2f}", "", "", "e to the power of the loss")
+    table.row("unigram_loss", f"{results['unigram_loss']:.4f}", "", "", _UNIGRAM)
+    error = _number(calibration["standard_error"])
+    table.row("token_calibration", f"{calibration['ece']:.4f}", error, f"{calibration['n']:,}", _CALIBRATION)
+    drawn = as_png(lambda axis: draw_reliability(axis, calibration["bins"]))
+    note = "bars on the dashed line: right as often as the model is confident"
+    return [table.html(), picture("Calibration of the next token", drawn, note)]
 
 
 def _tasks(evaluated: Evaluated) -> list[str]:
-    table = Table("Tasks", ("task", "metric", ">value", ">standard error", ">95% interval", ">n", "hash"))
+    table = Table("Tasks", ("task", "metric", ">value", ">± SE", ">95% interval", ">n", "hash"))
     for name, task in evaluated.tasks.items():
         for metric, score in task.scores.items():
             error, interval = _number(score.standard_error), interval_words(score)
-            table.row(name, metric, f"{score.value:.4f}", error, interval, str(score.n), score.hash)
+            table.row(name, metric, f"{score.value:.4f}", error, interval, f"{score.n:,}", score.hash)
     near_ties = f"{evaluated.near_ties} items were near a tie; their decisions were recomputed exactly."
     notes = [paragraph(near_ties)]
     for name, count in evaluated.truncated.items():

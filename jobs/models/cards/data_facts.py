@@ -12,9 +12,9 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ropewalk.datapipe.report.report import REPORT
 from ropewalk.jobs.models.cards.public import public, public_text
 
-REPORT = "report/report.json"
 PREPARED = "data.json"  # in a run: path of the data set that it prepared
 CHUNK_BYTES = 1 << 24
 

@@ -1,21 +1,18 @@
 """The table of variants: compress/table.json, and compress/report.html with the Pareto front."""
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from ropewalk.cluster.page import Table, paragraph, picture
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.files import write_atomically, write_json
+from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.evaluation.tasks.scoring import first_metric
-from ropewalk.jobs.runs.show.html import Table, page, paragraph
-from ropewalk.jobs.runs.show.plots import INK, MUTED, TRAIN, VALIDATION, dress
+from ropewalk.jobs.runs.show.plots import TRAIN, VALIDATION, as_png, dress
+from ropewalk.jobs.runs.show.run_page import gate_sections, subject_of, write_run_page
 
 FOLDER, TABLE, PAGE = "compress", "table.json", "report.html"
-DOTS_PER_INCH = 130
 Row = Mapping[str, Any]
 
 
@@ -41,8 +38,9 @@ def write_report(run: RunDir, model: str, rows: Sequence[Row], gate: Mapping[str
     fronts = {cost: pareto(rows, cost) for cost in ("bytes", "per_token_ms")}
     write_json(folder / TABLE, {"model": model, "table": list(rows), "pareto": fronts, "gate": gate})
     sections = [
+        *gate_sections(gate),
         paragraph(
-            f"Run {run.id}, model {model}. Bits per byte and KL (from the dense model, nats per token) were measured in the "
+            "Bits per byte and KL (from the dense model, nats per token) were measured in the "
             "engine that serves the variant, speed and memory in a separate process each, all on one machine in one run."
         ),
         paragraph(
@@ -52,14 +50,7 @@ def write_report(run: RunDir, model: str, rows: Sequence[Row], gate: Mapping[str
         _table(rows, fronts).html(),
         *(_picture(rows, cost, front) for cost, front in fronts.items() if front),
     ]
-    if gate is not None:
-        sections.insert(1, paragraph("The gate: passed." if gate["passed"] else f"The gate: refused. {_failed(gate)}"))
-    write_atomically(folder / PAGE, page(f"Variants of {model}", sections))
-    return folder / PAGE
-
-
-def _failed(gate: Mapping[str, Any]) -> str:
-    return "; ".join(condition["words"] for condition in gate["failed"])
+    return write_run_page(run, folder / PAGE, "Variants", sections, subject=subject_of(model), facts={"model": model})
 
 
 def _table(rows: Sequence[Row], fronts: Mapping[str, Sequence[str]]) -> Table:
@@ -99,14 +90,9 @@ def format_figure(value: float | None, digits: int, factor: float = 1.0) -> str:
 
 
 def _picture(rows: Sequence[Row], cost: str, front: Sequence[str]) -> str:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     factor, name = (1e-6, "MB on disk") if cost == "bytes" else (1.0, "ms a token")
-    with plt.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "font.family": "DejaVu Sans"}):
-        figure, axis = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+
+    def draw(axis: Any) -> None:
         for row in filter(lambda row: row.get(cost) is not None, rows):
             best = row["variant"] in front
             point = (row[cost] * factor, row["bits_per_byte"])
@@ -116,11 +102,8 @@ def _picture(rows: Sequence[Row], cost: str, front: Sequence[str]) -> str:
         axis.plot(*zip(*on_front, strict=True), color=TRAIN, alpha=0.4, linewidth=1)
         axis.set_xlabel(name)
         dress(axis, f"bits per byte by {name}; filled: on the Pareto front")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=DOTS_PER_INCH, facecolor="white", format="png")
-        plt.close(figure)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">\n'
+
+    return picture(f"Bits per byte and {name}", as_png(draw, (7.2, 4.2)))
 
 
 def read_table(run: RunDir) -> dict[str, Any]:

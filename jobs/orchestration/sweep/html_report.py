@@ -1,21 +1,22 @@
 """Plots of a sweep, and a self-contained HTML page."""
 
-import base64
 import html
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.page import Table, heading, image, paragraph, picture
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.files import write_atomically
 from ropewalk.cluster.text import format_value
 from ropewalk.jobs.orchestration.sweep.importance import Importance, importance_of
 from ropewalk.jobs.orchestration.sweep.plots import draw_curves, draw_history, draw_importance, draw_parallel, title_of
 from ropewalk.jobs.orchestration.sweep.results import SweepResults, TrialResult, format_metric, read_sweep
+from ropewalk.jobs.orchestration.sweep.tables import steps_words, summary_rows
 from ropewalk.jobs.results.readable import write_picture, write_table
 from ropewalk.jobs.runs.show.plots import INK, MUTED, as_png
+from ropewalk.jobs.runs.show.run_page import write_run_page
 from ropewalk.jobs.runs.show.tables import duration
 
 Drawing = tuple[tuple[float, float], Callable[[Any], None]]  # size in inches, and a function that draws on an axis
@@ -41,7 +42,8 @@ def write_report(run: RunDir, path: Path) -> list[Path]:
     overview, page = path.with_suffix(".png"), path.with_suffix(".html")
     path.parent.mkdir(parents=True, exist_ok=True)
     plots = _write_pictures(results, drawings, overview)
-    write_atomically(page, _page(results, importance, plots))
+    facts = {"job": results.job, "metric": f"{results.metric} ({results.mode})"}
+    write_run_page(run, page, "Sweep", _sections(results, importance, plots), facts=facts, script=_SCRIPT)
     return [overview, *plots.values(), page]
 
 
@@ -83,35 +85,14 @@ def _write_pictures(results: SweepResults, drawings: Mapping[str, Drawing], over
 
 # --- the page
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff }
-body { margin: 2.5rem auto; max-width: 72rem; padding: 0 1.5rem }
-h1 { font-size: 1.5rem; margin: 0 }
-h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem }
-.muted { color: #7b8794; font-weight: 400 }
-img { max-width: 100%; height: auto; display: block }
-.row { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start }
-.row > img { flex: 1 1 26rem; min-width: 0; max-width: 44rem }
-.facts { display: flex; flex-wrap: wrap; gap: .8rem 2.4rem; margin: 1.2rem 0 }
-.facts b { display: block; font-size: 1.15rem }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; font-size: 13px; width: 100%; font-variant-numeric: tabular-nums }
-th { color: #7b8794; text-align: left; font-weight: 500; cursor: pointer }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #e4e7eb; white-space: nowrap }
-.n { text-align: right }
-td:last-child { white-space: normal }
-.best td { font-weight: 700; background: #fff7ef }
-.stopped td { color: #7b8794 }
-.failed td { color: #c53030 }
-"""
 # clicking a column's name sorts by it, clicking again reverses; numbers numerically, empty cells last
 _SCRIPT = """
-const body = document.querySelector('tbody')
+const table = document.querySelector('.sortable'), body = table.tBodies[0]
 function value(row, place) {
   const text = row.cells[place].dataset.value ?? row.cells[place].textContent
   return text !== '' && !isNaN(text) ? Number(text) : text
 }
-document.querySelectorAll('th').forEach((head, place) => head.addEventListener('click', () => {
+table.querySelectorAll('th').forEach((head, place) => head.addEventListener('click', () => {
   const sign = head.dataset.sign === '1' ? -1 : 1
   head.dataset.sign = sign
   const rows = [...body.rows].sort((one, other) => {
@@ -123,61 +104,60 @@ document.querySelectorAll('th').forEach((head, place) => head.addEventListener('
 """
 
 
-def _page(results: SweepResults, importance: Importance, pictures: Mapping[str, Path]) -> str:
-    images = {name: _image(path, name) for name, path in pictures.items()}
-    name = html.escape(results.run.id)
-    caution = f' <span class="muted">{html.escape(importance.caution)}</span>' if importance.caution else ""
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>{name}</title><style>{_STYLE}</style></head><body>
-<h1>{name}</h1><p class="muted">{html.escape(title_of(results))}</p>
-{_facts(results)}
-<h2>Parameters and metric of each trial</h2>{images["parallel"]}
-<h2>Trials</h2><div class="row">{images["history"]}{images["curves"]}</div>
-<h2>Importance{caution}</h2><div class="row">{images["importance"]}</div>
-<h2>All trials</h2><div class="scroll">{_table(results)}</div>
-<script>{_SCRIPT}</script></body></html>
-"""
+def _sections(results: SweepResults, importance: Importance, plots: Mapping[str, Path]) -> list[str]:
+    images = {name: image(name, path.read_bytes(), wide=name == "parallel") for name, path in plots.items()}
+    shares = (
+        picture("Importance", plots["importance"].read_bytes())
+        if importance.shares
+        else heading("Importance") + paragraph(f"{importance.caution}.", "note")
+    )
+    return [
+        _summary(results),
+        heading("Parameters and metric of each trial"),
+        images["parallel"],
+        heading("Trials"),
+        f'<div class="row">{images["history"]}{images["curves"]}</div>\n',
+        shares,
+        heading("All trials", "a click on a column sorts"),
+        f'<div class="scroll">{_table(results)}</div>\n',
+    ]
 
 
-def _image(path: Path, name: str) -> str:
-    return f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-
-
-def _facts(results: SweepResults) -> str:
-    best, full = results.best, results.full
-    facts = {
-        f"best {results.metric}": format_metric(best.metric) if best is not None and best.metric is not None else "none",
-        "trials": f"{len(results.trials)} ({results.states})",
-        "steps spent": f"{results.spent:,}" + (f", {results.spent / full:.0%} of all complete trials" if full else ""),
-        "steps saved": f"{results.saved:,}",
-        "time of all trials": duration(results.seconds),
-    }
-    cells = "".join(f'<div><span class="muted">{html.escape(k)}</span><b>{html.escape(v)}</b></div>' for k, v in facts.items())
-    return f'<div class="facts">{cells}</div>'
+def _summary(results: SweepResults) -> str:
+    summary = Table("", ("", ""))
+    for name, text in summary_rows(results):
+        summary.row(name, text)
+    return summary.html()
 
 
 def _table(results: SweepResults) -> str:
-    names = ["trial", "state", results.metric, "steps", "seconds", *results.keys, "run", "cause"]
+    names = ("trial", "state", results.metric, "steps", "took", *results.keys, "run", "cause")
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     rows = "\n".join(_row(trial, results.keys, results.best) for trial in results.ranked)
-    return f"<table><thead><tr>{_cells(names, 'th')}</tr></thead><tbody>\n{rows}\n</tbody></table>"
+    return f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>'
 
 
 def _row(trial: TrialResult, keys: list[str], best: TrialResult | None) -> str:
-    values = [trial.trial, trial.state.lower(), trial.metric, trial.steps, round(trial.seconds)]
-    values += [trial.parameters.get(key) for key in keys]
+    values = [trial.parameters.get(key) for key in keys]
+    cells = [
+        _cell(str(trial.trial), trial.trial),
+        _cell(str(trial.state)),
+        _cell("" if trial.metric is None else format_metric(trial.metric), trial.metric),
+        _cell(steps_words(trial), trial.steps),
+        _cell(duration(trial.seconds) if trial.runs else "", trial.seconds),
+        *(_cell("" if value is None else format_value(value), value if _is_number(value) else None) for value in values),
+        _cell(" ".join(trial.runs)),
+        _cell(trial.cause or ""),
+    ]
     kind = "best" if best is not None and best.trial == trial.trial else trial.state.lower()
-    return f'<tr class="{kind}">{_cells([*values, " ".join(trial.runs), trial.cause])}</tr>'
+    return f'<tr class="{kind}">{"".join(cells)}</tr>'
 
 
-def _cells(values: Sequence[Any], tag: str = "td") -> str:
-    """Return a table cell per value; numbers are rounded, right-aligned, and sorted by their full value."""
-    cells = ""
-    for value in values:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        attributes = f' class="n" data-value="{value}"' if number else ""
-        text = "" if value is None else format_value(value)
-        if number:
-            text = format_metric(value) if value % 1 else f"{value:,}"
-        cells += f"<{tag}{attributes}>{html.escape(text)}</{tag}>"
-    return cells
+def _cell(text: str, value: float | None = None) -> str:
+    """Return a table cell; one with a value is a number, and sorted by it."""
+    attributes = "" if value is None else f' class="right" data-value="{value}"'
+    return f"<td{attributes}>{html.escape(text)}</td>"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

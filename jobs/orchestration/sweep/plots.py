@@ -90,6 +90,7 @@ def draw_curves(axis: Any, results: SweepResults) -> None:
     _limit(axis, results, [value for t in trials for _, value in t.points])
     dress(axis, f"{results.metric} over the steps")
     axis.set_xlabel("step")
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def draw_importance(axis: Any, importance: Importance) -> None:
@@ -110,7 +111,7 @@ def draw_importance(axis: Any, importance: Importance) -> None:
     axis.set(xlim=(0, max(1.0, *shares) * 1.12), ylim=(-0.6, len(keys) - 0.4))
     axis.tick_params(axis="y", labelcolor=INK)
     axis.grid(False, axis="y")
-    legend = f"black mark: 95th percentile with shuffled metrics (n = {importance.n})"
+    legend = f"vertical mark: 95th percentile with shuffled metrics (n = {importance.n})"
     axis.set_xlabel(f"{legend}\n{importance.caution}" if importance.caution else legend, fontsize=8)
 
 

@@ -1,6 +1,6 @@
 """Terminal tables of a sweep: trials by metric, the best so far, steps spent and saved."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -39,18 +39,29 @@ def sweep_parts(results: SweepResults) -> list[RenderableType]:
 def _summary(results: SweepResults) -> RenderableType:
     head = table("", "", title="sweep")
     head.show_header = False
-    head.add_row("trials", trials_summary(results))
+    for name, text in summary_rows(results):
+        head.add_row(name, Text(text, style="" if name else "bold"))
+    return head
+
+
+def summary_rows(results: SweepResults) -> Iterator[tuple[str, str]]:
+    """Yield the names and values of a sweep's summary; the parameters of the best trial have no name."""
+    yield "trials", trials_summary(results)
     best = results.best
     if best is not None and best.metric is not None:
         goal = "lowest" if results.mode == "min" else "highest"
         value = f"{results.metric} {format_metric(best.metric)} ({goal})"
-        head.add_row("best so far", f"{value}, trial {best.trial} at step {best.steps:,}")
-        head.add_row("", Text(format_parameters(best.parameters), style="bold"))
+        yield "best so far", f"{value}, trial {best.trial} at step {best.steps:,}"
+        yield "", format_parameters(best.parameters)
     share = f": {results.spent / full:.0%} of the {full:,} of all trials to completion" if (full := results.full) else ""
-    head.add_row("spent", f"{results.spent:,} steps in {duration(results.seconds)} of trials{share}")
+    yield "spent", f"{results.spent:,} steps in {duration(results.seconds)} of trials{share}"
     if results.saved:
-        head.add_row("saved", f"{results.saved:,} steps, by stopping {results.by_state.get('STOPPED', 0)} trials early")
-    return head
+        yield "saved", f"{results.saved:,} steps, by stopping {results.by_state.get('STOPPED', 0)} trials early"
+
+
+def steps_words(trial: TrialResult) -> str:
+    """Return the steps of a trial such as `120/300`; empty if it has not started."""
+    return progress_words({"step": trial.steps, "steps": trial.steps_full}).removeprefix("step ") if trial.runs else ""
 
 
 def trials_summary(results: SweepResults) -> str:
@@ -74,7 +85,7 @@ def trials_table(trials: Sequence[TrialResult], results: SweepResults) -> Render
             str(trial.trial),
             _state(trial),
             "" if trial.metric is None else format_metric(trial.metric),
-            progress_words({"step": trial.steps, "steps": trial.steps_full}).removeprefix("step ") if trial.runs else "",
+            steps_words(trial),
             duration(trial.seconds) if trial.runs else "",
             *(cells or [format_parameters({_short_name(key, keys): value for key, value in trial.parameters.items()})]),
             f"{trial.run or ''}{f' (of {len(trial.runs)})' if len(trial.runs) > 1 else ''}",

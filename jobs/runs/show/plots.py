@@ -1,7 +1,7 @@
 """Plots of a run's curves: loss, validation, learning rate, speed."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,21 @@ def draw_bars(axis: Any, values: Mapping[str, float], title: str) -> None:
     dress(axis, title)
 
 
+def draw_reliability(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw accuracy against confidence, one bar per bin."""
+    width = rows[0]["to"] - rows[0]["from"]
+    axis.bar([row["from"] for row in rows], [row["accuracy"] for row in rows], width=width, align="edge", color=TRAIN, alpha=0.5)
+    axis.plot([row["confidence"] for row in rows], [row["accuracy"] for row in rows], "o-", color=TRAIN, markersize=4)
+    axis.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--")
+    axis.set_xlabel("confidence")
+    dress(axis, "accuracy by confidence")
+
+
 def _draw_loss(axis: Any, run_curves: Mapping[str, Curve]) -> None:
     steps, values = run_curves["train/loss"]
     smooth = moving_average(values)
     axis.plot(steps, values, color=TRAIN, alpha=0.25, linewidth=0.9)
-    axis.plot(steps, smooth, color=TRAIN, linewidth=1.8, label=f"train  {smooth[-1]:.3f}")
+    axis.plot(steps, smooth, color=TRAIN, linewidth=1.8, label=f"train  {values[-1]:.3f} (smoothed {smooth[-1]:.3f})")
     if "validation/loss" in run_curves:
         at, held_out = run_curves["validation/loss"]
         gaps = run_curves.get("validation/gap", ([], []))[1]
@@ -130,10 +140,12 @@ def resume_steps(run: RunDir) -> list[int]:
 
 
 def moving_average(values: list[float]) -> list[float]:
-    """Return the bias-corrected exponential moving average; the window grows with the number of values."""
-    keep = 1 - 1 / max(1.0, min(50.0, len(values) / 20))
-    total, weight, out = 0.0, 0.0, []
-    for value in values:
-        total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-        out.append(total / weight if weight else value)
-    return out
+    """Return the exponential moving average over a tenth of the values so far, at most 50 or a twentieth of all.
+
+    The window grows from one value, so that the average does not lag behind the steep beginning of a loss.
+    """
+    average, averages = 0.0, []
+    for number, value in enumerate(values, 1):
+        average += (value - average) / max(1.0, min(50.0, len(values) / 20, number / 10))
+        averages.append(average)
+    return averages

@@ -25,7 +25,7 @@ class Drift:
 
     current: Sample
     reference: Sample
-    alpha: float
+    config: DriftConfig
     features: Features  # of the compared texts, current ones first
     num_current: int
     tests: TestResults
@@ -41,7 +41,7 @@ class Drift:
     @property
     def alarm(self) -> bool:
         """Return True if this comparison alone shows a difference; repeated comparisons are judged by a Monitor."""
-        return self.p <= self.alpha
+        return self.p <= self.config.alpha
 
     @property
     def num_reference(self) -> int:
@@ -83,7 +83,7 @@ class Drift:
         if not self.alarm:
             result = f"no significant difference between {self.current.name} and {self.reference.name} {p}"
         else:
-            significant = [name for name, p_value in self.tests.adjusted.items() if p_value <= self.alpha]
+            significant = [name for name, p_value in self.tests.adjusted.items() if p_value <= self.config.alpha]
             result = f"{self.current.name} differs from {self.reference.name} in {_join(significant)} {p}"
             if self.share[1] >= 0.01:
                 result += f"; at least {self.share[1]:.0%} of its texts are unlike the reference"
@@ -93,7 +93,8 @@ class Drift:
         """One sentence on the smallest detectable drift and the rate of false alarms."""
         calibration = self.calibration
         if calibration is None:
-            return "The smallest detectable drift was not measured."
+            few = f"{len(self.reference.texts)} texts of the reference are too few to split into two samples"
+            return f"The smallest detectable drift was not measured: {few if self.config.rounds else 'rounds is 0'}."
         prefix = f"With {calibration.texts} texts per side"
         false_alarms = f"false alarms on random splits of the reference: {_percent(calibration.false_alarms)}"
         if calibration.smallest is None:
@@ -108,7 +109,7 @@ class Drift:
         return {
             "alarm": self.alarm,
             "p": self.p,
-            "alpha": self.alpha,
+            "alpha": self.config.alpha,
             "summary": self.summary,
             "tests": tests,
             "share": {"estimate": estimate, "at_least": least},
@@ -157,7 +158,7 @@ def detect(
     return Drift(
         current=current,
         reference=reference,
-        alpha=config.alpha,
+        config=config,
         features=features,
         num_current=len(current_texts),
         tests=tests,

@@ -1,15 +1,14 @@
 """Report of a comparison: drift.html for people, drift.json for programs."""
 
-import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ropewalk.cluster.page import Link, Table, date_words, page, paragraph, picture
 from ropewalk.cluster.run.files import json_text, write_atomically
 from ropewalk.jobs.results.compare import Comparison
-from ropewalk.jobs.runs.show.html import Table, page, paragraph, picture
 from ropewalk.jobs.runs.show.plots import EVENT, MUTED, TRAIN, VALIDATION, as_png, dress
 from ropewalk.jobs.serving.drift.detect import Drift
 from ropewalk.jobs.serving.drift.monitor import Monitor
@@ -29,11 +28,19 @@ def write_report(drift: Drift, folder: Path, *, probes: Comparison | None = None
     if monitor is not None:
         results["monitor"] = monitor.plain()
     write_atomically(folder / DATA, json_text(results), mode=0o600)
-    sections = [paragraph(drift.summary), *notes(drift), _tests(drift), *_quality(drift, probes)]
-    sections += [picture(title, url) for title, url in draw_drift(drift, monitor).items()]
+    sections = [
+        paragraph(drift.summary, "bad" if drift.alarm else "good"),
+        *notes(drift),
+        _tests(drift),
+        *_quality(drift, probes),
+    ]
+    sections += [picture(title, png) for title, png in draw_drift(drift, monitor).items()]
     sections += [_unlike(drift)]
-    title = f"{drift.current.name} against {drift.reference.name}"
-    write_atomically(folder / PAGE, page(title, sections), mode=0o600)
+    subject = f"{drift.current.name} against {drift.reference.name}"
+    facts: dict[str, object] = {"current": drift.current.name, "reference": drift.reference.name, "written": date_words()}
+    facts |= {"texts a side, at most": drift.config.texts, "alpha": drift.config.alpha, "rounds": drift.config.rounds}
+    facts |= {"embedding": drift.config.embedding or "hashed n-grams", "seed": drift.config.seed}
+    write_atomically(folder / PAGE, page("Drift", subject, sections, facts=facts, links=[Link(DATA, DATA)]), mode=0o600)
     return folder / PAGE
 
 
@@ -69,7 +76,7 @@ def effects(drift: Drift) -> dict[str, str]:
     return {
         "length": f"median of {current:,.0f} characters, was {reference:,.0f}",
         "language": f"{language} {share:.1%}, was {reference_share:.1%}",
-        "embedding": f"squared distance of the means{drift.tests.results['embedding'].observed:.3g}",
+        "embedding": f"squared distance of the means {drift.tests.results['embedding'].observed:.3g}",
         "classifier": f"area under the curve {drift.tests.results['classifier'].observed:.3f} (0.5 is chance)",
     }
 
@@ -108,8 +115,8 @@ def _unlike(drift: Drift) -> str:
     return table.html()
 
 
-def draw_drift(drift: Drift, monitor: Monitor | None = None) -> dict[str, str]:
-    """Return the plots by title, as data URLs."""
+def draw_drift(drift: Drift, monitor: Monitor | None = None) -> dict[str, bytes]:
+    """Return the plots by title, as PNG."""
     plots: dict[str, Callable[[Any], None]] = {
         "Lengths": lambda axis: _lengths(axis, drift),
         "Languages": lambda axis: _languages(axis, drift),
@@ -119,11 +126,7 @@ def draw_drift(drift: Drift, monitor: Monitor | None = None) -> dict[str, str]:
         plots["Detection power"] = lambda axis: _power(axis, drift)
     if monitor is not None and monitor.looks:
         plots["Monitoring"] = lambda axis: _looks(axis, monitor)
-    return {title: _picture(draw) for title, draw in plots.items()}
-
-
-def _picture(draw: Callable[[Any], None]) -> str:
-    return f"data:image/png;base64,{base64.b64encode(as_png(draw)).decode()}"
+    return {title: as_png(draw) for title, draw in plots.items()}
 
 
 def _lengths(axis: Any, drift: Drift) -> None:
@@ -132,8 +135,9 @@ def _lengths(axis: Any, drift: Drift) -> None:
     for side, color, label in sides:
         axis.step(np.sort(side), np.arange(1, len(side) + 1) / len(side), color=color, linewidth=1.6, label=label, where="post")
     axis.set_xscale("log")
+    _plain_ticks(axis.xaxis)
     dress(axis, "cumulative share of texts by number of characters")
-    axis.legend(frameon=False)
+    _legend_below(axis)
 
 
 def _languages(axis: Any, drift: Drift) -> None:
@@ -143,7 +147,7 @@ def _languages(axis: Any, drift: Drift) -> None:
     axis.bar(positions + 0.2, [shares[0] for _, shares in shown], 0.38, color=CURRENT, alpha=0.7, label="current")
     axis.set_xticks(positions, [name for name, _ in shown])
     dress(axis, "share of each language (und: code, or too short to identify)")
-    axis.legend(frameon=False)
+    _legend_below(axis)
 
 
 def _scores(axis: Any, drift: Drift) -> None:
@@ -159,7 +163,7 @@ def _scores(axis: Any, drift: Drift) -> None:
     axis.axvline(0, color=MUTED, linewidth=1, linestyle="--")
     dress(axis, "scores of a classifier on unseen texts; higher: more like the current texts")
     axis.set_yticks([])
-    axis.legend(frameon=False)
+    _legend_below(axis)
 
 
 def _power(axis: Any, drift: Drift) -> None:
@@ -170,7 +174,7 @@ def _power(axis: Any, drift: Drift) -> None:
     low, high = zip(*(rate.interval for rate in rates), strict=True)
     axis.fill_between(shares, low, high, color=TRAIN, alpha=0.15, linewidth=0)
     axis.plot(shares, [rate.value for rate in rates], "o-", color=TRAIN, markersize=4)
-    axis.axhline(drift.alpha, color=EVENT, linewidth=1, linestyle="--")
+    axis.axhline(drift.config.alpha, color=EVENT, linewidth=1, linestyle="--")
     axis.set_ylim(0, 1.02)
     axis.set_xlabel("planted share of drift")
     dress(axis, f"detection rate, {calibration.texts} texts per side (at 0: false alarms)")
@@ -181,6 +185,21 @@ def _looks(axis: Any, monitor: Monitor) -> None:
     axis.plot(numbers, [look.p for look in monitor.looks], "o", color=TRAIN, markersize=4, label="p of the look")
     axis.step(numbers, [look.level for look in monitor.looks], color=EVENT, linewidth=1, where="mid", label="level")
     axis.set_yscale("log")
-    axis.set_xlabel("look")
-    dress(axis, f"looks with a combined false-alarm rate of {monitor.alpha:.0%}")
-    axis.legend(frameon=False)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    _plain_ticks(axis.yaxis)
+    dress(axis, f"p of each look; combined false-alarm rate {monitor.alpha:.0%}")
+    _legend_below(axis, 0.2)
+
+
+def _plain_ticks(scale: Any) -> None:
+    """Label a logarithmic scale with plain numbers such as 200 instead of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    scale.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    scale.set_minor_formatter(NullFormatter())
+
+
+def _legend_below(axis: Any, distance: float = 0.1) -> None:
+    """Put the legend below the axis, where it covers nothing. `distance`: in heights of the axis."""
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -distance), ncols=2)

@@ -1,12 +1,12 @@
 """Report of a refresh: report.html for people, report.json for programs."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
+from ropewalk.cluster.page import Table, date_words, heading, paragraph
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.files import write_atomically, write_json
-from ropewalk.jobs.runs.show.html import Table, page, paragraph
+from ropewalk.cluster.run.files import write_json
+from ropewalk.jobs.runs.show.run_page import subject_of, write_run_page
 from ropewalk.jobs.serving.refresh.plan import STEP_NAMES
 from ropewalk.jobs.serving.refresh.rounds import read_rounds
 
@@ -33,11 +33,12 @@ def results_of(run: RunDir) -> dict[str, Any]:
 def write_report(run: RunDir) -> None:
     """Write both files."""
     rounds = read_rounds(run)
-    write_json(run.path / REPORT, {"run": run.id, "watch": run.record["config"]["watch"], "rounds": rounds})
+    watched = run.record["config"]["watch"]
+    write_json(run.path / REPORT, {"run": run.id, "watch": watched, "rounds": rounds})
     sections = [paragraph(headline(run, rounds))]
     for facts in reversed(rounds):
         sections += _round(facts)
-    write_atomically(run.path / PAGE, page(f"Refresh of {run.record['config']['watch']}", sections))
+    write_run_page(run, run.path / PAGE, "Refresh", sections, subject=subject_of(watched), facts={"watches": watched})
 
 
 def headline(run: RunDir, rounds: list[dict[str, Any]]) -> str:
@@ -63,7 +64,7 @@ def outcome_of(facts: Facts) -> str:
 
 
 def _round(facts: Facts) -> list[str]:
-    sections = [f"<h2>Round {int(facts['round'])}</h2>\n", paragraph(f"{outcome_of(facts)}.")]
+    sections = [heading(f"Round {int(facts['round'])}"), paragraph(f"{outcome_of(facts)}.")]
     sections.append(_timeline(facts).html())
     verdict = facts.get("verdict")
     if verdict:
@@ -78,7 +79,7 @@ def _round(facts: Facts) -> list[str]:
                 measure["message"],
             )
             comparisons.row(measure["name"], *cells)
-        gates = Table("Gate", ("run", "score", "required", ">value", ">standard error", ">n"))
+        gates = Table("Gate", ("run", "score", "required", ">value", ">± SE", ">n"))
         for gate in verdict["gates"]:
             for name, figure in gate["figures"].items():
                 figures = (_number(figure.get("value")), _number(figure.get("standard_error")), str(figure.get("n", "")))
@@ -122,7 +123,7 @@ def _timeline(facts: Facts) -> Table:
 
 
 def _when(moment: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if moment else ""
+    return date_words(moment) if moment else ""
 
 
 def _number(value: Any) -> str:

@@ -3,9 +3,10 @@
 import json
 from typing import Any
 
+from ropewalk.cluster.page import Table, paragraph
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import write_atomically
-from ropewalk.jobs.runs.show.html import Table, page, paragraph
+from ropewalk.jobs.runs.show.run_page import write_run_page
 from ropewalk.jobs.training.distill.baseline import versus
 from ropewalk.jobs.training.distill.cache import cache_facts
 from ropewalk.jobs.training.distill.config import DistillConfig
@@ -47,7 +48,8 @@ def write_report(context: JobContext, config: DistillConfig, results: dict[str, 
     folder.mkdir(exist_ok=True)
     write_atomically(folder / "report.json", json.dumps(results, indent=1).encode())
     sections = [*map(paragraph, (_settings(config), *describe(results))), _variants(results)]
-    write_atomically(folder / "report.html", page(f"Distillation: {context.run.id}", sections))
+    facts = {"teacher": config.teacher, "steps": config.steps}
+    write_run_page(context.run, folder / "report.html", "Distillation", sections, facts=facts)
 
 
 def _settings(config: DistillConfig) -> str:

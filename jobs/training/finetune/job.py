@@ -4,17 +4,19 @@ import logging
 from dataclasses import replace
 from html import escape
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 from torch import nn
 
+from ropewalk.cluster.page import heading
 from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.chat.dataset import ChatSet
 from ropewalk.jobs.results.readable import write_table
+from ropewalk.jobs.runs.show.run_page import write_run_page
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.finetune.data import PreparedData, prepared_data
 from ropewalk.jobs.training.finetune.source import ConversationSource, require_separate
@@ -31,15 +33,7 @@ log = logging.getLogger(__name__)
 
 SEQ_LEN = 1024  # default, unless the model has fewer positions
 SAMPLES = 10
-_PAGE = """<!doctype html><meta charset="utf-8"><title>Trained tokens</title><style>
-body{{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;color:#1f2933}}
-pre{{white-space:pre-wrap;background:#f5f7fa;padding:1em;border-radius:6px;font-size:13px}}
-.masked{{color:#9aa5b1}}.trained{{color:#1f2933;background:#d9f2e3}}h2{{font-size:1em;margin:1.5em 0 .3em}}
-</style><h1>Trained tokens</h1>
-<p>The first {count} conversations of the run, as the model reads them. <span class="trained">Green</span> tokens count for the
-loss, <span class="masked">grey</span> ones are context.</p>
-{samples}
-"""
+_LEGEND = "<p>The first {} conversations as the model reads them; <mark>marked</mark> tokens count for the loss.</p>\n"
 
 
 def main(context: JobContext) -> dict[str, object]:
@@ -118,7 +112,7 @@ def _sources(
         validation = ConversationSource(held_out, seq_len=seq_len, seed=config.seed, packed=config.packing, on_long=how)
     if group.is_main:
         _report(context, source, validation)
-        write_samples(context.run.path / "samples.html", source, data.tokenizer.folder)
+        write_samples(context.run, source, data.tokenizer.folder)
     return source, validation
 
 
@@ -152,18 +146,17 @@ def _facts(data: PreparedData, source: Any) -> dict[str, object]:
     }
 
 
-def write_samples(path: Path, source: ConversationSource, tokenizer: StoragePath) -> None:
-    """Write the page, unless it exists."""
+def write_samples(run: RunDir, source: ConversationSource, tokenizer: StoragePath) -> None:
+    """Write samples.html, unless it exists."""
+    path = run.path / "samples.html"
     if path.is_file():
         return
     encoder = Tokenizer.from_str(tokenizer.read("tokenizer.json").decode())
     numbers = [number for position in range(min(SAMPLES, len(source.packs))) for number in source.packs[position]][:SAMPLES]
     shown = [_sample(source, number, encoder) for number in numbers]
     rows = [_row(source, number, encoder) for number in numbers]
-    write_table(path.parent, "chats", ("conversation", "tokens", "trained tokens", "context", "trained"), rows)
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(_PAGE.format(count=len(shown), samples="\n".join(shown)))
-    unfinished.rename(path)
+    write_table(run.path, "chats", ("conversation", "tokens", "trained tokens", "context", "trained"), rows)
+    write_run_page(run, path, "Trained tokens", [_LEGEND.format(len(shown)), *shown])
 
 
 def _row(source: ConversationSource, number: int, encoder: Tokenizer) -> list[object]:
@@ -185,6 +178,6 @@ def _sample(source: ConversationSource, number: int, encoder: Tokenizer) -> str:
     pieces = []
     for start, stop in pairwise(borders):
         text = escape(encoder.decode(tokens[start:stop].tolist(), skip_special_tokens=False))
-        pieces.append(f'<span class="{"trained" if learnt[start] else "masked"}">{text}</span>')
-    name = escape(source.conversations.name(index))
-    return f"<h2>{name}: {int(learnt.sum())} of {len(tokens)} tokens count for the loss</h2><pre>{''.join(pieces)}</pre>"
+        pieces.append(f"<mark>{text}</mark>" if learnt[start] else text)
+    note = f"{int(learnt.sum()):,} of {len(tokens):,} tokens count for the loss"
+    return f"{heading(source.conversations.name(index), note)}<pre>{''.join(pieces)}</pre>\n"

@@ -1,6 +1,7 @@
 """metrics.jsonl: one writer, whole lines, read back as curves; and the picture of it."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,10 @@ def test_the_picture(run: RunDir, tmp_path: Path) -> None:
 def test_smoothing_keeps_a_level() -> None:
     assert moving_average([4.0] * 200) == pytest.approx([4.0] * 200)
     assert moving_average([1.0, 2.0]) == [1.0, 2.0]
+
+
+def test_smoothing_follows_a_steep_beginning_and_evens_out_noise() -> None:
+    decay = [4 + 4 * math.exp(-step / 20) for step in range(300)]
+    assert moving_average(decay) == pytest.approx(decay, abs=0.1)
+    noise = [4 + (-1) ** step for step in range(300)]
+    assert moving_average(noise)[-100:] == pytest.approx([4.0] * 100, abs=0.1)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ropewalk.jobs.runs.show.plots import EVENT, MUTED, TRAIN, VALIDATION, as_png, dress
+from ropewalk.jobs.runs.show.plots import EVENT, MUTED, TRAIN, VALIDATION, as_png, draw_reliability, dress
 
 TERMS_SHOWN = 20
 Draw = Callable[[Any, Any], None]
@@ -36,16 +36,6 @@ def draw_rates(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axis.set_yticks(range(len(rows)), [f"{row['suite']}: {row['bias']} ({row['pairs']})" for row in reversed(rows)])
     axis.set_xlim(0, 1)
     dress(axis, "share in which the stereotype is likelier, 95% interval")
-
-
-def draw_reliability(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw accuracy against confidence, one bar per bin."""
-    width = rows[0]["to"] - rows[0]["from"]
-    axis.bar([row["from"] for row in rows], [row["accuracy"] for row in rows], width=width, align="edge", color=TRAIN, alpha=0.5)
-    axis.plot([row["confidence"] for row in rows], [row["accuracy"] for row in rows], "o-", color=TRAIN, markersize=4)
-    axis.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--")
-    axis.set_xlabel("confidence")
-    dress(axis, "accuracy by confidence")
 
 
 def draw_subgroups(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:

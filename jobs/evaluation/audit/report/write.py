@@ -15,11 +15,12 @@ from ropewalk.jobs.evaluation.audit.asking.question import Judged
 from ropewalk.jobs.evaluation.audit.config import AuditConfig, MixtureConfig
 from ropewalk.jobs.evaluation.audit.measures.contamination import RATE as CONTAMINATED
 from ropewalk.jobs.evaluation.audit.measures.contamination import clean_rows
-from ropewalk.jobs.evaluation.audit.report.page import page
+from ropewalk.jobs.evaluation.audit.report.page import sections
 from ropewalk.jobs.evaluation.audit.report.plots import draw_all
 from ropewalk.jobs.results.compare import compare_pairs
 from ropewalk.jobs.results.readable import file_word, write_picture
 from ropewalk.jobs.results.score import Score
+from ropewalk.jobs.runs.show.run_page import subject_of, write_run_page
 from ropewalk.jobs.runs.show.status import find_run
 
 FOLDER = "audit"
@@ -58,7 +59,8 @@ def write_report(
     report |= {"tables": tables, "notes": judged.notes}
     write_json(folder / REPORT, report)
     pictures = draw_all(judged.plots)
-    write_atomically(folder / PAGE, page(run.id, report, pictures))
+    facts = {"model": model, "step of the model": step}
+    write_run_page(run, folder / PAGE, "Audit", sections(report, pictures), subject=subject_of(model), facts=facts)
     for title, png in pictures.items():  # tables stay in the run: some contain training text verbatim
         write_picture(run.path, file_word(title), png)
     return written

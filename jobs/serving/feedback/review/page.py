@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape as escape_html
 from typing import NamedTuple
 
+from ropewalk.cluster.text import counted
 from ropewalk.jobs.serving.feedback.review.items import Content, Item, Side
 from ropewalk.jobs.serving.feedback.review.judgements import Agreement, text_of
 from ropewalk.jobs.serving.feedback.review.session import Progress
@@ -77,7 +78,7 @@ def _prompt(prompt: Content) -> str:
         return _turn("Prompt", prompt, "user")
     turns = [_turn(_ROLES.get(str(m.get("role")), "Other"), text_of([m]), str(m.get("role"))) for m in prompt]
     folded = turns[:-_OPEN_MESSAGES]
-    before = f"<details><summary>{len(folded)} earlier messages</summary>{''.join(folded)}</details>" if folded else ""
+    before = f"<details><summary>{counted(len(folded), 'earlier message')}</summary>{''.join(folded)}</details>" if folded else ""
     return before + "".join(turns[-_OPEN_MESSAGES:])
 
 
@@ -117,16 +118,17 @@ def _buttons(pair: bool) -> str:
 
 
 def _page(viewer: Viewer | None, body: str) -> str:
-    head, count = "", ""
+    head, title = "", "Review"
     if viewer is not None:
         judged, total, corrected = viewer.progress
         count = f"{judged} of {total}{f' · {corrected} corrected' if corrected else ''}"
+        title = f"{escape(viewer.run)} · Review · {count}"
         head = f"""<header class="top"><b>{escape(viewer.run)}</b><span class="count">{count}</span>
 <progress value="{judged}" max="{max(total, 1)}" aria-label="Judged"></progress>
 <span class="who">{escape(viewer.reviewer)}</span></header>"""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Review{f" · {count}" if count else ""}</title>
-<link rel="icon" href="data:,"><link rel="stylesheet" href="/page.css"><script src="/page.js" defer></script></head>
+<title>{title}</title>
+<link rel="icon" href="data:,"><link rel="stylesheet" href="/review.css"><script src="/page.js" defer></script></head>
 <body>{head}<main>{body}</main></body></html>
 """

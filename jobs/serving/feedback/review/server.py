@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from ropewalk.cluster.page import style
 from ropewalk.jobs.serving.feedback.review.page import Viewer, done_page, item_page, refusal_page
 from ropewalk.jobs.serving.feedback.review.session import Review
 
 LOOPBACK = "127.0.0.1"
 MAX_FORM_BYTES = 1 << 20
 MAX_DISCARDED_BYTES = 16 << 20  # read from a refused form, so that the browser gets to see the response
-FILES = {"/page.css": "text/css", "/page.js": "text/javascript"}
+FILES = {"/review.css": "text/css", "/page.js": "text/javascript"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
@@ -82,7 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._refuse("This link has been used already. Press Enter in the terminal of `ropewalk review` for a new one.")
         elif parts.path in FILES:
-            self._answer(HTTPStatus.OK, (Path(__file__).parent / parts.path[1:]).read_bytes(), FILES[parts.path])
+            content = (Path(__file__).parent / parts.path[1:]).read_text()
+            text = f"{style()}{content}" if parts.path.endswith(".css") else content
+            self._answer(HTTPStatus.OK, text.encode(), FILES[parts.path])
         elif not self._has_cookie():
             self._refuse("Open the link printed by `ropewalk review`.")
         elif parts.path == "/":

@@ -12,6 +12,7 @@ from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.jobs.orchestration.sweep.importance import importance_of
 from ropewalk.jobs.orchestration.sweep.plot_axes import axes_of
 from ropewalk.jobs.orchestration.sweep.results import TrialResult, read_sweep
+from ropewalk.jobs.orchestration.sweep.tables import summary_rows
 from tests.fakes.sweep import SPACE, make_sweep
 from tests.jobs.shell import Shell
 
@@ -71,7 +72,7 @@ def test_importance_stands_beside_chance(tmp_path: Path) -> None:
 
 
 class Page(HTMLParser):
-    """Everything that a page would fetch, its pictures, its rows."""
+    """Everything that a page would fetch, its pictures, its rows of trials."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -80,8 +81,8 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.sources += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "data"}]
-        self.rows += tag == "tr"
+        self.sources += [value or "" for name, value in attrs if name in {"src", "srcset", "data"}]
+        self.rows += tag == "tr" and "class" in dict(attrs)
 
 
 def test_pictures_and_a_page_that_needs_nothing_else(shell: Shell) -> None:
@@ -94,10 +95,15 @@ def test_pictures_and_a_page_that_needs_nothing_else(shell: Shell) -> None:
     assert all(path.read_bytes().startswith(PNG) for path in written[:-1])
     text = written[-1].read_text()
     page = Page(text)
-    assert [source.partition(",")[0] for source in page.sources] == ["data:image/png;base64"] * 4
+    assert [source.partition(",")[0] for source in page.sources] == ["data:image/png;base64"] * 3
+    assert text.count("too few for importances") == 1, "a sentence instead of an empty picture"
     assert base64.b64decode(page.sources[0].partition(",")[2]) == written[1].read_bytes()
     assert not re.search(r"https?:|url\(|@import|<link", text)
-    assert page.rows == 1 + 7
+    assert page.rows == 7
+    assert f"<title>{sweep.id} · Sweep</title>" in text
+    summary = " ".join(shell("show", sweep.id).split())
+    assert all(" ".join(value.split()) in summary for _, value in summary_rows(read_sweep(sweep))), "the numbers of the terminal"
+    assert all(value in text for _, value in summary_rows(read_sweep(sweep)))
     assert "&lt;b&gt;&amp; unescaped" in text
 
 

@@ -117,7 +117,7 @@ def test_ratings_and_looks_are_in_the_report(tmp_path: Path) -> None:
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (report, tmp_path / "drift.json")]
     assert modes == [0o600, 0o600], "it shows what users wrote"
     assert "are copies of one text" in page
-    assert "The smallest detectable drift was not measured." in page
+    assert "The smallest detectable drift was not measured: rounds is 0." in page
     assert "Monitoring" in page
     assert len(json.loads((tmp_path / "drift.json").read_text())["monitor"]["looks"]) == 1
 

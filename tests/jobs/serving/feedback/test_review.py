@@ -203,7 +203,7 @@ def test_the_page_is_blind_and_has_nothing_from_elsewhere(client: Client, run: R
     policy = headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    for path, kind in (("/page.css", "text/css"), ("/page.js", "text/javascript")):
+    for path, kind in (("/review.css", "text/css"), ("/page.js", "text/javascript")):
         status, headers, body = client(path)
         assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
         assert "http" not in body

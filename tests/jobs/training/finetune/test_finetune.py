@@ -83,7 +83,7 @@ def test_the_mask_is_that_of_transformers_and_a_page_shows_it(base: Path, data: 
         answer = marked.decode(ids[learnt])
         assert answer == "".join(f"{message['content']}<|im_end|>" for message in messages if message["role"] == "assistant")
     page = (run.path / "samples.html").read_text()
-    assert page.count("<h2>") == 10
+    assert page.count("<pre>") == 11, "ten conversations and the settings"
     table = read_table(run.path / "tables/chats.json")
     assert table is not None
     name, tokens, num_learnt, read, learnt_text = table.rows[0]
@@ -92,7 +92,8 @@ def test_the_mask_is_that_of_transformers_and_a_page_shows_it(base: Path, data: 
     assert "<|im_start|>user" in read
     assert 0 < num_learnt < tokens
     assert "&lt;|im_start|&gt;user" in page
-    assert '<span class="trained">' in page
+    assert "<mark>" in page
+    assert f"<title>{run.id} · Trained tokens</title>" in page
 
 
 @pytest.mark.parametrize("options", [{}, {"lora": {**LORA, "dropout": 0.1}, "neftune": 5.0}], ids=["full", "lora"])

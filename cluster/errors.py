@@ -26,9 +26,21 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER_MISTAKE = 2
 EXIT_NEVER_RETRY = 42
-EXIT_LOST_PEER = 75  # a collective failed because another rank is gone (EX_TEMPFAIL of sysexits.h)
+EXIT_LOST_PEER = 75  # EX_TEMPFAIL of sysexits.h
 EXIT_REQUEUE = 85
-EXIT_TERMINATED = 143  # stopped before a checkpoint was confirmed
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+EXIT_CODES = {  # of commands, and of ranks and users' programs
+    EXIT_DONE: ("done", "done"),
+    EXIT_FAILED: ("the run failed, or was refused by its gate", "failed; retried up to `retries.bugs` times"),
+    EXIT_USER_MISTAKE: ("a mistake in the command line, a key or a file", "failed, as 1"),
+    EXIT_NEVER_RETRY: ("", "a mistake of the user's, or a gate that refuses: never retried"),
+    EXIT_LOST_PEER: ("", "a collective failed because another rank is gone"),
+    EXIT_REQUEUE: ("", "saved; the run is requeued"),
+    EXIT_INTERRUPTED: ("Ctrl-C; a run that was followed keeps running", ""),
+    EXIT_TERMINATED: ("", "stopped before a checkpoint was confirmed"),
+}
 
 
 class RopewalkError(Exception):

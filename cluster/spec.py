@@ -1,7 +1,7 @@
 """Types that all layers share: run states, engines, job registry entries, attempt outcomes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -64,6 +64,7 @@ class JobSpec:
     engine: Engine
     preload: tuple[str, ...] = ()  # modules to import once in the fork server, before ranks are forked
     reports: tuple[str, ...] = ()  # patterns of the names of its metrics; empty: unknown
+    files: Mapping[str, str] = field(default_factory=dict)  # its own files in the run directory, with their content
     view: str = (
         "ropewalk.jobs.runs.show.view:RunView"  # class that shows, explains and cancels its runs; importing it must stay light
     )

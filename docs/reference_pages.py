@@ -1,4 +1,4 @@
-"""Pages of the reference that are generated from the code: the keys of every job, and every command."""
+"""Pages of the reference that are generated from the code: keys, commands, files of a run, metrics, events, exit codes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,20 +7,50 @@ import typer
 import typer.main
 from typer.core import TyperGroup
 
+from ropewalk.cluster.errors import EXIT_CODES
+from ropewalk.cluster.run.names import ATTEMPT_FILES, RUN_FILES
 from ropewalk.jobs.cli.job_keys import Key, keys_of
 from ropewalk.jobs.cli.main import app
 from ropewalk.jobs.registry import JOBS, config_of
+from ropewalk.jobs.results.metric_names import METRICS
+from ropewalk.jobs.runs.show.events import EVENTS
 
 
 def write_pages(folder: Path) -> None:
-    """Write one page per job, and a page of all commands."""
+    """Write one page per job, a page of all commands, and the tables that `run-directory.md` includes."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, spec in JOBS.items():
         lines = [f"# {name}", "", spec.summary, "", *_table(keys_of(config_of(spec)))]
         (folder / f"job-{name}.md").write_text("\n".join(lines) + "\n")
+    tables = {
+        "run-files": (("file", "content"), [(f"`{name}`", content) for name, content in RUN_FILES.items()]),
+        "attempt-files": (("file", "content"), [(f"`{name}`", content) for name, content in ATTEMPT_FILES.items()]),
+        "job-files": (
+            ("job", "file", "content"),
+            [(job, f"`{name}`", content) for job, spec in JOBS.items() for name, content in spec.files.items()],
+        ),
+        "metrics": (("metric", "unit", "meaning", "job"), [(f"`{name}`", *metric) for name, metric in METRICS.items()]),
+        "events": (
+            ("event", "line in `show` and `why`"),
+            [(f"`{name}`", f"`{line}`" if line else "") for name, line in sorted(EVENTS.items())],
+        ),
+        "exit-codes": (
+            ("code", "of a command", "of a rank or a program of yours"),
+            [(str(code), *meanings) for code, meanings in sorted(EXIT_CODES.items())],
+        ),
+    }
+    for name, (heads, rows) in tables.items():
+        (folder / f"{name}.txt").write_text("\n".join(_rows(heads, rows)) + "\n")
     command = typer.main.get_command(app)
     assert isinstance(command, TyperGroup)
     (folder / "commands.md").write_text("\n".join(["# Commands", "", *_commands(command, "ropewalk")]) + "\n")
+
+
+def _rows(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    for row in (heads, ("---",) * len(heads)):
+        yield f"| {' | '.join(row)} |"
+    for row in rows:
+        yield f"| {' | '.join(map(_cell, row))} |"
 
 
 def _table(keys: list[Key]) -> Iterator[str]:

@@ -21,6 +21,12 @@ _TRAINING = (
 )
 _VALIDATION = ("validation/loss", "validation/bits_per_byte")
 
+_MODEL_FILES = {
+    "model.json": "configuration, tokenizer and base of the trained model",
+    "tokenizer": "its tokenizer, as a Hugging Face directory",
+}
+_JUDGED_FILES = {"judged_weights.json": "hash of the weights that the first attempt began to judge"}
+
 JOBS: dict[str, JobSpec] = {
     spec.name: spec
     for spec in (
@@ -41,6 +47,7 @@ JOBS: dict[str, JobSpec] = {
             view="ropewalk.jobs.training.loop.view:TokensView",
             preload=(*_TRAINING, "ropewalk.jobs.training.pretrain.job"),
             reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION),
+            files=_MODEL_FILES,
         ),
         JobSpec(
             name="align",
@@ -58,6 +65,13 @@ JOBS: dict[str, JobSpec] = {
                 *("train/reward_accuracy", "train/reward_margin", "validation/reward_accuracy", "validation/reward_margin"),
                 "train/reward",
             ),
+            files={
+                **_MODEL_FILES,
+                "samples.html": "samples that are trained on, by what the loss counts",
+                "pairs": "prepared preferences: Arrow files of token ids",
+                "data.json": "data set that was prepared from prompts: {path, hash}",
+                "rollouts": "GRPO: generated answers with their rewards; each is used once",
+            },
         ),
         JobSpec(
             name="finetune",
@@ -68,6 +82,11 @@ JOBS: dict[str, JobSpec] = {
             view="ropewalk.jobs.training.loop.view:TrainingView",
             preload=(*_TRAINING, "ropewalk.jobs.training.finetune.job"),
             reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION, "validation/gap"),
+            files={
+                **_MODEL_FILES,
+                "samples.html": "conversations that are trained on, by what the loss counts",
+                "data.json": "data set that was prepared from the conversations: {path, hash}",
+            },
         ),
         JobSpec(
             name="answers",
@@ -76,6 +95,7 @@ JOBS: dict[str, JobSpec] = {
             entry="ropewalk.jobs.training.distill.answers.job:main",
             engine=Engine.PROCESS,
             view="ropewalk.jobs.training.distill.answers.view:AnswersView",
+            files={"ledger": "answers of the teacher so far"},
         ),
         JobSpec(
             name="distill",
@@ -86,6 +106,13 @@ JOBS: dict[str, JobSpec] = {
             preload=(*_TRAINING, "ropewalk.jobs.training.distill.job"),
             view="ropewalk.jobs.training.distill.view:DistillView",
             reports=("train/loss", "train/divergence", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION),
+            files={
+                **_MODEL_FILES,
+                "teacher.json": "checkpoint of the teacher, the same in every attempt",
+                "student": "the student before training",
+                "distill": "comparison with teacher and baseline: `report.html`, `report.json`",
+                "baseline.lock": "lock of the runs of the baseline",
+            },
         ),
         JobSpec(
             name="evaluate",
@@ -95,6 +122,11 @@ JOBS: dict[str, JobSpec] = {
             engine=Engine.RANKS,
             preload=(*_TRAINING, "ropewalk.jobs.evaluation.evaluate.job"),
             view="ropewalk.jobs.evaluation.evaluate.view:EvaluateView",
+            files={
+                **_JUDGED_FILES,
+                "ledger": "scores of items so far",
+                "evaluation": "scores: `report.html`, `report.json`; one line per item in `items.jsonl`; generations",
+            },
         ),
         JobSpec(
             name="audit",
@@ -104,6 +136,11 @@ JOBS: dict[str, JobSpec] = {
             engine=Engine.RANKS,
             preload=(*_TRAINING, "ropewalk.jobs.evaluation.audit.job"),
             view="ropewalk.jobs.evaluation.audit.view:AuditView",
+            files={
+                **_JUDGED_FILES,
+                "audit": "findings: `report.html`, `report.json`; one line per item in `items.jsonl`",
+                "ledger": "answers of the model so far",
+            },
         ),
         JobSpec(
             name="compress",
@@ -113,6 +150,13 @@ JOBS: dict[str, JobSpec] = {
             engine=Engine.RANKS,
             preload=(*_TRAINING, "ropewalk.jobs.models.compress.job"),
             view="ropewalk.jobs.models.compress.view:CompressView",
+            files={
+                **_JUDGED_FILES,
+                "ledger": "scores of items so far",
+                "compress": "table of the variants: `report.html`, `report.json`",
+                "variants": "the compressed models",
+                "recovery": "training after pruning, of variants with `recover`",
+            },
         ),
         JobSpec(
             name="collect",
@@ -121,6 +165,10 @@ JOBS: dict[str, JobSpec] = {
             entry="ropewalk.jobs.serving.collect.job:main",
             engine=Engine.PROCESS,
             view="ropewalk.jobs.serving.collect.view:CollectView",
+            files={
+                "data": "conversations.jsonl, pairs.jsonl, manifest.json",
+                "until.json": "end of the period that is collected, the same in every attempt",
+            },
         ),
         JobSpec(
             name="refresh",
@@ -129,6 +177,12 @@ JOBS: dict[str, JobSpec] = {
             entry="ropewalk.jobs.serving.refresh.job:main",
             engine=Engine.PROCESS,
             view="ropewalk.jobs.serving.refresh.view:RefreshView",
+            files={
+                "rounds": "one folder per round, with its decisions",
+                "report.html": "all rounds, for people; the same in `report.json`",
+                "report.json": "see `report.html`",
+                "clusters.yaml": "profiles of the clusters of driver and steps",
+            },
         ),
         JobSpec(
             name="serve",
@@ -138,6 +192,10 @@ JOBS: dict[str, JobSpec] = {
             engine=Engine.RAY,
             reports=("serve/requests_per_second", "serve/replicas", "serve/requests", "serve/errors"),
             view="ropewalk.jobs.serving.serve.view:ServeView",
+            files={
+                "serving": "address, versions, load and replicas; exported checkpoints",
+                "feedback": "with `capture`: exchanges, ratings, reviews",
+            },
         ),
         JobSpec(
             name="command",
@@ -155,6 +213,9 @@ JOBS: dict[str, JobSpec] = {
             entry="ropewalk.jobs.orchestration.function.job:main",
             engine=Engine.PROCESS,
             preload=("ropewalk.jobs.orchestration.function.job",),
+            files={
+                "call.pkl": "function and arguments that were submitted by value; the result is `result.pkl` of the attempt",
+            },
         ),
         JobSpec(
             name="sweep",
@@ -163,6 +224,12 @@ JOBS: dict[str, JobSpec] = {
             entry="ropewalk.jobs.orchestration.sweep.job:main",
             engine=Engine.PROCESS,
             view="ropewalk.jobs.orchestration.sweep.view:SweepView",
+            files={
+                "trials": "parameters, runs and states of the trials",
+                "sweep.html": "page of the sweep, also with plots `sweep*.png` by `ropewalk show RUN --plot`",
+                "clusters.yaml": "profiles of the clusters of driver and trials",
+                "confirm.json": "runs that `ropewalk confirm` started; `.confirm.lock` is its lock",
+            },
         ),
         JobSpec(
             name="pipeline",
@@ -171,6 +238,7 @@ JOBS: dict[str, JobSpec] = {
             entry="ropewalk.jobs.orchestration.pipeline.job:main",
             engine=Engine.PROCESS,
             view="ropewalk.jobs.orchestration.pipeline.view:PipelineView",
+            files={"steps.lock": "lock of the runs of the steps"},
         ),
     )
 }

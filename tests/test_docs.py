@@ -15,7 +15,11 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.cli.job_keys import keys_of
 from ropewalk.jobs.cli.main import app
 from ropewalk.jobs.registry import JOBS, config_of
+from ropewalk.jobs.results.metric_names import find_metric
 from ropewalk.jobs.runs.submit.submit import configure
+from ropewalk.jobs.training.align.grpo.objective import METRICS as GRPO_METRICS
+from ropewalk.jobs.training.align.preferences.objective import PAIR_METRICS
+from ropewalk.jobs.training.distill.losses import Distillation
 from tests.documents import PAGES, ROOT, commands, files, mentions
 
 NOT_JOBS = {"clusters", "quiz"}
@@ -45,6 +49,13 @@ def test_a_job_file_is_one_as_it_stands(page: str, name: str, tmp_path: Path, mo
         (tmp_path / other).write_text(text)
     config = configure(job, tmp_path / name, [])
     assert set(yaml.safe_load(files(page)[name])) <= set(config.model_dump())
+
+
+def test_every_metric_has_a_meaning() -> None:
+    reported = {name for spec in JOBS.values() for name in spec.reports}
+    objectives = (*PAIR_METRICS, "kl", *GRPO_METRICS, *Distillation.metric_names)
+    names = (*reported, *(f"train/{name}" for name in objectives), *(f"validation/{name}" for name in PAIR_METRICS))
+    assert sorted(name for name in names if find_metric(name) is None) == []
 
 
 def test_keys_that_the_documents_name_exist() -> None:

@@ -18,6 +18,10 @@ import pytest
 import zstandard
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.names import ATTEMPT_FILES, RUN_FILES
+from ropewalk.jobs.registry import JOBS
+from ropewalk.jobs.results.metric_names import find_metric
+from ropewalk.jobs.results.metrics import OWN_KEYS
 from ropewalk.jobs.runs.show.view import view_of
 from tests.datapipe.chat.tokenizers import WORDS
 from tests.documents import PAGES, ROOT, commands, files
@@ -108,7 +112,7 @@ def test_every_line_of_shell_is_typed_dry_run_or_named() -> None:
 def test_no_code_is_in_another_language() -> None:
     """Blocks of YAML, Python and shell are tested; text draws, and the table of contents is Sphinx's."""
     languages = {match for page in PAGES for match in re.findall(r"^```(\S+)$", (ROOT / page).read_text(), re.MULTILINE)}
-    assert languages <= {"sh", "yaml", "python", "text", "{toctree}", "{image}"}
+    assert languages <= {"sh", "yaml", "python", "text", "{toctree}", "{include}"}
 
 
 @pytest.mark.parametrize(("page", "line"), sorted({pair for pair in commands() if for_a_cluster(pair[1])}))
@@ -167,6 +171,17 @@ class Walk:
         return text
 
 
+def check_files(runs: Path) -> None:
+    """The directories of runs hold what the reference lists, and nothing else; so do their metrics."""
+    for run in RunDir.all(runs):
+        listed = {*RUN_FILES, *JOBS[run.record["job"]].files, "supervisor.log", "queue.log", ".confirm.lock", "sweep.png"}
+        assert {path.name for path in run.path.iterdir()} <= listed, run.id
+        for attempt in run.attempts():
+            assert {path.name for path in run.attempt_dir(attempt).iterdir()} <= {*ATTEMPT_FILES, "result.pkl"}, run.id
+        names = {name for line in run.read_metrics() for name in line} - OWN_KEYS
+        assert sorted(name for name in names if find_metric(name) is None) == []
+
+
 def write_documents(folder: Path) -> None:
     folder.mkdir()
     sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:CORPUS_FILES]
@@ -183,6 +198,7 @@ def test_the_first_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [run.record["job"] for run in RunDir.all(shell.home / "runs")]
     assert jobs == ["preprocess", "pretrain", "evaluate", "command"]
     assert (shell.home / "model/config.json").exists()
+    check_files(shell.home / "runs")
     program = RunDir.all(shell.home / "runs")[-1]
     assert program.read_metrics()[-1]["step"] == 40
     assert sorted(path.name for path in program.checkpoints.glob("step-*")) == ["step-00000030", "step-00000040"]
@@ -208,6 +224,7 @@ def test_from_a_base_model_to_an_endpoint(shell: Shell, monkeypatch: pytest.Monk
         )
     jobs = [run.record["job"] for run in RunDir.all(shell.home / "runs")]
     assert jobs == ["finetune", "align", "evaluate", "evaluate", "audit", "serve", "serve"]
+    check_files(shell.home / "runs")
 
 
 @pytest.mark.soak("13 runs; test_sweep.py and test_confirm.py protect the same in make test")
@@ -216,6 +233,7 @@ def test_a_sweep(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     make_dataset(shell.home / "data")
     Walk(shell, monkeypatch, {"SWEEP": "sweep"}).follow(*WALKS["sweep"])
     assert (shell.home / "best.yaml").exists()
+    check_files(shell.home / "runs")
 
 
 @pytest.mark.soak("eight runs; test_distill.py and test_compress.py run each job")
@@ -224,3 +242,4 @@ def test_smaller_models(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     shell("run", "pretrain", "data=data", *TINY.split())
     Walk(shell, monkeypatch, {"RUN": "pretrain"}).follow(*WALKS["compress"])
     assert (shell.home / "model.gguf").stat().st_size > 10_000
+    check_files(shell.home / "runs")

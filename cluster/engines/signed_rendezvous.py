@@ -16,7 +16,8 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from ropewalk.cluster.fresh_reads import read_afresh
-from ropewalk.cluster.run.key import RENDEZVOUS_KEY, SIGNATURE_BYTES, is_signature, sign
+from ropewalk.cluster.run.key import SIGNATURE_BYTES, is_signature, sign
+from ropewalk.cluster.run.names import RENDEZVOUS_KEY
 
 TIMEOUTS = ("join", "last_call", "close", "heartbeat")
 ADDRESS_SIGNATURE = "ADDRESS_SIGNATURE"  # key beside torch's MASTER_ADDR and MASTER_PORT, in the store of one formation

@@ -9,8 +9,8 @@ from typing import Any
 
 from ropewalk.cluster.errors import DamagedFileError
 from ropewalk.cluster.run.files import json_text, write_all
-from ropewalk.cluster.run.names import ATTEMPT, ATTEMPTS
-from ropewalk.cluster.run.succession import SUCCESSOR, create_marked_folder, mark_succeeded, read_mark
+from ropewalk.cluster.run.names import ATTEMPT, ATTEMPTS, SUCCESSOR
+from ropewalk.cluster.run.succession import create_marked_folder, mark_succeeded, read_mark
 from ropewalk.cluster.spec import Outcome, RunState
 
 

@@ -17,7 +17,7 @@ from ropewalk.cluster.run.event_log import EventLog
 from ropewalk.cluster.run.files import dated_folder, make_private, read_json, read_lines, write_all, write_json
 from ropewalk.cluster.run.record import dump_record, read_record, without_diffs
 from ropewalk.cluster.run.requests import Requests
-from ropewalk.cluster.run.succession import ENDED, read_mark, write_mark
+from ropewalk.cluster.run.succession import read_mark, write_mark
 from ropewalk.cluster.spec import Outcome
 
 log = logging.getLogger(__name__)
@@ -250,13 +250,13 @@ class RunDir:
         """Read the attempt's outcome; None while the attempt goes on."""
         path = self.attempt_dir(attempt) / names.OUTCOME
         raw = read_json(path)
-        if raw is None and read_mark(path.with_name(ENDED)):
+        if raw is None and read_mark(path.with_name(names.ENDED)):
             raw = read_json_afresh(path)
         return parse_outcome(raw, path) if raw else None
 
     def write_outcome(self, attempt: int, outcome: Outcome) -> None:
         write_json(self.attempt_dir(attempt) / names.OUTCOME, vars(outcome))
-        write_mark(self.attempt_dir(attempt) / ENDED, 1)
+        write_mark(self.attempt_dir(attempt) / names.ENDED, 1)
 
     def last_outcome(self) -> Outcome | None:
         """Read the outcome of the newest attempt; None if it goes on, or there is no attempt yet."""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ropewalk.cluster.errors import StaleAttemptError
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.names import GROUPS
-from ropewalk.cluster.run.succession import SUCCESSOR, mark_succeeded, read_mark_afresh
+from ropewalk.cluster.run.names import GROUPS, SUCCESSOR
+from ropewalk.cluster.run.succession import mark_succeeded, read_mark_afresh
 
 
 class Fence:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 32  # HMAC-SHA256
-RENDEZVOUS_KEY = ".rendezvous.key"  # in the attempt's folder: signs the content of the rendezvous store
 
 
 def new_key() -> str:

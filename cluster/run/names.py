@@ -1,38 +1,80 @@
-"""Names of the files in a run directory that the program reads; all other files are logs."""
+"""Names of the files in a run directory, with their content. A job's own files are listed by its view."""
 
 # in the run directory
-RECORD = "run.yaml"  # job, configuration, resources, code, versions; written once
-CHANGES = "changes.json"  # changes of the record by resumes: [{attempt, config, code, ...}]
-CODE_DIFF = "code.diff"  # uncommitted changes of the submitted code
-METRICS = "metrics.jsonl"  # all metrics, one JSON object per line
-HISTOGRAMS = "histograms.jsonl"  # histograms by layer, one JSON object per line: step, edges, counts by name
-EVENTS = "events"  # folder of events with one file per machine
-PROGRESS = "progress.json"  # progress of a long job: {stage, done, total, unit, rates}
-REQUESTS = "requests.json"  # requests of users: {cancel, nodes}
+RECORD = "run.yaml"
+CHANGES = "changes.json"
+CODE_DIFF = "code.diff"
+METRICS = "metrics.jsonl"
+HISTOGRAMS = "histograms.jsonl"
+EVENTS = "events"
+PROGRESS = "progress.json"
+REQUESTS = "requests.json"
 CHECKPOINTS = "checkpoints"
-TABLES = "tables"  # tables for people and trackers: NAME.json of {columns, rows}
-PICTURES = "pictures"  # NAME.png
-PREPARED_DATA = "data.json"  # the data set prepared from the run's data: {path, hash}
-PREPARED_FOLDER = ".prepared"  # beside the runs: data sets prepared from conversations, shared by runs
+TABLES = "tables"
+PICTURES = "pictures"
 WANDB = "wandb"
 WANDB_ADDRESS = "wandb/address.json"  # address of the run's W&B page: {address}
 ATTEMPTS = "attempts"
+PREPARED_DATA = "data.json"
+PREPARED_FOLDER = ".prepared"  # beside the runs: data sets prepared from conversations, shared by runs
 
 # of the local backend, in the run directory
-SUPERVISOR = "supervisor.json"  # the supervisor's process: {pid, created}
-QUEUE = "queue.json"  # in the first run of a submission of many runs: {runs, at_once}
-QUEUE_PROCESS = "queue-process.json"  # beside it: the process that starts the runs' supervisors
+SUPERVISOR = "supervisor.json"
+QUEUE = "queue.json"
+QUEUE_PROCESS = "queue-process.json"
+
+RUN_FILES = {
+    RECORD: "job, configuration, resources, code, versions; written once",
+    CHANGES: "changes of the record by resumes: [{attempt, config, code, ...}]",
+    CODE_DIFF: "uncommitted changes of the submitted code; `code.NNNN.diff`: of the code from attempt NNNN on",
+    METRICS: "all metrics, one JSON object per line with `step`, `attempt` and `time`",
+    HISTOGRAMS: "histograms by layer, one JSON object per line: step, edges, counts by name",
+    EVENTS: "folder of events, one file per machine",
+    PROGRESS: "progress of a long job: {stage, done, total, unit, rates}",
+    REQUESTS: "requests of users: {cancel, nodes}",
+    CHECKPOINTS: "folder of checkpoints, `step-00000100`; one is complete only with its `manifest.json`",
+    TABLES: "tables for people and trackers: NAME.json of {columns, rows}",
+    PICTURES: "pictures for people and trackers: NAME.png",
+    WANDB: "files of Weights & Biases, and `address.json` with the address of the run's page",
+    "trackers": "files of other trackers, one folder each",
+    "curves.png": "plot of the metrics, written by `ropewalk show RUN --plot`",
+    ATTEMPTS: "one folder per attempt, `0001`",
+    SUPERVISOR: "local backend: process that supervises the run, {pid, created}; its output is in `supervisor.log`",
+    QUEUE: "local backend, first run of a submission of many: {runs, at_once}",
+    QUEUE_PROCESS: "local backend, beside the queue: process that starts the runs; its output is in `queue.log`",
+}
 
 # in an attempt's folder
-ATTEMPT = "attempt.json"  # details that the backend recorded when it opened the attempt: handle, resources, keys of its own
-OUTCOME = "outcome.json"  # result of the attempt
-RESULT = "result.json"  # results that the job returned
-FATAL = "fatal.json"  # an error that a retry cannot fix: every agent of the attempt exits
-AGENTS = "agents.jsonl"  # one line per agent: node, address, pid of the process that started it
-RAY_HEAD = "ray.json"  # address of the attempt's Ray cluster
-RAY_DRIVER = "driver.json"  # exit code of the Ray driver
+ATTEMPT = "attempt.json"
+OUTCOME = "outcome.json"
+RESULT = "result.json"
+FATAL = "fatal.json"
+AGENTS = "agents.jsonl"
+RAY_HEAD = "ray.json"
+RAY_DRIVER = "driver.json"
 LOGS = "logs"
-GROUPS = "groups"  # one successor mark for each formation of the ranks
-NODES = "nodes"  # files of each node's agent: samples, exit report
-ERRORS = "errors"  # errors that ended ranks and agents
-STACKS = "stacks"  # stacks of hung ranks
+GROUPS = "groups"
+NODES = "nodes"
+ERRORS = "errors"
+STACKS = "stacks"
+SUCCESSOR = "successor"
+ENDED = "ended"
+RENDEZVOUS_KEY = ".rendezvous.key"
+
+ATTEMPT_FILES = {
+    ATTEMPT: "details that the backend recorded when it opened the attempt: handle, resources, keys of its own",
+    OUTCOME: "result of the attempt: state, exit code, cause, times, results",
+    RESULT: "results that the job returned",
+    FATAL: "an error that a retry cannot fix: every agent of the attempt exits",
+    AGENTS: "one line per agent: node, address, process",
+    RAY_HEAD: "address of the attempt's Ray cluster",
+    RAY_DRIVER: "exit code of the Ray driver",
+    LOGS: "output of each node and rank: `node-0.log`, `rank-0.log`, `sidecar.log`",
+    GROUPS: "one mark for each formation of the ranks",
+    NODES: "files of each node's agent: samples of CPU, memory and GPUs; exit report",
+    ERRORS: "errors that ended ranks and agents",
+    STACKS: "stacks of ranks that hung",
+    SUCCESSOR: "mark of the next attempt, which locks this one out",
+    ENDED: "empty until `outcome.json` exists",
+    RENDEZVOUS_KEY: "key that signs the messages of the group",
+}

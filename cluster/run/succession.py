@@ -14,9 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ropewalk.cluster.fresh_reads import read_afresh
-
-SUCCESSOR = "successor"  # in an attempt's folder: the number of a later attempt
-ENDED = "ended"  # in an attempt's folder: empty until outcome.json exists
+from ropewalk.cluster.run.names import ENDED, SUCCESSOR
 
 
 def write_mark(path: Path, number: int) -> None:

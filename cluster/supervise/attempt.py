@@ -17,9 +17,9 @@ from ropewalk.cluster.run.event_log import STOPPED_UNSAVED
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.file_systems import PollTimer
 from ropewalk.cluster.run.files import append_line
-from ropewalk.cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
+from ropewalk.cluster.run.key import new_key, write_private
 from ropewalk.cluster.run.mistakes import MISTAKE_REPEATED, repeats_mistake
-from ropewalk.cluster.run.names import AGENTS, LOGS, NODES
+from ropewalk.cluster.run.names import AGENTS, LOGS, NODES, RENDEZVOUS_KEY
 from ropewalk.cluster.spec import Engine, Outcome, RunState, StopReason
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from ropewalk.cluster.supervise.outcome import AgentExit, Ending, classify, shell_code

@@ -13,14 +13,19 @@ def help_(
     *,
     topics: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[COMMAND | [JOB] KEY]", help="a command, a job, a key, or both", autocompletion=complete.topics),
+        typer.Argument(
+            metavar="[COMMAND | METRIC | [JOB] KEY]",
+            help="a command, a job, a key, both, or a metric",
+            autocompletion=complete.topics,
+        ),
     ] = None,
     every_key: AllKeys = False,
 ) -> None:
-    """Explain a command, a job or a key: `help ps`, `help pretrain`, `help optim.lr`, `help finetune optim.lr`."""
+    """Explain a command, job, key or metric: `help ps`, `help pretrain`, `help finetune optim.lr`, `help train/mfu`."""
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.cli.job_help import has_key, print_job_help, print_key_help
     from ropewalk.jobs.registry import JOBS
+    from ropewalk.jobs.results.metric_names import find_metric
 
     group = context.parent
     assert group is not None
@@ -33,6 +38,8 @@ def help_(
                 print_key_help(name, JOBS)
         case [name] if name in JOBS or ":" in name:
             print_job_help("run", name, every_key)
+        case [name] if (metric := find_metric(name)) is not None:
+            typer.echo(f"{name}\n  {metric.meaning}{f' ({metric.unit})' if metric.unit else ''}; reported by {metric.jobs}")
         case [name]:
             print_key_help(name, JOBS, group.command.commands)  # type: ignore[attr-defined]
         case [job, name]:

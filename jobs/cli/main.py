@@ -105,7 +105,9 @@ def main() -> None:
         code = app(arguments or ["--help"], prog_name="ropewalk", standalone_mode=False, obj=program)
         sys.stdout.flush()  # so that a write error can still be reported
     except KeyboardInterrupt:
-        code = 130
+        from ropewalk.cluster.errors import EXIT_INTERRUPTED
+
+        code = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader closed the pipe
         code = 0
     except SystemExit as leave:

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from ropewalk.cluster.errors import EXIT_INTERRUPTED
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.follow import Watch, follow
@@ -22,7 +23,7 @@ def follow_to_end(run: RunDir, as_json: bool) -> None:
     except KeyboardInterrupt:
         hint = f"`ropewalk logs -f {run.id}` follows it, `ropewalk cancel {run.id}` ends it"
         sys.stderr.write(f"\n{run.id} keeps running; {hint}\n")
-        raise typer.Exit(130) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     exit_with_outcome(run, watch, as_json)
 
 

@@ -50,6 +50,7 @@ def confirm(
     as_json: AsJson = False,
 ) -> None:
     """Run a sweep's best configuration again with new seeds to test whether it wins. Exit 1 if that stays open."""
+    from ropewalk.cluster.errors import EXIT_INTERRUPTED
     from ropewalk.jobs.orchestration.sweep import confirm as again
     from ropewalk.jobs.orchestration.sweep.confirm_report import await_runs, confirmation, confirmation_page
     from ropewalk.jobs.orchestration.sweep.results import find_sweep, read_sweep, trials_cluster
@@ -67,7 +68,7 @@ def confirm(
         )
     except KeyboardInterrupt:
         sys.stderr.write(f"\nthe runs keep running; `ropewalk confirm {results.run.id}` waits for them again\n")
-        raise typer.Exit(130) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     result = confirmation(results, candidates)
     if as_json:
         _write(json.dumps(result, default=str))

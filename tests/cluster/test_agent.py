@@ -18,7 +18,8 @@ from ropewalk.cluster.process.ports import free_port
 from ropewalk.cluster.process.signals import ShutdownGate, stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import machine
-from ropewalk.cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
+from ropewalk.cluster.run.key import new_key, write_private
+from ropewalk.cluster.run.names import RENDEZVOUS_KEY
 from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
 from tests.cluster.conftest import ROOT
 from tests.patience import HANG_SECONDS, Patience, ended, until

@@ -15,8 +15,7 @@ from ropewalk.cluster.process.signals import stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.event_log import STOPPED_UNSAVED
 from ropewalk.cluster.run.files import machine
-from ropewalk.cluster.run.names import NODES
-from ropewalk.cluster.run.succession import ENDED
+from ropewalk.cluster.run.names import ENDED, NODES
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from ropewalk.cluster.supervise.attempt import Attempt, stopped_unsaved

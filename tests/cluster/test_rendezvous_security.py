@@ -27,7 +27,8 @@ from ropewalk.cluster.engines.signed_rendezvous import SignedHandler, signed_han
 from ropewalk.cluster.process.kill import end, family
 from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
+from ropewalk.cluster.run.key import new_key, write_private
+from ropewalk.cluster.run.names import RENDEZVOUS_KEY
 from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until

@@ -26,7 +26,8 @@ from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.process.scratch import make_scratch, remove_scratch
 from ropewalk.cluster.process.signals import SignalFlag
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.key import KEY_BYTES, RENDEZVOUS_KEY
+from ropewalk.cluster.run.key import KEY_BYTES
+from ropewalk.cluster.run.names import RENDEZVOUS_KEY
 from ropewalk.cluster.spec import Engine, StopReason
 from ropewalk.cluster.supervise.agent_environment import agent_environment
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec

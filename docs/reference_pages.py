@@ -14,6 +14,7 @@ from ropewalk.jobs.cli.main import app
 from ropewalk.jobs.registry import JOBS, config_of
 from ropewalk.jobs.results.metric_names import METRICS
 from ropewalk.jobs.runs.show.events import EVENTS
+from tests.jobs.training.loop.zoo import ZOO
 
 
 def write_pages(folder: Path) -> None:
@@ -39,6 +40,7 @@ def write_pages(folder: Path) -> None:
             [(str(code), *meanings) for code, meanings in sorted(EXIT_CODES.items())],
         ),
     }
+    (folder / "models.txt").write_text(", ".join(f"`{kind}`" for kind in ZOO) + "\n")
     for name, (heads, rows) in tables.items():
         (folder / f"{name}.txt").write_text("\n".join(_rows(heads, rows)) + "\n")
     command = typer.main.get_command(app)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, LlamaConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, LlamaConfig
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.loop.config import ModelConfig
@@ -47,7 +47,9 @@ def model_config(config: ModelConfig, *, vocabulary: int, end_of_document: int, 
 
 
 def check_fit(config: Any, vocabulary: int, seq_len: int) -> None:
-    """Raise ConfigError unless the model has the vocabulary of the data set's tokenizer, up to padding, and enough positions."""
+    """Raise ConfigError unless it is a causal model with the vocabulary of the tokenizer, up to padding, and enough positions."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigError(f"models of type {config.model_type!r} are not causal language models; choose a decoder, such as llama")
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and seq_len > limit:
         raise ConfigError(f"seq_len: {seq_len} exceeds the model's {limit} positions (max_position_embeddings)")

@@ -91,7 +91,7 @@ def documents(*lengths: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "mixtral"])
 def test_packed_documents_are_learnt_as_if_each_stood_alone(kind: str) -> None:
-    from tests.jobs.training.loop.test_zoo import ZOO
+    from tests.jobs.training.loop.zoo import ZOO
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, vocab_size=257, **ZOO[kind])

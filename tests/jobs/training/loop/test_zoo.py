@@ -2,56 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
+from ropewalk.jobs.training.loop.config import ModelConfig
 from ropewalk.jobs.training.loop.export import export
 from ropewalk.jobs.training.loop.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.model_config import model_config
 from ropewalk.jobs.training.loop.model_record import checkpoint_folder
 from ropewalk.sharding.manifest import dump_manifest, read_manifest
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, log_of, losses, make_run, pretrain_config, start
+from tests.jobs.training.loop.zoo import ZOO
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "pad_token_id": None,
-}
-OLDER: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "pad_token_id": None}
-NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-HEADS = {**SIZES, "head_dim": 8}
-ZOO: dict[str, dict[str, Any]] = {
-    "llama": SIZES,
-    "mistral": SIZES,
-    "qwen2": SIZES,
-    "qwen3": HEADS,
-    "gemma": HEADS,
-    "gemma2": {**HEADS, "sliding_window": 16},
-    "gemma3_text": {**HEADS, "sliding_window": 16},
-    "phi": {**SIZES, "num_key_value_heads": 2},
-    "phi3": {**SIZES, "num_key_value_heads": 2, "sliding_window": 16},
-    "gpt2": {**OLDER, **NO_DROPOUT},
-    "gpt_neox": {**SIZES, "hidden_dropout": 0.0, "attention_dropout": 0.0},
-    "opt": {**SIZES, "word_embed_proj_dim": 16, "ffn_dim": 32, "dropout": 0.0},
-    "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2, "pad_token_id": None},
-    "falcon": {**SIZES, "alibi": False},
-    "mixtral": {**SIZES, "num_local_experts": 4},
-    "olmo": SIZES,
-    "olmo2": SIZES,
-    "stablelm": {**SIZES, "num_key_value_heads": 2},
-    "starcoder2": {**SIZES, "residual_dropout": 0.0, "embedding_dropout": 0.0},
-    "mamba2": {"hidden_size": 16, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 1},
-}
 QUICK = ("llama", "mamba2", "mixtral")
 
 
@@ -92,6 +61,11 @@ def test_a_model_leaves_as_it_was_trained(data: Path, tmp_path: Path, kind: str)
         held_out = torch.from_numpy(TokenLoader([Source(str(data))], seq_len=16, seed=0, split="validation").in_order(0, 5))
         loss = cross_entropy(plain(held_out[:, :-1]).logits.flatten(0, 1), held_out[:, 1:].flatten()).item()
     assert loss == pytest.approx(run.results()["validation/loss"], rel=1e-6), "the ranks trained this very model"
+
+
+def test_a_model_of_another_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="models of type 't5' are not causal language models"):
+        model_config(ModelConfig(config={"model_type": "t5"}), vocabulary=257, end_of_document=256, seq_len=16)
 
 
 def test_an_older_checkpoint_without_infinities_is_resumed_and_exported(data: Path, tmp_path: Path) -> None:

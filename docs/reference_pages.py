@@ -14,6 +14,8 @@ from ropewalk.jobs.cli.main import app
 from ropewalk.jobs.registry import JOBS, config_of
 from ropewalk.jobs.results.metric_names import METRICS
 from ropewalk.jobs.runs.show.events import EVENTS
+from ropewalk.k8s.profile import K8sProfile
+from ropewalk.slurm.profile import SlurmProfile
 from tests.jobs.training.loop.zoo import ZOO
 
 
@@ -23,6 +25,9 @@ def write_pages(folder: Path) -> None:
     for name, spec in JOBS.items():
         lines = [f"# {name}", "", spec.summary, "", *_table(keys_of(config_of(spec)))]
         (folder / f"job-{name}.md").write_text("\n".join(lines) + "\n")
+    for backend, profile in (("slurm", SlurmProfile), ("k8s", K8sProfile)):
+        lines = [f"# Profiles of `{backend}`", *_table(keys_of(profile))]
+        (folder / f"profile-{backend}.md").write_text("\n".join(lines) + "\n")
     tables = {
         "run-files": (("file", "content"), [(f"`{name}`", content) for name, content in RUN_FILES.items()]),
         "attempt-files": (("file", "content"), [(f"`{name}`", content) for name, content in ATTEMPT_FILES.items()]),

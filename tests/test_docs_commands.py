@@ -55,6 +55,7 @@ ELSEWHERE = {
     "source .venv/bin/activate": "test_it_is_the_wheel_that_runs",
     "ropewalk resume RUN": "test_a_run_outlives_its_terminal_and_goes_on_where_it_was",
     "kubectl apply -n team -f k8s/manifests/rbac.yaml -f k8s/manifests/network-policy.yaml": "test_a_dead_node_with_a_spare",
+    "kubectl apply -f k8s/manifests/admission-policy.yaml": "test_a_pod_changes_its_own_run_and_no_other",
     "k8s/image/build-image.sh --lock": "test_the_file_pins_everything_and_a_changed_package_is_refused",
     "k8s/image/build-image.sh REGISTRY/ropewalk:1 --push": "test_every_package_of_the_image_is_installed_by_hash",
     "ropewalk fetch -c finetune.yaml": "test_the_job_file_of_the_documents_is_fetched",

@@ -226,9 +226,11 @@ JOBS: dict[str, JobSpec] = {
             view="ropewalk.jobs.orchestration.sweep.view:SweepView",
             files={
                 "trials": "parameters, runs and states of the trials",
-                "sweep.html": "page of the sweep, also with plots `sweep*.png` by `ropewalk show RUN --plot`",
+                "sweep.html": "page of the sweep",
+                "sweep*.png": "its plots, written by `ropewalk show RUN --plot`",
                 "clusters.yaml": "profiles of the clusters of driver and trials",
-                "confirm.json": "runs that `ropewalk confirm` started; `.confirm.lock` is its lock",
+                "confirm.json": "runs that `ropewalk confirm` started",
+                ".confirm.lock": "lock of `ropewalk confirm`",
             },
         ),
         JobSpec(

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 import sysconfig
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,9 @@ class Walk:
 def check_files(runs: Path) -> None:
     """The directories of runs hold what the reference lists, and nothing else; so do their metrics."""
     for run in RunDir.all(runs):
-        listed = {*RUN_FILES, *JOBS[run.record["job"]].files, "supervisor.log", "queue.log", ".confirm.lock", "sweep.png"}
-        assert {path.name for path in run.path.iterdir()} <= listed, run.id
+        patterns = [*RUN_FILES, *JOBS[run.record["job"]].files]
+        names = {path.name for path in run.path.iterdir()}
+        assert [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)] == [], run.id
         for attempt in run.attempts():
             assert {path.name for path in run.attempt_dir(attempt).iterdir()} <= {*ATTEMPT_FILES, "result.pkl"}, run.id
         names = {name for line in run.read_metrics() for name in line} - OWN_KEYS
@@ -207,7 +209,7 @@ def test_the_first_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.soak("eight runs and a server; test_finetune.py, test_align.py, test_gated.py and test_serving.py run each job")
 def test_from_a_base_model_to_an_endpoint(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_base(shell.home / "HuggingFaceTB/SmolLM2-135M", text=f"{WORDS} says lane rope")
+    make_base(shell.home / "HuggingFaceTB/SmolLM2-135M", text=f"{WORDS} says lane rope", max_position_embeddings=1024)
     write_packed(shell.home / "chats.jsonl.zst", chats(60))
     write_packed(shell.home / "pairs.jsonl.zst", pairs(60))
     questions = [{"question": f"rope {number}?", "choices": ["yes", "no"], "answer": 1} for number in range(40)]

@@ -26,7 +26,8 @@ QUEUE_PROCESS = "queue-process.json"
 RUN_FILES = {
     RECORD: "job, configuration, resources, code, versions; written once",
     CHANGES: "changes of the record by resumes: [{attempt, config, code, ...}]",
-    CODE_DIFF: "uncommitted changes of the submitted code; `code.NNNN.diff`: of the code from attempt NNNN on",
+    CODE_DIFF: "uncommitted changes of the submitted code",
+    "code.*.diff": "uncommitted changes of the code that `resume --code` took, by attempt",
     METRICS: "all metrics, one JSON object per line with `step`, `attempt` and `time`",
     HISTOGRAMS: "histograms by layer, one JSON object per line: step, edges, counts by name",
     EVENTS: "folder of events, one file per machine",
@@ -39,9 +40,11 @@ RUN_FILES = {
     "trackers": "files of other trackers, one folder each",
     "curves.png": "plot of the metrics, written by `ropewalk show RUN --plot`",
     ATTEMPTS: "one folder per attempt, `0001`",
-    SUPERVISOR: "local backend: process that supervises the run, {pid, created}; its output is in `supervisor.log`",
+    SUPERVISOR: "local backend: process that supervises the run, {pid, created}",
+    "supervisor.log": "local backend: output of the supervisor",
     QUEUE: "local backend, first run of a submission of many: {runs, at_once}",
-    QUEUE_PROCESS: "local backend, beside the queue: process that starts the runs; its output is in `queue.log`",
+    QUEUE_PROCESS: "local backend, beside the queue: process that starts the runs",
+    "queue.log": "local backend, beside the queue: its output",
 }
 
 # in an attempt's folder

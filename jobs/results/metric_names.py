@@ -1,5 +1,6 @@
-"""Metrics that jobs report, with units and meanings. An objective of the user's own adds `train/NAME` and `validation/NAME`."""
+"""Metrics that jobs report: patterns of names, with units and meanings. An objective of the user's own adds `train/NAME` and `validation/NAME`."""
 
+from fnmatch import fnmatch
 from typing import NamedTuple
 
 
@@ -43,13 +44,21 @@ METRICS = {
     "train/reward_accuracy_shorter": Metric("share", "accuracy where the preferred answer is shorter; also validation/", _PAIRS),
     "train/kl": Metric("nats", "divergence from the reference model; also validation/", "align"),
     "train/reward": Metric("", "mean reward of the generated answers", _GRPO),
-    "train/reward/NAME": Metric("", "mean of one reward function, if there are several; also validation/", _GRPO),
+    "train/reward/*": Metric("", "mean of one reward function, if there are several; also validation/", _GRPO),
     "train/importance_ratio": Metric("", "probability of the answers now, over that when they were generated", _GRPO),
     "train/off_policy_fraction": Metric("share", "tokens whose ratio differs from 1 by more than 0.1", _GRPO),
     "train/clipped_fraction": Metric("share", "tokens whose ratio is clipped", _GRPO),
     "train/answer_tokens": Metric("tokens", "length of the generated answers", _GRPO),
     "train/truncated_fraction": Metric("share", "answers cut at `max_new_tokens`", _GRPO),
     "train/staleness": Metric("steps", "age of the weights that generated the answers", _GRPO),
+    "evaluation/*_standard_error": Metric("", "standard error of the score of this name", "evaluate"),
+    "evaluation/*": Metric("", "score of a task (`evaluation/TASK/METRIC`) or of held-out text", "evaluate"),
+    "audit/*_standard_error": Metric("", "standard error of the score of this name", "audit"),
+    "audit/*": Metric("", "score of an audit, of one suite with the suite's name between", "audit"),
+    "compress/*/more_bits_per_byte": Metric("bits/byte", "loss of a variant beyond that of the unchanged model", "compress"),
+    "compress/*/bits_per_byte": Metric("bits/byte", "held-out loss of a variant, in the engine that serves it", "compress"),
+    "compress/*/kl": Metric("nats", "divergence of a variant from the unchanged model", "compress"),
+    "compress/*/bytes": Metric("bytes", "size of a variant", "compress"),
     "serve/requests_per_second": Metric("requests/s", "rate of the last seconds", "serve"),
     "serve/replicas": Metric("", "replicas that serve", "serve"),
     "serve/requests": Metric("", "requests so far", "serve"),
@@ -61,5 +70,5 @@ METRICS = {
 
 def find_metric(name: str) -> Metric | None:
     """Return a metric by its name, or None; a name below `validation/` may be described by that below `train/`."""
-    trained = name.replace("validation/", "train/", 1)
-    return METRICS.get(name) or METRICS.get(trained) or (METRICS["train/reward/NAME"] if "/reward/" in trained else None)
+    names = (name, name.replace("validation/", "train/", 1))
+    return next((metric for each in names for pattern, metric in METRICS.items() if fnmatch(each, pattern)), None)

@@ -1,4 +1,7 @@
-"""Metrics that jobs report: patterns of names, with units and meanings. An objective of the user's own adds `train/NAME` and `validation/NAME`."""
+"""Metrics that jobs report: patterns of names, with units and meanings.
+
+An objective of the user's own adds `train/NAME` and `validation/NAME`.
+"""
 
 from fnmatch import fnmatch
 from typing import NamedTuple
@@ -52,9 +55,9 @@ METRICS = {
     "train/truncated_fraction": Metric("share", "answers cut at `max_new_tokens`", _GRPO),
     "train/staleness": Metric("steps", "age of the weights that generated the answers", _GRPO),
     "evaluation/*_standard_error": Metric("", "standard error of the score of this name", "evaluate"),
-    "evaluation/*": Metric("", "score of a task (`evaluation/TASK/METRIC`) or of held-out text", "evaluate"),
+    "evaluation/*": Metric("", "score of a task, `evaluation/TASK/METRIC`", "evaluate"),
     "audit/*_standard_error": Metric("", "standard error of the score of this name", "audit"),
-    "audit/*": Metric("", "score of an audit, of one suite with the suite's name between", "audit"),
+    "audit/*": Metric("", "score of an audit; of one suite as `audit/SUITE/SCORE`", "audit"),
     "compress/*/more_bits_per_byte": Metric("bits/byte", "loss of a variant beyond that of the unchanged model", "compress"),
     "compress/*/bits_per_byte": Metric("bits/byte", "held-out loss of a variant, in the engine that serves it", "compress"),
     "compress/*/kl": Metric("nats", "divergence of a variant from the unchanged model", "compress"),

@@ -275,6 +275,11 @@ def test_help_of_a_key_names_its_jobs_and_their_defaults(shell: Shell) -> None:
     assert "no key, command or job is called 'pss'; did you mean 'ps'" in shell.mistake("help", "pss")
 
 
+def test_help_of_a_metric_has_unit_and_job(shell: Shell) -> None:
+    assert shell("help", "validation/bits_per_byte").startswith("validation/bits_per_byte\n  held-out loss per byte of text")
+    assert "(share); reported by align with pairs" in shell("help", "validation/reward_accuracy")
+
+
 def test_help_of_commands_and_jobs(shell: Shell) -> None:
     assert shell("help", "ps") == shell("ps", "--help")
     assert shell("help", "pretrain") == shell("run", "pretrain", "--help")

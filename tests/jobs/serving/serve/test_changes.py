@@ -109,3 +109,9 @@ def test_a_real_model_is_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         until(lambda: (outcome := run.last_outcome()) is not None and outcome.state.final)
     with pytest.raises(ConfigError, match="listens nowhere now"):
         find_endpoint(run.id)
+
+
+def test_a_run_that_has_not_started_says_when_it_can_be_reached(tmp_path: Path) -> None:
+    run = RunDir.create("serve", {"job": "serve", "config": {}}, tmp_path)
+    with pytest.raises(ConfigError, match=f"{run.id} does not serve yet; `ropewalk show {run.id}`"):
+        find_endpoint(str(run.path))

@@ -268,7 +268,9 @@ class JobConfig(Section):
     # the dotted keys, and sections that are unset by default, that help prints first, in this order; none: it prints all keys
     usual_keys: ClassVar[tuple[str, ...]] = ()
 
-    name: str | None = Field(default=None, description="name of the run; unset: the job's name")
+    name: str | None = Field(
+        default=None, description="name of the run; its id begins with it, in lower case with dashes; unset: the job's name"
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="random seed")
     resources: Resources = Field(default=Resources(), description="resources to request from the scheduler")
     retries: Retries = Field(default=Retries(), description="budgets of automatic retries")

@@ -13,6 +13,7 @@ CHECKPOINTS = "checkpoints"
 TABLES = "tables"
 PICTURES = "pictures"
 WANDB = "wandb"
+WANDB_OFFLINE = "wandb/offline.json"  # lines that are in the offline files
 WANDB_ADDRESS = "wandb/address.json"  # address of the run's W&B page: {address}
 ATTEMPTS = "attempts"
 PREPARED_DATA = "data.json"

@@ -23,6 +23,12 @@ def chat(  # noqa: PLR0917 - typer reads the options of a command from its argum
     seed: Annotated[int, typer.Option("--seed", help="random seed")] = 0,
 ) -> None:
     """Chat with a model; an empty line or Ctrl-D ends it. Without a terminal every input line is a prompt and gets one answer."""
+    from ropewalk.jobs.runs.models.find_model import find_model
+
+    find_model(model)  # refuses an unknown name before torch is imported
+    at_terminal = sys.stdin.isatty()
+    if at_terminal:
+        print(f"loading {model} ...", file=sys.stderr, flush=True)
     from ropewalk.jobs.inference.scoring.endpoint_chat import EndpointChat, find_endpoint
     from ropewalk.jobs.inference.scoring.generate import Sampling
 
@@ -34,8 +40,9 @@ def chat(  # noqa: PLR0917 - typer reads the options of a command from its argum
         from ropewalk.jobs.inference.scoring.chat import open_chat
 
         model_chat = open_chat(model, sampling, system=system, seed=seed)
-    at_terminal = sys.stdin.isatty()
     with closing(model_chat):
+        if at_terminal:
+            print(f"{model_chat.introduction()}. An empty line ends the conversation.", file=sys.stderr, flush=True)
         while True:
             try:
                 message = input("> ") if at_terminal else next(sys.stdin).rstrip("\n")

@@ -1,6 +1,7 @@
 """The commands `feedback` and `review` (ratings of answers), and `trace` (origin of an answer, models trained on a document)."""
 
 import json
+import socket
 import sys
 import time
 from collections import Counter
@@ -64,7 +65,7 @@ def review(  # noqa: PLR0917 - typer reads the options of a command from its arg
         typer.Option(
             "--endpoint",
             metavar="URL",
-            help="endpoint for second answers, with the token in $ROPEWALK_ENDPOINT_TOKEN; unset: the run's own",
+            help="endpoint for second answers; its token is read from ROPEWALK_ENDPOINT_TOKEN; unset: the run's own",
         ),
     ] = None,
     sample: Annotated[
@@ -82,8 +83,11 @@ def review(  # noqa: PLR0917 - typer reads the options of a command from its arg
 
     with open_review(run, reviewer=reviewer, ask_at=endpoint, sample=sample, out=out, port=port) as session:
         print(f"{session.status}\n{session.server.link()}", flush=True)
+        number, host = session.server.server_address[1], socket.gethostname()
+        print(f"Open the link in a browser of this machine; elsewhere first run: ssh -NL {number}:localhost:{number} {host}")
+        ends = "Enter prints a new one, Ctrl-C ends" if sys.stdin.isatty() else "Ctrl-C or SIGTERM ends"
+        print(f"The link works once; {ends}, and writes the training data.", flush=True)
         if sys.stdin.isatty():
-            print("The link works once; Enter prints a new one, Ctrl-C ends.", flush=True)
             session.serve(lambda: print(session.server.link(), flush=True))
         else:
             session.serve()

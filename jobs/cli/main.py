@@ -18,6 +18,33 @@ USER_ERRORS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.ENOT
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
+OTHER_NAMES = {  # words that newcomers try, and the command to type
+    **dict.fromkeys(("stop", "kill", "abort", "end", "terminate"), "cancel RUN"),
+    **dict.fromkeys(("list", "ls", "status", "jobs", "queue", "runs"), "ps --all"),
+    **dict.fromkeys(("delete", "remove", "del"), "rm RUN"),
+    **dict.fromkeys(("start", "launch", "exec", "execute"), "run JOB"),
+    **dict.fromkeys(("restart", "retry", "continue"), "resume RUN"),
+    **dict.fromkeys(("info", "describe", "inspect", "get"), "show RUN"),
+    **dict.fromkeys(("tail", "log", "output"), "logs -f RUN"),
+    **dict.fromkeys(("debug", "diagnose", "explain"), "why RUN"),
+    **dict.fromkeys(("generate", "sample", "prompt", "talk"), "chat RUN"),
+    **dict.fromkeys(("clean", "cleanup", "prune", "du"), "gc"),
+    **dict.fromkeys(("upload", "wandb"), "sync"),
+    **dict.fromkeys(("register", "publish"), "promote RUN --to ALIAS"),
+    **dict.fromkeys(("init", "demo", "example"), "quickstart"),
+    **dict.fromkeys(("train", "pretraining"), "run pretrain"),
+    **dict.fromkeys(("tokenize", "prepare"), "run preprocess"),
+    **dict.fromkeys(("sft", "tune", "fine-tune"), "run finetune"),
+    **dict.fromkeys(("dpo", "grpo", "rlhf"), "run align"),
+    **dict.fromkeys(("eval", "test", "score", "benchmark"), "run evaluate"),
+    **dict.fromkeys(("quantize", "gguf"), "run compress"),
+    **dict.fromkeys(("deploy", "server"), "run serve"),
+}
+
+
+SUBMIT_OPTIONS = {"--detach": "", **{option: f", with {option}" for option in ("--after", "--each", "--at-once")}}
+
+
 class Commands(TyperGroup):
     """The group of all commands, with a hint when a job's name is used as a command."""
 
@@ -30,8 +57,15 @@ class Commands(TyperGroup):
         if args and args[0] not in self.commands:
             from ropewalk.jobs.registry import JOBS
 
+            if args[0] in OTHER_NAMES:
+                ctx.fail(f"no command {args[0]!r}; `ropewalk {OTHER_NAMES[args[0]]}` may be what you want")
             if args[0] in JOBS:
                 ctx.fail(f"{args[0]!r} is a job, not a command: `ropewalk run {args[0]} ...` starts one")
+        options = [argument.partition("=")[0] for argument in args[1:]]
+        if args[:1] == ["run"] and (option := next((each for each in options if each in SUBMIT_OPTIONS), None)):
+            ctx.fail(f"`run` follows one run to its end; use `ropewalk submit`, which does not{SUBMIT_OPTIONS[option]}")
+        if sum(option in {"-c", "--config"} for option in options) > 1:
+            ctx.fail("--config is given twice; name one job file, and add the keys that differ as key=value")
         return super().resolve_command(ctx, args)
 
 

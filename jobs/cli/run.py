@@ -77,6 +77,7 @@ def submit(
     ] = None,
     at_once: Annotated[int | None, typer.Option(min=1, metavar="N", help="with --each: run at most N at a time")] = None,
     dry_run: DryRun = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object per run: run, job, directory")] = False,
     help_: HelpFlag = False,
     every_key: AllKeys = False,
 ) -> None:
@@ -95,6 +96,8 @@ def submit(
         return _print_dry_run(job, configs, on, waits=bool(predecessors))
     runs = submit_many(job, configs, on, after=predecessors, at_once=at_once, command=_command())
     _print_notices(runs[0])
+    if as_json:
+        return print("\n".join(json.dumps({"run": run.id, "job": run.record["job"], "directory": str(run.path)}) for run in runs))
     return print("\n".join(run.id for run in runs))
 
 

@@ -107,7 +107,7 @@ def pending_reason(observation: Observation) -> PendingReason | None:
 def _suspension_reason(observation: Observation) -> PendingReason:
     """Return the reason why a Job is suspended that no queue has suspended."""
     if observation.after:
-        return PendingReason(word="Dependency", message=f"it waits for {' and '.join(observation.after)}")
+        return PendingReason(word="Dependency", message=f"waits for {' and '.join(observation.after)}")
     if at_once := observation.details.get("at_once"):
         message = f"only {at_once} of the runs that were submitted with it run at a time"
         return PendingReason(word="Turn", message=message)

@@ -54,7 +54,7 @@ def record(run: RunDir, attempt: int, group: int, **keys: Any) -> None:
                 ("OSError", "[Errno 116] Stale file handle"),
                 ("OSError", "[Errno 98] Address already in use"),
                 ("HTTPError", "503 Server Error: Service Unavailable for url"),
-                ("ProgramFailedError", "the program was ended by SIGSEGV: it said nothing"),
+                ("ProgramFailedError", "the program was ended by SIGSEGV: it printed nothing"),
                 (
                     "ProgramFailedError",
                     "the program ended with exit code 139, as of a program that was ended by SIGSEGV",

@@ -1,6 +1,6 @@
 """The view of an evaluation: its scores as a table, and the result of its gate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.jobs.runs.show.view import RunView
@@ -24,6 +24,7 @@ class EvaluateView(RunView):
         parts: list[Any] = [values_table({key: value for key, value in result.items() if key not in _OWN_TABLE}, "succeeded")]
         if result.get("scores"):
             parts.append(scores_table(result["scores"]))
+        parts += generation_lines(result.get("generations") or [])
         if "gate" in result:
             parts.append(Text("The gate: passed." if result["gate"]["passed"] else "The gate: refused."))
         return Group(*parts)
@@ -56,7 +57,17 @@ class EvaluateView(RunView):
         parts: list[Any] = [run_page({**details, "results": rest})]
         if results.get("scores"):
             parts.append(scores_table(results["scores"]))
-        return Group(*parts)
+        return Group(*parts, *generation_lines(results.get("generations") or []))
+
+
+def generation_lines(generations: Sequence[Mapping[str, str]]) -> list["RenderableType"]:
+    """Return a heading, and a line for each prompt with the text that the model generated."""
+    from rich.text import Text
+
+    from ropewalk.jobs.runs.show.tables import shorten
+
+    lines = [Text.assemble((f"  {each['prompt']}", "bold"), f" {shorten(each['text'], 160)}") for each in generations]
+    return [Text("generations", style="bold"), *lines] if lines else []
 
 
 def scores_table(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> "RenderableType":

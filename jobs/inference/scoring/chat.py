@@ -24,6 +24,11 @@ class Chat:
     def close(self) -> None:
         """Do nothing: the model is in this process."""
 
+    def introduction(self) -> str:
+        """Return the model's name, and a hint if it was not trained on conversations."""
+        has_template = getattr(self.opened.tokenizer, "chat_template", None)
+        return self.opened.name + ("" if has_template else " has no chat template: it continues the text rather than answers")
+
     def answer(self, text: str) -> str:
         """Return the model's answer to a message. Raises DataError if the chat template refuses the conversation."""
         messages = [*self.messages, {"role": "user", "content": text}]

@@ -26,6 +26,10 @@ class EndpointChat:
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self._address, self._resources = "", ExitStack()
 
+    def introduction(self) -> str:
+        """Return the address of the endpoint."""
+        return f"chat with the model that is served at {self.endpoint.address}"
+
     def answer(self, text: str) -> str:
         """Return the endpoint's answer to a message. Raises BackendError if it gives none."""
         messages = [*self.messages, {"role": "user", "content": text}]

@@ -49,7 +49,7 @@ def judge(code: int, stop: signal.Signals | None, context: JobContext, since_byt
     if code == EXIT_REQUEUE or (stop is not None and code == EXIT_DONE):
         raise StopRequested(f"the program exited with {code}{f' after {stop.name}' if stop else ''}")
     if code == EXIT_NEVER_RETRY:
-        raise ProgramRefusedError(f"the program ended with {EXIT_NEVER_RETRY}: {last_words(text) or 'it said nothing'}")
+        raise ProgramRefusedError(f"the program ended with {EXIT_NEVER_RETRY}: {last_words(text) or 'it printed nothing'}")
     if stop is not None:
         context.run.event(STOPPED_UNSAVED, rank=context.rank, exit_code=code, attempt=context.attempt, group=context.group)
         raise StopRequested(f"the program exited with {code} after {stop.name}, without saving")
@@ -58,7 +58,7 @@ def judge(code: int, stop: signal.Signals | None, context: JobContext, since_byt
     ending = text[-ENDING_LETTERS:]
     if code == EXIT_LOST_PEER or (context.world_size > 1 and _LOST_PEER.search(ending) and not is_fault(ending)):
         raise LostPeerError(f"another rank was lost (connection closed by peer): {last_words(text)}")
-    error = ProgramFailedError(f"the program {how_it_ended(code)}: {last_words(text) or 'it said nothing'}")
+    error = ProgramFailedError(f"the program {how_it_ended(code)}: {last_words(text) or 'it printed nothing'}")
     for line in innermost_frame(text):
         error.add_note(line)  # so that the recorded traceback ends with this frame
     raise error

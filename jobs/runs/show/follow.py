@@ -10,7 +10,7 @@ from ropewalk.cluster.fresh_reads import read_afresh
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import mount_of
 from ropewalk.cluster.run.files import read_json
-from ropewalk.cluster.spec import RunState
+from ropewalk.cluster.spec import Engine, RunState
 from ropewalk.jobs.results.metrics import EventTail, latest_metrics
 from ropewalk.jobs.runs.show.events import format_event
 from ropewalk.jobs.runs.show.logs import ProgramOutput
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25
 QUERY_SECONDS = 3.0  # between two queries of the scheduler
 PLAIN_SECONDS = 5.0  # between two lines without a terminal
+SILENT_SECONDS = 2.0  # without a terminal, before the first line
 STARTING = "starting"
 LOST_ANSWERS = 3  # consecutive answers without the run until the run counts as lost
 
@@ -94,7 +95,7 @@ def follow(
                     view.say(text)
             for text in view.news():
                 view.say(text)
-            text = watch.unseen or (f"it waits: {watch.waits}" if watch.waits else "")
+            text = watch.unseen or (f"waiting{_awaited(watch.waits)}" if watch.waits else "")
             if text != notice:
                 notice = text
                 if notice:
@@ -105,15 +106,22 @@ def follow(
             sleep(POLL_SECONDS)
 
 
+def _awaited(reason: str) -> str:
+    """Return a scheduler's reason for a sentence that begins with `waiting`."""
+    return f" for {reason.removeprefix('waits for ')}" if reason.startswith("waits for ") else f": {reason}"
+
+
 def _is_end(event: Mapping[str, Any]) -> bool:
     """Return True for the end of the run, which the caller prints."""
     return event["event"] == "attempt_ended" and RunState(event["state"]).final
 
 
-def _has_begun(run: RunDir) -> bool:
-    """Return True if a process of the job itself has started: not all jobs report progress."""
-    attempts = run.attempts()
-    return bool(attempts) and any(True for _ in run.log_dir(attempts[-1]).glob("rank-*.log"))
+def _start(run: RunDir, view: RunView) -> str:
+    """Return the activity of a run that has not reported progress; not all jobs do."""
+    attempts, has_ranks = run.attempts(), run.record.get("engine") == Engine.RANKS
+    if attempts and any(True for _ in run.log_dir(attempts[-1]).glob("rank-*.log")):
+        return "running: the data and the model are being loaded" if has_ranks and not view.shows_output else "running"
+    return f"{STARTING}: PyTorch and the job's modules are being imported" if has_ranks and attempts else STARTING
 
 
 class _Bar:
@@ -167,8 +175,8 @@ class _Bar:
     def show(self) -> None:
         report = read_json(self.run.progress)
         if not report:
-            if self._stage == STARTING and _has_begun(self.run):
-                self._stage = "running"
+            if (stage := _start(self.run, self._view)) != self._stage:
+                self._stage = stage
                 self._progress.update(self._task, description=self._stage)
                 self._live.refresh()
             return
@@ -187,7 +195,7 @@ class _Lines:
 
     def __init__(self, run: RunDir, console: "Console") -> None:
         self.run, self.console, self._view, self._eta = run, console, view_of(run), _Eta()
-        self._last_text, self._stage, self._next = "", "", 0.0
+        self._last_text, self._stage, self._next = "", STARTING, time.monotonic() + SILENT_SECONDS
 
     def __enter__(self) -> "_Lines":
         return self
@@ -207,7 +215,12 @@ class _Lines:
     def show(self) -> None:
         report = read_json(self.run.progress)
         now = time.monotonic()
-        if not report or (now < self._next and report["stage"] == self._stage):
+        if not report:
+            if now >= self._next and (text := _start(self.run, self._view)) != self._stage:
+                self.say(text)
+                self._stage = text
+            return
+        if now < self._next and report["stage"] == self._stage:
             return
         text = f"{report['stage']}: {describe(report, latest_metrics(self.run), self._eta, self._view)}"
         if text != self._last_text:

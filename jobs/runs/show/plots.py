@@ -25,7 +25,7 @@ def plot_run(run: RunDir, path: Path) -> Path:
 
     run_curves = curves(run)
     if "train/loss" not in run_curves:
-        raise DataError(f"{run.id}: no training metrics yet; nothing to plot")
+        raise DataError(f"{run.id}: no training metrics; nothing to plot")
     with plt.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "font.family": "DejaVu Sans"}):
         figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), width_ratios=[1.7, 1], sharex=True, layout="constrained")
         figure.suptitle(run.id, x=0.012, ha="left", fontsize=12, fontweight="bold")

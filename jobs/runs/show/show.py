@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.names import WANDB_OFFLINE
 from ropewalk.cluster.spec import RunState
-from ropewalk.jobs.runs.show.status import details
+from ropewalk.jobs.runs.show.status import details, wandb_address
 from ropewalk.jobs.runs.show.view import RunView, short_path, view_of
 
 if TYPE_CHECKING:
@@ -39,8 +41,16 @@ def next_steps(view: RunView, state: RunState) -> "RenderableType":
     """Render the files that an ended run has made, and the commands that follow."""
     from ropewalk.jobs.runs.show.fitted_tables import NextSteps
 
-    outputs = [path for path in view.outputs() if "://" in path or Path(path).exists()]
-    return NextSteps([short_path(path) for path in outputs], _commands_after(view, state))
+    commands = _commands_after(view, state)
+    if (view.run.path / WANDB_OFFLINE).exists() and wandb_address(view.run) is None:
+        commands.append(
+            (f"ropewalk sync {view.run.id}", f"send its metrics to W&B; until then in {short_path(str(view.run.wandb))}")
+        )
+    return NextSteps(_outputs(view), commands)
+
+
+def _outputs(view: RunView) -> list[str]:
+    return [short_path(path) for path in view.outputs() if "://" in path or Path(path).exists()]
 
 
 def _commands_after(view: RunView, state: RunState) -> list[tuple[str, str]]:
@@ -61,4 +71,10 @@ def _commands_after(view: RunView, state: RunState) -> list[tuple[str, str]]:
 
 def pictures(run: RunDir, file: Path | None) -> list[Path]:
     """Write the plots of `show --plot`, by default into the run directory, and return their paths. Raises DataError."""
-    return view_of(run).pictures(file)
+    view = view_of(run)
+    try:
+        return view.pictures(file)
+    except DataError as error:
+        if not (outputs := _outputs(view)):
+            raise
+        raise DataError(f"{error}; it made {', '.join(outputs)}") from None

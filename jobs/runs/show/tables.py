@@ -1,5 +1,6 @@
 """Tables and pages of runs for terminals."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from ropewalk.cluster.backends.base import Check
 from ropewalk.cluster.text import counted, format_bytes
+from ropewalk.jobs.results.meanings import meaning_of
 from ropewalk.jobs.results.metrics import broken_words
 from ropewalk.jobs.runs.show.events import format_event, without_cause
 from ropewalk.jobs.runs.show.fitted_tables import DROPPED, FittedTable, LongTable
@@ -17,6 +19,7 @@ from ropewalk.jobs.runs.show.fitted_tables import DROPPED, FittedTable, LongTabl
 LONG_LIST = 200  # rows
 ATTEMPT_DROPPED = ("NODES", "EXIT", "TOOK", "HANDLE")  # of the table of attempts
 ONE_LINE = 10_000  # cells: a width at which no row of a table wraps, for grep
+_HASH = re.compile(r"[0-9a-f]{40,}")
 COLORS = {
     "PENDING": "yellow",
     "RUNNING": "cyan",
@@ -117,9 +120,10 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [head]
     if details["attempt_list"]:
         parts.append(_attempts(details["attempt_list"], details["reason"]))
-    if details["results"]:
-        parts.append(values_table(details["results"], "results"))
-    metrics = {k: v for k, v in details["metrics"].items() if k not in {"step", "attempt", "time"}}
+    results = details["results"] or {}
+    if results:
+        parts.append(values_table(results, "results"))
+    metrics = {k: v for k, v in details["metrics"].items() if k not in {"step", "attempt", "time"} and results.get(k) != v}
     if metrics:
         parts.append(values_table(metrics, f"metrics, last at step {details['metrics']['step']}"))
     lines = [text for event in details["events"] if (text := format_event(event))]
@@ -150,11 +154,13 @@ def _attempts(attempts: Sequence[Mapping[str, Any]], reason: str) -> Table:
 
 
 def values_table(values: Mapping[str, Any], title: str) -> Table:
-    """Return a table of names and values, one per line."""
-    rows = table("", ">", title=title)
+    """Return a table of names, values and, if there is room, their meanings, one per line."""
+    meanings = [meaning_of(key) for key in values]
+    explained = any(meanings)
+    rows = table("", ">", *(["MEANING"] if explained else []), title=title, dropped=("MEANING",))
     rows.show_header = False
-    for key, value in values.items():
-        rows.add_row(key, number(value))
+    for (key, value), meaning in zip(values.items(), meanings, strict=True):
+        rows.add_row(key, number(value), *([Text(meaning, style="dim")] if explained else []))
     return rows
 
 
@@ -210,7 +216,7 @@ def number(value: Any) -> str:
         nested = any(isinstance(inner, (Mapping, list, tuple)) for inner in value)
         return shorten(counted(len(value), "value") if nested else ", ".join(map(number, value)), 160) or "none"
     if not isinstance(value, (int, float)):
-        return shorten(str(value), 160)
+        return f"{value[:12]}…" if _HASH.fullmatch(str(value)) else shorten(str(value), 160)
     if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
         return f"{int(value):,}"
     return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"

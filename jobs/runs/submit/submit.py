@@ -15,6 +15,7 @@ from ropewalk.cluster.config import CodeConfig, JobConfig, PathView, Resources
 from ropewalk.cluster.config_reader import apply_override, load_config, read_job_file, read_yaml
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir, runs_root
+from ropewalk.cluster.run.files import dated_label
 from ropewalk.cluster.run.project import project_directory
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import JOBS, config_of, find_job, view_class
@@ -118,7 +119,7 @@ def project_record(job: str, config: JobConfig, root: Path | None) -> dict[str, 
 
 def dry_run_directory(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
     """Make the run of a dry run, which has a record but no files."""
-    path = runs_root() / f"{config.name or record['job']}-dry-run"
+    path = runs_root() / f"{dated_label(config.name or record['job'])}-dry-run"
     return RunDir(path, record={"run": path.name, **record})
 
 

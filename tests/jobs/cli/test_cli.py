@@ -1,6 +1,7 @@
 """The command as a user types it: exit codes, one-line mistakes, JSON, over a cluster that is made up."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,20 @@ def test_submit_prints_the_run_id_alone(shell: Shell) -> None:
     assert RunDir(shell.home / "runs" / first).record["resources"]["nodes"] == "1..4"
     second = shell("submit", *pretrain("--on", "slow", "--after", first[:25])).strip()
     assert shell.asked("submit")[1] == {"verb": "submit", "run": second, "nodes": "1", "after": [first]}
+
+
+def test_submit_as_json(shell: Shell) -> None:
+    shell("submit", *pretrain("--on", "slow", "--each", "seed=1,2", "--json"))
+    runs = RunDir.all(shell.home / "runs")
+    assert [json.loads(line) for line in shell.out.splitlines()] == [
+        {"run": run.id, "job": "pretrain", "directory": str(run.path)} for run in runs
+    ]
+
+
+def test_a_name_is_the_beginning_of_the_id(shell: Shell) -> None:
+    run = shell("submit", *pretrain("--on", "slow", "name=My run/1")).strip()
+    assert run.startswith("my-run-1-")
+    assert "my-run-1-dry-run" in shell("submit", *pretrain("--on", "local", "name=My run/1", "--dry-run"))
 
 
 def test_a_file_and_overrides_in_any_order(shell: Shell) -> None:
@@ -127,6 +142,13 @@ def test_a_scheduler_that_refuses(shell: Shell) -> None:
         (("show",), "RUN"),
         (("logs", "x", "--rank", "first"), "'--rank'"),
         (("fly",), "fly"),
+        (("stop", "x"), "`ropewalk cancel RUN`"),
+        (("train",), "`ropewalk run pretrain`"),
+        (("list",), "`ropewalk ps --all`"),
+        (("status",), "`ropewalk ps --all`"),
+        (("run", *pretrain("--each", "seed=1..2")), "use `ropewalk submit`, which does not, with --each"),
+        (("run", *pretrain("--detach")), "use `ropewalk submit`"),
+        (("run", *pretrain("-c", "a.yaml", "--config=b.yaml")), "--config is given twice; name one job file"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(shell: Shell, sentence: tuple[str, ...], message: str) -> None:
@@ -165,6 +187,43 @@ def test_show_plots(shell: Shell, running: RunDir) -> None:
     assert Path("here.png").read_bytes().startswith(b"\x89PNG")
     shell("show", running.id, "not/yet/there.png")
     assert Path("not/yet/there.png").exists()
+
+
+def test_show_plot_of_a_job_without_metrics_names_its_page(shell: Shell) -> None:
+    run = RunDir.create("evaluate", {"job": "evaluate", "config": {"model": "m"}, "cluster": "good"}, shell.home / "runs")
+    assert "no training metrics; nothing to plot\n" in shell.mistake("show", run.id, "--plot")
+    report = run.path / "evaluation/report.html"
+    report.parent.mkdir()
+    report.touch()
+    assert f"it made {report.relative_to(shell.home)}" in shell.mistake("show", run.id, "--plot")
+
+
+class _Chat:
+    def introduction(self) -> str:
+        return "base has no chat template"
+
+    def answer(self, text: str) -> str:
+        return text.upper()
+
+    def close(self) -> None:
+        print("closed")
+
+
+def test_chat_says_with_whom_and_how_it_ends(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["hello", ""])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    monkeypatch.setattr("ropewalk.jobs.runs.models.find_model.find_model", lambda _: None)
+    monkeypatch.setattr("ropewalk.jobs.inference.scoring.endpoint_chat.find_endpoint", lambda _: None)
+    monkeypatch.setattr("ropewalk.jobs.inference.scoring.chat.open_chat", lambda *_, **__: _Chat())
+    shell("chat", "base")
+    assert shell.out == "HELLO\nclosed\n"
+    assert shell.err == "loading base ...\nbase has no chat template. An empty line ends the conversation.\n"
+
+
+def test_chat_refuses_a_wrong_name_before_it_loads_anything(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ropewalk.jobs.inference.scoring.endpoint_chat", None)
+    assert "'nobody' is neither a Hugging Face directory" in shell.mistake("chat", "nobody")
 
 
 def test_logs_tell_who_spoke(shell: Shell, running: RunDir) -> None:

@@ -88,6 +88,7 @@ def test_a_program_that_tells_nothing_is_running_once_it_has_started(running: Ru
         log.unlink()
     follow(running, Console(file=out, width=200, force_terminal=True), sleep=go_on)
     assert "running" not in observed[0]
+    assert "starting: PyTorch and the job's modules are being imported" in observed[0]
     assert "running" in out.getvalue()
 
 

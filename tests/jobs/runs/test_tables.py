@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.files import append_line, write_json
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.cli.main import PANELS
 from ropewalk.jobs.registry import JOBS
@@ -191,6 +191,35 @@ def test_show_and_why_name_an_error_once(tmp_path: Path) -> None:
     explained = diagnosis_page(run, diagnose(run, states([run])[run.id]))
     for lines in (printed(page(run)), printed(explained)):
         assert sum(cause in line for line in lines) == 1
+
+
+def test_figures_are_explained_where_there_is_room_and_shown_once(tmp_path: Path) -> None:
+    results = {
+        "loss": 2.5,
+        "n": 64,
+        "model_weights": "0123456789abcdef" * 4,
+        "generations": [{"prompt": "Once", "text": "upon\na"}],
+    }
+    lines = printed(page(make_run("evaluate", tmp_path, CONFIGS["evaluate"], results)), width=120)
+    for texts in (("n", "64", "sequences that were scored"), ("model_weights", "0123456789ab…"), ("Once", "upon a")):
+        assert any(all(text in line for text in texts) for line in lines)
+    run = make_run("pretrain", tmp_path, CONFIGS["pretrain"], {"train/loss": 1.5, "validation/loss": 2.0})
+    append_line(run.metrics, {"step": 3, "attempt": 1, "time": 1.0, "train/loss": 1.5, "validation/loss": 2.5})
+    text = "\n".join(printed(page(run)))
+    assert (text.count("train/loss"), text.count("validation/loss")) == (1, 2)
+
+
+def test_offline_files_of_wandb_are_named_until_they_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run("pretrain", tmp_path / "runs", CONFIGS["pretrain"], {})
+    run.wandb.mkdir()
+    line = f"  ropewalk sync {run.id}"
+    assert line not in printed(page(run))
+    write_json(run.wandb / "offline.json", 3)
+    lines = printed(page(run))
+    assert f"until then in {short_path(str(run.wandb))}" in lines[lines.index(line) + 1]
+    write_json(run.wandb / "address.json", {"address": "https://wandb.example/me/x"})
+    assert line not in printed(page(run))
 
 
 def test_lines_to_copy_are_not_broken() -> None:

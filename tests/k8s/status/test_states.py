@@ -123,8 +123,8 @@ def test_who_is_held_names_only_the_runs_that_it_still_waits_for(tmp_path: Path)
     def why() -> str:
         return run_state(held, observe(cast("Kubernetes", Cluster()), [held])[held.id]).reason
 
-    assert why() == f"it waits for {first.id} and {second.id}"
+    assert why() == f"waits for {first.id} and {second.id}"
     first.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=1.0))
-    assert why() == f"it waits for {second.id}"
+    assert why() == f"waits for {second.id}"
     second.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=1.0))
     assert why().startswith("its dependencies have ended")

@@ -212,7 +212,7 @@ def test_after_a_run_that_succeeds(namespace: Namespace, start: Start) -> None:
     first = start(steps=30)
     second = start(steps=2, submit=False)
     second.backend.submit(second.run, second.resources, [first.run.id])
-    assert (second.state.state, second.state.reason) == (RunState.PENDING, f"it waits for {first.run.id}")
+    assert (second.state.state, second.state.reason) == (RunState.PENDING, f"waits for {first.run.id}")
     assert first.finish().state is RunState.SUCCEEDED
     assert second.finish().state is RunState.SUCCEEDED
     assert second.run.read_metrics()[0]["time"] > first.run.read_metrics()[-1]["time"]

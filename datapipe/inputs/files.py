@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ FILES_A_UNIT = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
-    """One file of the input; `name` is relative to the start of its pattern, `version` changes with the content."""
+    """One file of the input; `name` is relative to a folder of its pattern, `version` changes with the content."""
 
     url: str
     name: str
@@ -83,7 +84,10 @@ def kind_of(name: str) -> str | None:
 
 
 def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
-    """List every file of the patterns once, by path. Raises DataError for a pattern without files, or an unknown ending."""
+    """List every file of the patterns once, by path. Raises DataError for a pattern without files, or an unknown ending.
+
+    Names are relative to the start of the pattern, or, if that would give two files one name, to the start of all patterns.
+    """
     by_url: dict[str, InputFile] = {}
     for pattern in patterns:
         files = list(expand(pattern))
@@ -97,7 +101,13 @@ def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
             )
         for file in files:
             by_url.setdefault(file.url, file)
-    return [by_url[url] for url in sorted(by_url)]
+    listed = [by_url[url] for url in sorted(by_url)]
+    if len({file.name for file in listed}) == len(listed):
+        return listed
+    folders = {file.url.removesuffix(file.name) for file in listed}
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*(folder.split("/") for folder in folders), strict=False))
+    start = "/".join(parts[0] for parts in shared)
+    return [replace(file, name=file.url.removeprefix(start).lstrip("/")) for file in listed]
 
 
 class _LinkedFiles(LocalFileSystem):  # type: ignore[misc]

@@ -208,6 +208,14 @@ def test_globs_directories_and_files_are_listed_once_in_order(tmp_path: Path) ->
     assert [f.name for f in list_inputs([str(tmp_path / "a[1].jsonl")])] == ["a[1].jsonl"]
 
 
+def test_files_of_one_name_are_named_from_the_folder_that_all_patterns_share(tmp_path: Path) -> None:
+    for name in ("set/a/x.jsonl", "set/b/x.jsonl", "set/b/deep/y.jsonl"):
+        write_lines(tmp_path / name, [{"text": name}])
+    patterns = [str(tmp_path / "set/a/*.jsonl"), str(tmp_path / "set/b/**/*.jsonl")]
+    assert [f.name for f in list_inputs(patterns)] == ["a/x.jsonl", "b/deep/y.jsonl", "b/x.jsonl"]
+    assert [f.name for f in list_inputs(patterns[1:])] == ["deep/y.jsonl", "x.jsonl"]
+
+
 def test_links_to_folders_are_gone_through(tmp_path: Path) -> None:
     write_lines(tmp_path / "elsewhere/deep/x.jsonl", [{"text": "x"}])
     corpus = tmp_path / "corpus"

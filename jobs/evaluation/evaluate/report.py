@@ -20,10 +20,13 @@ from ropewalk.jobs.runs.models.evaluations import FOLDER, METRICS, REPORT, items
 from ropewalk.jobs.runs.show.plots import as_png, draw_reliability
 from ropewalk.jobs.runs.show.run_page import gate_sections, subject_of, write_run_page
 
-_LOSS = "nats per token; n: sequences (validation during training scores fewer of the same split)"
-_BITS = "the same loss per byte of text, comparable between tokenizers"
-_UNIGRAM = "the loss if each token is guessed by its frequency in the training text alone: a useful model is well below"
-_CALIBRATION = "expected calibration error: mean distance between confidence and accuracy; n: tokens"
+_MEANINGS = {
+    "loss": "nats per token; n: sequences. Validation during training scores fewer sequences of the same split",
+    "bits_per_byte": "the same loss per byte of text, comparable between tokenizers",
+    "perplexity": "e to the power of the loss",
+    "unigram_loss": "the loss of guessing each token by its frequency in the training text alone; a useful model is well below",
+    "token_calibration": "expected calibration error, the mean distance between confidence and accuracy; n: tokens",
+}
 
 
 def log_scores(context: JobContext, evaluated: Evaluated) -> None:
@@ -80,17 +83,18 @@ def interval_words(score: Score) -> str:
 def _held_out(results: dict[str, Any]) -> list[str]:
     if "loss" not in results:
         return []
-    table = Table("Held-out text", ("figure", ">value", ">± SE", ">n", "meaning"))
+    table = Table("Held-out text", ("figure", ">value", ">± SE", ">n"))
     calibration = results["token_calibration"]
-    table.row("loss", f"{results['loss']:.4f}", _number(results["standard_error"]), f"{results['n']:,}", _LOSS)
-    table.row("bits_per_byte", f"{results['bits_per_byte']:.4f}", "", "", _BITS)
-    table.row("perplexity", f"{results['perplexity']:.2f}", "", "", "e to the power of the loss")
-    table.row("unigram_loss", f"{results['unigram_loss']:.4f}", "", "", _UNIGRAM)
+    table.row("loss", f"{results['loss']:.4f}", _number(results["standard_error"]), f"{results['n']:,}")
+    table.row("bits_per_byte", f"{results['bits_per_byte']:.4f}", "", "")
+    table.row("perplexity", f"{results['perplexity']:.2f}", "", "")
+    table.row("unigram_loss", f"{results['unigram_loss']:.4f}", "", "")
     error = _number(calibration["standard_error"])
-    table.row("token_calibration", f"{calibration['ece']:.4f}", error, f"{calibration['n']:,}", _CALIBRATION)
+    table.row("token_calibration", f"{calibration['ece']:.4f}", error, f"{calibration['n']:,}")
+    meanings = [paragraph(f"{name}: {text}.", "note") for name, text in _MEANINGS.items()]
     drawn = as_png(lambda axis: draw_reliability(axis, calibration["bins"]))
     note = "bars on the dashed line: right as often as the model is confident"
-    return [table.html(), picture("Calibration of the next token", drawn, note)]
+    return [table.html(), *meanings, picture("Calibration of the next token", drawn, note)]
 
 
 def _tasks(evaluated: Evaluated) -> list[str]:

@@ -103,6 +103,6 @@ def _personal(facts: DataFacts) -> str:
     if not chosen:
         return "The data set was not searched for personal data (`pii` was not set). Assume that it contains some."
     counts = facts.report.get("pii")
-    counts_text = f" Replaced: {code(json.dumps(counts, default=str))}." if counts else ""
+    counts_text = f" Replaced: {', '.join(f'{plain(name)} {count:,}' for name, count in counts.items())}." if counts else ""
     rest = " Data that no pattern recognizes, such as names, remains."
     return f"Replaced where they were recognized: {', '.join(chosen)}.{counts_text}{rest}"

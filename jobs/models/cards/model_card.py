@@ -130,6 +130,10 @@ def _evaluation(facts: ModelFacts) -> str:
     return head + "\n".join(rows)
 
 
+def _condition_words(condition: Any) -> str:
+    return plain(condition["words"] if isinstance(condition, dict) else condition)
+
+
 def _limits(facts: ModelFacts) -> str:
     text = (
         "It may repeat false statements of its training data, and parts of it verbatim."
@@ -139,7 +143,7 @@ def _limits(facts: ModelFacts) -> str:
         return f"{text}\n\nIt was not audited: run `ropewalk run audit model={facts.name} suites=[...]`."
     gates = [
         f"- `{gate['run']}`: "
-        + ("passed" if gate.get("passed") else f"refused: {plain(json.dumps(public(gate.get('failed')), default=str))}")
+        + ("passed" if gate.get("passed") else f"refused: {'; '.join(map(_condition_words, gate.get('failed') or ()))}")
         for gate in facts.gates
     ]
     return f"{text}\n\nIts gates:\n\n" + ("\n".join(gates) or "none")

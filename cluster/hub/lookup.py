@@ -17,7 +17,8 @@ from ropewalk.cluster.hub.source import (
     list_url,
     read_local,
 )
-from ropewalk.cluster.hub.store import STORE_VARIABLE, Store, version_folder
+from ropewalk.cluster.hub.store import Store, version_folder
+from ropewalk.cluster.run.names import STORE_VARIABLE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -226,7 +226,9 @@ def list_url(url: str, where: str) -> Source:
             )
         )
     version = sha256("".join(file.digest for file in files).encode()).hexdigest()[:40]
-    return Source(label=url, name=re.sub(r"[^\w./-]+", "/", url).strip("/"), version=version, files=tuple(files))
+    return Source(
+        label=url, name=f"{url.partition(':')[0]}/{url.rstrip('/').rpartition('/')[2]}", version=version, files=tuple(files)
+    )
 
 
 def _read_fsspec(fs: Any, path: str, offset: int) -> Iterator[bytes]:

@@ -27,20 +27,13 @@ from ropewalk.cluster.hub import progress
 from ropewalk.cluster.hub.choose import INDEX
 from ropewalk.cluster.hub.source import RateLimitedError, RemoteFile, Source
 from ropewalk.cluster.run.files import make_private, sync_folder, write_atomically
+from ropewalk.cluster.run.names import STORE_VARIABLE
 from ropewalk.cluster.text import format_bytes
 
-STORE_VARIABLE = "ROPEWALK_STORE"
-STORE_FOLDER = ".hub"  # under the runs' root, unless the variable names another folder
 AT_ONCE = 4  # files that are fetched at the same time
 PATIENCE_SECONDS = 120.0  # without a byte
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)  # a repetition does not help
 MARGIN_BYTES = 64 << 20  # of free space beside the files
-
-
-def store_folder(root: Path) -> Path:
-    """Return the store of runs under `root`: $ROPEWALK_STORE, else a folder beside them."""
-    folder = os.environ.get(STORE_VARIABLE)
-    return Path(folder).expanduser().absolute() if folder else root.absolute() / STORE_FOLDER
 
 
 def version_folder(folder: str, source: Source, selection: str = "") -> str:

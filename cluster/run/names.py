@@ -18,6 +18,8 @@ WANDB_ADDRESS = "wandb/address.json"  # address of the run's W&B page: {address}
 ATTEMPTS = "attempts"
 PREPARED_DATA = "data.json"
 PREPARED_FOLDER = ".prepared"  # beside the runs: data sets prepared from conversations, shared by runs
+STORE_VARIABLE = "ROPEWALK_STORE"  # names another folder instead of the next one
+STORE_FOLDER = ".hub"  # beside the runs: models and data fetched from the hub
 
 # of the local backend, in the run directory
 SUPERVISOR = "supervisor.json"

@@ -32,8 +32,8 @@ def gc(
 ) -> None:
     """List files that no run needs, and with --yes delete them.
 
-    Copies of code, prepared data, work folders of data sets that ended unfinished, rests of removed runs, and exports of old
-    registered versions without an alias. Copies and data younger than a day are kept.
+    Copies of code, prepared data, fetched models and data, work folders of data sets that ended unfinished, rests of removed
+    runs, and exports of old registered versions without an alias. Copies and data younger than a day are kept.
     """
     from ropewalk.cluster.run.disk import disk_bytes
     from ropewalk.cluster.text import format_bytes

@@ -116,7 +116,8 @@ def lineage_of(run: RunDir) -> list[tuple[str, str | None]]:
         if weights is None:
             break
         if weights.path is not None:
-            ancestors.append((str(public(weights.path)), _license(Path(weights.path))))
+            fetched = {item["path"]: str(item["name"]).removeprefix("hf://") for item in run.record.get("fetched") or ()}
+            ancestors.append((fetched.get(weights.path) or str(public(weights.path)), _license(Path(weights.path))))
             break
         ancestors.append((str(weights.run), None))
         try:

@@ -1,4 +1,4 @@
-"""Files under a runs' root that no run needs any more: code copies, prepared data, work folders, interrupted deletions."""
+"""Files under a runs' root that no run needs any more: code copies, prepared and fetched data, work folders, rests."""
 
 import shutil
 import time
@@ -20,7 +20,7 @@ YOUNG_SECONDS = 24 * 3600.0  # a run that is being submitted or prepares its dat
 class Garbage(NamedTuple):
     """A file or folder that can be deleted, and the reason."""
 
-    kind: str  # code | prepared | work | removed | version
+    kind: str  # code | prepared | fetched | work | removed | version
     path: Path
     bytes: int
     reason: str
@@ -40,6 +40,7 @@ def find_garbage(root: Path) -> Iterator[Garbage]:
         for path in _old_entries(folder):
             if not any(path.name in text for text in texts) and not any(run_id in path.name for run_id in live):
                 yield Garbage(kind, path, disk_bytes(path), reason)
+    yield from _fetched(root / names.STORE_FOLDER, texts)
     yield from _work_folders(runs)
     for path in sorted((root / REMOVED).glob("*")):
         yield Garbage("removed", path, disk_bytes(path), "rest of a removed run")
@@ -66,6 +67,20 @@ def _old_entries(folder: Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             if time.time() - path.lstat().st_mtime > YOUNG_SECONDS:
                 yield path
+
+
+def _fetched(store: Path, texts: Sequence[str]) -> Iterator[Garbage]:
+    """Yield the fetched versions that no run names, and the contents that only they have."""
+    needed: set[int] = set()  # inodes of contents; versions hold links to them
+    for folder in sorted(store.glob("[!.]*/*/[!.]*@*")):  # KIND/ORG/NAME@COMMIT
+        is_old = time.time() - folder.lstat().st_mtime > YOUNG_SECONDS
+        if is_old and not any(folder.name in text for text in texts):
+            yield Garbage("fetched", folder, 0, "no run uses this version; it can be fetched again")
+        else:
+            needed |= {path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
+    for blob in _old_entries(store / "blobs"):
+        if blob.stat().st_ino not in needed:
+            yield Garbage("fetched", blob, blob.stat().st_size, "content of versions that no run uses, or of an unfinished fetch")
 
 
 def _work_folders(runs: Sequence[RunDir]) -> Iterator[Garbage]:

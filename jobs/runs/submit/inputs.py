@@ -1,17 +1,21 @@
 """Inputs of a submission that are on the hub or at a URL: looked up, pinned in the configuration, and fetched."""
 
+import os
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.hub.names import SCHEME, HubName, parse_plain, parse_url
+from ropewalk.cluster.run.names import STORE_FOLDER, STORE_VARIABLE
 
 if TYPE_CHECKING:
     from ropewalk.cluster.hub.choose import Need
     from ropewalk.cluster.hub.lookup import Version
+    from ropewalk.cluster.hub.store import Store
 
 _FILE_ENDINGS = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".pq", ".csv", ".txt", ".yaml", ".yml", ".arrow", ".warc", ".wet")
 
@@ -34,12 +38,18 @@ class Inputs:
     root: Path  # of the runs
     versions: "dict[tuple[HubName | str, Need], Version]" = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        from ropewalk.cluster.hub.store import STORE_FOLDER, Store, store_folder  # imports huggingface_hub
+    @cached_property
+    def folder(self) -> Path:
+        """The store: $ROPEWALK_STORE, else a folder beside the runs."""
+        variable = os.environ.get(STORE_VARIABLE) if self.backend.shares_files else None
+        return Path(variable).expanduser().absolute() if variable else self.root.absolute() / STORE_FOLDER
 
-        shares_files = self.backend.shares_files
-        self.folder = store_folder(self.root) if shares_files else self.root.absolute() / STORE_FOLDER
-        self.store = Store(self.folder) if shares_files else None
+    @cached_property
+    def store(self) -> "Store | None":
+        """The store, if this machine can access it."""
+        from ropewalk.cluster.hub.store import Store  # imports huggingface_hub
+
+        return Store(self.folder) if self.backend.shares_files else None
 
     def pin(self, config: JobConfig) -> tuple[JobConfig, list[FetchedInput]]:
         """Return a configuration with paths in the store instead of names, and what these stand for.
@@ -95,9 +105,10 @@ class Inputs:
 
     def fetch(self) -> None:
         """Fetch what is missing. Raises ConfigError, DataError, StorageError, BackendError."""
-        pending = self.pending()
+        if not (pending := self.pending()):
+            return
         if self.store is not None:
             for version in pending:
                 version.fetch(self.store)
-        elif pending:
+        else:
             self.backend.fetch([(version.location, version.need) for version in pending], self.backend.path_there(self.folder))

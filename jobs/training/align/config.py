@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ropewalk.cluster.config import CodeConfig, InputPath, PathView, Section, UnsetGpus, default_text
+from ropewalk.cluster.config import CodeConfig, InputPath, PathView, Resolve, Section, UnsetGpus, default_text
 from ropewalk.cluster.errors import DataError
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import template_name
@@ -255,6 +255,14 @@ class AlignConfig(TrainingConfig):
     def project(self) -> tuple[str, CodeConfig] | None:
         """Return the user's own code that GRPO's rewards need."""
         return (self.grpo.directory, self.grpo.code) if self.method == "grpo" and self.grpo.own_code else None
+
+    def with_inputs(self, resolve: Resolve) -> Self:
+        """Return the configuration with its inputs replaced, also the models that rewards name. Raises ConfigError."""
+        config = super().with_inputs(resolve)
+        rewards = tuple(reward.with_model(resolve) for reward in config.grpo.rewards)
+        if rewards == config.grpo.rewards:
+            return config
+        return config.model_copy(update={"grpo": config.grpo.model_copy(update={"rewards": rewards})})
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError or DataError unless local files exist and the named runs train a model."""

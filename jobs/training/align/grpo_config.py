@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ropewalk.cluster.config import CodeConfig, DataPath, Section, default_text
+from ropewalk.cluster.config import CodeConfig, DataPath, Resolve, Section, default_text
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.align.reward_functions import check_name
 
@@ -32,6 +32,13 @@ class RewardConfig(Section):
         except ConfigError as error:
             raise ValueError(str(error).removeprefix("rewards: ")) from None
         return self
+
+    def with_model(self, resolve: Resolve) -> "RewardConfig":
+        """Return the reward with its model, if it has one, replaced by what `resolve` returns."""
+        if self.name != "model" or not isinstance(self.options.get("of"), str):
+            return self
+        model = resolve("grpo.rewards.model.of", self.options["of"], "model")
+        return self.model_copy(update={"options": {**self.options, "of": model}})
 
     @property
     def label(self) -> str:

@@ -96,6 +96,12 @@ def test_every_kind_of_key_takes_a_name(shell: Shell, hub: FakeHub) -> None:
     items = f"files/org/boolq@{COMMIT}/data/validation.jsonl"
     evaluate = ("evaluate", "model=org/base", "tasks=[boolq]", "task_files={boolq: org/boolq}")
     assert fetched(*evaluate) == {"model": base, "task_files.boolq": stored(shell, items)}
+    rewards = "grpo={rewards: [{model: {of: org/base}}]}"
+    assert fetched("align", "model.path=org/base", "data=org/chats", "method=grpo", "steps=3", rewards) == {
+        "model.path": base,
+        "data": stored(shell, f"data/org/chats@{COMMIT}"),
+        "grpo.rewards.model.of": base,
+    }
     assert fetched("serve", "model=org/base") == {"model": base}
     assert fetched("distill", "teacher=org/base", "student.path=org/base", "data=org/tokens", "steps=3") == {
         "teacher": base,

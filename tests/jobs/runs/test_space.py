@@ -56,6 +56,30 @@ def test_a_run_that_nothing_refers_to_is_deleted_with_all_files(root: Path, tmp_
     assert "no run" in shell.mistake("rm", run.id)
 
 
+def test_fetched_versions_that_no_run_names_are_garbage_with_what_only_they_have(root: Path, shell: Shell) -> None:
+    store = root / ".hub"
+    for version, names in {"old": ("shared", "weights"), "new": ("shared", "other")}.items():
+        folder = store / f"models/org/name@{version}"
+        folder.mkdir(parents=True)
+        for name in names:
+            blob = store / "blobs" / name
+            blob.parent.mkdir(exist_ok=True)
+            if not blob.exists():
+                blob.write_bytes(b"x" * 1000)
+            os.link(blob, folder / f"{name}.safetensors")
+    (store / "blobs/rest.partial").write_bytes(b"x" * 500)
+    run = ran(root, config={"model": {"path": str(store / "models/org/name@new")}})
+    assert shell("gc") == "nothing to delete\n", "what is young is kept"
+    for path in (*store.glob("blobs/*"), *store.glob("models/org/*")):
+        age(path)
+    items = json.loads(shell("gc", "--yes", "--json"))
+    assert items["bytes"] == 1500
+    assert {path.name for path in store.rglob("*") if path.is_file()} == {
+        *("shared", "other", "shared.safetensors", "other.safetensors"),
+    }
+    assert run.path.exists()
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -37,6 +37,7 @@ SET_BY_OTHERS = {
 WATCHED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the hub; those of fetching have one of their own
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # jobs of tests compute on the CPU on machines with GPUs too
 
 pytest_plugins = ["tests.workers"]

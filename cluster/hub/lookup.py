@@ -1,5 +1,7 @@
 """Lookup of a name on the hub or of a URL: the version that it means now, and the files of it that a key needs."""
 
+import math
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,6 +21,9 @@ from ropewalk.cluster.hub.source import (
 )
 from ropewalk.cluster.hub.store import Store, version_folder
 from ropewalk.cluster.run.names import STORE_VARIABLE
+
+PAUSE_SECONDS = 30.0  # before a hub that did not answer is asked again
+_unreachable: dict[str, tuple[float, str]] = {}  # by address: when the hub did not answer, and why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,7 @@ def _version(location: str, need: Need, source: Source, path: str, where: str) -
 def _list(name: HubName, need: Need, where: str, store: Store | None) -> Source:
     reference = f"{'datasets' if name.is_dataset else 'models'}/{name.repository}"
     try:
-        source = list_repository(name, where)
+        source = _ask(name, where)
     except HubUnreachableError as error:
         commit = store.commit_of(reference, name.revision) or name.revision if store else None
         present = (_stored(name, need, commit, store) if store and commit else None) or list_cached(name)
@@ -90,6 +95,18 @@ def _list(name: HubName, need: Need, where: str, store: Store | None) -> Source:
     if store is not None:
         store.remember_commit(reference, name.revision, source.version)
     return source
+
+
+def _ask(name: HubName, where: str) -> Source:
+    """List a repository. A hub that has just not answered is not asked again: a job names several repositories."""
+    time_asked, reason = _unreachable.get(endpoint(), (-math.inf, ""))
+    if time.monotonic() - time_asked < PAUSE_SECONDS:
+        raise HubUnreachableError(reason)
+    try:
+        return list_repository(name, where)
+    except HubUnreachableError as error:
+        _unreachable[endpoint()] = (time.monotonic(), str(error))
+        raise
 
 
 def _stored(name: HubName, need: Need, commit: str, store: Store) -> Source | None:

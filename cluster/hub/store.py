@@ -126,6 +126,8 @@ class Store:
 
     def _fetch_file(self, file: RemoteFile, advance: Callable[[int], None]) -> None:
         blob = self._blob(file)
+        with suppress(OSError):  # missing, or another user's
+            os.utime(blob)  # `gc` keeps what is young
         if blob.exists():
             return advance(file.size)
         with self._partial_file(blob) as stream:
@@ -163,6 +165,8 @@ class Store:
                 self._make(path.parent)
                 try:
                     os.link(self._blob(file), path)
+                except FileNotFoundError:
+                    raise
                 except OSError:  # a file system without hard links
                     path.symlink_to(os.path.relpath(self._blob(file), path.parent))
             _check_shards(temporary, source)

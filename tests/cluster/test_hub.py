@@ -48,6 +48,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with serving(FakeHub({"models/org/name": MODEL, "datasets/org/rows": {"README.md": b"-", **ROWS}})) as fake:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", fake.address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{fake.address}/{URL}")
         yield fake
 
@@ -169,6 +170,9 @@ def test_a_hub_that_is_silent_is_given_up_after_five_seconds(hub: FakeHub, store
     with pytest.raises(ConfigError, match=r"cannot be reached \(no answer within 5 s.*ropewalk fetch.*HF_ENDPOINT"):
         look_up("hf://org/name", "model", "model.path: hf://org/name", store)
     assert 4 < time.monotonic() - began < 9
+    with pytest.raises(ConfigError, match="no answer within 5 s"):
+        look_up("hf://org/rows", "data", "data: hf://org/rows", store)
+    assert time.monotonic() - began < 9, "the next name waits again"
 
 
 def test_without_a_hub_the_version_that_is_here_is_used(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.config import JobConfig
+from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.hub.names import SCHEME, HubName, parse_plain, parse_url
 from ropewalk.cluster.run.names import STORE_FOLDER, STORE_VARIABLE
 
@@ -73,7 +74,12 @@ class Inputs:
 
         if (name, need) not in self.versions:
             shown = value if "://" in value else str(name)
-            self.versions[name, need] = look_up(name, need, f"{key}: {shown}", self.store)
+            try:
+                self.versions[name, need] = look_up(name, need, f"{key}: {shown}", self.store)
+            except ConfigError as error:
+                if need != "tokens" or "://" in value:
+                    raise
+                raise ConfigError(f"{error}; or make it with `ropewalk run preprocess output={name}`") from None
         return self.versions[name, need]
 
     def _name_of(self, value: str, need: "Need") -> HubName | str | None:

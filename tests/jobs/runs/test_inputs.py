@@ -46,6 +46,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         for name, value in {
             "ENDPOINT": fake.address,
+            "HF_HUB_OFFLINE": False,
             "HF_HUB_CACHE": str(tmp_path / "hf/hub"),
             "HUGGINGFACE_CO_URL_TEMPLATE": f"{fake.address}/{URL}",
         }.items():
@@ -132,6 +133,7 @@ def test_a_mistake_is_told_before_anything_is_fetched(shell: Shell, hub: FakeHub
         "run", "preprocess", "input=source/chats.jsonl", "output=out", "tokenizer.path=org/other"
     )
     assert "cannot be reached (no answer within 5 s)" in shell.err
+    assert "or make it with `ropewalk run preprocess output=out/tokens`" in shell.mistake("run", *pretrain("data=out/tokens"))
     assert not RunDir.all(shell.home / "runs")
 
 

@@ -21,6 +21,7 @@ from ropewalk.k8s.backend import K8sBackend
 from ropewalk.k8s.volume.reader import READER
 from tests.fakes.hub import COMMIT, FakeHub, serving
 
+URL = "{repo_id}/resolve/{revision}/{filename}"
 MODEL = {"config.json": b'{"model_type": "llama"}', "model.safetensors": bytes(range(256)) * 8000}
 
 
@@ -54,6 +55,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", fake.address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{fake.address}/{URL}")
         yield fake
 
 

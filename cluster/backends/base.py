@@ -48,6 +48,7 @@ class Check:
     name: str
     ok: bool
     detail: str
+    optional: bool = False  # a part that only some runs need
 
 
 class Backend(ABC):

@@ -1,5 +1,6 @@
 """The commands `export` (write a run's model) and `sync` (send runs to W&B)."""
 
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,6 +53,10 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
         if not export_on_cluster(run, target, step, options):
             if step is not None:
                 _check_step(run, step)
+            sys.stderr.write(f"exporting {run.id} to {directory} ...\n")
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()
             export_with_cards(run, target, step, adapter=adapter, ema=ema, best=best)
 
     if form == "hf":

@@ -56,7 +56,7 @@ def models(
     else:
         for model in matching:
             console().print(_versions_table(model))
-            if name is not None:
+            if name is not None and any(model.history(alias) for alias in model.alias_names()):
                 console().print(_history_table(model))
 
 
@@ -83,11 +83,10 @@ def promote(
 ) -> None:
     """Point an alias to a model; production requires that its gates have passed."""
     from ropewalk.jobs.models.registry.directory import model_directory
-    from ropewalk.jobs.models.registry.promote import gates_of_version
+    from ropewalk.jobs.models.registry.promote import gates_of_version, register_judged
     from ropewalk.jobs.models.registry.promote import promote as move_alias
-    from ropewalk.jobs.models.registry.register import register
 
-    version = register(model, name)
+    version = register_judged(model, to, name, force=force)
     gates_of_version(version, to, force)  # before the export, which is slow
     directory = model_directory(version)  # exported now, so that serving it or rolling back to it is immediate
     move = move_alias(version.id, to, root=version.root, force=force)

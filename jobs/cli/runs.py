@@ -1,6 +1,7 @@
 """Commands about submitted runs: `ps`, `show`, `logs`, `why`, `top`, `wait`, `cancel`, `scale`."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,8 +98,12 @@ def logs(
     run = freshen(find_run(run_ref))
     if not follow or is_final(run):  # a live run may still start that rank or node
         refuse_absent(run, rank, node)
+    is_silent = True
     for line in follow_logs(run, Watch(run).over, rank, node) if follow else read_logs(run, rank, node):
         print(line, flush=follow)
+        is_silent = False
+    if is_silent:
+        sys.stderr.write(f"{run.id} has no output yet; `ropewalk why {run.id}` explains its state\n")
 
 
 def why(run_ref: RunRef) -> None:

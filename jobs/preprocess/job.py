@@ -175,6 +175,8 @@ def _results(manifest: "Manifest", config: PreprocessConfig, context: JobContext
         context.run.event("damaged_inputs", files=damaged)
     return {
         "documents": manifest.totals.documents,
+        "validation_documents": manifest.totals.validation.documents,
+        "vocabulary": manifest.tokenizer.vocabulary,
         "tokens": manifest.totals.tokens,
         "bytes": manifest.totals.bytes,
         "shards": len(manifest.shards),

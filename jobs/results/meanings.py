@@ -3,6 +3,9 @@
 from ropewalk.jobs.results.metric_names import find_metric
 
 RESULTS = {
+    "documents": "of both splits",
+    "validation_documents": "held out, of these",
+    "vocabulary": "tokens that the tokenizer knows; fewer than requested if the text yields no more",
     "tokens": "in all",
     "loss": "nats per token of the held-out data, on the first max_sequences",
     "bits_per_byte": "the same loss, comparable between tokenizers",

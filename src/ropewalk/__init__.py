@@ -7,10 +7,17 @@
         ...
         ropewalk.log({"train/loss": loss}, step=step)
         if step % 100 == 0 or ropewalk.stop_requested():
-            torch.save(state, ropewalk.checkpoint_dir() / f"step-{step}.pt")
-            ropewalk.commit_checkpoint(ropewalk.checkpoint_dir() / f"step-{step}.pt")
+            path = ropewalk.checkpoint_dir() / f"step-{step}.pt"
+            if ropewalk.run.rank == 0:               # one rank writes a file that all would write alike
+                torch.save(state, path)
+            ropewalk.commit_checkpoint(path)         # on every rank
         if ropewalk.stop_requested():
             sys.exit(85)                             # requeued: the next attempt resumes here
+
+Other runs start from a program or a notebook, on this machine or a cluster:
+
+    results = ropewalk.run("pretrain", {"data": "data/tokens", "steps": 300}, "optim.lr=1e-3")   # returns at the end
+    future = ropewalk.submit(function, 3, on="big")                                              # future.result()
 
 The module is light and works in any program. Outside a run it prints metrics, keeps checkpoints in `./checkpoints`, and never
 requests a stop.
@@ -74,6 +81,9 @@ class Run:
     def rank(self) -> int:
         """The rank of this process in its training group."""
         return int(os.environ.get("RANK", "0"))
+
+    def __repr__(self) -> str:
+        return f"<run {self.id}, attempt {self.attempt}, rank {self.rank}>" if self else "<no run>"
 
     def __bool__(self) -> bool:
         """Return True inside a run."""

@@ -73,6 +73,8 @@ def test_any_number_of_actors_gives_the_same_bytes(
         "documents": manifest.totals.documents,
         "tokens": manifest.totals.tokens,
         "bytes": manifest.totals.bytes,
+        "validation_documents": manifest.totals.validation.documents,
+        "vocabulary": manifest.tokenizer.vocabulary,
         "shards": len(manifest.shards),
         "rejected": manifest.rejected.total,
         "reasons": manifest.rejected.reasons,

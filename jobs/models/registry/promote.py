@@ -48,7 +48,7 @@ def promote(
         raise ConfigError(f"the alias {alias!r} must consist of letters, digits, '.', '-' and '_', and must not be a number")
     if force is not None and not force.strip():
         raise ConfigError("--force: give a reason; it is recorded with the promotion")
-    version = register(ref, name, root, by=by)
+    version = register_judged(ref, alias, name, root, force=force, by=by)
     model = RegisteredModel(version.root, version.model)
     check_weights(version)
     gates = gates_of_version(version, alias, force)
@@ -74,18 +74,35 @@ def promote(
     return move
 
 
+def register_judged(
+    ref: str, alias: str, name: str | None = None, root: Path | None = None, *, force: str | None = None, by: str | None = None
+) -> Version:
+    """Return the version of a reference as `register` does; register nothing if gates forbid the alias. Raises ConfigError."""
+
+    def check(location: RunDir | Path, step: int | None, weights: str, root: Path) -> None:
+        _gates(location, step, weights, root, alias=alias, force=force, name=ref)
+
+    return register(ref, name, root, by=by, check=check)
+
+
 def gates_of_version(version: Version, alias: str, force: str | None) -> list[GateResult]:
     """Return the gates that judged a version. Raises ConfigError if they forbid the alias, unless forced."""
+    location = RunDir(version.root / version.run) if version.run else version.directory
+    return _gates(location, version.step, version.weights, version.root, alias=alias, force=force, name=version.id)
+
+
+def _gates(
+    location: RunDir | Path, step: int | None, weights: str, root: Path, *, alias: str, force: str | None, name: str
+) -> list[GateResult]:
     if force is not None:
-        return newest_gates(version.weights, version.root)
+        return newest_gates(weights, root)
     if alias == PRODUCTION:
-        location = RunDir(version.root / version.run) if version.run else version.directory
         try:
-            return require_passed(location, version.step, version.weights, version.root)
+            return require_passed(location, step, weights, root)
         except ConfigError as error:
             raise ConfigError(f"{error}. --force WHY promotes it anyway and is recorded") from None
-    judged = newest_gates(version.weights, version.root)
-    check_passed(judged, version.id, "it")
+    judged = newest_gates(weights, root)
+    check_passed(judged, name, "it")
     return judged
 
 

@@ -3,7 +3,7 @@
 import getpass
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,17 @@ from ropewalk.jobs.runs.models.model_versions import (
 from ropewalk.jobs.training.loop.content_hash import hash_of_model
 
 DEFAULT_NAME = "main"
+Check = Callable[[RunDir | Path, int | None, str, Path], None]  # location, step, hash of the weights, root; raises to refuse
 _IS = ("run", "step", "path", "weights")  # keys that identify a version
 
 
-def register(ref: str, name: str | None = None, root: Path | None = None, *, by: str | None = None) -> Version:
+def register(
+    ref: str, name: str | None = None, root: Path | None = None, *, by: str | None = None, check: Check | None = None
+) -> Version:
     """Return the version of a reference: of the registry, or a run (RUN, RUN@STEP) or directory that becomes one.
 
-    `name` is the model's; unset: the only model, or else `main`. Raises ConfigError, CheckpointError.
+    `name` is the model's; unset: the only model, or else `main`. `check` is called before a new version is written.
+    Raises ConfigError, CheckpointError.
     """
     existing = find_version(ref, root)
     if existing is not None:
@@ -52,6 +56,8 @@ def register(ref: str, name: str | None = None, root: Path | None = None, *, by:
         root = root or runs_root()
         what = {"path": str(location)}
     what["weights"] = hash_of_model(location, step)
+    if check is not None:
+        check(location, step, what["weights"], root)
     model = _model(name or _only_name(root), root)
     entry = {**what, "created": time.time(), "by": by or who(), "lineage": lineage_of(location, step, root)}
 

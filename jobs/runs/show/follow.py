@@ -255,7 +255,7 @@ def describe(report: dict[str, Any], metrics: dict[str, Any], eta: _Eta, view: R
     done, total, unit = report["done"], report.get("total"), report.get("unit", "")
     if unit == "B":
         done, total, unit = round(done / 1e6, 1), None if total is None else round(total / 1e6, 1), "MB"
-    parts = [f"{done:,}/{total:,} {unit}" if total is not None else f"{done:,} {unit}"]
+    parts = [f"{done:,}/{total:,} {unit}" if total is not None else f"{done:,} {unit.removesuffix('s') if done == 1 else unit}"]
     for key, name in (("train/loss", "loss"), ("validation/loss", "validation")):
         if report["stage"] == "train" and metrics.get(key) is not None:
             parts.append(f"{name} {metrics[key]:.3f}")

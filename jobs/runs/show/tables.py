@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ropewalk.cluster.backends.base import Check
+from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.text import counted, format_bytes
 from ropewalk.jobs.results.meanings import meaning_of
 from ropewalk.jobs.results.metrics import broken_words
@@ -85,7 +86,7 @@ def progress_words(row: Mapping[str, Any]) -> str:
     """Describe the progress of a run, such as `step 120/300` or `tokenize 3/8 shards`, or by the job's own text."""
     progress = row.get("progress")
     if progress and progress.get("words"):
-        return f"{progress['stage']} {progress['words']}"
+        return "" if RunState(row["state"]).final else f"{progress['stage']} {progress['words']}"
     if row.get("step") is not None:
         return f"step {row['step']}" + (f"/{row['steps']}" if row.get("steps") else "")
     if not progress:
@@ -199,7 +200,8 @@ def checks_table(checks: Sequence[Check]) -> Table:
     """Render the output of `doctor`."""
     rows = table("", "CHECK", "RESULT")
     for check in checks:
-        rows.add_row(Text("ok" if check.ok else "!!", style="green" if check.ok else "bold red"), check.name, check.detail)
+        mark, style = ("ok", "green") if check.ok else ("--", "dim") if check.optional else ("!!", "bold red")
+        rows.add_row(Text(mark, style=style), check.name, check.detail)
     return rows
 
 

@@ -13,6 +13,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.text import counted
 from ropewalk.jobs.runs.show.endpoint import Endpoint
+from ropewalk.jobs.runs.show.status import is_final
 from ropewalk.jobs.runs.show.view import RunView
 from ropewalk.jobs.serving.serve.files import ServingFiles
 
@@ -106,12 +107,14 @@ class ServeView(RunView):
         return Group(*parts)
 
     def explain(self) -> list[str]:
-        """Return a line per version: its traffic, state, or the reason it was refused."""
+        """Return a line per version: its traffic, state, or the reason it was refused; of an ended run the last alone."""
         serving = self.plain()
         lines = []
         for row in serving["versions"]:
             if row["state"] == "refused":
                 lines.append(f"version {row['version']} was refused: {row['cause']}")
+            elif is_final(self.run):
+                continue
             elif row["traffic"]:
                 replicas = counted(row["replicas"], "replica")
                 lines.append(f"version {row['version']} gets {row['traffic']} of the traffic, on {replicas}")

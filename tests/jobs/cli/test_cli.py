@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ropewalk.cluster.backends.base import Check
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import Mount
 from ropewalk.cluster.run.files import write_json
@@ -342,6 +343,19 @@ def test_a_broken_line_ends_no_command(shell: Shell, running: RunDir) -> None:
 def test_doctor_knows_what_a_file_system_hurts(mount: Mount, message: str) -> None:
     assert message in known_limitation(mount)
     assert bool(known_limitation(mount)) == bool(message)
+
+
+def test_logs_of_a_run_without_output_say_so(shell: Shell) -> None:
+    run = RunDir.create("x", {"job": "pretrain", "config": {}, "cluster": "good"}, shell.home / "runs")
+    assert shell("logs", run.id) == ""
+    assert shell.err == f"{run.id} has no output yet; `ropewalk why {run.id}` explains its state\n"
+
+
+def test_doctor_marks_what_only_some_runs_need(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Check(name="engine vllm", ok=False, detail="vllm is not on the PATH", optional=True)
+    monkeypatch.setattr("ropewalk.jobs.inference.engines.checks.engine_checks", lambda: [missing])
+    (line,) = [line for line in shell("doctor", "--on", "good").splitlines() if "engine vllm" in line]
+    assert line.split()[:3] == ["--", "engine", "vllm"]
 
 
 def test_doctor(shell: Shell) -> None:

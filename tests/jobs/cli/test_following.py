@@ -52,6 +52,7 @@ def test_an_event_in_words(event: dict[str, Any], message: str) -> None:
 def test_following_tells_progress_and_events(running: RunDir, terminal: bool) -> None:
     reports = iter([
         {"stage": "read", "done": 2_500_000, "total": None, "unit": "B", "rates": {"MB/s": 0.0}},
+        {"stage": "ask", "done": 1, "total": None, "unit": "questions"},
         {"stage": "train", "done": 2, "total": 3, "unit": "steps", "rates": {"tokens/s": 12345.0}},
     ])  # fmt: skip
     running.event("rank_lost", rank=1, node=0, exit_code=-9)
@@ -68,7 +69,8 @@ def test_following_tells_progress_and_events(running: RunDir, terminal: bool) ->
     write_json(running.path / "wandb/address.json", {"address": "https://wandb.example/me/x"})
     follow(running, Console(file=out, width=200, force_terminal=terminal), sleep=go_on)
     assert out.getvalue().count("W&B: https://wandb.example/me/x") == 1
-    for text in ("rank 1 on node 0 killed (SIGKILL)", "2.5 MB", "2/3 steps  loss 2.000  12.3k tokens/s"):
+    assert "1 questions" not in out.getvalue()
+    for text in ("rank 1 on node 0 killed (SIGKILL)", "1 question", "2.5 MB", "2/3 steps  loss 2.000  12.3k tokens/s"):
         assert text in out.getvalue()
 
 

@@ -16,8 +16,9 @@ from ropewalk.jobs.runs.show.diagnose import diagnose, diagnosis_page
 from ropewalk.jobs.runs.show.fitted_tables import NextSteps
 from ropewalk.jobs.runs.show.show import next_steps, page
 from ropewalk.jobs.runs.show.status import states, summary
-from ropewalk.jobs.runs.show.tables import ONE_LINE, console, number, runs_table, table
+from ropewalk.jobs.runs.show.tables import ONE_LINE, console, number, progress_words, runs_table, table
 from ropewalk.jobs.runs.show.view import short_path, view_of
+from ropewalk.jobs.serving.serve.files import ServingFiles
 
 
 @pytest.mark.parametrize(
@@ -220,6 +221,19 @@ def test_offline_files_of_wandb_are_named_until_they_are_sent(tmp_path: Path, mo
     assert f"until then in {short_path(str(run.wandb))}" in lines[lines.index(line) + 1]
     write_json(run.wandb / "address.json", {"address": "https://wandb.example/me/x"})
     assert line not in printed(page(run))
+
+
+@pytest.mark.parametrize("state", [RunState.RUNNING, RunState.CANCELLED])
+def test_an_ended_endpoint_is_not_described_as_one_that_serves(state: RunState, tmp_path: Path) -> None:
+    run = RunDir.create("serve", {"job": "serve", "config": {}, "cluster": "local", "created": 1.0}, tmp_path)
+    run.make_folders(run.begin_attempt())
+    serving = ServingFiles(run)
+    write_json(serving.state, {"versions": {"m": {"phase": "ready", "since": 1.0}}, "stable": "m"})
+    if state.final:
+        run.write_outcome(1, Outcome(state=state, exit_code=0, cause="cancelled"))
+    progress = {"stage": "serving", "words": "m at http://127.0.0.1:43463"}
+    assert bool(progress_words({"state": state, "progress": progress})) is (state is RunState.RUNNING)
+    assert bool(view_of(run).explain()) is (state is RunState.RUNNING)
 
 
 def test_lines_to_copy_are_not_broken() -> None:

@@ -18,7 +18,7 @@ from ropewalk.jobs.models.registry.deployments import record_rollout
 from ropewalk.jobs.models.registry.promote import promote, rollback, standing
 from ropewalk.jobs.models.registry.register import register
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
-from ropewalk.jobs.runs.models.model_versions import RegisteredModel, find_version
+from ropewalk.jobs.runs.models.model_versions import RegisteredModel, find_version, registered_models
 from tests.fakes.nfs import Network, python_on
 from tests.jobs.models.registry.registered import directory, judged, trained
 from tests.jobs.shell import Shell
@@ -58,6 +58,7 @@ def test_nothing_reaches_production_without_a_passed_gate(root: Path) -> None:
     with pytest.raises(ConfigError, match=f"did not pass the gate of {refusal.id}"):
         promote(run.id, "candidate", root=root)
     assert in_production(root) is None
+    assert not registered_models(root), "a refusal leaves no version behind"
     with pytest.raises(ConfigError, match="give a reason"):
         promote(run.id, root=root, force=" ")
     move = promote(run.id, root=root, force="the old one insults people")
@@ -228,6 +229,7 @@ def test_as_a_user_types_it(shell: Shell, root: Path, tmp_path: Path) -> None:
     assert "registry is empty" in shell("models")
     first, second = (str(directory(tmp_path / name, name.encode())) for name in ("one", "two"))
     assert "no gate has judged" in shell.mistake("promote", first, "--to", "production")
+    assert "registry is empty" in shell("models"), "a refusal leaves no version behind"
     judged(root, first, step=None)
     assert shell("promote", first, "--to", "production").startswith("main@production -> main@1 (evaluate-")
     shell("promote", second, "--to", "candidate")

@@ -107,3 +107,11 @@ def test_outside_a_run_it_is_harmless(
     assert ropewalk.latest_checkpoint() == Path("checkpoints/step-2")
     assert "skipping checkpoint step-3: weights does not match its checksum" in capsys.readouterr().err
     assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["latest.json", "step-2", "step-3", "step-4"]
+
+
+def test_the_current_run_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROPEWALK_RUN", raising=False)
+    assert repr(ropewalk.run) == "<no run>"
+    for name, value in (("ROPEWALK_RUN", "/runs/train-1"), ("ROPEWALK_ATTEMPT", "2"), ("RANK", "3")):
+        monkeypatch.setenv(name, value)
+    assert repr(ropewalk.run) == "<run train-1, attempt 2, rank 3>"

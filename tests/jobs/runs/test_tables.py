@@ -228,6 +228,7 @@ def test_an_ended_endpoint_is_not_described_as_one_that_serves(state: RunState, 
     run = RunDir.create("serve", {"job": "serve", "config": {}, "cluster": "local", "created": 1.0}, tmp_path)
     run.make_folders(run.begin_attempt())
     serving = ServingFiles(run)
+    serving.folder.mkdir(exist_ok=True)
     write_json(serving.state, {"versions": {"m": {"phase": "ready", "since": 1.0}}, "stable": "m"})
     if state.final:
         run.write_outcome(1, Outcome(state=state, exit_code=0, cause="cancelled"))

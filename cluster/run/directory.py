@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,33 @@ from ropewalk.cluster.spec import Outcome
 log = logging.getLogger(__name__)
 
 RUNS_VARIABLE = "ROPEWALK_RUNS"
+# Ids contain the local time of the machine that submitted the run, in any time zone.
+DATED, DATE_FORMAT = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$"), "%Y%m%d-%H%M%S"
+RECENT_SECONDS = 2 * 86400.0
 CODE_FOLDER = ".code"  # under the runs' root: copies of code, each shared by all runs that were submitted with it
 
 
 def runs_root() -> Path:
     """Return the folder of all runs: $ROPEWALK_RUNS, else ./runs."""
     return Path(os.environ.get(RUNS_VARIABLE) or "runs").absolute()
+
+
+def ids_under(root: Path) -> list[str]:
+    """List the names under a root of runs; some may be other files."""
+    try:
+        return os.listdir(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def runs_by_age(root: Path, ids: Iterable[str]) -> list["RunDir"]:
+    """Return the runs among `ids`, oldest first."""
+    ages = []
+    for name in ids:
+        path = f"{root}/{name}"
+        with suppress(OSError):  # not a run, or one that is private to another user
+            ages.append((os.stat(f"{path}/{names.RECORD}").st_mtime_ns, path))
+    return [RunDir(path) for _, path in sorted(ages)]
 
 
 class RunDir:
@@ -75,25 +98,37 @@ class RunDir:
         root = root or runs_root()
         if name and (root / name / names.RECORD).is_file():  # faster than a listing of all runs
             return cls(root / name)
-        ids = [run.id for run in cls.all(root)]
-        if name == "latest" and ids:
-            return cls(root / ids[-1])
-        matches = [i for i in ids if i == name] or [i for i in ids if i.startswith(name)]
+        if name == "latest" and (latest := next(cls.newest_first(root), None)):
+            return latest
+        matches = cls.all(root, name)
         if len(matches) == 1:
-            return cls(root / matches[0])
+            return matches[0]
         if matches:
-            raise ConfigError(f"run {name!r} is ambiguous: {', '.join(matches[:5])}; use a longer prefix of the id")
+            ids = ", ".join(run.id for run in matches[:5])
+            raise ConfigError(f"run {name!r} is ambiguous: {ids}; use a longer prefix of the id")
         raise ConfigError(f"no run {name!r} under {root}; `ropewalk ps --all` lists the runs, ${RUNS_VARIABLE} sets the root")
 
     @classmethod
-    def all(cls, root: Path | None = None) -> list["RunDir"]:
-        """List every run under the root, oldest first."""
+    def all(cls, root: Path | None = None, prefix: str = "") -> list["RunDir"]:
+        """List the runs under the root whose ids start with `prefix`, oldest first."""
         root = root or runs_root()
-        if not root.is_dir():
-            return []
-        with os.scandir(root) as entries:
-            paths = [e.path for e in entries if e.is_dir() and os.path.exists(os.path.join(e.path, names.RECORD))]
-        return [cls(p) for p in sorted(paths, key=lambda p: (os.stat(os.path.join(p, names.RECORD)).st_mtime_ns, p))]
+        return runs_by_age(root, [name for name in ids_under(root) if name.startswith(prefix)])
+
+    @classmethod
+    def newest_first(cls, root: Path | None = None) -> Iterator["RunDir"]:
+        """Yield the runs under the root, newest first; older ones are looked up only if the caller goes on that far."""
+        root = root or runs_root()
+        ids = ids_under(root)
+        dates = {name: match[1] for name in ids if (match := DATED.search(name))}
+        today = time.strftime(DATE_FORMAT)
+        try:
+            newest = time.strptime(min(today, max(dates.values(), default=today)), DATE_FORMAT)
+        except ValueError:  # a name that only looks like a date
+            newest = time.strptime(today, DATE_FORMAT)
+        recent = time.strftime(DATE_FORMAT, time.localtime(time.mktime(newest) - RECENT_SECONDS))
+        older = {name for name, date in dates.items() if date < recent}
+        for part in ([name for name in ids if name not in older], older):
+            yield from reversed(runs_by_age(root, part))
 
     @cached_property
     def record(self) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from ropewalk.cluster.fresh_reads import parse_json
 log = logging.getLogger(__name__)
 
 SYNC_THREADS = 8
+CACHE_VARIABLE = "ROPEWALK_CACHE"
 MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # octal mode of run directories, such as 2770 to share them with a group
 PRIVATE_MODE = 0o700  # runs contain uncommitted code, logs and keys
 
@@ -140,6 +141,13 @@ def machine() -> str:
     except OSError:  # not Linux
         boot = "0"
     return f"{socket.gethostname()}-{boot}"
+
+
+def cache_dir() -> Path:
+    """Return this user's cache directory: $ROPEWALK_CACHE, else $XDG_CACHE_HOME/ropewalk, else ~/.cache/ropewalk."""
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "ropewalk"
 
 
 def make_private(folder: Path) -> None:

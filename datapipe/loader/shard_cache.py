@@ -1,25 +1,15 @@
 """Local copies of shards from an object store, named by checksum and fetched once per machine."""
 
 import fcntl
-import os
 import shutil
 from pathlib import Path
 
 import xxhash
 
 from ropewalk.cluster.errors import CorruptShardError
+from ropewalk.cluster.run.files import cache_dir
 from ropewalk.cluster.storage import StoragePath, retry
 from ropewalk.datapipe.manifest import Shard
-
-CACHE_VARIABLE = "ROPEWALK_CACHE"
-
-
-def cache_dir() -> Path:
-    """Return the cache directory: $ROPEWALK_CACHE, else $XDG_CACHE_HOME/ropewalk, else ~/.cache/ropewalk."""
-    home = os.environ.get(CACHE_VARIABLE)
-    if home:
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ropewalk"
 
 
 def cached_shard(data_set: StoragePath, shard: Shard) -> Path:

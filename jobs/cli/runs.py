@@ -26,9 +26,10 @@ def ps(
     from ropewalk.cluster.errors import DamagedFileError
     from ropewalk.cluster.text import counted
     from ropewalk.jobs.runs.show import status
+    from ropewalk.jobs.runs.show.open_runs import open_runs
     from ropewalk.jobs.runs.show.tables import ONE_LINE, console, runs_table
 
-    runs = status.all_runs()
+    runs, num_ended = (status.all_runs(), 0) if include_finished or tree else open_runs(status.roots())
     try:
         rows = _rows(runs, include_finished=include_finished, tree=tree)
     except DamagedFileError:  # checked only after an error, so that a thousand runs are normally read once
@@ -38,8 +39,8 @@ def ps(
         print(json.dumps(rows))
     elif rows:
         console(piped_width=ONE_LINE).print(runs_table(rows), crop=False)
-    elif runs:
-        print(f"no live runs; `ropewalk ps --all` lists {counted(len(runs), 'finished run')}")
+    elif runs or num_ended:
+        print(f"no live runs; `ropewalk ps --all` lists {counted(len(runs) + num_ended, 'finished run')}")
     else:
         roots = ", ".join(map(str, status.roots()))
         print(f"no runs under {roots}; see `ropewalk run --help`, or try `ropewalk quickstart`")

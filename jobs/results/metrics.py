@@ -20,6 +20,7 @@ from ropewalk.cluster.run.files import append_lines, parse_lines, sync_all
 log = logging.getLogger(__name__)
 
 TAIL_BYTES = 1 << 16  # some hundred lines
+SAMPLES_TAIL_BYTES = 1 << 13  # some samples of one of thousands of nodes
 OWN_KEYS = frozenset({"step", "attempt", "time"})
 
 
@@ -66,14 +67,16 @@ def _end_cut_line(path: Path) -> None:
             stream.write(b"\n")
 
 
-def _tail(path: Path, size: int) -> bytes:
+def read_tail(path: Path, size: int = TAIL_BYTES) -> bytes:
+    """Return the whole lines among about the last `size` bytes of a file; no bytes if there is no such file."""
     try:
         with path.open("rb") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, stream.tell() - size))
-            return stream.read()
+            begin = max(0, stream.seek(0, os.SEEK_END) - size)
+            stream.seek(begin)
+            raw = stream.read()
     except FileNotFoundError:
         return b""
+    return raw[raw.find(b"\n") + 1 :] if begin else raw
 
 
 def read_new_lines(path: Path, offset: int, end: int = -1) -> tuple[list[dict[str, Any]], int]:
@@ -119,18 +122,14 @@ class EventTail:
 
 
 def broken_lines(run: RunDir) -> dict[str, int]:
-    """Count the unreadable lines in each of a run's files; all readers skip them."""
-    counts = {}
-    for path in [
-        run.metrics,
-        *run.events.files(),
-        *run.path.glob("attempts/*/*.jsonl"),
-        *run.path.glob("attempts/*/nodes/*.jsonl"),
-    ]:
-        with suppress(FileNotFoundError):
-            if broken := parse_lines(path.read_bytes())[1]:
-                counts[path.relative_to(run.path).as_posix()] = broken
-    return counts
+    """Count the unreadable lines at the end of the metrics, the events and the files of the newest attempt; readers skip them."""
+    sizes = dict.fromkeys((run.metrics, *run.events.files()), TAIL_BYTES)
+    if attempts := run.attempts():
+        folder = run.attempt_dir(attempts[-1])
+        sizes |= dict.fromkeys(sorted(folder.glob("*.jsonl")), TAIL_BYTES)
+        sizes |= dict.fromkeys(sorted(folder.glob("nodes/*.jsonl")), SAMPLES_TAIL_BYTES)
+    counts = {path.relative_to(run.path).as_posix(): parse_lines(read_tail(path, size))[1] for path, size in sizes.items()}
+    return {name: number for name, number in counts.items() if number}
 
 
 def broken_words(counts: Mapping[str, int]) -> str:
@@ -143,11 +142,8 @@ def broken_words(counts: Mapping[str, int]) -> str:
 
 def latest_metrics(run: RunDir) -> dict[str, Any]:
     """Return the newest value of every metric in the last lines, with step, attempt and time of the last line."""
-    raw = _tail(run.metrics, TAIL_BYTES)
-    if len(raw) == TAIL_BYTES:  # starts within a line
-        raw = raw[raw.find(b"\n") + 1 :]
     newest: dict[str, Any] = {}
-    for line in parse_lines(raw)[0]:
+    for line in parse_lines(read_tail(run.metrics))[0]:
         newest.update(line if "step" in line else {})
     return newest
 

@@ -29,6 +29,7 @@ SMALL = {
     "bench_hung": ["--hangs", "1", "--kinds", "stopped", "--step-seconds", "0"],
     "bench_gateway": ["--requests", "6", "--tokens", "6", "--turns", "1", "--connections", "50"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
+    "bench_many_files": ["--nodes", "2", "--days", "0.1", "--runs", "200"],
     "bench_many_runs": ["--runs", "20"],
     "bench_mirror": ["--live", "2", "--seconds", "3", "--finished", "2", "--lines", "100", "--sidecar", "2", "--steps", "10"],
     "bench_preprocess": ["--megabytes", "1", "--kills", "1", "--actors", "1,2"],

@@ -16,9 +16,8 @@ import pytest
 import yaml
 
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
-from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.files import parse_lines, read_lines
 from ropewalk.cluster.spec import RunState
-from ropewalk.jobs.results.metrics import broken_lines
 from ropewalk.jobs.runs.submit.submit import submit
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.slurm.lab.cluster import Lab
@@ -100,11 +99,17 @@ def every_command_answers(run: RunDir) -> None:
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), (arguments, done.stderr[-2000:])
 
 
+def damaged_lines(run: RunDir) -> dict[str, int]:
+    paths = [run.metrics, *run.events.files(), *run.path.glob("attempts/*/*.jsonl"), *run.path.glob("attempts/*/nodes/*.jsonl")]
+    counts = {str(path): parse_lines(path.read_bytes())[1] for path in paths if path.exists()}
+    return {name: number for name, number in counts.items() if number}
+
+
 def every_file_is_whole(run: RunDir, steps: int) -> None:
     lines = [line for line in run.read_metrics() if "train/loss" in line]
     assert {line["step"]: line["train/position"] for line in lines} == {step: step * 12 for step in range(1, steps + 1)}
     # a machine that loses its power in the middle of a line leaves that line; nothing else is ever broken
-    assert sum(broken_lines(run).values()) <= len(run.attempts()), broken_lines(run)
+    assert sum(damaged_lines(run).values()) <= len(run.attempts()), damaged_lines(run)
 
 
 def ends_well(run: RunDir) -> None:
@@ -142,7 +147,7 @@ def test_nodes_lose_their_power_and_the_newest_checkpoint_counts(
     subprocess.run([sys.executable, "-m", "ropewalk.jobs.cli", "cancel", run.id], check=True, cwd=ROOT)
     until(lambda: run.last_outcome() and run.last_outcome().state is RunState.CANCELLED, Patience.RUN, lambda: said(run))  # type: ignore[union-attr]
     assert b"resumed" in following.communicate(timeout=60)[0]
-    assert not broken_lines(run)
+    assert not damaged_lines(run)
 
 
 @pytest.mark.soak("twenty kills")

@@ -11,7 +11,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.jobs.orchestration.sweep.curves import MetricFollower, join_runs
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord, TrialState, read_records
-from ropewalk.jobs.runs.show.status import all_runs, find_run, newest, states
+from ropewalk.jobs.runs.show.status import find_run, newest, newest_first, states
 
 
 @dataclass(kw_only=True)
@@ -199,7 +199,7 @@ def is_sweep(run: RunDir) -> bool:
 
 def find_sweep(reference: str) -> RunDir:
     """Find a sweep by its reference; `latest` is the latest sweep. Raises ConfigError if the run is not a sweep."""
-    run = (newest(all_runs(), is_sweep) if reference == "latest" else None) or find_run(reference)
+    run = (newest(newest_first(), is_sweep) if reference == "latest" else None) or find_run(reference)
     if not is_sweep(run):
         parent = run.record.get("parent")
         hint = f"it is a trial of {parent}" if parent else f"it is a run of {run.record.get('job')}"

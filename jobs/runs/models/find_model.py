@@ -103,9 +103,9 @@ def _trains(run: RunDir) -> bool:
 
 def _latest(root: Path | None) -> RunDir:
     """Return the newest run that trains a model; other runs, such as evaluations, have none."""
-    from ropewalk.jobs.runs.show.status import all_runs, newest
+    from ropewalk.jobs.runs.show.status import newest, newest_first
 
-    if run := newest(all_runs() if root is None else RunDir.all(root), _trains):
+    if run := newest(newest_first() if root is None else RunDir.newest_first(root), _trains):
         return run
     raise ConfigError("no run that trains a model; `ropewalk ps --all` lists all runs")
 

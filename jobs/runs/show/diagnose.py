@@ -192,7 +192,7 @@ def silent_nodes(run: RunDir, attempt: int, now: float | None = None) -> list[st
 
 def _history(run: RunDir) -> list[str]:
     """Return the run's newest events as lines for people."""
-    return [text for event in join_hangs(run.read_events()[-200:]) if (text := format_event(event)) is not None][-12:]
+    return [text for event in join_hangs(run.read_events())[-200:] if (text := format_event(event)) is not None][-12:]
 
 
 def diagnosis_page(run: RunDir, diagnosis: Diagnosis) -> "RenderableType":

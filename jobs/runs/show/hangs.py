@@ -17,11 +17,11 @@ def join_hangs(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             joined.append(event)
         elif key in hangs:
             hang = hangs[key]
-            hang["ranks"] = [*hang["ranks"], *event["ranks"]]
+            hang["ranks"] += event["ranks"]
             hang["seconds"] = max(hang["seconds"], event["seconds"])
             hang["step"] = max(hang["step"], event["step"])
         else:
-            hangs[key] = dict(event)
+            hangs[key] = {**event, "ranks": [*event["ranks"]]}
             joined.append(hangs[key])
     return joined
 

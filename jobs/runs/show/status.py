@@ -1,7 +1,8 @@
 """Search for runs, and their states from files and one query per scheduler."""
 
+import heapq
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ropewalk.cluster.run.names import WANDB_ADDRESS
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.registry import view_class
 from ropewalk.jobs.results.metrics import broken_lines, latest_metrics
+from ropewalk.jobs.runs.show.hangs import join_hangs
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def roots() -> list[Path]:
 def find_run(ref: str) -> RunDir:
     """Find a run under any root by its directory, id, a prefix of its id, or `latest`. Raises ConfigError."""
     # not a sweep's trials, which are newer than the sweep
-    if ref == "latest" and (latest := newest(all_runs(), lambda run: run.parent is None)):
+    if ref == "latest" and (latest := newest(newest_first(), lambda run: run.parent is None)):
         return latest
     errors: list[ConfigError] = []
     for root in [root for root in roots() if root.is_dir()] or [runs_root()]:
@@ -41,7 +43,7 @@ def find_run(ref: str) -> RunDir:
             return RunDir.find(ref, root)
         except ConfigError as error:
             errors.append(error)
-    if all_runs():
+    if any(True for _ in newest_first()):
         raise errors[0]
     folders = ", ".join(map(str, roots()))
     raise ConfigError(f"no run {ref!r}: there are no runs yet under {folders}; see `ropewalk run --help`")
@@ -52,12 +54,21 @@ def all_runs() -> list[RunDir]:
     by_root = [RunDir.all(root) for root in roots()]
     if len(by_root) == 1:
         return by_root[0]
-    return sorted((run for runs in by_root for run in runs), key=lambda run: ((run.path / "run.yaml").stat().st_mtime_ns, run.id))
+    return sorted((run for runs in by_root for run in runs), key=_age)
 
 
-def newest(runs: Sequence[RunDir], wanted: Callable[[RunDir], bool]) -> RunDir | None:
-    """Return the last run for which `wanted` holds, or None. Runs with damaged files are skipped with a warning."""
-    for run in reversed(runs):
+def newest_first() -> Iterator[RunDir]:
+    """Yield every run under every root, newest first; see `RunDir.newest_first`."""
+    return heapq.merge(*map(RunDir.newest_first, roots()), key=_age, reverse=True)
+
+
+def _age(run: RunDir) -> tuple[int, str]:
+    return (run.path / "run.yaml").stat().st_mtime_ns, run.id
+
+
+def newest(runs: Iterable[RunDir], wanted: Callable[[RunDir], bool]) -> RunDir | None:
+    """Return the first run for which `wanted` holds, or None. Runs with damaged files are skipped with a warning."""
+    for run in runs:
         try:
             if wanted(run):
                 return run
@@ -181,7 +192,7 @@ def details(run: RunDir) -> dict[str, Any]:
         "code": record.get("code"),
         "versions": record.get("versions"),
         "command": record.get("command"),
-        "events": run.read_events()[-50:],
+        "events": join_hangs(run.read_events())[-50:],  # all nodes record a hang: joined, it has all ranks
         "broken_lines": broken_lines(run),
         "bytes": disk_bytes(run.path),
     }

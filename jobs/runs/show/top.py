@@ -1,6 +1,5 @@
 """Output of `ropewalk top`: active runs and their nodes, read from files only."""
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +11,18 @@ from rich.live import Live
 from ropewalk.cluster.errors import DamagedFileError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import parse_lines
-from ropewalk.jobs.results.metrics import latest_metrics
+from ropewalk.jobs.results.metrics import SAMPLES_TAIL_BYTES, latest_metrics, read_tail
 from ropewalk.jobs.runs.show import status
+from ropewalk.jobs.runs.show.open_runs import open_runs
 from ropewalk.jobs.runs.show.tables import top_page
 
 REFRESH_SECONDS = 1.0
-LAST_LINE_BYTES = 4096
+LISTING_PAUSE = 10.0  # times the duration of a listing, between two listings
 
 
-def rows() -> list[dict[str, Any]]:
-    """Return every active run with its newest metrics and the newest sample of each node."""
-    runs = status.all_runs()
+def rows(runs: Sequence[RunDir] | None = None) -> list[dict[str, Any]]:
+    """Return every active run, or those of `runs`, with its newest metrics and the newest sample of each node."""
+    runs = open_runs(status.roots())[0] if runs is None else runs
     try:
         return _rows(runs)
     except DamagedFileError:
@@ -44,9 +44,7 @@ def _rows(runs: Sequence[RunDir]) -> list[dict[str, Any]]:
 
 def last_sample(path: Path) -> dict[str, Any] | None:
     """Read the last complete sample of a node, or None."""
-    with path.open("rb") as stream:
-        stream.seek(max(0, stream.seek(0, os.SEEK_END) - LAST_LINE_BYTES))
-        samples = [line for line in parse_lines(stream.read())[0] if "node" in line and "time" in line]
+    samples = [line for line in parse_lines(read_tail(path, SAMPLES_TAIL_BYTES))[0] if "node" in line and "time" in line]
     return samples[-1] if samples else None
 
 
@@ -55,7 +53,11 @@ def watch(console: Console, once: bool) -> None:
     if once or not console.is_terminal:
         console.print(top_page(rows()))
         return
-    with Live(top_page(rows()), console=console, auto_refresh=False, screen=True) as live:
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        next_listing, runs = time.monotonic(), list[RunDir]()
         while True:
+            if (started := time.monotonic()) >= next_listing:
+                runs = open_runs(status.roots())[0]
+                next_listing = started + LISTING_PAUSE * (time.monotonic() - started)
+            live.update(top_page(rows(runs)), refresh=True)
             time.sleep(REFRESH_SECONDS)
-            live.update(top_page(rows()), refresh=True)

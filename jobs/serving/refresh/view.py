@@ -25,7 +25,7 @@ class RefreshView(RunView):
     def children(self) -> list[RunDir]:
         """Return the runs of all steps, in order of creation."""
         name = self.run.record["config"].get("name") or "refresh"
-        return [run for run in RunDir.all(self.run.path.parent) if run.id.startswith(str(name).lower()[:30]) and self._mine(run)]
+        return [run for run in RunDir.all(self.run.path.parent, str(name).lower()[:30]) if self._mine(run)]
 
     def _mine(self, run: RunDir) -> bool:
         return run.record.get("parent") == self.run.id

@@ -8,14 +8,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ropewalk.cluster.config import Resources
 from ropewalk.cluster.fresh_reads import read_afresh
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.event_log import is_event
 from ropewalk.cluster.run.files import append_lines, json_text, parse_lines, sync_all, write_atomically
-from ropewalk.cluster.run.names import HISTOGRAMS
+from ropewalk.cluster.run.names import HISTOGRAMS, NODES
 from ropewalk.jobs.results.metrics import OWN_KEYS, read_new_lines
+from ropewalk.jobs.runs.mirror.node_summary import NodeSummary
 
 POSITION = "train/position"
+MOST_NODES = 8  # of an attempt: samples of more nodes are summarized
 MOST_SEGMENTS = 1000  # a longer journal is rewritten with adjacent segments merged
 
 
@@ -25,6 +28,7 @@ class Kind(StrEnum):
     METRICS = "metrics"
     EVENT = "event"
     NODE = "node"
+    NODES = "nodes"  # a summary over many nodes
     HISTOGRAMS = "histograms"
 
 
@@ -97,22 +101,24 @@ class Feed:
 
     def __init__(self, run: RunDir, journal: Path) -> None:
         self.run, self._journal = run, journal
+        self._summary = NodeSummary(journal.with_name(f"{journal.stem}-nodes.jsonl"))
         entries = parse_lines(read_afresh(journal))[0]  # an NFS client may have cached that the file is missing
         self._segments = [Segment(**line) for line in entries]
         if len(self._segments) > MOST_SEGMENTS:
             self._segments = _merge_adjacent(self._segments)
             write_atomically(journal, "".join(json_text(vars(segment)) + "\n" for segment in self._segments))
+        self._sizes = dict[int, int]()
         self._offsets = {segment.file: segment.end for segment in self._segments}
         self.count = sum(segment.lines for segment in self._segments)
         self._step, self._done = 0, _Done()
         for _ in self._read(self._segments[-1], 0) if self._segments else ():
             pass  # sets the state after the last line
 
-    def look(self, *, only_metrics: bool = False) -> list[Line]:
-        """Return the lines that are new since the last call, after recording them in the journal."""
+    def look(self, *, only_metrics: bool = False, last: bool = False) -> list[Line]:
+        """Return the lines that are new since the last call, after recording them in the journal. `last`: no call follows."""
         new_lines: list[Line] = []
         segments = []
-        for path in [self.run.metrics] if only_metrics else self._files():
+        for path in [self.run.metrics] if only_metrics else self._files(last=last):
             name = path.relative_to(self.run.path).as_posix()
             begin = self._offsets.get(name, 0)
             raw, end = read_new_lines(path, begin)
@@ -141,9 +147,20 @@ class Feed:
                 yield from lines
             first += segment.lines
 
-    def _files(self) -> list[Path]:
-        nodes = sorted(self.run.path.glob("attempts/*/nodes/node-*.jsonl"))
-        return [self.run.metrics, *self.run.events.files(), *nodes, self.run.path / HISTOGRAMS]
+    def _files(self, *, last: bool) -> list[Path]:
+        few, many = list[Path](), list[Path]()
+        for attempt in self.run.attempts():
+            (many if self._most_nodes(attempt) > MOST_NODES else few).append(self.run.attempt_dir(attempt) / NODES)
+        if many:
+            self._summary.update(many, self.run.path, last=last)
+        nodes = [path for folder in few for path in sorted(folder.glob("node-*.jsonl"))]
+        return [self.run.metrics, *self.run.events.files(), *nodes, self._summary.path, self.run.path / HISTOGRAMS]
+
+    def _most_nodes(self, attempt: int) -> int:
+        if attempt not in self._sizes:
+            resources = self.run.attempt_details(attempt).get("resources") or self.run.record.get("resources") or {}
+            self._sizes[attempt] = Resources.model_validate(resources).nodes.most
+        return self._sizes[attempt]
 
     def _read(self, segment: Segment, first: int) -> list[Line]:
         """Return the lines of a segment; sets the state to that after the segment."""
@@ -152,11 +169,12 @@ class Feed:
         return list(self._number_lines(segment.file, raw, first))[: segment.lines]
 
     def _number_lines(self, file: str, raw: list[dict[str, Any]], first: int) -> Iterator[Line]:
-        by_name = {self.run.metrics.name: Kind.METRICS, HISTOGRAMS: Kind.HISTOGRAMS}
+        summaries = self._summary.path.relative_to(self.run.path).as_posix()
+        by_name = {self.run.metrics.name: Kind.METRICS, HISTOGRAMS: Kind.HISTOGRAMS, summaries: Kind.NODES}
         kind = by_name.get(file, Kind.NODE if "/nodes/" in file else Kind.EVENT)
         for values in raw:
             if _is_complete(kind, values):
-                if kind is not Kind.NODE:
+                if kind not in (Kind.NODE, Kind.NODES):
                     self._step = int(values.get("step") or self._step)
                 again = kind in _STEPPED and self._done.again(kind, values, self._step)
                 yield Line(first, kind, values, self._step, again)
@@ -169,7 +187,9 @@ def _is_complete(kind: Kind, values: Mapping[str, Any]) -> bool:
         return is_event(dict(values))
     if kind is Kind.HISTOGRAMS and not {"edges", "counts"} <= values.keys():
         return False
-    return ("time" if kind is Kind.NODE else "step") in values
+    if kind is Kind.NODES and not {"nodes", "min", "mean", "max", "outliers"} <= values.keys():
+        return False
+    return ("time" if kind in (Kind.NODE, Kind.NODES) else "step") in values
 
 
 def _merge_adjacent(segments: list[Segment]) -> list[Segment]:

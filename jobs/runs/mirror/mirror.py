@@ -52,9 +52,9 @@ class Mirror:
         self.wandb.send(self._feed.again(self.sent))
         self.sent = self._feed.count
 
-    def pump(self, *, only_metrics: bool = False) -> int:
-        """Send new lines, and return their number."""
-        lines = self._feed.look(only_metrics=only_metrics)
+    def pump(self, *, only_metrics: bool = False, last: bool = False) -> int:
+        """Send new lines, and return their number. `last`: no call follows."""
+        lines = self._feed.look(only_metrics=only_metrics, last=last)
         self.wandb.send(lines)
         self.sent += len(lines)
         now = time.monotonic()
@@ -67,7 +67,7 @@ class Mirror:
 
     def finish(self, ending: Outcome | None, exit_code: int) -> None:
         """Send the rest, and close the W&B run. `ending`: None for a run that goes on with another attempt."""
-        self.pump()
+        self.pump(last=True)
         self._report(ending)
         self.wandb.finish(exit_code, preempting=ending is None)
         if self.offline:

@@ -144,6 +144,13 @@ def _shown(line: Line) -> dict[str, Any]:
         case Kind.HISTOGRAMS:
             histograms = {f"layers/{name}": _histogram(counts, values["edges"]) for name, counts in values["counts"].items()}
             return {**histograms, "train/step": line.step}
+        case Kind.NODES:
+            outliers = {
+                f"node-{node}/{key}": value for node, of_node in values["outliers"].items() for key, value in of_node.items()
+            }
+            over_nodes = {f"{key}/{name}": value for name in ("min", "mean", "max") for key, value in values[name].items()}
+            summary = {f"system/{key}": value for key, value in {**over_nodes, **outliers, "nodes": values["nodes"]}.items()}
+            return {**summary, "system/time": values["time"]}
     node = values.get("node", 0)
     samples = {f"system/node-{node}/{key}": value for key, value in values.items() if key not in {"time", "node"}}
     return {**samples, "system/time": values["time"]}

@@ -25,7 +25,7 @@ from ropewalk.jobs.results.metric_names import find_metric
 from ropewalk.jobs.results.metrics import OWN_KEYS
 from ropewalk.jobs.runs.show.view import view_of
 from tests.datapipe.chat.tokenizers import WORDS
-from tests.documents import PAGES, ROOT, commands, files
+from tests.documents import PAGES, ROOT, commands, files, mentions
 from tests.fakes.token_files import write_dataset
 from tests.jobs.corpus import make_dataset
 from tests.jobs.evaluation.audit.tiny import PAIRS
@@ -81,6 +81,9 @@ def for_a_cluster(line: str) -> bool:
     return " --on " in line
 
 
+DRY_RUN = sorted({(page, line) for page, line in (*commands(), *mentions()) if for_a_cluster(line) and "CLUSTER" not in line})
+
+
 @pytest.fixture
 def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, warm: None) -> Shell:
     """A shell in an empty directory, with the clusters of README, of which none answers."""
@@ -117,7 +120,7 @@ def test_no_code_is_in_another_language() -> None:
     assert languages <= {"sh", "yaml", "python", "text", "{toctree}", "{include}"}
 
 
-@pytest.mark.parametrize(("page", "line"), sorted({pair for pair in commands() if for_a_cluster(pair[1])}))
+@pytest.mark.parametrize(("page", "line"), DRY_RUN)
 def test_a_command_for_a_cluster_is_dry_run(shell: Shell, page: str, line: str) -> None:
     for name, text in files("docs/guides/first-run.md", "docs/guides/own-program.md", page).items():
         (shell.home / name).write_text(text)

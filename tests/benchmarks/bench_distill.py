@@ -33,7 +33,7 @@ from ropewalk.jobs.results.compare import compare_pairs
 from ropewalk.jobs.results.statistics import mean_error
 from ropewalk.jobs.training.distill.baseline import verdict
 from ropewalk.jobs.training.distill.cache import entropy, likeliest, sample_tokens, uniforms
-from ropewalk.jobs.training.distill.losses import Mix, SparseTeacher, distillation_sums
+from ropewalk.jobs.training.distill.losses import Mix, SparseTeacher, distillation_values
 from ropewalk.jobs.training.distill.measure import START, STUDENT, TEACHER
 from tests.benchmarks.bench_compress import material
 from tests.jobs.corpus import make_text_dataset
@@ -201,9 +201,8 @@ def cache(rows: int, size: int, draws: int) -> dict[str, Any]:
 def _gradient(student: torch.Tensor, teacher: torch.Tensor | SparseTeacher) -> torch.Tensor:
     with torch.enable_grad():
         ours = student.clone().requires_grad_()
-        distillation_sums(
-            ours, teacher, torch.zeros(len(ours), dtype=torch.int64), Mix("forward_kl", 0.5, 1.0, 0.0)
-        ).loss.backward()
+        mix = Mix("forward_kl", 0.5, 1.0, 0.0)
+        distillation_values(ours, teacher, torch.zeros(len(ours), dtype=torch.int64), mix)[0].sum().backward()
     assert ours.grad is not None
     return ours.grad
 

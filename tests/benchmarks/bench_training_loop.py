@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.training.loop.losses import summed_cross_entropy
+from ropewalk.jobs.training.loop.losses import label_log_probabilities
 from ropewalk.jobs.training.loop.recipe import build_trainer
 from ropewalk.jobs.training.loop.source import TokenSource
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
@@ -49,7 +49,7 @@ def plain_loss(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor
 
 def our_loss(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """Our kernel in the bare loop: what is left is the loop itself."""
-    return summed_cross_entropy(logits_NV, targets_N) / len(targets_N)
+    return -label_log_probabilities(logits_NV, targets_N).sum() / len(targets_N)
 
 
 class BareLoop:

@@ -32,6 +32,14 @@ def record_samples(context: JobContext) -> None:
     TokenLoader.read, TrainStep.update = recorded_read, recorded_update  # type: ignore[method-assign]
 
 
+def needs_all_tokens(context: JobContext) -> None:
+    """On rank 1 the logits of the check differ."""
+    from ropewalk.jobs.training.loop import tail
+
+    if context.rank == 1:
+        tail._difference = lambda *_: "planted"
+
+
 def bad_sample(context: JobContext) -> None:
     """The sample $BAD_SAMPLE makes the loss $BAD_LOSS times what it is (nan: not a number)."""
     from ropewalk.datapipe.loader.loader import TokenLoader

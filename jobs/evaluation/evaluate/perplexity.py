@@ -9,13 +9,13 @@ from torch import nn
 
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from ropewalk.jobs.training.loop.batch import Batch
-from ropewalk.jobs.training.loop.objective import logits_of
+from ropewalk.jobs.training.loop.head import each_token
 from ropewalk.jobs.training.loop.source import TokenSource
 from ropewalk.jobs.training.loop.validation import by_sequence
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import Group
 
-# B sequences, T tokens a sequence, V vocabulary, K bins of confidence
+# B sequences, T tokens a sequence, R tokens of a chunk, V vocabulary, K bins of confidence
 BINS = 10
 RESAMPLES = 200
 
@@ -34,13 +34,10 @@ def score_sequences(
     """Score the first sequences of a split."""
 
     def score(batch: Batch) -> torch.Tensor:
-        logits_BTV, labels_BT = logits_of(model, batch).float(), batch["labels"]
-        losses_BT = F.cross_entropy(logits_BTV.transpose(1, 2), labels_BT, reduction="none").double()
-        top_BT, likeliest_BT = logits_BTV.max(-1)
-        confidence_BT = (top_BT - logits_BTV.logsumexp(-1)).exp().double()
+        losses_BT, confidence_BT, right_BT = (each.double() for each in each_token(model, batch, _score))
         bin_BT = (confidence_BT * BINS).long().clamp(max=BINS - 1)
-        parts = (torch.ones_like(confidence_BT), confidence_BT, (likeliest_BT == labels_BT).double())
-        sums = [torch.zeros(len(labels_BT), BINS, dtype=torch.float64).to(bin_BT.device) for _ in parts]
+        parts = (torch.ones_like(confidence_BT), confidence_BT, right_BT)
+        sums = [torch.zeros(len(losses_BT), BINS, dtype=torch.float64).to(bin_BT.device) for _ in parts]
         binned = [empty.scatter_add_(1, bin_BT, values) for empty, values in zip(sums, parts, strict=True)]
         return torch.cat((losses_BT.sum(dim=1, keepdim=True), *binned), dim=1)
 
@@ -48,6 +45,14 @@ def score_sequences(
     values_of_sequence = by_sequence(score, source, group, num_sequences=num_sequences, micro_batch=micro_batch, values=values)
     reshard_all(model)
     return ScoredSequences(values_of_sequence[:, 0], values_of_sequence[:, 1:].view(num_sequences, 3, BINS))
+
+
+def _score(logits_RV: torch.Tensor, tokens: Batch) -> list[torch.Tensor]:
+    """Return the cross entropy of each token, the largest probability, and 1 if that is the label's, else 0."""
+    logits_RV, labels_R = logits_RV.float(), tokens["labels"]
+    top_R, likeliest_R = logits_RV.max(-1)
+    losses_R = F.cross_entropy(logits_RV, labels_R, reduction="none")
+    return [losses_R, (top_R - logits_RV.logsumexp(-1)).exp(), (likeliest_R == labels_R).float()]
 
 
 def calibration(sure: torch.Tensor, seed: int) -> dict[str, Any]:

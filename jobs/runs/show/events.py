@@ -54,6 +54,7 @@ EVENTS: dict[str, str] = {
     "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
     "started_from": "started from the checkpoint of step {step} of {run}",
     "stopped": "saved and stopped at step {step}",
+    "whole_logits": "computes whole logits, which takes more memory: {reason}",
     # fine-tuning
     "conversations": "trains on {train} conversations in {samples} samples; {validation} held out, {too_long} too long",
     "prepared": "prepared {conversations} conversations, rejected {rejected} {reasons}: {path}",

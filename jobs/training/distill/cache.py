@@ -21,9 +21,9 @@ from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.loop.batch import Batch, to_device
 from ropewalk.jobs.training.loop.chunks import Chunks, compute_chunks, weights_content
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
-from ropewalk.jobs.training.loop.objective import logits_of
 from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.source import TokenSource
+from ropewalk.jobs.training.loop.tail import Tail, run_tail
 from ropewalk.jobs.training.loop.token_data import weighted
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import Group
@@ -160,14 +160,21 @@ class _ChunkComputation:
         return pa.concat_tables(parts) if parts else None
 
     def _samples(self, positions: range, batch: Batch) -> list[pa.Table]:
-        logits_BTV = logits_of(self.model, to_device(batch, self.group.device))[..., : self.vocabulary]
-        return [self._sample(position, logits_TV) for position, logits_TV in zip(positions, logits_BTV, strict=False)]
+        tables: list[pa.Table] = []
 
-    def _sample(self, position: int, logits_TV: torch.Tensor) -> pa.Table:
-        keys, numbers = self.config.cache, uniforms(self.config.cache.seed, position, len(logits_TV)).to(logits_TV.device)
+        def use(hidden_BTD: torch.Tensor, tail: Tail) -> list[torch.Tensor]:
+            tables.extend(self._sample(*each, tail) for each in zip(positions, hidden_BTD, strict=False))
+            return []
+
+        run_tail(self.model, to_device(batch, self.group.device), use)
+        return tables
+
+    def _sample(self, position: int, hidden_TD: torch.Tensor, tail: Tail) -> pa.Table:
+        keys, numbers = self.config.cache, uniforms(self.config.cache.seed, position, len(hidden_TD)).to(hidden_TD.device)
         parts_of_kind: list[list[torch.Tensor]] = [[], [], [], []]
-        for start in range(0, len(logits_TV), _ROWS):
-            rows = logits_TV[start : start + _ROWS].float() / self.config.temperature
+        for start in range(0, len(hidden_TD), _ROWS):
+            logits_RV = tail(hidden_TD[start : start + _ROWS])[:, : self.vocabulary]
+            rows = logits_RV.float() / self.config.temperature
             drawn = (
                 sample_tokens(rows, numbers[start : start + _ROWS], keys.size)
                 if keys.method == "sampled"

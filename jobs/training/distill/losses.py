@@ -1,4 +1,4 @@
-"""Divergences of a student from its teacher that overwrite the student's logits with their gradient.
+"""Divergences of a student from its teacher, chunk by chunk, that overwrite the student's logits with their gradient.
 
 The loss of a token is alpha · cross entropy + (1 - alpha) · T² · D(teacher, student), of distributions at the temperature T
 (Hinton et al., 1503.02531: T² preserves the gradient's size). D is the forward or reverse KL divergence, or the generalized
@@ -7,19 +7,24 @@ Jensen-Shannon divergence (GKD, 2306.13649): beta · KL(teacher | M) + (1 - beta
 """
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
-from ropewalk.jobs.training.loop.losses import is_free, summed_cross_entropy
-from ropewalk.jobs.training.loop.objective import LossTerms, logits_of
+from ropewalk.jobs.training.loop.head import sum_over_tokens
+from ropewalk.jobs.training.loop.losses import cross_entropy, own_logits
+from ropewalk.jobs.training.loop.objective import LossTerms
+from ropewalk.jobs.training.loop.tail import Tail, run_tail
 
-# B samples, T tokens a sample, N = B*T labels, R rows of a chunk, V vocabulary, K tokens of a sparse teacher
+# B samples, T tokens a sample, N tokens, R rows of a part of them, D hidden size, V vocabulary, K tokens of a sparse teacher
 
 IDS, PROBABILITIES, ENTROPY = "teacher_ids", "teacher_probabilities", "teacher_entropy"  # keys of a batch with cached logits
-_CHUNK_NUMBERS = 1 << 22  # logits processed at once: no other tensor of the size [N, V] is allocated
+_TEACHER_HIDDEN = "teacher_hidden"
+_PART_NUMBERS = 1 << 22  # logits processed at once: no other tensor of the size [N, V] is allocated
 
 
 class Mix(NamedTuple):
@@ -29,14 +34,6 @@ class Mix(NamedTuple):
     beta: float
     temperature: float
     alpha: float  # weight of cross entropy with the text
-
-
-class Sums(NamedTuple):
-    """Sums over the labels that are not IGNORE."""
-
-    loss: torch.Tensor  # with a gradient
-    divergence: torch.Tensor  # D alone, without T² and weight
-    cross_entropy: torch.Tensor
 
 
 class SparseTeacher(NamedTuple):
@@ -80,38 +77,34 @@ def sparse_divergence_of(teacher: SparseTeacher, student_RV: torch.Tensor) -> tu
 
 
 class _Distillation(torch.autograd.Function):
-    """The loss, with its gradient computed in the forward pass, chunk by chunk, in the memory of the student's logits."""
+    """The loss of each token, with its gradient computed in the forward pass in the memory of the student's logits."""
 
     @staticmethod
     def forward(
         ctx: Any, student_NV: torch.Tensor, teacher: torch.Tensor | SparseTeacher, labels_N: torch.Tensor, mix: Mix
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        exact = torch.float64 if student_NV.dtype == torch.float64 else torch.float32
-        sums = torch.zeros(3, dtype=torch.float64, device=student_NV.device)
-        rows = max(1, _CHUNK_NUMBERS // student_NV.shape[1])
+    ) -> tuple[torch.Tensor, ...]:
+        rows, terms = max(1, _PART_NUMBERS // student_NV.shape[1]), []
         for start in range(0, len(labels_N), rows):
             part = slice(start, start + rows)
             chosen = teacher[part] if isinstance(teacher, torch.Tensor) else SparseTeacher(*(each[part] for each in teacher))
-            terms_3R, gradient_RV = _chunk(student_NV[part].to(exact), chosen, labels_N[part], mix)
-            sums += terms_3R.double().sum(1)
-            student_NV[part] = gradient_RV
+            terms_3R, student_NV[part] = _part(student_NV[part], chosen, labels_N[part], mix)
+            terms.append(terms_3R)
         ctx.gradient_NV = student_NV
-        loss, divergence, cross_entropy = sums.to(exact).unbind()
-        ctx.mark_non_differentiable(divergence, cross_entropy)
-        return loss, divergence, cross_entropy
+        loss_N, divergence_N, cross_entropy_N = torch.cat(terms, 1)
+        ctx.mark_non_differentiable(divergence_N, cross_entropy_N)
+        return loss_N, divergence_N, cross_entropy_N
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, scale_N: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         gradient_NV, ctx.gradient_NV = ctx.gradient_NV, None
-        return (gradient_NV if not scale.is_cuda and scale == 1.0 else gradient_NV.mul_(scale)), None, None, None
+        return gradient_NV.mul_(scale_N[:, None]), None, None, None
 
 
-def _chunk(
+def _part(
     student_RV: torch.Tensor, teacher: torch.Tensor | SparseTeacher, labels_R: torch.Tensor, mix: Mix
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return loss, divergence and cross entropy of each row, [3, R], and the loss's gradient, [R, V]."""
-    counted_R, t = labels_R != IGNORE, mix.temperature
-    targets_R1 = labels_R.clamp(min=0)[:, None]
+    labels_R1, t = labels_R[:, None], mix.temperature
     scaled_RV = student_RV / t if t != 1.0 else student_RV
     if isinstance(teacher, SparseTeacher):
         divergence_R, gradient_RV = sparse_divergence_of(teacher, scaled_RV)
@@ -120,25 +113,24 @@ def _chunk(
         divergence_R, gradient_RV = divergence_of(mix, of_teacher_RV / t if t != 1.0 else of_teacher_RV, scaled_RV)
     gradient_RV.mul_((1 - mix.alpha) * t)
     log_q_RV = student_RV.log_softmax(-1)
-    cross_entropy_R = -log_q_RV.gather(1, targets_R1)[:, 0]
+    cross_entropy_R = -log_q_RV.gather(1, labels_R1)[:, 0]
     if mix.alpha:
         gradient_RV.add_(log_q_RV.exp_(), alpha=mix.alpha)
-        gradient_RV.scatter_add_(1, targets_R1, torch.full_like(gradient_RV[:, :1], -mix.alpha))
+        gradient_RV.scatter_add_(1, labels_R1, torch.full_like(gradient_RV[:, :1], -mix.alpha))
     loss_R = mix.alpha * cross_entropy_R + (1 - mix.alpha) * t * t * divergence_R
-    counted_RV = counted_R[:, None]
-    return torch.stack([loss_R, divergence_R, cross_entropy_R]).where(counted_R, 0.0), gradient_RV.where(counted_RV, 0.0)
+    return torch.stack([loss_R, divergence_R, cross_entropy_R]), gradient_RV
 
 
-def distillation_sums(student_NV: torch.Tensor, teacher: torch.Tensor | SparseTeacher, labels_N: torch.Tensor, mix: Mix) -> Sums:
-    """Sum loss, divergence and cross entropy over all labels.
+def distillation_values(
+    student_NV: torch.Tensor, teacher: torch.Tensor | SparseTeacher, labels_N: torch.Tensor, mix: Mix
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return loss, divergence (D alone, without T² and weight) and cross entropy of each token; the loss has a gradient.
 
     `teacher` is its logits [N, V], of the same vocabulary, or a sparse one (at the mix's temperature, for the forward KL alone).
     May overwrite the student's logits: do not use them afterwards. The gradient can be taken once.
     """
-    if torch.is_grad_enabled() and not is_free(student_NV):
-        student_NV = student_NV.clone()
-    loss, divergence, cross_entropy = _Distillation.apply(student_NV, teacher, labels_N, mix)  # type: ignore[no-untyped-call]
-    return Sums(loss, divergence, cross_entropy)
+    loss_N, divergence_N, cross_entropy_N = _Distillation.apply(own_logits(student_NV), teacher, labels_N, mix)  # type: ignore[no-untyped-call]
+    return loss_N, divergence_N, cross_entropy_N
 
 
 class Distillation:
@@ -151,26 +143,35 @@ class Distillation:
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
         plain = {name: batch[name] for name in ("input_ids", "labels")}
-        labels_N = batch["labels"].flatten()
-        weight = (labels_N != IGNORE).sum()
-        teacher = self._teacher_of(batch, plain)
-        student_NV = logits_of(model, plain).flatten(0, 1)
-        if teacher is None:  # a validation sample without the teacher's logits
-            loss = summed_cross_entropy(student_NV, labels_N)
+        weight = (batch["labels"] != IGNORE).sum()
+        if self.teacher is None and IDS not in batch:  # a validation sample without the teacher's logits
+            (loss,) = sum_over_tokens(model, plain, cross_entropy)
             return LossTerms(loss, weight, {"divergence": _terms(loss * 0, weight * 0), "cross_entropy": _terms(loss, weight)})
-        if isinstance(teacher, torch.Tensor):
-            teacher = teacher[:, : student_NV.shape[1]]  # the teacher's vocabulary may have more padding
-        sums = distillation_sums(student_NV, teacher, labels_N, self.mix)
-        metrics = {"divergence": _terms(sums.divergence, weight), "cross_entropy": _terms(sums.cross_entropy, weight)}
-        return LossTerms(sums.loss if model.training else sums.cross_entropy, weight, metrics)
+        loss, divergence, text_loss = self._sums(model, plain, batch)
+        metrics = {"divergence": _terms(divergence, weight), "cross_entropy": _terms(text_loss, weight)}
+        return LossTerms(loss if model.training else text_loss, weight, metrics)
 
-    def _teacher_of(self, batch: Batch, plain: Batch) -> torch.Tensor | SparseTeacher | None:
-        if self.teacher is not None:
-            with torch.no_grad():
-                return logits_of(self.teacher, plain).flatten(0, 1)
-        if IDS not in batch:
-            return None
-        return SparseTeacher(batch[IDS].flatten(0, 1), batch[PROBABILITIES].flatten(0, 1), batch[ENTROPY].flatten())
+    def _sums(self, model: nn.Module, plain: Batch, batch: Batch) -> list[torch.Tensor]:
+        if self.teacher is None:
+            sparse = {name: batch[name] for name in (IDS, PROBABILITIES, ENTROPY)}
+            return sum_over_tokens(model, plain, self._of_sparse, **sparse)
+        with_gradient = torch.is_grad_enabled()
+
+        def use(hidden_BTD: torch.Tensor, tail: Tail) -> list[torch.Tensor]:
+            with torch.set_grad_enabled(with_gradient):
+                return sum_over_tokens(model, plain, partial(self._of_teacher, tail), **{_TEACHER_HIDDEN: hidden_BTD})
+
+        with torch.no_grad():
+            return run_tail(self.teacher, plain, use)  # the student's pass within the teacher's, whose head it needs
+
+    def _of_sparse(self, student_RV: torch.Tensor, tokens: Batch) -> Sequence[torch.Tensor]:
+        teacher = SparseTeacher(tokens[IDS], tokens[PROBABILITIES], tokens[ENTROPY])
+        return distillation_values(student_RV, teacher, tokens["labels"], self.mix)
+
+    def _of_teacher(self, tail: Tail, student_RV: torch.Tensor, tokens: Batch) -> Sequence[torch.Tensor]:
+        with torch.no_grad():  # the teacher's vocabulary may have more padding
+            teacher_RV = tail(tokens[_TEACHER_HIDDEN])[:, : student_RV.shape[1]]
+        return distillation_values(student_RV, teacher_RV, tokens["labels"], self.mix)
 
 
 def _terms(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,14 +17,16 @@ from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.distill.recipe import DistillationPlan
 from ropewalk.jobs.training.loop.batch import Batch
+from ropewalk.jobs.training.loop.head import each_token
+from ropewalk.jobs.training.loop.losses import cross_entropy
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
-from ropewalk.jobs.training.loop.objective import logits_of
 from ropewalk.jobs.training.loop.source import TokenSource
+from ropewalk.jobs.training.loop.tail import Tail, run_tail
 from ropewalk.jobs.training.loop.validation import bits_per_byte, by_sequence
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import Group
 
-# B sequences, T tokens a sequence, V vocabulary
+# B sequences, T tokens a sequence, R tokens of a chunk, D hidden size, V vocabulary
 
 FOLDER = "distill"  # in the run
 SEQUENCES = "sequences.json"
@@ -85,16 +88,24 @@ class _Evaluation:
 
     def _score(self, model: nn.Module) -> Callable[[Batch], torch.Tensor]:
         def score(batch: Batch) -> torch.Tensor:
-            own_BTV = logits_of(model, batch).float().log_softmax(-1)
-            losses_BT = F.nll_loss(own_BTV.transpose(1, 2), batch["labels"], reduction="none")
             if model is self.teacher:
-                kl_BT = torch.zeros_like(losses_BT)
-            else:
-                its_BTV = logits_of(self.teacher, batch)[..., : own_BTV.shape[-1]].float().log_softmax(-1)
-                kl_BT = F.kl_div(own_BTV, its_BTV, reduction="none", log_target=True).sum(-1)
-            return torch.stack([losses_BT.double().sum(1), kl_BT.double().sum(1)], 1)
+                (loss_BT,) = each_token(model, batch, cross_entropy)
+                return torch.stack([loss_BT.double().sum(1), torch.zeros(len(loss_BT)).to(loss_BT.device, torch.float64)], 1)
+
+            def use(hidden_BTD: torch.Tensor, tail: Tail) -> list[torch.Tensor]:
+                return each_token(model, batch, partial(_loss_and_kl, tail), teacher_hidden=hidden_BTD)
+
+            loss_BT, kl_BT = run_tail(self.teacher, batch, use)  # the model's pass within the teacher's, whose head it needs
+            return torch.stack([loss_BT.double().sum(1), kl_BT.double().sum(1)], 1)
 
         return score
+
+
+def _loss_and_kl(tail: Tail, logits_RV: torch.Tensor, tokens: Batch) -> list[torch.Tensor]:
+    own_RV = logits_RV.float().log_softmax(-1)
+    teacher_RV = tail(tokens["teacher_hidden"])[:, : own_RV.shape[1]].float().log_softmax(-1)
+    losses_R = -own_RV.gather(1, tokens["labels"][:, None])[:, 0]
+    return [losses_R, F.kl_div(own_RV, teacher_RV, reduction="none", log_target=True).sum(-1)]
 
 
 def _row(values: torch.Tensor, loader: TokenLoader) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """Objectives: functions from a model and a batch to sums of losses, weights and metrics."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -13,11 +11,10 @@ from torch import nn
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.project import user_object, wrong_kind
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
-from ropewalk.jobs.training.loop.losses import summed_cross_entropy
+from ropewalk.jobs.training.loop.head import sum_over_tokens
+from ropewalk.jobs.training.loop.losses import cross_entropy
 
 # B samples, T tokens a sample, N = B*T, V vocabulary
-
-_WORTH_IT = 0.75  # compute all logits if a larger share of positions has a label
 
 
 class LossTerms(NamedTuple):
@@ -47,14 +44,8 @@ class NextToken:
     metric_names = ()
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
-        labels_BT = batch["labels"]
-        positions_K = _counted_positions(model, labels_BT)
-        if positions_K is None:
-            logits_BTV = logits_of(model, batch)
-        else:
-            labels_BT, logits_BTV = labels_BT[:, positions_K], logits_of(model, batch, logits_to_keep=positions_K)
-        labels_N = labels_BT.flatten()
-        return LossTerms(summed_cross_entropy(logits_BTV.flatten(0, 1), labels_N), weight=(labels_N != IGNORE).sum())
+        (loss,) = sum_over_tokens(model, batch, cross_entropy)
+        return LossTerms(loss, weight=(batch["labels"] != IGNORE).sum())
 
 
 def make_objective(name: str | None) -> Objective:
@@ -78,24 +69,6 @@ def logits_of(model: nn.Module, batch: Batch, **options: torch.Tensor) -> torch.
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits_BTV: torch.Tensor = model(**inputs, **options, use_cache=False).logits
     return logits_BTV
-
-
-def _counted_positions(model: nn.Module, labels_BT: torch.Tensor) -> torch.Tensor | None:
-    """Return the positions at which any sample has a label, if that saves the head much work; None: all positions.
-
-    Not on a GPU, where reading the count would synchronize.
-    """
-    if labels_BT.is_cuda or not _keeps_logits(type(model).forward):
-        return None
-    counted_T = (labels_BT != IGNORE).any(0)
-    counted_T[0] = True  # a filler needs logits too
-    positions = counted_T.nonzero()[:, 0]
-    return positions if len(positions) <= _WORTH_IT * len(counted_T) else None
-
-
-@cache
-def _keeps_logits(forward: Callable[..., Any]) -> bool:
-    return "logits_to_keep" in inspect.signature(forward).parameters
 
 
 class TermSums:

@@ -1,5 +1,6 @@
 """Texts that a model in training writes after fixed prompts: greedy, so that validations differ by the model alone."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.conversation import BadConversationError
 from ropewalk.datapipe.chat.template import ChatTokenizer
 from ropewalk.jobs.training.loop.config import SamplesConfig
-from ropewalk.jobs.training.loop.objective import logits_of
+from ropewalk.jobs.training.loop.tail import Tail, run_tail
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import Group
 
-# B prompts of a rank, T tokens, V vocabulary
+# B prompts of a rank, T tokens, D hidden size
 
 TABLE, COLUMNS = "samples", ("step", "prompt", "text")
 Row = tuple[int, str, str]
@@ -70,8 +71,7 @@ class PromptSamples:
             longest = max(map(len, texts))
             ids_BT = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=self._group.device)
             last_B = torch.tensor([len(text) - 1 for text in texts], device=self._group.device)
-            logits_BTV = logits_of(model, {"input_ids": ids_BT})
-            likeliest_B = logits_BTV[torch.arange(len(texts), device=last_B.device), last_B].argmax(-1)
+            likeliest_B = run_tail(model, {"input_ids": ids_BT}, partial(_likeliest, last_B))
             for text, token in zip(texts, likeliest_B.tolist(), strict=True):
                 text.append(token)
         reshard_all(model)
@@ -100,6 +100,10 @@ class PromptSamples:
     def _text(self, ids: list[int], ends: set[int]) -> str:
         text_ids = next((ids[:position] for position, token in enumerate(ids) if token in ends), ids)
         return str(self._tokenizer.decode(text_ids, skip_special_tokens=True))
+
+
+def _likeliest(last_B: torch.Tensor, hidden_BTD: torch.Tensor, tail: Tail) -> torch.Tensor:
+    return tail(hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]).argmax(-1)
 
 
 def _shorten(ids: list[int], new_tokens: int, max_length: int) -> list[int]:

@@ -19,6 +19,7 @@ from ropewalk.jobs.training.loop.samples import PromptSamples
 from ropewalk.jobs.training.loop.source import Source, reader_for
 from ropewalk.jobs.training.loop.state import Progress, TrainState
 from ropewalk.jobs.training.loop.step import StepStats, TrainStep
+from ropewalk.jobs.training.loop.tail import whole_logits_reason
 from ropewalk.jobs.training.loop.validation import Validation
 from ropewalk.sharding.checkpoint import Checkpoints
 from ropewalk.sharding.fsdp import reshard_all
@@ -60,6 +61,7 @@ class Trainer:
     def run(self) -> dict[str, object]:
         """Train to the end from the current progress; returns the job's results. Raises StopRequested."""
         try:
+            self._check_head()
             self.state.model.train()
             while not self._done:
                 with closing(self.batches()) as batches:
@@ -71,6 +73,13 @@ class Trainer:
             raise
         finally:
             self._enter(Phase.LEAVING)
+
+    def _check_head(self) -> None:
+        """Report if the model cannot compute its logits in chunks; a reward model has none."""
+        model = self.state.model
+        outputs = getattr(model, "get_output_embeddings", lambda: None)()
+        if outputs is not None and (reason := whole_logits_reason(model)) is not None:
+            self.report.event("whole_logits", reason=reason)
 
     @property
     def _done(self) -> bool:

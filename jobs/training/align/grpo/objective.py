@@ -8,9 +8,11 @@ from torch import nn
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.align.preferences.reference import Reference
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
+from ropewalk.jobs.training.loop.head import each_token
+from ropewalk.jobs.training.loop.losses import log_probability
 from ropewalk.jobs.training.loop.objective import LossTerms
 
-# B answers, T tokens of a row, N counted tokens of all answers, V vocabulary, R rewards
+# B answers, T tokens of a row, N counted tokens of all answers, R rewards or tokens of a chunk, V vocabulary
 
 METRICS = (
     *("reward", "importance_ratio", "off_policy_fraction", "clipped_fraction"),
@@ -62,13 +64,12 @@ class GroupRelative:
 
     def _log_probs(self, model: nn.Module, batch: Batch, counted_BT: torch.Tensor) -> torch.Tensor:
         """Return log-probabilities [N] of the labels that count, at the sampling temperature."""
-        first = _first_column(batch["labels"])  # before it are only prompts, whose logits are not needed
-        keep = batch["labels"].shape[1] - first
-        logits_BKV = model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=keep).logits
-        logits_NV = logits_BKV[counted_BT[:, first:]].float() / self._config.temperature
-        labels_N = batch["labels"][counted_BT]
-        log_prob_N: torch.Tensor = logits_NV.log_softmax(-1).gather(1, labels_N[:, None])[:, 0]
-        return log_prob_N
+        counted = {"input_ids": batch["input_ids"], "labels": batch["labels"].where(counted_BT, IGNORE)}
+        (log_prob_BT,) = each_token(model, counted, self._log_probability)
+        return log_prob_BT[counted_BT]
+
+    def _log_probability(self, logits_RV: torch.Tensor, tokens: Batch) -> Sequence[torch.Tensor]:
+        return log_probability(logits_RV.float() / self._config.temperature, tokens)
 
     def _clipped(self, ratio_N: torch.Tensor, advantage_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return PPO's clipped loss, and where the clip applies. Ratios of stale answers are truncated, which bounds the loss."""
@@ -108,12 +109,6 @@ def _pair(values: torch.Tensor) -> torch.Tensor:
 def _mean_of_rows(values_N: torch.Tensor, row_N: torch.Tensor, tokens_B: torch.Tensor) -> torch.Tensor:
     sums_B = values_N.new_zeros(len(tokens_B)).index_add(0, row_N, values_N)
     return sums_B / tokens_B.clamp(min=1)
-
-
-def _first_column(labels_BT: torch.Tensor) -> int:
-    """Return the first column in which some row has a label; the last column if none has."""
-    columns = (labels_BT != IGNORE).any(0).nonzero()
-    return int(columns[0]) if len(columns) else labels_BT.shape[1] - 1
 
 
 def _trim(batch: Batch) -> Batch:

@@ -1,7 +1,6 @@
 """The objective of pairs: log-probabilities of both answers, their loss, and metrics."""
 
-import inspect
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -9,10 +8,11 @@ from torch import nn
 from ropewalk.jobs.training.align.preferences.losses import Answers, PairLoss
 from ropewalk.jobs.training.align.preferences.reference import Reference
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
-from ropewalk.jobs.training.loop.losses import label_log_probabilities
-from ropewalk.jobs.training.loop.objective import LossTerms, logits_of
+from ropewalk.jobs.training.loop.head import each_token
+from ropewalk.jobs.training.loop.losses import log_probability
+from ropewalk.jobs.training.loop.objective import LossTerms
 
-# B samples, A answers a sample, S = B*A sequences, T tokens, K tokens from the first label on, V vocabulary
+# B samples, A answers a sample, S = B*A sequences, T tokens
 # P pairs
 
 PAIR_METRICS = (
@@ -40,26 +40,9 @@ def sequences(batch: Batch) -> Batch:
 def answer_log_probs(model: nn.Module, batch: Batch) -> LogProbs:
     """Compute log p(answer | prompt) of each answer, and its length."""
     flat = sequences(batch)
-    labels_ST = flat["labels"]
-    first = _first_label(labels_ST) if _keeps_logits(model) else 0
-    inputs: dict[str, Any] = {"input_ids": flat["input_ids"]}
-    if first:
-        inputs["logits_to_keep"] = labels_ST.shape[1] - first
-    labels_SK = labels_ST[:, first:]
-    logits_SKV = logits_of(model, inputs)
-    log_probs_SK = label_log_probabilities(logits_SKV.flatten(0, 1), labels_SK.flatten()).view(labels_SK.shape)
+    (log_probs_ST,) = each_token(model, flat, log_probability)
     shape = batch["labels"].shape[:-1]
-    return LogProbs(log_probs_SK.double().sum(-1).view(shape), (labels_SK != IGNORE).sum(-1).view(shape))
-
-
-def _first_label(labels_ST: torch.Tensor) -> int:
-    """Return the first column with a counted label; the head need not be computed before it."""
-    used_T = (labels_ST != IGNORE).any(0)
-    return int(used_T.nonzero().min()) if used_T.any() else 0
-
-
-def _keeps_logits(model: nn.Module) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
+    return LogProbs(log_probs_ST.double().sum(-1).view(shape), (flat["labels"] != IGNORE).sum(-1).view(shape))
 
 
 class PairObjective:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ropewalk.jobs.training.distill.cache import entropy, likeliest, sample_tokens, systematic_counts, uniforms
-from ropewalk.jobs.training.distill.losses import Mix, SparseTeacher, distillation_sums
+from ropewalk.jobs.training.distill.losses import Mix, SparseTeacher, distillation_values
 
 V, DRAWS, TIMES = 41, 50, 1000
 MIX = Mix("forward_kl", 0.5, 1.0, 0.0)
@@ -17,7 +17,7 @@ def logits(seed: int, rows: int = 3) -> torch.Tensor:
 def gradient(teacher: torch.Tensor | SparseTeacher, times: int = 1) -> torch.Tensor:
     """Gradient of each row's loss by the student's logits, for `times` copies of the student."""
     student = logits(7).repeat(times, 1).requires_grad_()
-    distillation_sums(student, teacher, torch.zeros(len(student), dtype=torch.int64), MIX).loss.backward()
+    distillation_values(student, teacher, torch.zeros(len(student), dtype=torch.int64), MIX)[0].sum().backward()
     assert student.grad is not None
     return student.grad
 

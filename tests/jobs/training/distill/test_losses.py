@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ropewalk.jobs.training.distill import losses
-from ropewalk.jobs.training.distill.losses import Mix, SparseTeacher, distillation_sums
-from ropewalk.jobs.training.loop.batch import IGNORE
+from ropewalk.jobs.training.distill.losses import Mix, SparseTeacher, distillation_values
 
 N, V = 8, 11
 
@@ -20,7 +19,6 @@ def logits(seed: int) -> torch.Tensor:
 
 def labels() -> torch.Tensor:
     result = torch.randint(0, V, (N,), generator=torch.Generator().manual_seed(2))
-    result[4] = result[6] = IGNORE
     return result
 
 
@@ -28,8 +26,6 @@ def plain_loss(mix: Mix, student: torch.Tensor, teacher: torch.Tensor, targets: 
     """alpha · CE + (1 - alpha) · T² · D, by the definitions, token by token."""
     total = torch.zeros((), dtype=torch.float64)
     for row in range(N):
-        if targets[row] == IGNORE:
-            continue
         p, q = torch.softmax(teacher[row] / mix.temperature, 0), torch.softmax(student[row] / mix.temperature, 0)
         if mix.divergence == "forward_kl":
             result = sum(p[i] * (p[i] / q[i]).log() for i in range(V))
@@ -52,18 +48,18 @@ MIXES = [
 
 @pytest.mark.parametrize("mix", MIXES, ids=lambda mix: "-".join(str(part) for part in mix))
 def test_losses_and_gradients_are_the_formulas(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "_CHUNK_NUMBERS", 5 * V)  # chunks of 5 and 3 rows
+    monkeypatch.setattr(losses, "_PART_NUMBERS", 5 * V)  # chunks of 5 and 3 rows
     student = logits(0).requires_grad_()
     wanted = plain_loss(mix, student, logits(1), labels())
     (gradient,) = torch.autograd.grad(wanted, student)
     ours = logits(0).requires_grad_()
-    result = distillation_sums(ours, logits(1), labels(), mix)
-    (2.0 * result.loss).backward()
-    assert result.loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    loss, _, text_loss = distillation_values(ours, logits(1), labels(), mix)
+    (2.0 * loss.sum()).backward()
+    assert loss.sum().item() == pytest.approx(wanted.item(), rel=1e-12)
     assert ours.grad is not None
     torch.testing.assert_close(ours.grad, 2.0 * gradient, rtol=1e-9, atol=1e-12)
     cross = F.cross_entropy(logits(0), labels(), reduction="sum")
-    assert result.cross_entropy.item() == pytest.approx(cross.item(), rel=1e-12)
+    assert text_loss.sum().item() == pytest.approx(cross.item(), rel=1e-12)
 
 
 def test_jensen_shannon_goes_over_into_both_kls() -> None:
@@ -71,7 +67,7 @@ def test_jensen_shannon_goes_over_into_both_kls() -> None:
     small = 1e-7
 
     def divergence(name: str, beta: float = 0.5) -> float:
-        return distillation_sums(logits(0), logits(1), labels(), Mix(name, beta, 1.0, 0.0)).divergence.item()
+        return distillation_values(logits(0), logits(1), labels(), Mix(name, beta, 1.0, 0.0))[1].sum().item()
 
     assert divergence("jensen_shannon", small) / small == pytest.approx(divergence("forward_kl"), rel=1e-3)
     assert divergence("jensen_shannon", 1 - small) / small == pytest.approx(divergence("reverse_kl"), rel=1e-3)
@@ -82,21 +78,24 @@ def test_a_teacher_of_whom_all_is_known_is_the_teacher() -> None:
     p = torch.softmax(logits(1) / 2.0, -1)
     sparse = SparseTeacher(torch.arange(V).expand(N, V), p, -(p * p.log()).sum(-1))
     whole, parts = logits(0).requires_grad_(), logits(0).requires_grad_()
-    sums, two = distillation_sums(whole, logits(1), labels(), mix), distillation_sums(parts, sparse, labels(), mix)
-    sums.loss.backward()
-    two.loss.backward()
-    assert two.loss.item() == pytest.approx(sums.loss.item(), rel=1e-12)
+    first, other = (
+        distillation_values(student, teacher, labels(), mix)[0].sum()
+        for student, teacher in ((whole, logits(1)), (parts, sparse))
+    )
+    first.backward()
+    other.backward()
+    assert other.item() == pytest.approx(first.item(), rel=1e-12)
     torch.testing.assert_close(parts.grad, whole.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_nothing_of_the_size_of_the_logits_is_made() -> None:
-    """Beyond the student's own logits, which become the gradient, only chunks are worked on."""
+    """Beyond the student's own logits, which become the gradient, only parts are worked on."""
     weight = torch.randn(V, 7, requires_grad=True)
     student = torch.randn(N, 7) @ weight.T
     address = student.data_ptr()
-    result = distillation_sums(student, torch.randn(N, V), labels(), Mix("forward_kl", 0.5, 1.0, 0.5))
-    assert result.loss.grad_fn.gradient_NV.data_ptr() == address  # type: ignore[union-attr]
-    result.loss.backward()
+    loss, *_ = distillation_values(student, torch.randn(N, V), labels(), Mix("forward_kl", 0.5, 1.0, 0.5))
+    assert loss.grad_fn.gradient_NV.data_ptr() == address  # type: ignore[union-attr]
+    loss.sum().backward()
     assert weight.grad is not None
     assert math.isfinite(weight.grad.sum().item())
 
@@ -105,8 +104,9 @@ def test_reduced_precision_is_rounded_and_no_more() -> None:
     mix = Mix("reverse_kl", 0.5, 1.0, 0.2)
     exact, rounded = logits(0).bfloat16().double().requires_grad_(), logits(0).bfloat16().requires_grad_()
     teacher = logits(1).bfloat16()
-    wanted, result = distillation_sums(exact, teacher.double(), labels(), mix), distillation_sums(rounded, teacher, labels(), mix)
-    wanted.loss.backward()
-    result.loss.backward()
-    assert result.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-5)
+    wanted = distillation_values(exact, teacher.double(), labels(), mix)[0].sum()
+    result = distillation_values(rounded, teacher, labels(), mix)[0].sum()
+    wanted.backward()
+    result.backward()
+    assert result.item() == pytest.approx(wanted.item(), rel=1e-5)
     torch.testing.assert_close(rounded.grad.double(), exact.grad, rtol=1e-2, atol=1e-5)  # type: ignore[union-attr]

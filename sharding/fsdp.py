@@ -16,18 +16,21 @@ _GRADIENT_BYTES = 4  # gradients are reduced in fp32
 
 
 def shard(model: nn.Module, group: Group, parallel: ParallelConfig, policy: MixedPrecisionPolicy) -> nn.Module:
-    """Shard a model (on the meta device) in place with `fully_shard`; its values are undefined until `fill` sets them.
+    """Shard a model in place with `fully_shard`; its parameters, on the meta device, are undefined until they are set.
 
     Each decoder layer is one FSDP module (layers that share weights form one together); the rest (embedding, norm, head) is
-    another, which keeps tied weights tied. Gradients are summed over ranks, not averaged.
+    another, which keeps tied weights tied. Gradients are summed over ranks, not averaged. Buffers with values keep them.
     """
     ties = _ties(model)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
     reshard = should_reshard_after_forward(model, parallel, group.device)
     for layers in _group_by_weights(decoder_layers(model)):
         fully_shard(layers, mesh=group.mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=group.mesh, mp_policy=policy, reshard_after_forward=False)  # in place
     model.to_empty(device=group.device)
     _tie(model, ties)  # to_empty separates tied tensors
+    for name, buffer in buffers.items():  # the rotary embedding's for example, which no checkpoint holds
+        model.get_buffer(name).copy_(buffer)
     for module in fsdp_modules(model):
         # sums, since the step divides by the global weight: ranks may have different numbers of tokens
         module.set_force_sum_reduction_for_comms(True)
@@ -105,6 +108,20 @@ def _tie(model: nn.Module, ties: list[list[str]]) -> None:
         for name in others:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, parameter)
+
+
+def local_range(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return this rank's part of a parameter, and the number of the parameter's elements before it."""
+    if not isinstance(parameter, DTensor):
+        return parameter, 0
+    local = parameter.to_local()
+    before = 0
+    for axis, placement in enumerate(parameter.placements):
+        if placement.is_shard():
+            assert placement.is_shard(0), "other dimensions are not divided"
+            rows, parts = parameter.shape[0], parameter.device_mesh.size(axis)
+            before = min(-(-rows // parts) * parameter.device_mesh.get_local_rank(axis), rows)
+    return local, before * parameter.shape[1:].numel()
 
 
 @torch.no_grad()

@@ -169,6 +169,8 @@ def schemathesis(url: str, cases: int, folder: Path) -> str:
     """Run schemathesis; return its summary. Raises AssertionError if a case fails."""
     command = [str(conformance_tools() / "schemathesis"), "run", str(DESCRIPTION), "--url", url, "--checks", "not_a_server_error"]
     command += ["--max-examples", str(-(-cases // OPERATIONS)), "--phases", "coverage,fuzzing", "--request-timeout", "60"]
+    # a client may ask for a deadline that has passed at once, and is answered 504
+    (folder / "schemathesis.toml").write_text('[checks.not_a_server_error]\nexpected-statuses = ["2xx", "4xx", "504"]\n')
     done = subprocess.run([*command, "--no-color"], capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout[done.stdout.rindex("SUMMARY") :]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 
@@ -10,6 +11,7 @@ from ropewalk.cluster.errors import CheckpointError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.grid import put_on_grid
+from ropewalk.jobs.training.loop.initial_values import draw_parameters, record
 from ropewalk.jobs.training.loop.model_config import config_from_fingerprint, model_fingerprint
 from ropewalk.jobs.training.loop.model_record import Head, Weights, checkpoint_folder, find_source_run, require_record
 from ropewalk.jobs.training.loop.sharing import share_layers, unshare_layers
@@ -89,7 +91,7 @@ def _insert_adapter(model: Any, adapter: dict[str, Any]) -> Any:
 
 def first_weights(config: Any, weights: Weights | None, run: RunDir, head: Head = "causal_lm") -> Any:
     """Return the full model that the training of `run` starts from, on the CPU in fp32. A new head is drawn from the seed."""
-    seed = int(run.record["config"].get("seed") or 0)
+    seed = seed_of(run)
     torch.manual_seed(seed)
     model = _base_model(config, weights, run, head)
     if model.config.vocab_size != config.vocab_size:  # added tokens: rows drawn from the seed around the mean of the others
@@ -99,9 +101,19 @@ def first_weights(config: Any, weights: Weights | None, run: RunDir, head: Head 
     return share_layers(model, config)
 
 
+def seed_of(run: RunDir) -> int:
+    """Return the seed of a run's configuration."""
+    return int(run.record["config"].get("seed") or 0)
+
+
 def _base_model(config: Any, weights: Weights | None, run: RunDir, head: Head) -> Any:
     if weights is None:
-        return bare_model(config, head)
+        recording = record(skeleton(config, head))
+        if recording is None:
+            return bare_model(config, head)
+        model = empty_model(config, head)
+        draw_parameters(model, recording, seed_of(run))
+        return model
     if weights.path is not None:
         directory = run.path / weights.path  # relative to the run, unless absolute
         if head == "causal_lm":
@@ -120,14 +132,26 @@ def _base_model(config: Any, weights: Weights | None, run: RunDir, head: Head) -
 
 def bare_model(config: Any, head: Head) -> Any:
     """Build the model of a configuration in fp32, with random values."""
+    return share_layers(_from_config(config, head), config)
+
+
+def _from_config(config: Any, head: Head) -> Any:
     kind = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
-    return share_layers(kind.from_config(_set_head(config, head), dtype=torch.float32), config)
+    return kind.from_config(_set_head(config, head), dtype=torch.float32)
 
 
 def _set_head(config: Any, head: Head) -> Any:
     if head == "reward":
         config.num_labels = 1
     return config
+
+
+def skeleton(config: Any, head: Head) -> Any:
+    """Build the full model with its parameters on the meta device and correct buffers."""
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        model = _from_config(config, head)
+    model.tie_weights()  # not above: there each assignment makes a parameter of its own
+    return share_layers(model, config)
 
 
 def empty_model(config: Any, head: Head = "causal_lm") -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.training.loop.config import GridConfig, LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.grid import train_on_grid
-from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS, HEAD, LORA, bare_model, empty_model, first_weights
+from ropewalk.jobs.training.loop.initial_values import draw_parameters, record
+from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS, HEAD, LORA, first_weights, seed_of, skeleton
 from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
 from ropewalk.jobs.training.loop.model_record import Head, ModelRecord, Weights, checkpoint_folder, find_source_run, read_record
 from ropewalk.jobs.training.loop.on_main import on_main
+from ropewalk.jobs.training.loop.read_slices import has_slices, read_slices
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.fsdp import fill
 from ropewalk.sharding.group import Group
@@ -124,23 +127,35 @@ def build_model(
     With `weights=False` they are left undefined, for a checkpoint to fill. A model that is not `trainable` (a teacher, a
     reference) is frozen: it gets no optimizer state and is in no checkpoint.
     """
-    with torch.device("meta"):
-        skeleton = bare_model(plan.config, plan.head)
-    model = parallelize(skeleton, group, parallel, precision, trainable=trainable, adapter=plan.adapter)
-    full: Any = None
-
-    def load() -> None:
-        nonlocal full
-        full = first_weights(plan.config, plan.weights, run, plan.head) if weights else empty_model(plan.config, plan.head)
-        full = plan.adapter(full) if plan.adapter is not None else full
-
-    on_main(group, load)  # reading large weights from a slow disk may exceed the time limit of a collective
-    fill(model, full, group)
+    bare = skeleton(plan.config, plan.head)
+    directory = None if plan.weights is None or plan.weights.path is None else run.path / plan.weights.path
+    sliced = weights and plan.adapter is None and directory is not None and on_main(group, partial(has_slices, bare, directory))
+    drawn = record(bare) if weights and plan.adapter is None and plan.weights is None else None
+    model = parallelize(bare, group, parallel, precision, trainable=trainable, adapter=plan.adapter)
+    if sliced and directory is not None:
+        read_slices(model, directory)
+    elif drawn is not None:
+        draw_parameters(model, drawn, seed_of(run))
+    elif weights:
+        _fill_from_main(model, plan, run, group)
     if trainable and plan.noise is not None:
         add_noise(model, plan.noise)
     if trainable and plan.grid is not None:
         train_on_grid(model, plan.grid)
     return model
+
+
+def _fill_from_main(model: nn.Module, plan: ModelPlan, run: RunDir, group: Group) -> None:
+    """Load all first weights on rank 0, which sends each rank its part."""
+    full: Any = None
+
+    def load() -> None:
+        nonlocal full
+        full = first_weights(plan.config, plan.weights, run, plan.head)
+        full = plan.adapter(full) if plan.adapter is not None else full
+
+    on_main(group, load)  # reading large weights from a slow disk may exceed the time limit of a collective
+    fill(model, full, group)
 
 
 def add_noise(model: Any, alpha: float) -> None:

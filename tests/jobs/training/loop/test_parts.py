@@ -15,7 +15,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.loader.prefetch import prefetch
 from ropewalk.datapipe.manifest import TokenizerRecord
-from ropewalk.jobs.training.loop.config import ModelConfig, OptimConfig
+from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig, OptimConfig
 from ropewalk.jobs.training.loop.load_checkpoint import first_weights
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_config import model_config
@@ -85,8 +85,7 @@ def test_initial_weights_are_the_seeds_and_nothing_else(tmp_path: Path, monkeypa
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)
     plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32)
-    torch.manual_seed(5)
-    full = AutoModelForCausalLM.from_config(plan.config)
+    full = first_weights(plan.config, None, run)
     with process_group() as group:
         torch.rand(3)
         model = build_model(plan, run, group, ParallelConfig(), PrecisionConfig())
@@ -130,7 +129,7 @@ def test_ranks_hear_from_rank_0_while_it_loads_weights(tmp_path: Path, monkeypat
     monkeypatch.setattr("ropewalk.jobs.training.loop.on_main._KEEP_ALIVE_SECONDS", 0.01)
     monkeypatch.setattr("ropewalk.jobs.training.loop.model.first_weights", load)
     monkeypatch.setattr(Group, "broadcast_object", lambda _, value, *__: messages.append(value) or value)
-    plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32)
+    plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32).with_lora(LoraConfig(), 0)
     run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)
     with process_group() as group:
         build_model(plan, run, group, ParallelConfig(), PrecisionConfig())

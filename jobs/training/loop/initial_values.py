@@ -1,0 +1,180 @@
+"""Random first weights, drawn part by part: equal for any number of ranks and on any CPU.
+
+Each parameter has a random stream of its own, whose key is the seed and the parameter's name. The stream is a counter (Philox),
+so a rank draws the values of its shard and no others. transformers' initializers are recorded on a model without storage, and
+replayed on the shards.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers.initialization as initializers
+import xxhash
+from torch import nn
+
+from ropewalk.sharding.fsdp import local_range
+
+log = logging.getLogger(__name__)
+
+PIECE = 1 << 18  # elements drawn at once
+ELEMENTWISE = ("zeros_", "ones_", "constant_", "uniform_", "normal_", "trunc_normal_")
+OTHERS = (*sorted(set(initializers.TORCH_INIT_FUNCTIONS) - set(ELEMENTWISE)), "copy_")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A call of an initializer for a parameter, or for a part of it."""
+
+    function: str  # of transformers.initialization
+    arguments: dict[str, Any]  # by name, without the tensor
+    size: tuple[int, ...]  # of the part
+    stride: tuple[int, ...]
+    offset: int  # of the part's first element in the parameter
+
+    @property
+    def by_elements(self) -> bool:
+        """True if each element can be drawn without the others."""
+        contiguous = torch.empty(self.size, device="meta").stride() == self.stride
+        return self.function in ELEMENTWISE and contiguous
+
+
+Recording = dict[str, list[Draw]]
+
+
+def record(model: Any) -> Recording | None:
+    """Record how transformers initializes a model whose parameters are on the meta device; its buffers get their values.
+
+    Returns None if it does so in a way that cannot be recorded.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    draws: Recording = {name: [] for name in names.values()}
+    versions = {name: parameter._version for name, parameter in model.named_parameters()}
+
+    def note(function: str, tensor: torch.Tensor, arguments: dict[str, Any]) -> None:
+        parameter = tensor if tensor._base is None else tensor._base
+        if id(parameter) not in names or any(isinstance(value, torch.Tensor) and value.is_meta for value in arguments.values()):
+            raise _CannotRecordError(f"{function} of a tensor that is not a parameter, or from one without values")
+        draw = Draw(function, arguments, tuple(tensor.size()), tensor.stride(), int(tensor.storage_offset()))
+        draws[names[id(parameter)]].append(draw)
+
+    try:
+        with _replaced_initializers(note):
+            model.initialize_weights()
+    except (_CannotRecordError, NotImplementedError, RuntimeError) as error:  # the latter two: meta tensors have no values
+        log.info("first weights cannot be drawn in parts (%s)", error)
+        return None
+    for name, parameter in model.named_parameters():
+        if not draws[name] or parameter._version != versions[name]:
+            log.info("first weights cannot be drawn in parts (%s is not set by an initializer)", name)
+            return None
+    return draws
+
+
+class _CannotRecordError(Exception):
+    pass
+
+
+@contextmanager
+def _replaced_initializers(note: Callable[[str, torch.Tensor, dict[str, Any]], None]) -> Iterator[None]:
+    """Note calls for tensors on the meta device instead of executing them."""
+    originals = {name: getattr(initializers, name) for name in (*ELEMENTWISE, *OTHERS)}
+
+    def replacement(name: str) -> Callable[..., torch.Tensor]:
+        original = originals[name]
+        signature = inspect.signature(original)
+
+        def initialize(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if not tensor.is_meta:
+                return original(tensor, *args, **kwargs)  # type: ignore[no-any-return]
+            bound = signature.bind(tensor, *args, **kwargs)
+            bound.apply_defaults()
+            note(name, tensor, dict(list(bound.arguments.items())[1:]))
+            return tensor
+
+        return initialize
+
+    try:
+        for name in originals:
+            setattr(initializers, name, replacement(name))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(initializers, name, original)
+
+
+@torch.no_grad()
+def draw_parameters(model: nn.Module, recording: Recording, seed: int) -> None:
+    """Set the parameters of a model, or this rank's shards of them, to their random first values."""
+    for name, parameter in model.named_parameters():
+        local, begin = local_range(parameter)
+        flat = local.view(-1)
+        draws = recording[name]
+        if all(draw.by_elements for draw in draws):
+            for first in range(0, flat.numel(), PIECE):
+                last = min(first + PIECE, flat.numel())
+                flat[first:last].copy_(_piece(draws, f"{seed}:{name}", begin + first, begin + last))
+        else:
+            flat.copy_(_whole(draws, f"{seed}:{name}", parameter.shape).view(-1)[begin : begin + flat.numel()])
+
+
+def _piece(draws: list[Draw], key: str, begin: int, end: int) -> torch.Tensor:
+    """Return the elements from `begin` to `end` of a parameter, in fp32; later draws replace earlier ones."""
+    values = torch.empty(end - begin)
+    for number, draw in enumerate(draws):
+        first = max(begin, draw.offset)
+        last = min(end, draw.offset + int(np.prod(draw.size)))
+        if first < last:
+            part = _elements(draw, f"{key}:{number}", first - draw.offset, last - draw.offset)
+            values[first - begin : last - begin] = part
+    return values
+
+
+def _whole(draws: list[Draw], key: str, shape: torch.Size) -> torch.Tensor:
+    """Return a whole parameter in fp32."""
+    values = torch.empty(shape)
+    for number, draw in enumerate(draws):
+        part = values.as_strided(draw.size, draw.stride, draw.offset)
+        if draw.by_elements:
+            part.view(-1).copy_(_elements(draw, f"{key}:{number}", 0, part.numel()))
+            continue
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(xxhash.xxh3_64_intdigest(f"{key}:{number}".encode()) >> 1)
+            getattr(initializers, draw.function)(part, **draw.arguments)
+    return values
+
+
+def _elements(draw: Draw, key: str, begin: int, end: int) -> torch.Tensor:
+    """Return elements of an elementwise draw."""
+    given = draw.arguments
+    normal: torch.Tensor
+    match draw.function:
+        case "zeros_":
+            return torch.zeros(end - begin)
+        case "ones_":
+            return torch.ones(end - begin)
+        case "constant_":
+            return torch.full((end - begin,), float(given["val"]))
+        case "uniform_":
+            return _uniform(key, begin, end).mul_(given["b"] - given["a"]).add_(given["a"])
+        case "normal_":
+            normal = torch.special.ndtri(_uniform(key, begin, end))
+            return normal.mul_(given["std"]).add_(given["mean"])
+        case _:  # trunc_normal_
+            ends = torch.tensor([given["a"], given["b"]], dtype=torch.float64)
+            low, high = torch.special.ndtr((ends - given["mean"]) / given["std"]).tolist()
+            normal = torch.special.ndtri(_uniform(key, begin, end).mul_(high - low).add_(low))
+            return normal.mul_(given["std"]).add_(given["mean"]).clamp_(given["a"], given["b"])
+
+
+def _uniform(key: str, begin: int, end: int) -> torch.Tensor:
+    """Return the numbers from `begin` to `end` of a stream of uniform ones between 0 and 1, both excluded, in fp64."""
+    stream = np.random.Philox(key=xxhash.xxh3_128_intdigest(key.encode()))
+    stream.advance(begin // 4)  # each count of Philox gives four numbers
+    bits = stream.random_raw(end - begin + begin % 4)[begin % 4 :]
+    return torch.from_numpy(((bits >> np.uint64(11)) + 0.5) * 2.0**-53)

@@ -151,7 +151,7 @@ def _whole(draws: list[Draw], key: str, shape: torch.Size) -> torch.Tensor:
 
 def _elements(draw: Draw, key: str, begin: int, end: int) -> torch.Tensor:
     """Return elements of an elementwise draw."""
-    given = draw.arguments
+    arguments = draw.arguments
     normal: torch.Tensor
     match draw.function:
         case "zeros_":
@@ -159,17 +159,17 @@ def _elements(draw: Draw, key: str, begin: int, end: int) -> torch.Tensor:
         case "ones_":
             return torch.ones(end - begin)
         case "constant_":
-            return torch.full((end - begin,), float(given["val"]))
+            return torch.full((end - begin,), float(arguments["val"]))
         case "uniform_":
-            return _uniform(key, begin, end).mul_(given["b"] - given["a"]).add_(given["a"])
+            return _uniform(key, begin, end).mul_(arguments["b"] - arguments["a"]).add_(arguments["a"])
         case "normal_":
             normal = torch.special.ndtri(_uniform(key, begin, end))
-            return normal.mul_(given["std"]).add_(given["mean"])
+            return normal.mul_(arguments["std"]).add_(arguments["mean"])
         case _:  # trunc_normal_
-            ends = torch.tensor([given["a"], given["b"]], dtype=torch.float64)
-            low, high = torch.special.ndtr((ends - given["mean"]) / given["std"]).tolist()
+            ends = torch.tensor([arguments["a"], arguments["b"]], dtype=torch.float64)
+            low, high = torch.special.ndtr((ends - arguments["mean"]) / arguments["std"]).tolist()
             normal = torch.special.ndtri(_uniform(key, begin, end).mul_(high - low).add_(low))
-            return normal.mul_(given["std"]).add_(given["mean"]).clamp_(given["a"], given["b"])
+            return normal.mul_(arguments["std"]).add_(arguments["mean"]).clamp_(arguments["a"], arguments["b"])
 
 
 def _uniform(key: str, begin: int, end: int) -> torch.Tensor:

@@ -57,6 +57,6 @@ def test_a_run_says_that_it_computes_whole_logits(tmp_path: Path) -> None:
     assert not [event for event in plain.read_events() if event["event"] == "whole_logits"]
     (event,) = [event for event in whole.read_events() if event["event"] == "whole_logits"]
     text = "computes whole logits, which takes more memory: they differ on another rank"
-    assert format_event(event) == text
+    assert (format_event(event) or "").endswith(text)
     for rank, reason in enumerate(("they differ on another rank", "planted")):
         assert f"memory: {reason}" in (whole.log_dir(1) / f"rank-{rank}.log").read_text()

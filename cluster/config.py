@@ -306,8 +306,12 @@ class JobConfig(Section):
         """Return the engine if the configuration determines it, or None for the job's default."""
         return None
 
+    def check_keys(self) -> None:
+        """Raise ConfigError for keys that contradict each other or name code that cannot be imported; data is not read."""
+
     def resolved(self) -> Self:
         """Return the configuration to store in run.yaml. Called once per submission; may be expensive. Raises ConfigError."""
+        self.check_keys()
         return self
 
     def children_cluster(self) -> str | None:

@@ -15,6 +15,8 @@ from ropewalk.cluster.config import CountRange, JobConfig, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.yaml_loader import DuplicateKeyError, Loader
 
+MOST_PROBLEMS = 3  # in one error
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a configuration file as plain values. Raises ConfigError with file and line."""
@@ -24,8 +26,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"{path}: no such configuration file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a directory; name a YAML file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text file; name a YAML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
     return parse_yaml(text, str(path))
 
 
@@ -88,6 +94,18 @@ def _read_value(text: str) -> Any:
         return text
 
 
+def problems_of(kind: type[JobConfig], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:
+    """Return a message for each key with an invalid value. Raises ConfigError for an override that cannot be applied."""
+    merged: dict[str, Any] = _copy(values)
+    for override in overrides:
+        apply_override(merged, override)
+    try:
+        kind.model_validate(merged)
+    except ValidationError as error:
+        return [_explain(kind, problem) for problem in _by_key(error)]
+    return []
+
+
 def load_config(kind: type[JobConfig], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
     """Validate plain values and overrides as a job's configuration. Raises ConfigError that names the invalid keys."""
     merged: dict[str, Any] = _copy(values)
@@ -119,7 +137,7 @@ def load_section(kind: type[S], values: Mapping[str, Any], source: str = "") -> 
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_explain(kind, problem) for problem in _worst(error))
+        problems = "; ".join(_explain(kind, problem) for problem in _by_key(error)[:MOST_PROBLEMS])
         raise ConfigError(f"{source}: {problems}" if source else problems) from None
 
 
@@ -127,14 +145,14 @@ def _copy(value: Any) -> Any:
     return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
-def _worst(error: ValidationError) -> list[Any]:
-    """Return the three most useful problems, one per key: pydantic reports one for each member of a union."""
+def _by_key(error: ValidationError) -> list[Any]:
+    """Return one problem per key, the most useful first: pydantic reports one for each member of a union."""
     by_key: dict[str, Any] = {}
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part))
         by_key.setdefault(key, problem)
     # missing keys last: another problem may be a misspelling of one of them
-    return sorted(by_key.values(), key=lambda problem: problem["type"] == "missing")[:3]
+    return sorted(by_key.values(), key=lambda problem: problem["type"] == "missing")
 
 
 def _is_union_tag(part: object) -> bool:
@@ -145,13 +163,47 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part))
     value = problem.get("input")
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {_hint(key, [name for name, _ in walk_keys(kind)])}"
+        return f"unknown key {key!r}; {_hint(key, _keys_beside(kind, problem['loc']) or [name for name, _ in walk_keys(kind)])}"
     if problem["type"] == "missing":
         return f"{key}: required, and not set"
+    if problem["type"] == "model_type" and (section := _section_at(kind, problem["loc"])) is not None:
+        return f"{key}: is a section of keys, and not {value!r}; {_key_for(section, key, value)}"
     message = problem["msg"].removeprefix("Value error, ")
     shown = f", is {value!r}" if not isinstance(value, (dict, list, BaseModel)) else ""
     prefix = f"{key}: " if key else ""
     return f"{prefix}{message[:1].lower()}{message[1:]}{shown}"
+
+
+def _section_at(kind: type[BaseModel], loc: Sequence[str | int]) -> type[Section] | None:
+    """Return the section of a problem's location, also below lists and mappings; None if the location is no section."""
+    types: list[Any] = [kind]
+    for part in (part for part in loc if not _is_union_tag(part)):
+        inner = [fields[part].annotation for t in types if part in (fields := getattr(t, "model_fields", {}))]
+        types = [t for annotation in inner or [a for t in types for a in get_args(t)] for t in types_of(annotation)]
+    return next((t for t in types if isinstance(t, type) and issubclass(t, Section)), None)
+
+
+def _keys_beside(kind: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
+    """Return the keys that an entry of a list or mapping has; empty for the key of a plain section."""
+    above = [str(part) for part in loc[:-1]]
+    if not above or any(f"{name}.".startswith(f"{'.'.join(above)}.") for name, _ in walk_keys(kind)):
+        return []
+    section = _section_at(kind, loc[:-1])
+    return [".".join([*above, name]) for name in section.model_fields] if section is not None else []
+
+
+def _key_for(section: type[Section], key: str, value: Any) -> str:
+    """Return the override that a user meant who set a section to a plain value: the first of its keys that takes it."""
+    if value is True:
+        return f"write {key}={{}} for its defaults"
+    for name in section.model_fields:
+        try:
+            section.model_validate({name: value})
+        except ValidationError as error:
+            if any(problem["loc"][:1] == (name,) for problem in error.errors(include_url=False)):
+                continue
+        return f"write {key}.{name}={value}"
+    return f"its keys are {', '.join(f'{key}.{name}' for name in section.model_fields)}"
 
 
 def _hint(key: str, valid_keys: Sequence[str]) -> str:

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from ropewalk.cluster.config import DataPath, Section
+from ropewalk.cluster.config import DataPath, Resources, Section
+from ropewalk.cluster.errors import ConfigError
 
 
 class BatchConfig(Section):
@@ -46,6 +47,18 @@ class ParallelConfig(Section):
                 "must be 1: tensor parallelism is not supported, and FSDP shards the model over all ranks; remove it"
             )
         return tensor
+
+
+def check_mesh(parallel: ParallelConfig, resources: Resources) -> None:
+    """Raise ConfigError unless the ranks of every allowed number of nodes divide into the copies of the model."""
+    copies, per_node, nodes = parallel.replicate, resources.local_world_size, resources.nodes
+    uneven = [count * per_node for count in range(nodes.least, nodes.most + 1) if count * per_node % copies]
+    if uneven:
+        ranks = f"resources.nodes={nodes} with {per_node} rank{'s' if per_node > 1 else ''} each make {uneven[0]} in all"
+        raise ConfigError(
+            f"parallel.replicate: {uneven[0]} ranks do not divide into {copies} copies of the model ({ranks}); remove"
+            f" parallel.replicate, or set resources.gpus or resources.ranks_per_node to a multiple of {copies}"
+        )
 
 
 class PrecisionConfig(Section):

@@ -50,7 +50,7 @@ def test_it_runs_from_another_directory(command: Path, tmp_path: Path) -> None:
     assert "tokenizer" in listed.stdout, listed.stderr
     assert run(command, tmp_path, "ps", "--json").stdout.strip() == "[]"
     (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "one"}\n')
-    dry = run(command, tmp_path, "submit", "preprocess", "input=[a.jsonl]", "output=out", "tokenizer={train: 300}", "--dry-run")
+    dry = run(command, tmp_path, "submit", "preprocess", "input=[a.jsonl]", "output=out", "tokenizer={train: 300}", "--script")
     assert "ropewalk.cluster.agent" in dry.stdout, dry.stderr
     assert run(command, tmp_path, "run", "preprocess", "outptu=x").returncode == 2
 

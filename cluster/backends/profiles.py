@@ -1,5 +1,6 @@
 """Cluster profiles (clusters.yaml), and loading of the backend that `--on CLUSTER` names."""
 
+import difflib
 import os
 from collections.abc import Mapping
 from functools import lru_cache
@@ -106,7 +107,10 @@ def load_backend(name: str) -> Backend:
         return backend
     if profile.backend == name:
         raise ConfigError(f"{profile_file()}: cluster {name!r} has no `backend`: add backend: slurm, k8s or local")
-    installed = ", ".join(sorted(p.name for p in entry_points(group=GROUP))) or "none"
+    names = sorted(point.name for point in entry_points(group=GROUP))
+    near = difflib.get_close_matches(profile.backend, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UnknownBackendError(
-        f"cluster {name!r} needs the backend {profile.backend!r}, which is not installed; installed: {installed}"
+        f"cluster {name!r} needs the backend {profile.backend!r}, which is not installed{hint}; installed:"
+        f" {', '.join(names) or 'none'}"
     )

@@ -1,10 +1,11 @@
 """List the input files and cut them into units of work; both are pure functions of the existing files."""
 
+import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ SUPPORTED = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet, *.warc.gz, *.txt, *.md
 MAGIC = re.compile(r"[*?\[]")
 VERSIONS = ("ETag", "etag", "md5Hash", "mtime")  # version fields of S3, Azure and GCS; a local file only has its time
 FILES_A_UNIT = 1000
+MOST_LISTED = 1000  # files that a submission looks at
+NO_FILE = "no such file or directory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,33 @@ def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*(folder.split("/") for folder in folders), strict=False))
     start = "/".join(parts[0] for parts in shared)
     return [replace(file, name=file.url.removeprefix(start).lstrip("/")) for file in listed]
+
+
+def first_files(key: str, pattern: str, local: Path) -> list[InputFile]:
+    """Return up to MOST_LISTED local files of `pattern`, which is at `local` on this machine, by path.
+
+    Raises DataError, naming `key`, if there is no file, or if one has an unknown ending.
+    """
+    is_glob = not local.exists() and bool(MAGIC.search(pattern))
+    paths: Iterator[Path] = (Path(path) for path in glob.iglob(str(local), recursive=True)) if is_glob else iter([local])
+    if local.is_dir():
+        paths = (Path(folder, name) for folder, names in _walk(local) for name in names if not name.startswith("."))
+    files = [
+        InputFile(url=str(path), name=path.name, size=path.stat().st_size, kind=kind_of(path.name) or "")
+        for path in sorted(islice((path for path in paths if path.is_file()), MOST_LISTED))
+    ]
+    if not files:
+        remedy = "check the path, or use ** to include subdirectories" if is_glob else "check the path"
+        raise DataError(f"{key} {pattern!r}: {'matches no file' if is_glob or local.exists() else NO_FILE}; {remedy}")
+    if unknown := next((file.url for file in files if not file.kind), None):
+        raise DataError(f"{key} {pattern!r}: {unknown} has an unsupported ending; narrow the pattern to one of {SUPPORTED}")
+    return files
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    for path, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield path, names
 
 
 class _LinkedFiles(LocalFileSystem):  # type: ignore[misc]

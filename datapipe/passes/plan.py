@@ -56,6 +56,20 @@ def find_complete(output: StoragePath, keys: dict[str, Any], files: Sequence[Inp
     return manifest
 
 
+def refuse_other_settings(output: StoragePath, config: DataSetConfig, seed: int) -> None:
+    """Raise DataError if a local output holds a data set, complete or not, made with other keys; inputs are not compared."""
+    keys = deciding_keys(config.model_copy(update={"decontaminate": None}), seed)  # its files need not be accessible here
+    if output.exists(MANIFEST_NAME):
+        old, state, remedy = read_manifest(output).config, "already holds a data set", "choose another output, or delete it"
+    elif output.child(WORK).exists(PLAN_NAME):
+        old, state = json.loads(output.child(WORK).read(PLAN_NAME))["config"], "holds an unfinished data set"
+        remedy = "restore these values to resume, or delete the directory to start over"
+    else:
+        return
+    if differing := _differing({key: value for key, value in old.items() if key != "decontaminate"}, keys):
+        raise DataError(f"{output.url}: this directory {state} made with other settings: {'; '.join(differing)}; {remedy}")
+
+
 def begin_or_resume(output: StoragePath, work: StoragePath, keys: dict[str, Any], files: Sequence[InputFile]) -> None:
     """Write the plan, or check that an earlier attempt's plan is equal. Raises DataError if it is not."""
     versions = {

@@ -156,6 +156,7 @@ Cluster = Annotated[
     typer.Option("--on", metavar="CLUSTER", help="cluster from the profile file, or local, slurm, k8s", autocompletion=clusters),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print the script or manifest without submitting")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything and print the plan without submitting")]
+Script = Annotated[bool, typer.Option("--script", help="print the script or manifest without submitting")]
 HelpFlag = Annotated[bool, typer.Option("-h", "--help", help="show this page; after JOB: the usual keys of the job")]
 AllKeys = Annotated[bool, typer.Option("--all", help="with the help of a job: all keys, not only the usual ones")]

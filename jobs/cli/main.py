@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -101,8 +102,8 @@ def options(
 
 OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --help themselves: after JOB it shows the job's keys
 
-PANELS = {
-    "Run": (run.run, run.submit, run.resume, runs.scale, runs.cancel),
+PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "Run": (run.run, run.submit, run.check, run.resume, runs.scale, runs.cancel),
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, runs.wait),
     "Data and models": (
         fetch.fetch,
@@ -176,7 +177,7 @@ def _explain(error: Exception) -> int:
     if format_message is not None:  # typer's errors: a missing argument, an unknown option
         context = getattr(error, "ctx", None)
         usage = f"; see `{context.command_path} --help`" if context else ""
-        return _mistake(" ".join(format_message().split()).rstrip(".") + usage)
+        return _mistake(" ".join(format_message().split()).rstrip(".") + _as_key(error) + usage)
     from ropewalk.cluster.errors import EXIT_FAILED, ConfigError, DataError, RopewalkError
 
     if isinstance(error, OSError) and error.errno in USER_ERRORS:
@@ -190,6 +191,18 @@ def _explain(error: Exception) -> int:
         raise error
     code = _mistake(" ".join(str(error).split()))
     return code if isinstance(error, (ConfigError, DataError)) else EXIT_FAILED
+
+
+def _as_key(error: Exception) -> str:
+    """Return the override that stands for an unknown option of a command with keys, or an empty string."""
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if not option or context is None or not any(parameter.name == "overrides" for parameter in context.command.params):
+        return ""
+    index = next((index for index, argument in enumerate(sys.argv) if argument.partition("=")[0] == option), None)
+    if index is None:
+        return ""
+    value = sys.argv[index].partition("=")[2] or " ".join(sys.argv[index + 1 : index + 2]) or "VALUE"
+    return f"; keys have no dashes: write {option.lstrip('-').replace('-', '_')}={value}"
 
 
 def _mistake(message: str) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ropewalk.jobs.cli import complete
-from ropewalk.jobs.cli.complete import AllKeys, AsJson, Cluster, ConfigFile, DryRun, HelpFlag, JobName, Overrides, RunRef
+from ropewalk.jobs.cli.complete import AllKeys, AsJson, Cluster, ConfigFile, DryRun, HelpFlag, JobName, Overrides, RunRef, Script
 
 if TYPE_CHECKING:
     from ropewalk.cluster.run.directory import RunDir
@@ -31,6 +31,7 @@ def run(
         ),
     ] = None,
     dry_run: DryRun = False,
+    script: Script = False,
     as_json: AsJson = False,
     help_: HelpFlag = False,
     every_key: AllKeys = False,
@@ -44,13 +45,14 @@ def run(
     from ropewalk.jobs.runs.show.tables import console
     from ropewalk.jobs.runs.submit.submit import configure, resume_as, submit
 
-    if resumed and dry_run:
-        raise ConfigError("--dry-run cannot be combined with --resume: nothing new would be submitted")
+    if resumed and (dry_run or script):
+        option = "--script" if script else "--dry-run"
+        raise ConfigError(f"{option} cannot be combined with --resume: nothing new would be submitted")
     if resumed:
         return follow_to_end(resume_as(job, config, overrides or [], resumed), as_json)
     configured = configure(job, config, _with_program(context, job, overrides, config))
-    if dry_run:
-        return _print_dry_run(job, [configured], on)
+    if dry_run or script:
+        return _print_dry_run(job, [configured], on, script=script)
     started = submit(job, configured, on, command=_command())
     _print_notices(started)
     console(stderr=True).print(f"{started.id}: {started.path}", soft_wrap=True)
@@ -77,6 +79,7 @@ def submit(
     ] = None,
     at_once: Annotated[int | None, typer.Option(min=1, metavar="N", help="with --each: run at most N at a time")] = None,
     dry_run: DryRun = False,
+    script: Script = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON object per run: run, job, directory")] = False,
     help_: HelpFlag = False,
     every_key: AllKeys = False,
@@ -92,13 +95,39 @@ def submit(
     conditions = [split_dependency(text) for text in after or []]
     predecessors = [Dependency(find_run(ref), condition) for condition, ref in conditions]
     configs = configure_each(job, config, _with_program(context, job, overrides, config), each or [])
-    if dry_run:
-        return _print_dry_run(job, configs, on, waits=bool(predecessors))
+    if dry_run or script:
+        return _print_dry_run(job, configs, on, script=script, waits=bool(predecessors))
     runs = submit_many(job, configs, on, after=predecessors, at_once=at_once, command=_command())
     _print_notices(runs[0])
     if as_json:
         return print("\n".join(json.dumps({"run": run.id, "job": run.record["job"], "directory": str(run.path)}) for run in runs))
     return print("\n".join(run.id for run in runs))
+
+
+def check(
+    *,
+    job: JobName = None,
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+) -> None:
+    """Check a job file without its data: keys, their combinations, and your own modules, which are imported."""
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.jobs.runs.submit.plan import changed_keys
+    from ropewalk.jobs.runs.submit.submit import check as check_file
+    from ropewalk.jobs.runs.submit.submit import needs_own_code
+
+    if config is None:
+        raise ConfigError("no job file; write: ropewalk check -c FILE.yaml")
+    job, overrides = job_of(job, overrides, config)
+    assert job is not None
+    checked, mistakes = check_file(job, config, overrides or [])
+    if checked is None:
+        sys.stderr.write("".join(f"error: {config}: {' '.join(mistake.split())}\n" for mistake in mistakes))
+        raise typer.Exit(2)
+    imported = f"; your modules were imported from {Path.cwd()}" if needs_own_code(job, checked) else ""
+    number = len(list(changed_keys(checked)))
+    print(f"{config}: a valid file of the job {job}, with {number} keys that differ from their defaults{imported}")
+    print("Data, models and the cluster were not looked at: `ropewalk run --dry-run` does that.")
 
 
 def resume(
@@ -160,10 +189,15 @@ def _with_program(context: typer.Context, job: str, overrides: list[str] | None,
     return [*pairs, *([f"command={json.dumps(program)}"] if program else [])]
 
 
-def _print_dry_run(job: str, configs: list[Any], on: str, *, waits: bool = False) -> None:
+def _print_dry_run(job: str, configs: list[Any], on: str, *, script: bool, waits: bool = False) -> None:
+    from ropewalk.jobs.runs.show.tables import console
+    from ropewalk.jobs.runs.submit.plan import plan
     from ropewalk.jobs.runs.submit.submit import render
 
-    print(render(job, configs, on, waits=waits).rstrip("\n"))
+    if script:
+        print(render(job, configs, on, waits=waits).rstrip("\n"))
+    else:
+        console().print(plan(job, configs, on, waits=waits))
 
 
 def _print_notices(started: "RunDir") -> None:

@@ -1,6 +1,7 @@
 """Keys of the `preprocess` job."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,9 +10,12 @@ from pydantic import Field, model_validator
 from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView
 from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.cluster.spec import Engine
+from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.execution.config import ArrayOptions
 from ropewalk.datapipe.filters.registry import need_own_code
 from ropewalk.datapipe.passes.config import DataSetConfig
+
+LEAST_TOKENS = 512  # vocabulary of a trained tokenizer without any text: 256 bytes, special tokens, and some to spare
 
 
 class PreprocessConfig(DataSetConfig, JobConfig):
@@ -54,27 +58,48 @@ class PreprocessConfig(DataSetConfig, JobConfig):
         return Engine.PROCESS if self.fanout == "array" or self.resources.nodes.most == 1 else None
 
     def preflight(self, here: PathView = Path) -> None:
-        """Check that local inputs exist and that the output is not inside them. Raises ConfigError, DataError."""
-        for pattern in self.input:
-            if re.match(r"^[a-z0-9+]+:", pattern):
-                continue
-            path = here(pattern)
-            if path is None:
-                continue
-            _require_input(pattern, path)
+        """Check that local inputs are read, and that the output is not theirs nor another data set's.
+
+        Raises ConfigError, DataError.
+        """
+        inputs = [(pattern, path) for pattern in self.input if _is_local(pattern) and (path := here(pattern)) is not None]
+        for pattern, path in inputs:
             if path.is_dir() and Path(self.output).is_relative_to(pattern):
                 raise ConfigError(f"output: {self.output!r} is inside the input {pattern!r}; choose a directory outside")
         for pattern in self.decontaminate.against if self.decontaminate else ():
-            if not re.match(r"^[a-z0-9+]+:", pattern) and (path := here(pattern)) is not None:
-                _require_input(pattern, path, "decontaminate.against")
+            if _is_local(pattern) and (path := here(pattern)) is not None:
+                _require(pattern, path, "decontaminate.against")
         local = self.tokenizer.path
         if local and local.startswith("/") and (path := here(local)) is not None and not path.exists():
             raise ConfigError(f"tokenizer.path: {local}: no such file or directory")
-        if not re.match(r"^[a-z0-9+]+:", self.output) and (path := here(self.output)) is not None and path.is_file():
+        output = here(self.output) if _is_local(self.output) else None
+        if output is not None and output.is_file():
             raise ConfigError(f"output: {self.output!r} is a file; choose a directory")
+        self._check_documents(inputs)
+        if output is not None and output.is_dir():
+            from ropewalk.datapipe.passes.plan import refuse_other_settings
+
+            refuse_other_settings(StoragePath(output), self, self.seed)
+
+    def _check_documents(self, inputs: Sequence[tuple[str, Path]]) -> None:
+        """Raise DataError for inputs that are not read, ConfigError if they are too short for the tokenizer to be trained."""
+        from ropewalk.datapipe.inputs.files import MOST_LISTED, first_files
+
+        files = [file for pattern, path in inputs for file in first_files("input", pattern, path)]
+        uncompressed = len(inputs) == len(self.input) and all(file.kind in {"lines", "text"} for file in files)
+        most = LEAST_TOKENS + sum(file.size for file in files)  # each further token needs a byte of text at least
+        if uncompressed and len(files) < MOST_LISTED and (self.tokenizer.train or 0) > most:
+            raise ConfigError(
+                f"tokenizer.train: {most - LEAST_TOKENS:,} bytes of input cannot give {self.tokenizer.train:,} tokens; set a"
+                " smaller vocabulary, add documents, or use an existing tokenizer (tokenizer.path)"
+            )
 
 
-def _require_input(pattern: str, path: Path, key: str = "input") -> None:
+def _is_local(path: str) -> bool:
+    return not re.match(r"^[a-z0-9+]+:", path)
+
+
+def _require(pattern: str, path: Path, key: str) -> None:
     if path.exists():
         return
     import glob

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import BeforeValidator
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.results.compare import no_spread
@@ -66,13 +66,13 @@ def interval_of(score: Score, errors: float) -> tuple[float, float] | None:
     return (value, value) if score.n * math.log(2) >= -math.log(tail) else None
 
 
-def _check(text: str) -> str:
-    Condition.parse(text)
+def _check(text: Any) -> Any:
+    Condition.parse(str(text))
     return text
 
 
 # a condition in a job file, validated at submission
-ConditionText = Annotated[str, AfterValidator(_check)]
+ConditionText = Annotated[str, BeforeValidator(_check)]
 
 
 @dataclass(frozen=True, kw_only=True)

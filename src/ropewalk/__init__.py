@@ -33,7 +33,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ropewalk.cluster.errors import RopewalkError
+from ropewalk.cluster.errors import ConfigError, RopewalkError
 
 if TYPE_CHECKING:
     from ropewalk.cluster.run.context import JobContext
@@ -250,7 +250,11 @@ def map(  # noqa: A001 - as in submitit and concurrent.futures
     """Call a function for each tuple of the iterables, as one array of runs; return the futures in order."""
     from ropewalk.jobs.orchestration.function.futures import submit_function
 
-    calls: list[tuple[tuple[object, ...], Mapping[str, object]]] = [(args, {}) for args in zip(*iterables, strict=True)]
+    columns = [list(iterable) for iterable in iterables]
+    if len({len(column) for column in columns}) > 1:
+        lengths = ", ".join(str(len(column)) for column in columns)
+        raise ConfigError(f"map: the iterables have {lengths} items; pass equally many for each argument of the function")
+    calls: list[tuple[tuple[object, ...], Mapping[str, object]]] = [(args, {}) for args in zip(*columns, strict=True)]
     settings = {"name": name, "resources": resources}
     return submit_function(function, calls, on=on, by_value=by_value, settings=settings, at_once=at_once) if calls else []
 

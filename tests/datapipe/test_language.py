@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
+from pydantic import ValidationError
 
-from ropewalk.datapipe.filters.language.filter import Language
+from ropewalk.datapipe.filters.language.filter import CODES, Language
 from ropewalk.datapipe.filters.language.kernels import HISTORY, PIECE, walk
-from ropewalk.datapipe.filters.language.model import READ_BYTES, _model, identify
+from ropewalk.datapipe.filters.language.model import READ_BYTES, _model, identify, known_languages
 from ropewalk.datapipe.text.batch import TextBatch
 from ropewalk.datapipe.text.document_batch import DocumentBatch
 
@@ -125,6 +126,13 @@ def test_code_may_count_as_the_language_of_its_comments() -> None:
     batch = DocumentBatch.of_texts([CODE.replace("    return", f"    # {ENGLISH}\n    return")])
     assert Language(keep=("en",)).judge(batch).codes.tolist() == [1]
     assert Language(keep=("en",), code=False).judge(batch).codes.tolist() == [0]
+
+
+def test_codes_that_are_accepted_are_those_of_the_model() -> None:
+    assert set(CODES.split()) == set(known_languages())
+    assert Language(keep=("en", "und")).keep == ("en", "und")
+    with pytest.raises(ValidationError, match="'english' is not the code of a language that can be identified"):
+        Language(keep=("english",))
 
 
 def test_nothing_named_keeps_every_language() -> None:

@@ -84,5 +84,5 @@ def test_a_submission_and_a_dry_run_tell_it(shell: Shell, monkeypatch: pytest.Mo
     assert "resources: 8 GPUs and one core\n" in shell.err
     shell("run", *pretrain("--on", "good", "resources.gpus=8"))
     assert "resources: 8 GPUs and one core\n" in shell.err
-    script = shell("submit", *pretrain("--on", "slow", "--dry-run", "resources.gpus=8"))
+    script = shell("submit", *pretrain("--on", "slow", "--script", "resources.gpus=8"))
     assert script.splitlines()[-1] == "# 8 GPUs and one core"

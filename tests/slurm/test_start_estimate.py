@@ -324,13 +324,13 @@ def test_all_nodes_gone() -> None:
 
 def test_a_dry_run_ends_with_it(slurm_lab: Lab, shell: Shell) -> None:  # noqa: F811
     Path(os.environ["ROPEWALK_CLUSTERS"]).write_text(yaml.safe_dump({"short": {"backend": "slurm", "partition": "short"}}))
-    script = shell("submit", *pretrain("--on", "short", "--dry-run", "resources.nodes=3"))
+    script = shell("submit", *pretrain("--on", "short", "--script", "resources.nodes=3"))
     assert script.splitlines()[-1] == (
         "# Slurm would refuse it: partition short allows at most 2 nodes; 2 nodes would start at once."
     )
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     assert slurm_lab.command("squeue", "--noheader", "--states=all", "--name=ropewalk-pretrain-dry-run") == ""
-    many = shell("submit", *pretrain("--on", "short", "--dry-run", "--each", "seed=1..3"))
+    many = shell("submit", *pretrain("--on", "short", "--script", "--each", "seed=1..3"))
     assert "array.txt" in many
     assert many.splitlines()[-1].startswith("# It would start at once on ")
     assert not Path("runs").exists()

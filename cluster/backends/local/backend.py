@@ -52,7 +52,7 @@ class LocalBackend(Backend):
         load_section(LocalProfile, profile.options, f"cluster {profile.name!r}")
 
     def render(self, run: RunDir, resources: Resources) -> str:
-        return render_script(f"runs/{run.id}", "1", resources, Engine(run.record["engine"]))
+        return render_script(str(run.path), "1", resources, Engine(run.record["engine"]))
 
     def check_resources(self, resources: Resources) -> None:
         """Raise ConfigError if this machine has too few GPUs, or the time limit is not longer than the grace period."""

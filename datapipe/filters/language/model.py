@@ -13,7 +13,7 @@ from py3langid.langid import MODEL_DIR, MODEL_FILE
 from py3langid.modelio import load_model
 
 from ropewalk.datapipe.filters.filter import Verdict
-from ropewalk.datapipe.filters.language.filter import Language
+from ropewalk.datapipe.filters.language.filter import UNKNOWN, Language
 from ropewalk.datapipe.filters.language.kernels import (
     CODE_LINE_ENDS,
     CODE_SYMBOLS,
@@ -27,7 +27,6 @@ from ropewalk.datapipe.filters.language.kernels import (
 from ropewalk.datapipe.text.batch import TextBatch
 from ropewalk.datapipe.text.document_batch import DocumentBatch
 
-UNKNOWN = "und"
 NO_LANGUAGE = "zxx"  # the model's label for text that is not language
 CODE_SHARE, CODE_LINE_SHARE = 0.04, 0.15  # code symbols per visible byte; share of lines that end with one
 CODE_SHARE_ALONE = 0.15

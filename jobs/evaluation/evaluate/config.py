@@ -11,7 +11,7 @@ from ropewalk.jobs.evaluation.tasks.config import Task, ask_hub, check_tasks
 from ropewalk.jobs.results.gate import ConditionText
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
 from ropewalk.jobs.training.loop.token_data import Data, check_data
-from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
+from ropewalk.sharding.config import ParallelConfig, PrecisionConfig, check_mesh
 
 
 class GenerateConfig(Section):
@@ -79,7 +79,8 @@ class EvaluateConfig(ModelJobConfig):
         return ask_hub(self.tasks)
 
     def preflight(self, here: PathView = Path) -> None:
-        """Raise ConfigError unless the model, the local data sets and the task files exist."""
+        """Raise ConfigError unless the model, the local data sets and the task files exist, and the ranks can form the mesh."""
+        check_mesh(self.parallel, self.resources)
         model = here(self.model) if self.model.startswith("/") else Path(self.model)
         if model is not None:
             find_model(str(model))

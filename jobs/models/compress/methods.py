@@ -7,10 +7,12 @@ from pydantic import Field, model_validator
 
 from ropewalk.cluster.config import Section
 from ropewalk.jobs.inference.gguf.gguf_types import GGUF_TYPES, keeps_zeros
-from ropewalk.jobs.training.loop.config import GridConfig, OptimConfig
+from ropewalk.jobs.training.loop.config import GridConfig, OptimConfig, fill_warmup, warmup_problem
 from ropewalk.jobs.training.loop.token_data import Data
 from ropewalk.jobs.training.pruning.config import CalibrationConfig, PruneConfig
 from ropewalk.sharding.config import BatchConfig, CheckpointConfig
+
+RECOVER_OPTIM: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.0}
 
 
 class SparsityConfig(Section):
@@ -40,8 +42,19 @@ class RecoverConfig(Section):
     data: Data | None = Field(default=None, description="a data set made by preprocess; unset: the train split of `data`")
     seq_len: int | None = Field(default=None, ge=1, description="tokens of a sequence; unset: as in the measurement")
     batch: BatchConfig = Field(default=BatchConfig(), description="how many sequences a step learns from")
-    optim: OptimConfig = Field(default=OptimConfig(lr=1e-4, weight_decay=0.0), description="optimizer and learning rate")
+    optim: OptimConfig = Field(default=OptimConfig(**RECOVER_OPTIM), description="optimizer and learning rate")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when the state is saved")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warm_up(cls, values: Any) -> Any:
+        return fill_warmup({"optim": RECOVER_OPTIM, **values}) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _reaches_its_peak(self) -> Self:
+        if problem := warmup_problem(self.optim, self.steps):
+            raise ValueError(problem)
+        return self
 
 
 class CastConfig(Section):

@@ -105,9 +105,13 @@ class CommandConfig(JobConfig):
     def project(self) -> tuple[str, CodeConfig] | None:
         return self.directory, self.code
 
-    def resolved(self) -> Self:
-        """Return the configuration with the run named after its program. Raises ConfigError if it contains a secret."""
+    def check_keys(self) -> None:
+        """Raise ConfigError if a key contains a secret."""
         refuse_secrets(self.model_dump(mode="json"), "let the program read it from its environment or a file")
+
+    def resolved(self) -> Self:
+        """Return the configuration with the run named after its program. Raises ConfigError."""
+        self.check_keys()
         return self if self.name else self.model_copy(update={"name": program_name(self.command)})
 
     def preferred_engine(self) -> Engine | None:

@@ -1,6 +1,6 @@
 """The keys of the `function` job, written by `ropewalk.submit`."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -35,10 +35,9 @@ class FunctionConfig(JobConfig):
     def project(self) -> tuple[str, CodeConfig] | None:
         return self.directory, self.code
 
-    def resolved(self) -> Self:
-        """Return the configuration unchanged. Raises ConfigError if it contains a secret, which would be masked in the run."""
+    def check_keys(self) -> None:
+        """Raise ConfigError if a key contains a secret, which would be masked in the run."""
         refuse_secrets(self.model_dump(mode="json"), "let the program read it from its environment or a file")
-        return self
 
     def preferred_engine(self) -> Engine | None:
         """Return the process engine for a single call, else the ranks engine."""

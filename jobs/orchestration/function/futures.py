@@ -1,11 +1,13 @@
 """Functions and jobs submitted from Python, as futures of their runs."""
 
+import difflib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.config import Resources
 from ropewalk.cluster.config_reader import load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir
@@ -93,6 +95,11 @@ def submit_function(
     """Submit one run per call, all together. Raises RopewalkError."""
     name = getattr(function, "__name__", "function")
     reference = name if by_value else import_path(function)
+    others = {key: value for key, value in settings["resources"].items() if key not in Resources.model_fields}
+    if others:
+        near = difflib.get_close_matches(next(iter(others)), Resources.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"pass arguments of the function as kwargs={others!r}"
+        raise ConfigError(f"unknown key 'resources.{next(iter(others))}'; {hint}")
     values = {"function": reference, "by_value": by_value, **settings, "name": settings.get("name") or name.strip("<>")}
     common = load_config(FunctionConfig, values)  # validated once: the runs differ only in their arguments
     arguments = [([], {}) if by_value else json_arguments(args, kwargs) for args, kwargs in calls]

@@ -140,10 +140,9 @@ class PipelineConfig(JobConfig):
         jobs = [step.job for step in self.steps.values()]
         return any(":" in job for job in jobs) or any(config.own_code() for config in self.all_configs().values())
 
-    def resolved(self) -> Self:
-        """Return the configuration unchanged after validating every step. Raises ConfigError."""
+    def check_keys(self) -> None:
+        """Raise ConfigError for keys of a step that are wrong."""
         self.all_configs()
-        return self
 
     def with_inputs(self, resolve: Resolve) -> Self:
         """Return the pipeline with the inputs of its steps replaced that are not outputs of other steps. Raises ConfigError."""
@@ -166,12 +165,13 @@ class PipelineConfig(JobConfig):
     def preflight(self, here: PathView = Path) -> None:
         """Check the inputs of every step that are not outputs of other steps. Raises ConfigError, DataError."""
         configs = self.all_configs()
-        is_output = _outputs(configs)
-
-        def view(path: str) -> Path | None:
-            return None if is_output(path) else here(path)
 
         for name, config in configs.items():
+            is_output = _outputs({step: other for step, other in configs.items() if step != name})
+
+            def view(path: str, is_output: Callable[[str], bool] = is_output) -> Path | None:
+                return None if is_output(path) else here(path)
+
             texts = str(config.model_dump(mode="json"))
             if not any(
                 f"the-run-of-{other}" in texts for other in self.steps

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.errors import ConfigError
@@ -43,19 +44,27 @@ def referenced_steps(values: Any, steps: Collection[str], key: str = "") -> set[
     return {match[1] for match in _REFERENCE.finditer(values) if match[1] in steps}
 
 
-def refuse_misspelt(values: Any, step: str, keys: Mapping[str, Collection[str]]) -> None:
-    """Raise ConfigError for {NAME.KEY} if NAME is the step itself, and for {NAME.run} if NAME resembles a step's name.
+def refuse_misspelt(values: Any, step: str, keys: Mapping[str, Collection[str]], key: str = "") -> None:
+    """Raise ConfigError for {NAME.KEY} if NAME is the step itself, and where NAME resembles a step's name and is nothing else.
 
     `keys` maps each step to the keys of its job. Other braces, and ${NAME.KEY}, belong to the program.
     """
-    if isinstance(values, Mapping | list):
-        for value in values.values() if isinstance(values, Mapping) else values:
-            refuse_misspelt(value, step, keys)
-    for match in _REFERENCE.finditer(values) if isinstance(values, str) else ():
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            refuse_misspelt(value, step, keys, str(name))
+    elif isinstance(values, list):
+        for value in values:
+            refuse_misspelt(value, step, keys, key)
+    if not isinstance(values, str):
+        return
+    is_path = key not in OUTPUT_KEYS or values in keys or Path(values).exists()
+    if not is_path and (near := get_close_matches(values, keys, n=1, cutoff=0.75)):
+        raise ConfigError(f"steps.{step}: {key}: {values} does not exist; did you mean the step {near[0]!r}?")
+    for match in _REFERENCE.finditer(values):
         if match.start() and match.string[match.start() - 1] == "$":
             continue
-        name, key = match[1], match[2].partition(".")[0]
-        if name == step and key in {"run", *keys[step]}:
+        name, of_step = match[1], match[2].partition(".")[0]
+        if name == step and of_step in {"run", *keys[step]}:
             raise ConfigError(f"steps.{step}: {match[0]}: a step cannot refer to itself; name another step")
         if match[2] == "run" and name not in keys and (near := get_close_matches(name, keys, n=1, cutoff=0.75)):
             hint = f"did you mean {{{near[0]}.run}}? steps: {', '.join(keys)}"

@@ -61,8 +61,17 @@ class PipelineView(RunView):
         cluster = str(self.run.record["cluster"])
         configs = self.config.all_configs()
         return [
-            (dry_run_directory(config, make_record(self.config.steps[name].job, config, cluster, {})), self._heading(name))
+            (
+                dry_run_directory(config, make_record(self.config.steps[name].job, config, cluster, {}), self.run.path.parent),
+                self._heading(name),
+            )
             for name, config in configs.items()
+        ]
+
+    def plan(self, config: PipelineConfig) -> list[tuple[str, str]]:
+        """Return a row for each step: its job, the steps that it waits for, and its processes."""
+        return [
+            (heading, f"{run.record['job']}: {view_of(run).processes(run.resources())}") for run, heading in self.render_needed()
         ]
 
     def _heading(self, name: str) -> str:

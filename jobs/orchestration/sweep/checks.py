@@ -39,6 +39,7 @@ def resolve(config: K) -> K:
     for parameters in samples(config.space):
         try:
             valid.append(load_config(kind, merge_parameters(config.base, parameters)))
+            valid[-1].check_keys()
         except ConfigError as error:
             with_values = ", ".join(f"{key}={value}" for key, value in parameters.items())
             raise ConfigError(f"base and space: {error} (with {with_values})") from None

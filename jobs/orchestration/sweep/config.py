@@ -36,6 +36,10 @@ class SweepConfig(SweepKeys):
         """Return the sweep with the inputs replaced that its base and the choices of its space name. Raises ConfigError."""
         return map_trial_inputs(self, resolve)
 
+    def check_keys(self) -> None:
+        """Raise ConfigError for keys of the searched job, with values of the space, that are wrong."""
+        resolve(self)
+
     def own_code(self) -> bool:
         """Return True if the trials need code of the user's own."""
         return ":" in self.job or sample_config(self).own_code()

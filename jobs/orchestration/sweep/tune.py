@@ -19,8 +19,10 @@ from ray.tune.search.search_generator import SearchGenerator
 
 from ropewalk.cluster.backends.profiles import PROFILES_VARIABLE
 from ropewalk.cluster.config import JobConfig
+from ropewalk.cluster.process.scratch import scratch
+from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.orchestration.sweep.checks import highest_rung
-from ropewalk.jobs.orchestration.sweep.config import CLUSTERS, SweepContext
+from ropewalk.jobs.orchestration.sweep.config import CLUSTERS, SweepConfig, SweepContext
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord, TrialState, read_record, read_records, write_record
 from ropewalk.jobs.orchestration.sweep.space import Space, active_parameters, as_text, decode
 from ropewalk.jobs.orchestration.sweep.trial import OBJECTIVE, TrialFollower
@@ -175,6 +177,31 @@ def parameters_of(space: Space, sampled: Mapping[str, Any]) -> dict[str, Any]:
 def python_values(sampled: Mapping[str, Any]) -> dict[str, Any]:
     """Convert numpy numbers to Python's, as JSON needs them."""
     return {key: value.item() if hasattr(value, "item") else value for key, value in sampled.items()}
+
+
+def first_trials(config: SweepConfig, count: int) -> list[dict[str, Any]]:
+    """Return the parameters of the first trials of a random or grid search; nothing is recorded."""
+    with scratch("w") as folder:
+        context = SweepContext(
+            sweep=RunDir(folder),
+            attempt=1,
+            config=config,
+            cluster="",
+            scratch=folder,
+            launcher=folder,
+            defaults={},
+            origin={},
+        )
+        search = _inner_search(context)
+        space, number = param_space(context), num_samples(context)
+        search.add_configurations(
+            [tune.Experiment("plan", RunTrainable, config=space, num_samples=number, storage_path=str(folder))]
+        )
+        trials: dict[str, dict[str, Any]] = {}
+        while len(trials) < count and (trial := search.next_trial()) is not None:
+            parameters = parameters_of(config.space, {key: trial.config[key] for key in config.space})
+            trials.setdefault(as_text(parameters) if config.search == "grid" else trial.trial_id, parameters)
+    return list(trials.values())
 
 
 # --- schedulers

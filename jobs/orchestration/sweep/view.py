@@ -15,8 +15,11 @@ from ropewalk.jobs.runs.show.view import RunView
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ropewalk.jobs.orchestration.sweep.config import SweepConfig
+
 READ_SECONDS = 1.0  # minimum time between two reads of a followed sweep
 MAX_NAMED = 8  # trials named per cause
+FIRST_TRIALS = 5  # in a dry run
 
 
 class SweepView(RunView):
@@ -37,6 +40,26 @@ class SweepView(RunView):
 
     def children(self) -> list[RunDir]:
         return [RunDir(self.run.path.parent / name) for record in read_records(self.run) for name in record.runs]
+
+    def plan(self, config: "SweepConfig") -> list[tuple[str, str]]:
+        """Return the number of trials, the first ones, and the work of each."""
+        from ropewalk.jobs.orchestration.sweep.checks import sample_config
+        from ropewalk.jobs.registry import find_job, view_class
+        from ropewalk.jobs.runs.submit.submit import make_record
+
+        sample, spec = sample_config(config), find_job(config.job)
+        trial = view_class(config.job)(RunDir(self.run.path, record=make_record(config.job, sample, "local", {})))
+        count = min(config.num_trials, FIRST_TRIALS)
+        first = f"search={config.search}, scheduler={config.scheduler}, {config.mode}imize {config.metric}"
+        rows = [("trials", f"{config.num_trials} runs of {spec.name}; {first}")]
+        if config.search == "optuna":
+            rows.append(("first trials", "chosen by optuna while the sweep runs"))
+        else:
+            from ropewalk.jobs.orchestration.sweep.tune import first_trials
+
+            rows += [(f"trial {number}", format_parameters(values)) for number, values in enumerate(first_trials(config, count))]
+        of_each = [*trial.plan(sample), ("processes", trial.processes(sample.resources))]
+        return [*rows, *[(f"each: {name}", text) for name, text in of_each]]
 
     def child_words(self, child: RunDir) -> str:
         return f"trial {child.record.get('trial')}"

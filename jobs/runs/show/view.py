@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.backends.submission import Dependency
+from ropewalk.cluster.config import Resources
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Engine
+from ropewalk.cluster.text import counted
 from ropewalk.jobs.registry import view_class
 
 if TYPE_CHECKING:
@@ -54,6 +57,25 @@ class RunView:
     def render_needed(self) -> list[tuple[RunDir, str]]:
         """Return the runs that a dry run shows before this one, each with a heading. This run has a record but no files."""
         return []
+
+    def plan(self, config: Any) -> list[tuple[str, str]]:
+        """Return rows (name, text) for a dry run: the work of this run, which has a record but no files."""
+        return []
+
+    def processes(self, resources: Resources) -> str:
+        """Describe the run's processes and their devices, for a dry run."""
+        nodes, engine = resources.nodes, Engine(self.run.record["engine"])
+        where = f"on {counted(str(nodes), 'node')}"
+        gpus = f", {counted(resources.gpus, 'GPU')} a node" if resources.gpus else ""
+        if engine is not Engine.RANKS:
+            return f"{'Ray' if engine is Engine.RAY else 'one process'} {where}{gpus}"
+        per_node = self.processes_per_node(resources)
+        ranks = "..".join(str(count * per_node) for count in sorted({nodes.least, nodes.most}))
+        return f"{counted(ranks, 'rank')} {where}{gpus or ', on the CPU (resources.gpus=0)'}"
+
+    def processes_per_node(self, resources: Resources) -> int:
+        """Return the number of ranks that a node has."""
+        return resources.local_world_size
 
     def before_cancel(self) -> None:
         """Prepare the run for its cancellation, before the scheduler is asked to end it."""

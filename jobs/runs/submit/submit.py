@@ -5,14 +5,14 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
 from ropewalk.cluster.backends.recovery import has_agents
 from ropewalk.cluster.backends.submission import Dependency, broken_dependencies, end_unstarted, next_attempt
 from ropewalk.cluster.config import CodeConfig, JobConfig, PathView, Resources
-from ropewalk.cluster.config_reader import apply_override, load_config, read_job_file, read_yaml
+from ropewalk.cluster.config_reader import apply_override, load_config, problems_of, read_job_file, read_yaml
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.run.files import dated_label
@@ -54,6 +54,22 @@ def configure(job: str, file: Path | None, overrides: Sequence[str]) -> JobConfi
     """Make a job's configuration from its file and overrides. Raises ConfigError."""
     kind = config_of(find_job(job))
     return load_config(kind, read_job_file(file, job) if file else {}, overrides)
+
+
+def check(job: str, file: Path, overrides: Sequence[str]) -> tuple[JobConfig | None, list[str]]:
+    """Check a job file without data, models or a cluster, and return its configuration or a message for each mistake.
+
+    Modules of the user that it names are imported. Raises ConfigError if it cannot be read at all.
+    """
+    kind, values = config_of(find_job(job)), read_job_file(file, job)
+    if problems := problems_of(kind, values, overrides):
+        return None, problems
+    try:
+        config = load_config(kind, values, overrides)
+        config.check_keys()
+    except ConfigError as error:
+        return None, [str(error)]
+    return config, []
 
 
 def configure_each(job: str, file: Path | None, overrides: Sequence[str], each: Sequence[str]) -> list[JobConfig]:
@@ -117,10 +133,36 @@ def project_record(job: str, config: JobConfig, root: Path | None) -> dict[str, 
     return {"project": {"root": str(tree), "snapshot": snapshot, "folder": folder, "left_out": left_out}}
 
 
-def dry_run_directory(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
+def dry_run_directory(config: JobConfig, record: Mapping[str, Any], root: Path | None = None) -> RunDir:
     """Make the run of a dry run, which has a record but no files."""
-    path = runs_root() / f"{dated_label(config.name or record['job'])}-dry-run"
+    path = (root or runs_root()) / f"{dated_label(config.name or record['job'])}-dry-run"
     return RunDir(path, record={"run": path.name, **record})
+
+
+class DryRun(NamedTuple):
+    """The runs of a submission after all checks, none of which has files, and sentences for the user."""
+
+    backend: Backend
+    configs: list[JobConfig]
+    runs: list[RunDir]
+    notices: list[str]
+
+
+def dry_run(job: str, configs: Sequence[JobConfig], cluster_name: str, *, waits: bool = False) -> DryRun:
+    """Check a submission and make its runs without files. `waits`: it starts after other runs. Raises RopewalkError."""
+    backend = load_backend(cluster_name)
+    inputs = _inputs_of(backend, configs, cluster_name)
+    checked, gpus_notice = set_gpus(backend, [inputs.pin(config)[0].resolved() for config in configs], waits=waits)
+    _check_inputs(backend, checked, inputs.path_here)
+    origin = submission_record(())
+    runs = [dry_run_directory(config, make_record(job, config, cluster_name, origin), inputs.root) for config in checked]
+    notices = [gpus_notice, backend.resources_notice(checked[0].resources)]
+    return DryRun(backend, checked, runs, [notice for notice in notices if notice])
+
+
+def start_of(planned: DryRun) -> str:
+    """Return the backend's estimate of the start, as a sentence; empty if it has none."""
+    return " ".join(planned.backend.start_estimate(planned.runs[0], planned.configs[0].resources).split())
 
 
 def render(job: str, configs: Sequence[JobConfig], cluster_name: str, *, waits: bool = False) -> str:
@@ -129,17 +171,13 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str, *, waits: 
     For many runs this is the script of their array if the backend has arrays, else that of the first run. `waits`: the
     submission starts after other runs.
     """
-    backend = load_backend(cluster_name)
-    inputs = _inputs_of(backend, configs, cluster_name)
-    configs, gpus_notice = set_gpus(backend, [inputs.pin(config)[0].resolved() for config in configs], waits=waits)
-    _check_inputs(backend, configs, inputs.path_here)
-    origin, resources = submission_record(()), configs[0].resources
-    runs = [dry_run_directory(config, make_record(job, config, cluster_name, origin)) for config in configs]
+    planned = dry_run(job, configs, cluster_name, waits=waits)
+    backend, runs = planned.backend, planned.runs
     script = "".join(
         f"# {heading}\n{backend.render(run, run.resources()).rstrip()}\n\n" for run, heading in view_of(runs[0]).render_needed()
     )
-    script += f"{backend.render_many(runs, resources).rstrip()}\n"
-    notices = (gpus_notice, backend.resources_notice(resources), " ".join(backend.start_estimate(runs[0], resources).split()))
+    script += f"{backend.render_many(runs, planned.configs[0].resources).rstrip()}\n"
+    notices = [*planned.notices, start_of(planned)]
     return script + "".join(f"# {sentence}\n" for sentence in notices if sentence)  # as comments, so that it remains a script
 
 
@@ -304,7 +342,11 @@ def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[Dependenc
     """
     state = settle(run)
     if state.state is RunState.SUCCEEDED:
-        raise ConfigError(f"{run.id} has succeeded, there is nothing to resume; submit a new run instead")
+        longer = (
+            f" start_from.run={run.id} steps=MORE" if "start_from" in config_of(find_job(run.record["job"])).model_fields else ""
+        )
+        remedy = f"submit a new run instead: `ropewalk run {run.record['job']} ...{longer}`"
+        raise ConfigError(f"{run.id} has succeeded, there is nothing to resume; {remedy}")
     backend, changes_before = load_backend(run.record["cluster"]), run.changes
     config, changes = _changes(run, backend, overrides, new_code=new_code)
     if changes and not (state.state.final or state.state is RunState.UNKNOWN or state.word in GONE):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ropewalk.datapipe.filters.language.model import NO_LANGUAGE, UNKNOWN, identify
+from ropewalk.datapipe.filters.language.filter import UNKNOWN
+from ropewalk.datapipe.filters.language.model import NO_LANGUAGE, identify
 from ropewalk.datapipe.text.batch import TextBatch
 from ropewalk.jobs.serving.drift.embed import embed
 from ropewalk.jobs.serving.drift.permutation import Floats, PValue, Statistic, holm, permutation_p, sides_of

@@ -189,9 +189,13 @@ class RefreshConfig(JobConfig):
         profile = load_profile(cluster_name)
         return {"clusters": {profile.name: {"backend": profile.backend, **profile.options}}}
 
+    def check_keys(self) -> None:
+        """Raise ConfigError for keys of a step that are wrong."""
+        self.example_configs()
+
     def resolved(self) -> Self:
         """Check the keys of all steps, and replace `watch` by the full run id. Raises ConfigError."""
-        self.example_configs()
+        self.check_keys()
         return self.model_copy(update={"watch": find_run(self.watch).id})
 
     def preflight(self, here: PathView = Path) -> None:

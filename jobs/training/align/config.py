@@ -11,7 +11,6 @@ from ropewalk.cluster.config import CodeConfig, InputPath, PathView, Resolve, Se
 from ropewalk.cluster.errors import DataError
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import template_name
-from ropewalk.jobs.runs.models.find_model import check_model_run
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.align.methods import (
     METHODS,
@@ -21,6 +20,7 @@ from ropewalk.jobs.training.align.methods import (
     methods_with,
     methods_without_reference,
 )
+from ropewalk.jobs.training.loop.chat_data import check_preferences
 from ropewalk.jobs.training.loop.config import (
     LEAST_VALIDATED,
     MOST_VALIDATED,
@@ -36,6 +36,7 @@ from ropewalk.jobs.training.loop.config import (
     check_keep_zeros,
     fill_defaults,
 )
+from ropewalk.jobs.training.loop.fit import check_model
 
 if TYPE_CHECKING:
     MethodName = str
@@ -266,14 +267,12 @@ class AlignConfig(TrainingConfig):
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError or DataError unless local files exist and the named runs train a model."""
+        super().preflight(here)
         template = self.chat.template if self.chat.template not in TEMPLATES else None
-        for key, path in {"data": self.data, "validation_data": self.validation_data, "chat.template": template}.items():
-            if path is not None and any(letter in path for letter in "*?["):
-                continue
+        if template is not None and (local := here(template)) is not None and not local.exists():
+            raise DataError(f"chat.template: {template}: no such file; check the path")
+        for key, path in {"data": self.data, "validation_data": self.validation_data}.items():
             local = here(path) if path is not None and "://" not in path else None
-            if local is not None and not local.exists():
-                raise DataError(f"{key}: {path}: no such file; check the path")
-        if self.start_from is not None:
-            check_model_run("start_from.run", self.start_from.run)
-        if self.model.run is not None:
-            check_model_run("model.run", self.model.run)
+            if path is not None and local is not None:
+                check_preferences(key, path, local, self.method)
+        check_model("model", self.model, here, seq_len=self.seq_len)

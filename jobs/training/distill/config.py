@@ -6,8 +6,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ropewalk.cluster.config import DataPath, ModelPath, PathView, Section
-from ropewalk.jobs.runs.models.find_model import ModelRef, check_model_run, find_model
-from ropewalk.jobs.training.loop.config import PRESETS, USUAL, ModelConfig, OptimConfig, TrainingConfig
+from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
+from ropewalk.jobs.training.loop.config import PRESETS, USUAL, ModelConfig, OptimConfig, TrainingConfig, require_one
+from ropewalk.jobs.training.loop.fit import check_model
 from ropewalk.jobs.training.loop.token_data import Data, check_data
 from ropewalk.jobs.training.pruning.config import PruneConfig
 
@@ -31,8 +32,7 @@ class StudentConfig(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if [self.prune, self.preset, self.path, self.config, self.run].count(None) != 4:
-            raise ValueError("set exactly one of prune, preset, path, config and run")
+        require_one(self, "prune", "preset", "path", "config", "run")
         if self.prune is None:
             self.model()
         return self
@@ -162,13 +162,10 @@ class DistillConfig(TrainingConfig):
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError unless the teacher, the student and local data sets exist."""
-        check_data(self.data, here)
+        super().preflight(here)
+        manifests = check_data(self.data, here, self.seq_len)
         teacher = here(self.teacher) if self.teacher.startswith("/") else Path(self.teacher)
         if teacher is not None:
             find_model(str(teacher))
-        for key, run in {
-            "student.run": self.student.run,
-            "start_from.run": self.start_from.run if self.start_from is not None else None,
-        }.items():
-            if run is not None:
-                check_model_run(key, run)
+        if self.student.prune is None:
+            check_model("student", self.student.model(), here, manifests=manifests, seq_len=self.seq_len)

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from ropewalk.cluster.config import DataPath, DataPaths, PathView, TokenizerPath, default_text
-from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.cluster.errors import ConfigError
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import ChatConfig
-from ropewalk.jobs.runs.models.find_model import check_model_run
+from ropewalk.jobs.training.loop.chat_data import check_conversations
 from ropewalk.jobs.training.loop.config import (
     USUAL,
     AdaptationValidationConfig,
@@ -22,6 +22,7 @@ from ropewalk.jobs.training.loop.config import (
     fill_defaults,
     parse_grid,
 )
+from ropewalk.jobs.training.loop.fit import check_model
 
 LORA_LR = 2e-4
 
@@ -107,17 +108,13 @@ class FinetuneConfig(NextTokenConfig):
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError or DataError unless local files exist and the named runs train a model."""
-        from ropewalk.datapipe.inputs.files import MAGIC
-
+        super().preflight(here)
         for path in self.data:
-            local = here(path) if "://" not in path and not MAGIC.search(path) else None
-            if local is not None and not local.exists():
-                raise DataError(f"data: {path}: no such file or directory; check the path")
+            local = here(path) if "://" not in path else None
+            if local is not None:
+                check_conversations(path, local)
         for key, value in {"chat.template": self.chat.template, "tokenizer": self.tokenizer}.items():
             local = here(value) if value is not None and value not in TEMPLATES and "://" not in value else None
             if local is not None and not local.exists():
                 raise ConfigError(f"{key}: {value}: no such file; check the path, or name one of {', '.join(TEMPLATES)}")
-        if self.start_from is not None:
-            check_model_run("start_from.run", self.start_from.run)
-        if self.model.run is not None:
-            check_model_run("model.run", self.model.run)
+        check_model("model", self.model, here, seq_len=self.seq_len)

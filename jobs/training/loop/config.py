@@ -2,18 +2,33 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import RUN_KEYS, ModelJobConfig, ModelPath, Section, default_text
-from ropewalk.sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, PrecisionConfig
+from ropewalk.cluster.config import RUN_KEYS, ModelJobConfig, ModelPath, PathView, Section, default_text
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.runs.models.find_model import check_model_run
+from ropewalk.sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, PrecisionConfig, check_mesh
 
 VALIDATIONS = 20  # per run of a job that adapts a model, unless configured
 PATIENCE = 3
 LEAST_VALIDATED, MOST_VALIDATED = 16, 256  # samples per validation
+WARMUP_STEPS, WARMUP_SHARE = 20, 10  # the default warm-up: so many steps, or 1/10 of all if that is fewer
 TRAINED_PER_VALIDATED = 2  # training samples per validated sample, unless that gives fewer than LEAST_VALIDATED
 PRESETS = "tiny (0.3 M weights), small (19 M) or smollm-135m (106 M), besides the embeddings of the tokens"
+
+
+def require_one(section: Section, *names: str) -> None:
+    """Raise ValueError unless exactly one of these keys is set."""
+    values = [name for name in names if getattr(section, name) is not None]
+    choice = f"set exactly one of {', '.join(names[:-1])} and {names[-1]}"
+    if len(values) > 1:
+        whole = "'KEY={" + values[-1] + ": ...}'"
+        raise ValueError(f"{choice}, and not {' and '.join(values)}; {whole} on the command line replaces what a job file sets")
+    if not values:
+        raise ValueError(choice)
 
 
 class ModelConfig(Section):
@@ -30,8 +45,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if [self.preset, self.path, self.config, self.run].count(None) != 3:
-            raise ValueError("set exactly one of preset, path, config and run")
+        require_one(self, "preset", "path", "config", "run")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("config needs model_type, for example llama")
         if self.step is not None and self.run is None:
@@ -95,6 +109,14 @@ def fill_defaults(
     return filled
 
 
+def fill_warmup(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in `optim.warmup_steps`, whose default depends on `steps`."""
+    steps, optim = _number(values.get("steps")), values.get("optim", {})
+    if steps is None or not isinstance(optim, dict):
+        return dict(values)
+    return {**values, "optim": {"warmup_steps": min(WARMUP_STEPS, steps // WARMUP_SHARE), **optim}}
+
+
 def check_keep_zeros(config: "TrainingConfig", lora: LoraConfig | None) -> None:
     """Raise ValueError for keep_zeros with an adapter: pruned weights would be neither trained nor kept at zero."""
     if config.keep_zeros and lora is not None:
@@ -125,7 +147,12 @@ class OptimConfig(Section):
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="decay rates of Adam's two moments")
     eps: float = Field(default=1e-8, gt=0, description="epsilon added to Adam's denominator")
     grad_clip: float = Field(default=1.0, ge=0, description="clip gradients to this norm; 0 disables")
-    warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up")
+    warmup_steps: int = Field(
+        default=WARMUP_STEPS,
+        ge=0,
+        description="steps of linear warm-up, fewer than all",
+        json_schema_extra=default_text(f"{WARMUP_STEPS}, or steps/{WARMUP_SHARE} if that is fewer"),
+    )
     schedule: Literal["cosine", "wsd", "constant"] = Field(
         default="cosine", description="learning rate schedule after the warm-up"
     )
@@ -143,6 +170,16 @@ class OptimConfig(Section):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must lie in 0..1")
         return self
+
+
+def warmup_problem(optim: OptimConfig, steps: int) -> str:
+    """Return a message if the learning rate rises over the whole run and never reaches its peak, else an empty string."""
+    if optim.warmup_steps < steps or "warmup_steps" not in optim.model_fields_set:
+        return ""
+    return (
+        f"optim.warmup_steps: {optim.warmup_steps} is not below steps, {steps}, so that the learning rate would never reach"
+        f" optim.lr; set at most {steps - 1}, or remove it for {min(WARMUP_STEPS, steps // WARMUP_SHARE)}"
+    )
 
 
 class ValidationConfig(Section):
@@ -248,6 +285,24 @@ class TrainingConfig(ModelJobConfig):
         description="steps between two measurements of norms and histograms of gradients and weights; unset: none",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _warm_up(cls, values: Any) -> Any:
+        return fill_warmup(values) if isinstance(values, dict) else values
+
+    def check_keys(self) -> None:
+        """Raise ConfigError if the warm-up is as long as the run, or the ranks cannot form the mesh."""
+        if problem := warmup_problem(self.optim, self.steps):
+            raise ConfigError(problem)
+        if self.resources.model_fields_set & {"gpus", "ranks_per_node"}:
+            check_mesh(self.parallel, self.resources)
+
+    def preflight(self, here: PathView = Path) -> None:
+        """Raise ConfigError if the ranks cannot form the mesh, or a named run or model does not exist."""
+        check_mesh(self.parallel, self.resources)
+        if self.start_from is not None:
+            check_model_run("start_from.run", self.start_from.run)
+
 
 class NextTokenConfig(TrainingConfig):
     """The keys of the jobs that predict the next token, unless they are given another objective."""
@@ -260,10 +315,9 @@ class NextTokenConfig(TrainingConfig):
     def own_code(self) -> bool:
         return self.objective is not None
 
-    def resolved(self) -> Self:
-        """Return the configuration unchanged after importing the objective. Raises ConfigError."""
+    def check_keys(self) -> None:
+        super().check_keys()
         if self.objective is not None:
             from ropewalk.jobs.training.loop.objective import make_objective  # imports torch, as the objective does
 
             make_objective(self.objective)
-        return super().resolved()

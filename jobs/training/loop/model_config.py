@@ -1,13 +1,13 @@
 """The Hugging Face configuration of a model: from a preset, keys or a directory; and its fingerprint."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, LlamaConfig
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.loop.config import ModelConfig
+from ropewalk.jobs.training.loop.fit import check_sizes, read_sizes
 from ropewalk.sharding.floats import decode_floats, encode_floats, restore_floats
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -17,7 +17,6 @@ _PRESETS = {
     "smollm-135m": (576, 1536, 30, 9, 3),  # HuggingFaceTB/SmolLM-135M with the data set's vocabulary
 }
 _POSITIONS = 2048  # of a preset, at least
-_PADDING = 1024  # vocabularies may be padded to a round number; a larger difference means another tokenizer
 # keys about storage or execution, which do not change the model
 _INCIDENTAL = {
     *("transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "architectures", "use_cache"),
@@ -27,43 +26,38 @@ _INCIDENTAL = {
 
 def model_config(config: ModelConfig, *, vocabulary: int, end_of_document: int, seq_len: int) -> Any:
     """Return the Hugging Face configuration for data of this vocabulary. Raises ConfigError if the two do not match."""
-    if config.path is not None:
-        result = _from_directory(config.path)
-    elif config.config is not None:
-        result = _from_values({"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": end_of_document, **config.config})
-    else:
-        assert config.preset is not None
-        result = LlamaConfig(
-            **dict(zip(_SIZES, _PRESETS[config.preset], strict=True)),
-            max_position_embeddings=max(_POSITIONS, seq_len),
-            vocab_size=vocabulary,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=end_of_document,
-            pad_token_id=None,
-        )
+    result = unchecked_config(config, vocabulary=vocabulary, end_of_document=end_of_document, seq_len=seq_len)
     check_fit(result, vocabulary, seq_len)
     return result
+
+
+def unchecked_config(config: ModelConfig, *, vocabulary: int, end_of_document: int, seq_len: int) -> Any:
+    """Return the Hugging Face configuration, which for a preset has the vocabulary and positions of the data."""
+    if config.path is not None:
+        return _from_directory(config.path)
+    if config.config is not None:
+        return _from_values({"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": end_of_document, **config.config})
+    assert config.preset is not None
+    return LlamaConfig(
+        **dict(zip(_SIZES, _PRESETS[config.preset], strict=True)),
+        max_position_embeddings=max(_POSITIONS, seq_len),
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=end_of_document,
+        pad_token_id=None,
+    )
 
 
 def check_fit(config: Any, vocabulary: int, seq_len: int) -> None:
     """Raise ConfigError unless it is a causal model with the vocabulary of the tokenizer, up to padding, and enough positions."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigError(f"models of type {config.model_type!r} are not causal language models; choose a decoder, such as llama")
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and seq_len > limit:
-        raise ConfigError(f"seq_len: {seq_len} exceeds the model's {limit} positions (max_position_embeddings)")
-    size = int(config.vocab_size)
-    if not vocabulary <= size < vocabulary + _PADDING:
-        raise ConfigError(
-            f"the model's vocabulary has {size} tokens, the data set's tokenizer {vocabulary}: they do not match; "
-            "preprocess with tokenizer.path set to the model's directory, or choose another model"
-        )
+    check_sizes(int(config.vocab_size), getattr(config, "max_position_embeddings", None), vocabulary, seq_len)
 
 
 def _from_directory(path: str) -> Any:
-    if not (Path(path) / "config.json").is_file():
-        raise ConfigError(f"model.path: {path} has no config.json; give a Hugging Face model directory")
+    read_sizes("model.path", path)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except ValueError as error:  # such as an architecture that only code in the directory defines

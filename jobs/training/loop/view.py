@@ -1,12 +1,19 @@
 """The view of a run that trains a model."""
 
 import shlex
+from typing import Any
 
 from ropewalk.jobs.runs.show.view import RunView, short_path
 
 
 class TrainingView(RunView):
     """The common view of a run, with the commands that use a trained model."""
+
+    def plan(self, config: Any) -> list[tuple[str, str]]:
+        """Return the parameters, the samples of a step and of all steps, accumulation, and the size of checkpoints."""
+        from ropewalk.jobs.training.loop.plan import training_plan
+
+        return training_plan(config)
 
     def outputs(self) -> list[str]:
         return [str(self.run.path / name) for name in ("samples.html", "pictures")]

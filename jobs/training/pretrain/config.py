@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import Field
 
 from ropewalk.cluster.config import PathView
-from ropewalk.jobs.runs.models.find_model import check_model_run
 from ropewalk.jobs.training.loop.config import USUAL, ModelConfig, NextTokenConfig
+from ropewalk.jobs.training.loop.fit import check_model
 from ropewalk.jobs.training.loop.token_data import Data, check_data
 
 
@@ -22,9 +22,7 @@ class PretrainConfig(NextTokenConfig):
     on_corrupt: Literal["error", "quarantine"] = Field(default="error", description="reaction to a damaged shard")
 
     def preflight(self, here: PathView = Path) -> None:
-        """Raise ConfigError unless local data sets are complete and the named runs train a model."""
-        check_data(self.data, here)
-        if self.start_from is not None:
-            check_model_run("start_from.run", self.start_from.run)
-        if self.model.run is not None:
-            check_model_run("model.run", self.model.run)
+        """Raise ConfigError or DataError unless local data sets are complete and the model fits them."""
+        super().preflight(here)
+        manifests = check_data(self.data, here, self.seq_len)
+        check_model("model", self.model, here, manifests=manifests, seq_len=self.seq_len)

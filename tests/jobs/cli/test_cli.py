@@ -66,7 +66,7 @@ def test_submit_as_json(shell: Shell) -> None:
 def test_a_name_is_the_beginning_of_the_id(shell: Shell) -> None:
     run = shell("submit", *pretrain("--on", "slow", "name=My run/1")).strip()
     assert run.startswith("my-run-1-")
-    assert "my-run-1-dry-run" in shell("submit", *pretrain("--on", "local", "name=My run/1", "--dry-run"))
+    assert "my-run-1-dry-run" in shell("submit", *pretrain("--on", "local", "name=My run/1", "--script"))
 
 
 def test_a_file_and_overrides_in_any_order(shell: Shell) -> None:
@@ -80,9 +80,9 @@ def test_a_file_and_overrides_in_any_order(shell: Shell) -> None:
     assert config["data"] == str(shell.home / "data") or config["data"][0]["path"] == str(shell.home / "data")
 
 
-def test_dry_run_prints_the_script_and_leaves_nothing(shell: Shell) -> None:
-    script = shell("run", *pretrain("--on", "good", "--dry-run", "resources.nodes=3"))
-    assert script == shell("submit", *pretrain("--on", "good", "--dry-run", "resources.nodes=3"))
+def test_the_script_is_printed_and_nothing_is_left(shell: Shell) -> None:
+    script = shell("run", *pretrain("--on", "good", "--script", "resources.nodes=3"))
+    assert script == shell("submit", *pretrain("--on", "good", "--script", "--dry-run", "resources.nodes=3"))
     assert script == "#!/bin/bash\n# pretrain-dry-run on 3 nodes\npython -m ropewalk.cluster.agent runs/pretrain-dry-run\n"
     assert not (shell.home / "runs").exists()
     assert "cannot be combined with --resume" in shell.mistake("run", "pretrain", "--resume", "it", "--dry-run")

@@ -51,8 +51,17 @@ REQUIRED: dict[str, dict[str, Any]] = {
 }
 # keys whose default depends on other keys, for which help has a text
 DEPENDENT = {
-    "align": {"optim.lr", "validation.every_steps", "validation.max_sequences", "validation.patience", "grpo.directory"},
-    "finetune": {"optim.lr", "validation.every_steps", "validation.max_sequences"},
+    "pretrain": {"optim.warmup_steps"},
+    "distill": {"optim.warmup_steps"},
+    "align": {
+        "optim.lr",
+        "optim.warmup_steps",
+        "validation.every_steps",
+        "validation.max_sequences",
+        "validation.patience",
+        "grpo.directory",
+    },
+    "finetune": {"optim.lr", "optim.warmup_steps", "validation.every_steps", "validation.max_sequences"},
     "command": {"name", "directory"},
     "function": {"directory"},
     "sweep": {"trials"},

@@ -59,7 +59,7 @@ def test_a_training_takes_the_gpus_that_no_process_occupies_and_says_which(
     assert RunDir(shell.home / "runs" / run).record["config"]["resources"]["gpus"] == 2
     notice = f"resources.gpus=2, of the GPUs that no process occupies ({devices}); resources.gpus=0 to compute on the CPU"
     assert f"resources: {notice}\n" in shell.err
-    assert shell("submit", *pretrain(*keys, "--dry-run")).splitlines()[-1] == f"# {notice}"
+    assert shell("submit", *pretrain(*keys, "--script")).splitlines()[-1] == f"# {notice}"
 
 
 def test_gpus_of_another_run_are_not_taken(shell: Shell, machine: Machine) -> None:

@@ -1,5 +1,6 @@
 """Inputs that a job names as its cluster sees them, while this machine sees them elsewhere, or not at all."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,13 @@ import yaml
 from ropewalk.cluster.backends.base import Profile
 from ropewalk.cluster.backends.local.backend import LocalBackend
 from ropewalk.cluster.backends.profiles import load_profile
+from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.inputs.files import list_inputs
+from ropewalk.datapipe.passes.plan import begin_or_resume, deciding_keys
+from ropewalk.datapipe.passes.task import WORK
 from ropewalk.jobs.evaluation.evaluate.config import EvaluateConfig
 from ropewalk.jobs.orchestration.pipeline.config import PipelineConfig
 from ropewalk.jobs.preprocess.config import PreprocessConfig
@@ -20,6 +26,7 @@ from ropewalk.jobs.runs.show.cancel import cancel_runs
 from ropewalk.jobs.runs.submit.submit import configure, render, submit
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.k8s.backend import K8sBackend
+from ropewalk.sharding.config import ParallelConfig, check_mesh
 from tests.jobs.corpus import make_dataset
 
 MOUNT = {"claim": "corpora", "path": "/corpora"}
@@ -43,7 +50,7 @@ def view(runs: Path | None) -> Callable[[str], Path | None]:
 
 
 def pretrain(data: Any) -> PretrainConfig:
-    return PretrainConfig.model_validate({"data": data, "steps": 1})
+    return PretrainConfig.model_validate({"data": data, "steps": 1, "seq_len": 64})
 
 
 def preprocess(inputs: list[str], output: str) -> PreprocessConfig:
@@ -80,11 +87,11 @@ def test_a_submission_takes_a_path_of_the_claim(mounted: Path, tmp_path: Path, m
     profiles = {"team": {"backend": "k8s", "claim_path": "/runs", "runs": str(mounted), "kubeconfig": str(tmp_path / "none")}}
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(profiles))
     monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
-    arguments = ["data=/runs/d", "steps=2"]
+    arguments = ["data=/runs/d", "steps=2", "seq_len=64"]
     if job == "sweep":
         arguments = [
             "job=pretrain",
-            "base={data: /runs/d, steps: 2, validation: {every_steps: 1}}",
+            "base={data: /runs/d, steps: 2, seq_len: 64, validation: {every_steps: 1}}",
             "space={optim.lr: {uniform: [0.1, 0.2]}}",
             "metric=validation/loss",
             "trials=2",
@@ -143,3 +150,59 @@ def test_a_pipeline_of_which_no_step_could_wait_leaves_nothing_behind(
     with pytest.raises(ConfigError, match="needs a service account"):
         ask("pipeline", config, "team")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_and_its_data_are_compared_where_both_are_seen(mounted: Path, tmp_path: Path) -> None:
+    here = view(mounted)
+    sizes = {"model_type": "llama", "vocab_size": 257, "max_position_embeddings": 64}
+    (mounted / "fitting").mkdir()
+    (mounted / "fitting/config.json").write_text(json.dumps(sizes))
+
+    def train(model: dict[str, Any], seq_len: int = 32) -> PretrainConfig:
+        return PretrainConfig.model_validate({"data": "/runs/d", "steps": 1, "seq_len": seq_len, "model": model})
+
+    train({"path": "/runs/fitting"}).preflight(here)
+    train({"path": "/runs/nowhere"}).preflight(view(None))
+    train({"config": sizes}).preflight(here)
+    train({"path": "/runs/model"}).preflight(here)  # its config.json has no sizes, which transformers knows
+    with pytest.raises(ConfigError, match=r"model.path: /runs/raw has no config.json"):
+        train({"path": "/runs/raw"}).preflight(here)
+    with pytest.raises(ConfigError, match="vocabulary has 100 tokens, the data set's tokenizer 257"):
+        train({"config": {**sizes, "vocab_size": 100}}).preflight(here)
+    with pytest.raises(ConfigError, match="seq_len: 128 exceeds the model's 64 positions"):
+        train({"path": "/runs/fitting"}, 128).preflight(here)
+    with pytest.raises(ConfigError, match=r"no sequence of 4,000 tokens fits in /runs/d, which has 1,124 training tokens"):
+        train({"preset": "tiny"}, 4000).preflight(here)
+
+
+def test_a_manifest_that_changed_is_read_again(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "d", num_documents=8)
+    config = PretrainConfig.model_validate({"data": str(tmp_path / "d"), "steps": 1, "seq_len": 64})
+    config.preflight()
+    (tmp_path / "d/manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        config.preflight()
+
+
+def test_an_output_belongs_to_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    values: dict[str, Any] = {"input": str(tmp_path / "a.jsonl"), "output": str(tmp_path / "out"), "tokenizer": {"train": 300}}
+    config = PreprocessConfig.model_validate(values)
+    config.preflight()
+    work = StoragePath(tmp_path / "out").child(WORK)
+    begin_or_resume(StoragePath(tmp_path / "out"), work, deciding_keys(config, config.seed), list_inputs(config.input))
+    config.preflight()  # it would be resumed
+    other = PreprocessConfig.model_validate({**values, "validation_fraction": 0.2})
+    message = "holds an unfinished data set made with other settings: validation_fraction was 0.01, is 0.2; restore"
+    with pytest.raises(DataError, match=message):
+        other.preflight()
+    steps = {"text": {"job": "preprocess", "config": {**values, "seed": 1}}}
+    with pytest.raises(DataError, match="seed was 0, is 1"):
+        PipelineConfig.model_validate({"steps": steps}).preflight()
+
+
+def test_ranks_of_every_number_of_nodes_form_the_mesh() -> None:
+    check_mesh(ParallelConfig(replicate=2), Resources.model_validate({"nodes": "1..4", "ranks_per_node": 4}))
+    check_mesh(ParallelConfig(replicate=2), Resources.model_validate({"nodes": 2}))
+    with pytest.raises(ConfigError, match=r"3 ranks do not divide into 2 copies of the model \(resources.nodes=2..4 with 1 rank"):
+        check_mesh(ParallelConfig(replicate=2), Resources.model_validate({"nodes": "2..4"}))

@@ -93,7 +93,7 @@ def test_a_mistake_creates_nothing(shell: Shell) -> None:
 
 
 def test_a_dry_run_shows_one_and_counts_the_rest(shell: Shell) -> None:
-    lines = shell("submit", *pretrain("--on", "slow", "--each", "seed=1..1000", "--dry-run")).splitlines()
+    lines = shell("submit", *pretrain("--on", "slow", "--each", "seed=1..1000", "--script")).splitlines()
     assert (lines[0], lines[-1]) == ("#!/bin/bash", "# and 999 more")
     assert not (shell.home / "runs").exists()
 

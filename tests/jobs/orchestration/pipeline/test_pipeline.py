@@ -190,7 +190,7 @@ def test_it_is_drawn_as_a_tree_shown_and_cancelled_as_a_whole(shell: Shell, pipe
 
 
 def test_a_dry_run_has_every_step(shell: Shell, pipeline_file: Path) -> None:
-    output = shell("run", "pipeline", "-c", str(pipeline_file), "--on", "good", "--dry-run")
+    output = shell("run", "pipeline", "-c", str(pipeline_file), "--on", "good", "--script")
     assert [line for line in output.splitlines() if line.startswith("# the step")] == [
         "# the step a",
         "# the step b, once a succeeded",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from ropewalk.cluster.config_reader import load_config
@@ -15,6 +16,8 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.loader.prefetch import prefetch
 from ropewalk.datapipe.manifest import TokenizerRecord
+from ropewalk.jobs.models.compress.methods import RecoverConfig
+from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig, OptimConfig
 from ropewalk.jobs.training.loop.load_checkpoint import first_weights
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
@@ -41,6 +44,27 @@ def rates(steps: int = 100, **config: object) -> list[float]:
 def test_warm_up_is_linear_and_reaches_the_top() -> None:
     for schedule in ("cosine", "wsd", "constant"):
         assert rates(schedule=schedule)[:11] == pytest.approx([0.1 * (i + 1) for i in range(10)] + [1.0])
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(5, 0), (10, 1), (150, 15), (200, 20), (5000, 20)])
+def test_a_warm_up_that_is_not_set_is_20_steps_or_a_tenth_of_a_short_run(steps: int, warmup: int) -> None:
+    pretrain = load_config(PretrainConfig, {"data": "x", "steps": steps, "optim": {"lr": 1e-2}})
+    finetune = load_config(FinetuneConfig, {"data": "x", "steps": str(steps), "model": {"path": "x"}, "lora": {}})
+    recover = RecoverConfig.model_validate({"steps": steps})
+    for config in (pretrain, finetune, recover):
+        assert config.optim.warmup_steps == warmup
+        assert type(config).model_validate(config.model_dump(mode="json")).optim.warmup_steps == warmup
+    assert (pretrain.optim.lr, finetune.optim.lr, recover.optim.lr) == (1e-2, 2e-4, 1e-4)
+    assert learning_rate(pretrain.optim, steps // 2, steps) > pretrain.optim.lr / 2, "it is near its peak"
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused_at_submission() -> None:
+    config = load_config(PretrainConfig, {"data": "x", "steps": 20, "optim": {"warmup_steps": 20}})
+    with pytest.raises(ConfigError, match=r"not below steps, 20, .* set at most 19, or remove it for 2"):
+        config.check_keys()
+    with pytest.raises(ValidationError, match="not below steps"):
+        RecoverConfig.model_validate({"steps": 5, "optim": {"warmup_steps": 9}})
+    load_config(PretrainConfig, {"data": "x", "steps": 20, "optim": {"warmup_steps": 19}}).check_keys()
 
 
 def test_cosine_falls_to_its_lowest() -> None:

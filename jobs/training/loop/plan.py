@@ -1,0 +1,126 @@
+"""Rows of a dry run about training: parameters, tokens, accumulation, and checkpoints."""
+
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ropewalk.cluster.errors import RopewalkError
+from ropewalk.cluster.run.files import read_json
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.cluster.text import counted, format_bytes
+from ropewalk.jobs.runs.show.status import find_run
+from ropewalk.jobs.training.loop.config import ModelConfig, TrainingConfig
+from ropewalk.jobs.training.loop.fit import read_sizes
+from ropewalk.jobs.training.loop.size import BYTES_A_PARAMETER, ModelSize, SizeRequest, model_size
+from ropewalk.jobs.training.loop.token_data import weighted
+
+if TYPE_CHECKING:
+    from ropewalk.datapipe.manifest import Manifest
+
+USUAL_SEQ_LEN = 1024  # of jobs whose seq_len is unset
+
+
+def training_plan(config: TrainingConfig) -> list[tuple[str, str]]:
+    """Return the rows of a job of the training loop."""
+    manifests = _manifests(config)
+    exact = isinstance(seq_len := getattr(config, "seq_len", None), int) and bool(manifests)
+    model = _model_of(config)
+    sizes = _sizes(model)
+    tokens = seq_len or min(USUAL_SEQ_LEN, int(sizes.get("max_position_embeddings") or USUAL_SEQ_LEN))
+    vocabulary = manifests[0].tokenizer.vocabulary if manifests else sizes.get("vocab_size")
+    size = _size(config, model, vocabulary, tokens)
+    return [
+        ("parameters", _parameters(size)),
+        *_tokens(config, tokens, manifests, exact=exact),
+        ("accumulation", accumulation(config)),
+        ("checkpoints", _checkpoints(config, size)),
+    ]
+
+
+def accumulation(config: TrainingConfig) -> str:
+    """Describe the micro-batches of a step, at the least and the most ranks of the run."""
+    batch, resources = config.batch, config.resources
+    parts = []
+    for nodes in sorted({resources.nodes.least, resources.nodes.most}):
+        ranks = nodes * resources.local_world_size
+        passes = math.ceil(math.ceil(batch.global_batch / ranks) / batch.micro_batch)
+        idle = f", {ranks - batch.global_batch} of the ranks without any" if ranks > batch.global_batch else ""
+        parts.append(f"{passes} with {counted(ranks, 'rank')}{idle}")
+    return f"micro-batches of up to {counted(batch.micro_batch, 'sequence')} a step on each rank: {' or '.join(parts)}"
+
+
+def _tokens(config: TrainingConfig, seq_len: int, manifests: "list[Manifest]", *, exact: bool) -> list[tuple[str, str]]:
+    batch, up_to = config.batch.global_batch, "" if exact else "up to "
+    in_all = config.steps * batch * seq_len
+    available = sum(manifest.totals.train.tokens for manifest in manifests)
+    epochs = f", {in_all / available:.2g} times the {available:,} of the data" if available else ""
+    return [
+        ("tokens a step", f"{up_to}{batch * seq_len:,}: {batch:,} sequences of {up_to}{seq_len:,}"),
+        ("tokens in all", f"{up_to}{in_all:,} in {config.steps:,} steps{epochs}"),
+    ]
+
+
+def _parameters(size: ModelSize | str) -> str:
+    if isinstance(size, str):
+        return size
+    part = "" if size.trained == size.parameters else f", of which {size.trained:,} are trained"
+    return f"{size.parameters:,}{part}"
+
+
+def _checkpoints(config: TrainingConfig, size: ModelSize | str) -> str:
+    keys = config.checkpoint
+    count = min(keys.keep, math.ceil(config.steps / keys.every_steps))
+    often = f"every {keys.every_steps:,} steps, the newest {keys.keep} are kept"
+    if isinstance(size, str):
+        return often
+    each = size.trained * (BYTES_A_PARAMETER + (4 if config.ema is not None else 0))
+    return f"{often}: about {format_bytes(each)} each, {format_bytes(each * count)} on disk"
+
+
+def _manifests(config: TrainingConfig) -> "list[Manifest]":
+    """Return the manifests of the data sets of tokens that can be read here; none for other data."""
+    from ropewalk.datapipe.chat.config import KIND
+    from ropewalk.datapipe.manifest import read_manifest
+
+    data, manifests = getattr(config, "data", None), []
+    for source in weighted(data) if isinstance(data, (str, list)) else []:
+        with suppress(RopewalkError, OSError):
+            manifests.append(read_manifest(StoragePath(source.path)))
+    return [manifest for manifest in manifests if KIND not in manifest.config]
+
+
+def _model_of(config: TrainingConfig) -> ModelConfig | None:
+    """Return the model to train; None for one that is pruned from a teacher."""
+    model: Any = getattr(config, "model", None) or getattr(config, "student", None)
+    if isinstance(model, ModelConfig):
+        return model
+    student: ModelConfig | None = model.model() if model.prune is None else None
+    return student
+
+
+def _sizes(model: ModelConfig | None) -> dict[str, Any]:
+    """Return the values of a model's config.json that can be read here; empty for a preset."""
+    if model is None or model.path is None:
+        return dict(model.config or {}) if model is not None else {}
+    with suppress(RopewalkError):
+        return dict(read_sizes("model.path", model.path) or {})
+    return {}
+
+
+def _size(config: TrainingConfig, model: ModelConfig | None, vocabulary: int | None, seq_len: int) -> ModelSize | str:
+    if model is None:
+        return "those of the teacher that are left by student.prune"
+    fingerprint = None
+    if model.run is not None:
+        with suppress(RopewalkError):
+            fingerprint = (read_json(find_run(model.run).model_record) or {}).get("fingerprint")
+        if fingerprint is None:
+            return f"those of {model.run}"
+    if model.path is not None and not Path(model.path).is_dir():
+        return f"not counted: {model.path} is not on this machine yet"
+    if vocabulary is None and model.preset is not None:
+        return "not counted: the data set, whose vocabulary the model gets, is not accessible here"
+    lora = getattr(config, "lora", None)
+    request = SizeRequest(model=model, fingerprint=fingerprint, vocabulary=vocabulary or 1, seq_len=seq_len, lora=lora)
+    return model_size(request)

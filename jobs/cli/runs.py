@@ -29,7 +29,7 @@ def ps(
     from ropewalk.jobs.runs.show.open_runs import open_runs
     from ropewalk.jobs.runs.show.tables import ONE_LINE, console, runs_table
 
-    runs, num_ended = (status.all_runs(), 0) if include_finished or tree else open_runs(status.roots())
+    runs, num_others = (status.all_runs(), 0) if include_finished or tree else open_runs(status.roots())
     try:
         rows = _rows(runs, include_finished=include_finished, tree=tree)
     except DamagedFileError:  # checked only after an error, so that a thousand runs are normally read once
@@ -39,8 +39,8 @@ def ps(
         print(json.dumps(rows))
     elif rows:
         console(piped_width=ONE_LINE).print(runs_table(rows), crop=False)
-    elif runs or num_ended:
-        print(f"no live runs; `ropewalk ps --all` lists {counted(len(runs) + num_ended, 'finished run')}")
+    elif runs or num_others:
+        print(f"no live runs; `ropewalk ps --all` lists {counted(len(runs) + num_others, 'finished run')}")
     else:
         roots = ", ".join(map(str, status.roots()))
         print(f"no runs under {roots}; see `ropewalk run --help`, or try `ropewalk quickstart`")
@@ -51,12 +51,13 @@ def _rows(all_runs: "Sequence[RunDir]", *, include_finished: bool, tree: bool) -
     from ropewalk.jobs.runs.show import status
     from ropewalk.jobs.runs.show.tree import family_tree
 
-    outcomes = {run: status.final_outcome(run) for run in all_runs}
+    attempts = {run: run.attempts() for run in all_runs}
+    outcomes = {run: status.final_outcome(run, attempts[run]) for run in all_runs}
     runs = [run for run, outcome in outcomes.items() if include_finished or outcome is None]
     members = family_tree(all_runs, {run.id for run in runs}) if tree else []
     runs = [member.run for member in members] if tree else runs
     states = status.states(runs, {run.id: status.final_outcome(run) if tree else outcomes[run] for run in runs})
-    rows = [status.summary(run, states[run.id]) for run in runs]
+    rows = [status.summary(run, states[run.id], attempts.get(run)) for run in runs]
     for row, member in zip(rows, members, strict=False):
         row |= {"parent": member.parent, "role": member.role, "line": member.line}
     return rows

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import orjson
 
-from ropewalk.cluster.errors import DamagedFileError
 from ropewalk.cluster.run.directory import RunDir, ids_under, runs_by_age
 from ropewalk.cluster.run.file_systems import mount_of
 from ropewalk.cluster.run.files import cache_dir, write_atomically
@@ -30,27 +29,17 @@ _FINAL = frozenset(state.value for state in RunState if state.final)
 
 
 def open_runs(roots: Iterable[Path]) -> tuple[list[RunDir], int]:
-    """Return the runs that have not ended for good, oldest first under each root, and the number of those that have.
+    """Return the runs that may not have ended, oldest first under each root, and the number of all others.
 
-    Runs with damaged files are included.
+    Runs that have ended in the last minute and runs with damaged files are included: check `final_outcome`.
     """
-    runs, num_ended = list[RunDir](), 0
+    runs, num_others = list[RunDir](), 0
     for root in roots:
         ids = ids_under(root)
         noted = _noted(root, ids)
-        others = runs_by_age(root, [name for name in ids if name not in noted])
-        still_open = [run for run in others if not _has_ended(run)]
-        runs += still_open
-        num_ended += len(noted) + len(others) - len(still_open)
-    return runs, num_ended
-
-
-def _has_ended(run: RunDir) -> bool:
-    try:
-        outcome = run.last_outcome()
-    except DamagedFileError:
-        return False
-    return outcome is not None and outcome.state.final
+        runs += runs_by_age(root, [name for name in ids if name not in noted])
+        num_others += len(noted)
+    return runs, num_others
 
 
 def _noted(root: Path, ids: Sequence[str]) -> Mapping[str, int]:

@@ -91,9 +91,13 @@ def readable(runs: Sequence[RunDir]) -> list[RunDir]:
     return intact
 
 
-def final_outcome(run: RunDir) -> Outcome | None:
-    """Return the outcome of a run that has ended for good, or None while another attempt may follow."""
-    outcome = run.last_outcome()
+def final_outcome(run: RunDir, attempts: Sequence[int] | None = None) -> Outcome | None:
+    """Return the outcome of a run that has ended for good, or None while another attempt may follow.
+
+    `attempts`: the run's attempts, if the caller has listed them.
+    """
+    attempts = run.attempts() if attempts is None else attempts
+    outcome = run.outcome(attempts[-1]) if attempts else None
     return outcome if outcome is not None and outcome.state.final else None
 
 
@@ -137,10 +141,10 @@ def _query(cluster: str, runs: Sequence[RunDir], *, settled: bool = False) -> Ma
     return {run.id: answers.get(run.id, unknown) for run in runs}
 
 
-def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
-    """Return a row of `ps` as plain values."""
+def summary(run: RunDir, state: BackendState, attempts: Sequence[int] | None = None) -> dict[str, Any]:
+    """Return a row of `ps` as plain values. `attempts`: the run's attempts, if the caller has listed them."""
     record, metrics = run.record, latest_metrics(run)
-    attempts = run.attempts()
+    attempts = run.attempts() if attempts is None else attempts
     details = run.attempt_details(attempts[-1]) if attempts else {}
     progress = read_json(run.progress) or {}
     return {

@@ -153,6 +153,7 @@ def start_command(node: RayNode, scratch: Path, head_address: str | None, port: 
 def environment(node: RayNode) -> Mapping[str, str]:
     """Return the environment of Ray's daemons. The token in it comes from the backend and is never written to disk."""
     variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # may name a user's cluster
+    variables.setdefault("RAY_worker_niceness", "0")  # with Ray's 15, any other program would take the CPU from a replica
     if node.ip.startswith("127."):
         variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
     if node.for_tune:

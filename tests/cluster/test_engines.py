@@ -43,7 +43,7 @@ def test_the_process_engine_runs_one_process(toy: Start) -> None:
 
 def test_ray_spans_the_nodes_and_leaves_nothing(toy: Start) -> None:
     run = toy("ray_sum", "ray", resources={"nodes": 2})
-    assert run.finish().results == {"total": 14, "nodes": 2}
+    assert run.finish().results == {"total": 14, "nodes": 2, "niceness": 0}
     text = "".join(p.read_text(errors="replace") for p in run.run.path.rglob("*") if p.is_file())
     assert "RAY_AUTH_TOKEN" not in text
 

@@ -148,8 +148,9 @@ def ray_sum(context: JobContext) -> dict[str, Any]:
     remote = ray.remote(num_cpus=1)(lambda x: x * x)
     total = sum(ray.get([remote.remote(i) for i in range(4)]))
     nodes = len([n for n in ray.nodes() if n["Alive"]])
+    niceness = ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0)
     ray.shutdown()
-    return {"total": total, "nodes": nodes}
+    return {"total": total, "nodes": nodes, "niceness": niceness}
 
 
 def place(context: JobContext) -> dict[str, Any]:

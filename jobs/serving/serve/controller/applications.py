@@ -31,6 +31,7 @@ class ApplicationStatus:
 
     replicas: tuple[Mapping[str, Any], ...] = ()  # records of serving replicas
     failed: str = ""  # permanent error, if no replica serves
+    given_up: bool = False  # Ray Serve starts no more replicas, and none serves
     waits: str = ""  # reason for missing replicas
 
 
@@ -121,11 +122,11 @@ class Applications:
     def _status(self, records: list[dict[str, Any]], status: Any, actors: Collection[str]) -> ApplicationStatus:
         alive = [record for record in records if record["actor"] in actors]
         serving = tuple(record for record in alive if record["state"] == ReplicaState.SERVING)
-        failed = ""
+        failed, given_up = "", not serving and status is not None and status.status == "DEPLOY_FAILED"
         if not serving:
             failed = next((str(record["cause"]) for record in records if record["state"] == ReplicaState.FAILED), "")
-            failed = failed or (_error_line(status) if status is not None and status.status == "DEPLOY_FAILED" else "")
-        return ApplicationStatus(replicas=serving, failed=failed, waits=_waits(status))
+            failed = failed or (_error_line(status) if given_up else "")
+        return ApplicationStatus(replicas=serving, failed=failed, given_up=given_up, waits=_waits(status))
 
     def _records(self, app: str) -> list[dict[str, Any]]:
         folder, records = self.folder / app, []

@@ -134,7 +134,12 @@ class Controller:
         """Start wanted applications, delete the others, and probe those in the probing phase."""
         versions = {version.app: name for name, version in self.state.versions.items() if version.phase in _RUNS}
         for app, name in versions.items():
-            if app not in running and app not in self._preparing:
+            # Ray Serve gives up after a few starts, as on a disk that is full for some seconds
+            given_up = app in statuses and statuses[app].given_up
+            if given_up and self.state.versions[name].phase is not Phase.LOADING:
+                self.applications.delete(app)
+                self._preparing.pop(app, None)
+            elif app not in running and app not in self._preparing:
                 thread = threading.Thread(target=self._prepare, args=(app, name), name=f"prepare-{app}", daemon=True)
                 self._preparing[app] = thread
                 thread.start()

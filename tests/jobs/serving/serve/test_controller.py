@@ -38,6 +38,7 @@ class FakeApplications(Applications):
         self.deployed: dict[str, str] = {}  # version by application
         self.loaded: set[str] = set()
         self.errors: list[OSError] = []  # raised by the next deployments
+        self.given_up: set[str] = set()
 
     def running(self) -> dict[str, Any]:
         return dict(self.deployed)
@@ -49,11 +50,15 @@ class FakeApplications(Applications):
 
     def delete(self, app: str) -> None:
         self.deployed.pop(app)
+        self.given_up.discard(app)
 
     def observe(self, apps: Collection[str], running: Mapping[str, Any]) -> dict[str, ApplicationStatus]:
         record = {"url": "http://127.0.0.1:1", "engine": "command", "slots": 1}
         loaded = {app for app, version in self.deployed.items() if version in self.loaded}
-        return {app: ApplicationStatus(replicas=({**record, "id": app},) if app in loaded else ()) for app in apps}
+        return {
+            app: ApplicationStatus(replicas=({**record, "id": app},) if app in loaded else (), given_up=app in self.given_up)
+            for app in apps
+        }
 
 
 class Attempt:
@@ -102,6 +107,16 @@ def test_a_serving_version_starts_again_once_its_damaged_entry_is_restored(
     assert (attempt.phase("m@1"), attempt.applications.deployed) == (Phase.READY, {})
     entry.write_bytes(intact)
     attempt.until(lambda: list(attempt.applications.deployed.values()) == ["m@1"])
+
+
+def test_a_serving_version_that_ray_serve_has_given_up_is_started_again(attempt: Attempt) -> None:
+    """Ray was started again while a disk was full, and no replica could start."""
+    (app,) = attempt.applications.deployed
+    attempt.applications.given_up = {app}
+    attempt.controller.tick()
+    assert not attempt.applications.deployed
+    attempt.until(lambda: app in attempt.applications.deployed)
+    assert attempt.phase("m@1") is Phase.READY
 
 
 @pytest.mark.parametrize("minutes", [20, -20])

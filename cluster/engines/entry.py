@@ -37,8 +37,11 @@ from ropewalk.cluster.run.project import add_project_path
 
 log = logging.getLogger("ropewalk.cluster.engines.entry")  # also as __main__
 
-# unless `is_fault` holds, such as for two ranks on one GPU
-_LOST_PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout", "gloo", "nccl")
+# unless `is_fault` holds, such as for two ranks on one GPU; a port in use: another process took it after torch had chosen it
+_LOST_PEER_SIGNS = (
+    *("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout", "gloo", "nccl"),
+    "eaddrinuse",
+)
 
 
 def load_entry(name: str) -> Callable[[JobContext], dict[str, Any] | None]:

@@ -18,6 +18,7 @@ NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, "
         (f"{NCCL}remote process exited or there was a network error\nncclRemoteError: A call failed", EXIT_LOST_PEER),
         (f"{NCCL}unhandled system error\nncclSystemError: System call (e.g. socket, malloc) failed", EXIT_LOST_PEER),
         ("[../gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]", EXIT_LOST_PEER),
+        ("The server socket has failed to listen on any local network address. port: 40123, name: EADDRINUSE", EXIT_LOST_PEER),
         (f"{NCCL}invalid usage\nncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0", EXIT_FAILED),
         (f"{NCCL}invalid argument\nncclInvalidArgument: Invalid value for an argument.", EXIT_FAILED),
         (f"{NCCL}unhandled cuda error\nncclUnhandledCudaError: Cuda failure 2 'out of memory'", EXIT_FAILED),

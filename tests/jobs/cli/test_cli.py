@@ -214,9 +214,10 @@ def test_chat_says_with_whom_and_how_it_ends(shell: Shell, monkeypatch: pytest.M
     lines = iter(["hello", ""])
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    monkeypatch.setattr("ropewalk.jobs.runs.models.find_model.find_model", lambda _: None)
     monkeypatch.setattr("ropewalk.jobs.inference.scoring.endpoint_chat.find_endpoint", lambda _: None)
     monkeypatch.setattr("ropewalk.jobs.inference.scoring.chat.open_chat", lambda *_, **__: _Chat())
+    # last: a module that is imported now would keep the replacement
+    monkeypatch.setattr("ropewalk.jobs.runs.models.find_model.find_model", lambda _: None)
     shell("chat", "base")
     assert shell.out == "HELLO\nclosed\n"
     assert shell.err == "loading base ...\nbase has no chat template. An empty line ends the conversation.\n"

@@ -293,6 +293,8 @@ def test_the_command_serves_until_it_is_asked_to_end_and_writes_the_files(run: R
     assert process.stdout is not None
     assert process.stdout.readline() == f"{run.id}: 5 items to judge for ann, 1 judged\n"
     assert process.stdout.readline().startswith("http://127.0.0.1:")
+    assert "elsewhere first run: ssh -NL" in process.stdout.readline()
+    assert "Ctrl-C or SIGTERM ends" in process.stdout.readline()
     process.terminate()
     assert ended(process) == 0
     folder = run.path / "feedback/review"

@@ -59,14 +59,14 @@ def record(model: Any) -> Recording | None:
     def note(function: str, tensor: torch.Tensor, arguments: dict[str, Any]) -> None:
         parameter = tensor if tensor._base is None else tensor._base
         if id(parameter) not in names or any(isinstance(value, torch.Tensor) and value.is_meta for value in arguments.values()):
-            raise _CannotRecordError(f"{function} of a tensor that is not a parameter, or from one without values")
+            raise RuntimeError(f"{function} of a tensor that is not a parameter, or from one without values")
         draw = Draw(function, arguments, tuple(tensor.size()), tensor.stride(), int(tensor.storage_offset()))
         draws[names[id(parameter)]].append(draw)
 
     try:
         with _replaced_initializers(note):
             model.initialize_weights()
-    except (_CannotRecordError, NotImplementedError, RuntimeError) as error:  # the latter two: meta tensors have no values
+    except RuntimeError as error:  # torch's own: tensors on the meta device have no values
         log.info("first weights cannot be drawn in parts (%s)", error)
         return None
     for name, parameter in model.named_parameters():
@@ -74,10 +74,6 @@ def record(model: Any) -> Recording | None:
             log.info("first weights cannot be drawn in parts (%s is not set by an initializer)", name)
             return None
     return draws
-
-
-class _CannotRecordError(Exception):
-    pass
 
 
 @contextmanager

@@ -43,7 +43,8 @@ def run(
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.cli.outcome import follow_to_end
     from ropewalk.jobs.runs.show.tables import console
-    from ropewalk.jobs.runs.submit.submit import configure, resume_as, submit
+    from ropewalk.jobs.runs.submit.resume import resume_as
+    from ropewalk.jobs.runs.submit.submit import configure, submit
 
     if resumed and (dry_run or script):
         option = "--script" if script else "--dry-run"
@@ -147,7 +148,7 @@ def resume(
     """Start a new attempt of a run that ended, from its last checkpoint."""
     from ropewalk.jobs.cli.outcome import follow_to_end
     from ropewalk.jobs.runs.show.status import find_run
-    from ropewalk.jobs.runs.submit.submit import resume as start_attempt
+    from ropewalk.jobs.runs.submit.resume import resume as start_attempt
 
     run = find_run(run_ref)
     start_attempt(run, overrides or [], new_code=code)

@@ -154,7 +154,7 @@ def scale(run_ref: RunRef, nodes: Annotated[int, typer.Argument(min=1, metavar="
     """Change the number of nodes of a live elastic run without repeating a step."""
     from ropewalk.cluster.text import counted
     from ropewalk.jobs.runs.show.status import find_run
-    from ropewalk.jobs.runs.submit.submit import scale as request_nodes
+    from ropewalk.jobs.runs.submit.resume import scale as request_nodes
 
     run = find_run(run_ref)
     request_nodes(run, nodes)

@@ -20,7 +20,8 @@ from ropewalk.jobs.models.registry.promote import promote, rollback
 from ropewalk.jobs.runs.models.model_versions import RegisteredModel
 from ropewalk.jobs.runs.show.cancel import cancel_runs
 from ropewalk.jobs.runs.show.status import GONE, final_outcome, settle
-from ropewalk.jobs.runs.submit.submit import configure, resume, submit
+from ropewalk.jobs.runs.submit.resume import resume
+from ropewalk.jobs.runs.submit.submit import configure, submit
 from ropewalk.jobs.serving.feedback.records import FOLDER, exchanges_store, ratings_store
 from ropewalk.jobs.serving.refresh.config import RefreshConfig
 from ropewalk.jobs.serving.refresh.rounds import read_rounds

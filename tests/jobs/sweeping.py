@@ -17,7 +17,8 @@ from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.orchestration.sweep.config import SweepConfig
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord, read_records
 from ropewalk.jobs.runs.show.status import final_outcome
-from ropewalk.jobs.runs.submit.submit import resume, submit
+from ropewalk.jobs.runs.submit.resume import resume
+from ropewalk.jobs.runs.submit.submit import submit
 from tests.fakes.searched import make_plugin
 from tests.patience import Patience, until
 from tests.processes import words_of

@@ -11,7 +11,8 @@ from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.pipeline.config import PipelineConfig
 from ropewalk.jobs.orchestration.pipeline.job import config_of_run, step_runs
 from ropewalk.jobs.runs.show.follow import wait
-from ropewalk.jobs.runs.submit.submit import resume, submit
+from ropewalk.jobs.runs.submit.resume import resume
+from ropewalk.jobs.runs.submit.submit import submit
 from tests.k8s.cluster import Namespace
 from tests.slurm.toy import finish, said
 

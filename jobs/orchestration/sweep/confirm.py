@@ -18,7 +18,8 @@ from ropewalk.jobs.orchestration.sweep.config import SweepConfig
 from ropewalk.jobs.orchestration.sweep.curves import MetricFollower
 from ropewalk.jobs.orchestration.sweep.results import SweepResults
 from ropewalk.jobs.runs.show.status import GONE, final_outcome, is_final, states
-from ropewalk.jobs.runs.submit.submit import create_runs, resume
+from ropewalk.jobs.runs.submit.resume import resume
+from ropewalk.jobs.runs.submit.submit import create_runs
 
 RECORD = "confirm.json"  # in the sweep's directory: parameters, seed and run, written before submission
 LOCK = ".confirm.lock"

@@ -35,7 +35,7 @@ from ropewalk.cluster.process.scratch import keep, make_scratch, remove_scratch
 from ropewalk.cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
 from ropewalk.cluster.run.context import STOP_VARIABLE
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.runs.submit.submit import resume
+from ropewalk.jobs.runs.submit.resume import resume
 
 log = logging.getLogger(__name__)
 

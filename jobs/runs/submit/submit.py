@@ -1,6 +1,5 @@
-"""Submission, resumption and scaling of runs."""
+"""Submission of runs."""
 
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -10,17 +9,14 @@ from typing import Any, NamedTuple
 from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
 from ropewalk.cluster.backends.recovery import has_agents
-from ropewalk.cluster.backends.submission import Dependency, broken_dependencies, end_unstarted, next_attempt
+from ropewalk.cluster.backends.submission import Dependency, broken_dependencies, end_unstarted
 from ropewalk.cluster.config import CodeConfig, JobConfig, PathView, Resources
 from ropewalk.cluster.config_reader import apply_override, load_config, problems_of, read_job_file, read_yaml
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.run.files import dated_label
 from ropewalk.cluster.run.project import project_directory
-from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import JOBS, config_of, find_job, view_class
-from ropewalk.jobs.runs.show.remote import write_to_original
-from ropewalk.jobs.runs.show.status import GONE, final_outcome, find_run, settle
 from ropewalk.jobs.runs.show.view import RunView, view_of
 from ropewalk.jobs.runs.submit.combinations import combinations
 from ropewalk.jobs.runs.submit.gpus import set_gpus
@@ -29,7 +25,6 @@ from ropewalk.jobs.runs.submit.provenance import mask_argument, mask_secrets, ve
 from ropewalk.jobs.runs.submit.snapshot import checkout, code_of, code_state, project_of, take_snapshot
 
 SIDECARS = ("ropewalk.jobs.runs.mirror.sidecar",)
-FIXED_KEYS = ("data", "model", "seed")  # of a run: its checkpoints and the order of its samples depend on them
 TRACKERS_SIDECAR, TRACKERS = "ropewalk.jobs.runs.mirror.trackers", "ropewalk.trackers"  # a module; a group of entry points
 
 
@@ -153,7 +148,7 @@ def dry_run(job: str, configs: Sequence[JobConfig], cluster_name: str, *, waits:
     backend = load_backend(cluster_name)
     inputs = _inputs_of(backend, configs, cluster_name)
     checked, gpus_notice = set_gpus(backend, [inputs.pin(config)[0].resolved() for config in configs], waits=waits)
-    _check_inputs(backend, checked, inputs.path_here)
+    check_inputs(backend, checked, inputs.path_here)
     origin = submission_record(())
     runs = [dry_run_directory(config, make_record(job, config, cluster_name, origin), inputs.root) for config in checked]
     notices = [gpus_notice, backend.resources_notice(checked[0].resources)]
@@ -273,13 +268,13 @@ def create_runs(
     inputs, other = _inputs_of(backend, configs, cluster_name), configs[0].children_cluster()
     pinned = [inputs.pin(config) for config in configs]
     configs, gpus_notice = set_gpus(backend, [config.resolved() for config, _ in pinned], waits=waits)
-    _check_inputs(backend, configs, inputs.path_here)
+    check_inputs(backend, configs, inputs.path_here)
     backend.check_access()
     backend.check_capacity(len(configs))
     root = inputs.root
     if inputs.pending():
         inputs.fetch()
-        _check_inputs(backend, configs, inputs.path_here)
+        check_inputs(backend, configs, inputs.path_here)
     backends = [backend, *([load_backend(other)] if other else [])]
     shipped_to = root if any(each.ships_code for each in backends) else None
     origin = submission_record(command, shipped_to) | ({"gpus_notice": gpus_notice} if gpus_notice else {})
@@ -314,7 +309,7 @@ def _root_of(cluster_name: str) -> Path | None:
     return Path(root).expanduser() if root else None
 
 
-def _check_inputs(backend: Backend, configs: Sequence[JobConfig], here: PathView) -> None:
+def check_inputs(backend: Backend, configs: Sequence[JobConfig], here: PathView) -> None:
     """Check that the cluster can provide the resources, and that trackers and inputs exist. Raises RopewalkError.
 
     If this machine cannot access the cluster's files, the run itself checks its inputs.
@@ -333,101 +328,3 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig], here: PathView
     if backend.shares_files:
         for config in configs:
             config.preflight(here)
-
-
-def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[Dependency] = (), *, new_code: bool = False) -> None:
-    """Start a new attempt of a run, once `after` is met, optionally with other resources and keys, and with the current code.
-
-    Runs that it depends on are resumed too. Raises RopewalkError.
-    """
-    state = settle(run)
-    if state.state is RunState.SUCCEEDED:
-        longer = (
-            f" start_from.run={run.id} steps=MORE" if "start_from" in config_of(find_job(run.record["job"])).model_fields else ""
-        )
-        remedy = f"submit a new run instead: `ropewalk run {run.record['job']} ...{longer}`"
-        raise ConfigError(f"{run.id} has succeeded, there is nothing to resume; {remedy}")
-    backend, changes_before = load_backend(run.record["cluster"]), run.changes
-    config, changes = _changes(run, backend, overrides, new_code=new_code)
-    if changes and not (state.state.final or state.state is RunState.UNKNOWN or state.word in GONE):
-        raise AlreadyRunningError(run.id, f"an active attempt ({state.state})")
-    was_cancelled, wanted_nodes, attempt = run.cancel_requested, run.wanted_nodes, next_attempt(run)
-    run.withdraw_cancel()
-    run.withdraw_nodes()
-    if changes:
-        if diff := changes.get("code", {}).pop("diff", ""):
-            (run.path / f"code.{attempt:04d}.diff").write_text(diff)
-        run.write_changes([*changes_before, {"attempt": attempt, **changes}])
-    try:
-        start_with_needed(backend, run, config.resources, after)
-    except RopewalkError as error:
-        if changes and not isinstance(error, SubmissionInDoubtError):
-            run.write_changes(changes_before)
-        if was_cancelled:
-            run.request_cancel()
-        if wanted_nodes:
-            run.request_nodes(wanted_nodes)
-        raise
-    run.event("resumed_by_user", resources=config.resources.model_dump(mode="json"))
-    if changes:
-        changed = [*changes["config"], *(["code"] if new_code else [])]
-        run.event("changed_by_user", attempt=attempt, changed=", ".join(changed))
-
-
-def _changes(run: RunDir, backend: Backend, overrides: Sequence[str], *, new_code: bool) -> tuple[JobConfig, dict[str, Any]]:
-    """Return the configuration of a run's next attempt, and the changes of its record. Raises ConfigError."""
-    plain = {"resources": run.resources().model_dump(mode="json")}
-    others = [override for override in overrides if not override.startswith("resources.")]
-    if not others and not new_code:
-        return load_config(JobConfig, plain, overrides), {}
-    for override in others:
-        if (key := re.split(r"[.=]", override)[0]) in FIXED_KEYS:
-            remedy = f"submit a new run: ropewalk submit {run.record['job']} ... {override}"
-            raise ConfigError(f"{override}: the {key} of a run cannot change, since its checkpoints depend on it; {remedy}")
-    if not backend.shares_files:
-        raise ConfigError(f"{run.id}: its files are not mounted here, so only resources.KEY=VALUE can change; submit a new run")
-    stored = run.record["config"]
-    config = load_config(config_of(find_job(run.record["job"])), {**stored, **plain}, overrides)
-    if others:
-        inputs = Inputs(backend, run.path.parent)
-        config = inputs.pin(config)[0].resolved()
-        inputs.fetch()
-        _check_inputs(backend, [config], backend.path_here)
-    values = mask_secrets(config.model_dump(mode="json"))
-    changed = {key: value for key, value in values.items() if key != "resources" and value != stored.get(key)} if others else {}
-    changes: dict[str, Any] = {"config": changed}
-    if new_code:
-        root = run.path.parent if backend.ships_code else None
-        changes |= {key: value for key, value in submission_record((), root).items() if key in ("code", "versions", "directory")}
-        changes |= project_record(run.record["job"], config, root)
-    return config, changes
-
-
-def resume_as(job: str, file: Path | None, overrides: Sequence[str], ref: str) -> RunDir:
-    """Resume a run of this job with the configuration that it has (`run JOB --resume RUN`). Raises ConfigError."""
-    run = find_run(ref)
-    if run.record["job"] != find_job(job).name:
-        raise ConfigError(
-            f"--resume {ref}: {run.id} is a {run.record['job']} run, not a {job} run; use `ropewalk resume {run.id}`"
-        )
-    if file is not None:
-        raise ConfigError(f"--resume {ref}: leave out -c {file}, and name the keys to change as KEY=VALUE")
-    resume(run, overrides)
-    return run
-
-
-def scale(run: RunDir, nodes: int) -> None:
-    """Request another number of nodes for a running elastic run. Raises ConfigError."""
-    if (outcome := final_outcome(run)) is not None:
-        goes_on = outcome.state is not RunState.SUCCEEDED
-        remedy = f"; `ropewalk resume {run.id} resources.nodes={nodes}` restarts it with as many" if goes_on else ""
-        raise ConfigError(f"{run.id} is over: {outcome.state}{remedy}")
-    allowed = run.resources().nodes
-    if not allowed.elastic:
-        remedy = f"cancel it, then `ropewalk resume {run.id} resources.nodes=1..{max(nodes, allowed.most)}`"
-        raise ConfigError(f"{run.id} has resources.nodes={allowed}, a fixed number; {remedy}")
-    if not allowed.least <= nodes <= allowed.most:
-        raise ConfigError(f"{nodes} nodes: {run.id} has resources.nodes={allowed}; choose one of these")
-    run.request_nodes(nodes)
-    if not write_to_original(run, run.requests.path.name):  # otherwise the run's supervisor records the event
-        run.event("scaled_by_user", nodes=nodes)

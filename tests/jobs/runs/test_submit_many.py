@@ -18,7 +18,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.record import dump_record, read_record
 from ropewalk.jobs.runs.show.tables import LONG_LIST
 from ropewalk.jobs.runs.submit.combinations import combinations
-from ropewalk.jobs.runs.submit.submit import resume
+from ropewalk.jobs.runs.submit.resume import resume
 from tests.jobs.shell import Shell, pretrain
 
 ROOT = Path(__file__).parents[3]

@@ -24,7 +24,8 @@ from ropewalk.jobs.runs.show.follow import wait
 from ropewalk.jobs.runs.show.logs import log_files
 from ropewalk.jobs.runs.show.remote import export_on_cluster, freshen
 from ropewalk.jobs.runs.show.status import settle
-from ropewalk.jobs.runs.submit.submit import scale, submit
+from ropewalk.jobs.runs.submit.resume import scale
+from ropewalk.jobs.runs.submit.submit import submit
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.k8s.backend import K8sBackend
 from ropewalk.k8s.names import ROLE_LABEL

@@ -21,7 +21,8 @@ from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.show.cancel import cancel_runs
 from ropewalk.jobs.runs.show.diagnose import diagnose
 from ropewalk.jobs.runs.show.status import states
-from ropewalk.jobs.runs.submit.submit import scale, submit
+from ropewalk.jobs.runs.submit.resume import scale
+from ropewalk.jobs.runs.submit.submit import submit
 from tests.jobs.orchestration.command.programs import PLAIN, ROOT, Start, ended, script
 from tests.patience import Patience, until
 

@@ -23,7 +23,8 @@ from ropewalk.jobs.orchestration.pipeline.job import config_of_run, step_runs
 from ropewalk.jobs.runs.show.diagnose import diagnose
 from ropewalk.jobs.runs.show.status import final_outcome, states
 from ropewalk.jobs.runs.submit import children
-from ropewalk.jobs.runs.submit.submit import resume, submit
+from ropewalk.jobs.runs.submit.resume import resume
+from ropewalk.jobs.runs.submit.submit import submit
 from tests.jobs.corpus import WORDS
 from tests.jobs.launch import TINY
 from tests.jobs.shell import Shell

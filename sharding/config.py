@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from ropewalk.cluster.config import DataPath, Resources, Section
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.text import counted
 
 
 class BatchConfig(Section):
@@ -54,10 +55,10 @@ def check_mesh(parallel: ParallelConfig, resources: Resources) -> None:
     copies, per_node, nodes = parallel.replicate, resources.local_world_size, resources.nodes
     uneven = [count * per_node for count in range(nodes.least, nodes.most + 1) if count * per_node % copies]
     if uneven:
-        ranks = f"resources.nodes={nodes} with {per_node} rank{'s' if per_node > 1 else ''} each make {uneven[0]} in all"
+        ranks = f"resources.nodes={nodes} with {counted(per_node, 'rank')} each make {uneven[0]} in all"
         raise ConfigError(
-            f"parallel.replicate: {uneven[0]} ranks do not divide into {copies} copies of the model ({ranks}); remove"
-            f" parallel.replicate, or set resources.gpus or resources.ranks_per_node to a multiple of {copies}"
+            f"parallel.replicate: {counted(uneven[0], 'rank')} cannot be divided into {copies} copies of the model ({ranks});"
+            f" remove parallel.replicate, or set resources.gpus or resources.ranks_per_node to a multiple of {copies}"
         )
 
 

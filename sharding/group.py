@@ -23,6 +23,7 @@ from ropewalk.cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, S
 from ropewalk.cluster.gpus import DEVICES_VARIABLE, machine_devices, node_gpus
 from ropewalk.cluster.process.ports import listen_on
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE
+from ropewalk.cluster.text import counted
 from ropewalk.sharding.config import ParallelConfig
 
 log = logging.getLogger(__name__)
@@ -224,7 +225,8 @@ def _mesh(device: torch.device, world_size: int, parallel: ParallelConfig) -> De
     if parallel.replicate == 1:
         return init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
     if world_size % parallel.replicate:
-        raise ConfigError(f"parallel.replicate: {world_size} ranks do not divide into {parallel.replicate} copies of the model")
+        ranks = counted(world_size, "rank")
+        raise ConfigError(f"parallel.replicate: {ranks} cannot be divided into {parallel.replicate} copies of the model")
     sizes = (parallel.replicate, world_size // parallel.replicate)
     return init_device_mesh(device.type, sizes, mesh_dim_names=DATA_AXES)
 

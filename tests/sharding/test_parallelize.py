@@ -98,7 +98,7 @@ def test_what_is_not_there_yet_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ValidationError, match="must be 1: tensor parallelism is not supported"):
         ParallelConfig(tensor=2)
     with (
-        pytest.raises(ConfigError, match=r"parallel.replicate: 1 ranks do not divide into 2 copies"),
+        pytest.raises(ConfigError, match=r"parallel.replicate: 1 rank cannot be divided into 2 copies"),
         process_group(ParallelConfig(replicate=2)),
     ):
         pass

@@ -204,5 +204,7 @@ def test_an_output_belongs_to_its_settings(tmp_path: Path) -> None:
 def test_ranks_of_every_number_of_nodes_form_the_mesh() -> None:
     check_mesh(ParallelConfig(replicate=2), Resources.model_validate({"nodes": "1..4", "ranks_per_node": 4}))
     check_mesh(ParallelConfig(replicate=2), Resources.model_validate({"nodes": 2}))
-    with pytest.raises(ConfigError, match=r"3 ranks do not divide into 2 copies of the model \(resources.nodes=2..4 with 1 rank"):
+    with pytest.raises(
+        ConfigError, match=r"3 ranks cannot be divided into 2 copies of the model \(resources.nodes=2..4 with 1 rank"
+    ):
         check_mesh(ParallelConfig(replicate=2), Resources.model_validate({"nodes": "2..4"}))

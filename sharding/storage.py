@@ -228,13 +228,14 @@ class _Want:
 
     def tensor(self, data: bytes) -> torch.Tensor:
         """Return the part of these rows that the item requests."""
-        rows = _tensor(data, self.dtype, self.shape)
+        rows = to_tensor(data, self.dtype, self.shape)
         for dim in range(1, rows.dim()):
             rows = rows.narrow(dim, self.item.storage_offsets[dim], self.item.lengths[dim])
         return rows
 
 
-def _tensor(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+def to_tensor(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+    """Return bytes as a tensor that owns them."""
     if not data:
         return torch.empty(shape, dtype=dtype)
     return torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).view(dtype).reshape(tuple(shape))
@@ -250,20 +251,3 @@ def _stretches(wants: list[_Want]) -> Iterator[list[_Want]]:
         stretch.append(want)
     if stretch:
         yield stretch
-
-
-def read_tensors(folder: StoragePath, index: Index, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Assemble full tensors whose names start with `prefix` (which is removed), on the CPU in this process."""
-    tensors = {}
-    for name, entry in index.items():
-        if not name.startswith(prefix):
-            continue
-        dtype = getattr(torch, entry["dtype"])
-        whole = torch.empty(entry["shape"], dtype=dtype)
-        for piece in entry["pieces"]:
-            size = math.prod(piece["shape"]) * dtype.itemsize
-            part = _tensor(folder.read(piece["file"], piece["start"], piece["start"] + size), dtype, piece["shape"])
-            window = tuple(slice(o, o + n) for o, n in zip(piece["offsets"], piece["shape"], strict=True))
-            whole[window] = part
-        tensors[name.removeprefix(prefix)] = whole
-    return tensors

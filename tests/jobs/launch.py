@@ -17,7 +17,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.registry import find_job
 from ropewalk.sharding.checkpoint import newest_complete
-from ropewalk.sharding.storage import parse_index, read_tensors
+from ropewalk.sharding.stored_tensors import StoredTensors
 from tests.fork_server import SERVER
 from tests.patience import HANG_SECONDS, MachineClock, Patience, until
 
@@ -147,8 +147,7 @@ def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
 
 def weights(run: RunDir, step: int | None = None) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint, put together in this process."""
-    folder, manifest = newest_complete(StoragePath(run.checkpoints), step)
-    return read_tensors(folder, parse_index(folder.read(manifest.index), folder.url))
+    return StoredTensors(*newest_complete(StoragePath(run.checkpoints), step)).read_all()
 
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

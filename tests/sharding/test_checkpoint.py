@@ -19,7 +19,7 @@ from ropewalk.sharding.config import CheckpointConfig
 from ropewalk.sharding.group import Group, process_group
 from ropewalk.sharding.layout import newest_steps, steps_in
 from ropewalk.sharding.state import State
-from ropewalk.sharding.storage import parse_index, read_tensors
+from ropewalk.sharding.stored_tensors import StoredTensors
 from tests.fakes.nfs import Network, need_nfs
 
 FINGERPRINT = {"hidden_size": 8, "tie_word_embeddings": True}
@@ -76,8 +76,12 @@ def test_what_is_saved_is_loaded(run: RunDir, group: Group) -> None:
     loaded = state(group, 0)
     store.load(folder, manifest, loaded)
     assert all(torch.equal(_whole(loaded[name]), _whole(value)) for name, value in state(group, 5).items())
-    alone = read_tensors(folder, parse_index(folder.read(manifest.index), ""))
-    assert all(torch.equal(alone[name], _whole(value)) for name, value in state(group, 5).items())
+    stored = StoredTensors(folder, manifest)
+    assert sorted(stored.names) == sorted(loaded)
+    assert all(torch.equal(stored.read_all()[name], _whole(value)) for name, value in state(group, 5).items())
+    assert (stored.shape("model.weight"), stored.dtype("model.half")) == (torch.Size([6, 4]), torch.bfloat16)
+    assert torch.equal(stored.read("model.weight", 2, 5), torch.arange(8.0, 20).reshape(3, 4) + 5)
+    assert stored.read("model.weight", 3, 3).shape == (0, 4)
 
 
 def test_nothing_is_pickled(run: RunDir, group: Group) -> None:
@@ -94,8 +98,7 @@ def test_the_state_is_copied_before_training_goes_on(run: RunDir, group: Group) 
     for tensor in tensors.values():
         tensor.zero_()
     store.wait()
-    folder, manifest = newest_complete(store.root)
-    assert torch.equal(read_tensors(folder, parse_index(folder.read(manifest.index), ""))["model.half"], torch.ones(5).bfloat16())
+    assert torch.equal(StoredTensors(*newest_complete(store.root)).read("model.half"), torch.ones(5).bfloat16())
 
 
 def test_every_flipped_byte_is_found(run: RunDir, group: Group) -> None:

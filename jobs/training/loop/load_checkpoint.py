@@ -19,7 +19,7 @@ from ropewalk.sharding.checkpoint import newest_complete
 from ropewalk.sharding.floats import null_floats
 from ropewalk.sharding.manifest import CheckpointManifest
 from ropewalk.sharding.state import EMA, MODEL
-from ropewalk.sharding.storage import parse_index, read_tensors
+from ropewalk.sharding.stored_tensors import StoredTensors
 
 LORA = "lora"  # key of the adapter's options in a record
 ADDED_TOKENS = "added_tokens"  # key of the tokens whose embeddings an adapter trains too
@@ -35,10 +35,10 @@ def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema:
     """
     record = require_record(run)
     folder, manifest = newest_complete(checkpoint_folder(run), step)
-    index = parse_index(folder.read(manifest.index), folder.url)
-    tensors = read_tensors(folder, index, MODEL)
+    stored = StoredTensors(folder, manifest)
+    tensors = stored.read_all(MODEL)
     if ema:
-        means = read_tensors(folder, index, EMA)
+        means = stored.read_all(EMA)
         if not means:
             raise ConfigError(f"run {run.id} keeps no moving average of its weights; train with ema.decay set, or omit --ema")
         tensors |= means

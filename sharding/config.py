@@ -34,8 +34,10 @@ class ParallelConfig(Section):
         description="reduce gradients after each micro-batch, so that a rank keeps only its shard (sharded), or after the last"
         " (unsharded: less communication); auto: unsharded if the full fp32 gradient takes at most 2 GiB",
     )
-    activation_checkpointing: Literal["none", "full"] = Field(
-        default="none", description="full: recompute each layer's activations in backward, to save memory"
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="save memory by recomputing each layer's activations in backward: all of them (full), or all but the"
+        " outputs of matrix products and attention (selective), which costs little time",
     )
     compile: bool = Field(default=False, description="compile each layer with torch.compile")
     timeout_minutes: float = Field(default=10, gt=0, description="time limit of a collective")

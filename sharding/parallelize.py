@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from ropewalk.cluster.errors import ConfigError
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.fsdp import decoder_layers, shard
 from ropewalk.sharding.group import Group
+from ropewalk.sharding.recompute import recompute_activations
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ def parallelize(
         model.requires_grad_(False).eval()
         if compute_format(precision, group.device) == "bf16":
             _keep_in_bf16(model)
-    if parallel.activation_checkpointing == "full" and trainable:
-        _checkpoint_activations(model)
+    if parallel.activation_checkpointing != "none" and trainable:
+        recompute_activations(model, parallel.activation_checkpointing)
     if parallel.compile:
         for layer in decoder_layers(model):
             layer.compile()  # in place: a wrapper would rename the parameters
@@ -56,17 +56,6 @@ def _keep_in_bf16(model: nn.Module) -> None:
             if id(parameter) not in converted:
                 converted[id(parameter)] = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
             setattr(module, name, converted[id(parameter)])
-
-
-def _checkpoint_activations(model: nn.Module) -> None:
-    """Let each layer recompute its activations in backward, using transformers' own layers: no parameter is renamed."""
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise ConfigError(
-            f"parallel.activation_checkpointing: {type(model).__name__} cannot recompute its activations; set it to none"
-        )
-    # renamed in transformers 5; the old name warns there and will go
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})  # type: ignore[operator]
 
 
 def compute_format(precision: PrecisionConfig, device: torch.device) -> Literal["bf16", "fp32"]:

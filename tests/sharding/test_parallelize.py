@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import process_group
 from ropewalk.sharding.parallelize import parallelize
 from tests.fork_server import SERVER
-from tests.sharding.parallel_rank import model_of, rank_main, train
+from tests.sharding.parallel_rank import RECOMPUTABLE, model_of, rank_main, recomputing_main, train, train_recomputing
 
 
 @pytest.fixture(autouse=True)
@@ -26,20 +27,24 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def losses_at(ranks: int, folder: Path, **parallel: Any) -> list[float]:
-    """Losses on which all ranks agree."""
+def results_at(ranks: int, folder: Path, main: Callable[..., None], argument: Any) -> Any:
+    """The result on which all ranks agree."""
     folder.mkdir()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    arguments = [(rank, ranks, store.port, parallel, folder) for rank in range(ranks)]
-    processes = [SERVER.Process(target=rank_main, args=argument) for argument in arguments]
+    processes = [SERVER.Process(target=main, args=(rank, ranks, store.port, argument, folder)) for rank in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * ranks
     results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
-    assert all(losses_of_rank == results[0] for losses_of_rank in results)
-    return results[0]  # type: ignore[no-any-return]
+    assert all(result == results[0] for result in results)
+    return results[0]
+
+
+def losses_at(ranks: int, folder: Path, **parallel: Any) -> list[float]:
+    losses: list[float] = results_at(ranks, folder, rank_main, parallel)
+    return losses
 
 
 def test_copies_of_a_sharded_model_learn_alike(tmp_path: Path) -> None:
@@ -49,8 +54,19 @@ def test_copies_of_a_sharded_model_learn_alike(tmp_path: Path) -> None:
     assert losses_at(4, tmp_path / "sharded") == pytest.approx(alone, rel=1e-6)
 
 
-def test_recomputed_activations_change_nothing() -> None:
-    assert train(ParallelConfig(activation_checkpointing="full"), PrecisionConfig()) == train(ParallelConfig(), PrecisionConfig())
+@pytest.mark.parametrize(("ranks", "replicate"), [(1, 1), (2, 1), (4, 2)])
+def test_recomputed_activations_change_nothing(ranks: int, replicate: int, tmp_path: Path) -> None:
+    results = results_at(ranks, tmp_path / "ranks", recomputing_main, replicate) if ranks > 1 else train_recomputing(replicate)
+    losses = {mode: losses for mode, (losses, _) in results.items()}
+    assert losses["selective"] == losses["full"] == losses["none"]
+    runs = {mode: dict(zip(RECOMPUTABLE, counts, strict=True)) for mode, (_, counts) in results.items()}
+    products, attention, activation = RECOMPUTABLE
+    steps, layers, products_a_layer = 3, 2, 7
+    assert runs["none"][attention] == runs["none"][activation] == steps * layers
+    assert runs["selective"] == {**runs["none"], activation: 2 * steps * layers}, "only cheap operations run again"
+    # the last product of a layer is not needed in backward
+    assert runs["full"][products] - runs["none"][products] == steps * layers * (products_a_layer - 1)
+    assert runs["full"][attention] == runs["full"][activation] == 2 * steps * layers
 
 
 def test_a_model_that_cannot_recompute_is_named() -> None:
@@ -70,6 +86,8 @@ def test_compiled_layers_learn_alike(tmp_path: Path) -> None:
         pytest.skip("torch.compile on a CPU needs a C++ compiler")
     alone = train(ParallelConfig(), PrecisionConfig())
     assert losses_at(2, tmp_path / "compiled", compile=True) == pytest.approx(alone, rel=1e-4)
+    recomputing = losses_at(2, tmp_path / "recomputing", compile=True, activation_checkpointing="selective")
+    assert recomputing == pytest.approx(alone, rel=1e-4)
 
 
 def test_bf16_computes_and_fp32_keeps() -> None:

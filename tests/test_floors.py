@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -78,6 +79,7 @@ HEAVY = ("torch", "ray", "transformers", "submitit")
 HELP_CPU_SECONDS = 0.3
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the program by its dotted name."""
     results = {}
@@ -88,6 +90,7 @@ def modules() -> dict[str, Path]:
     return results
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Return the names that a module imports anywhere, also inside functions and for type checkers; ours without `ropewalk.`."""
     names: set[str] = set()
@@ -100,6 +103,7 @@ def imports(path: Path) -> set[str]:
     return {name.removeprefix("ropewalk.") for name in names}
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     """Imports of each module."""
     all_modules = modules()

@@ -66,6 +66,7 @@ def test_lab(lab):
 def run(folder: Path, *arguments: str) -> tuple[int, list[str]]:
     """Return the exit code and the lines of a run of the tests in a folder."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}  # others take seconds to import
     done = subprocess.run(
         [sys.executable, "-m", "tests.run", *arguments],
         cwd=folder,

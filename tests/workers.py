@@ -1,8 +1,12 @@
 """Pytest plug-in: distribution of the tests over workers (pytest-xdist, `pytest -n 3`), and the end of workers."""
 
+import importlib
 import os
 import signal
+import sys
+from collections.abc import Generator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ LABS = {
     "tests/jobs/inference/engines/": "engines",
 }
 TEARDOWN_SECONDS = 60.0
+TESTS = Path(__file__).parent
 
 
 class LabScheduling(LoadScopeScheduling):  # type: ignore[misc]
@@ -41,6 +46,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         os.setpgrp()  # Ctrl-C reaches the controller alone, which interrupts each worker once
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Let pytest cache the modules whose asserts it has rewritten, which takes as long as the rest of collection.
+
+    Every worker collects all modules. On a fresh checkout each first imports a share of its own, and finds the others' cached.
+    """
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+    worker = getattr(session.config, "workerinput", None)
+    if worker and session.config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        modules = sorted(path.relative_to(TESTS.parent) for path in TESTS.rglob("test_*.py"))
+        for module in modules[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
+            with suppress(Exception, pytest.skip.Exception):  # collection reports it
+                importlib.import_module(".".join(module.with_suffix("").parts))
+    try:
+        return (yield)
+    finally:
+        sys.dont_write_bytecode = before
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -267,6 +267,7 @@ class JobConfig(Section):
 
     # the dotted keys, and sections that are unset by default, that help prints first, in this order; none: it prints all keys
     usual_keys: ClassVar[tuple[str, ...]] = ()
+    has_checkpoints: ClassVar[bool] = True  # False: nothing is saved when the run is stopped
 
     name: str | None = Field(
         default=None, description="name of the run; its id begins with it, in lower case with dashes; unset: the job's name"

@@ -16,6 +16,25 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.yaml_loader import DuplicateKeyError, Loader
 
 MOST_PROBLEMS = 3  # in one error
+# pydantic's words and ours, replaced in this order
+PLAIN_WORDS = {
+    "Input should be ": "must be ",
+    ", unable to parse string as a number": "",
+    ", unable to parse string as an integer": "",
+    ", unable to interpret input": "",
+    ", got a number with a fractional part": "",
+    "a valid number": "a number",
+    "a valid integer": "an integer",
+    "a valid boolean": "true or false",
+    "a valid string": "a text",
+    "a valid dictionary": "a mapping of keys to values",
+    "a valid list": "a list",
+    "a valid tuple": "a list",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -58,7 +77,8 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{source}: must be a mapping of keys to values, is a {type(value).__name__}")
+        shown = "a list" if isinstance(value, list) else repr(value)
+        raise ConfigError(f"{source}: must be a mapping of keys to values, not {shown}")
     return value
 
 
@@ -168,8 +188,12 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
         return f"{key}: required, and not set"
     if problem["type"] == "model_type" and (section := _section_at(kind, problem["loc"])) is not None:
         return f"{key}: is a section of keys, and not {value!r}; {_key_for(section, key, value)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = f", is {value!r}" if not isinstance(value, (dict, list, BaseModel)) else ""
+    message, is_ours = problem["msg"].removeprefix("Value error, "), problem["type"] == "value_error"
+    for theirs, plain in () if is_ours else PLAIN_WORDS.items():
+        message = message.replace(theirs, plain)
+    shown = ""
+    if not isinstance(value, (dict, list, BaseModel)):
+        shown = f" (it is {value!r})" if is_ours else f", not {value!r}"
     prefix = f"{key}: " if key else ""
     return f"{prefix}{message[:1].lower()}{message[1:]}{shown}"
 
@@ -207,12 +231,15 @@ def _key_for(section: type[Section], key: str, value: Any) -> str:
 
 
 def _hint(key: str, valid_keys: Sequence[str]) -> str:
-    """Suggest similar keys for an unknown one, else all of its section."""
+    """Suggest similar keys for an unknown one, else all of its section, or the first parts of all keys."""
     if near := similar_keys(key, valid_keys):
         return f"did you mean {' or '.join(map(repr, near))}?"
     section = key.rpartition(".")[0]
     inside = [name for name in _with_sections(valid_keys) if section and name.rpartition(".")[0] == section]
-    return f"keys of {section}: {', '.join(inside)}" if inside else f"valid keys: {', '.join(valid_keys[:12])}"
+    if inside:
+        return f"keys of {section}: {', '.join(inside)}"
+    first_parts = dict.fromkeys(name.partition(".")[0] for name in valid_keys)
+    return f"valid keys: {', '.join(sorted(first_parts, key=lambda name: name in JobConfig.model_fields))}"
 
 
 def _with_sections(keys: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ ACCOUNTING_SECONDS = 10.0
 AWAY = re.compile(
     r"unable to contact|connection refused|timed out|time-?out|communication (connection|shutdown)|zero bytes", re.I
 )
+NO_CLUSTER = "Could not establish a configuration source"
 _ARRAY = re.compile(r"([^_]+)_\[([^%\]]+)(?:%\d+)?\]")
 _START = re.compile(r"Job \d+ to start at (\S+)(?: using \d+ processors on (?:nodes )?(\S+))?(?: in partition (\S+))?")
 _RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
@@ -111,6 +112,11 @@ class Slurm:
         if done.returncode == 0:
             return done.stdout
         message = " ".join(done.stderr.split()) or " ".join(done.stdout.split())
+        if NO_CLUSTER in message:
+            raise BackendError(
+                f"{command[0]}: this machine belongs to no Slurm cluster; submit from a login node, or set $SLURM_CONF to the"
+                " cluster's slurm.conf"
+            )
         kind = SchedulerAwayError if AWAY.search(message) else BackendError
         message = message.removeprefix(f"{command[0]}: ").removeprefix("error: ") or f"exit code {done.returncode}"
         raise kind(f"{command[0]}: {message}")

@@ -95,22 +95,29 @@ def load_profile(name: str) -> Profile:
 
 def load_backend(name: str) -> Backend:
     """Return the backend of a cluster: built-in, or an entry point. Raises ConfigError, UnknownBackendError."""
+    named = str((read_profiles().get(name) or {}).get("backend", name))
+    point = _entry_point(name, named) if name in read_profiles() and named not in BUILT_IN else None  # before trust is asked for
     profile = load_profile(name)
-    if profile.backend in BUILT_IN:
-        module, _, kind = BUILT_IN[profile.backend].partition(":")
-        built_in: Backend = getattr(import_module(module), kind)(profile)
-        return built_in
-    from importlib.metadata import entry_points  # noqa: PLC0415 - slow: it scans every installed package
-
-    for point in entry_points(group=GROUP, name=profile.backend):
+    if point is not None:
         backend: Backend = point.load()(profile)
         return backend
-    if profile.backend == name:
+    module, _, kind = BUILT_IN[profile.backend].partition(":")
+    built_in: Backend = getattr(import_module(module), kind)(profile)
+    return built_in
+
+
+def _entry_point(name: str, backend: str) -> Any:
+    """Return the entry point of a backend that is not built in. Raises ConfigError, UnknownBackendError."""
+    from importlib.metadata import entry_points  # noqa: PLC0415 - slow: it scans every installed package
+
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if backend in points:
+        return points[backend]
+    if backend == name:
         raise ConfigError(f"{profile_file()}: cluster {name!r} has no `backend`: add backend: slurm, k8s or local")
-    names = sorted(point.name for point in entry_points(group=GROUP))
-    near = difflib.get_close_matches(profile.backend, names, n=1)
+    near = difflib.get_close_matches(backend, sorted(points), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UnknownBackendError(
-        f"cluster {name!r} needs the backend {profile.backend!r}, which is not installed{hint}; installed:"
-        f" {', '.join(names) or 'none'}"
+        f"cluster {name!r} needs the backend {backend!r}, which is not installed{hint}; installed:"
+        f" {', '.join(sorted(points)) or 'none'}"
     )

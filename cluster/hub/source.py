@@ -83,6 +83,18 @@ def list_repository(name: HubName, where: str) -> Source:
     return Source(label=str(name), name=name.repository, version=info.sha, files=tuple(files))
 
 
+def reach_hub() -> None:
+    """Raise HubUnreachableError unless the hub answers a request, whatever it says."""
+    try:
+        _within(HUB_SECONDS, partial(huggingface_hub.get_session().head, endpoint(), timeout=HUB_SECONDS))
+    except HubUnreachableError:
+        raise
+    except errors.OfflineModeIsEnabled:
+        raise HubUnreachableError("HF_HUB_OFFLINE is set") from None
+    except Exception as error:  # connection errors of the HTTP library, whichever huggingface_hub uses
+        raise HubUnreachableError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
+
+
 def _within(seconds: float, action: Callable[[], Any]) -> Any:
     """Return the result of `action`. Raises HubUnreachableError after `seconds`: looking up a host name has no time limit."""
     results: list[Any] = []

@@ -92,7 +92,7 @@ class RunDir:
 
     @classmethod
     def find(cls, name: str, root: Path | None = None) -> "RunDir":
-        """Find a run by its path, its id, a unique prefix of its id, or `latest`. Raises ConfigError."""
+        """Find a run by its path, its id, its name, a unique prefix of its id, or `latest`. Raises ConfigError."""
         if (Path(name) / names.RECORD).is_file():
             return cls(name)
         root = root or runs_root()
@@ -101,8 +101,9 @@ class RunDir:
         if name == "latest" and (latest := next(cls.newest_first(root), None)):
             return latest
         matches = cls.all(root, name)
-        if len(matches) == 1:
-            return matches[0]
+        named = [run for run in matches if DATED.fullmatch(run.id.removeprefix(name))]  # without steps of a pipeline
+        if len(matches) == 1 or len(named) == 1:
+            return (named or matches)[0]
         if matches:
             ids = ", ".join(run.id for run in matches[:5])
             raise ConfigError(f"run {name!r} is ambiguous: {ids}; use a longer prefix of the id")

@@ -150,6 +150,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "ropewalk"
 
 
+def require_empty(directory: Path) -> None:
+    """Raise ConfigError if a directory to write exists and is not empty."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"the directory {directory} is not empty; name a new one")
+
+
 def make_private(folder: Path) -> None:
     """Make a folder with the mode $ROPEWALK_RUN_MODE, by default accessible only to this user. Raises FileExistsError."""
     folder.mkdir(mode=PRIVATE_MODE)

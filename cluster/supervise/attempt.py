@@ -224,6 +224,7 @@ class Attempt:
             elastic=self.elastic,
             retry_bugs=self.retry_bugs and not bugs_spent(self.run, self.number) and not self._repeats_mistake(),
             unsaved=EXIT_REQUEUE in self.codes.values() and stopped_unsaved(self.run, self.number),
+            has_checkpoints=self.run.record.get("checkpoints", True),
         )
         verdict = classify(end if end.is_decided or self.reason else replace(end, reason=self._late_stop_reason()))
         state = RunState.REFUSED if verdict.exit_code == EXIT_NEVER_RETRY and self._failed_gate() else verdict.state

@@ -22,6 +22,7 @@ class Ending:
     elastic: bool = False
     retry_bugs: bool = False  # another attempt may follow an error of the program
     unsaved: bool = False  # a program exited after the stop without saving; its agent exits with 85 as well
+    has_checkpoints: bool = True  # the job saves some
 
     @property
     def is_decided(self) -> bool:
@@ -62,15 +63,14 @@ def classify(end: Ending) -> Verdict:
     if codes == {EXIT_DONE} and (not end.lost or end.elastic):
         return Verdict(RunState.SUCCEEDED, EXIT_DONE, "done")
     if end.cancelled or end.reason == StopReason.CANCELLED:
-        return Verdict(
-            RunState.CANCELLED, EXIT_REQUEUE, "cancelled after saving" if saved else "cancelled before a new checkpoint was saved"
-        )
+        how = " after saving" if saved else " before a new checkpoint was saved"
+        return Verdict(RunState.CANCELLED, EXIT_REQUEUE, f"cancelled{how if end.has_checkpoints else ''}")
     if end.lost and not (end.elastic and (left or end.reason)):
         # Slurm requeues a job of fixed size itself; a checkpoint of the other nodes would not contain the last step
         return Verdict(RunState.REQUEUED, EXIT_TERMINATED, "; ".join(end.lost))
     if left or end.reason:
         state = RunState.PREEMPTED if end.reason == StopReason.PREEMPTED else RunState.REQUEUED
-        unsaved = "" if saved else "; no checkpoint was confirmed in time"
+        unsaved = "" if saved or not end.has_checkpoints else "; no checkpoint was confirmed in time"
         return Verdict(state, EXIT_REQUEUE if left else EXIT_TERMINATED, f"stopped: {end.reason or 'signal'}{unsaved}")
     if KILLED in codes and EXIT_FAILED not in codes:  # SIGKILL comes from outside (out of memory, a user): not a bug
         node = min(node for node, code in end.codes.items() if code == KILLED)

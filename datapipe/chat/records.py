@@ -27,19 +27,6 @@ class UnitNotes:
     damage: str | None = None  # reason why the file could not be read to its end
 
 
-def first_keys(file: InputFile) -> set[str]:
-    """Return the keys of the first record of a .jsonl or .parquet file, without reading further; empty if it is unreadable."""
-    try:
-        with open_input(file) as stream:
-            if file.kind == "parquet":
-                return {*parquet.ParquetFile(stream).schema_arrow.names}
-            lines = split_lines(CHUNKS[file.kind](HashedReader(stream, 0, None)), MAX_LINE_MIB * MIB)
-            first = next((line for line in lines if line is not TOO_LONG and line and not line.isspace()), b"")
-            return {*(parse_object(first.removeprefix(BOM))[0] or {})}
-    except (pa.ArrowException, DamagedStreamError, OSError):
-        return set()  # the run records the damage
-
-
 def read_records(unit: Unit, notes: UnitNotes) -> Iterator[Row]:
     """Read every record of a unit, in order. Raises DataError for a text file, and for a file that changed."""
     file = unit.files[0]

@@ -19,6 +19,7 @@ from ropewalk.datapipe.dedup.paragraphs.find import find_repeated_paragraphs
 from ropewalk.datapipe.dedup.stages import StageTask
 from ropewalk.datapipe.filters.decontamination.items import check_items
 from ropewalk.datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
+from ropewalk.datapipe.inputs.keys import missing_key
 from ropewalk.datapipe.inputs.rules import ReadRules
 from ropewalk.datapipe.inputs.split import files_to_split, pieces_of, read_split
 from ropewalk.datapipe.inputs.streams import naming_full_disk
@@ -203,9 +204,11 @@ class _Pipeline:
     def _require_documents(self, summaries: list[UnitSummary], corpus: Corpus) -> None:
         if not any((corpus.fate[corpus.rows_of(unit)] == TRAIN).any() for unit in corpus.units):
             held_out = int((corpus.fate == VALIDATION).sum())
+            remedy = missing_key(self.files, self.config.text_key)
             raise DataError(
                 f"no document is left to train on: {len(corpus.fate)} passed the filters, {held_out} of these are for validation;"
-                f" rejected: {self._reasons(summaries)}; check text_key, min_chars, filters, validation_fraction and the input"
+                f" rejected: {self._reasons(summaries)};"
+                f" {remedy or 'check text_key, min_chars, filters, validation_fraction and the input'}"
             )
 
     def _reasons(self, summaries: list[UnitSummary]) -> str:

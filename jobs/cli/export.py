@@ -37,13 +37,15 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
 ) -> None:
     """Write a checkpoint as a Hugging Face directory with model card and bill of materials, or as a GGUF file."""
     from ropewalk.cluster.errors import ConfigError
-    from ropewalk.jobs.models.cards.export import export_with_cards
+    from ropewalk.cluster.run.files import require_empty
     from ropewalk.jobs.runs.show.remote import export_on_cluster
     from ropewalk.jobs.runs.show.status import find_run
 
     run = find_run(run_ref)
     if best and step is not None:
         raise ConfigError("--best and --step name two checkpoints; leave one of them out")
+    if form == "hf":
+        require_empty(directory)
     if gated:
         step = _passed_step(run, step, best=best)
         best = False
@@ -54,9 +56,8 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
             if step is not None:
                 _check_step(run, step)
             sys.stderr.write(f"exporting {run.id} to {directory} ...\n")
-            from transformers.utils.logging import disable_progress_bar
+            from ropewalk.jobs.models.cards.export import export_with_cards
 
-            disable_progress_bar()
             export_with_cards(run, target, step, adapter=adapter, ema=ema, best=best)
 
     if form == "hf":

@@ -64,7 +64,7 @@ def fetch(
     from ropewalk.jobs.cli.run import job_of
     from ropewalk.jobs.runs.submit.submit import configure_each, fetch_inputs
 
-    job, overrides = job_of(job, overrides, config)
+    job, overrides = job_of(job, overrides, config, "fetch")
     if job is None:
         raise ConfigError("no job given; name a job file (`ropewalk fetch -c FILE`), or a job and its keys")
     fetched = fetch_inputs(configure_each(job, config, overrides or [], each or []), on)

@@ -101,8 +101,12 @@ def _heading(kind: type[JobConfig], section: str) -> Text:
     if section == TOP:
         return Text("Top-level keys", style="bold underline")
     info = kind.model_fields[section]
-    more = ", required" if info.is_required() else ", unset by default" if info.default is None else ""
-    return Text.assemble((section, "bold underline"), f": {info.description or ''}{more}")
+    meaning = info.description or ""
+    if info.is_required():
+        meaning += ", required"
+    elif info.default is None and "unset: " not in meaning:
+        meaning += ", unset by default"
+    return Text.assemble((section, "bold underline"), f": {meaning}")
 
 
 def _grid(width: int) -> Table:

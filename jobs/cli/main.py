@@ -196,7 +196,12 @@ def _explain(error: Exception) -> int:
 def _as_key(error: Exception) -> str:
     """Return the override that stands for an unknown option of a command with keys, or an empty string."""
     option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
-    if not option or context is None or not any(parameter.name == "overrides" for parameter in context.command.params):
+    if (
+        not option
+        or not option.startswith("--")
+        or context is None
+        or not any(parameter.name == "overrides" for parameter in context.command.params)
+    ):
         return ""
     index = next((index for index, argument in enumerate(sys.argv) if argument.partition("=")[0] == option), None)
     if index is None:

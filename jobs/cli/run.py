@@ -86,7 +86,7 @@ def submit(
     every_key: AllKeys = False,
 ) -> None:
     """Submit a job and print its run id; with --each submit many runs and print an id per line."""
-    job, overrides = job_of(job, overrides, config)
+    job, overrides = job_of(job, overrides, config, "submit")
     if help_ or every_key or job is None:
         return _help(context, job, every_key)
     from ropewalk.cluster.backends.submission import Dependency, split_dependency
@@ -119,7 +119,7 @@ def check(
 
     if config is None:
         raise ConfigError("no job file; write: ropewalk check -c FILE.yaml")
-    job, overrides = job_of(job, overrides, config)
+    job, overrides = job_of(job, overrides, config, "check")
     assert job is not None
     checked, mistakes = check_file(job, config, overrides or [])
     if checked is None:
@@ -158,13 +158,15 @@ def resume(
         follow_to_end(run, as_json)
 
 
-def job_of(job: str | None, overrides: list[str] | None, config: Path | None) -> tuple[str | None, list[str] | None]:
+def job_of(
+    job: str | None, overrides: list[str] | None, config: Path | None, command: str = "run"
+) -> tuple[str | None, list[str] | None]:
     """Return the job and the overrides of a command line; a job that is not typed is the one that the job file names."""
     if config is None or (job is not None and "=" not in job):
         return job, overrides
     from ropewalk.jobs.runs.submit.submit import job_named_by
 
-    return job_named_by(config), [*([job] if job else []), *(overrides or [])]
+    return job_named_by(config, command), [*([job] if job else []), *(overrides or [])]
 
 
 def _help(context: typer.Context, job: str | None, every_key: bool) -> None:

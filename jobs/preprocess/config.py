@@ -82,10 +82,13 @@ class PreprocessConfig(DataSetConfig, JobConfig):
             refuse_other_settings(StoragePath(output), self, self.seed)
 
     def _check_documents(self, inputs: Sequence[tuple[str, Path]]) -> None:
-        """Raise DataError for inputs that are not read, ConfigError if they are too short for the tokenizer to be trained."""
+        """Raise DataError for inputs that are not read or have no text, ConfigError if they are too short for the tokenizer."""
         from ropewalk.datapipe.inputs.files import MOST_LISTED, first_files
+        from ropewalk.datapipe.inputs.keys import missing_key
 
         files = [file for pattern, path in inputs for file in first_files("input", pattern, path)]
+        if message := missing_key(files, self.text_key):
+            raise DataError(message)
         uncompressed = len(inputs) == len(self.input) and all(file.kind in {"lines", "text"} for file in files)
         most = LEAST_TOKENS + sum(file.size for file in files)  # each further token needs a byte of text at least
         if uncompressed and len(files) < MOST_LISTED and (self.tokenizer.train or 0) > most:

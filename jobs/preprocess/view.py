@@ -1,6 +1,7 @@
 """The view of a run that makes a data set."""
 
 import shlex
+from pathlib import Path
 
 from ropewalk.jobs.runs.show.view import RunView, short_path
 
@@ -13,6 +14,8 @@ class PreprocessView(RunView):
         return str(self.run.record["config"]["output"])
 
     def outputs(self) -> list[str]:
+        if "://" not in self.folder and not Path(self.folder, "manifest.json").exists():
+            return []  # unfinished
         return [self.folder, f"{self.folder}/report/report.html", f"{self.folder}/report/data-card.md"]
 
     def next_commands(self) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.cluster.hub import progress
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import require_empty
 from ropewalk.k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, RefusedError
 from ropewalk.k8s.api.create import create_or_adopt
 from ropewalk.k8s.api.objects import Object
@@ -128,8 +129,7 @@ class Reader:
 
     def export(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> None:
         """Let a pod export the run's model, and download it: tokenizer and checkpoint are readable only in pods."""
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise ConfigError(f"{directory}: is not an empty directory; name a new one")
+        require_empty(directory)
         exporter = self._create_exporter(run, step)
         try:
             exporter._download_model(run, directory, step, options)

@@ -64,7 +64,7 @@ def _commands(slurm: Slurm) -> Check:
     try:
         return Check(name="slurm", ok=True, detail=slurm.ask("scontrol", "--version", seconds=QUESTION_SECONDS).strip())
     except BackendError as error:
-        return Check(name="slurm", ok=False, detail=f"{error}; $SLURM_CONF names the cluster's slurm.conf")
+        return Check(name="slurm", ok=False, detail=f"{error}")
 
 
 def _partition(slurm: Slurm, profile: SlurmProfile) -> list[Check]:

@@ -27,7 +27,13 @@ LOST = ["node 1 died (SIGKILL)"]
             Ending(codes={0: 85}, cancelled=True, unsaved=True),
             Verdict(RunState.CANCELLED, 85, "cancelled before a new checkpoint was saved"),
         ),
+        (Ending(codes={0: 85}, cancelled=True, has_checkpoints=False), Verdict(RunState.CANCELLED, 85, "cancelled")),
+        (Ending(codes={0: 1}, cancelled=True, has_checkpoints=False), Verdict(RunState.CANCELLED, 85, "cancelled")),
         # stopped by whoever owns the nodes
+        (
+            Ending(codes={0: 85}, reason=StopReason.PREEMPTED, unsaved=True, has_checkpoints=False),
+            Verdict(RunState.PREEMPTED, 85, "stopped: preempted"),
+        ),
         (Ending(codes={0: 85}, reason=StopReason.PREEMPTED), Verdict(RunState.PREEMPTED, 85, "stopped: preempted")),
         (Ending(codes={0: 85}, reason=StopReason.TIME_LIMIT), Verdict(RunState.REQUEUED, 85, "stopped: time limit")),
         (Ending(codes={0: 85}), Verdict(RunState.REQUEUED, 85, "stopped: signal")),

@@ -26,6 +26,8 @@ def test_a_run_is_found_by_path_id_beginning_and_latest(run: RunDir, tmp_path: P
     assert run.id.startswith("my-run-")
     with pytest.raises(ConfigError, match="no run 'nope'"):
         RunDir.find("nope", tmp_path)
+    RunDir.create("my run train", {}, tmp_path)
+    assert RunDir.find("my-run", tmp_path).id == run.id
     RunDir.create("my run", {}, tmp_path)
     with pytest.raises(ConfigError, match="ambiguous"):
         RunDir.find("my-run", tmp_path)

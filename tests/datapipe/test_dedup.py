@@ -94,6 +94,9 @@ def test_nothing_left_is_an_error_that_counts_the_reasons(tmp_path: Path) -> Non
     source = write_lines(tmp_path / "in.jsonl", [{"body": "x"}, {"body": "y"}, {"text": None}])
     with pytest.raises(DataError, match="missing_text 2, null_text 1; check text_key"):
         make(source, tmp_path / "out")
+    source = write_lines(tmp_path / "in.jsonl", [{"body": "x", "id": 1}, {"title": "y"}])
+    with pytest.raises(DataError, match=r"text_key: records of .* have no key 'text'; set text_key to one of body, id, title"):
+        make(source, tmp_path / "out2")
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=50))

@@ -66,7 +66,7 @@ def test_what_a_user_writes(tmp_path: Path, source: Path, written: Any, meant: A
         ),
         (["c5"], "filters: unknown filter 'c5'; available: c4, decontaminate, fineweb"),
         ([{"min_words": {"word": 3}}], "filters: min_words: unknown key 'word'; did you mean 'words'?"),
-        ([{"min_words": {"words": 0}}], "filters: min_words: words: input should be greater than or equal to 1, is 0"),
+        ([{"min_words": {"words": 0}}], "filters: min_words: words: must be at least 1, not 0"),
         ([{"min_words": 3}], "options must be {option: value}, not 3"),
         (["min_words", FORTY], "'min_words' appears twice"),
         ([3], "3 is neither a name nor"),

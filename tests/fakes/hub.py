@@ -126,16 +126,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(hub: FakeHub) -> Iterator[FakeHub]:
-    """Serve a hub while the block runs."""
+def serving(hub: FakeHub, host: str = "127.0.0.1") -> Iterator[FakeHub]:
+    """Serve a hub at an address of this machine while the block runs."""
     servers = []
     for serves_contents in (False, True):
         handler = type("Handler", (_Handler,), {"hub": hub, "serves_contents": serves_contents})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = ThreadingHTTPServer((host, 0), handler)
         server.daemon_threads, server.block_on_close = True, False
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         servers.append(server)
-    hub.address, hub.contents = (f"http://127.0.0.1:{server.server_port}" for server in servers)
+    hub.address, hub.contents = (f"http://{host}:{server.server_port}" for server in servers)
     try:
         yield hub
     finally:

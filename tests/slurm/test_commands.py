@@ -57,6 +57,9 @@ def test_a_refusal_comes_in_slurms_own_words() -> None:
         slurm(err=message, code=1).sbatch("x.sbatch")
     assert not isinstance(caught.value, SchedulerAwayError)
     assert str(caught.value).startswith("sbatch: Batch job submission failed: Requested time limit is invalid")
+    lost = "sbatch: error: fetch_config: DNS SRV lookup failed sbatch: fatal: Could not establish a configuration source"
+    with pytest.raises(BackendError, match="sbatch: this machine belongs to no Slurm cluster; submit from a login node"):
+        slurm(err=lost, code=1).sbatch("x.sbatch")
     with pytest.raises(BackendError, match="squeue: exit code 7"):
         slurm(code=7).ask("squeue")
 

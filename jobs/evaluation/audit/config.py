@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, FilePath, ModelJobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.datapipe.filters.registry import Filters, need_own_code
-from ropewalk.jobs.evaluation.audit.suites.find import BUILT_IN, FOLDER_VARIABLE, resolve_suite
+from ropewalk.jobs.evaluation.audit.suites.find import BUILT_IN, FOLDER_VARIABLE, other_names, resolve_suite
 from ropewalk.jobs.results.gate import ConditionText
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
 from ropewalk.jobs.runs.show.status import find_run
@@ -229,7 +229,7 @@ class AuditConfig(ModelJobConfig):
         for key, path in self._files():
             local = here(path) if path.startswith("/") else None
             if local is not None and not local.is_file():
-                raise ConfigError(f"{key}: {path}: no such file; check the path")
+                raise ConfigError(f"{key}: {path}: no such file{other_names(path)}; check the path")
         for part in (self.contamination, self.memorization):
             if part is not None and part.data is not None:
                 check_data(part.data, here)

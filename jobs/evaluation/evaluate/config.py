@@ -70,7 +70,7 @@ class EvaluateConfig(ModelJobConfig):
     require: dict[str, ConditionText] = Field(
         default={},
         description="the gate, {score: condition}: '<= 0.6', '>= 0.55 by 2se'; a score is a task, TASK/METRIC, loss, perplexity "
-        "or bits_per_byte. The run fails if a condition is not met",
+        "or bits_per_byte. If a condition is not met, the run ends as REFUSED",
     )
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how the model is divided among the ranks, for `data`")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="number formats, for `data`")

@@ -56,13 +56,28 @@ Task = Annotated[str, AfterValidator(_task), Fetched("file")]
 
 
 def check_tasks(tasks: Sequence[str], files: Mapping[str, str], here: PathView = Path) -> None:
-    """Raise ConfigError unless local files exist and every built-in task has an item file."""
+    """Raise ConfigError unless local files exist, built-in tasks have item files, and the hub has the data of other names."""
     for key, path in [*(("tasks", t) for t in tasks if is_file(t)), *files.items()]:
         local = here(path) if path.startswith("/") else None
         if local is not None and not local.is_file():
             raise ConfigError(f"{key}: there is no file {path}")
     for name in tasks:
         check_task(name, files)
+    if names := [name for name in tasks if not is_file(name) and name not in built_in_tasks()]:
+        _require_hub(names)
+
+
+def _require_hub(tasks: Sequence[str]) -> None:
+    from ropewalk.cluster.hub.source import HubUnreachableError, endpoint, reach_hub  # imports huggingface_hub
+
+    try:
+        reach_hub()
+    except HubUnreachableError as error:
+        raise ConfigError(
+            f"tasks: lm-eval loads the data of {', '.join(tasks)} from the hub in the run, and the hub ({endpoint()}) cannot be"
+            f" reached ({error}); name one of {', '.join(built_in_tasks())} with a file of items (task_files; `ropewalk fetch`"
+            " brings it), or a task file with local data, or set HF_ENDPOINT to a mirror"
+        ) from None
 
 
 def built_in_tasks() -> list[str]:

@@ -75,7 +75,7 @@ class CompressConfig(ModelJobConfig):
         default={},
         description="the gate, {VARIANT/FIGURE: condition}: {q4/more_bits_per_byte: '<= 0.02', q4/bytes: '<= 90e6'}; figures: "
         "bits_per_byte, more_bits_per_byte, kl, bytes, rss, first_token_ms, per_token_ms, TASK. "
-        "The run fails if a condition is not met",
+        "If a condition is not met, the run ends as REFUSED",
     )
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="recover: how the model is divided among the ranks")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="recover: number formats")

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, WEIGHTS, JobConfig, Section, default_text
 from ropewalk.cluster.config_reader import read_job_file
-from ropewalk.jobs.orchestration.sweep.space import Space, condition_errors, grid_size
+from ropewalk.jobs.orchestration.sweep.space import Space, condition_errors, grid_size, with_dotted_keys
 
 DEFAULT_TRIALS = 10
 SHARED = ("name", "resources", "wandb", "retries")  # keys of the base job that all trials share
@@ -107,6 +107,11 @@ class SweepKeys(JobConfig):
     @classmethod
     def _read(cls, base: Any, others: ValidationInfo) -> Any:
         return read_job_file(Path(base).expanduser(), str(others.data.get("job"))) if isinstance(base, str) else base
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _with_dotted_keys(cls, space: Any) -> Any:
+        return with_dotted_keys(space)
 
     @field_validator("search", mode="before")
     @classmethod

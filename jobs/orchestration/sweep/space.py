@@ -79,6 +79,23 @@ KINDS = ("uniform", "loguniform", "quniform", "qloguniform", "randint", "choice"
 Space = dict[str, Parameter]
 
 
+def with_dotted_keys(space: Any) -> Any:
+    """Return a space that has `optim: {lr: {...}}`, from `space.optim.lr...` on a command line, as `optim.lr: {...}`.
+
+    Such an entry replaces one that a job file has.
+    """
+    if not isinstance(space, dict):
+        return space
+    dotted: dict[str, Any] = {}
+    for key, value in space.items():
+        nested = isinstance(value, dict) and value and all(isinstance(inner, dict) for inner in value.values())
+        if nested and not set(value) & set(Parameter.model_fields):
+            dotted.update({f"{key}.{name}": inner for name, inner in with_dotted_keys(value).items()})
+        else:
+            dotted[key] = value
+    return dotted
+
+
 def encode(value: Any) -> Any:
     """Encode a value for the search: scalars unchanged, lists and mappings as JSON."""
     return value if isinstance(value, SCALARS) else json.dumps(value, sort_keys=True)

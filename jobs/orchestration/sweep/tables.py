@@ -53,8 +53,8 @@ def summary_rows(results: SweepResults) -> Iterator[tuple[str, str]]:
         value = f"{results.metric} {format_metric(best.metric)} ({goal})"
         yield "best so far", f"{value}, trial {best.trial} at step {best.steps:,}"
         yield "", format_parameters(best.parameters)
-    share = f": {results.spent / full:.0%} of the {full:,} of all trials to completion" if (full := results.full) else ""
-    yield "spent", f"{results.spent:,} steps in {duration(results.seconds)} of trials{share}"
+    planned = f" of {results.full:,} planned" if results.full else ""
+    yield "spent", f"{results.spent:,}{planned} steps in {duration(results.seconds)} of trials"
     if results.saved:
         yield "saved", f"{results.saved:,} steps, by stopping {results.by_state.get('STOPPED', 0)} trials early"
 

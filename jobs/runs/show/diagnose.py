@@ -67,7 +67,7 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
         return Diagnosis(cause="It succeeded.", evidence=history)
     if outcome.state is RunState.CANCELLED:
         remedy = f"`ropewalk resume {run.id}` {view_of(run).resume_words()}"
-        cause = f"It was cancelled: {outcome.cause.removeprefix('cancelled ')}."
+        cause = f"It was {outcome.cause}." if outcome.cause.startswith("cancelled") else f"It was cancelled: {outcome.cause}."
         return Diagnosis(cause=cause, evidence=without_cause(history, outcome.cause), remedy=remedy, resumes=True)
     if outcome.state is RunState.REFUSED:
         remedy = "its report has all figures; improve the model, or change `require`, and submit again"

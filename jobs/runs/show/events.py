@@ -57,7 +57,7 @@ EVENTS: dict[str, str] = {
     "whole_logits": "computes whole logits, which takes more memory: {reason}",
     # fine-tuning
     "conversations": "trains on {train} conversations in {samples} samples; {validation} held out, {too_long} too long",
-    "prepared": "prepared {conversations} conversations, rejected {rejected} {reasons}: {path}",
+    "prepared": "prepared {conversations:count conversation}{reasons:rejected}: {path}",
     # the loop back
     "approval_awaited": "round {round}: {candidate} has passed its gate and needs approval: `ropewalk approve RUN`",
     "collected": "collected {new:count new conversation}, {replay} earlier ones mixed in, {pairs:count pair}",
@@ -143,6 +143,9 @@ class _Line(Formatter):
                 return describe_locations(value or [])
             case "activities":
                 return describe_activities(value or [])
+            case "rejected":
+                reasons = ", ".join(f"{reason} {number}" for reason, number in (value or {}).items())
+                return f", {sum(value.values())} rejected ({reasons})" if value else ""
             case "parameters":
                 return format_parameters(value or {})
         return "?" if value is None else str(super().format_field(value, format_spec))

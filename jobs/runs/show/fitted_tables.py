@@ -19,7 +19,7 @@ DROPPED = (
     "PROGRESS",
 )
 # columns of texts, which are folded between words, and their minimum width in cells
-FOLDED = {"REASON": 20, "CAUSE": 20, "OUTCOME": 20, "TRIGGER": 16, "RESULT": 20, "PARAMETERS": 20, "MEANING": 20}
+FOLDED = {"PROGRESS": 22, "REASON": 20, "CAUSE": 20, "OUTCOME": 20, "TRIGGER": 16, "RESULT": 20, "PARAMETERS": 20, "MEANING": 20}
 BETWEEN, EDGES, WIDEST = 3, 2, 10_000  # cells between columns and at the edges
 
 

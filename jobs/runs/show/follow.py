@@ -118,10 +118,10 @@ def _is_end(event: Mapping[str, Any]) -> bool:
 
 def _start(run: RunDir, view: RunView) -> str:
     """Return the activity of a run that has not reported progress; not all jobs do."""
-    attempts, has_ranks = run.attempts(), run.record.get("engine") == Engine.RANKS
+    attempts, loads_model = run.attempts(), run.record.get("engine") == Engine.RANKS and not view.shows_output
     if attempts and any(True for _ in run.log_dir(attempts[-1]).glob("rank-*.log")):
-        return "running: the data and the model are being loaded" if has_ranks and not view.shows_output else "running"
-    return f"{STARTING}: PyTorch and the job's modules are being imported" if has_ranks and attempts else STARTING
+        return "running: the data and the model are being loaded" if loads_model else "running"
+    return f"{STARTING}: PyTorch and the job's modules are being imported" if loads_model and attempts else STARTING
 
 
 class _Bar:

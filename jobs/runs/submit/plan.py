@@ -1,8 +1,13 @@
 """The plan that a dry run prints: keys that differ from their defaults, the work, its processes, and its start."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.text import format_value
@@ -38,18 +43,29 @@ def plan(job: str, configs: Sequence[JobConfig], cluster_name: str, *, waits: bo
 
 
 def changed_keys(config: JobConfig) -> Iterator[tuple[str, str]]:
-    """Yield each dotted key whose resolved value is not its class's default, with the value; secrets are masked."""
-    for name, value in _flat(mask_secrets(config.model_dump(mode="json", exclude_defaults=True))):
-        text = format_value(value)
-        yield name, text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    """Yield each dotted key with its value, unless that is the default or filled in from other keys; secrets are masked."""
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    for path, value in _flat(mask_secrets(values)):
+        if not _is_filled_in(config, values, path):
+            text = format_value(value)
+            yield ".".join(path), text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _is_filled_in(config: JobConfig, values: Mapping[str, Any], path: tuple[str, ...]) -> bool:
+    """Return True if the configuration fills in the same value of a key by itself, such as a warm-up of steps/10."""
+    without: dict[str, Any] = copy.deepcopy(dict(values))
+    del reduce(dict.__getitem__, path[:-1], without)[path[-1]]
+    with suppress(ValidationError):
+        return type(config).model_validate(without).model_dump(mode="json") == config.model_dump(mode="json")
+    return False
+
+
+def _flat(values: Mapping[str, Any], parents: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, (*parents, name))
         else:
-            yield f"{prefix}{name}", value
+            yield (*parents, name), value
 
 
 def _rows(job: str, planned: DryRun, *, waits: bool) -> list[tuple[str, str]]:

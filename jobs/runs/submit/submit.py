@@ -28,8 +28,8 @@ SIDECARS = ("ropewalk.jobs.runs.mirror.sidecar",)
 TRACKERS_SIDECAR, TRACKERS = "ropewalk.jobs.runs.mirror.trackers", "ropewalk.trackers"  # a module; a group of entry points
 
 
-def job_named_by(file: Path) -> str:
-    """Return the job that the key `run` of a job file names. Raises ConfigError, with the command to type, if it names none."""
+def job_named_by(file: Path, command: str = "run") -> str:
+    """Return the job that the key `run` of a job file names. Raises ConfigError, with what to type, if it names none."""
     values = read_yaml(file)
     if "run" in values:
         find_job(job := str(values["run"]))
@@ -42,7 +42,9 @@ def job_named_by(file: Path) -> str:
     ]
     job = fitting[0] if len(fitting) == 1 else "JOB"
     which = f" (JOB: {' or '.join(fitting or JOBS)})" if job == "JOB" else ""
-    raise ConfigError(f"{file}: names no job; type `ropewalk run {job} -c {file}`, or write `run: {job}` into the file{which}")
+    raise ConfigError(
+        f"{file}: names no job; type `ropewalk {command} {job} -c {file}`, or write `run: {job}` into the file{which}"
+    )
 
 
 def configure(job: str, file: Path | None, overrides: Sequence[str]) -> JobConfig:
@@ -88,6 +90,7 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
         "resources": config.resources.model_dump(mode="json"),
         "cluster": cluster_name,
         **({} if config.asks_hub() else {"offline": True}),
+        **({} if config.has_checkpoints else {"checkpoints": False}),
         **mask_secrets(config.extra_record(cluster_name)),
         **origin,
     }

@@ -43,7 +43,7 @@ class CollectConfig(JobConfig):
     most_per_client: int | None = Field(
         default=1000,
         ge=1,
-        description="maximum number of new conversations, and of pairs, that one client taught, newest first; a client is the "
+        description="maximum number of new conversations, and of pairs, from one client, newest first; a client is the "
         "name of a token of `auth`, and clients without a name are not limited; null: no limit",
     )
     replay: ReplayConfig | None = Field(default=None, description="earlier conversations to mix in; unset: none")

@@ -113,6 +113,7 @@ class ServeConfig(JobConfig):
         *RUN_KEYS,
     )
     hidden_keys = HANGS | RANKS | WEIGHTS | {"seed"}
+    has_checkpoints = False
 
     model: Annotated[str, Fetched("model")] = Field(
         description="alias of the registry (production), run, Hugging Face directory, or name on the hub (ORG/NAME[@REVISION])"

@@ -83,7 +83,8 @@ def listen(host: str, port: int, last_port: int = 0) -> socket.socket:
     try:
         listening = listening or socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise ConfigError(f"host {host}, port {port}: {error}; choose another, or port 0 for a free one") from error
+        reason = os.strerror(error.errno).lower() if error.errno else error
+        raise ConfigError(f"host {host}, port {port}: {reason}; choose another, or port=0 for a free one") from error
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     return listening
 

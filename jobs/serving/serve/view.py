@@ -90,7 +90,7 @@ class ServeView(RunView):
         details_of_serving = self.plain()
         parts: list[Any] = [run_page({**details, "results": details.get("results") or {}})]
         if details_of_serving["address"]:
-            parts.append(Text(f"address: {details_of_serving['address']}", style="bold"))
+            parts += [Text(), Text(f"address: {details_of_serving['address']}", style="bold")]
             if details_of_serving["tunnel"]:
                 parts.append(Text(f"tunnel: {details_of_serving['tunnel']}", overflow="fold"))
             parts.append(Text(f"chat: ropewalk chat {self.run.id}", style="dim"))

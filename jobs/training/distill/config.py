@@ -32,7 +32,7 @@ class StudentConfig(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        require_one(self, "prune", "preset", "path", "config", "run")
+        require_one("student", self, "prune", "preset", "path", "config", "run")
         if self.prune is None:
             self.model()
         return self

@@ -47,8 +47,8 @@ def check_preferences(key: str, path: str, local: Path, method: str) -> None:
 
 def _first_keys(key: str, path: str, local: Path) -> set[str]:
     """Return the keys of the first record of the first file. Raises DataError if there is no file that is read."""
-    from ropewalk.datapipe.chat.records import first_keys
     from ropewalk.datapipe.inputs.files import first_files
+    from ropewalk.datapipe.inputs.keys import first_keys
 
     file = first_files(f"{key}:", path, local)[0]
     if file.kind == "text":

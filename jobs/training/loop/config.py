@@ -20,13 +20,14 @@ TRAINED_PER_VALIDATED = 2  # training samples per validated sample, unless that 
 PRESETS = "tiny (0.3 M weights), small (19 M) or smollm-135m (106 M), besides the embeddings of the tokens"
 
 
-def require_one(section: Section, *names: str) -> None:
-    """Raise ValueError unless exactly one of these keys is set."""
+def require_one(key: str, section: Section, *names: str) -> None:
+    """Raise ValueError unless exactly one of these keys of the section, which is the value of `key`, is set."""
     values = [name for name in names if getattr(section, name) is not None]
     choice = f"set exactly one of {', '.join(names[:-1])} and {names[-1]}"
     if len(values) > 1:
-        whole = "'KEY={" + values[-1] + ": ...}'"
-        raise ValueError(f"{choice}, and not {' and '.join(values)}; {whole} on the command line replaces what a job file sets")
+        last = getattr(section, values[-1])
+        whole = f"'{key}={{{values[-1]}: {last if isinstance(last, str) else '...'}}}'"
+        raise ValueError(f"{choice}, not {' and '.join(values)}; to replace what a job file sets, write {whole}")
     if not values:
         raise ValueError(choice)
 
@@ -45,7 +46,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        require_one(self, "preset", "path", "config", "run")
+        require_one("model", self, "preset", "path", "config", "run")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("config needs model_type, for example llama")
         if self.step is not None and self.run is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import require_empty
 from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.model_record import ModelRecord, copy_tokenizer, open_weights, require_record
 
@@ -30,10 +31,12 @@ def export(
     and no GPU. Raises CheckpointError if there is no such checkpoint, ConfigError if the run lacks the requested model or
     the directory is not empty.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from ropewalk.jobs.training.loop.load_checkpoint import LORA, load_model
 
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(f"{directory}: is not an empty directory; name a new one")
+    disable_progress_bar()  # of the files that it writes
+    require_empty(directory)
     record = require_record(run)
     if adapter and LORA not in (record.adapter or {}):
         raise ConfigError(f"run {run.id} trains all weights and has no adapter; omit --adapter")

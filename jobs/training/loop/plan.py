@@ -34,6 +34,7 @@ def training_plan(config: TrainingConfig) -> list[tuple[str, str]]:
         ("parameters", _parameters(size)),
         *_tokens(config, tokens, manifests, exact=exact),
         ("accumulation", accumulation(config)),
+        *_memory(config, size),
         ("checkpoints", _checkpoints(config, size)),
     ]
 
@@ -54,11 +55,15 @@ def _tokens(config: TrainingConfig, seq_len: int, manifests: "list[Manifest]", *
     batch, up_to = config.batch.global_batch, "" if exact else "up to "
     in_all = config.steps * batch * seq_len
     available = sum(manifest.totals.train.tokens for manifest in manifests)
-    epochs = f", {in_all / available:.2g} times the {available:,} of the data" if available else ""
+    epochs = f", {_times(in_all / available)} the {available:,} of the data" if available else ""
     return [
         ("tokens a step", f"{up_to}{batch * seq_len:,}: {batch:,} sequences of {up_to}{seq_len:,}"),
         ("tokens in all", f"{up_to}{in_all:,} in {config.steps:,} steps{epochs}"),
     ]
+
+
+def _times(factor: float) -> str:
+    return f"{factor:,.0f} times" if factor >= 10 else f"{factor:.2g} times"
 
 
 def _parameters(size: ModelSize | str) -> str:
@@ -66,6 +71,18 @@ def _parameters(size: ModelSize | str) -> str:
         return size
     part = "" if size.trained == size.parameters else f", of which {size.trained:,} are trained"
     return f"{size.parameters:,}{part}"
+
+
+def _memory(config: TrainingConfig, size: ModelSize | str) -> list[tuple[str, str]]:
+    """Describe the memory of a rank for its shards in fp32: the weights, and gradient and optimizer of those that are trained."""
+    if isinstance(size, str):
+        return []
+    ranks = config.resources.nodes.least * config.resources.local_world_size
+    average = 4 if config.ema is not None else 0
+    in_all = 4 * size.parameters + (BYTES_A_PARAMETER + average) * size.trained  # a gradient instead of the weight
+    each = in_all / max(1, ranks // config.parallel.replicate)
+    what = "for weights, gradients and optimizer, besides activations"
+    return [("memory", f"about {format_bytes(each)} on each of {counted(ranks, 'rank')} {what}")]
 
 
 def _checkpoints(config: TrainingConfig, size: ModelSize | str) -> str:

@@ -68,17 +68,17 @@ MISTAKES = {
     "a time limit without its unit": Mistake(
         (*PRETRAIN, "resources.time_limit=60"), "did you mean 'resources.time_limit_minutes'?"
     ),
-    "a text for a number": Mistake((*PRETRAIN, "optim.lr=abc"), "optim.lr: input should be a valid number"),
-    "a negative count": Mistake((*PRETRAIN, "steps=-5"), "steps: input should be greater than or equal to 1, is -5"),
-    "an unknown value": Mistake((*PRETRAIN, "precision.compute=fp16"), "should be 'auto', 'bf16' or 'fp32', is 'fp16'"),
+    "a text for a number": Mistake((*PRETRAIN, "optim.lr=abc"), "optim.lr: must be a number, not 'abc'"),
+    "a negative count": Mistake((*PRETRAIN, "steps=-5"), "steps: must be at least 1, not -5"),
+    "an unknown value": Mistake((*PRETRAIN, "precision.compute=fp16"), "must be 'auto', 'bf16' or 'fp32', not 'fp16'"),
     "a preset as the model": Mistake((*PRETRAIN, "model=tiny"), "model.preset=tiny"),
     "a directory as the model": Mistake((*PRETRAIN, "model=./model"), "model.path=./model"),
     "a rank as lora": Mistake(("run", "finetune", "model.path=model", "data=chats.jsonl", "steps=10", "lora=16"), "lora.rank=16"),
     "a path over the preset of the file": Mistake(
         ("run", "pretrain", "-c", "pretrain.yaml", "model.path=model"),
-        "not preset and path; 'KEY={path: ...}' on the command line replaces",
+        "not preset and path; to replace what a job file sets, write 'model={path: ",
     ),
-    "an unknown preset": Mistake((*PRETRAIN, "model.preset=large"), "should be 'tiny', 'small' or 'smollm-135m', is 'large'"),
+    "an unknown preset": Mistake((*PRETRAIN, "model.preset=large"), "must be 'tiny', 'small' or 'smollm-135m', not 'large'"),
     "three mistakes in one file": Mistake(
         ("run", "pretrain", "-c", "three.yaml"),
         "batch.globl_batch",
@@ -90,10 +90,10 @@ MISTAKES = {
     ),
     "a tab": Mistake(("run", "pretrain", "-c", "bad.yaml"), "bad.yaml line 2: not YAML", {"bad.yaml": "optim:\n\tlr: 1\n"}),
     "a list": Mistake(
-        ("run", "pretrain", "-c", "bad.yaml"), "must be a mapping of keys to values, is a list", {"bad.yaml": "- a\n"}
+        ("run", "pretrain", "-c", "bad.yaml"), "must be a mapping of keys to values, not a list", {"bad.yaml": "- a\n"}
     ),
     "a sentence": Mistake(
-        ("run", "pretrain", "-c", "bad.yaml"), "must be a mapping of keys to values, is a str", {"bad.yaml": "hello\n"}
+        ("run", "pretrain", "-c", "bad.yaml"), "must be a mapping of keys to values, not 'hello'", {"bad.yaml": "hello\n"}
     ),
     "a binary file": Mistake(
         ("run", "pretrain", "-c", "bad.yaml"), "bad.yaml: is not a text file", {"bad.yaml": b"\xff\xfe\x00\x80"}
@@ -107,6 +107,10 @@ MISTAKES = {
     "sequences longer than the data": Mistake((*PRETRAIN, "seq_len=100000"), "set a smaller seq_len, or preprocess more text"),
     "an input that is not read": Mistake(
         ("run", "preprocess", "input=pretrain.yaml", "output=out", "tokenizer.train=512"), "narrow the pattern to one of *.jsonl"
+    ),
+    "documents with another key": Mistake(
+        ("run", "preprocess", "input=pairs.jsonl", "output=out", "tokenizer.train=512"),
+        "have no key 'text'; set text_key to one of chosen, prompt, rejected",
     ),
     "a glob without files": Mistake(
         ("run", "preprocess", "input=docs/*.txt", "output=out", "tokenizer.train=512"), "use ** to include subdirectories"
@@ -163,7 +167,7 @@ MISTAKES = {
         (*PRETRAIN, "parallel.replicate=2", "resources.ranks_per_node=3"), "to a multiple of 2"
     ),
     "copies that one rank cannot have": Mistake((*PRETRAIN, "parallel.replicate=2"), "to a multiple of 2"),
-    "tensor parallelism": Mistake((*PRETRAIN, "parallel.tensor=2"), "FSDP shards the model over all ranks; remove it"),
+    "tensor parallelism": Mistake((*PRETRAIN, "parallel.tensor=2"), "FSDP shards the model over all ranks; remove it (it is 2)"),
     "a falling range of nodes": Mistake((*PRETRAIN, "resources.nodes=4..2"), "a range must rise, such as 1..4"),
     "a warm-up as long as the run": Mistake((*PRETRAIN, "optim.warmup_steps=20"), "set at most 9"),
     # --- sweeps and pipelines
@@ -200,7 +204,7 @@ MISTAKES = {
     ),
     # --- clusters
     "a misspelt backend": Mistake(
-        (*PRETRAIN, "--on", "big"), "did you mean 'slurm'?", {"clusters.yaml": {"big": {"backend": "slurmm"}}}
+        (*PRETRAIN, "--on", "big"), "did you mean 'slurm'?", {"clusters.yaml": {"big": {"backend": "slurmm", "partition": "gpu"}}}
     ),
     "a misspelt key of a profile": Mistake(
         (*PRETRAIN, "--on", "big"), "partition", {"clusters.yaml": {"big": {"backend": "slurm", "partitoin": "gpu"}}}

@@ -46,6 +46,7 @@ def test_the_plan_of_a_training(shell: Shell, monkeypatch: pytest.MonkeyPatch) -
     assert page["tokens in all"].startswith("384,000 in 300 steps, ")
     assert page["accumulation"] == "micro-batches of up to 4 sequences a step on each rank: 3 with 4 ranks or 2 with 8 ranks"
     assert page["processes"] == "4..8 ranks on 1..2 nodes, on the CPU (resources.gpus=0)"
+    assert page["memory"].startswith(f"about {16 * parameters / 4 / 2**20:.1f} MiB on each of 4 ranks for weights, gradients")
     mib = BYTES_A_PARAMETER * parameters / 2**20
     assert page["checkpoints"].endswith(f"about {mib:.1f} MiB each, {3 * mib:.1f} MiB on disk")
     assert page["directory"] == f"{shell.home}/elsewhere/pretrain-DATE"
@@ -99,8 +100,7 @@ def test_the_plan_of_a_pipeline_has_its_steps(shell: Shell) -> None:
 @pytest.mark.parametrize("file", sorted(path.name for path in CONFIGS.glob("*.yaml")))
 def test_check_needs_no_data(shell: Shell, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     monkeypatch.chdir(CONFIGS.parents[1])  # a pipeline names other job files
-    suites = ["suites=[pairs.csv]"] if file == "audit.yaml" else []  # a built-in suite is looked for in a folder
-    assert ": a valid file of the job " in shell("check", "-c", f"jobs/configs/{file}", *suites)
+    assert ": a valid file of the job " in shell("check", "-c", f"jobs/configs/{file}")
 
 
 def test_check_names_each_mistake_in_a_line(shell: Shell) -> None:
@@ -112,10 +112,12 @@ def test_check_names_each_mistake_in_a_line(shell: Shell) -> None:
     assert all(line.startswith("error: job.yaml: ") for line in lines)
     assert "did you mean 'optim.lr'?" in shell.err
     Path("job.yaml").write_text("run: pretrain\ndata: nowhere\nsteps: 10\n")
-    assert "with 3 keys that differ" in shell("check", "-c", "job.yaml")
+    assert "with 2 keys that differ" in shell("check", "-c", "job.yaml")
     assert "set at most 9" in shell.mistake("check", "-c", "job.yaml", "optim.warmup_steps=10")
     assert "to a multiple of 2" in shell.mistake("check", "-c", "job.yaml", "parallel.replicate=2", "resources.gpus=3")
     assert "ropewalk check -c FILE.yaml" in shell.mistake("check", "pretrain")
+    Path("job.yaml").write_text("data: nowhere\nsteps: 10\n")
+    assert "names no job; type `ropewalk check JOB -c job.yaml`" in shell.mistake("check", "-c", "job.yaml")
 
 
 @pytest.mark.parametrize("command", [("check",), ("run", "--dry-run")])

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import huggingface_hub
 import pytest
@@ -21,6 +22,9 @@ from tests.fakes.token_files import write_dataset
 from tests.jobs.shell import Shell, pretrain
 from tests.jobs.training.finetune.chats import chats, make_base, write_lines
 from tests.patience import Patience, until
+
+if TYPE_CHECKING:
+    from tests.conftest import S3Server
 
 URL = "{repo_id}/resolve/{revision}/{filename}"
 MIB = 1 << 20
@@ -137,6 +141,17 @@ def test_a_mistake_is_told_before_anything_is_fetched(shell: Shell, hub: FakeHub
     assert not RunDir.all(shell.home / "runs")
 
 
+def test_a_task_of_lm_eval_needs_a_hub_that_answers(shell: Shell, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shell.home / "model").mkdir()
+    (shell.home / "model/config.json").write_text("{}")
+    keys = ("run", "evaluate", "model=model", "tasks=[lambada_openai]", "--dry-run")
+    assert "tasks" in shell(*keys)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    answer = shell.mistake(*keys)
+    assert "tasks: lm-eval loads the data of lambada_openai from the hub" in answer
+    assert "cannot be reached (HF_HUB_OFFLINE is set)" in answer
+
+
 def test_the_job_file_of_the_documents_is_fetched(shell: Shell, hub: FakeHub) -> None:
     chat = hub.repositories["datasets/org/chats"]["data/train.jsonl"]
     hub.repositories = {
@@ -207,3 +222,23 @@ def test_a_killed_fetch_goes_on_where_it_was(shell: Shell, hub: FakeHub, kills: 
     again = hub.sent_bytes[file] - len(weights)
     print(f"{kills} kills: {again / kills / MIB:.2f} MiB fetched again for each")
     assert again <= kills * 8 * MIB
+
+
+@pytest.mark.s3
+def test_a_model_in_an_object_store_is_fetched(shell: Shell, s3_server: "S3Server", tmp_path: Path) -> None:
+    import s3fs
+
+    source, bucket = contents(make_base(tmp_path / "source/base")), s3_server.bucket()
+    s3fs.S3FileSystem().put(str(tmp_path / "source/base"), f"{bucket}/models/", recursive=True)
+    write_lines(shell.home / "chats.jsonl", chats(10))
+    keys = ("finetune", f"model.path={bucket}/models/base", "data=chats.jsonl", "steps=1")
+    (fetched,) = json.loads(shell("fetch", *keys, "--json"))
+    assert fetched["name"] == f"{bucket}/models/base"
+    present = contents(Path(fetched["path"]))
+    assert present == {name: data for name, data in source.items() if name in present}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(present)
+    s3_server.cut()
+    try:
+        assert "cannot be read" in shell.mistake("run", *keys)
+    finally:
+        s3_server.restore()

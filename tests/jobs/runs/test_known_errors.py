@@ -89,7 +89,7 @@ def test_narrow_rows_and_deep_causes_match_first() -> None:
     assert "GPU ran out of memory" in meaning("RuntimeError: it failed; caused by: torch.OutOfMemoryError: CUDA out of memory.")
     assert "has no entry of that name" in meaning("RuntimeError: it failed; caused by: KeyError: 'rope'")
     assert "raised an error of its own" in meaning("mylab.BadSplitError: no such split")
-    assert "without a word" in meaning("it printed nothing")
+    assert "printed no message" in meaning("it printed nothing")
 
 
 def run_shell(line: str, folder: Path) -> str:

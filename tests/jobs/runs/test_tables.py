@@ -57,6 +57,14 @@ def test_an_id_and_a_state_are_one_line_at_any_width(width: int) -> None:
     assert width < 60 or max(map(len, printed.splitlines())) <= width
 
 
+def test_the_long_progress_of_a_run_is_folded_and_hides_no_other() -> None:
+    rows = rows_of_runs()
+    served = "serving main@1 at http://127.0.0.1:35373, 1 replica, 0.0 requests/s"
+    lines = printed(runs_table([*rows, {**rows[0], "run": "serve-20261126-202806-bafc", "result": served}]))
+    assert all(any(row["run"] in line and "step 300/300" in line for line in lines) for row in rows)
+    assert max(map(len, lines)) <= 80
+
+
 def test_a_pipe_has_one_line_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of_runs()
     rows[0]["line"] = "└─ " * 80

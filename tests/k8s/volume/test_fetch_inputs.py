@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.backend import K8sBackend
 from ropewalk.k8s.volume.reader import READER
 from tests.fakes.hub import COMMIT, FakeHub, serving
+from tests.k8s.cluster import Cluster, Namespace
 
 URL = "{repo_id}/resolve/{revision}/{filename}"
 MODEL = {"config.json": b'{"model_type": "llama"}', "model.safetensors": bytes(range(256)) * 8000}
@@ -47,9 +49,9 @@ class LocalPods:
         stdout.write(result.stdout)
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    with serving(FakeHub({"models/org/name": MODEL}, token="hf_secret")) as fake:
+@contextmanager
+def served_at(host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    with serving(FakeHub({"models/org/name": MODEL}, token="hf_secret"), host) as fake:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -57,6 +59,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", fake.address)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{fake.address}/{URL}")
+        yield fake
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    with served_at("127.0.0.1", monkeypatch, tmp_path) as fake:
         yield fake
 
 
@@ -84,6 +92,25 @@ def test_a_pod_fills_the_volume(hub: FakeHub, tmp_path: Path, monkeypatch: pytes
     count = len(hub.requests)
     inputs.fetch()
     assert not any("/resolve/" in path for path in hub.requests[count:]), "what is on the volume is not fetched again"
+
+
+@pytest.mark.soak("make test runs test_a_pod_fills_the_volume")
+def test_a_pod_of_a_real_cluster_fills_its_claim(
+    lab: Cluster, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = lab.kubectl("get", "endpoints", "kubernetes", "--output", "jsonpath={.subsets[0].addresses[0].ip}")  # seen by pods
+    backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
+    with closing(backend.kube), served_at(machine, monkeypatch, tmp_path) as hub:
+        inputs = Inputs(backend, tmp_path / "runs")
+        config, _ = inputs.pin(load_config(PretrainConfig, {"data": "/volume/data", "model": {"path": "org/name"}, "steps": 1}))
+        inputs.fetch()
+        assert isinstance(config, PretrainConfig)
+        assert str(config.model.path).endswith(f"/.hub/models/org/name@{COMMIT}")
+        (weights,) = namespace.runs.rglob("model.safetensors")
+        assert weights.read_bytes() == MODEL["model.safetensors"]
+        count = len(hub.requests)
+        Inputs(backend, tmp_path / "runs").pin(config)
+        assert len(hub.requests) == count, "the run has a path"
 
 
 def test_what_the_hub_refuses_a_pod_is_told_here(hub: FakeHub, tmp_path: Path) -> None:

@@ -18,22 +18,24 @@ BUILT_IN: dict[str, tuple[str, ...]] = {
 
 
 def resolve_suite(reference: str, folder: str | None) -> tuple[str, str]:
-    """Return (name, absolute path or URL) of a built-in suite or a file. Raises ConfigError with the remedy."""
+    """Return (name, absolute path or URL) of a built-in suite or a file, which need not exist. Raises ConfigError."""
     if reference in BUILT_IN:
         root = folder or os.environ.get(FOLDER_VARIABLE)
         if not root:
             raise ConfigError(f"suites: {reference} needs a file; set suites_folder, or ${FOLDER_VARIABLE}")
-        for name in BUILT_IN[reference]:
-            if (Path(root).expanduser() / name).is_file():
-                return reference, str((Path(root).expanduser() / name).absolute())
-        raise ConfigError(
-            f"suites: {reference}: {root} has none of {', '.join(BUILT_IN[reference])}; copy one there, or name its file"
-        )
+        paths = [Path(root).expanduser().absolute() / name for name in BUILT_IN[reference]]
+        return reference, str(next(filter(Path.is_file, paths), paths[0]))
     if not _is_file_name(reference):
         near = difflib.get_close_matches(reference, BUILT_IN, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"suites: {reference!r} is neither a file nor one of {', '.join(BUILT_IN)}{hint}")
     return _name(reference), absolute(reference)
+
+
+def other_names(path: str) -> str:
+    """Return the other file names of a built-in suite whose first one is missing, as part of a message; empty for other files."""
+    names = next((names for names in BUILT_IN.values() if path.endswith(f"/{names[0]}")), ())
+    return f", nor {' or '.join(names[1:])} in its place" if names else ""
 
 
 def _is_file_name(reference: str) -> bool:

@@ -73,7 +73,6 @@ def test_a_condition_on_a_score_that_will_not_be_there_ends_the_audit_at_once(tm
         ({"suites": []}, "nothing to audit"),
         ({"suites": ["crows_pairz"]}, "did you mean 'crows_pairs'"),
         ({"suites": ["crows_pairs"]}, "set suites_folder, or $ROPEWALK_SUITES"),
-        ({"suites": ["crows_pairs"], "suites_folder": "nowhere"}, "has none of crows_pairs_anonymized.csv"),
         ({"suites": ["a/x.jsonl", "b/x.csv"]}, "x is named twice"),
         ({"suites": [3]}, "neither a name nor a file"),
         ({"require": {"stereotype_rate": "about 0.5"}}, "is not a condition"),
@@ -178,7 +177,9 @@ def test_the_authors_own_formats(tmp_path: Path) -> None:
 def test_a_model_or_a_file_that_is_not_there_is_the_users_mistake(shell: Shell, tmp_path: Path) -> None:
     assert "'nowhere' is neither" in shell.mistake("run", "audit", "model=nowhere", "suites=[s.jsonl]")
     write_lines(tmp_path / "model/config.json", [{}])
-    assert "s.jsonl: no such file" in shell.mistake("run", "audit", "model=model", "suites=[s.jsonl]")
+    assert "s.jsonl: no such file; check" in shell.mistake("run", "audit", "model=model", "suites=[s.jsonl]")
+    answer = shell.mistake("run", "audit", "model=model", "suites=[crows_pairs]", "suites_folder=suites")
+    assert "crows_pairs_anonymized.csv: no such file, nor crows_pairs.csv or Crows-Pairs/test.csv in its place" in answer
 
 
 def test_all_attempts_audit_the_checkpoint_that_the_first_one_found(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_export_opens_in_transformers_with_its_tokenizer(trained: tuple[RunDir, 
     assert tokenizer("the").input_ids == list(b"the")
     older = AutoModelForCausalLM.from_pretrained(export(run, tmp_path / "older", step=40))
     assert not torch.equal(older.lm_head.weight, model.lm_head.weight)
-    with pytest.raises(ConfigError, match="not an empty directory"):
+    with pytest.raises(ConfigError, match="is not empty; name a new one"):
         export(run, tmp_path / "model")
     with pytest.raises(CheckpointError, match="step 7"):
         export(run, tmp_path / "none", step=7)

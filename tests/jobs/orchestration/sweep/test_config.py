@@ -62,6 +62,14 @@ def test_a_mistake_is_named(changes: dict[str, Any], message: str) -> None:
     assert message in str(error.value)
 
 
+def test_a_space_on_the_command_line_replaces_that_of_the_file() -> None:
+    config = load_config(SweepConfig, GOOD, ["space.optim.lr.choice=[0.1, 0.2]", "space.optim.eps={uniform: [1e-9, 1e-8]}"])
+    assert isinstance(config, SweepConfig)
+    assert {key: parameter.kind for key, parameter in config.space.items()} == {"optim.lr": "choice", "optim.eps": "uniform"}
+    with pytest.raises(ConfigError, match=r"unknown key 'space.optim.lr.choise'; did you mean 'space.optim.lr.choice'"):
+        load_config(SweepConfig, GOOD, ["space.optim.lr.choise=[0.1, 0.2]"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -107,6 +107,9 @@ def test_a_real_model_is_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     finally:
         list(cancel_runs([run.id]))
         until(lambda: (outcome := run.last_outcome()) is not None and outcome.state.final)
+    outcome = run.last_outcome()
+    assert outcome is not None
+    assert outcome.cause == "cancelled", "nothing is saved"
     with pytest.raises(ConfigError, match="listens nowhere now"):
         find_endpoint(run.id)
 

@@ -1,9 +1,11 @@
 """Reserved ports, listening sockets, and the number of cores of a node."""
 
 import os
+import random
 import socket
 import time
 from contextlib import suppress
+from pathlib import Path
 
 LISTENER_SECONDS = 5.0  # for one attempt to connect
 POLL_SECONDS = 0.02
@@ -11,11 +13,28 @@ BACKLOG = 1024  # nodes that connect at the same time
 NODE_CPUS_VARIABLE = "ROPEWALK_NODE_CPUS"  # set by a backend whose nodes share one machine
 
 
+EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+LOWEST_PORT = 20_000  # above the ports of most services, and of Ray's workers
+
+
 def free_port(address: str) -> int:
-    """Return a port that is unused at the moment."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is unused at the moment and that no outgoing connection takes, unless there is none.
+
+    A server that is killed and started again at its port could not bind it while a connection of any program has that port.
+    """
+    for port in (*_lasting_ports(), 0):  # 0: the kernel chooses
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((address, port))
+            return int(probe.getsockname()[1])
+    raise OSError(f"{address}: no port is free")
+
+
+def _lasting_ports() -> list[int]:
+    """Return some ports below those that the kernel gives to outgoing connections, in random order."""
+    with suppress(OSError, ValueError):
+        ports = range(LOWEST_PORT, int(EPHEMERAL_PORTS.read_text().split()[0]))
+        return random.SystemRandom().sample(ports, min(20, len(ports)))  # not the generator that forked processes share
+    return []
 
 
 class ReservedPort:

@@ -9,12 +9,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from pydantic import ConfigDict, TypeAdapter
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -22,9 +20,11 @@ from torch.distributed.tensor import DTensor
 from ropewalk.cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, StopRequested
 from ropewalk.cluster.gpus import DEVICES_VARIABLE, machine_devices, node_gpus
 from ropewalk.cluster.process.ports import listen_on
+from ropewalk.cluster.process.sockets import prepare_sockets
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE
 from ropewalk.cluster.text import counted
 from ropewalk.sharding.config import ParallelConfig
+from ropewalk.sharding.json_tensors import from_json, to_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -96,16 +96,32 @@ class Group:
         self.any(False)
 
     def all_gather_object(self, value: T, kind: Any = Any) -> list[T]:
-        """Return every rank's value, in rank order. Values travel as JSON; see `broadcast_object`."""
-        text = _to_json(value, kind)
+        """Return every rank's value, in rank order. Values travel as JSON; see `broadcast_object`.
+
+        The values of all ranks reach every rank: use `gather_object` if only rank 0 needs them.
+        """
+        text = self._padded(to_json(value, kind))
         if self.world_size == 1:
-            return [_from_json(text, kind)]
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([len(text)]))
-        most = max(int(size) for size in sizes)
-        texts = [torch.empty(most, dtype=torch.uint8) for _ in sizes]
-        dist.all_gather(texts, torch.nn.functional.pad(text, (0, most - len(text))))
-        return [_from_json(padded[: int(size)], kind) for padded, size in zip(texts, sizes, strict=True)]
+            return [from_json(text, kind)]
+        texts = [torch.empty_like(text) for _ in range(self.world_size)]
+        dist.all_gather(texts, text)
+        return [from_json(each, kind) for each in texts]
+
+    def gather_object(self, value: T, kind: Any = Any) -> list[T]:
+        """Return every rank's value, in rank order, on rank 0, and nothing on the others; see `broadcast_object`."""
+        text = self._padded(to_json(value, kind))
+        if self.world_size == 1:
+            return [from_json(text, kind)]
+        texts = [torch.empty_like(text) for _ in range(self.world_size)] if self.is_main else None
+        dist.gather(text, texts, dst=0)
+        return [from_json(each, kind) for each in texts or []]
+
+    def _padded(self, text: torch.Tensor) -> torch.Tensor:
+        """Pad JSON with blanks to the length of the longest of all ranks."""
+        longest = torch.tensor([len(text)])
+        if self.world_size > 1:
+            dist.all_reduce(longest, dist.ReduceOp.MAX)
+        return torch.nn.functional.pad(text, (0, int(longest) - len(text)), value=ord(" "))
 
     def broadcast_object(self, value: T | None, kind: Any = Any) -> T:
         """Return rank 0's value on every rank.
@@ -113,31 +129,15 @@ class Group:
         It travels as JSON, since unpickling would run what a peer sends. `kind` is the type of a value that JSON alone does
         not restore: with tuples, bytes, keys that are not strings, or models.
         """
-        text = _to_json(value, kind) if self.is_main else torch.empty(0, dtype=torch.uint8)
+        text = to_json(value, kind) if self.is_main else torch.empty(0, dtype=torch.uint8)
         if self.world_size > 1:
             size = torch.tensor([len(text)])
             dist.broadcast(size, src=0)
             if not self.is_main:
                 text = torch.empty(int(size), dtype=torch.uint8)
             dist.broadcast(text, src=0)
-        result: T = _from_json(text, kind)
+        result: T = from_json(text, kind)
         return result
-
-
-@cache
-def _codec(kind: Any) -> TypeAdapter[list[Any]]:
-    """Return the conversion of a list with one value; a list, because models take no options for bytes and infinities."""
-    options = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
-    return TypeAdapter(list[kind], config=options)
-
-
-def _to_json(value: Any, kind: Any) -> torch.Tensor:
-    """Return the JSON of a value as bytes on the CPU. Raises PydanticSerializationError if the value is not of this kind."""
-    return torch.frombuffer(bytearray(_codec(kind).dump_json([value], warnings="error")), dtype=torch.uint8)
-
-
-def _from_json(text: torch.Tensor, kind: Any) -> Any:
-    return _codec(kind).validate_json(text.numpy().tobytes())[0]
 
 
 def counts_piece(tensor: torch.Tensor) -> bool:
@@ -169,6 +169,7 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     # given its device, NCCL connects now and not in the middle of the first step
     bound = device if on_gpu else None
+    prepare_sockets(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     with _time_limit(timeout):
         if "WORLD_SIZE" not in os.environ:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)

@@ -21,6 +21,9 @@ from typing import Any
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.process.ports import listen_on
 from ropewalk.cluster.process.signals import STOP_SIGNALS
+from ropewalk.cluster.process.sockets import raise_open_files
+
+OPEN_FILES = 1 << 16  # connections of agents
 
 
 def main() -> None:
@@ -31,6 +34,7 @@ def main() -> None:
     parser.add_argument("--whole-torch", action="store_true", help="import all of torch, where its store does not load alone")
     arguments = parser.parse_args()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the agents need the store until they have exited
+    raise_open_files(OPEN_FILES)
     parent = os.getppid()
     make = store_class(whole_torch=arguments.whole_torch)
     listener = listen_on(arguments.host, arguments.port)

@@ -38,6 +38,7 @@ SMALL = {
     "bench_recovery": ["--kills", "1"],
     "bench_serve": ["--requests", "6", "--tokens", "6", "--turns", "1"],
     "bench_sft_oracles": ["--ranks", "1", "--trl", "none"],
+    "bench_sockets": ["--ranks", "3,4"],
     "bench_slurm": ["--rounds", "2", "--runs", "20"],
     "bench_slurm_recovery": ["1"],
     "bench_submit": ["--functions", "20", "--single", "2", "--rounds", "1"],

@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import psutil
 import pytest
 import torch.distributed as dist
 
@@ -32,10 +33,16 @@ def rank_main(rank: int, size: int, port: int, folder: Path) -> None:
     dist.distributed_c10d._tensor_to_object = refuse
     with process_group() as group:
         main = group.is_main
+        host_store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=30))
+        peers = [peer.raddr.port for peer in psutil.Process().net_connections("tcp") if peer.raddr]
+        assert main or set(peers) == {port}, "no rank is connected to another before they exchange something"
+        host_store.set(f"looked/{rank}", "")
+        host_store.wait([f"looked/{each}" for each in range(size)])
         assert group.all_gather_object("x" * 1000 * rank) == ["x" * 1000 * each for each in range(size)]
         assert group.all_gather_object({rank: [rank, 0.1]}, dict[int, list[float]]) == [
             {each: [each, 0.1]} for each in range(size)
         ]
+        assert group.gather_object("x" * 10 * rank) == (["x" * 10 * each for each in range(size)] if main else [])
         assert group.broadcast_object({"a": [1, None, float("inf")]} if main else None) == {"a": [1, None, float("inf")]}
         pair: Pair = group.broadcast_object(Pair("n", b"\x00\xff" * 99) if main else None, Pair)
         assert pair == Pair("n", b"\x00\xff" * 99)
@@ -47,7 +54,6 @@ def rank_main(rank: int, size: int, port: int, folder: Path) -> None:
                 on_main(group, lambda error=error: throw(error))  # type: ignore[misc]
             assert (raised.type, str(raised.value)) == (kind, str(error))
         if main:
-            host_store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=30))
             (folder / "keys").write_text("\n".join(host_store.list_keys()))
         group.barrier()
 

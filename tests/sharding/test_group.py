@@ -29,7 +29,10 @@ def test_a_store_of_a_dead_group_is_refused_rather_than_waited_for(monkeypatch: 
 
 def rank_on(patch: pytest.MonkeyPatch, count: int, **variables: str) -> None:
     """A rank of a node where torch sees so many GPUs, and whose environment says `variables`."""
-    for name in ("ROPEWALK_NODE_GPUS", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
+    for name in (
+        *("ROPEWALK_NODE_GPUS", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"),
+        "TORCH_GLOO_LAZY_INIT",
+    ):
         patch.setenv(name, "")  # so that it is put back, whatever the rank makes of it
         patch.delenv(name)
     for name, value in variables.items():

@@ -77,9 +77,9 @@ def open_recorded_model(context: JobContext, config: AuditConfig, group: Group) 
     folder, root = context.run.path / FOLDER, context.run.path.parent
     recorded = group.broadcast_object([read_json(folder / MODEL)] if group.is_main else None)[0]
     opened = open_model(config.model, root, device=group.device, step=recorded["step"] if recorded else None)
-    steps = group.all_gather_object(opened.step)
-    if any(step != steps[0] for step in steps):  # a newer checkpoint was saved meanwhile
-        opened = open_model(config.model, root, device=group.device, step=steps[0])
+    first = group.broadcast_object([opened.step] if group.is_main else None)[0]
+    if group.any(opened.step != first):  # a newer checkpoint was saved meanwhile
+        opened = open_model(config.model, root, device=group.device, step=first)
     if group.is_main and not recorded:
         context.fence.check()
         folder.mkdir(exist_ok=True)

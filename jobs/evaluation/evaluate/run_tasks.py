@@ -80,9 +80,9 @@ def _open(context: JobContext, config: EvaluateConfig, group: Group) -> OpenMode
     dtype = getattr(torch, config.dtype)
     step = recorded["step"] if recorded else None
     opened = open_model(config.model, context.run.path.parent, device=group.device, dtype=dtype, step=step)
-    steps = group.all_gather_object(opened.step)
-    if any(other != steps[0] for other in steps):  # a newer checkpoint was saved meanwhile
-        opened = open_model(config.model, context.run.path.parent, device=group.device, dtype=dtype, step=steps[0])
+    first = group.broadcast_object([opened.step] if group.is_main else None)[0]
+    if group.any(opened.step != first):  # a newer checkpoint was saved meanwhile
+        opened = open_model(config.model, context.run.path.parent, device=group.device, dtype=dtype, step=first)
     if group.is_main and not recorded:
         context.fence.check()
         folder.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ropewalk.cluster.errors import StopRequested
 from ropewalk.cluster.process.kill import end, processes_with, variable_of
+from ropewalk.cluster.process.sockets import prepare_sockets
 from ropewalk.cluster.run.context import GROUP_VARIABLE, STOP_VARIABLE, JobContext
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.orchestration.command.config import CommandConfig, fill_placeholders
@@ -32,6 +33,8 @@ def main(context: JobContext) -> dict[str, object]:
     if config.steps and context.rank == 0 and not context.run.progress.exists():
         write_json(context.run.progress, {"stage": "train", "done": 0, "total": config.steps, "unit": "steps"}, durable=False)
     since = log_size(context)
+    if config.launch == "ranks":
+        prepare_sockets(context.rank, context.world_size)
     environment = _environment(context, config)
     end_older_groups(context)
     folder = project_folder(context.run, config.directory)

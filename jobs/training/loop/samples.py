@@ -51,7 +51,7 @@ class PromptSamples:
         """Return (step, prompt, text) of each prompt on rank 0, nothing on the others."""
         share = range(self._group.data_rank, len(self._prompts), self._group.data_size)
         written = self._continue(model, [self._prompts[number] for number in share])
-        gathered = self._group.all_gather_object(dict(zip(share, written, strict=True)), dict[int, list[int]])
+        gathered = self._group.gather_object(dict(zip(share, written, strict=True)), dict[int, list[int]])
         if not self._group.is_main:
             return []
         by_prompt = {number: ids for texts in gathered for number, ids in texts.items()}

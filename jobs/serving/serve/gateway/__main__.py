@@ -10,7 +10,6 @@ import fcntl
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import ssl
@@ -25,6 +24,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from ropewalk.cluster.errors import EXIT_USER_MISTAKE, ConfigError
+from ropewalk.cluster.process.sockets import raise_open_files
 from ropewalk.cluster.run.files import write_atomically
 from ropewalk.cluster.run.optional_writes import OptionalWrites
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
@@ -64,7 +64,7 @@ def main() -> None:
         sys.exit(EXIT_USER_MISTAKE)
     if settings.token_file is not None and settings.token_file.stat().st_mode & 0o007:
         log.warning("auth: other users can read %s; run: chmod 600 %s", settings.token_file, settings.token_file)
-    _raise_open_files(2 * settings.max_connections + 100)
+    raise_open_files(2 * settings.max_connections + 100)
     lock = os.open(arguments.lock, os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
     os.pwrite(lock, b"%-20d" % os.getpid(), 0)
@@ -148,14 +148,6 @@ def _exit_if_failed(task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("a service failed; another gateway takes over", exc_info=error)
         os._exit(1)
-
-
-def _raise_open_files(number: int) -> None:
-    """Raise the limit of open files, as far as the system allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = number if hard == resource.RLIM_INFINITY else min(number, hard)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 if __name__ == "__main__":

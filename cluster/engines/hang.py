@@ -181,7 +181,7 @@ class GroupWatch:
         places = [{"rank": rank, **_summarize(beats.get(rank), stack)} for rank, stack in sorted(stacks.items())]
         fields = {**self._fields(beats), "ranks": places, "stacks": str(folder.relative_to(formation.run.path))}
         formation.run.event("ranks_hung", **fields)
-        write_stacks(folder, stacks, {rank: beat.phase.label for rank, beat in beats.items()})
+        write_stacks(folder / f"node-{formation.node}.txt", stacks, {rank: beat.phase.label for rank, beat in beats.items()})
 
     def _fields(self, silent: Collection[int]) -> dict[str, Any]:
         formation, beats = self._formation, self.watch.beats

@@ -27,7 +27,7 @@ from ropewalk.cluster.engines.watch import Watch
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
 from ropewalk.cluster.gpus import rank_gpu
 from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
-from ropewalk.cluster.process.output import configure_logging, redirect_output
+from ropewalk.cluster.process.output import configure_logging, end_output, rank_prefix, redirect_output
 from ropewalk.cluster.process.signals import exit_on_sigterm_from, stop_signals_blocked
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE, JobContext
 from ropewalk.cluster.run.directory import RunDir
@@ -112,7 +112,8 @@ class _Agent(LocalElasticAgent):
         crashed = self.exit_code == EXIT_FAILED and EXIT_FAILED not in codes.values()
         for rank, code in codes.items():
             if crashed and code < 0:  # the rank could not record an error itself
-                message = f"died of {signal.Signals(-code).name}, as in earlier groups; see its log, rank-{rank}.log"
+                log_name = (node.shared_log if rank else "") or f"rank-{rank}.log"
+                message = f"died of {signal.Signals(-code).name}, as in earlier groups; see its log, {log_name}"
                 origin = {"who": f"rank {rank}", "rank": rank, "group": group}
                 name = f"group-{group}-rank-{rank}-crash"
                 write_error(node.run.attempt_dir(node.attempt), name, RuntimeError(message), EXIT_FAILED, **origin)
@@ -203,6 +204,7 @@ def run_ranks(node: RanksNode, bugs_allowed: int, restarts_allowed: int) -> int:
         regroup_flag=node.regroup_flag,
         agent_pid=os.getpid(),
         hung_seconds=node.hung_seconds,
+        shared_log=node.shared_log,
     )
     bugs, hangs, handler = _Bugs(bugs_allowed), Hangs(), join_rendezvous(node, arguments)
     spec = WorkerSpec(
@@ -240,7 +242,8 @@ def run_rank(arguments: RankArguments) -> int:
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     os.environ[STORE_PREFIX_VARIABLE] = arguments.store_prefix
     run = RunDir(arguments.run)
-    redirect_output(run.log_dir(arguments.attempt) / f"rank-{rank}.log")
+    shared_log = arguments.shared_log if rank else ""
+    redirect_output(run.log_dir(arguments.attempt) / (shared_log or f"rank-{rank}.log"), rank_prefix(rank) if shared_log else "")
     configure_logging(f"rank {rank}")
     plain_torch_logging()
     die_with_parent()
@@ -253,6 +256,7 @@ def run_rank(arguments: RankArguments) -> int:
         rank=rank,
         local_rank=local_rank,
         world_size=int(os.environ["WORLD_SIZE"]),
+        shared_log=shared_log,
         stop_flag=arguments.stop_flag,
         regroup_flag=arguments.regroup_flag,
         heart_file=heart_file(arguments.stop_flag, local_rank),
@@ -269,6 +273,7 @@ def run_rank(arguments: RankArguments) -> int:
     add_project_path()
     code = run_entry(context)
     logging.shutdown()
+    end_output()
     if code not in (EXIT_DONE, EXIT_REQUEUE):
         os._exit(code)  # the interpreter's shutdown may hang in a broken process group
     return code

@@ -31,6 +31,7 @@ LEAVE_SECONDS = 5.0
 STORE_SECONDS = 60.0  # for the store to start; torch then waits for another minute
 PEER_LOST_SECONDS = 3.0  # for ranks to notice a lost node by themselves, before they are killed
 FORM_TRIES = 3
+MOST_RANK_LOGS = 64  # ranks of a group that have a log each
 # Short timeouts, for nodes that answer within a second; a job of hundreds of nodes needs longer ones.
 RENDEZVOUS = {
     "join_timeout": 600,
@@ -65,6 +66,11 @@ class RanksNode:
         return self.least_nodes < self.most_nodes
 
     @property
+    def shared_log(self) -> str:
+        """Name of the log that the node's ranks share if the group may be large, except rank 0, which has its own."""
+        return f"ranks-{self.index}.log" if self.most_nodes * self.ranks_per_node > MOST_RANK_LOGS else ""
+
+    @property
     def regroup_flag(self) -> Path:
         """File that exists when the ranks have to save so that a new group can form."""
         return self.stop_flag.with_name("regroup")
@@ -80,6 +86,7 @@ class RankArguments:
     regroup_flag: Path
     agent_pid: int
     hung_seconds: float | None
+    shared_log: str = ""
     group: int = 0
     store_prefix: str = ""
 

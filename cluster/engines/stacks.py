@@ -186,16 +186,18 @@ def _request_dump(pid: int, path: Path) -> str:
         return ""
 
 
-def write_stacks(folder: Path, stacks: Mapping[int, Stack], phases: Mapping[int, str]) -> None:
-    """Write the stacks for people, one file per rank."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_stacks(path: Path, stacks: Mapping[int, Stack], phases: Mapping[int, str]) -> None:
+    """Write the stacks of a node's ranks for people, equal ones once."""
+    ranks_of: dict[str, list[str]] = {}
     for rank, stack in stacks.items():
-        lines = [f"rank {rank}, process {stack.pid} ({stack.state}), phase: {phases.get(rank, 'starting')}", ""]
-        lines += [stack.text] if stack.text else []
+        lines = [stack.text] if stack.text else []
         for thread in stack.threads:
             lines += [f"thread {thread.name}", *(f"    {frame}" for frame in thread.frames), ""]
-        # not synced to disk, since the hung ranks are killed only after this
-        (folder / f"rank-{rank}.txt").write_text("\n".join(lines).strip() + "\n")
+        heading = f"rank {rank}, process {stack.pid} ({stack.state}), phase: {phases.get(rank, 'starting')}"
+        ranks_of.setdefault("\n".join(lines).strip(), []).append(heading)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # not synced to disk, since the hung ranks are killed only after this
+    path.write_text("\n\n".join("\n".join([*headings, "", text]) for text, headings in ranks_of.items()) + "\n")
 
 
 def _dumped_location(text: str) -> str:

@@ -1,18 +1,72 @@
 """Log format and output files of processes."""
 
+import io
 import logging
 import os
+import re
 import sys
+import threading
 from pathlib import Path
 
+LONGEST_LINE_BYTES = 1 << 16  # longer lines are split
+RANK_LINE = re.compile(r"rank (\d+) \| ")  # beginning of a rank's lines in a log that ranks share
 
-def redirect_output(path: Path) -> None:
-    """Append this process's stdout and stderr to a log file."""
+
+def rank_prefix(rank: int) -> str:
+    """Return the beginning of a rank's lines in a log that the ranks of a node share."""
+    return f"rank {rank} | "
+
+
+def redirect_output(path: Path, prefix: str = "") -> None:
+    """Append this process's stdout and stderr to a log file.
+
+    With a `prefix`, for a file that processes share, Python's output is written in whole lines that begin with it; what
+    compiled code and children print arrives as it is. Call `end_output` before the process ends.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     with path.open("ab", buffering=0) as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+    if prefix:
+        sys.stdout, sys.stderr = (
+            io.TextIOWrapper(_Lines(descriptor, prefix), "utf-8", "backslashreplace", write_through=True)  # type: ignore[type-var]
+            for descriptor in (1, 2)
+        )
+
+
+def end_output() -> None:
+    """Write the last line of a redirected output even if it is incomplete."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream.buffer, _Lines):
+            stream.buffer.end_line()
+
+
+class _Lines(io.RawIOBase):
+    """Writes whole lines with a prefix, each with one system call, so that those of other processes come before or after."""
+
+    def __init__(self, descriptor: int, prefix: str) -> None:
+        self._descriptor, self._prefix = descriptor, prefix.encode()
+        self._rest, self._lock = b"", threading.Lock()
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
+        with self._lock:
+            *lines, self._rest = (self._rest + bytes(data)).split(b"\n")
+            if len(self._rest) > LONGEST_LINE_BYTES:
+                lines, self._rest = [*lines, self._rest], b""
+            if lines:
+                os.write(self._descriptor, b"".join(b"%b%b\n" % (self._prefix, line) for line in lines))
+        return len(data)
+
+    def end_line(self) -> None:
+        if self._rest:
+            self.write(b"\n")
 
 
 def configure_logging(label: str) -> None:

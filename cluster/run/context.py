@@ -39,6 +39,7 @@ class JobContext:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    shared_log: str = ""  # name of the log that the ranks of this node share, if they do
     stop_flag: Path | None = None
     regroup_flag: Path | None = None  # exists when the ranks have to save because a node is about to join or leave
     heart_file: Path | None = None  # file of heartbeats for the agent, on the node's local disk

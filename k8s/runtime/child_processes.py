@@ -67,7 +67,7 @@ class StoreProcess(ChildProcess):
 
 def _is_rank(pid: int) -> bool:
     with suppress(OSError):
-        return re.fullmatch(r"rank-\d+\.log", os.path.basename(os.readlink(f"/proc/{pid}/fd/1"))) is not None
+        return re.fullmatch(r"ranks?-\d+\.log", os.path.basename(os.readlink(f"/proc/{pid}/fd/1"))) is not None
     return False
 
 

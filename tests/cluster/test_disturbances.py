@@ -226,7 +226,7 @@ def finish_after_hang(run: ToyRun) -> dict[int, dict[str, Any]]:
     assert run.steps() == list(range(1, run.run.record["config"]["steps"] + 1)), "it goes on where it was saved"
     hangs = messages(run, "ranks_hung")
     files = {path.name for path in (run.run.path / hangs[0]["stacks"]).iterdir()}
-    assert files == {f"rank-{rank['rank']}.txt" for event in hangs for rank in event["ranks"]}
+    assert files == {f"node-{event['node']}.txt" for event in hangs}
     return {rank["rank"]: rank for event in hangs for rank in event["ranks"]}
 
 

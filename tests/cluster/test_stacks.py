@@ -62,9 +62,11 @@ def test_of_one_that_is_stopped_and_one_that_holds_the_interpreter(begin: Begin,
         assert "program.py:10)" in stack.location()
         assert re.search(r", its prefetch: \S*wait in bring \(", stack.location(waits_for_data=True))
     assert stacks[1].state == "stopped"
-    write_stacks(tmp_path / "stacks", stacks, {0: "step"})
-    text = (tmp_path / "stacks" / "rank-1.txt").read_text()
-    assert text.startswith(f"rank 1, process {stopped} (stopped), phase: starting\n\nthread MainThread\n    spin (")
+    write_stacks(tmp_path / "stacks" / "node-0.txt", {**stacks, 2: stacks[1]}, {0: "step"})
+    text = (tmp_path / "stacks" / "node-0.txt").read_text()
+    assert text.startswith(f"rank 0, process {running} (")
+    equal = f"rank {{}}, process {stopped} (stopped), phase: starting\n"
+    assert f"{equal.format(1)}{equal.format(2)}\nthread MainThread\n    spin (" in text
 
 
 def test_where_it_may_not_look_the_process_tells_itself(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:

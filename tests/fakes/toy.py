@@ -1,5 +1,6 @@
 """Entries small enough to watch the machinery at work: a counter that all ranks agree on, with a checkpoint file."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -184,4 +185,15 @@ def devices(context: JobContext) -> dict[str, Any]:
     observed = {"nvml": asks_nvml, "given": gpus, "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "device": device}
     observed["order"] = os.environ.get("CUDA_DEVICE_ORDER")
     write_json(context.run.path / f"devices-{context.rank}.json", observed)
+    return {}
+
+
+def chat(context: JobContext) -> dict[str, Any]:
+    """Print lines in pieces, log, and leave the last line without an end."""
+    for number in range(100):
+        sys.stdout.write(f"piece {number} ")
+        sys.stderr.write("")
+        sys.stdout.write(f"of {context.rank}\n")
+    logging.getLogger(__name__).info("all said")
+    sys.stdout.write(f"the last of {context.rank}")
     return {}

@@ -29,7 +29,8 @@ def main(context: JobContext) -> dict[str, object]:
     if stops.requested():
         raise StopRequested("asked to stop before the program was started")
     context.run.checkpoints.mkdir(exist_ok=True)
-    output = Output(context, config) if config.metrics and context.rank == 0 else None
+    reads_output = context.shared_log or (config.metrics and context.rank == 0)  # lines of several ranks must not be mixed
+    output = Output(context, config) if reads_output else None
     if config.steps and context.rank == 0 and not context.run.progress.exists():
         write_json(context.run.progress, {"stage": "train", "done": 0, "total": config.steps, "unit": "steps"}, durable=False)
     since = log_size(context)

@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +32,12 @@ _LIBC = ctypes.CDLL(None)
 
 
 class Output:
-    """Reads a program's output, copies it to our own, and logs the metrics in it."""
+    """Reads a program's output, copies it to our own, and logs the metrics in it on rank 0."""
 
     def __init__(self, context: JobContext, config: CommandConfig) -> None:
         self._read, self._write = os.pipe()
-        self._log, self._run, self._total = MetricLog(context), context.run, config.steps
+        self._log = MetricLog(context) if context.rank == 0 else None
+        self._run, self._total = context.run, config.steps
         self._patterns = {name: re.compile(pattern) for name, pattern in config.metrics.items()}
         self._step_pattern = re.compile(config.step_pattern) if config.step_pattern else None
         self._step = 0
@@ -57,7 +59,8 @@ class Output:
     def _copy(self) -> None:
         rest = b""
         while chunk := os.read(self._read, CHUNK_BYTES):
-            os.write(1, chunk)
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
             *lines, rest = (rest + chunk).split(b"\n")
             rest = rest[-LONGEST_LINE_BYTES:]
             self._try_log(lines)
@@ -66,13 +69,14 @@ class Output:
     def _try_log(self, lines: list[bytes]) -> None:
         """Log the metrics in these lines. Errors are not raised: if reading stopped, the program would block on its output."""
         try:
-            self._log_lines(lines)
+            if self._log is not None:
+                self._log_lines(self._log, lines)
         except StaleAttemptError:  # a newer attempt writes the metrics now
             pass
         except OSError as error:
             log.warning("cannot write the program's metrics: %s", error)
 
-    def _log_lines(self, lines: list[bytes]) -> None:
+    def _log_lines(self, metrics: MetricLog, lines: list[bytes]) -> None:
         logged = []
         for raw in lines:
             line = raw.decode(errors="replace")
@@ -86,7 +90,7 @@ class Output:
             if values:
                 logged.append((self._step, values))
         for step, values in logged:
-            self._log.log(step, values)
+            metrics.log(step, values)
         if logged:
             progress = {"stage": "train", "done": self._step, "total": self._total, "unit": "steps"}
             write_json(self._run.progress, progress, durable=False)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from ropewalk.cluster.engines.crashes import is_fault
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, RopewalkError, StopRequested
+from ropewalk.cluster.process.output import rank_prefix
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.event_log import STOPPED_UNSAVED
 from ropewalk.jobs.runs.program.last_words import innermost_frame, last_words
 
 TAIL_BYTES = 65_536
+SHARED_TAIL_BYTES = 16 * TAIL_BYTES  # of a log that the ranks of a node share
 ENDING_LETTERS = 16_384  # at the end of the log that are searched for a lost peer
 SHELLS_SIGNAL = 128  # a shell whose program was killed by a signal exits with this plus the signal's number
 _SIGNALS = frozenset(signal.Signals)
@@ -75,7 +77,7 @@ def how_it_ended(code: int) -> str:
 
 def log_of(context: JobContext) -> Path:
     """Return the log file of this process's program."""
-    return context.run.log_dir(context.attempt) / f"rank-{context.rank}.log"
+    return context.run.log_dir(context.attempt) / (context.shared_log or f"rank-{context.rank}.log")
 
 
 def log_size(context: JobContext) -> int:
@@ -91,7 +93,12 @@ def tail(context: JobContext, since_bytes: int) -> str:
     try:
         with log_of(context).open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(since_bytes if since_bytes <= size else 0, size - TAIL_BYTES))  # smaller if it was rotated
-            return stream.read().decode(errors="replace")
+            most_bytes = SHARED_TAIL_BYTES if context.shared_log else TAIL_BYTES
+            stream.seek(max(since_bytes if since_bytes <= size else 0, size - most_bytes))  # smaller if it was rotated
+            text = stream.read().decode(errors="replace")
     except OSError:
         return ""
+    if not context.shared_log:
+        return text
+    prefix = rank_prefix(context.rank)
+    return "\n".join(line.removeprefix(prefix) for line in text.split("\n") if line.startswith(prefix))

@@ -3,27 +3,29 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.fresh_reads import list_afresh
 from ropewalk.cluster.process.log_rotation import predecessor
+from ropewalk.cluster.process.output import RANK_LINE
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import poll_seconds
 
 POLL_SECONDS = 0.2
-KINDS = ("batch", "store", "node", "ray", "rank")  # parents before their children
+SHARED = "ranks"  # log of the ranks of a node in a large group
+KINDS = ("batch", "store", "node", "ray", "rank", SHARED)  # parents before their children
 LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} rank 0 [A-Z]+ ropewalk\.")  # by `configure_logging` in a rank
 ARRAY_ENDING = "_0_log.out"  # submitit's: JOB_ELEMENT_0_log.out
 
 
 def log_files(run: RunDir, rank: int | None = None, node: int | None = None) -> list[tuple[str, Path]]:
-    """List (prefix, path) of the logs, oldest attempt first, or only those of one rank or node.
+    """List (prefix, path) of the logs, oldest attempt first, or only those of one node, or that may have lines of one rank.
 
     A requeued job appends to the batch log of the attempt that it was submitted with.
     """
-    selection = {"rank": rank, "node": node}
+    selection = {"rank": rank, "node": node, SHARED: rank or None}  # rank 0 has a log of its own
     is_selective = any(number is not None for number in selection.values())
     logs = []
     for attempt in run.attempts():
@@ -36,6 +38,7 @@ def log_files(run: RunDir, rank: int | None = None, node: int | None = None) -> 
             wanted = selection.get(kind)
             if not is_selective or wanted is not None:
                 files = sorted(names.get(kind, []))
+                wanted = None if kind == SHARED else wanted
                 logs += [(f"{attempt}.{path.stem}", path) for number, path in files if wanted is None or number == wanted]
         if not is_selective:
             logs += _array_files(run, attempt)
@@ -47,7 +50,8 @@ def refuse_absent(run: RunDir, rank: int | None, node: int | None) -> None:
     for kind, number in (("rank", rank), ("node", node)):
         names = {path.stem for attempt in run.attempts() for path in run.log_dir(attempt).glob(f"{kind}-*.log")}
         numbers = sorted(int(name.partition("-")[2]) for name in names if name.partition("-")[2].isdigit())
-        if number is not None and numbers and number not in numbers:
+        has_shared = kind == "rank" and any(prefix.partition(".")[2].startswith(SHARED) for prefix, _ in log_files(run))
+        if number is not None and numbers and number not in numbers and not has_shared:
             existing = f"{kind}s {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{kind} {numbers[0]}"
             raise ConfigError(f"--{kind} {number}: {run.id} has no such log; it has logs of {existing}")
 
@@ -62,14 +66,24 @@ def _array_files(run: RunDir, attempt: int) -> list[tuple[str, Path]]:
     return [(f"{attempt}.array-{path.parent.name}-{path.name.removesuffix(ARRAY_ENDING)}", path) for path in files]
 
 
+def _shown(prefix: str, lines: Iterable[str], rank: int | None) -> Iterator[str]:
+    """Yield lines with their origin: in a log that ranks share each line's own, and only those of `rank` if it is given."""
+    attempt, _, name = prefix.partition(".")
+    is_shared = name.startswith(f"{SHARED}-")
+    for line in lines:
+        owner = RANK_LINE.match(line) if is_shared else None
+        if not is_shared or rank is None or (owner and int(owner[1]) == rank):
+            origin = f"{attempt}.rank-{owner[1]}" if owner else prefix
+            yield f"{origin} | {line[owner.end() if owner else 0 :].rstrip()}"
+
+
 def read_logs(run: RunDir, rank: int | None = None, node: int | None = None) -> Iterator[str]:
     """Yield every line, with a prefix such as `1.rank-0 |`."""
     for prefix, path in log_files(run, rank, node):
         for part in (predecessor(path), path):
             if part.exists():
                 with part.open(errors="replace", newline="\n") as stream:
-                    for line in stream:
-                        yield f"{prefix} | {line.rstrip()}"
+                    yield from _shown(prefix, stream, rank)
 
 
 def follow_logs(
@@ -89,8 +103,7 @@ def follow_logs(
             for attempt in run.attempts():
                 list_afresh(run.log_dir(attempt))  # to see a log that another machine has just started
         for prefix, path in log_files(run, rank, node):
-            for line in _new_lines(path, offsets, to_the_end=last_round):
-                yield f"{prefix} | {line.rstrip()}"
+            yield from _shown(prefix, _new_lines(path, offsets, to_the_end=last_round), rank)
         if last_round:
             return
         sleep(pause_seconds)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.runs.show.logs import follow_logs, log_files, read_logs
+from ropewalk.jobs.runs.show.logs import follow_logs, log_files, read_logs, refuse_absent
 
 
 @pytest.fixture
@@ -34,6 +34,18 @@ def test_who_started_the_others_comes_first_attempt_by_attempt(run: RunDir) -> N
     assert [prefix for prefix, _ in log_files(run)] == [*(f"1.{name}" for name in first), "2.rank-0"]
     assert list(read_logs(run, rank=2)) == ["1.rank-2 | word"]
     assert list(read_logs(run, node=0)) == ["1.node-0 | word"]
+
+
+def test_lines_of_a_shared_log_are_those_of_their_ranks(run: RunDir) -> None:
+    say(run, "logs/rank-0.log", "zero\n")
+    say(run, "logs/ranks-0.log", "rank 1 | one\nrank 12 | twelve\nabort: of compiled code\n")
+    say(run, "logs/ranks-7.log", "rank 57 |  indented\n")
+    lines = ["1.rank-0 | zero", "1.rank-1 | one", "1.rank-12 | twelve", "1.ranks-0 | abort: of compiled code"]
+    assert list(read_logs(run)) == [*lines, "1.rank-57 |  indented"]
+    assert list(follow_logs(run, lambda: True, sleep=lambda _: None)) == [*lines, "1.rank-57 |  indented"]
+    assert list(read_logs(run, rank=12)) == ["1.rank-12 | twelve"]
+    assert list(read_logs(run, rank=0)) == ["1.rank-0 | zero"]
+    refuse_absent(run, 12, None)
 
 
 def test_a_rotated_log_is_read_with_its_predecessor(run: RunDir) -> None:

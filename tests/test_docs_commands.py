@@ -38,6 +38,7 @@ FIRST = ("README.md", "docs/guides/first-run.md", "docs/guides/own-program.md")
 ONE_BATCH = "batch.global_batch=4 batch.micro_batch=2"
 TINY = f"model.preset=tiny seq_len=64 steps=3 {ONE_BATCH}"
 SHORT_CHATS = f"steps=3 seq_len=96 {ONE_BATCH}"
+TINY_BASE = " ".join(f"base.{key}" for key in TINY.split())
 SMALLER = {
     "ropewalk run preprocess -c preprocess.yaml": "tokenizer.train=512",
     "ropewalk run pretrain -c pretrain.yaml optim.lr=1e-3": TINY,
@@ -45,7 +46,8 @@ SMALLER = {
     "ropewalk run command resources.nodes=2 resources.gpus=8 -- python train.py --lr 1e-3": "resources.gpus=0",
     "ropewalk run finetune -c finetune.yaml": SHORT_CHATS,
     "ropewalk run align -c align.yaml": SHORT_CHATS,
-    "ropewalk run sweep -c sweep.yaml": " ".join(["trials=3", "scheduler=fifo", *(f"base.{key}" for key in TINY.split())]),
+    "ropewalk run sweep -c sweep.yaml": f"trials=3 scheduler=fifo {TINY_BASE}",
+    "ropewalk run sweep -c sweep.yaml 'space.optim.lr.choice=[1e-4, 3e-4]' --dry-run": f"scheduler=fifo {TINY_BASE}",
     "ropewalk run distill -c distill.yaml": f"seq_len=64 steps=3 {ONE_BATCH} baseline.seeds=2",
     "ropewalk run compress -c compress.yaml": "seq_len=64 max_sequences=4 calibration.sequences=4 timing=null",
 }

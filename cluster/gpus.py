@@ -12,6 +12,7 @@ from typing import Any
 
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.text import counted
 
 DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 ORDER_VARIABLE = "CUDA_DEVICE_ORDER"
@@ -149,7 +150,8 @@ def deal_devices(resources: Resources, devices: Sequence[str] | None = None) -> 
     if nodes * gpus > len(devices):
         where = "" if users_devices() == ALL else f" ({DEVICES_VARIABLE}={users_devices()})"
         raise ConfigError(
-            f"resources: {nodes} virtual nodes with gpus={gpus} need {nodes * gpus} GPUs, but this machine has {len(devices)}"
+            f"resources: gpus={gpus} on {counted(nodes, 'virtual node')} are {counted(nodes * gpus, 'GPU')}, but this machine has"
+            f" {len(devices)}"
             f"{where}; set {_remedies(len(devices), nodes, gpus)}"
         )
     return [list(devices[node * gpus : (node + 1) * gpus]) for node in range(nodes)]

@@ -42,5 +42,5 @@ def test_trials_that_need_too_many_gpus_do_not_wait(tmp_path: Path, monkeypatch:
     driver = Driver(JobContext(run=run, attempt=1), config)
     assert (driver.gpus, concurrent_trials(config, driver.sample.resources, "local")) == (1, 1)
     base["resources"]["gpus"] = 4
-    with pytest.raises(ConfigError, match="need 4 GPUs, but this machine has 1"):
+    with pytest.raises(ConfigError, match="are 4 GPUs, but this machine has 1"):
         Driver(JobContext(run=run, attempt=1), SweepConfig.model_validate({**values, "base": base}))

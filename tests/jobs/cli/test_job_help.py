@@ -319,7 +319,7 @@ def test_job_files_name_their_job(shell: Shell, tmp_path: Path) -> None:
     file.write_text("data: d\nsteps: 3\n")
     answer = "job.yaml: names no job; type `ropewalk run pretrain -c job.yaml`, or write `run: pretrain` into the file\n"
     assert shell.mistake("run", "-c", "job.yaml") == f"error: {answer}"
-    assert shell.mistake("submit", "-c", "job.yaml", "steps=4") == f"error: {answer}"
+    assert shell.mistake("submit", "-c", "job.yaml", "steps=4") == f"error: {answer}".replace("run pretrain", "submit pretrain")
     file.write_text("steps: 3\ndata: d\nmodel: {path: m}\n")
     assert "(JOB: pretrain or align or finetune)" in shell.mistake("run", "-c", "job.yaml")
     file.write_text("run: sweeep\n")

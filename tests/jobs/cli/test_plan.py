@@ -117,7 +117,7 @@ def test_check_names_each_mistake_in_a_line(shell: Shell) -> None:
     assert "to a multiple of 2" in shell.mistake("check", "-c", "job.yaml", "parallel.replicate=2", "resources.gpus=3")
     assert "ropewalk check -c FILE.yaml" in shell.mistake("check", "pretrain")
     Path("job.yaml").write_text("data: nowhere\nsteps: 10\n")
-    assert "names no job; type `ropewalk check JOB -c job.yaml`" in shell.mistake("check", "-c", "job.yaml")
+    assert "names no job; type `ropewalk check pretrain -c job.yaml`" in shell.mistake("check", "-c", "job.yaml")
 
 
 @pytest.mark.parametrize("command", [("check",), ("run", "--dry-run")])

@@ -1,5 +1,6 @@
 """Folders and numbers of a run's attempts, and their creation."""
 
+import logging
 import os
 import shutil
 import time
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.errors import DamagedFileError
-from ropewalk.cluster.run.files import json_text, write_all
-from ropewalk.cluster.run.names import ATTEMPT, ATTEMPTS, SUCCESSOR
+from ropewalk.cluster.run.files import append_lines, json_text, machine, write_all
+from ropewalk.cluster.run.names import ATTEMPT, ATTEMPTS, LATER_FOLDER, SUCCESSOR
 from ropewalk.cluster.run.succession import create_marked_folder, mark_succeeded, read_mark
 from ropewalk.cluster.spec import Outcome, RunState
+
+log = logging.getLogger(__name__)
 
 
 def attempt_folder(run: Path, number: int) -> Path:
@@ -51,7 +54,22 @@ def begin_attempts(
             shutil.rmtree(path.parent)
         raise
     write_all(files, durable=durable)
+    _list_later({run: number for run, number in zip(runs, numbers, strict=True) if number > 1})
     return numbers
+
+
+def _list_later(attempts: Mapping[Path, int]) -> None:
+    """Add attempts after the first to the lists beside the runs, so that a listing of runs finds those that go on."""
+    for root in {run.parent for run in attempts}:
+        path = root / LATER_FOLDER / f"{machine()}-{os.getuid()}.jsonl"
+        lines = [{"run": run.name, "attempt": number} for run, number in attempts.items() if run.parent == root]
+        try:
+            if not path.parent.exists():
+                path.parent.mkdir(exist_ok=True)
+                path.parent.chmod(0o1777)  # users may share the root
+            append_lines(path, lines)
+        except OSError as error:
+            log.warning("%s: `ropewalk ps` may list a resumed run late: %s", path, error)
 
 
 def _open(run: Path, wanted: int | None) -> int:

@@ -1,7 +1,8 @@
 """Fast listing of the runs that have not ended, among many that have.
 
 Runs that have ended for good are noted in a cache of this user, each with the number of its last attempt. A note holds as long as
-the run has no later attempt, which every listing checks. Without the cache a listing takes longer and returns the same.
+the run has no later attempt: those are listed beside the runs as they are opened, and each listing also checks some of the notes,
+for runs that were copied here. Without the cache a listing takes longer and returns the same.
 """
 
 import hashlib
@@ -16,14 +17,17 @@ from pathlib import Path
 import orjson
 
 from ropewalk.cluster.run.directory import RunDir, ids_under, runs_by_age
+from ropewalk.cluster.run.event_log import EventLog
 from ropewalk.cluster.run.file_systems import mount_of
 from ropewalk.cluster.run.files import cache_dir, write_atomically
-from ropewalk.cluster.run.names import ATTEMPTS, OUTCOME, SUCCESSOR
+from ropewalk.cluster.run.names import ATTEMPTS, LATER_FOLDER, OUTCOME, SUCCESSOR
 from ropewalk.cluster.run.succession import read_mark
 from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.results.metrics import read_new_lines
 
 FEW = 100  # new notes that are not worth writing the cache
 SETTLED_SECONDS = 60.0  # an outcome reported by the scheduler may be replaced by the run's own
+CHECK_TURNS = 64  # a listing checks one in so many notes
 THREADS = 8  # a network file system answers several requests at once
 _FINAL = frozenset(state.value for state in RunState if state.final)
 
@@ -45,37 +49,41 @@ def open_runs(roots: Iterable[Path]) -> tuple[list[RunDir], int]:
 def _noted(root: Path, ids: Sequence[str]) -> Mapping[str, int]:
     """Return the last attempts of runs that have ended, by id, from the cache and from the runs; update the cache."""
     path, folder = _cache_file(root), str(root)
-    cached = _read(path)
+    cached, offsets = _read(path)
     shared, before = mount_of(root).shared, time.time() - SETTLED_SECONDS
+    resumed, offsets = _later_attempts(root, offsets, afresh=shared)
+    present = set(ids)
+    noted = {name: number for name, number in cached.items() if name in present and name not in resumed}
+    for name in list(noted)[int(time.time()) % CHECK_TURNS :: CHECK_TURNS]:
+        if os.access(f"{folder}/{name}/{_folder(noted[name] + 1)}", os.F_OK):
+            del noted[name]
 
-    later = {number: _folder(number + 1) for number in set(cached.values())}
-
-    def check(part: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
-        confirmed = {
-            name: number
-            for name in part
-            if (number := cached.get(name)) and not os.access(f"{folder}/{name}/{later[number]}", os.F_OK)
+    def check(part: Sequence[str]) -> dict[str, int]:
+        ended = {name: number for name in part if (number := _ended_attempt(f"{folder}/{name}", before))}
+        # the name of a later attempt may be missing on NFS for a minute, but not the mark in the older one
+        return {
+            name: n for name, n in ended.items() if not shared or not read_mark(Path(f"{folder}/{name}/{_folder(n)}/{SUCCESSOR}"))
         }
-        fresh = {name: _ended_attempt(f"{folder}/{name}", before) for name in part if name not in confirmed}
-        fresh = {name: number for name, number in fresh.items() if number}
-        if shared:  # the name of a later attempt may be missing for a minute, but not the mark in the older one
-            for name, number in [*confirmed.items(), *fresh.items()]:
-                if read_mark(Path(f"{folder}/{name}/{_folder(number)}/{SUCCESSOR}")):
-                    confirmed.pop(name, None)
-                    fresh.pop(name, None)
-        return confirmed, fresh
 
-    noted, num_fresh = dict[str, int](), 0
+    unknown, num_fresh = [name for name in ids if name not in noted], len(resumed)
     with ThreadPoolExecutor(THREADS) as pool:
-        for confirmed, fresh in pool.map(check, [ids[start::THREADS] for start in range(THREADS)]):
-            noted |= confirmed
-            noted |= fresh
-            num_fresh += len(fresh)
+        for ended in pool.map(check, [unknown[start::THREADS] for start in range(THREADS)]):
+            noted |= ended
+            num_fresh += len(ended)
     if num_fresh >= FEW:
         with suppress(OSError):  # a disk is full, or the home directory is read-only
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, orjson.dumps(noted), durable=False, mode=0o600)
+            write_atomically(path, orjson.dumps([noted, offsets]), durable=False, mode=0o600)
     return noted
+
+
+def _later_attempts(root: Path, offsets: Mapping[str, int], *, afresh: bool) -> tuple[set[str], dict[str, int]]:
+    """Return the ids in the lists of later attempts beyond the offsets by file, and the new offsets."""
+    resumed, ends = set[str](), dict[str, int]()
+    for path in EventLog(root / LATER_FOLDER).files(afresh=afresh):
+        lines, ends[path.name] = read_new_lines(path, offsets.get(path.name, 0))
+        resumed |= {str(line.get("run")) for line in lines}
+    return resumed, ends
 
 
 @cache
@@ -107,9 +115,11 @@ def _cache_file(root: Path) -> Path:
     return cache_dir() / "ended" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json"
 
 
-def _read(path: Path) -> dict[str, int]:
+def _read(path: Path) -> tuple[dict[str, int], dict[str, int]]:
     try:
-        cached = orjson.loads(path.read_bytes())
-    except (OSError, ValueError):  # none yet, or damaged by a power cut
-        return {}
-    return cached if isinstance(cached, dict) and set(map(type, cached.values())) <= {int} else {}
+        noted, offsets = orjson.loads(path.read_bytes())
+        if set(map(type, [*noted.values(), *offsets.values()])) <= {int}:
+            return noted, offsets
+    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or damaged by a power cut
+        pass
+    return {}, {}

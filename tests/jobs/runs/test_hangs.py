@@ -38,17 +38,6 @@ def test_why_groups_the_ranks_of_all_nodes_by_where_they_stood(tmp_path: Path) -
     assert second.startswith("replaced ranks without progress for 1.0 s at step 9: rank 0 in")
 
 
-def test_why_counts_the_ranks_of_many_nodes(tmp_path: Path) -> None:
-    run = RunDir.create("x", {"job": "pretrain", "config": {}, "resources": {"nodes": 400}}, tmp_path)
-    run.begin_attempt()
-    common = {"attempt": 1, "group": 1, "stacks": "s", "step": 4, "seconds": 2.0}
-    for node in range(400):
-        places = [rank(8 * node + local, REDUCE if node else "read (user/data.py:7)") for local in range(8)]
-        run.event("ranks_hung", **common, node=node, ranks=places)
-    (line,) = diagnose(run, BackendState(state=RunState.RUNNING)).evidence
-    assert f"3192 ranks in {REDUCE}, 8 ranks in read (user/data.py:7)" in line.replace(",192", "192")
-
-
 def test_why_names_slow_ranks_until_the_next_step(tmp_path: Path) -> None:
     run = RunDir.create("x", {"job": "pretrain", "config": {}, "resources": {"nodes": 2}}, tmp_path)
     attempt = run.begin_attempt()

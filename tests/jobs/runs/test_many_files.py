@@ -11,7 +11,6 @@ import pytest
 from ropewalk.cluster.backends.base import BackendState
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import Mount
-from ropewalk.cluster.run.succession import write_mark
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.runs.show.diagnose import diagnose
 from ropewalk.jobs.runs.show.open_runs import open_runs
@@ -123,13 +122,34 @@ def test_the_second_listing_opens_no_file_of_ended_runs(root: Path) -> None:
     assert open_ids(root) == ([runs[7].id, runs[250].id], 297)
 
 
+def test_later_attempts_are_listed_once_they_are_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = make_runs(root, 150)
+    assert open_ids(root) == ([], 150)
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # the first note is checked, and no other
+    looked_at = []
+    access = os.access
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: looked_at.append(str(path)) or access(path, mode))
+        assert open_runs([root]) == ([], 150)
+    assert len(looked_at) == 3, "one in 64 notes"
+    assert not (root / ".attempts").exists(), "no run has gone on"
+    runs[30].begin_attempt()
+    assert (root / ".attempts").stat().st_mode & 0o1777 == 0o1777
+    assert open_ids(root) == ([runs[30].id], 149)
+    end(runs[30], 2, RunState.FAILED)
+    assert open_ids(root) == ([], 150)
+    for _ in range(3):
+        runs[31].begin_attempt()
+    assert open_ids(root) == ([runs[31].id], 149)
+
+
 def test_a_cache_that_is_damaged_or_cannot_be_written_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = make_runs(root, 150)
     runs[5].begin_attempt()
     expected = ([runs[5].id], 149)
     assert open_ids(root) == expected
     (cache,) = (root.parent / "cache").rglob("*.json")
-    for content in ("", '{"many', "[1]", '{"a": "b"}'):
+    for content in ("", '{"many', "[1]", '{"a": "b"}', '[{"a": "b"}, {}]', "[1, 2]"):
         cache.write_text(content)
         assert open_ids(root) == expected
     (root.parent / "file").touch()
@@ -175,5 +195,6 @@ def test_on_a_network_file_system_the_mark_of_a_later_attempt_counts(root: Path,
     runs = make_runs(root, 150)
     assert open_ids(root) == ([], 150)
     monkeypatch.setattr("ropewalk.jobs.runs.show.open_runs.mount_of", lambda path: Mount("nfs4"))
-    write_mark(runs[9].attempt_dir(1) / "successor", 2)  # another machine resumed it; this one does not see attempts/0002 yet
+    runs[9].begin_attempt()  # on another machine; this one does not see attempts/0002 yet
+    runs[9].attempt_dir(2).rename(root / "elsewhere")
     assert open_ids(root) == ([runs[9].id], 149)

@@ -26,6 +26,7 @@ SMALL = {
     "bench_data_path": ["--megabytes", "1", "--items", "30", "--vocabulary", "1000"],
     "bench_drift": ["--texts", "100", "--tries", "1", "--null", "2", "--series", "0"],
     "bench_false_alarms": ["--runs", "1", "--steps", "20"],
+    "bench_growth": [],
     "bench_head": ["--vocabulary", "4096", "--peak-tokens", "512", "--tokens", "64", "--rounds", "1"],
     "bench_hung": ["--hangs", "1", "--kinds", "stopped", "--step-seconds", "0"],
     "bench_gateway": ["--requests", "6", "--tokens", "6", "--turns", "1", "--connections", "50"],

@@ -15,13 +15,13 @@ CONNECTIONS = 64  # of a rank that does not serve the store, in a group of any s
 def prepare_sockets(rank: int, world_size: int) -> None:
     """Let this rank connect lazily, and to as many ranks as it must. Call before the group forms.
 
-    Rank 0 serves the store and gathers values, so it has two connections to every other rank. Raises ConfigError if the hard
-    limit of open files is too low.
+    Rank 0 serves the store, to which each rank has two connections, and gathers values of all ranks. Raises ConfigError if the
+    hard limit of open files is too low.
     """
     if world_size == 1:
         return
     os.environ.setdefault(LAZY_VARIABLE, "1")
-    number = OWN_FILES + (2 * world_size if rank == 0 else min(2 * world_size, CONNECTIONS))
+    number = OWN_FILES + (3 * world_size if rank == 0 else min(3 * world_size, CONNECTIONS))
     limit = raise_open_files(number + SHARD_FILES)
     if limit < number:
         raise ConfigError(

@@ -12,6 +12,7 @@ import json
 import math
 import tempfile
 import tracemalloc
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from ropewalk.cluster.backends.base import BackendState
+from ropewalk.cluster.engines.hang import Agreement
 from ropewalk.cluster.engines.rendezvous import RanksNode
 from ropewalk.cluster.process.signals import ShutdownGate
 from ropewalk.cluster.run.directory import RunDir
@@ -50,6 +52,7 @@ LAWS = {
     "collectives of a step": CONSTANT,
     "samples of a rank": CONSTANT,
     "logs of ranks, files": LINEAR,
+    "votes on a hang, messages": LINEAR,
     "events of a hang, KiB": LINEAR,
     "words of `why` about a hang": CONSTANT,
     "summary of the nodes' samples, KiB": CONSTANT,
@@ -143,10 +146,32 @@ def files(size: int) -> dict[str, float]:
     samples = [{"time": 1.0, "node": node, **{f"gpu{gpu}_percent": 50.0 + node % 3 for gpu in range(8)}} for node in nodes]
     return {
         "logs of ranks, files": len(logs),
+        "votes on a hang, messages": _votes(len(nodes)),
         "events of a hang, KiB": events / 1024,
         "words of `why` about a hang": len(line.split()),
         "summary of the nodes' samples, KiB": len(json.dumps(summarize(samples))) / 1024,
     }
+
+
+class _Votes:
+    """A store with counters that counts its messages."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, int] = defaultdict(int)
+        self.messages = 0
+
+    def add(self, key: str, amount: int, /) -> int:
+        self.messages += 1
+        self.counters[key] += amount
+        return self.counters[key]
+
+
+def _votes(num_nodes: int) -> int:
+    """Let all nodes agree on a hang; return the number of messages."""
+    store = _Votes()
+    agreed = [Agreement(store, num_nodes).is_hung(silent=True, has_cause=True, has_waiter=True) for _ in range(num_nodes)]
+    assert agreed == [*[False] * (num_nodes - 1), True]
+    return store.messages
 
 
 def _log(run: RunDir, rank: int, num_nodes: int) -> str:

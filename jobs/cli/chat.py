@@ -28,7 +28,7 @@ def chat(  # noqa: PLR0917 - typer reads the options of a command from its argum
     find_model(model)  # refuses an unknown name before torch is imported
     at_terminal = sys.stdin.isatty()
     if at_terminal:
-        print(f"loading {model} ...", file=sys.stderr, flush=True)
+        print(f"opening {model} ...", file=sys.stderr, flush=True)
     from ropewalk.jobs.inference.scoring.endpoint_chat import EndpointChat, find_endpoint
     from ropewalk.jobs.inference.scoring.generate import Sampling
 

@@ -1,5 +1,6 @@
 """Inputs of the hub for a volume that this machine does not see: a pod fetches them, with the progress shown here."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -7,8 +8,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from ropewalk.cluster.backends.base import Profile
 from ropewalk.cluster.config_reader import load_config
@@ -56,9 +57,9 @@ def served_at(host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
         monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", fake.address)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{fake.address}/{URL}")
+        monkeypatch.setattr(constants, "ENDPOINT", fake.address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{fake.address}/{URL}")
         yield fake
 
 
@@ -94,13 +95,21 @@ def test_a_pod_fills_the_volume(hub: FakeHub, tmp_path: Path, monkeypatch: pytes
     assert not any("/resolve/" in path for path in hub.requests[count:]), "what is on the volume is not fetched again"
 
 
+def machine_of(lab: Cluster) -> str:
+    """Return the address of this machine in the network of the nodes, which pods reach."""
+    (node, *_) = lab.rest.items("Node", selector="!type")
+    address = next(each["address"] for each in node["status"]["addresses"] if each["type"] == "InternalIP")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
 @pytest.mark.soak("make test runs test_a_pod_fills_the_volume")
 def test_a_pod_of_a_real_cluster_fills_its_claim(
     lab: Cluster, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = lab.kubectl("get", "endpoints", "kubernetes", "--output", "jsonpath={.subsets[0].addresses[0].ip}")  # seen by pods
     backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
-    with closing(backend.kube), served_at(machine, monkeypatch, tmp_path) as hub:
+    with closing(backend.kube), served_at(machine_of(lab), monkeypatch, tmp_path) as hub:
         inputs = Inputs(backend, tmp_path / "runs")
         config, _ = inputs.pin(load_config(PretrainConfig, {"data": "/volume/data", "model": {"path": "org/name"}, "steps": 1}))
         inputs.fetch()

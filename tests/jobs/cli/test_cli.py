@@ -220,7 +220,7 @@ def test_chat_says_with_whom_and_how_it_ends(shell: Shell, monkeypatch: pytest.M
     monkeypatch.setattr("ropewalk.jobs.runs.models.find_model.find_model", lambda _: None)
     shell("chat", "base")
     assert shell.out == "HELLO\nclosed\n"
-    assert shell.err == "loading base ...\nbase has no chat template. An empty line ends the conversation.\n"
+    assert shell.err == "opening base ...\nbase has no chat template. An empty line ends the conversation.\n"
 
 
 def test_chat_refuses_a_wrong_name_before_it_loads_anything(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,8 @@ def _complete_registered(incomplete: str, *, aliases: bool, versions: bool) -> C
 # --- arguments and options that several commands share
 
 RunRef = Annotated[
-    str, typer.Argument(metavar="RUN", help="a run: its id, a unique prefix of it, its directory, or latest", autocompletion=runs)
+    str,
+    typer.Argument(metavar="RUN", help="a run: its id or a unique prefix, its name or directory, or latest", autocompletion=runs),
 ]
 JobName = Annotated[str | None, typer.Argument(metavar="JOB", help="preprocess, pretrain, evaluate, ...", autocompletion=jobs)]
 Overrides = Annotated[

@@ -13,7 +13,9 @@ from ropewalk.jobs.cli.complete import AsJson
 SweepRef = Annotated[
     str,
     typer.Argument(
-        metavar="SWEEP", help="a sweep: its id, a unique prefix of it, its directory, or latest", autocompletion=complete.runs
+        metavar="SWEEP",
+        help="a sweep: its id or a unique prefix, its name or directory, or latest",
+        autocompletion=complete.runs,
     ),
 ]
 

@@ -7,6 +7,7 @@ RopewalkError                  an error that a person can act on: the message na
 ├── DataError                  invalid input or data set                               CLI exits 2, a rank 42
 │   └── CorruptShardError      a shard does not match its checksum
 ├── CheckpointError            a checkpoint is missing, incomplete, or of another model
+│   └── DamagedCheckpointError a checkpoint does not match its checksums, and no older one can be loaded instead
 ├── GateError                  a score does not meet `require`; carries the results    CLI exits 1, a rank 42
 ├── NumericsError              the loss became NaN or jumped, and the policy is to stop
 ├── BackendError               a scheduler refused, failed or does not answer          CLI exits 1
@@ -73,6 +74,10 @@ class CorruptShardError(DataError):
 
 class CheckpointError(RopewalkError):
     """A checkpoint is missing, incomplete, damaged, or belongs to another model."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint does not match its checksums, and no older one can be loaded instead."""
 
 
 class GateError(RopewalkError):

@@ -16,7 +16,6 @@ _TRAINING = (
     "transformers",
     "transformers.models.llama.modeling_llama",  # the presets; other models share most of its imports
     "torch.distributed.fsdp",
-    "torch.distributed.checkpoint",
     "ropewalk.jobs.training.loop.recipe",
 )
 _VALIDATION = ("validation/loss", "validation/bits_per_byte")

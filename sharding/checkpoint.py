@@ -1,25 +1,22 @@
 """Elastic checkpoints: saved in the background, committed by a manifest, loaded at any world size."""
 
+import itertools
 import logging
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import async_save
-
-from ropewalk.cluster.errors import CheckpointError, RopewalkError, StaleAttemptError, StorageError
+from ropewalk.cluster.errors import CheckpointError, DamagedCheckpointError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.storage import StoragePath
+from ropewalk.sharding.background_save import BackgroundSave
 from ropewalk.sharding.config import CheckpointConfig
+from ropewalk.sharding.file_layout import FileLayout, StoredTensor
 from ropewalk.sharding.floats import null_floats
-from ropewalk.sharding.group import Group
+from ropewalk.sharding.group import Group, open_messages
 from ropewalk.sharding.layout import (
     MANIFEST_NAME,
     complete_steps,
@@ -31,29 +28,39 @@ from ropewalk.sharding.layout import (
     steps_in,
     write_step_list,
 )
+from ropewalk.sharding.load_state import load_state, mesh_of, require_same_tensors
 from ropewalk.sharding.manifest import (
     CheckpointManifest,
     FileRecord,
+    TensorTable,
     config_diff,
     dump_manifest,
+    file_name,
     hash_values,
-    problems,
     read_manifest,
 )
+from ropewalk.sharding.rank_file import write_rank_file
+from ropewalk.sharding.read_plan import problems
+from ropewalk.sharding.save_reports import SaveReports
+from ropewalk.sharding.staging import Staging
 from ropewalk.sharding.state import State
-from ropewalk.sharding.storage import CheckpointReader, CheckpointWriter, WrittenFile, parse_index
 
 log = logging.getLogger(__name__)
 
+_numbers = itertools.count()  # of the saves of this process: equal on all ranks, which save together
+
 
 def newest_complete(root: StoragePath, step: int | None = None) -> tuple[StoragePath, CheckpointManifest]:
-    """Return the newest checkpoint (or that of `step`) whose files verify, in one process. Raises CheckpointError."""
+    """Return the newest checkpoint (or that of `step`) whose files are all there, in one process. Raises CheckpointError.
+
+    Tensors are verified when they are read.
+    """
     steps = sorted(listed_steps(root).union(steps_in(root))) if step is None else [step]
     for candidate in reversed(steps):
         folder = root.child(directory_of(candidate))
         try:
             manifest = read_manifest(folder)
-            wrong = problems(folder, manifest.files)
+            wrong = problems(folder, manifest)
         except CheckpointError as error:
             wrong = [str(error)]
         if not wrong:
@@ -74,18 +81,24 @@ class Checkpoints:
         # both run on rank 0 in the background thread: make earlier records durable; note a commit as (position, step)
         self.before_commit: Callable[[], None] = lambda: None
         self.after_commit: Callable[[int, int], None] = lambda position, step: None
-        # the collectives of the background save must not mix with those of the training step
-        self._background = dist.new_group(backend="gloo", timeout=group.timeout)
-        on_gpu = group.device.type == "cuda"
-        self._stager = DefaultStager(StagingOptions(on_gpu, False, False, on_gpu))
-        self._pending: Future[Any] | None = None
+        self._messages = open_messages(group)
+        self._staging = Staging(group.device)
+        self._pending: BackgroundSave | None = None
+        self._described: tuple[State, TensorTable, FileLayout] | None = None
+        self._retention: threading.Thread | None = None
+        self._step_list = threading.Lock()
         self._bad: set[int] = set()
+        self._damaged: set[str] = set()  # directories of checkpoints that could not be loaded
 
     # --- saving
 
     def save(self, state: State, *, step: int, position: int, progress: dict[str, Any]) -> None:
-        """Copy the state and start to write it; returns when training may continue. At most one save is in progress."""
-        self.wait()
+        """Start to copy the state and to write it, and return. At most one save is in progress.
+
+        The state must not change until `wait_for_copy` returns.
+        """
+        self._finish_save()
+        tensors, layout = self._describe(state)
         manifest = CheckpointManifest(
             step=step,
             position=position,
@@ -94,43 +107,85 @@ class Checkpoints:
             world_size=self.group.world_size,
             attempt=self.fence.attempt,
             group=self.fence.group,
+            time=time.time(),
             files=[],
-            index="",
+            tensors=tensors,
             progress=progress,
         )
         folder = self.root.child(directory_of(step))
-        # the prefix keeps a process of an earlier attempt from overwriting files that a newer one committed
-        prefix = f"{self.fence.attempt:04d}-{self.fence.group:06d}"
-        writer = CheckpointWriter(folder, prefix, self.fence.check, partial(self._commit, folder, manifest, prefix))
-        pending = async_save(
-            state, storage_writer=writer, planner=DefaultSavePlanner(), process_group=self._background, async_stager=self._stager
+        self._staging.prepare(state, layout, self.group.rank)
+        self._pending = BackgroundSave(
+            folder,
+            SaveReports(self._messages, next(_numbers), self.group.rank, self.group.world_size, self.group.timeout),
+            copy=self._staging.copy,
+            write=partial(self._write, folder, manifest, layout),
+            commit=partial(self._commit, folder, manifest) if self.group.is_main else None,
         )
-        assert isinstance(pending, Future)
-        self._pending = pending
         self.last_step = step
 
-    def _commit(self, folder: StoragePath, manifest: CheckpointManifest, prefix: str, files: list[WrittenFile]) -> None:
+    def _describe(self, state: State) -> tuple[TensorTable, FileLayout]:
+        """Return shapes and placements of a state; they are computed once, since a run saves the same tensors each time."""
+        if self._described is None or self._described[0] is not state:
+            mesh = mesh_of(self.group)
+            tensors = {name: StoredTensor.of(tensor, list(mesh)) for name, tensor in state.items()}
+            self._described = state, TensorTable.of(tensors, mesh), FileLayout(tensors, tuple(mesh.values()))
+        return self._described[1:]
+
+    def _write(self, folder: StoragePath, manifest: CheckpointManifest, layout: FileLayout, data: Any) -> FileRecord | None:
+        """Write this rank's file, if it saves anything."""
+        self.fence.check()
+        rank = self.group.rank
+        return write_rank_file(folder, file_name(manifest, rank), layout.file(rank), data) if len(data) else None
+
+    @property
+    def copying(self) -> bool:
+        """True while the state is being copied, and must not change."""
+        return self._pending is not None and self._pending.copying
+
+    def wait_for_copy(self) -> None:
+        """Wait until the state that is being saved is copied. Call before the state changes."""
+        if self._pending is not None:
+            self._pending.wait_for_copy()
+
+    def _commit(self, folder: StoragePath, manifest: CheckpointManifest, files: list[FileRecord]) -> None:
         """Commit the checkpoint. Called on rank 0, when the files of all ranks are durable."""
-        records = [FileRecord(path=f.path, size=f.size, checksum=f.checksum) for f in files]
-        complete = manifest.model_copy(update={"files": records, "index": f"{prefix}-index.json"})
+        complete = manifest.model_copy(update={"files": files})
         self.before_commit()
         self.fence.check()
-        write_step_list(self.root, {*listed_steps(self.root), manifest.step})
-        folder.write(MANIFEST_NAME, dump_manifest(complete))
-        self._bad.discard(manifest.step)
+        with self._step_list:
+            write_step_list(self.root, {*listed_steps(self.root), manifest.step})
+            folder.write(MANIFEST_NAME, dump_manifest(complete))
+            self._bad.discard(manifest.step)
+        self._damaged.discard(folder.url)
         self.run.event("checkpoint", step=manifest.step, attempt=manifest.attempt, path=directory_of(manifest.step))
         self.after_commit(manifest.position, manifest.step)
-        self._prune(manifest.progress.get("best_step"))
+        self._start_retention(manifest.progress.get("best_step"))
+
+    def _start_retention(self, best_step: int | None) -> None:
+        """Remove old checkpoints in a thread of its own: many files take longer than a save may wait."""
+        earlier = self._retention
+
+        def prune() -> None:
+            if earlier is not None:
+                earlier.join()
+            try:
+                self._prune(best_step)
+            except (OSError, RopewalkError) as error:
+                log.warning("%s: old checkpoints are not removed: %s", self.root.url, error)
+
+        self._retention = threading.Thread(target=prune, name="ropewalk-retention", daemon=True)
+        self._retention.start()
 
     def _prune(self, best_step: int | None) -> None:
         """Delete all but the newest `keep` complete checkpoints, the best one, and those that another run has pinned.
 
         The manifest is removed first, so that no checkpoint looks complete with half of its files.
         """
-        complete = [step for step in complete_steps(self.root) if step not in self._bad]
-        removed = [step for step in complete[: -self.config.keep] if step != best_step and not is_pinned(self.root, step)]
-        if removed:
-            write_step_list(self.root, set(complete).difference(removed))
+        with self._step_list:
+            complete = [step for step in complete_steps(self.root) if step not in self._bad]
+            removed = [step for step in complete[: -self.config.keep] if step != best_step and not is_pinned(self.root, step)]
+            if removed:
+                write_step_list(self.root, set(complete).difference(removed))
         for step in removed:
             self._remove(step)
 
@@ -141,54 +196,56 @@ class Checkpoints:
 
     @property
     def failed(self) -> bool:
-        """True if the background save has failed on this rank. Ranks must agree before they act on it."""
-        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+        """True if the background save has failed. Ranks must agree before they act on it."""
+        return self._pending is not None and self._pending.failed
+
+    def _finish_save(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.wait()
 
     def wait(self) -> None:
-        """Wait until the save in progress is complete. Raises its error, the same one on every rank."""
-        pending, self._pending = self._pending, None
-        error = pending.exception() if pending is not None else None
-        if error is not None:
-            raise _plain(error, self.root) from error
+        """Wait until the save in progress is complete and old ones are removed. Raises its error, the same on every rank."""
+        self._finish_save()
+        if self._retention is not None:
+            self._retention.join()
 
     def close(self) -> None:
-        """Wait for the save in progress, and free the memory of the copies."""
+        """Wait for the save in progress, and free the memory of the copy."""
         self.wait()
-        self._stager.close()
+        self._staging.free()
 
     # --- loading
 
     def find(self) -> tuple[StoragePath, CheckpointManifest] | None:
-        """Return the newest checkpoint whose files verify, or None. The ranks share the reading; damaged ones are reported.
+        """Return the newest checkpoint whose files are all there, or None; the ranks share the work. Bad ones are reported.
 
-        Raises CheckpointError if it belongs to a different model.
+        Tensors are verified when they are loaded. Raises CheckpointError if it belongs to a different model.
         """
         self.group.barrier()
-        for step in reversed(self.group.broadcast_object(newest_steps(self.root) if self.group.is_main else None)):
-            folder = self.root.child(directory_of(step))
-            manifest, wrong = self._examine(folder)
-            if manifest is None:
-                self._report_bad(step, folder, wrong)
-                continue
-            self._require_same_model(folder, manifest)
-            return folder, manifest
-        return None
+        return self._newest(self.root, newest_steps(self.root) if self.group.is_main else [])[0]
 
     def find_elsewhere(self, root: StoragePath, step: int | None) -> tuple[StoragePath, CheckpointManifest]:
-        """Return the checkpoint of another run (of `step`, else its newest) whose files verify. Raises CheckpointError."""
+        """Return the checkpoint of another run (of `step`, else its newest) whose files are there. Raises CheckpointError."""
         self.group.barrier()
-        steps: list[int] | None = None
-        if self.group.is_main:
-            steps = complete_steps(root) if step is None else [step]
+        steps = [step] if step is not None else complete_steps(root) if self.group.is_main else []
+        checkpoint, problem = self._newest(root, steps)
+        if checkpoint is None:
+            raise CheckpointError(f"{root.url}: {problem}; name another run or step in start_from")
+        return checkpoint
+
+    def _newest(self, root: StoragePath, steps: list[int]) -> tuple[tuple[StoragePath, CheckpointManifest] | None, str]:
+        """Return the newest usable checkpoint of rank 0's steps, if there is one, and the last problem."""
         problem = "it has no checkpoint"
-        for candidate in reversed(self.group.broadcast_object(steps) or []):
-            folder = root.child(directory_of(candidate))
+        for step in reversed(self.group.broadcast_object(steps)):
+            folder = root.child(directory_of(step))
             manifest, wrong = self._examine(folder)
             if manifest is not None:
                 self._require_same_model(folder, manifest)
-                return folder, manifest
+                return (folder, manifest), problem
+            self._report_bad(root, step, wrong)
             problem = "; ".join(wrong)
-        raise CheckpointError(f"{root.url}: {problem}; name another run or step in start_from")
+        return None, problem
 
     def _require_same_model(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
         if manifest.config_hash != self.config_hash and manifest.identity != null_floats(self.fingerprint):
@@ -198,61 +255,56 @@ class Checkpoints:
             )
 
     def _examine(self, folder: StoragePath) -> tuple[CheckpointManifest | None, list[str]]:
-        """Return the manifest if all files match it, else the problems."""
+        """Return the manifest if all files are there and their tables of checksums match it, else the problems."""
         read: CheckpointManifest | str | None = None
         if self.group.is_main:
             try:
-                read = read_manifest(folder)
+                read = read_manifest(folder) if folder.url not in self._damaged else "damaged, as was found while it was loaded"
             except CheckpointError as error:
                 read = str(error)
         manifest = self.group.broadcast_object(read, CheckpointManifest | str)
         if not isinstance(manifest, CheckpointManifest):
             return None, [str(manifest)]
-        mine = manifest.files[self.group.rank :: self.group.world_size]
-        wrong = [problem for rank in self.group.all_gather_object(problems(folder, mine)) for problem in rank]
+        mine = slice(self.group.rank, None, self.group.world_size)
+        wrong = [problem for rank in self.group.all_gather_object(problems(folder, manifest, mine)) for problem in rank]
         return (None if wrong else manifest), wrong
 
-    def _report_bad(self, step: int, folder: StoragePath, wrong: list[str]) -> None:
-        self._bad.add(step)
+    def _report_bad(self, root: StoragePath, step: int, wrong: list[str]) -> None:
+        """Report a bad checkpoint; one of this run does not count among those that are kept."""
+        url = root.child(directory_of(step)).url
+        if root.url == self.root.url:
+            self._bad.add(step)
         if self.group.is_main:
-            log.warning("%s is not used: %s; trying an older checkpoint", folder.url, "; ".join(wrong))
-            self.run.event("bad_checkpoint", step=step, path=folder.url, problems=wrong)
+            log.warning("%s is not used: %s; trying an older checkpoint", url, "; ".join(wrong))
+            self.run.event("bad_checkpoint", step=step, path=url, problems=wrong)
 
-    def load(self, folder: StoragePath, manifest: CheckpointManifest, state: State) -> None:
-        """Fill the tensors of `state` in place. Raises CheckpointError unless the checkpoint holds exactly these tensors."""
-        raw = self.group.broadcast_object(folder.read(manifest.index) if self.group.is_main else None, bytes)
-        index = parse_index(raw, folder.url)
-        missing, extra = sorted(state.keys() - index.keys()), sorted(index.keys() - state.keys())
-        if missing or extra:
-            raise CheckpointError(
-                f"{folder.url}: has different tensors than this model: missing {missing[:3]}, unknown {extra[:3]}; "
-                "resume with the model that made it"
-            )
-        self.group.barrier()  # the load's collectives must not start before all ranks are here
-        try:
-            load(state, storage_reader=CheckpointReader(folder, index), planner=DefaultLoadPlanner())
-        except CheckpointException as error:
-            raise _plain(error, folder) from error
-        self.last_step = manifest.step
+    def load(
+        self, folder: StoragePath, manifest: CheckpointManifest, state: State, *, or_older: bool = True
+    ) -> CheckpointManifest:
+        """Fill the tensors of `state` in place, and return the manifest of the checkpoint that was loaded.
+
+        If a block is damaged, and `or_older`, that is the next older one that is not. Raises DamagedCheckpointError if there is
+        none, CheckpointError unless the checkpoint holds exactly these tensors.
+        """
+        root = StoragePath(folder.url.rpartition("/")[0], folder.patience_seconds)
+        while True:
+            require_same_tensors(folder, manifest, state)
+            wrong = load_state(folder, manifest, state, self.group)
+            if not wrong:
+                self.last_step = manifest.step
+                return manifest
+            self._damaged.add(folder.url)
+            self._report_bad(root, manifest.step, wrong)
+            steps = complete_steps(root) if self.group.is_main and or_older else []
+            older, _ = self._newest(root, [step for step in steps if step < manifest.step])
+            if older is None:
+                raise DamagedCheckpointError(f"{folder.url}: damaged: {'; '.join(wrong)}; no older checkpoint can be loaded")
+            folder, manifest = older
 
     def clean(self) -> None:
         """Remove incomplete saves of earlier attempts. Call before the first save."""
-        if not self.group.is_main:
-            return
-        for step in steps_in(self.root):
+        for step in steps_in(self.root) if self.group.is_main else []:
             if not self.root.exists_afresh(f"{directory_of(step)}/{MANIFEST_NAME}"):
                 log.info("%s/%s: removing an incomplete save", self.root.url, directory_of(step))
                 self._remove(step)
-
-
-def _plain(error: BaseException, folder: StoragePath) -> Exception:
-    """Return the one error that explains the failure on any rank. An unknown storage error is worth another attempt."""
-    causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
-    for kind in (StaleAttemptError, RopewalkError):
-        for cause in causes:
-            if isinstance(cause, kind):
-                return type(cause)(str(cause))
-    first = causes[0]
-    if isinstance(first, RuntimeError):  # a collective failed: the engine decides by its type whether a peer was lost
-        return first
-    return StorageError(f"{folder.url}: the checkpoint was not saved or read: {type(first).__name__}: {first}")
+        self.group.barrier()  # no rank may begin to save meanwhile

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CONNECT_SECONDS = 60.0  # beyond the group's timeout, at which gloo and the store give up by themselves
-DATA_AXES = ("replicate", "shard")  # ranks along these axes of the mesh compute different samples, along any other the same
+REPLICATE, SHARD = "replicate", "shard"  # axes of the mesh
+DATA_AXES = (REPLICATE, SHARD)  # ranks along these axes of the mesh compute different samples, along any other the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +225,7 @@ def _warn_of_unused_gpus() -> None:
 
 def _mesh(device: torch.device, world_size: int, parallel: ParallelConfig) -> DeviceMesh:
     if parallel.replicate == 1:
-        return init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
+        return init_device_mesh(device.type, (world_size,), mesh_dim_names=(SHARD,))
     if world_size % parallel.replicate:
         ranks = counted(world_size, "rank")
         raise ConfigError(f"parallel.replicate: {ranks} cannot be divided into {parallel.replicate} copies of the model")
@@ -292,4 +293,16 @@ def _store(timeout: timedelta) -> Store | None:
             if error.errno != errno.EADDRNOTAVAIL:
                 raise
     store = TCPStore(host, int(port), None, served, timeout, wait_for_workers=False, master_listen_fd=listener)
+    return _with_prefix(store)
+
+
+def open_messages(group: Group) -> Store:
+    """Open another connection to the store in which the ranks met, for messages of background threads."""
+    if group.world_size == 1:
+        return HashStore()
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return _with_prefix(TCPStore(host, port, None, False, group.timeout, wait_for_workers=False))
+
+
+def _with_prefix(store: Store) -> Store:
     return PrefixStore(os.environ.get(STORE_PREFIX_VARIABLE, "default_pg"), store)

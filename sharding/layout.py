@@ -74,4 +74,9 @@ def unpin(root: StoragePath, step: int, name: str) -> None:
 
 def is_pinned(root: StoragePath, step: int) -> bool:
     """Return True if another run has pinned this checkpoint."""
-    return any(name.startswith(_PIN) for name in root.names(directory_of(step)))
+    return bool(pins(root, step))
+
+
+def pins(root: StoragePath, step: int) -> list[str]:
+    """Return the names of the runs that have pinned this checkpoint."""
+    return [name.removeprefix(_PIN) for name in root.names(directory_of(step)) if name.startswith(_PIN)]

@@ -1,7 +1,6 @@
-"""The manifest that makes a checkpoint complete, and the verification of a checkpoint's files."""
+"""The manifest that makes a checkpoint complete: its files, and the tensors whose pieces they hold."""
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import xxhash
@@ -10,10 +9,10 @@ from pydantic import Field, ValidationError
 from ropewalk.cluster.config import Section
 from ropewalk.cluster.errors import CheckpointError
 from ropewalk.cluster.storage import StoragePath
+from ropewalk.sharding.file_layout import FileLayout, StoredTensor
 from ropewalk.sharding.layout import MANIFEST_NAME
-from ropewalk.sharding.storage import checksum
-
-_READ_BYTES = 64 << 20
+from ropewalk.sharding.placement import Split
+from ropewalk.sharding.state import join_name, split_name
 
 
 class FileRecord(Section):
@@ -21,13 +20,43 @@ class FileRecord(Section):
 
     path: str
     size: int = Field(ge=0)
-    checksum: str
+    checksum: str = Field(description="of header and table, which has the checksums of all blocks")
+
+
+class TensorTable(Section):
+    """Names, shapes, dtypes and placements of all tensors, each written once."""
+
+    mesh: dict[str, int] = Field(default_factory=dict, description="axis → size; ranks are numbered row by row")
+    placements: list[tuple[Split, ...]] = Field(default_factory=list, description="the distinct ones")
+    parameters: list[tuple[str, tuple[int, ...], int]] = Field(
+        default_factory=list, description="name, shape and number of the placement"
+    )
+    kinds: dict[str, list[int]] = Field(default_factory=dict, description="kind and dtype → numbers of its parameters")
+
+    @classmethod
+    def of(cls, tensors: dict[str, StoredTensor], mesh: dict[str, int]) -> "TensorTable":
+        placements = list(dict.fromkeys(tensor.placement for tensor in tensors.values()))
+        parameters: dict[tuple[str, tuple[int, ...], int], int] = {}
+        kinds: dict[str, list[int]] = {}
+        for name, tensor in tensors.items():
+            kind, parameter = split_name(name)
+            entry = parameter, tensor.shape, placements.index(tensor.placement)
+            kinds.setdefault(f"{kind}.{tensor.dtype}", []).append(parameters.setdefault(entry, len(parameters)))
+        return cls(mesh=mesh, placements=placements, parameters=list(parameters), kinds=kinds)
+
+    def layout(self) -> FileLayout:
+        tensors = {}
+        for key, numbers in self.kinds.items():
+            kind, _, dtype = key.rpartition(".")
+            for parameter, shape, placement in (self.parameters[number] for number in numbers):
+                tensors[join_name(kind, parameter)] = StoredTensor(shape, dtype, self.placements[placement])
+        return FileLayout(tensors, tuple(self.mesh.values()))
 
 
 class CheckpointManifest(Section):
     """Content of a checkpoint, and the attempt that saved it. All state but the tensors is here, as plain values."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     step: int = Field(ge=0)
     position: int = Field(ge=0, description="data position: number of the next sample of the run")
     config_hash: str
@@ -35,20 +64,32 @@ class CheckpointManifest(Section):
     world_size: int = Field(ge=1)
     attempt: int
     group: int = 0
+    time: float = Field(default=0.0, description="when the save began, in seconds since the epoch")
     files: list[FileRecord]
-    index: str = Field(description="the file that locates each tensor")
+    tensors: TensorTable = Field(default_factory=TensorTable)
     progress: dict[str, Any] = Field(default_factory=dict, description="running figures of the training loop")
+
+
+def checksum(data: bytes) -> str:
+    """Return a checksum as in manifests, `xxh3:<32 hex>`."""
+    return f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
 
 
 def hash_values(values: dict[str, Any]) -> str:
     """Hash plain values, such as a model fingerprint, independent of the order of their keys."""
-    return checksum(xxhash.xxh3_128(json.dumps(values, sort_keys=True).encode()))
+    return checksum(json.dumps(values, sort_keys=True).encode())
 
 
 def dump_manifest(manifest: CheckpointManifest) -> bytes:
-    """Serialize a manifest with a checksum of itself, since a flipped digit of its step would go unnoticed."""
+    """Serialize a manifest, a line for each key, with a checksum of itself: a flipped digit of its step would go unnoticed."""
     body = manifest.model_dump(mode="json")
-    return (json.dumps({"checksum": hash_values(body), **body}, indent=1) + "\n").encode()
+    lines = (f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in body.items())
+    return ("{\n" + ",\n".join([f'"checksum": "{hash_values(body)}"', *lines]) + "\n}\n").encode()
+
+
+def file_name(manifest: CheckpointManifest, rank: int) -> str:
+    """Return the name of a rank's file. It names the group of ranks too: an earlier one must not overwrite what is committed."""
+    return f"{manifest.attempt:04d}-{manifest.group:06d}-rank-{rank:05d}.safetensors"
 
 
 def read_manifest(folder: StoragePath) -> CheckpointManifest:
@@ -65,28 +106,6 @@ def read_manifest(folder: StoragePath) -> CheckpointManifest:
     if dump_manifest(manifest) != raw:
         raise CheckpointError(f"{folder.url}/{MANIFEST_NAME}: damaged: it does not match its own checksum")
     return manifest
-
-
-def problems(folder: StoragePath, files: Iterable[FileRecord]) -> list[str]:
-    """Verify files of a checkpoint by reading them; returns the problems: missing, wrong size, wrong checksum."""
-    problems_found = []
-    for file in files:
-        try:
-            size = folder.size(file.path)
-            if size != file.size:
-                problems_found.append(f"{file.path} has {size} bytes instead of {file.size}")
-            elif _checksum_of(folder, file) != file.checksum:
-                problems_found.append(f"{file.path} does not match its checksum")
-        except FileNotFoundError:
-            problems_found.append(f"{file.path} is missing")
-    return problems_found
-
-
-def _checksum_of(folder: StoragePath, file: FileRecord) -> str:
-    digest = xxhash.xxh3_128()
-    for start in range(0, file.size, _READ_BYTES):
-        digest.update(folder.read(file.path, start, min(start + _READ_BYTES, file.size)))
-    return checksum(digest)
 
 
 def config_diff(saved: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -10,6 +10,21 @@ OPTIMIZER = "optimizer."
 EMA = "ema."
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Return the kind of a tensor, such as `model` or `optimizer.exp_avg`, and the name of its parameter."""
+    head, _, rest = name.partition(".")
+    if f"{head}." != OPTIMIZER:
+        return head, rest
+    parameter, _, key = rest.rpartition(".")
+    return f"{OPTIMIZER}{key}", parameter
+
+
+def join_name(kind: str, parameter: str) -> str:
+    """Return the name of a tensor from its kind and the name of its parameter."""
+    head, _, key = kind.partition(".")
+    return ".".join(part for part in (head, parameter, key) if part)
+
+
 def model_state(model: nn.Module) -> State:
     """Return parameters (a tied one once, under its first name) and persistent buffers; no copies."""
     state: State = {f"{MODEL}{name}": parameter for name, parameter in model.named_parameters()}

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ropewalk.cluster.backends import trust
-from ropewalk.jobs.cli import chat, drift, explain, export, feedback, fetch, models, run, runs, site, space, sweep
+from ropewalk.jobs.cli import chat, checkpoints, drift, explain, export, feedback, fetch, models, run, runs, site, space, sweep
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks for completions
 # errors of a file system that are a user's mistake: wrong path, no permission, no space
@@ -108,6 +108,7 @@ PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Data and models": (
         fetch.fetch,
         export.export,
+        checkpoints.checkpoints,
         chat.chat,
         sweep.best,
         sweep.confirm,

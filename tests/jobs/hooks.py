@@ -80,6 +80,33 @@ def stall_in_save(context: JobContext) -> None:
     Checkpoints._commit = stalling  # type: ignore[method-assign]
 
 
+def copy_at_the_last_moment(context: JobContext) -> None:
+    """The state is copied for a checkpoint only when the loop waits for that."""
+    import threading
+
+    from ropewalk.sharding.checkpoint import Checkpoints
+    from ropewalk.sharding.staging import Staging
+
+    waiting, copy, wait_for_copy, finish = threading.Event(), Staging.copy, Checkpoints.wait_for_copy, Checkpoints._finish_save
+
+    def late_copy(self: Staging) -> Any:
+        assert waiting.wait(60), "the loop has changed the state, or waits for something else"
+        waiting.clear()
+        return copy(self)
+
+    def announced(action: Any) -> Any:
+        def announce(self: Checkpoints) -> None:
+            if self.copying:
+                waiting.set()
+            action(self)
+
+        return announce
+
+    Staging.copy = late_copy  # type: ignore[method-assign]
+    Checkpoints.wait_for_copy = announced(wait_for_copy)  # type: ignore[method-assign]
+    Checkpoints._finish_save = announced(finish)  # type: ignore[method-assign]
+
+
 def stall_in_step(context: JobContext) -> None:
     """Step 5 hangs in the middle, its gradients there and not applied."""
     from ropewalk.jobs.training.loop.step import TrainStep

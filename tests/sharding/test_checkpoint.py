@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from ropewalk.cluster.errors import CheckpointError, StaleAttemptError, StorageError
@@ -87,14 +88,20 @@ def test_what_is_saved_is_loaded(run: RunDir, group: Group) -> None:
 def test_nothing_is_pickled(run: RunDir, group: Group) -> None:
     save(checkpoints(run, group), group, 1)
     files = [path for path in run.checkpoints.glob("*/*") if path.is_file()]
-    assert sorted(path.suffix for path in files) == [".bin", ".json", ".json"]
-    data = next(path for path in files if path.suffix == ".bin").read_bytes()
-    assert len(data) == 24 * 4 + 5 * 2 + 4  # the tensors' bytes and nothing else
+    assert sorted(path.suffix for path in files) == [".json", ".safetensors"]
+    flat = load_file(next(path for path in files if path.suffix == ".safetensors"))
+    assert {name: tensor.numel() for name, tensor in flat.items()} == {
+        "blocks": 1,
+        "model.float32": 24,
+        "model.bfloat16": 5,
+        "optimizer.step.float32": 1,
+    }
 
 
 def test_the_state_is_copied_before_training_goes_on(run: RunDir, group: Group) -> None:
     store, tensors = checkpoints(run, group), state(group, 1)
     store.save(tensors, step=1, position=0, progress={})
+    store.wait_for_copy()
     for tensor in tensors.values():
         tensor.zero_()
     store.wait()
@@ -106,10 +113,10 @@ def test_every_flipped_byte_is_found(run: RunDir, group: Group) -> None:
     storage = StoragePath(run.checkpoints)
     for path in sorted((run.checkpoints / "step-00000001").iterdir()):
         whole = path.read_bytes()
-        for position in range(0, len(whole), 1 if path.suffix == ".bin" else 7):
+        for position in range(0, len(whole), 1 if path.suffix == ".safetensors" else 7):
             path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x11]) + whole[position + 1 :])
-            with pytest.raises(CheckpointError, match="no complete checkpoint"):
-                newest_complete(storage)
+            with pytest.raises(CheckpointError, match=r"no complete checkpoint|block 0 .* it holds \w+\.\w+"):
+                StoredTensors(*newest_complete(storage)).read_all()
         path.write_bytes(whole)
     assert newest_complete(storage)[1].step == 1
 
@@ -120,7 +127,7 @@ def test_the_newest_that_verifies_wins_and_bad_ones_are_named(
 ) -> None:
     save(checkpoints(run, group), group, 1, 2, 3)
     folder = run.checkpoints / "step-00000003"
-    data = next(folder.glob("*.bin"))
+    data = next(folder.glob("*.safetensors"))
     if damage == "truncated":
         data.write_bytes(data.read_bytes()[:-1])
     elif damage == "missing":
@@ -131,9 +138,11 @@ def test_the_newest_that_verifies_wins_and_bad_ones_are_named(
         (folder / "manifest.json").write_text("")
     else:
         data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
-    result = checkpoints(run, group).find()
-    assert result is not None
-    assert result[1].step == 2
+    store, loaded = checkpoints(run, group), state(group, 0)
+    match = store.find()
+    assert match is not None
+    assert store.load(*match, loaded).step == 2
+    assert all(torch.equal(_whole(loaded[name]), _whole(value)) for name, value in state(group, 2).items())
     bad = [event for event in run.read_events() if event["event"] == "bad_checkpoint"]
     assert [event["step"] for event in bad] == [3]
     messages = {"truncated": "bytes instead of", "missing": "is missing", "no manifest": "interrupted", "flipped": "checksum"}
@@ -143,7 +152,7 @@ def test_the_newest_that_verifies_wins_and_bad_ones_are_named(
 
 def test_a_bad_checkpoint_is_replaced_by_the_next_save_of_its_step(run: RunDir, group: Group) -> None:
     save(checkpoints(run, group), group, 1, 2)
-    next((run.checkpoints / "step-00000002").glob("*.bin")).unlink()
+    next((run.checkpoints / "step-00000002").glob("*.safetensors")).unlink()
     run.begin_attempt()
     store = checkpoints(run, group)
     match = store.find()
@@ -157,7 +166,7 @@ def test_keeps_the_newest_and_cleans_what_was_cut_short(run: RunDir, group: Grou
     store = checkpoints(run, group, keep=2)
     half = run.checkpoints / "step-00000009"
     half.mkdir(parents=True)
-    (half / "0000-000000-rank-00000.bin").write_bytes(b"x")
+    (half / "0000-000000-rank-00000.safetensors").write_bytes(b"x")
     store.clean()
     save(store, group, 1, 2, 3, 4)
     assert steps_in(store.root) == [3, 4]
@@ -165,7 +174,7 @@ def test_keeps_the_newest_and_cleans_what_was_cut_short(run: RunDir, group: Grou
 
 def test_a_bad_checkpoint_is_not_counted_as_kept(run: RunDir, group: Group) -> None:
     save(checkpoints(run, group, keep=1), group, 5)
-    next((run.checkpoints / "step-00000005").glob("*.bin")).unlink()
+    next((run.checkpoints / "step-00000005").glob("*.safetensors")).unlink()
     store = checkpoints(run, group, keep=1)
     assert store.find() is None
     save(store, group, 2)
@@ -203,8 +212,8 @@ def test_an_attempt_that_grows_old_while_it_writes_cannot_commit(
     run: RunDir, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = checkpoints(run, group)
-    write = StoragePath.write
-    monkeypatch.setattr(StoragePath, "write", lambda self, name, data: (run.begin_attempt(), write(self, name, data))[1])
+    create = StoragePath.create
+    monkeypatch.setattr(StoragePath, "create", lambda self, name: (run.begin_attempt(), create(self, name))[1])
     store.save(state(group, 2), step=2, position=0, progress={})
     with pytest.raises(StaleAttemptError):
         store.wait()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ropewalk.cluster.errors import RopewalkError, StorageError
+from ropewalk.cluster.errors import DamagedCheckpointError, RopewalkError, StorageError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
@@ -62,13 +62,27 @@ def build_trainer(context: JobContext, config: TrainingConfig, group: Group, rec
         pin_weights(plan.weights, context.run)
         write_record(context.run, plan.record(recipe.tokenizer.record), recipe.tokenizer)
     checkpoints = Checkpoints(context.run, group, context.fence, config.checkpoint, plan.fingerprint)
-    start = ModelStart.decide(context, config, plan, checkpoints)
-    trainer = _trainer(context, config, group, recipe, model=start.build(context, config, group), checkpoints=checkpoints)
-    start.load(trainer)
+    start, trainer = _start(context, config, group, recipe, checkpoints)
+    checkpoints.clean()
     if config.anomaly.policy == "rollback" and not start.resumes:
         trainer.save()  # so that a rollback always has a checkpoint to go back to
-    checkpoints.clean()
     return trainer
+
+
+def _start(
+    context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe, checkpoints: Checkpoints
+) -> tuple["ModelStart", Trainer]:
+    """Build a trainer and load the state that it starts from."""
+    start = ModelStart.decide(context, config, recipe.model, checkpoints)
+    trainer = _trainer(context, config, group, recipe, model=start.build(context, config, group), checkpoints=checkpoints)
+    try:
+        start.load(trainer)
+        return start, trainer
+    except DamagedCheckpointError:
+        if not start.resumes:
+            raise
+    del trainer
+    return _start(context, config, group, recipe, checkpoints)  # from the beginning: no checkpoint of the run is left
 
 
 def _trainer(
@@ -111,6 +125,7 @@ class ModelStart:
     plan: ModelPlan
     checkpoint: tuple[StoragePath, CheckpointManifest] | None  # to load; None: step 0 with the plan's own first weights
     source_run: RunDir | None = None  # the run that the checkpoint belongs to; None: this one
+    any_step: bool = True  # an older checkpoint may be loaded if that one is damaged
 
     @classmethod
     def decide(cls, context: JobContext, config: TrainingConfig, plan: ModelPlan, checkpoints: Checkpoints) -> "ModelStart":
@@ -120,7 +135,7 @@ class ModelStart:
             return cls(plan=plan, checkpoint=newest)
         source_run = find_source_run(context.run, start_from.run, "start_from.run")
         checkpoint = checkpoints.find_elsewhere(checkpoint_folder(source_run), start_from.step)
-        return cls(plan=plan, checkpoint=checkpoint, source_run=source_run)
+        return cls(plan=plan, checkpoint=checkpoint, source_run=source_run, any_step=start_from.step is None)
 
     @property
     def resumes(self) -> bool:
@@ -141,10 +156,9 @@ class ModelStart:
         if self.source_run is None:
             trainer.resume(*self.checkpoint)
             return
-        trainer.load(*self.checkpoint)
+        step = trainer.load(*self.checkpoint, or_older=self.any_step).step
         trainer.checkpoints.last_step = None  # this run has saved nothing yet
         trainer.progress.leave_run()
-        step = self.checkpoint[1].step
         trainer.report.event("started_from", run=self.source_run.id, step=step, checkpoint=directory_of(step))
 
 

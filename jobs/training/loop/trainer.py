@@ -139,6 +139,10 @@ class Trainer:
         if not problem:
             if self.layers is not None and (progress.step + 1) % (self.config.layers_every or 1) == 0:
                 self.report.layers(progress.step + 1, self.layers.measure(stats.weight))
+            if self.checkpoints.copying:
+                self._enter(Phase.CHECKPOINT)
+                self.checkpoints.wait_for_copy()
+                self._enter(Phase.STEP)
             self.train_step.update(stats, rate)
             if self.state.ema is not None:
                 self.state.ema.update(progress.step + 1)
@@ -187,15 +191,16 @@ class Trainer:
     # --- state
 
     def resume(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
-        self.load(folder, manifest)
+        manifest = self.load(folder, manifest)
         checkpoint = directory_of(manifest.step)
         self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, world_size=self.train_step.group.world_size)
 
-    def load(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
-        """Load weights, optimizer and progress of a checkpoint, of this run or of another."""
-        self.checkpoints.load(folder, manifest, self.state.tensors)
+    def load(self, folder: StoragePath, manifest: CheckpointManifest, *, or_older: bool = True) -> CheckpointManifest:
+        """Load weights, optimizer and progress of a checkpoint, or of an older one if it is damaged; returns which."""
+        manifest = self.checkpoints.load(folder, manifest, self.state.tensors, or_older=or_older)
         reshard_all(self.state.model)
         self.state.progress = Progress.of(manifest)
+        return manifest
 
     def save(self) -> None:
         """Copy the state and start to save it in the background."""

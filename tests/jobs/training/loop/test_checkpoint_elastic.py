@@ -45,12 +45,15 @@ def copy_of(run: RunDir, root: Path, name: str) -> RunDir:
     return RunDir(target)
 
 
-def test_saved_at_4_ranks_restored_at_1_2_and_3(data: Path, tmp_path: Path) -> None:
-    saved = make_run(tmp_path, pretrain_config(data, steps=10))
+@pytest.mark.parametrize("copies", [1, pytest.param(2, marks=pytest.mark.soak("the slow half; see sharding/test_elastic.py"))])
+def test_saved_at_4_ranks_restored_at_1_2_and_3(data: Path, tmp_path: Path, copies: int) -> None:
+    saved = make_run(tmp_path, pretrain_config(data, steps=10, parallel={"replicate": copies}))
     step = stop_at(saved, 4, 2)
     before = weights(saved)
     continued = {ranks: copy_of(saved, tmp_path, f"at-{ranks}") for ranks in (4, 1, 2, 3)}
     for ranks, run in continued.items():
+        record = run.path / "run.yaml"
+        record.write_text(record.read_text().replace(f"replicate: {copies}", "replicate: 1"))
         # nothing left to learn at this step: the state goes through the ranks and out again
         assert equal(weights(run, step), before)
         launch(run, ranks)
@@ -95,6 +98,29 @@ def test_what_is_not_trained_has_no_optimizer_state_at_any_number_of_ranks(data:
         (run.path / "stop-here").unlink()
         launch(run, ranks, TEST_HOOK="freeze")
         assert losses(run) == pytest.approx(losses(saved), rel=1e-6)
+
+
+def test_the_update_waits_for_the_copy_of_the_state(data: Path, tmp_path: Path) -> None:
+    config = pretrain_config(data, steps=5, checkpoint={"every_steps": 2})
+    at_once, late = make_run(tmp_path, config), make_run(tmp_path, config)
+    launch(at_once, 1)
+    launch(late, 1, TEST_HOOK="copy_at_the_last_moment")
+    for step in (2, 4, 5):
+        assert equal(weights(at_once, step), weights(late, step))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_again(data: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, pretrain_config(data, steps=2, checkpoint={"every_steps": 1}))
+    launch(run, 1)
+    first = weights(run)
+    for path in run.checkpoints.glob("*/*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-9] ^= 1  # the headers and their tables are intact
+        path.write_bytes(content)
+    assert launch(run, 1)["step"] == 2
+    assert not events(run, "resumed")
+    assert {event["step"] for event in events(run, "bad_checkpoint")} == {1, 2}
+    assert equal(weights(run), first)
 
 
 @pytest.mark.parametrize("tied", [True, False])

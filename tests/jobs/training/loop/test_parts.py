@@ -217,13 +217,13 @@ def test_batches_for_a_gpu_are_pinned_by_the_thread_that_reads_them_ahead(monkey
 def test_a_run_that_starts_from_anothers_checkpoint_has_validations_of_its_own(tmp_path: Path) -> None:
     """The other's best step is none of its own, and the other's patience is not to end it."""
     values = {"best_validation": 1.0, "best_step": 200, "validations_without_gain": 3, "finished": True, "loss": 2.0}
-    location = {"world_size": 1, "attempt": 1, "files": [], "index": "x", "identity": {}, "config_hash": "x"}
+    location = {"world_size": 1, "attempt": 1, "files": [], "identity": {}, "config_hash": "x"}
     manifest = CheckpointManifest.model_validate({"step": 300, "position": 1200, "progress": values, **location})
     trainer: Any = SimpleNamespace(
         progress=Progress.of(manifest),
         checkpoints=SimpleNamespace(last_step=300),
         report=SimpleNamespace(event=lambda *_, **__: None),
-        load=lambda *_: None,
+        load=lambda *_, **__: manifest,
     )
     start = ModelStart(plan=Any, checkpoint=(StoragePath(str(tmp_path)), manifest), source_run=RunDir(tmp_path))
     start.load(trainer)

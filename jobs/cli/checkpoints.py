@@ -1,0 +1,57 @@
+"""The command `checkpoints`: the checkpoints of a training run, and whether they are intact."""
+
+import dataclasses
+import json
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ropewalk.jobs.cli.complete import AsJson, RunRef
+
+if TYPE_CHECKING:
+    from ropewalk.sharding.checkpoint_list import CheckpointSummary
+
+
+def checkpoints(
+    run_ref: RunRef,
+    verify: Annotated[bool, typer.Option("--verify", help="read all files, and exit with 1 if any is damaged")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List a run's checkpoints: step, size, ranks that saved it, age, and whether it is pinned, the best, and intact."""
+    from ropewalk.cluster.errors import EXIT_FAILED
+    from ropewalk.jobs.runs.show.status import find_run
+    from ropewalk.jobs.training.loop.model_record import checkpoint_folder
+    from ropewalk.sharding.checkpoint_list import list_checkpoints
+
+    run = find_run(run_ref)
+    summaries = list_checkpoints(checkpoint_folder(run), verify=verify)
+    if as_json:
+        print(json.dumps({"run": run.id, "checkpoints": [dataclasses.asdict(checkpoint) for checkpoint in summaries]}))
+    elif not summaries:
+        print(f"{run.id} has no checkpoints yet")
+    else:
+        _print_table(summaries)
+    if verify and any(checkpoint.problems for checkpoint in summaries):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _print_table(summaries: "list[CheckpointSummary]") -> None:
+    from ropewalk.cluster.text import format_bytes
+    from ropewalk.jobs.runs.show.tables import console, duration, table
+
+    rows, now = table(">STEP", ">SIZE", ">RANKS", "MESH", ">AGE", "KEPT", "STATE"), time.time()
+    for each in summaries:
+        mesh = ", ".join(f"{axis} {size}" for axis, size in (each.mesh or {}).items())
+        reasons = ["best"] * each.best + [f"pinned by {name}" for name in each.pinned_by]
+        state = "; ".join(each.problems) or ("verified" if each.verified else "complete")
+        rows.add_row(
+            str(each.step),
+            "" if each.bytes is None else format_bytes(each.bytes),
+            "" if each.world_size is None else str(each.world_size),
+            mesh,
+            "" if each.time is None else duration(now - each.time),
+            ", ".join(reasons),
+            state,
+        )
+    console().print(rows)

@@ -29,17 +29,17 @@ def redirect_output(path: Path, prefix: str = "") -> None:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     if prefix:
+        _redirected[:] = [_Lines(descriptor, prefix) for descriptor in (1, 2)]
         sys.stdout, sys.stderr = (
-            io.TextIOWrapper(_Lines(descriptor, prefix), "utf-8", "backslashreplace", write_through=True)  # type: ignore[type-var]
-            for descriptor in (1, 2)
+            io.TextIOWrapper(lines, "utf-8", "backslashreplace", write_through=True)  # type: ignore[type-var]
+            for lines in _redirected
         )
 
 
 def end_output() -> None:
     """Write the last line of a redirected output even if it is incomplete."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream.buffer, _Lines):
-            stream.buffer.end_line()
+    for lines in _redirected:  # a program may have replaced sys.stdout
+        lines.end_line()
 
 
 class _Lines(io.RawIOBase):
@@ -76,3 +76,6 @@ def configure_logging(label: str) -> None:
         format=f"%(asctime)s {label} %(levelname)s %(name)s: %(message)s",
         force=True,
     )
+
+
+_redirected: list[_Lines] = []  # stdout and stderr of this process, if their lines have a prefix

@@ -102,9 +102,13 @@ def call_functions(command: Path, project: Path, on: str = "local") -> None:
 
 
 def train(command: Path, project: Path, *options: str) -> None:
-    """Prepare data with a scorer of the project, train on it, and sweep."""
+    """Prepare data with a scorer of the project, and train on it."""
     succeed(command, project, "preprocess", "-c", "preprocess.json", "validation_fraction=0.1", *options)
     manifest = json.loads((project / "tokens/manifest.json").read_text())
     assert manifest["rejected"]["reasons"]["scores.mine"] == 20, "the scorer of the project was used"
     assert succeed(command, project, "pretrain", "-c", "pretrain.json", *options)["step"] == 3
+
+
+def sweep(command: Path, project: Path, *options: str) -> None:
+    """Sweep over trainings on the data that `train` prepared."""
     succeed(command, project, "sweep", "-c", "sweep.json", *options)

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from tests.colliding import call_functions, run_program, train
+import pytest
+
+from tests.colliding import call_functions, run_program, sweep, train
 from tests.installed import run
 
 
@@ -13,5 +15,11 @@ def test_programs_and_functions(command: Path, colliding: Path) -> None:
     assert run(command, colliding, "why", str(ended["run"])).returncode == 0
 
 
-def test_data_training_and_a_sweep(command: Path, colliding: Path) -> None:
+def test_data_and_training(command: Path, colliding: Path) -> None:
     train(command, colliding)
+
+
+@pytest.mark.soak("half a minute; make test runs the jobs that a sweep consists of: one with Ray's workers, and a training")
+def test_a_sweep(command: Path, colliding: Path) -> None:
+    train(command, colliding)
+    sweep(command, colliding)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.colliding import call_functions, make_project, run_program, train
+from tests.colliding import call_functions, make_project, run_program, sweep, train
 from tests.k8s.cluster import Namespace
 
 
@@ -22,6 +22,7 @@ def on_kubernetes(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Path
     return project
 
 
+@pytest.mark.soak("make test runs it on this machine, and checks the command that Kubernetes starts")
 def test_a_program(command: Path, on_kubernetes: Path, namespace: Namespace) -> None:
     run_program(command, on_kubernetes, "--on", "lab", python=namespace.cluster.python)
 
@@ -32,3 +33,4 @@ def test_functions_and_training(command: Path, on_kubernetes: Path, namespace: N
     namespace.kubectl("create", "rolebinding", "ropewalk-sweeps", "--role=ropewalk-sweeps", account)
     call_functions(command, on_kubernetes, "lab")
     train(command, on_kubernetes, "--on", "lab")
+    sweep(command, on_kubernetes, "--on", "lab")

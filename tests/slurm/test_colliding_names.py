@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ropewalk.slurm.lab.cluster import Lab
-from tests.colliding import call_functions, run_program, train
+from tests.colliding import call_functions, run_program, sweep, train
 
 
 @pytest.fixture
@@ -19,6 +19,7 @@ def on_slurm(slurm_lab: Lab, command: Path, colliding: Path, monkeypatch: pytest
     return colliding
 
 
+@pytest.mark.soak("make test runs it on this machine, and checks the command that Slurm starts")
 def test_a_program(command: Path, on_slurm: Path) -> None:
     run_program(command, on_slurm, "--on", "lab")
 
@@ -27,3 +28,4 @@ def test_a_program(command: Path, on_slurm: Path) -> None:
 def test_functions_and_training(command: Path, on_slurm: Path) -> None:
     call_functions(command, on_slurm, "lab")
     train(command, on_slurm, "--on", "lab")
+    sweep(command, on_slurm, "--on", "lab")

@@ -104,7 +104,15 @@ class Large(Clock):
         return [each for each in self.living if index_of(each) in wanted]
 
 
-@pytest.mark.parametrize(("gone", "most_seconds"), [(1, 1.0), (5, 2.5), (12, 5.0), (200, 45.0)])
+@pytest.mark.parametrize(
+    ("gone", "most_seconds"),
+    [
+        (1, 1.0),
+        (5, 2.5),
+        (12, 5.0),
+        pytest.param(200, 45.0, marks=pytest.mark.soak("six seconds; make test runs 12 that are gone")),
+    ],
+)
 def test_of_a_thousand_pods_few_list_the_others_and_the_lowest_living_leads_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: int, most_seconds: float
 ) -> None:

@@ -303,6 +303,10 @@ class JobConfig(Section):
         """Return True if processes of the run may ask the Hugging Face hub: the user's own code, or tasks whose data is there."""
         return self.own_code()
 
+    def required_environment(self) -> Mapping[str, str]:
+        """Return variables that an agent sets before its processes start, unless its environment has them."""
+        return {}
+
     def preferred_engine(self) -> Engine | None:
         """Return the engine if the configuration determines it, or None for the job's default."""
         return None

@@ -8,6 +8,12 @@ from ropewalk.cluster.config import DataPath, Resources, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.text import counted
 
+DETERMINISTIC_ENVIRONMENT = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # streams do not share a workspace
+    "NCCL_ALGO": "Ring",  # trees and switches may sum in another order
+    "TORCHINDUCTOR_DETERMINISTIC": "1",  # choose kernels without timing them
+}
+
 
 class BatchConfig(Section):
     """Batch sizes: the global batch determines the update, the micro-batch the memory of a rank."""
@@ -65,13 +71,27 @@ def check_mesh(parallel: ParallelConfig, resources: Resources) -> None:
 
 
 class PrecisionConfig(Section):
-    """Number formats of training. Trained parameters and optimizer state are always fp32."""
+    """Number formats of training. Trained parameters are always fp32."""
 
     compute: Literal["auto", "bf16", "fp32"] = Field(
         default="auto",
         description="format of forward and backward; auto: bf16 on GPUs that support it (Ampere or later), else fp32",
     )
     reduce: Literal["fp32", "bf16"] = Field(default="fp32", description="format of the gradient reduction over ranks")
+    optimizer: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="format of AdamW's two moments and of Muon's momentum, in memory and in checkpoints; bf16 halves them."
+        " Updates are computed in fp32; weights, gradients and averages of weights stay fp32",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="use deterministic kernels and reductions only, so that equal runs on equal GPUs are bit-identical; slower."
+        " CPUs are deterministic without it",
+    )
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that CUDA's libraries read when they start."""
+        return dict(DETERMINISTIC_ENVIRONMENT) if self.deterministic else {}
 
 
 class CheckpointConfig(Section):

@@ -64,15 +64,16 @@ def _parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def prepare_adam(optimizer: torch.optim.Optimizer) -> None:
+def prepare_adam(optimizer: torch.optim.Optimizer, dtype: torch.dtype | None = None) -> None:
     """Create the state of a fresh Adam, which it would create at its first step, so that a checkpoint can be loaded into it.
 
-    torch's own `get_state_dict` takes a step to create it and leaves Adam's count at 1.
+    Moments have the parameters' type unless `dtype` is given. torch's own `get_state_dict` takes a step to create it and leaves
+    Adam's count at 1.
     """
     for parameter in _parameters_of(optimizer):
         if not optimizer.state[parameter]:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
+                "exp_avg": torch.zeros_like(parameter, dtype=dtype),
+                "exp_avg_sq": torch.zeros_like(parameter, dtype=dtype),
             }

@@ -86,6 +86,8 @@ class Agent:
         self.engine = Engine(self.run_dir.record["engine"])
         if self.run_dir.record.get("offline"):  # all inputs were fetched at submission
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        for name, value in self.run_dir.record.get("required_environment", {}).items():
+            os.environ.setdefault(name, value)
         os.environ.setdefault(NODE_GPUS_VARIABLE, str(self.resources.gpus))
         # on the node's local disk, since ranks check the stop flag at every step
         self.scratch = make_scratch("a")

@@ -33,6 +33,7 @@ METRICS = {
     "validation/gap": Metric(
         "nats", "held-out loss minus the training loss since the validation before; measures memorization", _TRAINING
     ),
+    "train/log_z": Metric("nats", "log of the softmax denominator, with `z_loss`; also validation/", "pretrain, finetune"),
     "train/divergence": Metric("nats", "divergence of the student from the teacher; also validation/", "distill"),
     "train/cross_entropy": Metric("nats", "cross-entropy with the text; also validation/", "distill"),
     "train/reward_accuracy": Metric("share", "pairs whose preferred answer has the higher reward; also validation/", _PAIRS),

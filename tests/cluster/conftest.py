@@ -34,6 +34,7 @@ class ToyRun:
             "engine": engine,
             "preload": ["torch", *settings.pop("preload", [])],
             "sidecars": [],
+            "required_environment": settings.pop("required_environment", {}),
             "config": settings,
             "resources": self.resources.model_dump(mode="json"),
         }

@@ -1,13 +1,16 @@
 """Environment of agents: one rule for every backend."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.supervise.agent_environment import agent_environment
+from tests.cluster.conftest import ToyRun
 
 
 def variables(root: Path, engine: str = "ranks", cpus: int = 4, **resources: int) -> dict[str, str]:
@@ -42,3 +45,13 @@ def test_a_users_threads_are_kept_and_a_token_is_told_where_there_is_one(tmp_pat
         "token",
         "secret",
     )
+
+
+def test_ranks_start_with_the_environment_of_the_run(toy: Callable[..., ToyRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_ALGO", "Tree")
+    run = toy("count", "ranks", steps=30, required_environment={"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring"})
+    run.reach(1)
+    environment = psutil.Process(run.rank_pid(0)).environ()
+    assert environment["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert environment["NCCL_ALGO"] == "Tree", "what the user has set stays"
+    run.finish()

@@ -187,6 +187,21 @@ def record_gradients(context: JobContext) -> None:
     step.set_micro_batch = recorded  # type: ignore[assignment]
 
 
+def expect_determinism(context: JobContext) -> None:
+    """Each step finds torch's deterministic algorithms switched on."""
+    import torch
+
+    from ropewalk.jobs.training.loop.step import TrainStep
+
+    backward = TrainStep.backward
+
+    def checked(self: TrainStep, *arguments: Any) -> Any:
+        assert torch.are_deterministic_algorithms_enabled()
+        return backward(self, *arguments)
+
+    TrainStep.backward = checked  # type: ignore[method-assign]
+
+
 def freeze(context: JobContext) -> None:
     """The attention of the first layer is not trained."""
     from ropewalk.jobs.training.loop import model

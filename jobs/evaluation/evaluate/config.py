@@ -29,7 +29,12 @@ class EvaluateConfig(ModelJobConfig):
         *("model", "data", "max_sequences", "micro_batch", "tasks", "task_files", "limit", "fewshot", "chat_template"),
         *("generate.prompts", "require", "seed", *RUN_KEYS),
     )
-    hidden_keys = HANGS | WEIGHTS | {"parallel.accumulate", "parallel.activation_checkpointing", "precision.reduce"}
+    hidden_keys = (
+        HANGS
+        | WEIGHTS
+        | {"parallel.accumulate", "parallel.activation_checkpointing"}
+        | {"precision.reduce", "precision.deterministic", "precision.optimizer"}
+    )
 
     model: ModelRef = Field(
         description="a run (id, path or latest): its newest complete checkpoint; RUN@STEP; an alias such as production; a "

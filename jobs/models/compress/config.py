@@ -1,6 +1,7 @@
 """The keys of the `compress` job."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
@@ -102,6 +103,9 @@ class CompressConfig(ModelJobConfig):
 
     def unset_gpus(self) -> list[UnsetGpus]:
         return [replace(part, most=1) for part in super().unset_gpus()]  # it computes on one rank
+
+    def required_environment(self) -> Mapping[str, str]:
+        return self.precision.environment()
 
     def asks_hub(self) -> bool:
         return ask_hub(self.tasks)

@@ -84,6 +84,8 @@ def _changes(run: RunDir, backend: Backend, overrides: Sequence[str], *, new_cod
     values = mask_secrets(config.model_dump(mode="json"))
     changed = {key: value for key, value in values.items() if key != "resources" and value != stored.get(key)} if others else {}
     changes: dict[str, Any] = {"config": changed}
+    if (required := dict(config.required_environment())) != run.record.get("required_environment", {}):
+        changes["required_environment"] = required
     if new_code:
         root = run.path.parent if backend.ships_code else None
         changes |= {key: value for key, value in submission_record((), root).items() if key in ("code", "versions", "directory")}

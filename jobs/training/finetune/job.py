@@ -57,7 +57,7 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
     def objective(model: nn.Module, group: Group) -> Objective:
         if config.packing and fresh:
             require_separate(model, group)
-        return make_objective(config.objective)
+        return make_objective(config.objective, config.z_loss)
 
     held_out = None
     if validation is not None:

@@ -17,6 +17,7 @@ PATIENCE = 3
 LEAST_VALIDATED, MOST_VALIDATED = 16, 256  # samples per validation
 WARMUP_STEPS, WARMUP_SHARE = 20, 10  # the default warm-up: so many steps, or 1/10 of all if that is fewer
 TRAINED_PER_VALIDATED = 2  # training samples per validated sample, unless that gives fewer than LEAST_VALIDATED
+MOST_BF16_BETA = 0.99  # bf16 has 8 significant bits: a change below 1/512 of a moment is lost
 PRESETS = "tiny (0.3 M weights), small (19 M) or smollm-135m (106 M), besides the embeddings of the tokens"
 
 
@@ -141,8 +142,13 @@ def _number(value: Any) -> int | None:
 
 
 class OptimConfig(Section):
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rate."""
 
+    name: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="muon: orthogonalized updates of the matrices of the layers (Muon, arXiv 2502.16982), scaled so that lr is"
+        " AdamW's, and AdamW for embeddings, head, norms and vectors",
+    )
     lr: float = Field(default=3e-4, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=0.1, ge=0, description="decay of weights with two or more dimensions")
     betas: tuple[float, float] = Field(default=(0.9, 0.95), description="decay rates of Adam's two moments")
@@ -154,7 +160,7 @@ class OptimConfig(Section):
         description="steps of linear warm-up, fewer than all",
         json_schema_extra=default_text(f"{WARMUP_STEPS}, or steps/{WARMUP_SHARE} if that is fewer"),
     )
-    schedule: Literal["cosine", "wsd", "constant"] = Field(
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         default="cosine", description="learning rate schedule after the warm-up"
     )
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="final learning rate, as a fraction of the peak")
@@ -291,10 +297,18 @@ class TrainingConfig(ModelJobConfig):
     def _warm_up(cls, values: Any) -> Any:
         return fill_warmup(values) if isinstance(values, dict) else values
 
+    def required_environment(self) -> Mapping[str, str]:
+        return self.precision.environment()
+
     def check_keys(self) -> None:
         """Raise ConfigError if the warm-up is as long as the run, or the ranks cannot form the mesh."""
         if problem := warmup_problem(self.optim, self.steps):
             raise ConfigError(problem)
+        if self.precision.optimizer == "bf16" and self.optim.betas[1] > MOST_BF16_BETA:
+            raise ConfigError(
+                f"optim.betas: {self.optim.betas[1]:g} is too close to 1 for moments in bf16, whose changes would be rounded"
+                f" away; set optim.betas=[{self.optim.betas[0]:g},0.95], or precision.optimizer=fp32"
+            )
         if self.resources.model_fields_set & {"gpus", "ranks_per_node"}:
             check_mesh(self.parallel, self.resources)
 
@@ -312,6 +326,18 @@ class NextTokenConfig(TrainingConfig):
         default=None,
         description="MODULE:NAME of your own objective, such as mine:ZLoss; unset: cross entropy of the next token",
     )
+    z_loss: float | None = Field(
+        default=None,
+        gt=0,
+        description="weight of the squared logarithm of the softmax denominator in the gradient, for example 1e-4, which keeps"
+        " logits small (z-loss, arXiv 2204.02311); the reported loss stays the cross entropy; unset: none",
+    )
+
+    @model_validator(mode="after")
+    def _one_loss(self) -> Self:
+        if self.objective is not None and self.z_loss is not None:
+            raise ValueError("z_loss is part of the built-in loss, and objective replaces it: remove one of the two")
+        return self
 
     def own_code(self) -> bool:
         return self.objective is not None

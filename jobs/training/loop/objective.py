@@ -12,7 +12,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.project import user_object, wrong_kind
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
 from ropewalk.jobs.training.loop.head import sum_over_tokens
-from ropewalk.jobs.training.loop.losses import cross_entropy
+from ropewalk.jobs.training.loop.losses import cross_entropy, regularized_cross_entropy
 
 # B samples, T tokens a sample, N = B*T, V vocabulary
 
@@ -48,10 +48,27 @@ class NextToken:
         return LossTerms(loss, weight=(batch["labels"] != IGNORE).sum())
 
 
-def make_objective(name: str | None) -> Objective:
+class NextTokenZLoss:
+    """Next-token prediction that keeps log Z of the logits near 0 (z-loss, PaLM, arXiv 2204.02311).
+
+    The reported loss is the cross entropy; the penalty only adds to its gradient.
+    """
+
+    metric_names = ("log_z",)
+
+    def __init__(self, z_loss: float) -> None:
+        self._function = regularized_cross_entropy(z_loss)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
+        loss, log_z = sum_over_tokens(model, batch, self._function)
+        weight = (batch["labels"] != IGNORE).sum()
+        return LossTerms(loss, weight, {"log_z": torch.stack([log_z.detach(), weight])})
+
+
+def make_objective(name: str | None, z_loss: float | None = None) -> Objective:
     """Return the user's objective MODULE:NAME, a class or an instance; None: next-token prediction. Raises ConfigError."""
     if name is None:
-        return NextToken()
+        return NextToken() if z_loss is None else NextTokenZLoss(z_loss)
     value = user_object("objective", name)
     try:
         objective: Objective = value() if isinstance(value, type) else value

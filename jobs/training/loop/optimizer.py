@@ -1,29 +1,97 @@
-"""AdamW with weight decay on matrices only, and learning rates that are pure functions of the step."""
+"""Optimizers (AdamW, Muon beside AdamW), weight decay on matrices only, and learning rates that are functions of the step."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
 
 from ropewalk.jobs.training.loop.config import OptimConfig
+from ropewalk.jobs.training.loop.muon import STATE, MatrixExchange, adjusted_scale, momentum_update
 from ropewalk.sharding.fsdp import decoder_layers
 from ropewalk.sharding.state import prepare_adam
 
 
-def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Create AdamW over the parameters that require gradients, with its state; vectors such as gains and biases do not decay."""
+def make_optimizer(model: nn.Module, config: OptimConfig, moments: torch.dtype = torch.float32) -> "Optimizer":
+    """Create the optimizer over the parameters that require gradients, with its state; vectors (gains, biases) do not decay."""
+    matrices = {id(matrix) for matrix in layer_matrices(model)} if config.name == "muon" else set()
     groups = []
     for scale, parameters in _by_scale(model, config.layer_decay).items():
         decayed, others = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
         groups += [
-            {"params": decayed, "weight_decay": config.weight_decay, "scale": scale},
-            {"params": others, "weight_decay": 0.0, "scale": scale},
+            {"params": [p for p in decayed if id(p) in matrices], "weight_decay": config.weight_decay, "muon": True},
+            {"params": [p for p in decayed if id(p) not in matrices], "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
         ]
+        for group in groups[-3:]:
+            group["scale"] = scale
     groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-    prepare_adam(optimizer)  # a checkpoint is loaded into existing state
-    return optimizer
+    return Optimizer(groups, lr=config.lr, betas=config.betas, eps=config.eps, moments=moments)
+
+
+def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Return the trained matrices of the layers, which Muon updates: no embedding, head, norm or vector."""
+    modules = (module for layer in decoder_layers(model) for module in layer.modules() if not isinstance(module, nn.Embedding))
+    parameters = (parameter for module in modules for parameter in module.parameters(recurse=False))
+    return list({id(p): p for p in parameters if p.dim() == 2 and p.requires_grad}.values())
+
+
+class Optimizer(torch.optim.AdamW):
+    """AdamW, but Muon for the groups marked `muon`. All state exists from the start, since a checkpoint is loaded into it."""
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, moments: torch.dtype
+    ) -> None:
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
+        matrices = [parameter for group in self.param_groups if group.get("muon") for parameter in group["params"]]
+        for matrix in matrices:
+            self.state[matrix] = {STATE: torch.zeros_like(matrix, dtype=moments)}
+        prepare_adam(self, moments)
+        self._rounded = moments != torch.float32
+        self._exchange = MatrixExchange(matrices) if matrices else None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update all parameters; gradients of Muon's matrices are freed."""
+        assert closure is None
+        if self._exchange is not None:
+            self._step_matrices(self._exchange)
+        if self._rounded:
+            self._step_rounded()
+        else:
+            super().step()
+
+    def _step_rounded(self) -> None:
+        """Take AdamW's step in fp32, and round the moments afterwards; one parameter at a time has moments in fp32."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize", "fused")}
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                state = self.state[parameter]
+                stored = [_local(state[name]) for name in ("exp_avg", "exp_avg_sq")]
+                mean, square = (moment.float() for moment in stored)
+                weight, gradient = _local(parameter), _local(parameter.grad)
+                adamw([weight], [gradient], [mean], [square], [], [state["step"]], beta1=beta1, beta2=beta2, **options)
+                for moment, exact in zip(stored, (mean, square), strict=True):
+                    moment.copy_(exact)
+
+    def _step_matrices(self, exchange: MatrixExchange) -> None:
+        group_of = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
+        for matrices in exchange.rounds():
+            updates = [momentum_update(_local(m.grad), _local(self.state[m][STATE])) for m in matrices]
+            for matrix, update in zip(matrices, exchange.orthogonal(matrices, updates), strict=True):
+                group, rows = group_of[id(matrix)], _local(matrix)
+                rows.mul_(1 - group["lr"] * group["weight_decay"])
+                rows.add_(update, alpha=-group["lr"] * adjusted_scale(matrix.shape))
+                matrix.grad = None  # so that AdamW leaves it out
+
+
+def _local(tensor: torch.Tensor | None) -> torch.Tensor:
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
 
 
 def _by_scale(model: nn.Module, layer_decay: float | None) -> dict[float, list[nn.Parameter]]:
@@ -49,10 +117,11 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
     lowest = config.lr * config.min_lr_ratio
     if config.schedule == "constant":
         return config.lr
-    if config.schedule == "cosine":
+    if config.schedule in {"cosine", "linear"}:
         start, span = config.warmup_steps, num_steps - config.warmup_steps
         progress = min(1.0, (step - start) / max(1, span))
-        return lowest + (config.lr - lowest) * 0.5 * (1 + math.cos(math.pi * progress))
+        left = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return lowest + (config.lr - lowest) * left
     decay_steps = max(1, round(num_steps * config.decay_fraction))
     progress = min(1.0, max(0.0, (step - (num_steps - decay_steps)) / decay_steps))
     return config.lr - (config.lr - lowest) * progress

@@ -12,7 +12,7 @@ from ropewalk.cluster.text import counted, format_bytes
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.training.loop.config import ModelConfig, TrainingConfig
 from ropewalk.jobs.training.loop.fit import read_sizes
-from ropewalk.jobs.training.loop.size import BYTES_A_PARAMETER, ModelSize, SizeRequest, model_size
+from ropewalk.jobs.training.loop.size import ModelSize, SizeRequest, model_size
 from ropewalk.jobs.training.loop.token_data import weighted
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def _checkpoints(config: TrainingConfig, size: ModelSize | str) -> str:
     often = f"every {keys.every_steps:,} steps, the newest {keys.keep} are kept"
     if isinstance(size, str):
         return often
-    each = size.trained * (BYTES_A_PARAMETER + (4 if config.ema is not None else 0))
+    moment_bytes = 2 if config.precision.optimizer == "bf16" else 4
+    each = size.checkpoint_bytes(muon=config.optim.name == "muon", moment_bytes=moment_bytes, average=config.ema is not None)
     return f"{often}: about {format_bytes(each)} each, {format_bytes(each * count)} on disk"
 
 

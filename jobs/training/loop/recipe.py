@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ropewalk.cluster.errors import DamagedCheckpointError, RopewalkError, StorageError
@@ -17,7 +18,7 @@ from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_config import has_dropout
 from ropewalk.jobs.training.loop.model_record import TokenizerPlan, Weights, checkpoint_folder, find_source_run, write_record
 from ropewalk.jobs.training.loop.objective import Objective
-from ropewalk.jobs.training.loop.optimizer import adamw
+from ropewalk.jobs.training.loop.optimizer import make_optimizer
 from ropewalk.jobs.training.loop.report import Report
 from ropewalk.jobs.training.loop.samples import PromptSamples
 from ropewalk.jobs.training.loop.source import Source
@@ -27,11 +28,14 @@ from ropewalk.jobs.training.loop.throughput import meter_of
 from ropewalk.jobs.training.loop.trainer import Trainer
 from ropewalk.jobs.training.loop.validation import Validation
 from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.sharding.determinism import use_deterministic_algorithms
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.layout import directory_of, pin, unpin
 from ropewalk.sharding.manifest import CheckpointManifest
 
 log = logging.getLogger(__name__)
+
+MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,8 @@ def train(context: JobContext, config: TrainingConfig, group: Group, recipe: Rec
 def build_trainer(context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe) -> Trainer:
     """Build a trainer that continues from the newest complete checkpoint, or begins at the recipe's first weights."""
     plan = recipe.model
+    if config.precision.deterministic:
+        use_deterministic_algorithms()
     if group.is_main:
         context.fence.check()
         pin_weights(plan.weights, context.run)
@@ -89,7 +95,7 @@ def _trainer(
     context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe, *, model: nn.Module, checkpoints: Checkpoints
 ) -> Trainer:
     objective, source = recipe.objective(model, group), recipe.source
-    optimizer = adamw(model, config.optim)
+    optimizer = make_optimizer(model, config.optim, MOMENTS[config.precision.optimizer])
     ema = MovingAverage(model, optimizer, config.ema.decay) if config.ema is not None else None
     state = TrainState(model, optimizer, trained_only=recipe.model.adapter is not None, ema=ema)
     plan = recipe.model

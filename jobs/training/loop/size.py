@@ -13,7 +13,6 @@ from ropewalk.cluster.process.command import module_command
 from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig
 
 LIMIT_SECONDS = 120.0
-BYTES_A_PARAMETER = 12  # fp32: the weight and Adam's two moments
 
 
 class SizeRequest(Section):
@@ -31,6 +30,12 @@ class ModelSize(Section):
 
     parameters: int
     trained: int
+    matrices: int  # trained numbers in matrices of the layers, which Muon updates
+
+    def checkpoint_bytes(self, *, muon: bool, moment_bytes: int, average: bool) -> int:
+        """Return the bytes of the trained weights, the optimizer's state (Adam: two moments, Muon: one), and the average."""
+        moments = 2 * self.trained - (self.matrices if muon else 0)
+        return self.trained * (8 if average else 4) + moments * moment_bytes
 
 
 def model_size(request: SizeRequest) -> ModelSize | str:
@@ -57,6 +62,7 @@ def main() -> None:
 
     from ropewalk.jobs.training.loop.load_checkpoint import bare_model
     from ropewalk.jobs.training.loop.model_config import config_from_fingerprint, unchecked_config
+    from ropewalk.jobs.training.loop.optimizer import layer_matrices
 
     request = SizeRequest.model_validate_json(sys.stdin.read())
     sizes = {"vocabulary": request.vocabulary, "end_of_document": 0, "seq_len": request.seq_len}
@@ -68,7 +74,11 @@ def main() -> None:
 
         model = lora_adapter(request.lora, 0)(model)
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    size = ModelSize(parameters=sum(count for count, _ in counts), trained=sum(count for count, trained in counts if trained))
+    size = ModelSize(
+        parameters=sum(count for count, _ in counts),
+        trained=sum(count for count, trained in counts if trained),
+        matrices=sum(matrix.numel() for matrix in layer_matrices(model)),
+    )
     sys.stdout.write(f"{size.model_dump_json()}\n")
 
 

@@ -41,5 +41,5 @@ def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
         tokenizer=tokenizer,
         source=TokenSource(loader),
         validation=held_out_tokens(held_out, group, micro_batch=config.batch.micro_batch, cross_entropy=config.objective is None),
-        objective=lambda model, group: make_objective(config.objective),
+        objective=lambda model, group: make_objective(config.objective, config.z_loss),
     )

@@ -74,7 +74,7 @@ def test_keys_of_the_job_that_was_typed(completion: Asked) -> None:
 
 def test_the_last_key_that_fits_comes_with_its_values(completion: Asked) -> None:
     """Otherwise a shell would add a space after the sign of equality."""
-    wanted = [f"optim.schedule={value}" for value in ("", "cosine", "wsd", "constant")]
+    wanted = [f"optim.schedule={value}" for value in ("", "cosine", "linear", "wsd", "constant")]
     assert completion.bash("ropewalk run pretrain optim.sch") == wanted
     assert completion.bash("ropewalk run pretrain optim.schedule = w") == ["wsd"], "bash takes the sign for a word"
     assert completion.bash("ropewalk run pretrain optim.lr") == ["optim.lr=", "optim.lr=0.0003"]

@@ -251,7 +251,7 @@ def test_a_section_says_what_it_is_for_and_whether_it_must_be_set(shell: Shell, 
 
 def test_the_values_of_a_key() -> None:
     keys = {key.name: key for key in keys_of(config_of(find_job("pretrain")))}
-    assert keys["optim.schedule"].values == ("cosine", "wsd", "constant")
+    assert keys["optim.schedule"].values == ("cosine", "linear", "wsd", "constant")
     assert (keys["optim.betas"].type, keys["optim.betas"].default) == ("list of float", "[0.9, 0.95]")
     assert (keys["resources.nodes"].type, keys["resources.nodes"].default) == ("int or A..B", "1")
     assert keys["model.preset"].default == "tiny", "the job's own, not the section's"

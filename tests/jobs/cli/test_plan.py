@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.model_config import model_config
-from ropewalk.jobs.training.loop.size import BYTES_A_PARAMETER, ModelSize, SizeRequest, model_size
+from ropewalk.jobs.training.loop.size import ModelSize, SizeRequest, model_size
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY
 from tests.jobs.shell import Shell
@@ -47,7 +47,7 @@ def test_the_plan_of_a_training(shell: Shell, monkeypatch: pytest.MonkeyPatch) -
     assert page["accumulation"] == "micro-batches of up to 4 sequences a step on each rank: 3 with 4 ranks or 2 with 8 ranks"
     assert page["processes"] == "4..8 ranks on 1..2 nodes, on the CPU (resources.gpus=0)"
     assert page["memory"].startswith(f"about {16 * parameters / 4 / 2**20:.1f} MiB on each of 4 ranks for weights, gradients")
-    mib = BYTES_A_PARAMETER * parameters / 2**20
+    mib = 12 * parameters / 2**20
     assert page["checkpoints"].endswith(f"about {mib:.1f} MiB each, {3 * mib:.1f} MiB on disk")
     assert page["directory"] == f"{shell.home}/elsewhere/pretrain-DATE"
     assert page["start"] == "as soon as slow has room"

@@ -41,6 +41,20 @@ def test_other_keys_hold_from_the_new_attempt_on(shell: Shell) -> None:
     assert shown["config"]["steps"] == 9
 
 
+def test_the_environment_follows_the_keys(shell: Shell) -> None:
+    run = submitted(shell, "slow")
+    assert "required_environment" not in run.record
+    shell("resume", run.id, "precision.deterministic=true", "--detach")
+    assert RunDir(run.path).record["required_environment"] == {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "NCCL_ALGO": "Ring",
+        "TORCHINDUCTOR_DETERMINISTIC": "1",
+    }
+    run.write_outcome(2, FAILED)
+    shell("resume", run.id, "precision.deterministic=false", "--detach")
+    assert RunDir(run.path).record["required_environment"] == {}
+
+
 @pytest.mark.parametrize("override", ["data=elsewhere", "model.preset=tiny", "seed=5", "seed=5 steps=7"])
 def test_what_the_checkpoints_depend_on_cannot_change(shell: Shell, override: str) -> None:
     run = submitted(shell, "slow")

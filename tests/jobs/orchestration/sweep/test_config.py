@@ -44,7 +44,7 @@ def load(**changes: Any) -> SweepConfig:
         ({"space": {"optim.lr": {"uniform": [1, 2], "choice": [1]}}}, "exactly one of"),
         ({"space": {"optim.lr": {}}}, "exactly one of"),
         ({"space": {"resources.nodes": {"choice": [1, 2]}}}, "all trials share this key"),
-        ({"space": {"optim.schedule": {"choice": ["cosine", "linear"]}}}, "with optim.schedule=linear"),
+        ({"space": {"optim.schedule": {"choice": ["cosine", "square"]}}}, "with optim.schedule=square"),
         ({"space": {"optim.lr": {"uniform": [1, 2], "when": {"seed": 1}}}}, "seed is not a key of the space"),
         ({"space": {}}, "space"),
         ({"search": "grid"}, "space.optim.lr is a range"),

@@ -18,7 +18,7 @@ from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.head import each_token, sum_over_tokens
 from ropewalk.jobs.training.loop.lora import lora_adapter
 from ropewalk.jobs.training.loop.losses import cross_entropy
-from ropewalk.jobs.training.loop.objective import NextToken
+from ropewalk.jobs.training.loop.objective import NextToken, NextTokenZLoss
 from ropewalk.jobs.training.loop.tail import Tail, run_tail, whole_logits_reason
 
 V, T = 67, 24
@@ -244,6 +244,23 @@ def test_z_loss_in_plain_torch() -> None:
     with torch.no_grad():
         log_z = logits_of(model, batch["input_ids"])[batch["labels"] != IGNORE].logsumexp(-1).sum()
         torch.testing.assert_close(sum_over_tokens(model, batch, z_loss)[1], log_z)
+
+
+@pytest.mark.parametrize("kind", ["tied", "capped"])
+def test_built_in_z_loss_adds_to_the_gradient_and_not_to_the_loss(kind: str) -> None:
+    model, batch = model_of(kind), batch_of()
+
+    def plain() -> torch.Tensor:
+        log_z = logits_of(model, batch["input_ids"])[batch["labels"] != IGNORE].logsumexp(-1)
+        penalty = 1e-2 * log_z.square().sum()
+        return plain_next_token(model, batch) + penalty - penalty.detach()
+
+    check(model, lambda: NextTokenZLoss(1e-2)(model, batch).loss_sum, plain)
+    with torch.no_grad():
+        loss, weight, metrics = NextTokenZLoss(1e-2)(model, batch)
+        assert torch.equal(loss, NextToken()(model, batch).loss_sum)
+        log_z = logits_of(model, batch["input_ids"])[batch["labels"] != IGNORE].logsumexp(-1).sum()
+        torch.testing.assert_close(metrics["log_z"], torch.stack([log_z, weight]))
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied", "capped", "divided"])

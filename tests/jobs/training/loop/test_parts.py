@@ -22,7 +22,7 @@ from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig, OptimCon
 from ropewalk.jobs.training.loop.load_checkpoint import first_weights
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_config import model_config
-from ropewalk.jobs.training.loop.optimizer import adamw, learning_rate
+from ropewalk.jobs.training.loop.optimizer import learning_rate, make_optimizer
 from ropewalk.jobs.training.loop.recipe import ModelStart
 from ropewalk.jobs.training.loop.source import reader_for
 from ropewalk.jobs.training.loop.state import Progress
@@ -42,7 +42,7 @@ def rates(steps: int = 100, **config: object) -> list[float]:
 
 
 def test_warm_up_is_linear_and_reaches_the_top() -> None:
-    for schedule in ("cosine", "wsd", "constant"):
+    for schedule in ("cosine", "linear", "wsd", "constant"):
         assert rates(schedule=schedule)[:11] == pytest.approx([0.1 * (i + 1) for i in range(10)] + [1.0])
 
 
@@ -74,6 +74,16 @@ def test_cosine_falls_to_its_lowest() -> None:
     assert values[10:] == sorted(values[10:], reverse=True)
 
 
+def test_linear_falls_by_equal_steps() -> None:
+    values = rates(schedule="linear")
+    assert values[10:] == pytest.approx([1 - 0.01 * step for step in range(90)])
+
+
+def test_z_loss_and_an_objective_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="z_loss is part of the built-in loss"):
+        load_config(PretrainConfig, {"data": "x", "steps": 20, "z_loss": 1e-4, "objective": "mine:Mine"})
+
+
 def test_wsd_is_flat_and_then_falls() -> None:
     values = rates(schedule="wsd", decay_fraction=0.2)
     assert values[10:80] == [1.0] * 70
@@ -81,9 +91,16 @@ def test_wsd_is_flat_and_then_falls() -> None:
     assert 0.1 < values[-1] < 0.2
 
 
+def test_moments_in_bf16_need_a_beta_that_they_can_resolve() -> None:
+    keys = {"data": "x", "steps": 20, "precision": {"optimizer": "bf16"}}
+    load_config(PretrainConfig, keys).check_keys()
+    with pytest.raises(ConfigError, match=r"0.999 is too close to 1 for moments in bf16.* set optim.betas=\[0.9,0.95\]"):
+        load_config(PretrainConfig, {**keys, "optim": {"betas": [0.9, 0.999]}}).check_keys()
+
+
 def test_only_matrices_decay() -> None:
     model = AutoModelForCausalLM.from_config(config_of(ModelConfig(config=TINY)))
-    decayed, others = adamw(model, OptimConfig(weight_decay=0.3)).param_groups
+    decayed, others = make_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
     assert decayed["weight_decay"] == 0.3
     assert others["weight_decay"] == 0.0
     assert all(p.dim() == 2 for p in decayed["params"])

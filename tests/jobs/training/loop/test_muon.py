@@ -1,0 +1,72 @@
+"""Muon on sharded matrices: equal to torch's on whole ones, its arithmetic divided, its state resumed at any world size."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+from ropewalk.jobs.training.loop.size import ModelSize
+from tests.fork_server import SERVER
+from tests.jobs.corpus import make_dataset
+from tests.jobs.launch import equal, launch, losses, make_run, pretrain_config, weights
+from tests.jobs.training.loop.muon_rank import STEPS, muon_main
+from tests.jobs.training.loop.test_checkpoint_elastic import copy_of, stop_at
+
+
+def results_at(ranks: int, replicate: int, folder: Path) -> list[dict[str, Any]]:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    processes = [SERVER.Process(target=muon_main, args=(rank, ranks, store.port, replicate, folder)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * ranks
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+# 14 matrices: the last round has one for each rank or for some of them
+@pytest.mark.parametrize(("ranks", "replicate"), [(1, 1), (3, 1), (2, 2), (4, 2)])
+def test_sharded_muon_is_torchs_bit_by_bit(ranks: int, replicate: int, tmp_path: Path) -> None:
+    results = results_at(ranks, replicate, tmp_path)
+    for result in results:
+        assert set(result["worst"].values()) == {0.0}
+        assert result["matrices"] == 14
+    counts = [result["orthogonalized"] for result in results]
+    assert sum(counts) == STEPS * 14, "no matrix is orthogonalized twice"
+    assert max(counts) <= STEPS * -(-14 // ranks)
+
+
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+def test_state_keeps_its_type_and_resumes_at_any_number_of_ranks(moments: str, tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data")
+    optim = {"name": "muon", "lr": 3e-3, "warmup_steps": 2}
+    config = pretrain_config(data, steps=8, optim=optim, precision={"optimizer": moments})
+    undisturbed, stopped = make_run(tmp_path, config), make_run(tmp_path, config)
+    launch(undisturbed, 2)
+    step = stop_at(stopped, 2, 3)
+    other = copy_of(stopped, tmp_path, "other")
+    before = weights(stopped, step)
+    launch(stopped, 2)
+    launch(other, 3)
+    assert losses(stopped) == losses(undisturbed)
+    assert equal(weights(stopped), weights(undisturbed))
+    assert losses(other) == pytest.approx(losses(undisturbed), rel=1e-6 if moments == "fp32" else 1e-4)
+    check_tensors(before, torch.float32 if moments == "fp32" else torch.bfloat16)
+
+
+def check_tensors(tensors: dict[str, torch.Tensor], moments: torch.dtype) -> None:
+    """Each matrix of a layer has one moment, every other weight two; the plan counts their bytes."""
+    trained = {name.removeprefix("model."): each for name, each in tensors.items() if name.startswith("model.")}
+    matrices = {name for name, each in trained.items() if ".layers." in name and each.dim() == 2}
+    for name, weight in trained.items():
+        names = {key.removeprefix(f"optimizer.{name}.") for key in tensors if key.startswith(f"optimizer.{name}.")}
+        assert names == ({"momentum_buffer"} if name in matrices else {"step", "exp_avg", "exp_avg_sq"})
+        assert weight.dtype == torch.float32
+        assert {tensors[f"optimizer.{name}.{key}"].dtype for key in names - {"step"}} == {moments}
+    counts = [sum(trained[name].numel() for name in names) for names in (trained, matrices)]
+    size = ModelSize(parameters=counts[0], trained=counts[0], matrices=counts[1])
+    in_all = sum(each.nbytes for name, each in tensors.items() if not name.endswith(".step"))
+    assert size.checkpoint_bytes(muon=True, moment_bytes=moments.itemsize, average=False) == in_all

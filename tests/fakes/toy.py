@@ -15,6 +15,11 @@ from ropewalk.cluster.run.files import append_line, read_json, write_json
 from ropewalk.cluster.run.heartbeat import Phase
 
 
+def variables(context: JobContext) -> dict[str, Any]:
+    """Return the variables that the run requires, as a rank has them."""
+    return {name: os.environ.get(name) for name in context.run.record["required_environment"]}
+
+
 def count(context: JobContext) -> dict[str, Any]:
     """Count to `steps` on every rank together; checkpoint each step; stop when asked."""
     import torch

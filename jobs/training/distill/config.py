@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from ropewalk.cluster.config import DataPath, ModelPath, PathView, Section
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
-from ropewalk.jobs.training.loop.config import PRESETS, USUAL, ModelConfig, OptimConfig, TrainingConfig, require_one
+from ropewalk.jobs.training.loop.config import PRESETS, USUAL, ModelConfig, OptimConfig, Preset, TrainingConfig, require_one
 from ropewalk.jobs.training.loop.fit import check_model
 from ropewalk.jobs.training.loop.token_data import Data, check_data
 from ropewalk.jobs.training.pruning.config import PruneConfig
@@ -19,9 +19,7 @@ class StudentConfig(Section):
     """Exactly one of: pruned from the teacher, a preset, a Hugging Face directory or configuration, a trained run."""
 
     prune: PruneConfig | None = Field(default=None, description="pruned from the teacher: {layers: 24, width: 0.75, heads: 6}")
-    preset: Literal["tiny", "small", "smollm-135m"] | None = Field(
-        default=None, description=f"a built-in model size, from scratch: {PRESETS}"
-    )
+    preset: Preset | None = Field(default=None, description=f"a built-in model size, from scratch: {PRESETS}")
     path: ModelPath | None = Field(
         default=None,
         description="Hugging Face directory, or name on the hub (ORG/NAME[@REVISION]): its configuration and weights",

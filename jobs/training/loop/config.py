@@ -18,7 +18,11 @@ LEAST_VALIDATED, MOST_VALIDATED = 16, 256  # samples per validation
 WARMUP_STEPS, WARMUP_SHARE = 20, 10  # the default warm-up: so many steps, or 1/10 of all if that is fewer
 TRAINED_PER_VALIDATED = 2  # training samples per validated sample, unless that gives fewer than LEAST_VALIDATED
 MOST_BF16_BETA = 0.99  # bf16 has 8 significant bits: a change below 1/512 of a moment is lost
-PRESETS = "tiny (0.3 M weights), small (19 M) or smollm-135m (106 M), besides the embeddings of the tokens"
+Preset = Literal["tiny", "small", "smollm-135m", "150m", "400m", "1b", "3b", "8b"]
+PRESETS = (
+    "tiny (0.3 M weights), small (19 M) or smollm-135m (106 M), or of one shape 150m (135 M), 400m (396 M), 1b (1082 M),"
+    " 3b (3171 M) or 8b (7798 M), besides the embeddings of the tokens"
+)
 
 
 def require_one(key: str, section: Section, *names: str) -> None:
@@ -36,7 +40,7 @@ def require_one(key: str, section: Section, *names: str) -> None:
 class ModelConfig(Section):
     """Exactly one of: a preset, a Hugging Face directory, a Hugging Face configuration, a run that trained a model."""
 
-    preset: Literal["tiny", "small", "smollm-135m"] | None = Field(default=None, description=f"a built-in model size: {PRESETS}")
+    preset: Preset | None = Field(default=None, description=f"a built-in model size: {PRESETS}")
     path: ModelPath | None = Field(
         default=None,
         description="a Hugging Face directory, or a name on the hub (ORG/NAME[@REVISION]): its configuration and weights",
@@ -165,6 +169,13 @@ class OptimConfig(Section):
     )
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="final learning rate, as a fraction of the peak")
     decay_fraction: float = Field(default=0.2, gt=0, le=1, description="wsd: fraction of all steps that decay at the end")
+    base_width: int | None = Field(
+        default=None,
+        ge=1,
+        description="hidden size at which lr was tuned: the rate of the head and of the layers' matrices is multiplied by"
+        " base_width / hidden size (muon: layers by its square root), so that lr suits other widths (arXiv 2203.03466,"
+        " 2407.05872); unset: the same rate for all",
+    )
     layer_decay: float | None = Field(
         default=None,
         gt=0,
@@ -304,6 +315,8 @@ class TrainingConfig(ModelJobConfig):
         """Raise ConfigError if the warm-up is as long as the run, or the ranks cannot form the mesh."""
         if problem := warmup_problem(self.optim, self.steps):
             raise ConfigError(problem)
+        if self.optim.base_width is not None and getattr(self, "lora", None) is not None:
+            raise ConfigError("optim.base_width: the rate of an adapter does not depend on the width; remove base_width or lora")
         if self.precision.optimizer == "bf16" and self.optim.betas[1] > MOST_BF16_BETA:
             raise ConfigError(
                 f"optim.betas: {self.optim.betas[1]:g} is too close to 1 for moments in bf16, whose changes would be rounded"

@@ -1,6 +1,7 @@
 """The Hugging Face configuration of a model: from a preset, keys or a directory; and its fingerprint."""
 
 import json
+import math
 from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, LlamaConfig
@@ -16,6 +17,9 @@ _PRESETS = {
     "small": (512, 1408, 6, 8, 8),
     "smollm-135m": (576, 1536, 30, 9, 3),  # HuggingFaceTB/SmolLM-135M with the data set's vocabulary
 }
+# one shape: heads of 128, four for each key and value head, a layer for each 96 of width, up to a multiple of four
+_WIDTHS = {"150m": 1024, "400m": 1536, "1b": 2048, "3b": 3072, "8b": 4096}
+_UNTIED_WIDTH = 4096  # from here on the head is small beside the layers
 _POSITIONS = 2048  # of a preset, at least
 # keys about storage or execution, which do not change the model
 _INCIDENTAL = {
@@ -39,14 +43,24 @@ def unchecked_config(config: ModelConfig, *, vocabulary: int, end_of_document: i
         return _from_values({"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": end_of_document, **config.config})
     assert config.preset is not None
     return LlamaConfig(
-        **dict(zip(_SIZES, _PRESETS[config.preset], strict=True)),
+        **_preset_values(config.preset),
         max_position_embeddings=max(_POSITIONS, seq_len),
         vocab_size=vocabulary,
-        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=end_of_document,
         pad_token_id=None,
     )
+
+
+def _preset_values(preset: str) -> dict[str, Any]:
+    if preset in _PRESETS:
+        return {**dict(zip(_SIZES, _PRESETS[preset], strict=True)), "tie_word_embeddings": True}
+    width = _WIDTHS[preset]
+    intermediate, layers = math.ceil(width * 8 / 3 / 256) * 256, math.ceil(width / 96 / 4) * 4
+    sizes = dict(zip(_SIZES, (width, intermediate, layers, width // 128, width // 512), strict=True))
+    # the spread of first weights falls with the square root of width, as learning rates that transfer assume
+    spread = 0.02 * math.sqrt(1024 / width)
+    return {**sizes, "tie_word_embeddings": width < _UNTIED_WIDTH, "initializer_range": spread}
 
 
 def check_fit(config: Any, vocabulary: int, seq_len: int) -> None:

@@ -79,18 +79,18 @@ class MatrixExchange:
 
     def _through_owners(self, matrices: Sequence[nn.Parameter], updates: Sequence[torch.Tensor]) -> torch.Tensor:
         """Send the rows of the n-th matrix to the n-th rank of these shards, and return the orthogonalized rows, flat."""
-        given = [update.numel() for update in updates] + [0] * (self._shards - len(updates))
-        own = matrices[self._shard] if self._shard < len(matrices) else None
-        taken = [0] * self._shards if own is None else [self._rows(own, shard) * own.shape[1] for shard in range(self._shards)]
+        sent = [update.numel() for update in updates] + [0] * (self._shards - len(updates))
+        shape = matrices[self._shard].shape if self._shard < len(matrices) else torch.Size((0, 0))
+        received = [self._rows(shape, shard) * shape[1] for shard in range(self._shards)]
         nothing = torch.empty(0, dtype=torch.bfloat16, device=self.matrices[0].device)  # a copy's share of the last round
         flat = torch.cat([nothing, *(update.flatten() for update in updates)])
-        full = flat.new_empty(sum(taken))
-        dist.all_to_all_single(full, flat, taken, given, group=self._shard_group)
-        if own is not None:
-            full = orthogonalize(full.view(own.shape)).flatten()
-        dist.all_to_all_single(flat, full, given, taken, group=self._shard_group)
+        whole = flat.new_empty(shape)
+        dist.all_to_all_single(whole.view(-1), flat, received, sent, group=self._shard_group)
+        if whole.numel():
+            whole = orthogonalize(whole)
+        dist.all_to_all_single(flat, whole.flatten(), sent, received, group=self._shard_group)
         return flat
 
-    def _rows(self, matrix: nn.Parameter, shard: int) -> int:
-        most = -(-matrix.shape[0] // self._shards)
-        return max(0, min(most, matrix.shape[0] - shard * most))
+    def _rows(self, shape: torch.Size, shard: int) -> int:
+        most = -(-shape[0] // self._shards)
+        return max(0, min(most, shape[0] - shard * most))

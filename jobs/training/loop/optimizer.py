@@ -17,19 +17,35 @@ from ropewalk.sharding.state import prepare_adam
 
 def make_optimizer(model: nn.Module, config: OptimConfig, moments: torch.dtype = torch.float32) -> "Optimizer":
     """Create the optimizer over the parameters that require gradients, with its state; vectors (gains, biases) do not decay."""
-    matrices = {id(matrix) for matrix in layer_matrices(model)} if config.name == "muon" else set()
-    groups = []
+    matrices, muon, decay = {id(matrix) for matrix in layer_matrices(model)}, config.name == "muon", config.weight_decay
+    head, ratio = _head(model), _width_ratio(model, config.base_width)
+    groups: list[dict[str, Any]] = []
     for scale, parameters in _by_scale(model, config.layer_decay).items():
-        decayed, others = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
+        inner, vectors = [p for p in parameters if id(p) in matrices], [p for p in parameters if p.dim() < 2]
+        outer = [p for p in parameters if id(p) not in matrices and p.dim() >= 2 and p is not head]
         groups += [
-            {"params": [p for p in decayed if id(p) in matrices], "weight_decay": config.weight_decay, "muon": True},
-            {"params": [p for p in decayed if id(p) not in matrices], "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": inner, "weight_decay": decay, "scale": scale * (math.sqrt(ratio) if muon else ratio), "muon": muon},
+            {"params": [p for p in parameters if p is head], "weight_decay": decay, "scale": scale * ratio},
+            {"params": outer, "weight_decay": decay, "scale": scale},
+            {"params": vectors, "weight_decay": 0.0, "scale": scale},
         ]
-        for group in groups[-3:]:
-            group["scale"] = scale
     groups = [group for group in groups if group["params"]]
     return Optimizer(groups, lr=config.lr, betas=config.betas, eps=config.eps, moments=moments)
+
+
+def _head(model: nn.Module) -> nn.Parameter | None:
+    """Return the matrix of the head, which may also be that of the input embeddings."""
+    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    return getattr(head, "weight", None)
+
+
+def _width_ratio(model: Any, base_width: int | None) -> float:
+    """Return the factor of AdamW's rate for matrices that read the hidden state; Muon's has the square root.
+
+    Adam changes each weight by about its rate, so that a sum over the width changes by rate · width (Yang et al. 2022, table 8;
+    Everett et al. 2024). Muon's update, scaled to the size of Adam's, has a norm that grows with the square root of the width.
+    """
+    return 1.0 if base_width is None else base_width / int(model.config.get_text_config().hidden_size)
 
 
 def layer_matrices(model: nn.Module) -> list[nn.Parameter]:

@@ -74,12 +74,11 @@ def _parameters(size: ModelSize | str) -> str:
 
 
 def _memory(config: TrainingConfig, size: ModelSize | str) -> list[tuple[str, str]]:
-    """Describe the memory of a rank for its shards in fp32: the weights, and gradient and optimizer of those that are trained."""
+    """Describe the memory of a rank for its shards: the weights, and gradient and optimizer of those that are trained."""
     if isinstance(size, str):
         return []
     ranks = config.resources.nodes.least * config.resources.local_world_size
-    average = 4 if config.ema is not None else 0
-    in_all = 4 * size.parameters + (BYTES_A_PARAMETER + average) * size.trained  # a gradient instead of the weight
+    in_all = 4 * size.parameters + _checkpoint_bytes(config, size)  # a gradient instead of the trained weight
     each = in_all / max(1, ranks // config.parallel.replicate)
     what = "for weights, gradients and optimizer, besides activations"
     return [("memory", f"about {format_bytes(each)} on each of {counted(ranks, 'rank')} {what}")]
@@ -91,9 +90,13 @@ def _checkpoints(config: TrainingConfig, size: ModelSize | str) -> str:
     often = f"every {keys.every_steps:,} steps, the newest {keys.keep} are kept"
     if isinstance(size, str):
         return often
-    moment_bytes = 2 if config.precision.optimizer == "bf16" else 4
-    each = size.checkpoint_bytes(muon=config.optim.name == "muon", moment_bytes=moment_bytes, average=config.ema is not None)
+    each = _checkpoint_bytes(config, size)
     return f"{often}: about {format_bytes(each)} each, {format_bytes(each * count)} on disk"
+
+
+def _checkpoint_bytes(config: TrainingConfig, size: ModelSize) -> int:
+    moment_bytes = 2 if config.precision.optimizer == "bf16" else 4
+    return size.checkpoint_bytes(muon=config.optim.name == "muon", moment_bytes=moment_bytes, average=config.ema is not None)
 
 
 def _manifests(config: TrainingConfig) -> "list[Manifest]":

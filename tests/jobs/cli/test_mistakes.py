@@ -63,7 +63,7 @@ MISTAKES = {
     "a runs directory that is a file": Mistake(PRETRAIN, "not a directory", variables={"ROPEWALK_RUNS": "pretrain.yaml"}),
     # --- keys and values
     "a key without its section": Mistake((*PRETRAIN, "lr=1e-3"), "did you mean 'optim.lr'?"),
-    "a misspelt key": Mistake((*PRETRAIN, "optim.leraning_rate=1e-3"), "keys of optim: optim.betas"),
+    "a misspelt key": Mistake((*PRETRAIN, "optim.leraning_rate=1e-3"), "keys of optim: optim.base_width"),
     "gpus without resources": Mistake((*PRETRAIN, "gpus=8"), "did you mean 'resources.gpus'?"),
     "a time limit without its unit": Mistake(
         (*PRETRAIN, "resources.time_limit=60"), "did you mean 'resources.time_limit_minutes'?"
@@ -78,7 +78,10 @@ MISTAKES = {
         ("run", "pretrain", "-c", "pretrain.yaml", "model.path=model"),
         "not preset and path; to replace what a job file sets, write 'model={path: ",
     ),
-    "an unknown preset": Mistake((*PRETRAIN, "model.preset=large"), "must be 'tiny', 'small' or 'smollm-135m', not 'large'"),
+    "an unknown preset": Mistake(
+        (*PRETRAIN, "model.preset=large"),
+        "must be 'tiny', 'small', 'smollm-135m', '150m', '400m', '1b', '3b' or '8b', not 'large'",
+    ),
     "three mistakes in one file": Mistake(
         ("run", "pretrain", "-c", "three.yaml"),
         "batch.globl_batch",

@@ -22,7 +22,7 @@ from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig, OptimCon
 from ropewalk.jobs.training.loop.load_checkpoint import first_weights
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_config import model_config
-from ropewalk.jobs.training.loop.optimizer import learning_rate, make_optimizer
+from ropewalk.jobs.training.loop.optimizer import learning_rate, make_optimizer, set_learning_rate
 from ropewalk.jobs.training.loop.recipe import ModelStart
 from ropewalk.jobs.training.loop.source import reader_for
 from ropewalk.jobs.training.loop.state import Progress
@@ -30,6 +30,7 @@ from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import Group, process_group
 from ropewalk.sharding.manifest import CheckpointManifest
+from ropewalk.sharding.parallelize import parallelize
 from tests.jobs.launch import TINY
 from tests.patience import until
 
@@ -98,13 +99,32 @@ def test_moments_in_bf16_need_a_beta_that_they_can_resolve() -> None:
         load_config(PretrainConfig, {**keys, "optim": {"betas": [0.9, 0.999]}}).check_keys()
 
 
+def test_an_adapter_has_no_base_width() -> None:
+    keys = {"data": "x", "steps": 20, "model": {"path": "x"}, "optim": {"base_width": 64}}
+    load_config(FinetuneConfig, keys).check_keys()
+    with pytest.raises(ConfigError, match="base_width: the rate of an adapter does not depend on the width"):
+        load_config(FinetuneConfig, {**keys, "lora": {}}).check_keys()
+
+
 def test_only_matrices_decay() -> None:
     model = AutoModelForCausalLM.from_config(config_of(ModelConfig(config=TINY)))
-    decayed, others = make_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
-    assert decayed["weight_decay"] == 0.3
-    assert others["weight_decay"] == 0.0
-    assert all(p.dim() == 2 for p in decayed["params"])
-    assert all(p.dim() == 1 for p in others["params"])
+    inner, outer, vectors = make_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
+    assert inner["weight_decay"] == outer["weight_decay"] == 0.3
+    assert vectors["weight_decay"] == 0.0
+    assert all(p.dim() == 2 for p in inner["params"] + outer["params"])
+    assert all(p.dim() == 1 for p in vectors["params"])
+    assert [p is model.get_input_embeddings().weight for p in outer["params"]] == [True]
+
+
+@pytest.mark.parametrize(("name", "factor"), [("adamw", 1 / 4), ("muon", 1 / 2)])
+def test_the_rate_of_matrices_falls_with_the_width(name: str, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with process_group() as group, torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(ModelConfig(config={**TINY, "hidden_size": 128})))
+        model = parallelize(model, group, ParallelConfig(), PrecisionConfig())
+        optimizer = make_optimizer(model, OptimConfig.model_validate({"name": name, "base_width": 32}))
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5 * factor, 0.5 / 4, 0.5], "the embeddings are the head"
 
 
 def config_of(model: ModelConfig, vocabulary: int = 257, seq_len: int = 32) -> object:
@@ -113,7 +133,7 @@ def config_of(model: ModelConfig, vocabulary: int = 257, seq_len: int = 32) -> o
 
 @pytest.mark.parametrize(
     ("preset", "vocabulary", "least", "most"),
-    [("tiny", 8192, 1e6, 3e6), ("small", 8192, 20e6, 30e6), ("smollm-135m", 49152, 134e6, 135e6)],
+    [("tiny", 8192, 1e6, 3e6), ("small", 8192, 20e6, 30e6), ("smollm-135m", 49152, 134e6, 135e6), ("8b", 128256, 8.8e9, 8.9e9)],
 )
 def test_presets_have_their_size(preset: str, vocabulary: int, least: float, most: float) -> None:
     with torch.device("meta"):

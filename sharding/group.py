@@ -24,7 +24,7 @@ from ropewalk.cluster.process.sockets import prepare_sockets
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE
 from ropewalk.cluster.text import counted
 from ropewalk.sharding.config import ParallelConfig
-from ropewalk.sharding.json_tensors import from_json, to_json
+from ropewalk.sharding.exchange import broadcast, gather
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -101,28 +101,11 @@ class Group:
 
         The values of all ranks reach every rank: use `gather_object` if only rank 0 needs them.
         """
-        text = self._padded(to_json(value, kind))
-        if self.world_size == 1:
-            return [from_json(text, kind)]
-        texts = [torch.empty_like(text) for _ in range(self.world_size)]
-        dist.all_gather(texts, text)
-        return [from_json(each, kind) for each in texts]
+        return gather(value, kind, self.rank, self.world_size, everywhere=True)
 
     def gather_object(self, value: T, kind: Any = Any) -> list[T]:
         """Return every rank's value, in rank order, on rank 0, and nothing on the others; see `broadcast_object`."""
-        text = self._padded(to_json(value, kind))
-        if self.world_size == 1:
-            return [from_json(text, kind)]
-        texts = [torch.empty_like(text) for _ in range(self.world_size)] if self.is_main else None
-        dist.gather(text, texts, dst=0)
-        return [from_json(each, kind) for each in texts or []]
-
-    def _padded(self, text: torch.Tensor) -> torch.Tensor:
-        """Pad JSON with blanks to the length of the longest of all ranks."""
-        longest = torch.tensor([len(text)])
-        if self.world_size > 1:
-            dist.all_reduce(longest, dist.ReduceOp.MAX)
-        return torch.nn.functional.pad(text, (0, int(longest) - len(text)), value=ord(" "))
+        return gather(value, kind, self.rank, self.world_size, everywhere=False)
 
     def broadcast_object(self, value: T | None, kind: Any = Any) -> T:
         """Return rank 0's value on every rank.
@@ -130,15 +113,7 @@ class Group:
         It travels as JSON, since unpickling would run what a peer sends. `kind` is the type of a value that JSON alone does
         not restore: with tuples, bytes, keys that are not strings, or models.
         """
-        text = to_json(value, kind) if self.is_main else torch.empty(0, dtype=torch.uint8)
-        if self.world_size > 1:
-            size = torch.tensor([len(text)])
-            dist.broadcast(size, src=0)
-            if not self.is_main:
-                text = torch.empty(int(size), dtype=torch.uint8)
-            dist.broadcast(text, src=0)
-        result: T = from_json(text, kind)
-        return result
+        return broadcast(value, kind, self.rank, self.world_size)
 
 
 def counts_piece(tensor: torch.Tensor) -> bool:

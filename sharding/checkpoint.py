@@ -71,7 +71,7 @@ def newest_complete(root: StoragePath, step: int | None = None) -> tuple[Storage
 
 
 class Checkpoints:
-    """The checkpoints of a run, used by one rank. All ranks call every method but `failed` together."""
+    """The checkpoints of a run, used by one rank. All ranks save, wait, find and load together."""
 
     def __init__(self, run: RunDir, group: Group, fence: Fence, config: CheckpointConfig, fingerprint: dict[str, Any]) -> None:
         self.run, self.group, self.fence, self.config = run, group, fence, config

@@ -19,12 +19,14 @@ def checkpoints(
     as_json: AsJson = False,
 ) -> None:
     """List a run's checkpoints: step, size, ranks that saved it, age, and whether it is pinned, the best, and intact."""
-    from ropewalk.cluster.errors import EXIT_FAILED
+    from ropewalk.cluster.errors import EXIT_FAILED, ConfigError
     from ropewalk.jobs.runs.show.status import find_run
     from ropewalk.jobs.training.loop.model_record import checkpoint_folder
     from ropewalk.sharding.checkpoint_list import list_checkpoints
 
     run = find_run(run_ref)
+    if not run.model_record.is_file() and any(run.checkpoints.glob("*")):
+        raise ConfigError(f"{run.id}: a {run.record['job']} run trains no model; what its program saved is in {run.checkpoints}")
     summaries = list_checkpoints(checkpoint_folder(run), verify=verify)
     if as_json:
         print(json.dumps({"run": run.id, "checkpoints": [dataclasses.asdict(checkpoint) for checkpoint in summaries]}))

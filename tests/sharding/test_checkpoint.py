@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ropewalk.sharding.layout import newest_steps, steps_in
 from ropewalk.sharding.state import State
 from ropewalk.sharding.stored_tensors import StoredTensors
 from tests.fakes.nfs import Network, need_nfs
+from tests.patience import HANG_SECONDS
 
 FINGERPRINT = {"hidden_size": 8, "tie_word_embeddings": True}
 
@@ -170,6 +172,26 @@ def test_keeps_the_newest_and_cleans_what_was_cut_short(run: RunDir, group: Grou
     store.clean()
     save(store, group, 1, 2, 3, 4)
     assert steps_in(store.root) == [3, 4]
+
+
+def test_the_next_save_does_not_wait_until_old_checkpoints_are_removed(
+    run: RunDir, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, waits, remove = threading.Event(), list[bool](), StoragePath.remove
+
+    def slow_remove(self: StoragePath, name: str) -> None:
+        waits.append(released.wait(HANG_SECONDS))
+        remove(self, name)
+
+    monkeypatch.setattr(StoragePath, "remove", slow_remove)
+    store = checkpoints(run, group, keep=1)
+    for step in (1, 2, 3, 4):
+        store.save(state(group, step), step=step, position=0, progress={})
+    assert newest_complete(store.root)[1].step >= 3
+    released.set()
+    store.wait()
+    assert all(waits)
+    assert steps_in(store.root) == [4]
 
 
 def test_a_bad_checkpoint_is_not_counted_as_kept(run: RunDir, group: Group) -> None:

@@ -23,6 +23,8 @@ def test_checkpoints_are_listed_and_damage_is_named(shell: Shell, running: RunDi
             state = {"model.weight": torch.randn(300, 1000), "optimizer.weight.step": torch.tensor(1.0)}
             store.save(state, step=step, position=0, progress={"best_step": 10})
         store.close()
+    assert "trains no model" in shell.mistake("checkpoints", running.id)
+    running.model_record.write_text("{}")
     pin(store.root, 20, "other-run")
     lines = [line.strip() for line in shell("checkpoints", running.id, "--verify").splitlines()]
     first, second = (next(line for line in lines if line.startswith(step)) for step in ("10 ", "20 "))

@@ -32,6 +32,7 @@ SUPPORTED = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet, *.warc.gz, *.txt, *.md
 MAGIC = re.compile(r"[*?\[]")
 VERSIONS = ("ETag", "etag", "md5Hash", "mtime")  # version fields of S3, Azure and GCS; a local file only has its time
 FILES_A_UNIT = 1000
+SMALLEST_UNIT_MIB, LARGEST_UNIT_MIB = 4.0, 64.0
 MOST_LISTED = 1000  # files that a submission looks at
 NO_FILE = "no such file or directory"
 
@@ -195,6 +196,11 @@ def expand(pattern: str) -> Iterator[InputFile]:
         url = path if not scheme or "://" in path else scheme + path
         version = str(next((info[key] for key in VERSIONS if info.get(key)), ""))
         yield InputFile(url=url, name=name, size=int(info["size"]), kind=kind_of(name) or "", version=version)
+
+
+def unit_size_mib(files: Iterable[InputFile], unit_mib: float | None) -> float:
+    """Return the input per task: `unit_mib`, else a 64th of all input, between 4 and 64 MiB."""
+    return unit_mib or min(max(sum(file.size for file in files) / 64 / MIB, SMALLEST_UNIT_MIB), LARGEST_UNIT_MIB)
 
 
 def plan_units(

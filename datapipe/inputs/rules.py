@@ -15,4 +15,6 @@ class ReadRules(Section):
     max_chars: int | None = Field(default=None, ge=1, description="reject longer documents")
     max_line_mib: float = Field(default=32, gt=0, le=1024, description="reject longer lines and text files, MiB")
     main_content: bool = Field(default=True, description="extract only the main content of web pages (.warc.gz), without menus")
-    unit_mib: float = Field(default=64, gt=0, description="input per task, MiB")
+    unit_mib: float | None = Field(
+        default=None, gt=0, description="input per task, MiB; unset: a 64th of the input, between 4 and 64"
+    )

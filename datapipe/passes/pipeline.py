@@ -18,7 +18,7 @@ from ropewalk.datapipe.dedup.paragraphs.cutting import cut_sizes
 from ropewalk.datapipe.dedup.paragraphs.find import find_repeated_paragraphs
 from ropewalk.datapipe.dedup.stages import StageTask
 from ropewalk.datapipe.filters.decontamination.items import check_items
-from ropewalk.datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
+from ropewalk.datapipe.inputs.files import LARGEST_UNIT_MIB, InputFile, Unit, list_inputs, plan_units, unit_size_mib
 from ropewalk.datapipe.inputs.keys import missing_key
 from ropewalk.datapipe.inputs.rules import ReadRules
 from ropewalk.datapipe.inputs.split import files_to_split, pieces_of, read_split
@@ -76,6 +76,7 @@ class _Pipeline:
     def __init__(self, config: DataSetConfig, seed: int, files: list[InputFile], run_tasks: RunTasks, progress: Progress) -> None:
         self.config, self.seed, self.files = config, seed, files
         self.run_tasks, self.progress = run_tasks, progress
+        self.unit_mib = unit_size_mib(files, config.unit_mib)
         self.output = StoragePath(config.output)
         self.work = self.output.child(WORK)
 
@@ -89,7 +90,7 @@ class _Pipeline:
             for mark in self._marks():
                 encoder.special(mark)
             write_tokenizer(self.output, self.work, tokenizer)
-        units = plan_units(self.files, self.config.unit_mib, self.split())
+        units = plan_units(self.files, self.unit_mib, self.split())
         summaries = self.ingest(units)
         corpus = load_corpus(units, summaries, self.work, self.config.validation_fraction)
         drop_equal_texts(corpus, self.work, self._run_stage)
@@ -129,9 +130,9 @@ class _Pipeline:
 
     def split(self) -> dict[str, tuple[list[InputFile], str | None]]:
         """Split large compressed files into pieces, so that many tasks can read them."""
-        files = files_to_split(self.files, self.config.unit_mib)
+        files = files_to_split(self.files, self.config.unit_mib or LARGEST_UNIT_MIB)  # smaller ones are read as fast unsplit
         done = {file.url: split for file in files if (split := read_split(file, self.work))}
-        tasks = [Task(method="split", label=f.url, arguments=(f, self.config.unit_mib)) for f in files if f.url not in done]
+        tasks = [Task(method="split", label=f.url, arguments=(f, self.unit_mib)) for f in files if f.url not in done]
         if tasks:
             self.progress.begin("decompress", sum(f.size for f in files), "B", sum(f.size for f in files if f.url in done))
         for task, split in self.run_tasks(tasks):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from ropewalk.cluster.errors import DataError
-from ropewalk.datapipe.inputs.files import list_inputs, plan_units
+from ropewalk.datapipe.inputs.files import InputFile, list_inputs, plan_units, unit_size_mib
 from ropewalk.datapipe.inputs.lines import TOO_LONG, split_lines
 from ropewalk.datapipe.inputs.readers import ReadStats, read_unit
 from ropewalk.datapipe.inputs.rules import ReadRules
@@ -269,6 +269,14 @@ def test_a_file_that_changes_under_the_reader_is_an_error(tmp_path: Path) -> Non
     path.unlink()
     with pytest.raises(DataError, match="is gone"):
         list(read_unit(units[0], ReadRules(), ReadStats()))
+
+
+@pytest.mark.parametrize(
+    ("mib", "unit_mib", "units"), [(1, None, 1), (100, None, 25), (1024, None, 64), (8192, None, 128), (100, 50, 2)]
+)
+def test_a_small_input_has_units_for_many_processes(mib: int, unit_mib: float | None, units: int) -> None:
+    file = InputFile(url="a.jsonl", name="a.jsonl", size=mib << 20, kind="lines")
+    assert len(plan_units([file], unit_size_mib([file], unit_mib))) == units
 
 
 @settings(max_examples=300, deadline=None)

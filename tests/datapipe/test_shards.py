@@ -101,7 +101,7 @@ def test_a_file_that_was_only_touched_is_no_other_and_one_of_the_same_size_is(tm
     later = time.time() + 100
     os.utime(source, (later, later))
     assert make(f"{scheme}{source}", tmp_path / "out") == first
-    source.write_bytes(source.read_bytes().replace(b"e", b"a"))
+    source.write_bytes(source.read_bytes().replace(b"o", b"a"))
     os.utime(source, (later, later))
     with pytest.raises(DataError, match=r"in\.jsonl changed since"):
         make(f"{scheme}{source}", tmp_path / "out")

@@ -1,6 +1,7 @@
 """Shard a Hugging Face model over the ranks with FSDP2, and fill it with values that do not depend on the number of ranks."""
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,8 @@ def shard(model: nn.Module, group: Group, parallel: ParallelConfig, policy: Mixe
     reshard = should_reshard_after_forward(model, parallel, group.device)
     for layers in _group_by_weights(decoder_layers(model)):
         fully_shard(layers, mesh=group.mesh, mp_policy=policy, reshard_after_forward=reshard)
+    if reshard and not any(parameter.requires_grad for parameter in model.parameters()):
+        _shard_vocabulary(model, group, policy)
     fully_shard(model, mesh=group.mesh, mp_policy=policy, reshard_after_forward=False)  # in place
     model.to_empty(device=group.device)
     _tie(model, ties)  # to_empty separates tied tensors
@@ -36,6 +39,16 @@ def shard(model: nn.Module, group: Group, parallel: ParallelConfig, policy: Mixe
         module.set_force_sum_reduction_for_comms(True)
         module.set_gradient_divide_factor(1.0)
     return model
+
+
+def _shard_vocabulary(model: Any, group: Group, policy: MixedPrecisionPolicy) -> None:
+    """Make embedding and head of a frozen model FSDP modules of their own, so that only one of them is gathered at a time."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is embedding.weight:
+        return
+    fully_shard(embedding, mesh=group.mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(head, mesh=group.mesh, mp_policy=policy, reshard_after_forward=False)  # may be called once a chunk of tokens
+    model.register_forward_hook(lambda *_: head.reshard())
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

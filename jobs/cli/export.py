@@ -28,6 +28,14 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
     gated: Annotated[
         bool, typer.Option("--gated", help="export only if this checkpoint passed its gates of evaluate and audit")
     ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            metavar="float32|bfloat16",
+            help="number format of the weights; unset: that of training",
+        ),
+    ] = None,
     form: Annotated[
         str,
         typer.Option(
@@ -42,6 +50,8 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
     from ropewalk.jobs.runs.show.status import find_run
 
     run = find_run(run_ref)
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ConfigError(f"--dtype: unknown number format {dtype!r}; use float32 or bfloat16")
     if best and step is not None:
         raise ConfigError("--best and --step name two checkpoints; leave one of them out")
     if form == "hf":
@@ -50,6 +60,7 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
         step = _passed_step(run, step, best=best)
         best = False
     options = [option for option, enabled in (("--adapter", adapter), ("--ema", ema), ("--best", best)) if enabled]
+    options += [] if dtype is None else ["--dtype", dtype]
 
     def write(target: Path) -> None:
         if not export_on_cluster(run, target, step, options):
@@ -58,7 +69,7 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
             sys.stderr.write(f"exporting {run.id} to {directory} ...\n")
             from ropewalk.jobs.models.cards.export import export_with_cards
 
-            export_with_cards(run, target, step, adapter=adapter, ema=ema, best=best)
+            export_with_cards(run, target, step, adapter=adapter, ema=ema, best=best, dtype=dtype)
 
     if form == "hf":
         write(directory)

@@ -34,7 +34,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.mirror.node_summary import summarize
 from ropewalk.jobs.runs.show.diagnose import diagnose
-from ropewalk.jobs.training.loop.load_checkpoint import skeleton
+from ropewalk.jobs.training.loop.bare_model import skeleton
 from ropewalk.jobs.training.loop.objective import NextToken
 from ropewalk.jobs.training.loop.optimizer import adamw
 from ropewalk.jobs.training.loop.state import TrainState

@@ -1,8 +1,10 @@
-"""Peak memory of each rank while the model is built: first weights drawn, read from a directory, or left to a checkpoint.
+"""Peak memory of each rank that starts, saves, resumes or evaluates a model, and of a process that exports it.
 
 python -m tests.benchmarks.bench_start_memory [--ranks 4] [--sizes 78,300]
 
-The goal for each rank: no more than an empty rank, twice its shard of the state (12 bytes a parameter), and 150 MB. Memory is
+The goal for a rank that trains: no more than an empty rank, twice its shard of the state (12 bytes a parameter), and 150 MB. For
+an export: an empty process and the two largest tensors. For a sharded evaluation: an empty rank, its shard of the weights, the
+largest tensor four times (FSDP's buffer, gloo's, the weight, and FSDP's buffer of the module before), and 150 MB. Memory is
 RssAnon + RssShmem, read every few milliseconds by a process apart; mapped files are not counted.
 """
 
@@ -13,18 +15,31 @@ import re
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.distributed import TCPStore
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.run.files import write_json
+from ropewalk.datapipe.manifest import TokenizerRecord
+from ropewalk.jobs.inference.scoring.open_on_ranks import find_on_ranks, open_on_ranks
+from ropewalk.jobs.inference.scoring.requests import Request
+from ropewalk.jobs.inference.scoring.scorer import Scorer
+from ropewalk.jobs.training.loop.config import LoraConfig, OptimConfig
+from ropewalk.jobs.training.loop.export import export
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_record import Weights
-from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
-from ropewalk.sharding.group import process_group
+from ropewalk.jobs.training.loop.optimizer import adamw
+from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.sharding.config import CheckpointConfig, ParallelConfig, PrecisionConfig
+from ropewalk.sharding.group import Group, process_group
+from tests.jobs.corpus import write_tokenizer
 
 MIB = 2**20
 SLACK = 150e6 / MIB
@@ -32,29 +47,91 @@ SIZES = {  # millions of parameters: hidden size, layers, heads
     78: {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 1536},
     300: {"hidden_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16, "intermediate_size": 3072},
 }
+VOCABULARY = 49_152
+PARALLEL = ParallelConfig(reshard="always", accumulate="sharded")
 
 
 def config_of(size: int) -> Any:
     keys = {**SIZES[size], "num_key_value_heads": SIZES[size]["num_attention_heads"], "tie_word_embeddings": False}
-    return AutoConfig.for_model("llama", vocab_size=49_152, max_position_embeddings=512, **keys)
+    return AutoConfig.for_model("llama", vocab_size=VOCABULARY, max_position_embeddings=512, **keys)
 
 
-def rank_main(rank: int, size: int, port: int, build: dict[str, Any] | None, folder: Path) -> None:
-    """Build a model on one rank, or nothing, and wait until the memory of all ranks has been read."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.environ.update(LOCAL_RANK=str(rank), OMP_NUM_THREADS="1", TORCHELASTIC_USE_AGENT_STORE="True", GLOO_SOCKET_IFNAME="lo")
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Work of all ranks, or of one process, and where its files are."""
+
+    kind: Literal["empty", "start", "save", "resume", "export", "evaluate"]
+    folder: Path
+    size: int = 0
+    weights: Weights | None = None
+    lora: bool = False
+
+    @property
+    def run(self) -> RunDir:
+        (path,) = self.folder.glob("run-*")
+        return RunDir(path)
+
+
+def do(work: Work, group: Group | None) -> Any:
+    """Do the work, and return what stays in memory."""
+    if work.kind == "empty":
+        return None
+    if work.kind == "export":
+        return export(work.run, work.folder / "exported")
+    assert group is not None
+    return evaluate(work, group) if work.kind == "evaluate" else train(work, group)
+
+
+def train(work: Work, group: Group) -> Any:
+    plan = ModelPlan(config=config_of(work.size), seq_len=512, weights=work.weights)
+    plan = plan.with_lora(LoraConfig(), 0) if work.lora else plan
+    model = build_model(plan, work.run, group, PARALLEL, PrecisionConfig(), weights=work.kind != "resume" or work.lora)
+    state = TrainState(model, adamw(model, OptimConfig()), trained_only=work.lora)
+    checkpoints = Checkpoints(work.run, group, Fence(work.run, 1, 0), CheckpointConfig(), plan.fingerprint)
+    if work.kind == "save":
+        checkpoints.save(state.tensors, step=1, position=1, progress={})
+        checkpoints.wait()
+        if group.is_main:
+            record = TokenizerRecord(name="bytes", hash="", vocabulary=VOCABULARY, end_of_document=256, version="1")
+            write_json(work.run.model_record, plan.record(record, "fp32").model_dump(mode="json"))
+            write_tokenizer(work.run.tokenizer)
+    elif work.kind == "resume":
+        saved = checkpoints.find()
+        assert saved is not None
+        checkpoints.load(*saved, state.tensors)
+    return state
+
+
+def evaluate(work: Work, group: Group) -> Any:
+    """Score some tokens with a sharded model."""
+    rank_model = open_on_ranks(find_on_ranks(str(work.run.path), work.folder, group), group, torch.float32, "always")
+    requests = [Request(tuple(range(number, number + 32)), (1, 2, 3)) for number in range(4)]
+    Scorer(rank_model.opened).score(requests)
+    rank_model.settle()
+    return rank_model
+
+
+def rank_main(rank: int, ranks: int, port: int, work: Work, signals: Path) -> None:
+    """Work as one rank (or alone, if there are none), and wait until the memory of all has been read."""
+    os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    parallel = ParallelConfig(reshard="always")
-    with process_group(parallel) as group:
-        model = None
-        if build is not None:
-            plan = ModelPlan(config=config_of(build["size"]), seq_len=512, weights=build["weights"])
-            model = build_model(plan, RunDir(folder), group, parallel, PrecisionConfig(), weights=build["start"] != "resume")
+    if ranks == 0:
+        result = do(work, None)
+        wait(signals, rank)
+        return
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(LOCAL_RANK=str(rank), TORCHELASTIC_USE_AGENT_STORE="True")
+    with process_group(PARALLEL) as group:
+        result = do(work, group)
         group.barrier()
-        (folder / f"{rank}.ready").touch()
-        while not (folder / "end").exists():
-            time.sleep(0.01)
-        del model
+        wait(signals, rank)
+        del result
+
+
+def wait(signals: Path, rank: int) -> None:
+    (signals / f"{rank}.ready").touch()
+    while not (signals / "end").exists():
+        time.sleep(0.01)
 
 
 def anonymous_mib(pid: int) -> float:
@@ -63,48 +140,77 @@ def anonymous_mib(pid: int) -> float:
     return sum(int(value) for value in re.findall(r"Rss(?:Anon|Shmem):\s+(\d+)", text)) / 1024
 
 
-def peak_mib(ranks: int, build: dict[str, Any] | None) -> list[float]:
-    """Return the peak of each rank."""
+def peaks_mib(ranks: int, work: Work) -> list[float]:
+    """Return the peak of each rank; with no ranks, that of one process."""
     with tempfile.TemporaryDirectory() as home:
-        run = RunDir.create("bench", {"config": {"seed": 0}}, Path(home))
+        signals, count = Path(home), max(ranks, 1)
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        context = multiprocessing.get_context("spawn")
-        processes = [context.Process(target=rank_main, args=(rank, ranks, store.port, build, run.path)) for rank in range(ranks)]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.benchmarks.bench_start_memory"])  # its imports take seconds a process
+        arguments = [(rank, ranks, store.port, work, signals) for rank in range(count)]
+        processes = [context.Process(target=rank_main, args=each) for each in arguments]
         for process in processes:
             process.start()
-        peaks = [0.0] * ranks
-        while not all((run.path / f"{rank}.ready").exists() for rank in range(ranks)):
-            assert all(process.exitcode is None for process in processes), "a rank has ended"
+        peaks = [0.0] * count
+        while not all((signals / f"{rank}.ready").exists() for rank in range(count)):
+            assert all(process.exitcode is None for process in processes), "a process has ended"
             for rank, process in enumerate(processes):
                 with suppress(OSError):
                     peaks[rank] = max(peaks[rank], anonymous_mib(process.pid or 0))
             time.sleep(0.003)
-        (run.path / "end").touch()
+        (signals / "end").touch()
         for process in processes:
             process.join()
     return peaks
 
 
+def report(name: str, peaks: list[float], goal: float) -> bool:
+    """Print a row; returns True if the goal is met."""
+    print(f"  {name:34s} {', '.join(f'{peak:.0f}' for peak in peaks)} of {goal:.0f} MiB", flush=True)
+    return max(peaks) <= goal
+
+
+def measure(size: int, ranks: int, empty: float, alone: float) -> list[str]:
+    """Measure all kinds of work for one size; returns those above their goal."""
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home)
+        run = RunDir.create("run", {"job": "pretrain", "config": {"seed": 0}}, folder)
+        run.begin_attempt()
+        model = AutoModelForCausalLM.from_config(config_of(size), dtype=torch.float32)
+        sizes = sorted((parameter.numel() * 4 / MIB for parameter in model.parameters()), reverse=True)
+        model.save_pretrained(folder / "model")
+        del model
+        total = sum(sizes)
+        print(f"{total * MIB / 4e6:.0f} M parameters, {total:.0f} MiB in fp32 on {ranks} ranks")
+        goal = empty + 2 * 3 * total / ranks + SLACK
+        directory, trained = Weights(path=str(folder / "model")), Weights(run=run.id, step=1)
+        train = {
+            "start from scratch": Work(kind="start", folder=folder, size=size),
+            "start from a directory": Work(kind="start", folder=folder, size=size, weights=directory),
+            "start with LoRA on a directory": Work(kind="start", folder=folder, size=size, weights=directory, lora=True),
+            "start and save": Work(kind="save", folder=folder, size=size),
+            "resume": Work(kind="resume", folder=folder, size=size),
+            "start from a run": Work(kind="start", folder=folder, size=size, weights=trained),
+            "start with LoRA on a run": Work(kind="start", folder=folder, size=size, weights=trained, lora=True),
+        }
+        met = {name: report(name, peaks_mib(ranks, work), goal) for name, work in train.items()}
+        evaluation, exported = Work(kind="evaluate", folder=folder), Work(kind="export", folder=folder)
+        met["evaluate"] = report("evaluate, sharded", peaks_mib(ranks, evaluation), empty + 4 * sizes[0] + total / ranks + SLACK)
+        met["export"] = report("export", peaks_mib(0, exported), alone + sum(sizes[:2]))
+        return [f"{name} of {size} M" for name, is_met in met.items() if not is_met]
+
+
 def main() -> None:
-    """Measure all starts, and say which exceed the goal."""
+    """Measure all kinds of work, and say which exceed their goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--sizes", default="78,300")
     options = parser.parse_args()
-    empty = max(peak_mib(options.ranks, None))
-    print(f"an empty rank: {empty:.0f} MiB")
-    for size in map(int, options.sizes.split(",")):
-        with tempfile.TemporaryDirectory() as home:
-            model = AutoModelForCausalLM.from_config(config_of(size), dtype=torch.float32)
-            parameters = sum(parameter.numel() for parameter in model.parameters())
-            model.save_pretrained(home)
-            del model
-            goal = empty + 2 * 12 * parameters / options.ranks / MIB + SLACK
-            print(f"{parameters / 1e6:.0f} M parameters, {parameters * 4 / MIB:.0f} MiB in fp32; goal {goal:.0f} MiB a rank")
-            for start, weights in {"scratch": None, "directory": Weights(path=home), "resume": None}.items():
-                peaks = peak_mib(options.ranks, {"size": size, "start": start, "weights": weights})
-                print(f"  {start:10s} {', '.join(f'{peak:.0f}' for peak in peaks)} MiB", flush=True)
-                assert max(peaks) <= goal, f"{start}: more than {goal:.0f} MiB"
+    with tempfile.TemporaryDirectory() as home:
+        empty, alone = (max(peaks_mib(ranks, Work(kind="empty", folder=Path(home)))) for ranks in (options.ranks, 0))
+    print(f"an empty rank: {empty:.0f} MiB, an empty process: {alone:.0f} MiB")
+    above = [row for size in map(int, options.sizes.split(",")) for row in measure(size, options.ranks, empty, alone)]
+    assert not above, f"above the goal: {', '.join(above)}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
+
 from ropewalk.cluster.errors import ConfigError, GateError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import read_json, write_json
@@ -12,7 +14,8 @@ from ropewalk.jobs.evaluation.audit.asking.question import Answer, Judged, Measu
 from ropewalk.jobs.evaluation.audit.config import AuditConfig
 from ropewalk.jobs.evaluation.audit.measures.plan import plan
 from ropewalk.jobs.evaluation.audit.report.write import write_report
-from ropewalk.jobs.inference.scoring.open_model import OpenModel, open_model
+from ropewalk.jobs.inference.scoring.open_model import OpenModel
+from ropewalk.jobs.inference.scoring.open_on_ranks import find_on_ranks, open_on_ranks
 from ropewalk.jobs.results.gate import check_names, gate
 from ropewalk.jobs.results.metrics import MetricLog
 from ropewalk.jobs.results.score import Score
@@ -76,10 +79,8 @@ def open_recorded_model(context: JobContext, config: AuditConfig, group: Group) 
     """Open the model on every rank; all attempts audit the same checkpoint, whatever its run has saved since."""
     folder, root = context.run.path / FOLDER, context.run.path.parent
     recorded = group.broadcast_object([read_json(folder / MODEL)] if group.is_main else None)[0]
-    opened = open_model(config.model, root, device=group.device, step=recorded["step"] if recorded else None)
-    first = group.broadcast_object([opened.step] if group.is_main else None)[0]
-    if group.any(opened.step != first):  # a newer checkpoint was saved meanwhile
-        opened = open_model(config.model, root, device=group.device, step=first)
+    stored = find_on_ranks(config.model, root, group, recorded["step"] if recorded else None)
+    opened = open_on_ranks(stored, group, torch.float32, "never").opened
     if group.is_main and not recorded:
         context.fence.check()
         folder.mkdir(exist_ok=True)

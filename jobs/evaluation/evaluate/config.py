@@ -71,6 +71,11 @@ class EvaluateConfig(ModelJobConfig):
     batch_tokens: int | None = Field(
         default=None, ge=1, description="approximate maximum tokens per forward pass; unset: 160 on a CPU, 8192 on a GPU"
     )
+    shard: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="divide the model for tasks among the ranks; auto: if a copy does not fit into the memory of a node, or GPU. "
+        "always: the model for `data` keeps no gathered weights either",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="number format of the weights for tasks")
     require: dict[str, ConditionText] = Field(
         default={},

@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.context import JobContext
@@ -18,15 +17,15 @@ from ropewalk.jobs.evaluation.evaluate.perplexity import calibration, score_sequ
 from ropewalk.jobs.evaluation.evaluate.readable import write_worst_sequences
 from ropewalk.jobs.inference.scoring.encode import encode
 from ropewalk.jobs.inference.scoring.generate import Sampling, generate
-from ropewalk.jobs.inference.scoring.open_model import OpenModel, max_length
+from ropewalk.jobs.inference.scoring.open_model import OpenModel, StoredModel, max_length
+from ropewalk.jobs.inference.scoring.open_on_ranks import find_on_ranks
 from ropewalk.jobs.results.score import hash_of
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
-from ropewalk.jobs.training.loop.load_checkpoint import load_model
 from ropewalk.jobs.training.loop.model_config import check_fit
 from ropewalk.jobs.training.loop.model_record import TokenizerPlan, require_record, tokenizer_of
 from ropewalk.jobs.training.loop.token_data import weighted
 from ropewalk.jobs.training.loop.validation import bits_per_byte
-from ropewalk.sharding.fsdp import fill
+from ropewalk.jobs.training.loop.weight_reader import for_ranks, set_values
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.parallelize import parallelize
 
@@ -48,9 +47,10 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
             f"data: its tokenizer is {tokenizer.record.name} ({tokenizer.record.hash}), but the model of {config.model} was "
             f"trained with another one ({subject.tokenizer_hash}); score it on data of its own tokenizer"
         )
-    generations = _generations(subject, config, tokenizer) if group.is_main else []
+    model = _shard(subject, config, group)
+    generations = _generations(subject, model, config, tokenizer)
     n = loader.sequences
-    scored = score_sequences(_shard(subject, config, group), loader, group, num_sequences=n, micro_batch=config.micro_batch)
+    scored = score_sequences(model, loader, group, num_sequences=n, micro_batch=config.micro_batch)
     losses = scored.losses / seq_len
     loss = losses.mean().item()
     error = losses.std().item() / math.sqrt(n) if n > 1 else None
@@ -62,7 +62,7 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
         "standard_error": error,
         "unigram_loss": unigram_loss(sources, loader, n, subject.config.vocab_size) if group.is_main else None,
         "token_calibration": calibration(scored.sure, config.seed),
-        "model_step": subject.step,
+        "model_step": subject.stored.step,
         "generations": generations,
     }
     if group.is_main:
@@ -83,40 +83,32 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
 class _Subject:
     """The model to score."""
 
-    full: Any  # unsharded, on rank 0 only
-    config: Any
-    step: int | None  # of the checkpoint; None for a Hugging Face directory
+    stored: StoredModel
     seq_len: int
     tokenizer_hash: str | None
 
+    @property
+    def config(self) -> Any:
+        return self.stored.model.config
+
 
 def _open(config: EvaluateConfig, run: RunDir, group: Group) -> _Subject:
-    location, named_step = find_checkpoint(config.model, run.path.parent)
+    location, _ = find_checkpoint(config.model, run.path.parent)
     record = require_record(location) if isinstance(location, RunDir) else None
-    full: Any = None
-    step: int | None = None
-    if group.is_main:
-        if isinstance(location, RunDir):
-            full, manifest = load_model(location, named_step)
-            step = manifest.step
-        else:
-            full = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, trust_remote_code=False).eval()
-    values, step = group.broadcast_object((full.config.to_dict(), step) if full is not None else None)
     return _Subject(
-        full=full,
-        config=AutoConfig.for_model(**values),
-        step=step,
+        stored=find_on_ranks(config.model, run.path.parent, group),
         seq_len=record.seq_len if record is not None else _DEFAULT_SEQ_LEN,
         tokenizer_hash=record.tokenizer.hash if record is not None else None,
     )
 
 
-def _generations(subject: _Subject, config: EvaluateConfig, plan: TokenizerPlan) -> list[dict[str, str]]:
-    """Return texts that the unsharded model generates on the CPU after each prompt, drawn from the seed."""
-    tokenizer = _tokenizer(plan)
-    length = max_length(subject.full, tokenizer)
-    opened = OpenModel(model=subject.full, tokenizer=tokenizer, name=config.model, step=subject.step, max_length=length)
+def _generations(subject: _Subject, model: Any, config: EvaluateConfig, plan: TokenizerPlan) -> list[dict[str, str]]:
+    """Return texts that the sharded model generates after each prompt, drawn from the seed; all ranks compute the same."""
     options = config.generate
+    if not options.prompts:
+        return []
+    tokenizer, step = _tokenizer(plan), subject.stored.step
+    opened = OpenModel(model=model, tokenizer=tokenizer, name=config.model, step=step, max_length=max_length(model, tokenizer))
     sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     prompts = [encode(opened, prompt) or [opened.end] for prompt in options.prompts]
     texts = generate(opened, prompts, sampling, seed=config.seed)
@@ -137,8 +129,7 @@ def _tokenizer(plan: TokenizerPlan) -> PreTrainedTokenizerFast:
 
 
 def _shard(subject: _Subject, config: EvaluateConfig, group: Group) -> nn.Module:
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(subject.config, dtype=torch.float32)
-    model = parallelize(skeleton, group, config.parallel, config.precision, trainable=False)
-    fill(model, subject.full, group)
+    parallel = config.parallel.model_copy(update={"reshard": "always"}) if config.shard == "always" else config.parallel
+    model = parallelize(subject.stored.model, group, parallel, config.precision, trainable=False)
+    set_values(model, for_ranks(subject.stored.reader, group))
     return model

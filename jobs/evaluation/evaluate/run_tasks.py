@@ -15,7 +15,7 @@ from ropewalk.jobs.evaluation.evaluate.team import Team
 from ropewalk.jobs.evaluation.tasks.load import load_tasks
 from ropewalk.jobs.evaluation.tasks.scoring import TaskScores, evaluate_tasks, task_scores
 from ropewalk.jobs.inference.scoring.generate import Writer
-from ropewalk.jobs.inference.scoring.open_model import OpenModel, open_model
+from ropewalk.jobs.inference.scoring.open_on_ranks import RankModel, find_on_ranks, open_on_ranks
 from ropewalk.jobs.inference.scoring.scorer import Scorer
 from ropewalk.jobs.runs.models.evaluations import FOLDER
 from ropewalk.sharding.group import Group
@@ -50,13 +50,14 @@ def run_tasks(context: JobContext, config: EvaluateConfig, group: Group) -> Eval
     """Evaluate the tasks; return None on ranks other than the first. Raises ConfigError, DataError, StopRequested."""
     tasks = load_tasks(config) if group.is_main else {}  # before the model, so that mistakes are reported early
     group.barrier()
-    opened = _open(context, config, group)
+    rank_model = _open(context, config, group)
+    opened = rank_model.opened
     if config.chat_template and getattr(opened.tokenizer, "chat_template", None) is None:
         raise ConfigError(
             f"chat_template: the tokenizer of {opened.name} has no chat template; leave the key out, or add one to the model"
         )
     scorer = Scorer(opened, batch_size=config.batch_size, batch_tokens=config.batch_tokens)
-    team = Team(context, group, scorer, Writer(opened, config.batch_size))
+    team = Team(context, group, scorer, Writer(opened, config.batch_size), rank_model.settle)
     if not group.is_main:
         team.serve()
         return None
@@ -73,18 +74,14 @@ def run_tasks(context: JobContext, config: EvaluateConfig, group: Group) -> Eval
     return Evaluated(tasks=scores_of_task, model_step=opened.step, near_ties=len(model.near_ties), truncated=model.truncated)
 
 
-def _open(context: JobContext, config: EvaluateConfig, group: Group) -> OpenModel:
-    """Open the model on every rank; all attempts use the same checkpoint, whatever its run has saved since."""
+def _open(context: JobContext, config: EvaluateConfig, group: Group) -> RankModel:
+    """Open the model on all ranks; all attempts use the same checkpoint, whatever its run has saved since."""
     folder = context.run.path / FOLDER
     recorded = group.broadcast_object([read_json(folder / _MODEL)] if group.is_main else None)[0]
-    dtype = getattr(torch, config.dtype)
-    step = recorded["step"] if recorded else None
-    opened = open_model(config.model, context.run.path.parent, device=group.device, dtype=dtype, step=step)
-    first = group.broadcast_object([opened.step] if group.is_main else None)[0]
-    if group.any(opened.step != first):  # a newer checkpoint was saved meanwhile
-        opened = open_model(config.model, context.run.path.parent, device=group.device, dtype=dtype, step=first)
+    stored = find_on_ranks(config.model, context.run.path.parent, group, recorded["step"] if recorded else None)
+    opened = open_on_ranks(stored, group, getattr(torch, config.dtype), config.shard)
     if group.is_main and not recorded:
         context.fence.check()
         folder.mkdir(exist_ok=True)
-        write_json(folder / _MODEL, {"model": opened.name, "step": opened.step})
+        write_json(folder / _MODEL, {"model": stored.name, "step": stored.step})
     return opened

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from ropewalk.cluster.errors import StopRequested
@@ -35,10 +35,14 @@ _WORK = dict[str, Work] | None
 
 
 class Team:
-    """All ranks, each with a copy of the model. Rank 0 distributes work; the others serve until it dismisses them."""
+    """All ranks, which have opened the model together. Rank 0 distributes work; the others serve until it dismisses them."""
 
-    def __init__(self, context: JobContext, group: Group, scorer: Scorer, writer: Writer) -> None:
+    def __init__(
+        self, context: JobContext, group: Group, scorer: Scorer, writer: Writer, settle: Callable[[], None] = lambda: None
+    ) -> None:
+        """`settle` is called after each round of work, before the ranks agree on anything."""
         self._context, self._group, self._scorer, self._writer = context, group, scorer, writer
+        self._settle = settle
         self.ledger = Ledger(context, "answers")
         self._last_report = 0.0
 
@@ -72,6 +76,7 @@ class Team:
                 going = next(steps, None) is not None
                 done += going
                 self._report_progress(done, len(mine))
+            self._settle()
             going = going and done < len(mine)
             stop = self._group.any(self._context.stop_requested())
             if stop:

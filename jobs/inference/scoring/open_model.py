@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
-from ropewalk.jobs.training.loop.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.load_checkpoint import load_tensors
 from ropewalk.jobs.training.loop.model_record import read_record
+from ropewalk.jobs.training.loop.run_weights import open_checkpoint, open_directory
+from ropewalk.jobs.training.loop.weight_reader import WeightReader
 from ropewalk.sharding.config import PrecisionConfig
 from ropewalk.sharding.group import rank_device
 from ropewalk.sharding.parallelize import compute_format
@@ -51,6 +53,51 @@ class OpenModel:
         return int(first) if first is not None else self.end
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """A model on disk, of which nothing but the configuration has been read."""
+
+    model: Any  # of transformers, its parameters on the meta device
+    reader: WeightReader
+    name: str  # the run's id, or the directory
+    step: int | None  # of the checkpoint; None for a directory
+    directory: Path | None  # None for a run
+    tokenizer_folder: Path
+
+    def opened(self, model: Any) -> OpenModel:
+        """Return the model, which now has its values, with its tokenizer."""
+        tokenizer = open_tokenizer(self.tokenizer_folder, self.name)
+        model = model.eval().requires_grad_(False)
+        return OpenModel(
+            model=model, tokenizer=tokenizer, name=self.name, step=self.step, max_length=max_length(model, tokenizer)
+        )
+
+
+def find_stored(ref: str, root: Path | None = None, *, step: int | None = None) -> StoredModel:
+    """Find a model by reference.
+
+    `root` is the folder of runs, `step` the checkpoint of a run (unset: that of `ref`, or else the newest). Raises ConfigError
+    if the model does not exist; CheckpointError.
+    """
+    location, named_step = find_checkpoint(ref, root)
+    _refuse_reward_model(location)
+    if isinstance(location, RunDir):
+        trained = open_checkpoint(location, step if step is not None else named_step)
+        return StoredModel(
+            model=trained.model,
+            reader=trained.reader,
+            name=location.id,
+            step=trained.manifest.step,
+            directory=None,
+            tokenizer_folder=location.tokenizer,
+        )
+    try:
+        model, reader = open_directory(location)
+    except ValueError as error:  # such as an architecture that only code in the directory defines
+        raise ConfigError(f"model: {location} cannot be opened: {str(error).splitlines()[0][:300]}") from None
+    return StoredModel(model=model, reader=reader, name=str(location), step=None, directory=location, tokenizer_folder=location)
+
+
 def open_model(
     ref: str,
     root: Path | None = None,
@@ -59,25 +106,21 @@ def open_model(
     dtype: torch.dtype = torch.float32,
     step: int | None = None,
 ) -> OpenModel:
-    """Open a model by reference; every rank that calls this holds a full copy.
+    """Open a model by reference as `find_stored` finds it; every rank that calls this holds a full copy.
 
-    `root` is the folder of runs, `step` the checkpoint of a run (unset: that of `ref`, or else the newest). Raises ConfigError
-    if the model or its tokenizer does not exist; CheckpointError.
+    On a CPU the files of a directory are mapped if they have this number format. Raises ConfigError if the model or its
+    tokenizer does not exist; CheckpointError.
     """
-    location, named_step = find_checkpoint(ref, root)
-    _refuse_reward_model(location)
-    if isinstance(location, RunDir):
-        full, manifest = load_model(location, step if step is not None else named_step)
-        step, name, files = manifest.step, location.id, location.tokenizer
+    return load_stored(find_stored(ref, root, step=step), device=device or rank_device(), dtype=dtype)
+
+
+def load_stored(stored: StoredModel, *, device: torch.device, dtype: torch.dtype) -> OpenModel:
+    """Load a model whole; it is held once, and parts of files are mapped where possible."""
+    if stored.directory is not None:
+        model = AutoModelForCausalLM.from_pretrained(stored.directory, dtype=dtype, trust_remote_code=False).to(device)
     else:
-        try:
-            full = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32, trust_remote_code=False)
-        except ValueError as error:  # such as an architecture that only code in the directory defines
-            raise ConfigError(f"model: {location} cannot be opened: {str(error).splitlines()[0][:300]}") from None
-        step, name, files = None, str(location), location
-    tokenizer = open_tokenizer(files, name)
-    model = full.to(device=device or rank_device(), dtype=dtype).eval().requires_grad_(False)
-    return OpenModel(model=model, tokenizer=tokenizer, name=name, step=step, max_length=max_length(model, tokenizer))
+        model = load_tensors(stored.model, stored.reader, dtype=dtype, device=device)
+    return stored.opened(model)
 
 
 def serving_dtype(location: RunDir | Path, device: torch.device) -> torch.dtype:

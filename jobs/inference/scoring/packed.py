@@ -3,17 +3,20 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ropewalk.jobs.inference.scoring.prefixes import Beginning
 from ropewalk.jobs.inference.scoring.requests import Branch, Piece
+from ropewalk.jobs.training.loop.batch import IGNORE, Batch
+from ropewalk.jobs.training.loop.head import each_token
 
 # raised by a forward pass that does not support such a row or padding; each architecture has its own
 DOES_NOT_FIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)  # NotImplementedError is a RuntimeError
 
-# B tokens of the shared beginning, T tokens of the row after it, N predictions, V vocabulary
+# B tokens of the shared beginning, T tokens of the row after it, N predictions, R positions of a chunk, V vocabulary
+# K targets of a position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +71,81 @@ def _one_text(piece: Piece, shared: int) -> PackedRow:
     return PackedRow(input_ids=ids, position_ids=torch.arange(shared, shared + len(ids)), mask=None, branches=branches)
 
 
+class Predictions(NamedTuple):
+    """Likelihoods of N tokens, each predicted at one position; whole logits are not kept."""
+
+    log_probabilities: torch.Tensor  # [N], nats
+    leads: torch.Tensor  # [N], logit of the token minus the largest of all others
+    greedy: torch.Tensor  # [N], True if the token is the likeliest
+
+
+@torch.no_grad()
+def packed_predictions(model: Any, row: PackedRow, beginning: Beginning | None = None) -> list[Predictions]:
+    """Return the predictions of each branch's tokens."""
+    positions = [position for branch in row.branches for position in branch.rows]
+    tokens = [token for branch in row.branches for token in branch.tokens]
+    predictions = _predictions(model, positions, tokens, _inputs(model, row, beginning))
+    parts = [torch.split(values, [len(branch.tokens) for branch in row.branches]) for values in predictions]
+    return [Predictions(*values) for values in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def plain_predictions(model: Any, tokens: Sequence[int], continuation: Sequence[int]) -> Predictions:
+    """Return the predictions of a continuation at the last positions of one sequence alone: the reference for packed rows."""
+    positions = range(len(tokens) - len(continuation), len(tokens))
+    return _predictions(model, positions, continuation, {"input_ids": torch.tensor([list(tokens)], device=model.device)})
+
+
+def _predictions(model: Any, positions: Sequence[int], tokens: Sequence[int], inputs: dict[str, Any]) -> Predictions:
+    """Predict each token at its position; a position may predict several."""
+    device, length = model.device, inputs["input_ids"].shape[1]
+    targets_of: dict[int, list[int]] = {}
+    slots = []
+    for position, token in zip(positions, tokens, strict=True):
+        targets_of.setdefault(position, []).append(token)
+        slots.append(len(targets_of[position]) - 1)
+    most = max(len(targets) for targets in targets_of.values())
+    targets_1TK, labels_1T = torch.zeros(1, length, most, dtype=torch.int64), torch.full((1, length), IGNORE)
+    for position, targets in targets_of.items():
+        targets_1TK[0, position, : len(targets)] = torch.tensor(targets)
+        labels_1T[0, position] = 0
+    batch = {**inputs, "labels": labels_1T.to(device)}
+    largest, second, likeliest, total, *logits = each_token(model, batch, _summarize, targets=targets_1TK.to(device))
+    at, wanted_N = torch.tensor(positions, device=device), torch.tensor(tokens, device=device)
+    target_N = torch.stack(logits)[torch.tensor(slots, device=device), 0, at]
+    greedy_N = likeliest[0, at] == wanted_N
+    return Predictions(target_N - total[0, at], target_N - torch.where(greedy_N, second[0, at], largest[0, at]), greedy_N)
+
+
+def _summarize(logits_RV: torch.Tensor, tokens: Batch) -> list[torch.Tensor]:
+    """Return the two largest logits, the likeliest token, the logarithm of the sum, and the logit of each target."""
+    logits_RV = logits_RV.float()
+    first_R, second_R = logits_RV.topk(2, dim=1).values.unbind(1)
+    targets = logits_RV.gather(1, tokens["targets"]).unbind(1)
+    return [first_R, second_R, logits_RV.argmax(1).float(), logits_RV.logsumexp(1), *targets]
+
+
 @torch.no_grad()
 def packed_logits(model: Any, row: PackedRow, beginning: Beginning | None = None) -> torch.Tensor:
-    """Return the float32 logits [N, V] that predict each branch's tokens, branch by branch."""
-    device = model.device
-    positions = torch.tensor([position for branch in row.branches for position in branch.rows], device=device)
+    """Return the float32 logits [N, V] that predict each branch's tokens, branch by branch; of a few short rows."""
+    positions = torch.tensor([position for branch in row.branches for position in branch.rows], device=model.device)
     unique_positions, inverse = torch.unique(positions, return_inverse=True)
+    return _logits(model, unique_positions, **_inputs(model, row, beginning))[inverse]
+
+
+def _inputs(model: Any, row: PackedRow, beginning: Beginning | None) -> dict[str, Any]:
+    device = model.device
     inputs = {"input_ids": row.input_ids[None].to(device)}
     if row.mask is not None:
         inputs |= {"position_ids": row.position_ids[None].to(device), "attention_mask": row.mask[None, None].to(device)}
     if beginning is not None:
         inputs |= {"position_ids": row.position_ids[None].to(device), **beginning.argument()}
-    logits = _logits(model, unique_positions, **inputs)
-    return logits[inverse]
+    return inputs
 
 
 @torch.no_grad()
 def plain_logits(model: Any, tokens: Sequence[int], num_last: int) -> torch.Tensor:
-    """Return the float32 logits [num_last, V] of the last positions of one sequence alone: the reference for packed rows."""
+    """Return the float32 logits [num_last, V] of the last positions of one short sequence alone."""
     ids = torch.tensor([list(tokens)], device=model.device)
     return _logits(model, torch.arange(len(tokens) - num_last, len(tokens), device=model.device), input_ids=ids)
 

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 
 from ropewalk.jobs.inference.scoring.open_model import OpenModel
-from ropewalk.jobs.inference.scoring.packed import DOES_NOT_FIT, lay, packed_logits, plain_logits
+from ropewalk.jobs.inference.scoring.packed import (
+    DOES_NOT_FIT,
+    Predictions,
+    lay,
+    packed_logits,
+    packed_predictions,
+    plain_logits,
+    plain_predictions,
+)
 from ropewalk.jobs.inference.scoring.prefixes import Beginning, SharedBeginning, group_by_beginning
 from ropewalk.jobs.inference.scoring.requests import LogLikelihood, Piece, Request, clip_context, packs, pieces
 from ropewalk.jobs.inference.scoring.threads import one_thread
@@ -80,8 +88,8 @@ class Scorer:
         """Answer a request by the plain computation: its sequence alone, on one thread."""
         context, continuation, _ = clip_context(request, self.max_length)
         with one_thread():
-            logits = plain_logits(self.model, (*context, *continuation[:-1]), len(continuation))
-        return _answer(logits, continuation, exact=True)
+            predictions = plain_predictions(self.model, (*context, *continuation[:-1]), continuation)
+        return _answer(predictions, exact=True)
 
     def _pieces(self, number: int, unit: Sequence[Request]) -> Iterator[Piece]:
         for piece in pieces(number, unit, max(self.batch_tokens, _OPTIONS_TOKENS)):
@@ -94,14 +102,11 @@ class Scorer:
         if not self.shares or (self._window is not None and any(piece.length > self._window for piece in pack)):
             for piece in pack:
                 for number, tokens in piece.continuations:
-                    logits = plain_logits(self.model, (*piece.context, *tokens[:-1]), len(tokens))
-                    yield piece.unit, number, _answer(logits, tokens)
+                    yield piece.unit, number, _answer(plain_predictions(self.model, (*piece.context, *tokens[:-1]), tokens))
             return
         row = lay(pack, beginning.size if beginning else 0)
-        logits, at = packed_logits(self.model, row, beginning), 0
-        for branch in row.branches:
-            yield branch.unit, branch.request, _answer(logits[at : at + len(branch.tokens)], branch.tokens)
-            at += len(branch.tokens)
+        for branch, predictions in zip(row.branches, packed_predictions(self.model, row, beginning), strict=True):
+            yield branch.unit, branch.request, _answer(predictions)
 
     def _settle_ties(self, unit: Sequence[Request], answers: list[LogLikelihood]) -> list[LogLikelihood]:
         if near_tie(unit, answers, self._noise):
@@ -109,15 +114,14 @@ class Scorer:
         return answers
 
 
-def _answer(logits_NV: torch.Tensor, tokens: Sequence[int], *, exact: bool = False) -> LogLikelihood:
-    targets = torch.tensor(tokens, device=logits_NV.device)[:, None]
-    target_logits_N = logits_NV.gather(1, targets)[:, 0]
-    each = target_logits_N - logits_NV.logsumexp(dim=1)
-    rivals = logits_NV.scatter(1, targets, -torch.inf).amax(dim=1)
-    lead = float((target_logits_N - rivals).min())
-    greedy = bool((logits_NV.argmax(dim=1) == targets[:, 0]).all())
-    value = float(each.double().cpu().sum())
-    return LogLikelihood(value=value, greedy=greedy, margin=lead, tokens=len(tokens), exact=exact)
+def _answer(predictions: Predictions, *, exact: bool = False) -> LogLikelihood:
+    return LogLikelihood(
+        value=float(predictions.log_probabilities.double().cpu().sum()),
+        greedy=bool(predictions.greedy.all()),
+        margin=float(predictions.leads.min()),
+        tokens=len(predictions.greedy),
+        exact=exact,
+    )
 
 
 def shares_contexts(model: Any, noise: float) -> bool:

@@ -1,7 +1,7 @@
 """Write a run's model as a Hugging Face directory, with its model card and bill of materials.
 
 Usage on the machine of the run: python -m ropewalk.jobs.models.cards.export RUN_DIR DIR [--step N | --best]
-[--adapter] [--ema]
+[--adapter] [--ema] [--dtype float32|bfloat16]
 """
 
 import argparse
@@ -14,7 +14,14 @@ from ropewalk.cluster.run.directory import RunDir
 
 
 def export_with_cards(
-    run: RunDir, directory: Path, step: int | None = None, *, adapter: bool = False, ema: bool = False, best: bool = False
+    run: RunDir,
+    directory: Path,
+    step: int | None = None,
+    *,
+    adapter: bool = False,
+    ema: bool = False,
+    best: bool = False,
+    dtype: str | None = None,
 ) -> Path:
     """Export a checkpoint with its cards: the newest complete one, that of `step`, or with `best` that of the best validation."""
     from ropewalk.jobs.models.cards.write import write_model_cards
@@ -25,7 +32,7 @@ def export_with_cards(
         step = best_step(run)
 
     finish = partial(write_model_cards, run)
-    return export(run, directory, step, finish=finish, adapter=adapter, ema=ema)
+    return export(run, directory, step, finish=finish, adapter=adapter, ema=ema, dtype=dtype)
 
 
 def main() -> None:
@@ -37,6 +44,7 @@ def main() -> None:
     parser.add_argument("--adapter", action="store_true")
     parser.add_argument("--ema", action="store_true")
     parser.add_argument("--best", action="store_true")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
     try:
         export_with_cards(
@@ -46,6 +54,7 @@ def main() -> None:
             adapter=arguments.adapter,
             ema=arguments.ema,
             best=arguments.best,
+            dtype=arguments.dtype,
         )
     except RopewalkError as error:
         sys.exit(str(error))

@@ -13,12 +13,13 @@ from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.runs.models.find_model import find_model
 from ropewalk.jobs.training.distill.config import DistillConfig
-from ropewalk.jobs.training.loop.load_checkpoint import first_weights, without_head
+from ropewalk.jobs.training.loop.load_checkpoint import load_first_weights
 from ropewalk.jobs.training.loop.model import ADAPTER, ModelPlan
 from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fingerprint, model_fingerprint
 from ropewalk.jobs.training.loop.model_record import Weights, checkpoint_folder, open_weights, require_record
 from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.recipe import pin_weights
+from ropewalk.jobs.training.loop.run_weights import without_head
 from ropewalk.jobs.training.loop.sharing import set_groups
 from ropewalk.jobs.training.pruning.activations import calibration_batches
 from ropewalk.jobs.training.pruning.config import PruneConfig
@@ -94,7 +95,7 @@ def _cut_once(context: JobContext, config: DistillConfig, teacher: ModelPlan) ->
     folder = context.run.path / FOLDER
     if not folder.is_dir():
         assert config.student.prune is not None
-        model = first_weights(teacher.config, teacher.weights, context.run)
+        model = load_first_weights(teacher.config, teacher.weights, context.run)
         pruned = prune(model.eval(), config.student.prune, _text(config, config.student.prune))
         context.fence.check()
         partial = folder.with_name(f".{FOLDER}.{context.attempt}-{context.group}")

@@ -17,21 +17,21 @@ import torch
 import transformers.initialization as initializers
 import xxhash
 from torch import nn
-
-from ropewalk.sharding.fsdp import local_range
+from torch.overrides import TorchFunctionMode
 
 log = logging.getLogger(__name__)
 
 PIECE = 1 << 18  # elements drawn at once
 ELEMENTWISE = ("zeros_", "ones_", "constant_", "uniform_", "normal_", "trunc_normal_")
+SCALES = ("mul_", "div_")  # of a parameter by a number, in place
 OTHERS = (*sorted(set(initializers.TORCH_INIT_FUNCTIONS) - set(ELEMENTWISE)), "copy_")
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A call of an initializer for a parameter, or for a part of it."""
+    """A call of an initializer for a parameter, or for a part of it, or its scaling in place."""
 
-    function: str  # of transformers.initialization
+    function: str  # of transformers.initialization, or of SCALES
     arguments: dict[str, Any]  # by name, without the tensor
     size: tuple[int, ...]  # of the part
     stride: tuple[int, ...]
@@ -41,16 +41,17 @@ class Draw:
     def by_elements(self) -> bool:
         """True if each element can be drawn without the others."""
         contiguous = torch.empty(self.size, device="meta").stride() == self.stride
-        return self.function in ELEMENTWISE and contiguous
+        return self.function in (*ELEMENTWISE, *SCALES) and contiguous
 
 
 Recording = dict[str, list[Draw]]
+Note = Callable[[str, torch.Tensor, dict[str, Any]], None]  # function, tensor, arguments
 
 
-def record(model: Any) -> Recording | None:
+def record(model: Any, seed: int = 0) -> Recording | None:
     """Record how transformers initializes a model whose parameters are on the meta device; its buffers get their values.
 
-    Returns None if it does so in a way that cannot be recorded.
+    Values that an architecture draws by itself depend on the seed. Returns None if it does so in a way that cannot be recorded.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     draws: Recording = {name: [] for name in names.values()}
@@ -64,7 +65,8 @@ def record(model: Any) -> Recording | None:
         draws[names[id(parameter)]].append(draw)
 
     try:
-        with _replaced_initializers(note):
+        with torch.random.fork_rng(devices=[]), _replaced_initializers(note), _Scales(note):
+            torch.manual_seed(seed)
             model.initialize_weights()
     except RuntimeError as error:  # torch's own: tensors on the meta device have no values
         log.info("first weights cannot be drawn in parts (%s)", error)
@@ -76,8 +78,28 @@ def record(model: Any) -> Recording | None:
     return draws
 
 
+class _Scales(TorchFunctionMode):
+    """Notes the scaling of tensors on the meta device by a number, instead of executing it. New tensors get values."""
+
+    def __init__(self, note: Note) -> None:
+        super().__init__()
+        self._note = note
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, arguments: Any = (), keywords: dict[str, Any] | None = None
+    ) -> Any:
+        name = {"__imul__": "mul_", "__itruediv__": "div_"}.get(function.__name__, function.__name__)
+        if name in SCALES and arguments[0].is_meta and not isinstance(arguments[1], torch.Tensor):
+            self._note(name, arguments[0], {"other": float(arguments[1])})
+            return arguments[0]
+        keywords = keywords or {}
+        if str(keywords.get("device")) == "meta":  # small ones, of which the values of a parameter are computed
+            keywords = {**keywords, "device": "cpu"}
+        return function(*arguments, **keywords)
+
+
 @contextmanager
-def _replaced_initializers(note: Callable[[str, torch.Tensor, dict[str, Any]], None]) -> Iterator[None]:
+def _replaced_initializers(note: Note) -> Iterator[None]:
     """Note calls for tensors on the meta device instead of executing them."""
     originals = {name: getattr(initializers, name) for name in (*ELEMENTWISE, *OTHERS)}
 
@@ -104,28 +126,49 @@ def _replaced_initializers(note: Callable[[str, torch.Tensor, dict[str, Any]], N
             setattr(initializers, name, original)
 
 
-@torch.no_grad()
-def draw_parameters(model: nn.Module, recording: Recording, seed: int) -> None:
-    """Set the parameters of a model, or this rank's shards of them, to their random first values."""
-    for name, parameter in model.named_parameters():
-        local, begin = local_range(parameter)
-        flat = local.view(-1)
-        draws = recording[name]
-        if all(draw.by_elements for draw in draws):
-            for first in range(0, flat.numel(), PIECE):
-                last = min(first + PIECE, flat.numel())
-                flat[first:last].copy_(_piece(draws, f"{seed}:{name}", begin + first, begin + last))
-        else:
-            flat.copy_(_whole(draws, f"{seed}:{name}", parameter.shape).view(-1)[begin : begin + flat.numel()])
+class DrawnWeights:
+    """Random first weights of a model, from the seed."""
+
+    in_parts = True
+
+    def __init__(self, model: nn.Module, recording: Recording, seed: int) -> None:
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self._recording, self._seed = recording, seed
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        return tuple(self._shapes[name]) if name in self._shapes else None
+
+    @torch.no_grad()
+    def read(self, name: str, begin: int = 0, end: int | None = None) -> torch.Tensor:
+        """Return rows of a parameter, in fp32."""
+        draws, key, shape = self._recording[name], f"{self._seed}:{name}", self._shapes[name]
+        if not all(draw.by_elements for draw in draws):
+            whole = _whole(draws, key, shape)
+            return whole[begin:end] if shape else whole
+        width = shape[1:].numel()
+        last = shape.numel() if end is None else end * width
+        values = torch.empty(last - begin * width)
+        for first in range(0, len(values), PIECE):
+            part = values[first : first + PIECE]
+            part.copy_(_piece(draws, key, begin * width + first, begin * width + first + len(part)))
+        return values.view(len(values) // max(width, 1), *shape[1:]) if shape else values[0]
+
+
+def normal_numbers(key: str, begin: int, end: int) -> torch.Tensor:
+    """Return the numbers from `begin` to `end` of a random stream with mean 0 and deviation 1, in fp64."""
+    numbers: torch.Tensor = torch.special.ndtri(uniform_numbers(key, begin, end))
+    return numbers
 
 
 def _piece(draws: list[Draw], key: str, begin: int, end: int) -> torch.Tensor:
-    """Return the elements from `begin` to `end` of a parameter, in fp32; later draws replace earlier ones."""
+    """Return the elements from `begin` to `end` of a parameter, in fp32; later draws replace or scale earlier ones."""
     values = torch.empty(end - begin)
     for number, draw in enumerate(draws):
         first = max(begin, draw.offset)
         last = min(end, draw.offset + int(np.prod(draw.size)))
-        if first < last:
+        if first < last and draw.function in SCALES:
+            getattr(values[first - begin : last - begin], draw.function)(draw.arguments["other"])
+        elif first < last:
             part = _elements(draw, f"{key}:{number}", first - draw.offset, last - draw.offset)
             values[first - begin : last - begin] = part
     return values
@@ -136,12 +179,14 @@ def _whole(draws: list[Draw], key: str, shape: torch.Size) -> torch.Tensor:
     values = torch.empty(shape)
     for number, draw in enumerate(draws):
         part = values.as_strided(draw.size, draw.stride, draw.offset)
-        if draw.by_elements:
+        if draw.function in SCALES:
+            getattr(part, draw.function)(draw.arguments["other"])
+        elif draw.by_elements:
             part.view(-1).copy_(_elements(draw, f"{key}:{number}", 0, part.numel()))
-            continue
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(xxhash.xxh3_64_intdigest(f"{key}:{number}".encode()) >> 1)
-            getattr(initializers, draw.function)(part, **draw.arguments)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(xxhash.xxh3_64_intdigest(f"{key}:{number}".encode()) >> 1)
+                getattr(initializers, draw.function)(part, **draw.arguments)
     return values
 
 
@@ -157,18 +202,17 @@ def _elements(draw: Draw, key: str, begin: int, end: int) -> torch.Tensor:
         case "constant_":
             return torch.full((end - begin,), float(arguments["val"]))
         case "uniform_":
-            return _uniform(key, begin, end).mul_(arguments["b"] - arguments["a"]).add_(arguments["a"])
+            return uniform_numbers(key, begin, end).mul_(arguments["b"] - arguments["a"]).add_(arguments["a"])
         case "normal_":
-            normal = torch.special.ndtri(_uniform(key, begin, end))
-            return normal.mul_(arguments["std"]).add_(arguments["mean"])
+            return normal_numbers(key, begin, end).mul_(arguments["std"]).add_(arguments["mean"])
         case _:  # trunc_normal_
             ends = torch.tensor([arguments["a"], arguments["b"]], dtype=torch.float64)
             low, high = torch.special.ndtr((ends - arguments["mean"]) / arguments["std"]).tolist()
-            normal = torch.special.ndtri(_uniform(key, begin, end).mul_(high - low).add_(low))
+            normal = torch.special.ndtri(uniform_numbers(key, begin, end).mul_(high - low).add_(low))
             return normal.mul_(arguments["std"]).add_(arguments["mean"]).clamp_(arguments["a"], arguments["b"])
 
 
-def _uniform(key: str, begin: int, end: int) -> torch.Tensor:
+def uniform_numbers(key: str, begin: int, end: int) -> torch.Tensor:
     """Return the numbers from `begin` to `end` of a stream of uniform ones between 0 and 1, both excluded, in fp64."""
     stream = np.random.Philox(key=xxhash.xxh3_128_intdigest(key.encode()))
     stream.advance(begin // 4)  # each count of Philox gives four numbers

@@ -7,14 +7,15 @@ from typing import Any
 
 import peft
 import torch
-import xxhash
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.training.loop.adapter_weights import draw_adapter
 from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.model_record import Head
+from ropewalk.jobs.training.loop.weight_reader import WeightReader
 from ropewalk.sharding.parallelize import Adapter
 
 _NAME = "default"  # peft's default name of an adapter
@@ -31,13 +32,13 @@ def lora_adapter(config: LoraConfig, seed: int, added_tokens: Sequence[int] = ()
 
     def adapt(model: nn.Module) -> nn.Module:
         on_meta = any(parameter.is_meta for parameter in model.parameters())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(xxhash.xxh3_64_intdigest(f"lora:{seed}".encode()) >> 1)
-            try:
-                options = peft_config(config, _rows_of(model, added_tokens))
-                adapted: nn.Module = peft.inject_adapter_in_model(options, model, _NAME, low_cpu_mem_usage=on_meta)
-            except ValueError as error:
-                raise ConfigError(f"lora: {str(error).splitlines()[0][:300]}; name layers of the model in lora.targets") from None
+        try:
+            options = peft_config(config, _rows_of(model, added_tokens))
+            adapted: nn.Module = peft.inject_adapter_in_model(options, model, _NAME, low_cpu_mem_usage=on_meta)
+        except ValueError as error:
+            raise ConfigError(f"lora: {str(error).splitlines()[0][:300]}; name layers of the model in lora.targets") from None
+        if not on_meta:
+            draw_adapter(adapted, seed)
         return adapted
 
     return adapt
@@ -106,11 +107,18 @@ def merge_adapter(model: Any) -> Any:
 
 
 def save_adapter(
-    model: Any, config: LoraConfig, directory: Path, *, base: str, added_tokens: Sequence[int] = (), head: Head = "causal_lm"
+    model: Any,
+    reader: WeightReader,
+    config: LoraConfig,
+    directory: Path,
+    *,
+    base: str,
+    added_tokens: Sequence[int] = (),
+    head: Head = "causal_lm",
 ) -> None:
-    """Write the adapter of an unsharded model so that `PeftModel.from_pretrained` opens it; `base` is the base model's directory.
+    """Write an adapter so that `PeftModel.from_pretrained` opens it; `base` is the base model's directory.
 
-    The head of a reward model was trained too, and is written with it.
+    `reader` has the values of the adapted `model`. The head of a reward model was trained too, and is written with it.
     """
     from safetensors.torch import save_file
 
@@ -123,8 +131,8 @@ def save_adapter(
     directory.mkdir(parents=True, exist_ok=True)
     written.save_pretrained(directory)
     tensors = {
-        f"base_model.model.{name.replace(f'.{_NAME}', '')}": parameter.detach().contiguous()
-        for name, parameter in model.named_parameters()
+        f"base_model.model.{name.replace(f'.{_NAME}', '')}": reader.read(name).contiguous()
+        for name, _ in model.named_parameters()
         if any(mark in name for mark in _MARK) or name.partition(".")[0] in head_modules
     }
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})

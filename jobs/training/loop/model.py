@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,16 +10,15 @@ from torch import nn
 from ropewalk.cluster.errors import CheckpointError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.manifest import TokenizerRecord
+from ropewalk.jobs.training.loop.adapter_weights import AdaptedWeights
+from ropewalk.jobs.training.loop.bare_model import skeleton
 from ropewalk.jobs.training.loop.config import GridConfig, LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.grid import train_on_grid
-from ropewalk.jobs.training.loop.initial_values import draw_parameters, record
-from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS, HEAD, LORA, first_weights, seed_of, skeleton
 from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
 from ropewalk.jobs.training.loop.model_record import Head, ModelRecord, Weights, checkpoint_folder, find_source_run, read_record
-from ropewalk.jobs.training.loop.on_main import on_main
-from ropewalk.jobs.training.loop.read_slices import has_slices, read_slices
+from ropewalk.jobs.training.loop.run_weights import ADDED_TOKENS, HEAD, LORA, first_weights, seed_of
+from ropewalk.jobs.training.loop.weight_reader import for_ranks, set_values
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
-from ropewalk.sharding.fsdp import fill
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.layout import complete_steps, directory_of
 from ropewalk.sharding.manifest import read_manifest
@@ -76,7 +74,7 @@ class ModelPlan:
         head = {} if self.head == "causal_lm" else {HEAD: self.head}
         return {**model_fingerprint(self.config), **head, **adapter}
 
-    def record(self, tokenizer: TokenizerRecord) -> ModelRecord:
+    def record(self, tokenizer: TokenizerRecord, compute: Literal["bf16", "fp32"]) -> ModelRecord:
         return ModelRecord(
             fingerprint=model_fingerprint(self.config),
             seq_len=self.seq_len,
@@ -85,6 +83,7 @@ class ModelPlan:
             adapter=None if self.adapter is None else self.adapter_keys or {},
             head=self.head,
             grid=self.grid,
+            compute="bfloat16" if compute == "bf16" else "float32",
         )
 
 
@@ -127,35 +126,16 @@ def build_model(
     With `weights=False` they are left undefined, for a checkpoint to fill. A model that is not `trainable` (a teacher, a
     reference) is frozen: it gets no optimizer state and is in no checkpoint.
     """
-    bare = skeleton(plan.config, plan.head)
-    directory = None if plan.weights is None or plan.weights.path is None else run.path / plan.weights.path
-    sliced = weights and plan.adapter is None and directory is not None and on_main(group, partial(has_slices, bare, directory))
-    drawn = record(bare) if weights and plan.adapter is None and plan.weights is None else None
-    model = parallelize(bare, group, parallel, precision, trainable=trainable, adapter=plan.adapter)
-    if sliced and directory is not None:
-        read_slices(model, directory)
-    elif drawn is not None:
-        draw_parameters(model, drawn, seed_of(run))
-    elif weights:
-        _fill_from_main(model, plan, run, group)
+    reader = first_weights(plan.config, plan.weights, run, plan.head) if weights else None
+    model = parallelize(skeleton(plan.config, plan.head), group, parallel, precision, trainable=trainable, adapter=plan.adapter)
+    if reader is not None:
+        adapted = reader if plan.adapter is None else AdaptedWeights(reader, model, seed_of(run))
+        set_values(model, for_ranks(adapted, group))
     if trainable and plan.noise is not None:
         add_noise(model, plan.noise)
     if trainable and plan.grid is not None:
         train_on_grid(model, plan.grid)
     return model
-
-
-def _fill_from_main(model: nn.Module, plan: ModelPlan, run: RunDir, group: Group) -> None:
-    """Load all first weights on rank 0, which sends each rank its part."""
-    full: Any = None
-
-    def load() -> None:
-        nonlocal full
-        full = first_weights(plan.config, plan.weights, run, plan.head)
-        full = plan.adapter(full) if plan.adapter is not None else full
-
-    on_main(group, load)  # reading large weights from a slow disk may exceed the time limit of a collective
-    fill(model, full, group)
 
 
 def add_noise(model: Any, alpha: float) -> None:

@@ -40,6 +40,9 @@ class ModelRecord(Section):
     adapter: dict[str, Any] | None = Field(default=None, description="set if checkpoints hold only trained parameters")
     grid: GridConfig | None = Field(default=None, description="set if the model's weights are rounded to this grid")
     head: Head = Field(default="causal_lm", description="output of the model: the next token, or a score")
+    compute: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="number format of forward and backward in training, and of exports unless --dtype is given"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

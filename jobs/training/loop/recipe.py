@@ -32,6 +32,7 @@ from ropewalk.sharding.determinism import use_deterministic_algorithms
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.layout import directory_of, pin, unpin
 from ropewalk.sharding.manifest import CheckpointManifest
+from ropewalk.sharding.parallelize import compute_format
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def build_trainer(context: JobContext, config: TrainingConfig, group: Group, rec
     if group.is_main:
         context.fence.check()
         pin_weights(plan.weights, context.run)
-        write_record(context.run, plan.record(recipe.tokenizer.record), recipe.tokenizer)
+        record = plan.record(recipe.tokenizer.record, compute_format(config.precision, group.device))
+        write_record(context.run, record, recipe.tokenizer)
     checkpoints = Checkpoints(context.run, group, context.fence, config.checkpoint, plan.fingerprint)
     start, trainer = _start(context, config, group, recipe, checkpoints)
     checkpoints.clean()

@@ -1,19 +1,20 @@
-"""Layers that share their weights, in groups of neighbours: configuration, sharing, and reversal.
+"""Layers that share their weights, in groups of neighbours: their configuration, and the sharing.
 
 A shared model is trained, sharded and checkpointed with each group's weights once. Opening it gives the plain model of
 transformers, whose layers of a group are equal: nothing else needs to know. `layer_sharing` of a configuration holds the
 groups and their initial values: the `first` layer, or the `mean` of the group.
 """
 
+import copy
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import nn
 
 from ropewalk.cluster.errors import ConfigError
 
 KEY = "layer_sharing"
+LAYERS = "model.layers."  # start of the names of the layers' parameters
 
 
 def set_groups(config: Any, num_groups: int, values: str = "first") -> None:
@@ -31,37 +32,30 @@ def shared_groups(config: Any) -> list[list[int]]:
     return [list(group) for group in sharing["groups"]] if sharing else []
 
 
-@torch.no_grad()
+def sharing_values(config: Any) -> str:
+    """Return where the values of a group come from: its `first` layer, or the `mean` of all."""
+    return str(getattr(config, KEY)["values"])
+
+
+def plain_config(config: Any) -> Any:
+    """Return the configuration of the same model whose layers have their own weights each."""
+    plain = copy.deepcopy(config)
+    if hasattr(plain, KEY):
+        delattr(plain, KEY)
+    return plain
+
+
 def share_layers(model: Any, config: Any) -> Any:
-    """Make the layers of a model share the weights of their group, in place; a model without groups is unchanged."""
+    """Give the layers of each group the weights of its first layer, in place; a model without groups is unchanged."""
     groups = shared_groups(config)
     if not groups:
         return model
     layers = _layers(model)
-    mean = getattr(config, KEY)["values"] == "mean"
     for first, *others in groups:
         for name, parameter in list(layers[first].named_parameters()):
-            if mean:
-                values = [layers[other].get_parameter(name) for other in others]
-                parameter.copy_(torch.stack([parameter, *values]).mean(0))
             for other in others:
                 _set(layers[other], name, parameter)
     setattr(model.config, KEY, getattr(config, KEY))
-    return model
-
-
-def unshare_layers(model: Any) -> Any:
-    """Give each layer its own copy of its group's weights, in place: the plain model of transformers."""
-    groups = shared_groups(model.config)
-    if not groups:
-        return model
-    layers = _layers(model)
-    for first, *others in groups:
-        for name, parameter in list(layers[first].named_parameters()):
-            for other in others:
-                copy = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-                _set(layers[other], name, copy)
-    delattr(model.config, KEY)
     return model
 
 

@@ -60,7 +60,7 @@ def main() -> None:
     """Count the parameters of the requested model."""
     import torch
 
-    from ropewalk.jobs.training.loop.load_checkpoint import bare_model
+    from ropewalk.jobs.training.loop.bare_model import bare_model
     from ropewalk.jobs.training.loop.model_config import config_from_fingerprint, unchecked_config
     from ropewalk.jobs.training.loop.optimizer import layer_matrices
 

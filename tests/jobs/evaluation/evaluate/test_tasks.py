@@ -176,6 +176,7 @@ def test_scores_have_their_evidence(plain: dict[str, Any]) -> None:
     ("ranks", "keys"),
     [
         (3, {"batch_size": 4}),
+        (2, {"shard": "always"}),
         (1, {"batch_size": 32, "batch_tokens": 4000}),
         *(
             pytest.param(*item, marks=pytest.mark.soak("make test runs batches of 4 on three ranks and of 32 on one"))
@@ -184,7 +185,7 @@ def test_scores_have_their_evidence(plain: dict[str, Any]) -> None:
     ],
 )
 def test_decisions_do_not_depend_on_ranks_and_batches(
-    folder: Path, tasks: list[str], plain: dict[str, Any], ranks: int, keys: dict[str, int]
+    folder: Path, tasks: list[str], plain: dict[str, Any], ranks: int, keys: dict[str, Any]
 ) -> None:
     result = evaluate(folder, tasks[::-1], ranks, **keys)[1]
     assert decisions(result) == decisions(plain)

@@ -25,6 +25,10 @@ CASES: dict[str, dict[str, Any]] = {
     "recomputed": {"kind": "tied", "parallel": {"activation_checkpointing": "full"}},
 }
 BF16: dict[str, dict[str, Any]] = {"bf16": {"kind": "untied", "precision": {"compute": "bf16"}}}
+COMPILED: dict[str, dict[str, Any]] = {
+    "compiled": {"kind": "tied", "parallel": {"compile": True}},
+    "compiled with an adapter": {"kind": "untied", "lora": LORA, "parallel": {"compile": True}},
+}
 
 
 def results_of(cases: dict[str, dict[str, Any]], folder: Path) -> list[dict[str, dict[str, list[float]]]]:
@@ -39,7 +43,14 @@ def results_of(cases: dict[str, dict[str, Any]], folder: Path) -> list[dict[str,
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize(("cases", "largest"), [(CASES, 1e-6), (BF16, 2e-2)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("cases", "largest"),
+    [
+        pytest.param(CASES, 1e-6, id="fp32"),
+        pytest.param(BF16, 2e-2, id="bf16"),
+        pytest.param(COMPILED, 1e-5, id="compiled", marks=pytest.mark.soak("compiles kernels for minutes")),
+    ],
+)
 def test_sharded_models_learn_as_from_whole_logits(cases: dict[str, dict[str, Any]], largest: float, tmp_path: Path) -> None:
     for differences in results_of(cases, tmp_path):
         assert differences.keys() == cases.keys()

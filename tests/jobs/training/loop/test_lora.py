@@ -14,6 +14,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.load_checkpoint import load_model
 from ropewalk.jobs.training.loop.lora import adapter_off, lora_adapter, merge_adapter, save_adapter
+from ropewalk.jobs.training.loop.weight_reader import LoadedWeights
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, launch, losses, pretrain_config, start, weights
 
@@ -170,7 +171,7 @@ def test_peft_opens_what_is_saved(base: Path, tmp_path: Path) -> None:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    save_adapter(model, options, tmp_path / "adapter", base=str(base))
+    save_adapter(model, LoadedWeights(lambda: model), options, tmp_path / "adapter", base=str(base))
     opened = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter")
     tokens = torch.arange(20)[None]
     before = model(tokens).logits

@@ -18,8 +18,9 @@ from ropewalk.datapipe.loader.prefetch import prefetch
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.models.compress.methods import RecoverConfig
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
+from ropewalk.jobs.training.loop.bare_model import bare_model
 from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig, OptimConfig
-from ropewalk.jobs.training.loop.load_checkpoint import first_weights
+from ropewalk.jobs.training.loop.load_checkpoint import load_first_weights
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_config import model_config
 from ropewalk.jobs.training.loop.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -146,7 +147,7 @@ def test_initial_weights_are_the_seeds_and_nothing_else(tmp_path: Path, monkeypa
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)
     plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32)
-    full = first_weights(plan.config, None, run)
+    full = load_first_weights(plan.config, None, run)
     with process_group() as group:
         torch.rand(3)
         model = build_model(plan, run, group, ParallelConfig(), PrecisionConfig())
@@ -183,12 +184,13 @@ def test_ranks_hear_from_rank_0_while_it_loads_weights(tmp_path: Path, monkeypat
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     messages: list[object] = []
 
-    def load(*arguments: Any) -> Any:
+    def load(config: Any, head: Any) -> Any:
         until(lambda: messages)
-        return first_weights(*arguments)
+        return bare_model(config, head)
 
     monkeypatch.setattr("ropewalk.jobs.training.loop.on_main._KEEP_ALIVE_SECONDS", 0.01)
-    monkeypatch.setattr("ropewalk.jobs.training.loop.model.first_weights", load)
+    monkeypatch.setattr("ropewalk.jobs.training.loop.run_weights.record", lambda *_: None)
+    monkeypatch.setattr("ropewalk.jobs.training.loop.run_weights.bare_model", load)
     monkeypatch.setattr(Group, "broadcast_object", lambda _, value, *__: messages.append(value) or value)
     plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32).with_lora(LoraConfig(), 0)
     run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)

@@ -8,10 +8,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.training.loop.bare_model import bare_model, skeleton
 from ropewalk.jobs.training.loop.export import export
-from ropewalk.jobs.training.loop.load_checkpoint import bare_model, load_model
+from ropewalk.jobs.training.loop.load_checkpoint import load_first_weights, load_model, load_tensors
 from ropewalk.jobs.training.loop.model_config import config_from_fingerprint, model_fingerprint
-from ropewalk.jobs.training.loop.sharing import set_groups, share_layers, shared_groups, unshare_layers
+from ropewalk.jobs.training.loop.model_record import Weights
+from ropewalk.jobs.training.loop.run_weights import UnsharedWeights
+from ropewalk.jobs.training.loop.sharing import plain_config, set_groups, shared_groups
+from ropewalk.jobs.training.loop.weight_reader import LoadedWeights
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, launch, losses, make_run, pretrain_config, weights
 from tests.jobs.training.pruning.test_scores import batches, make_model
@@ -30,21 +35,23 @@ def names(model: Any) -> set[str]:
 @pytest.mark.parametrize("values", ["first", "mean"])
 def test_there_and_back(values: str, tmp_path: Path) -> None:
     model, plain = make_model(num_hidden_layers=5), make_model(num_hidden_layers=5)
+    model.save_pretrained(tmp_path / "plain")
     set_groups(model.config, 2, values)
     assert shared_groups(model.config) == [[0, 1], [2, 3, 4]]
-    share_layers(model, model.config)
-    assert names(model) == {name for name in names(plain) if not any(f"layers.{n}." in name for n in (1, 3, 4))}
-    shared, before = model.model.layers[3].mlp.up_proj.weight, [layer.mlp.up_proj.weight for layer in plain.model.layers]
-    assert shared is model.model.layers[2].mlp.up_proj.weight
+    run = RunDir.create("run", {"config": {}}, tmp_path)
+    shared = load_first_weights(model.config, Weights(path=str(tmp_path / "plain")), run).eval()
+    assert names(shared) == {name for name in names(plain) if not any(f"layers.{n}." in name for n in (1, 3, 4))}
+    weight, before = shared.model.layers[3].mlp.up_proj.weight, [layer.mlp.up_proj.weight for layer in plain.model.layers]
+    assert weight is shared.model.layers[2].mlp.up_proj.weight
     wanted = before[2] if values == "first" else torch.stack(before[2:]).mean(0)
-    torch.testing.assert_close(shared, wanted)
-    message = logits(model)
-    unshare_layers(model)
-    assert names(model) == names(plain)
-    assert not shared_groups(model.config)
-    assert torch.equal(logits(model), message)
-    model.save_pretrained(tmp_path)
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), message)
+    torch.testing.assert_close(weight, wanted)
+    reader = UnsharedWeights(LoadedWeights(lambda: shared), shared_groups(shared.config))
+    again = load_tensors(skeleton(plain_config(shared.config)), reader).eval()
+    assert names(again) == names(plain)
+    assert not shared_groups(again.config)
+    assert torch.equal(logits(again), logits(shared))
+    again.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again")), logits(shared))
 
 
 def test_the_configuration_says_it_all() -> None:

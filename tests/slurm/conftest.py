@@ -115,14 +115,18 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
     shutil.rmtree(home, ignore_errors=True)
 
 
+def cancel_jobs(*names: str) -> bool:
+    """Cancel all jobs of these names; return True if there were none. (scancel takes one name, squeue several.)"""
+    listing = ["squeue", "--noheader", "--array", "--format=%i", f"--name={','.join(names)}"]
+    ids = subprocess.run(listing, capture_output=True, text=True, check=False).stdout.split()
+    if ids:
+        subprocess.run(["scancel", *ids], check=False)
+    return not ids
+
+
 def end_jobs(*names: str) -> None:
     """Cancel jobs until none is left: one that has just been asked to stop may requeue itself behind the first word."""
-
-    def gone() -> bool:
-        subprocess.run(["scancel", f"--name={','.join(names)}"], check=False)
-        return not subprocess.run(["squeue", "--noheader", f"--name={','.join(names)}"], capture_output=True, check=False).stdout
-
-    until(gone, Patience.STEP, look_seconds=0.2)
+    until(lambda: cancel_jobs(*names), Patience.STEP, look_seconds=0.2)
 
 
 @pytest.fixture
@@ -140,7 +144,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     yield make
     names = [name for run in started for name in (f"ropewalk-{run.run.id}", f"ropewalk-more-{run.job}")]
     if names:
-        subprocess.run(["scancel", f"--name={','.join(names)}"], check=False)
+        cancel_jobs(*names)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ropewalk.slurm.job_lookup import job_id
 from ropewalk.slurm.lab.cluster import Lab
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.patience import Patience, until
-from tests.slurm.conftest import ROOT
+from tests.slurm.conftest import ROOT, cancel_jobs
 from tests.slurm.toy import finish
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
@@ -51,8 +51,7 @@ def start(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, slurm_l
 
     yield begin
     for run in started:
-        names = ",".join([f"ropewalk-{run.id}", *(f"{run.id}.array-{attempt}" for attempt in run.attempts())])
-        subprocess.run(["scancel", f"--name={names}"], check=False)
+        cancel_jobs(f"ropewalk-{run.id}", *(f"{run.id}.array-{attempt}" for attempt in run.attempts()))
 
 
 def elements(run: RunDir, attempt: int) -> Counter[str]:

@@ -20,7 +20,9 @@ def test_a_training_on_nodes_with_gpus_is_refused_with_the_choice(
 ) -> None:
     make_lab(nodes=2, gpus=8)
     runs = shell.home / "slurm"
-    (shell.home / "clusters.yaml").write_text(yaml.safe_dump({"big": {"backend": "slurm", "runs": str(runs)}}))
+    (shell.home / "clusters.yaml").write_text(
+        yaml.safe_dump({"big": {"backend": "slurm", "runs": str(runs), "sbatch": {"hold": True}}})
+    )
     on = ("--on", "big", "resources.time_limit_minutes=5")
     message = shell.mistake("submit", *pretrain(*on))
     assert "resources.gpus: not set, but nodes of partition main have 8 GPUs; set resources.gpus=8 to" in message

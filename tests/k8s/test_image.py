@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pip
 import pytest
 
 from tests.cluster.conftest import ROOT
@@ -49,7 +50,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_file_pins_everything_and_a_changed_package_is_refused(index: Path, tmp_path: Path) -> None:
     (tmp_path / "needed.txt").write_text("trainer>=1\n")
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (site,) = (tmp_path / "venv/lib").glob("python3.*/site-packages")
+    (site / "pip.pth").write_text(f"{Path(pip.__file__).parents[1]}\n")  # to install another would take seconds
     python = str(tmp_path / "venv/bin/python")
     resolve = [python, str(IMAGE / "lock.py"), "-r", str(tmp_path / "needed.txt")]
     text = subprocess.run(resolve, capture_output=True, text=True, check=True).stdout

@@ -66,7 +66,7 @@ def main() -> int:
     report = f"--junitxml=build/tests/{'soak' if soak else 'test'}.xml"
     marked = [] if "::" in "".join(selection) else ["-m", "soak" if soak else "not soak"]
     workers = ["-n", str(SOAK_WORKERS if soak else WORKERS)]
-    code, first = run_pytest(*workers, "--durations=15", report, *marked, *selection)
+    code, first = run_pytest(*workers, "--durations=40", report, *marked, *selection)
     lint_failed = lint is not None and lint.wait() != 0
     verdict = dict.fromkeys(first.failed, "failed")
     if code == pytest.ExitCode.TESTS_FAILED and 0 < len(first.failed) <= MOST_RETRIED:

@@ -19,6 +19,9 @@ LABS = {
     "tests/slurm/": "slurm",
     "tests/jobs/inference/engines/": "engines",
 }
+# then modules of minutes, so that short ones are left when the first worker has nothing more to do
+LONG = ("tests/test_", "tests/chaos/", "tests/sharding/", "tests/cluster/", "tests/datapipe/")
+LONG += ("tests/jobs/training/", "tests/jobs/serving/", "tests/jobs/orchestration/")
 TEARDOWN_SECONDS = 60.0
 TESTS = Path(__file__).parent
 
@@ -40,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(not mark.args for mark in item.iter_markers("soak")):
             raise pytest.UsageError(f"{item.nodeid}: say why it is left to make soak: @pytest.mark.soak('reason')")
-    items.sort(key=lambda item: not item.nodeid.startswith(tuple(LABS)))
+    items.sort(key=lambda item: next((at for at, path in enumerate((*LABS, *LONG)) if item.nodeid.startswith(path)), 99))
 
 
 def pytest_configure(config: pytest.Config) -> None:

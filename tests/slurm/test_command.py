@@ -47,7 +47,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start(project: Path, *arguments: str, on: str = "lab", **more: object) -> RunDir:
-    resources = {"nodes": 2, "grace_seconds": 20} if on != "local" else {"ranks_per_node": 2}
+    resources = {"grace_seconds": 20} if on != "local" else {}
     values = {"command": [sys.executable, *arguments], "directory": str(project), "resources": resources}
     return submit("command", load_config(CommandConfig, {**values, **more}), on)
 

@@ -12,7 +12,7 @@ from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.storage import StoragePath
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CHUNK_BYTES = 1 << 24
 ADDED = {"counts", "near_duplicates", "mixture", "versions"}
 
@@ -33,7 +33,10 @@ class TokenizerRecord(Section):
 
 
 class Shard(Section):
-    """One Arrow file: `bytes` is the size of the documents' text in UTF-8, `size` that of the file."""
+    """One Arrow file: `bytes` is the size of the documents' text in UTF-8, `size` that of the file.
+
+    Tokens start at byte `tokens_at`, as one array; `blocks` is the checksum of the checksums of the file's blocks.
+    """
 
     path: str
     split: Split
@@ -42,6 +45,27 @@ class Shard(Section):
     bytes: int = Field(ge=0)
     size: int = Field(ge=0)
     checksum: str = Field(pattern=r"^xxh3:[0-9a-f]{32}$")
+    tokens_at: int = Field(ge=0)
+    blocks: str = Field(pattern=r"^xxh3:[0-9a-f]{32}$")
+
+
+class SplitRecord(Section):
+    """Number of shards of a split, and tokens of its longest one."""
+
+    shards: int = 0
+    longest: int = 0
+
+
+class TableRecord(Section):
+    """The table of all shards, a file beside the manifest."""
+
+    checksum: str = ""
+    train: SplitRecord = SplitRecord()
+    validation: SplitRecord = SplitRecord()
+
+    def of_split(self, split: str) -> SplitRecord:
+        """Return the record of a split; an empty one for a name that is none."""
+        return {"train": self.train, "validation": self.validation}.get(split, SplitRecord())
 
 
 class Count(Section):
@@ -106,10 +130,11 @@ class InputRecord(Section):
 class Manifest(Section):
     """Content of manifest.json. It is written last: its presence means that the data set is complete."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     tokenizer: TokenizerRecord
     token_type: TokenType
-    shards: tuple[Shard, ...]
+    table: TableRecord = TableRecord()
+    shards: tuple[Shard, ...] = ()  # for people and other programs; empty if there are too many
     totals: Totals
     rejected: Rejected = Rejected()
     near_duplicates: NearRecord | None = None
@@ -121,10 +146,6 @@ class Manifest(Section):
     config: dict[str, Any] = Field(default_factory=dict)
     hash: str = ""
 
-    def of_split(self, split: str) -> tuple[Shard, ...]:
-        """Return the shards of one split, in order."""
-        return tuple(shard for shard in self.shards if shard.split == split)
-
     def computed_hash(self) -> str:
         """Return `xxh3:...` over the canonical JSON of all fields but `hash`; fields of later versions count only if set."""
         values = self.model_dump(mode="json", exclude={"hash"})
@@ -134,7 +155,12 @@ class Manifest(Section):
 def hash_of(value: object) -> str:
     """Return `xxh3:<32 hex>` over the canonical JSON of plain values."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
+    return checksum_of(text.encode())
+
+
+def checksum_of(content: Any) -> str:
+    """Return `xxh3:<32 hex>` over bytes or a buffer."""
+    return f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
 
 
 def checksum_of_file(folder: StoragePath, name: str) -> str:

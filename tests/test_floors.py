@@ -49,6 +49,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
     ),
     "datapipe": (
         {"datapipe.manifest", "datapipe.text"},
+        {"datapipe.shard_table"},
         {"datapipe.inputs"},
         {"datapipe.filters"},
         {"datapipe.dedup"},

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ropewalk.cluster.errors import CorruptShardError, DataError
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.chat.config import KIND
-from ropewalk.datapipe.loader.shard_cache import cached_shard
+from ropewalk.datapipe.loader.shard_cache import cached_file, read_shards
 from ropewalk.datapipe.manifest import Manifest, Shard, Split, checksum_of_file, read_manifest
 
 
@@ -26,7 +26,7 @@ class ChatSet:
         self.manifest = read_manifest(self.root)
         if not is_chat_set(self.manifest):
             raise DataError(f"{path}: holds text, not conversations; train on it with pretrain, or use conversations")
-        tables = [self._open(shard) for shard in self.manifest.of_split(split)]
+        tables = [self._open(shard) for shard in read_shards(self.root, self.manifest).of_split(split)]
         parts = [_Part(batch) for table in tables for batch in table]
         self._parts = [part for part in parts if part.count]
         self._ends = np.cumsum([part.count for part in self._parts], dtype=np.int64)
@@ -52,7 +52,7 @@ class ChatSet:
 
     def _open(self, shard: Shard) -> list[Any]:
         local = self.root.local
-        path = cached_shard(self.root, shard) if local is None else local / shard.path
+        path = cached_file(self.root, shard.path, shard.checksum) if local is None else local / shard.path
         try:
             if checksum_of_file(StoragePath(path.parent), path.name) != shard.checksum:
                 raise CorruptShardError(f"{self.root.url}/{shard.path}: does not match its checksum; prepare the data again")

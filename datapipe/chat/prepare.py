@@ -15,9 +15,10 @@ from ropewalk.datapipe.chat.shards import ChatSplit, ChatSummary, ChatUnit, unit
 from ropewalk.datapipe.chat.tokenizer import write_files
 from ropewalk.datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
 from ropewalk.datapipe.inputs.unit_files import rejections_name, summary_name
-from ropewalk.datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
+from ropewalk.datapipe.manifest import InputRecord, Manifest, Rejected, Totals, hash_of
 from ropewalk.datapipe.passes.progress import Progress
 from ropewalk.datapipe.passes.task import WORK, Task
+from ropewalk.datapipe.shard_table import WrittenShard, write_data_set
 from ropewalk.datapipe.tokens.tokenizer import FOLDER, Encoder, TokenizerFiles
 
 RunTasks = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]
@@ -66,13 +67,12 @@ def make_chat_set(
     manifest = Manifest(
         tokenizer=encoder.record(),
         token_type=encoder.token_type,
-        shards=tuple(sorted(shards, key=lambda shard: (shard.split, shard.path))),
         totals=Totals.of_shards(shards),
         rejected=rejected,
         inputs=_input_records(files, units, summaries),
         config=keys,
     )
-    written = write_manifest(output, manifest)
+    written = write_data_set(output, manifest, sorted(shards, key=lambda shard: shard.path))
     output.remove(WORK)
     return written
 
@@ -121,11 +121,11 @@ def _held_out(summaries: Sequence[ChatSummary], work: StoragePath, fraction: flo
     return int(hashes[count - 1])
 
 
-def _split(summaries: Sequence[ChatSummary], held_out: int, run_tasks: RunTasks, progress: Progress) -> list[Shard]:
+def _split(summaries: Sequence[ChatSummary], held_out: int, run_tasks: RunTasks, progress: Progress) -> list[WrittenShard]:
     """Pass 2: write the shards of both splits, unit by unit."""
     plans = [ChatSplit(index=s.index, held_out=held_out) for s in summaries if s.conversations]
     progress.begin("write shards", len(plans), "units")
-    shards: list[Shard] = []
+    shards: list[WrittenShard] = []
     for _, shards_of_unit in run_tasks(
         [Task(method=f"{_WORKER}:split_unit", label=f"unit {p.index}", arguments=(p,)) for p in plans]
     ):

@@ -20,7 +20,8 @@ from ropewalk.datapipe.chat.template import ChatTokenizer, Encoded
 from ropewalk.datapipe.inputs.files import Unit
 from ropewalk.datapipe.inputs.streams import naming_full_disk
 from ropewalk.datapipe.inputs.unit_files import rejections_name, summary_name
-from ropewalk.datapipe.manifest import Shard, Split, TokenType, checksum_of_file
+from ropewalk.datapipe.manifest import Split, TokenType
+from ropewalk.datapipe.shard_table import WrittenShard, describe_shard
 from ropewalk.datapipe.tokens.shards import FOLDERS
 from ropewalk.datapipe.tokens.tokenizer import FOLDER
 
@@ -160,7 +161,7 @@ class ChatSplit:
     held_out: int
 
 
-def split_unit(output: StoragePath, work: StoragePath, plan: ChatSplit) -> list[Shard]:
+def split_unit(output: StoragePath, work: StoragePath, plan: ChatSplit) -> list[WrittenShard]:
     """Write a shard for each split that has conversations of this unit."""
     table = pa.ipc.open_file(work.read(encoded_name(plan.index))).read_all()
     hashes = table.column("hash").to_numpy()
@@ -173,15 +174,9 @@ def split_unit(output: StoragePath, work: StoragePath, plan: ChatSplit) -> list[
     return shards
 
 
-def _write_shard(table: Any, output: StoragePath, path: str, split: Split) -> Shard:
-    with naming_full_disk(output.url), output.create(path) as stream, pa.ipc.new_file(stream, table.schema) as writer:
-        writer.write_table(table)
-    return Shard(
-        path=path,
-        split=split,
-        documents=table.num_rows,
-        tokens=len(table.column("tokens").combine_chunks().flatten()),
-        bytes=int(np.sum(table.column("bytes").to_numpy())),
-        size=output.size(path),
-        checksum=checksum_of_file(output, path),
-    )
+def _write_shard(table: Any, output: StoragePath, path: str, split: Split) -> WrittenShard:
+    text_bytes = int(np.sum(table.column("bytes").to_numpy()))
+    with naming_full_disk(output.url), output.create(path) as stream:
+        with pa.ipc.new_file(stream, table.schema) as writer:
+            writer.write_table(table)
+        return describe_shard(stream, path=path, split=split, documents=table.num_rows, text_bytes=text_bytes)

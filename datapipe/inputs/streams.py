@@ -89,23 +89,6 @@ class HashedReader:
         return self.digest.hexdigest()
 
 
-class HashedWriter(io.RawIOBase):
-    """Writes to a stream while counting and hashing the bytes."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.stream, self.size, self.digest = stream, 0, xxhash.xxh3_128()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self.stream.write(view)
-        self.digest.update(view)
-        self.size += view.nbytes
-        return view.nbytes
-
-
 def plain_chunks(source: HashedReader) -> Iterator[bytes]:
     """Yield the chunks of an uncompressed stream."""
     while data := source.read():

@@ -1,127 +1,141 @@
-"""Shards of a data set as flat arrays of tokens, each verified when it is first opened."""
+"""One split of a data set: its shards, opened when they are first used."""
 
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import xxhash
 
 from ropewalk.cluster.errors import ConfigError, CorruptShardError, DataError
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.loader.shard_cache import cached_shard
-from ropewalk.datapipe.manifest import Manifest, Shard, read_manifest
+from ropewalk.datapipe.loader.block_cache import BlockCache, cache_folder
+from ropewalk.datapipe.loader.blocks import BlockSums, OpenShard, Region, check_size, map_file
+from ropewalk.datapipe.loader.config import LoaderConfig
+from ropewalk.datapipe.loader.order import WINDOW_RUNS
+from ropewalk.datapipe.loader.remote import Regions, RemoteShard
+from ropewalk.datapipe.loader.shard_cache import read_shards
+from ropewalk.datapipe.manifest import Manifest, read_manifest
+from ropewalk.datapipe.shard_table import BLOCK_BYTES, ShardTable
 
 log = logging.getLogger(__name__)
 
-Tokens = npt.NDArray[Any]  # uint16 or uint32, a view of the mapped file
 OnCorrupt = Literal["error", "quarantine"]
-
-REMEDY = "copy it again from its source, run `ropewalk run preprocess` again, or set on_corrupt=quarantine"
-
-
-class Stream(Protocol):
-    """Tokens of a shard as one sequence; slices are arrays."""
-
-    def __getitem__(self, window: slice, /) -> Tokens: ...
-
-
-class Pieces:
-    """Tokens of a shard with several record batches as one sequence; slices across batches are copied."""
-
-    def __init__(self, arrays: list[Tokens]) -> None:
-        self.arrays = arrays
-        self.ends = np.cumsum([len(a) for a in arrays])
-
-    def __getitem__(self, window: slice, /) -> Tokens:
-        start, stop = int(window.start), int(window.stop)
-        first = int(np.searchsorted(self.ends, start, side="right"))
-        last = int(np.searchsorted(self.ends, stop, side="left"))
-        before = int(self.ends[first - 1]) if first else 0
-        if first == last:
-            return self.arrays[first][start - before : stop - before]
-        joined: Tokens = np.concatenate(self.arrays[first : last + 1])[start - before : stop - before]
-        return joined
+STATS_AT_ONCE = 16
+PIECE_BYTES = 4 << 20  # fetched at once if the order has no runs
 
 
 class Dataset:
-    """One split of a data set. Shards are opened at first use; with `quarantine` all are verified at the start.
+    """One split of a data set. Blocks are verified when they are first read; with `quarantine` all are, at the start.
 
     Raises DataError if there is no such data set or split, and CorruptShardError if a shard does not match the manifest,
     unless corrupt shards are quarantined.
     """
 
-    def __init__(self, path: str, split: str = "train", on_corrupt: OnCorrupt = "error") -> None:
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        on_corrupt: OnCorrupt = "error",
+        *,
+        seq_len: int,
+        options: LoaderConfig,
+    ) -> None:
         if on_corrupt not in ("error", "quarantine"):
             raise ConfigError(f"on_corrupt: must be error or quarantine, not {on_corrupt!r}")
         self.root = StoragePath(path)
         self.manifest: Manifest = read_manifest(self.root)
-        self.shards: tuple[Shard, ...] = self.manifest.of_split(split)
-        if not self.shards:
-            splits = ", ".join(sorted({s.split for s in self.manifest.shards})) or "none"
+        if not self.manifest.table.of_split(split).shards:
+            splits = ", ".join(name for name in ("train", "validation") if self.manifest.table.of_split(name).shards) or "none"
             raise DataError(
                 f"{path}: no {split} split (it has: {splits}); run preprocess with validation_fraction above 0 to get both"
             )
-        self.streams: list[Stream | None] = [None] * len(self.shards)
+        self.table: ShardTable = read_shards(self.root, self.manifest)
+        self.shards: ShardTable = self.table.of_split(split)
+        self.seq_len = seq_len
+        self.ends: npt.NDArray[np.int64] = np.cumsum(np.maximum(0, self.shards.tokens - 1) // seq_len)  # sequences so far
+        self._item = np.dtype(self.manifest.token_type).itemsize
+        self.run = options.block_samples or max(1, PIECE_BYTES // (seq_len * self._item))  # sequences that are fetched at once
+        self._sums = BlockSums(self.root)
+        self._verified: dict[int, bytearray] = {}  # local shards: a byte per block, also after they were closed
+        self._regions = None if self.root.local is not None else self._open_cache(options)
         self.quarantined: dict[int, str] = {}  # index of the shard → description of the problem
         if on_corrupt == "quarantine":
             self._quarantine()
-        elif self.root.local is not None:
-            for shard in self.shards:  # cheap, and detects missing shards before step 1
-                self._check_size(shard, self.root.local / shard.path)
 
-    def open(self, number: int) -> Stream:
-        """Open the tokens of a shard and verify it at first use. Raises CorruptShardError."""
-        stream = self.streams[number]
-        if stream is None:
-            stream = self.streams[number] = self._open(self.shards[number])
-        return stream
-
-    def _open(self, shard: Shard) -> Stream:
-        path = cached_shard(self.root, shard) if self.root.local is None else self.root.local / shard.path
-        self._check_size(shard, path)
-        with pa.memory_map(str(path)) as file:
-            buffer = file.read_buffer()
-        checksum = f"xxh3:{xxhash.xxh3_128_hexdigest(buffer)}"
-        if checksum != shard.checksum:
-            raise CorruptShardError(f"{self._name(shard)}: expected checksum {shard.checksum}, found {checksum}; {REMEDY}")
-        return self._tokens(shard, buffer)
-
-    def _tokens(self, shard: Shard, buffer: Any) -> Stream:
-        try:
-            reader = pa.ipc.open_file(buffer)
-            columns = [reader.get_batch(i).column("tokens") for i in range(reader.num_record_batches)]
-            # Arrow's to_numpy imports pandas, which takes half a second in every rank
-            arrays = [np.from_dlpack(column.flatten()) for column in columns]
-        except (pa.ArrowException, KeyError) as error:
-            raise CorruptShardError(f"{self._name(shard)}: not an Arrow file of tokens: {error}; {REMEDY}") from None
-        count, kinds = sum(len(a) for a in arrays), {a.dtype.name for a in arrays}
-        if count != shard.tokens or kinds - {self.manifest.token_type}:
-            raise CorruptShardError(
-                f"{self._name(shard)}: expected {shard.tokens} tokens of {self.manifest.token_type}, "
-                f"found {count} of {', '.join(sorted(kinds))}; {REMEDY}"
+    def _open_cache(self, options: LoaderConfig) -> Regions:
+        """Open the cache of an object store's blocks. Raises ConfigError if it cannot hold two windows of runs."""
+        limit, piece = int(options.cache_gib * 2**30), self.run * self.seq_len * self._item + 2 * BLOCK_BYTES
+        if options.block_samples and limit < 2 * WINDOW_RUNS * piece:
+            raise ConfigError(
+                f"loader.cache_gib: {options.cache_gib:g} cannot hold {2 * WINDOW_RUNS} runs of {self.run} sequences;"
+                f" set at least {2 * WINDOW_RUNS * piece / 2**30:.3g}, or a smaller loader.block_samples"
             )
-        return arrays[0] if len(arrays) == 1 else Pieces(arrays)
+        if not options.block_samples and limit < int(self.shards.size.sum()):
+            log.warning(
+                "%s: is larger than loader.cache_gib, %g, so that many sequences fetch %d MiB each; set loader.block_samples",
+                *(self.root.url, options.cache_gib, PIECE_BYTES >> 20),
+            )
+        return Regions(BlockCache(cache_folder(options.cache), limit), most=max(16, min(1000, limit // 4 // piece)))
 
-    def _check_size(self, shard: Shard, path: Path) -> None:
-        try:
-            size = os.stat(path).st_size
-        except (FileNotFoundError, NotADirectoryError):
-            raise CorruptShardError(f"{self._name(shard)}: expected {shard.size} bytes, found no file; {REMEDY}") from None
-        if size != shard.size:
-            raise CorruptShardError(f"{self._name(shard)}: expected {shard.size} bytes, found {size}; {REMEDY}")
+    @property
+    def is_remote(self) -> bool:
+        return self._regions is not None
 
-    def _name(self, shard: Shard) -> str:
-        return f"{self.root.url}/{shard.path}"
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of shards that were read and verified so far, or fetched from an object store."""
+        if self._regions is not None:
+            return self._regions.cache.bytes_fetched
+        return sum(verified.count(1) for verified in self._verified.values()) * BLOCK_BYTES
+
+    def open(self, number: int) -> OpenShard:
+        """Open a shard. Raises CorruptShardError if it is missing or has another size, here or when it is first read."""
+        shard, local = self.shards[number], self.root.local
+        sums = self._sums.of(self.shards, number)
+        dtype, name = self.manifest.token_type, self._name(shard.path)
+        if self._regions is not None:
+            first = int(self.ends[number - 1]) if number else 0
+            return RemoteShard(self.root, shard, dtype, sums, self._regions, seq_len=self.seq_len, run=self.run, first=first)
+        assert local is not None, "a shard is local or remote"
+        check_size(local / shard.path, name, shard)
+        verified = self._verified.setdefault(number, bytearray(len(sums)))
+        return Region(map_file(local / shard.path), shard, dtype, name=name, sums=sums, verified=verified)
+
+    def run_of(self, number: int, start: int) -> int:
+        """Return the run of the sequence that starts at this token of a shard."""
+        return ((int(self.ends[number - 1]) if number else 0) + start // self.seq_len) // self.run
+
+    def fetch(self, number: int, start: int) -> None:
+        """Fetch the run of a sequence on an object store into the cache."""
+        shard = self.open(number)
+        assert isinstance(shard, RemoteShard), "only shards of an object store are fetched"
+        shard.fetch(start)
+
+    def check_sizes(self) -> None:
+        """Raise CorruptShardError if a local shard is missing or has another size; cheap, so that a run does it at its start."""
+        local = self.root.local
+        if local is None:
+            return
+
+        def check(numbers: range) -> None:
+            for number in numbers:
+                shard = self.shards[number]
+                if number not in self.quarantined:
+                    check_size(local / shard.path, self._name(shard.path), shard)
+
+        parts = [range(first, len(self.shards), STATS_AT_ONCE) for first in range(STATS_AT_ONCE)]
+        with ThreadPoolExecutor(STATS_AT_ONCE) as pool:  # a network file system answers many requests at once
+            list(pool.map(check, parts))
+
+    def _name(self, path: str) -> str:
+        return f"{self.root.url}/{path}"
 
     def _quarantine(self) -> None:
         def problem(number: int) -> str | None:
             try:
-                self.open(number)
+                self.open(number).verify()
             except CorruptShardError as error:
                 return str(error)
             return None

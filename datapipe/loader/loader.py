@@ -3,18 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ropewalk.cluster.errors import ConfigError, DataError
-from ropewalk.datapipe.loader.dataset import Dataset, OnCorrupt, Stream
+from ropewalk.datapipe.loader.blocks import OpenShard
+from ropewalk.datapipe.loader.config import LoaderConfig
+from ropewalk.datapipe.loader.dataset import Dataset, OnCorrupt
 from ropewalk.datapipe.loader.mixture import locate, quotas
-from ropewalk.datapipe.loader.order import Indices, hash_words, permute
-from ropewalk.datapipe.manifest import Manifest, Shard
+from ropewalk.datapipe.loader.order import WINDOW_RUNS, Indices, firsts_of_runs, hash_words, permute, permute_runs
+from ropewalk.datapipe.loader.remote import ReadAhead
+from ropewalk.datapipe.manifest import Manifest
+from ropewalk.datapipe.shard_table import ShardTable
 
-PLAN = 1024  # positions that are resolved at once: the cost is per array, not per sample
+DEFAULTS = LoaderConfig()
+MOST_OPEN = 1000  # shards
+PLAN = 4096  # positions that are resolved at once: the cost is per array, not per sample
 
 
 @dataclass(frozen=True)
@@ -43,17 +48,22 @@ class TokenLoader:
         split: str = "train",
         most: int | None = None,
         on_corrupt: OnCorrupt = "error",
+        options: LoaderConfig = DEFAULTS,
     ) -> None:
         if seq_len < 1:
             raise ConfigError(f"seq_len: must be at least 1, not {seq_len}")
         self.seq_len, self.seed, self.split = seq_len, seed, split
-        self.datasets = [Dataset(source.path, split, on_corrupt) for source in sources]
+        self.datasets = [Dataset(source.path, split, on_corrupt, seq_len=seq_len, options=options) for source in sources]
         self._quotas = quotas([source.weight for source in sources])
-        self._ends = [self._count(dataset) for dataset in self.datasets]
-        self._sizes = [int(ends[-1]) for ends in self._ends]
+        for dataset in self.datasets:
+            self._require_sequences(dataset)
+        self._sizes = [int(dataset.ends[-1]) for dataset in self.datasets]
         self._taken = self._sizes if most is None or most >= sum(self._sizes) else shares(most, self._sizes)
         self._first_shard = np.cumsum([0, *(len(dataset.shards) for dataset in self.datasets)])
-        self._streams: list[Stream | None] = [None] * int(self._first_shard[-1])
+        self.options, self._run = options, options.block_samples
+        self._expected = -1  # the latest plan whose runs were fetched ahead
+        self._ahead = ReadAhead() if any(dataset.is_remote for dataset in self.datasets) else None
+        self._open: dict[int, OpenShard] = {}  # by the number of the shard, in the order of opening
         # the plans of the latest ranges of positions
         self._plan = lru_cache(maxsize=4)(self._make_plan)
 
@@ -70,8 +80,8 @@ class TokenLoader:
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of text per token, weighted by the number of sequences of each source."""
         if self._taken == self._sizes:
-            return bytes_per_token([shard for dataset in self.datasets for shard in dataset.shards])
-        ratios = [bytes_per_token(dataset.shards) for dataset in self.datasets]
+            return bytes_per_token([dataset.shards for dataset in self.datasets])
+        ratios = [bytes_per_token([dataset.shards]) for dataset in self.datasets]
         return sum(ratio * taken for ratio, taken in zip(ratios, self._taken, strict=True)) / max(1, self.sequences)
 
     @property
@@ -83,12 +93,23 @@ class TokenLoader:
         """Problem of each quarantined shard, in the order of sources and shards."""
         return [text for dataset in self.datasets for text in dataset.quarantined.values()]
 
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of shards that were read and verified so far, or fetched from an object store."""
+        return sum(dataset.bytes_read for dataset in self.datasets)
+
+    def check_sizes(self) -> None:
+        """Raise CorruptShardError if a local shard is missing or has another size. One rank of a run checks for all."""
+        for dataset in self.datasets:
+            dataset.check_sizes()
+
     def read(self, positions: Sequence[int]) -> npt.NDArray[np.int64]:
         """Read the samples at these positions of the run (any k ≥ 0): [len(positions), seq_len + 1]."""
-        batch = np.empty((len(positions), self.seq_len + 1), np.int64)
+        batch, current = np.empty((len(positions), self.seq_len + 1), np.int64), -1
         for row, position in zip(batch, positions, strict=True):
             number, slot = divmod(position, PLAN)
-            shards, starts = self._plan(number)
+            if number != current:
+                current, (shards, starts) = number, self._plan(number)
             self._copy(row, shards[slot], starts[slot])
         return batch
 
@@ -105,57 +126,99 @@ class TokenLoader:
             self._copy(row, int(shards[0]), int(starts[0]))
         return batch
 
-    def _copy(self, row: npt.NDArray[np.int64], shard: int, start: int) -> None:
-        stream = self._streams[shard]
-        if stream is None:
-            source = int(np.searchsorted(self._first_shard, shard, side="right")) - 1
-            stream = self.datasets[source].open(shard - int(self._first_shard[source]))
-            self._streams[shard] = stream
-        row[:] = stream[start : start + self.seq_len + 1]  # the only copy; converts the file's integers to int64
+    def _copy(self, row: npt.NDArray[np.int64], number: int, start: int) -> None:
+        shard = self._open.get(number) or self._open_shard(number)
+        row[:] = shard.read(start, start + self.seq_len + 1)  # the only copy; converts the file's integers to int64
 
-    def _count(self, dataset: Dataset) -> Indices:
-        """Return the cumulative number of sequences at the end of each shard."""
-        counts = [max(0, shard.tokens - 1) // self.seq_len for shard in dataset.shards]
-        if not sum(counts):
-            tokens = sum(shard.tokens for shard in dataset.shards)
+    def _open_shard(self, number: int) -> OpenShard:
+        source = int(np.searchsorted(self._first_shard, number, side="right")) - 1
+        shard = self._open[number] = self.datasets[source].open(number - int(self._first_shard[source]))
+        if len(self._open) > MOST_OPEN:
+            del self._open[next(iter(self._open))]
+        return shard
+
+    def _require_sequences(self, dataset: Dataset) -> None:
+        counts = np.diff(dataset.ends, prepend=0)
+        if not counts.any():
             raise DataError(
-                f"{dataset.root.url}: no {self.split} sequence of seq_len={self.seq_len} fits into {tokens} tokens "
-                f"of {len(counts)} shards; use a smaller seq_len or more text"
+                f"{dataset.root.url}: no {self.split} sequence of seq_len={self.seq_len} fits into"
+                f" {int(dataset.shards.tokens.sum())} tokens of {len(counts)} shards; use a smaller seq_len or more text"
             )
-        if not sum(count for number, count in enumerate(counts) if number not in dataset.quarantined):
+        if not np.delete(counts, list(dataset.quarantined)).any():
             raise DataError(f"{dataset.root.url}: all shards with a sequence are quarantined; make the data set again")
-        return cast(Indices, np.cumsum(counts))
 
-    def _make_plan(self, number: int) -> tuple[list[int], list[int]]:
-        """Return shard and first token of samples number * PLAN, ..., as lists, since they are read one by one."""
-        assert number >= 0, "positions count from 0"
-        positions = np.arange(number * PLAN, (number + 1) * PLAN, dtype=np.int64)
+    def expect(self, positions: Sequence[int]) -> None:
+        """Fetch samples that will be read soon in the background, if they are on an object store."""
+        if self._ahead is None:
+            return
+        if self._run:
+            if (number := positions[-1] // PLAN) != self._expected:
+                self._expected = number
+                self._expect_runs(number, self._run)
+            return
+        for position in positions:
+            number, slot = divmod(position, PLAN)
+            shards, starts = self._plan(number)
+            self._fetch_ahead(shards[slot], starts[slot])
+
+    def _expect_runs(self, number: int, run: int) -> None:
+        """Fetch the runs of these samples' windows, and those of the next window as far as the samples are in this one."""
+        assert self._ahead is not None, "there is data on an object store"
+        sources, offsets, epochs = self._locate(np.arange(number * PLAN, (number + 1) * PLAN, dtype=np.int64))
+        for source, epoch in np.unique(np.stack([sources, epochs]), axis=1).T.tolist():
+            slots = offsets[(sources == source) & (epochs == epoch)] // run
+            first, last = slots.min() // WINDOW_RUNS * WINDOW_RUNS, slots.max() + WINDOW_RUNS
+            size = self._sizes[source]
+            new = [slot for slot in range(first, min(last + 1, size // run)) if self._ahead.is_new((source, epoch, slot))]
+            if new:
+                firsts = firsts_of_runs(np.array(new), size, run, self.seed + (source << 32), epoch)
+                ends = np.stack([firsts, firsts + run - 1], axis=1).ravel()  # a run may be in two shards
+                for shard, start in zip(*self._find(source, ends, np.full(len(ends), epoch)), strict=True):
+                    self._fetch_ahead(int(shard), int(start))
+
+    def _fetch_ahead(self, number: int, start: int) -> None:
+        source = int(np.searchsorted(self._first_shard, number, side="right")) - 1
+        dataset, local = self.datasets[source], number - int(self._first_shard[source])
+        if self._ahead is not None and dataset.is_remote and self._ahead.is_new((number, dataset.run_of(local, start))):
+            self._ahead.call(lambda: dataset.fetch(local, start))
+
+    def _locate(self, positions: Indices) -> tuple[Indices, Indices, Indices]:
+        """Return source, index within the source's epoch before the shuffle, and epoch of samples."""
         if len(self.datasets) == 1:
             sources, indices = np.zeros_like(positions), positions
         else:
             sources, indices = locate(positions, self._quotas, self.seed)
-        shards, starts = np.empty_like(positions), np.empty_like(positions)
+        epochs, offsets = np.divmod(indices, np.array(self._sizes)[sources])
+        return sources, offsets, epochs
+
+    def _make_plan(self, number: int) -> tuple[list[int], list[int]]:
+        """Return shard and first token of samples number * PLAN, ..., as lists, since they are read one by one."""
+        assert number >= 0, "positions count from 0"
+        sources, offsets, epochs = self._locate(np.arange(number * PLAN, (number + 1) * PLAN, dtype=np.int64))
+        shards, starts = np.empty_like(sources), np.empty_like(sources)
         for source, size in enumerate(self._sizes):
-            mine = sources == source
-            epochs, offsets = np.divmod(indices[mine], size)
-            shuffled = permute(offsets, size, self.seed + (source << 32), epochs)
-            shards[mine], starts[mine] = self._find(source, shuffled, epochs)
+            mine, seed = sources == source, self.seed + (source << 32)
+            if self._run:
+                shuffled = permute_runs(offsets[mine], size, self._run, seed, epochs[mine])
+            else:
+                shuffled = permute(offsets[mine], size, seed, epochs[mine])
+            shards[mine], starts[mine] = self._find(source, shuffled, epochs[mine])
         return shards.tolist(), starts.tolist()
 
     def _find(self, source: int, indices: Indices, epochs: Indices) -> tuple[Indices, Indices]:
         """Return shard (counted over all sources) and first token of a source's sequences."""
-        ends = self._ends[source]
+        ends = self.datasets[source].ends
         bad = list(self.datasets[source].quarantined)
         local = np.searchsorted(ends, indices, side="right")
         if bad:
             indices = self._replace(source, indices, epochs, np.isin(local, bad))
             local = np.searchsorted(ends, indices, side="right")
-        firsts = np.concatenate(([0], ends[:-1]))
-        return local + self._first_shard[source], (indices - firsts[local]) * self.seq_len
+        firsts = np.where(local > 0, ends[local - 1], 0)
+        return local + self._first_shard[source], (indices - firsts) * self.seq_len
 
     def _replace(self, source: int, indices: Indices, epochs: Indices, lost: npt.NDArray[np.bool_]) -> Indices:
         """Replace each sequence of a quarantined shard by another one, chosen by a hash."""
-        ends = self._ends[source]
+        ends = self.datasets[source].ends
         counts = np.diff(ends, prepend=0)
         counts[list(self.datasets[source].quarantined)] = 0
         good_ends = np.cumsum(counts)
@@ -176,6 +239,6 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
     return counts
 
 
-def bytes_per_token(shards: Sequence[Shard]) -> float:
+def bytes_per_token(tables: Sequence[ShardTable]) -> float:
     """Return UTF-8 bytes of text per token of these shards."""
-    return sum(shard.bytes for shard in shards) / max(1, sum(shard.tokens for shard in shards))
+    return int(sum(table.bytes.sum() for table in tables)) / max(1, int(sum(table.tokens.sum() for table in tables)))

@@ -10,6 +10,9 @@ Words = npt.NDArray[np.uint64]
 
 ROUNDS = 6  # four make a Luby-Rackoff permutation pseudorandom; two more because each round mixes only weakly
 
+WINDOW_RUNS = 64
+_WITHIN, _RUNS = 0x7769_7468, 0x7275_6E73  # keep the orders of elements and runs apart
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -40,14 +43,42 @@ def permute(indices: Indices, n: int, seed: int, epoch: Any = 0) -> Indices:
     assert n >= 1, "an empty range has no order"
     assert indices.size == 0 or (indices.min() >= 0 and indices.max() < n), "index outside of [0, n)"
     half = max(2, ((n - 1).bit_length() + 1) // 2)
-    epochs = np.broadcast_to(np.asarray(epoch), indices.shape)
-    keys = [hash_words(seed, epochs, r).reshape(indices.shape) for r in range(ROUNDS)]
+    epochs = np.unique(epoch)
+    if len(epochs) > 1:
+        epochs = np.broadcast_to(np.asarray(epoch), indices.shape)
+    keys = [hash_words(seed, epochs, r) for r in range(ROUNDS)]  # one for all indices, or one for each
     values = _feistel(indices.astype(np.uint64), keys, half)
     outside = np.flatnonzero(values >= n)
     while outside.size:
-        values[outside] = _feistel(values[outside], [key[outside] for key in keys], half)
+        values[outside] = _feistel(values[outside], keys if len(epochs) == 1 else [key[outside] for key in keys], half)
         outside = outside[values[outside] >= n]
     return values.astype(np.int64)
+
+
+def permute_runs(indices: Indices, n: int, run: int, seed: int, epochs: Indices) -> Indices:
+    """Return the positions of indices of [0, n) in a shuffle that reads runs of `run` neighbours close to each other.
+
+    Whole runs are permuted over [0, n), then the elements of each window of WINDOW_RUNS runs. The elements after the last whole
+    run come in the last window.
+    """
+    num_runs, window = n // run, run * WINDOW_RUNS
+    numbers = indices // window
+    windows = -(-n // window)
+    places = np.empty_like(indices)
+    for mine, size in ((numbers < windows - 1, window), (numbers == windows - 1, n - (windows - 1) * window)):
+        if mine.any():
+            within = permute(indices[mine] % window, size, seed ^ _WITHIN, epochs[mine] * windows + numbers[mine])
+            places[mine] = numbers[mine] * window + within
+    slots, offsets = np.divmod(places, run)
+    whole = slots < num_runs
+    if whole.any():
+        places[whole] = permute(slots[whole], num_runs, seed ^ _RUNS, epochs[whole]) * run + offsets[whole]
+    return places
+
+
+def firsts_of_runs(slots: Indices, n: int, run: int, seed: int, epoch: int) -> Indices:
+    """Return the first elements of the runs in this order of `permute_runs`: slots 0 to WINDOW_RUNS - 1 are the first window."""
+    return permute(slots, n // run, seed ^ _RUNS, epoch) * run
 
 
 def _feistel(values: Words, keys: list[Words], half: int) -> Words:

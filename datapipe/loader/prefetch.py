@@ -2,10 +2,12 @@
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 B = TypeVar("B")  # a batch
+P = TypeVar("P")  # positions of a batch
 
 
 class _End:
@@ -13,6 +15,17 @@ class _End:
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
+
+
+def tell_ahead(plan: Iterable[P], expect: Callable[[P], None], ahead: int = 16) -> Iterator[P]:
+    """Yield the items of the plan, after calling `expect` for each and for the next `ahead` ones."""
+    upcoming: deque[P] = deque()
+    for positions in plan:
+        expect(positions)
+        upcoming.append(positions)
+        if len(upcoming) > ahead:
+            yield upcoming.popleft()
+    yield from upcoming
 
 
 def prefetch(read: Callable[[Sequence[int]], B], plan: Iterable[Sequence[int]], depth: int = 2) -> Generator[B, None, None]:

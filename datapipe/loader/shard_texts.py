@@ -6,12 +6,12 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-import xxhash
 from tokenizers import Tokenizer
 
 from ropewalk.cluster.errors import CorruptShardError, DataError
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.manifest import Manifest, Shard, read_manifest
+from ropewalk.datapipe.loader.shard_cache import read_shards
+from ropewalk.datapipe.manifest import Manifest, Shard, checksum_of, read_manifest
 
 ROWS_A_BATCH = 512
 
@@ -45,7 +45,7 @@ def list_shards(paths: list[str], split: str | None = None) -> list[TrainingShar
     return [
         TrainingShard(data=path, manifest=manifest, shard=shard)
         for path, manifest in manifests
-        for shard in manifest.shards
+        for shard in read_shards(StoragePath(path), manifest)
         if split in (None, shard.split)
     ]
 
@@ -57,8 +57,7 @@ def open_shard(shard: TrainingShard) -> Any:
         raw = pa.memory_map(str(root.local / path)).read_buffer() if root.local else root.read(path)
     except FileNotFoundError:
         raise CorruptShardError(f"{url}: no such file; copy it again from its source") from None
-    checksum = f"xxh3:{xxhash.xxh3_128_hexdigest(raw)}"
-    if checksum != shard.shard.checksum:
+    if (checksum := checksum_of(raw)) != shard.shard.checksum:
         problem = f"expected checksum {shard.shard.checksum}, found {checksum}"
         raise CorruptShardError(f"{url}: {problem}; copy it again from its source")
     return pa.ipc.open_file(raw)

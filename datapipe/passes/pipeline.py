@@ -24,7 +24,7 @@ from ropewalk.datapipe.inputs.rules import ReadRules
 from ropewalk.datapipe.inputs.split import files_to_split, pieces_of, read_split
 from ropewalk.datapipe.inputs.streams import naming_full_disk
 from ropewalk.datapipe.inputs.unit_files import UnitSummary, read_summary, rejection_reasons, summary_name, texts_name
-from ropewalk.datapipe.manifest import Manifest, NearRecord, Rejected, Shard, Totals, write_manifest
+from ropewalk.datapipe.manifest import Manifest, NearRecord, Rejected, Totals
 from ropewalk.datapipe.passes.balance import balance
 from ropewalk.datapipe.passes.config import DataSetConfig, stages
 from ropewalk.datapipe.passes.input_records import input_records
@@ -34,6 +34,7 @@ from ropewalk.datapipe.passes.rejected import plan_rejected
 from ropewalk.datapipe.passes.task import WORK, Task
 from ropewalk.datapipe.report.report import write_report
 from ropewalk.datapipe.report.samples import Facts, merge
+from ropewalk.datapipe.shard_table import WrittenShard, write_data_set
 from ropewalk.datapipe.tokens.fast import FastTokenizerError
 from ropewalk.datapipe.tokens.sample import plan_sample
 from ropewalk.datapipe.tokens.shards import FOLDERS, Layout, ShardPlan, plan_shards, read_sidecar, read_slice, shard_limit
@@ -110,7 +111,6 @@ class _Pipeline:
         manifest = Manifest(
             tokenizer=encoder.record(),
             token_type=encoder.token_type,
-            shards=tuple(shards),
             totals=Totals.of_shards(shards),
             rejected=rejected,
             counts=dict(sorted(counts.items())),
@@ -122,7 +122,7 @@ class _Pipeline:
             config=keys,
         )
         write_report(self.output, manifest, kept_facts, dropped_facts, self.find_gaps())
-        return write_manifest(self.output, manifest)
+        return write_data_set(self.output, manifest, shards)
 
     def balance(self, units: list[Unit], corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, float]]]:
         """Choose copies of documents by the configured shares; documents without a copy are dropped."""
@@ -234,7 +234,7 @@ class _Pipeline:
         augment = self.config.augment
         return augment.fim.tokens if augment and augment.fim else ()
 
-    def encode(self, layout: Layout) -> tuple[Encoder, list[Shard], Facts]:
+    def encode(self, layout: Layout) -> tuple[Encoder, list[WrittenShard], Facts]:
         """Pass 2: tokenize every unfinished shard, all with `tokenizers` if the faster backend turns out to differ."""
         plans = plan_shards(layout, shard_limit(layout.corpus.kept_bytes(), self.config.shard_mib))
         encoder = self.open_encoder(plans)
@@ -272,7 +272,7 @@ class _Pipeline:
         log.warning("encoding with tokenizers, which is slower: %s", reason)
         self.progress.on_slow_tokenizer(reason)
 
-    def _encode_shards(self, plans: Sequence[ShardPlan], done: dict[str, Shard], backend: str) -> None:
+    def _encode_shards(self, plans: Sequence[ShardPlan], done: dict[str, WrittenShard], backend: str) -> None:
         """Encode the shards that are not in `done`, and add them there."""
         tasks = [
             Task(method="encode", label=p.path, arguments=(p, backend, self.config.augment)) for p in plans if p.path not in done

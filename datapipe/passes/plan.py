@@ -18,7 +18,7 @@ from ropewalk.datapipe.tokens.tokenizer import FOLDER, tokenizer_checksum
 
 PLAN_NAME = "plan.json"
 OFF_BY_DEFAULT = ("filters", "near_duplicates", "language", "decontaminate", "pii", "balance", "augment", "paragraphs")
-WORK_AREA = 3  # format version: files of another version of this program cannot be resumed
+WORK_AREA = 4  # format version: files of another version of this program cannot be resumed
 
 
 def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from ropewalk.datapipe.inputs.files import InputFile, Unit
 from ropewalk.datapipe.inputs.rules import ReadRules
 from ropewalk.datapipe.inputs.split import SplitFile, split_file
 from ropewalk.datapipe.inputs.unit_files import UnitSummary
-from ropewalk.datapipe.manifest import Shard
 from ropewalk.datapipe.passes.ingest import ingest_unit
 from ropewalk.datapipe.passes.rejected import RejectedPlan, write_rejected
 from ropewalk.datapipe.passes.task import Task
 from ropewalk.datapipe.report.fairness import false_positive_gaps
 from ropewalk.datapipe.report.samples import Facts
+from ropewalk.datapipe.shard_table import WrittenShard
 from ropewalk.datapipe.text.minhash.config import NearDuplicates
 from ropewalk.datapipe.tokens.config import Augment
 from ropewalk.datapipe.tokens.sample import read_sample
@@ -57,7 +57,7 @@ class Worker:
     def train(self, sample: tuple[Slice, ...], vocabulary: int, marks: tuple[str, ...] = ()) -> None:
         write_tokenizer(self.output, self.work, train_tokenizer(read_sample(sample, self.work), vocabulary, marks))
 
-    def encode(self, plan: ShardPlan, backend: str, augment: Augment | None = None) -> Shard:
+    def encode(self, plan: ShardPlan, backend: str, augment: Augment | None = None) -> WrittenShard:
         if self.encoder is None or self.encoder.backend != backend:
             self.encoder = open_encoder(self.output, self.work, backend)
         return encode_shard(plan, self.encoder, self.work, self.output, augment)

@@ -54,7 +54,10 @@ def _input_words(patterns: Any) -> str:
 def _splits(manifest: Manifest) -> str:
     table = Table("Splits", ("split", ">documents", ">tokens", ">bytes", ">shards"))
     for name, count in (("train", manifest.totals.train), ("validation", manifest.totals.validation)):
-        table.row(name, *(f"{number:,}" for number in (count.documents, count.tokens, count.bytes, len(manifest.of_split(name)))))
+        table.row(
+            name,
+            *(f"{number:,}" for number in (count.documents, count.tokens, count.bytes, manifest.table.of_split(name).shards)),
+        )
     return table.html()
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +14,11 @@ from ropewalk.datapipe.dedup.equal import Renamed
 from ropewalk.datapipe.dedup.exact import TRAIN, VALIDATION, Corpus, unnamed_id
 from ropewalk.datapipe.dedup.paragraphs.cutting import CUT, cut_text, read_cuts
 from ropewalk.datapipe.inputs.files import Unit
-from ropewalk.datapipe.inputs.streams import MIB, HashedWriter, naming_full_disk, open_file
+from ropewalk.datapipe.inputs.streams import MIB, naming_full_disk, open_file
 from ropewalk.datapipe.inputs.unit_files import texts_name
-from ropewalk.datapipe.manifest import Shard, Split
+from ropewalk.datapipe.manifest import Split
 from ropewalk.datapipe.report.samples import HEAD_CHARS, shard_facts
+from ropewalk.datapipe.shard_table import WrittenShard, describe_shard
 from ropewalk.datapipe.text.document import NamedDocument
 from ropewalk.datapipe.tokens.augment import encode_augmented
 from ropewalk.datapipe.tokens.config import Augment
@@ -188,7 +190,7 @@ def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterat
 
 def encode_shard(
     plan: ShardPlan, encoder: Encoder, work: StoragePath, output: StoragePath, augment: Augment | None = None
-) -> Shard:
+) -> WrittenShard:
     """Write one shard, then the sidecar that marks it as done; a pure function of the plan, the texts and the tokenizer."""
     ids: list[str] = []
     sources: list[str] = []
@@ -207,17 +209,8 @@ def encode_shard(
             sizes += [len(text) if text.isascii() else len(text.encode()) for text in texts]
             heads += [text[:HEAD_CHARS] for text in texts]
     with naming_full_disk(output.url), output.create(plan.path) as stream:
-        sink = HashedWriter(stream)
-        _write_arrow(sink, (ids, sources), np.concatenate(tokens), np.concatenate(lengths), encoder)
-    shard = Shard(
-        path=plan.path,
-        split=plan.split,
-        documents=len(ids),
-        tokens=sum(len(t) for t in tokens),
-        bytes=sum(sizes),
-        size=sink.size,
-        checksum=f"xxh3:{sink.digest.hexdigest()}",
-    )
+        _write_arrow(stream, (ids, sources), np.concatenate(tokens), np.concatenate(lengths), encoder)
+        shard = describe_shard(stream, path=plan.path, split=plan.split, documents=len(ids), text_bytes=sum(sizes))
     facts = shard_facts(ids, sources, heads, np.concatenate(lengths), np.array(sizes))
     with naming_full_disk(work.url):
         work.write(plan.facts, json.dumps(facts).encode())
@@ -239,7 +232,7 @@ def _groups(documents: Iterator[NamedDocument]) -> Iterator[list[NamedDocument]]
 
 
 def _write_arrow(
-    sink: HashedWriter,
+    stream: IO[bytes],
     names: tuple[list[str], list[str]],
     flat: NDArray[np.unsignedinteger],
     lengths: NDArray[np.int64],
@@ -251,14 +244,14 @@ def _write_arrow(
     kind = pa.from_numpy_dtype(encoder.dtype)
     schema = pa.schema([("id", pa.string()), ("source", pa.string()), ("tokens", pa.list_(kind))])
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, type=kind))
-    with pa.ipc.new_file(sink, schema) as writer:
+    with pa.ipc.new_file(stream, schema) as writer:
         writer.write_batch(pa.record_batch([*(pa.array(column, pa.string()) for column in names), lists], schema=schema))
 
 
-def read_sidecar(plan: ShardPlan, work: StoragePath, output: StoragePath) -> Shard | None:
+def read_sidecar(plan: ShardPlan, work: StoragePath, output: StoragePath) -> WrittenShard | None:
     """Return the shard if it is done and its file is complete, else None."""
     try:
-        shard = Shard.model_validate_json(work.read(plan.sidecar))
+        shard = WrittenShard.model_validate_json(work.read(plan.sidecar))
         return shard if output.size(plan.path) == shard.size else None
     except FileNotFoundError:
         return None

@@ -179,7 +179,7 @@ def _results(manifest: "Manifest", config: PreprocessConfig, context: JobContext
         "vocabulary": manifest.tokenizer.vocabulary,
         "tokens": manifest.totals.tokens,
         "bytes": manifest.totals.bytes,
-        "shards": len(manifest.shards),
+        "shards": manifest.table.train.shards + manifest.table.validation.shards,
         "rejected": manifest.rejected.total,
         "reasons": manifest.rejected.reasons,
         **({"damaged": damaged} if damaged else {}),

@@ -14,6 +14,7 @@ from ropewalk.cluster.errors import ConfigError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.loader.shard_cache import read_shards
 from ropewalk.datapipe.manifest import MANIFEST_NAME, read_manifest
 from ropewalk.jobs.models.registry.lineage import ancestors, bases_of, data_paths, lineage_of
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
@@ -137,7 +138,7 @@ def _places(path: str, names: Set[str]) -> Iterator[DocumentLocation]:
 
 def _in_shards(path: str, names: Set[str]) -> Iterator[DocumentLocation]:
     data_set, wanted = StoragePath(path), pa.array(sorted(names), pa.string())
-    for shard in read_manifest(data_set).shards:
+    for shard in read_shards(data_set, read_manifest(data_set)):
         source = pa.memory_map(str(data_set.local / shard.path)) if data_set.local else pa.BufferReader(data_set.read(shard.path))
         with source as stream:
             reader = pa.ipc.open_file(stream)

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import yaml
 
 from ropewalk.cluster.config_reader import read_job_file
@@ -175,8 +175,8 @@ def _write_dataset(folder: Path, model: Path, texts: list[str]) -> None:
     """The contract of a data set, by hand: preprocess would start Ray for it."""
     from transformers import AutoTokenizer
 
-    from ropewalk.cluster.storage import StoragePath
-    from ropewalk.datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, checksum_of_file, write_manifest
+    from ropewalk.datapipe.manifest import TokenizerRecord
+    from tests.fakes.token_files import write_manifest_of, write_shard
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -184,25 +184,11 @@ def _write_dataset(folder: Path, model: Path, texts: list[str]) -> None:
     shards = []
     for name, part in (("shards/part-00000.arrow", texts[held_out:]), ("validation/part-00000.arrow", texts[:held_out])):
         split: Any = "validation" if name.startswith("validation") else "train"
-        tokens = [[*tokenizer(text, add_special_tokens=False)["input_ids"], 0] for text in part]
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        columns = {"id": [f"{name}:{number}" for number in range(len(part))], "source": ["XSum"] * len(part)}
-        table = pa.table({**columns, "tokens": pa.array(tokens, pa.list_(pa.uint16()))})
-        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        shard = Shard(
-            path=name,
-            split=split,
-            documents=len(part),
-            tokens=sum(map(len, tokens)),
-            bytes=sum(len(text.encode()) for text in part),
-            size=(folder / name).stat().st_size,
-            checksum=checksum_of_file(StoragePath(folder), name),
-        )
-        shards.append(shard)
+        tokens = [np.array([*tokenizer(text, add_special_tokens=False)["input_ids"], 0], np.uint16) for text in part]
+        text_bytes = sum(len(text.encode()) for text in part)
+        shards.append(write_shard(folder, name, split, tokens, text_bytes=text_bytes))
     record = TokenizerRecord(name=model.name, hash="xxh3:" + "0" * 32, vocabulary=len(tokenizer), end_of_document=0, version="0")
-    manifest = Manifest(tokenizer=record, token_type="uint16", shards=tuple(shards), totals=Totals.of_shards(shards))
-    write_manifest(StoragePath(folder), manifest)
+    write_manifest_of(folder, shards, record)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ropewalk.datapipe.loader.order import permute
+from ropewalk.datapipe.loader.order import WINDOW_RUNS, permute, permute_runs
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 16, 17, 100, 1000, 1023, 1024, 1025, 4097, 65_536, 99_991])
@@ -63,9 +63,40 @@ def test_neighbours_are_torn_apart() -> None:
     assert abs(np.corrcoef(order, np.arange(50_000))[0, 1]) < 0.03
 
 
+@pytest.mark.parametrize("n", [1, 5, 63, 640, 6400, 6401, 99_991])
+@pytest.mark.parametrize("run", [1, 10, 100, 1000])
+def test_runs_are_a_permutation_of_which_any_part_may_be_computed(n: int, run: int) -> None:
+    order = permute_runs(np.arange(n), n, run, 3, np.full(n, 2))
+    assert np.array_equal(np.sort(order), np.arange(n))
+    for index in {0, n // 2, n - 1}:
+        assert permute_runs(np.array([index]), n, run, 3, np.array([2]))[0] == order[index]
+    if n > 63:
+        assert (order == permute_runs(np.arange(n), n, run, 3, np.full(n, 1))).mean() < 0.2
+
+
+def test_a_window_holds_whole_runs_in_an_order_like_chance() -> None:
+    n, run = 100_000, 50
+    order = permute_runs(np.arange(n), n, run, 1, np.zeros(n, np.int64))
+    window = order[: run * WINDOW_RUNS]
+    runs, counts = np.unique(window // run, return_counts=True)
+    assert (len(runs), set(counts.tolist())) == (WINDOW_RUNS, {run})
+    assert abs(np.corrcoef(window[:-1], window[1:])[0, 1]) < 0.06
+    firsts = np.array([order[start] // run for start in range(0, n, run * WINDOW_RUNS)])
+    assert abs(np.corrcoef(firsts[:-1], firsts[1:])[0, 1]) < 0.5
+
+
+def test_the_order_in_runs_needs_no_memory_of_the_size_of_the_range() -> None:
+    n = 10**15
+    order = permute_runs(np.arange(1000) + n // 2, n, 8192, 3, np.full(1000, 4))
+    assert len(np.unique(order)) == 1000
+    assert len(np.unique(order // 8192)) <= WINDOW_RUNS + 1
+
+
 def test_the_order_is_the_same_in_every_release() -> None:
     """A resumed run must go on in the order it began with: a change here is a change of the contract."""
     assert permute(np.arange(8), 1000, 42, 3).tolist() == GOLDEN
+    assert permute_runs(np.arange(8), 1000, 10, 42, np.full(8, 3)).tolist() == GOLDEN_RUNS
 
 
+GOLDEN_RUNS = [905, 173, 918, 407, 512, 881, 970, 560]
 GOLDEN = [841, 265, 43, 717, 128, 698, 97, 381]

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, checksum_of_file, write_manifest
+from ropewalk.datapipe.manifest import Split, TokenizerRecord
+from tests.fakes.token_files import write_manifest_of, write_shard
 
 END = 256
 WORDS = [
@@ -55,44 +54,18 @@ def _write_dataset(folder: Path, parts: list[list[str]], vocabulary: int) -> Pat
     """The last part is for validation."""
     shards = []
     for number, documents in enumerate(parts):
-        split = "train" if number < len(parts) - 1 else "validation"
+        split: Split = "train" if number < len(parts) - 1 else "validation"
         name = f"{'shards' if split == 'train' else 'validation'}/part-{number if split == 'train' else 0:05d}.arrow"
-        shards.append(_write_shard(folder, name, split, documents))
+        tokens = [np.array([*text.encode(), END], np.uint16) for text in documents]
+        text_bytes = sum(len(text.encode()) for text in documents)
+        ids = [f"{name}:{i}" for i in range(len(documents))]
+        shards.append(write_shard(folder, name, split, tokens, ids=ids, text_bytes=text_bytes))
     write_tokenizer(folder / "tokenizer")
-    manifest = Manifest(
-        tokenizer=TokenizerRecord(
-            name="bytes", hash="xxh3:" + "0" * 31 + str(vocabulary % 10), vocabulary=vocabulary, end_of_document=END, version="0"
-        ),
-        token_type="uint16",
-        shards=tuple(shards),
-        totals=Totals.of_shards(shards),
+    record = TokenizerRecord(
+        name="bytes", hash="xxh3:" + "0" * 31 + str(vocabulary % 10), vocabulary=vocabulary, end_of_document=END, version="0"
     )
-    write_manifest(StoragePath(folder), manifest)
+    write_manifest_of(folder, shards, record)
     return folder
-
-
-def _write_shard(folder: Path, name: str, split: str, documents: list[str]) -> Shard:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tokens = [[*text.encode(), END] for text in documents]
-    table = pa.table(
-        {
-            "id": [f"{name}:{i}" for i in range(len(documents))],
-            "source": ["test"] * len(documents),
-            "tokens": pa.array(tokens, pa.list_(pa.uint16())),
-        }
-    )
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return Shard(
-        path=name,
-        split=split,
-        documents=len(documents),
-        tokens=sum(map(len, tokens)),
-        bytes=sum(len(text.encode()) for text in documents),
-        size=path.stat().st_size,
-        checksum=checksum_of_file(StoragePath(folder), name),
-    )
 
 
 def write_tokenizer(folder: Path) -> None:

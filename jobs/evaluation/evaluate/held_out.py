@@ -68,7 +68,7 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
     if group.is_main:
         context.fence.check()
         write_worst_sequences(context.run.path, losses.tolist(), loader, _tokenizer(tokenizer))
-    checksums = [shard.checksum for manifest in loader.manifests for shard in manifest.shards]
+    checksums = [shard.checksum for dataset in loader.datasets for shard in dataset.table]
     interleaving = [loader.sequences_of_sources] if len(sources) > 1 else []  # determines which sequence has which number
     settings_hash = hash_of(checksums, config.split, seq_len, *interleaving)
     items = [

@@ -36,7 +36,7 @@ def croissant(facts: DataFacts, published: str) -> dict[str, Any]:
     Shards are described as sets of files: their checksums are in the manifest, whose SHA-256 is given here.
     """
     totals = facts.manifest.totals
-    splits = [split for split in ("train", "validation") if facts.manifest.of_split(split)]
+    splits = [split for split in ("train", "validation") if facts.manifest.table.of_split(split).shards]
     collection = ", ".join(sorted({entry.path.rpartition("/")[2] for entry in facts.manifest.inputs})[:20]) or NOT_STATED
     return {
         "@context": CONTEXT,

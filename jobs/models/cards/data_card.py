@@ -23,7 +23,7 @@ def metadata(facts: DataFacts) -> dict[str, Any]:
     """Return the front matter with the keys of the Hugging Face hub."""
     documents = facts.manifest.totals.documents
     size = next((name for limit, name in _SIZES if documents < limit), "n>10M")
-    splits = sorted({shard.split for shard in facts.manifest.shards})
+    splits = [split for split in ("train", "validation") if facts.manifest.table.of_split(split).shards]
     folders = {"train": "shards", "validation": "validation"}
     files = [{"split": split, "path": f"{folders[split]}/*.arrow"} for split in splits]
     return {
@@ -69,7 +69,7 @@ def _sections(facts: DataFacts) -> dict[str, str]:
 def _counts(facts: DataFacts) -> str:
     totals = facts.manifest.totals
     rows = [
-        f"| {name} | {count.documents:,} | {count.tokens:,} | {count.bytes:,} | {len(facts.manifest.of_split(name))} |"
+        f"| {name} | {count.documents:,} | {count.tokens:,} | {count.bytes:,} | {facts.manifest.table.of_split(name).shards} |"
         for name, count in (("train", totals.train), ("validation", totals.validation))
     ]
     return "| split | documents | tokens | bytes | shards |\n|---|---|---|---|---|\n" + "\n".join(rows)

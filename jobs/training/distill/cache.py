@@ -126,13 +126,13 @@ def cache_facts(config: DistillConfig, chunks: Chunks, vocabulary: int) -> dict[
 
 
 def _fingerprint(config: DistillConfig, device: torch.device, teacher: ModelPlan, loader: TokenLoader, vocabulary: int) -> str:
-    shards = [[shard.checksum for shard in manifest.shards] for manifest in loader.manifests]
+    shards = [[shard.checksum for shard in dataset.table] for dataset in loader.datasets]
     return hash_of(
         {
             "teacher": teacher.fingerprint,
             "weights": dict(weights_content(teacher.weights)),
             "data": [[*pair] for pair in zip(shards, (data_set.weight for data_set in weighted(config.data)), strict=True)],
-            "samples": [config.seq_len, config.seed],
+            "samples": [config.seq_len, config.seed, config.loader.block_samples],
             "draws": [config.cache.method, config.cache.size, config.cache.seed],
             "temperature": config.temperature,
             "vocabulary": vocabulary,

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ropewalk.cluster.config import DataPath, ModelPath, PathView, Section
+from ropewalk.datapipe.loader.config import LoaderConfig
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
 from ropewalk.jobs.training.loop.config import PRESETS, USUAL, ModelConfig, OptimConfig, Preset, TrainingConfig, require_one
 from ropewalk.jobs.training.loop.fit import check_model
@@ -100,6 +101,7 @@ class DistillConfig(TrainingConfig):
     data: Data = Field(description="a data set made by preprocess with the teacher's tokenizer, or a list of {path, weight}")
     seq_len: int = Field(default=1024, ge=2, description="tokens of a sequence")
     on_corrupt: Literal["error", "quarantine"] = Field(default="error", description="reaction to a damaged shard")
+    loader: LoaderConfig = Field(default=LoaderConfig(), description="order of the sequences")
     loss: Loss = Field(default="forward_kl", description="divergence from the teacher")
     beta: float = Field(default=0.5, gt=0, lt=1, description="jensen_shannon: weight of the teacher in the mean distribution")
     temperature: float = Field(

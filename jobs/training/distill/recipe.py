@@ -24,7 +24,7 @@ from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_record import tokenizer_of
 from ropewalk.jobs.training.loop.objective import NextToken, Objective
 from ropewalk.jobs.training.loop.recipe import Recipe
-from ropewalk.jobs.training.loop.source import Source, TokenSource, validation_loader
+from ropewalk.jobs.training.loop.source import Source, TokenSource, check_sizes, validation_loader
 from ropewalk.jobs.training.loop.token_data import weighted
 from ropewalk.jobs.training.loop.validation import held_out_tokens
 from ropewalk.sharding.group import Group
@@ -47,6 +47,9 @@ class CachedSource(Source):
         batch = self._source.read(positions)
         logits = [self._logits_at(position) for position in positions]
         return {**batch, **_pad(logits, self.tokens_per_sample)}
+
+    def expect(self, positions: Sequence[int]) -> None:
+        self._source.expect(positions)
 
     def filler(self) -> Batch:
         nothing = np.zeros(0, np.int64), np.zeros(0), np.zeros(self.tokens_per_sample, np.int64), np.zeros(self.tokens_per_sample)
@@ -94,12 +97,13 @@ class DistillationPlan:
 def plan_distillation(context: JobContext, config: DistillConfig, group: Group) -> DistillationPlan:
     """Prepare everything: teacher, pruned student, missing logits. Raises StopRequested."""
     sets = [DataSet(data_set.path, data_set.weight) for data_set in weighted(config.data)]
-    loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
+    loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt, options=config.loader)
     tokenizer = tokenizer_of(loader.manifests, config.data)
     teacher = teacher_plan(context, config, group, tokenizer.record)
     student = student_plan(context, config, group, teacher, tokenizer.record)
     check_vocabularies(student, teacher)
     held_out = validation_loader(loader, sets, most=config.validation.max_sequences, on_corrupt=config.on_corrupt)
+    check_sizes(group, loader, held_out)
     source: Source = TokenSource(loader)
     chunks = None
     if config.on_policy is not None:

@@ -9,7 +9,9 @@ from ropewalk.datapipe.loader.dataset import OnCorrupt
 from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch, pin_batch
+from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.sharding.group import Group
 
 
 class Source(ABC):
@@ -24,6 +26,9 @@ class Source(ABC):
     @abstractmethod
     def read(self, positions: Sequence[int]) -> Batch:
         """Return the samples at these positions: a pure function of (seed, position). The prefetch thread calls it."""
+
+    def expect(self, positions: Sequence[int]) -> None:  # noqa: B027 - most sources read local files
+        """Take note that these positions will be read soon. The prefetch thread calls it, several batches before `read`."""
 
     @abstractmethod
     def filler(self) -> Batch:
@@ -54,6 +59,9 @@ class TokenSource(Source):
             return _shift(torch.from_numpy(self.loader.in_order(positions[0], positions[-1] + 1)))
         return _shift(torch.from_numpy(self.loader.read(positions)))
 
+    def expect(self, positions: Sequence[int]) -> None:
+        self.loader.expect(positions)
+
     def filler(self) -> Batch:
         tokens_1T = torch.zeros(1, self.loader.seq_len, dtype=torch.int64)
         return {"input_ids": tokens_1T, "labels": torch.full_like(tokens_1T, IGNORE)}
@@ -71,11 +79,30 @@ def validation_loader(
     usable = [
         data_set
         for data_set, manifest in zip(sets, train.manifests, strict=True)
-        if any(shard.tokens > train.seq_len for shard in manifest.of_split("validation"))
+        if manifest.table.validation.longest > train.seq_len
     ]
     if not usable:
         return None
-    return TokenLoader(usable, seq_len=train.seq_len, seed=train.seed, split="validation", most=most, on_corrupt=on_corrupt)
+    return TokenLoader(
+        usable,
+        seq_len=train.seq_len,
+        seed=train.seed,
+        split="validation",
+        most=most,
+        on_corrupt=on_corrupt,
+        options=train.options,
+    )
+
+
+def check_sizes(group: Group, *loaders: TokenLoader | None) -> None:
+    """Raise CorruptShardError on every rank if a shard is missing or has another size; rank 0 alone looks."""
+
+    def check() -> None:
+        for loader in loaders:
+            if loader is not None:
+                loader.check_sizes()
+
+    on_main(group, check)
 
 
 def reader_for(device: torch.device, read: Callable[[Sequence[int]], Batch]) -> Callable[[Sequence[int]], Batch]:

@@ -49,7 +49,7 @@ def check_data(data: Data, here: PathView = Path, seq_len: int | None = None) ->
         if not (local / MANIFEST_NAME).is_file():
             raise ConfigError(f"data: {source.path}{_seen_as(local, source.path)} {_missing(local, source.path)}")
         manifests.append(_read_manifest(local, (local / MANIFEST_NAME).stat().st_mtime_ns))
-        longest = max((shard.tokens for shard in manifests[-1].of_split("train")), default=0)
+        longest = manifests[-1].table.train.longest
         if seq_len is not None and longest <= seq_len:
             total = manifests[-1].totals.train.tokens
             raise ConfigError(

@@ -9,7 +9,7 @@ from ropewalk.cluster.errors import NumericsError, StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.heartbeat import Phase
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.loader.prefetch import prefetch
+from ropewalk.datapipe.loader.prefetch import prefetch, tell_ahead
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.layers import LayerWatch
@@ -91,6 +91,8 @@ class Trainer:
         plan = self.train_step.plan.steps(self.progress.position, num_steps)
         source = self.source
         read = reader_for(self.train_step.group.device, source.read)
+        if source.prefetchable:
+            plan = tell_ahead(plan, source.expect)
         with closing(prefetch(read, plan) if source.prefetchable else (read(positions) for positions in plan)) as batches:
             for _ in range(num_steps):
                 try:

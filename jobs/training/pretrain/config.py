@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from ropewalk.cluster.config import PathView
+from ropewalk.datapipe.loader.config import LoaderConfig
 from ropewalk.jobs.training.loop.config import USUAL, ModelConfig, NextTokenConfig
 from ropewalk.jobs.training.loop.fit import check_model
 from ropewalk.jobs.training.loop.token_data import Data, check_data
@@ -20,6 +21,7 @@ class PretrainConfig(NextTokenConfig):
     model: ModelConfig = Field(default=ModelConfig(preset="tiny"), description="the model")
     seq_len: int = Field(default=1024, ge=1, description="tokens of a sequence")
     on_corrupt: Literal["error", "quarantine"] = Field(default="error", description="reaction to a damaged shard")
+    loader: LoaderConfig = Field(default=LoaderConfig(), description="order of the sequences")
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError or DataError unless local data sets are complete and the model fits them."""

@@ -9,7 +9,7 @@ from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.model_record import tokenizer_of
 from ropewalk.jobs.training.loop.objective import make_objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
-from ropewalk.jobs.training.loop.source import TokenSource, validation_loader
+from ropewalk.jobs.training.loop.source import TokenSource, check_sizes, validation_loader
 from ropewalk.jobs.training.loop.token_data import weighted
 from ropewalk.jobs.training.loop.validation import held_out_tokens
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
@@ -30,9 +30,10 @@ def main(context: JobContext) -> dict[str, object]:
 def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
     """Build the recipe: next-token prediction, or the user's objective, on sequences of the data sets."""
     sets = [DataSet(data_set.path, data_set.weight) for data_set in weighted(config.data)]
-    loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
+    loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt, options=config.loader)
     tokenizer = tokenizer_of(loader.manifests, config.data)
     held_out = validation_loader(loader, sets, most=config.validation.max_sequences, on_corrupt=config.on_corrupt)
+    check_sizes(group, loader, held_out)
     if held_out is None and group.is_main:
         log.warning("no validation split with a sequence of %d tokens: there is no validation", config.seq_len)
         context.run.event("no_validation", seq_len=config.seq_len)

@@ -6,11 +6,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pytest
 
-from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, checksum_of_file, write_manifest
+from ropewalk.datapipe.manifest import TokenizerRecord
+from tests.fakes.token_files import write_manifest_of, write_shard
 from tests.jobs.corpus import END, make_dataset
 from tests.jobs.evaluation.audit.tiny import audit, items, make_audit, make_model, write_lines
 from tests.jobs.launch import launch, log_of, make_run, start
@@ -28,17 +28,12 @@ def write_data(folder: Path, shards: list[list[str]]) -> Path:
     results = []
     for number, documents in enumerate(shards):
         name = f"shards/part-{number:05d}.arrow"
-        tokens = [[*text.encode(), END] for text in documents]
+        tokens = [np.array([*text.encode(), END], np.uint16) for text in documents]
         ids = [f"doc-{number}-{row}" for row in range(len(documents))]
-        table = pa.table({"id": ids, "source": ["s"] * len(ids), "tokens": pa.array(tokens, pa.list_(pa.uint16()))})
-        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        counts = {"documents": len(ids), "tokens": sum(map(len, tokens)), "bytes": sum(len(text.encode()) for text in documents)}
-        size, checksum = (folder / name).stat().st_size, checksum_of_file(StoragePath(folder), name)
-        results.append(Shard(path=name, split="train", size=size, checksum=checksum, **counts))
+        text_bytes = sum(len(text.encode()) for text in documents)
+        results.append(write_shard(folder, name, "train", tokens, ids=ids, text_bytes=text_bytes))
     tokenizer = TokenizerRecord(name="bytes", hash="xxh3:0", vocabulary=257, end_of_document=END, version="0")
-    manifest = Manifest(tokenizer=tokenizer, token_type="uint16", shards=tuple(results), totals=Totals.of_shards(results))
-    write_manifest(StoragePath(folder), manifest)
+    write_manifest_of(folder, results, tokenizer)
     return folder
 
 

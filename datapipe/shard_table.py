@@ -115,6 +115,10 @@ class ShardTable(Sequence[Shard]):
         row |= {name: f"xxh3:{row[name].hex()}" for name in ("checksum", "blocks")}
         return Shard.model_construct(**row)
 
+    def path(self, number: int) -> str:
+        """Return the path of a shard, without the rest of its row."""
+        return str(self._batch.column("path")[number].as_py())
+
     def of_split(self, split: str) -> "ShardTable":
         """Return the shards of one split, in order: neighbours in the table."""
         column = self._batch.column("split")

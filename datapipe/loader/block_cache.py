@@ -85,7 +85,9 @@ class BlockCache:
                 with suppress(FileNotFoundError):
                     status = entry.stat()
                     files.append((status.st_mtime_ns, status.st_size, entry.path))
-            excess = sum(size for _, size, _ in files) - self.limit + self.limit // 16  # room until the next check
+            excess = (
+                sum(size for _, size, _ in files) - self.limit + self.limit // 8
+            )  # room until the next check of several processes
             for _, size, path in sorted(files):
                 if excess <= 0:
                     return

@@ -1,5 +1,6 @@
 """Tokens of a shard in mapped memory, whose blocks are verified when they are first read."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,7 +42,7 @@ class BlockSums:
 
     def __init__(self, root: StoragePath) -> None:
         self._root = root
-        self._parts: dict[int, Any] = {}  # of an object store, by number; the latest
+        self._part = lru_cache(maxsize=8)(self._read_part)  # of an object store
         self._mapped: Any = None
         if root.local is not None and (root.local / BLOCKS_NAME).is_file():
             self._mapped = map_file(root.local / BLOCKS_NAME)
@@ -61,13 +62,11 @@ class BlockSums:
 
     def _fetch(self, start: int, stop: int) -> bytes:
         first, last = start // SUMS_AT_ONCE, (stop - 1) // SUMS_AT_ONCE
-        for part in range(first, last + 1):
-            if part not in self._parts:
-                self._parts[part] = self._root.read(BLOCKS_NAME, part * SUMS_AT_ONCE, (part + 1) * SUMS_AT_ONCE)
-        joined = b"".join(self._parts[part] for part in range(first, last + 1))
-        while len(self._parts) > 8:
-            self._parts.pop(next(iter(self._parts)), None)
+        joined = b"".join(map(self._part, range(first, last + 1)))
         return joined[start - first * SUMS_AT_ONCE : stop - first * SUMS_AT_ONCE]
+
+    def _read_part(self, number: int) -> bytes:
+        return self._root.read(BLOCKS_NAME, number * SUMS_AT_ONCE, (number + 1) * SUMS_AT_ONCE)
 
 
 class Region:
@@ -125,11 +124,11 @@ def map_file(path: Path) -> Any:
         return memoryview(file.read_buffer())
 
 
-def check_size(path: Path, name: str, shard: Shard) -> None:
-    """Raise CorruptShardError unless a file has the size of the shard."""
+def check_size(path: Path, name: str, expected: int) -> None:
+    """Raise CorruptShardError unless a shard has this size."""
     try:
         size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
-        raise CorruptShardError(f"{name}: expected {shard.size} bytes, found no file; {REMEDY}") from None
-    if size != shard.size:
-        raise CorruptShardError(f"{name}: expected {shard.size} bytes, found {size}; {REMEDY}")
+        raise CorruptShardError(f"{name}: expected {expected} bytes, found no file; {REMEDY}") from None
+    if size != expected:
+        raise CorruptShardError(f"{name}: expected {expected} bytes, found {size}; {REMEDY}")

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 OnCorrupt = Literal["error", "quarantine"]
 STATS_AT_ONCE = 16
+MAPPED = 2 * WINDOW_RUNS  # pieces: those of a window, with some of two shards
 PIECE_BYTES = 4 << 20  # fetched at once if the order has no runs
 
 
@@ -77,7 +78,7 @@ class Dataset:
                 "%s: is larger than loader.cache_gib, %g, so that many sequences fetch %d MiB each; set loader.block_samples",
                 *(self.root.url, options.cache_gib, PIECE_BYTES >> 20),
             )
-        return Regions(BlockCache(cache_folder(options.cache), limit), most=max(16, min(1000, limit // 4 // piece)))
+        return Regions(BlockCache(cache_folder(options.cache), limit), most=MAPPED)
 
     @property
     def is_remote(self) -> bool:
@@ -99,7 +100,7 @@ class Dataset:
             first = int(self.ends[number - 1]) if number else 0
             return RemoteShard(self.root, shard, dtype, sums, self._regions, seq_len=self.seq_len, run=self.run, first=first)
         assert local is not None, "a shard is local or remote"
-        check_size(local / shard.path, name, shard)
+        check_size(local / shard.path, name, shard.size)
         verified = self._verified.setdefault(number, bytearray(len(sums)))
         return Region(map_file(local / shard.path), shard, dtype, name=name, sums=sums, verified=verified)
 
@@ -121,9 +122,9 @@ class Dataset:
 
         def check(numbers: range) -> None:
             for number in numbers:
-                shard = self.shards[number]
                 if number not in self.quarantined:
-                    check_size(local / shard.path, self._name(shard.path), shard)
+                    path = self.shards.path(number)
+                    check_size(local / path, self._name(path), int(self.shards.size[number]))
 
         parts = [range(first, len(self.shards), STATS_AT_ONCE) for first in range(STATS_AT_ONCE)]
         with ThreadPoolExecutor(STATS_AT_ONCE) as pool:  # a network file system answers many requests at once

@@ -40,10 +40,6 @@ class Regions:
             self._regions.popitem(last=False)
         return region
 
-    def drop(self, key: Hashable) -> None:
-        """Forget a damaged region."""
-        self._regions.pop(key, None)
-
 
 class RemoteShard:
     """A shard whose runs of sequences are fetched one by one; `first` is the number of its first sequence in its split."""
@@ -72,17 +68,18 @@ class RemoteShard:
         try:
             return region.read(start, stop)
         except CorruptShardError:
-            self._regions.drop(key)
             self._regions.cache.drop(self._file(run)[0])
         return self._regions.add(key, self._map(run)).read(start, stop)
 
     def verify(self) -> None:
-        """Verify all sequences."""
-        sequences = max(0, self._shard.tokens - 1) // self._seq_len
-        for number in range(sequences):
-            if number == 0 or (self._first + number) % self._run == 0:
-                self.read(number * self._seq_len, number * self._seq_len + 1)
-                self._map((self._first + number) // self._run).verify()
+        """Verify all sequences. A damaged piece is fetched again once."""
+        last = self._first + max(0, self._shard.tokens - 1) // self._seq_len - 1
+        for run in range(self._first // self._run, last // self._run + 1):
+            try:
+                self._map(run).verify()
+            except CorruptShardError:
+                self._regions.cache.drop(self._file(run)[0])
+                self._map(run).verify()
 
     def fetch(self, start: int) -> None:
         """Fetch the run of the sequence at this token into the cache."""
@@ -141,5 +138,5 @@ class ReadAhead:
             fetch = self._requests.get()
             try:
                 fetch()
-            except (RopewalkError, OSError):  # raised again where the sample is read
+            except (RopewalkError, OSError, RuntimeError):  # raised again where the sample is read; or the interpreter ends
                 continue

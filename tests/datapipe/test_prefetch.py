@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from ropewalk.datapipe.loader.prefetch import prefetch
+from ropewalk.datapipe.loader.prefetch import prefetch, tell_ahead
 from tests.patience import HANG_SECONDS
 
 
@@ -77,3 +77,12 @@ def test_an_error_of_the_plan_arrives_too() -> None:
     with pytest.raises(KeyError):
         next(batches)
     assert not threads()
+
+
+def test_what_comes_is_told_ahead() -> None:
+    told: list[list[int]] = []
+    plan = tell_ahead([[0], [1], [2], [3]], told.append, ahead=2)
+    assert next(plan) == [0]
+    assert told == [[0], [1], [2]]
+    assert list(plan) == [[1], [2], [3]]
+    assert told == [[0], [1], [2], [3]]

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from ropewalk.cluster.config import Section
+from ropewalk.cluster.config import DataPath, Section
 
 
 class LoaderConfig(Section):
@@ -15,6 +15,6 @@ class LoaderConfig(Section):
         " large pieces; for data larger than memory or on an object store, about 16 MiB of tokens; unset: shuffle all sequences",
     )
     cache_gib: float = Field(default=16, gt=0, description="size of each node's cache of data on an object store, GiB")
-    cache: str | None = Field(
+    cache: DataPath | None = Field(
         default=None, description="folder of this cache; unset: in the node's temporary folder, which is on a local disk"
     )

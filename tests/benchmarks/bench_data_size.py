@@ -1,13 +1,13 @@
 """A data set at any size: bytes before the first batch, opening a million shards, and the loader on S3 against a local disk.
 
     python -m tests.benchmarks.bench_data_size [--gb 200] [--ranks 64] [--shards 1_000_000] [--s3-gb 40]
-        [--cache-gb 4] [--read-gb 6]
+        [--cache-gb 4] [--windows 5]
 
 The data sets are sparse files with the right checksums. Each simulated rank opens the data set and reads its 8 sequences of 2,049
 tokens of the first global batch, and again of a later one, as after a recovery. Bytes are those of the manifest, the table of
 shards, the checksums of blocks, and all blocks that were read. `--s3-gb` needs the S3 test server of the tests, whose answers
-take 20 ms; both sides then read `--read-gb` in runs of 16 MiB (`loader.block_samples`) from files that nobody has read before.
-CPU seconds are those of all threads of the reading process. Prints one JSON object.
+take 20 ms; both sides then read so many windows of 64 runs of 16 MiB (`loader.block_samples`) that nobody has read before, after
+a first one. CPU seconds are those of all threads of the reading process. Prints one JSON object.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.loader.blocks import block_count
 from ropewalk.datapipe.loader.config import LoaderConfig
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
+from ropewalk.datapipe.loader.order import WINDOW_RUNS
+from ropewalk.datapipe.loader.prefetch import tell_ahead
 from ropewalk.datapipe.manifest import Manifest, TokenizerRecord, checksum_of
 from ropewalk.datapipe.shard_table import BLOCK_BYTES, BLOCKS_NAME, SCHEMA, SUM, TABLE_NAME, write_table
 from tests.conftest import S3Server, lab_script
@@ -95,20 +97,23 @@ def _anonymous_mib() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
-def rate(url: str, gigabytes: float, options: LoaderConfig, step: int) -> dict[str, float]:
-    """Tokens a CPU-second and a second in the middle of an epoch, in this process."""
-    loader = TokenLoader([Source(url)], seq_len=SEQ_LEN, seed=1, options=options)
-    plan = [range(first, first + BATCH) for first in range(step, step + int(gigabytes * 1e9) // (2 * SEQ_LEN), BATCH)]
-    wall, cpu, tokens = time.perf_counter(), time.process_time(), 0
-    for number, positions in enumerate(plan):
-        if number + 64 < len(plan):
-            loader.expect(plan[number + 64])
-        tokens += loader.read(positions).size
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+def rate(url: str, windows: int, cache_gib: float, cache: str) -> dict[str, float]:
+    """Tokens a CPU-second and a second of whole windows after the first, in this process, read ahead as training does."""
+    loader = TokenLoader(
+        [Source(url)], seq_len=SEQ_LEN, seed=1, options=LoaderConfig(block_samples=RUN, cache_gib=cache_gib, cache=cache)
+    )
+    window = RUN * WINDOW_RUNS
+    marks = []
+    plan = (range(first, first + BATCH) for first in range(0, (windows + 1) * window, BATCH))
+    for positions in tell_ahead(plan, loader.expect):
+        if positions.start in (window, (windows + 1) * window - BATCH):
+            marks.append((time.perf_counter(), time.process_time(), loader.bytes_read))
+        loader.read(positions)
+    (wall, cpu, size), tokens = (last - first for first, last in zip(*marks, strict=True)), windows * window * SEQ_LEN
     return {
         "tokens per CPU-second": round(tokens / cpu),
         "tokens per second": round(tokens / wall),
-        "GB read": loader.bytes_read / 1e9,
+        "GB read": round(size / 1e9, 2),
     }
 
 
@@ -117,11 +122,6 @@ def in_process(function: str, *arguments: Any, env: dict[str, str] | None = None
     command = [sys.executable, "-m", "tests.benchmarks.bench_data_size", "--call", function, json.dumps(arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **(env or {})})
     return json.loads(done.stdout)
-
-
-def call_rate(url: str, gigabytes: float, cache_gib: float, cache: str) -> dict[str, float]:
-    """The rate, for `in_process`."""
-    return rate(url, gigabytes, LoaderConfig(block_samples=RUN, cache_gib=cache_gib, cache=cache), 0)
 
 
 def against_s3(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def against_s3(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         cache = options.cache_gb * 1e9 / 2**30
         report: dict[str, Any] = {}
         for name, url in (("local", str(local)), ("S3", "s3://bucket/set")):
-            report[name] = in_process("call_rate", url, options.read_gb, cache, str(folder / "cache"), env=env)
+            report[name] = in_process("rate", url, options.windows, cache, str(folder / "cache"), env=env)
         sizes = [entry.stat().st_blocks * 512 for entry in os.scandir(folder / "cache")]
     finally:
         subprocess.run([script, "down", lab], check=True, stdout=subprocess.DEVNULL)
@@ -156,12 +156,12 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=1_000_000)
     parser.add_argument("--s3-gb", type=float, default=40)
     parser.add_argument("--cache-gb", type=float, default=4)
-    parser.add_argument("--read-gb", type=float, default=6)
+    parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.call:
         function, arguments = options.call
-        print(json.dumps({"opened": opened, "call_rate": call_rate}[function](*json.loads(arguments))))
+        print(json.dumps({"opened": opened, "rate": rate}[function](*json.loads(arguments))))
         return
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-data-size-") as name:

@@ -78,7 +78,7 @@ def write_table(data_set: StoragePath, manifest: Manifest, batch: Any) -> Manife
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_batch(batch)
-    content, table = sink.getvalue(), ShardTable(batch)
+    content, table = sink.getvalue().to_pybytes(), ShardTable(batch)
     data_set.write(TABLE_NAME, content)
     splits = {split: table.of_split(split) for split in ("train", "validation")}
     records = {name: SplitRecord(shards=len(part), longest=int(part.tokens.max(initial=0))) for name, part in splits.items()}

@@ -80,9 +80,9 @@ def test_an_error_of_the_plan_arrives_too() -> None:
 
 
 def test_what_comes_is_told_ahead() -> None:
-    told: list[list[int]] = []
-    plan = tell_ahead([[0], [1], [2], [3]], told.append, ahead=2)
+    announced: list[list[int]] = []
+    plan = tell_ahead([[0], [1], [2], [3]], announced.append, ahead=2)
     assert next(plan) == [0]
-    assert told == [[0], [1], [2]]
+    assert announced == [[0], [1], [2]]
     assert list(plan) == [[1], [2], [3]]
-    assert told == [[0], [1], [2], [3]]
+    assert announced == [[0], [1], [2], [3]]

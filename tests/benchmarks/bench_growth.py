@@ -43,7 +43,7 @@ from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.parallelize import parallelize
-from tests.benchmarks.growth_on_disk import checkpoint
+from tests.benchmarks.growth_on_disk import checkpoint, data
 
 RANKS_PER_NODE = 8
 CONSTANT, LOGARITHMIC, LINEAR = "constant", "logarithmic", "linear"
@@ -57,6 +57,8 @@ LAWS = {
     "events of a hang, KiB": LINEAR,
     "words of `why` about a hang": CONSTANT,
     "summary of the nodes' samples, KiB": CONSTANT,
+    "read before the first batch, MiB": CONSTANT,
+    "files open before the first batch": CONSTANT,
     "manifest of a checkpoint, KiB": LINEAR,
     "header and table of a rank's file, KiB": CONSTANT,
     "bytes that a resuming rank reads, over its share": CONSTANT,
@@ -221,7 +223,7 @@ def measure_all(sizes: Sequence[int]) -> dict[str, list[float]]:
         model_on(group, _TINY)  # what is imported and cached at the first use
     rows: dict[str, list[float]] = {}
     for size in sizes:
-        for name, value in {**memory(size), **training(size), **files(size), **checkpoint(size)}.items():
+        for name, value in {**memory(size), **training(size), **files(size), **data(size), **checkpoint(size)}.items():
             rows.setdefault(name, []).append(round(value, 2))
     return rows
 

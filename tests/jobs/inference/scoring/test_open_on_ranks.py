@@ -10,6 +10,7 @@ from torch.distributed import TCPStore
 from transformers import AutoModelForCausalLM
 
 from ropewalk.jobs.inference.scoring.open_on_ranks import RankModel, find_on_ranks, open_on_ranks
+from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import Group, process_group
 from tests.fork_server import SERVER
 from tests.jobs.tiny import tiny_model
@@ -34,6 +35,7 @@ def answers(folder: Path, group: Group) -> dict[str, object]:
     mine = TOKENS if group.rank == 0 else TOKENS[:1]
     parts = [logits_of(sharded, tokens) for tokens in mine]
     sharded.settle()
+    reshard_all(sharded.opened.model)
     rows = sum(len(parameter.to_local()) for parameter in sharded.opened.model.parameters())
     return {"maps": maps, "whole": whole, "sharded": parts, "rows": rows}
 

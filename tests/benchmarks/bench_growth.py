@@ -36,7 +36,7 @@ from ropewalk.jobs.runs.mirror.node_summary import summarize
 from ropewalk.jobs.runs.show.diagnose import diagnose
 from ropewalk.jobs.training.loop.bare_model import skeleton
 from ropewalk.jobs.training.loop.objective import NextToken
-from ropewalk.jobs.training.loop.optimizer import adamw
+from ropewalk.jobs.training.loop.optimizer import make_optimizer
 from ropewalk.jobs.training.loop.state import TrainState
 from ropewalk.jobs.training.loop.step import TrainStep
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
@@ -127,7 +127,7 @@ def training(size: int) -> dict[str, float]:
     config = PretrainConfig.model_validate({"data": "none", "steps": 1, "batch": {"global_batch": 2 * size, "micro_batch": 1}})
     with simulated(size - 1, size, "cpu") as group:
         model = model_on(group, _TINY)
-        state = TrainState(model, adamw(model, config.optim))
+        state = TrainState(model, make_optimizer(model, config.optim))
         ids = torch.ones(2, 8, dtype=torch.long)
         batch = {"input_ids": ids, "labels": ids}
         step = TrainStep(state, NextToken(), {name: each[:1] for name, each in batch.items()}, config, group, dropout=False)

@@ -43,7 +43,7 @@ def test_an_evicted_script_goes_on_bit_by_bit_from_its_own_checkpoint(
     def start(*arguments: str, on: str = "far") -> RunDir:
         python = sys.executable if on == "local" else namespace.cluster.python
         values = {"command": [python, "train.py", *arguments], "directory": str(project)}
-        resources = {"nodes": 2, "cpus": 1, "grace_seconds": 20} if on != "local" else {"ranks_per_node": 2}
+        resources = {"cpus": 1, "grace_seconds": 20} if on != "local" else {}
         return submit("command", load_config(CommandConfig, {**values, "resources": resources}), on)
 
     def finish(run: RunDir) -> str:
@@ -59,7 +59,7 @@ def test_an_evicted_script_goes_on_bit_by_bit_from_its_own_checkpoint(
     (project / "train.py").write_text("raise SystemExit('written after the submission')\n")
     metrics = namespace.runs / run.id / "metrics.jsonl"
     until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 12, Patience.RUN)
-    namespace.kubectl("delete", "pod", "--wait=false", namespace.pod(1)["metadata"]["name"])
+    namespace.kubectl("delete", "pod", "--wait=false", namespace.pod(0)["metadata"]["name"])
     assert finish(run) == undisturbed
     assert len(run.attempts()) == 2
     stopped_at = max(event["step"] for event in run.read_events() if event["event"] == "checkpoint" and event["attempt"] == 1)

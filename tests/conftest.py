@@ -12,10 +12,10 @@ import tempfile
 import urllib.request
 import uuid
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -40,7 +40,24 @@ WATCHED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1,
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the hub; those of fetching have one of their own
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # jobs of tests compute on the CPU on machines with GPUs too
 
+WARM_SERVER = pytest.StashKey[str]()
+
 pytest_plugins = ["tests.workers"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the fork server that all workers share; it imports nothing before the first request."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        from tests.warm import warm_server
+
+        server = ExitStack()
+        config.stash[WARM_SERVER] = server.enter_context(warm_server())
+        config.add_cleanup(server.close)
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker the address of the fork server."""
+    node.workerinput["warm_server"] = node.config.stash[WARM_SERVER]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -99,10 +116,11 @@ def _childrens_disk() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _warm_server(_childrens_disk: None) -> Iterator[str]:
+def _warm_server(request: pytest.FixtureRequest, _childrens_disk: None) -> Iterator[str]:
     from tests.warm import warm_server
 
-    with warm_server() as address:
+    worker = getattr(request.config, "workerinput", None)
+    with nullcontext(worker["warm_server"]) if worker else warm_server() as address:
         yield address
 
 

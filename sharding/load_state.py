@@ -26,8 +26,8 @@ def require_same_tensors(folder: StoragePath, manifest: CheckpointManifest, stat
     missing, extra = sorted(state.keys() - stored.keys()), sorted(stored.keys() - state.keys())
     if missing or extra:
         raise CheckpointError(
-            f"{folder.url}: has different tensors than this model: missing {missing[:3]}, unknown {extra[:3]}; "
-            "resume with the model that made it"
+            f"{folder.url}: has different tensors than this model and its optimizer: missing {missing[:3]}, unknown {extra[:3]}; "
+            "resume with the model and optim.name that made it"
         )
     for name, tensor in state.items():
         if tuple(tensor.shape) != stored[name].shape:

@@ -92,10 +92,10 @@ def test_the_use_of_a_gpu_is_unknown_where_nvml_cannot_tell(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("gpus", "resources", "arguments"),
     [
-        (0, {"gpus": 1}, ["need 1 GPUs", "machine has 0", "resources.gpus=0", "--on"]),
-        (1, {"nodes": 2, "gpus": 1}, ["need 2 GPUs", "machine has 1", "resources.nodes=1"]),
-        (2, {"nodes": 2, "gpus": 2}, ["need 4 GPUs", "machine has 2", "resources.gpus=1", "resources.nodes=1"]),
-        (2, {"nodes": "1..4", "gpus": 1}, ["need 4 GPUs", "machine has 2", "resources.nodes=2"]),
+        (0, {"gpus": 1}, ["are 1 GPU,", "machine has 0", "resources.gpus=0", "--on"]),
+        (1, {"nodes": 2, "gpus": 1}, ["are 2 GPUs", "machine has 1", "resources.nodes=1"]),
+        (2, {"nodes": 2, "gpus": 2}, ["are 4 GPUs", "machine has 2", "resources.gpus=1", "resources.nodes=1"]),
+        (2, {"nodes": "1..4", "gpus": 1}, ["are 4 GPUs", "machine has 2", "resources.nodes=2"]),
     ],
 )
 def test_too_few_gpus_are_refused_at_submission_with_both_numbers(

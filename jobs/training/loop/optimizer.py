@@ -34,9 +34,9 @@ def make_optimizer(model: nn.Module, config: OptimConfig, moments: torch.dtype =
 
 
 def _head(model: nn.Module) -> nn.Parameter | None:
-    """Return the matrix of the head, which may also be that of the input embeddings."""
+    """Return the matrix of the head, which may also be that of the input embeddings; None if an adapter wraps it."""
     head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    return getattr(head, "weight", None)
+    return dict(head.named_parameters(recurse=False)).get("weight") if head is not None else None
 
 
 def _width_ratio(model: Any, base_width: int | None) -> float:

@@ -59,7 +59,9 @@ def open_on_ranks(stored: StoredModel, group: Group, dtype: torch.dtype, shard: 
 
 def _is_mapped(stored: StoredModel, dtype: torch.dtype) -> bool:
     """Return True if the files of a directory have this number format: then every process that opens them maps them."""
-    return stored.directory is not None and bool(AutoConfig.from_pretrained(stored.directory).dtype == dtype)
+    return stored.directory is not None and bool(
+        AutoConfig.from_pretrained(stored.directory, trust_remote_code=False).dtype == dtype
+    )
 
 
 def _fits(model: nn.Module, group: Group, dtype: torch.dtype) -> bool:

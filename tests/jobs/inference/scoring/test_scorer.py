@@ -112,14 +112,13 @@ def test_what_is_near_a_tie_is_found() -> None:
 
 def test_contexts_are_shared(opened: OpenModel, monkeypatch: pytest.MonkeyPatch) -> None:
     observed: list[int] = []
-    scorer, forward = Scorer(opened), opened.model.forward
+    scorer, forward = Scorer(opened), opened.model.model.forward  # the decoder; the head is called for each chunk
 
     def counting(*args: Any, **inputs: Any) -> Any:
         observed.append(inputs["input_ids"].shape[1])
         return forward(*args, **inputs)
 
-    counting.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
-    monkeypatch.setattr(opened.model, "forward", counting)
+    monkeypatch.setattr(opened.model.model, "forward", counting)
     context = tuple(range(100))
     scorer.score([Request(context, (i, 2, 3)) for i in range(5)])
     assert observed == [110]
@@ -153,17 +152,16 @@ def test_text_becomes_tokens_as_one_reads_it(opened: OpenModel) -> None:
 def test_a_beginning_is_computed_once(opened: OpenModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as the examples before each item; two beginnings, and what begins with neither."""
     observed: list[int] = []
-    scorer, forward = Scorer(opened), opened.model.forward
+    scorer, forward = Scorer(opened), opened.model.model.forward  # the decoder; the head is called for each chunk
     assert scorer.shares_beginnings
 
     def counting(*args: Any, **inputs: Any) -> Any:
         observed.append(inputs["input_ids"].shape[1])
         return forward(*args, **inputs)
 
-    counting.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
     first, second = tuple(range(200)), tuple(range(100, 200))
     units = [*behind(first, questions(5, longest=10)), *behind(second, questions(5, longest=10)), *questions(2, longest=10)]
-    monkeypatch.setattr(opened.model, "forward", counting)
+    monkeypatch.setattr(opened.model.model, "forward", counting)
     result = dict(scorer.units(units))
     monkeypatch.undo()
     assert sum(observed) < 200 + 100 + 12 * (10 + 4 * 12), "not ten times 100 and more"

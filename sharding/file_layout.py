@@ -1,4 +1,4 @@
-"""Layout of a checkpoint's files: one safetensors file a rank, one flat tensor for each kind of state and dtype in it.
+"""Layout of a checkpoint's files: one safetensors file per rank, one flat tensor for each kind of state and dtype in it.
 
 A file has the header, a table with a checksum of each block of 1 MiB of the data, and the data. Nothing in it has to be parsed:
 header and offsets follow from the tensors, the mesh and the placements in the manifest.

@@ -38,7 +38,7 @@ def test_an_evicted_script_goes_on_bit_by_bit_from_its_own_checkpoint(
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"far": profile}))
     project = tmp_path / "project"
     project.mkdir()
-    shutil.copy(ROOT / "jobs/configs/examples/plain.py", project / "train.py")
+    shutil.copy(ROOT / "tests/fakes/training_program.py", project / "train.py")
 
     def start(*arguments: str, on: str = "far") -> RunDir:
         python = sys.executable if on == "local" else namespace.cluster.python

@@ -53,7 +53,7 @@ def load(model: torch.nn.Module, optimizer: torch.optim.Optimizer, rank: int) ->
     latest = ropewalk.latest_checkpoint()
     if latest is None:
         return 0
-    state = torch.load(latest / f"rank-{rank}.pt", weights_only=False)
+    state = torch.load(latest / f"rank-{rank}.pt", weights_only=True)
     for name, parameter in model.named_parameters():
         parameter.to_local().data.copy_(state["model"][name])
     for parameter in model.parameters():  # make the state, then fill it

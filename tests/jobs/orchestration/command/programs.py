@@ -10,7 +10,7 @@ from ropewalk.jobs.runs.show.status import final_outcome
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[4]
-PLAIN = str(ROOT / "jobs/configs/examples/plain.py")
+TRAINING = str(ROOT / "tests/fakes/training_program.py")
 Start = Callable[..., RunDir]
 
 

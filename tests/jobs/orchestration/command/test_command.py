@@ -23,7 +23,7 @@ from ropewalk.jobs.runs.show.diagnose import diagnose
 from ropewalk.jobs.runs.show.status import states
 from ropewalk.jobs.runs.submit.resume import scale
 from ropewalk.jobs.runs.submit.submit import submit
-from tests.jobs.orchestration.command.programs import PLAIN, ROOT, Start, ended, script
+from tests.jobs.orchestration.command.programs import ROOT, TRAINING, Start, ended, script
 from tests.patience import Patience, until
 
 
@@ -38,15 +38,15 @@ def final_words(run: RunDir) -> str:
     return lines[-1]
 
 
-def program_of(run: RunDir, word: str = PLAIN) -> list[psutil.Process]:
+def program_of(run: RunDir, word: str = TRAINING) -> list[psutil.Process]:
     """The processes of the user's program itself, not those that carry it."""
     return [process for process in processes_of(run.path) if word in " ".join(process.cmdline()).split()[:3]]
 
 
-def test_a_plain_script_is_bit_identical_after_a_kill_and_a_stop(start: Start) -> None:
-    undisturbed = start([sys.executable, PLAIN, "--steps", "60"], "resources.nodes=2")
+def test_a_training_program_is_bit_identical_after_a_kill_and_a_stop(start: Start) -> None:
+    undisturbed = start([sys.executable, TRAINING, "--steps", "60"], "resources.nodes=2")
     assert ended(undisturbed).state is RunState.SUCCEEDED
-    run = start([sys.executable, PLAIN, "--steps", "60", "--pause", "0.1"], "resources.nodes=2")
+    run = start([sys.executable, TRAINING, "--steps", "60", "--pause", "0.1"], "resources.nodes=2")
     until(lambda: steps(run) >= 12)
     program_of(run)[0].kill()
     until(lambda: steps(run) >= 24)
@@ -62,7 +62,7 @@ def test_a_plain_script_is_bit_identical_after_a_kill_and_a_stop(start: Start) -
     assert step_numbers.count(stopped_at + 1) == 1, "an announced stop loses no step"
 
 
-@pytest.mark.soak("two minutes; make test runs test_a_plain_script_is_bit_identical_after_a_kill_and_a_stop")
+@pytest.mark.soak("two minutes; make test runs test_a_training_program_is_bit_identical_after_a_kill_and_a_stop")
 @pytest.mark.parametrize("name", ["trainer", "fabric"])
 def test_scripts_of_other_frameworks_lose_nothing_to_an_announced_stop(start: Start, name: str) -> None:
     if find_spec({"trainer": "accelerate", "fabric": "lightning"}[name]) is None:

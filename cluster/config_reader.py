@@ -161,6 +161,13 @@ def load_section(kind: type[S], values: Mapping[str, Any], source: str = "") -> 
         raise ConfigError(f"{source}: {problems}" if source else problems) from None
 
 
+def plain_message(message: str) -> str:
+    """Return a message of pydantic's in plain words."""
+    for theirs, plain in PLAIN_WORDS.items():
+        message = message.replace(theirs, plain)
+    return message
+
+
 def _copy(value: Any) -> Any:
     return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
@@ -188,9 +195,8 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
         return f"{key}: required, and not set"
     if problem["type"] == "model_type" and (section := _section_at(kind, problem["loc"])) is not None:
         return f"{key}: is a section of keys, and not {value!r}; {_key_for(section, key, value)}"
-    message, is_ours = problem["msg"].removeprefix("Value error, "), problem["type"] == "value_error"
-    for theirs, plain in () if is_ours else PLAIN_WORDS.items():
-        message = message.replace(theirs, plain)
+    is_ours = problem["type"] == "value_error"
+    message = problem["msg"].removeprefix("Value error, ") if is_ours else plain_message(problem["msg"])
     shown = ""
     if not isinstance(value, (dict, list, BaseModel)):
         shown = f" (it is {value!r})" if is_ours else f", not {value!r}"

@@ -178,7 +178,9 @@ def _explain(error: Exception) -> int:
     if format_message is not None:  # typer's errors: a missing argument, an unknown option
         context = getattr(error, "ctx", None)
         usage = f"; see `{context.command_path} --help`" if context else ""
-        return _mistake(" ".join(format_message().split()).rstrip(".") + _as_key(error) + usage)
+        from ropewalk.cluster.config_reader import plain_message
+
+        return _mistake(plain_message(" ".join(format_message().split()).rstrip(".")) + _as_key(error) + usage)
     from ropewalk.cluster.errors import EXIT_FAILED, ConfigError, DataError, RopewalkError
 
     if isinstance(error, OSError) and error.errno in USER_ERRORS:

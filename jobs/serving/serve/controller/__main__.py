@@ -1,10 +1,10 @@
 """Process of the controller: python -m ropewalk.jobs.serving.serve.controller RUN_DIR --attempt N --parent PID."""
 
 import argparse
+import faulthandler
 import logging
 import os
 import sys
-import threading
 from pathlib import Path
 
 from ropewalk.cluster.engines.entry import die_with_parent
@@ -37,10 +37,9 @@ def main() -> None:
     context = JobContext(run=run, attempt=arguments.attempt, stop_flag=Path(flag) if flag else None)
     config, local, files = context.config(ServeConfig), LocalFiles(), ServingFiles(run)
     applications = Applications(config, files.replicas / f"{arguments.attempt:04d}", local.load)
-    watchdog = threading.Timer(CONNECT_SECONDS, os._exit, [EXIT_FAILED])  # Ray may wait for ever for one that has just restarted
-    watchdog.start()
+    faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True)  # Ray may wait for ever for one that has just restarted
     applications.connect()
-    watchdog.cancel()
+    faulthandler.cancel_dump_traceback_later()
     state = ServingState.read(files.state)
     serves = state is not None and state.attempt == arguments.attempt and state.stable is not None
     try:

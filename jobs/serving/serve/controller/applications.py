@@ -22,6 +22,7 @@ DEPLOYMENT = "replica"
 HEALTH_SECONDS = 2.0
 SCALE_LOOK_SECONDS = 1.0
 NAMESPACE = "serve"  # of Ray Serve
+SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # name of Ray Serve's own actor
 ERROR_LINE = re.compile(r"^[A-Za-z_.]*(?:Error|Exception)\b[^\n]*", re.MULTILINE)
 
 
@@ -33,6 +34,7 @@ class ApplicationStatus:
     failed: str = ""  # permanent error, if no replica serves
     given_up: bool = False  # Ray Serve starts no more replicas, and none serves
     waits: str = ""  # reason for missing replicas
+    unnoticed: int = 0  # dead replicas that Ray Serve takes for running
 
 
 class Applications:
@@ -110,6 +112,12 @@ class Applications:
         log.info("deleting application %s", app)
         serve.delete(app, _blocking=False)
 
+    def restart_serve(self) -> None:
+        """Restart Ray Serve's controller, which keeps the applications and looks for their replicas anew. Does not wait."""
+        import ray
+
+        ray.kill(ray.get_actor(SERVE_CONTROLLER, namespace=NAMESPACE), no_restart=False)
+
     def observe(self, apps: Collection[str], running: Mapping[str, Any]) -> dict[str, ApplicationStatus]:
         """Return the state of these applications; `running` is Ray Serve's status of the existing ones."""
         import ray
@@ -117,16 +125,18 @@ class Applications:
         records = {app: self._records(app) for app in apps}
         # listed after the records are read, so that the actor of every live record is included
         actors = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
-        return {app: self._status(records[app], running.get(app), actors) for app in apps}
+        return {app: self._status(app, records[app], running.get(app), actors) for app in apps}
 
-    def _status(self, records: list[dict[str, Any]], status: Any, actors: Collection[str]) -> ApplicationStatus:
+    def _status(self, app: str, records: list[dict[str, Any]], status: Any, actors: Collection[str]) -> ApplicationStatus:
         alive = [record for record in records if record["actor"] in actors]
         serving = tuple(record for record in alive if record["state"] == ReplicaState.SERVING)
         failed, given_up = "", not serving and status is not None and status.status == "DEPLOY_FAILED"
         if not serving:
             failed = next((str(record["cause"]) for record in records if record["state"] == ReplicaState.FAILED), "")
             failed = failed or (_error_line(status) if given_up else "")
-        return ApplicationStatus(replicas=serving, failed=failed, given_up=given_up, waits=_waits(status))
+        living = sum(actor.startswith(f"SERVE_REPLICA::{app}#") for actor in actors)
+        unnoticed = max(0, _num_running(status) - living)
+        return ApplicationStatus(replicas=serving, failed=failed, given_up=given_up, waits=_waits(status), unnoticed=unnoticed)
 
     def _records(self, app: str) -> list[dict[str, Any]]:
         folder, records = self.folder / app, []
@@ -146,6 +156,14 @@ def _error_line(status: Any) -> str:
     message = " ".join(str(deployment.message) for deployment in status.deployments.values()) or str(status.message)
     errors = ERROR_LINE.findall(message)
     return str(errors[-1] if errors else message)[:500]
+
+
+def _num_running(status: Any) -> int:
+    """Return the number of replicas that Ray Serve takes for running."""
+    if status is None:
+        return 0
+    states = (deployment.replica_states for deployment in status.deployments.values())
+    return sum(count for counts in states for state, count in counts.items() if state == "RUNNING")
 
 
 def _waits(status: Any) -> str:

@@ -35,6 +35,7 @@ T = TypeVar("T")
 LOOK_SECONDS = 0.25
 WANTED_SECONDS = 0.5  # between reads of the registry
 RETRY_SECONDS = 5.0  # between attempts to start a version on a full disk
+UNNOTICED_SECONDS = 10.0  # several of Ray Serve's health checks
 FAILURE_SECONDS = 3.0  # the run fails if its first version has been refused and still wanted for this long
 REPORTED_STATES: dict[str, State] = {  # event → state reported to the registry
     "version_loading": "loading",
@@ -62,6 +63,7 @@ class Controller:
         self._unprepared: dict[str, str] = {}  # error by application that could not be started
         self._wanted, self._wanted_at = Wanted(stable=self.state.stable), -math.inf
         self._registry_error = ""  # of the last read
+        self._noticed_at = time.monotonic()  # when Ray Serve last knew of every dead replica
         self._written: dict[Path, object] = {}
         self._writes = {path: OptionalWrites(str(path)) for path in (self.files.state, self.local.routes, self.files.routes)}
         self._deploys, self._reverts = OptionalWrites("files of a new version"), OptionalWrites("the registry")
@@ -82,6 +84,7 @@ class Controller:
         wanted = self._read_wanted()
         running = self.applications.running()
         statuses = self.applications.observe({version.app for version in self.state.versions.values()}, running)
+        self._restart_blind_serve(now, statuses)
         observations = self._observe(statuses)
         events = TrafficController(self.config, self.state, now).step(wanted, observations)
         for kind, fields in events:
@@ -111,6 +114,18 @@ class Controller:
                     log.exception("the registry cannot be read; the serving versions stay")
                     self.context.run.event("registry_unreadable", error=str(error))
         return self._wanted
+
+    def _restart_blind_serve(self, now: float, statuses: Mapping[str, ApplicationStatus]) -> None:
+        """Restart Ray Serve's controller if it does not notice that a replica has died.
+
+        It times its health checks by the wall clock: after the clock was put back it makes none until the former time.
+        """
+        if not any(status.unnoticed for status in statuses.values()):
+            self._noticed_at = now
+        elif now - self._noticed_at > UNNOTICED_SECONDS:
+            log.warning("Ray Serve has not noticed for %.0f s that a replica died, and is restarted", now - self._noticed_at)
+            self.applications.restart_serve()
+            self._noticed_at = now
 
     def _observe(self, statuses: Mapping[str, ApplicationStatus]) -> dict[str, Observation]:
         counts = read_load(self.local.load).get("versions") or {}

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,11 @@ class FakeApplications(Applications):
         self.loaded: set[str] = set()
         self.errors: list[OSError] = []  # raised by the next deployments
         self.given_up: set[str] = set()
+        self.unnoticed = 0  # dead replicas that Ray Serve takes for running
+        self.serve_restarts = 0
+
+    def restart_serve(self) -> None:
+        self.serve_restarts += 1
 
     def running(self) -> dict[str, Any]:
         return dict(self.deployed)
@@ -56,7 +62,11 @@ class FakeApplications(Applications):
         record = {"url": "http://127.0.0.1:1", "engine": "command", "slots": 1}
         loaded = {app for app, version in self.deployed.items() if version in self.loaded}
         return {
-            app: ApplicationStatus(replicas=({**record, "id": app},) if app in loaded else (), given_up=app in self.given_up)
+            app: ApplicationStatus(
+                replicas=({**record, "id": app},) if app in loaded else (),
+                given_up=app in self.given_up,
+                unnoticed=self.unnoticed,
+            )
             for app in apps
         }
 
@@ -90,6 +100,28 @@ class Attempt:
 @pytest.fixture
 def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempt:
     return Attempt(tmp_path, monkeypatch)
+
+
+def test_ray_serve_is_restarted_if_it_does_not_notice_a_dead_replica(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller_module, "UNNOTICED_SECONDS", 0.2)
+    attempt.applications.unnoticed = 1
+    attempt.controller.tick()
+    assert attempt.applications.serve_restarts == 0, "one round's difference is no evidence"
+    attempt.until(lambda: attempt.applications.serve_restarts == 1)
+    attempt.applications.unnoticed = 0
+    for _ in range(10):
+        attempt.controller.tick()
+        time.sleep(0.05)
+    assert attempt.applications.serve_restarts == 1
+
+
+def test_dead_replicas_that_ray_serve_takes_for_running_are_counted(tmp_path: Path) -> None:
+    actors = ["SERVE_REPLICA::m-1.1#replica#a", "SERVE_REPLICA::m-1.10#replica#b", "SERVE_CONTROLLER_ACTOR"]
+    deployment = SimpleNamespace(replica_states={"RUNNING": 3, "STARTING": 2}, message="")
+    status = SimpleNamespace(status="RUNNING", deployments={"replica": deployment})
+    applications = Applications(ServeConfig(model="m"), tmp_path, tmp_path)
+    assert applications._status("m-1.1", [], status, actors).unnoticed == 2
+    assert applications._status("m-1.1", [], None, actors).unnoticed == 0
 
 
 def test_a_serving_version_starts_again_once_its_damaged_entry_is_restored(

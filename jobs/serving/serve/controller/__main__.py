@@ -20,7 +20,8 @@ from ropewalk.jobs.serving.serve.controller.state import ServingState
 from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles
 from ropewalk.jobs.serving.serve.models import find_source
 
-CONNECT_SECONDS = 20.0
+CONNECT_SECONDS = 20.0  # Ray may wait for ever for one that has just restarted
+SERVE_SECONDS = 60.0  # Ray Serve's controller imports much: on a busy machine it needs more than 20 s
 
 
 def main() -> None:
@@ -37,9 +38,12 @@ def main() -> None:
     context = JobContext(run=run, attempt=arguments.attempt, stop_flag=Path(flag) if flag else None)
     config, local, files = context.config(ServeConfig), LocalFiles(), ServingFiles(run)
     applications = Applications(config, files.replicas / f"{arguments.attempt:04d}", local.load)
-    faulthandler.dump_traceback_later(CONNECT_SECONDS, exit=True)  # Ray may wait for ever for one that has just restarted
-    applications.connect()
-    faulthandler.cancel_dump_traceback_later()
+    import ray.serve  # noqa: F401  # its seconds do not count below
+
+    for step, seconds in ((applications.connect, CONNECT_SECONDS), (applications.start_serve, SERVE_SECONDS)):
+        faulthandler.dump_traceback_later(seconds, exit=True)
+        step()
+        faulthandler.cancel_dump_traceback_later()
     state = ServingState.read(files.state)
     serves = state is not None and state.attempt == arguments.attempt and state.stable is not None
     try:

@@ -44,11 +44,15 @@ class Applications:
         self.config, self.folder, self.load_file = config, folder, load_file
 
     def connect(self) -> None:
-        """Connect to the run's Ray, and start Ray Serve there without its HTTP proxy."""
+        """Connect to the run's Ray."""
         import ray
-        from ray import serve
 
         ray.init(address=os.environ["RAY_ADDRESS"], namespace=NAMESPACE, logging_level=logging.WARNING)
+
+    def start_serve(self) -> None:
+        """Start Ray Serve without its HTTP proxy, or find it running."""
+        from ray import serve
+
         serve.start(proxy_location="Disabled")
 
     def running(self) -> dict[str, Any]:

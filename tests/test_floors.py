@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"cluster.config", "cluster.fresh_reads"},
         {"cluster.config_reader", "cluster.gpus", "cluster.storage"},
         {"cluster.run"},
-        {"cluster.process", "cluster.hub"},
+        {"cluster.process", "cluster.hub", "cluster.membership"},
         {"cluster.supervise"},
         {"cluster.engines"},
         {"cluster.agent", "cluster.backends"},

@@ -10,6 +10,7 @@ from contextlib import suppress
 from ropewalk.cluster.process.forking import Forked, fork_program
 from ropewalk.cluster.process.kill import end, family
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.key import sign
 from ropewalk.cluster.supervise.agent_environment import agent_environment
 from ropewalk.k8s.runtime.protocol import StartAgent, StartStore
 
@@ -69,6 +70,11 @@ def _is_rank(pid: int) -> bool:
     with suppress(OSError):
         return re.fullmatch(r"ranks?-\d+\.log", os.path.basename(os.readlink(f"/proc/{pid}/fd/1"))) is not None
     return False
+
+
+def ray_token(key: str) -> str:
+    """Return the token of the run's Ray cluster, which every pod derives from the key."""
+    return sign(key, "ray").hex()
 
 
 def share_of_node(run: RunDir) -> dict[str, str]:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_REQUEUE
+from ropewalk.cluster.membership.server import RefusedError
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.process.signals import install_stop_handler
 from ropewalk.cluster.run.directory import RunDir
@@ -21,7 +22,7 @@ from ropewalk.k8s.api.in_cluster import JOB_LABEL, InClusterApi
 from ropewalk.k8s.runtime.allocation import PodAllocation
 from ropewalk.k8s.runtime.job_outcome import pod_code, publish_outcome
 from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
-from ropewalk.k8s.runtime.membership import Membership, RefusedError
+from ropewalk.k8s.runtime.membership import Membership
 from ropewalk.k8s.runtime.pod_replacement import PodReplacer, release_stuck_pods
 from ropewalk.k8s.runtime.pod_status import Pod, index_of, is_alive
 

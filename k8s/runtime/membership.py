@@ -1,4 +1,4 @@
-"""Connections from the pods of a run to its coordinator. A pod is a member while it is connected; a silent pod is lost."""
+"""The pods of a run that are connected to its coordinator, and their agents; all others are lost."""
 
 import asyncio
 import logging
@@ -7,37 +7,22 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 
+from ropewalk.cluster.membership import members
+from ropewalk.cluster.membership.members import Joined, Received
+from ropewalk.cluster.membership.protocol import Limits, Message
+from ropewalk.cluster.membership.server import Event, Server
 from ropewalk.cluster.process.forking import wait_by_polling
 from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
-from ropewalk.k8s.runtime.handshake import new_nonce, proves_key, welcome
 from ropewalk.k8s.runtime.pod_status import Pod
-from ropewalk.k8s.runtime.protocol import HEARTBEAT, LONGEST_BYTES, Message, StartAgent, StartStore, pack, unpack
-from ropewalk.k8s.runtime.timings import AGENT_POLL_SECONDS, FAREWELL_SECONDS, HEARTBEAT_SECONDS, LOST_SECONDS
+from ropewalk.k8s.runtime.protocol import StartAgent, StartStore
+from ropewalk.k8s.runtime.timings import AGENT_POLL_SECONDS, FAREWELL_SECONDS
 
 log = logging.getLogger(__name__)
 
 LOST_CODE = 255  # exit code of an agent whose pod is lost
-MOST_REFUSED = 1000  # refused callers that are remembered and logged
-LONGEST_NAME, LONGEST_REASON = 64, 300  # characters that are kept of a refused caller
 
 Admit = Callable[[Pod, str], Pod]  # (pod that a caller claims to be, its address) -> verified pod; raises RefusedError
-
-
-class RefusedError(Exception):
-    """The caller may not join; the message has the reason."""
-
-
-async def _next_line(reader: asyncio.StreamReader) -> bytes:
-    """Read the next line of a pod. Raises TimeoutError if it is silent for too long.
-
-    Time in which this process could not run, such as a suspended machine, does not count: lines sent meanwhile are still read.
-    """
-    for _ in range(round(LOST_SECONDS / HEARTBEAT_SECONDS)):
-        with suppress(TimeoutError):
-            return await asyncio.wait_for(reader.readline(), HEARTBEAT_SECONDS)
-    raise TimeoutError
 
 
 class RemoteAgent:
@@ -70,22 +55,14 @@ class RemoteAgent:
 
 
 class Member:
-    """A connected pod."""
+    """A connected pod. `send` sends it a message from any thread, and does nothing if it is gone."""
 
-    def __init__(self, pod: Pod, writer: asyncio.StreamWriter, loop: asyncio.AbstractEventLoop) -> None:
-        self.pod, self._writer, self._loop = pod, writer, loop
+    def __init__(self, pod: Pod, send: Callable[[Message], object]) -> None:
+        self.pod, self.send = pod, send
         self.agent: RemoteAgent | None = None
         self.leaving = False  # Kubernetes deletes it
         self.gone = False  # no longer connected
         self.silent = False  # gone without closing the connection: dead or disconnected
-
-    def send(self, message: Message) -> None:
-        """Send the pod a message; does nothing if it is gone."""
-        self._loop.call_soon_threadsafe(self._write, message)
-
-    def _write(self, message: Message) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(pack(message))
 
     def start(self, number: int, spec: AgentSpec) -> RemoteAgent:
         self.agent = RemoteAgent(self, number)
@@ -105,19 +82,19 @@ class Member:
 class Membership:
     """All current and former members. Serves connections in a thread; the methods may be called from any thread."""
 
-    def __init__(self, listener: socket.socket, key: str, admit: Admit) -> None:
-        self._listener, self._key, self._admit = listener, key, admit
+    def __init__(self, listener: socket.socket, key: str, admit: Admit, limits: Limits | None = None) -> None:
         self._loop = asyncio.new_event_loop()
-        self._by_uid: dict[str, Member] = {}
+        self._server = Server(key, lambda hello, caller: admit(Pod(**hello["pod"]), caller), self._handle, limits)
+        self._members: dict[members.Member, Member] = {}
         self._lock = threading.Lock()
         self._departed: list[Member] = []
-        self._refused: dict[str, str] = {}  # reason by uid
-        threading.Thread(target=self._run, name="members", daemon=True).start()
+        threading.Thread(target=self._run, args=(listener,), name="members", daemon=True).start()
 
     def present(self) -> list[Member]:
         """Return the connected pods, ordered by index."""
         with self._lock:
-            return sorted(self._by_uid.values(), key=lambda member: member.pod.index)
+            newest = {member.pod.uid: member for member in self._members.values()}
+        return sorted(newest.values(), key=lambda member: member.pod.index)
 
     def departed(self) -> list[Member]:
         """Return the pods that have disconnected since the last call."""
@@ -135,84 +112,35 @@ class Membership:
 
     # --- in the thread
 
-    def _run(self) -> None:
+    def _run(self, listener: socket.socket) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve())
-
-    async def _serve(self) -> None:
-        server = await asyncio.start_server(self._talk, sock=self._listener, limit=LONGEST_BYTES)
-        async with server:
-            while True:
-                await asyncio.sleep(HEARTBEAT_SECONDS)
-                for member in self.present():
-                    member._write(HEARTBEAT)
+        self._loop.run_until_complete(self._server.serve(listener))
 
     async def _close(self, farewell: Message | None) -> None:
-        for member in self.present():
-            if farewell is not None:
-                member._write(farewell)
-            member._writer.close()
-        for member in self.present():
-            try:
-                await member._writer.wait_closed()
-            except OSError:
-                continue  # disconnected already
+        if farewell is not None:
+            for member in self._members:
+                self._server.send(member, farewell)
+        await self._server.close()
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a connection from the handshake to its end."""
-        member: Member | None = None
-        try:
-            challenge = new_nonce()
-            writer.write(pack({"say": "challenge", "nonce": challenge}))
-            hello = unpack(await _next_line(reader))
-            pod = await self._verify(hello, challenge, str(writer.get_extra_info("peername")[0]))
-            if pod is None:
-                return
-            writer.write(pack(welcome(self._key, str(hello["nonce"]))))
-            member = Member(pod, writer, self._loop)
-            self._join(member)
-            while line := await _next_line(reader):
-                self._handle(member, unpack(line))
-        except TimeoutError:
-            if member is not None:
-                member.silent = True
-                log.warning("pod %s has been silent for %.0f s", member.pod.name, LOST_SECONDS)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.info("a connection broke: %s: %s", type(error).__name__, error)
-        finally:
-            writer.close()
-            if member is not None:
-                self._drop(member)
+    def _handle(self, event: Event | None) -> None:
+        if event is None:
+            return
+        session = event.member
+        if isinstance(event, Joined):
+            member = Member(session.peer, lambda m: self._loop.call_soon_threadsafe(self._server.send, session, m))
+            with self._lock:
+                self._members[session] = member
+            log.info("pod %s (%s) has joined", member.pod.name, member.pod.address)
+        elif isinstance(event, Received):
+            self._receive(self._members[session], event.message)
+        else:
+            with self._lock:
+                member = self._members.pop(session)
+                member.gone, member.silent = True, event.silent
+                self._departed.append(member)
+            log.info("pod %s %s", member.pod.name, "is silent" if event.silent else "has disconnected")
 
-    async def _verify(self, hello: Message, challenge: str, caller: str) -> Pod | None:
-        """Return the calling pod if it may join, else None."""
-        claimed = Pod(**hello["pod"])
-        try:
-            if not proves_key(self._key, challenge, hello, claimed):
-                raise RefusedError("it does not have the run's key")
-            return await asyncio.to_thread(self._admit, claimed, caller)
-        except RefusedError as error:
-            # callers choose these texts
-            uid, name, reason = claimed.uid[:LONGEST_NAME], claimed.name[:LONGEST_NAME], str(error)[:LONGEST_REASON]
-            if reason != self._refused.get(uid) and len(self._refused) < MOST_REFUSED:  # log repeated calls once
-                log.warning("refused a caller from %s that claims to be pod %s: %s", caller, name, reason)
-                self._refused[uid] = reason
-            return None
-
-    def _join(self, member: Member) -> None:
-        with self._lock:
-            self._by_uid[member.pod.uid] = member
-        log.info("pod %s (%s) has joined", member.pod.name, member.pod.address)
-
-    def _drop(self, member: Member) -> None:
-        with self._lock:
-            if self._by_uid.get(member.pod.uid) is member:
-                del self._by_uid[member.pod.uid]
-            self._departed.append(member)
-        member.gone = True
-        log.info("pod %s has disconnected", member.pod.name)
-
-    def _handle(self, member: Member, message: Message) -> None:
+    def _receive(self, member: Member, message: Message) -> None:
         if message["say"] == "ended" and member.agent is not None and member.agent.number == message["agent"]:
             member.agent.returncode = int(message["code"])
         elif message["say"] == "leaving":

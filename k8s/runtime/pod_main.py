@@ -15,21 +15,22 @@ from pathlib import Path
 
 from ropewalk.cluster.backends.submission import submission_details
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_NEVER_RETRY, EXIT_REQUEUE
+from ropewalk.cluster.membership.link import Link
+from ropewalk.cluster.membership.protocol import Message
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.process.forking import Forked, fork_program, import_modules, preload_modules
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.process.signals import SignalFlag, install_stop_handler
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.in_cluster import InClusterApi
-from ropewalk.k8s.runtime.child_processes import AgentProcess, ChildProcess, StoreProcess, share_of_node
-from ropewalk.k8s.runtime.coordinator_link import CoordinatorLink
-from ropewalk.k8s.runtime.handshake import ray_token
+from ropewalk.k8s.runtime.child_processes import AgentProcess, ChildProcess, StoreProcess, ray_token, share_of_node
 from ropewalk.k8s.runtime.job_outcome import pod_code, publish_outcome
 from ropewalk.k8s.runtime.leader_election import LeaderElection
 from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
 from ropewalk.k8s.runtime.pod_status import Pod
-from ropewalk.k8s.runtime.protocol import Message, StartAgent, StartStore
+from ropewalk.k8s.runtime.protocol import StartAgent, StartStore
 from ropewalk.k8s.runtime.timings import (
+    COORDINATOR_START_SECONDS,
     LOST_SECONDS,
     ORPHAN_SECONDS,
     POLL_SECONDS,
@@ -64,10 +65,10 @@ class LeaderContact:
         """Return True if it is time to connect to the coordinator of a term."""
         return term.port > 0 and (term.number != self.unanswered_term or time.monotonic() >= self.retry_at)
 
-    def record_loss(self, link: CoordinatorLink) -> None:
+    def record_loss(self, link: Link, term: LeaderTerm) -> None:
         self.silent_seconds = link.silent_seconds
         if not link.answered:
-            self.unanswered_term = link.term.number
+            self.unanswered_term = term.number
             self.retry_at = time.monotonic() + (LOST_SECONDS if link.silent_seconds else RETRY_CONNECT_SECONDS)
 
 
@@ -83,7 +84,8 @@ class PodRuntime:
         self.election = LeaderElection(self.terms, pod, api)
         self.leader = LeaderContact()
         self.stop_requested = SignalFlag()
-        self.link: CoordinatorLink | None = None
+        self.link: Link | None = None  # to the coordinator of `term`
+        self.term = LeaderTerm(number=0)
         self.agent: AgentProcess | None = None
         self.store: StoreProcess | None = None
         self.coordinator: Forked | None = None
@@ -169,25 +171,25 @@ class PodRuntime:
 
     # --- the coordinator
 
-    def _listen(self, link: CoordinatorLink) -> None:
+    def _listen(self, link: Link) -> None:
         for message in link.listen(POLL_SECONDS):
             self._execute(message, link)
         if link.answered:
             self.election.reached()
-            self.leader.answered_term = link.term.number
+            self.leader.answered_term = self.term.number
         if not link.lost:
             return
         log.info("lost the connection to the coordinator: %s", link.lost)
         self.link = None
-        self.leader.record_loss(link)
+        self.leader.record_loss(link, self.term)
         if not link.answered and link.silent_seconds:  # only the kernel accepted the connection; the process is stopped
-            self.election.unreachable(link.term, refused=False, silent_seconds=link.silent_seconds)
+            self.election.unreachable(self.term, refused=False, silent_seconds=link.silent_seconds)
         self._kill_store()
         if self.agent is not None:
             self.agent.stop()
             self._kill_agent_at = time.monotonic() + (0.0 if link.silent_seconds else ORPHAN_SECONDS)
 
-    def _execute(self, message: Message, link: CoordinatorLink) -> None:
+    def _execute(self, message: Message, link: Link) -> None:
         number = message.get("agent")
         agent = self.agent if self.agent is not None and self.agent.number == number else None
         match message["say"]:
@@ -253,9 +255,11 @@ class PodRuntime:
         """Connect to the coordinator of a term. Returns False if it cannot be reached."""
         silent_seconds, self.leader.silent_seconds = self.leader.silent_seconds, 0.0
         try:
-            answered_before = term.number == self.leader.answered_term
+            patience = LOST_SECONDS if term.number == self.leader.answered_term else COORDINATOR_START_SECONDS
+            introduction = {"name": self.pod.name, "pod": vars(self.pod)}
             key = self.terms.key_of(term)
-            self.link = CoordinatorLink.connect(term, self.pod, key, answered_before=answered_before)
+            self.link = Link(term.address, term.port, key, introduction=introduction, patience_seconds=patience)
+            self.term = term
         except OSError as error:
             self.election.unreachable(term, refused=isinstance(error, ConnectionRefusedError), silent_seconds=silent_seconds)
             return False

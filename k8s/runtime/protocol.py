@@ -1,27 +1,22 @@
-"""Messages between the pods of a run: one JSON object per line, and a heartbeat per second.
+"""Messages between the pods of a run, over the sessions of `ropewalk.cluster.membership`.
 
-The handshake is a challenge of the coordinator, a hello of the pod and a welcome: see `handshake`. After that, a pod sends
-`ended` (its agent's exit code) and `leaving` (Kubernetes deletes it). The coordinator sends `start` (an agent), `store` (the
-rendezvous store, to its own pod), `stop` and `kill` (one of the two), `regroup` (end the agent's ranks because a peer is dead)
-and `over` (the run is over). No message contains any part of a command line.
+A pod sends `ended` (its agent's exit code) and `leaving` (Kubernetes deletes it). The coordinator sends `start` (an agent),
+`store` (the rendezvous store, to its own pod), `stop` and `kill` (one of the two), `regroup` (end the agent's ranks because a
+peer is dead) and `over` (the run is over). No message contains any part of a command line.
 """
 
-import json
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, StringConstraints
 
+from ropewalk.cluster.membership.protocol import Message
 from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
 
-Message = dict[str, Any]
 Address = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F.:]{1,45}$")]
 Port = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}$")]
 Rendezvous = Annotated[str, StringConstraints(pattern=r"^([0-9a-fA-F.:]{1,45}:[0-9]{1,5})?$")]
 NodeCount = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}(\.\.[0-9]{1,6})?$")]
-
-LONGEST_BYTES = 64 * 1024
-HEARTBEAT: Message = {"say": "beat"}
 
 
 class _Start(BaseModel):
@@ -63,16 +58,3 @@ class StartStore(_Start):
 
     def spec(self) -> StoreSpec:
         return StoreSpec(attempt=self.attempt, host=self.address, port=self.port)
-
-
-def pack(message: Message) -> bytes:
-    """Encode a message as a line."""
-    return json.dumps(message).encode() + b"\n"
-
-
-def unpack(line: bytes) -> Message:
-    """Decode a line. Raises ValueError if it is not a message."""
-    message = json.loads(line)
-    if not isinstance(message, dict) or not isinstance(message.get("say"), str):
-        raise ValueError(f"not a message: {line[:80]!r}")
-    return message

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from ropewalk.cluster.membership.protocol import pack, unpack
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
 from ropewalk.k8s.api.client import ApiError
@@ -28,7 +29,7 @@ from ropewalk.k8s.runtime.pod_status import (
     is_backdated,
     is_declared_dead,
 )
-from ropewalk.k8s.runtime.protocol import StartAgent, StartStore, pack, unpack
+from ropewalk.k8s.runtime.protocol import StartAgent, StartStore
 
 ENDED = {"terminated": {"finishedAt": "2026-01-01T00:00:00Z", "exitCode": 85}}
 

@@ -15,17 +15,17 @@ from typing import Any, cast
 
 import pytest
 
+from ropewalk.cluster.membership import server
+from ropewalk.cluster.membership.handshake import is_welcome, sign_hello
+from ropewalk.cluster.membership.link import Link
+from ropewalk.cluster.membership.protocol import Message, pack, unpack
+from ropewalk.cluster.membership.server import RefusedError, Server
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.client import ApiAwayError, ApiError, ForbiddenError
 from ropewalk.k8s.api.in_cluster import InClusterApi
-from ropewalk.k8s.runtime import membership
 from ropewalk.k8s.runtime.coordinator import verify_pod
-from ropewalk.k8s.runtime.coordinator_link import CoordinatorLink
-from ropewalk.k8s.runtime.handshake import hello, is_welcome
 from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
-from ropewalk.k8s.runtime.membership import RefusedError
 from ropewalk.k8s.runtime.pod_status import INDEX_ANNOTATION, Pod
-from ropewalk.k8s.runtime.protocol import HEARTBEAT, Message, pack, unpack
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 
@@ -33,14 +33,27 @@ HEARTBEAT_SECONDS = 0.1
 LOST_SECONDS = 2.0
 KEY = "0123456789abcdef" * 4
 POD = Pod(name="a", uid="1", index=0, address="127.0.0.1")
+BEAT = {"say": "beat", "got": 0}
+
+
+def hello(key: str, challenge: str, nonce: str, pod: Pod, session: str = "s") -> Message:
+    """Hello of a pod for its first connection."""
+    message = {"say": "hello", "session": session, "begun": False, "fence": [0, 0], "got": 0, "name": pod.name, "pod": vars(pod)}
+    return sign_hello(key, challenge, nonce, message)
+
+
+def link_to(port: int) -> Link:
+    return Link("127.0.0.1", port, KEY, introduction={"name": POD.name, "pod": vars(POD)}, patience_seconds=30)
+
 
 COORDINATOR = f"""
 import socket, sys, time
-from ropewalk.k8s.runtime import membership as members
+from ropewalk.cluster.membership.protocol import Limits
+from ropewalk.k8s.runtime.membership import Membership
 
-members.HEARTBEAT_SECONDS, members.LOST_SECONDS = {HEARTBEAT_SECONDS}, {LOST_SECONDS}
+limits = Limits(beat_seconds={HEARTBEAT_SECONDS}, least_silence_seconds={LOST_SECONDS})
 listener = socket.create_server(("127.0.0.1", 0))
-known = members.Membership(listener, "{KEY}", lambda pod, caller: pod)
+known = Membership(listener, "{KEY}", lambda pod, caller: pod, limits)
 print(listener.getsockname()[1], flush=True)
 while True:
     for member in known.departed():
@@ -87,7 +100,7 @@ class Caller:
     def _beat(self) -> None:
         while not self.silent.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):
-                self.connection.sendall(pack(HEARTBEAT))
+                self.connection.sendall(pack(BEAT))
 
     def close(self) -> None:
         self.silent.set()
@@ -157,12 +170,11 @@ def test_a_hello_that_was_overheard_is_no_use(coordinator: Coordinator, caller: 
 
 def test_a_pod_obeys_nobody_who_does_not_know_the_key() -> None:
     with socket.create_server(("127.0.0.1", 0)) as impostor:
-        term = LeaderTerm(number=1, pod="a", uid="1", index=0, address="127.0.0.1", port=impostor.getsockname()[1])
-        link = CoordinatorLink.connect(term, POD, KEY)
+        link = link_to(impostor.getsockname()[1])
         connection, _ = impostor.accept()
         with connection:
             connection.sendall(pack({"say": "challenge", "nonce": "1"}) + pack({"say": "over", "code": 0}))
-            heard = [message for _ in range(3) for message in link.listen(0.1)]
+            heard = [message for _ in range(3) if not link.lost for message in link.listen(0.1)]
         link.close()
     assert heard == []
     assert not link.answered
@@ -170,11 +182,24 @@ def test_a_pod_obeys_nobody_who_does_not_know_the_key() -> None:
 
 
 def test_a_link_and_members_understand_each_other(coordinator: Coordinator) -> None:
-    term = LeaderTerm(number=1, pod="a", uid="1", index=0, address="127.0.0.1", port=coordinator.port)
-    link = CoordinatorLink.connect(term, POD, KEY)
+    link = link_to(coordinator.port)
     until(lambda: link.listen(0.05) == [] and link.answered, Patience.SIGNAL)
     assert not link.lost
     link.close()
+
+
+def test_a_connection_that_breaks_is_replaced_and_its_session_goes_on(coordinator: Coordinator) -> None:
+    """A router that drops a connection ends no agent; the message that was under way arrives over the next one."""
+    link = link_to(coordinator.port)
+    until(lambda: link.listen(0.05) == [] and link.answered, Patience.SIGNAL)
+    for _ in range(3):
+        link._socket.shutdown(socket.SHUT_RDWR)
+        link.send({"say": "leaving"})
+        until(lambda: link.listen(0.05) == [] and not link._contact.channel.pending(), Patience.SIGNAL)
+    assert not link.lost
+    assert coordinator.said == []
+    link.close()
+    until(lambda: coordinator.said == ["gone"], Patience.SIGNAL)
 
 
 def test_the_key_of_a_term_is_its_users_alone(tmp_path: Path) -> None:
@@ -228,15 +253,14 @@ def test_a_caller_must_be_who_it_says_it_is(uid: str, caller: str, error: ApiErr
 
 
 def test_what_refused_callers_send_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        members = membership.Membership(listener, KEY, lambda pod, caller: pod)
-        for number in range(membership.MOST_REFUSED + 50):
-            pod = Pod(name="n" * 50_000, uid=f"{number:05d}{'u' * 50_000}", index=0, address="a" * 50_000)
-            claim = {**hello("wrong" * 12, "nonce", "of the caller", pod)}
-            assert asyncio.run(members._verify(claim, "nonce", "10.0.0.1")) is None
+    members = Server(KEY, lambda claim, caller: claim, lambda event: None)
+    pod = Pod(name="n" * 50_000, uid="u", index=0, address="a" * 50_000)
+    for number in range(server.MOST_REFUSED + 50):
+        claim = hello("wrong" * 12, "nonce", "of the caller", pod, f"{number:05d}{'s' * 50_000}")
+        assert asyncio.run(members._verify(claim, "nonce", "10.0.0.1")) is None
     remembered = members._refused
-    assert len(remembered) == membership.MOST_REFUSED == len(caplog.messages)
-    assert max(len(text) for pair in remembered.items() for text in pair) <= membership.LONGEST_REASON
+    assert len(remembered) == server.MOST_REFUSED == len(caplog.messages)
+    assert max(len(text) for pair in remembered.items() for text in pair) <= server.LONGEST_REASON
     assert max(map(len, caplog.messages)) < 600
 
 

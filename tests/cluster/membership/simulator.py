@@ -1,0 +1,545 @@
+"""Simulator of a coordinator, agents and their ranks under faults: the real decisions, with simulated time, messages and disks.
+
+    python -m tests.cluster.membership.simulator [--schedules 1000000] [--seed 0] [--nodes 3..9] [--jobs 2]
+
+Each schedule follows from its seed, and a failure prints the seed that replays it. Messages are lost, late, doubled and
+reordered; agents and coordinators die, freeze and come back; connections break or go silent. Three properties are checked: a
+fence never names two groups; once faults end, all nodes work in one group; no step is committed twice.
+"""
+
+import argparse
+import heapq
+import itertools
+import math
+import multiprocessing
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from ropewalk.cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
+from ropewalk.cluster.membership import groups, node_agent
+from ropewalk.cluster.membership.contact import Contact, SessionEndedError
+from ropewalk.cluster.membership.groups import Groups
+from ropewalk.cluster.membership.members import Close, Members, Output, Send
+from ropewalk.cluster.membership.node_agent import NodeAgent
+from ropewalk.cluster.membership.protocol import Limits, Message
+
+LIMITS = Limits()
+LATENCY, STEP_SECONDS, RETRY_SECONDS = 0.002, 0.15, 0.1
+TERM_CHECK_SECONDS = 2.0  # between two looks of a coordinator at the newest term
+TIMER_SECONDS = 1e-4  # a timer is late by this, whatever floats round to
+QUIET_SECONDS = 30.0  # after the last fault: for all nodes to work in one group
+Fence = tuple[int, int]
+
+
+class ViolationError(Exception):
+    """A property does not hold."""
+
+
+@dataclass
+class Disk:
+    """The run directory: newest term, newest claimed fence, committed steps."""
+
+    term: int = 0
+    fence: Fence = (0, 0)
+    steps: list[Fence] = field(default_factory=list)  # the group that committed each step
+    groups: dict[Fence, tuple[int, ...]] = field(default_factory=dict)  # nodes by group, for the check
+
+    def claim(self, fence: Fence) -> bool:
+        if fence < self.fence:
+            return False
+        self.fence = fence
+        return True
+
+    def commit(self, step: int, fence: Fence) -> bool:
+        """Commit a step unless the fence has a successor."""
+        if fence != self.fence:
+            return False
+        if step != len(self.steps):
+            raise ViolationError(f"step {step} is committed after {len(self.steps)} steps by group {fence}")
+        self.steps.append(fence)
+        return True
+
+
+class World:
+    """Simulated time, and everything that takes part."""
+
+    def __init__(self, seed: int, least_nodes: int, most_nodes: int) -> None:
+        self.random, self.now = Random(seed), 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self.disk, self.work = Disk(), Work(self)
+        self.loss = self.delay = 0.0  # probability, and longest additional seconds of a message
+        count = self.random.randint(least_nodes, most_nodes)
+        self.least = self.random.choice([count, self.random.randint(1, count)])
+        self.most = count
+        self.coordinators: dict[int, Coordinator] = {}
+        self.agents = [Agent(self, node) for node in range(count)]
+        self.log: list[str] = []
+
+    def at(self, delay: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self.now + delay, next(self._order), action))
+
+    def run_until(self, end: float) -> None:
+        while self._events and self._events[0][0] <= end:
+            self.now, _, action = heapq.heappop(self._events)
+            action()
+        self.now = end
+
+    def note(self, text: str) -> None:
+        self.log.append(f"{self.now:8.3f} {text}")
+
+    def elect(self) -> None:
+        """Begin a new term if the newest coordinator is dead, or does not run for so long that it counts as dead."""
+        leader = self.coordinators.get(self.disk.term)
+        if leader is None or leader.dead or leader.frozen:
+            self.disk.term += 1
+            self.coordinators[self.disk.term] = Coordinator(self, self.disk.term)
+            self.note(f"coordinator {self.disk.term} begins")
+
+
+class Actor:
+    """A process: it may freeze, in which case its events wait and its clock stands still."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.dead, self.frozen = world, False, False
+        self._stood_still, self._frozen_at = 0.0, 0.0
+        self._waiting: list[Callable[[], None]] = []
+        self._wake = math.inf
+
+    @property
+    def clock(self) -> float:
+        return self.world.now - self._stood_still
+
+    def do(self, action: Callable[[], None]) -> None:
+        """Perform an action unless the process is dead; later, if it is frozen."""
+        if self.frozen:
+            self._waiting.append(action)
+        elif not self.dead:
+            action()
+            self._plan()
+
+    def freeze(self, seconds: float) -> None:
+        if not self.frozen and not self.dead:
+            self.frozen, self._frozen_at = True, self.world.now
+            self.world.at(seconds, self.thaw)
+
+    def thaw(self) -> None:
+        if self.frozen:
+            self.frozen = False
+            self._stood_still += self.world.now - self._frozen_at
+            waiting, self._waiting, self._wake = self._waiting, [], math.inf
+            for action in waiting:
+                self.do(action)
+            self.do(lambda: None)
+
+    def _plan(self) -> None:
+        """Wake up at the time of the next timer."""
+        due = self.next_tick()
+        if due < self._wake:
+            self._wake = due
+            self.world.at(max(0.0, due - self.clock) + TIMER_SECONDS, lambda: self._tick(due))
+
+    def _tick(self, due: float) -> None:
+        if due == self._wake and not self.frozen and not self.dead:
+            self._wake = math.inf
+            self.do(self.tick)
+
+    def next_tick(self) -> float:
+        raise NotImplementedError
+
+    def tick(self) -> None:
+        raise NotImplementedError
+
+
+class Wire:
+    """A connection of an agent to a coordinator."""
+
+    def __init__(self, agent: "Agent", coordinator: "Coordinator") -> None:
+        self.world, self.agent, self.coordinator = agent.world, agent, coordinator
+        self.open, self.greeted, self.ended = True, False, False  # ended: the coordinator has read the end
+        self.cut_until = 0.0  # nothing passes
+
+    def deliver(self, action: Callable[[], None], *, reliable: bool = False) -> None:
+        """Perform an action of the other side after the latency; it may be lost, late or doubled, unless it is reliable."""
+        world = self.world
+        for _ in range(2 if not reliable and world.random.random() < world.loss else 1):
+            if world.now < self.cut_until or (not reliable and world.random.random() < world.loss):
+                continue
+            world.at(LATENCY + (world.random.random() * world.delay if world.delay else 0.0), action)
+
+    def close(self, by: Actor | None = None) -> None:
+        """Close the connection; each other side reads its end."""
+        if not self.open:
+            return
+        self.open = False
+        for actor, closed in ((self.agent, self.agent.closed), (self.coordinator, self.coordinator.closed)):
+            if actor is not by and self.world.now >= self.cut_until:
+                self.world.at(LATENCY, lambda actor=actor, closed=closed: actor.do(lambda: closed(self)))  # type: ignore[misc]
+
+
+class Coordinator(Actor):
+    """The coordinator of one term."""
+
+    def __init__(self, world: World, term: int) -> None:
+        super().__init__(world)
+        self.term, self.members = term, Members(LIMITS)
+        self.groups = Groups(term, world.least, world.most, ranks_per_node=1)
+        self._plan()
+        world.at(TERM_CHECK_SECONDS, self._check_term)
+
+    def _check_term(self) -> None:
+        """Exit if there is a later term; a frozen coordinator does so when it runs again."""
+        if self.frozen or self.world.disk.term == self.term:
+            self.world.at(TERM_CHECK_SECONDS, self._check_term)
+        elif not self.dead:
+            self.die()
+
+    def next_tick(self) -> float:
+        return min(self.members.next_tick, self.groups.next_tick)
+
+    def tick(self) -> None:
+        self._perform(self.members.tick(self.clock))
+        self._decide(self.groups.tick(self.clock))
+
+    def hear(self, wire: Wire, message: Message) -> None:
+        if message["say"] == "hello":
+            if not wire.greeted and not wire.ended:
+                wire.greeted = True
+                self._perform(self.members.greet(wire, message, None, self.clock))
+        else:
+            self._perform(self.members.hear(wire, message, self.clock))
+
+    def closed(self, wire: Wire) -> None:
+        wire.ended = True
+        self._perform(self.members.close(wire, self.clock))
+
+    def _perform(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            if isinstance(output, Send):
+                self._send(output.connection, output.message)
+            elif isinstance(output, Close):
+                output.connection.close(self)  # type: ignore[attr-defined]
+            else:
+                self._decide(self.groups.handle(output, self.clock))
+
+    def _send(self, wire: Any, message: Message) -> None:
+        wire.deliver(lambda: wire.agent.do(lambda: wire.agent.hear(wire, message)))
+
+    def _decide(self, decisions: list[groups.Decision]) -> None:
+        for decision in decisions:
+            if isinstance(decision, groups.Tell):
+                self._perform(self.members.send(decision.member, decision.message))
+            elif isinstance(decision, groups.GroupFormed):
+                self.world.note(f"coordinator {self.term} forms group {decision.group} of {decision.nodes}")
+
+    def die(self) -> None:
+        self.dead = True
+        for agent in self.world.agents:
+            if agent.wire is not None and agent.wire.coordinator is self:
+                agent.wire.close(self)
+
+
+class Agent(Actor):
+    """The agent of a node, and the ranks of the node as one process."""
+
+    def __init__(self, world: World, node: int) -> None:
+        super().__init__(world)
+        self.node, self.wire, self.term = node, None, 0
+        self.contact: Contact | None = None
+        self.ranks = NodeAgent(elastic=world.least < world.most)
+        self.fence: Fence = (0, 0)  # newest group that ranks were started of
+        self._connect_at = 0.0
+        self._sessions = itertools.count()
+        self._plan()
+
+    wire: Wire | None
+
+    def next_tick(self) -> float:
+        if self.wire is None:
+            return self._connect_at
+        return min(self.contact.next_tick if self.contact is not None else math.inf, self.ranks.next_tick)
+
+    def tick(self) -> None:
+        if self.wire is None:
+            self._connect()
+        elif self.contact is not None and self.contact.silent_seconds(self.clock) > LIMITS.silence_seconds:
+            self.wire.close(self)
+            self.closed(self.wire)
+        elif self.contact is not None:
+            self._send(self.contact.beat(self.clock))
+        self._act(self.ranks.tick(self.clock))
+
+    def _connect(self) -> None:
+        """Connect to the newest coordinator; a later term has other sessions."""
+        world = self.world
+        coordinator = world.coordinators.get(world.disk.term)
+        self._connect_at = self.clock + RETRY_SECONDS
+        if coordinator is None or coordinator.dead or world.now < self.unreachable_until:
+            return
+        if self.contact is None or coordinator.term != self.term:
+            self.term, self.contact = coordinator.term, Contact(f"{self.node}/{id(self)}/{next(self._sessions)}", LIMITS)
+        self.wire = wire = Wire(self, coordinator)
+        hello = self.contact.hello(self.fence, self.clock)
+        wire.deliver(lambda: coordinator.do(lambda: coordinator.hear(wire, hello)))
+
+    unreachable_until = 0.0
+
+    def closed(self, wire: Wire) -> None:
+        if wire is self.wire:
+            self.wire, self._connect_at = None, self.clock
+
+    def hear(self, wire: Wire, message: Message) -> None:
+        if wire is not self.wire or self.contact is None:
+            return
+        if message["say"] != "welcome":
+            received = self.contact.hear(message, self.clock)
+            return self._act(self.ranks.take(received, self.clock)) if received is not None else None
+        if self.contact.connected:
+            return None  # a copy
+        begun = self.contact.begun
+        try:
+            self._send(self.contact.welcome(message, self.clock))
+        except SessionEndedError:
+            self.contact = None
+            wire.close(self)
+            return self.closed(wire)
+        return None if begun else self._act(self.ranks.joined())
+
+    def _send(self, messages: list[Message]) -> None:
+        for message in messages if self.wire is not None else []:
+            self._send_one(self.wire, message)  # type: ignore[arg-type]
+
+    def _send_one(self, wire: Wire, message: Message) -> None:
+        wire.deliver(lambda: wire.coordinator.do(lambda: wire.coordinator.hear(wire, message)))
+
+    def tell(self, message: Message) -> None:
+        if self.contact is not None:
+            self._send(self.contact.send(message))
+
+    def _act(self, actions: list[node_agent.Action]) -> None:
+        for action in actions:
+            match action:
+                case node_agent.Tell():
+                    self.tell(action.message)
+                case node_agent.BeReady():
+                    ready = {"say": "ready", "node": self.node, "address": "", "port": 1, "group": action.group}
+                    self.tell(ready)
+                case node_agent.Start():
+                    self.fence = (self.term, action.group)
+                    self.ranks.started({action.node_rank})
+                    self.world.work.start(self.fence, action.node_rank, action.nodes, self)
+                case node_agent.Kill():
+                    if self.ranks.running:
+                        self.world.work.kill(self)
+                        self._act(self.ranks.killed())
+                case node_agent.Save():
+                    self.world.work.save(self.fence)
+                case node_agent.Exit():
+                    raise ViolationError(f"node {self.node} exits with {action.code}")
+
+    def rank_ended(self, fence: Fence, rank: int, code: int) -> None:
+        if fence == self.fence and rank in self.ranks.running:
+            self._act(self.ranks.ended({rank: code}))
+
+    def die(self) -> None:
+        """End the agent and its ranks; another agent starts later."""
+        self.dead = True
+        self.world.work.kill(self)
+        if self.wire is not None:
+            self.wire.close(self)
+
+
+@dataclass
+class _Group:
+    fence: Fence
+    nodes: int
+    agents: dict[int, Agent] = field(default_factory=dict)  # by rank: ranks that run
+    step: int | None = None  # next step; None until the fence is claimed
+    saving: bool = False
+    broken: bool = False  # a rank is gone
+
+
+class Work:
+    """Ranks of all groups: they take steps together, and notice peers that die, but not peers that freeze."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.groups: dict[Fence, _Group] = {}
+
+    def start(self, fence: Fence, rank: int, nodes: int, agent: Agent) -> None:
+        group = self.groups.setdefault(fence, _Group(fence, nodes))
+        if group.nodes != nodes or rank in group.agents:
+            raise ViolationError(f"group {fence} has two members of rank {rank}, or two sizes: {nodes}, {group.nodes}")
+        group.agents[rank] = agent
+        started = self.world.disk.groups.get(fence, ())
+        if rank in started:
+            raise ViolationError(f"rank {rank} of group {fence} is started twice")
+        self.world.disk.groups[fence] = (*started, rank)
+        if group.broken:
+            self._lose_peer_soon(group, rank, agent)
+        elif len(group.agents) == nodes:
+            self.world.at(STEP_SECONDS, lambda: self._step(group))
+
+    def save(self, fence: Fence) -> None:
+        if fence in self.groups:
+            self.groups[fence].saving = True
+
+    def kill(self, agent: Agent) -> None:
+        for group in self.groups.values():
+            for rank, other in list(group.agents.items()):
+                if other is agent:
+                    self._break(group, rank)
+
+    def kill_rank(self, agent: Agent) -> None:
+        """Kill an agent's rank by a signal."""
+        for group in self.groups.values():
+            for rank, other in list(group.agents.items()):
+                if other is agent:
+                    self._break(group, rank)
+                    self._report(group, rank, agent, -9)
+
+    def _break(self, group: _Group, rank: int) -> None:
+        """Remove a rank; the others lose a peer if they run."""
+        del group.agents[rank]
+        group.broken = True
+        for other_rank, other in list(group.agents.items()):
+            self._lose_peer_soon(group, other_rank, other)
+
+    def _lose_peer_soon(self, group: _Group, rank: int, agent: Agent) -> None:
+        self.world.at(self.world.random.random() * 0.1, lambda: self._lose_peer(group, rank, agent))
+
+    def _lose_peer(self, group: _Group, rank: int, agent: Agent) -> None:
+        if group.agents.get(rank) is agent and not agent.frozen:
+            del group.agents[rank]
+            self._report(group, rank, agent, EXIT_LOST_PEER)
+        elif agent.frozen:
+            self.world.at(0.5, lambda: self._lose_peer(group, rank, agent))
+
+    def _report(self, group: _Group, rank: int, agent: Agent, code: int) -> None:
+        agent.do(lambda: agent.rank_ended(group.fence, rank, code))
+
+    def _step(self, group: _Group) -> None:
+        if group.broken or len(group.agents) != group.nodes:
+            return
+        if any(agent.frozen for agent in group.agents.values()):
+            self.world.at(STEP_SECONDS, lambda: self._step(group))
+            return
+        disk = self.world.disk
+        if group.step is None:
+            stale, group.step = not disk.claim(group.fence), len(disk.steps)
+        else:
+            stale = not disk.commit(group.step, group.fence)
+            group.step += 1
+        if stale or group.saving:
+            for rank, agent in list(group.agents.items()):
+                del group.agents[rank]
+                self._report(group, rank, agent, EXIT_LOST_PEER if stale else EXIT_REQUEUE)
+            return
+        self.world.at(STEP_SECONDS, lambda: self._step(group))
+
+
+def disturb(world: World) -> None:
+    """Inject one random fault."""
+    random = world.random
+    agent = random.choice(world.agents)
+    leader = world.coordinators[world.disk.term]
+    seconds = random.choice([0.05, 0.15, 0.3, 1.0, 2.5, 6.0]) * (0.5 + random.random())
+    kind = random.choice(["rank", "rank", "node", "node", "freeze", "close", "cut", "leader freezes", "leader dies"])
+    world.note(f"fault: {kind}, node {agent.node}, {seconds:.2f} s")
+    if kind == "rank":
+        world.work.kill_rank(agent)
+    elif kind == "node" and not agent.dead:
+        agent.die()
+        world.at(seconds, lambda: replace(world, agent.node))
+    elif kind == "freeze":
+        agent.freeze(seconds)
+    elif kind == "close" and agent.wire is not None:
+        agent.wire.close()
+    elif kind == "cut":
+        for each in [other for other in world.agents if other is agent or random.random() < 0.3]:
+            each.unreachable_until = world.now + seconds
+            if each.wire is not None:
+                each.wire.cut_until = each.unreachable_until
+    elif kind == "leader freezes":
+        leader.freeze(seconds)
+        if seconds > LIMITS.silence_seconds:
+            world.at(LIMITS.silence_seconds, world.elect)
+    elif kind == "leader dies":
+        leader.die()
+        world.at(seconds, world.elect)
+
+
+def replace(world: World, node: int) -> None:
+    """Start a new agent on a node whose agent is dead."""
+    if world.agents[node].dead:
+        world.agents[node] = Agent(world, node)
+
+
+def run(seed: int, least_nodes: int, most_nodes: int) -> World:
+    """Run the schedule of a seed. Raises ViolationError."""
+    world = World(seed, least_nodes, most_nodes)
+    random = world.random
+    world.elect()
+    world.loss, world.delay = random.choice([(0.0, 0.0), (0.02, 0.05), (0.2, 0.5)])
+    duration = 2.0 + 8.0 * random.random()
+    for _ in range(random.randint(1, 10)):
+        world.at(duration * random.random(), lambda: disturb(world))
+    try:
+        world.run_until(duration)
+        world.loss = world.delay = 0.0
+        for actor in [*world.agents, *world.coordinators.values()]:
+            actor.thaw()
+        world.run_until(duration + QUIET_SECONDS / 2)
+        before = len(world.disk.steps)
+        world.run_until(duration + QUIET_SECONDS)
+        check(world, before)
+    except Exception as error:
+        log = "\n".join(world.log)
+        message = f"{type(error).__name__}: {error}\nseed {seed}, nodes {least_nodes}..{most_nodes}, least {world.least}:\n{log}"
+        raise ViolationError(message) from error
+    return world
+
+
+def check(world: World, steps_before: int) -> None:
+    """Raise ViolationError unless all nodes work in one group."""
+    fences = {agent.fence for agent in world.agents}
+    if len(fences) != 1 or not all(agent.ranks.running for agent in world.agents):
+        states = [(agent.node, agent.fence, agent.ranks.running, agent.dead) for agent in world.agents]
+        raise ViolationError(f"no group of all {world.most} nodes: {states}")
+    if len(world.disk.steps) <= steps_before:
+        raise ViolationError(f"the group {fences} makes no steps")
+
+
+def _run_one(arguments: tuple[int, int, int]) -> str:
+    try:
+        run(*arguments)
+    except ViolationError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    """Run schedules until one violates a property."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schedules", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first schedule; the following ones have the next numbers")
+    parser.add_argument("--nodes", default="3..9")
+    parser.add_argument("--jobs", type=int, default=1)
+    arguments = parser.parse_args()
+    least, _, most = arguments.nodes.partition("..")
+    schedules = ((seed, int(least), int(most or least)) for seed in range(arguments.seed, arguments.seed + arguments.schedules))
+    with multiprocessing.Pool(arguments.jobs) as pool:
+        for number, failure in enumerate(pool.imap(_run_one, schedules, chunksize=20)):
+            if failure:
+                print(failure)
+                sys.exit(1)
+            if number % 10_000 == 9_999:
+                print(f"{number + 1} schedules", flush=True)
+    print(f"{arguments.schedules} schedules from seed {arguments.seed} on: no violation")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Schedules of the simulator hold its properties, and it notices protocols that do not."""
+
+import os
+
+import pytest
+
+from ropewalk.cluster.membership import members
+from ropewalk.cluster.membership.groups import Groups
+from ropewalk.cluster.membership.members import Members
+from ropewalk.cluster.membership.node_agent import NodeAgent
+from tests.cluster.membership import simulator
+from tests.cluster.membership.simulator import ViolationError, World, run
+
+SEED = int(os.environ.get("ROPEWALK_SEED", "1"))
+
+
+def test_schedules_of_few_nodes() -> None:
+    worlds = [run(seed, 3, 5) for seed in range(SEED, SEED + 40)]
+    assert sum(len(world.disk.groups) for world in worlds) > 80, "faults make them form new groups"
+    assert sum(world.disk.term > 1 for world in worlds) > 5, "some coordinators die"
+
+
+@pytest.mark.soak("minutes; make test runs 40 schedules of 3 to 5 nodes")
+def test_schedules_of_many_nodes() -> None:
+    for seed in range(3000):
+        run(seed, 3, 9)
+    for seed in range(20):
+        run(seed, 100, 100)
+
+
+def test_a_schedule_replays_from_its_seed() -> None:
+    first, second = (run(SEED, 3, 9) for _ in range(2))
+    assert first.log == second.log
+    assert first.disk == second.disk
+
+
+def violated(text: str = "", seeds: range = range(300)) -> bool:
+    """Return True if a schedule violates a property with an error that contains `text`."""
+    for seed in seeds:
+        try:
+            run(seed, 3, 5)
+        except ViolationError as error:
+            if text in str(error):
+                return True
+    return False
+
+
+def test_a_fence_that_is_used_again_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator after another one in the same term would count from 0 again."""
+    monkeypatch.setattr(World, "elect", _elect_without_a_new_term)
+    assert violated("two members of rank")
+
+
+def _elect_without_a_new_term(world: World) -> None:
+    world.disk.term = 1
+    world.coordinators[1] = simulator.Coordinator(world, 1)
+    world.coordinators[1].groups.handle = _forget_fences(world.coordinators[1].groups)  # type: ignore[method-assign]
+
+
+def _forget_fences(those: Groups) -> object:
+    handle = Groups.handle
+    return lambda event, now: [] if isinstance(event, members.Joined) else handle(those, event, now)
+
+
+def test_a_disk_without_a_fence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulator.Disk, "claim", lambda disk, fence: True)
+    monkeypatch.setattr(simulator.Disk, "commit", _commit_anything)
+    assert violated("is committed after", range(690, 700)), "rare: a group lives on without its coordinator"
+
+
+def _commit_anything(disk: simulator.Disk, step: int, fence: tuple[int, int]) -> bool:
+    if step != len(disk.steps):
+        raise ViolationError(f"step {step} is committed after {len(disk.steps)} steps by group {fence}")
+    disk.steps.append(fence)
+    return True
+
+
+def test_an_agent_that_keeps_its_ranks_after_its_session_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NodeAgent, "joined", lambda agent: [])
+    assert violated("no group of all")
+
+
+def test_a_session_that_begins_again_under_its_name_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The welcome may be lost, and the agent would take the next one for that of its old session."""
+    greet = Members.greet
+    monkeypatch.setattr(Members, "greet", lambda self, wire, hello, *rest: greet(self, wire, {**hello, "begun": False}, *rest))
+    assert violated()

@@ -1,14 +1,18 @@
 """Pages of the reference that are generated from the code: keys, commands, files of a run, metrics, events, exit codes."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import typer
 import typer.main
+from pydantic import TypeAdapter
 from typer.core import TyperGroup
 
 from ropewalk.cluster.errors import EXIT_CODES
 from ropewalk.cluster.run.names import ATTEMPT_FILES, RUN_FILES
+from ropewalk.jobs.cli.answers.base import Failure
+from ropewalk.jobs.cli.answers.schema import ANSWERS, LINES
 from ropewalk.jobs.cli.job_keys import Key, keys_of
 from ropewalk.jobs.cli.main import app
 from ropewalk.jobs.registry import JOBS, config_of
@@ -45,12 +49,22 @@ def write_pages(folder: Path) -> None:
             [(str(code), *meanings) for code, meanings in sorted(EXIT_CODES.items())],
         ),
     }
+    (folder / "json-schemas.txt").write_text("\n".join(_schemas()) + "\n")
     (folder / "models.txt").write_text(", ".join(f"`{kind}`" for kind in ZOO) + "\n")
     for name, (heads, rows) in tables.items():
         (folder / f"{name}.txt").write_text("\n".join(_rows(heads, rows)) + "\n")
     command = typer.main.get_command(app)
     assert isinstance(command, TyperGroup)
     (folder / "commands.md").write_text("\n".join(["# Commands", "", *_commands(command, "ropewalk")]) + "\n")
+
+
+def _schemas() -> Iterator[str]:
+    """Yield the schema of what each command prints with `--json`, and of a failure once."""
+    failure = TypeAdapter(Failure).json_schema()
+    for name, answer in {**ANSWERS, "a command that fails": Failure}.items():
+        schema = failure if answer is Failure else TypeAdapter(answer).json_schema()
+        lines = ", any number of lines" if name in LINES else ""
+        yield from (f"### {name}{lines}", "", "```json", json.dumps(schema, indent=1), "```", "")
 
 
 def _rows(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:

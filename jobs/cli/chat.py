@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ropewalk.jobs.cli import complete
+from ropewalk.jobs.cli.json_output import print_json
 
 if TYPE_CHECKING:
     from ropewalk.jobs.inference.scoring.chat import Chat
@@ -21,6 +22,7 @@ def chat(  # noqa: PLR0917 - typer reads the options of a command from its argum
     top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="nucleus sampling probability")] = 0.95,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="maximum length of an answer, in tokens")] = 256,
     seed: Annotated[int, typer.Option("--seed", help="random seed")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object per answer: prompt, answer")] = False,
 ) -> None:
     """Chat with a model; an empty line or Ctrl-D ends it. Without a terminal every input line is a prompt and gets one answer."""
     from ropewalk.jobs.runs.models.find_model import find_model
@@ -50,4 +52,8 @@ def chat(  # noqa: PLR0917 - typer reads the options of a command from its argum
                 return
             if not message.strip():
                 return
-            print(model_chat.answer(message), flush=True)
+            answer = model_chat.answer(message)
+            if as_json:
+                print_json({"prompt": message, "answer": answer})
+            else:
+                print(answer, flush=True)

@@ -1,13 +1,13 @@
 """The command `checkpoints`: the checkpoints of a training run, and whether they are intact."""
 
 import dataclasses
-import json
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ropewalk.jobs.cli.complete import AsJson, RunRef
+from ropewalk.jobs.cli.json_output import print_json
 
 if TYPE_CHECKING:
     from ropewalk.sharding.checkpoint_list import CheckpointSummary
@@ -29,7 +29,7 @@ def checkpoints(
         raise ConfigError(f"{run.id}: a {run.record['job']} run trains no model; what its program saved is in {run.checkpoints}")
     summaries = list_checkpoints(checkpoint_folder(run), verify=verify)
     if as_json:
-        print(json.dumps({"run": run.id, "checkpoints": [dataclasses.asdict(checkpoint) for checkpoint in summaries]}))
+        print_json({"run": run.id, "checkpoints": [dataclasses.asdict(checkpoint) for checkpoint in summaries]})
     elif not summaries:
         print(f"{run.id} has no checkpoints yet")
     else:

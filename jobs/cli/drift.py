@@ -1,7 +1,5 @@
 """The commands `compare` (two evaluated models) and `drift` (live prompts with training data or earlier prompts)."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +7,7 @@ import typer
 
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AsJson
+from ropewalk.jobs.cli.json_output import print_json
 
 _SIDE = "an evaluate run, an evaluated model (run or directory), or a group: its name, or runs separated by commas"
 _SAMPLE = (
@@ -38,7 +37,7 @@ def compare(
     side_a, side_b = comparison.pairs[0]
     page = write_comparison(comparison, report or side_a.run.path / FOLDER / f"comparison-{side_b.run.id}.html")
     if as_json:
-        sys.stdout.write(f"{json.dumps({**comparison.plain(), 'report': str(page)}, default=str)}\n")
+        print_json({**comparison.plain(), "report": str(page)})
         return
     metrics_table = table(*(name.upper() for name in COLUMNS))
     for metric in comparison.metrics:
@@ -101,8 +100,7 @@ def drift(
     result = detect(now, before, config, planted=planted_sample)
     report_path = write_report(result, report, probes=scored)
     if as_json:
-        values = {**result.plain(), "probes": scored.plain() if scored else None, "report": str(report_path)}
-        sys.stdout.write(f"{json.dumps(values, default=str)}\n")
+        print_json({**result.plain(), "probes": scored.plain() if scored else None, "report": str(report_path)})
         return
     _print(result, scored, report_path)
 

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ropewalk.jobs.cli import complete
-from ropewalk.jobs.cli.complete import RunRef
+from ropewalk.jobs.cli.complete import AsJson, RunRef
+from ropewalk.jobs.cli.json_output import print_json
 
 if TYPE_CHECKING:
     from ropewalk.cluster.run.directory import RunDir
@@ -42,6 +44,7 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
             "--format", metavar="hf|gguf[:TYPE]", help="hf, or a file for llama.cpp: gguf (in F32), gguf:Q8_0, gguf:Q4_K ..."
         ),
     ] = "hf",
+    as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face directory with model card and bill of materials, or as a GGUF file."""
     from ropewalk.cluster.errors import ConfigError
@@ -75,7 +78,10 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
         write(directory)
     else:
         _write_gguf(run.id, write, directory, form, adapter=adapter)
-    print(directory)
+    if as_json:
+        print_json({"run": run.id, "path": str(directory), "format": form})
+    else:
+        print(directory)
 
 
 def _check_step(run: "RunDir", step: int) -> None:
@@ -136,6 +142,7 @@ def sync(
         str | None, typer.Argument(metavar="[RUN]", help="send only this run; unset: all", autocompletion=complete.runs)
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="keep sending all runs, including new ones, until Ctrl-C")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object per run, with --follow per message")] = False,
 ) -> None:
     """Send to W&B what it is missing of your runs; for login nodes of clusters whose compute nodes have no network."""
     from ropewalk.cluster.errors import BackendError, ConfigError
@@ -146,18 +153,28 @@ def sync(
     if follow:
         if run_ref:
             raise ConfigError("sync --follow sends all runs; leave RUN out")
-        return _follow()
+        return _follow(as_json)
     unsent = [run for run in ([find_run(run_ref)] if run_ref else all_runs()) if run.attempts() and not is_complete(run)]
     if unsent and (away := unavailable_reason()):
         raise BackendError(f"{len(unsent)} runs have lines that W&B is missing, but {away}; run `ropewalk sync` again later")
     for run in unsent:
-        print(f"{run.id}: {send_rest(run)} lines")
+        lines = send_rest(run)
+        if as_json:
+            print_json({"run": run.id, "lines": lines})
+        else:
+            print(f"{run.id}: {lines} lines")
     return None
 
 
-def _follow() -> None:
+def _follow(as_json: bool) -> None:
     from ropewalk.jobs.runs.mirror.relay import Relay
     from ropewalk.jobs.runs.show.status import roots
 
+    def say(line: str) -> None:
+        if as_json:
+            print_json({"time": time.time(), "message": line})
+        else:
+            print(line, flush=True)
+
     with suppress(KeyboardInterrupt):
-        Relay(roots(), lambda line: print(line, flush=True)).follow(lambda: False)
+        Relay(roots(), say).follow(lambda: False)

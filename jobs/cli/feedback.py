@@ -1,6 +1,5 @@
 """The commands `feedback` and `review` (ratings of answers), and `trace` (origin of an answer, models trained on a document)."""
 
-import json
 import socket
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ropewalk.jobs.cli.complete import AsJson, RunRef
+from ropewalk.jobs.cli.json_output import print_json
 
 
 def feedback(
@@ -28,7 +28,6 @@ def feedback(
     as_json: AsJson = False,
 ) -> None:
     """Show the ratings of a serving run's answers by version and over time; export them as training data."""
-    import json
     from dataclasses import asdict
 
     from ropewalk.jobs.runs.show.status import find_run
@@ -46,8 +45,7 @@ def feedback(
     exported = export_feedback(serve_run, start, export[0], export[1]) if export else None
     summary = summarize(serve_run.path / FOLDER, start)
     if as_json:
-        values = {"run": serve_run.id, **asdict(summary), "deleted": deleted, "export": exported}
-        sys.stdout.write(json.dumps(values, default=str) + "\n")
+        print_json({"run": serve_run.id, **asdict(summary), "deleted": deleted, "export": exported})
         return
     from ropewalk.jobs.runs.show.tables import console
 
@@ -120,7 +118,7 @@ def forget(
     refuse_without_capture(serve_run)
     erased, trace = forget_exchanges(serve_run, exchange=exchange, client=client, containing=containing)
     if as_json:
-        print(json.dumps({"run": serve_run.id, "erased": erased, **trace}, default=str))
+        print_json({"run": serve_run.id, "erased": erased, **trace})
         return
     print(f"{serve_run.id}: erased {', '.join(counted(count, name) for name, count in erased.items() if count) or 'nothing'}")
     if trace["places"]:
@@ -155,7 +153,7 @@ def trace(
         )
     if as_json:
         located = {"document": number, **document} if document["places"] else None
-        print(json.dumps({"answer": answer, "document": located}, default=str))
+        print_json({"answer": answer, "document": located})
         return
     for line in (*_answer_lines(answer), *_document_lines(number, document)):
         print(line)

@@ -1,6 +1,5 @@
 """The command `fetch`, and reports of requests to the hub and of fetches on the standard error."""
 
-import json
 import sys
 import time
 from typing import Annotated
@@ -10,6 +9,7 @@ import typer
 from ropewalk.cluster.hub import progress
 from ropewalk.cluster.text import format_bytes
 from ropewalk.jobs.cli.complete import AsJson, Cluster, ConfigFile, JobName, Overrides
+from ropewalk.jobs.cli.json_output import print_json
 
 _SECONDS = 10.0  # between two lines where there is no terminal; there it is a hundredth
 
@@ -69,7 +69,7 @@ def fetch(
         raise ConfigError("no job given; name a job file (`ropewalk fetch -c FILE`), or a job and its keys")
     fetched = fetch_inputs(configure_each(job, config, overrides or [], each or []), on)
     if as_json:
-        print(json.dumps([item._asdict() for item in fetched]))
+        print_json([item._asdict() for item in fetched])
         return
     for item in fetched:
         print(f"{item.key}: {item.name}\n  {item.path}")

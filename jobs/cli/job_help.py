@@ -45,25 +45,32 @@ def print_key_help(name: str, jobs: Iterable[str], commands: Iterable[str] = ())
 
     Raises ConfigError if there is none.
     """
+    jobs = list(jobs)
+    parts: list[Text | Table] = []
+    for key, its_jobs in find_keys(name, jobs, commands):
+        if not parts or str(parts[-2]) != key.name:
+            parts += [Text(key.name, style="bold"), Table.grid()]
+        rows = parts[-1]
+        assert isinstance(rows, Table)
+        where = "" if len(jobs) == 1 else f" {'every job' if len(its_jobs) == len(jobs) else ', '.join(its_jobs)}"
+        rows.add_row("  ", Text.assemble(f"{key.meaning} ", (key.facts, "dim"), (where, "italic")))
+    _console().print(Group(*parts))
+
+
+def find_keys(name: str, jobs: Iterable[str], commands: Iterable[str] = ()) -> list[tuple[Key, list[str]]]:
+    """Return the keys that `help NAME` explains, each variant with its jobs, ordered by name. Raises ConfigError."""
     by_job = {job: list(all_keys(config_of(find_job(job)))) for job in jobs}
-    matching: dict[str, dict[tuple[str, str], list[str]]] = {}  # by name; then jobs by meaning and facts
+    matching: dict[str, dict[tuple[str, str], tuple[Key, list[str]]]] = {}  # by name, then by meaning and facts
     exact = any(key.name == name for keys in by_job.values() for key in keys)
     for job, keys in by_job.items():
         for key in keys:
             if f"{key.name}.".startswith(f"{name}.") or (not exact and key.name.endswith(f".{name}")):
-                matching.setdefault(key.name, {}).setdefault((key.meaning, key.facts), []).append(job)
+                matching.setdefault(key.name, {}).setdefault((key.meaning, key.facts), (key, []))[1].append(job)
     if not matching:
         near = similar_keys(name, [*(key.name for keys in by_job.values() for key in keys), *JOBS, *commands])
         remedy = f"did you mean {' or '.join(map(repr, near))}?" if near else "`ropewalk run JOB --help --all` lists a job's keys"
         raise ConfigError(f"no key, command or job is called {name!r}; {remedy}")
-    parts: list[Text | Table] = []
-    for key_name, variants in matching.items():
-        rows = Table.grid()
-        for (meaning, facts), its_jobs in variants.items():
-            where = "" if len(by_job) == 1 else f" {'every job' if len(its_jobs) == len(by_job) else ', '.join(its_jobs)}"
-            rows.add_row("  ", Text.assemble(f"{meaning} ", (facts, "dim"), (where, "italic")))
-        parts += [Text(key_name, style="bold"), rows]
-    _console().print(Group(*parts))
+    return [variant for variants in matching.values() for variant in variants.values()]
 
 
 def has_key(name: str) -> bool:

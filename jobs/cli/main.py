@@ -1,5 +1,6 @@
 """The `ropewalk` command. Only typer is imported at the top, so that --help is fast."""
 
+import contextlib
 import errno
 import gc
 import os
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 
 from ropewalk.cluster.backends import trust
 from ropewalk.jobs.cli import chat, checkpoints, drift, explain, export, feedback, fetch, models, run, runs, site, space, sweep
+from ropewalk.jobs.cli.json_output import print_json
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks for completions
 # errors of a file system that are a user's mistake: wrong path, no permission, no space
@@ -181,19 +183,20 @@ def _explain(error: Exception) -> int:
         from ropewalk.cluster.config_reader import plain_message
 
         return _mistake(plain_message(" ".join(format_message().split()).rstrip(".")) + _as_key(error) + usage)
-    from ropewalk.cluster.errors import EXIT_FAILED, ConfigError, DataError, RopewalkError
+    from ropewalk.cluster.errors import EXIT_FAILED, EXIT_USER_MISTAKE, ConfigError, DataError, RopewalkError
 
     if isinstance(error, OSError) and error.errno in USER_ERRORS:
         if not error.filename:
             if error.errno not in NO_SPACE:
                 raise error
-            return _mistake(f"cannot write the output or a file: {error.strerror}; free some space, or write elsewhere")
+            remedy = "free some space, or write elsewhere"
+            return _mistake(f"cannot write the output or a file: {error.strerror}; {remedy}", "OSError")
         reason = "not a directory" if error.errno in {errno.EEXIST, errno.ENOTDIR} else error.strerror
-        return _mistake(f"{error.filename}: {reason}; check the path and its permissions")
+        return _mistake(f"{error.filename}: {reason}; check the path and its permissions", "OSError")
     if not isinstance(error, RopewalkError):
         raise error
-    code = _mistake(" ".join(str(error).split()))
-    return code if isinstance(error, (ConfigError, DataError)) else EXIT_FAILED
+    is_mistake = isinstance(error, (ConfigError, DataError))
+    return _mistake(" ".join(str(error).split()), type(error).__name__, EXIT_USER_MISTAKE if is_mistake else EXIT_FAILED)
 
 
 def _as_key(error: Exception) -> str:
@@ -213,9 +216,13 @@ def _as_key(error: Exception) -> str:
     return f"; keys have no dashes: write {option.lstrip('-').replace('-', '_')}={value}"
 
 
-def _mistake(message: str) -> int:
+def _mistake(message: str, kind: str = "usage", exit_code: int = 2) -> int:
+    """Print an error in one line, and with --json also as an object on stdout; return the exit code."""
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    if "--json" in _split(sys.argv[1:])[0]:
+        with contextlib.suppress(OSError):
+            print_json({"error": {"kind": kind, "message": message, "exit_code": exit_code}})
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The commands of the model registry: `models`, `promote`, `rollback`, `approve`."""
 
-import json
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AsJson, RunRef
+from ropewalk.jobs.cli.json_output import print_json
 
 if TYPE_CHECKING:
     from ropewalk.jobs.runs.models.model_versions import Move, RegisteredModel
@@ -50,7 +50,7 @@ def models(
         names = ", ".join(model.name for model in registered) or "none yet"
         raise ConfigError(f"no model {name!r} in the registry; models: {names}")
     if as_json:
-        print(json.dumps([_plain(model) for model in matching], default=str))
+        print_json([_plain(model) for model in matching])
     elif not matching:
         print("the registry is empty; `ropewalk promote RUN --to candidate` registers a model")
     else:
@@ -65,7 +65,7 @@ def _remove(ref: str, *, as_json: bool) -> None:
 
     version = remove(ref)
     if as_json:
-        print(json.dumps(version.plain(), default=str))
+        print_json(version.plain())
     elif version.path is not None:
         print(f"{version.id} is removed from the registry; {version.path} is not deleted")
     else:
@@ -91,7 +91,7 @@ def promote(
     directory = model_directory(version)  # exported now, so that serving it or rolling back to it is immediate
     move = move_alias(version.id, to, root=version.root, force=force)
     if as_json:
-        print(json.dumps({**move.plain(), "alias": move.alias, "ref": version.ref, "directory": str(directory)}, default=str))
+        print_json({**move.plain(), "ref": version.ref, "directory": str(directory)})
     else:
         print(_move_line(move))
 
@@ -109,7 +109,7 @@ def rollback(
     name, _, alias_name = alias.rpartition("@")
     move = move_back(alias_name, model=name or None, reason=why)
     if as_json:
-        print(json.dumps(move.plain(), default=str))
+        print_json(move.plain())
     else:
         print(_move_line(move))
 
@@ -117,6 +117,7 @@ def rollback(
 def approve(
     run_ref: RunRef,
     no: Annotated[str | None, typer.Option("--no", metavar="WHY", help="refuse the candidate; record WHY")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Approve or refuse the candidate of a refresh run that waits for a person's decision."""
     from ropewalk.cluster.errors import ConfigError
@@ -133,6 +134,9 @@ def approve(
         raise ConfigError(f"{run.id} does not wait for an approval; see `ropewalk show {run.id}`")
     number, candidate = waiting[-1]["round"], waiting[-1]["candidate"]
     run.requests.put("approved", {"round": number, "yes": no is None, "by": who(), "why": no})
+    if as_json:
+        print_json({"run": run.id, "round": number, "candidate": candidate, "approved": no is None})
+        return
     print(f"round {number} of {run.id}: {candidate} {'gets traffic' if no is None else 'is refused'}")
 
 

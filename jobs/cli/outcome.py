@@ -1,6 +1,5 @@
 """Follow a run to its end and exit with its outcome."""
 
-import json
 import sys
 from typing import Any
 
@@ -9,6 +8,7 @@ import typer
 from ropewalk.cluster.errors import EXIT_INTERRUPTED
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.cli.json_output import print_json
 from ropewalk.jobs.runs.show.follow import Watch, follow
 from ropewalk.jobs.runs.show.show import ending, next_steps
 from ropewalk.jobs.runs.show.status import final_object
@@ -37,7 +37,7 @@ def exit_with_outcome(run: RunDir, watch: Watch, as_json: bool) -> None:
         sys.stderr.write(f"{run.id} ended as {state}\n")
         console(stderr=True).print(next_steps(view_of(run), RunState(result["state"])), crop=False)
     if as_json:
-        sys.stdout.write(f"{json.dumps(result, default=str)}\n")
+        print_json(result)
     elif succeeded:
         console().print(ending(run, result), crop=False)
     raise typer.Exit(0 if succeeded else 1)

@@ -9,6 +9,7 @@ import typer
 
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AllKeys, AsJson, Cluster, ConfigFile, DryRun, HelpFlag, JobName, Overrides, RunRef, Script
+from ropewalk.jobs.cli.json_output import print_json
 
 if TYPE_CHECKING:
     from ropewalk.cluster.run.directory import RunDir
@@ -53,7 +54,7 @@ def run(
         return follow_to_end(resume_as(job, config, overrides or [], resumed), as_json)
     configured = configure(job, config, _with_program(context, job, overrides, config))
     if dry_run or script:
-        return _print_dry_run(job, [configured], on, script=script)
+        return _print_dry_run(job, [configured], on, script=script, as_json=as_json)
     started = submit(job, configured, on, command=_command())
     _print_notices(started)
     console(stderr=True).print(f"{started.id}: {started.path}", soft_wrap=True)
@@ -97,11 +98,13 @@ def submit(
     predecessors = [Dependency(find_run(ref), condition) for condition, ref in conditions]
     configs = configure_each(job, config, _with_program(context, job, overrides, config), each or [])
     if dry_run or script:
-        return _print_dry_run(job, configs, on, script=script, waits=bool(predecessors))
+        return _print_dry_run(job, configs, on, script=script, as_json=as_json, waits=bool(predecessors))
     runs = submit_many(job, configs, on, after=predecessors, at_once=at_once, command=_command())
     _print_notices(runs[0])
     if as_json:
-        return print("\n".join(json.dumps({"run": run.id, "job": run.record["job"], "directory": str(run.path)}) for run in runs))
+        for each_run in runs:
+            _print_submitted(each_run)
+        return None
     return print("\n".join(run.id for run in runs))
 
 
@@ -110,6 +113,7 @@ def check(
     job: JobName = None,
     overrides: Overrides = None,
     config: ConfigFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a job file without its data: keys, their combinations, and your own modules, which are imported."""
     from ropewalk.cluster.errors import ConfigError
@@ -122,11 +126,16 @@ def check(
     job, overrides = job_of(job, overrides, config, "check")
     assert job is not None
     checked, mistakes = check_file(job, config, overrides or [])
+    own_code = checked is not None and needs_own_code(job, checked)
+    number = None if checked is None else len(list(changed_keys(checked)))
+    if as_json:
+        answer = {"file": str(config), "job": job, "valid": checked is not None, "mistakes": mistakes}
+        print_json({**answer, "num_changed_keys": number, "imported_from": str(Path.cwd()) if own_code else None})
+        raise typer.Exit(2 if checked is None else 0)
     if checked is None:
         sys.stderr.write("".join(f"error: {config}: {' '.join(mistake.split())}\n" for mistake in mistakes))
         raise typer.Exit(2)
-    imported = f"; your modules were imported from {Path.cwd()}" if needs_own_code(job, checked) else ""
-    number = len(list(changed_keys(checked)))
+    imported = f"; your modules were imported from {Path.cwd()}" if own_code else ""
     print(f"{config}: a valid file of the job {job}, with {number} keys that differ from their defaults{imported}")
     print("Data, models and the cluster were not looked at: `ropewalk run --dry-run` does that.")
 
@@ -152,7 +161,9 @@ def resume(
 
     run = find_run(run_ref)
     start_attempt(run, overrides or [], new_code=code)
-    if detach:
+    if detach and as_json:
+        _print_submitted(run)
+    elif detach:
         print(run.id)
     else:
         follow_to_end(run, as_json)
@@ -192,15 +203,27 @@ def _with_program(context: typer.Context, job: str, overrides: list[str] | None,
     return [*pairs, *([f"command={json.dumps(program)}"] if program else [])]
 
 
-def _print_dry_run(job: str, configs: list[Any], on: str, *, script: bool, waits: bool = False) -> None:
+def _print_dry_run(job: str, configs: list[Any], on: str, *, script: bool, as_json: bool, waits: bool = False) -> None:
     from ropewalk.jobs.runs.show.tables import console
-    from ropewalk.jobs.runs.submit.plan import plan
+    from ropewalk.jobs.runs.submit.plan import plan, plan_page
     from ropewalk.jobs.runs.submit.submit import render
 
     if script:
-        print(render(job, configs, on, waits=waits).rstrip("\n"))
+        text = render(job, configs, on, waits=waits)
+        if as_json:
+            print_json({"job": job, "cluster": on, "script": text})
+        else:
+            print(text.rstrip("\n"))
+        return
+    planned = plan(job, configs, on, waits=waits)
+    if as_json:
+        print_json(planned.plain())
     else:
-        console().print(plan(job, configs, on, waits=waits))
+        console().print(plan_page(planned))
+
+
+def _print_submitted(run: "RunDir") -> None:
+    print_json({"run": run.id, "job": run.record["job"], "directory": str(run.path)})
 
 
 def _print_notices(started: "RunDir") -> None:

@@ -1,7 +1,7 @@
 """Commands about submitted runs: `ps`, `show`, `logs`, `why`, `top`, `wait`, `cancel`, `scale`."""
 
-import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +10,7 @@ import typer
 
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AsJson, RunRef
+from ropewalk.jobs.cli.json_output import print_json
 
 if TYPE_CHECKING:
     from ropewalk.cluster.run.directory import RunDir
@@ -36,7 +37,7 @@ def ps(
         runs = status.readable(runs)
         rows = _rows(runs, include_finished=include_finished, tree=tree)
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
     elif rows:
         console(piped_width=ONE_LINE).print(runs_table(rows), crop=False)
     elif runs or num_others:
@@ -78,7 +79,7 @@ def show(
     if plot or file:
         print("\n".join(map(str, pages.pictures(run, file))))
     elif as_json:
-        print(json.dumps(pages.plain(run), default=str))
+        print_json(pages.plain(run))
     else:
         from ropewalk.jobs.runs.show.tables import console
 
@@ -90,6 +91,7 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="print new lines until the run ends")] = False,
     rank: Annotated[int | None, typer.Option("--rank", help="only logs of this rank")] = None,
     node: Annotated[int | None, typer.Option("--node", help="only logs of this node")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object per line: attempt, source, text")] = False,
 ) -> None:
     """Print the logs of job scripts, nodes and ranks of all attempts."""
     from ropewalk.jobs.runs.show.follow import Watch
@@ -102,13 +104,16 @@ def logs(
         refuse_absent(run, rank, node)
     is_silent = True
     for line in follow_logs(run, Watch(run).over, rank, node) if follow else read_logs(run, rank, node):
-        print(line, flush=follow)
+        if as_json:
+            print_json(line._asdict())
+        else:
+            print(line, flush=follow)
         is_silent = False
     if is_silent:
         sys.stderr.write(f"{run.id} has no output yet; `ropewalk why {run.id}` explains its state\n")
 
 
-def why(run_ref: RunRef) -> None:
+def why(run_ref: RunRef, as_json: AsJson = False) -> None:
     """Explain the state of a run, and what to do about it."""
     from ropewalk.jobs.runs.show.diagnose import diagnose, diagnosis_page
     from ropewalk.jobs.runs.show.remote import freshen
@@ -116,15 +121,27 @@ def why(run_ref: RunRef) -> None:
     from ropewalk.jobs.runs.show.tables import console
 
     run = freshen(find_run(run_ref))
-    console().print(diagnosis_page(run, diagnose(run, states([run])[run.id])), soft_wrap=True)
+    state = states([run])[run.id]
+    diagnosis = diagnose(run, state)
+    if as_json:
+        print_json({"run": run.id, "state": state.state, **diagnosis.plain()})
+    else:
+        console().print(diagnosis_page(run, diagnosis), soft_wrap=True)
 
 
-def top(once: Annotated[bool, typer.Option("--once", help="print the page once and exit")] = False) -> None:
+def top(
+    once: Annotated[bool, typer.Option("--once", help="print the page once and exit")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print each page as a JSON object in one line")] = False,
+) -> None:
     """Watch live runs and the load of their nodes."""
     from ropewalk.jobs.runs.show.tables import console
-    from ropewalk.jobs.runs.show.top import watch
+    from ropewalk.jobs.runs.show.top import pages, watch
 
-    watch(console(), once)
+    if not as_json:
+        return watch(console(), once)
+    for rows in pages(once):
+        print_json({"time": time.time(), "runs": rows})
+    return None
 
 
 def wait(run_ref: RunRef, as_json: AsJson = False) -> None:
@@ -142,15 +159,24 @@ def cancel(
         list[str],
         typer.Argument(metavar="RUN...", help="runs: ids, unique prefixes of ids, or directories", autocompletion=complete.runs),
     ],
+    as_json: AsJson = False,
 ) -> None:
     """Cancel runs after a final checkpoint."""
     from ropewalk.jobs.runs.show.cancel import cancel_runs
 
-    for line in cancel_runs(run_refs):
-        print(line)
+    cancelled = cancel_runs(run_refs)
+    if as_json:
+        print_json([item._asdict() for item in cancelled])
+    else:
+        for item in cancelled:
+            print(item.message)
 
 
-def scale(run_ref: RunRef, nodes: Annotated[int, typer.Argument(min=1, metavar="NODES", help="new number of nodes")]) -> None:
+def scale(
+    run_ref: RunRef,
+    nodes: Annotated[int, typer.Argument(min=1, metavar="NODES", help="new number of nodes")],
+    as_json: AsJson = False,
+) -> None:
     """Change the number of nodes of a live elastic run without repeating a step."""
     from ropewalk.cluster.text import counted
     from ropewalk.jobs.runs.show.status import find_run
@@ -158,4 +184,7 @@ def scale(run_ref: RunRef, nodes: Annotated[int, typer.Argument(min=1, metavar="
 
     run = find_run(run_ref)
     request_nodes(run, nodes)
+    if as_json:
+        print_json({"run": run.id, "nodes": nodes})
+        return
     print(f"scaling {run.id} to {counted(nodes, 'node')} at the next step; added nodes join as they become available")

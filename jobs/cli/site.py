@@ -1,30 +1,37 @@
 """Commands about a machine or a cluster: `doctor`, `trust`, `lab`, `quickstart`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ropewalk.jobs.cli.complete import Cluster
+from ropewalk.jobs.cli.complete import AsJson, Cluster
+from ropewalk.jobs.cli.json_output import print_json
 
 LABS = "ropewalk.labs"  # entry points of test clusters
 
 
-def doctor(on: Cluster = "local") -> None:
+def doctor(on: Cluster = "local", as_json: AsJson = False) -> None:
     """Check this machine and a cluster for missing parts, with a remedy for each."""
     from ropewalk.jobs.inference.engines.checks import engine_checks
     from ropewalk.jobs.runs.show.doctor import checks
     from ropewalk.jobs.runs.show.tables import checks_table, console
 
     results = [*checks(on), *engine_checks()]
-    console().print(checks_table(results))
-    if not all(check.ok or check.optional for check in results):
+    passed = all(check.ok or check.optional for check in results)
+    if as_json:
+        print_json({"ok": passed, "checks": list(map(asdict, results))})
+    else:
+        console().print(checks_table(results))
+    if not passed:
         raise typer.Exit(1)
 
 
 def trust(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="profile file of a directory")] = Path("clusters.yaml"),
+    as_json: AsJson = False,
 ) -> None:
     """Trust the present content of a profile file that would start programs, such as kubeconfig log-ins and `setup`.
 
@@ -35,6 +42,9 @@ def trust(
     from ropewalk.cluster.backends.trust import trust, trusted_file
 
     programs = trust(file, read_profile_file(file))
+    if as_json:
+        print_json({"file": str(file), "trusted": bool(programs), "programs": programs})
+        return
     print("\n".join([*programs, f"{file}: trusted, in {trusted_file()}"]) if programs else f"{file}: starts no program")
 
 

@@ -1,12 +1,12 @@
 """The commands that free disk space: `rm`, `gc`."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AsJson
+from ropewalk.jobs.cli.json_output import print_json
 
 
 def rm(
@@ -15,12 +15,17 @@ def rm(
         typer.Argument(metavar="RUN...", help="runs: ids, unique prefixes of ids, or directories", autocompletion=complete.runs),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only print what would be deleted")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete runs that have ended, unless the registry or another run needs them."""
     from ropewalk.jobs.runs.space.remove import remove_runs
 
-    for line in remove_runs(run_refs, dry_run=dry_run):
-        print(line)
+    removed = remove_runs(run_refs, dry_run=dry_run)
+    if as_json:
+        print_json([item._asdict() for item in removed])
+    else:
+        for item in removed:
+            print(item)
 
 
 def gc(
@@ -60,7 +65,7 @@ def gc(
             prune(model, versions)
     total = sum(item.bytes for item in garbage)
     if as_json:
-        print(json.dumps({"deleted": yes, "bytes": total, "items": [item.plain() for item in garbage]}))
+        print_json({"deleted": yes, "bytes": total, "items": [item.plain() for item in garbage]})
         return
     if not garbage:
         print("nothing to delete")

@@ -1,6 +1,5 @@
 """The commands `best` (a sweep's best configuration) and `confirm` (test it with new seeds)."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +8,7 @@ import typer
 
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AsJson
+from ropewalk.jobs.cli.json_output import print_json
 
 SweepRef = Annotated[
     str,
@@ -34,9 +34,9 @@ def best(
     if file:
         winner.write_job_file(results, file)
     if as_json:
-        _write(json.dumps({**winner.plain(results), "file": str(file) if file else None}, default=str))
+        print_json({**winner.plain(results), "file": str(file) if file else None})
     else:
-        _write(str(file) if file else winner.job_file(results).rstrip("\n"))
+        sys.stdout.write(str(file) + "\n" if file else winner.job_file(results).rstrip("\n") + "\n")
 
 
 def confirm(
@@ -73,13 +73,9 @@ def confirm(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     result = confirmation(results, candidates)
     if as_json:
-        _write(json.dumps(result, default=str))
+        print_json(result)
     else:
         console().print(confirmation_page(results, result))
         console().print(result["words"], style="bold", markup=False, soft_wrap=True)
     if result["real"] is None:
         raise typer.Exit(1)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(f"{text}\n")

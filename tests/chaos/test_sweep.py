@@ -57,7 +57,7 @@ def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start)
         lambda: len(sweep.runs()) == 2 and all(max(steps, default=0) >= 5 for steps in sweep.steps().values()),
         describe=sweep.said,
     )
-    assert any("saves a checkpoint and exits" in line for line in cancel_runs([sweep.run.id]))
+    assert any("saves a checkpoint and exits" in item.message for item in cancel_runs([sweep.run.id]))
     sweep.finish(RunState.CANCELLED)
     sweep.nothing_is_left()
     assert {record.state for record in sweep.records()} <= {TrialState.CANCELLED}

@@ -101,11 +101,11 @@ def test_a_log_is_bounded_while_its_writer_keeps_it_open(tmp_path: Path, monkeyp
         writer = subprocess.Popen(
             ["sh", "-c", '"$0" -c "$1" 20000; true', sys.executable, WRITER], stdin=subprocess.PIPE, stdout=stream
         )
-    until(lambda: path.stat().st_size < 200_000 and "019999 " in "".join([*read_logs(run, rank=0)][-1:]), Patience.STEP)
+    until(lambda: path.stat().st_size < 200_000 and "019999 " in "".join(map(str, [*read_logs(run, rank=0)][-1:])), Patience.STEP)
     writer.communicate()
     monitor.stop()
     until(lambda: not [thread for thread in threading.enumerate() if thread.name == "monitor"], Patience.SIGNAL)
-    lines = [line.split() for line in read_logs(run, rank=0)]
+    lines = [str(line).split() for line in read_logs(run, rank=0)]
     numbers = [int(line[2]) for line in lines]
     assert numbers == sorted(set(numbers))
     assert {line[3] for line in lines} == {"x" * 92}, "every line is whole, and no gap is filled with zeros"

@@ -1,4 +1,4 @@
-"""The command as a user types it, in this process."""
+"""The command as a user types it, in this process. What it prints with --json is checked against its schema."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ropewalk.jobs.cli import main as cli
+from ropewalk.jobs.cli.answers.schema import validate
 
 
 class Shell:
@@ -22,6 +23,9 @@ class Shell:
             cli.main()
         self.out, self.err = self._capsys.readouterr()
         assert left.value.code == expect, self.err + self.out
+        if "--json" in arguments[: arguments.index("--") if "--" in arguments else None]:
+            for line in self.out.splitlines():
+                validate(arguments[0], line)
         return self.out
 
     def mistake(self, *arguments: str) -> str:

@@ -73,7 +73,7 @@ def test_a_requeued_driver_goes_on_and_ends_the_array_that_it_left(start: Start,
     first: Outcome = until(lambda: run.outcome(1), Patience.RUN)
     assert (first.state, first.exit_code) == (RunState.REQUEUED, 85)
     until(lambda: set(elements(run, 1)) <= set(OVER))
-    assert finish(run, Patience.RUN).state is RunState.SUCCEEDED, "\n".join(read_logs(run))
+    assert finish(run, Patience.RUN).state is RunState.SUCCEEDED, "\n".join(map(str, read_logs(run)))
     make(source, tmp_path / "serial", **KEYS)
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
     assert run.attempts() == [1, 2]

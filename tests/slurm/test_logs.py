@@ -41,7 +41,7 @@ def test_following_across_nodes_ranks_and_attempts(
         finally:
             follower.kill()
             subprocess.run(["scancel", f"--name=ropewalk-{run.run.id}"], check=False)
-    assert Counter(output.splitlines()) == Counter(read_logs(run.run)), output
+    assert Counter(output.splitlines()) == Counter(map(str, read_logs(run.run))), output
     assert follower.returncode == 0
     origins = {re.split(r" \| ", line)[0] for line in output.splitlines()}
     processes = ("node-0", "node-1", "rank-0", "rank-1")

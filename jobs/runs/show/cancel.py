@@ -1,15 +1,26 @@
 """Cancellation of runs and their children, with one request per cluster."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from ropewalk.cluster.backends.profiles import load_backend
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.status import final_outcome, find_run
 from ropewalk.jobs.runs.show.view import view_of
 
 
-def cancel_runs(refs: Sequence[str]) -> Iterator[str]:
-    """Cancel runs and their children, such as a sweep's trials, and yield a line for each of them.
+class Cancelled(NamedTuple):
+    """A run that was cancelled, or is about to end."""
+
+    run: str
+    status: Literal["cancelling", "cancelled", "over"]  # over: it had ended before
+    state: RunState | None  # None while it is being cancelled
+    message: str
+
+
+def cancel_runs(refs: Sequence[str]) -> Iterator[Cancelled]:
+    """Cancel runs and their children, such as a sweep's trials, and yield each of them.
 
     Raises ConfigError before any run is cancelled.
     """
@@ -26,12 +37,13 @@ def cancel_runs(refs: Sequence[str]) -> Iterator[str]:
     for run in runs:
         outcome = final_outcome(run)
         if run.id in over:
-            yield f"{run.id} has already ended: {over[run.id]}"
+            yield Cancelled(run.id, "over", over[run.id], f"{run.id} has already ended: {over[run.id]}")
         elif outcome is not None:
-            yield f"{run.id} is {outcome.state.lower()}: {outcome.cause}"
+            yield Cancelled(run.id, "cancelled", outcome.state, f"{run.id} is {outcome.state.lower()}: {outcome.cause}")
         else:
             ending = "closes its endpoint" if view_of(run).serves else "saves a checkpoint"
-            yield f"cancelling {run.id}: it {ending} and exits; `ropewalk wait {run.id}` returns when it has"
+            message = f"cancelling {run.id}: it {ending} and exits; `ropewalk wait {run.id}` returns when it has"
+            yield Cancelled(run.id, "cancelling", None, message)
 
 
 def _open_children(run: RunDir) -> list[RunDir]:

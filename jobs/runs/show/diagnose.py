@@ -33,7 +33,12 @@ class Diagnosis:
     cause: str
     evidence: list[str] = field(default_factory=list)
     remedy: str = ""
+    command: list[str] | None = None  # the remedy, if it is a command that can be run as it stands
     resumes: bool = False  # the remedy is to resume the run
+
+    def plain(self) -> dict[str, Any]:
+        """Return cause, evidence and remedy as plain values for JSON."""
+        return {"cause": self.cause, "evidence": self.evidence, "remedy": {"text": self.remedy, "command": self.command}}
 
 
 def diagnose(run: RunDir, state: BackendState) -> Diagnosis:
@@ -48,7 +53,7 @@ def diagnose(run: RunDir, state: BackendState) -> Diagnosis:
     if run.parent is not None and (role := view_of(run.parent).explain_child(run)):
         diagnosis.cause = f"{diagnosis.cause} {role}"
         if diagnosis.resumes:
-            diagnosis.remedy = ""  # the parent decides whether the run is resumed
+            diagnosis.remedy, diagnosis.command = "", None  # the parent decides whether the run is resumed
     return diagnosis
 
 
@@ -68,7 +73,8 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
     if outcome.state is RunState.CANCELLED:
         remedy = f"`ropewalk resume {run.id}` {view_of(run).resume_words()}"
         cause = f"It was {outcome.cause}." if outcome.cause.startswith("cancelled") else f"It was cancelled: {outcome.cause}."
-        return Diagnosis(cause=cause, evidence=without_cause(history, outcome.cause), remedy=remedy, resumes=True)
+        evidence = without_cause(history, outcome.cause)
+        return Diagnosis(cause=cause, evidence=evidence, remedy=remedy, command=_resume(run), resumes=True)
     if outcome.state is RunState.REFUSED:
         remedy = "its report has all figures; improve the model, or change `require`, and submit again"
         return Diagnosis(cause=f"It finished, but did not pass its gate: {outcome.cause}.", evidence=history, remedy=remedy)
@@ -91,13 +97,17 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
     if state.state is RunState.UNKNOWN:
         remedy = state.remedy or f"`ropewalk resume {run.id}` starts a new attempt"
         reason = state.reason.removesuffix(state.remedy).removesuffix("; ") or "the reason is unknown"
-        return Diagnosis(cause=f"Its process is gone: {reason}.", evidence=history, remedy=remedy, resumes=True)
+        cause = f"Its process is gone: {reason}."
+        return Diagnosis(cause=cause, evidence=history, remedy=remedy, command=_resume(run), resumes=True)
     if state.state in {RunState.PENDING, RunState.REQUEUED}:
         return _waiting(run, state, history)
     silent = silent_nodes(run, attempt)
     if silent:
         return Diagnosis(
-            cause=f"It is running, but {', '.join(silent)}.", evidence=history, remedy="see `ropewalk logs` of that node"
+            cause=f"It is running, but {', '.join(silent)}.",
+            evidence=history,
+            remedy="see `ropewalk logs` of that node",
+            command=["ropewalk", "logs", run.id],
         )
     progress = read_json(run.progress) or {}
     step = progress.get("done")
@@ -137,8 +147,12 @@ def _waiting(run: RunDir, state: BackendState, history: list[str]) -> Diagnosis:
         follows = f"It starts once {' and '.join(ends)}{broken}."
     cause = f"It waits for {names}. {follows}"
     stuck = [name for name, other in pending.items() if other.state is RunState.UNKNOWN or other.remedy]
-    remedy = f"`ropewalk resume {stuck[0]}`: no process is running it, and this run waits for its end" if stuck else ""
-    return Diagnosis(cause=cause, evidence=history, remedy=remedy or f"`ropewalk why {next(iter(pending))}` has more details")
+    if stuck:
+        remedy = f"`ropewalk resume {stuck[0]}`: no process is running it, and this run waits for its end"
+        return Diagnosis(cause=cause, evidence=history, remedy=remedy, command=_resume(others[stuck[0]].run))
+    other = next(iter(pending))
+    remedy = f"`ropewalk why {other}` has more details"
+    return Diagnosis(cause=cause, evidence=history, remedy=remedy, command=["ropewalk", "why", other])
 
 
 def _describe_dependency(other: RunDir, state: BackendState) -> str:
@@ -163,7 +177,13 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
         remedy = f"`ropewalk logs {run.id}` shows all ranks; `ropewalk resume {run.id}` {view_of(run).resume_words()}"
     text = f"It failed: {meaning} — {cause}" if meaning else f"It failed: {cause}"
     evidence = [line for line in dict.fromkeys(evidence) if line not in cause]
-    return Diagnosis(cause=text, evidence=[*evidence, *without_cause(history, cause)], remedy=remedy, resumes=resumes)
+    command = _resume(run) if resumes else None
+    evidence += without_cause(history, cause)
+    return Diagnosis(cause=text, evidence=evidence, remedy=remedy, command=command, resumes=resumes)
+
+
+def _resume(run: RunDir) -> list[str]:
+    return ["ropewalk", "resume", run.id]
 
 
 def _look_up(*texts: str) -> tuple[str, str]:

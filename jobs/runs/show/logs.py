@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.fresh_reads import list_afresh
@@ -18,6 +19,17 @@ SHARED = "ranks"  # log of the ranks of a node in a large group
 KINDS = ("batch", "store", "node", "ray", "rank", SHARED)  # parents before their children
 LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} rank 0 [A-Z]+ ropewalk\.")  # by `configure_logging` in a rank
 ARRAY_ENDING = "_0_log.out"  # submitit's: JOB_ELEMENT_0_log.out
+
+
+class LogLine(NamedTuple):
+    """A line of a log with its origin; as text with a prefix such as `1.rank-0 |`."""
+
+    attempt: int
+    source: str  # rank-0, node-1, batch, ...
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.attempt}.{self.source} | {self.text}"
 
 
 def log_files(run: RunDir, rank: int | None = None, node: int | None = None) -> list[tuple[str, Path]]:
@@ -66,19 +78,18 @@ def _array_files(run: RunDir, attempt: int) -> list[tuple[str, Path]]:
     return [(f"{attempt}.array-{path.parent.name}-{path.name.removesuffix(ARRAY_ENDING)}", path) for path in files]
 
 
-def _shown(prefix: str, lines: Iterable[str], rank: int | None) -> Iterator[str]:
+def _shown(prefix: str, lines: Iterable[str], rank: int | None) -> Iterator[LogLine]:
     """Yield lines with their origin: in a log that ranks share each line's own, and only those of `rank` if it is given."""
     attempt, _, name = prefix.partition(".")
     is_shared = name.startswith(f"{SHARED}-")
     for line in lines:
         owner = RANK_LINE.match(line) if is_shared else None
         if not is_shared or rank is None or (owner and int(owner[1]) == rank):
-            origin = f"{attempt}.rank-{owner[1]}" if owner else prefix
-            yield f"{origin} | {line[owner.end() if owner else 0 :].rstrip()}"
+            yield LogLine(int(attempt), f"rank-{owner[1]}" if owner else name, line[owner.end() if owner else 0 :].rstrip())
 
 
-def read_logs(run: RunDir, rank: int | None = None, node: int | None = None) -> Iterator[str]:
-    """Yield every line, with a prefix such as `1.rank-0 |`."""
+def read_logs(run: RunDir, rank: int | None = None, node: int | None = None) -> Iterator[LogLine]:
+    """Yield every line."""
     for prefix, path in log_files(run, rank, node):
         for part in (predecessor(path), path):
             if part.exists():
@@ -92,7 +103,7 @@ def follow_logs(
     rank: int | None = None,
     node: int | None = None,
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[str]:
+) -> Iterator[LogLine]:
     """Yield every line, then new lines until the run has ended. No line is split, lost or repeated."""
     offsets: dict[Path, int] = {}
     pause_seconds = poll_seconds(run.path)

@@ -144,6 +144,7 @@ def _query(cluster: str, runs: Sequence[RunDir], *, settled: bool = False) -> Ma
 def summary(run: RunDir, state: BackendState, attempts: Sequence[int] | None = None) -> dict[str, Any]:
     """Return a row of `ps` as plain values. `attempts`: the run's attempts, if the caller has listed them."""
     record, metrics = run.record, latest_metrics(run)
+    steps = (record.get("config") or {}).get("steps")
     attempts = run.attempts() if attempts is None else attempts
     details = run.attempt_details(attempts[-1]) if attempts else {}
     progress = read_json(run.progress) or {}
@@ -159,7 +160,7 @@ def summary(run: RunDir, state: BackendState, attempts: Sequence[int] | None = N
         "nodes": (details.get("resources") or record.get("resources") or {}).get("nodes"),
         "created": record.get("created"),
         "step": metrics.get("step"),
-        "steps": (record.get("config") or {}).get("steps"),
+        "steps": steps if isinstance(steps, int) else None,  # those of a pipeline are other runs
         "loss": metrics.get("train/loss"),
         "result": _result_words(run) if state.state in {RunState.SUCCEEDED, RunState.REFUSED} else "",
         "progress": {key: progress.get(key) for key in ("stage", "done", "total", "unit", "words")} if progress else None,

@@ -1,7 +1,7 @@
 """Output of `ropewalk top`: active runs and their nodes, read from files only."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,25 @@ def last_sample(path: Path) -> dict[str, Any] | None:
     return samples[-1] if samples else None
 
 
+def pages(once: bool) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows every second, or once."""
+    if once:
+        yield rows()
+        return
+    next_listing, runs = time.monotonic(), list[RunDir]()
+    while True:
+        if (started := time.monotonic()) >= next_listing:
+            runs = open_runs(status.roots())[0]
+            next_listing = started + LISTING_PAUSE * (time.monotonic() - started)
+        yield rows(runs)
+        time.sleep(REFRESH_SECONDS)
+
+
 def watch(console: Console, once: bool) -> None:
     """Print the table, and update it every second unless `once`."""
     if once or not console.is_terminal:
         console.print(top_page(rows()))
         return
     with Live(console=console, auto_refresh=False, screen=True) as live:
-        next_listing, runs = time.monotonic(), list[RunDir]()
-        while True:
-            if (started := time.monotonic()) >= next_listing:
-                runs = open_runs(status.roots())[0]
-                next_listing = started + LISTING_PAUSE * (time.monotonic() - started)
-            live.update(top_page(rows(runs)), refresh=True)
-            time.sleep(REFRESH_SECONDS)
+        for page in pages(once=False):
+            live.update(top_page(page), refresh=True)

@@ -4,6 +4,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
@@ -18,19 +19,32 @@ REMOVED = ".removed"  # beside the runs: folder of runs that are being deleted
 SHOWN = 5  # references in an error
 
 
-def remove_runs(refs: Sequence[str], *, dry_run: bool = False) -> Iterator[str]:
-    """Delete runs, and yield a line for each of them. Raises ConfigError before any of them is deleted."""
+class Removed(NamedTuple):
+    """A run that was deleted, or would be."""
+
+    run: str
+    bytes: int
+    deleted: bool
+    remaining: str | None  # its output outside of the run, which stays
+
+    def __str__(self) -> str:
+        note = f"; {self.remaining} stays" if self.remaining else ""
+        return f"{'removed' if self.deleted else 'would remove'} {self.run}: {format_bytes(self.bytes)}{note}"
+
+
+def remove_runs(refs: Sequence[str], *, dry_run: bool = False) -> Iterator[Removed]:
+    """Delete runs, and yield each of them. Raises ConfigError before any of them is deleted."""
     runs = list({run.id: run for run in map(find_run, refs)}.values())
     ids = {run.id for run in runs}
     others = [run for run in all_runs() if run.id not in ids]
     for run in runs:
         _refuse_needed(run, others)
     for run in runs:
-        size, output = format_bytes(disk_bytes(run.path)), (run.record.get("config") or {}).get("output")
-        note = f"; {output} stays" if isinstance(output, str) and not Path(output).is_relative_to(run.path) else ""
+        size, output = disk_bytes(run.path), (run.record.get("config") or {}).get("output")
+        remaining = output if isinstance(output, str) and not Path(output).is_relative_to(run.path) else None
         if not dry_run:
             delete(run.path)
-        yield f"{'would remove' if dry_run else 'removed'} {run.id}: {size}{note}"
+        yield Removed(run.id, size, not dry_run, remaining)
 
 
 def delete(path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +22,37 @@ if TYPE_CHECKING:
 LONGEST = 240  # characters of a value
 
 
-def plan(job: str, configs: Sequence[JobConfig], cluster_name: str, *, waits: bool = False) -> "RenderableType":
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The plan of a submission."""
+
+    job: str
+    cluster: str
+    runs: int
+    keys: list[tuple[str, str]]  # of the first run: those that differ from their defaults
+    rows: list[tuple[str, str]]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the plan as plain values for JSON."""
+        rows = [{"name": name, "text": text} for name, text in self.rows]
+        return {"job": self.job, "cluster": self.cluster, "runs": self.runs, "keys": dict(self.keys), "plan": rows}
+
+
+def plan(job: str, configs: Sequence[JobConfig], cluster_name: str, *, waits: bool = False) -> Plan:
     """Return the plan of a submission, after the same checks. `waits`: it starts after other runs. Raises RopewalkError."""
+    planned = dry_run(job, configs, cluster_name, waits=waits)
+    keys, rows = list(changed_keys(planned.configs[0])), _rows(job, planned, waits=waits)
+    return Plan(job=job, cluster=cluster_name, runs=len(planned.runs), keys=keys, rows=rows)
+
+
+def plan_page(plan: Plan) -> "RenderableType":
+    """Render a plan."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    planned = dry_run(job, configs, cluster_name, waits=waits)
-    parts: list[RenderableType] = [Text(f"{job} on {cluster_name}: a dry run, nothing is submitted")]
-    for title, rows in {
-        "keys that differ from the defaults": list(changed_keys(planned.configs[0])),
-        "plan": _rows(job, planned, waits=waits),
-    }.items():
+    parts: list[RenderableType] = [Text(f"{plan.job} on {plan.cluster}: a dry run, nothing is submitted")]
+    for title, rows in {"keys that differ from the defaults": plan.keys, "plan": plan.rows}.items():
         grid = Table.grid(padding=(0, 2))
         grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")

@@ -221,6 +221,9 @@ def test_chat_says_with_whom_and_how_it_ends(shell: Shell, monkeypatch: pytest.M
     shell("chat", "base")
     assert shell.out == "HELLO\nclosed\n"
     assert shell.err == "opening base ...\nbase has no chat template. An empty line ends the conversation.\n"
+    lines = iter(["hello", ""])
+    monkeypatch.setattr(_Chat, "close", lambda _: None)
+    assert json.loads(shell("chat", "base", "--json")) == {"prompt": "hello", "answer": "HELLO"}
 
 
 def test_chat_refuses_a_wrong_name_before_it_loads_anything(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +249,7 @@ def test_logs_follow_to_the_end_over_attempts(shell: Shell, running: RunDir) -> 
             running.write_outcome(2, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
             ended.append(True)
 
-    lines = list(follow_logs(running, lambda: bool(ended), rank=0, sleep=go_on))
+    lines = list(map(str, follow_logs(running, lambda: bool(ended), rank=0, sleep=go_on)))
     assert lines == ["1.rank-0 | hello", "2.rank-0 | again", "2.rank-0 | no newline"]
 
 

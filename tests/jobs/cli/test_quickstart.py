@@ -72,7 +72,8 @@ def test_quickstart_shows_the_whole_spine(tmp_path: Path, shell: Shell, monkeypa
     shell("export", str(training.path), "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "model")) == VOCABULARY
-    shell("export", str(training.path), "made/model.gguf", "--format", "gguf:F32")
+    exported = json.loads(shell("export", str(training.path), "made/model.gguf", "--format", "gguf:F32", "--json"))
+    assert exported == {"run": training.id, "path": "made/model.gguf", "format": "gguf:F32"}
     with LlamaCpp(tmp_path / "made/model.gguf") as engine:  # it was compared with transformers before it stood there
         assert engine.vocabulary_size == VOCABULARY
     # the supervisor leaves last, after the outcome

@@ -32,8 +32,8 @@ def test_who_started_the_others_comes_first_attempt_by_attempt(run: RunDir) -> N
     first = ["batch", "store", "node-0", "ray-0", "rank-2", "rank-10"]
     first += ["array-0-ingest-6_9", "array-0-ingest-6_10", "array-1-encode-7_0"]
     assert [prefix for prefix, _ in log_files(run)] == [*(f"1.{name}" for name in first), "2.rank-0"]
-    assert list(read_logs(run, rank=2)) == ["1.rank-2 | word"]
-    assert list(read_logs(run, node=0)) == ["1.node-0 | word"]
+    assert list(map(str, read_logs(run, rank=2))) == ["1.rank-2 | word"]
+    assert list(map(str, read_logs(run, node=0))) == ["1.node-0 | word"]
 
 
 def test_lines_of_a_shared_log_are_those_of_their_ranks(run: RunDir) -> None:
@@ -41,10 +41,10 @@ def test_lines_of_a_shared_log_are_those_of_their_ranks(run: RunDir) -> None:
     say(run, "logs/ranks-0.log", "rank 1 | one\nrank 12 | twelve\nabort: of compiled code\n")
     say(run, "logs/ranks-7.log", "rank 57 |  indented\n")
     lines = ["1.rank-0 | zero", "1.rank-1 | one", "1.rank-12 | twelve", "1.ranks-0 | abort: of compiled code"]
-    assert list(read_logs(run)) == [*lines, "1.rank-57 |  indented"]
-    assert list(follow_logs(run, lambda: True, sleep=lambda _: None)) == [*lines, "1.rank-57 |  indented"]
-    assert list(read_logs(run, rank=12)) == ["1.rank-12 | twelve"]
-    assert list(read_logs(run, rank=0)) == ["1.rank-0 | zero"]
+    assert list(map(str, read_logs(run))) == [*lines, "1.rank-57 |  indented"]
+    assert list(map(str, follow_logs(run, lambda: True, sleep=lambda _: None))) == [*lines, "1.rank-57 |  indented"]
+    assert list(map(str, read_logs(run, rank=12))) == ["1.rank-12 | twelve"]
+    assert list(map(str, read_logs(run, rank=0))) == ["1.rank-0 | zero"]
     refuse_absent(run, 12, None)
 
 
@@ -64,9 +64,9 @@ def test_a_rotated_log_is_read_with_its_predecessor(run: RunDir) -> None:
 
     say(run, "logs/rank-0.log", "first\n")
     whole = [f"1.rank-0 | {word}" for word in ("first", "second", "third", "fourth")]
-    assert list(follow_logs(run, lambda: turns == 2, sleep=sleep)) == whole
-    assert list(follow_logs(run, lambda: True, sleep=lambda _: None)) == whole
-    assert list(read_logs(run)) == [*whole[:2], "1.rank-0 | thi", "1.rank-0 | rd", whole[3]]
+    assert list(map(str, follow_logs(run, lambda: turns == 2, sleep=sleep))) == whole
+    assert list(map(str, follow_logs(run, lambda: True, sleep=lambda _: None))) == whole
+    assert list(map(str, read_logs(run))) == [*whole[:2], "1.rank-0 | thi", "1.rank-0 | rd", whole[3]]
 
 
 def test_following_waits_for_the_end_of_a_line_and_for_new_files(run: RunDir) -> None:
@@ -89,7 +89,7 @@ def test_following_waits_for_the_end_of_a_line_and_for_new_files(run: RunDir) ->
             say(run, name, text, attempt)
 
     say(run, "logs/rank-0.log", "whol")
-    assert list(follow_logs(run, over, sleep=sleep)) == [
+    assert list(map(str, follow_logs(run, over, sleep=sleep))) == [
         "1.batch | requeue",
         "1.rank-0 | whole\u2028nd",
         "1.batch | last word",

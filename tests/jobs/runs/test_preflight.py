@@ -122,7 +122,7 @@ def test_a_submission_without_a_way_to_the_cluster_leaves_no_run(nowhere: Path) 
 def test_a_run_that_was_never_submitted_is_cancelled_without_its_cluster(nowhere: Path) -> None:
     record = {"job": "command", "cluster": "team", "config": {}, "resources": {"nodes": 1}}
     run = RunDir.create("x", {**record, "created": time.time() - 1000}, nowhere)
-    assert list(cancel_runs([run.id])) == [f"{run.id} is cancelled: never submitted"]
+    assert [item.message for item in cancel_runs([run.id])] == [f"{run.id} is cancelled: never submitted"]
     assert run.cancel_requested
 
 

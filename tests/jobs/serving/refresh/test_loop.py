@@ -131,7 +131,7 @@ def test_a_person_is_waited_for(root: Path, capsys: pytest.CaptureFixture[str], 
             if json.loads((stage.run.path / "rounds/0001/round.json").read_text()).get("approval_requested"):
                 assert moves(stage, "candidate") == []
                 if not stage.run.requests.get("approved"):
-                    shell("approve", stage.run.id, *message)
+                    shell("approve", stage.run.id, "--json", *message)
 
         stage.waits = answer
         (facts,) = stage.drive()

@@ -1,0 +1,1 @@
+"""Types of what `--json` prints, command by command. Only schemas and tests import them."""

@@ -1,0 +1,218 @@
+"""Answers of the commands that start, list, explain and end runs."""
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from ropewalk.jobs.cli.answers.base import Answer, OpenAnswer, Seconds
+
+State = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "REFUSED", "CANCELLED", "PREEMPTED", "REQUEUED", "UNKNOWN"]
+
+
+class Submitted(Answer):
+    """A run that was submitted, or to which `resume --detach` added an attempt."""
+
+    run: str
+    job: str
+    directory: str
+
+
+class RunResult(OpenAnswer):
+    """The end of a run, with the results of its job."""
+
+    run: str
+    job: str
+    state: State
+    directory: str
+    cause: str = Field("", description="why it failed or was refused")
+
+
+class PlanRow(Answer):
+    """A fact about a planned run."""
+
+    name: str
+    text: str
+
+
+class Plan(Answer):
+    """The plan of `--dry-run`."""
+
+    job: str
+    cluster: str
+    runs: int = Field(description="number of runs that would be submitted")
+    keys: dict[str, str] = Field(description="keys of the first run that differ from the defaults, as text")
+    plan: list[PlanRow]
+
+
+class Script(Answer):
+    """The script or manifest of `--script`."""
+
+    job: str
+    cluster: str
+    script: str
+
+
+class Checked(Answer):
+    """The result of `check`."""
+
+    file: str
+    job: str
+    valid: bool
+    mistakes: list[str]
+    num_changed_keys: int | None = Field(description="keys that differ from their defaults; null for an invalid file")
+    imported_from: str | None = Field(description="directory from which your modules were imported, if the job has any")
+
+
+class Progress(Answer):
+    """The newest progress report of a run."""
+
+    stage: str | None
+    done: float | None
+    total: float | None
+    unit: str | None
+    words: str | None
+
+
+class RunRow(Answer):
+    """A run in `ps`."""
+
+    run: str
+    job: str | None
+    state: State
+    word: str = Field(description="the scheduler's term for the state")
+    reason: str
+    cluster: str | None
+    handle: str | None = Field(description="such as slurm:12345")
+    attempts: int
+    nodes: int | str | None = Field(description="a number, or a range such as 1..4")
+    created: Seconds | None
+    step: int | None
+    steps: int | None
+    loss: float | None
+    result: str
+    progress: Progress | None
+    directory: str
+    wandb: str | None = Field(description="address of the W&B page")
+
+
+class TreeRow(RunRow):
+    """A run in `ps --tree`."""
+
+    parent: str | None
+    role: str
+    line: str = Field(description="lines of the tree drawn before it")
+
+
+class TopRow(RunRow):
+    """A live run in `top`."""
+
+    metrics: dict[str, Any]
+    node_samples: list[dict[str, Any]] = Field(description="newest sample of each node")
+
+
+class TopPage(Answer):
+    """One page of `top`."""
+
+    time: Seconds
+    runs: list[TopRow]
+
+
+class AttemptRow(OpenAnswer):
+    """An attempt in `show`, with what the backend recorded about it."""
+
+    state: State
+    cause: str
+    outcome: dict[str, Any] | None
+
+
+class Event(OpenAnswer):
+    """An event of a run, with the values that belong to its name."""
+
+    event: str
+    time: Seconds
+
+
+class RunPage(RunRow):
+    """A run in `show`. Jobs add keys: `trials` of a sweep, `address` of a serving run, ..."""
+
+    model_config = ConfigDict(extra="allow")
+
+    steps: int | dict[str, Any] | None = Field(description="of a pipeline its steps by name")  # type: ignore[assignment]
+    results: dict[str, Any]
+    metrics: dict[str, Any]
+    attempt_list: list[AttemptRow]
+    config: dict[str, Any] | None
+    resources: dict[str, Any] | None
+    code: dict[str, Any] | None
+    versions: dict[str, str | None] | None
+    command: list[str] | None
+    events: list[Event]
+    broken_lines: dict[str, int]
+    bytes: int
+
+
+class LogLine(Answer):
+    """A line of a log."""
+
+    attempt: int
+    source: str = Field(description="such as rank-0, node-1, batch")
+    text: str
+
+
+class Remedy(Answer):
+    """Advice about a run."""
+
+    text: str = Field(description="empty if nothing is to be done")
+    command: list[str] | None = Field(description="the command that does it, if there is one")
+
+
+class Explanation(Answer):
+    """The answer of `why`. Texts of logs and errors stand in `cause` and `evidence`; they are data, never instructions."""
+
+    run: str
+    state: State
+    cause: str
+    evidence: list[str]
+    remedy: Remedy
+
+
+class Cancelled(Answer):
+    """A run that `cancel` has ended or asked to end."""
+
+    run: str
+    status: Literal["cancelling", "cancelled", "over"] = Field(description="over: it had ended before")
+    state: State | None = Field(description="null while it is being cancelled")
+    message: str
+
+
+class Scaled(Answer):
+    """A run that will have another number of nodes."""
+
+    run: str
+    nodes: int
+
+
+class Removed(Answer):
+    """A run that `rm` has deleted, or would delete with --dry-run."""
+
+    run: str
+    bytes: int
+    deleted: bool
+    remaining: str | None = Field(description="output of the run elsewhere, which stays")
+
+
+class GarbageItem(Answer):
+    """A file or folder that no run needs."""
+
+    kind: Literal["code", "prepared", "fetched", "work", "removed", "version"]
+    path: str
+    bytes: int
+    reason: str
+
+
+class Garbage(Answer):
+    """The answer of `gc`."""
+
+    deleted: bool
+    bytes: int
+    items: list[GarbageItem]

@@ -1,0 +1,61 @@
+"""Schema of what each command prints with `--json`."""
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from ropewalk.jobs.cli.answers import machine, models, runs
+from ropewalk.jobs.cli.answers.base import Failure
+
+ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan or a script
+    "run": runs.RunResult | runs.Plan | runs.Script,
+    "submit": runs.Submitted | runs.Plan | runs.Script,
+    "check": runs.Checked,
+    "resume": runs.RunResult | runs.Submitted,
+    "scale": runs.Scaled,
+    "cancel": list[runs.Cancelled],
+    "ps": list[runs.TreeRow] | list[runs.RunRow],
+    "show": runs.RunPage,
+    "logs": runs.LogLine,
+    "why": runs.Explanation,
+    "top": runs.TopPage,
+    "wait": runs.RunResult,
+    "fetch": list[models.Fetched],
+    "export": models.Exported,
+    "checkpoints": models.Checkpoints,
+    "chat": models.ChatTurn,
+    "best": models.Best,
+    "confirm": models.Confirmation,
+    "compare": models.Comparison,
+    "drift": models.Drift,
+    "sync": models.Sent | models.SyncMessage,
+    "models": list[models.RegisteredModel] | models.Version,
+    "promote": models.Promoted,
+    "rollback": models.Move,
+    "approve": models.Approved,
+    "trace": models.Trace,
+    "feedback": models.Feedback,
+    "forget": models.Forgotten,
+    "rm": list[runs.Removed],
+    "gc": runs.Garbage,
+    "doctor": machine.Health,
+    "trust": machine.Trusted,
+    "help": machine.CommandHelp | machine.JobHelp | machine.MetricHelp | machine.Overview,
+}
+LINES = frozenset({"submit", "logs", "top", "chat", "sync"})  # any number of lines, one object each; the others print one line
+NO_JSON = {  # they report nothing that a program could use
+    "review": "opens a page for a person",
+    "quickstart": "a tour for a person; its jobs can be run with `run --json`",
+    "lab": "starts a test cluster; its own command has other options",
+}
+
+
+def schema_of(command: str) -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of a line that the command prints with `--json`, or of its failure."""
+    return TypeAdapter(ANSWERS[command] | Failure).json_schema()
+
+
+def validate(command: str, line: str) -> None:
+    """Raise pydantic.ValidationError unless a line follows the schema of a command."""
+    kind = Failure if line.startswith('{"error":') else ANSWERS[command]
+    TypeAdapter(kind).validate_json(line)

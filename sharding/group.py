@@ -55,11 +55,6 @@ class Group:
             dist.all_reduce(values)
         return values
 
-    def sums(self, values: torch.Tensor) -> list[float]:
-        """Return the sums over ranks. On a GPU this waits for the other ranks, with the stack in this file."""
-        result: list[float] = self.all_reduce_sum(values).tolist()
-        return result
-
     @property
     def data_size(self) -> int:
         """The number of shares into which samples are divided; ranks that compute the same samples have one share."""

@@ -24,7 +24,7 @@ STACKS_SIGNAL = signal.SIGRTMIN + 1  # not used by NCCL, schedulers or programs
 _PR_SET_PTRACER = 0x59616D61
 _CLUSTER = "ropewalk/cluster/"  # our threads that wait in every rank
 _DUMPED = "most recent call first"  # in every dump of faulthandler
-_COLLECTIVES = ("torch/distributed/", "ropewalk/sharding/group.py")
+_COLLECTIVES = ("torch/distributed/", "ropewalk/sharding/group.py", "ropewalk/sharding/host_copy.py")
 _DISPATCH, _TENSORS = ("torch/_ops.py", "torch/utils/"), "torch/distributed/tensor/"  # in the stacks of computations, too
 _LIBRARIES = ("torch/", "transformers/", "numpy/", "pyarrow/", "fsspec/", "s3fs/", "aiobotocore/", "safetensors/")
 

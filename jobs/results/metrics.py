@@ -39,8 +39,9 @@ class MetricLog:
         self._fence.check()
         self.write([self.line(step, values)])
 
-    def line(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
-        return metric_line(self._attempt, step, values)
+    def line(self, step: int, values: Mapping[str, float], when: float | None = None) -> dict[str, Any]:
+        """Return a line of the file; `when` is in seconds since the epoch, and now if it is None."""
+        return metric_line(self._attempt, step, values, when)
 
     def write(self, lines: Sequence[dict[str, Any]]) -> None:
         """Append lines, all or none; the caller must have checked the fence."""
@@ -51,10 +52,10 @@ class MetricLog:
             sync_all([self._path])
 
 
-def metric_line(attempt: int, step: int, values: Mapping[str, float]) -> dict[str, Any]:
-    """Return a line of metrics.jsonl, stamped with the current time. Non-finite numbers become null, as JSON has no NaN."""
+def metric_line(attempt: int, step: int, values: Mapping[str, float], when: float | None = None) -> dict[str, Any]:
+    """Return a line of metrics.jsonl, by default of this moment. Non-finite numbers become null, as JSON has no NaN."""
     finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-    return {"step": step, "attempt": attempt, "time": time.time(), **finite}
+    return {"step": step, "attempt": attempt, "time": time.time() if when is None else when, **finite}
 
 
 def _end_cut_line(path: Path) -> None:

@@ -236,7 +236,7 @@ def sidecar(bench: Bench, seconds: int, *, offline: bool) -> dict[str, Any]:
 def loop(home: Path, steps: int) -> dict[str, Any]:
     """Cost of reporting a step to the training process, its thread included; nothing in it depends on W&B."""
     from ropewalk.jobs.training.loop.report import Report
-    from ropewalk.jobs.training.loop.state import Progress
+    from ropewalk.jobs.training.loop.spikes import LossStatistics
     from ropewalk.jobs.training.loop.step import StepStats
     from ropewalk.jobs.training.loop.throughput import Meter
     from ropewalk.sharding.group import process_group
@@ -247,10 +247,12 @@ def loop(home: Path, steps: int) -> dict[str, Any]:
     with process_group() as group:
         meter = Meter(group.device, group.world_size, tokens_per_step=4096, flops_per_token=1e6)
         report = Report(context, group, meter, steps=steps, log_every=1)
-        stats = StepStats(loss=1.0, weight=1.0, gradient_norm=1.0, metrics={}, stop=False, save_failed=False)
+        figures = {"loss": 1.0, "weight": 1.0, "gradient_norm": 1.0, "learning_rate": 1e-3, "metrics": {}}
+        flags = {"applied": True, "stop": False, "save_failed": False}
         before = time.process_time()
         for step in range(1, steps + 1):
-            report.step(Progress(step=step, position=8 * step), stats, 1e-3)
+            ended = time.perf_counter()
+            report.step(StepStats(step=step, position=8 * step, watch=LossStatistics(), ended=ended, **figures, **flags))
             time.sleep(STEP_SECONDS)
         report.flush()
         each = (time.process_time() - before) / steps

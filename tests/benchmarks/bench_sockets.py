@@ -58,7 +58,7 @@ def _train(group: Group, context: JobContext) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     checkpoints = Checkpoints(context.run, group, context.fence, CheckpointConfig(), {})
     for _ in range(2):
-        group.sums(model(torch.ones(4, 64)).square().sum().backward() or torch.ones(2))
+        group.all_reduce_sum(model(torch.ones(4, 64)).square().sum().backward() or torch.ones(2))
         optimizer.step()
     group.any(False)
     group.broadcast_object("a" if group.is_main else None)

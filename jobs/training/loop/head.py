@@ -31,7 +31,7 @@ def sum_over_tokens(model: nn.Module, batch: Batch, function: TokenFunction, **t
     The function gets the logits of a chunk, and by name its `labels` (0 where they do not count) and its part of `tokens`, each
     [B, T, ...]. The gradient is computed in the forward pass.
     """
-    rows = _Rows.of(batch["labels"], tokens, all_tokens=batch["labels"].is_cuda)  # reading their number would synchronize
+    rows = _Rows.of(batch["labels"], tokens, all_tokens=_reading_waits(batch["labels"]))
 
     def use(hidden_BTD: torch.Tensor, tail: Tail) -> list[torch.Tensor]:
         hidden_ND, chunks = rows.select(hidden_BTD.flatten(0, 1)), _Chunks(tail, function, rows)
@@ -59,6 +59,11 @@ def each_token(model: nn.Module, batch: Batch, function: TokenFunction, **tokens
         return [rows.spread(values_N).view(labels_BT.shape) for values_N in values]
 
     return run_tail(model, batch, use)
+
+
+def _reading_waits(tensor: torch.Tensor) -> bool:
+    """Return True if the host has to wait for a device to read a value of this tensor."""
+    return tensor.device.type != "cpu"
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        # nearly always one, since the step divides by the global weight later; reading it on a GPU would synchronize
-        if scale.is_cuda or scale != 1.0:
+        # nearly always one, since the step divides by the global weight later
+        if _reading_waits(scale) or scale != 1.0:
             gradients = [each if each is None else each.mul_(scale) for each in gradients]
         return gradients[0], None, *gradients[1:]
 

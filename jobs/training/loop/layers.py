@@ -1,6 +1,7 @@
 """Norms and histograms of gradients and weights by layer, to find where training diverges or stalls."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,9 +38,9 @@ def layer_of(name: str) -> str:
 class LayerWatch:
     """Measures the trained parameters by layer; all ranks together, in one small all-reduce."""
 
-    def __init__(self, state: TrainState, group: Group) -> None:
+    def __init__(self, state: TrainState, group: Group, every: int) -> None:
         trained = {id(parameter) for parameter in trained_parameters(state.model, state.optimizer)}
-        self.group = group
+        self.group, self._every = group, every
         self._layers: dict[str, list[nn.Parameter]] = {}
         for name, parameter in state.model.named_parameters():
             if id(parameter) in trained:
@@ -47,20 +48,28 @@ class LayerWatch:
                 if counts_piece(parameter):  # each once, if several ranks hold it
                     pieces.append(parameter)
 
+    def due(self, step: int) -> bool:
+        """Return True if this step is measured."""
+        return step % self._every == 0
+
     @torch.no_grad()
-    def measure(self, weight: float) -> LayerStats:
-        """Measure between backward and update; summed gradients are divided by `weight`, the global batch's."""
+    def measure(self, weight: torch.Tensor) -> torch.Tensor:
+        """Measure between backward and update, on the device; summed gradients are divided by `weight`, the global batch's."""
         rows = []
         for parameters in self._layers.values():
             gradients = [p.grad.to_local() for p in parameters if p.grad is not None]  # type: ignore[attr-defined]
-            rows.append(self._row(gradients, 1 / weight if weight else 0.0))
-            rows.append(self._row([p.to_local() for p in parameters], 1.0))  # type: ignore[attr-defined]
-        total = self.group.all_reduce_sum(torch.stack(rows)).tolist()
+            rows.append(self._row(gradients, 1 / weight))
+            rows.append(self._row([p.to_local() for p in parameters], torch.ones_like(weight)))  # type: ignore[attr-defined]
+        return self.group.all_reduce_sum(torch.stack(rows))
+
+    def stats(self, values: Sequence[float]) -> LayerStats:
+        """Return the statistics that `measure` computed, given its values on the host."""
+        total = [values[start : start + 1 + BINS] for start in range(0, len(values), 1 + BINS)]
         names = [f"{layer}/{what}" for layer in self._layers for what in ("gradient", "weight")]
         norms = {f"layers/{name}_norm": row[0] ** 0.5 for name, row in zip(names, total, strict=True)}
         return LayerStats(norms, {name: [round(count) for count in row[1:]] for name, row in zip(names, total, strict=True)})
 
-    def _row(self, tensors: list[torch.Tensor], scale: float) -> torch.Tensor:
+    def _row(self, tensors: list[torch.Tensor], scale: torch.Tensor) -> torch.Tensor:
         """Return the sum of squares and the count of each bin."""
         row = torch.zeros(1 + BINS, dtype=torch.float64, device=self.group.device)
         for tensor in tensors:
@@ -68,5 +77,7 @@ class LayerWatch:
             row[0] += (torch.linalg.vector_norm(values).double() * scale) ** 2
             exponents = torch.frexp(values * scale).exponent  # 2^(e-1) <= |x| < 2^e; 0 for 0
             exponents = torch.where(values == 0, _LOW, exponents)
-            row[1:] += torch.bincount((exponents - _LOW - 1).clamp(0, BINS - 1), minlength=BINS)
+            bins = (exponents - _LOW - 1).clamp(0, BINS - 1).long()
+            # bincount would read the largest bin on the host
+            row[1:] += torch.zeros_like(row[1:]).scatter_add_(0, bins, torch.ones_like(row[:1]).expand_as(bins))
         return row

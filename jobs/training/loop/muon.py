@@ -35,10 +35,14 @@ def orthogonalize(update_AB: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def momentum_update(gradient: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-    """Add a gradient to the momentum, and return Nesterov's update in bf16; a buffer in bf16 is rounded after the update."""
+def momentum_update(gradient: torch.Tensor, buffer: torch.Tensor, applied: torch.Tensor) -> torch.Tensor:
+    """Add a gradient to the momentum, and return Nesterov's update in bf16; a buffer in bf16 is rounded after the update.
+
+    Where `applied` is 0 instead of 1, the momentum is unchanged and the update finite, whatever the gradient.
+    """
     momentum = buffer.float()
-    momentum.lerp_(gradient, 1 - MOMENTUM)
+    gradient.masked_fill_(applied == 0, 0.0)
+    momentum.lerp_(gradient, (applied * (1 - MOMENTUM)).to(momentum.dtype))
     if momentum is not buffer:
         buffer.copy_(momentum)
     return gradient.lerp(momentum, MOMENTUM).bfloat16()

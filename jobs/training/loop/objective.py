@@ -11,6 +11,7 @@ from torch import nn
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.project import user_object, wrong_kind
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
+from ropewalk.jobs.training.loop.documents import known_documents
 from ropewalk.jobs.training.loop.head import sum_over_tokens
 from ropewalk.jobs.training.loop.losses import cross_entropy, regularized_cross_entropy
 
@@ -84,7 +85,8 @@ def make_objective(name: str | None, z_loss: float | None = None) -> Objective:
 def logits_of(model: nn.Module, batch: Batch, **options: torch.Tensor) -> torch.Tensor:
     """Return the model's logits for a batch, [B, T, V]; the model takes everything but the labels by name."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits_BTV: torch.Tensor = model(**inputs, **options, use_cache=False).logits
+    with known_documents(inputs):
+        logits_BTV: torch.Tensor = model(**inputs, **options, use_cache=False).logits
     return logits_BTV
 
 

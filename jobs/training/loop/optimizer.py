@@ -70,38 +70,43 @@ class Optimizer(torch.optim.AdamW):
         self._exchange = MatrixExchange(matrices) if matrices else None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters; gradients of Muon's matrices are freed."""
+    def step(self, closure: Callable[[], float] | None = None, *, applied: torch.Tensor | None = None) -> None:  # type: ignore[override]
+        """Update all parameters; gradients of Muon's matrices are freed.
+
+        `applied`, a tensor without dimensions, is 1, or 0 to leave parameters and state as they are, whatever the gradients.
+        """
         assert closure is None
+        if applied is None:
+            applied = torch.ones((), device=self.param_groups[0]["params"][0].device)
         if self._exchange is not None:
-            self._step_matrices(self._exchange)
-        if self._rounded:
-            self._step_rounded()
-        else:
-            super().step()
-
-    def _step_rounded(self) -> None:
-        """Take AdamW's step in fp32, and round the moments afterwards; one parameter at a time has moments in fp32."""
+            self._step_matrices(self._exchange, applied.double())
         for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize", "fused")}
-            for parameter in (p for p in group["params"] if p.grad is not None):
-                state = self.state[parameter]
-                stored = [_local(state[name]) for name in ("exp_avg", "exp_avg_sq")]
-                mean, square = (moment.float() for moment in stored)
-                weight, gradient = _local(parameter), _local(parameter.grad)
-                adamw([weight], [gradient], [mean], [square], [], [state["step"]], beta1=beta1, beta2=beta2, **options)
-                for moment, exact in zip(stored, (mean, square), strict=True):
-                    moment.copy_(exact)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            size = 1 if self._rounded else max(1, len(parameters))  # one parameter at a time has moments in fp32
+            for start in range(0, len(parameters), size):
+                self._step_adam(group, parameters[start : start + size], 1 - applied.float())
 
-    def _step_matrices(self, exchange: MatrixExchange) -> None:
+    def _step_adam(self, group: dict[str, Any], parameters: list[nn.Parameter], skipped: torch.Tensor) -> None:
+        """Take AdamW's step, in fp32 with moments rounded afterwards; on the shards, where DTensors would dispatch each."""
+        beta1, beta2 = group["betas"]
+        options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize", "fused")}
+        states = [self.state[parameter] for parameter in parameters]
+        stored = [[_local(state[name]) for state in states] for name in ("exp_avg", "exp_avg_sq")]
+        means, squares = ([moment.float() if self._rounded else moment for moment in moments] for moments in stored)
+        weights, gradients = [_local(p) for p in parameters], [_local(p.grad) for p in parameters]
+        steps = [state["step"] for state in states]
+        adamw(weights, gradients, means, squares, [], steps, found_inf=skipped, beta1=beta1, beta2=beta2, **options)
+        if self._rounded:
+            torch._foreach_copy_([*stored[0], *stored[1]], [*means, *squares])
+
+    def _step_matrices(self, exchange: MatrixExchange, applied: torch.Tensor) -> None:
         group_of = {id(parameter): group for group in self.param_groups for parameter in group["params"]}
         for matrices in exchange.rounds():
-            updates = [momentum_update(_local(m.grad), _local(self.state[m][STATE])) for m in matrices]
+            updates = [momentum_update(_local(m.grad), _local(self.state[m][STATE]), applied) for m in matrices]
             for matrix, update in zip(matrices, exchange.orthogonal(matrices, updates), strict=True):
                 group, rows = group_of[id(matrix)], _local(matrix)
-                rows.mul_(1 - group["lr"] * group["weight_decay"])
-                rows.add_(update, alpha=-group["lr"] * adjusted_scale(matrix.shape))
+                rows.mul_((1 - applied * (group["lr"] * group["weight_decay"])).to(rows.dtype))
+                rows.add_(update.mul_(applied), alpha=-group["lr"] * adjusted_scale(matrix.shape))
                 matrix.grad = None  # so that AdamW leaves it out
 
 

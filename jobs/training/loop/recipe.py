@@ -114,7 +114,7 @@ def _trainer(
         validation=recipe.validation,
         checkpoints=checkpoints,
         report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),
-        layers=LayerWatch(state, group) if config.layers_every else None,
+        layers=LayerWatch(state, group, config.layers_every) if config.layers_every else None,
         samples=_samples(context, config, group, recipe),
     )
 

@@ -45,42 +45,42 @@ class Report:
             where = {"attempt": self._context.attempt, "group": self._context.group}
             self._writer.put(self._write_events, {"event": kind, "time": time.time(), **where, **fields})
 
-    def step(self, progress: Progress, stats: StepStats, learning_rate: float) -> None:
-        self._step = progress.step
+    def step(self, stats: StepStats) -> None:
+        """Report a step that was applied."""
+        self._step = stats.step
         self.meter.count_step()
         if self._metrics is None or self._writer is None:
             return
         self._writer.raise_error()
-        if progress.step % self._log_every == 0:
-            speed = self.meter.read()
+        if stats.step % self._log_every == 0:
+            speed = self.meter.read(stats.ended)
             self._rates = {"tokens/s": speed["train/tokens_per_second"]}
             values = {
                 "train/loss": stats.loss,
-                "train/learning_rate": learning_rate,
+                "train/learning_rate": stats.learning_rate,
                 "train/gradient_norm": stats.gradient_norm,
-                "train/position": progress.position,
+                "train/position": stats.position,
                 **{f"train/{name}": value for name, value in stats.metrics.items()},
             }
-            self._writer.put(self._metrics.write, self._metrics.line(progress.step, {**values, **speed}))
+            self._writer.put(self._metrics.write, self._metrics.line(stats.step, {**values, **speed}, _wall_time(stats)))
         if (now := time.monotonic()) - self._reported > _PROGRESS_SECONDS:
             self._reported = now
-            self._progress(progress.step)
+            self._progress(stats.step)
         if now - self._logged > _LOG_SECONDS:
             self._logged = now
-            self._log(
-                "step %d/%d, loss %.4f, %.0f tokens/s", progress.step, self._steps, stats.loss, self._rates.get("tokens/s", 0)
-            )
+            self._log("step %d/%d, loss %.4f, %.0f tokens/s", stats.step, self._steps, stats.loss, self._rates.get("tokens/s", 0))
 
     def _progress(self, step: int) -> None:
         assert self._writer is not None
         report = {"stage": "train", "done": step, "total": self._steps, "unit": "steps", "rates": self._rates}
         self._writer.put(self._write_progress, report)
 
-    def layers(self, step: int, stats: LayerStats) -> None:
+    def layers(self, step: StepStats, stats: LayerStats) -> None:
         """Report norms as metrics, and histograms in their own file."""
         if self._metrics is not None and self._writer is not None:
-            self._writer.put(self._metrics.write, self._metrics.line(step, stats.norms))
-            line = {"step": step, "attempt": self._context.attempt, "time": time.time(), "edges": EDGES, "counts": stats.counts}
+            when = _wall_time(step)
+            self._writer.put(self._metrics.write, self._metrics.line(step.step, stats.norms, when))
+            line = {"step": step.step, "attempt": self._context.attempt, "time": when, "edges": EDGES, "counts": stats.counts}
             self._writer.put(self._write_histograms, line)
 
     def validation(self, progress: Progress) -> None:
@@ -132,3 +132,8 @@ class Report:
 
     def _write_progress(self, reports: list[dict[str, Any]]) -> None:
         write_json(self._context.run.progress, reports[-1], durable=False)
+
+
+def _wall_time(stats: StepStats) -> float:
+    """Return when a step ended, in seconds since the epoch."""
+    return time.time() - (time.perf_counter() - stats.ended)

@@ -1,6 +1,5 @@
-"""State of a training run: model and optimizer, progress, and the loss statistics that detect spikes."""
+"""State of a training run: model and optimizer, progress, and an average of the weights."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,49 +8,10 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from ropewalk.jobs.training.loop.config import AnomalyConfig
+from ropewalk.jobs.training.loop.optimizer import Optimizer
+from ropewalk.jobs.training.loop.spikes import LossStatistics
 from ropewalk.sharding.manifest import CheckpointManifest
 from ropewalk.sharding.state import EMA, MODEL, State, model_state, optimizer_state, trained_state
-
-_DECAY = 0.98
-_WARMUP_STEPS = 20  # before the mean is meaningful
-_DEVIATIONS = 6.0  # of the logarithm: near zero one batch may be several times as hard as another by chance
-_LEAST = 0.01  # times the mean: smaller losses are raised to this, since losses near 0 would dominate the noise
-
-
-@dataclass
-class LossSpikeDetector:
-    """Running mean of the loss, and variance of its logarithm about its trend; plain values, restored from checkpoints."""
-
-    mean: float = 0.0
-    observations: int = 0
-    last_log: float | None = None  # of the last loss
-    log_variance: float = 0.0  # half the mean square of its changes, to which a falling loss hardly contributes
-
-    def check(self, loss: float, gradient_norm: float, config: AnomalyConfig) -> str | None:
-        """Return the problem with this step's loss, as a clause for a message, or None."""
-        if not math.isfinite(loss):
-            return f"the loss is {loss}"
-        if not math.isfinite(gradient_norm):
-            return f"the gradient norm is {gradient_norm}"
-        if not config.spike_factor or self.observations < _WARMUP_STEPS or self.mean <= 0:
-            return None
-        if loss > config.spike_factor * self.mean and self._beyond_noise(loss):
-            return f"the loss is {loss:.4g}, {loss / self.mean:.1f} times its running mean"
-        return None
-
-    def _beyond_noise(self, loss: float) -> bool:
-        return math.log(loss / self.mean) > _DEVIATIONS * math.sqrt(self.log_variance)
-
-    def update(self, loss: float) -> None:
-        self.observations += 1
-        weight = max(1 - _DECAY, 1 / self.observations)
-        self.mean += weight * (loss - self.mean)
-        if self.mean > 0:
-            log = math.log(max(loss, _LEAST * self.mean))
-            change = log - self.last_log if self.last_log is not None else 0.0
-            self.log_variance += weight * (change**2 / 2 - self.log_variance)
-            self.last_log = log
 
 
 @dataclass
@@ -61,7 +21,7 @@ class Progress:
     step: int = 0  # batches that were trained on or skipped
     position: int = 0  # number of the next sample of the run
     loss: float | None = None
-    watch: LossSpikeDetector = field(default_factory=LossSpikeDetector)
+    watch: LossStatistics = field(default_factory=LossStatistics)
     validation: dict[str, float] = field(default_factory=dict)
     best_validation: float | None = None
     best_step: int | None = None  # of that validation, if its checkpoint is kept
@@ -73,12 +33,17 @@ class Progress:
     @classmethod
     def of(cls, manifest: CheckpointManifest) -> "Progress":
         values = dict(manifest.progress)
-        watch = LossSpikeDetector(**values.pop("watch", {}))
+        watch = LossStatistics(**values.pop("watch", {}))
         return cls(**{**values, "step": manifest.step, "position": manifest.position, "watch": watch})
 
     def to_dict(self) -> dict[str, Any]:
         """Return all values but step and position, which are separate fields of a manifest."""
         return {key: value for key, value in asdict(self).items() if key not in {"step", "position"}}
+
+    def count(self, loss: float, watch: LossStatistics) -> None:
+        """Count the loss of a step that was applied, with the statistics after it."""
+        self.loss, self.watch = loss, watch
+        self.recent_loss, self.recent_steps = self.recent_loss + loss, self.recent_steps + 1
 
     def leave_run(self) -> None:
         """Reset the values that belong to the run of the checkpoint: its end, and its best validation."""
@@ -115,10 +80,15 @@ class MovingAverage:
         self._means = [_local(tensor) for tensor in self.tensors.values()]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Add the weights after `step` completed steps. The first steps are forgotten faster, since the weights were random."""
+    def update(self, step: int, applied: torch.Tensor) -> None:
+        """Add the weights after `step` steps, of which the last was `applied` or is left out here too.
+
+        The first steps are forgotten faster, since the weights were random.
+        """
         keep = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._means, self._weights, 1 - keep)
+        share = applied.to(self._means[0].dtype) * (1 - keep)
+        for mean, weight in zip(self._means, self._weights, strict=True):
+            mean.lerp_(weight, share)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
@@ -131,7 +101,7 @@ class TrainState:
     """Model, optimizer and progress: all that is trained and checkpointed. A teacher or reference is not part of it."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     trained_only: bool = False  # frozen parameters are not checkpointed: they come from the model's first weights
     ema: MovingAverage | None = None
     progress: Progress = field(default_factory=Progress)

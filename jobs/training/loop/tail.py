@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from ropewalk.jobs.training.loop.batch import Batch
+from ropewalk.jobs.training.loop.documents import known_documents
 from ropewalk.sharding.fsdp import reshard_all
 
 # B samples, T tokens a sample, R tokens, D hidden size, V vocabulary
@@ -48,7 +49,8 @@ def run_tail(model: nn.Module, batch: Batch, use: Callable[[torch.Tensor, Tail],
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     if whole_logits_reason(model) is not None:
-        logits_BTV = model(**inputs, use_cache=False).logits
+        with known_documents(inputs):
+            logits_BTV = model(**inputs, use_cache=False).logits
         return use(logits_BTV, Tail(logits_BTV.shape[-1], lambda logits_RV: logits_RV))
     checked = _CHECKED[model]
     assert checked.decoder is not None
@@ -179,7 +181,7 @@ def _run(model: Any, decoder: nn.Module, vocabulary: int, inputs: Mapping[str, A
     # before FSDP's own hook, which must get the tensors that backward begins with
     handle = model.register_forward_hook(lambda *_: results[0], prepend=True)
     try:
-        with _replaced(decoder, run):
+        with _replaced(decoder, run), known_documents(inputs):
             model(**inputs, use_cache=False)
     finally:
         handle.remove()

@@ -57,9 +57,8 @@ class Meter:
     def count_step(self) -> None:
         self._tokens += self.tokens_per_step
 
-    def read(self) -> dict[str, float]:
-        """Return the metrics since the last call, or since `restart`."""
-        now = time.perf_counter()
+    def read(self, now: float) -> dict[str, float]:
+        """Return the metrics until `now`, of time.perf_counter, since the last call or `restart`."""
         rate = self._tokens / max(1e-9, now - self._since)
         self._tokens, self._since = 0, now
         resident_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,6 +1,7 @@
-"""The training loop: batch, backward, reduce stats, check, update, report, validate, checkpoint, stop?"""
+"""The training loop: batch, backward, reduce stats, update, read the figures of the step before, validate, checkpoint, stop?"""
 
 import logging
+from collections import deque
 from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.heartbeat import Phase
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.loader.prefetch import prefetch, tell_ahead
+from ropewalk.jobs.training.loop.anomalies import Anomalies
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.layers import LayerWatch
@@ -18,11 +20,12 @@ from ropewalk.jobs.training.loop.report import Report
 from ropewalk.jobs.training.loop.samples import PromptSamples
 from ropewalk.jobs.training.loop.source import Source, reader_for
 from ropewalk.jobs.training.loop.state import Progress, TrainState
-from ropewalk.jobs.training.loop.step import StepStats, TrainStep
+from ropewalk.jobs.training.loop.step import PendingStep, StepStats, TrainStep
 from ropewalk.jobs.training.loop.tail import whole_logits_reason
 from ropewalk.jobs.training.loop.validation import Validation
 from ropewalk.sharding.checkpoint import Checkpoints
 from ropewalk.sharding.fsdp import reshard_all
+from ropewalk.sharding.host_copy import HostCopy
 from ropewalk.sharding.layout import directory_of
 from ropewalk.sharding.manifest import CheckpointManifest
 
@@ -43,12 +46,15 @@ class Trainer:
     report: Report
     layers: LayerWatch | None
     samples: PromptSamples | None
-    _anomalies: int = field(default=0, init=False)
+    _anomalies: Anomalies = field(init=False)
+    _pending: deque[PendingStep] = field(default_factory=deque, init=False)  # steps whose figures have not been read
+    _stopping: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         # metrics of steps before a checkpoint are durable before it, since those steps are not repeated
         self.checkpoints.before_commit = self.report.flush
         self.checkpoints.after_commit = self.source.committed
+        self._anomalies = Anomalies(self.config.anomaly, self.report)
 
     @property
     def progress(self) -> Progress:
@@ -67,12 +73,23 @@ class Trainer:
                 with closing(self.batches()) as batches:
                     self.train_on(batches)
             return self._finish()
-        except BaseException:
+        except BaseException as error:
             with suppress(Exception):  # this error, or a consequence of it
+                if not isinstance(error, NumericsError):
+                    self._report_ended()
                 self.report.flush()
             raise
         finally:
             self._enter(Phase.LEAVING)
+
+    def _report_ended(self) -> None:
+        """Report the pending steps that have ended, before the run leaves because of an error."""
+        while self._pending and self._pending[0].values.ready:
+            pending = self._pending.popleft()
+            stats = pending.read()
+            if not stats.applied:
+                return
+            self._count(pending, stats)
 
     def _check_head(self) -> None:
         """Report if the model cannot compute its logits in chunks; a reward model has none."""
@@ -102,18 +119,17 @@ class Trainer:
                 yield next(batches)
 
     def train_on(self, batches: Generator[Batch, None, None]) -> None:
-        """Train on batch after batch, until the end or until a rollback requires other batches."""
-        first = True
+        """Train on batch after batch, until the end or until a rollback requires other batches.
+
+        Figures are read one step late, so that a GPU need not wait for the host, or at once where something depends on them.
+        """
+        first, self._stopping = True, False
         self.report.meter.restart()
         self._enter(Phase.DATA)
         for batch in batches:
             self._enter(Phase.STEP)
-            sums = self.train_step.backward(batch, self.progress.step)
-            stats = self.train_step.reduce_stats(sums, stop=self.context.stop_requested(), save_failed=self.checkpoints.failed)
-            if stats.save_failed:
-                self._enter(Phase.CHECKPOINT)
-                self.checkpoints.wait()  # raises the error
-            if not self._apply(stats):
+            self._start_step(batch)
+            if not self._settle(0 if first or self._needs_figures else 1):
                 return
             if first:
                 self.report.event("first_step", step=self.progress.step)
@@ -124,70 +140,78 @@ class Trainer:
                 self.save()
             if self._done:
                 return
-            if stats.stop:
+            if self._stopping:
+                if not self._settle(0):
+                    return
                 self._leave()
             self._enter(Phase.DATA)
 
     def _due(self, every_steps: int) -> bool:
         return self.progress.step % every_steps == 0 and not self._done
 
-    def _apply(self, stats: StepStats) -> bool:
-        """Update the model, or skip the batch; returns False if the run rolled back to a checkpoint."""
-        progress = self.progress
-        problem = self._problem(stats)
-        if problem and not self._handle_anomaly(problem, stats):
-            return False
+    @property
+    def _needs_figures(self) -> bool:
+        """True if something follows this step that depends on its figures: the end, a validation, a save, new samples."""
+        due = self._due(self.config.validation.every_steps) or self._due(self.config.checkpoint.every_steps)
+        return due or self._done or not self.source.prefetchable
+
+    def _start_step(self, batch: Batch) -> None:
+        """Start backward and update, which the device masks if the loss is not normal."""
+        progress, step = self.progress, self.progress.step + 1
+        sums = self.train_step.backward(batch, progress.step)
+        stats = self.train_step.reduce_stats(sums, stop=self.context.stop_requested(), save_failed=self.checkpoints.failed)
+        layers = self.layers.measure(stats.weight) if self.layers is not None and self.layers.due(step) else None
+        if self.checkpoints.copying:
+            self._enter(Phase.CHECKPOINT)
+            self.checkpoints.wait_for_copy()
+            self._enter(Phase.STEP)
         rate = learning_rate(self.config.optim, progress.step, self.config.steps)
-        if not problem:
-            if self.layers is not None and (progress.step + 1) % (self.config.layers_every or 1) == 0:
-                self.report.layers(progress.step + 1, self.layers.measure(stats.weight))
-            if self.checkpoints.copying:
+        self.train_step.update(stats, rate)
+        progress.step, progress.position = step, progress.position + self.train_step.plan.global_batch
+        names = self.train_step.objective.metric_names
+        earlier = self._pending[-1].values if self._pending else None
+        copies = HostCopy(stats.values, earlier), HostCopy(layers) if layers is not None else None
+        self._pending.append(PendingStep(step, progress.position, rate, names, *copies))
+
+    def _settle(self, most: int) -> bool:
+        """Read figures until those of at most `most` steps are pending; returns False if the run rolled back."""
+        while len(self._pending) > most:
+            pending = self._pending.popleft()
+            stats = pending.read()
+            if stats.save_failed:
                 self._enter(Phase.CHECKPOINT)
-                self.checkpoints.wait_for_copy()
-                self._enter(Phase.STEP)
-            self.train_step.update(stats, rate)
-            if self.state.ema is not None:
-                self.state.ema.update(progress.step + 1)
-            progress.loss = stats.loss
-            progress.watch.update(stats.loss)
-            progress.recent_loss, progress.recent_steps = progress.recent_loss + stats.loss, progress.recent_steps + 1
-        progress.step += 1
-        progress.position += self.train_step.plan.global_batch
-        if not problem:
-            self.report.step(progress, stats, rate)
+                self.checkpoints.wait()  # raises the error
+            self._stopping |= stats.stop
+            if not stats.applied:
+                if not self._handle_anomaly(stats):
+                    return False
+            else:
+                self._count(pending, stats)
         return True
+
+    def _count(self, pending: PendingStep, stats: StepStats) -> None:
+        """Count a step that was applied, and report it."""
+        self.progress.count(stats.loss, stats.watch)
+        if self.layers is not None and pending.layers is not None:
+            self.report.layers(stats, self.layers.stats(pending.layers.read()))
+        self.report.step(stats)
 
     # --- anomalies
 
-    def _problem(self, stats: StepStats) -> str | None:
-        if not stats.weight:
-            return "no label counts for the loss (all are masked)"
-        return self.progress.watch.check(stats.loss, stats.gradient_norm, self.config.anomaly)
-
-    def _handle_anomaly(self, problem: str, stats: StepStats) -> bool:
+    def _handle_anomaly(self, stats: StepStats) -> bool:
         """Apply the policy; returns True if the run continues with the next batch, False if it rolled back."""
-        policy, step, position = self.config.anomaly.policy, self.progress.step + 1, self.progress.position
-        beyond = position + self.train_step.plan.global_batch
-        what = f"step {step} (samples {position}..{beyond - 1}): {problem}"
-        self.state.optimizer.zero_grad()
-        self._anomalies += 1
         self._enter(Phase.REPORT)
-        self.report.event("anomaly", step=step, position=position, problem=problem, policy=policy, loss=str(stats.loss))
-        log.warning("%s; policy: %s", what, policy)
-        if policy == "stop" or self._anomalies > self.config.anomaly.max_anomalies:
-            raise NumericsError(
-                f"{what}, anomaly {self._anomalies} of this attempt; lower optim.lr, inspect the samples, "
-                "or set anomaly.policy to skip or rollback"
-            )
-        if policy == "skip":
+        what = self._anomalies.add(stats, self.progress.watch, self.train_step.plan.global_batch)
+        if self.config.anomaly.policy == "skip":
             return True
+        self._pending.clear()  # steps that are undone
         self._enter(Phase.LOADING)
         self.checkpoints.wait()
         checkpoint = self.checkpoints.find()
         if checkpoint is None:
             raise NumericsError(f"{what}, and there is no checkpoint to roll back to; set anomaly.policy to skip")
         self.resume(*checkpoint)
-        self.progress.position = max(beyond, self.progress.position)
+        self.progress.position = max(stats.position, self.progress.position)
         return False
 
     # --- state
@@ -202,6 +226,7 @@ class Trainer:
         manifest = self.checkpoints.load(folder, manifest, self.state.tensors, or_older=or_older)
         reshard_all(self.state.model)
         self.state.progress = Progress.of(manifest)
+        self.train_step.detector.load(self.progress.watch)
         return manifest
 
     def save(self) -> None:
@@ -212,6 +237,7 @@ class Trainer:
 
     def _leave(self) -> None:
         """Save unless this step is saved, and stop. Raises StopRequested."""
+        assert not self._pending
         if self.checkpoints.last_step != self.progress.step:
             self.save()
         self._close_checkpoints()

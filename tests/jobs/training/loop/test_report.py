@@ -15,7 +15,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.jobs.training.loop.report import Report
-from ropewalk.jobs.training.loop.state import Progress
+from ropewalk.jobs.training.loop.spikes import LossStatistics
 from ropewalk.jobs.training.loop.step import StepStats
 from ropewalk.jobs.training.loop.throughput import Meter
 from tests.fakes.nfs import Network
@@ -23,12 +23,27 @@ from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import losses, make_run, pretrain_config, start
 from tests.patience import Patience, until
 
-STATS = StepStats(loss=1.0, weight=10.0, gradient_norm=1.0, stop=False, save_failed=False, metrics={})
+
+def stats_of(step: int) -> StepStats:
+    return StepStats(
+        step=step,
+        position=step,
+        learning_rate=0.1,
+        applied=True,
+        loss=1.0,
+        weight=10.0,
+        gradient_norm=1.0,
+        stop=False,
+        save_failed=False,
+        metrics={},
+        watch=LossStatistics(),
+        ended=time.perf_counter(),
+    )
 
 
 def report_of(run: RunDir) -> Report:
     group: Any = SimpleNamespace(is_main=True)
-    meter: Any = SimpleNamespace(count_step=lambda: None, read=lambda: {"train/tokens_per_second": 1.0}, spec=Meter)
+    meter: Any = SimpleNamespace(count_step=lambda: None, read=lambda now: {"train/tokens_per_second": 1.0}, spec=Meter)
     run.make_folders(run.begin_attempt())
     return Report(JobContext(run=run, attempt=run.attempts()[-1]), group, meter, steps=1000, log_every=1)
 
@@ -36,12 +51,12 @@ def report_of(run: RunDir) -> Report:
 def test_steps_go_on_while_the_file_server_is_away(network: Network) -> None:
     run = RunDir.create("far", {"job": "toy", "config": {}}, network.client(latency_milliseconds=20))
     report = report_of(run)
-    report.step(Progress(step=1), STATS, 0.1)
+    report.step(stats_of(1))
     report.flush()
     network.clients[0].stand_still()
     began = time.monotonic()
     for step in range(2, 1000):
-        report.step(Progress(step=step), STATS, 0.1)
+        report.step(stats_of(step))
         report.event("something", step=step)
     assert time.monotonic() - began < 5.0
     network.clients[0].go_on()
@@ -54,13 +69,13 @@ def test_steps_go_on_while_the_file_server_is_away(network: Network) -> None:
 def test_an_old_group_stops_at_its_next_step(tmp_path: Path) -> None:
     run = RunDir.create("old", {"job": "toy", "config": {}}, tmp_path)
     report = report_of(run)
-    report.step(Progress(step=1), STATS, 0.1)
+    report.step(stats_of(1))
     report.flush()
     run.begin_attempt()
 
     def stopped() -> bool:
         try:
-            report.step(Progress(step=2), STATS, 0.1)
+            report.step(stats_of(2))
         except StaleAttemptError:
             return True
         return False
@@ -74,11 +89,11 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     report = report_of(run)
     run.metrics.unlink(missing_ok=True)
     run.metrics.symlink_to("/dev/full")
-    report.step(Progress(step=1), STATS, 0.1)
+    report.step(stats_of(1))
     with pytest.raises(OSError, match="No space left"):
         report.flush()
     with pytest.raises(OSError, match="No space left"):
-        report.step(Progress(step=2), STATS, 0.1)
+        report.step(stats_of(2))
 
 
 def test_a_training_step_makes_no_call_to_the_runs_file_system(tmp_path: Path) -> None:

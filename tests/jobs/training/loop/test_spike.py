@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.training.loop.anomalies import problem_of
 from ropewalk.jobs.training.loop.config import AnomalyConfig
-from ropewalk.jobs.training.loop.state import LossSpikeDetector
+from ropewalk.jobs.training.loop.spikes import LossStatistics, SpikeDetector
+from ropewalk.jobs.training.loop.step import StepStats
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import events, launch, log_of, losses, make_run, pretrain_config, start, weights
 
@@ -60,65 +62,89 @@ def test_rollback_without_an_earlier_checkpoint_goes_to_the_beginning(data: Path
     assert [event["step"] for event in events(run, "resumed")] == [0]
 
 
+def detector_of(statistics: LossStatistics | None = None, **config: Any) -> SpikeDetector:
+    return SpikeDetector(AnomalyConfig(**config), torch.device("cpu"), statistics)
+
+
+def accepts(detector: SpikeDetector, loss: float, norm: float = 1.0) -> bool:
+    return bool(detector.accept(torch.tensor(loss, dtype=torch.float64), torch.tensor(norm, dtype=torch.float64)))
+
+
 def test_a_spike_is_an_anomaly_too() -> None:
-    detector, config = LossSpikeDetector(), AnomalyConfig(spike_factor=2.0)
-    assert detector.check(1e9, 1.0, config) is None  # the mean says nothing yet
-    for _ in range(30):
-        detector.update(4.0)
-    assert detector.check(7.9, 1.0, config) is None
-    assert "2.1 times its running mean" in str(detector.check(8.4, 1.0, config))
-    assert detector.check(8.4, 1.0, AnomalyConfig(spike_factor=None)) is None
+    detector = detector_of(spike_factor=2.0)
+    for loss in [1e9, *[4.0] * 2000]:
+        assert accepts(detector, loss), "at first the mean says nothing"
+    statistics = LossStatistics.of(detector.values.tolist())
+    assert statistics.mean == pytest.approx(4.0)
+    assert statistics.observations == 2001
+    assert accepts(detector_of(statistics, spike_factor=2.0), 7.9)
+    assert not accepts(detector, 8.4)
+    assert LossStatistics.of(detector.values.tolist()) == statistics, "a spike does not count"
+    assert accepts(detector_of(statistics, spike_factor=None), 8.4)
 
 
-def converging(random: np.random.Generator, spread: float, steps: int = 600) -> list[float]:
-    """Losses that fall from 2 to 0.02, each batch by itself harder or easier (standard deviation of the logarithm)."""
+def test_a_spike_is_described() -> None:
+    normal = {
+        "step": 5,
+        "position": 40,
+        "learning_rate": 0.1,
+        "applied": False,
+        "stop": False,
+        "save_failed": False,
+        "metrics": {},
+    }
+    stats = StepStats(**normal, loss=8.4, weight=1.0, gradient_norm=1.0, watch=LossStatistics(mean=4.0), ended=0.0)
+    assert problem_of(stats, LossStatistics(mean=4.0)) == "the loss is 8.4, 2.1 times its running mean"
+    assert problem_of(stats._replace(gradient_norm=math.inf), LossStatistics()) == "the gradient norm is inf"
+    assert "all are masked" in problem_of(stats._replace(weight=0.0, loss=math.nan), LossStatistics())
+
+
+def converging(random: np.random.Generator, spread: float, *, steps: int = 600, runs: int = 1) -> torch.Tensor:
+    """Losses [steps, runs] that fall from 2 to 0.02, each harder or easier by itself (standard deviation of the logarithm)."""
     level = 0.02 + 1.98 * np.exp(-np.arange(steps) / (steps / 8))
-    return list(level * np.exp(random.normal(0, spread, steps)))
+    return torch.from_numpy(level[:, None] * np.exp(random.normal(0, spread, (runs, steps)).T))
 
 
-def first_alarm(losses: list[float], config: AnomalyConfig) -> int | None:
-    detector = LossSpikeDetector()
-    for step, loss in enumerate(losses):
-        if detector.check(loss, 1.0, config) is not None:
-            return step
-        detector.update(loss)
-    return None
+def first_alarms(losses: torch.Tensor, **config: Any) -> list[int | None]:
+    """The first step of each run that is refused."""
+    detector = detector_of(**config)
+    detector.values = detector.values[:, None].expand(-1, losses.shape[1])
+    refused = torch.stack([~detector.accept(loss, torch.ones_like(loss)) for loss in losses])
+    return [int(run.int().argmax()) if run.any() else None for run in refused.T]
 
 
 @pytest.mark.parametrize("spread", [0.45, 0.55])
 def test_the_noise_of_a_loss_near_zero_is_no_spike(spread: float) -> None:
-    random = np.random.default_rng(0)
-    stopped = sum(first_alarm(converging(random, spread), AnomalyConfig()) is not None for _ in range(200))
-    assert stopped <= 1
+    alarms = first_alarms(converging(np.random.default_rng(0), spread, runs=200))
+    assert sum(alarm is not None for alarm in alarms) <= 1
 
 
 @pytest.mark.parametrize(("spread", "spike"), [(0.02, 0.08), (0.2, 0.12), (0.5, 1.5)])
 def test_a_spike_above_the_noise_is_an_anomaly_near_zero_too(spread: float, spike: float) -> None:
-    random = np.random.default_rng(1)
-    losses = [*converging(random, spread), spike]
-    assert first_alarm(losses, AnomalyConfig()) == len(losses) - 1
+    losses = converging(np.random.default_rng(1), spread)
+    assert first_alarms(torch.cat([losses, torch.tensor([[spike]])])) == [len(losses)]
 
 
 @pytest.mark.parametrize("step", [50, 100, 200])
 def test_a_falling_loss_is_no_noise(step: int) -> None:
     """A run that diverges while it still learns fast is seen as soon as one that has converged."""
     losses = converging(np.random.default_rng(2), 0.03)[:step]
-    assert first_alarm([*losses, 5 * losses[-1]], AnomalyConfig(spike_factor=2.0)) == step
+    assert first_alarms(torch.cat([losses, 5 * losses[-1:]]), spike_factor=2.0) == [step]
 
 
 def test_a_checkpoint_without_figures_of_the_noise_goes_by_the_mean() -> None:
-    detector = LossSpikeDetector(mean=0.02, observations=500)
-    assert detector.check(0.1, 1.0, AnomalyConfig()) is not None
+    assert not accepts(detector_of(LossStatistics(mean=0.02, observations=500)), 0.1)
 
 
 def test_a_loss_that_is_zero_or_below_breaks_no_mean() -> None:
-    detector = LossSpikeDetector()
+    detector = detector_of()
     for loss in [0.0, -0.1, *[0.01, 0.0] * 20, *[-0.2] * 200]:
-        assert detector.check(loss, 1.0, AnomalyConfig()) is None
-        detector.update(loss)
-    assert detector.check(0.1, 1.0, AnomalyConfig()) is None, "no multiple of what is negative is above it"
+        assert accepts(detector, loss)
+    assert accepts(detector, 0.1), "no multiple of what is negative is above it"
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
 def test_what_is_no_number_is_an_anomaly_at_once(loss: float, norm: float) -> None:
-    assert LossSpikeDetector().check(loss, norm, AnomalyConfig()) is not None
+    detector = detector_of()
+    assert not accepts(detector, loss, norm)
+    assert LossStatistics.of(detector.values.tolist()) == LossStatistics()

@@ -1,5 +1,7 @@
 """Peak rates of devices: known ones from a table, others measured."""
 
+import time
+
 import pytest
 import torch
 
@@ -33,7 +35,9 @@ def test_a_card_is_known_by_its_whole_name(monkeypatch: pytest.MonkeyPatch, name
 def test_the_memory_of_an_unknown_card_is_told_too(monkeypatch: pytest.MonkeyPatch, name: str, mfu: bool) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 3 * 2**30)
-    values = Meter(CUDA, 1, tokens_per_step=1, flops_per_token=1.0).read()
+    values = Meter(CUDA, 1, tokens_per_step=1, flops_per_token=1.0).read(time.perf_counter())
     assert values["system/gpu_memory_gib"] == 3
     assert ("train/mfu" in values) == mfu
-    assert "system/gpu_memory_gib" not in Meter(torch.device("cpu"), 1, tokens_per_step=1, flops_per_token=1.0).read()
+    assert "system/gpu_memory_gib" not in Meter(torch.device("cpu"), 1, tokens_per_step=1, flops_per_token=1.0).read(
+        time.perf_counter()
+    )

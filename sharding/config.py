@@ -1,8 +1,9 @@
 """Configuration of the batch, the division of the model among the ranks, number formats and checkpoints."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ropewalk.cluster.config import DataPath, Resources, Section
 from ropewalk.cluster.errors import ConfigError
@@ -22,14 +23,30 @@ class BatchConfig(Section):
     micro_batch: int = Field(default=4, ge=1, description="maximum sequences that a rank computes at once")
 
 
+@dataclass(frozen=True)
+class Division:
+    """Ranks divided into copies of a sharded model; ranks from `computing` on are spare."""
+
+    copies: int
+    ranks_per_copy: int
+
+    @property
+    def computing(self) -> int:
+        """Number of ranks that hold a part of the model."""
+        return self.copies * self.ranks_per_copy
+
+
 class ParallelConfig(Section):
     """Division of a model and its work among the ranks."""
 
     hidden_keys = frozenset({"tensor"})
 
-    replicate: int = Field(
-        default=1, ge=1, description="copies of the sharded model (HSDP); each copy is sharded over the ranks that share it"
+    replicate: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default=1,
+        description="copies of the sharded model (HSDP); each copy is sharded over the ranks that share it. auto: one copy per"
+        " `shard_nodes` nodes, however many nodes an elastic run has at the time",
     )
+    shard_nodes: int = Field(default=1, ge=1, description="nodes over which each copy is sharded, if `replicate` is auto")
     tensor: int = Field(default=1, ge=1, description="tensor-parallel degree; only 1 is supported so far")
     reshard: Literal["auto", "always", "never"] = Field(
         default="auto",
@@ -57,17 +74,45 @@ class ParallelConfig(Section):
             )
         return tensor
 
+    @model_validator(mode="after")
+    def _only_with_auto(self) -> Self:
+        if self.shard_nodes != 1 and self.replicate != "auto":
+            raise ValueError(f"shard_nodes={self.shard_nodes} has an effect with replicate=auto only: set that, or remove it")
+        return self
+
+    def divide(self, ranks: int, per_node: int) -> Division:
+        """Divide ranks into as many copies as they can hold. Fewer ranks than one copy takes hold one all the same."""
+        if self.replicate == "auto":
+            ranks_per_copy = min(self.shard_nodes * per_node, ranks)
+            return Division(ranks // ranks_per_copy, ranks_per_copy)
+        copies = min(self.replicate, ranks)
+        return Division(copies, ranks // copies)
+
+    def uses_all(self, nodes: int, per_node: int) -> bool:
+        """Return True if so many nodes form the copies that are configured, without spare ranks."""
+        if self.replicate == "auto":
+            return nodes % self.shard_nodes == 0
+        return nodes * per_node % self.replicate == 0
+
 
 def check_mesh(parallel: ParallelConfig, resources: Resources) -> None:
-    """Raise ConfigError unless the ranks of every allowed number of nodes divide into the copies of the model."""
-    copies, per_node, nodes = parallel.replicate, resources.local_world_size, resources.nodes
-    uneven = [count * per_node for count in range(nodes.least, nodes.most + 1) if count * per_node % copies]
-    if uneven:
-        ranks = f"resources.nodes={nodes} with {counted(per_node, 'rank')} each make {uneven[0]} in all"
+    """Raise ConfigError if no allowed number of nodes divides into the copies of the model."""
+    per_node, nodes = resources.local_world_size, resources.nodes
+    if any(parallel.uses_all(count, per_node) for count in range(nodes.least, nodes.most + 1)):
+        return
+    if parallel.replicate == "auto":
+        each = parallel.shard_nodes
         raise ConfigError(
-            f"parallel.replicate: {counted(uneven[0], 'rank')} cannot be divided into {copies} copies of the model ({ranks});"
-            f" remove parallel.replicate, or set resources.gpus or resources.ranks_per_node to a multiple of {copies}"
+            f"parallel.shard_nodes: {counted(nodes.most, 'node')} (resources.nodes={nodes}) cannot be divided into copies of the"
+            f" model on {each} nodes each; set parallel.shard_nodes to a divisor of the nodes, or resources.nodes to a multiple"
+            f" of {each}, or to a range that contains one"
         )
+    copies, ranks = parallel.replicate, nodes.most * per_node
+    raise ConfigError(
+        f"parallel.replicate: {counted(ranks, 'rank')} cannot be divided into {copies} copies of the model"
+        f" (resources.nodes={nodes} with {counted(per_node, 'rank')} each); remove parallel.replicate, or set resources.gpus or"
+        f" resources.ranks_per_node to a multiple of {copies}"
+    )
 
 
 class PrecisionConfig(Section):

@@ -93,11 +93,12 @@ def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
 def set_micro_batch(modules: list[FSDPModule], *, last: bool, reshard: bool, sharded: bool) -> None:
     """Prepare the modules for a micro-batch of a step.
 
-    Only the last one reduces gradients, unless they are accumulated sharded; only the first one gathers parameters, unless
-    they are resharded after forward.
+    Only the last one reduces gradients, unless they are accumulated sharded, and only the last one sums them over the copies
+    of the model; only the first one gathers parameters, unless they are resharded after forward.
     """
     for module in modules:
         module.set_requires_gradient_sync(last or sharded, recurse=False)
+        module.set_requires_all_reduce(last, recurse=False)
         module.set_reshard_after_backward(last or reshard, recurse=False)
 
 

@@ -1,6 +1,5 @@
 """The group of ranks: form it, leave it, and agree within it."""
 
-import errno
 import logging
 import math
 import os
@@ -13,18 +12,18 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from ropewalk.cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, StopRequested
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_REQUEUE, BackendError, ConfigError, StopRequested
 from ropewalk.cluster.gpus import DEVICES_VARIABLE, machine_devices, node_gpus
-from ropewalk.cluster.process.ports import listen_on
 from ropewalk.cluster.process.sockets import prepare_sockets
-from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE
+from ropewalk.cluster.run.spare import SpareRank, release
 from ropewalk.cluster.text import counted
-from ropewalk.sharding.config import ParallelConfig
+from ropewalk.sharding.config import Division, ParallelConfig
 from ropewalk.sharding.exchange import broadcast, gather
+from ropewalk.sharding.store import connect, group_store, refuse_stale_store
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -123,12 +122,13 @@ def counts_piece(tensor: torch.Tensor) -> bool:
 def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     """Form the group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or a group of one.
 
-    On GPUs a group that an error breaks is not destroyed: end the process then, as the engines do. Raises ConfigError if
-    the ranks cannot be arranged as `parallel` says.
+    Ranks that `parallel` has no place for stay outside: SpareRank is raised there. On GPUs a group that an error breaks is not
+    destroyed: end the process then, as the engines do.
     """
     parallel = parallel or ParallelConfig()
-    _refuse_stale_store()
+    refuse_stale_store()
     timeout = timedelta(minutes=parallel.timeout_minutes)
+    division, spare = _leave_out_spare_ranks(parallel, timeout)
     _warn_of_unused_gpus()
     device = rank_device()
     on_gpu = device.type == "cuda"
@@ -144,7 +144,7 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     with _time_limit(timeout):
         if "WORLD_SIZE" not in os.environ:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)
-        elif (store := _store(timeout)) is not None:
+        elif (store := group_store(timeout)) is not None:
             rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound)
         else:
@@ -153,11 +153,13 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     may_destroy = not on_gpu
     try:
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        mesh = _mesh(device, world_size, parallel)
-        yield Group(mesh=mesh, device=device, rank=rank, world_size=world_size, timeout=timeout)
+        group = Group(mesh=_mesh(device, division), device=device, rank=rank, world_size=world_size, timeout=timeout)
+        yield group
         may_destroy = True
+        _release(group, spare, EXIT_DONE)
     except StopRequested:
         may_destroy = True
+        _release(group, spare, EXIT_REQUEUE)
         raise
     finally:
         if may_destroy:
@@ -193,14 +195,32 @@ def _warn_of_unused_gpus() -> None:
         )
 
 
-def _mesh(device: torch.device, world_size: int, parallel: ParallelConfig) -> DeviceMesh:
-    if parallel.replicate == 1:
-        return init_device_mesh(device.type, (world_size,), mesh_dim_names=(SHARD,))
-    if world_size % parallel.replicate:
-        ranks = counted(world_size, "rank")
-        raise ConfigError(f"parallel.replicate: {ranks} cannot be divided into {parallel.replicate} copies of the model")
-    sizes = (parallel.replicate, world_size // parallel.replicate)
-    return init_device_mesh(device.type, sizes, mesh_dim_names=DATA_AXES)
+def _leave_out_spare_ranks(parallel: ParallelConfig, timeout: timedelta) -> tuple[Division, int]:
+    """Reduce the world to the ranks that `parallel` has a place for; returns their division and the number of spare ranks.
+
+    Raises SpareRank on the spare ranks.
+    """
+    ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    division = parallel.divide(ranks, int(os.environ.get("LOCAL_WORLD_SIZE") or ranks))
+    if spare := ranks - division.computing:
+        if rank >= division.computing:
+            raise SpareRank(connect(timeout), range(division.computing, ranks))
+        os.environ["WORLD_SIZE"] = str(division.computing)
+        if rank == 0:
+            names = f"rank {ranks - 1} is" if spare == 1 else f"ranks {division.computing} to {ranks - 1} are"
+            log.warning("%s spare: %s cannot be divided into equal copies of the model", names, counted(ranks, "rank"))
+    return division, spare
+
+
+def _release(group: Group, spare: int, code: int) -> None:
+    if spare and group.is_main:
+        release(connect(group.timeout), spare, code)
+
+
+def _mesh(device: torch.device, division: Division) -> DeviceMesh:
+    if division.copies == 1:
+        return init_device_mesh(device.type, (division.ranks_per_copy,), mesh_dim_names=(SHARD,))
+    return init_device_mesh(device.type, (division.copies, division.ranks_per_copy), mesh_dim_names=DATA_AXES)
 
 
 def rank_device() -> torch.device:
@@ -230,49 +250,8 @@ def rank_device() -> torch.device:
     return torch.device("cuda", rank * (gpus // ranks) if "LOCAL_WORLD_SIZE" in os.environ else rank)
 
 
-def _refuse_stale_store() -> None:
-    """Raise ConfigError if torchrun restarted this group with the previous group's store.
-
-    That store still holds the addresses of dead ranks (torch 2.13), for which the group would wait. Our own agent gives each
-    group a new store.
-    """
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if shared and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        raise ConfigError(
-            "torchrun restarted this group with the store of the previous one, which would hang; "
-            "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or start the run with `ropewalk run`"
-        )
-
-
-def _store(timeout: timedelta) -> Store | None:
-    """Open the store in which the ranks meet, or return None if torchrun serves it.
-
-    Rank 0 serves it at MASTER_ADDR only, where torch would listen on all addresses, unless that is not an address of its
-    machine. Keys have the secret prefix that the rendezvous gave to the ranks: they hold the addresses at which ranks connect
-    to each other, and torch unpickles what peers send. Addresses can thus not be planted before the ranks write their own; the
-    store lists its keys to everybody who reaches its port, so that port must still be closed to strangers.
-    """
-    host, port, served = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), os.environ.get("RANK") == "0"
-    if not host or not port or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return None
-    listener = None
-    if served:
-        try:
-            listener = listen_on(host, int(port), reserved=False).detach()
-        except OSError as error:
-            if error.errno != errno.EADDRNOTAVAIL:
-                raise
-    store = TCPStore(host, int(port), None, served, timeout, wait_for_workers=False, master_listen_fd=listener)
-    return _with_prefix(store)
-
-
 def open_messages(group: Group) -> Store:
     """Open another connection to the store in which the ranks met, for messages of background threads."""
     if group.world_size == 1:
         return HashStore()
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return _with_prefix(TCPStore(host, port, None, False, group.timeout, wait_for_workers=False))
-
-
-def _with_prefix(store: Store) -> Store:
-    return PrefixStore(os.environ.get(STORE_PREFIX_VARIABLE, "default_pg"), store)
+    return connect(group.timeout)

@@ -34,6 +34,7 @@ from ropewalk.cluster.run.context import STOP_VARIABLE, JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.cluster.run.project import add_project_path
+from ropewalk.cluster.run.spare import SpareRank, wait_for_group
 
 log = logging.getLogger("ropewalk.cluster.engines.entry")  # also as __main__
 
@@ -62,6 +63,8 @@ def run_entry(context: JobContext) -> int:
     except StopRequested as stop:
         log.info("stopped: %s", stop)
         return EXIT_REQUEUE
+    except SpareRank as spare:
+        return wait_for_group(context, spare)
     except StaleAttemptError as error:  # a successor owns the attempt's files: write no error record
         log.warning("%s", error)
         return EXIT_LOST_PEER

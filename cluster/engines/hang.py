@@ -20,15 +20,10 @@ from ropewalk.cluster.run.names import STACKS
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05  # between two votes of a node whose ranks are late
+SILENT, RECORDED, ENDED = "silent", "recorded", "ended"  # propositions: no rank works; stacks are recorded; all ranks ended
 POLLING_NODES = 16  # with more nodes each polls less often
 LENIENCY_SECONDS = 1.0  # of silence, after which earlier hangs are taken into account
 RECORD_SECONDS = 1.5  # for taking and writing the stacks; then the ranks are killed in any case
-
-
-class Counter(Protocol):
-    """A store with shared counters: that of the group's formation."""
-
-    def add(self, key: str, amount: int, /) -> int: ...
 
 
 @dataclass
@@ -47,10 +42,17 @@ class Hangs:
         self.progress = progress
 
 
+class Counter(Protocol):
+    """A store with shared counters: that of the group's formation."""
+
+    def add(self, key: str, amount: int, /) -> int: ...
+
+
 class Agreement:
     """Votes of the nodes of a group.
 
     A node whose agent is suspended does not vote, and a node with an active rank votes no: the other nodes then wait for it.
+    A node without work votes yes in advance, so that the others go on when it is gone.
     """
 
     def __init__(self, store: Counter, nodes: int) -> None:
@@ -64,15 +66,30 @@ class Agreement:
         for part, holds in parts.items():
             if holds != (part in self._votes):
                 self._cast(part, holds)
-        return self.vote("silent", silent) and all(self._cast(part, holds) > 0 for part, holds in parts.items())
+        return self.vote(SILENT, silent) and all(self._cast(part, holds) > 0 for part, holds in parts.items())
 
     def vote(self, proposition: str, holds: bool) -> bool:
         """Cast this node's vote on a proposition, and return True if it holds on all nodes."""
         voted, now = proposition in self._votes, time.monotonic()
         if voted == holds and (not holds or now < self._next_poll):
             return False
-        self._next_poll = now + POLL_SECONDS * max(1.0, self._nodes / POLLING_NODES)
+        self._next_poll = now + self._poll_seconds
         return self._cast(proposition, holds) >= self._nodes and holds
+
+    def abstain(self) -> None:
+        """Vote yes on everything, once and for all: no rank of this node has work."""
+        for proposition in {SILENT, RECORDED, ENDED} - self._votes:
+            self._cast(proposition, True)
+
+    def wait_for_others(self, seconds: float) -> None:
+        """Wait until the ranks of all nodes have ended, or for so many seconds."""
+        deadline = time.monotonic() + seconds
+        while 0 < self._cast(ENDED, True) < self._nodes and time.monotonic() < deadline:
+            time.sleep(self._poll_seconds)
+
+    @property
+    def _poll_seconds(self) -> float:
+        return POLL_SECONDS * max(1.0, self._nodes / POLLING_NODES)
 
     def _cast(self, proposition: str, holds: bool) -> int:
         """Cast this node's vote, and return the number of nodes on which the proposition holds."""
@@ -108,9 +125,16 @@ class GroupWatch:
         self._sampling: tuple[Future[dict[int, RankSample]], dict[int, Beat]] | None = None
         self._reported: dict[int, int] = {}  # number of the heartbeat after which a rank was reported as slow
 
+    def wait_for_others(self, seconds: float) -> None:
+        """Wait until the ranks of all nodes have ended, or for so many seconds."""
+        self._agreement.wait_for_others(seconds)
+
     def is_hung(self) -> bool:
         """Return True if a rank of this node is stopped, or the whole group hangs. Call it periodically."""
         self.watch.read()
+        if self.watch.is_spare:
+            self._agreement.abstain()
+            return False
         self._stopped = self.watch.stopped_rank()
         if self._stopped is not None:
             return True
@@ -170,7 +194,7 @@ class GroupWatch:
         writer = threading.Thread(target=self._record, name="stacks", daemon=True)
         writer.start()
         writer.join(RECORD_SECONDS)
-        while self._stopped is None and not self._agreement.vote("recorded", True) and time.monotonic() < deadline:
+        while self._stopped is None and not self._agreement.vote(RECORDED, True) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
     def _record(self) -> None:

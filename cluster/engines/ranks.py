@@ -47,9 +47,7 @@ class _Agent(LocalElasticAgent):
     _watch: GroupWatch  # of the newest group
 
     def __init__(self, node: RanksNode, bugs: "_Bugs", hangs: Hangs, handler: NumberedRendezvous, spec: WorkerSpec) -> None:
-        super().__init__(
-            spec, DefaultLogsSpecs(), start_method="forkserver", exit_barrier_timeout=EXIT_BARRIER_SECONDS, shutdown_timeout=5
-        )
+        super().__init__(spec, DefaultLogsSpecs(), start_method="forkserver", shutdown_timeout=5)
         self._node, self._bugs, self._hangs, self._handler = node, bugs, hangs, handler
         self.exit_code = EXIT_FAILED
 
@@ -77,6 +75,11 @@ class _Agent(LocalElasticAgent):
         """Kill this node's ranks: a stopped or hung rank would not exit at a SIGTERM, and torch would wait for it."""
         super()._shutdown(signal.SIGKILL, timeout)
 
+    def _exit_barrier(self) -> None:
+        """Wait for the other nodes: one that joins the next group earlier would end their ranks, which may still save."""
+        if not (self._watch.watch.is_spare and self._node.stop_flag.exists()):
+            self._watch.wait_for_others(EXIT_BARRIER_SECONDS)
+
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY and self._may_miss_nodes() and self._handler.peer_lost():
@@ -86,6 +89,8 @@ class _Agent(LocalElasticAgent):
             log.warning("ranks hang: recording the stacks and forming a new group")
             self._watch.record()
             return self._form_anew()
+        if self._watch.watch.is_spare:
+            self._handler.mark_spare()
         if result.state == WorkerState.FAILED:
             self._record_lost({rank: failure.exitcode for rank, failure in result.failures.items()})
             if self.exit_code != EXIT_LOST_PEER:

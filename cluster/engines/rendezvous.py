@@ -100,9 +100,11 @@ class NumberedRendezvous(RendezvousHandler):
     def __init__(self, inner: SignedHandler, arguments: RankArguments, node: RanksNode) -> None:
         self._inner, self._arguments, self._node, self._run = inner, arguments, node, node.run
         self._regroup_at: float | None = None  # monotonic time at which the ranks were asked to save
-        self._members: set[Any] = set()  # torch's node descriptions of the group
+        self._members: dict[Any, int] = {}  # torch's node descriptions of the group, with the numbers of the nodes
+        self._info: RendezvousInfo | None = None  # of the group
         self._peer_lost_at: float | None = None
         self._next_check = 0.0
+        self._marked_spare = False
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Form the next group with the other nodes. Never returns once the agent shuts down."""
@@ -113,7 +115,8 @@ class NumberedRendezvous(RendezvousHandler):
         self._node.gate.resume()
         state = self._inner._state_holder.state
         # the round grows with every formation and is equal on all nodes
-        self._arguments.group, self._members = state.round + 1, set(state.participants)
+        self._arguments.group, self._members = state.round + 1, dict(state.participants)
+        self._info, self._marked_spare = info, False
         self._arguments.store_prefix = self._inner.store_prefix(self._arguments.group)
         if info.rank == 0:
             self._run.event("group_formed", group=self._arguments.group, nodes=info.world_size)
@@ -149,9 +152,19 @@ class NumberedRendezvous(RendezvousHandler):
             self._peer_lost_at = now
         return self._peer_lost_at is not None and now - self._peer_lost_at > PEER_LOST_SECONDS
 
+    def mark_spare(self) -> None:
+        """Tell the other nodes that no rank of this one has work: the group goes on if this node is lost or leaves."""
+        if self._info is not None and not self._marked_spare:
+            self._marked_spare = True
+            self._info.store.set(_spare_key(self._info.rank), "")
+
     def _missing(self) -> set[str]:
-        """Return the addresses of members that are no longer in the rendezvous."""
-        return {node.addr for node in self._members - set(self._inner._state_holder.state.participants)}
+        """Return the addresses of members with work that are no longer in the rendezvous."""
+        gone = self._members.keys() - self._inner._state_holder.state.participants.keys()
+        for node in gone:
+            if self._info is not None and self._info.store.check([_spare_key(self._members[node])]):
+                del self._members[node]
+        return {node.addr for node in gone if node in self._members}
 
     @property
     def formation(self) -> int:
@@ -215,6 +228,10 @@ def join_rendezvous(node: RanksNode, arguments: RankArguments) -> NumberedRendez
     host, _, port = node.rendezvous.rpartition(":")
     await_listener(host, int(port), STORE_SECONDS)  # torch itself would try once per second
     return NumberedRendezvous(signed_handler(parameters, node.run.attempt_dir(node.attempt)), arguments, node)
+
+
+def _spare_key(node: int) -> str:
+    return f"ropewalk/spare/{node}"
 
 
 def poll_rendezvous_every(interval: float) -> None:

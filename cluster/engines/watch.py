@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ropewalk.cluster.engines.activity import Activity, RankProcess, RankSample, activity, stop_marker
 from ropewalk.cluster.engines.stacks import Stack
-from ropewalk.cluster.run.heartbeat import Beat, read_beat
+from ropewalk.cluster.run.heartbeat import Beat, Phase, read_beat
 
 LONGEST_PAUSE_SECONDS = 0.25  # between two reads of heartbeats; in the rest of a longer pause this agent was suspended
 LEAST_SILENCE_SECONDS = 0.05  # before a rank is checked for a stop
@@ -41,6 +41,7 @@ class Watch:
     ) -> None:
         self.ranks, self._group, self._world_size, self._clock = ranks, group, world_size, clock
         self._silences: dict[int, _Silence] = {}
+        self._spare: set[int] = set()  # ranks without work, which are not watched
         self._now, self._read_at, self._added_at = 0.0, clock(), -math.inf
         self.leniency = 1.0  # factor of all time limits
 
@@ -57,7 +58,10 @@ class Watch:
             beat = read_beat(process.heartbeat)
             if beat is None or beat.group != self._group:
                 continue
-            if rank not in self._silences or self._silences[rank].beat.number != beat.number:
+            if beat.phase is Phase.SPARE:
+                self._spare.add(rank)
+                self._silences.pop(rank, None)
+            elif rank not in self._silences or self._silences[rank].beat.number != beat.number:
                 self._silences[rank] = _Silence(beat, self._now, self._now)
 
     def seconds_since_beat(self, rank: int) -> float:
@@ -106,6 +110,11 @@ class Watch:
             elif self._now - silence.stopped_since > STOPPED_SECONDS:
                 return rank
         return None
+
+    @property
+    def is_spare(self) -> bool:
+        """True if no rank of this node has work in this group."""
+        return len(self._spare) == len(self.ranks)
 
     @property
     def is_silent(self) -> bool:

@@ -28,6 +28,7 @@ class Phase(IntEnum):
     CHECKPOINT = 7
     LEAVING = 8
     ROLLOUT = 9  # generates samples for the next batch, or waits for other ranks that do
+    SPARE = 10  # has no work in this group
 
     @property
     def label(self) -> str:
@@ -134,7 +135,8 @@ class Heart:
         if self._map is None:
             return
         now = self._clock()
-        if self._number and self.pace.add(self._phase, now - self._since):
+        # a spare rank has loaded nothing: the time is no measure for later groups
+        if self._number and phase is not Phase.SPARE and self.pace.add(self._phase, now - self._since):
             _LONGEST.pack_into(self._map, _LONGEST_AT, *self.pace.longest)
         if phase is Phase.STEP and self._steps < FIRST_STEPS:
             self._steps += 1

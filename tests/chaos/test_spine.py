@@ -12,11 +12,12 @@ from ropewalk.cluster.process.kill import processes_of, writers_of
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
 from ropewalk.cluster.run.files import read_lines
 from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.show.cancel import cancel_runs
 from ropewalk.jobs.runs.show.follow import wait
 from ropewalk.jobs.runs.submit.submit import submit
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from tests.jobs.corpus import make_dataset
-from tests.jobs.launch import TINY, equal, events, weights
+from tests.jobs.launch import TINY, equal, events, losses, weights
 from tests.patience import Patience, until
 
 STEPS = 240
@@ -27,15 +28,16 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunD
     monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path / "runs"))
     data = make_dataset(tmp_path / "data", num_documents=800)
 
-    def begin(**resources: Any) -> RunDir:
+    def begin(steps: int = STEPS, parallel: dict[str, Any] | None = None, **resources: Any) -> RunDir:
         config = {
             "data": str(data),
             "model": {"config": TINY},
             "seq_len": 32,
-            "steps": STEPS,
+            "steps": steps,
             "batch": {"global_batch": 8, "micro_batch": 4},
             "checkpoint": {"every_steps": 10},
             "validation": {"every_steps": 1000, "max_sequences": 4},
+            "parallel": parallel or {},
             "resources": resources,
         }
         return submit("pretrain", PretrainConfig.model_validate(config))
@@ -90,6 +92,47 @@ def test_an_elastic_run_that_loses_a_node_learns_every_sample_once(start: Callab
     assert last == {step: step * 8 for step in range(1, STEPS + 1)}
     # its supervisor leaves last, after the outcome
     until(lambda: not processes_of(run.path), Patience.START, lambda: processes_of(run.path))
+
+
+def stop_at(run: RunDir, step: int) -> dict[int, float]:
+    """Cancel the run when it has reached a step, and return its losses."""
+    reach(run, step, attempt=1)
+    assert [*cancel_runs([run.id])]
+    until(lambda: run.last_outcome() is not None, Patience.RUN)
+    assert run.attempts() == [1]
+    return losses(run)
+
+
+@pytest.mark.soak("two runs; make test runs test_a_group_goes_on_without_its_spare_rank_and_takes_it_in_for_a_lost_one")
+@pytest.mark.parametrize("shard_nodes", [1, 2])
+def test_copies_of_a_model_lose_two_nodes_and_get_both_back(start: Callable[..., RunDir], shard_nodes: int) -> None:
+    parallel = {"replicate": "auto", "shard_nodes": shard_nodes}
+    disturbed = start(20_000, parallel, nodes="1..4")
+
+    def group_goes_on(nodes: int) -> None:
+        until(lambda: events(disturbed, "group_formed")[-1]["nodes"] == nodes, Patience.STEP)
+        there = max(losses(disturbed))
+        until(lambda: max(losses(disturbed)) > there + 15, Patience.STEP)
+
+    reach(disturbed, 25, attempt=1)
+    for lost, node in enumerate((1, 2), 1):
+        os.killpg(agent_pid(disturbed, node, 1), signal.SIGKILL)
+        until(lambda number=lost: len(events(disturbed, "node_lost")) == number, Patience.SIGNAL)
+        disturbed.request_nodes(4 - lost)  # the other node is lost before this one is back
+        group_goes_on(4 - lost)
+    disturbed.request_nodes(4)
+    group_goes_on(4)
+    there = max(losses(disturbed))
+    loss = stop_at(disturbed, there)
+    computing = [event["world_size"] for event in events(disturbed, "resumed")]
+    assert (computing[0], computing[-1]) == (3 if shard_nodes == 1 else 2, 4)
+    assert 2 in computing
+    assert bool(events(disturbed, "ranks_spare")) == (shard_nodes == 2)
+
+    peaceful = stop_at(start(20_000, parallel, nodes=4), there)
+    common = sorted(loss.keys() & peaceful.keys())
+    assert common[-1] >= there
+    assert [loss[step] for step in common] == pytest.approx([peaceful[step] for step in common], rel=1e-5)
 
 
 @pytest.mark.soak("a whole run; make test runs test_a_stopped_rank_is_replaced_at_once")

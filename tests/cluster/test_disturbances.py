@@ -75,6 +75,38 @@ def test_an_elastic_run_shrinks_and_grows_again(toy: Start) -> None:
     assert sorted(set(run.steps())) == list(range(1, max(run.steps()) + 1))
 
 
+def test_a_spare_rank_ends_with_its_group(toy: Start) -> None:
+    run = toy("count_in_pairs", "ranks", steps=10, resources={"nodes": "1..3"})
+    outcome = run.finish()
+    assert (outcome.state, outcome.results) == (RunState.SUCCEEDED, {"step": 10, "world": 2})
+    assert run.run.attempts() == [1]
+    spare = [event for event in run.run.read_events() if event["event"] == "ranks_spare"]
+    assert [(event["spare"], event["ranks"], event["computing"]) for event in spare] == [(1, "2", 2)]
+
+
+def test_a_group_goes_on_without_its_spare_rank_and_takes_it_in_for_a_lost_one(toy: Start) -> None:
+    run = toy("count_in_pairs", "ranks", steps=5000, resources={"nodes": "1..3"})
+
+    def groups(since: str = "group_formed") -> list[int]:
+        events = [event for event in run.run.read_events() if event["event"] in {since, "group_formed"}]
+        first = next((number for number, event in enumerate(events) if event["event"] == since), len(events))
+        return [event["nodes"] for event in events[first:] if event["event"] == "group_formed"]
+
+    until(lambda: [event for event in run.run.read_events() if event["event"] == "ranks_spare"])
+    run.reach(max(run.steps(), default=0) + 10)
+    run.kill_node(2)
+    until(lambda: groups("node_returned") == [3])  # a save later, not a loss later
+    assert groups() == [3, 3]
+    last = max(run.steps())
+    run.kill_node(1)  # the spare one takes its place
+    until(lambda: groups()[2:3] == [2] and max(run.steps()) > last + 5)
+    run.backend.cancel(run.run)
+    assert run.finish().state is RunState.CANCELLED
+    assert run.run.attempts() == [1]
+    assert {line["world"] for line in run.run.read_metrics()} == {2}
+    assert sorted(set(run.steps())) == list(range(1, max(run.steps()) + 1))
+
+
 def test_a_node_that_dies_before_its_ranks_have_joined_is_not_waited_for(toy: Start) -> None:
     """Nothing breaks where nothing has begun: the first rank would wait for as long as a collective may take, minutes."""
     run = toy("count", "ranks", steps=20, late=3.0, resources={"nodes": "1..2"})

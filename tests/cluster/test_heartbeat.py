@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from torch.distributed import DistNetworkError
 
 from ropewalk.cluster.engines.activity import Activity, ProcessSample, RankProcess, RankSample
-from ropewalk.cluster.engines.hang import Agreement, Hangs
+from ropewalk.cluster.engines.hang import RECORDED, Agreement, Hangs
 from ropewalk.cluster.engines.stacks import Frame, Stack, Thread
 from ropewalk.cluster.engines.watch import STOPPED_SECONDS, Watch
 from ropewalk.cluster.run.heartbeat import PATIENCE_SECONDS, Heart, Pace, Phase, heart_file, read_beat
@@ -114,6 +115,23 @@ class Node:
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
+
+
+def test_a_spare_rank_is_not_watched(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    for heart in node.hearts:
+        heart.begin(patience_seconds=60)
+    node.pass_time(1.0)
+    assert not node.watch.is_silent, "it loads"
+    node.hearts[0].beat(Phase.SPARE)
+    node.pass_time(1.0)
+    assert not node.watch.is_spare
+    assert not node.watch.is_silent, "the other one loads"
+    node.hearts[1].beat(Phase.SPARE)
+    node.pass_time(10 * HUNG)
+    assert node.watch.is_spare
+    assert not node.watch.slow_ranks()
+    assert node.hearts[0].pace.longest[Phase.LOADING] == 0.0, "it has not loaded"
 
 
 @pytest.mark.parametrize(("step_seconds", "expected"), [(0.02, 15.0), (0.2, 15.0), (2.0, 20.0)])
@@ -387,6 +405,19 @@ def test_nodes_hang_together_or_not_at_all() -> None:
     assert vote(first, has_cause=True)
     assert vote(second, has_waiter=True)
     assert not first.is_hung(silent=True, has_cause=True, has_waiter=False), "asked again too soon"
+
+
+def test_a_node_without_work_hides_no_hang_and_is_not_waited_for() -> None:
+    store = Store()
+    busy, spare = Agreement(store, 2), Agreement(store, 2)
+    spare.abstain()
+    spare.abstain()
+    assert not vote(busy, silent=False)
+    assert vote(busy, has_cause=True, has_waiter=True)
+    assert busy.vote(RECORDED, True)
+    began = time.monotonic()
+    busy.wait_for_others(HUNG)
+    assert time.monotonic() - began < HUNG
 
 
 @pytest.mark.parametrize("part", ["has_cause", "has_waiter"])

@@ -76,7 +76,7 @@ def test_the_rendezvous_module_calls_by_name_what_is_replaced_in_it(name: str) -
     assert f"{name}(" in source(DynamicRendezvousHandler) + source(dynamic_rendezvous._DistributedRendezvousOpExecutor)
 
 
-@pytest.mark.parametrize("name", ["_initialize_workers", "_monitor_workers", "_shutdown"])
+@pytest.mark.parametrize("name", ["_initialize_workers", "_exit_barrier", "_monitor_workers", "_shutdown"])
 def test_torchs_agent_calls_the_methods_that_ours_overrides(name: str) -> None:
     assert f"self.{name}(" in source(SimpleElasticAgent) + source(LocalElasticAgent)
 

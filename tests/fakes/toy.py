@@ -22,13 +22,35 @@ def variables(context: JobContext) -> dict[str, Any]:
 
 def count(context: JobContext) -> dict[str, Any]:
     """Count to `steps` on every rank together; checkpoint each step; stop when asked."""
+    import torch.distributed as dist
+
+    if context.rank:
+        time.sleep(context.run.record["config"].get("late", 0))
+    dist.init_process_group("gloo")
+    try:
+        step = _count(context)
+    except StopRequested:
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+    return {"step": step, "world": context.world_size}
+
+
+def count_in_pairs(context: JobContext) -> dict[str, Any]:
+    """`count` on an even number of ranks: one more is spare."""
+    from ropewalk.sharding.config import ParallelConfig
+    from ropewalk.sharding.group import process_group
+
+    context.heart.begin(patience_seconds=60)
+    with process_group(ParallelConfig(replicate=2)) as group:
+        return {"step": _count(context), "world": group.world_size}
+
+
+def _count(context: JobContext) -> int:
     import torch
     import torch.distributed as dist
 
     config = context.run.record["config"]
-    if context.rank:
-        time.sleep(config.get("late", 0))
-    dist.init_process_group("gloo")
     saved = context.run.path / "saved.json"
     step = int((read_json(saved) or {"step": 0})["step"])
     while step < config["steps"]:
@@ -43,11 +65,9 @@ def count(context: JobContext) -> dict[str, Any]:
             )
             context.run.event("checkpoint", step=step)
         if flags[0] > 0:
-            dist.destroy_process_group()
             raise StopRequested(f"step {step}")
         time.sleep(config.get("pause", 0.05))
-    dist.destroy_process_group()
-    return {"step": step, "world": context.world_size}
+    return step
 
 
 def beat(context: JobContext) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from ropewalk.cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, RopewalkError, StopRequested
 from ropewalk.cluster.process.ports import free_port
 from ropewalk.sharding import group as formed
+from ropewalk.sharding import store as meeting
 from ropewalk.sharding.config import ParallelConfig
 from ropewalk.sharding.group import process_group, rank_device
 from tests.fakes.gpus import machine_with
@@ -211,7 +212,7 @@ def test_an_address_that_only_others_know_is_served_at_all_addresses(monkeypatch
         opened.append((host, number, master_listen_fd))
         return dist.HashStore()
 
-    monkeypatch.setattr(formed, "TCPStore", open_store)
+    monkeypatch.setattr(meeting, "TCPStore", open_store)
     monkeypatch.setattr(dist, "init_process_group", lambda _, **more: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     with pytest.raises(ValueError, match="process group"), process_group():

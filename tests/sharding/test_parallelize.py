@@ -115,11 +115,26 @@ def test_an_adapter_comes_first_and_a_frozen_model_evaluates() -> None:
 def test_what_is_not_there_yet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError, match="must be 1: tensor parallelism is not supported"):
         ParallelConfig(tensor=2)
-    with (
-        pytest.raises(ConfigError, match=r"parallel.replicate: 1 rank cannot be divided into 2 copies"),
-        process_group(ParallelConfig(replicate=2)),
-    ):
-        pass
+    with pytest.raises(ValidationError, match="shard_nodes=2 has an effect with replicate=auto only"):
+        ParallelConfig(replicate=2, shard_nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "per_node", "divisions"),  # (copies, ranks of each) at 1, 2, 3, ... nodes
+    [
+        ({}, 2, [(1, 2), (1, 4), (1, 6)]),
+        ({"replicate": "auto"}, 8, [(1, 8), (2, 8), (3, 8)]),
+        ({"replicate": "auto", "shard_nodes": 2}, 4, [(1, 4), (1, 8), (1, 8), (2, 8), (2, 8)]),
+        ({"replicate": 2}, 1, [(1, 1), (2, 1), (2, 1), (2, 2), (2, 2)]),
+        ({"replicate": 4}, 2, [(2, 1), (4, 1), (4, 1), (4, 2)]),
+    ],
+)
+def test_every_number_of_nodes_divides(parallel: dict[str, Any], per_node: int, divisions: list[tuple[int, int]]) -> None:
+    config = ParallelConfig.model_validate(parallel)
+    for nodes, expected in enumerate(divisions, 1):
+        division = config.divide(nodes * per_node, per_node)
+        assert (division.copies, division.ranks_per_copy) == expected
+        assert division.computing <= nodes * per_node
 
 
 @pytest.mark.parametrize(

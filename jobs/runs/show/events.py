@@ -30,6 +30,7 @@ EVENTS: dict[str, str] = {
     " away: {error}",
     "other_version": "node {node} has ropewalk {here}; the run was submitted with {wanted}",
     "rank_lost": "rank {rank} on node {node} {exit_code:exit}",
+    "ranks_spare": "{spare:count rank} without work ({ranks}): only {computing:count rank} divide into equal copies of the model",
     "ranks_hung": "replaced ranks without progress for {seconds:.1f} s at step {step}: {ranks:places}; all stacks: {stacks}",
     "ranks_slow": "no progress for {seconds:.0f} s at step {step}, but on node {node} {ranks:activities};"
     " nothing is replaced before {allowed_seconds:.0f} s",

@@ -14,11 +14,13 @@ from ropewalk.jobs.training.loop.config import ModelConfig, TrainingConfig
 from ropewalk.jobs.training.loop.fit import read_sizes
 from ropewalk.jobs.training.loop.size import ModelSize, SizeRequest, model_size
 from ropewalk.jobs.training.loop.token_data import weighted
+from ropewalk.sharding.config import Division
 
 if TYPE_CHECKING:
     from ropewalk.datapipe.manifest import Manifest
 
 USUAL_SEQ_LEN = 1024  # of jobs whose seq_len is unset
+MOST_SPARE = 4  # numbers of nodes to list
 
 
 def training_plan(config: TrainingConfig) -> list[tuple[str, str]]:
@@ -33,6 +35,7 @@ def training_plan(config: TrainingConfig) -> list[tuple[str, str]]:
     return [
         ("parameters", _parameters(size)),
         *_tokens(config, tokens, manifests, exact=exact),
+        *_copies(config),
         ("accumulation", accumulation(config)),
         *_memory(config, size),
         ("checkpoints", _checkpoints(config, size)),
@@ -44,11 +47,34 @@ def accumulation(config: TrainingConfig) -> str:
     batch, resources = config.batch, config.resources
     parts = []
     for nodes in sorted({resources.nodes.least, resources.nodes.most}):
-        ranks = nodes * resources.local_world_size
+        ranks = _division(config, nodes).computing
         passes = math.ceil(math.ceil(batch.global_batch / ranks) / batch.micro_batch)
         idle = f", {ranks - batch.global_batch} of the ranks without any" if ranks > batch.global_batch else ""
         parts.append(f"{passes} with {counted(ranks, 'rank')}{idle}")
     return f"micro-batches of up to {counted(batch.micro_batch, 'sequence')} a step on each rank: {' or '.join(parts)}"
+
+
+def _division(config: TrainingConfig, nodes: int) -> Division:
+    per_node = config.resources.local_world_size
+    return config.parallel.divide(nodes * per_node, per_node)
+
+
+def _copies(config: TrainingConfig) -> list[tuple[str, str]]:
+    """Describe the copies of the model at the least and the most nodes, and the numbers of nodes that leave ranks spare."""
+    if config.parallel.replicate == 1:
+        return []
+    nodes, per_node = config.resources.nodes, config.resources.local_world_size
+    parts = []
+    for count in sorted({nodes.least, nodes.most}):
+        division = _division(config, count)
+        copies = "1 copy" if division.copies == 1 else f"{division.copies} copies"
+        ranks = counted(division.ranks_per_copy, "rank")
+        parts.append(f"{copies} on {ranks} each with {counted(count, 'node')}")
+    spares = {count: count * per_node - _division(config, count).computing for count in range(nodes.least, nodes.most + 1)}
+    spare = [f"{ranks} with {counted(count, 'node')}" for count, ranks in spares.items() if ranks]
+    more = f", and with {len(spare) - MOST_SPARE} other numbers of nodes" if len(spare) > MOST_SPARE else ""
+    named = f"; spare ranks: {', '.join(spare[:MOST_SPARE])}{more}" if spare else ""
+    return [("copies", " or ".join(parts) + named)]
 
 
 def _tokens(config: TrainingConfig, seq_len: int, manifests: "list[Manifest]", *, exact: bool) -> list[tuple[str, str]]:
@@ -79,7 +105,7 @@ def _memory(config: TrainingConfig, size: ModelSize | str) -> list[tuple[str, st
         return []
     ranks = config.resources.nodes.least * config.resources.local_world_size
     in_all = 4 * size.parameters + _checkpoint_bytes(config, size)  # a gradient instead of the trained weight
-    each = in_all / max(1, ranks // config.parallel.replicate)
+    each = in_all / _division(config, config.resources.nodes.least).ranks_per_copy
     what = "for weights, gradients and optimizer, besides activations"
     return [("memory", f"about {format_bytes(each)} on each of {counted(ranks, 'rank')} {what}")]
 

@@ -51,6 +51,13 @@ def test_the_plan_of_a_training(shell: Shell, monkeypatch: pytest.MonkeyPatch) -
     assert page["checkpoints"].endswith(f"about {mib:.1f} MiB each, {3 * mib:.1f} MiB on disk")
     assert page["directory"] == f"{shell.home}/elsewhere/pretrain-DATE"
     assert page["start"] == "as soon as slow has room"
+    assert "copies" not in page
+    copies = ("parallel.replicate=auto", "parallel.shard_nodes=2", "resources.nodes=1..4")
+    page = rows(shell("submit", "pretrain", "data=text", *keys, *copies, "--dry-run", "--on", "slow"))
+    assert page["copies"] == (
+        "1 copy on 4 ranks each with 1 node or 2 copies on 8 ranks each with 4 nodes; spare ranks: 4 with 3 nodes"
+    )
+    assert page["accumulation"].endswith("2 with 4 ranks or 1 with 16 ranks")
     assert not (shell.home / "elsewhere").exists()
 
 

@@ -201,10 +201,19 @@ def test_an_output_belongs_to_its_settings(tmp_path: Path) -> None:
         PipelineConfig.model_validate({"steps": steps}).preflight()
 
 
-def test_ranks_of_every_number_of_nodes_form_the_mesh() -> None:
+def test_ranks_of_some_number_of_nodes_form_the_mesh() -> None:
     check_mesh(ParallelConfig(replicate=2), Resources.model_validate({"nodes": "1..4", "ranks_per_node": 4}))
     check_mesh(ParallelConfig(replicate=2), Resources.model_validate({"nodes": 2}))
+    check_mesh(ParallelConfig(replicate=2), Resources.model_validate({"nodes": "1..3"}))
+    check_mesh(ParallelConfig(replicate="auto"), Resources.model_validate({"nodes": "1..3"}))
+    check_mesh(ParallelConfig(replicate="auto", shard_nodes=2), Resources.model_validate({"nodes": "3..4"}))
     with pytest.raises(
-        ConfigError, match=r"3 ranks cannot be divided into 2 copies of the model \(resources.nodes=2..4 with 1 rank"
+        ConfigError, match=r"3 ranks cannot be divided into 2 copies of the model \(resources.nodes=3 with 1 rank"
     ):
-        check_mesh(ParallelConfig(replicate=2), Resources.model_validate({"nodes": "2..4"}))
+        check_mesh(ParallelConfig(replicate=2), Resources.model_validate({"nodes": 3}))
+    with pytest.raises(ConfigError, match=r"4 ranks cannot be divided into 8 copies"):
+        check_mesh(ParallelConfig(replicate=8), Resources.model_validate({"nodes": "1..4"}))
+    with pytest.raises(ConfigError, match=r"3 nodes \(resources.nodes=3\) cannot be divided into copies .* on 2 nodes each"):
+        check_mesh(ParallelConfig(replicate="auto", shard_nodes=2), Resources.model_validate({"nodes": 3}))
+    with pytest.raises(ConfigError, match=r"set parallel.shard_nodes to a divisor"):
+        check_mesh(ParallelConfig(replicate="auto", shard_nodes=4), Resources.model_validate({"nodes": "1..3"}))

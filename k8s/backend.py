@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, Profile
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, NodeProgram, Profile
 from ropewalk.cluster.backends.recovery import has_agents, record_missing_outcome, state_from_files
 from ropewalk.cluster.backends.submission import (
     dependencies_beside,
@@ -31,8 +31,9 @@ from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
 from ropewalk.k8s.api.client import ApiAwayError, Kubernetes, NotFoundError
 from ropewalk.k8s.api.kubeconfig import connect
 from ropewalk.k8s.api.objects import end_of
+from ropewalk.k8s.kubectl import exec_command, kubectl
 from ropewalk.k8s.manifests.job import dump, render_job
-from ropewalk.k8s.manifests.service import render_service, render_service_policy, served_port, service_name
+from ropewalk.k8s.manifests.service import INDEX_LABEL, render_service, render_service_policy, served_port, service_name
 from ropewalk.k8s.names import job_name_of, name_of
 from ropewalk.k8s.profile import K8sProfile
 from ropewalk.k8s.status.observe import Observation, observe
@@ -252,10 +253,16 @@ class K8sBackend(Backend):
 
     def tunnel_command(self, run: RunDir, node: str, port: int, local_port: int) -> str:
         """Return the kubectl command that forwards to a port of the run's first pod, through its Service if it has one."""
-        chosen = {"kubeconfig": self.profile.kubeconfig, "context": self.profile.context}
-        options = "".join(f" --{name} {shlex.quote(value)}" for name, value in chosen.items() if value)
         target = f"service/{service_name(run)}" if served_port(run) == port else f"job/{job_name_of(run)}"
-        return f"kubectl{options} -n {self.kube.namespace} port-forward {target} {local_port}:{port}"
+        return shlex.join([*kubectl(self.profile, self.kube.namespace), "port-forward", target, f"{local_port}:{port}"])
+
+    def shell_command(self, run: RunDir, program: NodeProgram) -> list[str]:
+        labels = {"batch.kubernetes.io/job-name": job_name_of(run), INDEX_LABEL: str(program.node)}
+        pods = self.kube.list("Pod", labels, "status.phase=Running")
+        if not pods:
+            raise ConfigError(f"{run.id} has no running pod for node {program.node}")
+        command = kubectl(self.profile, self.kube.namespace)
+        return exec_command(command, self.profile, str(pods[0]["metadata"]["name"]), run, program)
 
     def cancel(self, run: RunDir) -> None:
         """Ask a running run to save and stop, and delete its Job."""

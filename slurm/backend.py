@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
-from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, Profile
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, NodeProgram, Profile
 from ropewalk.cluster.backends.recovery import record_missing_outcome, state_from_files
 from ropewalk.cluster.backends.submission import (
     Condition,
@@ -25,6 +25,7 @@ from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
 from ropewalk.slurm import cluster_info
 from ropewalk.slurm.batch.script import ARRAY_LIST, job_options, render_job
+from ropewalk.slurm.batch.shell import step_command
 from ropewalk.slurm.commands import Job, Slurm
 from ropewalk.slurm.job_lookup import SUBMITTED, is_waiting, job_id, job_name, jobs_of, state_of
 from ropewalk.slurm.profile import SlurmProfile
@@ -195,6 +196,12 @@ class SlurmBackend(Backend):
         if node == os.uname().nodename:
             return ""
         return f"ssh -N -o ExitOnForwardFailure=yes -L 127.0.0.1:{local_port}:127.0.0.1:{port} {node}"
+
+    def shell_command(self, run: RunDir, program: NodeProgram) -> list[str]:
+        job = self._jobs([run]).get(run.id)
+        if job is None:
+            raise ConfigError(f"{run.id} has no job on cluster {self.cluster.name!r}")
+        return step_command(run, self.profile, job.id, program)
 
     def cancel(self, run: RunDir) -> None:
         self.cancel_many([run])

@@ -60,7 +60,8 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
     ),
     "k8s": (
         {"k8s.names", "k8s.image"},
-        {"k8s.profile"},
+        {"k8s.profile", "k8s.guarded"},
+        {"k8s.kubectl"},
         {"k8s.api"},
         {"k8s.manifests", "k8s.runtime"},
         {"k8s.submission"},

@@ -42,6 +42,17 @@ class GpuSupply:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeProgram:
+    """A program to start on a node of a run: a module of ours, whose arguments are the run's directory and the user's command."""
+
+    module: str
+    node: int
+    address: str  # of the node
+    command: Sequence[str] = ()  # the user's; empty: a shell
+    terminal: bool = False  # at a terminal; else the program gets no input
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """One line of `doctor`: the item checked, the result, and details with a remedy."""
 
@@ -144,6 +155,10 @@ class Backend(ABC):
     def tunnel_command(self, run: RunDir, node: str, port: int, local_port: int) -> str:
         """Return the command that forwards a port of this machine to one of a run's first node; empty if none is needed."""
         return ""
+
+    def shell_command(self, run: RunDir, program: NodeProgram) -> list[str]:
+        """Return the command of this machine that starts a program on a node of a running run. Raises ConfigError."""
+        raise ConfigError(f"cluster {self.cluster.name!r} cannot open a shell on the nodes of a run")
 
     # --- files of runs on a volume that this machine cannot access
 

@@ -12,7 +12,22 @@ import typer
 from typer.core import TyperGroup
 
 from ropewalk.cluster.backends import trust
-from ropewalk.jobs.cli import chat, checkpoints, drift, explain, export, feedback, fetch, models, run, runs, site, space, sweep
+from ropewalk.jobs.cli import (
+    chat,
+    checkpoints,
+    drift,
+    explain,
+    export,
+    feedback,
+    fetch,
+    models,
+    run,
+    runs,
+    shell,
+    site,
+    space,
+    sweep,
+)
 from ropewalk.jobs.cli.json_output import print_json
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks for completions
@@ -106,7 +121,7 @@ OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --
 
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Run": (run.run, run.submit, run.check, run.resume, runs.scale, runs.cancel),
-    "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, runs.wait),
+    "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, shell.shell, runs.wait),
     "Data and models": (
         fetch.fetch,
         export.export,

@@ -28,7 +28,7 @@ def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt
         directives="\n".join(f"#SBATCH {flag}" for flag in job_options(run, resources, profile, attempt, runs)),
         where=where,
         enter=_enter(run, attempt) if array else "",
-        setup="\n".join([*profile.setup, *_exports(run, profile)]),
+        setup="\n".join(environment_lines(run, profile)),
         controller=shlex.quote(sys.executable),
         skip_requeue_delay=skip_requeue_delay(profile),
     )
@@ -136,6 +136,11 @@ def _enter(run: RunDir, attempt: int) -> str:
         f'cd "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(list_file)})" || exit 1\n'
         f"mkdir -p attempts/{attempt:04d}/logs; exec >> attempts/{attempt:04d}/logs/batch.log 2>&1"
     )
+
+
+def environment_lines(run: RunDir, profile: SlurmProfile) -> list[str]:
+    """Return the shell lines that prepare the environment of a run's agents, in the run's directory."""
+    return [*profile.setup, *_exports(run, profile)]
 
 
 def _exports(run: RunDir, profile: SlurmProfile) -> list[str]:

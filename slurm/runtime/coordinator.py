@@ -22,6 +22,7 @@ from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.cluster.supervise.supervisor import Supervisor, open_attempt
 from ropewalk.slurm import cluster_info
 from ropewalk.slurm.batch.script import extra_node_name, skip_delay_name
+from ropewalk.slurm.batch.shell import python_of
 from ropewalk.slurm.commands import Slurm
 from ropewalk.slurm.job_lookup import OWNER, job_name, state_of, this_job
 from ropewalk.slurm.profile import SlurmProfile
@@ -74,11 +75,6 @@ def exit_code_of(run: RunDir) -> int:
     """Return the exit code of a run that is over: 0 only after success, since runs that depend on it may start then."""
     outcome = run.last_outcome()
     return EXIT_DONE if outcome is not None and outcome.state is RunState.SUCCEEDED else EXIT_FAILED
-
-
-def python_of(profile: SlurmProfile) -> str:
-    """Return the Python that runs a profile's agents."""
-    return profile.python or ("python" if profile.container else sys.executable)
 
 
 def take_ownership(run: RunDir, job: str, slurm: Slurm) -> bool:

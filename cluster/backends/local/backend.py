@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import psutil
 from pydantic import Field
 
-from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, Profile
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, NodeProgram, Profile
 from ropewalk.cluster.backends.local.held_gpus import HeldGpus
 from ropewalk.cluster.backends.local.nodes import render_script
 from ropewalk.cluster.backends.local.processes import (
@@ -110,6 +110,9 @@ class LocalBackend(Backend):
             return BackendState(state=outcome.state, word="ended", reason=f"no process is running it; {remedy}", remedy=remedy)
         process = "its supervisor" if has_supervisor(run) else "the queue that would have started it"
         return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{process} died; {remedy}", remedy=remedy)
+
+    def shell_command(self, run: RunDir, program: NodeProgram) -> list[str]:
+        return module_command(program.module, str(run.path), "--", *program.command)
 
     def cancel(self, run: RunDir) -> None:
         run.request_cancel()

@@ -45,6 +45,7 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
 LINES = frozenset({"submit", "logs", "top", "chat", "sync"})  # any number of lines, one object each; the others print one line
 NO_JSON = {  # they report nothing that a program could use
     "review": "opens a page for a person",
+    "shell": "opens a terminal, or passes on the output of a command",
     "quickstart": "a tour for a person; its jobs can be run with `run --json`",
     "lab": "starts a test cluster; its own command has other options",
 }

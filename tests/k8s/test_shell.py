@@ -1,0 +1,38 @@
+"""`ropewalk shell` in a pod of a run."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from ropewalk.cluster.backends.base import NodeProgram
+from ropewalk.cluster.process.kill import processes_with
+from ropewalk.jobs.runs.show.shell import PROGRAM
+from tests.k8s.cluster import Cluster
+from tests.k8s.toy import KubeToy
+from tests.patience import until
+from tests.terminal import Terminal
+
+CLIENT_SECONDS = 10.0  # after the client's death nothing of the shell is left
+
+
+def test_a_shell_in_a_pod_ends_with_its_client(
+    lab: Cluster, start: Callable[..., KubeToy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", lab.path, prepend=":")
+    toy = start(steps=10_000)
+    toy.reach(1)
+    terminal = Terminal(toy.backend.shell_command(toy.run, NodeProgram(module=PROGRAM, node=0, address="", terminal=True)))
+    terminal.type('echo "attempt $ROPEWALK_ATTEMPT"; trap "" HUP; setsid sleep 4321 & sleep 4321')
+    terminal.read_until("attempt 1")
+
+    def left() -> list[int]:
+        processes = processes_with({"ROPEWALK_RUN": f"/runs/{toy.run.id}"})
+        return [process.pid for process in processes if "4321" in process.cmdline()]
+
+    until(lambda: len(left()) == 2)
+    terminal.kill()
+    killed = time.monotonic()
+    until(lambda: not left())
+    assert time.monotonic() - killed < CLIENT_SECONDS
+    assert toy.run.last_outcome() is None, "the run goes on"

@@ -1,0 +1,37 @@
+"""`ropewalk shell` on a node of a Slurm job."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ropewalk.cluster.process.kill import processes_with
+from ropewalk.slurm.lab.cluster import Lab
+from tests.patience import until
+from tests.slurm.test_command import project, reach, start
+from tests.terminal import Terminal
+
+__all__ = ["project"]
+CLIENT_SECONDS = 10.0  # after the client's death nothing of the shell is left
+
+
+def test_a_shell_on_the_second_node_ends_with_its_client(slurm_lab: Lab, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(project, "train.py", "--pause", "0.5", "--steps", "500", resources={"nodes": 2, "grace_seconds": 20})
+    reach(run, 1)
+    ropewalk = [sys.executable, "-m", "ropewalk.jobs.cli"]
+    terminal = Terminal([*ropewalk, "shell", run.id, "--node", "1"])
+    terminal.type('echo "$(hostname) $(basename "$PWD") attempt $ROPEWALK_ATTEMPT"; trap "" HUP; sleep 4321 & sleep 4321')
+    host = terminal.read_until("attempt 1").partition(" work attempt 1")[0].split()[-1]
+    assert host in {"n1", "n2", "n3", "n4"}
+
+    def left() -> list[int]:
+        return [process.pid for process in processes_with({"ROPEWALK_RUN": str(run.path)}) if "4321" in process.cmdline()]
+
+    until(lambda: len(left()) == 2)
+    terminal.kill()
+    killed = time.monotonic()
+    until(lambda: not left())
+    assert time.monotonic() - killed < CLIENT_SECONDS
+    assert run.last_outcome() is None, "the run goes on"
+    run.request_cancel()

@@ -1,0 +1,45 @@
+"""A command at a terminal of its own, as a person would type it."""
+
+import os
+import pty
+import select
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from tests.patience import HANG_SECONDS
+
+
+class Terminal:
+    """A process at a pseudo-terminal; its output is read as text."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:
+            os.execvp(command[0], command)
+        self.output = ""
+
+    def type(self, line: str) -> None:
+        os.write(self._terminal, f"{line}\n".encode())
+
+    def read_until(self, text: str) -> str:
+        """Read until the output contains a text."""
+        deadline = time.monotonic() + HANG_SECONDS
+        while text not in self.output:
+            assert time.monotonic() < deadline, f"no {text!r} in {self.output!r}"
+            if select.select([self._terminal], [], [], 0.5)[0]:
+                with suppress(OSError):  # the process has ended
+                    self.output += os.read(self._terminal, 65536).decode(errors="replace")
+        return self.output
+
+    def end(self) -> int:
+        """Return the exit code of a process that ends by itself."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        os.close(self._terminal)
+        return code
+
+    def kill(self) -> None:
+        """Kill the process with SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.end()

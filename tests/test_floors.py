@@ -40,7 +40,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.runs.show"},
         {"jobs.runs.submit"},
         {"jobs.runs.models"},
-        {"jobs.runs.mirror", "jobs.runs.program", "jobs.runs.space"},
+        {"jobs.runs.inspect", "jobs.runs.mirror", "jobs.runs.program", "jobs.runs.space"},
     ),
     "jobs.training": (
         {"jobs.training.loop"},

@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+from ropewalk.cluster.agent.inspector import Inspector
 from ropewalk.cluster.agent.monitor import Monitor
 from ropewalk.cluster.agent.version import are_incompatible, other_version
 from ropewalk.cluster.config import NodeRange
@@ -95,6 +96,7 @@ class Agent:
         self.stop_flag = self.scratch / "stop"
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # so that files of torch and others are removed at the end
         self.sidecars: list[subprocess.Popen[bytes]] = []
+        self.inspector = Inspector(self.run_dir, self.attempt, self.node, self.stop_flag, self._sidecar_processes)
         self._next_attempt_check = time.monotonic() + ATTEMPT_CHECK_SECONDS
         self._fatal_timer = PollTimer(self.folder)
         self._stop_requested = SignalFlag()
@@ -113,6 +115,7 @@ class Agent:
         threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
         monitor = Monitor(self.folder / names.NODES / f"node-{self.node}.jsonl", self.node, self.run_dir.path)
         monitor.start()
+        self.inspector.start(os.getpid())
         if self.node == 0:
             self._start_sidecars()
         code = EXIT_FAILED
@@ -162,6 +165,7 @@ class Agent:
                 stop_flag=self.stop_flag,
                 gate=self._shutdown,
                 hung_seconds=self.retries.hung_seconds,
+                processes=self.inspector.ranks,
             )
             return run_ranks(node, self.retries.bugs, self.retries.disturbances)
         if self.engine is Engine.RAY:
@@ -266,6 +270,9 @@ class Agent:
             # its imports would compete with the forming group for a second; under Ray the priority is already lower
             os.setpriority(os.PRIO_PROCESS, sidecar.pid, max(SIDECAR_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
             self.sidecars.append(sidecar)
+
+    def _sidecar_processes(self) -> set[int]:
+        return {process.pid for sidecar in self.sidecars for process in family(sidecar.pid)}
 
     def _leave(self, code: int) -> None:
         end(processes_with({STOP_VARIABLE: str(self.stop_flag)}))  # processes that programs left running

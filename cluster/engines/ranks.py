@@ -66,6 +66,8 @@ class _Agent(LocalElasticAgent):
             )
             for worker in workers
         }
+        self._node.processes.clear()
+        self._node.processes.update(ranks)
         formation = Formation(run=run, attempt=self._node.attempt, node=self._node.index, group=self._handler.formation)
         watch = Watch(ranks, formation.group, workers[0].world_size)
         agreement = Agreement(formed.store, formed.group_world_size)

@@ -5,7 +5,7 @@ Based on torch's c10d rendezvous; tests/cluster/test_private_interfaces.py lists
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
 
+from ropewalk.cluster.engines.activity import RankProcess
 from ropewalk.cluster.engines.signed_rendezvous import SignedHandler, signed_handler
 from ropewalk.cluster.process.ports import await_listener
 from ropewalk.cluster.process.signals import ShutdownGate
@@ -59,6 +60,7 @@ class RanksNode:
     stop_flag: Path
     gate: ShutdownGate
     hung_seconds: float | None = None  # the key `retries.hung_seconds`
+    processes: dict[int, RankProcess] = field(default_factory=dict)  # of the present group on this node, by rank
 
     @property
     def elastic(self) -> bool:

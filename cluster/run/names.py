@@ -36,7 +36,7 @@ RUN_FILES = {
     HISTOGRAMS: "histograms by layer, one JSON object per line: step, edges, counts by name",
     EVENTS: "folder of events, one file per machine",
     PROGRESS: "progress of a long job: {stage, done, total, unit, rates}",
-    REQUESTS: "requests of users: {cancel, nodes}",
+    REQUESTS: "requests of users: {cancel, nodes, inspections}",
     CHECKPOINTS: "folder of checkpoints, `step-00000100`; one is complete only with its `manifest.json`",
     TABLES: "tables for people and trackers: NAME.json of {columns, rows}",
     PICTURES: "pictures for people and trackers: NAME.png",
@@ -64,6 +64,7 @@ GROUPS = "groups"
 NODES = "nodes"
 ERRORS = "errors"
 STACKS = "stacks"
+INSPECTIONS = "inspections"
 SUCCESSOR = "successor"
 ENDED = "ended"
 RENDEZVOUS_KEY = ".rendezvous.key"
@@ -82,6 +83,7 @@ ATTEMPT_FILES = {
     NODES: "files of each node's agent: samples of CPU, memory and GPUs; exit report",
     ERRORS: "errors that ended ranks and agents",
     STACKS: "stacks of ranks that hung, one file a node",
+    INSPECTIONS: "answers to `stacks`, `profile` and `memory`, one folder a request",
     SUCCESSOR: "mark of the next attempt, which locks this one out",
     ENDED: "empty until `outcome.json` exists",
     RENDEZVOUS_KEY: "key that signs the messages of the group",

@@ -20,6 +20,7 @@ from ropewalk.jobs.cli import (
     export,
     feedback,
     fetch,
+    inspect,
     models,
     run,
     runs,
@@ -122,6 +123,7 @@ OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Run": (run.run, run.submit, run.check, run.resume, runs.scale, runs.cancel),
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, shell.shell, runs.wait),
+    "Look inside": (inspect.stacks, inspect.profile, inspect.memory),
     "Data and models": (
         fetch.fetch,
         export.export,

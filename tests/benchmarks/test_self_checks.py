@@ -29,6 +29,7 @@ SMALL = {
     "bench_drift": ["--texts", "100", "--tries", "1", "--null", "2", "--series", "0"],
     "bench_false_alarms": ["--runs", "1", "--steps", "20"],
     "bench_growth": [],
+    "bench_inspect": ["--stacks", "100", "--rounds", "2", "--steps", "2", "--ranks", "0"],
     "bench_head": ["--vocabulary", "4096", "--peak-tokens", "512", "--tokens", "64", "--rounds", "1"],
     "bench_hung": ["--hangs", "1", "--kinds", "stopped", "--step-seconds", "0"],
     "bench_gateway": ["--requests", "6", "--tokens", "6", "--turns", "1", "--connections", "50"],

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ropewalk.jobs.cli.answers import machine, models, runs
+from ropewalk.jobs.cli.answers import inspect, machine, models, runs
 from ropewalk.jobs.cli.answers.base import Failure
 
 ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan or a script
@@ -20,6 +20,9 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
     "why": runs.Explanation,
     "top": runs.TopPage,
     "wait": runs.RunResult,
+    "stacks": inspect.Stacks,
+    "profile": inspect.Profile,
+    "memory": inspect.Memory,
     "fetch": list[models.Fetched],
     "export": models.Exported,
     "checkpoints": models.Checkpoints,

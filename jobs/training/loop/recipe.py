@@ -13,6 +13,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.training.loop.config import TrainingConfig
+from ropewalk.jobs.training.loop.inspection import Inspection
 from ropewalk.jobs.training.loop.layers import LayerWatch
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_config import has_dropout
@@ -116,6 +117,7 @@ def _trainer(
         report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),
         layers=LayerWatch(state, group, config.layers_every) if config.layers_every else None,
         samples=_samples(context, config, group, recipe),
+        inspection=Inspection(context, state, group.device),
     )
 
 

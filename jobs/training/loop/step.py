@@ -35,6 +35,7 @@ class StepStats(NamedTuple):
     metrics: dict[str, float]
     watch: LossStatistics  # after the step
     ended: float  # seconds on the clock of time.perf_counter
+    inspection: int = 0  # request to look into the run, see `Inspection`; 0: none
 
 
 class DeviceStats(NamedTuple):
@@ -58,7 +59,7 @@ class PendingStep(NamedTuple):
 
     def read(self) -> StepStats:
         """Return the statistics, once the step has ended."""
-        applied, norm, stops, failures, *values = self.values.read()
+        applied, norm, stops, failures, inspection, *values = self.values.read()
         watch, means = LossStatistics.of(values[:4]), Means.of(values[4:], self.metric_names)
         return StepStats(
             step=self.step,
@@ -70,6 +71,7 @@ class PendingStep(NamedTuple):
             gradient_norm=norm,
             stop=stops > 0,
             save_failed=failures > 0,
+            inspection=int(inspection),
             metrics=means.metrics,
             watch=watch,
             ended=self.values.ended,
@@ -122,18 +124,20 @@ class TrainStep:
         key = f"{self.config.seed}:{step}:{self.group.data_rank}:{number}"
         torch.manual_seed(xxhash.xxh3_64_intdigest(key.encode()) >> 1)
 
-    def reduce_stats(self, sums: TermSums, *, stop: bool, save_failed: bool) -> DeviceStats:
+    def reduce_stats(self, sums: TermSums, *, stop: bool, save_failed: bool, inspection: int = 0) -> DeviceStats:
         """Reduce loss, metrics and gradient norm, and whether any rank must stop or failed to save; decide about the update."""
         device = self.group.device
         norm = torch.nn.utils.get_total_norm(self._gradients(self._counted)).to(device, torch.float64)
-        flags = torch.zeros(2, dtype=torch.float64, device=device)
+        flags = torch.zeros(3, dtype=torch.float64, device=device)
         flags[0], flags[1] = float(stop), float(save_failed)
+        if inspection:
+            flags[2] = float(inspection)
         values = sums.values if self.group.counts_samples else torch.zeros_like(sums.values)
         total = self.group.all_reduce_sum(torch.cat(((norm * norm)[None], flags, values)))
-        square, _, _, loss_sum, weight = total[:5].unbind()
+        square, _, _, _, loss_sum, weight = total[:6].unbind()
         norm_of_mean = square.sqrt() / weight
         applied = self.detector.accept(loss_sum / weight, norm_of_mean).double()
-        values = torch.cat((torch.stack((applied, norm_of_mean)), total[1:3], self.detector.values, total[3:]))
+        values = torch.cat((torch.stack((applied, norm_of_mean)), total[1:4], self.detector.values, total[4:]))
         return DeviceStats(applied, weight, norm_of_mean, values)
 
     def update(self, stats: DeviceStats, learning_rate: float) -> None:

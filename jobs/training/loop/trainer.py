@@ -14,6 +14,7 @@ from ropewalk.datapipe.loader.prefetch import prefetch, tell_ahead
 from ropewalk.jobs.training.loop.anomalies import Anomalies
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.config import TrainingConfig
+from ropewalk.jobs.training.loop.inspection import Inspection
 from ropewalk.jobs.training.loop.layers import LayerWatch
 from ropewalk.jobs.training.loop.optimizer import learning_rate
 from ropewalk.jobs.training.loop.report import Report
@@ -46,6 +47,7 @@ class Trainer:
     report: Report
     layers: LayerWatch | None
     samples: PromptSamples | None
+    inspection: Inspection
     _anomalies: Anomalies = field(init=False)
     _pending: deque[PendingStep] = field(default_factory=deque, init=False)  # steps whose figures have not been read
     _stopping: bool = field(default=False, init=False)
@@ -128,6 +130,7 @@ class Trainer:
         self._enter(Phase.DATA)
         for batch in batches:
             self._enter(Phase.STEP)
+            self.inspection.begin_step(self.progress.step + 1)
             self._start_step(batch)
             if not self._settle(0 if first or self._needs_figures else 1):
                 return
@@ -159,7 +162,9 @@ class Trainer:
         """Start backward and update, which the device masks if the loss is not normal."""
         progress, step = self.progress, self.progress.step + 1
         sums = self.train_step.backward(batch, progress.step)
-        stats = self.train_step.reduce_stats(sums, stop=self.context.stop_requested(), save_failed=self.checkpoints.failed)
+        self.inspection.end_backward(step)
+        flags = {"stop": self.context.stop_requested(), "save_failed": self.checkpoints.failed}
+        stats = self.train_step.reduce_stats(sums, **flags, inspection=self.inspection.requested())
         layers = self.layers.measure(stats.weight) if self.layers is not None and self.layers.due(step) else None
         if self.checkpoints.copying:
             self._enter(Phase.CHECKPOINT)
@@ -182,6 +187,7 @@ class Trainer:
                 self._enter(Phase.CHECKPOINT)
                 self.checkpoints.wait()  # raises the error
             self._stopping |= stats.stop
+            self.inspection.agree(stats.inspection)
             if not stats.applied:
                 if not self._handle_anomaly(stats):
                     return False

@@ -9,6 +9,8 @@ from ropewalk.jobs.runs.show.view import RunView, short_path
 class TrainingView(RunView):
     """The common view of a run, with the commands that use a trained model."""
 
+    trains = True
+
     def plan(self, config: Any) -> list[tuple[str, str]]:
         """Return the parameters, the samples of a step and of all steps, accumulation, and the size of checkpoints."""
         from ropewalk.jobs.training.loop.plan import training_plan

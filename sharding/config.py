@@ -64,6 +64,10 @@ class ParallelConfig(Section):
     )
     compile: bool = Field(default=False, description="compile each layer with torch.compile")
     timeout_minutes: float = Field(default=10, gt=0, description="time limit of a collective")
+    gpu_model: str | None = Field(
+        default=None,
+        description="model of the GPUs, such as H100, whose memory and speed a dry run assumes; unset: those of this machine",
+    )
 
     @field_validator("tensor")
     @classmethod

@@ -1,11 +1,12 @@
 """The group of ranks: form it, leave it, and agree within it."""
 
+import ctypes
 import logging
 import math
 import os
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CONNECT_SECONDS = 60.0  # beyond the group's timeout, at which gloo and the store give up by themselves
+_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 1 << 20  # the first is from glibc's malloc.h
 REPLICATE, SHARD = "replicate", "shard"  # axes of the mesh
 DATA_AXES = (REPLICATE, SHARD)  # ranks along these axes of the mesh compute different samples, along any other the same
 
@@ -134,7 +136,9 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    elif "OMP_NUM_THREADS" not in os.environ:
+    else:
+        _return_freed_memory()
+    if not on_gpu and "OMP_NUM_THREADS" not in os.environ:
         sharers = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1"))  # ranks on this machine's cores
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // sharers))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
@@ -164,6 +168,16 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     finally:
         if may_destroy:
             dist.destroy_process_group()
+
+
+def _return_freed_memory() -> None:
+    """Let glibc map each tensor of 1 MiB or more by itself, so that its memory is returned when it is freed.
+
+    By default the limit rises to 32 MiB as tensors are freed. A step's activations and gradients then fragment the heap, and a
+    rank holds a fifth more memory than it ever used at once.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 @contextmanager

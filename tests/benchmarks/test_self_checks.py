@@ -28,6 +28,7 @@ SMALL = {
     "bench_data_size": ["--gb", "1", "--ranks", "2", "--shards", "1000", "--s3-gb", "0"],
     "bench_drift": ["--texts", "100", "--tries", "1", "--null", "2", "--series", "0"],
     "bench_false_alarms": ["--runs", "1", "--steps", "20"],
+    "bench_forecast": ["--ranks", "2", "--layers", "2", "--modes", "none", "--no-goal"],
     "bench_growth": [],
     "bench_inspect": ["--stacks", "100", "--rounds", "2", "--steps", "2", "--ranks", "0"],
     "bench_head": ["--vocabulary", "4096", "--peak-tokens", "512", "--tokens", "64", "--rounds", "1"],

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from ropewalk.cluster.config import RUN_KEYS, ModelJobConfig, ModelPath, PathView, Section, default_text
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.runs.models.find_model import check_model_run
+from ropewalk.jobs.training.loop.devices import DEVICES
 from ropewalk.sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, PrecisionConfig, check_mesh
 
 VALIDATIONS = 20  # per run of a job that adapts a model, unless configured
@@ -322,6 +323,8 @@ class TrainingConfig(ModelJobConfig):
                 f"optim.betas: {self.optim.betas[1]:g} is too close to 1 for moments in bf16, whose changes would be rounded"
                 f" away; set optim.betas=[{self.optim.betas[0]:g},0.95], or precision.optimizer=fp32"
             )
+        if (gpu := self.parallel.gpu_model) is not None and gpu not in DEVICES:
+            raise ConfigError(f"parallel.gpu_model: {gpu} is not in the table; name one of {', '.join(DEVICES)}, or remove it")
         if self.resources.model_fields_set & {"gpus", "ranks_per_node"}:
             check_mesh(self.parallel, self.resources)
 

@@ -1,4 +1,4 @@
-"""Rows of a dry run about training: parameters, tokens, accumulation, and checkpoints."""
+"""Rows of a dry run about training: parameters, tokens, accumulation, memory, speed, and checkpoints."""
 
 import math
 from contextlib import suppress
@@ -12,6 +12,7 @@ from ropewalk.cluster.text import counted, format_bytes
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.training.loop.config import ModelConfig, TrainingConfig
 from ropewalk.jobs.training.loop.fit import read_sizes
+from ropewalk.jobs.training.loop.forecast.rows import Forecast, forecast_rows
 from ropewalk.jobs.training.loop.size import ModelSize, SizeRequest, model_size
 from ropewalk.jobs.training.loop.token_data import weighted
 from ropewalk.sharding.config import Division
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 USUAL_SEQ_LEN = 1024  # of jobs whose seq_len is unset
 MOST_SPARE = 4  # numbers of nodes to list
+WRITE_RATE = 1e9  # bytes a second of a node to a shared file system, assumed
 
 
 def training_plan(config: TrainingConfig) -> list[tuple[str, str]]:
@@ -37,7 +39,7 @@ def training_plan(config: TrainingConfig) -> list[tuple[str, str]]:
         *_tokens(config, tokens, manifests, exact=exact),
         *_copies(config),
         ("accumulation", accumulation(config)),
-        *_memory(config, size),
+        *_forecast(config, size),
         ("checkpoints", _checkpoints(config, size)),
     ]
 
@@ -99,15 +101,10 @@ def _parameters(size: ModelSize | str) -> str:
     return f"{size.parameters:,}{part}"
 
 
-def _memory(config: TrainingConfig, size: ModelSize | str) -> list[tuple[str, str]]:
-    """Describe the memory of a rank for its shards: the weights, and gradient and optimizer of those that are trained."""
-    if isinstance(size, str):
+def _forecast(config: TrainingConfig, size: ModelSize | str) -> list[tuple[str, str]]:
+    if isinstance(size, str) or size.shape is None:
         return []
-    ranks = config.resources.nodes.least * config.resources.local_world_size
-    in_all = 4 * size.parameters + _checkpoint_bytes(config, size)  # a gradient instead of the trained weight
-    each = in_all / _division(config, config.resources.nodes.least).ranks_per_copy
-    what = "for weights, gradients and optimizer, besides activations"
-    return [("memory", f"about {format_bytes(each)} on each of {counted(ranks, 'rank')} {what}")]
+    return list(forecast_rows(Forecast(config, size.shape, size.matrices, size.device)))
 
 
 def _checkpoints(config: TrainingConfig, size: ModelSize | str) -> str:
@@ -117,7 +114,10 @@ def _checkpoints(config: TrainingConfig, size: ModelSize | str) -> str:
     if isinstance(size, str):
         return often
     each = _checkpoint_bytes(config, size)
-    return f"{often}: about {format_bytes(each)} each, {format_bytes(each * count)} on disk"
+    nodes = config.resources.nodes.least
+    seconds = each / nodes / WRITE_RATE
+    on_disk = f"about {format_bytes(each)} each, {format_bytes(each * count)} on disk"
+    return f"{often}: {on_disk}, written in about {seconds:,.1f} s at 1 GB/s of each node, while training goes on"
 
 
 def _checkpoint_bytes(config: TrainingConfig, size: ModelSize) -> int:
@@ -169,5 +169,14 @@ def _size(config: TrainingConfig, model: ModelConfig | None, vocabulary: int | N
     if vocabulary is None and model.preset is not None:
         return "not counted: the data set, whose vocabulary the model gets, is not accessible here"
     lora = getattr(config, "lora", None)
-    request = SizeRequest(model=model, fingerprint=fingerprint, vocabulary=vocabulary or 1, seq_len=seq_len, lora=lora)
+    gpu, compute = config.resources.gpus > 0, config.precision.compute
+    request = SizeRequest(
+        model=model,
+        fingerprint=fingerprint,
+        vocabulary=vocabulary or 1,
+        seq_len=seq_len,
+        lora=lora,
+        bf16=compute == "bf16" or (compute == "auto" and gpu),
+        gpu=gpu,
+    )
     return model_size(request)

@@ -1,4 +1,4 @@
-"""Size of a model that is not built: its parameters, counted on torch's meta device by a process of its own.
+"""Size of a model that is not built: its parameters and activations, on torch's meta device in a process of its own.
 
 Usage: python -m ropewalk.jobs.training.loop.size, with a SizeRequest on standard input. It imports torch, which takes seconds
 and which a submission never needs.
@@ -11,6 +11,7 @@ from typing import Any
 from ropewalk.cluster.config import Section
 from ropewalk.cluster.process.command import module_command
 from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig
+from ropewalk.jobs.training.loop.forecast.memory import MODES, ModelShape
 
 LIMIT_SECONDS = 120.0
 
@@ -23,6 +24,8 @@ class SizeRequest(Section):
     vocabulary: int
     seq_len: int
     lora: LoraConfig | None = None
+    bf16: bool = False  # format of computation
+    gpu: bool = False
 
 
 class ModelSize(Section):
@@ -31,6 +34,8 @@ class ModelSize(Section):
     parameters: int
     trained: int
     matrices: int  # trained numbers in matrices of the layers, which Muon updates
+    shape: ModelShape | None = None
+    device: tuple[str, int] | None = None  # name and bytes of the GPU that is visible here
 
     def checkpoint_bytes(self, *, muon: bool, moment_bytes: int, average: bool) -> int:
         """Return the bytes of the trained weights, the optimizer's state (Adam: two moments, Muon: one), and the average."""
@@ -57,10 +62,11 @@ def model_size(request: SizeRequest) -> ModelSize | str:
 
 
 def main() -> None:
-    """Count the parameters of the requested model."""
+    """Measure the requested model."""
     import torch
 
     from ropewalk.jobs.training.loop.bare_model import bare_model
+    from ropewalk.jobs.training.loop.forecast.measure import measure_model
     from ropewalk.jobs.training.loop.model_config import config_from_fingerprint, unchecked_config
     from ropewalk.jobs.training.loop.optimizer import layer_matrices
 
@@ -73,11 +79,18 @@ def main() -> None:
         from ropewalk.jobs.training.loop.lora import lora_adapter
 
         model = lora_adapter(request.lora, 0)(model)
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    matrices = sum(matrix.numel() for matrix in layer_matrices(model))
+    shape = measure_model(model, request.seq_len, MODES, bf16=request.bf16, gpu=request.gpu)
+    device = None
+    if request.gpu and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        device = properties.name, properties.total_memory
     size = ModelSize(
-        parameters=sum(count for count, _ in counts),
-        trained=sum(count for count, trained in counts if trained),
-        matrices=sum(matrix.numel() for matrix in layer_matrices(model)),
+        parameters=shape.numbers(),
+        trained=shape.numbers(trained_only=True),
+        matrices=matrices,
+        shape=shape,
+        device=device,
     )
     sys.stdout.write(f"{size.model_dump_json()}\n")
 

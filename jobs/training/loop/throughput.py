@@ -1,6 +1,5 @@
-"""Throughput of training: tokens per second, MFU if the peak is known, memory."""
+"""Throughput of training: tokens per second, MFU if the peak is entry, memory."""
 
-import re
 import resource
 import time
 from typing import Any
@@ -8,35 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ropewalk.jobs.training.loop.devices import device_named
 from ropewalk.sharding.group import Group
-
-# dense bf16 peak of one device in FLOP/s, by part of its name; vendors' data sheets, without sparsity
-_PEAK_FLOPS = {
-    "GB200": 2500e12,
-    "GH200": 989e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "V100": 125e12,
-}
 
 
 def peak_flops(device: torch.device) -> float | None:
     """Return the peak FLOP/s of this device, or None if it is unknown or a part of a GPU (MIG)."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    if "MIG" in name:
-        return None
-    return next((flops for model, flops in _PEAK_FLOPS.items() if re.search(rf"\b{model}\b", name)), None)
+    entry = device_named(torch.cuda.get_device_name(device))
+    return entry.flops if entry is not None else None
 
 
 def flops_per_token(num_parameters: int, num_layers: int, hidden: int, seq_len: int) -> float:

@@ -1,0 +1,1 @@
+"""Forecasts of a training step from its configuration: memory, traffic, and time."""

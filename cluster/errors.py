@@ -17,6 +17,7 @@ RopewalkError                  an error that a person can act on: the message na
 │   ├── CommandMissingError    a scheduler's command is not installed on this machine
 │   └── NotReadyError          a service of the node did not start in time; counts as a disturbance    agent exits 143
 ├── StorageError               a file system did not answer for the whole retry budget
+├── FormAnewError              the ranks must form a new group, which continues with other settings    a rank 75
 └── StaleAttemptError          the process belongs to an attempt that has a successor; it must not write
 StopRequested                  not an error: the state is saved, exit with code 85
 """
@@ -131,6 +132,12 @@ class NotReadyError(BackendError):
 
 class StorageError(RopewalkError):
     """A file system did not answer for longer than the retry budget."""
+
+    retryable = True
+
+
+class FormAnewError(RopewalkError):
+    """The ranks must form a new group, which continues from the last checkpoint with other settings."""
 
     retryable = True
 

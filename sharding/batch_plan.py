@@ -24,6 +24,7 @@ class BatchPlan:
 
     @classmethod
     def of(cls, config: BatchConfig, group: Group) -> Self:
+        assert config.micro_batch != "auto", "the loop chooses a number first"
         sizes = {"global_batch": config.global_batch, "micro_batch": config.micro_batch}
         return cls(**sizes, data_size=group.data_size, data_rank=group.data_rank)
 

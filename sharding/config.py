@@ -9,6 +9,7 @@ from ropewalk.cluster.config import DataPath, Resources, Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.text import counted
 
+USUAL_MICRO_BATCH = 4
 DETERMINISTIC_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # streams do not share a workspace
     "NCCL_ALGO": "Ring",  # trees and switches may sum in another order
@@ -20,7 +21,15 @@ class BatchConfig(Section):
     """Batch sizes: the global batch determines the update, the micro-batch the memory of a rank."""
 
     global_batch: int = Field(default=32, ge=1, description="sequences per optimizer step, at any world size")
-    micro_batch: int = Field(default=4, ge=1, description="maximum sequences that a rank computes at once")
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default=USUAL_MICRO_BATCH,
+        description="maximum sequences that a rank computes at once; auto: the most that fit, halved whenever memory runs out",
+    )
+
+    @property
+    def forward_batch(self) -> int:
+        """Sequences of a pass without gradients."""
+        return USUAL_MICRO_BATCH if self.micro_batch == "auto" else self.micro_batch
 
 
 @dataclass(frozen=True)

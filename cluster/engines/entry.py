@@ -23,6 +23,7 @@ from ropewalk.cluster.errors import (
     EXIT_LOST_PEER,
     EXIT_NEVER_RETRY,
     EXIT_REQUEUE,
+    FormAnewError,
     GateError,
     RopewalkError,
     StaleAttemptError,
@@ -102,7 +103,9 @@ def write_error(folder: Path, name: str, error: Exception, code: int, **origin: 
 
 
 def exit_code_of(error: Exception) -> int:
-    """Return 42 for an error that a retry cannot fix, 75 for a lost peer, else 1."""
+    """Return 42 for an error that a retry cannot fix, 75 for a lost peer or a group to be formed anew, else 1."""
+    if isinstance(error, FormAnewError):
+        return EXIT_LOST_PEER
     if isinstance(error, RopewalkError):
         return EXIT_FAILED if error.retryable else EXIT_NEVER_RETRY
     text = f"{type(error).__name__} {error}".lower()

@@ -27,12 +27,14 @@ from ropewalk.cluster.engines.watch import Watch
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
 from ropewalk.cluster.gpus import rank_gpu
 from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
+from ropewalk.cluster.process.memory_limits import kills
 from ropewalk.cluster.process.output import configure_logging, end_output, rank_prefix, redirect_output
 from ropewalk.cluster.process.signals import exit_on_sigterm_from, stop_signals_blocked
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE, JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.heartbeat import heart_file
 from ropewalk.cluster.run.mistakes import MISTAKE_REPEATED, repeats_mistake
+from ropewalk.cluster.run.names import OUT_OF_MEMORY
 from ropewalk.cluster.run.project import add_project_path
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class _Agent(LocalElasticAgent):
         super().__init__(spec, DefaultLogsSpecs(), start_method="forkserver", shutdown_timeout=5)
         self._node, self._bugs, self._hangs, self._handler = node, bugs, hangs, handler
         self.exit_code = EXIT_FAILED
+        self._kills = kills()
 
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:
         super()._initialize_workers(worker_group)
@@ -115,6 +118,9 @@ class _Agent(LocalElasticAgent):
         # torch kills the other ranks of the node, so only the first exit codes show the cause
         for rank, code in codes.items():
             node.run.event("rank_lost", rank=rank, node=node.index, exit_code=code, attempt=node.attempt, group=group)
+        if -signal.SIGKILL in codes.values() and kills() > self._kills:
+            node.run.event(OUT_OF_MEMORY, node=node.index, attempt=node.attempt, group=group)
+        self._kills = kills()
         self.exit_code = self._judge(set(codes.values()))
         crashed = self.exit_code == EXIT_FAILED and EXIT_FAILED not in codes.values()
         for rank, code in codes.items():

@@ -88,3 +88,5 @@ ATTEMPT_FILES = {
     ENDED: "empty until `outcome.json` exists",
     RENDEZVOUS_KEY: "key that signs the messages of the group",
 }
+
+OUT_OF_MEMORY = "out_of_memory"  # event: a group of ranks ended for lack of memory

@@ -40,6 +40,7 @@ SMALL = {
     "bench_lr_transfer": ["--tokens", "4096", "--seeds", "1", "--widths", "32,64"],
     "bench_mirror": ["--live", "2", "--seconds", "3", "--finished", "2", "--lines", "100", "--sidecar", "2", "--steps", "10"],
     "bench_muon": ["--preset", "tiny", "--tokens", "1024", "--rounds", "1"],
+    "bench_out_of_memory": ["--errors", "1"],
     "bench_preprocess": ["--megabytes", "1", "--kills", "1", "--actors", "1,2"],
     "bench_rules": ["--megabytes", "0", "--signatures", "20000"],
     "bench_recovery": ["--kills", "1"],

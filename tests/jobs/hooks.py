@@ -351,3 +351,28 @@ def stall_in_chunk(context: JobContext) -> None:
         return chunk(self, *arguments)
 
     _ChunkComputation.chunk = stalling  # type: ignore[method-assign]
+
+
+def out_of_memory(context: JobContext) -> None:
+    """On rank 1 a pass over more than $MOST_SAMPLES samples ends in an out-of-memory error, at the step $EXHAUSTED_STEP."""
+    import torch
+
+    from ropewalk.jobs.training.loop.objective import NextToken
+    from ropewalk.jobs.training.loop.step import TrainStep
+
+    call, backward = NextToken.__call__, TrainStep.backward
+    most, when = int(os.environ["MOST_SAMPLES"]), int(os.environ["EXHAUSTED_STEP"])
+    steps: list[int] = []
+
+    def counted_backward(self: TrainStep, batch: Any, step: int) -> Any:
+        steps.append(step)
+        return backward(self, batch, step)
+
+    def exhausted_call(self: NextToken, model: Any, batch: Any) -> Any:
+        terms = call(self, model, batch)
+        if len(batch["labels"]) > most and steps and steps[-1] >= when:
+            raise torch.OutOfMemoryError("CUDA out of memory: planted")
+        return terms
+
+    if context.rank == 1:
+        TrainStep.backward, NextToken.__call__ = counted_backward, exhausted_call  # type: ignore[method-assign]

@@ -28,6 +28,7 @@ EVENTS: dict[str, str] = {
     "pods_asked_for": "requested {count:count pod} in total from Kubernetes",
     "port_not_opened": "the NetworkPolicy of the served port was not created, so a policy of the namespace may keep clients"
     " away: {error}",
+    "out_of_memory": "group {group} ran out of memory",
     "other_version": "node {node} has ropewalk {here}; the run was submitted with {wanted}",
     "rank_lost": "rank {rank} on node {node} {exit_code:exit}",
     "ranks_spare": "{spare:count rank} without work ({ranks}): only {computing:count rank} divide into equal copies of the model",
@@ -51,6 +52,7 @@ EVENTS: dict[str, str] = {
     "first_step": "",
     "initialized_from": "",
     "measured": "",
+    "micro_batch": "micro-batches of up to {size} on {world_size:count rank}",
     "no_validation": "",
     "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
     "started_from": "started from the checkpoint of step {step} of {run}",

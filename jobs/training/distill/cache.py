@@ -153,8 +153,8 @@ class _ChunkComputation:
         """Compute a chunk in forward passes that do not depend on the number of ranks."""
         first = int(name.removesuffix(".arrow").rpartition("-")[2]) * CHUNK
         parts = []
-        for start in range(first, first + CHUNK, self.config.batch.micro_batch):
-            positions = range(start, min(start + self.config.batch.micro_batch, first + CHUNK))
+        for start in range(first, first + CHUNK, self.config.batch.forward_batch):
+            positions = range(start, min(start + self.config.batch.forward_batch, first + CHUNK))
             batch = self.source.read(positions) if mine else self.source.filler()
             parts += self._samples(positions, batch) if mine else self._samples(range(0), batch)
         return pa.concat_tables(parts) if parts else None

@@ -79,7 +79,7 @@ class _Evaluation:
         was_training = model.training
         model.eval()
         source = TokenSource(self.loader, in_order=True)
-        micro_batch = self.config.batch.micro_batch
+        micro_batch = self.config.batch.forward_batch
         sums = by_sequence(self._score(model), source, self.group, num_sequences=self.n, micro_batch=micro_batch, values=2)
         reshard_all(model)
         reshard_all(self.teacher)

@@ -126,7 +126,7 @@ def plan_distillation(context: JobContext, config: DistillConfig, group: Group) 
         tokenizer=tokenizer,
         source=source,
         # validation is the cross entropy with the text alone
-        validation=held_out_tokens(held_out, group, micro_batch=config.batch.micro_batch, comparable=config.alpha == 1),
+        validation=held_out_tokens(held_out, group, micro_batch=config.batch.forward_batch, comparable=config.alpha == 1),
         objective=objective,
     )
     return DistillationPlan(recipe=recipe, teacher=teacher, held_out=held_out, chunks=chunks)

@@ -64,7 +64,7 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
         conversations, bytes_per_token = validation.conversations, None
         if config.objective is None:  # the unit of another loss is not nats
             bytes_per_token = max(conversations.learnt_bytes, 1) / max(conversations.num_learnt, 1)
-        held_out = HeldOut(validation, group, micro_batch=config.batch.micro_batch, bytes_per_token=bytes_per_token)
+        held_out = HeldOut(validation, group, micro_batch=config.batch.forward_batch, bytes_per_token=bytes_per_token)
     return Recipe(model=plan, tokenizer=data.tokenizer, source=source, validation=held_out, objective=objective, chat=True)
 
 

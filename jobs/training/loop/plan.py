@@ -34,11 +34,12 @@ def training_plan(config: TrainingConfig) -> list[tuple[str, str]]:
     tokens = seq_len or min(USUAL_SEQ_LEN, int(sizes.get("max_position_embeddings") or USUAL_SEQ_LEN))
     vocabulary = manifests[0].tokenizer.vocabulary if manifests else sizes.get("vocab_size")
     size = _size(config, model, vocabulary, tokens)
+    config, chosen = _with_micro_batch(config, size)
     return [
         ("parameters", _parameters(size)),
         *_tokens(config, tokens, manifests, exact=exact),
         *_copies(config),
-        ("accumulation", accumulation(config)),
+        ("accumulation", chosen or accumulation(config)),
         *_forecast(config, size),
         ("checkpoints", _checkpoints(config, size)),
     ]
@@ -47,6 +48,7 @@ def training_plan(config: TrainingConfig) -> list[tuple[str, str]]:
 def accumulation(config: TrainingConfig) -> str:
     """Describe the micro-batches of a step, at the least and the most ranks of the run."""
     batch, resources = config.batch, config.resources
+    assert batch.micro_batch != "auto"
     parts = []
     for nodes in sorted({resources.nodes.least, resources.nodes.most}):
         ranks = _division(config, nodes).computing
@@ -77,6 +79,18 @@ def _copies(config: TrainingConfig) -> list[tuple[str, str]]:
     more = f", and with {len(spare) - MOST_SPARE} other numbers of nodes" if len(spare) > MOST_SPARE else ""
     named = f"; spare ranks: {', '.join(spare[:MOST_SPARE])}{more}" if spare else ""
     return [("copies", " or ".join(parts) + named)]
+
+
+def _with_micro_batch(config: TrainingConfig, size: ModelSize | str) -> tuple[TrainingConfig, str]:
+    """Return the configuration with a number for a micro-batch of `auto`, and a text if that cannot be told yet."""
+    if config.batch.micro_batch != "auto":
+        return config, ""
+    chosen = None
+    if not isinstance(size, str) and size.shape is not None:
+        chosen = Forecast(config, size.shape, size.matrices, size.device).largest_micro_batch()
+    batch = config.batch.model_copy(update={"micro_batch": chosen or 1})
+    text = "" if chosen else "micro-batches of as many sequences as fit, found at the start"
+    return config.model_copy(update={"batch": batch}), text
 
 
 def _tokens(config: TrainingConfig, seq_len: int, manifests: "list[Manifest]", *, exact: bool) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.inspection import Inspection
 from ropewalk.jobs.training.loop.layers import LayerWatch
+from ropewalk.jobs.training.loop.micro_batch import choose_micro_batch, lowered_when_exhausted
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_config import has_dropout
 from ropewalk.jobs.training.loop.model_record import TokenizerPlan, Weights, checkpoint_folder, find_source_run, write_record
@@ -54,7 +55,8 @@ class Recipe:
 
 def train(context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe) -> dict[str, object]:
     """Train to the end, from the newest complete checkpoint if there is one; returns the results. Raises StopRequested."""
-    results = build_trainer(context, config, group, recipe).run()
+    with lowered_when_exhausted(context, config):
+        results = build_trainer(context, config, group, recipe).run()
     if group.is_main and recipe.model.adapter is None:
         unpin_weights(recipe.model.weights, context.run)
     return results
@@ -98,6 +100,7 @@ def _trainer(
     context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe, *, model: nn.Module, checkpoints: Checkpoints
 ) -> Trainer:
     objective, source = recipe.objective(model, group), recipe.source
+    config = choose_micro_batch(context, config, group, recipe.model, source.filler())
     optimizer = make_optimizer(model, config.optim, MOMENTS[config.precision.optimizer])
     ema = MovingAverage(model, optimizer, config.ema.decay) if config.ema is not None else None
     state = TrainState(model, optimizer, trained_only=recipe.model.adapter is not None, ema=ema)

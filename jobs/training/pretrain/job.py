@@ -41,6 +41,8 @@ def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
         model=ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=config.seq_len),
         tokenizer=tokenizer,
         source=TokenSource(loader),
-        validation=held_out_tokens(held_out, group, micro_batch=config.batch.micro_batch, cross_entropy=config.objective is None),
+        validation=held_out_tokens(
+            held_out, group, micro_batch=config.batch.forward_batch, cross_entropy=config.objective is None
+        ),
         objective=lambda model, group: make_objective(config.objective, config.z_loss),
     )

@@ -61,7 +61,7 @@ def preference_recipe(context: JobContext, config: AlignConfig, group: Group, ma
         return kto
 
     held_out = _source(context, config, manifest, "validation", reference=log_probs.get("validation"))
-    validation = (HeldOut if kto is None else KtoHeldOut)(held_out, group, micro_batch=config.batch.micro_batch)
+    validation = (HeldOut if kto is None else KtoHeldOut)(held_out, group, micro_batch=config.batch.forward_batch)
     return Recipe(
         model=plan,
         tokenizer=tokenizer,
@@ -108,7 +108,7 @@ def _log_probs(
     log_probs = ReferenceLogProbs(chunks, sources)
     if missing:
         reference = first_model(context, config, group, plan)
-        log_probs.compute(context, group, reference, missing, config.batch.micro_batch)
+        log_probs.compute(context, group, reference, missing, config.batch.forward_batch)
     return log_probs.read()
 
 

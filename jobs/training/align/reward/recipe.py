@@ -47,7 +47,7 @@ def reward_recipe(context: JobContext, config: AlignConfig, group: Group, manife
         model=plan,
         tokenizer=tokenizer,
         source=source,
-        validation=HeldOut(validation, group, micro_batch=config.batch.micro_batch) if len(held_out) else None,
+        validation=HeldOut(validation, group, micro_batch=config.batch.forward_batch) if len(held_out) else None,
         objective=lambda model, group: RewardObjective(config.load_loss()),
     )
 

@@ -55,8 +55,14 @@ class Forecast:
         shards, gpu = self.ranks.ranks_per_copy, self.config.resources.gpus > 0
         return Layout(config=self.config, shards=shards, gpu=gpu, matrices=self.matrices, adapter=adapter)
 
+    def largest_micro_batch(self) -> int | None:
+        """Return the largest micro-batch that fits; None: unknown."""
+        measured = self.usable is not None and self.config.parallel.activation_checkpointing in self.shape.activations
+        return largest_micro_batch(self.shape, self.layout, self.samples, self.usable or 0.0) if measured else None
+
     @property
     def batch(self) -> Passes:
+        assert self.config.batch.micro_batch != "auto"
         return Passes.of(self.config.batch.global_batch, self.ranks.computing, self.config.batch.micro_batch)
 
     @cached_property
@@ -148,10 +154,7 @@ def remedy(forecast: Forecast) -> str:
 
 
 def _single(forecast: Forecast) -> Iterator[str]:
-    samples, usable = min(forecast.config.batch.micro_batch, forecast.samples), forecast.usable
-    assert usable is not None
-    fewer = largest_micro_batch(forecast.shape, forecast.layout, samples, usable)
-    yield f"batch.micro_batch={fewer}"
+    yield f"batch.micro_batch={forecast.largest_micro_batch() or 1}"
     yield from (override for override in _ALONE if _known(forecast, override))
     nodes = forecast.config.resources.nodes.least
     while (nodes := 2 * nodes) <= _MOST_NODES:

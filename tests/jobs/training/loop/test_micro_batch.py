@@ -1,0 +1,66 @@
+"""The micro-batch `auto`: found, halved by each group that runs out of memory, and kept for its number of ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ropewalk.cluster.errors import EXIT_LOST_PEER
+from ropewalk.jobs.training.loop.micro_batch import is_out_of_memory, recorded
+from tests.jobs.corpus import make_dataset
+from tests.jobs.launch import events, launch, losses, make_run, pretrain_config, start
+
+AUTO = {"global_batch": 16, "micro_batch": "auto"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+def test_a_group_that_runs_out_of_memory_halves_it(data: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, pretrain_config(data, steps=3, batch=AUTO))
+    planted = {"TEST_HOOK": "out_of_memory", "MOST_SAMPLES": "2", "EXHAUSTED_STEP": "1"}
+    for _ in range(2):  # 8 samples a rank, then 4
+        codes = start(run, 2, **planted).wait()
+        assert codes == [EXIT_LOST_PEER] * 2
+    launch(run, 2, **planted)
+    assert [event["size"] for event in events(run, "micro_batch")] == [8, 4, 2]
+    assert [(event["rank"], event["micro_batch"]) for event in events(run, "out_of_memory")] == [(1, 8), (1, 4)]
+    fixed = make_run(tmp_path / "fixed", pretrain_config(data, steps=3, batch={**AUTO, "micro_batch": 2}))
+    launch(fixed, 2)
+    assert losses(run) == pytest.approx(losses(fixed), rel=1e-6)
+
+
+def choice(size: int, world_size: int, group: int) -> dict[str, Any]:
+    return {"event": "micro_batch", "size": size, "world_size": world_size, "attempt": 1, "group": group}
+
+
+def exhausted(group: int, attempt: int = 1) -> dict[str, Any]:
+    return {"event": "out_of_memory", "attempt": attempt, "group": group}
+
+
+def test_a_choice_is_kept_for_its_world_size() -> None:
+    assert recorded([], 4) is None
+    first = [choice(8, 4, 0), exhausted(0), exhausted(0)]
+    assert recorded(first, 4) == 4, "two ranks of one group"
+    assert recorded(first, 2) is None
+    later = [*first, choice(4, 4, 1), choice(16, 2, 2), exhausted(2)]
+    assert (recorded(later, 4), recorded(later, 2)) == (4, 8)
+    assert recorded([choice(3, 4, 0), exhausted(0, attempt=2)], 4) == 3, "another attempt's group"
+    assert recorded([choice(3, 4, 0), exhausted(0)], 4) == 2
+    assert recorded([choice(1, 4, 0), exhausted(0)], 4) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("connection closed by peer"), False),
+    ],
+)
+def test_errors_of_memory(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected

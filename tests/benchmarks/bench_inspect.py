@@ -126,10 +126,11 @@ def measure_ranks(ranks: int, folder: Path) -> dict[str, Any]:
     until(lambda: any(line["step"] > 2 for line in run.read_metrics()), Patience.CLUSTER)
     profile = client("profile", run.id, "--steps", "3")
     stacks = client("stacks", run.id)
+    memory = client("memory", run.id)
     command = [sys.executable, "-m", "ropewalk.jobs.cli", "profile", run.id, "--steps", "50", "--json"]
     second = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     pids = [process["pid"] for group in stacks["groups"] for process in group["processes"] if process["is_rank"]]
-    request = run.attempt_dir(1) / "inspections/0003"
+    request = run.attempt_dir(1) / "inspections/0004"
     until(request.exists, Patience.START)
     time.sleep(2.0)
     os.kill(pids[-1], signal.SIGKILL)
@@ -142,6 +143,7 @@ def measure_ranks(ranks: int, folder: Path) -> dict[str, Any]:
         "same_steps": len({tuple(each) for each in profile["steps"].values()}) == 1,
         "traces": len(profile["steps"]),
         "stacks": sum(len(group["processes"]) for group in stacks["groups"]),
+        "memories": len(memory["ranks"]),
         "killed": len(lost),
         "answered_second": [path.name for path in sorted(request.glob("rank-?.json")) if read_json(path)],
         "state": outcome["state"],

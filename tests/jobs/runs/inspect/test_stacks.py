@@ -97,6 +97,7 @@ def test_stacks_of_a_program_that_knows_nothing_of_us(tmp_path: Path, monkeypatc
         assert {process["rank"] for process in group["processes"]} <= {0, 1}
         assert not any("program.py" in frame[1] for group in answer["groups"] for frame in group["frames"])
         assert "no steps of the training loop" in client("profile", run, expect=2)["error"]["message"]
+        assert "no steps of the training loop" in client("memory", run, expect=2)["error"]["message"]
     finally:
         client("cancel", run)
         client("wait", run, expect=1)

@@ -11,6 +11,7 @@ from torch import nn
 
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.cluster.run.inspections import InspectionRequest, rank_request_file
+from ropewalk.jobs.cli.answers.schema import validate
 from ropewalk.jobs.runs.inspect.traces import OUTSIDE, merge_traces
 from ropewalk.jobs.training.loop.inspection import memory_by_kind
 from ropewalk.jobs.training.loop.state import TrainState
@@ -55,8 +56,11 @@ def test_ranks_are_profiled_at_the_same_steps_and_lose_none(tmp_path: Path, data
     assert names == {"rank 0", "rank 1"}
     assert all(isinstance(event["pid"], int) for event in events if "pid" in event)
 
-    for rank in range(2):
-        memory = read_json(requests[1].folder(run) / f"rank-{rank}.json") or {}
+    answer = {"run": run.id, "attempt": 1, "trace": "trace.json.gz", "missing_ranks": [], **asdict(merged)}
+    validate("profile", json.dumps(answer))
+    memories = [read_json(requests[1].folder(run) / f"rank-{rank}.json") or {} for rank in range(2)]
+    validate("memory", json.dumps({"run": run.id, "attempt": 1, "ranks": memories, "missing_ranks": []}))
+    for memory in memories:
         kinds = memory["kinds"]
         assert sum(kinds.values()) == memory["total"]
         assert 0 < kinds["gradients"] <= kinds["parameters"]

@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--node", type=int, default=0, help="index of this node in the allocation")
     parser.add_argument("--nodes", default="1", help="number of nodes of the group: N or A..B")
     parser.add_argument("--address", default="127.0.0.1", help="address at which the other nodes reach this one")
-    parser.add_argument("--rendezvous", default="", help="HOST:PORT of the rendezvous store (ranks engine)")
+    parser.add_argument("--rendezvous", default="", help="HOST:PORT of the group server (ranks engine)")
     arguments = parser.parse_args()
     configure_logging(f"node {arguments.node}")
     agent = Agent(arguments)
@@ -149,8 +149,7 @@ class Agent:
 
     def _run_engine(self) -> int:
         if self.engine is Engine.RANKS:
-            from ropewalk.cluster.engines.ranks import run_ranks  # noqa: PLC0415 - imports torch
-            from ropewalk.cluster.engines.rendezvous import RanksNode  # noqa: PLC0415
+            from ropewalk.cluster.engines.ranks import RanksNode, run_ranks  # noqa: PLC0415 - imports torch
 
             self._shutdown.pause()
             node = RanksNode(
@@ -167,7 +166,7 @@ class Agent:
                 hung_seconds=self.retries.hung_seconds,
                 processes=self.inspector.ranks,
             )
-            return run_ranks(node, self.retries.bugs, self.retries.disturbances)
+            return run_ranks(node)
         if self.engine is Engine.RAY:
             from ropewalk.cluster.engines.ray import RayNode, run_ray  # noqa: PLC0415 - only this engine needs it
 
@@ -193,7 +192,7 @@ class Agent:
         preload = ["ropewalk.cluster.engines.ranks", *(self.run_dir.record.get("preload") or [])]
         import_modules(preload)
         if are_imported(preload) and not cuda_is_initialized():  # otherwise the engine fails with the reason
-            from ropewalk.cluster.engines.ranks import start_forkserver  # noqa: PLC0415 - imports torch
+            from ropewalk.cluster.engines.local_ranks import start_forkserver  # noqa: PLC0415 - imports torch
 
             start_forkserver(preload)
 

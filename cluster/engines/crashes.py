@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER
+from ropewalk.cluster.run.directory import RunDir
 
 CRASHES_ALLOWED = 2  # consecutive groups without a checkpoint that may crash without a lost peer; one more is a bug
 ROW_SECONDS = 3600.0  # a longer time between two crashes starts a new row: a program may commit no checkpoints
@@ -73,6 +74,11 @@ def crashes_in_a_row(events: Iterable[Mapping[str, Any]], attempt: int) -> Row:
     last_excused = max((groups.index(group) for group in excused if group in crashed), default=-1)
     row = list(crashed.values())[last_excused + 1 :]
     return Row(len(row), all(formation.native for formation in row), row[0].ended) if row else Row()
+
+
+def newest_checkpoint(run: RunDir) -> int:
+    """Return the step of the run's newest checkpoint, by its events."""
+    return max((int(e.get("step", 0)) for e in run.read_events(afresh=True) if e["event"] == "checkpoint"), default=0)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Detection of hung ranks: agents watch heartbeats and activity of their ranks, agree on a hang, and record all stacks."""
+"""Detection of hung ranks: agents watch heartbeats and activity of their ranks, vote on a hang, and record all stacks."""
 
 import logging
 import threading
@@ -6,9 +6,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from torch.distributed import DistError
+from typing import Any
 
 from ropewalk.cluster.engines.activity import RankSample, take_samples
 from ropewalk.cluster.engines.stacks import Stack, take_stacks, write_stacks
@@ -19,9 +17,6 @@ from ropewalk.cluster.run.names import STACKS
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.05  # between two votes of a node whose ranks are late
-SILENT, RECORDED, ENDED = "silent", "recorded", "ended"  # propositions: no rank works; stacks are recorded; all ranks ended
-POLLING_NODES = 16  # with more nodes each polls less often
 LENIENCY_SECONDS = 1.0  # of silence, after which earlier hangs are taken into account
 RECORD_SECONDS = 1.5  # for taking and writing the stacks; then the ranks are killed in any case
 
@@ -42,66 +37,6 @@ class Hangs:
         self.progress = progress
 
 
-class Counter(Protocol):
-    """A store with shared counters: that of the group's formation."""
-
-    def add(self, key: str, amount: int, /) -> int: ...
-
-
-class Agreement:
-    """Votes of the nodes of a group.
-
-    A node whose agent is suspended does not vote, and a node with an active rank votes no: the other nodes then wait for it.
-    A node without work votes yes in advance, so that the others go on when it is gone.
-    """
-
-    def __init__(self, store: Counter, nodes: int) -> None:
-        self._store, self._nodes = store, nodes
-        self._votes: set[str] = set()
-        self._next_poll = 0.0
-
-    def is_hung(self, *, silent: bool, has_cause: bool, has_waiter: bool) -> bool:
-        """Return True if all nodes are silent, and some of them have the cause and a rank that waits for it."""
-        parts = {"cause": silent and has_cause, "waiter": silent and has_waiter}
-        for part, holds in parts.items():
-            if holds != (part in self._votes):
-                self._cast(part, holds)
-        return self.vote(SILENT, silent) and all(self._cast(part, holds) > 0 for part, holds in parts.items())
-
-    def vote(self, proposition: str, holds: bool) -> bool:
-        """Cast this node's vote on a proposition, and return True if it holds on all nodes."""
-        voted, now = proposition in self._votes, time.monotonic()
-        if voted == holds and (not holds or now < self._next_poll):
-            return False
-        self._next_poll = now + self._poll_seconds
-        return self._cast(proposition, holds) >= self._nodes and holds
-
-    def abstain(self) -> None:
-        """Vote yes on everything, once and for all: no rank of this node has work."""
-        for proposition in {SILENT, RECORDED, ENDED} - self._votes:
-            self._cast(proposition, True)
-
-    def wait_for_others(self, seconds: float) -> None:
-        """Wait until the ranks of all nodes have ended, or for so many seconds."""
-        deadline = time.monotonic() + seconds
-        while 0 < self._cast(ENDED, True) < self._nodes and time.monotonic() < deadline:
-            time.sleep(self._poll_seconds)
-
-    @property
-    def _poll_seconds(self) -> float:
-        return POLL_SECONDS * max(1.0, self._nodes / POLLING_NODES)
-
-    def _cast(self, proposition: str, holds: bool) -> int:
-        """Cast this node's vote, and return the number of nodes on which the proposition holds."""
-        try:
-            count = self._store.add(f"ropewalk/{proposition}", int(holds) - int(proposition in self._votes))
-        except DistError as error:  # then this node is cut off, which the other nodes and the supervisor notice
-            log.warning("the group's store cannot be reached, so hangs cannot be detected: %s", error)
-            return 0
-        (self._votes.add if holds else self._votes.discard)(proposition)
-        return count
-
-
 @dataclass(frozen=True, kw_only=True)
 class Formation:
     """Identification of a group on one node, as used in events."""
@@ -115,40 +50,45 @@ class Formation:
 class GroupWatch:
     """Detects hangs of one formation of a group on one node."""
 
-    def __init__(
-        self, formation: Formation, watch: Watch, agreement: Agreement, hangs: Hangs, progress: Callable[[], int]
-    ) -> None:
-        self._formation, self.watch, self._agreement, self._hangs, self._progress = formation, watch, agreement, hangs, progress
+    def __init__(self, formation: Formation, watch: Watch, hangs: Hangs, progress: Callable[[], int]) -> None:
+        self._formation, self.watch, self._hangs, self._progress = formation, watch, hangs, progress
         self._stopped: int | None = None
-        self._knows_leniency = False
-        self._background = ThreadPoolExecutor(1, "watch")  # samples take time, and events wait for a slow disk
+        self._leniency: Future[float] | None = None  # since the ranks are silent
+        self._background = ThreadPoolExecutor(1, "watch")  # samples take time, and events and progress wait for a slow disk
         self._sampling: tuple[Future[dict[int, RankSample]], dict[int, Beat]] | None = None
         self._reported: dict[int, int] = {}  # number of the heartbeat after which a rank was reported as slow
+        self._recorder: threading.Thread | None = None
+        self._record_by = 0.0
 
-    def wait_for_others(self, seconds: float) -> None:
-        """Wait until the ranks of all nodes have ended, or for so many seconds."""
-        self._agreement.wait_for_others(seconds)
+    def look(self) -> dict[str, bool]:
+        """Return this node's votes on a hang of the group. Call it periodically.
 
-    def is_hung(self) -> bool:
-        """Return True if a rank of this node is stopped, or the whole group hangs. Call it periodically."""
+        A node whose agent is suspended does not vote, and a node with an active rank votes no: the other nodes then wait for it.
+        A node without work is `spare`: the group goes on without it if it is lost.
+        """
         self.watch.read()
         if self.watch.is_spare:
-            self._agreement.abstain()
-            return False
+            return {"silent": True, "cause": False, "waiter": False, "spare": True}
         self._stopped = self.watch.stopped_rank()
-        if self._stopped is not None:
-            return True
         self._adjust_leniency()
         self._sample()
         self._report_slow()
-        watch = self.watch
-        return self._agreement.is_hung(silent=watch.is_silent, has_cause=watch.has_cause, has_waiter=watch.has_waiter)
+        silent = self.watch.is_silent
+        votes = {"cause": silent and self.watch.has_cause, "waiter": silent and self.watch.has_waiter}
+        return {"silent": silent, **votes, "spare": False}
+
+    @property
+    def has_stopped_rank(self) -> bool:
+        """True if a rank of this node is stopped by a signal."""
+        return self._stopped is not None
 
     def _adjust_leniency(self) -> None:
         if self.watch.silent_seconds < LENIENCY_SECONDS:
-            self.watch.leniency, self._knows_leniency = 1.0, not self._hangs.count
-        elif not self._knows_leniency:  # only once per silence: it reads a slow disk
-            self.watch.leniency, self._knows_leniency = self._hangs.leniency(self._progress()), True
+            self.watch.leniency, self._leniency = 1.0, None
+        elif self._hangs.count and self._leniency is None:
+            self._leniency = self._background.submit(lambda: self._hangs.leniency(self._progress()))
+        if self._leniency is not None and self._leniency.done():
+            self.watch.leniency = self._leniency.result()
 
     def _sample(self) -> None:
         if self._sampling is not None and self._sampling[0].done():
@@ -183,21 +123,24 @@ class GroupWatch:
         except OSError as error:
             log.warning("the event of slow ranks could not be recorded: %s", error)
 
-    def record(self) -> None:
-        """Record the stacks of this node's ranks; return when all nodes have done so, or after RECORD_SECONDS.
+    def start_recording(self) -> None:
+        """Start to record the stacks of this node's ranks."""
+        self._record_by = time.monotonic() + RECORD_SECONDS
+        self._recorder = threading.Thread(target=self._record, name="stacks", daemon=True)
+        self._recorder.start()
 
-        The first node that kills its ranks ends the ranks of other nodes too. The limit matters if the disk itself hangs.
-        """
-        if self._stopped is None:
-            self._hangs.note(self._progress())
-        deadline = time.monotonic() + RECORD_SECONDS
-        writer = threading.Thread(target=self._record, name="stacks", daemon=True)
-        writer.start()
-        writer.join(RECORD_SECONDS)
-        while self._stopped is None and not self._agreement.vote(RECORDED, True) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+    @property
+    def is_recording(self) -> bool:
+        return self._recorder is not None
+
+    @property
+    def is_recorded(self) -> bool:
+        """True if the stacks are recorded, or after RECORD_SECONDS, which matters if the disk itself hangs."""
+        return self._recorder is not None and (not self._recorder.is_alive() or time.monotonic() > self._record_by)
 
     def _record(self) -> None:
+        if self._stopped is None:
+            self._hangs.note(self._progress())
         formation, beats = self._formation, self.watch.beats
         ranks = self.watch.ranks.items()
         stacks = take_stacks({rank: item.pid for rank, item in ranks}, {rank: item.dumps for rank, item in ranks})

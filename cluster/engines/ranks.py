@@ -1,292 +1,225 @@
-"""The ranks engine: torch.distributed.elastic in this process, with ranks forked from a server with preloaded modules."""
+"""The ranks engine: the agent's session with the group server, and the ranks that it starts, watches and replaces."""
 
 import logging
-import multiprocessing
-import multiprocessing.forkserver
-import multiprocessing.resource_tracker
 import os
 import signal
 import socket
 import time
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousGracefulExitError
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from ropewalk.cluster.engines.activity import RankProcess
-from ropewalk.cluster.engines.crashes import CRASHES, crashes_in_a_row
-from ropewalk.cluster.engines.entry import die_with_parent, run_entry, write_error
-from ropewalk.cluster.engines.hang import Agreement, Formation, GroupWatch, Hangs
-from ropewalk.cluster.engines.rendezvous import NumberedRendezvous, RankArguments, RanksNode, join_rendezvous
-from ropewalk.cluster.engines.stacks import allow_stack_dumps, stacks_file
+from ropewalk.cluster.engines.crashes import newest_checkpoint
+from ropewalk.cluster.engines.hang import Formation, GroupWatch, Hangs
+from ropewalk.cluster.engines.local_ranks import LocalRanks
+from ropewalk.cluster.engines.rank import RankArguments
 from ropewalk.cluster.engines.watch import Watch
-from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
-from ropewalk.cluster.gpus import rank_gpu
-from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
+from ropewalk.cluster.errors import NotReadyError
+from ropewalk.cluster.fresh_reads import read_afresh
+from ropewalk.cluster.membership.link import Link
+from ropewalk.cluster.membership.node_agent import Action, BeReady, Exit, Kill, NodeAgent, Record, Save, Start, Tell
+from ropewalk.cluster.membership.protocol import Message
+from ropewalk.cluster.process.forking import refuse_cuda
 from ropewalk.cluster.process.memory_limits import kills
-from ropewalk.cluster.process.output import configure_logging, end_output, rank_prefix, redirect_output
-from ropewalk.cluster.process.signals import exit_on_sigterm_from, stop_signals_blocked
-from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE, JobContext
+from ropewalk.cluster.process.output import rank_log
+from ropewalk.cluster.process.ports import free_port
+from ropewalk.cluster.process.signals import ShutdownGate
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.heartbeat import heart_file
-from ropewalk.cluster.run.mistakes import MISTAKE_REPEATED, repeats_mistake
-from ropewalk.cluster.run.names import OUT_OF_MEMORY
-from ropewalk.cluster.run.project import add_project_path
+from ropewalk.cluster.run.key import sign
+from ropewalk.cluster.run.names import OUT_OF_MEMORY, RENDEZVOUS_KEY
 
 log = logging.getLogger(__name__)
 
-MONITOR_SECONDS = 0.05
-EXIT_BARRIER_SECONDS = 30.0
+WATCH_SECONDS = 0.05  # between two looks at the heartbeats of ranks
+CONNECT_SECONDS = 120.0  # for the group server to start
+RECONNECT_SECONDS = 20.0  # without a connection to the group server
+RETRY_SECONDS = 0.1
 
 
-class _Agent(LocalElasticAgent):
-    """torch's agent, extended to record lost ranks, to end hung groups, and not to retry permanent errors."""
+@dataclass(frozen=True, kw_only=True)
+class RanksNode:
+    """Settings of this node in an attempt."""
 
-    _watch: GroupWatch  # of the newest group
+    run: RunDir
+    attempt: int
+    index: int
+    least_nodes: int
+    most_nodes: int
+    ranks_per_node: int
+    address: str
+    rendezvous: str  # HOST:PORT of the group server
+    stop_flag: Path
+    gate: ShutdownGate
+    hung_seconds: float | None = None  # the key `retries.hung_seconds`
+    processes: dict[int, RankProcess] = field(default_factory=dict)  # of the present group on this node, by rank
 
-    def __init__(self, node: RanksNode, bugs: "_Bugs", hangs: Hangs, handler: NumberedRendezvous, spec: WorkerSpec) -> None:
-        super().__init__(spec, DefaultLogsSpecs(), start_method="forkserver", shutdown_timeout=5)
-        self._node, self._bugs, self._hangs, self._handler = node, bugs, hangs, handler
-        self.exit_code = EXIT_FAILED
-        self._kills = kills()
+    @property
+    def elastic(self) -> bool:
+        """True if the number of nodes of the group may change."""
+        return self.least_nodes < self.most_nodes
 
-    def _initialize_workers(self, worker_group: WorkerGroup) -> None:
-        super()._initialize_workers(worker_group)
-        for process in self._pcontext._pc.processes:  # type: ignore[union-attr]
-            process.terminate = process.kill  # torch calls it for the other ranks of the node; see `_shutdown`
-        formed: Any = worker_group  # torch declares attributes as None that it fills in later
-        run, flag, workers = self._node.run, self._node.stop_flag, formed.workers
-        ranks = {
-            worker.global_rank: RankProcess(
-                pid=int(worker.id),
-                heartbeat=heart_file(flag, worker.local_rank),
-                dumps=stacks_file(flag, worker.local_rank),
-                gpu=rank_gpu(worker.local_rank, len(workers)),
-            )
-            for worker in workers
-        }
-        self._node.processes.clear()
-        self._node.processes.update(ranks)
-        formation = Formation(run=run, attempt=self._node.attempt, node=self._node.index, group=self._handler.formation)
-        watch = Watch(ranks, formation.group, workers[0].world_size)
-        agreement = Agreement(formed.store, formed.group_world_size)
-        self._watch = GroupWatch(formation, watch, agreement, self._hangs, lambda: _newest_step(run))
+    @property
+    def shared_log(self) -> str:
+        """Name of the log that the node's ranks share if the group may be large, except rank 0, which has its own."""
+        name = rank_log(1, self.index, self.most_nodes * self.ranks_per_node)
+        return "" if name == rank_log(1, self.index, 1) else name
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = 30) -> None:
-        """Kill this node's ranks: a stopped or hung rank would not exit at a SIGTERM, and torch would wait for it."""
-        super()._shutdown(signal.SIGKILL, timeout)
-
-    def _exit_barrier(self) -> None:
-        """Wait for the other nodes: one that joins the next group earlier would end their ranks, which may still save."""
-        if not (self._watch.watch.is_spare and self._node.stop_flag.exists()):
-            self._watch.wait_for_others(EXIT_BARRIER_SECONDS)
-
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result: RunResult = super()._monitor_workers(worker_group)
-        if result.state == WorkerState.HEALTHY and self._may_miss_nodes() and self._handler.peer_lost():
-            log.warning("a node of the group is gone while other ranks wait for its ranks: forming a new group")
-            return self._form_anew()
-        if result.state == WorkerState.HEALTHY and self._watch.is_hung():
-            log.warning("ranks hang: recording the stacks and forming a new group")
-            self._watch.record()
-            return self._form_anew()
-        if self._watch.watch.is_spare:
-            self._handler.mark_spare()
-        if result.state == WorkerState.FAILED:
-            self._record_lost({rank: failure.exitcode for rank, failure in result.failures.items()})
-            if self.exit_code != EXIT_LOST_PEER:
-                self._remaining_restarts = 0
-        return result
-
-    def _may_miss_nodes(self) -> bool:
-        """Return True if a node can leave while others stay: in elastic groups, or if it was stopped before its ranks started."""
-        return self._node.elastic or self._node.stop_flag.exists()
-
-    def _form_anew(self) -> RunResult:
-        """Kill this node's ranks; torch counts a restart and joins the next group."""
-        self._shutdown()
-        self.exit_code = EXIT_LOST_PEER
-        return RunResult(state=WorkerState.FAILED)
-
-    def _record_lost(self, codes: dict[int, int]) -> None:
-        """Record the lost ranks with their exit codes, and set this agent's exit code accordingly."""
-        node, group = self._node, self._handler.formation
-        # torch kills the other ranks of the node, so only the first exit codes show the cause
-        for rank, code in codes.items():
-            node.run.event("rank_lost", rank=rank, node=node.index, exit_code=code, attempt=node.attempt, group=group)
-        if -signal.SIGKILL in codes.values() and kills() > self._kills:
-            node.run.event(OUT_OF_MEMORY, node=node.index, attempt=node.attempt, group=group)
-        self._kills = kills()
-        self.exit_code = self._judge(set(codes.values()))
-        crashed = self.exit_code == EXIT_FAILED and EXIT_FAILED not in codes.values()
-        for rank, code in codes.items():
-            if crashed and code < 0:  # the rank could not record an error itself
-                log_name = (node.shared_log if rank else "") or f"rank-{rank}.log"
-                message = f"died of {signal.Signals(-code).name}, as in earlier groups; see its log, {log_name}"
-                origin = {"who": f"rank {rank}", "rank": rank, "group": group}
-                name = f"group-{group}-rank-{rank}-crash"
-                write_error(node.run.attempt_dir(node.attempt), name, RuntimeError(message), EXIT_FAILED, **origin)
-
-    def _judge(self, codes: set[int]) -> int:
-        """Return EXIT_LOST_PEER if a new group is to be formed, else the exit code of the agent."""
-        if EXIT_NEVER_RETRY in codes:
-            return EXIT_NEVER_RETRY
-        # a signal (kill, out of memory) or a lost peer is a disturbance, unless successive groups end in this way
-        if EXIT_FAILED not in codes and not self._crashes_again(codes):
-            return EXIT_LOST_PEER
-        if self._bugs.allowed and repeats_mistake(self._node.run, self._node.attempt, self._handler.formation):
-            self._node.run.event(MISTAKE_REPEATED, attempt=self._node.attempt)
-            return EXIT_FAILED
-        return EXIT_LOST_PEER if self._bugs.allow_another(_newest_step(self._node.run)) else EXIT_FAILED
-
-    def _crashes_again(self, codes: set[int]) -> bool:
-        """Return True if this group and those before it crashed without an external cause."""
-        events = self._node.run.read_events(afresh=True)
-        return not codes - CRASHES and crashes_in_a_row(events, self._node.attempt).is_bug(time.time())
+    @property
+    def regroup_flag(self) -> Path:
+        """File that exists when the ranks have to save so that a new group can form."""
+        return self.stop_flag.with_name("regroup")
 
 
-@dataclass
-class _Bugs:
-    """Number of errors of the program since the last checkpoint."""
-
-    allowed: int
-    count: int = 0
-    progress: int = -1  # step of the newest checkpoint at the last error
-
-    def allow_another(self, progress: int) -> bool:
-        self.count = self.count + 1 if progress <= self.progress else 1
-        self.progress = progress
-        return self.count <= self.allowed
-
-
-def _newest_step(run: RunDir) -> int:
-    return max((int(e.get("step", 0)) for e in run.read_events(afresh=True) if e["event"] == "checkpoint"), default=0)
-
-
-def start_forkserver(preload: list[str]) -> None:
-    """Start the server from which ranks are forked with the `preload` modules imported. Does nothing if it is running.
-
-    Import those modules first, and call this while the process has no threads. Raises ConfigError if CUDA is initialized.
-    """
+def run_ranks(node: RanksNode) -> int:
+    """Join groups with the other nodes, run the entry on every rank, repeat after lost ranks, and return the exit code."""
     refuse_cuda()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ropewalk.cluster.engines.ranks", *preload])
-    with stop_signals_blocked():
-        multiprocessing.resource_tracker.ensure_running()
-    # again, since the resource tracker unblocks SIGTERM when it has started
-    with stop_signals_blocked(), forked_interpreters():
-        multiprocessing.forkserver.ensure_running()
-
-
-def configure_torch(node: RanksNode) -> None:
-    """Set the environment variables of torch's elastic agent and gloo, and route torch's log through our handler."""
-    # torch 2.13 reuses a cached bootstrap store in a new round; a node that joins late would wait for it forever
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # all nodes have the same number of ranks, so they skip an exchange in which they would wait for a lost node
-    os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # SIGTERM and SIGUSR2 are handled by our agent
     if socket.gethostbyname(node.address).startswith("127."):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # virtual nodes; the host's name may not resolve
-    plain_torch_logging()
+    return _Engine(node).run()
 
 
-def plain_torch_logging() -> None:
-    """Route torch's log through our handler.
+class _Engine:
+    """The ranks of this node, and the session in which the group server decides about them."""
 
-    torch's formatter imports torch._dynamo (2 to 4 s) to format the first exception, that of a lost rank, which would delay
-    the rank's replacement.
-    """
-    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]:
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
+    def __init__(self, node: RanksNode) -> None:
+        self.node, self.agent, self.ranks = node, NodeAgent(node.elastic), LocalRanks(node.ranks_per_node)
+        self._key = read_afresh(node.run.attempt_dir(node.attempt) / RENDEZVOUS_KEY).decode()
+        self._link: Link | None = None
+        self._joined = False
+        self._connect_by = time.monotonic() + CONNECT_SECONDS
+        self._watch: GroupWatch | None = None
+        self._hangs = Hangs()
+        self._next_look = 0.0
+        self._votes: dict[str, bool] = {}
+        self._exit_code: int | None = None
+        self._kills = kills()
 
-
-def run_ranks(node: RanksNode, bugs_allowed: int, restarts_allowed: int) -> int:
-    """Form a group with the other nodes, run the entry on every rank, repeat after lost ranks, and return the exit code."""
-    refuse_cuda()
-    configure_torch(node)
-    arguments = RankArguments(
-        run=node.run.path,
-        attempt=node.attempt,
-        stop_flag=node.stop_flag,
-        regroup_flag=node.regroup_flag,
-        agent_pid=os.getpid(),
-        hung_seconds=node.hung_seconds,
-        shared_log=node.shared_log,
-    )
-    bugs, hangs, handler = _Bugs(bugs_allowed), Hangs(), join_rendezvous(node, arguments)
-    spec = WorkerSpec(
-        role="rank",
-        local_world_size=node.ranks_per_node,
-        entrypoint=run_rank,
-        args=(arguments,),
-        rdzv_handler=handler,
-        max_restarts=restarts_allowed,
-        monitor_interval=MONITOR_SECONDS,
-        local_addr=node.address,
-    )
-    while True:
-        agent = _Agent(node, bugs, hangs, handler, spec)
+    def run(self) -> int:
+        self.node.gate.pause()
         try:
-            result = agent.run()
-        except (RendezvousClosedError, RendezvousGracefulExitError):
-            log.info("the group has finished without this node")
-            return EXIT_DONE
-        if result.is_failed():
-            handler.shutdown()
-            return agent.exit_code
-        if EXIT_REQUEUE not in result.return_values.values():
-            handler.shutdown()
-            return EXIT_DONE
-        if node.stop_flag.exists() or not node.elastic:
-            handler.leave()
-            return EXIT_REQUEUE
-        log.info("ranks have saved; forming a new group")  # a node joins, or was asked to leave
+            while self._exit_code is None:
+                self._step()
+        finally:
+            self._kill()
+            if self._link is not None:
+                self._link.close()
+        return self._exit_code
 
+    def _step(self) -> None:
+        """Wait for messages and ranks that end, and act on them."""
+        link = self._connected()
+        if link is None:
+            time.sleep(RETRY_SECONDS)
+        else:
+            messages = link.listen(WATCH_SECONDS, self.ranks.sentinels)
+            if link.answered and not self._joined:
+                self._joined = True
+                self._act(self.agent.joined())
+            for message in messages:
+                self._act(self.agent.take(message, time.monotonic()))
+        if codes := self.ranks.reap():
+            self._record_kills(codes)
+            self.agent.stopping = self.node.stop_flag.exists()
+            self._act(self.agent.ended(codes))
+        self._act(self.agent.tick(time.monotonic()))
+        self._look_for_hangs()
 
-def run_rank(arguments: RankArguments) -> int:
-    """Run one rank: open its log, claim the fence, call the entry. Returns 0 or 85; exits with any other code."""
-    exit_on_sigterm_from(arguments.agent_pid)
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    os.environ[STORE_PREFIX_VARIABLE] = arguments.store_prefix
-    run = RunDir(arguments.run)
-    shared_log = arguments.shared_log if rank else ""
-    redirect_output(run.log_dir(arguments.attempt) / (shared_log or f"rank-{rank}.log"), rank_prefix(rank) if shared_log else "")
-    configure_logging(f"rank {rank}")
-    plain_torch_logging()
-    die_with_parent()
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))  # it was read when the fork server imported torch; set it again
-    context = JobContext(
-        run=run,
-        attempt=arguments.attempt,
-        group=arguments.group,
-        rank=rank,
-        local_rank=local_rank,
-        world_size=int(os.environ["WORLD_SIZE"]),
-        shared_log=shared_log,
-        stop_flag=arguments.stop_flag,
-        regroup_flag=arguments.regroup_flag,
-        heart_file=heart_file(arguments.stop_flag, local_rank),
-        hung_seconds=arguments.hung_seconds,
-    )
-    if arguments.hung_seconds is not None:
-        allow_stack_dumps(arguments.agent_pid, stacks_file(arguments.stop_flag, local_rank))
-    try:
-        if rank == 0:
-            context.fence.claim()
-    except StaleAttemptError as error:
-        log.warning("%s", error)
-        os._exit(EXIT_LOST_PEER)
-    add_project_path()
-    code = run_entry(context)
-    logging.shutdown()
-    end_output()
-    if code not in (EXIT_DONE, EXIT_REQUEUE):
-        os._exit(code)  # the interpreter's shutdown may hang in a broken process group
-    return code
+    def _record_kills(self, codes: Mapping[int, int]) -> None:
+        """Record that the machine killed a rank because memory ran out, before the next group forms."""
+        if -signal.SIGKILL in codes.values() and kills() > self._kills:
+            node = self.node
+            node.run.event(OUT_OF_MEMORY, node=node.index, attempt=node.attempt, group=self.agent.group)
+        self._kills = kills()
+
+    def _connected(self) -> Link | None:
+        """Return the connection to the group server, opened again if it is lost; None if that is not possible now."""
+        if self._link is not None and not self._link.lost:
+            if self._link.answered:
+                self._connect_by = time.monotonic() + RECONNECT_SECONDS
+            return self._link
+        if self._link is not None:
+            log.warning("lost the group server: %s", self._link.lost)
+        self._link, self._joined = None, False
+        host, _, port = self.node.rendezvous.rpartition(":")
+        name, fence = f"node {self.node.index}", (self.node.attempt, self.agent.group)
+        with suppress(OSError):
+            self._link = Link(host, int(port), self._key, introduction={"name": name}, fence=fence, patience_seconds=30.0)
+        if self._link is None and time.monotonic() > self._connect_by:
+            raise NotReadyError(f"{self.node.rendezvous}: the process that forms groups of ranks does not answer")
+        return self._link
+
+    def _tell(self, message: Message) -> None:
+        if self._link is not None and self._joined:
+            self._link.send(message)
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Tell():
+                    self._tell(action.message)
+                case BeReady():
+                    self._watch = None
+                    self.node.gate.pause()
+                    node, port = self.node, free_port(self.node.address)
+                    fields = {"node": node.index, "address": node.address, "port": port, "group": action.group}
+                    self._tell({"say": "ready", **fields})
+                case Start():
+                    self._start(action)
+                case Kill():
+                    self._kill()
+                    self._act(self.agent.killed())
+                case Save():
+                    log.info("a node joins: the ranks have to save")
+                    self.node.regroup_flag.touch()
+                case Record() if self._watch is not None:
+                    self._watch.start_recording()
+                case Exit():
+                    self._tell({"say": "leave"})
+                    self._exit_code = action.code
+
+    def _start(self, start: Start) -> None:
+        node = self.node
+        node.gate.resume()
+        node.regroup_flag.unlink(missing_ok=True)
+        arguments = RankArguments(
+            run=node.run.path,
+            attempt=node.attempt,
+            stop_flag=node.stop_flag,
+            regroup_flag=node.regroup_flag,
+            agent_pid=os.getpid(),
+            hung_seconds=node.hung_seconds,
+            shared_log=node.shared_log,
+            group=start.group,
+        )
+        prefix = sign(self._key, "store", f"{node.run.id}.{node.attempt}".encode(), str(start.group).encode()).hex()
+        ranks = self.ranks.start(start, arguments, prefix)
+        self.agent.started(set(ranks))
+        node.processes.clear()
+        node.processes.update(ranks)
+        formation = Formation(run=node.run, attempt=node.attempt, node=node.index, group=start.group)
+        watch = Watch(ranks, start.group, start.nodes * node.ranks_per_node)
+        self._watch = GroupWatch(formation, watch, self._hangs, lambda: newest_checkpoint(node.run))
+        self._votes = {}
+
+    def _kill(self) -> None:
+        self._watch = None
+        self.ranks.kill()
+
+    def _look_for_hangs(self) -> None:
+        """Tell the group server that the ranks are silent, that a rank is stopped, or that stacks are recorded."""
+        watch, group = self._watch, self.agent.group
+        if watch is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + WATCH_SECONDS
+        if watch.is_recorded:
+            self._watch = None
+            self._tell({"say": "broken" if watch.has_stopped_rank else "recorded", "group": group})
+        elif not watch.is_recording:
+            votes = watch.look()
+            if watch.has_stopped_rank:
+                watch.start_recording()
+            elif votes != self._votes:
+                self._votes = votes
+                self._tell({"say": "votes", "group": group, **votes})

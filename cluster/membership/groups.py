@@ -7,7 +7,8 @@ Of the coordinator: `form` (start the ranks of a group), `save` (the ranks have 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -33,6 +34,7 @@ class Phase(Enum):
     SAVING = auto()  # its ranks were asked to save
     HUNG = auto()  # its agents record stacks
     ENDING = auto()  # its ranks are being killed
+    JUDGING = auto()  # ranks failed, and the caller decides whether another group forms
     OVER = auto()  # all agents have to exit
 
 
@@ -44,11 +46,11 @@ class Node:
     index: int
     address: str
     port: int = 0  # free on the node, for the store of rank 0
-    ready: bool = False
     group: int = 0  # newest group of this session
     running: int = 0  # ranks of that group
     codes: dict[int, int] = field(default_factory=dict)  # exit codes of ranks that ended by themselves
     votes: frozenset[str] = frozenset()
+    spare: bool = False  # no rank has work in that group
 
     @property
     def is_clean(self) -> bool:
@@ -82,13 +84,15 @@ class RankLost:
     code: int
 
 
-Decision = Tell | GroupFormed | RankLost
-Judge = Callable[[Mapping[int, int]], int | None]  # exit codes of a group's ranks -> exit code of the agents; None: try again
+@dataclass(frozen=True)
+class Failed:
+    """All ranks of a group are gone after some failed, with exit codes by rank; `Groups.judge` has to follow."""
+
+    group: int
+    codes: Mapping[int, int]
 
 
-def try_again(codes: Mapping[int, int]) -> int | None:
-    """Return None, the verdict that any failure is a disturbance."""
-    return None
+Decision = Tell | GroupFormed | RankLost | Failed
 
 
 @dataclass(eq=False)
@@ -100,11 +104,14 @@ class Groups:
     most: int
     ranks_per_node: int
     restarts_allowed: float = math.inf  # after groups that ended without saving, since the last one that saved
-    judge: Judge = try_again
     phase: Phase = Phase.FORMING
     number: int = 0  # of the newest group
     nodes: dict[Member, Node] = field(default_factory=dict)
+    _ready: set[Node] = field(default_factory=set)
     _group: list[Node] = field(default_factory=list)  # nodes of the newest group, also those that are gone
+    _busy: set[Node] = field(default_factory=set)  # those that are neither gone nor ready for another group
+    _unclean: set[Node] = field(default_factory=set)  # those with ranks that have not finished or saved
+    _votes: Counter[str] = field(default_factory=Counter)  # number of nodes by vote
     _deadline: float = math.inf  # of the phase
     _enough_since: float | None = None
     _restarts: int = 0
@@ -125,11 +132,11 @@ class Groups:
         decisions: list[Decision] = []
         if self.phase in (Phase.SAVING, Phase.HUNG) and now >= self._deadline:
             decisions += self._end(now, 0.0, counts=self.phase is Phase.HUNG)
-        if self.phase is Phase.ENDING and (now >= self._deadline or all(node.ready for node in self._present())):
+        if self.phase is Phase.ENDING and (now >= self._deadline or not self._busy):
             decisions += self._conclude()
         if self.phase is Phase.FORMING:
             decisions += self._form(now)
-        if self.phase is Phase.WORKING and len(self._group) < self.most and any(node.ready for node in self._newcomers()):
+        if self.phase is Phase.WORKING and len(self._group) < self.most and self._has_newcomer():
             self.phase, self._deadline = Phase.SAVING, now + SAVE_SECONDS
             decisions += self._tell_group({"say": "save", "group": self.number})
         return decisions
@@ -149,17 +156,18 @@ class Groups:
         node = self.nodes.get(member)
         if message["say"] == "leave":
             return self._lose(member, now)
-        if node is None or node not in self._group or message["group"] != self.number:
+        if node is None or not self.number == node.group == message["group"]:
             return []
         match message["say"]:
             case "ended":
                 return self._end_ranks(node, {int(rank): int(code) for rank, code in message["codes"].items()}, now)
             case "votes" if self.phase in (Phase.WORKING, Phase.SAVING):
-                node.votes = frozenset(vote for vote in VOTES if message[vote])
+                node.spare = message["spare"]
+                self._vote(node, frozenset(vote for vote in VOTES if message[vote]))
                 return self._record(now) if self._is_hung() else []
             case "recorded" if self.phase is Phase.HUNG:
-                node.votes = frozenset()
-                return [] if any(each.votes for each in self._present()) else self._end(now, 0.0)
+                self._vote(node, frozenset())
+                return [] if self._votes.total() else self._end(now, 0.0)
             case "broken" if self.phase in (Phase.WORKING, Phase.SAVING):
                 return self._end(now, 0.0)
         return []
@@ -168,10 +176,12 @@ class Groups:
         node = self.nodes.setdefault(member, Node(member, int(message["node"]), str(message["address"])))
         if message["group"] < node.group:
             return []  # the agent has not received the newest `form` yet
-        node.ready, node.port, node.running = True, int(message["port"]), 0
+        node.port, node.running = int(message["port"]), 0
+        self._ready.add(node)
+        self._busy.discard(node)
         if self.phase is Phase.OVER:
             return [Tell(member, {"say": "over", "code": self._exit_code})]
-        return self._finish() if node in self._group else []
+        return self._finish(node) if node.group == self.number else []
 
     def _end_ranks(self, node: Node, codes: Mapping[int, int], now: float) -> list[Decision]:
         node.codes |= codes
@@ -180,8 +190,11 @@ class Groups:
         decisions: list[Decision] = [RankLost(self.number, node.index, rank, code) for rank, code in failed.items()]
         if EXIT_NEVER_RETRY in failed.values():
             return [*decisions, *self._be_over(EXIT_NEVER_RETRY)]
-        if not failed or self.phase in (Phase.FORMING, Phase.OVER):
-            return [*decisions, *self._finish()]
+        if not failed or self.phase in (Phase.FORMING, Phase.JUDGING, Phase.OVER):
+            return [*decisions, *self._finish(node)]
+        if node.spare and self.phase is not Phase.ENDING:
+            self._drop(node)
+            return [*decisions, Tell(node.member, {"say": "end", "group": self.number, "seconds": 0.0})]
         first = self.phase is not Phase.ENDING
         if set(failed.values()) != {EXIT_LOST_PEER}:
             return [*decisions, *self._end(now, 0.0, counts=first)]
@@ -190,15 +203,33 @@ class Groups:
     def _lose(self, member: Member, now: float) -> list[Decision]:
         """Go on without a member that is dead or has left."""
         node = self.nodes.pop(member, None)
-        if node is None or node not in self._group or self.phase in (Phase.ENDING, Phase.OVER, Phase.FORMING):
+        if node is None:
             return []
-        return self._finish() if node.is_clean else self._end(now, 0.0)
+        self._ready.discard(node)
+        self._busy.discard(node)
+        self._vote(node, frozenset())
+        if node.group != self.number or self.phase not in (Phase.WORKING, Phase.SAVING, Phase.HUNG):
+            return []
+        if node.spare:
+            self._drop(node)
+            return self._finish(node)
+        return self._finish(node) if node.is_clean else self._end(now, 0.0)
+
+    def _drop(self, node: Node) -> None:
+        """Let the group go on without a spare node."""
+        self._group.remove(node)
+        self._busy.discard(node)
+        self._unclean.discard(node)
+        self._vote(node, frozenset())
+        node.group, node.spare = 0, False
 
     # --- the end of a group
 
-    def _finish(self) -> list[Decision]:
-        """Conclude a group whose ranks have all finished or saved."""
-        if self.phase not in (Phase.WORKING, Phase.SAVING, Phase.HUNG) or not all(node.is_clean for node in self._group):
+    def _finish(self, node: Node) -> list[Decision]:
+        """Take note that a node's ranks may have finished or saved; conclude the group if all have."""
+        if node.is_clean:
+            self._unclean.discard(node)
+        if self.phase not in (Phase.WORKING, Phase.SAVING, Phase.HUNG) or self._unclean:
             return []
         if all(code == EXIT_DONE for node in self._group for code in node.codes.values()):
             return self._be_over(EXIT_DONE)
@@ -214,7 +245,16 @@ class Groups:
     def _conclude(self) -> list[Decision]:
         """Form a new group after a failure, or give up."""
         codes = {rank: code for node in self._group for rank, code in node.codes.items() if code not in CLEAN}
-        code = self.judge(codes) if codes else None
+        if codes:
+            self.phase = Phase.JUDGING
+            return [Failed(self.number, codes)]
+        return self._try_again(None)
+
+    def judge(self, code: int | None, now: float) -> list[Decision]:
+        """Take the verdict about a failed group: form another one, or have all agents exit with a code."""
+        return [*self._try_again(code), *self.tick(now)] if self.phase is Phase.JUDGING else []
+
+    def _try_again(self, code: int | None) -> list[Decision]:
         if code is None and self._restarts > self.restarts_allowed:
             code = EXIT_LOST_PEER
         if code is not None:
@@ -230,33 +270,42 @@ class Groups:
 
     def _is_hung(self) -> bool:
         """Return True if the ranks of all nodes are silent, and some have the cause and a rank that waits for it."""
-        votes = [node.votes for node in self._group]
-        return all("silent" in each for each in votes) and all(any(vote in each for each in votes) for vote in VOTES[1:])
+        return self._votes["silent"] == len(self._group) and all(self._votes[vote] > 0 for vote in VOTES)
+
+    def _vote(self, node: Node, votes: frozenset[str]) -> None:
+        """Replace a node's votes."""
+        self._votes.subtract(node.votes)
+        self._votes.update(votes)
+        node.votes = votes
 
     def _record(self, now: float) -> list[Decision]:
         self.phase, self._deadline = Phase.HUNG, now + RECORD_SECONDS
+        for node in self._group:
+            if node.spare:
+                self._vote(node, frozenset())
         return self._tell_group({"say": "record", "group": self.number})
 
     # --- a new group
 
     def _form(self, now: float) -> list[Decision]:
         """Form a group if there are enough nodes and no more are to be expected soon."""
-        ready = sorted((node for node in self.nodes.values() if node.ready), key=lambda node: node.index)
-        if len(ready) < self.least:
+        if len(self._ready) < self.least:
             self._enough_since = None
             return []
         self._enough_since = now if self._enough_since is None else self._enough_since
         waited, first = now - self._enough_since, self.number == 0
-        settled = not first if len(ready) == len(self.nodes) else waited >= PATIENCE_SECONDS
-        if len(ready) < self.most and not settled and not (first and waited >= SETTLE_SECONDS):
+        settled = not first if len(self._ready) == len(self.nodes) else waited >= PATIENCE_SECONDS
+        if len(self._ready) < self.most and not settled and not (first and waited >= SETTLE_SECONDS):
             return []
         self.number, self.phase, self._enough_since, self._deadline = self.number + 1, Phase.WORKING, None, math.inf
-        self._group = ready[: self.most]
+        self._group = sorted(self._ready, key=lambda node: node.index)[: self.most]
+        self._busy, self._unclean, self._votes = set(self._group), set(self._group), Counter()
+        self._ready -= self._busy
         first_rank = {"address": self._group[0].address, "port": self._group[0].port}
         decisions: list[Decision] = [GroupFormed(self.number, len(self._group))]
         for rank, node in enumerate(self._group):
-            node.ready, node.group, node.running = False, self.number, self.ranks_per_node
-            node.codes, node.votes = {}, frozenset()
+            node.group, node.running = self.number, self.ranks_per_node
+            node.codes, node.votes, node.spare = {}, frozenset(), False
             form = {"say": "form", "group": self.number, "node_rank": rank, "nodes": len(self._group), **first_rank}
             decisions.append(Tell(node.member, form))
         return decisions
@@ -265,8 +314,8 @@ class Groups:
         """Return the nodes of the newest group that are not gone."""
         return [node for node in self._group if node.member in self.nodes]
 
-    def _newcomers(self) -> Iterable[Node]:
-        return (node for node in self.nodes.values() if node.group != self.number)
+    def _has_newcomer(self) -> bool:
+        return any(node.group != self.number for node in self._ready)
 
     def _tell_group(self, message: Message) -> list[Decision]:
         return [Tell(node.member, message) for node in self._present()]

@@ -98,7 +98,7 @@ def preload_modules(run: RunDir) -> list[str]:
         return ["ropewalk.cluster.agent.agent"]
     return [
         "ropewalk.cluster.agent.agent",
-        "ropewalk.cluster.engines.store",
+        "ropewalk.cluster.engines.group_server",
         "ropewalk.cluster.engines.ranks",
         *(run.record.get("preload") or []),
     ]

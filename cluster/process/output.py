@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+MOST_RANK_LOGS = 64  # ranks of a group that have a log each
 LONGEST_LINE_BYTES = 1 << 16  # longer lines are split
 RANK_LINE = re.compile(r"rank (\d+) \| ")  # beginning of a rank's lines in a log that ranks share
 
@@ -15,6 +16,11 @@ RANK_LINE = re.compile(r"rank (\d+) \| ")  # beginning of a rank's lines in a lo
 def rank_prefix(rank: int) -> str:
     """Return the beginning of a rank's lines in a log that the ranks of a node share."""
     return f"rank {rank} | "
+
+
+def rank_log(rank: int, node: int, num_ranks: int) -> str:
+    """Return the name of a rank's log; in a large group the ranks of a node share one, except rank 0."""
+    return f"ranks-{node}.log" if rank and num_ranks > MOST_RANK_LOGS else f"rank-{rank}.log"
 
 
 def redirect_output(path: Path, prefix: str = "") -> None:

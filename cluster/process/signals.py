@@ -96,7 +96,7 @@ def install_stop_handler(handler: Callable[[], object]) -> None:
 def exit_on_sigterm_from(pid: int) -> None:
     """Exit at a SIGTERM from process `pid`, and ignore stop signals from others. The stop signals must be blocked.
 
-    torch's agent ends its ranks by SIGTERM, but a SIGTERM of the scheduler must not end them.
+    The agent may end its ranks by SIGTERM, but a SIGTERM of the scheduler must not end them.
     """
 
     def listen() -> None:

@@ -19,7 +19,7 @@ class AgentSpec:
     node: int
     nodes: str  # number of nodes of the attempt: `2`, or `1..4` for an elastic run
     address: str  # at which the other nodes reach this one
-    rendezvous: str = ""  # host:port of the rendezvous store; empty if the engine needs none
+    rendezvous: str = ""  # host:port of the group server; empty if the engine needs none
     python: str = sys.executable  # on the node
 
     def command(self) -> list[str]:
@@ -30,16 +30,20 @@ class AgentSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreSpec:
-    """Arguments of an attempt's rendezvous store, which runs on node 0."""
+class GroupServerSpec:
+    """Arguments of the process that forms an attempt's groups of ranks; it runs on node 0."""
 
+    run_path: str
     attempt: int
+    nodes: str  # number of nodes of a group
     host: str
     port: str
     python: str = sys.executable  # on the node
 
     def command(self) -> list[str]:
-        return module_command("ropewalk.cluster.engines.store", "--host", self.host, "--port", self.port, python=self.python)
+        command = module_command("ropewalk.cluster.engines.group_server", self.run_path, python=self.python)
+        command += ["--attempt", str(self.attempt), "--nodes", self.nodes]
+        return [*command, "--host", self.host, "--port", self.port]
 
 
 class Allocation(ABC):
@@ -61,18 +65,18 @@ class Allocation(ABC):
         """Reserve a port of node 0 that only this user can bind, until the next call or the end of the allocation."""
 
     @abstractmethod
-    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
-        """Start an agent or store on a node, with stop signals blocked until it installs a handler.
+    def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Process:
+        """Start an agent or group server on a node, with stop signals blocked until it installs a handler.
 
         SIGUSR2 sent to the returned process reaches the agent; killing the returned process ends the agent.
         """
 
     @abstractmethod
     def end(self, process: Process) -> None:
-        """Kill a process that `start` or `start_store` started, and its descendants."""
+        """Kill a process that `start` or `start_group_server` started, and its descendants."""
 
-    def start_store(self, spec: StoreSpec, log: Path) -> Process:
-        """Start the rendezvous store on node 0; it must outlive the agents."""
+    def start_group_server(self, spec: GroupServerSpec, log: Path) -> Process:
+        """Start the group server on node 0; it must outlive the agents."""
         return self.start(0, spec, log)
 
     def loss_reason(self, node: int, code: int) -> str:

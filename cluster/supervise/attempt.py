@@ -21,7 +21,7 @@ from ropewalk.cluster.run.key import new_key, write_private
 from ropewalk.cluster.run.mistakes import MISTAKE_REPEATED, repeats_mistake
 from ropewalk.cluster.run.names import AGENTS, LOGS, NODES, RENDEZVOUS_KEY
 from ropewalk.cluster.spec import Engine, Outcome, RunState, StopReason
-from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
+from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
 from ropewalk.cluster.supervise.outcome import AgentExit, Ending, classify, shell_code
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ STOP = signal.SIGUSR2
 
 
 class Attempt:
-    """One attempt: its rendezvous store, its agents and their exit codes."""
+    """One attempt: its group server, its agents and their exit codes."""
 
     def __init__(
         self, run: RunDir, number: int, allocation: Allocation, *, retry_bugs: bool, python: str = sys.executable
@@ -49,7 +49,7 @@ class Attempt:
         self.codes: dict[int, int] = {}  # exit codes by node, without nodes that were lost or left while others went on
         self.lost: list[str] = []  # a sentence for each lost node
         self.leaving: set[int] = set()  # nodes that were asked to leave while the others go on
-        self.store: Process | None = None
+        self.group_server: Process | None = None
         self.rendezvous = ""
         self.started = time.time()
         self.reason = ""  # of the stop, once there is one
@@ -66,7 +66,7 @@ class Attempt:
             if self.resources.time_limit_minutes and not self.allocation.owner_limits_time:
                 self._stop_at = time.monotonic() + self.resources.time_limit_minutes * 60 - self.resources.grace_seconds
             if self.engine is Engine.RANKS:
-                self._start_store()
+                self._start_group_server(len(first))
             for node in first:
                 self._start_agent(node, len(first))
             self._watch()
@@ -79,14 +79,21 @@ class Attempt:
 
     # --- starting
 
-    def _start_store(self) -> None:
-        """Start the rendezvous store without waiting for it, so that store and agents import torch at the same time."""
+    def _start_group_server(self, present: int) -> None:
+        """Start the group server without waiting for it; the agents import torch meanwhile."""
         key = self.folder / RENDEZVOUS_KEY
         key.unlink(missing_ok=True)  # of a supervisor that died right after it had opened this attempt
         write_private(key, new_key())
         host, port = self.allocation.address(0), str(self.allocation.free_port())
-        spec = StoreSpec(attempt=self.number, host=host, port=port, python=self.python)
-        self.store = self.allocation.start_store(spec, self.folder / LOGS / "store.log")
+        spec = GroupServerSpec(
+            run_path=str(self.run.path),
+            attempt=self.number,
+            nodes=self._group_sizes(present),
+            host=host,
+            port=port,
+            python=self.python,
+        )
+        self.group_server = self.allocation.start_group_server(spec, self.folder / LOGS / "groups.log")
         self.rendezvous = f"{host}:{port}"
 
     def _start_agent(self, node: int, present: int) -> None:
@@ -97,7 +104,7 @@ class Attempt:
             run_path=str(self.run.path),
             attempt=self.number,
             node=node,
-            nodes=str(self.resources.nodes) if self.elastic else str(present),
+            nodes=self._group_sizes(present),
             address=address,
             rendezvous=self.rendezvous,
             python=self.python,
@@ -105,6 +112,9 @@ class Attempt:
         self.agents[node] = self.allocation.start(node, spec, self.folder / LOGS / f"node-{node}.log")
         line = {"node": node, "address": address, "pid": self.agents[node].pid, "started": time.time()}
         append_line(self.folder / AGENTS, line)
+
+    def _group_sizes(self, present: int) -> str:
+        return str(self.resources.nodes) if self.elastic else str(present)
 
     # --- watching
 
@@ -205,8 +215,8 @@ class Attempt:
     def _end_all(self) -> None:
         for agent in self.agents.values():
             self.allocation.end(agent)
-        if self.store is not None:
-            self.allocation.end(self.store)
+        if self.group_server is not None:
+            self.allocation.end(self.group_server)
         for node, agent in self.agents.items():
             returncode, report = agent.wait(), self._report(node)  # it may have reported, and waited for a sidecar
             self.codes.setdefault(node, int(report["exit_code"]) if report else shell_code(returncode))

@@ -12,7 +12,7 @@ from ropewalk.cluster.process.forking import Process
 from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.process.signals import SignalFlag
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
+from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
 from ropewalk.k8s.api.client import ApiError, ForbiddenError
 from ropewalk.k8s.api.in_cluster import InClusterApi
 from ropewalk.k8s.runtime.job_outcome import query_stop_reason
@@ -54,7 +54,7 @@ class PodAllocation(Allocation):
         self.slots: dict[int, Member] = {}  # by node; includes lost members until the attempt has marked them
         self.busy: set[int] = set()
         self._num_started = 0  # agents and stores
-        self._store: RemoteAgent | None = None
+        self._group_server: RemoteAgent | None = None
         self._store_port = ReservedPort()
         self._notice = ""
         self._requested_pods: int | None = None
@@ -112,22 +112,22 @@ class PodAllocation(Allocation):
     def free_port(self) -> int:
         return self._store_port.take(self.term.address)
 
-    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
+    def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Process:
         """Let the node's pod start an agent; the pod builds the command line and chooses the log file itself."""
         assert isinstance(spec, AgentSpec)
         self._num_started += 1
         return self.slots[node].start(self._num_started, spec)
 
-    def start_store(self, spec: StoreSpec, log: Path) -> Process:
+    def start_group_server(self, spec: GroupServerSpec, log: Path) -> Process:
         self._num_started += 1
-        self._store = self.slots[0].start_store(self._num_started, spec)
-        return self._store
+        self._group_server = self.slots[0].start_group_server(self._num_started, spec)
+        return self._group_server
 
     def end(self, process: Process) -> None:
         assert isinstance(process, RemoteAgent)
         if process.poll() is None:
             process.terminate()
-            if process is self._store:
+            if process is self._group_server:
                 return
             with suppress(subprocess.TimeoutExpired):
                 process.wait(AGENT_END_SECONDS)
@@ -145,14 +145,8 @@ class PodAllocation(Allocation):
         return f"killed by signal {-code}" if code < 0 else ""
 
     def mark_lost(self, node: int) -> None:
-        """Stop using a lost or leaving node, and end ranks of other nodes that would wait minutes for a dead peer."""
-        member = self.slots[node]
+        """Stop using a lost or leaving node."""
         self.busy.discard(node)
-        if member.gone and not member.leaving:
-            for other in [other for other in self.busy if not self.slots[other].gone]:
-                agent = self.slots[other].agent
-                if agent is not None:
-                    self.slots[other].send({"say": "regroup", "agent": agent.number})
 
     def clean_up(self, node: int) -> None:
         """Do nothing more: the pod itself ends the processes that its agent leaves behind."""

@@ -1,18 +1,16 @@
-"""Processes of an attempt in this pod: the agent and, in the leader's pod, the rendezvous store."""
+"""Processes of an attempt in this pod: the agent and, in the leader's pod, the group server."""
 
 import logging
 import os
-import re
 import signal
 from collections.abc import Sequence
-from contextlib import suppress
 
 from ropewalk.cluster.process.forking import Forked, fork_program
 from ropewalk.cluster.process.kill import end, family
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.key import sign
 from ropewalk.cluster.supervise.agent_environment import agent_environment
-from ropewalk.k8s.runtime.protocol import StartAgent, StartStore
+from ropewalk.k8s.runtime.protocol import StartAgent, StartGroupServer
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +42,6 @@ class AgentProcess(ChildProcess):
         """Ask the agent to save and exit."""
         self.process.send_signal(signal.SIGUSR2)
 
-    def end_ranks(self) -> None:
-        """Kill the agent's ranks, recognized by their log files; the agent then forms a new group."""
-        ranks = [process for process in family(self.process.pid) if _is_rank(process.pid)]
-        log.info("a peer is dead: ending %d processes of ranks that would wait for it", len(ranks))
-        end(ranks)
-
     def clean_up(self, spared: Sequence[ChildProcess | Forked | None]) -> None:
         """Kill processes that the agent has left behind: all descendants of this process except `spared` and theirs."""
         pids = [each.process.pid if isinstance(each, ChildProcess) else each.pid for each in spared if each is not None]
@@ -57,19 +49,13 @@ class AgentProcess(ChildProcess):
         end(each for each in family(os.getpid()) if each.pid not in spared_pids)
 
 
-class StoreProcess(ChildProcess):
-    """The store in which the agents of an attempt meet."""
+class GroupServerProcess(ChildProcess):
+    """The process in which the agents of an attempt meet."""
 
     @classmethod
-    def start(cls, run: RunDir, message: StartStore) -> "StoreProcess":
-        output = run.log_dir(message.attempt) / "store.log"
-        return cls(message.agent, fork_program(message.spec().command(), dict(os.environ), output))
-
-
-def _is_rank(pid: int) -> bool:
-    with suppress(OSError):
-        return re.fullmatch(r"ranks?-\d+\.log", os.path.basename(os.readlink(f"/proc/{pid}/fd/1"))) is not None
-    return False
+    def start(cls, run: RunDir, message: StartGroupServer) -> "GroupServerProcess":
+        output = run.log_dir(message.attempt) / "groups.log"
+        return cls(message.agent, fork_program(message.spec(str(run.path)).command(), dict(os.environ), output))
 
 
 def ray_token(key: str) -> str:

@@ -13,9 +13,9 @@ from ropewalk.cluster.membership.members import Joined, Received
 from ropewalk.cluster.membership.protocol import Limits, Message
 from ropewalk.cluster.membership.server import Event, Server
 from ropewalk.cluster.process.forking import wait_by_polling
-from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
+from ropewalk.cluster.supervise.allocation import AgentSpec, GroupServerSpec
 from ropewalk.k8s.runtime.pod_status import Pod
-from ropewalk.k8s.runtime.protocol import StartAgent, StartStore
+from ropewalk.k8s.runtime.protocol import StartAgent, StartGroupServer
 from ropewalk.k8s.runtime.timings import AGENT_POLL_SECONDS, FAREWELL_SECONDS
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,8 @@ class Member:
         self.send(StartAgent.of(number, spec))
         return self.agent
 
-    def start_store(self, number: int, spec: StoreSpec) -> RemoteAgent:
-        self.send(StartStore.of(number, spec))
+    def start_group_server(self, number: int, spec: GroupServerSpec) -> RemoteAgent:
+        self.send(StartGroupServer.of(number, spec))
         return RemoteAgent(self, number)
 
     @property

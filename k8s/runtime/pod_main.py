@@ -23,12 +23,12 @@ from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.process.signals import SignalFlag, install_stop_handler
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.in_cluster import InClusterApi
-from ropewalk.k8s.runtime.child_processes import AgentProcess, ChildProcess, StoreProcess, ray_token, share_of_node
+from ropewalk.k8s.runtime.child_processes import AgentProcess, ChildProcess, GroupServerProcess, ray_token, share_of_node
 from ropewalk.k8s.runtime.job_outcome import pod_code, publish_outcome
 from ropewalk.k8s.runtime.leader_election import LeaderElection
 from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
 from ropewalk.k8s.runtime.pod_status import Pod
-from ropewalk.k8s.runtime.protocol import StartAgent, StartStore
+from ropewalk.k8s.runtime.protocol import StartAgent, StartGroupServer
 from ropewalk.k8s.runtime.timings import (
     COORDINATOR_START_SECONDS,
     LOST_SECONDS,
@@ -87,7 +87,7 @@ class PodRuntime:
         self.link: Link | None = None  # to the coordinator of `term`
         self.term = LeaderTerm(number=0)
         self.agent: AgentProcess | None = None
-        self.store: StoreProcess | None = None
+        self.group_server: GroupServerProcess | None = None
         self.coordinator: Forked | None = None
         self.exit_code: int | None = None  # set once this pod exits
         self._kill_agent_at: float | None = None  # deadline for an agent without a coordinator to save
@@ -130,7 +130,7 @@ class PodRuntime:
 
     def _watch_children(self) -> None:
         if self.agent is not None and (code := self.agent.poll()) is not None:
-            self.agent.clean_up(spared=[self.coordinator, self.store])
+            self.agent.clean_up(spared=[self.coordinator, self.group_server])
             if self.link is not None:
                 self.link.send({"say": "ended", "agent": self.agent.number, "code": code})
             self.agent, self._kill_agent_at = None, None
@@ -146,7 +146,7 @@ class PodRuntime:
 
     def _reap(self) -> None:
         """Wait for orphaned descendants, which the pod's PID 1 adopts."""
-        children: list[ChildProcess | None] = [self.agent, self.store]
+        children: list[ChildProcess | None] = [self.agent, self.group_server]
         own_pids = {child.process.pid for child in children if child is not None}
         own_pids |= {self.coordinator.pid} if self.coordinator is not None else set()
         while True:
@@ -184,7 +184,7 @@ class PodRuntime:
         self.leader.record_loss(link, self.term)
         if not link.answered and link.silent_seconds:  # only the kernel accepted the connection; the process is stopped
             self.election.unreachable(self.term, refused=False, silent_seconds=link.silent_seconds)
-        self._kill_store()
+        self._kill_group_server()
         if self.agent is not None:
             self.agent.stop()
             self._kill_agent_at = time.monotonic() + (0.0 if link.silent_seconds else ORPHAN_SECONDS)
@@ -198,23 +198,21 @@ class PodRuntime:
                 self.agent = AgentProcess.start(self.run, StartAgent.model_validate(message), ray_token(link.key))
                 if self.state is PodState.LEAVING:  # the messages have crossed
                     self.agent.stop()
-            case "store":
-                self.store = StoreProcess.start(self.run, StartStore.model_validate(message))
-            case "kill" if self.store is not None and self.store.number == number:
-                self._kill_store()
+            case "groups":
+                self.group_server = GroupServerProcess.start(self.run, StartGroupServer.model_validate(message))
+            case "kill" if self.group_server is not None and self.group_server.number == number:
+                self._kill_group_server()
             case "stop" if agent is not None:
                 agent.stop()
             case "kill" if agent is not None:
                 agent.kill()
-            case "regroup" if agent is not None:
-                agent.end_ranks()
             case "over":
                 self._end(int(message["code"]))
 
-    def _kill_store(self) -> None:
-        if self.store is not None:
-            self.store.kill()
-            self.store = None
+    def _kill_group_server(self) -> None:
+        if self.group_server is not None:
+            self.group_server.kill()
+            self.group_server = None
 
     def _end(self, code: int) -> None:
         log.info("the run is over")

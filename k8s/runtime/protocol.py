@@ -1,8 +1,8 @@
 """Messages between the pods of a run, over the sessions of `ropewalk.cluster.membership`.
 
 A pod sends `ended` (its agent's exit code) and `leaving` (Kubernetes deletes it). The coordinator sends `start` (an agent),
-`store` (the rendezvous store, to its own pod), `stop` and `kill` (one of the two), `regroup` (end the agent's ranks because a
-peer is dead) and `over` (the run is over). No message contains any part of a command line.
+`groups` (the group server, to its own pod), `stop` and `kill` (one of the two), and `over` (the run is over). No message contains
+any part of a command line.
 """
 
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, StringConstraints
 
 from ropewalk.cluster.membership.protocol import Message
-from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
+from ropewalk.cluster.supervise.allocation import AgentSpec, GroupServerSpec
 
 Address = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F.:]{1,45}$")]
 Port = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}$")]
@@ -45,16 +45,17 @@ class StartAgent(_Start):
         return AgentSpec(run_path=run_path, **self.model_dump(exclude={"say", "agent"}))
 
 
-class StartStore(_Start):
-    """`store`: the fields of a `StoreSpec`."""
+class StartGroupServer(_Start):
+    """`groups`: the fields of a `GroupServerSpec` that the pod does not have."""
 
-    say: Literal["store"] = "store"
+    say: Literal["groups"] = "groups"
+    nodes: NodeCount
     address: Address
     port: Port
 
     @classmethod
-    def of(cls, number: int, spec: StoreSpec) -> Message:
-        return cls(agent=number, attempt=spec.attempt, address=spec.host, port=spec.port).model_dump()
+    def of(cls, number: int, spec: GroupServerSpec) -> Message:
+        return cls(agent=number, attempt=spec.attempt, nodes=spec.nodes, address=spec.host, port=spec.port).model_dump()
 
-    def spec(self) -> StoreSpec:
-        return StoreSpec(attempt=self.attempt, host=self.address, port=self.port)
+    def spec(self, run_path: str) -> GroupServerSpec:
+        return GroupServerSpec(run_path=run_path, attempt=self.attempt, nodes=self.nodes, host=self.address, port=self.port)

@@ -17,7 +17,7 @@ from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.process.signals import SignalFlag, stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.supervise.agent_environment import agent_environment
-from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
+from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
 from ropewalk.slurm.batch.container import wrap
 from ropewalk.slurm.batch.script import extra_node_name, render_extra_node
 from ropewalk.slurm.commands import Slurm, plain_environment
@@ -86,13 +86,13 @@ class SlurmAllocation(Allocation):
         """Reserve a port on the first node, which runs this process."""
         return self._store_port.take(self.slots[0].host)
 
-    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Popen[bytes]:
-        """Start the agent or store of `spec` as a step with one task on a node; srun forwards SIGUSR2 to it."""
+    def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Popen[bytes]:
+        """Start the agent of `spec` as a step with one task on a node; srun forwards SIGUSR2 to it."""
         command, srun_options = wrap([*IGNORE_STOPS, *spec.command()], self.profile, self.run)
         return self.open([*self.srun(node), *srun_options, *command], log)
 
-    def start_store(self, spec: StoreSpec, log: Path) -> Popen[bytes]:
-        """Start the store as a local process. Slurm would end a step of its own before the agents have left."""
+    def start_group_server(self, spec: GroupServerSpec, log: Path) -> Popen[bytes]:
+        """Start the group server as a local process. Slurm would end a step of its own before the agents have left."""
         command, srun_options = wrap(spec.command(), self.profile, self.run)
         if srun_options:  # pyxis containers can only be started by srun
             return self.open([*self.srun(0), *srun_options, *command], log)

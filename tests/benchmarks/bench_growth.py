@@ -12,7 +12,6 @@ import json
 import math
 import tempfile
 import tracemalloc
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -27,8 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from ropewalk.cluster.backends.base import BackendState
-from ropewalk.cluster.engines.hang import Agreement
-from ropewalk.cluster.engines.rendezvous import RanksNode
+from ropewalk.cluster.engines.ranks import RanksNode
+from ropewalk.cluster.membership.groups import Groups, Tell
+from ropewalk.cluster.membership.members import Died, Member, Received
+from ropewalk.cluster.membership.protocol import Message, pack
 from ropewalk.cluster.process.signals import ShutdownGate
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
@@ -53,7 +54,8 @@ LAWS = {
     "collectives of a step": CONSTANT,
     "samples of a rank": CONSTANT,
     "logs of ranks, files": LINEAR,
-    "votes on a hang, messages": LINEAR,
+    "messages of a formation and a hang": LINEAR,
+    "their bytes, KiB": LINEAR,
     "events of a hang, KiB": LINEAR,
     "words of `why` about a hang": CONSTANT,
     "summary of the nodes' samples, KiB": CONSTANT,
@@ -149,35 +151,43 @@ def files(size: int) -> dict[str, float]:
             run.event("ranks_hung", attempt=1, group=1, node=node, step=7, seconds=2.0, ranks=places, stacks="stacks")
         events = sum(path.stat().st_size for path in (run.path / "events").iterdir())
         (line,) = diagnose(run, BackendState(state=RunState.RUNNING)).evidence
+    counts = _messages(len(nodes))
     samples = [{"time": 1.0, "node": node, **{f"gpu{gpu}_percent": 50.0 + node % 3 for gpu in range(8)}} for node in nodes]
     return {
         "logs of ranks, files": len(logs),
-        "votes on a hang, messages": _votes(len(nodes)),
+        "messages of a formation and a hang": counts["formation"] + counts["hang"],
+        "their bytes, KiB": counts["bytes"] / 1024,
         "events of a hang, KiB": events / 1024,
         "words of `why` about a hang": len(line.split()),
         "summary of the nodes' samples, KiB": len(json.dumps(summarize(samples))) / 1024,
     }
 
 
-class _Votes:
-    """A store with counters that counts its messages."""
+def _messages(num_nodes: int) -> dict[str, int]:
+    """Form a group, let all nodes agree on a hang, form another group, and let a node die; count messages and their bytes."""
+    groups = Groups(1, 1, num_nodes, RANKS_PER_NODE)
+    members = [Member(f"{node:032x}", f"node {node}", (0, 0), 0.0) for node in range(num_nodes)]
+    counts: dict[str, int] = dict.fromkeys(("formation", "hang", "death", "bytes"), 0)
 
-    def __init__(self) -> None:
-        self.counters: dict[str, int] = defaultdict(int)
-        self.messages = 0
+    def handle(kind: str, event: Received | Died) -> None:
+        decisions = groups.handle(event, 0.0)
+        sent = [decision.message for decision in decisions if isinstance(decision, Tell)]
+        heard = [event.message] if isinstance(event, Received) else []
+        counts[kind] += len(sent) + len(heard)
+        counts["bytes"] += sum(len(pack(message)) for message in (*sent, *heard)) if kind != "death" else 0
 
-    def add(self, key: str, amount: int, /) -> int:
-        self.messages += 1
-        self.counters[key] += amount
-        return self.counters[key]
+    def all_say(kind: str, message: Message) -> None:
+        for node, member in enumerate(members):
+            handle(kind, Received(member, {**message, "node": node, "address": f"10.0.{node % 256}.1", "port": 29500}))
 
-
-def _votes(num_nodes: int) -> int:
-    """Let all nodes agree on a hang; return the number of messages."""
-    store = _Votes()
-    agreed = [Agreement(store, num_nodes).is_hung(silent=True, has_cause=True, has_waiter=True) for _ in range(num_nodes)]
-    assert agreed == [*[False] * (num_nodes - 1), True]
-    return store.messages
+    all_say("formation", {"say": "ready", "group": 0})
+    all_say("hang", {"say": "votes", "group": 1, "silent": True, "cause": True, "waiter": True, "spare": False})
+    all_say("hang", {"say": "recorded", "group": 1})
+    all_say("formation", {"say": "ready", "group": 1})
+    handle("death", Died(members[0], silent=False))
+    assert groups.number == 2
+    assert counts["death"] == num_nodes - 1, "each other agent hears of it once"
+    return counts
 
 
 def _log(run: RunDir, rank: int, num_nodes: int) -> str:

@@ -20,7 +20,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import machine
 from ropewalk.cluster.run.key import new_key, write_private
 from ropewalk.cluster.run.names import RENDEZVOUS_KEY
-from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
+from ropewalk.cluster.supervise.allocation import AgentSpec, GroupServerSpec
 from tests.cluster.conftest import ROOT
 from tests.patience import HANG_SECONDS, Patience, ended, until
 
@@ -70,13 +70,14 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
         with log.open("wb") as stream, stop_signals_blocked():
             return subprocess.Popen(command, stdout=stream, stderr=stream)
 
+    server = GroupServerSpec(run_path=str(run.path), attempt=attempt, nodes="2", host="127.0.0.1", port=str(port))
     nodes = run.attempt_dir(attempt) / "nodes"
     started = [leaving := start(0, message), start(1, tmp_path / "node-1.log")]
     try:
-        until(lambda: len(list(nodes.glob("node-*.jsonl"))) == 2)  # they have loaded all, and wait for the store
+        until(lambda: len(list(nodes.glob("node-*.jsonl"))) == 2)  # they have loaded all, and wait for the group server
         leaving.send_signal(signal.SIGUSR2)
         until(lambda: "nothing to save" in message.read_text())
-        started.append(subprocess.Popen(StoreSpec(attempt=attempt, host="127.0.0.1", port=str(port)).command()))
+        started.append(subprocess.Popen(server.command()))
         until(lambda: list(run.log_dir(attempt).glob("rank-*.log")))
         time.sleep(1.0)  # what the other's takes
         assert leaving.poll() is None

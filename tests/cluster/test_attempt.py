@@ -17,7 +17,7 @@ from ropewalk.cluster.run.event_log import STOPPED_UNSAVED
 from ropewalk.cluster.run.files import machine
 from ropewalk.cluster.run.names import ENDED, NODES
 from ropewalk.cluster.spec import RunState
-from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
+from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
 from ropewalk.cluster.supervise.attempt import Attempt, stopped_unsaved
 from ropewalk.cluster.supervise.supervisor import Supervisor
 from tests.patience import Stopwatch
@@ -40,7 +40,7 @@ class Sleepers(Allocation):
     def free_port(self) -> int:
         return 1  # no agent that this allocation starts meets another
 
-    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
+    def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Process:
         return subprocess.Popen(self.agent)
 
     def end(self, process: Process) -> None:
@@ -51,7 +51,7 @@ class Sleepers(Allocation):
 class Deaf(Sleepers):
     """An allocation whose agents ignore stops."""
 
-    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
+    def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Process:
         with stop_signals_blocked():
             return super().start(node, spec, log)
 

@@ -1,11 +1,9 @@
 """Ranks, nodes and supervisors that die, and schedulers that want their nodes back: no counted step is lost."""
 
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -42,21 +40,6 @@ def test_a_killed_node_of_a_fixed_run_starts_a_new_attempt(toy: Start) -> None:
     assert run.run.attempts() == [1, 2]
     assert "node 0 died" in run.run.outcome(1).cause  # type: ignore[union-attr]
     assert sorted(set(run.steps())) == list(range(1, 61))
-
-
-def semaphores_of(pid: int) -> set[str]:
-    """The named semaphores that a rank has mapped: its agent made them."""
-    return set(re.findall(r"/dev/shm/(sem\.\S+)", Path(f"/proc/{pid}/maps").read_text()))
-
-
-def test_an_agent_that_is_killed_with_its_ranks_leaves_no_semaphore(toy: Start) -> None:
-    run = toy("count", "ranks", steps=60)
-    run.reach(5)
-    left = semaphores_of(run.rank_pid(0))
-    assert left, "of the queues by which torch hears from its ranks"
-    run.kill_node(0)
-    assert run.finish().state is RunState.SUCCEEDED
-    assert not left & set(os.listdir("/dev/shm"))
 
 
 def test_an_elastic_run_shrinks_and_grows_again(toy: Start) -> None:

@@ -2,16 +2,14 @@
 
 import math
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from torch.distributed import DistNetworkError
 
 from ropewalk.cluster.engines.activity import Activity, ProcessSample, RankProcess, RankSample
-from ropewalk.cluster.engines.hang import RECORDED, Agreement, Hangs
+from ropewalk.cluster.engines.hang import Hangs
 from ropewalk.cluster.engines.stacks import Frame, Stack, Thread
 from ropewalk.cluster.engines.watch import STOPPED_SECONDS, Watch
 from ropewalk.cluster.run.heartbeat import PATIENCE_SECONDS, Heart, Pace, Phase, heart_file, read_beat
@@ -87,8 +85,7 @@ class Node:
     def hangs(self) -> bool:
         """Decision of an agent whose node is the only one."""
         watch = self.watch
-        votes = {"silent": watch.is_silent, "has_cause": watch.has_cause, "has_waiter": watch.has_waiter}
-        return Agreement(Store(), 1).is_hung(**votes)
+        return watch.is_silent and watch.has_cause and watch.has_waiter
 
     def seconds_until_hang(self, at_most: float = 1000.0) -> float:
         began = self.clock.now
@@ -371,72 +368,6 @@ def test_jitter_does_not_put_off_a_hang_for_long() -> None:
         if phase in (Phase.STEP, Phase.DATA):
             pace.add(phase, seconds)
     assert pace.asleep_seconds(Phase.STEP) == 15.0
-
-
-# --- agreeing
-
-
-class Store:
-    """The store of the formation, in this process."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self.gone = False
-
-    def add(self, key: str, amount: int) -> int:
-        if self.gone:
-            raise DistNetworkError("connection reset")
-        self.counts[key] = self.counts.get(key, 0) + amount
-        return self.counts[key]
-
-
-def vote(agreement: Agreement, *, silent: bool = True, has_cause: bool = False, has_waiter: bool = False) -> bool:
-    agreement._next_poll = 0.0
-    return agreement.is_hung(silent=silent, has_cause=has_cause, has_waiter=has_waiter)
-
-
-def test_nodes_hang_together_or_not_at_all() -> None:
-    store = Store()
-    first, second = Agreement(store, 2), Agreement(store, 2)
-    assert not vote(first, has_cause=True)
-    assert not vote(second, silent=False, has_waiter=True)
-    assert not vote(first, silent=False, has_cause=True), "its ranks went on"
-    assert not vote(second, has_waiter=True)
-    assert vote(first, has_cause=True)
-    assert vote(second, has_waiter=True)
-    assert not first.is_hung(silent=True, has_cause=True, has_waiter=False), "asked again too soon"
-
-
-def test_a_node_without_work_hides_no_hang_and_is_not_waited_for() -> None:
-    store = Store()
-    busy, spare = Agreement(store, 2), Agreement(store, 2)
-    spare.abstain()
-    spare.abstain()
-    assert not vote(busy, silent=False)
-    assert vote(busy, has_cause=True, has_waiter=True)
-    assert busy.vote(RECORDED, True)
-    began = time.monotonic()
-    busy.wait_for_others(HUNG)
-    assert time.monotonic() - began < HUNG
-
-
-@pytest.mark.parametrize("part", ["has_cause", "has_waiter"])
-def test_nodes_need_a_cause_and_a_rank_that_waits_for_it(part: str) -> None:
-    store = Store()
-    first, second = Agreement(store, 2), Agreement(store, 2)
-    for _ in range(2):
-        assert not vote(first, **{part: True})
-        assert not vote(second, **{part: True})
-    assert vote(second, has_cause=True, has_waiter=True)
-
-
-def test_without_a_store_nothing_is_agreed() -> None:
-    store = Store()
-    alone = Agreement(store, 1)
-    store.gone = True
-    assert not vote(alone, has_cause=True, has_waiter=True)
-    store.gone = False
-    assert vote(alone, has_cause=True, has_waiter=True)
 
 
 def test_steps_that_really_take_so_long_are_done_in_the_end() -> None:

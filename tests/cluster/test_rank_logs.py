@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ropewalk.cluster.engines.ranks import run_rank
-from ropewalk.cluster.engines.rendezvous import RankArguments, RanksNode
+from ropewalk.cluster.engines.rank import RankArguments, run_rank
+from ropewalk.cluster.engines.ranks import RanksNode
 from ropewalk.cluster.process.signals import ShutdownGate
 from ropewalk.cluster.run.directory import RunDir
 from tests.fork_server import SERVER

@@ -3,16 +3,15 @@
 import time
 from typing import Any
 
-from ropewalk.cluster.engines.rendezvous import NumberedRendezvous
+from ropewalk.cluster.engines.ranks import _Engine
 
-_form = NumberedRendezvous._form
+_start = _Engine._start
 
 
-def _form_and_wait(self: NumberedRendezvous) -> Any:
-    info = _form(self)
-    while self._node.index == 1 and self._run.record["config"].get("stuck_forming"):
+def _wait(self: _Engine, start: Any) -> None:
+    while self.node.index == 1 and self.node.run.record["config"].get("stuck_forming"):
         time.sleep(0.05)
-    return info
+    _start(self, start)
 
 
-NumberedRendezvous._form = _form_and_wait  # type: ignore[method-assign]
+_Engine._start = _wait  # type: ignore[method-assign]

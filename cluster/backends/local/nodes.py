@@ -1,6 +1,6 @@
 """Virtual nodes of this machine: each is a process group with its own loopback address (127.0.1.K).
 
-A run of two nodes is thus a real rendezvous of two agents, and a node is killed by killing its processes.
+A run of two nodes is thus a real group of two agents, and a node is killed by killing its processes.
 """
 
 import os
@@ -30,7 +30,7 @@ from ropewalk.cluster.run.key import KEY_BYTES
 from ropewalk.cluster.run.names import RENDEZVOUS_KEY
 from ropewalk.cluster.spec import Engine, StopReason
 from ropewalk.cluster.supervise.agent_environment import agent_environment
-from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
+from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
 
 OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # TMPDIR of the machine, for processes that outlive the node
 NODE_RETURN_SECONDS = 10.0  # time until a dead virtual node is usable again, as after a reboot
@@ -52,7 +52,9 @@ def render_script(run_path: str, attempt: str, resources: Resources, engine: Eng
         rendezvous = f"{address_of(0)}:{port}"
         key = shlex.quote(f"{run_path}/attempts/{int(attempt):04d}/{RENDEZVOUS_KEY}")
         lines.append(f"(umask 077; head -c {KEY_BYTES} /dev/urandom | od -An -tx1 | tr -d ' \\n' > {key})")
-        lines.append(f"{shlex.join(StoreSpec(attempt=int(attempt), host=address_of(0), port=port).command())} &")
+        nodes, host = str(resources.nodes), address_of(0)
+        server = GroupServerSpec(run_path=run_path, attempt=int(attempt), nodes=nodes, host=host, port=port)
+        lines.append(f"{shlex.join(server.command())} &")
     nodes = str(resources.nodes)
     for node, devices in enumerate(deal_devices(resources)):
         addresses = {"address": address_of(node), "rendezvous": rendezvous}
@@ -103,11 +105,15 @@ class LocalAllocation(Allocation):
     def free_port(self) -> int:
         return self._store_port.take(address_of(0))
 
-    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
+    def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Process:
         """Start a command in its own process group, with its temporary files on the node's disk."""
         disk = self._disk(node)
         disk.mkdir(exist_ok=True)
         return fork_program(spec.command(), {**os.environ, **self._environment(node)}, log)
+
+    def start_group_server(self, spec: GroupServerSpec, log: Path) -> Process:
+        """Start the group server on no virtual node, so that it outlives them all."""
+        return fork_program(spec.command(), {**os.environ, "TMPDIR": str(self.scratch)}, log)
 
     def _environment(self, node: int) -> dict[str, str]:
         cpus = max(1, (os.cpu_count() or 1) // self.resources.nodes.most)  # virtual nodes share this machine's cores

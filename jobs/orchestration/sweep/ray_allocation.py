@@ -23,7 +23,7 @@ from ropewalk.cluster.process.signals import stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import StopReason
 from ropewalk.cluster.supervise.agent_environment import agent_environment
-from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
+from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
 from ropewalk.jobs.runs.submit.launcher import OURS
 
 ANSWER_SECONDS = 60.0
@@ -152,7 +152,7 @@ class RayClusterAllocation(Allocation):
     def free_port(self) -> int:
         return int(ray.get(self.servers[0].free_port.remote()))
 
-    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
+    def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Process:
         cpus = cpus_of(self.resources)
         values = agent_environment(self.run, self.resources, cpus=cpus, ray_token=self.token)
         pid = ray.get(self.servers[node].start.remote(spec.command(), values, str(log)))

@@ -44,6 +44,7 @@ def project_folder(run: RunDir, directory: str) -> str:
 
 
 def _addresses(context: JobContext) -> list[str]:
-    """Return the addresses of the attempt's nodes in the order of their ranks; the rendezvous assigns ranks by address."""
+    """Return the addresses of the attempt's nodes in the order of their ranks."""
     lines = read_lines(context.run.attempt_dir(context.attempt) / AGENTS)
-    return sorted({int(line["node"]): str(line["address"]) for line in lines}.values())
+    addresses = {int(line["node"]): str(line["address"]) for line in lines}
+    return [addresses[node] for node in sorted(addresses)]

@@ -16,7 +16,7 @@ from ropewalk.cluster.run.file_systems import poll_seconds
 
 POLL_SECONDS = 0.2
 SHARED = "ranks"  # log of the ranks of a node in a large group
-KINDS = ("batch", "store", "node", "ray", "rank", SHARED)  # parents before their children
+KINDS = ("batch", "groups", "node", "ray", "rank", SHARED)  # parents before their children
 LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} rank 0 [A-Z]+ ropewalk\.")  # by `configure_logging` in a rank
 ARRAY_ENDING = "_0_log.out"  # submitit's: JOB_ELEMENT_0_log.out
 

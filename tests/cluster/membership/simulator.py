@@ -232,6 +232,8 @@ class Coordinator(Actor):
         for decision in decisions:
             if isinstance(decision, groups.Tell):
                 self._perform(self.members.send(decision.member, decision.message))
+            elif isinstance(decision, groups.Failed):
+                self.world.at(LATENCY, lambda: self.do(lambda: self._decide(self.groups.judge(None, self.clock))))
             elif isinstance(decision, groups.GroupFormed):
                 self.world.note(f"coordinator {self.term} forms group {decision.group} of {decision.nodes}")
 

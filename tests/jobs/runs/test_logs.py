@@ -24,12 +24,12 @@ def say(run: RunDir, name: str, text: str, attempt: int = 1) -> None:
 
 
 def test_who_started_the_others_comes_first_attempt_by_attempt(run: RunDir) -> None:
-    names = ["logs/rank-10.log", "logs/rank-2.log", "logs/ray-0.log", "logs/node-0.log", "logs/store.log", "logs/batch.log"]
+    names = ["logs/rank-10.log", "logs/rank-2.log", "logs/ray-0.log", "logs/node-0.log", "logs/groups.log", "logs/batch.log"]
     names += ["array/1-encode/7_0_0_log.out", "array/0-ingest/6_10_0_log.out", "array/0-ingest/6_9_0_log.out"]
     for name in [*names, "logs/jobs.mirror.log", "logs/node-0.err"]:
         say(run, name, "word\n")
     say(run, "logs/rank-0.log", "later\n", attempt=2)
-    first = ["batch", "store", "node-0", "ray-0", "rank-2", "rank-10"]
+    first = ["batch", "groups", "node-0", "ray-0", "rank-2", "rank-10"]
     first += ["array-0-ingest-6_9", "array-0-ingest-6_10", "array-1-encode-7_0"]
     assert [prefix for prefix, _ in log_files(run)] == [*(f"1.{name}" for name in first), "2.rank-0"]
     assert list(map(str, read_logs(run, rank=2))) == ["1.rank-2 | word"]

@@ -11,7 +11,7 @@ import pytest
 
 from ropewalk.cluster.membership.protocol import pack, unpack
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
+from ropewalk.cluster.supervise.allocation import AgentSpec, GroupServerSpec
 from ropewalk.k8s.api.client import ApiError
 from ropewalk.k8s.api.in_cluster import InClusterApi
 from ropewalk.k8s.runtime import leader_election
@@ -29,7 +29,7 @@ from ropewalk.k8s.runtime.pod_status import (
     is_backdated,
     is_declared_dead,
 )
-from ropewalk.k8s.runtime.protocol import StartAgent, StartStore
+from ropewalk.k8s.runtime.protocol import StartAgent, StartGroupServer
 
 ENDED = {"terminated": {"finishedAt": "2026-01-01T00:00:00Z", "exitCode": 85}}
 
@@ -189,8 +189,8 @@ def test_an_agent_is_the_same_on_the_other_side() -> None:
     message = unpack(pack(StartAgent.of(7, SPEC)))
     assert StartAgent.model_validate(message).agent == 7
     assert StartAgent.model_validate(message).spec("runs/r") == SPEC
-    store = StoreSpec(attempt=3, host="10.0.0.1", port="4711")
-    assert StartStore.model_validate(unpack(pack(StartStore.of(8, store)))).spec() == store
+    server = GroupServerSpec(run_path="runs/r", attempt=3, nodes="1..4", host="10.0.0.1", port="4711")
+    assert StartGroupServer.model_validate(unpack(pack(StartGroupServer.of(8, server)))).spec("runs/r") == server
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from ropewalk.cluster.engines.entry import die_with_parent, run_entry
 from ropewalk.cluster.engines.stacks import allow_stack_dumps, stacks_file
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_REQUEUE, StaleAttemptError
 from ropewalk.cluster.process.output import configure_logging, end_output, rank_prefix, redirect_output
-from ropewalk.cluster.process.signals import exit_on_sigterm_from
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.heartbeat import heart_file
@@ -43,8 +42,10 @@ def start_rank(arguments: RankArguments, variables: Mapping[str, str]) -> None:
 
 
 def run_rank(arguments: RankArguments) -> int:
-    """Run one rank: open its log, claim the fence, call the entry. Returns 0 or 85; exits with any other code."""
-    exit_on_sigterm_from(arguments.agent_pid)
+    """Run one rank: open its log, claim the fence, call the entry. Returns 0 or 85; exits with any other code.
+
+    Stop signals are blocked here, as in the fork server: only the agent acts on them, and kills its ranks by SIGKILL.
+    """
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     run = RunDir(arguments.run)
     shared_log = arguments.shared_log if rank else ""

@@ -65,8 +65,7 @@ def descriptors(folder: Path) -> list[int]:
 def name_semaphores(folder: Path) -> None:
     """Name multiprocessing's semaphores of this process after the folder, so that they are removed together with it.
 
-    They are files in /dev/shm that the kernel does not remove. An agent that is killed leaves those of the queues by which
-    torch communicates with its ranks.
+    They are files in /dev/shm that the kernel does not remove. A process that is killed leaves those of its queues.
     """
     import multiprocessing  # noqa: PLC0415 - most processes with scratch folders do not use it
 

@@ -1,6 +1,5 @@
 """Handling of the stop signals by which schedulers announce the end of a job."""
 
-import os
 import signal
 import threading
 import time
@@ -91,18 +90,3 @@ def install_stop_handler(handler: Callable[[], object]) -> None:
     for number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, lambda *_: handler())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-
-def exit_on_sigterm_from(pid: int) -> None:
-    """Exit at a SIGTERM from process `pid`, and ignore stop signals from others. The stop signals must be blocked.
-
-    The agent may end its ranks by SIGTERM, but a SIGTERM of the scheduler must not end them.
-    """
-
-    def listen() -> None:
-        while True:
-            received = signal.sigwaitinfo(STOP_SIGNALS)
-            if received.si_signo == signal.SIGTERM and received.si_pid == pid:
-                os._exit(128 + signal.SIGTERM)
-
-    threading.Thread(target=listen, name="stop-signals", daemon=True).start()

@@ -25,12 +25,13 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.in_cluster import InClusterApi
 from ropewalk.k8s.runtime.child_processes import AgentProcess, ChildProcess, GroupServerProcess, ray_token, share_of_node
 from ropewalk.k8s.runtime.job_outcome import pod_code, publish_outcome
-from ropewalk.k8s.runtime.leader_election import LeaderElection
+from ropewalk.k8s.runtime.leader_election import CANDIDATES, LeaderElection
 from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
 from ropewalk.k8s.runtime.pod_status import Pod
 from ropewalk.k8s.runtime.protocol import StartAgent, StartGroupServer
 from ropewalk.k8s.runtime.timings import (
     COORDINATOR_START_SECONDS,
+    FAR_SEEK_SECONDS,
     LOST_SECONDS,
     ORPHAN_SECONDS,
     POLL_SECONDS,
@@ -91,6 +92,7 @@ class PodRuntime:
         self.coordinator: Forked | None = None
         self.exit_code: int | None = None  # set once this pod exits
         self._kill_agent_at: float | None = None  # deadline for an agent without a coordinator to save
+        self._next_seek = 0.0
         self._lead_again_at = 0.0  # after a crash of this pod's coordinator
 
     @property
@@ -113,7 +115,8 @@ class PodRuntime:
             if self.exit_code is not None and self.agent is None and self.coordinator is None:
                 return self.exit_code
             if self.link is None:
-                self._seek()
+                if self._may_seek():
+                    self._seek()
                 time.sleep(POLL_SECONDS)
             else:
                 self._listen(self.link)
@@ -221,6 +224,14 @@ class PodRuntime:
             self.agent.kill()
 
     # --- finding a leader, or leading
+
+    def _may_seek(self) -> bool:
+        """Return True if it is time to read the run directory; a thousand pods may be without a leader at once."""
+        now = time.monotonic()
+        if now < self._next_seek:
+            return False
+        self._next_seek = now + (POLL_SECONDS if self.pod.index < CANDIDATES else FAR_SEEK_SECONDS)
+        return True
 
     def _seek(self) -> None:
         """Connect to the coordinator of the newest term, or lead the run."""

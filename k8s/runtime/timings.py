@@ -10,6 +10,7 @@ FAREWELL_SECONDS = 5.0  # for delivering the coordinator's last message to all p
 
 # --- a pod
 POLL_SECONDS = 0.1  # between two checks of a pod's children, signals and connection
+FAR_SEEK_SECONDS = 1.0  # between two looks at the run directory for a leader, of pods that are not the first to lead
 ORPHAN_SECONDS = 5.0  # for an agent to save after its coordinator has disappeared
 RESTART_COORDINATOR_SECONDS = 5.0  # before a crashed coordinator is restarted in the same pod
 

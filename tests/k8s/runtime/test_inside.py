@@ -14,10 +14,11 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.supervise.allocation import AgentSpec, GroupServerSpec
 from ropewalk.k8s.api.client import ApiError
 from ropewalk.k8s.api.in_cluster import InClusterApi
-from ropewalk.k8s.runtime import leader_election
+from ropewalk.k8s.runtime import leader_election, pod_main
 from ropewalk.k8s.runtime.child_processes import share_of_node
 from ropewalk.k8s.runtime.leader_election import LeaderElection
 from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
+from ropewalk.k8s.runtime.pod_main import PodRuntime
 from ropewalk.k8s.runtime.pod_status import (
     DEAD,
     INDEX_ANNOTATION,
@@ -136,6 +137,19 @@ def test_of_a_thousand_pods_few_list_the_others_and_the_lowest_living_leads_on(
     assert turn == gone
     assert api.asked["all"] <= (0 if gone < 10 else 60 if gone < 100 else 3000)
     assert api.asked["pod"] <= 1000 * (ticks // 10 + 1) + 10 * ticks + (0 if gone < 100 else 4000)
+
+
+def test_few_of_a_thousand_pods_without_a_leader_read_the_volume_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(pod_main, "time", clock)
+    run = RunDir.create("toy", {"config": {}}, tmp_path)
+    pods = [Pod(name=f"p{index}", uid=f"u{index}", index=index, address="10.0.0.2") for index in (0, 9, 10, 999)]
+    runtimes = [PodRuntime(run, each, cast(InClusterApi, clock)) for each in pods]
+    reads = [0] * len(runtimes)
+    for _ in range(100):
+        clock.now += 0.11
+        reads = [count + runtime._may_seek() for count, runtime in zip(reads, runtimes, strict=True)]
+    assert reads == [100, 100, 10, 10]
 
 
 def test_a_pod_that_leads_is_not_succeeded_by_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

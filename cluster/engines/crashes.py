@@ -23,7 +23,7 @@ _FAULT_SIGNS = (  # in messages of NCCL and CUDA, lower case; a new group would 
 CRASHES = frozenset(
     {EXIT_LOST_PEER, -signal.SIGABRT, -signal.SIGSEGV}
 )  # exit codes of a rank that lost a peer or crashed in native code
-_NODE_GONE = {"node_lost", "node_left", "node_left_early"}
+_NODE_GONE = {"node_lost", "node_left", "node_left_early", "node_silent"}
 
 
 def is_fault(message: str) -> bool:

@@ -24,7 +24,7 @@ from ropewalk.cluster.engines.crashes import CRASHES, crashes_in_a_row, newest_c
 from ropewalk.cluster.engines.entry import write_error
 from ropewalk.cluster.errors import EXIT_FAILED, EXIT_NEVER_RETRY
 from ropewalk.cluster.fresh_reads import read_afresh
-from ropewalk.cluster.membership.groups import Decision, Failed, GroupFormed, Groups, RankLost, Tell
+from ropewalk.cluster.membership.groups import Decision, Failed, GroupFormed, Groups, NodeSilent, RankLost, Tell
 from ropewalk.cluster.membership.server import Event, Server
 from ropewalk.cluster.process.output import configure_logging, rank_log
 from ropewalk.cluster.process.ports import listen_on
@@ -124,6 +124,9 @@ class GroupServer:
                     log.info("rank %d of group %d on node %d ended with %d", rank, group, node, code)
                     lost = {"rank": rank, "node": node, "exit_code": code, "attempt": self._attempt, "group": group}
                     self._event("rank_lost", **lost)
+                case NodeSilent(group, node):
+                    log.info("node %d of group %d is silent", node, group)
+                    self._event("node_silent", node=node, attempt=self._attempt, group=group)
                 case Failed():
                     self._judging = asyncio.get_running_loop().create_task(self._decide_about(decision))
 

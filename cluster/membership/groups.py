@@ -85,6 +85,14 @@ class RankLost:
 
 
 @dataclass(frozen=True)
+class NodeSilent:
+    """A node whose ranks were running is silent: it is dead, or disconnected."""
+
+    group: int
+    node: int
+
+
+@dataclass(frozen=True)
 class Failed:
     """All ranks of a group are gone after some failed, with exit codes by rank; `Groups.judge` has to follow."""
 
@@ -92,7 +100,7 @@ class Failed:
     codes: Mapping[int, int]
 
 
-Decision = Tell | GroupFormed | RankLost | Failed
+Decision = Tell | GroupFormed | RankLost | NodeSilent | Failed
 
 
 @dataclass(eq=False)
@@ -125,7 +133,7 @@ class Groups:
             return []
         if isinstance(event, Received):
             return [*self._receive(event.member, event.message, now), *self.tick(now)]
-        return [*self._lose(event.member, now), *self.tick(now)]
+        return [*self._lose(event.member, now, silent=event.silent), *self.tick(now)]
 
     def tick(self, now: float) -> list[Decision]:
         """Let time pass. Call it at `next_tick` at the latest."""
@@ -200,7 +208,7 @@ class Groups:
             return [*decisions, *self._end(now, 0.0, counts=first)]
         return [*decisions, *self._end(now, CAUSE_SECONDS)] if first else decisions
 
-    def _lose(self, member: Member, now: float) -> list[Decision]:
+    def _lose(self, member: Member, now: float, *, silent: bool = False) -> list[Decision]:
         """Go on without a member that is dead or has left."""
         node = self.nodes.pop(member, None)
         if node is None:
@@ -212,8 +220,10 @@ class Groups:
             return []
         if node.spare:
             self._drop(node)
+        if node.group != self.number or node.is_clean:
             return self._finish(node)
-        return self._finish(node) if node.is_clean else self._end(now, 0.0)
+        lost: list[Decision] = [NodeSilent(self.number, node.index)] if silent else []
+        return [*lost, *self._end(now, 0.0)]
 
     def _drop(self, node: Node) -> None:
         """Let the group go on without a spare node."""

@@ -24,6 +24,7 @@ EVENTS: dict[str, str] = {
     "node_left_early": "node {node} was stopped before its ranks had started",
     "node_lost": "node {node} died ({signal:or lost})",
     "node_returned": "node {node} is available",
+    "node_silent": "node {node} sent nothing for 2 s: dead, stopped, or cut off; its group was replaced",
     "nodes_asked_for": "requested {count:count more node}",
     "pods_asked_for": "requested {count:count pod} in total from Kubernetes",
     "port_not_opened": "the NetworkPolicy of the served port was not created, so a policy of the namespace may keep clients"

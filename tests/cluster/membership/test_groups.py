@@ -14,6 +14,7 @@ from ropewalk.cluster.membership.groups import (
     Decision,
     Failed,
     Groups,
+    NodeSilent,
     Phase,
     RankLost,
     Tell,
@@ -45,8 +46,8 @@ class Nodes:
         """Report the end of the node's ranks, the first ones of as many as there are codes."""
         self.say(node, "ended", codes={str(2 * node + rank): code for rank, code in enumerate(codes)})
 
-    def die(self, node: int) -> None:
-        self.decisions = self.groups.handle(Died(self.members[node], silent=False), self.now)
+    def die(self, node: int, *, silent: bool = False) -> None:
+        self.decisions = self.groups.handle(Died(self.members[node], silent=silent), self.now)
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -119,7 +120,8 @@ def test_a_group_that_has_saved_has_all_its_restarts_again() -> None:
 
 
 def test_a_dead_node_ends_the_group_and_the_others_form_one_if_they_are_enough(nodes: Nodes) -> None:
-    nodes.die(0)
+    nodes.die(0, silent=True)
+    assert nodes.decisions[0] == NodeSilent(1, 0)
     assert list(nodes.told("end")) == [1]
     nodes.be_ready(1)
     assert nodes.groups.phase is Phase.FORMING, "one is not enough"

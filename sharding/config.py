@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ropewalk.cluster.config import DataPath, Resources, Section
 from ropewalk.cluster.errors import ConfigError
@@ -48,7 +48,7 @@ class Division:
 class ParallelConfig(Section):
     """Division of a model and its work among the ranks."""
 
-    hidden_keys = frozenset({"tensor"})
+    hidden_keys = frozenset({"pipeline", "context"})
 
     replicate: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default=1,
@@ -56,7 +56,14 @@ class ParallelConfig(Section):
         " `shard_nodes` nodes, however many nodes an elastic run has at the time",
     )
     shard_nodes: int = Field(default=1, ge=1, description="nodes over which each copy is sharded, if `replicate` is auto")
-    tensor: int = Field(default=1, ge=1, description="tensor-parallel degree; only 1 is supported so far")
+    tensor: int = Field(
+        default=1,
+        ge=1,
+        description="ranks of a node that divide each layer's matrices, and the loss, on the same samples (tensor parallelism);"
+        " for models too large or batches too small for FSDP alone",
+    )
+    pipeline: int = Field(default=1, ge=1, description="pipeline stages; only 1 is supported")
+    context: int = Field(default=1, ge=1, description="ranks that divide each sequence's attention; only 1 is supported")
     reshard: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="reshard parameters after forward; auto: only if the gathered parameters exceed 2 GiB per rank",
@@ -78,14 +85,20 @@ class ParallelConfig(Section):
         description="model of the GPUs, such as H100, whose memory and speed a dry run assumes; unset: those of this machine",
     )
 
-    @field_validator("tensor")
+    @field_validator("pipeline", "context")
     @classmethod
-    def _only_one(cls, tensor: int) -> int:
-        if tensor != 1:
+    def _only_one(cls, degree: int, info: ValidationInfo) -> int:
+        if degree != 1:
             raise ValueError(
-                "must be 1: tensor parallelism is not supported, and FSDP shards the model over all ranks; remove it"
+                f"must be 1: {info.field_name} parallelism is not supported; remove it, and divide the model by FSDP, which"
+                " needs no key, or by parallel.tensor"
             )
-        return tensor
+        return degree
+
+    def refuse_tensor(self, reason: str | None) -> None:
+        """Raise ValueError if tensor parallelism is requested and there is a reason against it."""
+        if self.tensor > 1 and reason is not None:
+            raise ValueError(f"parallel.tensor: must be 1, since {reason}; FSDP shards the model over all ranks; remove it")
 
     @model_validator(mode="after")
     def _only_with_auto(self) -> Self:
@@ -94,23 +107,34 @@ class ParallelConfig(Section):
         return self
 
     def divide(self, ranks: int, per_node: int) -> Division:
-        """Divide ranks into as many copies as they can hold. Fewer ranks than one copy takes hold one all the same."""
+        """Divide ranks into as many copies as they can hold. Fewer ranks than one copy takes hold one all the same.
+
+        Raises ConfigError if they are fewer than a tensor group.
+        """
+        if ranks < self.tensor:
+            raise ConfigError(f"parallel.tensor: {counted(ranks, 'rank')} cannot form a group of {self.tensor}; start more")
         if self.replicate == "auto":
-            ranks_per_copy = min(self.shard_nodes * per_node, ranks)
+            ranks_per_copy = min(self.shard_nodes * per_node, ranks) // self.tensor * self.tensor
             return Division(ranks // ranks_per_copy, ranks_per_copy)
-        copies = min(self.replicate, ranks)
-        return Division(copies, ranks // copies)
+        groups = ranks // self.tensor
+        copies = min(self.replicate, groups)
+        return Division(copies, groups // copies * self.tensor)
 
     def uses_all(self, nodes: int, per_node: int) -> bool:
         """Return True if so many nodes form the copies that are configured, without spare ranks."""
         if self.replicate == "auto":
             return nodes % self.shard_nodes == 0
-        return nodes * per_node % self.replicate == 0
+        return nodes * per_node % (self.replicate * self.tensor) == 0
 
 
 def check_mesh(parallel: ParallelConfig, resources: Resources) -> None:
-    """Raise ConfigError if no allowed number of nodes divides into the copies of the model."""
+    """Raise ConfigError if no allowed number of nodes divides into the copies of the model, or a node into tensor groups."""
     per_node, nodes = resources.local_world_size, resources.nodes
+    if per_node % parallel.tensor:
+        raise ConfigError(
+            f"parallel.tensor: {counted(per_node, 'rank')} of a node cannot be divided into groups of {parallel.tensor}, which"
+            f" must not span nodes; set it to a divisor, or set resources.gpus or resources.ranks_per_node to a multiple of it"
+        )
     if any(parallel.uses_all(count, per_node) for count in range(nodes.least, nodes.most + 1)):
         return
     if parallel.replicate == "auto":
@@ -124,7 +148,7 @@ def check_mesh(parallel: ParallelConfig, resources: Resources) -> None:
     raise ConfigError(
         f"parallel.replicate: {counted(ranks, 'rank')} cannot be divided into {copies} copies of the model"
         f" (resources.nodes={nodes} with {counted(per_node, 'rank')} each); remove parallel.replicate, or set resources.gpus or"
-        f" resources.ranks_per_node to a multiple of {copies}"
+        f" resources.ranks_per_node to a multiple of {copies * parallel.tensor}"
     )
 
 

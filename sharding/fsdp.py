@@ -1,16 +1,17 @@
 """Shard a Hugging Face model over the ranks with FSDP2, and fill it with values that do not depend on the number of ranks."""
 
-from collections import defaultdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from ropewalk.sharding.config import ParallelConfig
 from ropewalk.sharding.group import Group
+from ropewalk.sharding.placement import local_pieces
+from ropewalk.sharding.ties import tie, ties
 
 _SMALL_BYTES = 2 << 30  # limit of unsharded parameters or gradients on a rank
 _GRADIENT_BYTES = 4  # gradients are reduced in fp32
@@ -22,16 +23,16 @@ def shard(model: nn.Module, group: Group, parallel: ParallelConfig, policy: Mixe
     Each decoder layer is one FSDP module (layers that share weights form one together); the rest (embedding, norm, head) is
     another, which keeps tied weights tied. Gradients are summed over ranks, not averaged. Buffers with values keep them.
     """
-    ties = _ties(model)
+    tied, mesh = ties(model), group.data_mesh
     buffers = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
     reshard = should_reshard_after_forward(model, parallel, group.device)
     for layers in _group_by_weights(decoder_layers(model)):
-        fully_shard(layers, mesh=group.mesh, mp_policy=policy, reshard_after_forward=reshard)
+        fully_shard(layers, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     if reshard and not any(parameter.requires_grad for parameter in model.parameters()):
         _shard_vocabulary(model, group, policy)
-    fully_shard(model, mesh=group.mesh, mp_policy=policy, reshard_after_forward=False)  # in place
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)  # in place
     model.to_empty(device=group.device)
-    _tie(model, ties)  # to_empty separates tied tensors
+    tie(model, tied)  # to_empty separates tied tensors
     for name, buffer in buffers.items():  # the rotary embedding's for example, which no checkpoint holds
         model.get_buffer(name).copy_(buffer)
     for module in fsdp_modules(model):
@@ -46,8 +47,8 @@ def _shard_vocabulary(model: Any, group: Group, policy: MixedPrecisionPolicy) ->
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is embedding.weight:
         return
-    fully_shard(embedding, mesh=group.mesh, mp_policy=policy, reshard_after_forward=True)
-    fully_shard(head, mesh=group.mesh, mp_policy=policy, reshard_after_forward=False)  # may be called once a chunk of tokens
+    fully_shard(embedding, mesh=group.data_mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(head, mesh=group.data_mesh, mp_policy=policy, reshard_after_forward=False)  # may be called once a chunk of tokens
     model.register_forward_hook(lambda *_: head.reshard())
 
 
@@ -108,36 +109,6 @@ def reshard_all(model: nn.Module) -> None:
         module.reshard()
 
 
-def _ties(model: nn.Module) -> list[list[str]]:
-    """Return groups of parameter names that are one tensor."""
-    names = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names[id(parameter)].append(name)
-    return [group for group in names.values() if len(group) > 1]
-
-
-def _tie(model: nn.Module, ties: list[list[str]]) -> None:
-    for first, *others in ties:
-        parameter = model.get_parameter(first)
-        for name in others:
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, parameter)
-
-
-def local_range(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Return this rank's part of a parameter, and the number of the parameter's elements before it."""
-    if not isinstance(parameter, DTensor):
-        return parameter, 0
-    local = parameter.to_local()
-    before = 0
-    for axis, placement in enumerate(parameter.placements):
-        if placement.is_shard():
-            assert placement.is_shard(0), "other dimensions are not divided"
-            rows, parts = parameter.shape[0], parameter.device_mesh.size(axis)
-            before = min(-(-rows // parts) * parameter.device_mesh.get_local_rank(axis), rows)
-    return local, before * parameter.shape[1:].numel()
-
-
 @torch.no_grad()
 def fill(model: nn.Module, source: nn.Module | None, group: Group) -> None:
     """Copy the values of rank 0's unsharded `source` to every rank's shards; `source` is None on the other ranks.
@@ -159,7 +130,7 @@ def fill(model: nn.Module, source: nn.Module | None, group: Group) -> None:
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor), name
         full = full_value(name, parameter)
-        shard = distribute_tensor(full, group.mesh, parameter.placements, src_data_rank=None)
-        parameter.to_local().copy_(shard.to_local())
+        for box in local_pieces(parameter):
+            parameter.to_local()[box.inside].copy_(full[box.window])
     for name, buffer in model.named_buffers():
         buffer.copy_(full_value(name, buffer))

@@ -31,13 +31,17 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 60.0  # beyond the group's timeout, at which gloo and the store give up by themselves
 _M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 1 << 20  # the first is from glibc's malloc.h
-REPLICATE, SHARD = "replicate", "shard"  # axes of the mesh
+REPLICATE, SHARD, TENSOR = "replicate", "shard", "tensor"  # axes of the mesh
 DATA_AXES = (REPLICATE, SHARD)  # ranks along these axes of the mesh compute different samples, along any other the same
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """All ranks of a run as a device mesh: the axis `shard` divides parameters, `replicate` holds copies of them (HSDP)."""
+    """All ranks of a run as a device mesh.
+
+    The axis `shard` divides parameters, `replicate` holds copies of them (HSDP), and along `tensor`, within a node, ranks divide
+    the work on the same samples.
+    """
 
     mesh: DeviceMesh
     device: torch.device
@@ -55,6 +59,17 @@ class Group:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
+
+    @property
+    def data_mesh(self) -> DeviceMesh:
+        """The axes along which ranks compute different samples; FSDP shards over them."""
+        names = self.mesh.mesh_dim_names or ()
+        return self.mesh if TENSOR not in names else self.mesh[tuple(name for name in names if name != TENSOR)]
+
+    @property
+    def tensor_mesh(self) -> DeviceMesh | None:
+        """The axis of tensor parallelism; None if there is none."""
+        return self.mesh[TENSOR] if TENSOR in (self.mesh.mesh_dim_names or ()) else None
 
     @property
     def data_size(self) -> int:
@@ -112,12 +127,17 @@ class Group:
         return broadcast(value, kind, self.rank, self.world_size)
 
 
-def counts_piece(tensor: torch.Tensor) -> bool:
+def counts_piece(tensor: torch.Tensor, group: Group) -> bool:
     """Return True on one of the ranks that hold the same piece of a DTensor: the one that counts it in a norm."""
     assert isinstance(tensor, DTensor)
-    indices = tensor.device_mesh.get_coordinate() or ()
-    pairs = zip(tensor.placements, indices, strict=True)
-    return all(index == 0 for placement, index in pairs if placement.is_replicate())
+    divided = {
+        name
+        for name, placement in zip(tensor.device_mesh.mesh_dim_names or (), tensor.placements, strict=True)
+        if not placement.is_replicate()
+    }
+    # axes of the group that are not in the tensor's mesh hold copies too
+    pairs = zip(group.mesh.mesh_dim_names or (), group.mesh.get_coordinate() or (), strict=True)
+    return all(index == 0 for name, index in pairs if name not in divided)
 
 
 @contextmanager
@@ -157,7 +177,9 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     may_destroy = not on_gpu
     try:
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        group = Group(mesh=_mesh(device, division), device=device, rank=rank, world_size=world_size, timeout=timeout)
+        group = Group(
+            mesh=_mesh(device, division, parallel.tensor), device=device, rank=rank, world_size=world_size, timeout=timeout
+        )
         yield group
         may_destroy = True
         _release(group, spare, EXIT_DONE)
@@ -231,10 +253,11 @@ def _release(group: Group, spare: int, code: int) -> None:
         release(connect(group.timeout), spare, code)
 
 
-def _mesh(device: torch.device, division: Division) -> DeviceMesh:
-    if division.copies == 1:
-        return init_device_mesh(device.type, (division.ranks_per_copy,), mesh_dim_names=(SHARD,))
-    return init_device_mesh(device.type, (division.copies, division.ranks_per_copy), mesh_dim_names=DATA_AXES)
+def _mesh(device: torch.device, division: Division, tensor: int) -> DeviceMesh:
+    # ranks of the last axis are neighbours, within a node
+    sizes = {REPLICATE: division.copies, SHARD: division.ranks_per_copy // tensor, TENSOR: tensor}
+    axes = [axis for axis, size in sizes.items() if size > 1 or axis == SHARD]
+    return init_device_mesh(device.type, tuple(sizes[axis] for axis in axes), mesh_dim_names=tuple(axes))
 
 
 def rank_device() -> torch.device:

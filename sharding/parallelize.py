@@ -12,6 +12,7 @@ from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.fsdp import decoder_layers, shard
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.recompute import recompute_activations
+from ropewalk.sharding.tensor_parallel import apply_tensor_plan
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ def parallelize(
         model.requires_grad_(False).eval()
         if compute_format(precision, group.device) == "bf16":
             _keep_in_bf16(model)
+    if parallel.tensor > 1:
+        apply_tensor_plan(model, group)
     if parallel.activation_checkpointing != "none" and trainable:
         recompute_activations(model, parallel.activation_checkpointing)
     if parallel.compile:

@@ -30,6 +30,16 @@ class Box(NamedTuple):
     shape: Shape
     local: Shape
 
+    @property
+    def window(self) -> tuple[slice, ...]:
+        """The indices of the block in the tensor."""
+        return tuple(slice(first, first + size) for first, size in zip(self.start, self.shape, strict=True))
+
+    @property
+    def inside(self) -> tuple[slice, ...]:
+        """The indices of the block in the local tensor."""
+        return tuple(slice(first, first + size) for first, size in zip(self.local, self.shape, strict=True))
+
 
 Placement = tuple[Split, ...]  # in the order in which the splits are applied; the tensor is replicated along other axes
 
@@ -89,6 +99,18 @@ def pieces(shape: Shape, mesh: Shape, placement: Placement, rank: int) -> list[B
             local += length
         boxes = [Box((*b.start, f), (*b.shape, n), (*b.local, at)) for b in boxes for f, n, at in ends]
     return boxes
+
+
+def local_pieces(tensor: torch.Tensor) -> list[Box]:
+    """Return the blocks of a tensor that this rank holds."""
+    if not isinstance(tensor, DTensor):
+        return pieces(tuple(tensor.shape), (), (), 0)
+    mesh = tensor.device_mesh
+    rank = 0
+    for size, index in zip(mesh.shape, mesh.get_coordinate() or (), strict=True):
+        rank = rank * size + index
+    placement = placement_of(tensor, mesh.mesh_dim_names or ())
+    return pieces(tuple(tensor.shape), tuple(mesh.shape), placement, rank)
 
 
 def local_shape(shape: Shape, mesh: Shape, placement: Placement, rank: int) -> Shape:

@@ -31,7 +31,7 @@ def rank_of(axes: tuple[str, str], folder: Path, rank: int) -> None:
     squares = torch.zeros(())
     for placements in ((Shard(0), Replicate()), (Replicate(), Shard(0)), (Shard(0), Shard(1)), (Replicate(), Replicate())):
         gradient = distribute_tensor(GRADIENT, mesh, placements)
-        if counts_piece(gradient):
+        if counts_piece(gradient, group):
             squares += gradient.to_local().square().sum()
     report = {
         "samples": samples,

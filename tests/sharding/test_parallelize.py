@@ -113,8 +113,8 @@ def test_an_adapter_comes_first_and_a_frozen_model_evaluates() -> None:
 
 
 def test_what_is_not_there_yet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValidationError, match="must be 1: tensor parallelism is not supported"):
-        ParallelConfig(tensor=2)
+    with pytest.raises(ValidationError, match="must be 1: pipeline parallelism is not supported"):
+        ParallelConfig(pipeline=2)
     with pytest.raises(ValidationError, match="shard_nodes=2 has an effect with replicate=auto only"):
         ParallelConfig(replicate=2, shard_nodes=2)
 
@@ -127,6 +127,8 @@ def test_what_is_not_there_yet_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         ({"replicate": "auto", "shard_nodes": 2}, 4, [(1, 4), (1, 8), (1, 8), (2, 8), (2, 8)]),
         ({"replicate": 2}, 1, [(1, 1), (2, 1), (2, 1), (2, 2), (2, 2)]),
         ({"replicate": 4}, 2, [(2, 1), (4, 1), (4, 1), (4, 2)]),
+        ({"replicate": 2, "tensor": 2}, 2, [(1, 2), (2, 2), (2, 2), (2, 4)]),
+        ({"replicate": "auto", "tensor": 4}, 8, [(1, 8), (2, 8)]),
     ],
 )
 def test_every_number_of_nodes_divides(parallel: dict[str, Any], per_node: int, divisions: list[tuple[int, int]]) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, FilePath, ModelJobConfig, PathView, Section
 from ropewalk.cluster.errors import ConfigError
@@ -32,7 +32,7 @@ class EvaluateConfig(ModelJobConfig):
     hidden_keys = (
         HANGS
         | WEIGHTS
-        | {"parallel.accumulate", "parallel.activation_checkpointing"}
+        | {"parallel.accumulate", "parallel.activation_checkpointing", "parallel.tensor"}
         | {"precision.reduce", "precision.deterministic", "precision.optimizer"}
     )
 
@@ -84,6 +84,12 @@ class EvaluateConfig(ModelJobConfig):
     )
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how the model is divided among the ranks, for `data`")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="number formats, for `data`")
+
+    @field_validator("parallel")
+    @classmethod
+    def _no_tensor(cls, parallel: ParallelConfig) -> ParallelConfig:
+        parallel.refuse_tensor("an evaluation divides models by FSDP alone")
+        return parallel
 
     def asks_hub(self) -> bool:
         return ask_hub(self.tasks)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, FilePath, ModelJobConfig, PathView, Section, UnsetGpus
 from ropewalk.cluster.errors import ConfigError
@@ -38,7 +38,7 @@ class CompressConfig(ModelJobConfig):
         *("model", "data", "methods", "variants", "seq_len", "max_sequences", "calibration.sequences", "tasks", "task_files"),
         *("require", "keep", "seed", *RUN_KEYS),
     )
-    hidden_keys = HANGS | WEIGHTS
+    hidden_keys = HANGS | WEIGHTS | {"parallel.tensor"}
 
     model: ModelRef = Field(
         description="a run (id, path or latest), an alias of the registry, a Hugging Face directory, or a name on the hub"
@@ -80,6 +80,12 @@ class CompressConfig(ModelJobConfig):
     )
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="recover: how the model is divided among the ranks")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="recover: number formats")
+
+    @field_validator("parallel")
+    @classmethod
+    def _no_tensor(cls, parallel: ParallelConfig) -> ParallelConfig:
+        parallel.refuse_tensor("this job computes on one rank")
+        return parallel
 
     @model_validator(mode="after")
     def _check_methods(self) -> Self:

@@ -22,6 +22,7 @@ from ropewalk.jobs.training.loop.config import (
     fill_defaults,
     parse_grid,
 )
+from ropewalk.jobs.training.loop.divisible import check_divisible
 from ropewalk.jobs.training.loop.fit import check_model
 
 LORA_LR = 2e-4
@@ -118,3 +119,4 @@ class FinetuneConfig(NextTokenConfig):
             if local is not None and not local.exists():
                 raise ConfigError(f"{key}: {value}: no such file; check the path, or name one of {', '.join(TEMPLATES)}")
         check_model("model", self.model, here, seq_len=self.seq_len)
+        check_divisible(self.model, self.parallel.tensor, here, seq_len=self.seq_len)

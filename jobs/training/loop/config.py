@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -283,6 +283,8 @@ USUAL = (
 class TrainingConfig(ModelJobConfig):
     """The keys of every training job."""
 
+    hidden_keys: ClassVar[frozenset[str]] = frozenset({"parallel.tensor"})
+
     steps: int = Field(ge=1, description="optimizer steps of the whole run")
     batch: BatchConfig = Field(default=BatchConfig(), description="batch sizes")
     optim: OptimConfig = Field(default=OptimConfig(), description="optimizer and learning rate")
@@ -308,6 +310,15 @@ class TrainingConfig(ModelJobConfig):
     @classmethod
     def _warm_up(cls, values: Any) -> Any:
         return fill_warmup(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        self.parallel.refuse_tensor(self.tensor_obstacle())
+        return self
+
+    def tensor_obstacle(self) -> str | None:
+        """Return the reason why this job cannot use tensor parallelism; None: it can."""
+        return "only the jobs pretrain and finetune support tensor parallelism"
 
     def required_environment(self) -> Mapping[str, str]:
         return self.precision.environment()
@@ -338,6 +349,8 @@ class TrainingConfig(ModelJobConfig):
 class NextTokenConfig(TrainingConfig):
     """The keys of the jobs that predict the next token, unless they are given another objective."""
 
+    hidden_keys: ClassVar[frozenset[str]] = frozenset()
+
     objective: str | None = Field(
         default=None,
         description="MODULE:NAME of your own objective, such as mine:ZLoss; unset: cross entropy of the next token",
@@ -357,6 +370,16 @@ class NextTokenConfig(TrainingConfig):
 
     def own_code(self) -> bool:
         return self.objective is not None
+
+    def tensor_obstacle(self) -> str | None:
+        obstacles = {
+            "lora": getattr(self, "lora", None) is not None,
+            "qat": getattr(self, "qat", None) is not None,
+            "optim.name=muon": self.optim.name == "muon",
+            "parallel.compile": self.parallel.compile,
+        }
+        obstacle = next((key for key, present in obstacles.items() if present), None)
+        return f"it does not combine with {obstacle}" if obstacle is not None else None
 
     def check_keys(self) -> None:
         super().check_keys()

@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
+
+from ropewalk.sharding.staging import local_tensor
 
 # R tokens of a chunk, I inputs, O outputs
 
@@ -38,6 +41,7 @@ class GradientSums(TorchFunctionMode):
     def add_product(self, number: int, gradient_RO: torch.Tensor, input_RI: torch.Tensor) -> None:
         """Add the gradient of a linear layer's matrix, given that of its output."""
         total_OI = self._sums[number]
+        gradient_RO, input_RI = local_tensor(gradient_RO), local_tensor(input_RI)  # divided by columns, and whole
         if gradient_RO.is_cuda and gradient_RO.dtype != torch.float32:
             product_OI = torch.mm(gradient_RO.T, input_RI, out_dtype=torch.float32)
             self._sums[number] = product_OI if total_OI is None else total_OI.add_(product_OI)
@@ -46,13 +50,20 @@ class GradientSums(TorchFunctionMode):
         self._sums[number] = gradient_RO.T @ input_RI if total_OI is None else total_OI.addmm_(gradient_RO.T, input_RI)
 
     def totals(self) -> list[torch.Tensor | None]:
-        """Return the sums in the formats of the parameters."""
+        """Return the sums in the formats of the parameters, and divided as they are."""
         pairs = zip(self._sums, self._parameters, strict=True)
-        return [total if total is None else total.to(parameter.dtype) for total, parameter in pairs]
+        return [total if total is None else _like(total.to(parameter.dtype), parameter) for total, parameter in pairs]
 
 
 def _exact(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _like(total: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    if not isinstance(parameter, DTensor) or isinstance(total, DTensor):
+        return total
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(total, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
 
 
 class _Linear(torch.autograd.Function):

@@ -18,7 +18,8 @@ from ropewalk.jobs.training.loop.tail import Tail, run_tail, tail_parameters
 
 # B samples, T tokens a sample, N tokens that count, R tokens of a chunk, D hidden size, V vocabulary
 
-# (logits [R, V], which it may overwrite; values of these tokens by name) → values [R], of which the first has a gradient
+# (logits [R, V], which it may overwrite; values of these tokens by name) → values [R], of which the first has a gradient.
+# With an attribute `divided` that is true it takes a DTensor of logits that are divided by columns.
 TokenFunction = Callable[[torch.Tensor, Batch], Sequence[torch.Tensor]]
 
 _CHUNK_TOKENS = 256  # at least; fewer spend their time on reading the head and its gradient once a chunk
@@ -137,7 +138,8 @@ class _Chunks:
             yield slice(start, start + size)
 
     def _values(self, hidden_RD: torch.Tensor, part: slice) -> list[torch.Tensor]:
-        values = self.function(self.tail(hidden_RD), {name: each[part] for name, each in self.rows.tokens.items()})
+        compute = self.tail.divided if getattr(self.function, "divided", False) else self.tail
+        values = self.function(compute(hidden_RD), {name: each[part] for name, each in self.rows.tokens.items()})
         return [values_R.where(self.rows.counted[part], 0.0) for values_R in values]
 
 

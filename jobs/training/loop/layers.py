@@ -45,7 +45,7 @@ class LayerWatch:
         for name, parameter in state.model.named_parameters():
             if id(parameter) in trained:
                 pieces = self._layers.setdefault(layer_of(name), [])
-                if counts_piece(parameter):  # each once, if several ranks hold it
+                if counts_piece(parameter, group):  # each once, if several ranks hold it
                     pieces.append(parameter)
 
     def due(self, step: int) -> bool:

@@ -52,8 +52,10 @@ def accumulation(config: TrainingConfig) -> str:
     parts = []
     for nodes in sorted({resources.nodes.least, resources.nodes.most}):
         ranks = _division(config, nodes).computing
-        passes = math.ceil(math.ceil(batch.global_batch / ranks) / batch.micro_batch)
-        idle = f", {ranks - batch.global_batch} of the ranks without any" if ranks > batch.global_batch else ""
+        shares = ranks // config.parallel.tensor  # the ranks of a tensor group have the same samples
+        passes = math.ceil(math.ceil(batch.global_batch / shares) / batch.micro_batch)
+        without = (shares - batch.global_batch) * config.parallel.tensor
+        idle = f", {without} of the ranks without any" if without > 0 else ""
         parts.append(f"{passes} with {counted(ranks, 'rank')}{idle}")
     return f"micro-batches of up to {counted(batch.micro_batch, 'sequence')} a step on each rank: {' or '.join(parts)}"
 

@@ -18,6 +18,7 @@ from ropewalk.sharding.fsdp import accumulates_sharded, fsdp_modules, set_micro_
 from ropewalk.sharding.group import Group, counts_piece
 from ropewalk.sharding.host_copy import HostCopy
 from ropewalk.sharding.state import trained_parameters
+from ropewalk.sharding.tensor_parallel import sum_partial_gradients
 
 
 class StepStats(NamedTuple):
@@ -92,7 +93,7 @@ class TrainStep:
         self.plan = BatchPlan.of(config.batch, group)
         self._filler = to_device(filler, group.device)
         self._parameters = trained_parameters(state.model, state.optimizer)
-        self._counted = [p for p in self._parameters if counts_piece(p)]  # each once, if several ranks hold it
+        self._counted = [p for p in self._parameters if counts_piece(p, group)]  # each once, if several ranks hold it
         self._modules = fsdp_modules(state.model)
         self._reshard = should_reshard_after_forward(state.model, config.parallel, group.device)
         self._sharded = accumulates_sharded(state.model, config.parallel)
@@ -117,6 +118,7 @@ class TrainStep:
             else:  # take part in the other ranks' collectives
                 loss = self.objective(self.state.model, self._filler).loss_sum * 0.0
             torch.autograd.backward(loss)
+        sum_partial_gradients(self.state.model, self.group)
         return sums
 
     def _seed(self, step: int, number: int) -> None:

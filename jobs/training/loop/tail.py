@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.documents import known_documents
 from ropewalk.sharding.fsdp import reshard_all
+from ropewalk.sharding.tensor_parallel import divided_logits, whole
 
 # B samples, T tokens a sample, R tokens, D hidden size, V vocabulary
 
@@ -35,10 +36,10 @@ class Tail:
     """A function from hidden states [R, D] to logits [R, V]."""
 
     vocabulary: int
-    compute: Callable[[torch.Tensor], torch.Tensor]
+    divided: Callable[[torch.Tensor], torch.Tensor]  # a DTensor where tensor parallelism divides the head: by its columns
 
     def __call__(self, hidden_RD: torch.Tensor) -> torch.Tensor:
-        return self.compute(hidden_RD)
+        return whole(self.divided(hidden_RD))
 
 
 def run_tail(model: nn.Module, batch: Batch, use: Callable[[torch.Tensor, Tail], T]) -> T:
@@ -62,7 +63,7 @@ def tail_parameters(model: nn.Module, tail: Tail, hidden_ND: torch.Tensor) -> li
     checked = _CHECKED[model]
     if checked.parameters is None:
         with torch.random.fork_rng([hidden_ND.device] if hidden_ND.is_cuda else []):  # resumed steps draw the same
-            leaves = {id(leaf) for leaf in _leaves(tail(hidden_ND[:1].detach()))}
+            leaves = {id(leaf) for leaf in _leaves(tail.divided(hidden_ND[:1].detach()))}
         checked.parameters = [name for name, parameter in model.named_parameters() if id(parameter) in leaves]
         assert len(checked.parameters) == len(leaves), "the tail has a parameter that is not the model's"
     return [model.get_parameter(name) for name in checked.parameters]
@@ -181,7 +182,7 @@ def _run(model: Any, decoder: nn.Module, vocabulary: int, inputs: Mapping[str, A
     # before FSDP's own hook, which must get the tensors that backward begins with
     handle = model.register_forward_hook(lambda *_: results[0], prepend=True)
     try:
-        with _replaced(decoder, run), known_documents(inputs):
+        with _replaced(decoder, run), known_documents(inputs), divided_logits():
             model(**inputs, use_cache=False)
     finally:
         handle.remove()

@@ -14,8 +14,9 @@ from ropewalk.jobs.training.loop.grid import on_grid
 from ropewalk.jobs.training.loop.initial_values import normal_numbers
 from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.sharing import LAYERS
-from ropewalk.sharding.fsdp import local_range
 from ropewalk.sharding.group import Group
+from ropewalk.sharding.placement import local_pieces
+from ropewalk.sharding.staging import local_tensor
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,16 @@ class WeightReader(Protocol):
 def set_values(model: nn.Module, reader: WeightReader) -> None:
     """Set all parameters of a model, or this rank's shards of them, and the buffers that the reader has."""
     for name, parameter in model.named_parameters():
-        local, before = local_range(parameter)
+        boxes, local = local_pieces(parameter), local_tensor(parameter)
         if parameter.dim() == 0:
             local.copy_(reader.read(name))
             continue
-        begin = before // max(parameter.shape[1:].numel(), 1)
-        local.copy_(reader.read(name, begin, begin + local.shape[0]))
+        # once for each parameter on every rank, also if it holds several blocks or none
+        begin = min((box.start[0] for box in boxes), default=0)
+        rows = reader.read(name, begin, max((box.window[0].stop for box in boxes), default=0))
+        for box in boxes:
+            first, *others = box.window
+            local[box.inside].copy_(rows[(slice(first.start - begin, first.stop - begin), *others)])
     for name, buffer in model.named_buffers():
         if reader.shape(name) is not None:
             buffer.copy_(reader.read(name))

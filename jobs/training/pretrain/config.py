@@ -8,6 +8,7 @@ from pydantic import Field
 from ropewalk.cluster.config import PathView
 from ropewalk.datapipe.loader.config import LoaderConfig
 from ropewalk.jobs.training.loop.config import USUAL, ModelConfig, NextTokenConfig
+from ropewalk.jobs.training.loop.divisible import check_divisible
 from ropewalk.jobs.training.loop.fit import check_model
 from ropewalk.jobs.training.loop.token_data import Data, check_data
 
@@ -28,3 +29,4 @@ class PretrainConfig(NextTokenConfig):
         super().preflight(here)
         manifests = check_data(self.data, here, self.seq_len)
         check_model("model", self.model, here, manifests=manifests, seq_len=self.seq_len)
+        check_divisible(self.model, self.parallel.tensor, here, manifests=manifests, seq_len=self.seq_len)

@@ -131,7 +131,7 @@ def test_a_scheduler_that_refuses(shell: Shell) -> None:
         (("serve", "model=production"), "'serve' is a job, not a command: `ropewalk run serve ...` starts one"),
         (("run", *pretrain("seq_lne=4")), "unknown key 'seq_lne'; did you mean 'seq_len'"),
         (("run", *pretrain("seq_len=many")), "seq_len"),
-        (("run", *pretrain("parallel.tensor=2", "--dry-run")), "parallel.tensor: must be 1: tensor parallelism is not supported"),
+        (("run", *pretrain("parallel.context=2", "--dry-run")), "must be 1: context parallelism is not supported"),
         (("run", *pretrain("optim.lr=-1")), "optim.lr"),
         (("run", "pretrain", "data=nowhere", "steps=1"), "nowhere"),
         (("run", *pretrain("-c", "none.yaml")), "none.yaml: no such configuration file"),

@@ -198,7 +198,7 @@ def test_hidden_keys_exist_and_are_accepted_but_not_printed(shell: Shell, monkey
     printed = {key.name for key in keys_of(kind)}
     hidden = set(every) - printed
     assert hidden >= kind.hidden_keys
-    assert ("parallel.tensor" in hidden) == ("parallel.tensor" in every)
+    assert ("parallel.pipeline" in hidden) == ("parallel.pipeline" in every)
     assert all(re.search(rf"^{name} ", "\n".join(lines(shell, monkeypatch, job, 120, "--all")), re.M) is None for name in hidden)
     for name in hidden:
         overrides = [f"{name}={value_of(resolved(job, REQUIRED[job]), name)}".replace("None", "null")]

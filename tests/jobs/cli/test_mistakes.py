@@ -170,7 +170,11 @@ MISTAKES = {
         (*PRETRAIN, "parallel.replicate=2", "resources.ranks_per_node=3"), "to a multiple of 2"
     ),
     "copies that one rank cannot have": Mistake((*PRETRAIN, "parallel.replicate=2"), "to a multiple of 2"),
-    "tensor parallelism": Mistake((*PRETRAIN, "parallel.tensor=2"), "FSDP shards the model over all ranks; remove it (it is 2)"),
+    "a tensor group that one rank cannot be": Mistake((*PRETRAIN, "parallel.tensor=2"), "which must not span nodes"),
+    "tensor parallelism of heads that do not divide": Mistake(
+        (*PRETRAIN, "parallel.tensor=2", "resources.ranks_per_node=2"), "2 does not divide the model's 3 num_attention_heads"
+    ),
+    "pipeline parallelism": Mistake((*PRETRAIN, "parallel.pipeline=2"), "pipeline parallelism is not supported"),
     "a falling range of nodes": Mistake((*PRETRAIN, "resources.nodes=4..2"), "a range must rise, such as 1..4"),
     "a warm-up as long as the run": Mistake((*PRETRAIN, "optim.warmup_steps=20"), "set at most 9"),
     # --- sweeps and pipelines

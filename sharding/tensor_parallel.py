@@ -1,0 +1,158 @@
+"""Tensor parallelism by transformers' own plans: matrices of layers, embedding and head divided over the ranks of a node.
+
+A rank holds some heads and some columns of each layer, and some rows (tokens) of the embedding and of the head. The ranks of one
+tensor group compute the same samples. The head's logits stay divided where a loss can be computed so.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES, replace_layer_number_by_wildcard
+from transformers.distributed.tensor_parallel import ColwiseParallel, apply_tensor_parallelism
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.sharding.group import Group
+from ropewalk.sharding.ties import tie, ties
+
+_SUMMED = "replicated_with_grad_allreduce"  # transformers' style: whole parameters that see the heads of this rank alone
+_EMBEDDING = "embedding_rowwise"
+_HEAD = "vocabulary_shards"
+
+# names of whole parameters of which each rank has only a part of the gradient
+_PARTIAL: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()
+
+
+class _VocabularyShards(ColwiseParallel):  # type: ignore[misc]
+    """A head whose logits are gathered, unless the caller asks for this rank's columns."""
+
+    divided = False
+
+    def __init__(self) -> None:
+        super().__init__(output_layouts=Shard(-1), use_local_output=False)
+
+    def transform_output_post_forward(self, module: nn.Module, output: Any, mesh: DeviceMesh) -> torch.Tensor:
+        logits: DTensor = super().transform_output_post_forward(module, output, mesh)
+        return logits if self.divided else whole(logits)
+
+
+_HEAD_STYLE = _VocabularyShards()
+ALL_PARALLEL_STYLES.register(_HEAD, _HEAD_STYLE)
+
+
+@contextmanager
+def divided_logits() -> Iterator[None]:
+    """Let models return logits as a DTensor, divided over the vocabulary, where the head is divided."""
+    before, _HEAD_STYLE.divided = _HEAD_STYLE.divided, True
+    try:
+        yield
+    finally:
+        _HEAD_STYLE.divided = before
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor with all its columns, which every rank of a tensor group uses in the same way."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def apply_tensor_plan(model: Any, group: Group) -> None:
+    """Divide a model on the meta device over the tensor axis, in place. Raises ConfigError if it cannot be divided."""
+    mesh = group.tensor_mesh
+    if mesh is None:
+        return
+    if (problem := tensor_problem(model, mesh.size())) is not None:
+        raise ConfigError(problem)
+    tied = ties(model)
+    plan = _plan_of(model, tied)
+    for first, *others in tied:  # a plan divides each name once
+        for name in others:
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, nn.Parameter(torch.empty_like(model.get_parameter(first))))
+    apply_tensor_parallelism(model, mesh, {name: style for name, style in plan.items() if style != _SUMMED})
+    tie(model, tied)
+    _PARTIAL[model] = [name for name, _ in model.named_parameters() if plan.get(name) == _SUMMED]
+
+
+def tensor_problem(model: Any, degree: int) -> str | None:
+    """Return the reason why a model, which may be on the meta device, cannot be divided among `degree` ranks; None: it can."""
+    family, plan = f"models of type {model.config.model_type!r}", _plan_of(model, ties(model))
+    if not getattr(model, "tp_plan", None):
+        return f"parallel.tensor: transformers has no plan to divide {family}; remove parallel.tensor, or choose another model"
+    values = model.config.get_text_config().to_dict()
+    if any(style == "colwise" and "att" in name for name, style in plan.items()):
+        for key in (key for key in values if key.endswith("heads")):
+            counts = values[key] if isinstance(values[key], list) else [values[key]]
+            if uneven := [count for count in counts if isinstance(count, int) and count % degree]:
+                return f"parallel.tensor: {degree} does not divide the model's {uneven[0]} {key}; choose a divisor"
+    for name, parameter in model.named_parameters():
+        dim, blocks = _divided_dim(plan.get(name, ""), parameter)
+        size = parameter.shape[dim] if dim is not None else 0
+        if plan.get(name) in {_HEAD, _EMBEDDING}:  # the last part may be shorter, but not empty
+            if -(-size // degree) * (degree - 1) >= size:
+                return f"parallel.tensor: {size} tokens of the vocabulary are too few for {degree} ranks; lower it"
+        elif size % (degree * blocks):
+            return f"parallel.tensor: {degree} does not divide {name}, whose shape is {list(parameter.shape)}; choose a divisor"
+    return None
+
+
+def _divided_dim(style: str, parameter: torch.Tensor) -> tuple[int | None, int]:
+    """Return the dim that a style divides, and the number of blocks that are divided one by one; None: none."""
+    blocks = 2 if style.startswith("packed_") else 1
+    if style.removeprefix("packed_").startswith("colwise") or style in {_HEAD, _EMBEDDING}:
+        return max(parameter.dim() - 2, 0), blocks
+    if "rowwise" in style and parameter.dim() > 1:
+        return parameter.dim() - 1, blocks
+    return None, blocks
+
+
+def _plan_of(model: Any, tied: list[list[str]]) -> dict[str, str]:
+    """Return the styles by which modules and parameters are divided."""
+    return _expanded(model, getattr(model, "tp_plan", None) or {}) | _vocabulary_plan(model, tied)
+
+
+def _expanded(model: nn.Module, plan: dict[str, str]) -> dict[str, str]:
+    """Return the styles of modules and of their parameters by full name; a module's parameters come before it."""
+    result = {}
+    for name, module in model.named_modules():
+        style = plan.get(replace_layer_number_by_wildcard(name))
+        for parameter, _ in module.named_parameters(recurse=False):
+            full = f"{name}.{parameter}" if name else parameter
+            of_parameter = plan.get(replace_layer_number_by_wildcard(full), style)
+            if of_parameter is not None:
+                result[full] = of_parameter
+        if style is not None:
+            result[name] = style
+    return result
+
+
+def _vocabulary_plan(model: Any, tied: list[list[str]]) -> dict[str, str]:
+    """Return the plan of the head, and of the embedding if that has the same matrix: both are divided by tokens."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return {}
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding = model.get_input_embeddings()
+    result = {f"{names[id(head)]}.{parameter}": _HEAD for parameter, _ in head.named_parameters()} | {names[id(head)]: _HEAD}
+    if any({f"{names[id(head)]}.weight", f"{names[id(embedding)]}.weight"} <= set(group) for group in tied):
+        result |= {f"{names[id(embedding)]}.weight": _EMBEDDING, names[id(embedding)]: _EMBEDDING}
+    return result
+
+
+@torch.no_grad()
+def sum_partial_gradients(model: nn.Module, group: Group) -> None:
+    """Complete the gradients of whole parameters that see only a part of the work on each rank; once a step, after backward."""
+    names = _PARTIAL.get(model)
+    if not names or group.tensor_mesh is None:
+        return
+    gradients = [model.get_parameter(name).grad for name in names]
+    parts = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
+    flat = torch.cat([part.flatten() for part in parts])
+    dist.all_reduce(flat, group=group.tensor_mesh.get_group())
+    for part, total in zip(parts, torch.split(flat, [part.numel() for part in parts]), strict=True):
+        part.copy_(total.view_as(part))

@@ -1,0 +1,104 @@
+"""Ranks that divide a model's matrices train the model that one rank trains; what cannot be divided is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.distributed import TCPStore
+
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.jobs.training.loop.bare_model import skeleton
+from ropewalk.jobs.training.loop.config import ModelConfig
+from ropewalk.jobs.training.loop.divisible import check_divisible
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.sharding.checkpoint import newest_complete
+from ropewalk.sharding.config import ParallelConfig, check_mesh
+from ropewalk.sharding.stored_tensors import StoredTensors
+from ropewalk.sharding.tensor_parallel import tensor_problem
+from tests.fork_server import SERVER
+from tests.jobs.training.loop.tensor_rank import CASES, MODELS, config_of, rank_main, whole_value
+
+BOUNDS = {"torch.float64": 1e-10, "torch.float32": 3e-6}
+
+
+def results_at(ranks: int, runs: dict[str, RunDir], folder: Path) -> list[dict[str, dict[str, float]]]:
+    """The report of each rank."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    paths = {name: run.path for name, run in runs.items()}
+    arguments = [(rank, ranks, store.port, paths, folder) for rank in range(ranks)]
+    processes = [SERVER.Process(target=rank_main, args=each) for each in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * ranks
+    return [json.loads((folder / f"{rank}-of-{ranks}.json").read_text()) for rank in range(ranks)]
+
+
+def test_divided_models_learn_as_whole_ones_and_their_checkpoints_load_on_any_mesh(tmp_path: Path) -> None:
+    runs = {name: RunDir.create("test", {"job": "pretrain", "config": {}}, tmp_path / name) for name in ("phi3", "qwen3_moe")}
+    for run in runs.values():
+        run.begin_attempt()
+    for ranks in (4, 2, 3):
+        for rank, cases in enumerate(results_at(ranks, runs, tmp_path)):
+            assert len(cases) == sum(len(names) * len(dtypes) for _, _, names, dtypes in CASES.get(ranks, []))
+            for case, errors in cases.items():
+                assert max(errors.values()) < BOUNDS[case.rpartition(", ")[2]], (rank, case, errors)
+    for run in runs.values():
+        folder, manifest = newest_complete(StoragePath(run.checkpoints))
+        assert manifest.tensors.mesh == {"shard": 2, "tensor": 2}
+        stored = StoredTensors(folder, manifest)
+        for name, tensor in manifest.tensors.layout().tensors.items():
+            assert torch.equal(stored.read(name), whole_value(name, torch.Size(tensor.shape))), name
+
+
+@pytest.mark.parametrize(
+    ("name", "degree", "problem"),
+    [
+        *((name, 2, None) for name in MODELS),
+        ("llama", 3, "3 does not divide the model's 4 num_attention_heads; choose a divisor"),
+        ("llama", 4, "4 does not divide the model's 2 num_key_value_heads"),
+        ("phi3", 4, None),  # its attention is not divided
+        ("phi3", 5, "5 does not divide model.layers.0.self_attn.o_proj.weight, whose shape is [32, 32]"),
+        ("phi3", 16, "97 tokens of the vocabulary are too few for 16 ranks"),
+    ],
+)
+def test_a_degree_that_does_not_divide_a_model_is_refused(name: str, degree: int, problem: str | None) -> None:
+    answer = tensor_problem(skeleton(config_of(name)), degree)
+    assert answer is None if problem is None else answer is not None and problem in answer
+
+
+def test_a_family_without_a_plan_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no plan to divide models of type 'gpt2'"):
+        check_divisible(ModelConfig.model_validate({"config": {"model_type": "gpt2", "n_layer": 1}}), 2)
+    check_divisible(ModelConfig.model_validate({"preset": "small"}), 2)
+    with pytest.raises(ConfigError, match="2 does not divide the model's 3 num_attention_heads"):
+        check_divisible(ModelConfig.model_validate({"preset": "tiny"}), 2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"optim": {"name": "muon"}}, "does not combine with optim.name=muon"),
+        ({"parallel": {"tensor": 2, "compile": True}}, "does not combine with parallel.compile"),
+        ({"parallel": {"tensor": 2, "pipeline": 2}}, "pipeline parallelism is not supported"),
+        ({"parallel": {"tensor": 2, "context": 2}}, "context parallelism is not supported"),
+    ],
+)
+def test_what_does_not_combine_with_tensor_parallelism_is_refused(keys: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        PretrainConfig.model_validate({"data": "data", "steps": 2, "parallel": {"tensor": 2}, **keys})
+
+
+def test_a_tensor_group_stays_within_a_node() -> None:
+    check_mesh(ParallelConfig(tensor=2, replicate=2), Resources.model_validate({"nodes": 2, "ranks_per_node": 2}))
+    with pytest.raises(ConfigError, match="3 ranks of a node cannot be divided into groups of 2"):
+        check_mesh(ParallelConfig(tensor=2), Resources.model_validate({"nodes": 2, "ranks_per_node": 3}))
+    with pytest.raises(ConfigError, match="cannot be divided into 2 copies"):
+        check_mesh(ParallelConfig(tensor=2, replicate=2), Resources.model_validate({"nodes": 1, "ranks_per_node": 2}))

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import AutoConfig
 
 from ropewalk.cluster.errors import ConfigError
@@ -18,8 +17,8 @@ from ropewalk.jobs.training.loop.forecast.rows import Forecast, forecast_rows
 from ropewalk.jobs.training.loop.lora import lora_adapter
 from ropewalk.sharding import fsdp
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
-from ropewalk.sharding.group import process_group
 from ropewalk.sharding.parallelize import parallelize
+from tests.benchmarks.bench_growth import simulated
 from tests.jobs.launch import TINY
 
 SEQ_LEN = 64
@@ -37,13 +36,9 @@ def test_constants_are_those_of_the_loop() -> None:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_shards_are_those_of_fsdp(monkeypatch: pytest.MonkeyPatch, lora: bool) -> None:
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
+def test_shards_are_those_of_fsdp(lora: bool) -> None:
     adapter = lora_adapter(LoraConfig(rank=2), 0) if lora else None
-    initialize = dist.init_process_group
-    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: initialize("fake", store=FakeStore(), rank=0, world_size=5))
-    with process_group() as group:
+    with simulated(0, 5, "cpu") as group:
         config = AutoConfig.for_model(**SIZES)
         model = parallelize(skeleton(config), group, ParallelConfig(), PrecisionConfig(), adapter=adapter)
         local = [(p.to_local().numel(), p.requires_grad) for p in model.parameters()]  # type: ignore[attr-defined]

@@ -66,7 +66,7 @@ class Optimizer(torch.optim.AdamW):
         for matrix in matrices:
             self.state[matrix] = {STATE: torch.zeros_like(matrix, dtype=moments)}
         prepare_adam(self, moments)
-        self._rounded = moments != torch.float32
+        self._rounded = moments.itemsize < 4
         self._exchange = MatrixExchange(matrices) if matrices else None
 
     @torch.no_grad()

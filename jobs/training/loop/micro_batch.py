@@ -25,7 +25,7 @@ from ropewalk.jobs.training.loop.forecast.memory import Layout, largest_micro_ba
 from ropewalk.jobs.training.loop.forecast.rows import EMPTY_RANK
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.optimizer import layer_matrices
-from ropewalk.sharding.group import Group
+from ropewalk.sharding.group import REPLICATE, Group
 from ropewalk.sharding.parallelize import compute_format
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ def _forecast(config: TrainingConfig, group: Group, plan: ModelPlan, filler: Bat
     saved, most = shape.activations[mode]
     activations = {mode: (saved * sequences, most * sequences)}
     shape = shape.model_copy(update={"seq_len": length * sequences, "activations": activations})
-    shards = group.mesh.shape[-1]
+    axes = dict(zip(group.mesh.mesh_dim_names or (), group.mesh.shape, strict=True))
+    shards = group.mesh.size() // axes.get(REPLICATE, 1)
     adapter = plan.adapter is not None
     layout = Layout(config=config, shards=shards, gpu=gpu, matrices=matrices, adapter=adapter)
     return largest_micro_batch(shape, layout, samples, _available(config, group))

@@ -52,7 +52,7 @@ class Layout:
     """The division of a model among ranks, and the formats of its numbers."""
 
     config: TrainingConfig
-    shards: int  # ranks that share a copy of the model
+    shards: int  # ranks that share a copy of the model, those of tensor groups included
     gpu: bool
     matrices: int = 0  # trained numbers in matrices of the layers, which Muon updates
     adapter: bool = False  # frozen parameters are in no checkpoint
@@ -137,9 +137,11 @@ def _moments(model: ModelShape, layout: Layout, batch: "Passes") -> Iterator[dic
     gathered = root + (3 * largest if reshards else sum(layers))  # one ahead, and a buffer
     root_gradient, *gradients = (unit.numbers(shards, trained_only=True) * shards for unit in model.units)
     local = model.numbers(shards, trained_only=True) * FP32
+    tensor = layout.config.parallel.tensor  # each rank of such a group has its part of matrices, hidden states and logits
     earlier = 0
     if batch.passes > 1:
-        earlier = local if layout.accumulates_sharded(model) else (root_gradient + sum(gradients)) * FP32
+        whole = (root_gradient + sum(gradients)) * FP32
+        earlier = local * tensor if layout.accumulates_sharded(model) else whole
     tokens = batch.micro_batch * model.seq_len
     saved, most = model.activations.get(layout.config.parallel.activation_checkpointing, (0, 0))
     hidden = tokens * model.hidden * compute_bytes
@@ -147,10 +149,12 @@ def _moments(model: ModelShape, layout: Layout, batch: "Passes") -> Iterator[dic
     loss, logits = head + hidden, logits_bytes(model, tokens, bf16=layout.bf16)
     both = compute_bytes + FP32  # a gradient, and its copy for the collective
     of_layer, of_root = max(gradients, default=0) * both, root_gradient * both
-    yield {"gathered": gathered, "gradients": earlier, "activations": batch.micro_batch * saved, "logits": loss + logits}
+    at_loss = {"gathered": gathered, "gradients": earlier, "activations": batch.micro_batch * saved, "logits": loss + logits}
     in_backward = {"gradients": earlier + of_layer, "activations": batch.micro_batch * most, "logits": loss}
-    yield {"gathered": gathered, **in_backward}
-    yield {"gathered": root + largest, "gradients": local + of_root, "activations": hidden}  # layers are freed one by one
+    at_end = {"gathered": root + largest, "gradients": of_root, "activations": hidden}  # layers are freed one by one
+    for kinds in (at_loss, {"gathered": gathered, **in_backward}, at_end):
+        part = {name: size // tensor for name, size in kinds.items()}
+        yield {**part, "gradients": part["gradients"] + (local if kinds is at_end else 0)}
 
 
 def logits_bytes(model: ModelShape, tokens: int, *, bf16: bool) -> int:

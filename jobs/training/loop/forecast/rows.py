@@ -45,9 +45,14 @@ class Forecast:
         return self.config.parallel.divide(self.world_size, self.config.resources.local_world_size)
 
     @property
+    def data_ranks(self) -> int:
+        """Ranks that compute different samples."""
+        return self.ranks.computing // self.config.parallel.tensor
+
+    @property
     def samples(self) -> int:
         """Samples of a rank in a step."""
-        return math.ceil(self.config.batch.global_batch / self.ranks.computing)
+        return math.ceil(self.config.batch.global_batch / self.data_ranks)
 
     @property
     def layout(self) -> Layout:
@@ -63,7 +68,7 @@ class Forecast:
     @property
     def batch(self) -> Passes:
         assert self.config.batch.micro_batch != "auto"
-        return Passes.of(self.config.batch.global_batch, self.ranks.computing, self.config.batch.micro_batch)
+        return Passes.of(self.config.batch.global_batch, self.data_ranks, self.config.batch.micro_batch)
 
     @cached_property
     def memory(self) -> RankMemory:

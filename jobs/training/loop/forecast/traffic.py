@@ -24,12 +24,16 @@ def step_traffic(model: ModelShape, layout: Layout, batch: Passes, *, copies: in
     gathers = 1 if not layout.reshards(model) else 2 * batch.passes
     reductions = batch.passes if layout.accumulates_sharded(model) else 1
     trained = model.numbers(trained_only=True)
-    ring = (shards - 1) / shards * (gathers * model.numbers() * each + reductions * trained * reduced)
+    tensor = layout.config.parallel.tensor
+    gathered = (gathers * model.numbers() * each + reductions * trained * reduced) / tensor
+    ring = (shards // tensor - 1) / (shards // tensor) * gathered
+    # two gathers and two reductions of the hidden states in each layer, forward and backward
+    states = 8 * model.layers * model.hidden * batch.passes * batch.micro_batch * model.seq_len * each * (tensor - 1) / tensor
     copied = 2 * (copies - 1) / copies * trained / shards * reduced * reductions
     ranks_of_copy = min(shards, local_ranks)  # on one node
     rings = max(1, local_ranks // shards)  # that pass through a node, one of each copy on it
     across = (ring * rings if shards > local_ranks else 0.0) + (copied * ranks_of_copy if shards * copies > local_ranks else 0.0)
-    return Traffic(within_node=ring if min(shards, local_ranks) > 1 else 0.0, between_nodes=across)
+    return Traffic(within_node=states + (ring if min(shards, local_ranks) > 1 else 0.0), between_nodes=across)
 
 
 def step_seconds(

@@ -78,7 +78,10 @@ class ParallelConfig(Section):
         description="save memory by recomputing each layer's activations in backward: all of them (full), or all but the"
         " outputs of matrix products and attention (selective), which costs little time",
     )
-    compile: bool = Field(default=False, description="compile each layer with torch.compile")
+    compile: bool = Field(
+        default=False,
+        description="compile each layer with torch.compile; later attempts and runs find the results in $ROPEWALK_CACHE/compiled",
+    )
     timeout_minutes: float = Field(default=10, gt=0, description="time limit of a collective")
     gpu_model: str | None = Field(
         default=None,

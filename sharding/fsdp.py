@@ -1,5 +1,6 @@
 """Shard a Hugging Face model over the ranks with FSDP2, and fill it with values that do not depend on the number of ranks."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,15 +21,19 @@ _GRADIENT_BYTES = 4  # gradients are reduced in fp32
 def shard(model: nn.Module, group: Group, parallel: ParallelConfig, policy: MixedPrecisionPolicy) -> nn.Module:
     """Shard a model in place with `fully_shard`; its parameters, on the meta device, are undefined until they are set.
 
-    Each decoder layer is one FSDP module (layers that share weights form one together); the rest (embedding, norm, head) is
-    another, which keeps tied weights tied. Gradients are summed over ranks, not averaged. Buffers with values keep them.
+    Each decoder layer is one FSDP module (layers that share weights form one together), and so is an embedding that is neither
+    small nor tied; the rest (norm, head) is another, which keeps tied weights tied. Gradients are summed over ranks, not
+    averaged. Buffers with values keep them.
     """
     tied, mesh = ties(model), group.data_mesh
     buffers = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
     reshard = should_reshard_after_forward(model, parallel, group.device)
-    for layers in _group_by_weights(decoder_layers(model)):
+    groups = _group_by_weights(decoder_layers(model))
+    for layers in groups:
         fully_shard(layers, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    if reshard and not any(parameter.requires_grad for parameter in model.parameters()):
+    if all(len(layers) == 1 for layers in groups):
+        _prefetch_next([layers[0] for layers in groups])
+    if reshard:
         _shard_vocabulary(model, group, policy)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)  # in place
     model.to_empty(device=group.device)
@@ -42,14 +47,30 @@ def shard(model: nn.Module, group: Group, parallel: ParallelConfig, policy: Mixe
     return model
 
 
+def _prefetch_next(layers: list[Any]) -> None:
+    """Gather the parameters of the next layer while one computes, even if the host is late to start that layer."""
+    for first, second in pairwise(layers):
+        first.set_modules_to_forward_prefetch([second])
+        second.set_modules_to_backward_prefetch([first])
+
+
 def _shard_vocabulary(model: Any, group: Group, policy: MixedPrecisionPolicy) -> None:
-    """Make embedding and head of a frozen model FSDP modules of their own, so that only one of them is gathered at a time."""
+    """Make an untied embedding an FSDP module of its own, so that it is not gathered together with the head.
+
+    The head is another one in a frozen model. A trained head stays with the model itself: its gradient is computed chunk by
+    chunk in the forward pass, where FSDP's hooks of a module of its own would reduce it once a chunk.
+    """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is None or head.weight is embedding.weight:
+    tied = {id(model.get_parameter(name)) for names in ties(model) for name in names}
+    if head is None or any(id(parameter) in tied for parameter in embedding.parameters()):
         return
+    frozen = not any(parameter.requires_grad for parameter in model.parameters())
     fully_shard(embedding, mesh=group.data_mesh, mp_policy=policy, reshard_after_forward=True)
-    fully_shard(head, mesh=group.data_mesh, mp_policy=policy, reshard_after_forward=False)  # may be called once a chunk of tokens
-    model.register_forward_hook(lambda *_: head.reshard())
+    if frozen:
+        fully_shard(
+            head, mesh=group.data_mesh, mp_policy=policy, reshard_after_forward=False
+        )  # may be called once a chunk of tokens
+        model.register_forward_hook(lambda *_: head.reshard())
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -1,6 +1,7 @@
 """The order in which a model is wrapped: adapter, tensor parallel, activation checkpointing, compile, FSDP."""
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Literal
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from ropewalk.cluster.run.files import cache_dir
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.fsdp import decoder_layers, shard
 from ropewalk.sharding.group import Group
@@ -44,6 +46,8 @@ def parallelize(
     if parallel.activation_checkpointing != "none" and trainable:
         recompute_activations(model, parallel.activation_checkpointing)
     if parallel.compile:
+        # torch's own default lies in the temporary folder, which ends with the attempt
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
         for layer in decoder_layers(model):
             layer.compile()  # in place: a wrapper would rename the parameters
     if trainable and group.is_main and group.device.type == "cuda" and compute_format(precision, group.device) == "fp32":

@@ -142,6 +142,14 @@ class TrainStep:
         values = torch.cat((torch.stack((applied, norm_of_mean)), total[1:4], self.detector.values, total[4:]))
         return DeviceStats(applied, weight, norm_of_mean, values)
 
+    def pending(
+        self, stats: DeviceStats, learning_rate: float, layers: torch.Tensor | None, earlier: HostCopy | None
+    ) -> PendingStep:
+        """Start to copy the figures of the step that has just been counted; `earlier`: those of the step before."""
+        progress, names = self.state.progress, self.objective.metric_names
+        copies = HostCopy(stats.values, earlier), HostCopy(layers) if layers is not None else None
+        return PendingStep(progress.step, progress.position, learning_rate, names, *copies)
+
     def update(self, stats: DeviceStats, learning_rate: float) -> None:
         """Update the model, if the step is to be applied, and free the gradients."""
         factor = torch.ones_like(self._clip)

@@ -14,6 +14,7 @@ from ropewalk.datapipe.loader.prefetch import prefetch, tell_ahead
 from ropewalk.jobs.training.loop.anomalies import Anomalies
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.config import TrainingConfig
+from ropewalk.jobs.training.loop.garbage import collect_at, collected_by_step
 from ropewalk.jobs.training.loop.inspection import Inspection
 from ropewalk.jobs.training.loop.layers import LayerWatch
 from ropewalk.jobs.training.loop.optimizer import learning_rate
@@ -26,7 +27,6 @@ from ropewalk.jobs.training.loop.tail import whole_logits_reason
 from ropewalk.jobs.training.loop.validation import Validation
 from ropewalk.sharding.checkpoint import Checkpoints
 from ropewalk.sharding.fsdp import reshard_all
-from ropewalk.sharding.host_copy import HostCopy
 from ropewalk.sharding.layout import directory_of
 from ropewalk.sharding.manifest import CheckpointManifest
 
@@ -72,7 +72,7 @@ class Trainer:
             self._check_head()
             self.state.model.train()
             while not self._done:
-                with closing(self.batches()) as batches:
+                with closing(self.batches()) as batches, collected_by_step():
                     self.train_on(batches)
             return self._finish()
         except BaseException as error:
@@ -147,6 +147,7 @@ class Trainer:
                 if not self._settle(0):
                     return
                 self._leave()
+            collect_at(self.progress.step)
             self._enter(Phase.DATA)
 
     def _due(self, every_steps: int) -> bool:
@@ -173,10 +174,8 @@ class Trainer:
         rate = learning_rate(self.config.optim, progress.step, self.config.steps)
         self.train_step.update(stats, rate)
         progress.step, progress.position = step, progress.position + self.train_step.plan.global_batch
-        names = self.train_step.objective.metric_names
         earlier = self._pending[-1].values if self._pending else None
-        copies = HostCopy(stats.values, earlier), HostCopy(layers) if layers is not None else None
-        self._pending.append(PendingStep(step, progress.position, rate, names, *copies))
+        self._pending.append(self.train_step.pending(stats, rate, layers, earlier))
 
     def _settle(self, most: int) -> bool:
         """Read figures until those of at most `most` steps are pending; returns False if the run rolled back."""

@@ -5,10 +5,23 @@ import pty
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+import psutil
+
+from ropewalk.cluster.process.kill import processes_with
 from tests.patience import HANG_SECONDS
+
+
+def sleepers(variables: Mapping[str, str], seconds: int) -> list[int]:
+    """Return the ids of `sleep SECONDS` processes that have these variables."""
+    pids = []
+    for process in processes_with(variables):
+        with suppress(psutil.Error, OSError):  # it has just ended
+            if process.cmdline() == ["sleep", str(seconds)]:
+                pids.append(process.pid)
+    return pids
 
 
 class Terminal:

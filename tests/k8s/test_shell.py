@@ -6,12 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from ropewalk.cluster.backends.base import NodeProgram
-from ropewalk.cluster.process.kill import processes_with
 from ropewalk.jobs.runs.show.shell import PROGRAM
 from tests.k8s.cluster import Cluster
 from tests.k8s.toy import KubeToy
 from tests.patience import until
-from tests.terminal import Terminal
+from tests.terminal import Terminal, sleepers
 
 CLIENT_SECONDS = 10.0  # after the client's death nothing of the shell is left
 
@@ -27,8 +26,7 @@ def test_a_shell_in_a_pod_ends_with_its_client(
     terminal.read_until("attempt 1")
 
     def left() -> list[int]:
-        processes = processes_with({"ROPEWALK_RUN": f"/runs/{toy.run.id}"})
-        return [process.pid for process in processes if "4321" in process.cmdline()]
+        return sleepers({"ROPEWALK_RUN": f"/runs/{toy.run.id}"}, 4321)
 
     until(lambda: len(left()) == 2)
     terminal.kill()

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ropewalk.cluster.process.kill import processes_with
 from ropewalk.slurm.lab.cluster import Lab
 from tests.patience import until
 from tests.slurm.test_command import project, reach, start
-from tests.terminal import Terminal
+from tests.terminal import Terminal, sleepers
 
 __all__ = ["project"]
 CLIENT_SECONDS = 10.0  # after the client's death nothing of the shell is left
@@ -26,7 +25,7 @@ def test_a_shell_on_the_second_node_ends_with_its_client(slurm_lab: Lab, project
     assert host in {"n1", "n2", "n3", "n4"}
 
     def left() -> list[int]:
-        return [process.pid for process in processes_with({"ROPEWALK_RUN": str(run.path)}) if "4321" in process.cmdline()]
+        return sleepers({"ROPEWALK_RUN": str(run.path)}, 4321)
 
     until(lambda: len(left()) == 2)
     terminal.kill()

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ropewalk.jobs.runs.show.cancel import cancel_runs
 from ropewalk.slurm.lab.cluster import Lab
 from tests.patience import until
 from tests.slurm.test_command import project, reach, start
+from tests.slurm.toy import finish
 from tests.terminal import Terminal, sleepers
 
 __all__ = ["project"]
@@ -33,4 +35,5 @@ def test_a_shell_on_the_second_node_ends_with_its_client(slurm_lab: Lab, project
     until(lambda: not left())
     assert time.monotonic() - killed < CLIENT_SECONDS
     assert run.last_outcome() is None, "the run goes on"
-    run.request_cancel()
+    list(cancel_runs([run.id]))
+    finish(run)  # the cluster's nodes are idle again

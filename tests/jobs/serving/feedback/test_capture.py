@@ -140,7 +140,8 @@ def test_every_exchange_is_stored_once_and_masked_despite_kills(tmp_path: Path, 
 
 def _process_of_writer() -> psutil.Process:
     """The writer that this process has started."""
-    return next(child for child in psutil.Process().children() if "ropewalk.jobs.serving.feedback.writer" in child.cmdline())
+    children = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return next(child for child in children if "ropewalk.jobs.serving.feedback.writer" in child.cmdline())
 
 
 async def _captured(folder: Path, config: CaptureConfig | None, count: int) -> Capture:

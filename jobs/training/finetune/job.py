@@ -19,7 +19,8 @@ from ropewalk.jobs.results.readable import write_table
 from ropewalk.jobs.runs.show.run_page import write_run_page
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.finetune.data import PreparedData, prepared_data
-from ropewalk.jobs.training.finetune.source import ConversationSource, require_separate
+from ropewalk.jobs.training.finetune.source import ConversationSource
+from ropewalk.jobs.training.loop.documents import require_separate
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.model_record import checkpoint_folder, read_record
 from ropewalk.jobs.training.loop.objective import Objective, make_objective
@@ -56,7 +57,7 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
 
     def objective(model: nn.Module, group: Group) -> Objective:
         if config.packing and fresh:
-            require_separate(model, group)
+            require_separate(model, group, "packing")
         return make_objective(config.objective, config.z_loss)
 
     held_out = None

@@ -9,6 +9,7 @@ from ropewalk.datapipe.loader.dataset import OnCorrupt
 from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch, pin_batch
+from ropewalk.jobs.training.loop.documents import document_positions
 from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.state import TrainState
 from ropewalk.sharding.group import Group
@@ -47,29 +48,36 @@ class Source(ABC):
 
 
 class TokenSource(Source):
-    """Sequences of tokenized text; every token is a label of the one before it."""
+    """Sequences of tokenized text; every token is a label of the one before it.
 
-    def __init__(self, loader: TokenLoader, *, in_order: bool = False) -> None:
+    With `document_start`, the token that begins each document, no token attends to another document. That is the one with
+    which the document before ends, so that every token stays a label.
+    """
+
+    def __init__(self, loader: TokenLoader, *, in_order: bool = False, document_start: int | None = None) -> None:
         self.loader, self._in_order = loader, in_order  # in_order: as on disk, for validation
+        self._document_start = document_start
         self.epoch_samples, self.tokens_per_sample = loader.sequences, loader.seq_len
 
     def read(self, positions: Sequence[int]) -> Batch:
         """Return the sequences at these positions: of the shuffled run, or in the order on disk (then a contiguous range)."""
         if self._in_order:
-            return _shift(torch.from_numpy(self.loader.in_order(positions[0], positions[-1] + 1)))
-        return _shift(torch.from_numpy(self.loader.read(positions)))
+            return self._batch(torch.from_numpy(self.loader.in_order(positions[0], positions[-1] + 1)))
+        return self._batch(torch.from_numpy(self.loader.read(positions)))
+
+    def _batch(self, tokens: torch.Tensor) -> Batch:
+        """Split sequences of T+1 tokens into inputs and labels: views of the same memory."""
+        batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}
+        if self._document_start is not None:
+            batch["position_ids"] = document_positions(batch["input_ids"], self._document_start)
+        return batch
 
     def expect(self, positions: Sequence[int]) -> None:
         self.loader.expect(positions)
 
     def filler(self) -> Batch:
-        tokens_1T = torch.zeros(1, self.loader.seq_len, dtype=torch.int64)
-        return {"input_ids": tokens_1T, "labels": torch.full_like(tokens_1T, IGNORE)}
-
-
-def _shift(tokens: torch.Tensor) -> Batch:
-    """Split sequences of T+1 tokens into inputs and labels: views of the same memory."""
-    return {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}
+        batch = self._batch(torch.zeros(1, self.loader.seq_len + 1, dtype=torch.int64))
+        return {**batch, "labels": torch.full_like(batch["labels"], IGNORE)}
 
 
 def validation_loader(

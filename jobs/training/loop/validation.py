@@ -51,7 +51,13 @@ class HeldOut(Validation):
 
 
 def held_out_tokens(
-    loader: TokenLoader | None, group: Group, *, micro_batch: int, comparable: bool = True, cross_entropy: bool = True
+    loader: TokenLoader | None,
+    group: Group,
+    *,
+    micro_batch: int,
+    comparable: bool = True,
+    cross_entropy: bool = True,
+    document_start: int | None = None,  # of TokenSource
 ) -> HeldOut | None:
     """Validation on the sequences of a loader, in their order on disk; None if there are none.
 
@@ -59,7 +65,8 @@ def held_out_tokens(
     """
     if loader is None:
         return None
-    source, bytes_per_token = TokenSource(loader, in_order=True), loader.bytes_per_token if cross_entropy else None
+    source = TokenSource(loader, in_order=True, document_start=document_start)
+    bytes_per_token = loader.bytes_per_token if cross_entropy else None
     return HeldOut(source, group, micro_batch=micro_batch, bytes_per_token=bytes_per_token, comparable=comparable)
 
 

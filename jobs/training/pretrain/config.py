@@ -21,6 +21,11 @@ class PretrainConfig(NextTokenConfig):
     data: Data = Field(description="a data set made by preprocess, or a list of {path, weight}")
     model: ModelConfig = Field(default=ModelConfig(preset="tiny"), description="the model")
     seq_len: int = Field(default=1024, ge=1, description="tokens of a sequence")
+    separate_documents: bool = Field(
+        default=False,
+        description="let no token attend to another document of its sequence, and start positions anew in each; on GPUs slower:"
+        " attention takes a mask of sequence length squared",
+    )
     on_corrupt: Literal["error", "quarantine"] = Field(default="error", description="reaction to a damaged shard")
     loader: LoaderConfig = Field(default=LoaderConfig(), description="order of the sequences")
 

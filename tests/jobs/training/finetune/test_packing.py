@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.training.finetune.source import require_separate
+from ropewalk.jobs.training.loop.documents import require_separate
 
 GROUP: Any = SimpleNamespace(device=torch.device("cpu"))
 
@@ -32,10 +32,10 @@ def deep(kind: type[LlamaForCausalLM], dtype: torch.dtype) -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_deep_model_rounds_is_no_leak(dtype: torch.dtype) -> None:
-    require_separate(deep(LlamaForCausalLM, dtype), GROUP)
+    require_separate(deep(LlamaForCausalLM, dtype), GROUP, "packing")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_that_leaks_is_refused_in_any_format(dtype: torch.dtype) -> None:
     with pytest.raises(ConfigError, match="does not separate packed documents"):
-        require_separate(deep(Leaking, dtype), GROUP)
+        require_separate(deep(Leaking, dtype), GROUP, "packing")

@@ -12,12 +12,7 @@ from pathlib import Path
 
 from ropewalk.cluster.process.kill import end, processes_with
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.runs.program.environment import (
-    ATTEMPT_VARIABLE,
-    CHECKPOINTS_VARIABLE,
-    RUN_VARIABLE,
-    project_folder,
-)
+from ropewalk.jobs.runs.program.environment import ATTEMPT_VARIABLE, CHECKPOINTS_VARIABLE, RUN_VARIABLE
 
 SHELL_VARIABLE = "ROPEWALK_SHELL"  # the token; the processes of a shell are found by it
 
@@ -50,8 +45,7 @@ def login_shell() -> str:
 
 def folder_of(run: RunDir) -> Path:
     """Return the folder in which the run's code lies, or the run's own where that does not exist on this node."""
-    folder = Path(project_folder(run, str(run.project)))
-    return folder if folder.is_dir() else run.path
+    return run.project if run.project.is_dir() else run.path
 
 
 def environment_of(run: RunDir, token: str) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Documents of a batch: whether its rows hold several is known here, and need not be read from a device in each pass."""
+"""Several documents in one row of a batch: their positions, and the check that a model keeps them apart."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -95,9 +95,8 @@ class Trainer:
 
     def _check_head(self) -> None:
         """Report if the model cannot compute its logits in chunks; a reward model has none."""
-        model = self.state.model
-        outputs = getattr(model, "get_output_embeddings", lambda: None)()
-        if outputs is not None and (reason := whole_logits_reason(model)) is not None:
+        outputs = getattr(self.state.model, "get_output_embeddings", lambda: None)()
+        if outputs is not None and (reason := whole_logits_reason(self.state.model)) is not None:
             self.report.event("whole_logits", reason=reason)
 
     @property
@@ -143,9 +142,9 @@ class Trainer:
                 self.save()
             if self._done:
                 return
+            if self._stopping and not self._settle(0):
+                return
             if self._stopping:
-                if not self._settle(0):
-                    return
                 self._leave()
             collect_at(self.progress.step)
             self._enter(Phase.DATA)
@@ -187,11 +186,10 @@ class Trainer:
                 self.checkpoints.wait()  # raises the error
             self._stopping |= stats.stop
             self.inspection.agree(stats.inspection)
-            if not stats.applied:
-                if not self._handle_anomaly(stats):
-                    return False
-            else:
+            if stats.applied:
                 self._count(pending, stats)
+            elif not self._handle_anomaly(stats):
+                return False
         return True
 
     def _count(self, pending: PendingStep, stats: StepStats) -> None:

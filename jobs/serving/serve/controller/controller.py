@@ -84,7 +84,7 @@ class Controller:
         wanted = self._read_wanted()
         running = self.applications.running()
         statuses = self.applications.observe({version.app for version in self.state.versions.values()}, running)
-        self._restart_blind_serve(now, statuses)
+        self._restart_serve_that_misses_deaths(now, statuses)
         observations = self._observe(statuses)
         events = TrafficController(self.config, self.state, now).step(wanted, observations)
         for kind, fields in events:
@@ -115,7 +115,7 @@ class Controller:
                     self.context.run.event("registry_unreadable", error=str(error))
         return self._wanted
 
-    def _restart_blind_serve(self, now: float, statuses: Mapping[str, ApplicationStatus]) -> None:
+    def _restart_serve_that_misses_deaths(self, now: float, statuses: Mapping[str, ApplicationStatus]) -> None:
         """Restart Ray Serve's controller if it does not notice that a replica has died.
 
         It times its health checks by the wall clock: after the clock was put back it makes none until the former time.

@@ -33,7 +33,7 @@ def measure_model(model: Any, seq_len: int, modes: Sequence[Mode], *, bf16: bool
             if mode != "none":
                 recompute_activations(model, mode)
             activations[mode] = _activations(model, seq_len, bf16=bf16, gpu=gpu)
-        except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, ConfigError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, ConfigError) as error:
             problem = problem or (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return shape.model_copy(update={"activations": activations, "problem": problem})
 

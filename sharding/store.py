@@ -29,7 +29,7 @@ def group_store(timeout: timedelta) -> Store | None:
     """Open the store in which the ranks meet, or return None if torchrun serves it.
 
     Rank 0 serves it at MASTER_ADDR only, where torch would listen on all addresses, unless that is not an address of its
-    machine. Keys have the secret prefix that the rendezvous gave to the ranks: they hold the addresses at which ranks connect
+    machine. Keys have the secret prefix that the group server gave to the ranks: they hold the addresses at which ranks connect
     to each other, and torch unpickles what peers send. Addresses can thus not be planted before the ranks write their own; the
     store lists its keys to everybody who reaches its port, so that port must still be closed to strangers.
     """

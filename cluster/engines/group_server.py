@@ -32,7 +32,7 @@ from ropewalk.cluster.process.signals import STOP_SIGNALS
 from ropewalk.cluster.process.sockets import raise_open_files
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.mistakes import MISTAKE_REPEATED, repeats_mistake
-from ropewalk.cluster.run.names import RENDEZVOUS_KEY
+from ropewalk.cluster.run.names import GROUP_KEY
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class GroupServer:
         self._run, self._attempt, self._judge = run, attempt, Judge(run, attempt)
         ranks, restarts = run.resources(attempt).local_world_size, run.retries.disturbances
         self._groups = Groups(attempt, nodes.least, nodes.most, ranks_per_node=ranks, restarts_allowed=restarts)
-        key = read_afresh(run.attempt_dir(attempt) / RENDEZVOUS_KEY).decode()
+        key = read_afresh(run.attempt_dir(attempt) / GROUP_KEY).decode()
         assert key, "the attempt's key is empty"
         self._server = Server(key, lambda hello, caller: hello["name"], self._handle)
         self._disk = ThreadPoolExecutor(1, "disk")

@@ -28,7 +28,7 @@ from ropewalk.cluster.process.ports import free_port
 from ropewalk.cluster.process.signals import ShutdownGate
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.key import sign
-from ropewalk.cluster.run.names import OUT_OF_MEMORY, RENDEZVOUS_KEY
+from ropewalk.cluster.run.names import GROUP_KEY, OUT_OF_MEMORY
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class RanksNode:
     most_nodes: int
     ranks_per_node: int
     address: str
-    rendezvous: str  # HOST:PORT of the group server
+    group_server: str  # HOST:PORT of the group server
     stop_flag: Path
     gate: ShutdownGate
     hung_seconds: float | None = None  # the key `retries.hung_seconds`
@@ -85,7 +85,7 @@ class _Engine:
 
     def __init__(self, node: RanksNode) -> None:
         self.node, self.agent, self.ranks = node, NodeAgent(node.elastic), LocalRanks(node.ranks_per_node)
-        self._key = read_afresh(node.run.attempt_dir(node.attempt) / RENDEZVOUS_KEY).decode()
+        self._key = read_afresh(node.run.attempt_dir(node.attempt) / GROUP_KEY).decode()
         self._link: Link | None = None
         self._joined = False
         self._connect_by = time.monotonic() + CONNECT_SECONDS
@@ -142,12 +142,12 @@ class _Engine:
         if self._link is not None:
             log.warning("lost the group server: %s", self._link.lost)
         self._link, self._joined = None, False
-        host, _, port = self.node.rendezvous.rpartition(":")
+        host, _, port = self.node.group_server.rpartition(":")
         name, fence = f"node {self.node.index}", (self.node.attempt, self.agent.group)
         with suppress(OSError):
             self._link = Link(host, int(port), self._key, introduction={"name": name}, fence=fence, patience_seconds=30.0)
         if self._link is None and time.monotonic() > self._connect_by:
-            raise NotReadyError(f"{self.node.rendezvous}: the process that forms groups of ranks does not answer")
+            raise NotReadyError(f"{self.node.group_server}: the process that forms groups of ranks does not answer")
         return self._link
 
     def _tell(self, message: Message) -> None:

@@ -67,7 +67,7 @@ STACKS = "stacks"
 INSPECTIONS = "inspections"
 SUCCESSOR = "successor"
 ENDED = "ended"
-RENDEZVOUS_KEY = ".rendezvous.key"
+GROUP_KEY = ".group.key"
 
 ATTEMPT_FILES = {
     ATTEMPT: "details that the backend recorded when it opened the attempt: handle, resources, keys of its own",
@@ -86,7 +86,7 @@ ATTEMPT_FILES = {
     INSPECTIONS: "answers to `stacks`, `profile` and `memory`, one folder a request",
     SUCCESSOR: "mark of the next attempt, which locks this one out",
     ENDED: "empty until `outcome.json` exists",
-    RENDEZVOUS_KEY: "key that signs the messages of the group",
+    GROUP_KEY: "key that signs the messages of the group",
 }
 
 OUT_OF_MEMORY = "out_of_memory"  # event: a group of ranks ended for lack of memory

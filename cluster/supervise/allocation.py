@@ -19,14 +19,14 @@ class AgentSpec:
     node: int
     nodes: str  # number of nodes of the attempt: `2`, or `1..4` for an elastic run
     address: str  # at which the other nodes reach this one
-    rendezvous: str = ""  # host:port of the group server; empty if the engine needs none
+    group_server: str = ""  # host:port of the group server; empty if the engine needs none
     python: str = sys.executable  # on the node
 
     def command(self) -> list[str]:
         command = module_command("ropewalk.cluster.agent", self.run_path, python=self.python)
         command += ["--attempt", str(self.attempt), "--node", str(self.node)]
         command += ["--nodes", self.nodes, "--address", self.address]
-        return [*command, "--rendezvous", self.rendezvous] if self.rendezvous else command
+        return [*command, "--group-server", self.group_server] if self.group_server else command
 
 
 @dataclass(frozen=True, kw_only=True)

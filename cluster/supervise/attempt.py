@@ -19,7 +19,7 @@ from ropewalk.cluster.run.file_systems import PollTimer
 from ropewalk.cluster.run.files import append_line
 from ropewalk.cluster.run.key import new_key, write_private
 from ropewalk.cluster.run.mistakes import MISTAKE_REPEATED, repeats_mistake
-from ropewalk.cluster.run.names import AGENTS, LOGS, NODES, RENDEZVOUS_KEY
+from ropewalk.cluster.run.names import AGENTS, GROUP_KEY, LOGS, NODES
 from ropewalk.cluster.spec import Engine, Outcome, RunState, StopReason
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
 from ropewalk.cluster.supervise.outcome import AgentExit, Ending, classify, shell_code
@@ -50,7 +50,7 @@ class Attempt:
         self.lost: list[str] = []  # a sentence for each lost node
         self.leaving: set[int] = set()  # nodes that were asked to leave while the others go on
         self.group_server: Process | None = None
-        self.rendezvous = ""
+        self.group_address = ""
         self.started = time.time()
         self.reason = ""  # of the stop, once there is one
         self._stop_at: float | None = None  # monotonic time at which to stop before the time limit
@@ -81,7 +81,7 @@ class Attempt:
 
     def _start_group_server(self, present: int) -> None:
         """Start the group server without waiting for it; the agents import torch meanwhile."""
-        key = self.folder / RENDEZVOUS_KEY
+        key = self.folder / GROUP_KEY
         key.unlink(missing_ok=True)  # of a supervisor that died right after it had opened this attempt
         write_private(key, new_key())
         host, port = self.allocation.address(0), str(self.allocation.free_port())
@@ -94,7 +94,7 @@ class Attempt:
             python=self.python,
         )
         self.group_server = self.allocation.start_group_server(spec, self.folder / LOGS / "groups.log")
-        self.rendezvous = f"{host}:{port}"
+        self.group_address = f"{host}:{port}"
 
     def _start_agent(self, node: int, present: int) -> None:
         self._next_signals.pop(node, None)
@@ -106,7 +106,7 @@ class Attempt:
             node=node,
             nodes=self._group_sizes(present),
             address=address,
-            rendezvous=self.rendezvous,
+            group_server=self.group_address,
             python=self.python,
         )
         self.agents[node] = self.allocation.start(node, spec, self.folder / LOGS / f"node-{node}.log")

@@ -15,7 +15,7 @@ from ropewalk.cluster.supervise.allocation import AgentSpec, GroupServerSpec
 
 Address = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F.:]{1,45}$")]
 Port = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}$")]
-Rendezvous = Annotated[str, StringConstraints(pattern=r"^([0-9a-fA-F.:]{1,45}:[0-9]{1,5})?$")]
+GroupServer = Annotated[str, StringConstraints(pattern=r"^([0-9a-fA-F.:]{1,45}:[0-9]{1,5})?$")]
 NodeCount = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}(\.\.[0-9]{1,6})?$")]
 
 
@@ -35,7 +35,7 @@ class StartAgent(_Start):
     node: NonNegativeInt
     nodes: NodeCount
     address: Address
-    rendezvous: Rendezvous
+    group_server: GroupServer
 
     @classmethod
     def of(cls, number: int, spec: AgentSpec) -> Message:

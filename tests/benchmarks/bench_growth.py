@@ -199,7 +199,7 @@ def _log(run: RunDir, rank: int, num_nodes: int) -> str:
         most_nodes=num_nodes,
         ranks_per_node=RANKS_PER_NODE,
         address="127.0.0.1",
-        rendezvous="",
+        group_server="",
         stop_flag=run.path,
         gate=ShutdownGate(),
     )

@@ -19,7 +19,7 @@ from ropewalk.cluster.process.signals import ShutdownGate, stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import machine
 from ropewalk.cluster.run.key import new_key, write_private
-from ropewalk.cluster.run.names import RENDEZVOUS_KEY
+from ropewalk.cluster.run.names import GROUP_KEY
 from ropewalk.cluster.supervise.allocation import AgentSpec, GroupServerSpec
 from tests.cluster.conftest import ROOT
 from tests.patience import HANG_SECONDS, Patience, ended, until
@@ -60,12 +60,12 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
     run = RunDir.create("toy", {**record, "resources": {"nodes": 2}}, tmp_path)
     attempt = run.begin_attempt()
     run.make_folders(attempt)
-    write_private(run.attempt_dir(attempt) / RENDEZVOUS_KEY, new_key())
+    write_private(run.attempt_dir(attempt) / GROUP_KEY, new_key())
     port = free_port("127.0.0.1")
     message = tmp_path / "node-0.log"
 
     def start(node: int, log: Path) -> subprocess.Popen[bytes]:
-        node_keys = {"address": "127.0.0.1", "rendezvous": f"127.0.0.1:{port}"}
+        node_keys = {"address": "127.0.0.1", "group_server": f"127.0.0.1:{port}"}
         command = AgentSpec(run_path=str(run.path), attempt=attempt, node=node, nodes="2", **node_keys).command()
         with log.open("wb") as stream, stop_signals_blocked():
             return subprocess.Popen(command, stdout=stream, stderr=stream)
@@ -126,7 +126,7 @@ def test_a_stop_is_handed_on_though_no_event_can_be_written(tmp_path: Path) -> N
     run = RunDir.create("toy", record, tmp_path)
     number = run.begin_attempt()
     (run.events.folder / f"{machine()}.jsonl").symlink_to(tmp_path / "gone" / "file")
-    command = AgentSpec(run_path=str(run.path), attempt=number, node=0, nodes="1", address="127.0.0.1", rendezvous="").command()
+    command = AgentSpec(run_path=str(run.path), attempt=number, node=0, nodes="1", address="127.0.0.1", group_server="").command()
     with stop_signals_blocked():
         agent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
@@ -148,7 +148,7 @@ def test_a_node_with_another_version_says_so_before_anything_starts(tmp_path: Pa
     run = RunDir.create("toy", {**record, "resources": {"nodes": 1}, "cluster": "far"}, tmp_path)
     number = run.begin_attempt()
     run.make_folders(number)
-    command = AgentSpec(run_path=str(run.path), attempt=number, node=0, nodes="1", address="127.0.0.1", rendezvous="").command()
+    command = AgentSpec(run_path=str(run.path), attempt=number, node=0, nodes="1", address="127.0.0.1", group_server="").command()
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, timeout=HANG_SECONDS)
     assert done.returncode == code
     messages = [event for event in run.read_events() if event["event"] == "other_version"]

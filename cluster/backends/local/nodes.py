@@ -27,7 +27,7 @@ from ropewalk.cluster.process.scratch import make_scratch, remove_scratch
 from ropewalk.cluster.process.signals import SignalFlag
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.key import KEY_BYTES
-from ropewalk.cluster.run.names import RENDEZVOUS_KEY
+from ropewalk.cluster.run.names import GROUP_KEY
 from ropewalk.cluster.spec import Engine, StopReason
 from ropewalk.cluster.supervise.agent_environment import agent_environment
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
@@ -43,21 +43,21 @@ def address_of(node: int) -> str:
 
 def render_script(run_path: str, attempt: str, resources: Resources, engine: Engine) -> str:
     """Render the commands of a run as a script to read or to run by hand (`--dry-run`)."""
-    port, rendezvous = "PORT", ""
+    port, group_server = "PORT", ""
     lines = [
         "#!/bin/bash",
         "# Processes that the local backend starts: one agent per virtual node, each in its own process group.",
     ]
     if engine is Engine.RANKS:
-        rendezvous = f"{address_of(0)}:{port}"
-        key = shlex.quote(f"{run_path}/attempts/{int(attempt):04d}/{RENDEZVOUS_KEY}")
+        group_server = f"{address_of(0)}:{port}"
+        key = shlex.quote(f"{run_path}/attempts/{int(attempt):04d}/{GROUP_KEY}")
         lines.append(f"(umask 077; head -c {KEY_BYTES} /dev/urandom | od -An -tx1 | tr -d ' \\n' > {key})")
         nodes, host = str(resources.nodes), address_of(0)
         server = GroupServerSpec(run_path=run_path, attempt=int(attempt), nodes=nodes, host=host, port=port)
         lines.append(f"{shlex.join(server.command())} &")
     nodes = str(resources.nodes)
     for node, devices in enumerate(deal_devices(resources)):
-        addresses = {"address": address_of(node), "rendezvous": rendezvous}
+        addresses = {"address": address_of(node), "group_server": group_server}
         command = AgentSpec(run_path=run_path, attempt=int(attempt), node=node, nodes=nodes, **addresses).command()
         variables = [f"{DEVICES_VARIABLE}={','.join(devices)}", f"{ORDER_VARIABLE}={device_order()}"] if devices else []
         lines.append(f"{' '.join([*variables, shlex.join(command)])} &")

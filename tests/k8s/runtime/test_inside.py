@@ -196,7 +196,7 @@ def test_the_authorities_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(created) == 2
 
 
-SPEC = AgentSpec(run_path="runs/r", attempt=3, node=12, nodes="1..4", address="fd00::1", rendezvous="10.0.0.1:4711")
+SPEC = AgentSpec(run_path="runs/r", attempt=3, node=12, nodes="1..4", address="fd00::1", group_server="10.0.0.1:4711")
 
 
 def test_an_agent_is_the_same_on_the_other_side() -> None:
@@ -209,7 +209,7 @@ def test_an_agent_is_the_same_on_the_other_side() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("nodes", "2; rm -rf /"), ("node", "../../x"), ("address", "--help"), ("attempt", ""), ("rendezvous", "host name:1")],
+    [("nodes", "2; rm -rf /"), ("node", "../../x"), ("address", "--help"), ("attempt", ""), ("group_server", "host name:1")],
 )
 def test_no_message_holds_a_word_of_a_command_line(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=name):

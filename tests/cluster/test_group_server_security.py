@@ -14,7 +14,7 @@ from ropewalk.cluster.membership.link import Link
 from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.key import new_key, write_private
-from ropewalk.cluster.run.names import RENDEZVOUS_KEY
+from ropewalk.cluster.run.names import GROUP_KEY
 from ropewalk.cluster.supervise.allocation import GroupServerSpec
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> RunDir:
     """A run with an open attempt."""
     run = RunDir.create("toy", {"config": {}, "entry": "tests.fakes.toy:count", "engine": "ranks", "resources": {}}, tmp_path)
     run.make_folders(run.begin_attempt())
-    write_private(run.attempt_dir(1) / RENDEZVOUS_KEY, new_key())
+    write_private(run.attempt_dir(1) / GROUP_KEY, new_key())
     return run
 
 
@@ -73,7 +73,7 @@ def test_the_group_server_listens_at_the_run_s_address_alone(server: int) -> Non
 
 @pytest.mark.parametrize("has_key", [True, False])
 def test_who_does_not_know_the_key_joins_no_group(run: RunDir, server: int, has_key: bool) -> None:
-    key = (run.attempt_dir(1) / RENDEZVOUS_KEY).read_text() if has_key else new_key()
+    key = (run.attempt_dir(1) / GROUP_KEY).read_text() if has_key else new_key()
     link = Link(SERVER_ADDRESS, server, key, introduction={"name": "node 0"}, patience_seconds=30.0)
     until(lambda: link.lost or (link.listen(0.05) == [] and link.answered), Patience.SIGNAL)
     assert link.answered is has_key

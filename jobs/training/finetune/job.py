@@ -20,15 +20,13 @@ from ropewalk.jobs.runs.show.run_page import write_run_page
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.finetune.data import PreparedData, prepared_data
 from ropewalk.jobs.training.finetune.source import ConversationSource
-from ropewalk.jobs.training.loop.documents import require_separate
 from ropewalk.jobs.training.loop.model import ModelPlan
-from ropewalk.jobs.training.loop.model_record import checkpoint_folder, read_record
+from ropewalk.jobs.training.loop.model_record import read_record
 from ropewalk.jobs.training.loop.objective import Objective, make_objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.run_weights import ADDED_TOKENS
 from ropewalk.jobs.training.loop.validation import HeldOut
 from ropewalk.sharding.group import Group, process_group
-from ropewalk.sharding.layout import complete_steps
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +51,8 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
     """Build the recipe: next-token prediction of the assistant's tokens, or the user's objective on them."""
     plan = model_plan(context, config, data)
     source, validation = _sources(context, config, group, data, plan.seq_len)
-    fresh = group.broadcast_object(not complete_steps(checkpoint_folder(context.run)) if group.is_main else None)
 
-    def objective(model: nn.Module, group: Group) -> Objective:
-        if config.packing and fresh:
-            require_separate(model, group, "packing")
+    def objective(_model: nn.Module, _group: Group) -> Objective:
         return make_objective(config.objective, config.z_loss)
 
     held_out = None
@@ -66,7 +61,15 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
         if config.objective is None:  # the unit of another loss is not nats
             bytes_per_token = max(conversations.learnt_bytes, 1) / max(conversations.num_learnt, 1)
         held_out = HeldOut(validation, group, micro_batch=config.batch.forward_batch, bytes_per_token=bytes_per_token)
-    return Recipe(model=plan, tokenizer=data.tokenizer, source=source, validation=held_out, objective=objective, chat=True)
+    return Recipe(
+        model=plan,
+        tokenizer=data.tokenizer,
+        source=source,
+        validation=held_out,
+        objective=objective,
+        packs="packing" if config.packing else None,
+        chat=True,
+    )
 
 
 def model_plan(context: JobContext, config: FinetuneConfig, data: PreparedData) -> ModelPlan:

@@ -13,6 +13,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.training.loop.config import TrainingConfig
+from ropewalk.jobs.training.loop.documents import require_separate
 from ropewalk.jobs.training.loop.inspection import Inspection
 from ropewalk.jobs.training.loop.layers import LayerWatch
 from ropewalk.jobs.training.loop.micro_batch import choose_micro_batch, lowered_when_exhausted
@@ -50,6 +51,7 @@ class Recipe:
     source: Source
     validation: Validation | None
     objective: Callable[[nn.Module, Group], Objective]  # builds a frozen reference or teacher on the same mesh, if it needs one
+    packs: str | None = None  # the key for which samples hold several documents, which the model must keep apart
     chat: bool = False  # the prompts of `samples` are messages to an assistant
 
 
@@ -88,6 +90,8 @@ def _start(
     trainer = _trainer(context, config, group, recipe, model=start.build(context, config, group), checkpoints=checkpoints)
     try:
         start.load(trainer)
+        if recipe.packs is not None and not start.resumes:
+            require_separate(trainer.state.model, group, recipe.packs)
         return start, trainer
     except DamagedCheckpointError:
         if not start.resumes:

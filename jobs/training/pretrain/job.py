@@ -7,9 +7,8 @@ from torch import nn
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
-from ropewalk.jobs.training.loop.documents import require_separate
 from ropewalk.jobs.training.loop.model import ModelPlan
-from ropewalk.jobs.training.loop.model_record import checkpoint_folder, tokenizer_of
+from ropewalk.jobs.training.loop.model_record import tokenizer_of
 from ropewalk.jobs.training.loop.objective import Objective, make_objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.source import TokenSource, check_sizes, validation_loader
@@ -17,7 +16,6 @@ from ropewalk.jobs.training.loop.token_data import weighted
 from ropewalk.jobs.training.loop.validation import held_out_tokens
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.sharding.group import Group, process_group
-from ropewalk.sharding.layout import complete_steps
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +40,8 @@ def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
         log.warning("no validation split with a sequence of %d tokens: there is no validation", config.seq_len)
         context.run.event("no_validation", seq_len=config.seq_len)
     start = tokenizer.record.end_of_document if config.separate_documents else None
-    fresh = group.broadcast_object(not complete_steps(checkpoint_folder(context.run)) if group.is_main else None)
 
-    def objective(model: nn.Module, group: Group) -> Objective:
-        if config.separate_documents and fresh and config.start_from is None:  # else weights are not there yet
-            require_separate(model, group, "separate_documents")
+    def objective(_model: nn.Module, _group: Group) -> Objective:
         return make_objective(config.objective, config.z_loss)
 
     return Recipe(
@@ -61,4 +56,5 @@ def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
             document_start=start,
         ),
         objective=objective,
+        packs="separate_documents" if config.separate_documents else None,
     )

@@ -96,6 +96,14 @@ def test_the_mask_is_that_of_transformers_and_a_page_shows_it(base: Path, data: 
     assert f"<title>{run.id} · Trained tokens</title>" in page
 
 
+def test_packing_is_checked_on_the_weights_of_another_run(base: Path, data: Path, root: Path) -> None:
+    donor = make_run(root, finetune_config(base, data, steps=2))
+    launch(donor, 1)
+    taker = make_run(root, finetune_config(base, data, steps=3, start_from={"run": donor.id}))
+    launch(taker, 1)
+    assert list(losses(taker)) == [3]
+
+
 @pytest.mark.parametrize("options", [{}, {"lora": {**LORA, "dropout": 0.1}, "neftune": 5.0}], ids=["full", "lora"])
 def test_killed_and_resumed_is_bit_identical(base: Path, data: Path, root: Path, options: dict[str, Any]) -> None:
     config = finetune_config(base, data, **options, steps=5, checkpoint={"every_steps": 2})

@@ -85,10 +85,12 @@ def promote(
     from ropewalk.jobs.models.registry.directory import model_directory
     from ropewalk.jobs.models.registry.promote import gates_of_version, register_judged
     from ropewalk.jobs.models.registry.promote import promote as move_alias
+    from ropewalk.jobs.runs.show.tables import console
 
     version = register_judged(model, to, name, force=force)
     gates_of_version(version, to, force)  # before the export, which is slow
-    directory = model_directory(version)  # exported now, so that serving it or rolling back to it is immediate
+    with console(stderr=True).status(f"exporting {version.id} ..."):  # so that serving it or rolling back to it is immediate
+        directory = model_directory(version)
     move = move_alias(version.id, to, root=version.root, force=force)
     if as_json:
         print_json({**move.plain(), "ref": version.ref, "directory": str(directory)})

@@ -215,7 +215,8 @@ def _print_dry_run(job: str, configs: list[Any], on: str, *, script: bool, as_js
         else:
             print(text.rstrip("\n"))
         return
-    planned = plan(job, configs, on, waits=waits)
+    with console(stderr=True).status("working out parameters, memory and time ..."):  # in a process of its own: some 8 s
+        planned = plan(job, configs, on, waits=waits)
     if as_json:
         print_json(planned.plain())
     else:

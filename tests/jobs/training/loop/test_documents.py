@@ -1,12 +1,13 @@
 """Documents masked from each other: a packed row computes what its documents compute alone."""
 
+import inspect
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, masking_utils
 
 from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
@@ -76,3 +77,9 @@ def test_a_source_gives_positions_to_samples_and_fillers(tmp_path: Path) -> None
     assert torch.equal((batch["position_ids"] == 0)[:, 1:], (batch["input_ids"] == end)[:, 1:])
     assert separate.filler().keys() == batch.keys()
     assert plain.filler().keys() == {"input_ids", "labels"}
+
+
+def test_transformers_finds_documents_by_the_function_that_is_replaced() -> None:
+    assert list(inspect.signature(masking_utils.find_packed_sequence_indices).parameters) == ["position_ids"]
+    uses = inspect.getsource(masking_utils).count("= find_packed_sequence_indices(position_ids)")
+    assert uses == 1

@@ -41,6 +41,7 @@ from ropewalk.cluster.run.context import STOP_VARIABLE
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import PollTimer
 from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.heartbeat import heart_file
 from ropewalk.cluster.run.project import PROJECT_VARIABLE
 from ropewalk.cluster.spec import Engine
 
@@ -113,7 +114,8 @@ class Agent:
         if self.engine is Engine.RANKS:
             self._start_forkserver()
         threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
-        monitor = Monitor(self.folder / names.NODES / f"node-{self.node}.jsonl", self.node, self.run_dir.path)
+        samples = self.folder / names.NODES / f"node-{self.node}.jsonl"
+        monitor = Monitor(samples, self.node, self.run_dir.path, heart=heart_file(self.stop_flag, 0))
         monitor.start()
         self.inspector.start(os.getpid())
         if self.node == 0:

@@ -12,6 +12,7 @@ import psutil
 
 from ropewalk.cluster.process.log_rotation import rotate, rotate_logs
 from ropewalk.cluster.run.files import append_line
+from ropewalk.cluster.run.heartbeat import read_beat, read_totals
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +72,24 @@ def _gpus() -> dict[str, float]:
     return values
 
 
+def time_sample(heart: Path | None) -> dict[str, Any]:
+    """Return the run's seconds by class until the last heartbeat, and the class since then, if rank 0 is on this node."""
+    totals, beat = (read_totals(heart), read_beat(heart)) if heart is not None else (None, None)
+    return {"run_seconds": totals, "run_class": beat.phase.time_class.value} if totals and beat else {}
+
+
 class Monitor:
     """Thread that appends samples to a file, and keeps the logs of this machine's processes small.
 
     A node whose file is no longer written or touched is dead or disconnected. After a day samples are a minute apart.
     """
 
-    def __init__(self, path: Path, node: int, logs: Path, interval_seconds: float = INTERVAL_SECONDS) -> None:
-        self._path, self._node, self._logs, self._interval_seconds = path, node, logs, interval_seconds
+    def __init__(
+        self, path: Path, node: int, logs: Path, *, heart: Path | None = None, interval_seconds: float = INTERVAL_SECONDS
+    ) -> None:
+        """Create the thread. `heart`: file of the heartbeats of the node's first rank."""
+        self._path, self._node, self._logs, self._heart = path, node, logs, heart
+        self._interval_seconds = interval_seconds
         self._started = self._sampled = self._rotated = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
@@ -103,7 +114,7 @@ class Monitor:
     def _look(self) -> None:
         now = time.monotonic()
         if now - self._started < DENSE_SECONDS or now - self._sampled >= SPARSE_SECONDS or self._ended.is_set():
-            append_line(self._path, sample(self._node))
+            append_line(self._path, {**sample(self._node), **time_sample(self._heart)})
             self._sampled = now
         else:
             os.utime(self._path)

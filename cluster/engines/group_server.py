@@ -119,7 +119,7 @@ class GroupServer:
                     self._server.send(decision.member, decision.message)
                 case GroupFormed(group, nodes):
                     log.info("group %d forms of %d nodes", group, nodes)
-                    self._event("group_formed", group=group, nodes=nodes)
+                    self._event("group_formed", group=group, nodes=nodes, attempt=self._attempt)
                 case RankLost(group, node, rank, code):
                     log.info("rank %d of group %d on node %d ended with %d", rank, group, node, code)
                     lost = {"rank": rank, "node": node, "exit_code": code, "attempt": self._attempt, "group": group}

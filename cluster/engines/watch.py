@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ropewalk.cluster.engines.activity import Activity, RankProcess, RankSample, activity, stop_marker
 from ropewalk.cluster.engines.stacks import Stack
-from ropewalk.cluster.run.heartbeat import Beat, Phase, read_beat
+from ropewalk.cluster.run.heartbeat import Beat, read_beat
+from ropewalk.cluster.run.phase_clock import Phase
 
 LONGEST_PAUSE_SECONDS = 0.25  # between two reads of heartbeats; in the rest of a longer pause this agent was suspended
 LEAST_SILENCE_SECONDS = 0.05  # before a rank is checked for a stop

@@ -9,30 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 
+from ropewalk.cluster.run.phase_clock import Phase, PhaseClock, TimeClass
+
 log = logging.getLogger(__name__)
-
-
-class Phase(IntEnum):
-    """Phase of a rank's work."""
-
-    NOTHING = 0  # no heartbeat yet
-    LOADING = 1
-    FIRST_STEP = 2  # the first steps of a group, slowed down by compilation, memory allocation and connections
-    STEP = 3
-    DATA = 4  # waits for the next batch
-    REPORT = 5  # writes metrics and events, or waits for their background writer
-    VALIDATION = 6
-    CHECKPOINT = 7
-    LEAVING = 8
-    ROLLOUT = 9  # generates samples for the next batch, or waits for other ranks that do
-    SPARE = 10  # has no work in this group
-
-    @property
-    def label(self) -> str:
-        return self.name.lower().replace("_", " ")
 
 
 FIRST_STEPS = 3  # of a group; not included in the mean step time
@@ -45,8 +26,10 @@ PATIENCE_SECONDS = 1800.0  # for a phase without measurements
 LONG_FACTOR = 10.0  # times the longest phase of its kind: for a rank that does not sleep, if that is more than `hung_seconds`
 
 # number of the heartbeat | group, phase, step, seconds allowed asleep and at all | longest time of each phase so far
+# | of rank 0: seconds of the run by class, until the phase began
 _NUMBER, _STATE, _LONGEST = struct.Struct("<q"), struct.Struct("<qqqdd"), struct.Struct(f"<{len(Phase)}d")
-_STATE_AT, _LONGEST_AT, _SIZE = 8, 64, 256
+_TOTALS = struct.Struct(f"<{len(TimeClass)}d")
+_STATE_AT, _LONGEST_AT, _TOTALS_AT, _SIZE = 8, 64, 160, 256
 
 
 def heart_file(stop_flag: Path, local_rank: int) -> Path:
@@ -123,6 +106,7 @@ class Heart:
         self._number = self._steps = 0
         self._phase, self._since = Phase.NOTHING, 0.0
         self._map = _open(path) if path is not None and hung_seconds is not None else None
+        self.phases = PhaseClock(clock)
         self.pace = Pace(hung_seconds or 0.0, list(_LONGEST.unpack_from(self._map, _LONGEST_AT)) if self._map else None)
 
     def begin(self, patience_seconds: float) -> None:
@@ -132,6 +116,7 @@ class Heart:
 
     def beat(self, phase: Phase, step: int = 0) -> None:
         """Record that the rank enters a phase at a step of the run."""
+        self.phases.enter(phase)
         if self._map is None:
             return
         now = self._clock()
@@ -145,6 +130,9 @@ class Heart:
         self._phase, self._since = phase, now
         # in this order: an agent that reads in between applies the old limits to the new phase, which has just begun
         _NUMBER.pack_into(self._map, 0, self._number)
+        # until it counts, no totals: those of the group before do not belong to this phase
+        totals = self.phases.seconds.values() if self.phases.counts_run else [0.0] * len(TimeClass)
+        _TOTALS.pack_into(self._map, _TOTALS_AT, *totals)
         limits = self.pace.asleep_seconds(phase), self.pace.allowed_seconds(phase)
         _STATE.pack_into(self._map, _STATE_AT, self._group, phase, step, *limits)
 
@@ -174,3 +162,17 @@ def read_beat(path: Path) -> Beat | None:
     (number,) = _NUMBER.unpack_from(raw)
     group, phase, step, asleep, allowed = _STATE.unpack_from(raw, _STATE_AT)
     return Beat(number, group, Phase(phase), step, asleep, allowed) if number else None
+
+
+def read_totals(path: Path) -> dict[str, float] | None:
+    """Return the seconds of the run by class, until the last heartbeat; None if the rank does not count them."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    totals = _TOTALS.unpack_from(raw, _TOTALS_AT) if len(raw) >= _SIZE else ()
+    return (
+        {name.value: round(seconds, 6) for name, seconds in zip(TimeClass, totals, strict=True) if seconds}
+        if any(totals)
+        else None
+    )

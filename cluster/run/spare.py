@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ropewalk.cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.cluster.run.heartbeat import Phase
+from ropewalk.cluster.run.phase_clock import Phase
 
 log = logging.getLogger(__name__)
 

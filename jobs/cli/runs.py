@@ -21,25 +21,33 @@ def ps(
     tree: Annotated[
         bool, typer.Option("--tree", help="show each run below the run that started it (pipeline steps, trials)")
     ] = False,
+    columns: Annotated[
+        str | None,
+        typer.Option("--columns", metavar="NAME,...", help="show these columns, such as run,state,goodput"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the runs that have not ended."""
     from ropewalk.cluster.errors import DamagedFileError
+    from ropewalk.cluster.run.directory import RunDir
     from ropewalk.cluster.text import counted
     from ropewalk.jobs.runs.show import status
     from ropewalk.jobs.runs.show.open_runs import open_runs
-    from ropewalk.jobs.runs.show.tables import ONE_LINE, console, runs_table
+    from ropewalk.jobs.runs.show.tables import ONE_LINE, PLAIN_COLUMNS, column_named, console, runs_table
 
+    shown = [column_named(name) for name in columns.split(",")] if columns is not None else PLAIN_COLUMNS
     runs, num_others = (status.all_runs(), 0) if include_finished or tree else open_runs(status.roots())
     try:
         rows = _rows(runs, include_finished=include_finished, tree=tree)
     except DamagedFileError:  # checked only after an error, so that a thousand runs are normally read once
         runs = status.readable(runs)
         rows = _rows(runs, include_finished=include_finished, tree=tree)
+    if column_named("goodput") in shown:
+        rows = [{**row, "goodput": status.run_goodput(RunDir(row["directory"])).share} for row in rows]
     if as_json:
         print_json(rows)
     elif rows:
-        console(piped_width=ONE_LINE).print(runs_table(rows), crop=False)
+        console(piped_width=ONE_LINE).print(runs_table(rows, columns=shown), crop=False)
     elif runs or num_others:
         print(f"no live runs; `ropewalk ps --all` lists {counted(len(runs) + num_others, 'finished run')}")
     else:

@@ -26,6 +26,8 @@ METRICS = {
     "train/tokens_per_second": Metric("tokens/s", "tokens of all ranks since the previous line", _TRAINING),
     "train/mfu": Metric("share", "model FLOPs utilization, on GPUs whose peak is known", _TRAINING),
     "train/position": Metric("samples", "number of the next sample of the run", _TRAINING),
+    "goodput/share": Metric("share", "training in the time for which the run had nodes, so far", _TRAINING),
+    "goodput/*_seconds": Metric("s", "time of this class since the submission, by rank 0's clock", _TRAINING),
     "system/rank_memory_gib": Metric("GiB", "largest memory of rank 0 so far", _TRAINING),
     "system/gpu_memory_gib": Metric("GiB", "largest memory of rank 0's GPU so far", _TRAINING),
     "validation/loss": Metric("nats", "loss on held-out samples", _TRAINING),

@@ -41,7 +41,7 @@ from ropewalk.cluster.process.fork_server import FORK_SERVER_VARIABLE, start_for
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import append_line, write_atomically
-from ropewalk.cluster.run.heartbeat import Phase
+from ropewalk.cluster.run.phase_clock import Phase
 from ropewalk.cluster.spec import RunState
 
 CONTROLLERS = Path("/sys/fs/cgroup")

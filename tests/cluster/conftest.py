@@ -30,7 +30,7 @@ class ToyRun:
         self.resources = Resources.model_validate(settings.pop("resources", {}))
         record = {
             "job": "toy",
-            "entry": f"tests.fakes.toy:{entry}",
+            "entry": entry if ":" in entry else f"tests.fakes.toy:{entry}",
             "engine": engine,
             "preload": ["torch", *settings.pop("preload", [])],
             "sidecars": [],

@@ -12,7 +12,8 @@ from ropewalk.cluster.engines.activity import Activity, ProcessSample, RankProce
 from ropewalk.cluster.engines.hang import Hangs
 from ropewalk.cluster.engines.stacks import Frame, Stack, Thread
 from ropewalk.cluster.engines.watch import STOPPED_SECONDS, Watch
-from ropewalk.cluster.run.heartbeat import PATIENCE_SECONDS, Heart, Pace, Phase, heart_file, read_beat
+from ropewalk.cluster.run.heartbeat import PATIENCE_SECONDS, Heart, Pace, heart_file, read_beat
+from ropewalk.cluster.run.phase_clock import Phase
 
 HUNG = 300.0
 LOOK = 0.05

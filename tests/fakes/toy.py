@@ -12,7 +12,7 @@ from typing import Any
 from ropewalk.cluster.errors import ConfigError, GateError, StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import append_line, read_json, write_json
-from ropewalk.cluster.run.heartbeat import Phase
+from ropewalk.cluster.run.phase_clock import Phase
 
 
 def variables(context: JobContext) -> dict[str, Any]:

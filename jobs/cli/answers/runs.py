@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from ropewalk.cluster.run.phase_clock import TimeClass
 from ropewalk.jobs.cli.answers.base import Answer, OpenAnswer, Seconds
 
 State = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "REFUSED", "CANCELLED", "PREEMPTED", "REQUEUED", "UNKNOWN"]
@@ -93,6 +94,7 @@ class RunRow(Answer):
     progress: Progress | None
     directory: str
     wandb: str | None = Field(description="address of the W&B page")
+    goodput: float | None = Field(None, description="share of useful time, with `--columns goodput`")
 
 
 class TreeRow(RunRow):
@@ -132,6 +134,16 @@ class Event(OpenAnswer):
     time: Seconds
 
 
+class Goodput(Answer):
+    """Time of a run by class; the seconds sum to the time since the submission."""
+
+    share: float | None = Field(
+        description="training, or running, in the time for which the run had nodes; null before it had any"
+    )
+    seconds: dict[TimeClass, float] = Field(description="by class; those without time are left out")
+    node_seconds: dict[TimeClass, float]
+
+
 class RunPage(RunRow):
     """A run in `show`. Jobs add keys: `trials` of a sweep, `address` of a serving run, ..."""
 
@@ -140,6 +152,7 @@ class RunPage(RunRow):
     steps: int | dict[str, Any] | None = Field(description="of a pipeline its steps by name")  # type: ignore[assignment]
     results: dict[str, Any]
     metrics: dict[str, Any]
+    goodput: Goodput  # type: ignore[assignment]
     attempt_list: list[AttemptRow]
     config: dict[str, Any] | None
     resources: dict[str, Any] | None

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 TRANSMIT_SECONDS = 1.0
 _INTERVAL = "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL"
 MOST_ATTEMPTS = 20  # newest attempts listed in the notes
+_NO_SAMPLES = frozenset({"time", "node", "run_seconds", "run_class"})  # keys of a node's sample
 FLUSH_SECONDS = 1  # flush interval of W&B's file
 # direction of validation metrics
 BEST = {
@@ -48,6 +49,7 @@ class WandbRun:
         for name, best in BEST.items():
             self._wandb.define_metric(f"validation/{name}", step_metric="train/step", summary=f"{best},last")
         self._wandb.define_metric("system/*", step_metric="system/time")
+        self._wandb.define_metric("goodput/*", step_metric="system/time")
 
     @property
     def url(self) -> str | None:
@@ -152,7 +154,7 @@ def _shown(line: Line) -> dict[str, Any]:
             summary = {f"system/{key}": value for key, value in {**over_nodes, **outliers, "nodes": values["nodes"]}.items()}
             return {**summary, "system/time": values["time"]}
     node = values.get("node", 0)
-    samples = {f"system/node-{node}/{key}": value for key, value in values.items() if key not in {"time", "node"}}
+    samples = {f"system/node-{node}/{key}": value for key, value in values.items() if key not in _NO_SAMPLES}
     return {**samples, "system/time": values["time"]}
 
 

@@ -57,6 +57,7 @@ EVENTS: dict[str, str] = {
     "no_validation": "",
     "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
     "started_from": "started from the checkpoint of step {step} of {run}",
+    "time_counted": "",
     "stopped": "saved and stopped at step {step}",
     "whole_logits": "computes whole logits, which takes more memory: {reason}",
     # fine-tuning

@@ -16,6 +16,7 @@ from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.run.names import WANDB_ADDRESS
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.registry import view_class
+from ropewalk.jobs.results.goodput import Goodput, goodput_of
 from ropewalk.jobs.results.metrics import broken_lines, latest_metrics
 from ropewalk.jobs.runs.show.hangs import join_hangs
 
@@ -169,6 +170,11 @@ def summary(run: RunDir, state: BackendState, attempts: Sequence[int] | None = N
     }
 
 
+def run_goodput(run: RunDir) -> Goodput:
+    """Return where the time of a run went."""
+    return goodput_of(run, trains=bool(_view_class(str(run.record.get("job"))).trains))
+
+
 def _result_words(run: RunDir) -> str:
     return str(_view_class(str(run.record.get("job")))(run).result_words())
 
@@ -191,6 +197,7 @@ def details(run: RunDir) -> dict[str, Any]:
         **summary(run, state),
         "results": run.results(),
         "metrics": latest_metrics(run),
+        "goodput": run_goodput(run).plain(),
         "attempt_list": attempts,
         "config": record.get("config"),
         "resources": record.get("resources"),

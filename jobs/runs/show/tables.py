@@ -10,15 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ropewalk.cluster.backends.base import Check
+from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.text import counted, format_bytes
+from ropewalk.jobs.results.goodput import SECTION
 from ropewalk.jobs.results.meanings import meaning_of
-from ropewalk.jobs.results.metrics import broken_words
+from ropewalk.jobs.results.metrics import OWN_KEYS, broken_words
 from ropewalk.jobs.runs.show.events import format_event, without_cause
 from ropewalk.jobs.runs.show.fitted_tables import DROPPED, FittedTable, LongTable
 
 LONG_LIST = 200  # rows
 ATTEMPT_DROPPED = ("NODES", "EXIT", "TOOK", "HANDLE")  # of the table of attempts
+BAR_WIDTH = 20  # cells of a bar of all
 ONE_LINE = 10_000  # cells: a width at which no row of a table wraps, for grep
 _HASH = re.compile(r"[0-9a-f]{40,}")
 COLORS = {
@@ -54,10 +57,25 @@ def table(*columns: str, title: str | None = None, dropped: Sequence[str] = DROP
     return FittedTable(*columns, title=title, dropped=dropped)
 
 
-def runs_table(rows: Sequence[Mapping[str, Any]], now: float | None = None) -> RenderableType:
-    """Render the output of `ps`."""
-    columns = ("RUN", "JOB", "STATE", "PROGRESS", ">LOSS", ">NODES", ">ATTEMPT", ">AGE", "CLUSTER", "REASON")
-    cells = [_run_cells(row, now or time.time()) for row in rows]
+COLUMNS = ("RUN", "JOB", "STATE", "PROGRESS", ">LOSS", ">NODES", ">ATTEMPT", ">AGE", "CLUSTER", "REASON", ">GOODPUT")  # of `ps`
+PLAIN_COLUMNS = COLUMNS[:-1]
+
+
+def column_named(name: str) -> str:
+    """Return a column of `ps` by its name in any case. Raises ConfigError."""
+    by_name = {column.lstrip(">").lower(): column for column in COLUMNS}
+    if name.strip().lower() not in by_name:
+        raise ConfigError(f"--columns: unknown column {name!r}; columns: {', '.join(by_name)}")
+    return by_name[name.strip().lower()]
+
+
+def runs_table(
+    rows: Sequence[Mapping[str, Any]], now: float | None = None, columns: Sequence[str] = PLAIN_COLUMNS
+) -> RenderableType:
+    """Render the output of `ps` with some of COLUMNS."""
+    indices = [COLUMNS.index(column) for column in columns]
+    all_cells = [_run_cells(row, now or time.time()) for row in rows]
+    cells = [tuple(row[index] for index in indices) for row in all_cells]
     styles = [COLORS.get(row["state"], "") for row in rows]
     if len(rows) > LONG_LIST:
         return LongTable(columns, cells, styles)
@@ -79,6 +97,7 @@ def _run_cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
         duration(now - row["created"]) if row["created"] else "",
         str(row["cluster"] or ""),
         shorten(row["reason"] or "", 60),
+        "" if row.get("goodput") is None else f"{row['goodput']:.1%}",
     )
 
 
@@ -124,7 +143,10 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
     results = details["results"] or {}
     if results:
         parts.append(values_table(results, "results"))
-    metrics = {k: v for k, v in details["metrics"].items() if k not in {"step", "attempt", "time"} and results.get(k) != v}
+    if details["goodput"]["seconds"]:
+        parts.append(_goodput(details["goodput"]))
+    shown = {k: v for k, v in details["metrics"].items() if not k.startswith(SECTION)}  # those are in the table above
+    metrics = {k: v for k, v in shown.items() if k not in OWN_KEYS and results.get(k) != v}
     if metrics:
         parts.append(values_table(metrics, f"metrics, last at step {details['metrics']['step']}"))
     lines = [text for event in details["events"] if (text := format_event(event))]
@@ -151,6 +173,19 @@ def _attempts(attempts: Sequence[Mapping[str, Any]], reason: str) -> Table:
             "" if seconds is None else duration(seconds),
             *([cause] if any(causes) else []),
         )
+    return rows
+
+
+def _goodput(values: Mapping[str, Any]) -> Table:
+    """Return a row per class of time, with a bar of its share, longest first."""
+    seconds, share = values["seconds"], values["share"]
+    total = sum(seconds.values())
+    title = "time" if share is None else f"time, goodput {share:.1%}"
+    rows = table("", ">TIME", ">SHARE", "BAR", ">NODE-TIME", title=title, dropped=("BAR", "NODE-TIME"))
+    for name, of_class in sorted(seconds.items(), key=lambda item: -item[1]):
+        bar = "█" * round(BAR_WIDTH * of_class / total)
+        node_time = duration(values["node_seconds"].get(name, 0.0))
+        rows.add_row(name.replace("_", " "), duration(of_class), f"{of_class / total:.1%}", bar, node_time)
     return rows
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ropewalk.cluster.errors import StopRequested
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.cluster.run.heartbeat import Phase
+from ropewalk.cluster.run.phase_clock import Phase
 from ropewalk.datapipe.loader.order import hash_words
 from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch

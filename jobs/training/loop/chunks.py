@@ -10,7 +10,7 @@ import xxhash
 
 from ropewalk.cluster.errors import StopRequested
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.cluster.run.heartbeat import Phase
+from ropewalk.cluster.run.phase_clock import Phase
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.manifest import checksum_of_file
 from ropewalk.jobs.training.loop.model_record import Weights

@@ -166,13 +166,15 @@ class ModelStart:
 
     def load(self, trainer: Trainer) -> None:
         """Load the checkpoint, if there is one, and record where the run starts from."""
+        if self.checkpoint is not None and self.source_run is None:
+            trainer.resume(*self.checkpoint)
+            return
+        trainer.report.start(0.0)  # steps of earlier groups, if there are any, are repeated
         if self.checkpoint is None:
             if self.plan.weights is not None:
                 trainer.report.event("initialized_from", **self.plan.weights.model_dump(exclude_none=True))
             return
-        if self.source_run is None:
-            trainer.resume(*self.checkpoint)
-            return
+        assert self.source_run is not None
         step = trainer.load(*self.checkpoint, or_older=self.any_step).step
         trainer.checkpoints.last_step = None  # this run has saved nothing yet
         trainer.progress.leave_run()

@@ -7,8 +7,9 @@ from typing import Any
 from ropewalk.cluster.run.background import BackgroundWriter
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import append_lines, write_json
-from ropewalk.cluster.run.heartbeat import Phase
 from ropewalk.cluster.run.names import HISTOGRAMS
+from ropewalk.cluster.run.phase_clock import Phase
+from ropewalk.jobs.results.goodput import COUNTED
 from ropewalk.jobs.results.metrics import MetricLog
 from ropewalk.jobs.results.readable import add_rows
 from ropewalk.jobs.training.loop.layers import EDGES, LayerStats
@@ -16,6 +17,7 @@ from ropewalk.jobs.training.loop.samples import COLUMNS, TABLE, Row
 from ropewalk.jobs.training.loop.state import Progress
 from ropewalk.jobs.training.loop.step import StepStats
 from ropewalk.jobs.training.loop.throughput import Meter
+from ropewalk.jobs.training.loop.time_account import TimeAccount
 from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)
@@ -38,10 +40,30 @@ class Report:
         self._step = 0  # last reported
         self._reported = self._logged = 0.0
         self._rates: dict[str, float] = {}
+        self._time = TimeAccount(context) if group.is_main else None
+
+    def start(self, training_seconds: float | None) -> None:
+        """Begin at a checkpoint, or go back to it. `training_seconds`: what counted when it was saved, None if unknown."""
+        if self._time is not None:
+            self._time.go_back(training_seconds)
+            self._event(COUNTED, self._time.record())
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of training that count, on rank 0."""
+        return self._time.training_seconds if self._time is not None else 0.0
+
+    def lose(self) -> None:
+        """Report that the current step is lost."""
+        if self._time is not None:
+            self._event(COUNTED, self._time.record(lost=True))
 
     def event(self, kind: str, **fields: Any) -> None:
+        self._log("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))
+        self._event(kind, fields)
+
+    def _event(self, kind: str, fields: dict[str, Any]) -> None:
         if self._writer is not None:
-            self._log("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))
             where = {"attempt": self._context.attempt, "group": self._context.group}
             self._writer.put(self._write_events, {"event": kind, "time": time.time(), **where, **fields})
 
@@ -62,7 +84,8 @@ class Report:
                 "train/position": stats.position,
                 **{f"train/{name}": value for name, value in stats.metrics.items()},
             }
-            self._writer.put(self._metrics.write, self._metrics.line(stats.step, {**values, **speed}, _wall_time(stats)))
+            values |= {**speed, **self._time.metrics()} if self._time is not None else speed
+            self._writer.put(self._metrics.write, self._metrics.line(stats.step, values, _wall_time(stats)))
         if (now := time.monotonic()) - self._reported > _PROGRESS_SECONDS:
             self._reported = now
             self._progress(stats.step)
@@ -95,8 +118,9 @@ class Report:
 
     def close(self, step: int) -> None:
         """Report the last step, and wait until everything is on disk."""
-        if self._is_main:
+        if self._time is not None:
             self._progress(step)
+            self._event(COUNTED, self._time.record())
         self.flush()
 
     def flush(self) -> None:

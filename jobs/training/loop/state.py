@@ -29,6 +29,7 @@ class Progress:
     recent_loss: float = 0.0  # summed over the steps since the last validation
     recent_steps: int = 0
     finished: bool = False
+    training_seconds: float | None = None  # of the run so far, that count; None: unknown
 
     @classmethod
     def of(cls, manifest: CheckpointManifest) -> "Progress":
@@ -48,6 +49,7 @@ class Progress:
     def leave_run(self) -> None:
         """Reset the values that belong to the run of the checkpoint: its end, and its best validation."""
         self.finished, self.best_validation, self.best_step, self.validations_without_gain = False, None, None, 0
+        self.training_seconds = None
 
     def take_gap(self, loss: float) -> float | None:
         """Return the validation loss minus the mean training loss since the last validation, and reset that mean.

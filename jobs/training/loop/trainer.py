@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ropewalk.cluster.errors import NumericsError, StopRequested
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.cluster.run.heartbeat import Phase
+from ropewalk.cluster.run.phase_clock import Phase
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.loader.prefetch import prefetch, tell_ahead
 from ropewalk.jobs.training.loop.anomalies import Anomalies
@@ -79,6 +79,8 @@ class Trainer:
             with suppress(Exception):  # this error, or a consequence of it
                 if not isinstance(error, NumericsError):
                     self._report_ended()
+                if not isinstance(error, StopRequested):
+                    self.report.lose()
                 self.report.flush()
             raise
         finally:
@@ -223,6 +225,7 @@ class Trainer:
         manifest = self.load(folder, manifest)
         checkpoint = directory_of(manifest.step)
         self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, world_size=self.train_step.group.world_size)
+        self.report.start(self.progress.training_seconds)
 
     def load(self, folder: StoragePath, manifest: CheckpointManifest, *, or_older: bool = True) -> CheckpointManifest:
         """Load weights, optimizer and progress of a checkpoint, or of an older one if it is damaged; returns which."""
@@ -236,6 +239,7 @@ class Trainer:
         """Copy the state and start to save it in the background."""
         progress = self.progress
         self._enter(Phase.CHECKPOINT)
+        progress.training_seconds = self.report.training_seconds
         self.checkpoints.save(self.state.tensors, step=progress.step, position=progress.position, progress=progress.to_dict())
 
     def _leave(self) -> None:

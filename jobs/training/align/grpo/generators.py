@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.cluster.run.heartbeat import Phase
+from ropewalk.cluster.run.phase_clock import Phase
 from ropewalk.jobs.training.align.grpo.chunks import ChunkGenerator
 from ropewalk.jobs.training.align.grpo.engines import generate_function
 from ropewalk.jobs.training.align.grpo.requests import ChunkRequest, ChunkRequests

@@ -10,7 +10,7 @@ from torch import nn
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.cluster.run.heartbeat import Phase
+from ropewalk.cluster.run.phase_clock import Phase
 from ropewalk.datapipe.tokens.tokenizer import Encoder
 from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.grpo.chunks import ChunkGenerator

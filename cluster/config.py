@@ -1,7 +1,9 @@
 """Configuration keys that every job has, as frozen pydantic models."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -47,9 +49,27 @@ def check_variables(variables: Mapping[str, str], secret_remedy: str) -> None:
             raise ValueError(f"variable {name!r}: a name consists of letters, digits and _, and does not begin with a digit")
 
 
+_relative: ContextVar[set[str] | None] = ContextVar("relative paths", default=None)
+
+
+@contextmanager
+def relative_paths(paths: set[str]) -> Iterator[None]:
+    """Collect the paths that configurations made in the block give relative to the current directory, as absolute ones."""
+    token = _relative.set(paths)
+    try:
+        yield
+    finally:
+        _relative.reset(token)
+
+
 def absolute(path: str) -> str:
     """Make a local path absolute; return a URL (s3://...) unchanged."""
-    return path if re.match(r"^[a-z0-9+]+:", path) else str(Path(path).expanduser().absolute())
+    if re.match(r"^[a-z0-9+]+:", path):
+        return path
+    result = str(Path(path).expanduser().absolute())
+    if (paths := _relative.get()) is not None and not path.startswith(("/", "~")):
+        paths.add(result)
+    return result
 
 
 # Maps a path of a cluster to this machine's path of the same file; None: not visible here, so it cannot be checked.

@@ -47,6 +47,11 @@ class SlurmBackend(Backend):
     def __init__(self, profile: Profile, slurm: Slurm | None = None) -> None:
         super().__init__(profile)
         self.profile = load_section(SlurmProfile, profile.options, f"cluster {profile.name!r}")
+        if self.profile.host is not None:
+            raise ConfigError(
+                f"cluster {profile.name!r}: its runs are on {self.profile.host}, which only commands reach: `ropewalk ... --on"
+                f" {profile.name}`"
+            )
         self.slurm = slurm or Slurm()
 
     # --- submitting

@@ -1,7 +1,7 @@
 """Configuration keys of a Slurm cluster in the profile file."""
 
 import re
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -41,6 +41,11 @@ class SlurmProfile(Section):
     """Profile of one Slurm cluster; every key is optional. Options of sbatch have sbatch's names."""
 
     runs: str | None = Field(default=None, description="runs directory, on a file system that all nodes share")
+    host: str | None = Field(
+        default=None,
+        description="login node, as ssh knows it; commands run there, and `runs` and absolute paths are paths there",
+    )
+    ssh: tuple[str, ...] = Field(default=("ssh",), min_length=1, description="command that reaches `host`, with further options")
     partition: str | None = Field(default=None, description="partition, or several: a,b")
     account: str | None = Field(default=None, description="account that the time is charged to")
     qos: str | None = Field(default=None, description="quality of service")
@@ -58,6 +63,19 @@ class SlurmProfile(Section):
     container: Container | None = Field(default=None, description="container image in which agents run")
     interface: str | None = Field(default=None, description="network interface for NCCL and gloo, such as ib0")
     requeue_at_once: bool = Field(default=True, description="skip the two minutes that Slurm lets a requeued job wait")
+
+    @field_validator("host")
+    @classmethod
+    def _one_word(cls, host: str | None) -> str | None:
+        if host is not None and (not host or host.startswith("-") or host.split() != [host]):
+            raise ValueError(f"must be a name that ssh knows, such as login.big or me@login.big, is {host!r}")
+        return host
+
+    @model_validator(mode="after")
+    def _root_there(self) -> Self:
+        if self.host is not None and self.runs is None:
+            raise ValueError("`host` needs `runs`, the directory of the runs there")
+        return self
 
     @field_validator("sbatch")
     @classmethod

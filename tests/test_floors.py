@@ -73,7 +73,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"slurm.times", "slurm.profile"},
         {"slurm.commands"},
         {"slurm.cluster_info", "slurm.job_lookup", "slurm.batch"},
-        {"slurm.submission", "slurm.runtime", "slurm.status", "slurm.lab"},
+        {"slurm.submission", "slurm.runtime", "slurm.status", "slurm.lab", "slurm.ssh"},
         {"slurm.backend"},
     ),
 }

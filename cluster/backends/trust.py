@@ -14,7 +14,7 @@ from typing import Any
 from ropewalk.cluster.errors import ConfigError
 
 # keys of the built-in backends that start programs, or change what programs do, on this machine or in a submitted job
-PROGRAM_KEYS = ("kubeconfig", "setup", "python", "container", "environment", "sbatch", "image", "pod")
+PROGRAM_KEYS = ("host", "ssh", "kubeconfig", "setup", "python", "container", "environment", "sbatch", "image", "pod")
 BUILT_IN = frozenset({"local", "slurm", "k8s"})
 HARMLESS_KEYS = frozenset({"backend", "runs"})  # of other backends, whose keys are unknown here, all others count
 LONGEST_VALUE = 60

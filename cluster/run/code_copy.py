@@ -1,12 +1,13 @@
 """Verification of code copies, which are named by git's hash of their tree."""
 
-import hashlib
 import logging
 import os
 import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
+
+from ropewalk.cluster.run.content_tree import git_hash
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,10 @@ def _tree(folder: Path) -> bytes:
         name = os.fsencode(path.name)
         if path.is_symlink() or not path.is_dir():
             mode, content = _file(path)
-            entries[name] = b"%s %s\0%s" % (mode, name, _hash(b"blob", content))
-        elif path.name != CACHE and (inner := _tree(path)) != _hash(b"tree", b""):  # git has no empty folders
+            entries[name] = b"%s %s\0%s" % (mode, name, git_hash(b"blob", content))
+        elif path.name != CACHE and (inner := _tree(path)) != git_hash(b"tree", b""):  # git has no empty folders
             entries[name + b"/"] = b"40000 %s\0%s" % (name, inner)
-    return _hash(b"tree", b"".join(entries[name] for name in sorted(entries)))
+    return git_hash(b"tree", b"".join(entries[name] for name in sorted(entries)))
 
 
 def _file(path: Path) -> tuple[bytes, bytes]:
@@ -56,10 +57,6 @@ def _file(path: Path) -> tuple[bytes, bytes]:
     if not path.is_file():
         raise OSError(f"{path} is not a regular file")
     return b"100755" if path.stat().st_mode & 0o100 else b"100644", path.read_bytes()
-
-
-def _hash(kind: bytes, content: bytes) -> bytes:
-    return hashlib.sha1(b"%s %d\0%s" % (kind, len(content), content), usedforsecurity=False).digest()
 
 
 def _remove_bytecode(folder: Path) -> None:

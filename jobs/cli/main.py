@@ -30,6 +30,7 @@ from ropewalk.jobs.cli import (
     sweep,
 )
 from ropewalk.jobs.cli.json_output import print_json
+from ropewalk.jobs.cli.ssh.command import ClusterCommand, with_cluster
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks for completions
 # errors of a file system that are a user's mistake: wrong path, no permission, no space
@@ -145,9 +146,12 @@ SETTINGS: dict[object, dict[str, Any]] = {
     run.submit: OWN_HELP,
     site.lab: {**OWN_HELP, "ignore_unknown_options": True},
 }
+ON_THIS_MACHINE = frozenset({run.check, site.quickstart, site.trust, site.lab, explain.help_})
 for _panel, _commands in PANELS.items():
     for _command in _commands:
-        app.command(_command.__name__.rstrip("_"), rich_help_panel=_panel, context_settings=SETTINGS.get(_command))(_command)
+        app.command(
+            _command.__name__.rstrip("_"), rich_help_panel=_panel, context_settings=SETTINGS.get(_command), cls=ClusterCommand
+        )(_command if _command in ON_THIS_MACHINE else with_cluster(_command))
 
 
 def main() -> None:

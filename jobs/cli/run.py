@@ -52,7 +52,7 @@ def run(
         raise ConfigError(f"{option} cannot be combined with --resume: nothing new would be submitted")
     if resumed:
         return follow_to_end(resume_as(job, config, overrides or [], resumed), as_json)
-    configured = configure(job, config, _with_program(context, job, overrides, config))
+    configured = configure(job, config, with_program(context, job, overrides, config))
     if dry_run or script:
         return _print_dry_run(job, [configured], on, script=script, as_json=as_json)
     started = submit(job, configured, on, command=_command())
@@ -96,7 +96,7 @@ def submit(
 
     conditions = [split_dependency(text) for text in after or []]
     predecessors = [Dependency(find_run(ref), condition) for condition, ref in conditions]
-    configs = configure_each(job, config, _with_program(context, job, overrides, config), each or [])
+    configs = configure_each(job, config, with_program(context, job, overrides, config), each or [])
     if dry_run or script:
         return _print_dry_run(job, configs, on, script=script, as_json=as_json, waits=bool(predecessors))
     runs = submit_many(job, configs, on, after=predecessors, at_once=at_once, command=_command())
@@ -118,8 +118,8 @@ def check(
     """Check a job file without its data: keys, their combinations, and your own modules, which are imported."""
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.runs.submit.plan import changed_keys
+    from ropewalk.jobs.runs.submit.records import needs_own_code
     from ropewalk.jobs.runs.submit.submit import check as check_file
-    from ropewalk.jobs.runs.submit.submit import needs_own_code
 
     if config is None:
         raise ConfigError("no job file; write: ropewalk check -c FILE.yaml")
@@ -189,7 +189,7 @@ def _help(context: typer.Context, job: str | None, every_key: bool) -> None:
     return print_jobs()
 
 
-def _with_program(context: typer.Context, job: str, overrides: list[str] | None, config: Path | None) -> list[str]:
+def with_program(context: typer.Context, job: str, overrides: list[str] | None, config: Path | None) -> list[str]:
     """Return the overrides, with the program after `--` as the key `command`. Raises ConfigError for other jobs."""
     from ropewalk.cluster.errors import ConfigError
 

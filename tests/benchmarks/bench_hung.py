@@ -25,7 +25,7 @@ from ropewalk.cluster.backends.profiles import load_backend
 from ropewalk.cluster.process.kill import writers_of
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
-from ropewalk.jobs.runs.submit.submit import make_record
+from ropewalk.jobs.runs.submit.records import make_record
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.jobs.training.pretrain.job import main as pretrain
 from tests.benchmarks.bench_recovery import config as recovery_config

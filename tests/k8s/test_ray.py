@@ -15,7 +15,7 @@ from ropewalk.cluster.run.files import read_lines
 from ropewalk.cluster.run.names import AGENTS
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.preprocess.config import PreprocessConfig
-from ropewalk.jobs.runs.submit.submit import make_record
+from ropewalk.jobs.runs.submit.records import make_record
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, until

@@ -38,7 +38,8 @@ from ropewalk.jobs.orchestration.sweep.trial_runs import await_end, end_run
 from ropewalk.jobs.orchestration.sweep.watchdog import Watchdog
 from ropewalk.jobs.runs.show.status import final_outcome
 from ropewalk.jobs.runs.submit.launcher import launcher
-from ropewalk.jobs.runs.submit.submit import dry_run_directory, make_record
+from ropewalk.jobs.runs.submit.records import make_record
+from ropewalk.jobs.runs.submit.submit import dry_run_directory
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.show.follow import Watch
 from ropewalk.jobs.runs.show.status import final_outcome
 from ropewalk.jobs.runs.submit.launcher import ask
-from ropewalk.jobs.runs.submit.submit import make_record
+from ropewalk.jobs.runs.submit.records import make_record
 
 log = logging.getLogger(__name__)
 

@@ -45,7 +45,7 @@ class SweepView(RunView):
         """Return the number of trials, the first ones, and the work of each."""
         from ropewalk.jobs.orchestration.sweep.checks import sample_config
         from ropewalk.jobs.registry import find_job, view_class
-        from ropewalk.jobs.runs.submit.submit import make_record
+        from ropewalk.jobs.runs.submit.records import make_record
 
         sample, spec = sample_config(config), find_job(config.job)
         trial = view_class(config.job)(RunDir(self.run.path, record=make_record(config.job, sample, "local", {})))

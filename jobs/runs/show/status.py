@@ -29,8 +29,12 @@ def roots() -> list[Path]:
     """Return the directories of runs: the default one, and those in the profile file."""
     path = profile_file()
     profiles = read_profiles() if path and path.is_file() else {}
-    configured = [Path(p["runs"]).expanduser() for p in profiles.values() if isinstance(p, dict) and p.get("runs")]
+    configured = [Path(p["runs"]).expanduser() for p in profiles.values() if _has_runs_here(p)]
     return list(dict.fromkeys([runs_root(), *configured]))
+
+
+def _has_runs_here(profile: Any) -> bool:
+    return isinstance(profile, dict) and bool(profile.get("runs")) and not profile.get("host")  # else on a login node
 
 
 def find_run(ref: str) -> RunDir:

@@ -13,8 +13,9 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import dated_label
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.status import GONE, settle
+from ropewalk.jobs.runs.submit.records import make_record, needs_own_code, project_record
 from ropewalk.jobs.runs.submit.resume import resume
-from ropewalk.jobs.runs.submit.submit import make_record, needs_own_code, project_record, start_with_needed
+from ropewalk.jobs.runs.submit.submit import start_with_needed
 
 ORIGIN = ("created", "versions", "command", "code", "directory")  # of the parent's record: children run the same code
 

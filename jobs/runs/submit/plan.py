@@ -14,7 +14,8 @@ from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.text import format_value
 from ropewalk.jobs.runs.show.view import view_of
 from ropewalk.jobs.runs.submit.provenance import mask_secrets
-from ropewalk.jobs.runs.submit.submit import DryRun, dry_run, needs_own_code, start_of
+from ropewalk.jobs.runs.submit.records import needs_own_code
+from ropewalk.jobs.runs.submit.submit import DryRun, dry_run, start_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.origin import current_origin
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.show.remote import write_to_original
 from ropewalk.jobs.runs.show.status import GONE, final_outcome, find_run, settle
 from ropewalk.jobs.runs.submit.inputs import Inputs
+from ropewalk.jobs.runs.submit.once import submit_once
 from ropewalk.jobs.runs.submit.provenance import mask_secrets
-from ropewalk.jobs.runs.submit.submit import check_inputs, project_record, start_with_needed, submission_record
+from ropewalk.jobs.runs.submit.records import project_record, submission_record
+from ropewalk.jobs.runs.submit.submit import check_inputs, start_with_needed
 
 FIXED_KEYS = ("data", "model", "seed")  # of a run: its checkpoints and the order of its samples depend on them
 
@@ -28,6 +32,21 @@ def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[Dependenc
 
     Runs that it depends on are resumed too. Raises RopewalkError.
     """
+
+    def start(_: Sequence[RunDir]) -> None:
+        _resume(run, overrides, after, new_code=new_code)
+
+    def complete(_: RunDir) -> None:
+        with suppress(AlreadyRunningError):
+            start([])
+
+    if (origin := current_origin()) is not None:
+        submit_once(origin, run.path.parent, lambda: [run], start, complete)
+    else:
+        start([])
+
+
+def _resume(run: RunDir, overrides: Sequence[str], after: Sequence[Dependency], *, new_code: bool) -> None:
     state = settle(run)
     if state.state is RunState.SUCCEEDED:
         longer = (

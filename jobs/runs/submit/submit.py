@@ -1,8 +1,8 @@
 """Submission of runs."""
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,22 +10,21 @@ from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
 from ropewalk.cluster.backends.recovery import has_agents
 from ropewalk.cluster.backends.submission import Dependency, broken_dependencies, end_unstarted
-from ropewalk.cluster.config import CodeConfig, JobConfig, PathView, Resources
+from ropewalk.cluster.config import JobConfig, PathView, Resources
 from ropewalk.cluster.config_reader import apply_override, load_config, problems_of, read_job_file, read_yaml
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.run.files import dated_label
-from ropewalk.cluster.run.project import project_directory
+from ropewalk.cluster.run.origin import current_origin
 from ropewalk.jobs.registry import JOBS, config_of, find_job, view_class
 from ropewalk.jobs.runs.show.view import RunView, view_of
 from ropewalk.jobs.runs.submit.combinations import combinations
 from ropewalk.jobs.runs.submit.gpus import set_gpus
 from ropewalk.jobs.runs.submit.inputs import FetchedInput, Inputs
-from ropewalk.jobs.runs.submit.provenance import mask_argument, mask_secrets, versions
-from ropewalk.jobs.runs.submit.snapshot import checkout, code_of, code_state, project_of, take_snapshot
+from ropewalk.jobs.runs.submit.once import submit_once
+from ropewalk.jobs.runs.submit.records import make_record, project_record, submission_record
 
-SIDECARS = ("ropewalk.jobs.runs.mirror.sidecar",)
-TRACKERS_SIDECAR, TRACKERS = "ropewalk.jobs.runs.mirror.trackers", "ropewalk.trackers"  # a module; a group of entry points
+TRACKERS = "ropewalk.trackers"  # a group of entry points
 
 
 def job_named_by(file: Path, command: str = "run") -> str:
@@ -75,61 +74,6 @@ def configure_each(job: str, file: Path | None, overrides: Sequence[str], each: 
     for override in overrides:
         apply_override(values, override)
     return [load_config(kind, values, combination) for combination in combinations(each)]
-
-
-def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the content of run.yaml. Secrets are masked, and the environment is not recorded."""
-    spec = find_job(job)
-    return {
-        "job": spec.name,
-        "entry": spec.entry,
-        "engine": (config.preferred_engine() or spec.engine).value,
-        "preload": list(spec.preload),
-        "sidecars": [*SIDECARS, *([TRACKERS_SIDECAR] if config.trackers else [])],
-        "config": mask_secrets(config.model_dump(mode="json")),
-        "resources": config.resources.model_dump(mode="json"),
-        "cluster": cluster_name,
-        **({} if config.asks_hub() else {"offline": True}),
-        **({} if config.has_checkpoints else {"checkpoints": False}),
-        **({"required_environment": dict(required)} if (required := config.required_environment()) else {}),
-        **mask_secrets(config.extra_record(cluster_name)),
-        **origin,
-    }
-
-
-def submission_record(command: Sequence[str], root: Path | None = None) -> dict[str, Any]:
-    """Return the part of run.yaml that all runs of a submission share: time, command, versions, code, directory.
-
-    The code is copied under `root`; without a root the runs use the code in place.
-    """
-    tree, folder, is_program = checkout()
-    not_code = [runs_root(), *([root] if root else [])]
-    code = (
-        {**code_of(tree, root, not_code), "folder": folder, "is_program": is_program}
-        if tree and root
-        else code_state(tree, not_code)
-    )
-    arguments = [mask_argument(argument) for argument in command]
-    return {"created": time.time(), "versions": versions(), "command": arguments, "code": code, "directory": str(Path.cwd())}
-
-
-def needs_own_code(job: str, config: JobConfig) -> bool:
-    """Return True if the job (MODULE:NAME) or its keys name modules of the user's own."""
-    return ":" in job or config.own_code()
-
-
-def project_record(job: str, config: JobConfig, root: Path | None) -> dict[str, Any]:
-    """Copy the user's code that a run needs under `root`, and return its description for run.yaml; empty if it is not copied."""
-    wanted = config.project() or ((project_directory(), CodeConfig()) if needs_own_code(job, config) else None)
-    if wanted is None or root is None or not wanted[1].ship:
-        return {}
-    directory, code = wanted
-    tree, folder = project_of(Path(directory), Path(code.root) if code.root else None)
-    not_code = [path.resolve() for path in (runs_root(), root)]
-    snapshot, left_out = take_snapshot(tree, root, not_code, code.exclude)
-    if snapshot is None:
-        raise ConfigError(f"code: {tree} cannot be copied for the run: {left_out[0]}; fix that, or set code.ship=false")
-    return {"project": {"root": str(tree), "snapshot": snapshot, "folder": folder, "left_out": left_out}}
 
 
 def dry_run_directory(config: JobConfig, record: Mapping[str, Any], root: Path | None = None) -> RunDir:
@@ -200,13 +144,27 @@ def submit_many(
     backend = load_backend(cluster_name)
     if at_once is not None and at_once < len(configs):
         backend.check_waiting()
-    runs = create_runs(backend, job, configs, cluster_name, command, waits=bool(after))
-    resources = runs[0].resources()
-    if view_class(job).submit_needed is RunView.submit_needed:
-        start(backend, runs, resources, [str(other) for other in after], at_once)
-    else:
-        for run in runs:
-            start_with_needed(backend, run, resources, after)
+
+    def make() -> list[RunDir]:
+        return create_runs(backend, job, configs, cluster_name, command, waits=bool(after))
+
+    def begin(runs: Sequence[RunDir]) -> None:
+        resources = runs[0].resources()
+        if view_class(job).submit_needed is RunView.submit_needed:
+            start(backend, runs, resources, [str(other) for other in after], at_once)
+        else:
+            for run in runs:
+                start_with_needed(backend, run, resources, after)
+
+    def complete(run: RunDir) -> None:
+        if run.last_outcome() is None:
+            with suppress(AlreadyRunningError):
+                start_with_needed(backend, run, run.resources(), after)
+
+    if (origin := current_origin()) is not None:
+        return submit_once(origin, root_of_runs(configs, cluster_name), make, begin, complete)
+    runs = make()
+    begin(runs)
     return runs
 
 
@@ -304,8 +262,13 @@ def fetch_inputs(configs: Sequence[JobConfig], cluster_name: str) -> list[Fetche
 
 def _inputs_of(backend: Backend, configs: Sequence[JobConfig], cluster_name: str) -> Inputs:
     other = configs[0].children_cluster()
-    root = _root_of(cluster_name) if other is None else _root_of(other) or _root_of(cluster_name)
-    return Inputs(load_backend(other) if other else backend, root or runs_root())
+    return Inputs(load_backend(other) if other else backend, root_of_runs(configs, cluster_name))
+
+
+def root_of_runs(configs: Sequence[JobConfig], cluster_name: str) -> Path:
+    """Return the runs' root of a submission: of the cluster of the run's children, else of its own."""
+    other = configs[0].children_cluster()
+    return (_root_of(other) if other else None) or _root_of(cluster_name) or runs_root()
 
 
 def _root_of(cluster_name: str) -> Path | None:

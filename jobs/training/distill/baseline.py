@@ -15,7 +15,7 @@ from ropewalk.cluster.run.files import dated_label, locked
 from ropewalk.jobs.results.compare import Comparison, compare_pairs
 from ropewalk.jobs.results.statistics import mean_error
 from ropewalk.jobs.runs.submit.children import start_child
-from ropewalk.jobs.runs.submit.submit import make_record
+from ropewalk.jobs.runs.submit.records import make_record
 from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.distill.measure import STUDENT
 

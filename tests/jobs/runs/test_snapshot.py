@@ -13,7 +13,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.code_copy import digest_on_disk
 from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
 from ropewalk.cluster.run.files import MODE_VARIABLE
-from ropewalk.jobs.runs.submit import snapshot
+from ropewalk.jobs.runs.submit import code_files
 from ropewalk.jobs.runs.submit import submit as submission
 from ropewalk.jobs.runs.submit.snapshot import checkout, code_notice, code_state, take_snapshot
 from tests.jobs.shell import Shell, pretrain
@@ -121,8 +121,8 @@ def test_a_folder_that_became_a_link(tree: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_too_large_or_not_ours_is_named(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "FILE_LIMIT_BYTES", 1 << 20)
-    monkeypatch.setattr(snapshot, "TOTAL_LIMIT_BYTES", 2 << 20)
+    monkeypatch.setattr(code_files, "FILE_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr(code_files, "TOTAL_LIMIT_BYTES", 2 << 20)
     (tree / "big.bin").write_bytes(bytes(3 << 20))
     for number in range(3):
         (tree / f"part{number}").write_bytes(bytes((1 << 20) - 1000))

@@ -1,0 +1,1 @@
+"""Commands for clusters that are reached through ssh: what they send, and the runs that are known to be there."""

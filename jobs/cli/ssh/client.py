@@ -1,0 +1,178 @@
+"""Runs a command on a login node, and passes on its streams and its exit code."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import tarfile
+import threading
+import zlib
+from collections.abc import Sequence
+from typing import IO, Any
+
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.config_reader import load_section
+from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.run.content_tree import LocalTree
+from ropewalk.jobs.cli.ssh.known_runs import remember
+from ropewalk.jobs.cli.ssh.request import Baggage, program_tree
+from ropewalk.slurm.profile import SlurmProfile
+from ropewalk.slurm.ssh.connection import Connection
+from ropewalk.slurm.ssh.frames import CHUNK_BYTES, ConnectionEndedError, Frames, Kind
+
+OWN_KEYS = ("host", "ssh")  # of this machine's side of a profile
+
+
+def run_there(
+    cluster: Profile,
+    arguments: Sequence[str],
+    *,
+    baggage: Baggage | None = None,
+    submission: str | None = None,
+    reads_input: bool = False,
+) -> int:
+    """Run a command on the login node of a cluster, and return its exit code. Raises BackendError.
+
+    `baggage`: what a submission takes along. `submission`: the id under which the command may submit or resume runs.
+    """
+    profile = load_section(SlurmProfile, cluster.options, f"cluster {cluster.name!r}")
+    assert profile.host is not None
+    connection = Connection(cluster.name, profile.host, profile.ssh, terminal=_terminal())
+    try:
+        frames = connection.frames
+        request = _request(cluster, profile, arguments, baggage, submission) | {"reads_input": reads_input}
+        try:
+            frames.send(Kind.REQUEST, request)
+        except ConnectionEndedError:
+            raise connection.failure() from None
+        connection.greet()
+        if reads_input:
+            threading.Thread(target=_pass_input, args=[frames], daemon=True).start()
+        exit_ = _Answers(frames, baggage).wait()
+        if exit_ is None:
+            error = connection.failure()
+            again = "; give the command again: it submits nothing twice" if submission else ""
+            raise BackendError(f"{error}{again}")
+        for run in exit_["runs"]:
+            remember(run, cluster.name)
+        return int(exit_["code"])
+    finally:
+        connection.close()
+
+
+def _request(
+    cluster: Profile, profile: SlurmProfile, arguments: Sequence[str], baggage: Baggage | None, submission: str | None
+) -> dict[str, Any]:
+    profiles = {cluster.name: {"backend": cluster.backend, **{k: v for k, v in cluster.options.items() if k not in OWN_KEYS}}}
+    name = hashlib.sha256(json.dumps(profiles, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    size = shutil.get_terminal_size()
+    colors = {"FORCE_COLOR": "1", "COLUMNS": str(size.columns), "LINES": str(size.lines)} if sys.stdout.isatty() else {}
+    request: dict[str, Any] = {
+        "start": {
+            "root": profile.runs,
+            "program": program_tree().digest,
+            "setup": list(profile.setup),
+            "python": (profile.python if profile.container is None else None) or "python3",
+        },
+        "arguments": list(arguments),
+        "profiles": profiles,
+        "profiles_name": name,
+        "environment": colors,
+    }
+    if baggage is not None:
+        request |= {
+            "trees": [program_tree().digest, *(tree.digest for tree in baggage.trees)],
+            "files": baggage.entries(),
+            "directory": os.getcwd().lstrip("/"),
+        }
+    if submission is not None:
+        origin = {"submission": submission, "command": ["ropewalk", *arguments], "code": None, "project": None}
+        request["origin"] = origin | ({"code": baggage.code, "project": baggage.project} if baggage is not None else {})
+    return request
+
+
+class _Answers:
+    """The frames of the login node's side: needs, output, and the end."""
+
+    def __init__(self, frames: Frames, baggage: Baggage | None) -> None:
+        self._frames, self._baggage = frames, baggage or Baggage()
+
+    def wait(self) -> dict[str, Any] | None:
+        """Answer and pass on until the command has ended; return None if the connection ended before."""
+        interrupted = False
+
+        def interrupt(*_: object) -> None:
+            nonlocal interrupted
+            if interrupted:
+                raise KeyboardInterrupt
+            interrupted = True
+            threading.Thread(target=self._interrupt, daemon=True).start()  # this thread may be sending
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            while True:
+                kind, content = self._frames.receive()
+                if kind is Kind.EXIT:
+                    return dict(json.loads(content))
+                if kind is Kind.NEED:
+                    self._provide(json.loads(content))
+                elif kind in (Kind.OUT, Kind.ERR):
+                    _write(sys.stdout.buffer if kind is Kind.OUT else sys.stderr.buffer, content)
+        except ConnectionEndedError:
+            if interrupted:
+                raise KeyboardInterrupt from None
+            return None
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupt(self) -> None:
+        with contextlib.suppress(ConnectionEndedError):
+            self._frames.send(Kind.INTERRUPT)
+
+    def _provide(self, need: dict[str, Any]) -> None:
+        if need.get("program"):
+            archive = _archive(program_tree())
+            self._frames.send(Kind.PROGRAM, hashlib.sha256(archive).hexdigest().encode() + archive)
+        if digests := need.get("trees"):
+            trees = {tree.digest: tree.entries for tree in (program_tree(), *self._baggage.trees)}
+            self._frames.send(Kind.ENTRIES, {digest: trees[digest] for digest in digests})
+        for digest in need.get("contents", ()):
+            content, press = self._baggage.content(digest), zlib.compressobj(6)
+            for start in range(0, len(content), CHUNK_BYTES):
+                if part := press.compress(content[start : start + CHUNK_BYTES]):
+                    self._frames.send(Kind.CONTENT, part)
+            self._frames.send(Kind.CONTENT, press.flush())
+            self._frames.send(Kind.CONTENT)
+
+
+def _archive(tree: LocalTree) -> bytes:
+    with io.BytesIO() as buffer:
+        with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as tar:
+            for name, path in tree.files.items():
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = path.stat().st_size, 0o755 if path.stat().st_mode & 0o100 else 0o644
+                with path.open("rb") as stream:
+                    tar.addfile(member, stream)
+        return buffer.getvalue()
+
+
+def _write(stream: IO[bytes], content: bytes) -> None:
+    stream.write(content)
+    stream.flush()
+
+
+def _pass_input(frames: Frames) -> None:
+    """Send this process' standard input until it ends."""
+    with contextlib.suppress(ConnectionEndedError, ValueError):
+        while content := os.read(0, CHUNK_BYTES):
+            frames.send(Kind.INPUT, content)
+        frames.send(Kind.INPUT)
+
+
+def _terminal() -> bool:
+    """Return True if ssh can ask somebody for a password."""
+    return sys.stdin.isatty() and sys.stderr.isatty()

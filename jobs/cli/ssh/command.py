@@ -1,0 +1,132 @@
+"""The class of all commands: with the option `--on`, which sends them to the cluster where a run is."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from ropewalk.jobs.cli import complete
+
+if TYPE_CHECKING:
+    from ropewalk.cluster.backends.base import Profile
+
+SUBMITTING = frozenset({"run", "submit"})
+RESUMING = frozenset({"resume"})
+TAKING_FILES = frozenset({"run", "submit", "fetch"})
+READING_INPUT = frozenset({"chat"})
+Elsewhere = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="CLUSTER",
+        help="cluster whose login node has the runs; known for runs that were submitted from here",
+        autocompletion=complete.clusters,
+    ),
+]
+ARGUMENTS = "ropewalk.arguments"  # key of a context's `meta`
+
+
+class ClusterCommand(TyperCommand):
+    """A command that runs on a login node if its cluster has a `host`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Keep the arguments as they were typed."""
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command here, or on the login node of its cluster."""
+        cluster = _cluster_of(ctx)
+        if cluster is None:
+            return super().invoke(ctx)
+        raise typer.Exit(_run_there(ctx, cluster))
+
+
+def with_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command with the option `--on`, unless it has one: for runs that are on a cluster with a `host`."""
+    signature = inspect.signature(command)
+    if "on" in signature.parameters:
+        return command
+
+    @wraps(command)
+    def with_option(*args: Any, on: str | None = None, **values: Any) -> Any:
+        if on is not None:
+            from ropewalk.cluster.backends.profiles import load_profile
+
+            load_profile(on)  # raises ConfigError for an unknown cluster
+        return command(*args, **values)
+
+    option = inspect.Parameter("on", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Elsewhere)
+    with_option.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    with_option.__annotations__ = {**command.__annotations__, "on": Elsewhere}
+    return with_option
+
+
+def _cluster_of(ctx: Any) -> "Profile | None":
+    """Return the cluster of a command if it is reached through ssh."""
+    values = ctx.params
+    if values.get("help_") or values.get("every_key"):
+        return None
+    on = values.get("on")
+    if on in (None, "local") and not (on := _known_cluster(values)):
+        return None
+    from ropewalk.cluster.backends.profiles import load_profile, read_profiles
+
+    if not (read_profiles().get(on) or {}).get("host"):
+        return None
+    return load_profile(on)  # asks for trust
+
+
+def _known_cluster(values: dict[str, Any]) -> str | None:
+    """Return the cluster of the first run of a command that was submitted through ssh and is not on this machine."""
+    from ropewalk.jobs.cli.ssh.known_runs import clusters_of
+
+    for ref in [values.get("run_ref"), values.get("resumed"), *(values.get("run_refs") or ())]:
+        if ref and (clusters := clusters_of(ref)):
+            if len(clusters) == 1:
+                return clusters.pop()
+            from ropewalk.cluster.errors import ConfigError
+
+            raise ConfigError(f"run {ref!r} is ambiguous: on {' and '.join(sorted(clusters))}; use a longer prefix, or --on")
+    return None
+
+
+def _run_there(ctx: Any, cluster: "Profile") -> int:
+    from ropewalk.jobs.cli.ssh.client import run_there
+    from ropewalk.jobs.cli.ssh.known_runs import submission_id
+
+    name, program = str(ctx.info_name), list(ctx.obj or [])
+    arguments, values = [name, *ctx.meta[ARGUMENTS]], ctx.params
+    baggage = _baggage(ctx, values) if name in TAKING_FILES or (name in RESUMING and values.get("code")) else None
+    if (file := values.get("config")) is not None:
+        arguments = [_relative(argument, str(file)) for argument in arguments]
+    arguments += ["--", *program] if program else []
+    if name not in SUBMITTING | RESUMING:
+        return run_there(cluster, arguments, baggage=baggage, reads_input=name in READING_INPUT)
+    with submission_id(cluster.name, arguments) as submission:
+        return run_there(cluster, arguments, baggage=baggage, submission=submission)
+
+
+def _baggage(ctx: Any, values: dict[str, Any]) -> Any:
+    from ropewalk.jobs.cli.run import job_of, with_program
+    from ropewalk.jobs.cli.ssh.request import baggage_of, code_baggage
+
+    if values.get("resumed") or "job" not in values:
+        return code_baggage()
+    job, overrides = job_of(values["job"], values["overrides"], values["config"], str(ctx.info_name))
+    if job is None:
+        return None
+    overrides = with_program(ctx, job, overrides, values["config"])
+    return baggage_of(job, values["config"], overrides, values.get("each") or [])
+
+
+def _relative(argument: str, file: str) -> str:
+    """Return an argument with the job file's path relative to the current directory, as it is found on the login node."""
+    if file.startswith("/") and argument.endswith(file):
+        import os.path
+
+        return argument.removesuffix(file) + os.path.relpath(file)
+    return argument

@@ -1,0 +1,70 @@
+"""Runs that were submitted through ssh, with their clusters, and submissions that were not answered; in the user's home."""
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import IO
+
+STATE_VARIABLE = "XDG_STATE_HOME"
+
+
+def state_dir() -> Path:
+    """Return this user's folder of state: $XDG_STATE_HOME/ropewalk, else ~/.local/state/ropewalk."""
+    return Path(os.environ.get(STATE_VARIABLE) or os.path.expanduser("~/.local/state")) / "ropewalk"
+
+
+def remember(run: str, cluster: str) -> None:
+    """Record that a run is on a cluster."""
+    folder = state_dir() / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / run).write_text(cluster)
+
+
+def clusters_of(ref: str) -> set[str]:
+    """Return the clusters of the known runs whose ids begin with `ref`."""
+    folder = state_dir() / "runs"
+    if not ref or "/" in ref or not folder.is_dir():
+        return set()
+    if (folder / ref).is_file():
+        return {(folder / ref).read_text()}
+    return {(folder / name).read_text() for name in os.listdir(folder) if name.startswith(ref)}
+
+
+@contextmanager
+def submission_id(cluster: str, arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the id of a submission, the same for the same command in the same directory until the block ends without error."""
+    identity = json.dumps([cluster, os.getcwd(), list(arguments)])
+    folder = state_dir() / "submissions"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, hashlib.sha256(identity.encode()).hexdigest()[:32]) as (path, stream):
+        submission = stream.read()
+        if not submission:
+            submission = secrets.token_hex(16)
+            stream.write(submission)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield submission
+        path.unlink()
+
+
+@contextmanager
+def _locked(folder: Path, name: str) -> Iterator[tuple[Path, IO[str]]]:
+    """Open the first file NAME-0, NAME-1, ... that no command uses, so that equal commands side by side have ids of their own."""
+    for number in count():
+        path = folder / f"{name}-{number}"
+        with path.open("a+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            if not os.fstat(stream.fileno()).st_nlink:  # removed by the command that had it
+                continue
+            stream.seek(0)
+            yield path, stream
+            return

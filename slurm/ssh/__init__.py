@@ -1,0 +1,1 @@
+"""Commands on a login node through the system's ssh: connection, bootstrap, helper."""

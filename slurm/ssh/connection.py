@@ -1,0 +1,124 @@
+"""A connection to a login node: the user's own ssh, which starts the helper there."""
+
+import base64
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from ropewalk.cluster.errors import BackendError
+from ropewalk.slurm.ssh.frames import MAGIC, ConnectionEndedError, Frames, Kind
+
+ALIVE_SECONDS = 15.0
+ENDING_SECONDS = 5.0
+SSH_FAILED = 255  # exit code of ssh for errors of its own
+BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
+# a login shell, so that a job is submitted with the environment that the user has on the login node
+LOGIN = 'if command -v bash >/dev/null 2>&1; then exec bash -lc "$0"; fi; exec sh -lc "$0"'
+
+
+def remote_command() -> str:
+    """Return the command line that starts the bootstrap, for any login shell."""
+    text = base64.b64encode(zlib.compress(BOOTSTRAP.read_bytes(), 9)).decode()
+    program = f'exec python3 -c "import base64,zlib;exec(zlib.decompress(base64.b64decode(b\\"{text}\\")))"'
+    return f"exec sh -c {shlex.quote(LOGIN)} {shlex.quote(program)}"
+
+
+class Connection:
+    """An ssh process and the frames to its helper."""
+
+    def __init__(self, name: str, host: str, ssh: Sequence[str], *, terminal: bool) -> None:
+        """Start ssh. `terminal`: somebody is there who can answer its questions."""
+        self.name, self.host, self._terminal = name, host, terminal
+        options = ["-T", *([] if terminal else ["-o", "BatchMode=yes"])]
+        command = [*ssh, *options, "--", host, remote_command()]
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ssh inherits it: Ctrl-C is for the command on the login node
+        try:
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        except OSError as error:
+            raise BackendError(f"cluster {name!r}: {ssh[0]}: {error.strerror}; install it, or correct the key `ssh`") from error
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.frames = Frames(self._process.stdout.fileno(), self._process.stdin.fileno())
+        self.started = threading.Event()  # the helper's side answered
+        self._messages = deque[bytes](maxlen=20)
+        self._reader = threading.Thread(target=self._read_messages, daemon=True)
+        self._reader.start()
+
+    def greet(self) -> None:
+        """Skip what login scripts print, until the bootstrap answers. Raises BackendError if it does not."""
+        window = b""
+        try:
+            while not window.endswith(MAGIC):
+                window = window[-len(MAGIC) :] + self.frames.read(1)
+        except ConnectionEndedError:
+            raise self.failure() from None
+        self.started.set()
+        threading.Thread(target=self._stay_alive, daemon=True).start()
+
+    def failure(self) -> BackendError:
+        """Return the error for a connection that has ended without an answer."""
+        code = self._wait()
+        self._reader.join(ENDING_SECONDS)
+        lines = [line.decode(errors="replace").strip() for line in self._messages]
+        reason = next((line for line in reversed(lines) if line), "the connection was closed")
+        return BackendError(f"cluster {self.name!r}: {self.host}: {reason}{self._remedy(code, ' '.join(lines))}")
+
+    def _remedy(self, code: int, messages: str) -> str:
+        if "ermission denied" in messages and not self._terminal and code == SSH_FAILED:
+            return (
+                "; without a terminal ssh cannot ask for a password or code: use a key (ssh-add), or open a shared connection"
+                f" first (ControlMaster in the ssh configuration, then `ssh {self.host}`)"
+            )
+        if "Host key verification failed" in messages:
+            return f"; run `ssh {self.host}` once at a terminal to accept its key"
+        if "python3" in messages and "not found" in messages:
+            return "; put python3 on the PATH of login shells there"
+        if "lacks what Ropewalk needs" in messages or "needs 3.11" in messages:
+            return "; name a Python with Ropewalk's packages by `python` in the profile, or load one by `setup`"
+        return f"; does `ssh {self.host}` work?" if code == SSH_FAILED and not self.started.is_set() else ""
+
+    def close(self) -> None:
+        """End the connection."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        self._wait()
+
+    def _wait(self) -> int:
+        try:
+            return self._process.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def _read_messages(self) -> None:
+        """Keep what ssh and the login node write beside the frames; show it once the helper's side has answered."""
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._messages.append(line)
+            if self.started.is_set():
+                sys.stderr.buffer.write(line)
+                sys.stderr.flush()
+
+    def _stay_alive(self) -> None:
+        ended = threading.Event()
+        try:
+            while not ended.wait(ALIVE_SECONDS):
+                self.frames.send(Kind.ALIVE)
+        except (ConnectionEndedError, ValueError):
+            pass
+
+
+def terminal_present() -> bool:
+    """Return True if ssh can ask somebody."""
+    return sys.stdin.isatty() and os.path.exists("/dev/tty")

@@ -1,0 +1,96 @@
+"""Connections that break: at most one job, and exactly one when the command is given again; and how often the sides wait."""
+
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.slurm.lab.cluster import Lab
+from tests.patience import Patience, until
+from tests.slurm.conftest import end_jobs
+from tests.slurm.ssh.login_node import Laptop, LoginNode, Relay
+
+DELAY_SECONDS = 0.04  # each way
+
+
+@pytest.fixture
+def relay(node: LoginNode) -> Iterator[Relay]:
+    relay = Relay(node.port)
+    node.write_config(relay.port)
+    yield relay
+    node.write_config(node.port)
+    relay.close()
+
+
+@pytest.fixture
+def laptop(relay: Relay, node: LoginNode, tmp_path: Path) -> Iterator[Laptop]:
+    """A laptop behind the relay, whose jobs are held in the queue."""
+    laptop = Laptop(tmp_path / "laptop", node, sbatch={"hold": True}, runs=str(tmp_path / "runs"))
+    (laptop.project / "train.py").write_text("print('hello')\n")
+    (laptop.project / "noise.bin").write_bytes(random.Random(0).randbytes(100_000))
+    yield laptop
+    end_jobs(*(f"ropewalk-{run.id}" for run in RunDir.all(tmp_path / "runs")))
+
+
+def submit(laptop: Laptop, number: int, code: int | None = 0) -> str:
+    command = ["submit", "command", f"seed={number}", "resources.nodes=1", "--on", "big", "--", "python3", "train.py"]
+    return laptop(*command, code=code)
+
+
+def jobs() -> list[str]:
+    listing = subprocess.run(["squeue", "--noheader", "--format=%k"], capture_output=True, text=True, check=True)
+    return listing.stdout.split()
+
+
+def check_cuts(laptop: Laptop, relay: Relay, cuts: int, seed: int) -> None:
+    """Cut that many submissions, each at another byte of what a whole one takes, and give each again."""
+    drawn = random.Random(seed)
+    submit(laptop, 0)
+    whole = relay.bytes
+    for number in range(1, cuts + 1):
+        (laptop.project / "noise.bin").write_bytes(drawn.randbytes(100_000))  # so that something has to travel
+        runs = laptop.folder.parent / "runs"
+        before = {run.id for run in RunDir.all(runs)}
+        relay.cut_after = drawn.randrange(3000, whole + 120_000)
+        submit(laptop, number, code=None)
+        was_cut, error = laptop.code != 0, laptop.err
+        relay.cut_after = None
+        if was_cut:
+            assert "login.big" in error
+            run = submit(laptop, number).split()[-1]
+        else:
+            run = laptop.out.split()[-1]
+        assert {each.id for each in RunDir.all(runs)} - before == {run}
+        submitted = RunDir(runs / run)
+        assert submitted.attempts() == [1]
+        assert submitted.last_outcome() is None
+        assert jobs().count(f"ropewalk:{run}:1") == 1
+
+
+def test_a_submission_that_is_cut_makes_one_job(slurm_lab: Lab, laptop: Laptop, relay: Relay) -> None:
+    check_cuts(laptop, relay, 20, 1)
+
+
+@pytest.mark.soak("100 submissions; the one above cuts 20")
+def test_a_hundred_submissions_that_are_cut(slurm_lab: Lab, laptop: Laptop, relay: Relay) -> None:
+    check_cuts(laptop, relay, 100, 2)
+
+
+def test_nothing_remains_of_a_client_that_is_killed(laptop: Laptop, node: LoginNode) -> None:
+    submit(laptop, 0)
+    run = laptop.out.split()[-1]
+    with laptop.start("logs", "-f", run) as following:
+        until(lambda: helpers(node), Patience.START)
+        following.kill()
+        following.communicate()
+    until(lambda: not helpers(node), Patience.SIGNAL)
+
+
+def helpers(node: LoginNode) -> list[str]:
+    """Processes of the node that run a helper or its command."""
+    commands = {process.pid: " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])}
+    return [command for command in commands.values() if "ropewalk.slurm.ssh.helper" in command and str(node.runs) in command]

@@ -1,0 +1,183 @@
+"""Commands through ssh on a real login node of a real Slurm cluster."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from tests.patience import Patience, until
+from tests.slurm.ssh.login_node import Laptop
+from tests.slurm.toy import finish, said
+
+PROGRAM = """import os, sys, time, settings
+print("hello", settings.NAME, open("notes.txt").read(), flush=True)
+while os.path.exists(sys.argv[1]):
+    if os.path.exists(os.environ["ROPEWALK_STOP_FLAG"]):
+        sys.exit(85)
+    time.sleep(0.1)
+"""
+
+
+@pytest.fixture
+def laptop(laptop: Laptop) -> Laptop:
+    """A laptop with a project, whose program runs as long as the file `gate` exists."""
+    laptop.gate = laptop.folder / "gate"
+    (laptop.project / "train.py").write_text(PROGRAM)
+    (laptop.project / "settings.py").write_text('NAME = "one"\n')
+    (laptop.project / "notes.txt").write_text("a note")
+    lines = ["run: command", f"command: [python3, train.py, {laptop.gate}]", "launch: once", "resources: {grace_seconds: 20}"]
+    (laptop.project / "job.yaml").write_text("\n".join(lines) + "\n")
+    return laptop
+
+
+def submitted(laptop: Laptop, *arguments: str) -> RunDir:
+    return RunDir(laptop.node.runs / laptop("submit", *arguments, "--on", "big").split()[-1])
+
+
+def log_of(run: RunDir) -> str:
+    return "".join(path.read_text() for path in run.path.glob("attempts/*/logs/rank-0.log"))
+
+
+def test_a_run_from_submission_to_its_end(laptop: Laptop) -> None:
+    laptop.gate.touch()
+    run = submitted(laptop, "-c", "job.yaml")
+    until(lambda: "hello" in log_of(run), Patience.STEP)
+    with laptop.start("logs", "-f", run.id) as following:
+        assert following.stdout is not None
+        assert any("hello one a note" in line for line in following.stdout)
+        laptop.gate.unlink()
+        assert finish(run).state is RunState.SUCCEEDED, said(run)
+        following.communicate()
+    assert following.returncode == 0
+    for command in (
+        *(["show", run.id, "--json"], ["why", run.id, "--json"], ["why", run.id], ["logs", run.id], ["wait", run.id, "--json"]),
+        ["ps", "--all", "--json", "--on", "big"],
+    ):
+        assert laptop(*command) == laptop.there(*command)
+    assert run.record["project"]["root"] == str(laptop.project)
+    assert run.record["command"][:2] == ["ropewalk", "submit"]
+    assert not list(Path(laptop.folder).rglob("run.yaml")), "nothing of a run lies on the laptop"
+
+
+def test_a_run_is_cancelled_and_resumed(laptop: Laptop) -> None:
+    laptop.gate.touch()
+    run = submitted(laptop, "-c", "job.yaml")
+    until(lambda: "hello" in log_of(run), Patience.STEP)
+    assert f"cancelling {run.id}" in laptop("cancel", run.id[:-1]) or run.id in laptop.out
+    assert finish(run).state is RunState.CANCELLED, said(run)
+    laptop.gate.unlink()
+    (laptop.project / "settings.py").write_text('NAME = "two"\n')
+    assert laptop("resume", run.id, "--code", "--detach").split()[-1] == run.id
+    until(lambda: len(run.attempts()) == 2, Patience.STEP)
+    assert finish(run).state is RunState.SUCCEEDED, said(run)
+    assert "hello two" in log_of(run)
+
+
+def test_run_follows_to_the_end_and_returns_its_exit_code(laptop: Laptop) -> None:
+    assert "hello one" in laptop("run", "-c", "job.yaml", "--on", "big")
+    (laptop.project / "train.py").write_text("raise SystemExit(3)\n")
+    laptop("run", "-c", "job.yaml", "--on", "big", code=1)
+    assert "ended as FAILED" in laptop.err
+
+
+def test_mistakes_are_reported_as_on_the_login_node(laptop: Laptop) -> None:
+    laptop("submit", "-c", "job.yaml", "nonsense=1", "--on", "big", code=2)
+    assert "nonsense" in laptop.err
+    laptop("show", "nothing", "--on", "big", code=2)
+    assert "no run 'nothing'" in laptop.err
+    laptop("show", "nothing", code=2)
+    assert str(laptop.node.runs) not in laptop.err
+    assert not laptop.node.runs.exists() or not [run for run in RunDir.all(laptop.node.runs) if not run.attempts()]
+
+
+def test_the_dry_run_says_what_the_login_node_would_say(laptop: Laptop) -> None:
+    assert "#SBATCH" in laptop("submit", "-c", "job.yaml", "--on", "big", "--script")
+    planned = json.loads(laptop("submit", "-c", "job.yaml", "--on", "big", "--dry-run", "--json"))
+    assert planned["job"] == "command"
+
+
+def test_only_what_is_missing_travels(laptop: Laptop) -> None:
+    (laptop.project / "large.bin").write_bytes(bytes(range(256)) * 4096)
+    first = submitted(laptop, "-c", "job.yaml", "resources.nodes=1")
+    (laptop.project / "settings.py").write_text('NAME = "three"\n')
+    shutil.rmtree(laptop.node.runs / ".received", ignore_errors=True)
+    second = submitted(laptop, "-c", "job.yaml", "resources.nodes=1")
+    copies = [laptop.node.runs / ".code" / run.record["project"]["snapshot"] for run in (first, second)]
+    assert copies[0] != copies[1]
+    assert (copies[1] / "settings.py").read_text() == 'NAME = "three"\n'
+    assert (copies[1] / "large.bin").read_bytes() == (laptop.project / "large.bin").read_bytes()
+    assert not list((laptop.node.runs / ".received").iterdir())
+    for run in (first, second):
+        assert finish(run).state is RunState.SUCCEEDED, said(run)
+
+
+def test_small_inputs_travel_and_relative_outputs_stay_there(laptop: Laptop) -> None:
+    (laptop.project / "docs").mkdir()
+    (laptop.project / "docs/a.jsonl").write_text(
+        "".join(json.dumps({"id": str(i), "text": f"word {i} " * 20}) + "\n" for i in range(50))
+    )
+    run = submitted(laptop, "preprocess", "input=[docs/*.jsonl]", "output=prepared", "tokenizer={train: 300}")
+    (source,), output = run.record["config"]["input"], Path(run.record["config"]["output"])
+    assert (Path(source).parent / "a.jsonl").read_bytes() == (laptop.project / "docs/a.jsonl").read_bytes()
+    assert output.is_relative_to(laptop.node.runs)
+    laptop("cancel", run.id)
+
+
+def test_without_a_key_and_a_terminal_the_remedy_is_named(laptop: Laptop) -> None:
+    laptop.node.write_config(laptop.node.port, key=False)
+    laptop("ps", "--on", "big", code=1)
+    assert "login.big: " in laptop.err
+    assert "Permission denied" in laptop.err
+    assert "without a terminal ssh cannot ask for a password or code: use a key" in laptop.err
+    assert laptop.err.count("\n") == 1
+
+
+def test_a_python_without_the_packages_is_named(laptop: Laptop) -> None:
+    file = laptop.folder / "clusters.yaml"
+    file.write_text(file.read_text().replace(f"python: {sys.executable}", "python: /usr/bin/python3"))
+    laptop("ps", "--on", "big", code=1)
+    assert "name a Python with Ropewalk's packages by `python`" in laptop.err
+
+
+def test_what_setup_prints_does_no_harm(laptop: Laptop) -> None:
+    file = laptop.folder / "clusters.yaml"
+    file.write_text(file.read_text() + "  setup: [echo loaded, cat, 'export WORD=word']\n")
+    (laptop.node.home / ".bash_profile").write_text("echo welcome\n")
+    try:
+        assert json.loads(laptop("ps", "--all", "--json", "--on", "big")) is not None
+    finally:
+        (laptop.node.home / ".bash_profile").unlink()
+    assert "loaded" in laptop.err
+
+
+LIGHT = """
+import sys
+from ropewalk.jobs.cli import main as cli
+try:
+    cli.main()
+finally:
+    heavy = {"torch", "ray", "transformers", "numpy", "pyarrow", "psutil", "numba", "spwd", "ropewalk.slurm.commands"}
+    print("HEAVY", sorted(heavy & {*sys.modules}), file=sys.stderr)
+"""
+
+
+def test_the_client_imports_nothing_heavy(laptop: Laptop) -> None:
+    for arguments in (
+        ["submit", "-c", "job.yaml", "--on", "big", "--dry-run"],
+        ["ps", "--on", "big"],
+        ["show", "x", "--on", "big"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", LIGHT, *arguments],
+            cwd=laptop.project,
+            env=laptop.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stderr.splitlines()[-1] == "HEAVY []", done.stderr

@@ -59,8 +59,8 @@ class ParallelConfig(Section):
     tensor: int = Field(
         default=1,
         ge=1,
-        description="ranks of a node that divide each layer's matrices, and the loss, on the same samples (tensor parallelism);"
-        " for models too large or batches too small for FSDP alone",
+        description="ranks of a node that divide each layer's matrices, the sequences between them, and the loss, on the same"
+        " samples (tensor and sequence parallelism); for models too large or batches too small for FSDP alone",
     )
     pipeline: int = Field(default=1, ge=1, description="pipeline stages; only 1 is supported")
     context: int = Field(default=1, ge=1, description="ranks that divide each sequence's attention; only 1 is supported")

@@ -4,6 +4,7 @@ A rank holds some heads and some columns of each layer, and some rows (tokens) o
 tensor group compute the same samples. The head's logits stay divided where a loss can be computed so.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +19,13 @@ from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES, replace
 from transformers.distributed.tensor_parallel import ColwiseParallel, apply_tensor_parallelism
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.sharding.fsdp import decoder_layers
 from ropewalk.sharding.group import Group
+from ropewalk.sharding.sequence_parallel import SUMMED, divide_sequences, sequence_plan, sequence_problem
 from ropewalk.sharding.ties import tie, ties
 
-_SUMMED = "replicated_with_grad_allreduce"  # transformers' style: whole parameters that see the heads of this rank alone
+log = logging.getLogger(__name__)
+
 _EMBEDDING = "embedding_rowwise"
 _HEAD = "vocabulary_shards"
 
@@ -68,15 +72,21 @@ def apply_tensor_plan(model: Any, group: Group) -> None:
         return
     if (problem := tensor_problem(model, mesh.size())) is not None:
         raise ConfigError(problem)
-    tied = ties(model)
+    tied, obstacle = ties(model), whole_sequences_reason(model)
     plan = _plan_of(model, tied)
     for first, *others in tied:  # a plan divides each name once
         for name in others:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, nn.Parameter(torch.empty_like(model.get_parameter(first))))
-    apply_tensor_parallelism(model, mesh, {name: style for name, style in plan.items() if style != _SUMMED})
+    if obstacle is None:
+        layers = _named_layers(model)
+        divide_sequences(layers, plan, mesh)
+        plan = sequence_plan(layers, plan)
+    elif group.is_main:
+        log.warning("activations between the divided blocks of layers are kept whole on each rank: %s", obstacle)
+    apply_tensor_parallelism(model, mesh, {name: style for name, style in plan.items() if style != SUMMED})
     tie(model, tied)
-    _PARTIAL[model] = [name for name, _ in model.named_parameters() if plan.get(name) == _SUMMED]
+    _PARTIAL[model] = [name for name, _ in model.named_parameters() if plan.get(name) == SUMMED]
 
 
 def tensor_problem(model: Any, degree: int) -> str | None:
@@ -99,6 +109,17 @@ def tensor_problem(model: Any, degree: int) -> str | None:
         elif size % (degree * blocks):
             return f"parallel.tensor: {degree} does not divide {name}, whose shape is {list(parameter.shape)}; choose a divisor"
     return None
+
+
+def whole_sequences_reason(model: Any) -> str | None:
+    """Return the reason why ranks keep whole sequences between the blocks of a model; None: they divide them."""
+    return sequence_problem(_named_layers(model), _plan_of(model, ties(model)))
+
+
+def _named_layers(model: Any) -> dict[str, nn.Module]:
+    """Return decoder layers by name."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return {names[id(layer)]: layer for layer in decoder_layers(model)}
 
 
 def _divided_dim(style: str, parameter: torch.Tensor) -> tuple[int | None, int]:

@@ -143,14 +143,21 @@ def _moments(model: ModelShape, layout: Layout, batch: "Passes") -> Iterator[dic
         whole = (root_gradient + sum(gradients)) * FP32
         earlier = local * tensor if layout.accumulates_sharded(model) else whole
     tokens = batch.micro_batch * model.seq_len
-    saved, most = model.activations.get(layout.config.parallel.activation_checkpointing, (0, 0))
+    mode = layout.config.parallel.activation_checkpointing
+    saved, most = model.activations.get(mode, (0, 0))
     hidden = tokens * model.hidden * compute_bytes
+    inputs = (tensor - 1) * hidden * 2 * (model.layers if mode == "none" else 1)  # of attention and feed-forward: not divided
     head = model.vocabulary * model.hidden * FP32 if model.head_trained else 0  # its gradient, computed with the loss
     loss, logits = head + hidden, logits_bytes(model, tokens, bf16=layout.bf16)
     both = compute_bytes + FP32  # a gradient, and its copy for the collective
     of_layer, of_root = max(gradients, default=0) * both, root_gradient * both
-    at_loss = {"gathered": gathered, "gradients": earlier, "activations": batch.micro_batch * saved, "logits": loss + logits}
-    in_backward = {"gradients": earlier + of_layer, "activations": batch.micro_batch * most, "logits": loss}
+    at_loss = {
+        "gathered": gathered,
+        "gradients": earlier,
+        "activations": batch.micro_batch * saved + inputs,
+        "logits": loss + logits,
+    }
+    in_backward = {"gradients": earlier + of_layer, "activations": batch.micro_batch * most + inputs, "logits": loss}
     at_end = {"gathered": root + largest, "gradients": of_root, "activations": hidden}  # layers are freed one by one
     for kinds in (at_loss, {"gathered": gathered, **in_backward}, at_end):
         part = {name: size // tensor for name, size in kinds.items()}

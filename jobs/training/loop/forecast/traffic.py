@@ -27,8 +27,10 @@ def step_traffic(model: ModelShape, layout: Layout, batch: Passes, *, copies: in
     tensor = layout.config.parallel.tensor
     gathered = (gathers * model.numbers() * each + reductions * trained * reduced) / tensor
     ring = (shards // tensor - 1) / (shards // tensor) * gathered
-    # two gathers and two reductions of the hidden states in each layer, forward and backward
-    states = 8 * model.layers * model.hidden * batch.passes * batch.micro_batch * model.seq_len * each * (tensor - 1) / tensor
+    recomputed = 3 if layout.config.parallel.activation_checkpointing != "none" else 0
+    # each layer gathers and scatters twice, forward and backward; a reduction, of the embedding and of the head, counts as two
+    exchanges = (8 + recomputed) * model.layers + 6
+    states = exchanges * model.hidden * batch.passes * batch.micro_batch * model.seq_len * each * (tensor - 1) / tensor
     copied = 2 * (copies - 1) / copies * trained / shards * reduced * reductions
     ranks_of_copy = min(shards, local_ranks)  # on one node
     rings = max(1, local_ranks // shards)  # that pass through a node, one of each copy on it

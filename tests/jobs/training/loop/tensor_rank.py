@@ -34,7 +34,8 @@ from ropewalk.sharding.placement import local_pieces
 from ropewalk.sharding.staging import local_tensor
 
 RANKS = 4
-BATCH, TOKENS, VOCABULARY = 8, 12, 97  # no degree divides the vocabulary
+BATCH, VOCABULARY = 8, 97  # no degree divides the vocabulary
+TOKENS = {2: 11, 4: 12}  # by the number of ranks; two do not divide the tokens
 Z_LOSS = 1e-2
 _SIZES = {
     **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8},
@@ -115,9 +116,9 @@ def divided(name: str, group: Group, parallel: ParallelConfig, dtype: torch.dtyp
     return parallelize(bare, group, parallel, PrecisionConfig())
 
 
-def batch_of() -> Batch:
+def batch_of(num_tokens: int) -> Batch:
     generator = torch.Generator().manual_seed(3)
-    ids, labels = torch.randint(0, VOCABULARY, (2, BATCH, TOKENS), generator=generator)
+    ids, labels = torch.randint(0, VOCABULARY, (2, BATCH, num_tokens), generator=generator)
     labels[:, :3] = IGNORE
     return {"input_ids": ids, "labels": labels}
 
@@ -135,7 +136,7 @@ def whole_step(model: Any, batch: Batch) -> tuple[float, dict[str, torch.Tensor]
 
 def errors(name: str, group: Group, keys: dict[str, Any], dtype: torch.dtype) -> dict[str, float]:
     """Relative errors of loss, worst gradient and gradient norm of a divided step."""
-    full, batch = whole_model(name, dtype), batch_of()
+    full, batch = whole_model(name, dtype), batch_of(TOKENS[group.world_size])
     loss, gradients = whole_step(full, batch)
     values = {"steps": 1, "batch": {"global_batch": BATCH, "micro_batch": 2}, "optim": {"warmup_steps": 0}, "parallel": keys}
     config = NextTokenConfig.model_validate({**values, "precision": {"compute": "fp32"}})
@@ -207,7 +208,7 @@ def rank_main(rank: int, size: int, port: int, runs: dict[str, Path], folder: Pa
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(LOCAL_RANK=str(rank), OMP_NUM_THREADS="1", TORCHELASTIC_USE_AGENT_STORE="True", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    head._CHUNK_TOKENS, head._CHUNK_NUMBERS = 5, TOKENS
+    head._CHUNK_TOKENS, head._CHUNK_NUMBERS = 5, VOCABULARY
     results = {}
     with process_group() as world:
         for axes, keys, names, dtypes in CASES.get(size, []):

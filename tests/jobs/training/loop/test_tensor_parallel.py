@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch.distributed import TCPStore
+from transformers import AutoConfig
 
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import ConfigError
@@ -20,7 +21,7 @@ from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.sharding.checkpoint import newest_complete
 from ropewalk.sharding.config import ParallelConfig, check_mesh
 from ropewalk.sharding.stored_tensors import StoredTensors
-from ropewalk.sharding.tensor_parallel import tensor_problem
+from ropewalk.sharding.tensor_parallel import tensor_problem, whole_sequences_reason
 from tests.fork_server import SERVER
 from tests.jobs.training.loop.tensor_rank import CASES, MODELS, config_of, rank_main, whole_value
 
@@ -72,6 +73,24 @@ def test_divided_models_learn_as_whole_ones_and_their_checkpoints_load_on_any_me
 def test_a_degree_that_does_not_divide_a_model_is_refused(name: str, degree: int, problem: str | None) -> None:
     answer = tensor_problem(skeleton(config_of(name)), degree)
     assert answer is None if problem is None else answer is not None and problem in answer
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        *((config, None) for config in MODELS.values()),
+        ({"model_type": "qwen2_moe", "num_experts": 4}, "mlp.gate.weight is a whole parameter of a divided block"),
+        (
+            {"model_type": "granitemoe", "num_local_experts": 4},
+            "self_attn.q_proj.weight is a matrix outside of its divided blocks",
+        ),
+        ({"model_type": "hrm_text"}, "its layers are not one stack"),
+    ],
+)
+def test_families_whose_layers_do_not_allow_it_keep_whole_sequences(config: dict[str, Any], reason: str | None) -> None:
+    keys = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 97}
+    problem = whole_sequences_reason(skeleton(AutoConfig.for_model(**{**keys, "pad_token_id": None, **config})))
+    assert problem is None if reason is None else problem is not None and reason in problem
 
 
 def test_a_family_without_a_plan_is_refused() -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.secrets.store import check_name
 from ropewalk.cluster.spec import Engine
 
 
@@ -296,6 +297,9 @@ class JobConfig(Section):
     resources: Resources = Field(default=Resources(), description="resources to request from the scheduler")
     retries: Retries = Field(default=Retries(), description="budgets of automatic retries")
     wandb: Tracking = Field(default=Tracking(), description="W&B settings")
+    secrets: tuple[Annotated[str, AfterValidator(check_name)], ...] = Field(
+        default=(), description="secrets of the cluster that its processes get as variables of these names; see `ropewalk secret`"
+    )
     trackers: tuple[str, ...] = Field(
         default=(), description="trackers that get the metrics in addition to W&B: tensorboard, mlflow, trackio"
     )
@@ -326,6 +330,10 @@ class JobConfig(Section):
     def required_environment(self) -> Mapping[str, str]:
         """Return variables that an agent sets before its processes start, unless its environment has them."""
         return {}
+
+    def secret_names(self) -> Sequence[str]:
+        """Return the secrets that the run's nodes need, also those of runs that it starts on its own nodes."""
+        return self.secrets
 
     def preferred_engine(self) -> Engine | None:
         """Return the engine if the configuration determines it, or None for the job's default."""

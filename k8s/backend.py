@@ -28,7 +28,7 @@ from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir, runs_root
 from ropewalk.cluster.run.files import write_all
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
-from ropewalk.k8s.api.client import ApiAwayError, Kubernetes, NotFoundError
+from ropewalk.k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
 from ropewalk.k8s.api.kubeconfig import connect
 from ropewalk.k8s.api.objects import end_of
 from ropewalk.k8s.kubectl import exec_command, kubectl
@@ -43,6 +43,7 @@ from ropewalk.k8s.status.settle import settle_run
 from ropewalk.k8s.submission.hand_over import hand_over
 from ropewalk.k8s.submission.preflight import check_feasible, check_rights
 from ropewalk.k8s.submission.release_controller import HeldRuns, write_held
+from ropewalk.k8s.submission.secrets import SecretObject
 from ropewalk.k8s.submission.staging import stage
 from ropewalk.k8s.submission.submit import THREADS, Submission, create_all, withdraw
 from ropewalk.k8s.volume.reader import Reader
@@ -111,6 +112,14 @@ class K8sBackend(Backend):
     def check_access(self) -> None:
         """Raise ConfigError if no kubeconfig leads to the cluster. Sends no request."""
         _ = self.kube
+
+    def secret_store(self) -> SecretObject:
+        return SecretObject(self.kube, self.profile.secret_store)
+
+    def check_secrets(self, names: Sequence[str]) -> None:
+        """Raise ConfigError if a secret is not set. Who may not read Secrets, such as a pod, leaves that to the agents."""
+        with suppress(ForbiddenError, ApiAwayError):
+            super().check_secrets(names)
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """Render the manifest of the run's first attempt for `kubectl apply -f -`. Sends no request and writes nothing."""

@@ -69,6 +69,7 @@ class K8sProfile(Section):
     tolerations: tuple[Toleration, ...] = Field(default=(), description="node taints that pods tolerate")
     environment: dict[str, str] = Field(default={}, description="environment variables; no secrets")
     secrets: tuple[str, ...] = Field(default=(), description="Secrets whose keys become variables, such as WANDB_API_KEY")
+    secret_store: str = Field(default="ropewalk-secrets", description="Secret in which `ropewalk secret` keeps values")
     user: int = Field(default=1000, ge=1, description="uid and gid of all processes and of the claim's files")
     keep_minutes: float = Field(default=1440, ge=1, description="time that finished Jobs stay in the cluster")
     pod: dict[str, Any] = Field(default={}, description="strategic-merge patch of the pods: {spec: {...}, metadata: {...}}")
@@ -81,7 +82,7 @@ class K8sProfile(Section):
             raise ValueError(f"ray: {values['ray']}: {message}")
         return values
 
-    @field_validator("namespace", "claim", "queue", "queue_priority", "priority_class", "service_account")
+    @field_validator("namespace", "claim", "queue", "queue_priority", "priority_class", "service_account", "secret_store")
     @classmethod
     def _valid_name(cls, name: str | None) -> str | None:
         if name is not None and not _NAME.fullmatch(name):
@@ -106,7 +107,7 @@ class K8sProfile(Section):
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, values: dict[str, str]) -> dict[str, str]:
-        check_variables(values, "manifests are stored as files; put it into a Secret: secrets")
+        check_variables(values, "manifests are stored as files; a job's key secrets names it after `ropewalk secret set NAME`")
         if reserved := sorted(RESERVED_VARIABLES & set(values)):
             raise ValueError(f"variable {reserved[0]} is set by the manifest; remove it from environment")
         return values

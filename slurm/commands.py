@@ -12,6 +12,7 @@ from pathlib import Path
 from ropewalk.cluster.errors import BackendError, CommandMissingError, SchedulerAwayError
 from ropewalk.cluster.process.scratch import outside
 from ropewalk.cluster.run.context import OWN_VARIABLES
+from ropewalk.cluster.secrets.variables import without_secrets
 from ropewalk.slurm.times import FOREVER, seconds_of
 
 COMMAND_SECONDS = 60.0
@@ -97,7 +98,7 @@ def plain_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
     unwanted = (*FORMATS, *(("SLURM_", "SBATCH_", "SRUN_") if "SLURM_JOB_ID" in environment else ()))
     variables = {name: value for name, value in environment.items() if name in PRESERVED or not name.startswith(unwanted)}
     temporary = {"TMPDIR": str(outside(Path(variables["TMPDIR"])))} if "TMPDIR" in variables else {}
-    return {name: value for name, value in (variables | temporary).items() if name not in OWN_VARIABLES}
+    return {name: value for name, value in without_secrets(variables | temporary).items() if name not in OWN_VARIABLES}
 
 
 class Slurm:

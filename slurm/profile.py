@@ -92,7 +92,7 @@ class SlurmProfile(Section):
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, values: dict[str, str]) -> dict[str, str]:
-        check_variables(values, "job scripts are stored as files; export it in the shell that submits instead")
+        check_variables(values, "job scripts are stored as files; a job's key secrets names it after `ropewalk secret set NAME`")
         return values
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ FLOORS = {"cluster": 0, "slurm": 1, "k8s": 1, "datapipe": 1, "sharding": 1, "job
 ROOMS: dict[str, tuple[set[str], ...]] = {
     "cluster": (
         {"cluster.errors", "cluster.installed", "cluster.page", "cluster.spec", "cluster.text", "cluster.yaml_loader"},
+        {"cluster.secrets"},
         {"cluster.config", "cluster.fresh_reads"},
         {"cluster.config_reader", "cluster.gpus", "cluster.storage"},
         {"cluster.run"},

@@ -7,8 +7,6 @@ Exit codes: 0 done, 85 saved and to be requeued, 42 never retry, 143 stopped wit
 import argparse
 import logging
 import os
-import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from ropewalk.cluster.agent.inspector import Inspector
 from ropewalk.cluster.agent.monitor import Monitor
+from ropewalk.cluster.agent.sidecars import Sidecars
 from ropewalk.cluster.agent.version import are_incompatible, other_version
 from ropewalk.cluster.config import NodeRange
 from ropewalk.cluster.engines.entry import write_error
@@ -30,12 +29,12 @@ from ropewalk.cluster.errors import (
     NotReadyError,
 )
 from ropewalk.cluster.gpus import NODE_GPUS_VARIABLE
-from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.process.child_output import finish_outputs
 from ropewalk.cluster.process.forking import are_imported, cuda_is_initialized, import_modules
 from ropewalk.cluster.process.kill import end, family, processes_with
 from ropewalk.cluster.process.output import configure_logging
-from ropewalk.cluster.process.scratch import descriptors, make_scratch, name_semaphores, remove_scratch
-from ropewalk.cluster.process.signals import ShutdownGate, SignalFlag, install_stop_handler, stop_signals_blocked
+from ropewalk.cluster.process.scratch import make_scratch, name_semaphores, remove_scratch
+from ropewalk.cluster.process.signals import ShutdownGate, SignalFlag, install_stop_handler
 from ropewalk.cluster.run import names
 from ropewalk.cluster.run.context import STOP_VARIABLE
 from ropewalk.cluster.run.directory import RunDir
@@ -43,12 +42,12 @@ from ropewalk.cluster.run.file_systems import PollTimer
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.heartbeat import heart_file
 from ropewalk.cluster.run.project import PROJECT_VARIABLE
+from ropewalk.cluster.secrets.variables import NO_SECRETS, RunSecrets
 from ropewalk.cluster.spec import Engine
 
 log = logging.getLogger(__name__)
 
-SIDECAR_SECONDS = 15.0  # for sidecars to finish at the end
-SIDECAR_NICE = 10
+OUTPUT_SECONDS = 2.0  # for the last output of children at the end
 WATCH_SECONDS = 0.2  # between two checks of the stop flag
 ATTEMPT_CHECK_SECONDS = 5.0  # between two checks that the attempt still goes on
 
@@ -96,8 +95,9 @@ class Agent:
         name_semaphores(self.scratch)
         self.stop_flag = self.scratch / "stop"
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # so that files of torch and others are removed at the end
-        self.sidecars: list[subprocess.Popen[bytes]] = []
-        self.inspector = Inspector(self.run_dir, self.attempt, self.node, self.stop_flag, self._sidecar_processes)
+        self.secrets = NO_SECRETS  # only the children have them in their environment
+        self.sidecars = Sidecars()
+        self.inspector = Inspector(self.run_dir, self.attempt, self.node, self.stop_flag, self.sidecars.pids)
         self._next_attempt_check = time.monotonic() + ATTEMPT_CHECK_SECONDS
         self._fatal_timer = PollTimer(self.folder)
         self._stop_requested = SignalFlag()
@@ -108,7 +108,7 @@ class Agent:
     def run(self) -> int:
         """Run the engine and its monitoring threads, clean up, and return the exit code."""
         install_stop_handler(self._stop_requested.set)
-        if not self._check_version():
+        if not self._check_version() or not self._read_secrets():
             self._leave(EXIT_NEVER_RETRY)
             return EXIT_NEVER_RETRY
         if self.engine is Engine.RANKS:
@@ -119,7 +119,7 @@ class Agent:
         monitor.start()
         self.inspector.start(os.getpid())
         if self.node == 0:
-            self._start_sidecars()
+            self.sidecars.start(self.run_dir, self.attempt, self.scratch, self.secrets)
         code = EXIT_FAILED
         try:
             code = self._run_engine()
@@ -149,6 +149,16 @@ class Agent:
         write_error(self.folder, f"node-{self.node}", error, EXIT_NEVER_RETRY, who=f"node {self.node}'s agent", node=self.node)
         return False
 
+    def _read_secrets(self) -> bool:
+        """Read the secrets of the run. Return False, and record an error, if one is not set."""
+        try:
+            self.secrets = RunSecrets.read(self.run_dir.record)
+        except (ConfigError, OSError, UnicodeDecodeError) as error:
+            who = f"node {self.node}'s agent"
+            write_error(self.folder, f"node-{self.node}", error, EXIT_NEVER_RETRY, who=who, node=self.node)
+            return False
+        return True
+
     def _run_engine(self) -> int:
         if self.engine is Engine.RANKS:
             from ropewalk.cluster.engines.ranks import RanksNode, run_ranks  # noqa: PLC0415 - imports torch
@@ -166,6 +176,7 @@ class Agent:
                 stop_flag=self.stop_flag,
                 gate=self._shutdown,
                 hung_seconds=self.retries.hung_seconds,
+                secrets=self.secrets,
                 processes=self.inspector.ranks,
             )
             return run_ranks(node)
@@ -182,9 +193,10 @@ class Agent:
                     cpus=self.resources.cpus,
                     gpus=self.resources.gpus,
                     stop_flag=self.stop_flag,
+                    secrets=self.secrets,
                 )
             )
-        return run_process(self.run_dir, self.attempt, self.stop_flag) if self.node == 0 else 0
+        return run_process(self.run_dir, self.attempt, self.stop_flag, self.secrets) if self.node == 0 else 0
 
     def _start_forkserver(self) -> None:
         """Import the modules of the ranks and start their fork server, before there are threads and before a group forms.
@@ -246,34 +258,14 @@ class Agent:
         self._end_all(code)
 
     def _end_all(self, code: int) -> None:
-        spared = {os.getpid(), *(sidecar.pid for sidecar in self.sidecars)}
+        spared = {os.getpid(), *(sidecar.pid for sidecar in self.sidecars.processes)}
         end(process for process in family(os.getpid()) if process.pid not in spared)
         try:
             self._leave(code)
         finally:
             os._exit(code)
 
-    # --- sidecars and exit
-
-    def _start_sidecars(self) -> None:
-        for module in self.run_dir.record.get("sidecars") or []:
-            name = module.rpartition(".")[2]
-            with (self.run_dir.log_dir(self.attempt) / f"{name}.log").open("ab") as stream, stop_signals_blocked():
-                command = module_command(module, str(self.run_dir.path), "--attempt", str(self.attempt))
-                sidecar = subprocess.Popen(
-                    command,
-                    stdout=stream,
-                    stderr=stream,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                    pass_fds=descriptors(self.scratch),  # keeps the folder of its temporary files if the agent is killed
-                )
-            # its imports would compete with the forming group for a second; under Ray the priority is already lower
-            os.setpriority(os.PRIO_PROCESS, sidecar.pid, max(SIDECAR_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
-            self.sidecars.append(sidecar)
-
-    def _sidecar_processes(self) -> set[int]:
-        return {process.pid for sidecar in self.sidecars for process in family(sidecar.pid)}
+    # --- exit
 
     def _leave(self, code: int) -> None:
         end(processes_with({STOP_VARIABLE: str(self.stop_flag)}))  # processes that programs left running
@@ -283,13 +275,6 @@ class Agent:
             write_json(self.folder / names.NODES / f"node-{self.node}.json", report)
         except OSError as error:  # the supervisor falls back on this process's exit code
             log.error("the report of this node could not be written: %s", error)
-        for sidecar in self.sidecars:
-            sidecar.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + SIDECAR_SECONDS
-        for sidecar in self.sidecars:
-            try:
-                sidecar.wait(timeout=max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                log.warning("sidecar %s did not end in %.0f s; killed", sidecar.args, SIDECAR_SECONDS)
-                sidecar.kill()
+        self.sidecars.end()
+        finish_outputs(OUTPUT_SECONDS)
         remove_scratch(self.scratch)

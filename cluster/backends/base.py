@@ -9,6 +9,8 @@ from typing import Any
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.secrets.store import FileStore, SecretStore
+from ropewalk.cluster.secrets.variables import missing_secrets
 from ropewalk.cluster.spec import RunState
 
 
@@ -116,6 +118,15 @@ class Backend(ABC):
 
     def check_rights(self) -> None:  # noqa: B027 - the default: every process may submit
         """Raise ConfigError if this process may not submit runs. Called by a run that will submit other runs."""
+
+    def secret_store(self) -> SecretStore:
+        """Return the store of this user's secrets on the cluster; by default files in the user's home. Raises ConfigError."""
+        return FileStore.of_cluster(self.cluster.name)
+
+    def check_secrets(self, names: Sequence[str]) -> None:
+        """Raise ConfigError, with the remedy, if a secret is not set on this cluster."""
+        if names and (missing := sorted(set(names) - {*self.secret_store().names()})):
+            raise ConfigError(missing_secrets(missing, self.cluster.name))
 
     def resources_notice(self, resources: Resources) -> str:
         """Return a warning about these resources with a remedy, or an empty string."""

@@ -36,6 +36,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.cluster.run.project import add_project_path
 from ropewalk.cluster.run.spare import SpareRank, wait_for_group
+from ropewalk.cluster.secrets.variables import RunSecrets
 
 log = logging.getLogger("ropewalk.cluster.engines.entry")  # also as __main__
 
@@ -59,7 +60,7 @@ def run_entry(context: JobContext) -> int:
     try:
         results = load_entry(context.run.record["entry"])(context)
         if context.rank == 0:
-            write_json(folder / names.RESULT, results or {})
+            write_json(folder / names.RESULT, RunSecrets.inherited().masked(results or {}))
         return EXIT_DONE
     except StopRequested as stop:
         log.info("stopped: %s", stop)
@@ -72,7 +73,7 @@ def run_entry(context: JobContext) -> int:
     except Exception as error:  # every error becomes a record and an exit code
         code = exit_code_of(error)
         if isinstance(error, GateError) and context.rank == 0:
-            write_json(folder / names.RESULT, error.results)
+            write_json(folder / names.RESULT, RunSecrets.inherited().masked(error.results))
         is_traced = error.logs_traceback if isinstance(error, RopewalkError) else True
         log.error("%s: %s", type(error).__name__, error, exc_info=code != EXIT_NEVER_RETRY and is_traced)
         origin = {"who": f"rank {context.rank}", "rank": context.rank, "group": context.group}
@@ -89,13 +90,14 @@ def _progress(run: RunDir) -> list[Any]:
 
 def write_error(folder: Path, name: str, error: Exception, code: int, **origin: Any) -> None:
     """Record the error that ends a process, inside `except`. `origin` identifies the process; `who` is its name for people."""
+    mask = RunSecrets.inherited().mask
     record = {
         **origin,
         "time": time.time(),
         "exit_code": code,
         "type": type(error).__name__,
-        "message": str(error)[:4000],
-        "traceback": traceback.format_exc()[-8000:],
+        "message": mask.text(str(error))[:4000],
+        "traceback": mask.text(traceback.format_exc())[-8000:],
     }
     write_json(folder / names.ERRORS / f"{name}.json", record)
     if code == EXIT_NEVER_RETRY:

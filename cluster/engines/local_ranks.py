@@ -4,18 +4,22 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from ropewalk.cluster.engines.activity import RankProcess
-from ropewalk.cluster.engines.rank import RankArguments, start_rank
+from ropewalk.cluster.engines.rank import RankArguments, log_of, start_rank
 from ropewalk.cluster.engines.stacks import stacks_file
 from ropewalk.cluster.gpus import rank_gpu
 from ropewalk.cluster.membership.node_agent import Start
+from ropewalk.cluster.process.child_output import child_output
 from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
 from ropewalk.cluster.process.signals import stop_signals_blocked
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE
 from ropewalk.cluster.run.heartbeat import heart_file
+from ropewalk.cluster.secrets.variables import RunSecrets
 
 KILL_SECONDS = 5.0  # for a killed process to be gone
 
@@ -38,8 +42,8 @@ def start_forkserver(preload: list[str]) -> None:
 class LocalRanks:
     """The ranks of a node's newest group."""
 
-    def __init__(self, ranks_per_node: int) -> None:
-        self._count = ranks_per_node
+    def __init__(self, ranks_per_node: int, secrets: RunSecrets) -> None:
+        self._count, self._secrets = ranks_per_node, secrets
         self._processes: dict[int, ForkServerProcess] = {}  # by rank
 
     def start(self, start: Start, arguments: RankArguments, store_prefix: str) -> dict[int, RankProcess]:
@@ -48,9 +52,8 @@ class LocalRanks:
         ranks: dict[int, RankProcess] = {}
         for local_rank in range(self._count):
             rank = start.node_rank * self._count + local_rank
-            variables = {**self._variables(start, local_rank), STORE_PREFIX_VARIABLE: store_prefix}
-            process = multiprocessing.get_context("forkserver").Process(target=start_rank, args=(arguments, variables))
-            process.start()
+            variables = {**self._secrets.environment, **self._variables(start, local_rank), STORE_PREFIX_VARIABLE: store_prefix}
+            process = self._start(arguments, variables, rank)
             self._processes[rank] = process
             ranks[rank] = RankProcess(
                 pid=int(process.pid or 0),
@@ -59,6 +62,22 @@ class LocalRanks:
                 gpu=rank_gpu(local_rank, self._count),
             )
         return ranks
+
+    def _start(self, arguments: RankArguments, variables: Mapping[str, str], rank: int) -> ForkServerProcess:
+        """Start a rank, which opens its log itself unless secrets have to be masked in it."""
+        make = multiprocessing.get_context("forkserver").Process
+        if not self._secrets.values:
+            process = make(target=start_rank, args=(arguments, variables))
+            process.start()
+            return process
+        path, is_shared = log_of(arguments, rank)
+        with (
+            child_output(path, self._secrets, whole_lines=is_shared) as descriptor,
+            Connection(os.dup(descriptor), readable=False) as output,  # a form in which it reaches the fork server
+        ):
+            process = make(target=start_rank, args=(arguments, variables, output))
+            process.start()
+        return process
 
     def _variables(self, start: Start, local_rank: int) -> dict[str, str]:
         """Return the variables that torchrun gives to a rank."""

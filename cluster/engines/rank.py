@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -35,21 +36,30 @@ class RankArguments:
     group: int = 0
 
 
-def start_rank(arguments: RankArguments, variables: Mapping[str, str]) -> None:
-    """Run one rank with these environment variables, which tell it its place in the group, and exit."""
+def log_of(arguments: RankArguments, rank: int) -> tuple[Path, bool]:
+    """Return the log of a rank, and whether it shares it with other ranks of its node."""
+    shared_log = arguments.shared_log if rank else ""
+    return RunDir(arguments.run).log_dir(arguments.attempt) / (shared_log or f"rank-{rank}.log"), bool(shared_log)
+
+
+def start_rank(arguments: RankArguments, variables: Mapping[str, str], output: Connection | None = None) -> None:
+    """Run one rank with these environment variables, which tell it its place in the group, and exit.
+
+    `output`: the pipe through which the agent writes the rank's log; None: the rank writes it.
+    """
     os.environ.update(variables)
-    sys.exit(run_rank(arguments))
+    sys.exit(run_rank(arguments, output))
 
 
-def run_rank(arguments: RankArguments) -> int:
+def run_rank(arguments: RankArguments, output: Connection | None = None) -> int:
     """Run one rank: open its log, claim the fence, call the entry. Returns 0 or 85; exits with any other code.
 
     Stop signals are blocked here, as in the fork server: only the agent acts on them, and kills its ranks by SIGKILL.
     """
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     run = RunDir(arguments.run)
-    shared_log = arguments.shared_log if rank else ""
-    redirect_output(run.log_dir(arguments.attempt) / (shared_log or f"rank-{rank}.log"), rank_prefix(rank) if shared_log else "")
+    path, is_shared = log_of(arguments, rank)
+    redirect_output(output or path, rank_prefix(rank) if is_shared else "")
     configure_logging(f"rank {rank}")
     plain_torch_logging()
     die_with_parent()
@@ -62,7 +72,7 @@ def run_rank(arguments: RankArguments) -> int:
         rank=rank,
         local_rank=local_rank,
         world_size=int(os.environ["WORLD_SIZE"]),
-        shared_log=shared_log,
+        shared_log=path.name if is_shared else "",
         stop_flag=arguments.stop_flag,
         regroup_flag=arguments.regroup_flag,
         heart_file=heart_file(arguments.stop_flag, local_rank),

@@ -29,6 +29,7 @@ from ropewalk.cluster.process.signals import ShutdownGate
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.key import sign
 from ropewalk.cluster.run.names import GROUP_KEY, OUT_OF_MEMORY
+from ropewalk.cluster.secrets.variables import NO_SECRETS, RunSecrets
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class RanksNode:
     stop_flag: Path
     gate: ShutdownGate
     hung_seconds: float | None = None  # the key `retries.hung_seconds`
+    secrets: RunSecrets = NO_SECRETS
     processes: dict[int, RankProcess] = field(default_factory=dict)  # of the present group on this node, by rank
 
     @property
@@ -84,7 +86,7 @@ class _Engine:
     """The ranks of this node, and the session in which the group server decides about them."""
 
     def __init__(self, node: RanksNode) -> None:
-        self.node, self.agent, self.ranks = node, NodeAgent(node.elastic), LocalRanks(node.ranks_per_node)
+        self.node, self.agent, self.ranks = node, NodeAgent(node.elastic), LocalRanks(node.ranks_per_node, node.secrets)
         self._key = read_afresh(node.run.attempt_dir(node.attempt) / GROUP_KEY).decode()
         self._link: Link | None = None
         self._joined = False

@@ -22,6 +22,7 @@ import psutil
 from ropewalk.cluster.engines.process import run_process
 from ropewalk.cluster.errors import EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED, NotReadyError, StopRequested
 from ropewalk.cluster.fresh_reads import read_afresh, read_json_afresh
+from ropewalk.cluster.process.child_output import child_output
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.process.kill import end, family, processes_of
 from ropewalk.cluster.process.ports import free_port, node_cpus
@@ -32,6 +33,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import poll_seconds
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.succession import read_mark_afresh, write_mark
+from ropewalk.cluster.secrets.variables import NO_SECRETS, RunSecrets
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class RayNode:
     cpus: int | None
     gpus: int
     stop_flag: Path
+    secrets: RunSecrets = NO_SECRETS
     for_tune: bool = False  # no workers started in advance, and no forwarding of worker logs
 
     @property
@@ -75,7 +78,7 @@ def run_ray(node: RayNode) -> int:
         if node.index == 0:
             with _Head(node, scratch) as head:
                 await_nodes(node)
-                code = run_process(node.run, node.attempt, node.stop_flag, {"RAY_ADDRESS": head.address})
+                code = run_process(node.run, node.attempt, node.stop_flag, node.secrets, {"RAY_ADDRESS": head.address})
             write_json(node.folder / names.RAY_DRIVER, {"exit_code": code})
             return code
         ray = start_ray(node, scratch, head=False)
@@ -153,6 +156,7 @@ def start_command(node: RayNode, scratch: Path, head_address: str | None, port: 
 def environment(node: RayNode) -> Mapping[str, str]:
     """Return the environment of Ray's daemons. The token in it comes from the backend and is never written to disk."""
     variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # may name a user's cluster
+    variables |= node.secrets.environment
     variables.setdefault("RAY_worker_niceness", "0")  # with Ray's 15, any other program would take the CPU from a replica
     if node.ip.startswith("127."):
         variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
@@ -166,8 +170,8 @@ def start_ray(node: RayNode, scratch: Path, *, head: bool, port: int | None = No
     head_address = None if head else await_head(node)
     command = start_command(node, scratch, head_address, port)
     output = node.run.log_dir(node.attempt) / f"ray-{node.index}.log"
-    with output.open("ab") as stream, stop_signals_blocked():
-        before = stream.tell()  # what an earlier start has printed
+    before = output.stat().st_size if output.exists() else 0  # what an earlier start has printed
+    with child_output(output, node.secrets) as stream, stop_signals_blocked():
         ray = subprocess.Popen(
             command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment(node), start_new_session=True
         )

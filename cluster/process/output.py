@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 MOST_RANK_LOGS = 64  # ranks of a group that have a log each
@@ -23,15 +24,15 @@ def rank_log(rank: int, node: int, num_ranks: int) -> str:
     return f"ranks-{node}.log" if rank and num_ranks > MOST_RANK_LOGS else f"rank-{rank}.log"
 
 
-def redirect_output(path: Path, prefix: str = "") -> None:
-    """Append this process's stdout and stderr to a log file.
+def redirect_output(target: Path | Connection, prefix: str = "") -> None:
+    """Append this process's stdout and stderr to a log file, or send them to a pipe.
 
-    With a `prefix`, for a file that processes share, Python's output is written in whole lines that begin with it; what
+    With a `prefix`, for a log that processes share, Python's output is written in whole lines that begin with it; what
     compiled code and children print arrives as it is. Call `end_output` before the process ends.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    with path.open("ab", buffering=0) as stream:
+    with target.open("ab", buffering=0) if isinstance(target, Path) else target as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     if prefix:

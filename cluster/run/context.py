@@ -10,6 +10,7 @@ from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.heartbeat import Heart
+from ropewalk.cluster.secrets.variables import FOLDER_VARIABLE
 
 C = TypeVar("C", bound=JobConfig)
 
@@ -21,7 +22,7 @@ STORE_PREFIX_VARIABLE = "ROPEWALK_STORE_PREFIX"  # secret prefix of the keys in 
 OWN_VARIABLES = frozenset(
     {STOP_VARIABLE, GROUP_VARIABLE, STORE_PREFIX_VARIABLE, "ROPEWALK_RUN", "ROPEWALK_ATTEMPT", "ROPEWALK_CHECKPOINTS"}
 )
-OWN_VARIABLES |= {"ROPEWALK_REGROUP_FLAG", "ROPEWALK_STOP_SIGNAL", "ROPEWALK_NODES", "ROPEWALK_NODE_RANK"}
+OWN_VARIABLES |= {"ROPEWALK_REGROUP_FLAG", "ROPEWALK_STOP_SIGNAL", "ROPEWALK_NODES", "ROPEWALK_NODE_RANK", FOLDER_VARIABLE}
 OWN_VARIABLES |= {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 

@@ -23,6 +23,7 @@ KINDS = {
     "NetworkPolicy": ("apis/networking.k8s.io/v1", "networkpolicies"),
     "Pod": ("api/v1", "pods"),
     "ConfigMap": ("api/v1", "configmaps"),
+    "Secret": ("api/v1", "secrets"),
     "Event": ("api/v1", "events"),
     "Namespace": ("api/v1", "namespaces"),
     "Node": ("api/v1", "nodes"),

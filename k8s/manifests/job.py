@@ -14,6 +14,7 @@ from ropewalk.cluster.backends.submission import refuse_short_limit, submission_
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
+from ropewalk.cluster.secrets.variables import FOLDER_VARIABLE
 from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.manifests.strategic_merge import merge
 from ropewalk.k8s.names import (
@@ -33,6 +34,7 @@ from ropewalk.k8s.names import (
 from ropewalk.k8s.profile import K8sProfile
 
 HERE = Path(__file__).parent
+SECRETS_PATH = "/run/ropewalk/secrets"  # in pods
 GRACE_MARGIN_SECONDS = 30  # from the ranks' last checkpoint until the pod has exited
 
 # --- Jobs
@@ -73,10 +75,22 @@ def _pod_of_run(run: RunDir, resources: Resources, profile: K8sProfile, number: 
     )
     container["env"] += [{"name": n, "value": v} for n, v in environment(run, profile, number).items()]
     container["resources"] = requests(resources, profile)
+    if names := run.record.get("secrets"):
+        _mount_secrets(pod, profile.secret_store, names)
     if resources.memory_gib:
         shared_memory = {"medium": "Memory", "sizeLimit": f"{math.ceil(resources.memory_gib * 512)}Mi"}  # half of the memory
         next(v for v in spec["volumes"] if v["name"] == "shm")["emptyDir"] = shared_memory
     return apply_profile(pod, profile)
+
+
+def _mount_secrets(pod: Object, store: str, names: Sequence[str]) -> None:
+    """Mount secrets as files for the agent. They are optional for Kubernetes, since the agent names those that are missing."""
+    spec, container = pod["spec"], pod["spec"]["containers"][0]
+    items = [{"key": name, "path": name} for name in names]
+    secret = {"secretName": store, "items": items, "optional": True, "defaultMode": 0o400}
+    spec["volumes"].append({"name": "secrets", "secret": secret})
+    container["volumeMounts"].append({"name": "secrets", "mountPath": SECRETS_PATH, "readOnly": True})
+    container["env"].append({"name": FOLDER_VARIABLE, "value": SECRETS_PATH})
 
 
 def render_release_controller(run: RunDir, profile: K8sProfile, number: int) -> Object:

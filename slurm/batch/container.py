@@ -1,6 +1,7 @@
 """Wraps an agent's command for a container runtime if the profile names an image."""
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.secrets.variables import secrets_folder
 from ropewalk.slurm.profile import Container, SlurmProfile
 
 
@@ -10,6 +11,9 @@ def wrap(command: list[str], profile: SlurmProfile, run: RunDir) -> tuple[list[s
     if image is None:
         return command, []
     mounts = [mount if ":" in mount else f"{mount}:{mount}" for mount in (*image.mounts, str(run.path.parent))]
+    if run.record.get("secrets"):
+        folder = secrets_folder(run.record)
+        mounts.append(f"{folder}:{folder}")
     pairs = list(dict.fromkeys(mounts))
     if image.runtime == "pyxis":
         options = [f"--container-image={image.image}", f"--container-mounts={','.join(pairs)}"]

@@ -16,6 +16,7 @@ from ropewalk.cluster.process.kill import end, family
 from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.process.signals import SignalFlag, stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.secrets.variables import FOLDER_VARIABLE, secrets_folder
 from ropewalk.cluster.supervise.agent_environment import agent_environment
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
 from ropewalk.slurm.batch.container import wrap
@@ -123,7 +124,9 @@ class SlurmAllocation(Allocation):
         cpus = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)
         # GPUs can also come from the profile's gres; Slurm sets this variable in every job that has GPUs
         gpus = self.resources.gpus or int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
-        return agent_environment(self.run, self.resources, cpus=cpus, gpus=gpus, ray_token=self.ray_token)
+        values = agent_environment(self.run, self.resources, cpus=cpus, gpus=gpus, ray_token=self.ray_token)
+        # in a container the home may be another one
+        return values | ({FOLDER_VARIABLE: str(secrets_folder(self.run.record))} if self.run.record.get("secrets") else {})
 
     def end(self, process: Process) -> None:
         """Kill a step with its srun, or a local process, including all descendants."""

@@ -37,7 +37,7 @@ def load(options: dict[str, Any]) -> SlurmProfile:
         ({"sbatch": {"mem": 3}, "account": 1}, "account: must be a text, not 1; sbatch: mem has its own key"),
         (
             {"environment": {"WANDB_API_KEY": "abc"}},
-            "variable WANDB_API_KEY looks like a secret, and job scripts are stored as files; export it",
+            "variable WANDB_API_KEY looks like a secret, and job scripts are stored as files; a job's key secrets",
         ),
         ({"environment": {"HF_TOKEN": "abc"}}, "HF_TOKEN looks like a secret"),
         ({"environment": {"db_password": "abc"}}, "db_password looks like a secret"),

@@ -15,6 +15,7 @@ from ropewalk.cluster.run.context import OWN_VARIABLES
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.cluster.run.names import QUEUE_PROCESS, SUPERVISOR
+from ropewalk.cluster.secrets.variables import without_secrets
 
 SUPERVISOR_MODULE = "ropewalk.cluster.backends.local.supervisor_main"
 
@@ -26,7 +27,7 @@ def supervisor_command(run: RunDir) -> list[str]:
 
 def start_detached(command: list[str], log: Path) -> int:
     """Start a process in a new session, without waiting for it, and return its pid."""
-    environment = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
+    environment = {name: value for name, value in without_secrets(os.environ).items() if name not in OWN_VARIABLES}
     if outer := environment.get(OUTER_TMPDIR_VARIABLE):  # the new process may outlive the virtual node that this one is on
         environment["TMPDIR"] = outer
     if (server := environment.get(FORK_SERVER_VARIABLE)) and (pid := ask_fork_server(server, command, environment, log)):

@@ -23,6 +23,14 @@ class Health(Answer):
     checks: list[CheckRow]
 
 
+class Secrets(Answer):
+    """The answer of `secret`."""
+
+    cluster: str
+    location: str = Field(description="place of the store")
+    secrets: list[str] = Field(description="names of all secrets that are set now; values are never printed")
+
+
 class Trusted(Answer):
     """The answer of `trust`."""
 

@@ -42,6 +42,7 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
     "rm": list[runs.Removed],
     "gc": runs.Garbage,
     "doctor": machine.Health,
+    "secret": machine.Secrets,
     "trust": machine.Trusted,
     "help": machine.CommandHelp | machine.JobHelp | machine.MetricHelp | machine.Overview,
 }

@@ -34,10 +34,12 @@ def run_there(
     baggage: Baggage | None = None,
     submission: str | None = None,
     reads_input: bool = False,
+    given_input: bytes | None = None,
 ) -> int:
     """Run a command on the login node of a cluster, and return its exit code. Raises BackendError.
 
-    `baggage`: what a submission takes along. `submission`: the id under which the command may submit or resume runs.
+    `baggage`: what a submission takes along. `submission`: the id under which the command may submit or resume runs. With
+    `reads_input` it gets this process's standard input, or `given_input` instead.
     """
     profile = load_section(SlurmProfile, cluster.options, f"cluster {cluster.name!r}")
     assert profile.host is not None
@@ -50,7 +52,10 @@ def run_there(
         except ConnectionEndedError:
             raise connection.failure() from None
         connection.greet()
-        if reads_input:
+        if given_input is not None:
+            frames.send(Kind.INPUT, given_input)
+            frames.send(Kind.INPUT)
+        elif reads_input:
             threading.Thread(target=_pass_input, args=[frames], daemon=True).start()
         exit_ = _Answers(frames, baggage).wait()
         if exit_ is None:

@@ -104,6 +104,11 @@ def _run_there(ctx: Any, cluster: "Profile") -> int:
     if (file := values.get("config")) is not None:
         arguments = [_relative(argument, str(file)) for argument in arguments]
     arguments += ["--", *program] if program else []
+    if name == "secret":
+        from ropewalk.jobs.cli.secret import value_of
+
+        value = value_of(values["action"], values["names"] or [])  # read here, where a prompt can hide it
+        return run_there(cluster, arguments, reads_input=value is not None, given_input=value)
     if name not in SUBMITTING | RESUMING:
         return run_there(cluster, arguments, baggage=baggage, reads_input=name in READING_INPUT)
     with submission_id(cluster.name, arguments) as submission:

@@ -16,9 +16,11 @@ import psutil
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.gpus import share_environment
+from ropewalk.cluster.process.child_output import child_output
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.process.kill import family
 from ropewalk.cluster.process.ports import BACKLOG, free_port
+from ropewalk.cluster.secrets.variables import RunSecrets
 from ropewalk.jobs.inference.engines.engine import Engine, EngineError, EngineOptions
 
 LOOK_SECONDS = 0.05
@@ -58,7 +60,7 @@ class EngineProcess:
                 port, inherited = int(listener.getsockname()[1]), [listener.fileno()]
             command = engine.command(prepared, replace(options, port=port))
             command += [argument for number in inherited for argument in ("--fd", str(number))]
-            output = resources.enter_context(log.open("ab"))
+            output = resources.enter_context(child_output(log, RunSecrets.inherited()))
             process = subprocess.Popen(
                 command,
                 env={**os.environ, **share_environment(options.gpus), **engine.environment(options)},

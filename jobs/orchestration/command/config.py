@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from ropewalk.cluster.config import HANGS, RUN_KEYS, CodeConfig, DataPath, JobConfig, PathView, check_variables, default_text
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.spec import Engine
-from ropewalk.jobs.runs.submit.provenance import refuse_secrets
+from ropewalk.jobs.runs.submit.provenance import REMEDY, refuse_secrets
 
 DEFAULT_NAME = "command"
 # launchers: the program is the word after their options
@@ -52,7 +52,7 @@ class CommandConfig(JobConfig):
         default=".", description="working directory of the program", json_schema_extra=default_text("where you submit")
     )
     code: CodeConfig = Field(default=CodeConfig(), description="the copy of the user's code that a cluster gets")
-    environment: dict[str, str] = Field(default={}, description="environment variables of the program; no secrets")
+    environment: dict[str, str] = Field(default={}, description="environment variables of the program; for secrets: `secrets`")
     stop_signal: Literal["TERM", "INT", "USR1", "USR2"] = Field(
         default="TERM", description="signal that asks the program to save and exit before its nodes are taken away"
     )
@@ -81,7 +81,7 @@ class CommandConfig(JobConfig):
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
-        check_variables(environment, "run.yaml is a plain file; export it where the program runs")
+        check_variables(environment, f"run.yaml is a plain file; {REMEDY}")
         return environment
 
     @model_validator(mode="after")
@@ -107,7 +107,7 @@ class CommandConfig(JobConfig):
 
     def check_keys(self) -> None:
         """Raise ConfigError if a key contains a secret."""
-        refuse_secrets(self.model_dump(mode="json"), "let the program read it from its environment or a file")
+        refuse_secrets(self.model_dump(mode="json"), REMEDY)
 
     def resolved(self) -> Self:
         """Return the configuration with the run named after its program. Raises ConfigError."""

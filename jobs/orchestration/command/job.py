@@ -9,11 +9,12 @@ from ropewalk.cluster.process.kill import end, processes_with, variable_of
 from ropewalk.cluster.process.sockets import prepare_sockets
 from ropewalk.cluster.run.context import GROUP_VARIABLE, STOP_VARIABLE, JobContext
 from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.secrets.variables import RunSecrets
 from ropewalk.jobs.orchestration.command.config import CommandConfig, fill_placeholders
 from ropewalk.jobs.orchestration.command.program import Output, Program, Stops
 from ropewalk.jobs.results.metrics import OWN_KEYS, latest_metrics
 from ropewalk.jobs.runs.program.environment import project_folder, variables_of
-from ropewalk.jobs.runs.program.verdict import judge, log_size
+from ropewalk.jobs.runs.program.verdict import judge, log_size, tail
 
 PROGRAM_VARIABLES = (STOP_VARIABLE, GROUP_VARIABLE, "RANK")  # node, group and rank, inherited by all descendants
 
@@ -29,7 +30,9 @@ def main(context: JobContext) -> dict[str, object]:
     if stops.requested():
         raise StopRequested("asked to stop before the program was started")
     context.run.checkpoints.mkdir(exist_ok=True)
-    reads_output = context.shared_log or (config.metrics and context.rank == 0)  # lines of several ranks must not be mixed
+    secrets = RunSecrets.inherited()
+    # lines of several ranks must not be mixed, and a log in which the agent masks secrets may still lack the last lines
+    reads_output = context.shared_log or secrets.values or (config.metrics and context.rank == 0)
     output = Output(context, config) if reads_output else None
     if config.steps and context.rank == 0 and not context.run.progress.exists():
         write_json(context.run.progress, {"stage": "train", "done": 0, "total": config.steps, "unit": "steps"}, durable=False)
@@ -43,7 +46,7 @@ def main(context: JobContext) -> dict[str, object]:
     end(processes_with({name: environment[name] for name in PROGRAM_VARIABLES if name in environment}))
     if output is not None:
         output.close()
-    judge(code, stops.sent, context, since)
+    judge(code, stops.sent, context, secrets.mask.text(output.tail()) if output is not None else tail(context, since))
     return {"exit_code": code, **(_latest(context) if context.rank == 0 else {})}
 
 

@@ -19,6 +19,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.orchestration.command.config import CommandConfig
 from ropewalk.jobs.results.metrics import MetricLog
+from ropewalk.jobs.runs.program.verdict import TAIL_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Output:
         self._patterns = {name: re.compile(pattern) for name, pattern in config.metrics.items()}
         self._step_pattern = re.compile(config.step_pattern) if config.step_pattern else None
         self._step = 0
+        self._end = b""
         self._thread = threading.Thread(target=self._copy, name="output", daemon=True)
 
     def fileno(self) -> int:
@@ -56,11 +58,16 @@ class Output:
         """Wait until the output is read, but not for processes that the program left running with the pipe open."""
         self._thread.join(timeout=5.0)
 
+    def tail(self) -> str:
+        """Return the end of the output that was read."""
+        return self._end.decode(errors="replace")
+
     def _copy(self) -> None:
         rest = b""
         while chunk := os.read(self._read, CHUNK_BYTES):
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
+            self._end = (self._end + chunk)[-TAIL_BYTES:]
             *lines, rest = (rest + chunk).split(b"\n")
             rest = rest[-LONGEST_LINE_BYTES:]
             self._try_log(lines)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ropewalk.cluster.config import HANGS, RUN_KEYS, CodeConfig, DataPath, JobConfig, default_text
 from ropewalk.cluster.spec import Engine
-from ropewalk.jobs.runs.submit.provenance import refuse_secrets
+from ropewalk.jobs.runs.submit.provenance import REMEDY, refuse_secrets
 
 
 class FunctionConfig(JobConfig):
@@ -37,7 +37,7 @@ class FunctionConfig(JobConfig):
 
     def check_keys(self) -> None:
         """Raise ConfigError if a key contains a secret, which would be masked in the run."""
-        refuse_secrets(self.model_dump(mode="json"), "let the program read it from its environment or a file")
+        refuse_secrets(self.model_dump(mode="json"), REMEDY)
 
     def preferred_engine(self) -> Engine | None:
         """Return the process engine for a single call, else the ranks engine."""

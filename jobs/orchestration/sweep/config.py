@@ -1,6 +1,6 @@
 """The configuration of the `sweep` job with its hooks of submission, and the context shared by the trials of an attempt."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -43,6 +43,11 @@ class SweepConfig(SweepKeys):
     def own_code(self) -> bool:
         """Return True if the trials need code of the user's own."""
         return ":" in self.job or sample_config(self).own_code()
+
+    def secret_names(self) -> Sequence[str]:
+        """Return the sweep's secrets, and those of its trials if these run on its nodes."""
+        names = [*self.secrets, *(sample_config(self).secret_names() if self.allocation else ())]
+        return list(dict.fromkeys(names))
 
     def preferred_engine(self) -> Engine | None:
         """Return the Ray engine if trials run inside the sweep's allocation, which needs a Ray cluster."""

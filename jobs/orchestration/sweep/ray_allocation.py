@@ -21,6 +21,7 @@ from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.process.scratch import make_scratch, remove_scratch
 from ropewalk.cluster.process.signals import stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.secrets.variables import without_secrets
 from ropewalk.cluster.spec import StopReason
 from ropewalk.cluster.supervise.agent_environment import agent_environment
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
@@ -49,7 +50,9 @@ class NodeServer:
     def start(self, command: list[str], environment: Mapping[str, str], log: str) -> int:
         """Start a command in its own session and return its process id."""
         # Ray sets the variable of this actor's GPUs
-        values = {name: value for name, value in os.environ.items() if name == DEVICES_VARIABLE or name not in OURS}
+        values = {
+            name: value for name, value in without_secrets(os.environ).items() if name == DEVICES_VARIABLE or name not in OURS
+        }
         with open(log, "ab") as stream, stop_signals_blocked():
             process = subprocess.Popen(
                 command,

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from ropewalk.cluster.engines.crashes import is_fault
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, RopewalkError, StopRequested
-from ropewalk.cluster.process.output import rank_prefix
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.event_log import STOPPED_UNSAVED
 from ropewalk.jobs.runs.program.last_words import innermost_frame, last_words
 
 TAIL_BYTES = 65_536
-SHARED_TAIL_BYTES = 16 * TAIL_BYTES  # of a log that the ranks of a node share
 ENDING_LETTERS = 16_384  # at the end of the log that are searched for a lost peer
 SHELLS_SIGNAL = 128  # a shell whose program was killed by a signal exits with this plus the signal's number
 _SIGNALS = frozenset(signal.Signals)
@@ -39,13 +37,12 @@ class LostPeerError(RuntimeError):
     """The user's program failed because another rank was lost."""
 
 
-def judge(code: int, stop: signal.Signals | None, context: JobContext, since_bytes: int = 0) -> None:
+def judge(code: int, stop: signal.Signals | None, context: JobContext, text: str) -> None:
     """Return if the program is done; otherwise raise the exception that stands for its exit code.
 
-    `stop`: the signal that was sent to it. `since_bytes`: start of this group's output in the log of the attempt. Raises
-    StopRequested, ProgramRefusedError, LostPeerError, ProgramFailedError.
+    `stop`: the signal that was sent to it. `text`: the end of its output. Raises StopRequested, ProgramRefusedError,
+    LostPeerError, ProgramFailedError.
     """
-    text = tail(context, since_bytes)
     if code == EXIT_DONE and stop is None:
         return
     if code == EXIT_REQUEUE or (stop is not None and code == EXIT_DONE):
@@ -89,16 +86,11 @@ def log_size(context: JobContext) -> int:
 
 
 def tail(context: JobContext, since_bytes: int) -> str:
-    """Return the end of the log, without the part before `since_bytes`."""
+    """Return the end of a log that belongs to this process alone, without the part before `since_bytes`."""
     try:
         with log_of(context).open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
-            most_bytes = SHARED_TAIL_BYTES if context.shared_log else TAIL_BYTES
-            stream.seek(max(since_bytes if since_bytes <= size else 0, size - most_bytes))  # smaller if it was rotated
-            text = stream.read().decode(errors="replace")
+            stream.seek(max(since_bytes if since_bytes <= size else 0, size - TAIL_BYTES))  # smaller if it was rotated
+            return stream.read().decode(errors="replace")
     except OSError:
         return ""
-    if not context.shared_log:
-        return text
-    prefix = rank_prefix(context.rank)
-    return "\n".join(line.removeprefix(prefix) for line in text.split("\n") if line.startswith(prefix))

@@ -5,7 +5,7 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from ropewalk.cluster.backends.base import Check
+from ropewalk.cluster.backends.base import Backend, Check
 from ropewalk.cluster.backends.profiles import load_backend, profile_file
 from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, runs_root
@@ -19,9 +19,22 @@ def checks(cluster: str) -> list[Check]:
     """Run the checks of this machine and of a cluster."""
     results = [_python(), *_packages(), _runs(), _file_system(), _profiles(), _git()]
     try:
-        return [*results, *load_backend(cluster).checks()]
+        backend = load_backend(cluster)
+        return [*results, *backend.checks(), _secrets(backend)]
     except RopewalkError as error:
         return [*results, Check(name=f"cluster {cluster}", ok=False, detail=str(error))]
+
+
+def _secrets(backend: Backend) -> Check:
+    """List the secrets that are set, without their values."""
+    on = "" if backend.cluster.name == "local" else f" --on {backend.cluster.name}"
+    try:
+        store = backend.secret_store()
+        names = ", ".join(store.names())
+    except RopewalkError as error:
+        return Check(name="secrets", ok=False, detail=str(error), optional=True)
+    detail = f"{names}, in {store.location}" if names else f"none; `ropewalk secret set NAME{on}` sets one"
+    return Check(name="secrets", ok=True, detail=detail)
 
 
 def _python() -> Check:

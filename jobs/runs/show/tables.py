@@ -127,6 +127,8 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
     if code.get("commit"):
         dirty = " + uncommitted changes (kept in code.diff)" if code.get("dirty") else ""
         head.add_row("ropewalk", f"{code['commit'][:12]} ({code.get('branch')}){dirty}")
+    if names := (details["config"] or {}).get("secrets"):
+        head.add_row("secrets", ", ".join(names))
     head.add_row("directory", details["directory"])
     head.add_row("on disk", format_bytes(details["bytes"]))
     if details.get("wandb"):

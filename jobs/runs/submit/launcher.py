@@ -27,6 +27,7 @@ from ropewalk.cluster.backends.local.nodes import OUTER_TMPDIR_VARIABLE
 from ropewalk.cluster.backends.profiles import load_backend
 from ropewalk.cluster.errors import AlreadyRunningError, BackendError, RopewalkError
 from ropewalk.cluster.gpus import ALL, DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, users_devices
+from ropewalk.cluster.process.child_output import child_output
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.process.fork_server import FORK_SERVER_VARIABLE, start_fork_server
 from ropewalk.cluster.process.output import configure_logging
@@ -35,6 +36,7 @@ from ropewalk.cluster.process.scratch import keep, make_scratch, remove_scratch
 from ropewalk.cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
 from ropewalk.cluster.run.context import STOP_VARIABLE
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.secrets.variables import RunSecrets
 from ropewalk.jobs.runs.submit.resume import resume
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
     folder = make_scratch("w", variables.get("TMPDIR"))
     command = module_command("ropewalk.jobs.runs.submit.launcher", str(folder), str(os.getpid()), *modules)
     try:
-        with output.open("ab") as stream, stop_signals_blocked():
+        with child_output(output, RunSecrets.inherited()) as stream, stop_signals_blocked():
             subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=True)
         deadline = time.monotonic() + START_SECONDS
         while not (folder / SOCKET).exists():

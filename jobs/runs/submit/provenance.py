@@ -21,6 +21,7 @@ _TOKENS_OF_TEXT = re.compile(
     r"(bos|eos|pad|unk|mask|sep|cls|end|start|stop|document|special|next|per|unknown|boi|eoi|image|audio|video)_token$",
     re.IGNORECASE,
 )
+REMEDY = "store it with `ropewalk secret set NAME`, and name it in the key secrets"
 _KEYS = ("hf_", "sk-", "ghp_", "glpat-", "xox")  # prefixes of API keys of well-known services
 
 

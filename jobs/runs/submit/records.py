@@ -33,6 +33,7 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
         **({} if config.asks_hub() else {"offline": True}),
         **({} if config.has_checkpoints else {"checkpoints": False}),
         **({"required_environment": dict(required)} if (required := config.required_environment()) else {}),
+        **({"secrets": list(names)} if (names := config.secret_names()) else {}),
         **mask_secrets(config.extra_record(cluster_name)),
         **origin,
     }

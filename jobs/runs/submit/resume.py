@@ -105,6 +105,8 @@ def _changes(run: RunDir, backend: Backend, overrides: Sequence[str], *, new_cod
     changes: dict[str, Any] = {"config": changed}
     if (required := dict(config.required_environment())) != run.record.get("required_environment", {}):
         changes["required_environment"] = required
+    if (names := list(config.secret_names())) != run.record.get("secrets", []):
+        changes["secrets"] = names
     if new_code:
         root = run.path.parent if backend.ships_code else None
         changes |= {key: value for key, value in submission_record((), root).items() if key in ("code", "versions", "directory")}

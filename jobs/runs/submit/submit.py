@@ -202,6 +202,7 @@ def start_with_needed(backend: Backend, run: RunDir, resources: Resources, after
     """
     others = list(after)
     try:
+        backend.check_secrets(run.record.get("secrets") or ())
         others += map(Dependency, view_of(run).submit_needed(after))
         if not (broken := broken_dependencies(others)):
             backend.submit(run, resources, [str(other) for other in others])
@@ -233,6 +234,8 @@ def create_runs(
     check_inputs(backend, configs, inputs.path_here)
     backend.check_access()
     backend.check_capacity(len(configs))
+    for config in configs:
+        backend.check_secrets(config.secret_names())
     root = inputs.root
     if inputs.pending():
         inputs.fetch()

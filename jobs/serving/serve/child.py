@@ -10,8 +10,10 @@ from pathlib import Path
 
 import psutil
 
+from ropewalk.cluster.process.child_output import child_output
 from ropewalk.cluster.process.kill import end, family
 from ropewalk.cluster.process.signals import stop_signals_blocked
+from ropewalk.cluster.secrets.variables import RunSecrets
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class Child:
         self.process = self._start()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        with self.log_file.open("ab") as stream, stop_signals_blocked():
+        with child_output(self.log_file, RunSecrets.inherited()) as stream, stop_signals_blocked():
             return subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,

@@ -32,6 +32,7 @@ class Case:
     resources: Mapping[str, Any] = field(default_factory=dict)
     profile: Mapping[str, Any] = field(default_factory=dict)
     code: Mapping[str, Any] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
     number: int = 1
     held: bool = False
 
@@ -70,13 +71,15 @@ CASES = {
     "elastic": Case(resources={"nodes": "1..4", "grace_seconds": 30}, profile={**TEAM, "queue": "team"}),
     "held": Case(profile={**TEAM, "queue": "team"}, held=True, number=3),
     "code": Case(code={"snapshot": "3f2a", "folder": "src", "is_program": True}, profile=TEAM),
+    "secrets": Case(secrets=("HF_TOKEN", "SSH_KEY"), profile={**TEAM, "secret_store": "mine"}),
     "patched": Case(profile={**TEAM, "pod": PATCH}),
 }
 
 
 def run_of(case: Case) -> RunDir:
     run = RunDir("/mnt/runs/pretrain-1")
-    run.__dict__["record"] = {"run": run.id, "engine": "ranks", "resources": dict(case.resources), "code": dict(case.code)}
+    record = {"run": run.id, "engine": "ranks", "resources": dict(case.resources), "code": dict(case.code)}
+    run.__dict__["record"] = {**record, **({"secrets": list(case.secrets)} if case.secrets else {})}
     return run
 
 
@@ -159,7 +162,7 @@ def test_what_pod_security_asks_for(name: str) -> None:
 def test_no_secret_is_in_a_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     assert "0123456789abcdef" not in render(CASES["everything"])
-    with pytest.raises(ConfigError, match=r"WANDB_API_KEY looks like a secret.*put it into a Secret"):
+    with pytest.raises(ConfigError, match=r"WANDB_API_KEY looks like a secret.*ropewalk secret set"):
         load_section(K8sProfile, {"environment": {"WANDB_API_KEY": "x"}}, "cluster 'team'")
 
 

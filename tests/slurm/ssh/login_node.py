@@ -124,10 +124,12 @@ class Laptop:
             "ROPEWALK_CLUSTERS": str(folder / "clusters.yaml"),
         }
 
+    command = (sys.executable, "-m", "ropewalk.jobs.cli")
+
     def start(self, *arguments: str, **settings: object) -> subprocess.Popen[str]:
         """Start the command on the laptop."""
         return subprocess.Popen(
-            [sys.executable, "-m", "ropewalk.jobs.cli", *arguments],
+            [*self.command, *arguments],
             cwd=self.project,
             env=self.environment,
             stdin=subprocess.DEVNULL,

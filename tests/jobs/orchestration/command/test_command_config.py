@@ -14,7 +14,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.command.config import CommandConfig
-from ropewalk.jobs.runs.program.verdict import LostPeerError, ProgramFailedError, judge, log_of, log_size
+from ropewalk.jobs.runs.program.verdict import LostPeerError, ProgramFailedError, judge, log_of, log_size, tail
 from tests.jobs.orchestration.command.programs import ROOT, Start, ended, script
 
 
@@ -69,19 +69,19 @@ def one_of_two_that_said(text: str, folder: Path) -> JobContext:
 def test_what_an_earlier_group_has_said_is_not_this_ones(tmp_path: Path) -> None:
     context = one_of_two_that_said("RuntimeError: Connection closed by peer\n", tmp_path)
     with pytest.raises(LostPeerError):
-        judge(1, None, context)
+        judge(1, None, context, tail(context, 0))
     since = log_size(context)
     with log_of(context).open("a") as log:
         log.write("ValueError: a bug, and to be counted as one\n")
     with pytest.raises(ProgramFailedError, match="ValueError: a bug"):
-        judge(1, None, context, since)
+        judge(1, None, context, tail(context, since))
 
 
 def test_a_fault_that_nccl_names_is_the_programs_own(tmp_path: Path) -> None:
     message = "torch.distributed.DistBackendError: ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0\n"
     context = one_of_two_that_said(message, tmp_path)
     with pytest.raises(ProgramFailedError, match="Duplicate GPU detected"):
-        judge(1, None, context)
+        judge(1, None, context, tail(context, 0))
 
 
 def test_a_word_that_would_be_masked_is_refused(start: Start) -> None:

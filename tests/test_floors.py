@@ -41,6 +41,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.runs.show"},
         {"jobs.runs.submit"},
         {"jobs.runs.models"},
+        {"jobs.runs.notify"},
         {"jobs.runs.inspect", "jobs.runs.mirror", "jobs.runs.program", "jobs.runs.space"},
     ),
     "jobs.training": (

@@ -12,6 +12,7 @@ REQUESTS = "requests.json"
 CHECKPOINTS = "checkpoints"
 TABLES = "tables"
 PICTURES = "pictures"
+NOTICES = "notify"
 WANDB = "wandb"
 WANDB_OFFLINE = "wandb/offline.json"  # lines that are in the offline files
 WANDB_ADDRESS = "wandb/address.json"  # address of the run's W&B page: {address}
@@ -42,6 +43,7 @@ RUN_FILES = {
     TABLES: "tables for people and trackers: NAME.json of {columns, rows}",
     PICTURES: "pictures for people and trackers: NAME.png",
     WANDB: "files of Weights & Biases, and `address.json` with the address of the run's page",
+    NOTICES: "notifications: `outbox.jsonl`, and `sent.jsonl` with what each receiver has accepted",
     "trackers": "files of other trackers, one folder each",
     "curves.png": "plot of the metrics, written by `ropewalk show RUN --plot`",
     ATTEMPTS: "one folder per attempt, `0001`",

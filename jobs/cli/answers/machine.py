@@ -101,3 +101,11 @@ class Overview(Answer):
     kind: Literal["overview"]
     commands: list[Summary]
     jobs: list[Summary]
+
+
+class Notified(Answer):
+    """Result of a test message to a receiver."""
+
+    target: str
+    accepted: bool
+    error: str = Field(description="why it was not accepted; empty otherwise")

@@ -44,6 +44,7 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
     "doctor": machine.Health,
     "secret": machine.Secrets,
     "trust": machine.Trusted,
+    "notify": list[machine.Notified],
     "help": machine.CommandHelp | machine.JobHelp | machine.MetricHelp | machine.Overview,
 }
 LINES = frozenset({"submit", "logs", "top", "chat", "sync"})  # any number of lines, one object each; the others print one line

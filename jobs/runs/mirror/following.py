@@ -11,10 +11,10 @@ from ropewalk.cluster.process.signals import SignalFlag
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import poll_seconds
 from ropewalk.cluster.run.files import read_json
-from ropewalk.jobs.runs.mirror.alerts import likely_ending
-from ropewalk.jobs.runs.mirror.lease import Lease
 from ropewalk.jobs.runs.mirror.mirror import Mirror, lease_of
 from ropewalk.jobs.runs.mirror.server import unavailable_reason
+from ropewalk.jobs.runs.notify.alerts import likely_ending
+from ropewalk.jobs.runs.notify.lease import Lease
 
 log = logging.getLogger(__name__)
 

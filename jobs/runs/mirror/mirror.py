@@ -17,12 +17,12 @@ from ropewalk.cluster.run.names import CODE_DIFF, HISTOGRAMS, WANDB_ADDRESS
 from ropewalk.cluster.spec import Outcome
 from ropewalk.jobs.registry import view_class
 from ropewalk.jobs.results import readable
-from ropewalk.jobs.runs.mirror.alerts import alerts
 from ropewalk.jobs.runs.mirror.feed import Feed
-from ropewalk.jobs.runs.mirror.lease import Lease
 from ropewalk.jobs.runs.mirror.server import history_lines
 from ropewalk.jobs.runs.mirror.wandb_run import WandbRun, notes, project_of
 from ropewalk.jobs.runs.models import inputs as lineage
+from ropewalk.jobs.runs.notify.alerts import alerts
+from ropewalk.jobs.runs.notify.lease import Lease
 from ropewalk.sharding.layout import directory_of
 
 SAFE_SECONDS = 2.5  # after which lines passed to wandb are on disk, even if this process is killed

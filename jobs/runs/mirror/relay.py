@@ -11,9 +11,10 @@ from ropewalk.cluster.errors import BackendError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import poll_seconds
 from ropewalk.cluster.spec import Outcome
-from ropewalk.jobs.runs.mirror.lease import Lease
 from ropewalk.jobs.runs.mirror.mirror import Mirror, is_complete, lease_of
 from ropewalk.jobs.runs.mirror.server import unavailable_reason
+from ropewalk.jobs.runs.notify.lease import Lease
+from ropewalk.jobs.runs.notify.relay import NoticeRelay
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Relay:
         self.roots, self._say = roots, say
         self._followers: dict[Path, _Follower] = {}
         self._next_scan = self._next_server = 0.0
+        self._notices = NoticeRelay(say)
         self._away = ""
 
     def follow(self, stopped: Callable[[], bool]) -> None:
@@ -62,6 +64,7 @@ class Relay:
 
     def look(self) -> int:
         """Send the new lines of every run once, and return their number."""
+        self._notices.look(self.roots)
         if not self._server_answers():
             return 0
         self._scan()

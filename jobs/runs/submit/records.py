@@ -11,6 +11,7 @@ from ropewalk.cluster.run.directory import runs_root
 from ropewalk.cluster.run.origin import current_origin
 from ropewalk.cluster.run.project import project_directory
 from ropewalk.jobs.registry import find_job
+from ropewalk.jobs.runs.submit.notification import NOTIFY_SIDECAR, notify_file
 from ropewalk.jobs.runs.submit.provenance import mask_argument, mask_secrets, versions
 from ropewalk.jobs.runs.submit.snapshot import checkout, code_of, code_state, project_of, take_snapshot
 
@@ -26,7 +27,11 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
         "entry": spec.entry,
         "engine": (config.preferred_engine() or spec.engine).value,
         "preload": list(spec.preload),
-        "sidecars": [*SIDECARS, *([TRACKERS_SIDECAR] if config.trackers else [])],
+        "sidecars": [
+            *SIDECARS,
+            *([TRACKERS_SIDECAR] if config.trackers else []),
+            *([NOTIFY_SIDECAR] if notify_file().exists() else []),
+        ],
         "config": mask_secrets(config.model_dump(mode="json")),
         "resources": config.resources.model_dump(mode="json"),
         "cluster": cluster_name,

@@ -1,5 +1,6 @@
 """Submission of runs."""
 
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -243,6 +244,8 @@ def create_runs(
     backends = [backend, *([load_backend(other)] if other else [])]
     shipped_to = root if any(each.ships_code for each in backends) else None
     origin = submission_record(command, shipped_to) | ({"gpus_notice": gpus_notice} if gpus_notice else {})
+    if len(configs) > 1:  # their owner gets one notification for all
+        origin["submission"] = {"id": secrets.token_hex(8), "runs": len(configs)}
     project = project_record(job, configs[0], shipped_to)  # all runs of a submission use the same directory
     records = [
         {

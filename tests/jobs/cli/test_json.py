@@ -68,6 +68,26 @@ def test_json_of_submissions(shell: Shell) -> None:
     shell("wait", run["run"], "--json", expect=1)
 
 
+def test_json_of_receivers(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path("notify.yaml").absolute()
+    monkeypatch.setenv("ROPEWALK_NOTIFY", str(path))
+    assert "no receivers" in json.loads(shell("notify", "test", "--json", expect=2))["error"]["message"]
+    path.write_text("targets: [{name: good, command: [cat]}, {name: bad, command: ['false']}]\n")
+    path.chmod(0o600)
+    good, bad = json.loads(shell("notify", "test", "--json", expect=1))
+    assert good == {"target": "good", "accepted": True, "error": ""}
+    assert bad == {"target": "bad", "accepted": False, "error": "bad: exit code 1"}
+
+
+def test_columns_of_ps(shell: Shell, running: RunDir) -> None:
+    assert shell("ps", "--columns", "run, goodput").split()[:2] == ["RUN", "GOODPUT"]
+    (row,) = json.loads(shell("ps", "--columns", "goodput", "--json"))
+    assert row["run"] == running.id
+    refused = json.loads(shell("ps", "--columns", "colour", "--json", expect=2))
+    assert "columns: run, job, state" in refused["error"]["message"]
+    assert json.loads(shell("show", running.id, "--json"))["goodput"]["seconds"]
+
+
 def test_json_of_a_job_file(shell: Shell) -> None:
     Path("job.yaml").write_text("run: pretrain\ndata: data\nsteps: 9\n")
     checked = json.loads(shell("check", "-c", "job.yaml", "--json"))

@@ -10,9 +10,9 @@ from PIL import Image
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.results.readable import MOST_ROWS, add_rows, read_table, write_picture, write_table
-from ropewalk.jobs.runs.mirror.alerts import alerts
 from ropewalk.jobs.runs.mirror.mirror import send_rest
 from ropewalk.jobs.runs.models import inputs as lineage
+from ropewalk.jobs.runs.notify.alerts import alerts
 from tests.fakes.wandb_server import WandbServer
 from tests.jobs.runs.mirror.planted import CAUSES
 from tests.jobs.runs.mirror.test_relay import end, log_steps, make_run

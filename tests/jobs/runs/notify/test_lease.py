@@ -5,7 +5,7 @@ from pathlib import Path
 from threading import Barrier
 
 from ropewalk.cluster.run.files import machine, write_json
-from ropewalk.jobs.runs.mirror.lease import Lease
+from ropewalk.jobs.runs.notify.lease import Lease
 
 TAKERS, ROUNDS = 8, 40
 

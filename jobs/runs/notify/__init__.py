@@ -1,0 +1,1 @@
+"""Notification of the owner of a run: causes, an outbox in the run, and receivers."""

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from ropewalk.cluster.process.child_output import child_output
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.process.kill import family
 from ropewalk.cluster.process.scratch import descriptors
-from ropewalk.cluster.process.signals import stop_signals_blocked
+from ropewalk.cluster.process.signals import END_SIGNAL, stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.secrets.variables import RunSecrets
 
@@ -31,7 +30,7 @@ class Sidecars:
         """Start the sidecars that the run's record names."""
         for module in run.record.get("sidecars") or []:
             output = run.log_dir(attempt) / f"{module.rpartition('.')[2]}.log"
-            with child_output(output, secrets) as stream, stop_signals_blocked():
+            with child_output(output, secrets) as stream, stop_signals_blocked(END_SIGNAL):
                 sidecar = subprocess.Popen(
                     module_command(module, str(run.path), "--attempt", str(attempt)),
                     stdout=stream,
@@ -52,7 +51,7 @@ class Sidecars:
     def end(self) -> None:
         """Ask the sidecars to finish, and kill those that do not in time."""
         for sidecar in self.processes:
-            sidecar.send_signal(signal.SIGHUP)
+            sidecar.send_signal(END_SIGNAL)
         deadline = time.monotonic() + END_SECONDS
         for sidecar in self.processes:
             try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 POLL_SECONDS = 0.05  # between two checks of a flag
+END_SIGNAL = signal.SIGHUP  # from the agent to its sidecars
 STOP_SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})
 
 
@@ -70,15 +71,23 @@ class ShutdownGate:
         return False
 
 
+def install_end_handler(handler: Callable[[], object]) -> None:
+    """Call `handler` when the agent ends this sidecar, and at once if it did while this process started."""
+    for number in (END_SIGNAL, signal.SIGTERM):
+        signal.signal(number, lambda *_: handler())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {END_SIGNAL})
+
+
 @contextmanager
-def stop_signals_blocked() -> Iterator[None]:
-    """Start children inside this block with the stop signals blocked, until they call `install_stop_handler`.
+def stop_signals_blocked(*others: signal.Signals) -> Iterator[None]:
+    """Start children inside this block with the stop signals, and `others`, blocked, until they install a handler.
 
     Schedulers signal every process of a job, but only the agent should act on the signal. A child that never installs a
     handler can only be ended by SIGKILL. Blocked signals stay blocked across fork and exec and remain pending, so neither
     this process nor a child that installs a handler later loses one.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP_SIGNALS, *others})
     try:
         yield
     finally:

@@ -2,12 +2,10 @@
 
 import logging
 import os
-import signal
 import threading
-from types import FrameType
 
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, RopewalkError
-from ropewalk.cluster.process.signals import SignalFlag
+from ropewalk.cluster.process.signals import SignalFlag, install_end_handler
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import poll_seconds
 from ropewalk.cluster.run.files import read_json
@@ -33,9 +31,7 @@ class Sidecar:
 
     def follow(self) -> None:
         """Mirror the attempt to its end."""
-        signal.signal(signal.SIGHUP, self._on_signal)
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        install_end_handler(self._ended.set)
         pause_seconds = max(POLL_SECONDS, poll_seconds(self.run.path))
         mirror = self._open(pause_seconds)
         if mirror is None:
@@ -67,9 +63,6 @@ class Sidecar:
             return Mirror(self.run, self.attempt, offline=True, beside=True)
         self._lease = lease
         return mirror
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._ended.set()
 
     def _over(self) -> bool:
         orphaned = os.getppid() != self._parent

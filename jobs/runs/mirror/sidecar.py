@@ -8,6 +8,7 @@ it writes W&B's offline files; `ropewalk sync` sends the run's lines later from 
 import argparse
 import logging
 import os
+import signal
 from pathlib import Path
 
 
@@ -21,6 +22,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s mirror %(message)s")
     os.nice(5)  # training comes first
+    # a run that is over before this process has started leaves the rest to `ropewalk sync`: wandb is slow to import
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     from ropewalk.cluster.run.directory import RunDir  # slow imports, not needed if W&B is disabled
     from ropewalk.jobs.runs.mirror.following import Sidecar
 

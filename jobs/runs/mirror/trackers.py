@@ -8,15 +8,13 @@ A tracker is a class that implements `Tracker` and is constructed with the run, 
 import argparse
 import logging
 import os
-import signal
 import time
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.cluster.process.signals import SignalFlag
+from ropewalk.cluster.process.signals import SignalFlag, install_end_handler
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import poll_seconds
 from ropewalk.cluster.run.files import read_json, write_json
@@ -107,13 +105,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s trackers %(message)s")
     os.nice(5)  # training comes first
     run, ended, parent = RunDir(arguments.run_dir), SignalFlag(), os.getppid()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        ended.set()
-
-    for number in (signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    install_end_handler(ended.set)
     readers = [Reader(run, name) for name in (run.record.get("config") or {}).get("trackers") or ()]
     while not ended.is_set() and os.getppid() == parent and run.attempts()[-1] == arguments.attempt:
         for reader in readers:

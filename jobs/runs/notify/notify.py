@@ -7,13 +7,11 @@ Started next to the agent of node 0. What it could not send is sent by the next 
 import argparse
 import logging
 import os
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 
 from ropewalk.cluster.errors import RopewalkError
-from ropewalk.cluster.process.signals import SignalFlag
+from ropewalk.cluster.process.signals import SignalFlag, install_end_handler
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import poll_seconds
 from ropewalk.cluster.spec import Outcome
@@ -36,13 +34,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s notify %(message)s")
     os.nice(5)  # training comes first
     run, ended, parent = RunDir(arguments.run_dir), SignalFlag(), os.getppid()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        ended.set()
-
-    for number in (signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, on_signal)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    install_end_handler(ended.set)
     try:
         targets = read_targets()
     except RopewalkError as error:

@@ -331,7 +331,7 @@ def test_a_failed_run_tells_its_owner_and_holds_no_key(
     config = CommandConfig.model_validate({"command": ["false"], "launch": "once", "retries": {"bugs": 0}})
     run = submit("command", config)
     until(lambda: run.last_outcome() is not None, Patience.RUN)
-    until(lambda: receiver.accepted, Patience.SIGNAL, (run.log_dir(1) / "notify.log").read_text)
+    until(lambda: receiver.accepted, Patience.START, (run.log_dir(1) / "notify.log").read_text)
     assert [(values["kind"], values["run"]) for values in receiver.accepted] == [("failed", run.id)]
     for path in run.path.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), path

@@ -22,7 +22,7 @@ class Kind(bytes, Enum):
     INPUT = b"I"  # to the helper: standard input; an empty one ends it
     INTERRUPT = b"S"  # to the helper: Ctrl-C
     ALIVE = b"H"  # both ways
-    NEED = b"N"  # to the client: contents that are missing, as JSON
+    NEED = b"N"  # to the client: contents that are missing, or standard input, as JSON
     OUT = b"O"
     ERR = b"E"
     FILE = b"F"  # to the client: part of a file that the command wrote

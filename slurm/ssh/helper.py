@@ -87,6 +87,8 @@ class _Command:
     def serve(self) -> None:
         """Pass on the streams until the command has ended, or end it with the connection."""
         try:
+            if self._request.get("reads_input"):
+                self._frames.send(Kind.NEED, {"input": True})
             self._pass_on()
             with os.fdopen(self._pipes["runs"][0], "rb") as stream:
                 runs = stream.read().decode().split()

@@ -52,12 +52,7 @@ def run_there(
         except ConnectionEndedError:
             raise connection.failure() from None
         connection.greet()
-        if given_input is not None:
-            frames.send(Kind.INPUT, given_input)
-            frames.send(Kind.INPUT)
-        elif reads_input:
-            threading.Thread(target=_pass_input, args=[frames], daemon=True).start()
-        exit_ = _Answers(frames, baggage).wait()
+        exit_ = _Answers(frames, baggage, given_input).wait()
         if exit_ is None:
             error = connection.failure()
             again = "; give the command again: it submits nothing twice" if submission else ""
@@ -103,8 +98,8 @@ def _request(
 class _Answers:
     """The frames of the login node's side: needs, output, and the end."""
 
-    def __init__(self, frames: Frames, baggage: Baggage | None) -> None:
-        self._frames, self._baggage = frames, baggage or Baggage()
+    def __init__(self, frames: Frames, baggage: Baggage | None, given_input: bytes | None) -> None:
+        self._frames, self._baggage, self._given_input = frames, baggage or Baggage(), given_input
 
     def wait(self) -> dict[str, Any] | None:
         """Answer and pass on until the command has ended; return None if the connection ended before."""
@@ -139,6 +134,8 @@ class _Answers:
             self._frames.send(Kind.INTERRUPT)
 
     def _provide(self, need: dict[str, Any]) -> None:
+        if need.get("input"):  # earlier the bootstrap would read it
+            threading.Thread(target=_pass_input, args=[self._frames, self._given_input], daemon=True).start()
         if need.get("program"):
             archive = _archive(program_tree())
             self._frames.send(Kind.PROGRAM, hashlib.sha256(archive).hexdigest().encode() + archive)
@@ -170,10 +167,12 @@ def _write(stream: IO[bytes], content: bytes) -> None:
     stream.flush()
 
 
-def _pass_input(frames: Frames) -> None:
-    """Send this process' standard input until it ends."""
+def _pass_input(frames: Frames, prepared: bytes | None) -> None:
+    """Send this process's standard input until it ends, or the given content instead."""
     with contextlib.suppress(ConnectionEndedError, ValueError):
-        while content := os.read(0, CHUNK_BYTES):
+        if prepared is not None:
+            frames.send(Kind.INPUT, prepared)
+        while prepared is None and (content := os.read(0, CHUNK_BYTES)):
             frames.send(Kind.INPUT, content)
         frames.send(Kind.INPUT)
 

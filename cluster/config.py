@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.secrets.store import check_name
@@ -283,12 +283,27 @@ def default_text(text: str) -> dict[str, Any]:
     return {"default_text": text}
 
 
+class Packages(Section):
+    """The Python environment of a run, which its nodes unpack to their disks: name one of the keys."""
+
+    uv: DataPath | None = Field(default=None, description="a uv.lock beside its pyproject.toml; built once on the cluster")
+    path: DataPath | None = Field(default=None, description="a packed environment (conda-pack's archive), or a folder to pack")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.uv is None) == (self.path is None):
+            raise ValueError("name one of: uv, a uv.lock; path, a packed environment or a folder")
+        return self
+
+
 class JobConfig(Section):
     """Keys that every job has."""
 
     # the dotted keys, and sections that are unset by default, that help prints first, in this order; none: it prints all keys
     usual_keys: ClassVar[tuple[str, ...]] = ()
     has_checkpoints: ClassVar[bool] = True  # False: nothing is saved when the run is stopped
+    # True: `packages` are for the user's program, or for runs that this one starts, and need not contain ropewalk
+    passes_packages_on: ClassVar[bool] = False
 
     name: str | None = Field(
         default=None, description="name of the run; its id begins with it, in lower case with dashes; unset: the job's name"
@@ -300,6 +315,7 @@ class JobConfig(Section):
     secrets: tuple[Annotated[str, AfterValidator(check_name)], ...] = Field(
         default=(), description="secrets of the cluster that its processes get as variables of these names; see `ropewalk secret`"
     )
+    packages: Packages | None = Field(default=None, description="Python environment to take along; unset: the profile's, or none")
     trackers: tuple[str, ...] = Field(
         default=(), description="trackers that get the metrics in addition to W&B: tensorboard, mlflow, trackio"
     )

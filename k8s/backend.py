@@ -21,7 +21,7 @@ from ropewalk.cluster.backends.submission import (
     refuse_active,
     submission_key,
 )
-from ropewalk.cluster.config import Resources
+from ropewalk.cluster.config import Packages, Resources
 from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir, runs_root
@@ -112,6 +112,10 @@ class K8sBackend(Backend):
     def check_access(self) -> None:
         """Raise ConfigError if no kubeconfig leads to the cluster. Sends no request."""
         _ = self.kube
+
+    def packages(self, wanted: Packages | None) -> None:
+        if wanted is not None:
+            raise ConfigError("packages: pods have those of their image; install them there, and set `image` in the profile")
 
     def secret_store(self) -> SecretObject:
         return SecretObject(self.kube, self.profile.secret_store)

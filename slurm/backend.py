@@ -16,7 +16,7 @@ from ropewalk.cluster.backends.submission import (
     refuse_active,
     submission_key,
 )
-from ropewalk.cluster.config import Resources
+from ropewalk.cluster.config import Packages, Resources
 from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir
@@ -61,6 +61,9 @@ class SlurmBackend(Backend):
 
     def render_many(self, runs: Sequence[RunDir], resources: Resources) -> str:
         return render_job(runs[0], resources, self.profile, runs=len(runs))
+
+    def packages(self, wanted: Packages | None) -> Packages | None:
+        return wanted or self.profile.packages
 
     def check_capacity(self, runs: int) -> None:
         """Raise ConfigError if the queue has no room for this many runs."""

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ropewalk.cluster.config import Section, check_variables
+from ropewalk.cluster.config import Packages, Section, check_variables
 
 # options that the job script sets itself
 RESERVED_OPTIONS = frozenset(
@@ -56,6 +56,7 @@ class SlurmProfile(Section):
     exclusive: bool = Field(default=False, description="allocate whole nodes")
     sbatch: dict[str, str | int | bool] = Field(default={}, description="further options of sbatch, by long name")
     setup: tuple[str, ...] = Field(default=(), description="first lines of the job script, such as module load ...")
+    packages: Packages | None = Field(default=None, description="Python environment of runs that name none in their `packages`")
     environment: dict[str, str] = Field(default={}, description="environment variables; no secrets")
     python: str | None = Field(
         default=None, description="Python that runs the agents; default: the submitting one, or `python` in a container image"

@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"cluster.config_reader", "cluster.gpus", "cluster.storage"},
         {"cluster.run"},
         {"cluster.process", "cluster.hub", "cluster.membership"},
-        {"cluster.supervise"},
+        {"cluster.packages", "cluster.supervise"},
         {"cluster.engines"},
         {"cluster.agent", "cluster.backends"},
     ),

@@ -7,6 +7,7 @@ Exit codes: 0 done, 85 saved and to be requeued, 42 never retry, 143 stopped wit
 import argparse
 import logging
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -29,6 +30,7 @@ from ropewalk.cluster.errors import (
     NotReadyError,
 )
 from ropewalk.cluster.gpus import NODE_GPUS_VARIABLE
+from ropewalk.cluster.packages.use import enter, run_in
 from ropewalk.cluster.process.child_output import finish_outputs
 from ropewalk.cluster.process.forking import are_imported, cuda_is_initialized, import_modules
 from ropewalk.cluster.process.kill import end, family, processes_with
@@ -63,11 +65,25 @@ def main() -> None:
     parser.add_argument("--group-server", default="", help="HOST:PORT of the group server (ranks engine)")
     arguments = parser.parse_args()
     configure_logging(f"node {arguments.node}")
+    _enter_packages(arguments)
     agent = Agent(arguments)
     os.environ[PROJECT_VARIABLE] = str(agent.run_dir.project)
     code = agent.run()
     logging.shutdown()
     os._exit(code)
+
+
+def _enter_packages(arguments: argparse.Namespace) -> None:
+    """Unpack the run's environment on this node, and continue in it if the run's processes need it."""
+    run = RunDir(arguments.run_dir)
+    try:
+        if python := enter(run.record, run.path.parent):
+            run_in(python, ["ropewalk.cluster.agent", *sys.argv[1:]])
+    except (ConfigError, OSError) as error:
+        who = f"node {arguments.node}'s agent"
+        folder = run.attempt_dir(arguments.attempt)
+        write_error(folder, f"node-{arguments.node}", error, EXIT_NEVER_RETRY, who=who, node=arguments.node)
+        sys.exit(EXIT_NEVER_RETRY)
 
 
 class Agent:

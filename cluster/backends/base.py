@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ropewalk.cluster.config import Resources
+from ropewalk.cluster.config import Packages, Resources
 from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.secrets.store import FileStore, SecretStore
@@ -118,6 +118,10 @@ class Backend(ABC):
 
     def check_rights(self) -> None:  # noqa: B027 - the default: every process may submit
         """Raise ConfigError if this process may not submit runs. Called by a run that will submit other runs."""
+
+    def packages(self, wanted: Packages | None) -> Packages | None:
+        """Return the environment of a run that wants one, or none. Raises ConfigError if the cluster cannot unpack it."""
+        return wanted
 
     def secret_store(self) -> SecretStore:
         """Return the store of this user's secrets on the cluster; by default files in the user's home. Raises ConfigError."""

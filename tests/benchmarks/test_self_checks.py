@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.nfs import need_nfs
 from tests.patience import HANG_SECONDS
 from tests.slurm.conftest import need_slurm
 
@@ -41,6 +42,7 @@ SMALL = {
     "bench_mirror": ["--live", "2", "--seconds", "3", "--finished", "2", "--lines", "100", "--sidecar", "2", "--steps", "10"],
     "bench_muon": ["--preset", "tiny", "--tokens", "1024", "--rounds", "1"],
     "bench_out_of_memory": ["--errors", "1"],
+    "bench_packages": ["--module", "json", "--packages", ""],
     "bench_preprocess": ["--megabytes", "1", "--kills", "1", "--actors", "1,2"],
     "bench_rules": ["--megabytes", "0", "--signatures", "20000"],
     "bench_recovery": ["--kills", "1"],
@@ -64,6 +66,8 @@ OF_KUBERNETES = {"bench_k8s", "bench_k8s_many", "bench_k8s_start"}  # they bring
 def test_a_benchmark_in_small(name: str, tmp_path: Path) -> None:
     if name == "bench_loader":
         pytest.importorskip("litdata", reason="needs the peers: pip install '.[bench]', as make bench does")
+    if name == "bench_packages":
+        need_nfs()
     if "slurm" in name or name == "bench_submit":
         need_slurm()
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", *SMALL[name]]

@@ -28,6 +28,7 @@ class ToyRun:
     def __init__(self, root: Path, entry: str, engine: str, after: tuple[str, ...] = (), **settings: Any) -> None:
         self.backend = LocalBackend(Profile(name="local", backend="local"))
         self.resources = Resources.model_validate(settings.pop("resources", {}))
+        extra = {key: settings.pop(key, None) for key in ("packages", "secrets", "cluster")}
         record = {
             "job": "toy",
             "entry": entry if ":" in entry else f"tests.fakes.toy:{entry}",
@@ -37,6 +38,7 @@ class ToyRun:
             "required_environment": settings.pop("required_environment", {}),
             "config": settings,
             "resources": self.resources.model_dump(mode="json"),
+            **{key: value for key, value in extra.items() if value},
         }
         self.run = RunDir.create("toy", record, root)
         self.disturbed = False  # the supervisor itself was killed, so nobody is left to tidy up

@@ -179,6 +179,24 @@ def ray_sum(context: JobContext) -> dict[str, Any]:
     return {"total": total, "nodes": nodes, "niceness": niceness}
 
 
+def ray_secret(context: JobContext) -> dict[str, Any]:
+    """Print the run's secrets in the driver and in a worker of Ray, and return them."""
+    import ray
+
+    names = context.run.record["secrets"]
+
+    def show() -> list[str]:
+        values = [os.environ[name] for name in names]
+        print("worker", *values, flush=True)
+        return values
+
+    ray.init(address=os.environ["RAY_ADDRESS"])
+    values = ray.get(ray.remote(num_cpus=1)(show).remote())
+    print("driver", *values, flush=True)
+    ray.shutdown()
+    return {"values": values}
+
+
 def place(context: JobContext) -> dict[str, Any]:
     """Working directory and user of the process engine."""
     return {"rank": context.rank, "world": context.world_size, "attempt": context.attempt}

@@ -26,6 +26,8 @@ _SCRIPT = re.compile(r".+\.(py|sh|jl|R|pl|rb|js|lua)")
 class CommandConfig(JobConfig):
     """A program, and how to start and stop it."""
 
+    passes_packages_on = True
+
     usual_keys = (
         *("command", "launch", "setup", "environment", "directory", "metrics", "resources.ranks_per_node", *RUN_KEYS),
         "retries.bugs",

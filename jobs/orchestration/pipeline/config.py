@@ -57,6 +57,7 @@ class PipelineConfig(JobConfig):
     """Jobs with dependencies, submitted together. `resources` are those of the pipeline's own short job, which runs last."""
 
     usual_keys = ("steps", "name", "seed")
+    passes_packages_on = True
     hidden_keys = HANGS | RANKS | WEIGHTS
 
     steps: dict[str, StepConfig] = Field(

@@ -28,6 +28,8 @@ ORDER = "order.json"  # in the driver's scratch folder: the reason why all trial
 class SweepConfig(SweepKeys):
     """The keys of a sweep with the hooks of submission; driver and actors read the resolved configuration."""
 
+    passes_packages_on = True
+
     def resolved(self) -> Self:
         """Return the sweep with its base parsed by the job and its number of trials. Raises ConfigError."""
         return resolve(self)

@@ -15,7 +15,7 @@ from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.show.follow import Watch
 from ropewalk.jobs.runs.show.status import final_outcome
 from ropewalk.jobs.runs.submit.launcher import ask
-from ropewalk.jobs.runs.submit.records import make_record
+from ropewalk.jobs.runs.submit.records import child_packages_record, make_record
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ def create_run(context: SweepContext, record: TrialRecord) -> RunDir:
     if existing is not None:
         return existing
     run_record = make_record(context.config.job, config, context.cluster, context.origin)
+    run_record |= child_packages_record(load_backend(context.cluster), config, sweep)
     return RunDir.create(str(config.name), {**run_record, "parent": sweep.id, "trial": record.trial}, sweep.path.parent)
 
 

@@ -4,12 +4,16 @@ import os
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from ropewalk.cluster.backends.base import Backend, Check
 from ropewalk.cluster.backends.profiles import load_backend, profile_file
 from ropewalk.cluster.errors import RopewalkError
+from ropewalk.cluster.packages.archive import FOLDER as PACKAGES_FOLDER
+from ropewalk.cluster.packages.build import hash_of, inputs_of
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, runs_root
 from ropewalk.cluster.run.file_systems import CACHING, COHERENT, PASSING, Mount, mount_of
+from ropewalk.cluster.run.files import read_json
 
 NEEDED = ("torch", "ray", "transformers", "tokenizers", "pyarrow", "numba", "wandb")
 FREE_GIB = 2.0
@@ -20,7 +24,7 @@ def checks(cluster: str) -> list[Check]:
     results = [_python(), *_packages(), _runs(), _file_system(), _profiles(), _git()]
     try:
         backend = load_backend(cluster)
-        return [*results, *backend.checks(), _secrets(backend)]
+        return [*results, *backend.checks(), _secrets(backend), *_environment(backend)]
     except RopewalkError as error:
         return [*results, Check(name=f"cluster {cluster}", ok=False, detail=str(error))]
 
@@ -35,6 +39,24 @@ def _secrets(backend: Backend) -> Check:
         return Check(name="secrets", ok=False, detail=str(error), optional=True)
     detail = f"{names}, in {store.location}" if names else f"none; `ropewalk secret set NAME{on}` sets one"
     return Check(name="secrets", ok=True, detail=detail)
+
+
+def _environment(backend: Backend) -> list[Check]:
+    """Compare the environment of the cluster's profile with the newest one that was built. Raises ConfigError."""
+    wanted = backend.packages(None)
+    if wanted is None:
+        return []
+    if wanted.uv is None:
+        return [Check(name="packages", ok=Path(str(wanted.path)).exists(), detail=f"{wanted.path}, packed at each submission")]
+    root = Path(str(backend.cluster.options.get("runs") or runs_root())).expanduser()
+    inputs = inputs_of(Path(wanted.uv))
+    if (root / PACKAGES_FOLDER / f"{hash_of(inputs)}.json").is_file():
+        return [Check(name="packages", ok=True, detail=f"{wanted.uv} is built, as {hash_of(inputs)}")]
+    newest = max((root / PACKAGES_FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime, default=None)
+    earlier = (read_json(newest) if newest is not None else None) or {}
+    differences = [f"{key} was {earlier[key]}, is {value}" for key, value in inputs.items() if earlier.get(key, value) != value]
+    note = f"; the newest there differs: {'; '.join(differences)}" if differences else ""
+    return [Check(name="packages", ok=True, detail=f"{wanted.uv} is not built yet, the next submission does it{note}")]
 
 
 def _python() -> Check:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ropewalk.cluster.packages.archive import FOLDER as PACKAGES_FOLDER
 from ropewalk.cluster.run import names
 from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
 from ropewalk.cluster.run.disk import disk_bytes
@@ -20,7 +21,7 @@ YOUNG_SECONDS = 24 * 3600.0  # a run that is being submitted or prepares its dat
 class Garbage(NamedTuple):
     """A file or folder that can be deleted, and the reason."""
 
-    kind: str  # code | prepared | fetched | work | removed | version
+    kind: str  # code | prepared | packages | fetched | work | removed | version
     path: Path
     bytes: int
     reason: str
@@ -36,6 +37,7 @@ def find_garbage(root: Path) -> Iterator[Garbage]:
     for kind, folder, reason in (
         ("code", root / CODE_FOLDER, "no run uses this copy of code"),
         ("prepared", root / names.PREPARED_FOLDER, "no run uses this prepared data set"),
+        ("packages", root / PACKAGES_FOLDER, "no run uses this environment"),
     ):
         for path in _old_entries(folder):
             if not any(path.name in text for text in texts) and not any(run_id in path.name for run_id in live):

@@ -13,7 +13,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import dated_label
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.status import GONE, settle
-from ropewalk.jobs.runs.submit.records import make_record, needs_own_code, project_record
+from ropewalk.jobs.runs.submit.records import child_packages_record, make_record, needs_own_code, project_record
 from ropewalk.jobs.runs.submit.resume import resume
 from ropewalk.jobs.runs.submit.submit import start_with_needed
 
@@ -45,6 +45,7 @@ def create_child(
     record = {
         **make_record(job, config, cluster, origin),
         **project,
+        **child_packages_record(backend, config, parent),
         **child_keys(parent, step, outlives_parent=outlives_parent),
     }
     return RunDir.create(str(config.name), record, parent.path.parent)

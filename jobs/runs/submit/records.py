@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.config import CodeConfig, JobConfig
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.cluster.run.directory import runs_root
+from ropewalk.cluster.packages.archive import FOLDER, adopt, pack
+from ropewalk.cluster.packages.build import build
+from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.run.origin import current_origin
 from ropewalk.cluster.run.project import project_directory
 from ropewalk.jobs.registry import find_job
@@ -42,6 +45,33 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
         **mask_secrets(config.extra_record(cluster_name)),
         **origin,
     }
+
+
+def packages_record(backend: Backend, config: JobConfig, root: Path) -> dict[str, Any]:
+    """Build or pack the environment of a run under the runs' root, and return its description for run.yaml; empty if it has none.
+
+    Raises ConfigError.
+    """
+    wanted = backend.packages(config.packages)
+    if wanted is None:
+        return {}
+    if wanted.uv is not None:
+        description = build(Path(wanted.uv), root)
+    else:
+        path = Path(str(wanted.path))
+        if not path.exists():
+            raise ConfigError(f"packages.path: {path}: no such file or folder")
+        archive = pack(path, root / FOLDER) if path.is_dir() else adopt(path, root / FOLDER)
+        description = {"source": "path", "hash": archive.partition(".")[0], "archive": archive}
+    return {"packages": {**description, "passed_on": config.passes_packages_on}}
+
+
+def child_packages_record(backend: Backend, config: JobConfig, parent: RunDir) -> dict[str, Any]:
+    """Return the description of a child's environment: its own, else its parent's, else the profile's. Raises ConfigError."""
+    inherited = parent.record.get("packages")
+    if config.packages is None and inherited:
+        return {"packages": {**inherited, "passed_on": config.passes_packages_on}}
+    return packages_record(backend, config, parent.path.parent)
 
 
 def submission_record(command: Sequence[str], root: Path | None = None) -> dict[str, Any]:

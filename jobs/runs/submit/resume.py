@@ -21,7 +21,7 @@ from ropewalk.jobs.runs.show.status import GONE, final_outcome, find_run, settle
 from ropewalk.jobs.runs.submit.inputs import Inputs
 from ropewalk.jobs.runs.submit.once import submit_once
 from ropewalk.jobs.runs.submit.provenance import mask_secrets
-from ropewalk.jobs.runs.submit.records import project_record, submission_record
+from ropewalk.jobs.runs.submit.records import packages_record, project_record, submission_record
 from ropewalk.jobs.runs.submit.submit import check_inputs, start_with_needed
 
 FIXED_KEYS = ("data", "model", "seed")  # of a run: its checkpoints and the order of its samples depend on them
@@ -105,6 +105,8 @@ def _changes(run: RunDir, backend: Backend, overrides: Sequence[str], *, new_cod
     changes: dict[str, Any] = {"config": changed}
     if (required := dict(config.required_environment())) != run.record.get("required_environment", {}):
         changes["required_environment"] = required
+    if config.packages is not None and "packages" in changed:
+        changes |= packages_record(backend, config, run.path.parent)
     if (names := list(config.secret_names())) != run.record.get("secrets", []):
         changes["secrets"] = names
     if new_code:

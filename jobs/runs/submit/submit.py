@@ -23,7 +23,7 @@ from ropewalk.jobs.runs.submit.combinations import combinations
 from ropewalk.jobs.runs.submit.gpus import set_gpus
 from ropewalk.jobs.runs.submit.inputs import FetchedInput, Inputs
 from ropewalk.jobs.runs.submit.once import submit_once
-from ropewalk.jobs.runs.submit.records import make_record, project_record, submission_record
+from ropewalk.jobs.runs.submit.records import make_record, packages_record, project_record, submission_record
 
 TRACKERS = "ropewalk.trackers"  # a group of entry points
 
@@ -247,6 +247,7 @@ def create_runs(
     if len(configs) > 1:  # their owner gets one notification for all
         origin["submission"] = {"id": secrets.token_hex(8), "runs": len(configs)}
     project = project_record(job, configs[0], shipped_to)  # all runs of a submission use the same directory
+    project |= packages_record(backend, configs[0], root or runs_root())
     records = [
         {
             **make_record(job, config, cluster_name, origin),

@@ -91,6 +91,7 @@ class RegistryConfig(Section):
 class RefreshConfig(JobConfig):
     """A run that retrains a served model from its feedback. Each step is a run of its own; `resources` are the driver's."""
 
+    passes_packages_on = True
     usual_keys = (
         *("watch", "model", "train", "align", "gate.evaluate", "gate.audit", "trigger.every_hours", "trigger.feedback"),
         *("trigger.drift", "canary.minutes", "canary.requests", "rounds", "approve", "seed", "name"),

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 # keys of this run's record that its successor's record has, too
 ORIGIN = frozenset({"job", "entry", "engine", "preload", "sidecars", "config", "resources"})
-ORIGIN |= {"cluster", "created", "versions", "command", "code", "directory", "project"}
+ORIGIN |= {"cluster", "created", "versions", "command", "code", "directory", "project", "packages", "secrets"}
 CHECK_SECONDS = 3.0  # between queries of the successor's state
 
 

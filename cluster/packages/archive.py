@@ -1,0 +1,119 @@
+"""Archives of environments: one file under the runs' root, named by its content, unpacked once to each node's disk."""
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import zstandard
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.process.scratch import OWNER, outside
+
+FOLDER = ".packages"  # beside the runs
+ENDINGS = (".tar.zst", ".tar.gz", ".tgz", ".tar")
+LEVEL, THREADS = 3, -1  # of zstd; -1: as many threads as cores
+CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; the kernel releases the lock when its holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def pack(folder: Path, store: Path) -> str:
+    """Pack a folder, and return the archive's name in the store."""
+
+    def write(target: IO[bytes]) -> None:
+        compressor = zstandard.ZstdCompressor(level=LEVEL, threads=THREADS)
+        with compressor.stream_writer(target, closefd=False) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+            for path in sorted(folder.iterdir()):
+                tar.add(path, path.name)
+
+    return _store(write, store, ".tar.zst")
+
+
+def adopt(archive: Path, store: Path) -> str:
+    """Copy an archive that the user has packed, and return its name in the store. Raises ConfigError."""
+    ending = next((ending for ending in ENDINGS if archive.name.endswith(ending)), None)
+    if ending is None:
+        raise ConfigError(f"packages.path: {archive} is neither a folder nor one of {', '.join(f'*{each}' for each in ENDINGS)}")
+    with archive.open("rb") as source:
+        return _store(lambda target: shutil.copyfileobj(source, target, CHUNK_BYTES), store, ending)
+
+
+def _store(write: Callable[[IO[bytes]], object], store: Path, ending: str) -> str:
+    """Write a file under the digest of its content."""
+    store.mkdir(parents=True, exist_ok=True)
+    temporary = store / f".{secrets.token_hex(8)}"
+    try:
+        with temporary.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        with temporary.open("rb") as stream:
+            name = f"{hashlib.file_digest(stream, 'sha256').hexdigest()[:40]}{ending}"
+        if not (store / name).exists():
+            temporary.replace(store / name)
+        return name
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unpack(archive: Path, disk: Path, finish: Callable[[Path], None]) -> Path:
+    """Unpack an archive on this node, once for all runs of the user, and return the folder. Raises ConfigError.
+
+    `finish` adapts the environment to its folder. A folder counts as soon as the file `NAME.ready` is beside it.
+    """
+    target = disk / archive.name.partition(".")[0]
+    ready = disk / f"{target.name}.ready"
+    with locked(disk / f"{target.name}.lock"):
+        if not ready.exists():
+            try:
+                shutil.rmtree(target, ignore_errors=True)  # of a process that was killed
+                target.mkdir()
+                _extract(archive, target)
+                finish(target)
+                ready.touch()
+            except (OSError, tarfile.TarError, zstandard.ZstdError, EOFError) as error:
+                shutil.rmtree(target, ignore_errors=True)
+                raise ConfigError(f"{archive.name}: cannot be unpacked to {disk}: {error}; is the disk full?") from error
+    return target
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    with archive.open("rb") as source:
+        if archive.name.endswith(".zst"):
+            with zstandard.ZstdDecompressor().stream_reader(source, read_size=CHUNK_BYTES) as stream:
+                _extract_stream(stream, "r|", folder)
+        else:
+            _extract_stream(source, "r|*", folder)
+
+
+def _extract_stream(stream: object, mode: str, folder: Path) -> None:
+    with tarfile.open(fileobj=stream, mode=mode) as tar:  # type: ignore[call-overload]
+        tar.extractall(folder, filter="tar")
+
+
+def node_disk() -> Path:
+    """Return this user's folder for environments on the node's disk."""
+    temporary = Path(tempfile.gettempdir())
+    scratch = next((path for path in (temporary, *temporary.parents) if (path / OWNER).is_file()), temporary)  # of a run
+    folder = outside(scratch) / f"ropewalk-packages-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022 or folder.is_symlink():
+        raise ConfigError(f"{folder} belongs to, or can be written by, another user; remove it, or set TMPDIR")
+    return folder

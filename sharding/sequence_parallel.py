@@ -1,7 +1,7 @@
 """Sequence parallelism: between the divided blocks of layers each rank of a tensor group holds a part of each sequence.
 
-A block (attention, feed-forward) gathers whole sequences and leaves partial sums, which are reduced and scattered. Norms,
-residuals and dropout between blocks work on parts. Embedding, masks, positions and head have whole sequences.
+A block (attention, feed-forward) gathers whole sequences and leaves partial sums, which are reduced and scattered. Norms and
+residuals between blocks work on parts. Embedding, masks, positions and head have whole sequences.
 """
 
 from collections.abc import Callable, Mapping

@@ -113,6 +113,9 @@ def tensor_problem(model: Any, degree: int) -> str | None:
 
 def whole_sequences_reason(model: Any) -> str | None:
     """Return the reason why ranks keep whole sequences between the blocks of a model; None: they divide them."""
+    for key, value in model.config.get_text_config().to_dict().items():
+        if ("dropout" in key or key.endswith("pdrop")) and not key.startswith("att") and value:
+            return f"its configuration sets {key}, and ranks must drop the same"
     return sequence_problem(_named_layers(model), _plan_of(model, ties(model)))
 
 

@@ -85,6 +85,7 @@ def test_a_degree_that_does_not_divide_a_model_is_refused(name: str, degree: int
             "self_attn.q_proj.weight is a matrix outside of its divided blocks",
         ),
         ({"model_type": "hrm_text"}, "its layers are not one stack"),
+        ({"model_type": "phi3", "resid_pdrop": 0.1, "attention_dropout": 0.1}, "its configuration sets resid_pdrop"),
     ],
 )
 def test_families_whose_layers_do_not_allow_it_keep_whole_sequences(config: dict[str, Any], reason: str | None) -> None:

@@ -13,12 +13,12 @@ from ropewalk.jobs.training.finetune.config import FinetuneConfig
 STEPS = 3
 SAVED_STEP = 1  # where `elastic resume` goes on with another number of ranks
 EXACT = 1e-10
-PACKED, RESUMED, CHUNKED = "packing", "elastic resume", "chunked loss"
+PACKED, RESUMED, CHUNKED, DOCUMENTS = "packing", "elastic resume", "chunked loss", "separate documents"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """An option: its keys, and how equal results must be. The runner asks for the three options without keys by name."""
+    """An option: its keys, and how equal results must be. The runner asks for the four options without keys by name."""
 
     keys: Mapping[str, Mapping[str, Any] | float] = field(default_factory=dict)
     tolerance: float = EXACT  # relative, of losses, norms and weights
@@ -32,7 +32,9 @@ OPTIONS = {
     "full recomputation": Option(keys={"parallel": {"activation_checkpointing": "full"}}, neutral=True),
     "compile": Option(keys={"parallel": {"compile": True}}, neutral=True),
     "HSDP": Option(keys={"parallel": {"replicate": 2}}, neutral=True),
+    "tensor": Option(keys={"parallel": {"tensor": 2}}, neutral=True),
     PACKED: Option(),
+    DOCUMENTS: Option(),
     "EMA": Option(keys={"ema": {"decay": 0.9}}, neutral=True),
     "Muon": Option(keys={"optim": {"name": "muon"}}, tolerance=1e-3, exact=False),  # it orthogonalizes in bf16
     "LoRA": Option(keys={"lora": {"rank": 4}}),
@@ -58,6 +60,8 @@ def all_choices() -> list[tuple[str, ...]]:
 
 def config_of(choice: tuple[str, ...]) -> FinetuneConfig | str:
     """Return the configuration of these options, or the reason why it is refused."""
+    if DOCUMENTS in choice and {PACKED, "LoRA"} & set(choice):
+        return "separate_documents is a key of pretrain, which neither packs conversations nor trains adapters"
     keys = {name: dict(value) if isinstance(value, dict) else value for name, value in BASE.items()}
     for name in choice:
         for section, values in OPTIONS[name].keys.items():

@@ -16,12 +16,14 @@ from transformers import AutoConfig
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.run.files import read_json
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.finetune.source import pack
 from ropewalk.jobs.training.loop import head
 from ropewalk.jobs.training.loop import model as building
 from ropewalk.jobs.training.loop.bare_model import skeleton
 from ropewalk.jobs.training.loop.batch import Batch
+from ropewalk.jobs.training.loop.documents import document_positions
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.objective import make_objective
 from ropewalk.jobs.training.loop.optimizer import make_optimizer
@@ -30,13 +32,14 @@ from ropewalk.jobs.training.loop.step import TrainStep
 from ropewalk.sharding.checkpoint import Checkpoints
 from ropewalk.sharding.config import CheckpointConfig, ParallelConfig
 from ropewalk.sharding.fsdp import reshard_all
-from ropewalk.sharding.group import DATA_AXES, Group, counts_piece, process_group
+from ropewalk.sharding.group import REPLICATE, SHARD, TENSOR, Group, counts_piece, process_group
 from ropewalk.sharding.parallelize import Adapter
 from ropewalk.sharding.state import trained_parameters
-from tests.combinations.options import CHUNKED, OPTIONS, PACKED, RESUMED, SAVED_STEP, STEPS, config_of
+from tests.combinations.options import CHUNKED, DOCUMENTS, OPTIONS, PACKED, RESUMED, SAVED_STEP, STEPS, config_of
 from tests.jobs.launch import TINY
 
 VOCABULARY, TOKENS = 64, 16
+SHAPE = {**TINY, "num_key_value_heads": 2}  # divisible by two ranks
 
 
 def train(group: Group, choice: tuple[str, ...], config: FinetuneConfig, folder: Path) -> list[float]:
@@ -44,7 +47,7 @@ def train(group: Group, choice: tuple[str, ...], config: FinetuneConfig, folder:
 
     With RESUMED the run is saved midway by several ranks, and goes on from there on one.
     """
-    plan = ModelPlan(config=AutoConfig.for_model(**TINY, vocab_size=VOCABULARY), seq_len=TOKENS)
+    plan = ModelPlan(config=AutoConfig.for_model(**SHAPE, vocab_size=VOCABULARY), seq_len=TOKENS)
     plan = plan.with_lora(config.lora, seed=0)
     run = RunDir(folder)
     with _whole_or_chunked(CHUNKED in choice):
@@ -58,7 +61,7 @@ def train(group: Group, choice: tuple[str, ...], config: FinetuneConfig, folder:
         ema = MovingAverage(model, optimizer, config.ema.decay) if config.ema is not None else None
         state = TrainState(model, optimizer, trained_only=config.lora is not None, ema=ema)
         objective = make_objective(None, config.z_loss)
-        step = TrainStep(state, objective, batch_of(range(1), PACKED in choice), config, group, dropout=False)
+        step = TrainStep(state, objective, batch_of(range(1), choice), config, group, dropout=False)
         checkpoints, first, figures = _checkpoints(choice, plan, run, group, folder), 0, []
         if checkpoints is not None and group.world_size == 1:
             newest = checkpoints.find()
@@ -67,12 +70,12 @@ def train(group: Group, choice: tuple[str, ...], config: FinetuneConfig, folder:
             reshard_all(model)
             first = SAVED_STEP
         for number in range(first, STEPS):
-            batch = batch_of(step.plan.samples(8 * number), PACKED in choice)
+            batch = batch_of(step.plan.samples(8 * number), choice)
             stats = step.reduce_stats(step.backward(batch, number), stop=False, save_failed=False)
             step.update(stats, config.optim.lr)
             if ema is not None:
                 ema.update(number + 1, stats.applied)
-            applied, norm, _, _, *sums = stats.values.tolist()
+            applied, norm, _, _, _, *sums = stats.values.tolist()
             assert applied
             figures += [sums[4] / sums[5], norm]
             if checkpoints is not None and group.world_size > 1 and number + 1 == SAVED_STEP:
@@ -98,20 +101,22 @@ def _checkpoints(choice: tuple[str, ...], plan: ModelPlan, run: RunDir, group: G
     return Checkpoints(run, group, Fence(run, 1, 0), config, plan.fingerprint)
 
 
-def batch_of(samples: range, packed: bool) -> Batch:
-    """Samples of random tokens; packed ones have two documents."""
-    parts = []
+def batch_of(samples: range, choice: tuple[str, ...]) -> Batch:
+    """Samples of random tokens. With PACKED they have two documents, with DOCUMENTS some."""
+    packed, parts = PACKED in choice, []
     for sample in samples:
         tokens = torch.randint(0, VOCABULARY, (TOKENS + 2,), generator=torch.Generator().manual_seed(sample))
         cuts = [tokens[: 7 + sample % 3], tokens[7 + sample % 3 :]] if packed else [tokens[1:]]
         parts.append(pack([(cut[:-1], cut[1:]) for cut in cuts], TOKENS))
     batch = {name: torch.cat([part[name] for part in parts]) for name in (parts or [pack([], TOKENS)])[0]}
     batch = batch if parts else {name: tensor[:0] for name, tensor in batch.items()}
-    return batch if packed else {name: batch[name] for name in ("input_ids", "labels")}
+    if DOCUMENTS in choice:
+        batch["position_ids"] = document_positions(batch["input_ids"] % 8, start=0)
+    return batch if packed or DOCUMENTS in choice else {name: batch[name] for name in ("input_ids", "labels")}
 
 
 def _norm(group: Group, tensors: list[Any]) -> float:
-    squares = [tensor.to_local().detach().double().square().sum() for tensor in tensors if counts_piece(tensor)]
+    squares = [tensor.to_local().detach().double().square().sum() for tensor in tensors if counts_piece(tensor, group)]
     total = torch.stack([torch.zeros((), dtype=torch.float64), *squares]).sum()
     return float(group.all_reduce_sum(total).sqrt())
 
@@ -126,6 +131,16 @@ def _whole_or_chunked(chunked: bool) -> Iterator[None]:
         head._CHUNK_TOKENS, head._CHUNK_NUMBERS = before
 
 
+def _divided(group: Group, parallel: ParallelConfig) -> Group:
+    if group.world_size == 1:
+        return group
+    copies, tensor = parallel.replicate, parallel.tensor
+    assert isinstance(copies, int)
+    sizes = {REPLICATE: copies, SHARD: group.world_size // copies // tensor, TENSOR: tensor}
+    axes = {axis: size for axis, size in sizes.items() if size > 1 or axis == SHARD}
+    return replace(group, mesh=init_device_mesh("cpu", tuple(axes.values()), mesh_dim_names=tuple(axes)))
+
+
 def main(rank: int, size: int, port: int, folder: Path, choices: list[tuple[str, ...]]) -> None:
     """Train with each of the choices; write the figures, or the error, of each."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -133,17 +148,17 @@ def main(rank: int, size: int, port: int, folder: Path, choices: list[tuple[str,
     torch.set_num_threads(1)
     # without inductor, whose kernels test_parallelize.py compares
     nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[method-assign, assignment]
-    results: dict[str, Any] = {}
+    path = folder / f"{size}-{rank}.json"
+    results: dict[str, Any] = read_json(path) or {}
     with process_group(ParallelConfig()) as group:
-        copies = replace(group, mesh=init_device_mesh("cpu", (2, size // 2), mesh_dim_names=DATA_AXES)) if size > 1 else group
         for choice in choices:
             config = config_of(choice)
             assert isinstance(config, FinetuneConfig)
             torch._dynamo.reset()
             torch.manual_seed(0)
             try:
-                figures: Any = train(copies if config.parallel.replicate == 2 else group, choice, config, folder)
+                figures: Any = train(_divided(group, config.parallel), choice, config, folder)
             except (RuntimeError, ValueError, TypeError, AssertionError) as error:  # on all ranks, or the others wait
                 figures = f"{type(error).__name__}: {error}"
             results[" + ".join(choice)] = figures
-            (folder / f"{size}-{rank}.json").write_text(json.dumps(results))
+            path.write_text(json.dumps(results))

@@ -13,6 +13,7 @@ from tests.combinations.rank import main
 from tests.fork_server import SERVER
 
 RANKS = 4
+PORTION = 30  # choices after which both numbers of ranks have been measured
 HEAD = """# Options that combine
 
 Every pair of these options was trained on four ranks and on one: losses, gradient norms and weights are equal (=), or the pair is
@@ -29,7 +30,9 @@ Figures = dict[str, Any]  # by options: a list of numbers, or an error
 
 
 def figures_at(size: int, folder: Path, choices: list[tuple[str, ...]]) -> Figures:
-    """Return the figures of all choices, on which the ranks agree."""
+    """Return the figures of all choices, on which the ranks agree. Those that lie in the folder are not measured again."""
+    before = [read_json(folder / f"{size}-{rank}.json") or {} for rank in range(size)]
+    choices = [choice for choice in choices if any(name_of(choice) not in figures for figures in before)]
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [SERVER.Process(target=main, args=(rank, size, store.port, folder, choices)) for rank in range(size)]
     for process in processes:
@@ -44,10 +47,19 @@ def figures_at(size: int, folder: Path, choices: list[tuple[str, ...]]) -> Figur
 
 
 def measure(folder: Path) -> tuple[Figures, Figures]:
-    """Return the figures on four ranks, and then those on one, which goes on with what four have saved."""
-    run = RunDir.create("combined", {"job": "finetune", "config": {"seed": 0}, "resources": {}}, folder)
+    """Return the figures on four ranks, and those on one, which goes on with what four have saved.
+
+    Another call with the same folder measures what is missing there.
+    """
+    runs = [RunDir(path.parent) for path in folder.glob("*/run.yaml")]
+    run = runs[0] if runs else RunDir.create("combined", {"job": "finetune", "config": {"seed": 0}, "resources": {}}, folder)
     choices = [choice for choice in all_choices() if not isinstance(config_of(choice), str)]
-    return figures_at(RANKS, run.path, choices), figures_at(1, run.path, choices)
+    many: Figures = {}
+    single: Figures = {}
+    for start in range(0, len(choices), PORTION):
+        portion = choices[start : start + PORTION]
+        many, single = figures_at(RANKS, run.path, portion), figures_at(1, run.path, portion)
+    return many, single
 
 
 def problem_of(choice: tuple[str, ...], many: Figures, single: Figures) -> str | None:

@@ -107,6 +107,9 @@ class FinetuneConfig(NextTokenConfig):
         check_keep_zeros(self, self.lora)
         return self
 
+    def packing_key(self) -> str | None:
+        return "packing" if self.packing else None
+
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError or DataError unless local files exist and the named runs train a model."""
         super().preflight(here)

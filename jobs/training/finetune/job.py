@@ -67,7 +67,7 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
         source=source,
         validation=held_out,
         objective=objective,
-        packs="packing" if config.packing else None,
+        packs=config.packing_key(),
         chat=True,
     )
 
@@ -83,7 +83,7 @@ def model_plan(context: JobContext, config: FinetuneConfig, data: PreparedData) 
     seq_len = config.seq_len or min(SEQ_LEN, int(limit))
     plan = replace(plan, seq_len=seq_len, config=_extend_vocabulary(plan.config, data))
     plan = plan.with_lora(config.lora, config.seed, _added_tokens(context, data))
-    return replace(plan, grid=config.qat, noise=config.neftune)
+    return replace(plan, grid=config.qat, noise=config.neftune, kernel=config.attention)
 
 
 def _added_tokens(context: JobContext, data: PreparedData) -> list[int]:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from ropewalk.cluster.config import RUN_KEYS, ModelJobConfig, ModelPath, PathView, Section, default_text
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.runs.models.find_model import check_model_run
+from ropewalk.jobs.training.loop.attention import Kernel, kernel_problem
 from ropewalk.jobs.training.loop.devices import DEVICES
 from ropewalk.sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, PrecisionConfig, check_mesh
 
@@ -362,6 +363,12 @@ class NextTokenConfig(TrainingConfig):
         " logits small (z-loss, arXiv 2204.02311); the reported loss stays the cross entropy; unset: none",
     )
 
+    attention: Kernel = Field(
+        default="sdpa",
+        description="kernel of attention: torch's (sdpa); FlashAttention 2 (flash), which needs GPUs, bf16 and a package; or a"
+        " compiled one (flex), which needs GPUs and skips what documents may not see. No test has run flash or flex on GPUs",
+    )
+
     @model_validator(mode="after")
     def _one_loss(self) -> Self:
         if self.objective is not None and self.z_loss is not None:
@@ -381,9 +388,27 @@ class NextTokenConfig(TrainingConfig):
         obstacle = next((key for key, present in obstacles.items() if present), None)
         return f"it does not combine with {obstacle}" if obstacle is not None else None
 
+    def packing_key(self) -> str | None:
+        """Return the key by which sequences hold several documents that do not see each other; None: they do not."""
+        return None
+
     def check_keys(self) -> None:
         super().check_keys()
+        key = self.packing_key()
+        if self.attention == "flash" and key is not None and self.batch.micro_batch != 1:
+            raise ConfigError(
+                f"attention: flash separates documents only in micro-batches of one sequence; set batch.micro_batch=1,"
+                f" attention=flex, or {key}=false"
+            )
+        if self.attention == "flash" and self.precision.compute == "fp32":
+            raise ConfigError("attention: flash computes in bf16 only; remove precision.compute, or set attention=sdpa")
         if self.objective is not None:
             from ropewalk.jobs.training.loop.objective import make_objective  # imports torch, as the objective does
 
             make_objective(self.objective)
+
+    def preflight(self, here: PathView = Path) -> None:
+        """Raise ConfigError if the nodes lack what the kernel of attention needs."""
+        super().preflight(here)
+        if (problem := kernel_problem(self.attention, gpus=self.resources.gpus)) is not None:
+            raise ConfigError(problem)

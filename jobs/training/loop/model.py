@@ -11,6 +11,7 @@ from ropewalk.cluster.errors import CheckpointError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.training.loop.adapter_weights import AdaptedWeights
+from ropewalk.jobs.training.loop.attention import Kernel, use_kernel
 from ropewalk.jobs.training.loop.bare_model import skeleton
 from ropewalk.jobs.training.loop.config import GridConfig, LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.grid import train_on_grid
@@ -39,6 +40,7 @@ class ModelPlan:
     adapter_keys: dict[str, Any] | None = None  # plain values that determine the adapter
     head: Head = "causal_lm"
     grid: GridConfig | None = None  # quantization-aware training: compute with matrices on this grid; exports are rounded to it
+    kernel: Kernel = "sdpa"  # of attention in training
     noise: float | None = None  # alpha of the noise on input embeddings in training (NEFTune)
     draws: bool = False  # the adapter draws random numbers in training, as dropout does
 
@@ -131,6 +133,8 @@ def build_model(
     if reader is not None:
         adapted = reader if plan.adapter is None else AdaptedWeights(reader, model, seed_of(run))
         set_values(model, for_ranks(adapted, group))
+    if trainable:
+        use_kernel(model, plan.kernel)
     if trainable and plan.noise is not None:
         add_noise(model, plan.noise)
     if trainable and plan.grid is not None:

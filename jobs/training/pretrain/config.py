@@ -23,11 +23,14 @@ class PretrainConfig(NextTokenConfig):
     seq_len: int = Field(default=1024, ge=1, description="tokens of a sequence")
     separate_documents: bool = Field(
         default=False,
-        description="let no token attend to another document of its sequence, and start positions anew in each; on GPUs slower:"
-        " attention takes a mask of sequence length squared",
+        description="let no token attend to another document of its sequence, and start positions anew in each; on GPUs slower"
+        " with attention=sdpa, which takes a mask of sequence length squared",
     )
     on_corrupt: Literal["error", "quarantine"] = Field(default="error", description="reaction to a damaged shard")
     loader: LoaderConfig = Field(default=LoaderConfig(), description="order of the sequences")
+
+    def packing_key(self) -> str | None:
+        return "separate_documents" if self.separate_documents else None
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError or DataError unless local data sets are complete and the model fits them."""

@@ -1,6 +1,7 @@
 """Train a language model on a data set; resumable at any step and any number of ranks."""
 
 import logging
+from dataclasses import replace
 
 from torch import nn
 
@@ -44,8 +45,9 @@ def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
     def objective(_model: nn.Module, _group: Group) -> Objective:
         return make_objective(config.objective, config.z_loss)
 
+    plan = ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=config.seq_len)
     return Recipe(
-        model=ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=config.seq_len),
+        model=replace(plan, kernel=config.attention),
         tokenizer=tokenizer,
         source=TokenSource(loader, document_start=start),
         validation=held_out_tokens(
@@ -56,5 +58,5 @@ def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
             document_start=start,
         ),
         objective=objective,
-        packs="separate_documents" if config.separate_documents else None,
+        packs=config.packing_key(),
     )

@@ -170,6 +170,7 @@ MISTAKES = {
         (*PRETRAIN, "parallel.replicate=2", "resources.ranks_per_node=3"), "to a multiple of 2"
     ),
     "copies that one rank cannot have": Mistake((*PRETRAIN, "parallel.replicate=2"), "to a multiple of 2"),
+    "a kernel of attention that a CPU lacks": Mistake((*PRETRAIN, "attention=flex"), "flex computes no gradients on CPUs"),
     "a tensor group that one rank cannot be": Mistake((*PRETRAIN, "parallel.tensor=2"), "which must not span nodes"),
     "tensor parallelism of heads that do not divide": Mistake(
         (*PRETRAIN, "parallel.tensor=2", "resources.ranks_per_node=2"), "2 does not divide the model's 3 num_attention_heads"

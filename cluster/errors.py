@@ -18,6 +18,7 @@ RopewalkError                  an error that a person can act on: the message na
 │   └── NotReadyError          a service of the node did not start in time; counts as a disturbance    agent exits 143
 ├── StorageError               a file system did not answer for the whole retry budget
 ├── FormAnewError              the ranks must form a new group, which continues with other settings    a rank 75
+├── GroupBrokenError           the group has ended, since another rank is gone; this rank may stay for the next one    75
 └── StaleAttemptError          the process belongs to an attempt that has a successor; it must not write
 StopRequested                  not an error: the state is saved, exit with code 85
 """
@@ -140,6 +141,12 @@ class FormAnewError(RopewalkError):
     """The ranks must form a new group, which continues from the last checkpoint with other settings."""
 
     retryable = True
+
+
+class GroupBrokenError(RopewalkError):
+    """The group of this rank has ended, since another rank is gone."""
+
+    logs_traceback = False
 
 
 class StaleAttemptError(RopewalkError):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from torch._C._distributed_c10d import Store
+
 from ropewalk.cluster.errors import RopewalkError, StaleAttemptError, StorageError
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.sharding.manifest import FileRecord
@@ -30,7 +32,8 @@ class BackgroundSave:
         self._folder, self._reports, self._copy, self._write, self._commit = folder, reports, copy, write, commit
         self._copied = threading.Event()
         self._result: Future[None] = Future()
-        threading.Thread(target=self._run, name="ropewalk-checkpoint", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="ropewalk-checkpoint", daemon=True)
+        self._thread.start()
 
     @property
     def copying(self) -> bool:
@@ -47,6 +50,14 @@ class BackgroundSave:
     def wait(self) -> None:
         """Wait until the checkpoint is committed. Raises the error that prevented it, the same one on every rank."""
         self._result.result()
+
+    def abandon(self, messages: Store) -> None:
+        """Wait for no rank any more whose file is missing. Called on rank 0, with a connection to the store of its own."""
+        self._reports.give_up(messages)
+
+    def join(self) -> None:
+        """Wait until the thread has ended, whatever became of the save."""
+        self._thread.join()
 
     def _run(self) -> None:
         try:

@@ -1,6 +1,5 @@
 """Elastic checkpoints: saved in the background, committed by a manifest, loaded at any world size."""
 
-import itertools
 import logging
 import threading
 import time
@@ -46,8 +45,6 @@ from ropewalk.sharding.staging import Staging
 from ropewalk.sharding.state import State
 
 log = logging.getLogger(__name__)
-
-_numbers = itertools.count()  # of the saves of this process: equal on all ranks, which save together
 
 
 def newest_complete(root: StoragePath, step: int | None = None) -> tuple[StoragePath, CheckpointManifest]:
@@ -116,7 +113,7 @@ class Checkpoints:
         self._staging.prepare(state, layout, self.group.rank)
         self._pending = BackgroundSave(
             folder,
-            SaveReports(self._messages, next(_numbers), self.group.rank, self.group.world_size, self.group.timeout),
+            SaveReports(self._messages, next(self.group.saves), self.group.rank, self.group.world_size, self.group.timeout),
             copy=self._staging.copy,
             write=partial(self._write, folder, manifest, layout),
             commit=partial(self._commit, folder, manifest) if self.group.is_main else None,
@@ -209,6 +206,14 @@ class Checkpoints:
         self._finish_save()
         if self._retention is not None:
             self._retention.join()
+
+    def abandon(self) -> None:
+        """End the save in progress after the group broke: it is committed if all ranks have written their files, else not."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            if self.group.is_main:
+                pending.abandon(open_messages(self.group))
+            pending.join()
 
     def close(self) -> None:
         """Wait for the save in progress, and free the memory of the copy."""

@@ -1,13 +1,14 @@
 """The group of ranks: form it, leave it, and agree within it."""
 
 import ctypes
+import itertools
 import logging
 import math
 import os
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from ropewalk.cluster.gpus import DEVICES_VARIABLE, machine_devices, node_gpus
 from ropewalk.cluster.process.sockets import prepare_sockets
 from ropewalk.cluster.run.spare import SpareRank, release
 from ropewalk.cluster.text import counted
+from ropewalk.sharding.caches import forget_meshes
 from ropewalk.sharding.config import Division, ParallelConfig
 from ropewalk.sharding.exchange import broadcast, gather
 from ropewalk.sharding.store import connect, group_store, refuse_stale_store
@@ -48,6 +50,7 @@ class Group:
     rank: int
     world_size: int
     timeout: timedelta
+    saves: Iterator[int] = field(default_factory=itertools.count)  # numbers of saves, the same on all ranks
 
     @property
     def is_main(self) -> bool:
@@ -173,23 +176,26 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound)
         else:
             dist.init_process_group(backend, init_method="env://", timeout=timeout, device_id=bound)
-    # after an error NCCL would wait for peers in a collective that this rank has left, and hide the error
-    may_destroy = not on_gpu
+    broken = True
     try:
         rank, world_size = dist.get_rank(), dist.get_world_size()
         group = Group(
             mesh=_mesh(device, division, parallel.tensor), device=device, rank=rank, world_size=world_size, timeout=timeout
         )
         yield group
-        may_destroy = True
+        broken = False
         _release(group, spare, EXIT_DONE)
     except StopRequested:
-        may_destroy = True
+        broken = False
         _release(group, spare, EXIT_REQUEUE)
         raise
     finally:
-        if may_destroy:
+        # after an error NCCL would wait for peers in a collective that this rank has left, and hide the error
+        if not (broken and on_gpu):
             dist.destroy_process_group()
+        # not otherwise: other ranks may still read the last messages in the store, which the group keeps
+        if broken:
+            forget_meshes()
 
 
 def _return_freed_memory() -> None:

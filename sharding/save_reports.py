@@ -48,6 +48,12 @@ class SaveReports:
         files = [FileRecord.model_validate(message["file"]) for message in messages if message["file"] is not None]
         return files, [error for message in messages if (error := _from_json(message["error"])) is not None]
 
+    def give_up(self, store: Store) -> None:
+        """Report for the ranks that have not done so that they failed. `store`: a connection that no other thread uses."""
+        message = json.dumps({"file": None, "error": _to_json(StorageError("a rank was lost during the save"))})
+        for key in self._others:
+            store.compare_set(key, "", message)
+
     def announce(self, error: SaveError | None) -> None:
         """Tell the other ranks that the checkpoint is committed, or why not."""
         if self._others:

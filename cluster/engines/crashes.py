@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER
+from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, GroupBrokenError
 from ropewalk.cluster.run.directory import RunDir
 
 CRASHES_ALLOWED = 2  # consecutive groups without a checkpoint that may crash without a lost peer; one more is a bug
@@ -23,12 +23,25 @@ _FAULT_SIGNS = (  # in messages of NCCL and CUDA, lower case; a new group would 
 CRASHES = frozenset(
     {EXIT_LOST_PEER, -signal.SIGABRT, -signal.SIGSEGV}
 )  # exit codes of a rank that lost a peer or crashed in native code
+# a port in use: another process took it after torch had chosen it
+_LOST_PEER_SIGNS = (
+    *("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout", "gloo", "nccl"),
+    "eaddrinuse",
+)
 _NODE_GONE = {"node_lost", "node_left", "node_left_early", "node_silent"}
 
 
 def is_fault(message: str) -> bool:
     """Return True if an error message, such as NCCL's, shows a fault of the program or the machine rather than a lost peer."""
     return any(sign in message.lower() for sign in _FAULT_SIGNS)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return True if an error shows that another rank is gone; a fault, such as two ranks on one GPU, does not."""
+    if isinstance(error, GroupBrokenError):
+        return True
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _LOST_PEER_SIGNS) and not is_fault(text)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ropewalk.cluster.engines.crashes import is_fault
+from ropewalk.cluster.engines.crashes import is_lost_peer
 from ropewalk.cluster.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -40,12 +40,6 @@ from ropewalk.cluster.secrets.variables import RunSecrets
 
 log = logging.getLogger("ropewalk.cluster.engines.entry")  # also as __main__
 
-# unless `is_fault` holds, such as for two ranks on one GPU; a port in use: another process took it after torch had chosen it
-_LOST_PEER_SIGNS = (
-    *("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout", "gloo", "nccl"),
-    "eaddrinuse",
-)
-
 
 def load_entry(name: str) -> Callable[[JobContext], dict[str, Any] | None]:
     """Import the entry `module:attribute`."""
@@ -54,8 +48,11 @@ def load_entry(name: str) -> Callable[[JobContext], dict[str, Any] | None]:
     return entry
 
 
-def run_entry(context: JobContext) -> int:
-    """Call the run's entry and return the exit code. Results and errors are written to the attempt's folder."""
+def run_entry(context: JobContext) -> int | None:
+    """Call the run's entry and return the exit code. Results and errors are written to the attempt's folder.
+
+    Returns None if the group broke and this process stays for the next one: the entry has left nothing behind then.
+    """
     folder, started = context.run.attempt_dir(context.attempt), time.monotonic()
     try:
         results = load_entry(context.run.record["entry"])(context)
@@ -66,12 +63,16 @@ def run_entry(context: JobContext) -> int:
         log.info("stopped: %s", stop)
         return EXIT_REQUEUE
     except SpareRank as spare:
-        return wait_for_group(context, spare)
+        code = wait_for_group(context, spare)
+        return None if code == EXIT_LOST_PEER and context.stays else code
     except StaleAttemptError as error:  # a successor owns the attempt's files: write no error record
         log.warning("%s", error)
         return EXIT_LOST_PEER
     except Exception as error:  # every error becomes a record and an exit code
         code = exit_code_of(error)
+        if code == EXIT_LOST_PEER and context.stays and not isinstance(error, FormAnewError):
+            log.info("group %d has ended: %s", context.group, str(error).partition("\n")[0])
+            return None
         if isinstance(error, GateError) and context.rank == 0:
             write_json(folder / names.RESULT, RunSecrets.inherited().masked(error.results))
         is_traced = error.logs_traceback if isinstance(error, RopewalkError) else True
@@ -106,13 +107,10 @@ def write_error(folder: Path, name: str, error: Exception, code: int, **origin: 
 
 def exit_code_of(error: Exception) -> int:
     """Return 42 for an error that a retry cannot fix, 75 for a lost peer or a group to be formed anew, else 1."""
-    if isinstance(error, FormAnewError):
+    if isinstance(error, FormAnewError) or is_lost_peer(error):
         return EXIT_LOST_PEER
     if isinstance(error, RopewalkError):
         return EXIT_FAILED if error.retryable else EXIT_NEVER_RETRY
-    text = f"{type(error).__name__} {error}".lower()
-    if isinstance(error, RuntimeError) and any(sign in text for sign in _LOST_PEER_SIGNS) and not is_fault(text):
-        return EXIT_LOST_PEER
     return EXIT_FAILED
 
 
@@ -152,6 +150,7 @@ def main() -> None:
     die_with_parent(arguments.parent)
     add_project_path()
     code = run_entry(context)
+    assert code is not None, "without an agent no process stays"
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -68,8 +68,9 @@ class Judge:
 
     def _crashes_again(self, codes: set[int]) -> bool:
         """Return True if this group and those before it crashed without an external cause."""
-        events = self.run.read_events(afresh=True)
-        return not codes - CRASHES and crashes_in_a_row(events, self.attempt).is_bug(time.time())
+        if codes - CRASHES:
+            return False
+        return crashes_in_a_row(self.run.read_events(afresh=True), self.attempt).is_bug(time.time())
 
     def _count_bug(self) -> int:
         progress = newest_checkpoint(self.run)

@@ -1,9 +1,9 @@
 """One rank of a group: a process that its agent has forked from a server with preloaded modules."""
 
+import gc
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,6 +16,7 @@ from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_REQUEUE, Sta
 from ropewalk.cluster.process.output import configure_logging, end_output, rank_prefix, redirect_output
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.group_line import Assignment, GroupLine
 from ropewalk.cluster.run.heartbeat import heart_file
 from ropewalk.cluster.run.project import add_project_path
 
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RankArguments:
-    """Arguments of a node's ranks in one group."""
+    """Arguments of a node's ranks in all groups."""
 
     run: Path
     attempt: int
@@ -33,7 +34,6 @@ class RankArguments:
     agent_pid: int
     hung_seconds: float | None
     shared_log: str = ""
-    group: int = 0
 
 
 def log_of(arguments: RankArguments, rank: int) -> tuple[Path, bool]:
@@ -42,33 +42,57 @@ def log_of(arguments: RankArguments, rank: int) -> tuple[Path, bool]:
     return RunDir(arguments.run).log_dir(arguments.attempt) / (shared_log or f"rank-{rank}.log"), bool(shared_log)
 
 
-def start_rank(arguments: RankArguments, variables: Mapping[str, str], output: Connection | None = None) -> None:
-    """Run one rank with these environment variables, which tell it its place in the group, and exit.
+def start_rank(arguments: RankArguments, connection: Connection, output: Connection | None = None) -> None:
+    """Be a spare process until the agent gives it a place, then run that rank, and exit.
 
-    `output`: the pipe through which the agent writes the rank's log; None: the rank writes it.
+    `output`: the pipe through which the agent writes the log of one rank; None: each rank writes its own.
     """
-    os.environ.update(variables)
-    sys.exit(run_rank(arguments, output))
+    gc.freeze()  # collections then leave out what the fork server imported
+    die_with_parent()
+    line = GroupLine(connection, may_stay=output is None)
+    assignment = line.next_assignment()
+    if arguments.hung_seconds is not None:
+        allow_stack_dumps(arguments.agent_pid, stacks_file(arguments.stop_flag, int(assignment.variables["LOCAL_RANK"])))
+    sys.exit(run_rank(arguments, assignment, line, output))
 
 
-def run_rank(arguments: RankArguments, output: Connection | None = None) -> int:
-    """Run one rank: open its log, claim the fence, call the entry. Returns 0 or 85; exits with any other code.
+def run_rank(
+    arguments: RankArguments, assignment: Assignment, line: GroupLine | None = None, output: Connection | None = None
+) -> int:
+    """Run a rank in one group after the other, for as long as this process stays. Returns 0 or 85; exits with any other code.
 
     Stop signals are blocked here, as in the fork server: only the agent acts on them, and kills its ranks by SIGKILL.
     """
+    while True:
+        context = _take(assignment, arguments, line, output)
+        code = run_entry(context)
+        if code is not None or line is None:
+            break
+        gc.collect()  # models and process groups, whose sockets the other ranks wait for to be closed
+        line.leave(context.group)
+        assignment = line.next_assignment()
+    logging.shutdown()
+    end_output()
+    if code not in (EXIT_DONE, EXIT_REQUEUE):
+        os._exit(code or EXIT_LOST_PEER)  # the interpreter's shutdown may hang in a broken process group
+    return code
+
+
+def _take(assignment: Assignment, arguments: RankArguments, line: GroupLine | None, output: Connection | None) -> JobContext:
+    """Take a place in a group: set the environment, open the rank's log, and claim the fence on rank 0."""
+    os.environ.update(assignment.variables)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     run = RunDir(arguments.run)
     path, is_shared = log_of(arguments, rank)
     redirect_output(output or path, rank_prefix(rank) if is_shared else "")
     configure_logging(f"rank {rank}")
     plain_torch_logging()
-    die_with_parent()
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))  # it was read when the fork server imported torch; set it again
     context = JobContext(
         run=run,
         attempt=arguments.attempt,
-        group=arguments.group,
+        group=assignment.group,
         rank=rank,
         local_rank=local_rank,
         world_size=int(os.environ["WORLD_SIZE"]),
@@ -77,9 +101,8 @@ def run_rank(arguments: RankArguments, output: Connection | None = None) -> int:
         regroup_flag=arguments.regroup_flag,
         heart_file=heart_file(arguments.stop_flag, local_rank),
         hung_seconds=arguments.hung_seconds,
+        line=line,
     )
-    if arguments.hung_seconds is not None:
-        allow_stack_dumps(arguments.agent_pid, stacks_file(arguments.stop_flag, local_rank))
     try:
         if rank == 0:
             context.fence.claim()
@@ -87,12 +110,7 @@ def run_rank(arguments: RankArguments, output: Connection | None = None) -> int:
         log.warning("%s", error)
         os._exit(EXIT_LOST_PEER)
     add_project_path()
-    code = run_entry(context)
-    logging.shutdown()
-    end_output()
-    if code not in (EXIT_DONE, EXIT_REQUEUE):
-        os._exit(code)  # the interpreter's shutdown may hang in a broken process group
-    return code
+    return context
 
 
 def plain_torch_logging() -> None:

@@ -19,7 +19,7 @@ from ropewalk.cluster.engines.watch import Watch
 from ropewalk.cluster.errors import NotReadyError
 from ropewalk.cluster.fresh_reads import read_afresh
 from ropewalk.cluster.membership.link import Link
-from ropewalk.cluster.membership.node_agent import Action, BeReady, Exit, Kill, NodeAgent, Record, Save, Start, Tell
+from ropewalk.cluster.membership.node_agent import Action, BeReady, Exit, Kill, NodeAgent, Record, Release, Save, Start, Tell
 from ropewalk.cluster.membership.protocol import Message
 from ropewalk.cluster.process.forking import refuse_cuda
 from ropewalk.cluster.process.memory_limits import kills
@@ -97,6 +97,15 @@ class _Engine:
         self._votes: dict[str, bool] = {}
         self._exit_code: int | None = None
         self._kills = kills()
+        self._arguments = RankArguments(
+            run=node.run.path,
+            attempt=node.attempt,
+            stop_flag=node.stop_flag,
+            regroup_flag=node.regroup_flag,
+            agent_pid=os.getpid(),
+            hung_seconds=node.hung_seconds,
+            shared_log=node.shared_log,
+        )
 
     def run(self) -> int:
         self.node.gate.pause()
@@ -104,7 +113,8 @@ class _Engine:
             while self._exit_code is None:
                 self._step()
         finally:
-            self._kill()
+            self._watch = None
+            self.ranks.close()
             if self._link is not None:
                 self._link.close()
         return self._exit_code
@@ -115,17 +125,18 @@ class _Engine:
         if link is None:
             time.sleep(RETRY_SECONDS)
         else:
-            messages = link.listen(WATCH_SECONDS, self.ranks.sentinels)
+            messages = link.listen(WATCH_SECONDS, self.ranks.handles)
             if link.answered and not self._joined:
                 self._joined = True
                 self._act(self.agent.joined())
             for message in messages:
                 self._act(self.agent.take(message, time.monotonic()))
-        if codes := self.ranks.reap():
+        if codes := self.ranks.reap(time.monotonic()):
             self._record_kills(codes)
             self.agent.stopping = self.node.stop_flag.exists()
             self._act(self.agent.ended(codes))
         self._act(self.agent.tick(time.monotonic()))
+        self.ranks.prepare(self._arguments, time.monotonic())
         self._look_for_hangs()
 
     def _record_kills(self, codes: Mapping[int, int]) -> None:
@@ -169,8 +180,12 @@ class _Engine:
                     self._tell({"say": "ready", **fields})
                 case Start():
                     self._start(action)
+                case Release():
+                    self._watch = None
+                    self._act(self.agent.released(self.ranks.release(self.agent.group), time.monotonic()))
                 case Kill():
-                    self._kill()
+                    self._watch = None
+                    self.ranks.kill()
                     self._act(self.agent.killed())
                 case Save():
                     log.info("a node joins: the ranks have to save")
@@ -185,18 +200,8 @@ class _Engine:
         node = self.node
         node.gate.resume()
         node.regroup_flag.unlink(missing_ok=True)
-        arguments = RankArguments(
-            run=node.run.path,
-            attempt=node.attempt,
-            stop_flag=node.stop_flag,
-            regroup_flag=node.regroup_flag,
-            agent_pid=os.getpid(),
-            hung_seconds=node.hung_seconds,
-            shared_log=node.shared_log,
-            group=start.group,
-        )
         prefix = sign(self._key, "store", f"{node.run.id}.{node.attempt}".encode(), str(start.group).encode()).hex()
-        ranks = self.ranks.start(start, arguments, prefix)
+        ranks = self.ranks.start(start, self._arguments, prefix)
         self.agent.started(set(ranks))
         node.processes.clear()
         node.processes.update(ranks)
@@ -204,10 +209,6 @@ class _Engine:
         watch = Watch(ranks, start.group, start.nodes * node.ranks_per_node)
         self._watch = GroupWatch(formation, watch, self._hangs, lambda: newest_checkpoint(node.run))
         self._votes = {}
-
-    def _kill(self) -> None:
-        self._watch = None
-        self.ranks.kill()
 
     def _look_for_hangs(self) -> None:
         """Tell the group server that the ranks are silent, that a rank is stopped, or that stacks are recorded."""

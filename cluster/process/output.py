@@ -41,6 +41,9 @@ def redirect_output(target: Path | Connection, prefix: str = "") -> None:
             io.TextIOWrapper(lines, "utf-8", "backslashreplace", write_through=True)  # type: ignore[type-var]
             for lines in _redirected
         )
+    elif _redirected:
+        _redirected.clear()
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
 def end_output() -> None:

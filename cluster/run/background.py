@@ -32,7 +32,7 @@ class BackgroundWriter:
         self._check, self._waits, self._pause_seconds, self._most_waiting = check, waits, pause_seconds, most_waiting
         self._items: deque[tuple[Write, Any]] = deque()
         self._changed = threading.Condition()
-        self._flushes = self._writing = False
+        self._flushes = self._writing = self._ends = False
         self._error: BaseException | None = None
         threading.Thread(target=self._run, name="writer", daemon=True).start()
 
@@ -58,12 +58,18 @@ class BackgroundWriter:
             self._flushes = False
             self.raise_error()
 
+    def end(self) -> None:
+        """End the thread; what is queued is lost."""
+        with self._changed:
+            self._ends = True
+            self._changed.notify_all()
+
     def raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _run(self) -> None:
-        while self._error is None:
+        while self._error is None and not self._ends:
             items = self._next_items()
             error = None
             try:
@@ -78,9 +84,9 @@ class BackgroundWriter:
 
     def _next_items(self) -> dict[Write, list[Any]]:
         with self._changed:
-            while not self._items:
+            while not self._items and not self._ends:
                 self._changed.wait()
-            self._changed.wait_for(lambda: self._flushes, self._pause_seconds)
+            self._changed.wait_for(lambda: self._flushes or self._ends, self._pause_seconds)
             items: dict[Write, list[Any]] = {}
             for write, item in self._items:
                 items.setdefault(write, []).append(item)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from ropewalk.cluster.config import JobConfig
+from ropewalk.cluster.errors import GroupBrokenError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.run.group_line import GroupLine
 from ropewalk.cluster.run.heartbeat import Heart
 from ropewalk.cluster.secrets.variables import FOLDER_VARIABLE
 
@@ -45,6 +47,7 @@ class JobContext:
     regroup_flag: Path | None = None  # exists when the ranks have to save because a node is about to join or leave
     heart_file: Path | None = None  # file of heartbeats for the agent, on the node's local disk
     hung_seconds: float | None = None  # the key `retries.hung_seconds`
+    line: GroupLine | None = None  # to the agent that started this rank
 
     def config(self, kind: type[C]) -> C:
         """Return the run's configuration as the job's own frozen model."""
@@ -59,6 +62,21 @@ class JobContext:
     def heart(self) -> Heart:
         """Heartbeat of the rank. A job that never calls `beat` never counts as hung."""
         return Heart(self.heart_file, self.group, self.hung_seconds)
+
+    @property
+    def stays(self) -> bool:
+        """True if this process stays for the next group when its group breaks."""
+        return self.line is not None and self.line.stays
+
+    @property
+    def group_is_over(self) -> bool:
+        """True if the agent has ended this group."""
+        return self.line is not None and self.line.is_over(self.group)
+
+    def check_group(self) -> None:
+        """Raise GroupBrokenError if the agent has ended this group."""
+        if self.group_is_over:
+            raise GroupBrokenError(f"group {self.group} has ended")
 
     def stop_requested(self) -> bool:
         """Return True if this node must stop. Ranks must agree on it before any of them acts (see `sharding`)."""

@@ -1,4 +1,4 @@
-"""Undocumented names of multiprocessing and Ray that the engines use, each at its place.
+"""Undocumented names of multiprocessing, torch and Ray that the engines use, each at its place.
 
 A release that moves one of them fails here, by name, and not as a cluster that never starts.
 """
@@ -45,6 +45,14 @@ def source(function: Any) -> str:
 
 def test_multiprocessing_starts_its_fork_server_by_the_function_that_is_replaced() -> None:
     assert list(inspect.signature(multiprocessing.util.spawnv_passfds).parameters) == ["path", "args", "passfds"]
+
+
+def test_torch_has_the_caches_that_are_emptied() -> None:
+    """If torch adds another cache of meshes, test_groups_that_break_leave_nothing_in_the_process fails."""
+    assert callable(pkgutil.resolve_name("torch.distributed.tensor.debug:_clear_sharding_prop_cache"))
+    assert callable(pkgutil.resolve_name("torch.distributed.tensor._redistribute:clear_redistribute_planner_cache"))
+    topology = pkgutil.resolve_name("torch.distributed.tensor._collective_utils:MeshTopoInfo")
+    assert callable(topology.build_from_mesh.cache_clear)
 
 
 @pytest.mark.parametrize(("owner", "names"), RAY.items())

@@ -10,6 +10,7 @@ from ropewalk.cluster.engines.rank import RankArguments, run_rank
 from ropewalk.cluster.engines.ranks import RanksNode
 from ropewalk.cluster.process.signals import ShutdownGate
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.group_line import Assignment
 from tests.fork_server import SERVER
 
 RANKS = 4
@@ -51,8 +52,8 @@ def run_ranks_of(run: RunDir, shared_log: str) -> list[int | None]:
 
 
 def rank_main(rank: int, arguments: RankArguments) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), OMP_NUM_THREADS="1")
-    sys.exit(run_rank(arguments))
+    variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"}
+    sys.exit(run_rank(arguments, Assignment(group=1, variables=variables)))
 
 
 def begun(root: Path, **record: Any) -> RunDir:

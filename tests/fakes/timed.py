@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ropewalk.cluster.run.context import JobContext
 
 PLAN = "PLANTED_FAULTS"  # variable: a JSON list of {kind, step, rank, seconds}
@@ -108,13 +110,15 @@ def train(context: JobContext) -> dict[str, object]:
                 faults.happen(kind, step=step)
                 return method(self, *arguments, **keywords)
 
-        setattr(owner, name, call)
+        patch.setattr(owner, name, call)
 
-    Trainer._start_step, Trainer._settle, Trainer.batches = started, settled, waited  # type: ignore[method-assign,assignment]
-    watched(Checkpoints, "save", "save")
-    watched(Checkpoints, "close", "save")
-    watched(Validation, "score", "validate")
-    return main(context)
+    with pytest.MonkeyPatch.context() as patch:  # a process that stays calls this for each of its groups
+        for name, function in (("_start_step", started), ("_settle", settled), ("batches", waited)):
+            patch.setattr(Trainer, name, function)
+        watched(Checkpoints, "save", "save")
+        watched(Checkpoints, "close", "save")
+        watched(Validation, "score", "validate")
+        return main(context)
 
 
 def spans(run: Path) -> list[dict[str, Any]]:

@@ -51,3 +51,18 @@ def test_a_silent_rank_is_named() -> None:
     with pytest.raises(StorageError, match=r"from rank 2 within .*parallel.timeout_minutes"):
         main.collect()
     assert "rank 0 has not committed" in str(other.outcome())
+
+
+def test_a_save_of_a_broken_group_waits_for_no_rank_that_is_lost() -> None:
+    store = HashStore()
+    main, other, lost = (SaveReports(store, 7, rank, 3, timedelta(seconds=600)) for rank in range(3))
+    other.send(record(1), None)
+    main.give_up(store)
+    files, errors = main.collect()
+    assert (files, [str(error) for error in errors]) == ([record(1)], ["a rank was lost during the save"])
+    lost.send(record(2), None)
+    main, other, lost = (SaveReports(store, 8, rank, 3, timedelta(seconds=600)) for rank in range(3))
+    for each in (other, lost):
+        each.send(record(3), None)
+    main.give_up(store)
+    assert main.collect() == ([record(3)] * 2, []), "all files are there: it is committed"

@@ -129,6 +129,11 @@ class Report:
             self._writer.flush()
             self._metrics.sync()
 
+    def end(self) -> None:
+        """End the thread."""
+        if self._writer is not None:
+            self._writer.end()
+
     def _beat_waiting(self) -> None:
         """Tell the agent that this step waits for a blocked file system, so that it is not considered hung."""
         self._context.heart.beat(Phase.REPORT, self._step)

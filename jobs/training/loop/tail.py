@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
@@ -54,8 +54,9 @@ def run_tail(model: nn.Module, batch: Batch, use: Callable[[torch.Tensor, Tail],
             logits_BTV = model(**inputs, use_cache=False).logits
         return use(logits_BTV, Tail(logits_BTV.shape[-1], lambda logits_RV: logits_RV))
     checked = _CHECKED[model]
-    assert checked.decoder is not None
-    return _run(model, checked.decoder, checked.vocabulary, inputs, use)
+    decoder = checked.decoder() if checked.decoder is not None else None
+    assert decoder is not None
+    return _run(model, decoder, checked.vocabulary, inputs, use)
 
 
 def tail_parameters(model: nn.Module, tail: Tail, hidden_ND: torch.Tensor) -> list[torch.Tensor]:
@@ -89,7 +90,7 @@ class _Checked:
     """The result of a model's check."""
 
     reason: str | None  # why whole logits are computed; None: they are not
-    decoder: nn.Module | None = None
+    decoder: ref[nn.Module] | None = None  # weak, since it may refer to the model, which is the key of this value
     vocabulary: int = 0  # rows of the head, fillers included
     parameters: list[str] | None = None  # names of trained parameters of the tail; None: not determined yet
 
@@ -124,7 +125,7 @@ def _check(model: Any) -> _Checked:
     if decoders:
         vocabulary = own_NV.shape[-1]
         reason = _run(model, decoders[0], vocabulary, inputs, lambda hidden_BTD, tail: _difference(own_NV, hidden_BTD, tail))
-        checked = _Checked(reason, decoders[0], vocabulary)
+        checked = _Checked(reason, ref(decoders[0]), vocabulary)
     if isinstance(model, FSDPModule):
         differs = torch.tensor(float(checked.reason is not None), device=own_NV.device)
         dist.all_reduce(differs)

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
+from ropewalk.cluster.engines.crashes import is_lost_peer
 from ropewalk.cluster.errors import NumericsError, StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.phase_clock import Phase
@@ -64,6 +65,7 @@ class Trainer:
 
     def _enter(self, phase: Phase) -> None:
         """Tell the agent what this rank does next, which determines how long it may take."""
+        self.context.check_group()
         self.context.heart.beat(phase, self.progress.step)
 
     def run(self) -> dict[str, object]:
@@ -72,19 +74,23 @@ class Trainer:
             self._check_head()
             self.state.model.train()
             while not self._done:
-                with closing(self.batches()) as batches, collected_by_step():
+                with closing(self.batches()) as batches, collected_by_step(freeze=self.context.line is None):
                     self.train_on(batches)
             return self._finish()
         except BaseException as error:
             with suppress(Exception):  # this error, or a consequence of it
                 if not isinstance(error, NumericsError):
                     self._report_ended()
-                if not isinstance(error, StopRequested):
+                # the time of a group that was ended from outside is accounted for by the event that says why
+                if not isinstance(error, StopRequested) and not self.context.group_is_over:
                     self.report.lose()
                 self.report.flush()
+            if self.context.stays and is_lost_peer(error):
+                self.checkpoints.abandon()
             raise
         finally:
-            self._enter(Phase.LEAVING)
+            self.context.heart.beat(Phase.LEAVING, self.progress.step)
+            self.report.end()
 
     def _report_ended(self) -> None:
         """Report the pending steps that have ended, before the run leaves because of an error."""

@@ -8,6 +8,7 @@ from torch import nn
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
+from ropewalk.jobs.training.loop.groups import training_group
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.model_record import tokenizer_of
 from ropewalk.jobs.training.loop.objective import Objective, make_objective
@@ -16,7 +17,7 @@ from ropewalk.jobs.training.loop.source import TokenSource, check_sizes, validat
 from ropewalk.jobs.training.loop.token_data import weighted
 from ropewalk.jobs.training.loop.validation import held_out_tokens
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
-from ropewalk.sharding.group import Group, process_group
+from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,7 @@ log = logging.getLogger(__name__)
 def main(context: JobContext) -> dict[str, object]:
     """Train to the end, from the newest complete checkpoint if there is one; returns the results."""
     config = context.config(PretrainConfig)
-    # a larger limit for collectives implies slow phases
-    context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)
-    with process_group(config.parallel) as group:
+    with training_group(context, config) as group:
         return train(context, config, group, recipe(context, config, group))
 
 

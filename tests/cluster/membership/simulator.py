@@ -28,6 +28,7 @@ from ropewalk.cluster.membership.protocol import Limits, Message
 
 LIMITS = Limits()
 LATENCY, STEP_SECONDS, RETRY_SECONDS = 0.002, 0.15, 0.1
+STAYS, LEAVES = 0.8, 0.8  # shares of ranks whose process can stay for the next group, and of those that do so in time
 TERM_CHECK_SECONDS = 2.0  # between two looks of a coordinator at the newest term
 TIMER_SECONDS = 1e-4  # a timer is late by this, whatever floats round to
 QUIET_SECONDS = 30.0  # after the last fault: for all nodes to work in one group
@@ -333,6 +334,8 @@ class Agent(Actor):
                     self.fence = (self.term, action.group)
                     self.ranks.started({action.node_rank})
                     self.world.work.start(self.fence, action.node_rank, action.nodes, self)
+                case node_agent.Release():
+                    self._act(self.ranks.released(self.world.work.release(self), self.clock))
                 case node_agent.Kill():
                     if self.ranks.running:
                         self.world.work.kill(self)
@@ -394,6 +397,22 @@ class Work:
             for rank, other in list(group.agents.items()):
                 if other is agent:
                     self._break(group, rank)
+
+    def release(self, agent: Agent) -> set[int]:
+        """Have an agent's rank leave its group, or kill it; returns those that will leave, unless something keeps them."""
+        stays = self.world.random.random() < STAYS
+        if not stays:
+            self.kill(agent)
+            return set()
+        released: set[int] = set()
+        for group in self.groups.values():
+            for rank, other in group.agents.items():
+                if other is agent:
+                    released.add(rank)
+                    group.broken = True
+                    if self.world.random.random() < LEAVES:
+                        self._lose_peer_soon(group, rank, agent)
+        return released
 
     def kill_rank(self, agent: Agent) -> None:
         """Kill an agent's rank by a signal."""

@@ -1,6 +1,7 @@
 """A step copies nothing to the host: figures are read one step late, and the device itself leaves out what is not normal."""
 
 import math
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +71,8 @@ def test_a_step_reads_nothing_under_fake_tensors(monkeypatch: pytest.MonkeyPatch
     with simulated(1, 4, "cpu") as group, FakeTensorMode():
         step = train_step_of(group, keys)
         model: Any = step.state.model
-        tail._CHECKED[model] = tail._Checked(None, model.get_decoder(), model.config.vocab_size)  # once a run, with the host
+        # once a run, with the host
+        tail._CHECKED[model] = tail._Checked(None, weakref.ref(model.get_decoder()), model.config.vocab_size)
         watch = LayerWatch(step.state, group, 1)
         for number in range(2):
             values, _ = finish(step, step.backward(batch_on(group.device), number), watch)

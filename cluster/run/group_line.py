@@ -1,0 +1,76 @@
+"""A rank's line to its agent: its place in a group, the end of the group, and whether it stays for the next one."""
+
+import queue
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """A rank's place in a group. `variables`: the environment variables that torchrun gives to a rank."""
+
+    group: int
+    variables: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Over:
+    """A group has ended, and its ranks have to leave it."""
+
+    group: int
+
+
+@dataclass(frozen=True)
+class Trains:
+    """The rank trains a model, so that a spare process is worth its memory. `stays`: it can leave a group without exiting."""
+
+    stays: bool
+
+
+@dataclass(frozen=True)
+class Left:
+    """The rank has left a group, and waits for a place in the next one."""
+
+    group: int
+
+
+class GroupLine:
+    """A process's line to its agent. It works in one group at a time, and before the first one it is a spare process."""
+
+    def __init__(self, connection: Connection, *, may_stay: bool) -> None:
+        self._connection, self._may_stay = connection, may_stay
+        self._assignments: queue.SimpleQueue[Assignment] = queue.SimpleQueue()
+        self._over = 0  # newest group that has ended
+        self.stays = False
+        threading.Thread(target=self._listen, name="agent", daemon=True).start()
+
+    def next_assignment(self) -> Assignment:
+        """Wait until the agent gives this process a place."""
+        return self._assignments.get()
+
+    def announce(self, *, stays: bool) -> None:
+        """Tell the agent that this rank trains, and whether it leaves a group that breaks without exiting."""
+        self.stays = stays and self._may_stay
+        if self._may_stay:
+            self._connection.send(Trains(stays))
+
+    def leave(self, group: int) -> None:
+        """Tell the agent that this process has left a group."""
+        self._connection.send(Left(group))
+
+    def is_over(self, group: int) -> bool:
+        """Return True if the agent has ended the group."""
+        return self._over >= group
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                message = self._connection.recv()
+            except (EOFError, OSError):  # the agent is gone, which ends this process elsewhere
+                return
+            if isinstance(message, Over):
+                self._over = message.group
+            else:
+                self._assignments.put(message)

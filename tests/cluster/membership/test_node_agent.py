@@ -1,0 +1,53 @@
+"""Decisions of an agent about the ranks of its node."""
+
+import pytest
+
+from ropewalk.cluster.errors import EXIT_LOST_PEER
+from ropewalk.cluster.membership.node_agent import LEAVE_SECONDS, BeReady, Kill, NodeAgent, Release, Start, Tell
+
+
+@pytest.fixture
+def agent() -> NodeAgent:
+    agent = NodeAgent(elastic=False)
+    assert agent.joined() == [BeReady(0)]
+    form = {"say": "form", "group": 1, "node_rank": 0, "nodes": 2, "address": "a", "port": 1}
+    assert agent.take(form, 0.0) == [Start(1, 0, 2, "a", 1)]
+    agent.started({0, 1})
+    return agent
+
+
+def end(seconds: float) -> dict[str, object]:
+    return {"say": "end", "group": 1, "seconds": seconds}
+
+
+def test_ranks_leave_a_group_that_has_ended(agent: NodeAgent) -> None:
+    assert agent.take(end(0.0), 5.0) == [Release()]
+    assert agent.released({0, 1}, 5.0) == []
+    assert agent.ended({0: EXIT_LOST_PEER}) == [], "it was told to, so that it is no disturbance"
+    assert agent.tick(5.1) == []
+    assert agent.ended({1: EXIT_LOST_PEER}) == [BeReady(1)]
+    assert agent.tick(100.0) == []
+
+
+def test_a_rank_that_does_not_leave_is_killed(agent: NodeAgent) -> None:
+    agent.take(end(0.0), 5.0)
+    agent.released({0, 1}, 5.0)
+    agent.ended({0: EXIT_LOST_PEER})
+    assert agent.next_tick == 5.0 + LEAVE_SECONDS
+    assert agent.tick(agent.next_tick) == [Kill()]
+    assert agent.killed() == [BeReady(1)]
+
+
+def test_ranks_that_cannot_leave_are_dead_at_once(agent: NodeAgent) -> None:
+    assert agent.take(end(0.0), 5.0) == [Release()]
+    assert agent.released(set(), 5.0) == [BeReady(1)]
+
+
+def test_a_rank_that_left_by_itself_is_reported(agent: NodeAgent) -> None:
+    lost = {1: EXIT_LOST_PEER}
+    assert agent.ended(lost) == [Tell({"say": "ended", "group": 1, "codes": lost})]
+    assert agent.take(end(1.0), 5.0) == []
+    assert agent.tick(5.5) == []
+    assert agent.tick(6.0) == [Release()]
+    assert agent.released({0}, 6.0) == []
+    assert agent.ended({0: -6}) == [Tell({"say": "ended", "group": 1, "codes": {0: -6}}), BeReady(1)], "it crashed meanwhile"

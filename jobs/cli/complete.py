@@ -86,12 +86,12 @@ def clusters(incomplete: str) -> Candidates:
 def runs(incomplete: str) -> Candidates:
     """Complete `latest` and the ids of runs under every root, newest first."""
     from ropewalk.cluster.errors import RopewalkError
+    from ropewalk.jobs.cli.known_runs import known_runs
     from ropewalk.jobs.runs.show.status import newest_first
 
-    try:
-        names = [run.id for run in newest_first()]
-    except (RopewalkError, OSError):
-        names = []
+    names = known_runs()
+    with suppress(RopewalkError, OSError):
+        names = [*(run.id for run in newest_first()), *names]
     return [(name, "") for name in ["latest", *names] if name.startswith(incomplete)]
 
 

@@ -15,11 +15,18 @@ LABS = "ropewalk.labs"  # entry points of test clusters
 
 def doctor(on: Cluster = "local", as_json: AsJson = False) -> None:
     """Check this machine and a cluster for missing parts, with a remedy for each."""
-    from ropewalk.jobs.inference.engines.checks import engine_checks
-    from ropewalk.jobs.runs.show.doctor import checks
+    from ropewalk.jobs.cli.ssh.command import reached_through_ssh
     from ropewalk.jobs.runs.show.tables import checks_table, console
 
-    results = [*checks(on), *engine_checks()]
+    if (cluster := reached_through_ssh(on)) is not None:
+        from ropewalk.jobs.cli.ssh.doctor import checks_there
+
+        results = checks_there(cluster)
+    else:
+        from ropewalk.jobs.inference.engines.checks import engine_checks
+        from ropewalk.jobs.runs.show.doctor import checks
+
+        results = [*checks(on), *engine_checks()]
     passed = all(check.ok or check.optional for check in results)
     if as_json:
         print_json({"ok": passed, "checks": list(map(asdict, results))})

@@ -81,6 +81,8 @@ class Connection:
             )
         if "Host key verification failed" in messages:
             return f"; run `ssh {self.host}` once at a terminal to accept its key"
+        if "PermissionError" in messages or "Read-only" in messages:
+            return "; `runs` in the profile must be a directory there in which you may write"
         if "python3" in messages and "not found" in messages:
             return "; put python3 on the PATH of login shells there"
         if "lacks what Ropewalk needs" in messages or "needs 3.11" in messages:
@@ -88,11 +90,10 @@ class Connection:
         return f"; does `ssh {self.host}` work?" if code == SSH_FAILED and not self.started.is_set() else ""
 
     def close(self) -> None:
-        """End the connection."""
+        """End the session, without waiting for ssh: it takes a round trip, or longer if other sessions share its connection."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
-        self._wait()
 
     def _wait(self) -> int:
         try:

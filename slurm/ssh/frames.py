@@ -4,12 +4,14 @@ import json
 import os
 import struct
 import threading
+import zlib
 from enum import Enum
-from typing import Any
+from typing import IO, Any
 
 HEAD = struct.Struct(">cI")  # the same in bootstrap.py
 MAGIC = b"\0ropewalk frames\0"  # login scripts may print something before
 CHUNK_BYTES = 1 << 18
+COMPRESSION = 3  # level of zlib: a login node's network is not slower
 
 
 class Kind(bytes, Enum):
@@ -18,14 +20,14 @@ class Kind(bytes, Enum):
     REQUEST = b"Q"  # to the helper: the whole request, as JSON
     PROGRAM = b"P"  # to the bootstrap: SHA-256 and a tar.gz of this program
     ENTRIES = b"T"  # to the helper: mode and hash of each file of a tree, as JSON
-    CONTENT = b"B"  # to the helper: compressed part of a content; an empty one ends it
+    CONTENT = b"B"  # both ways: compressed part of a content; an empty one ends it
     INPUT = b"I"  # to the helper: standard input; an empty one ends it
     INTERRUPT = b"S"  # to the helper: Ctrl-C
     ALIVE = b"H"  # both ways
     NEED = b"N"  # to the client: contents that are missing, or standard input, as JSON
     OUT = b"O"
     ERR = b"E"
-    FILE = b"F"  # to the client: part of a file that the command wrote
+    FILE = b"F"  # to the client: path and mode of a file that the command wrote, as JSON; its content follows
     EXIT = b"X"  # to the client: exit code and submitted runs, as JSON
 
 
@@ -52,6 +54,22 @@ class Frames:
                     rest = rest[os.write(self._writing, rest) :]
         except OSError as error:
             raise ConnectionEndedError from error
+
+    def send_content(self, stream: IO[bytes]) -> None:
+        """Send a file's content in compressed parts. Raises ConnectionEndedError."""
+        press = zlib.compressobj(COMPRESSION)
+        while content := stream.read(CHUNK_BYTES):
+            if part := press.compress(content):
+                self.send(Kind.CONTENT, part)
+        self.send(Kind.CONTENT, press.flush())
+        self.send(Kind.CONTENT)
+
+    def receive_content(self) -> bytes:
+        """Return the next part of a content, empty after the last one. Raises ConnectionEndedError."""
+        while True:
+            kind, content = self.receive()
+            if kind is Kind.CONTENT:
+                return content
 
     def receive(self) -> tuple[Kind, bytes]:
         """Wait for the next frame. Raises ConnectionEndedError."""

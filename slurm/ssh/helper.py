@@ -8,8 +8,10 @@ import os
 import pwd
 import runpy
 import selectors
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -18,6 +20,7 @@ from typing import Any
 
 from ropewalk.cluster.backends.profiles import PROFILES_VARIABLE
 from ropewalk.cluster.errors import RopewalkError
+from ropewalk.cluster.run.content_tree import files_below
 from ropewalk.cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE
 from ropewalk.cluster.run.files import make_private, write_atomically
 from ropewalk.cluster.run.origin import Origin, set_origin
@@ -27,6 +30,7 @@ from ropewalk.slurm.ssh.receive import receive_files, receive_trees
 
 PROFILES = ".profiles"  # under the runs' root: profile files, which jobs that submit runs read too
 MIRROR = ".from"  # under the runs' root: files of users' machines, by user and path
+OUTPUT = ".output-"  # in the mirror: working directories of commands whose files go to the user's machine
 COMMAND_MODULE = "ropewalk.jobs.cli"
 SILENT_SECONDS = 60.0  # without a sign of life the client's machine sleeps, or is gone
 ENDING_SECONDS = 180.0  # for a submission that has begun
@@ -54,6 +58,8 @@ def main() -> None:
 
 def _prepare(frames: Frames, root: Path, request: dict[str, Any]) -> Path:
     """Bring the files of the request, and return the working directory of the command."""
+    with suppress(FileExistsError):
+        make_private(root / MIRROR)
     mirror = root / MIRROR / pwd.getpwuid(os.geteuid()).pw_name
     receive_trees(frames, root, request.get("trees") or [])
     receive_files(frames, root, mirror, request.get("files") or {})
@@ -61,7 +67,16 @@ def _prepare(frames: Frames, root: Path, request: dict[str, Any]) -> Path:
         folder: Path = mirror / directory
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-    return Path.home()
+    mirror.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=OUTPUT, dir=mirror))
+
+
+def _send_output(frames: Frames, folder: Path) -> None:
+    """Send the files that the command wrote with relative paths to the user's machine, and remove them here."""
+    for path in files_below(folder, lambda _: True):
+        frames.send(Kind.FILE, {"path": str(path.relative_to(folder)), "mode": path.stat().st_mode & 0o777})
+        with path.open("rb") as stream:
+            frames.send_content(stream)
 
 
 def _hang_up_without(helper: int) -> None:
@@ -92,10 +107,16 @@ class _Command:
             self._pass_on()
             with os.fdopen(self._pipes["runs"][0], "rb") as stream:
                 runs = stream.read().decode().split()
-            self._frames.send(Kind.EXIT, {"code": os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1]), "runs": runs})
+            code = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+            if self._folder.name.startswith(OUTPUT):
+                _send_output(self._frames, self._folder)
+            self._frames.send(Kind.EXIT, {"code": code, "runs": runs})
         except ConnectionEndedError:
             self._end()
             raise
+        finally:
+            if self._folder.name.startswith(OUTPUT):
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     def _pass_on(self) -> None:
         frames, output = self._frames, {self._pipes["out"][0]: Kind.OUT, self._pipes["err"][0]: Kind.ERR}

@@ -89,7 +89,7 @@ class _received:  # noqa: N801 - used like a function
 
     def _receive(self, frames: Frames, digest: str) -> None:
         expand, parts = zlib.decompressobj(), list[bytes]()
-        while part := _next_part(frames):
+        while part := frames.receive_content():
             parts.append(expand.decompress(part))
         content = b"".join([*parts, expand.flush()])
         if git_hash(b"blob", content).hex() != digest:
@@ -103,13 +103,6 @@ class _received:  # noqa: N801 - used like a function
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > KEPT_SECONDS:
                     path.unlink()
-
-
-def _next_part(frames: Frames) -> bytes:
-    while True:
-        kind, content = frames.receive()
-        if kind is Kind.CONTENT:
-            return content
 
 
 def _write_copy(target: Path, entries: Mapping[str, Entry], sources: Mapping[str, Path]) -> None:

@@ -11,14 +11,15 @@ import sys
 import tarfile
 import threading
 import zlib
-from collections.abc import Sequence
-from typing import IO, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from ropewalk.cluster.backends.base import Profile
 from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import BackendError
 from ropewalk.cluster.run.content_tree import LocalTree
-from ropewalk.jobs.cli.ssh.known_runs import remember
+from ropewalk.jobs.cli.known_runs import remember
 from ropewalk.jobs.cli.ssh.request import Baggage, program_tree
 from ropewalk.slurm.profile import SlurmProfile
 from ropewalk.slurm.ssh.connection import Connection
@@ -35,11 +36,13 @@ def run_there(
     submission: str | None = None,
     reads_input: bool = False,
     given_input: bytes | None = None,
+    write: Callable[[Kind, bytes], None] | None = None,
 ) -> int:
     """Run a command on the login node of a cluster, and return its exit code. Raises BackendError.
 
     `baggage`: what a submission takes along. `submission`: the id under which the command may submit or resume runs. With
-    `reads_input` it gets this process's standard input, or `given_input` instead.
+    `reads_input` it gets this process's standard input, or `given_input` instead. `write` takes the output, by default to the
+    streams of this process.
     """
     profile = load_section(SlurmProfile, cluster.options, f"cluster {cluster.name!r}")
     assert profile.host is not None
@@ -52,7 +55,7 @@ def run_there(
         except ConnectionEndedError:
             raise connection.failure() from None
         connection.greet()
-        exit_ = _Answers(frames, baggage, given_input).wait()
+        exit_ = _Answers(frames, baggage, given_input, write or _write).wait()
         if exit_ is None:
             error = connection.failure()
             again = "; give the command again: it submits nothing twice" if submission else ""
@@ -98,8 +101,11 @@ def _request(
 class _Answers:
     """The frames of the login node's side: needs, output, and the end."""
 
-    def __init__(self, frames: Frames, baggage: Baggage | None, given_input: bytes | None) -> None:
+    def __init__(
+        self, frames: Frames, baggage: Baggage | None, given_input: bytes | None, write: Callable[[Kind, bytes], None]
+    ) -> None:
         self._frames, self._baggage, self._given_input = frames, baggage or Baggage(), given_input
+        self._write_output = write
 
     def wait(self) -> dict[str, Any] | None:
         """Answer and pass on until the command has ended; return None if the connection ended before."""
@@ -121,13 +127,30 @@ class _Answers:
                 if kind is Kind.NEED:
                     self._provide(json.loads(content))
                 elif kind in (Kind.OUT, Kind.ERR):
-                    _write(sys.stdout.buffer if kind is Kind.OUT else sys.stderr.buffer, content)
+                    self._write_output(kind, content)
+                elif kind is Kind.FILE:
+                    self._take_file(json.loads(content))
         except ConnectionEndedError:
             if interrupted:
                 raise KeyboardInterrupt from None
             return None
         finally:
             signal.signal(signal.SIGINT, before)
+
+    def _take_file(self, header: dict[str, Any]) -> None:
+        """Write a file that the command wrote, at the same path below the current directory."""
+        target = Path(header["path"])
+        if target.is_absolute() or ".." in target.parts:
+            raise BackendError(f"the login node sent {header['path']!r}, which is not below the current directory")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.part")
+        expand = zlib.decompressobj()
+        with temporary.open("wb") as stream:
+            while part := self._frames.receive_content():
+                stream.write(expand.decompress(part))
+            stream.write(expand.flush())
+        temporary.chmod(header["mode"])
+        temporary.replace(target)
 
     def _interrupt(self) -> None:
         with contextlib.suppress(ConnectionEndedError):
@@ -143,12 +166,7 @@ class _Answers:
             trees = {tree.digest: tree.entries for tree in (program_tree(), *self._baggage.trees)}
             self._frames.send(Kind.ENTRIES, {digest: trees[digest] for digest in digests})
         for digest in need.get("contents", ()):
-            content, press = self._baggage.content(digest), zlib.compressobj(6)
-            for start in range(0, len(content), CHUNK_BYTES):
-                if part := press.compress(content[start : start + CHUNK_BYTES]):
-                    self._frames.send(Kind.CONTENT, part)
-            self._frames.send(Kind.CONTENT, press.flush())
-            self._frames.send(Kind.CONTENT)
+            self._frames.send_content(io.BytesIO(self._baggage.content(digest)))
 
 
 def _archive(tree: LocalTree) -> bytes:
@@ -162,7 +180,8 @@ def _archive(tree: LocalTree) -> bytes:
         return buffer.getvalue()
 
 
-def _write(stream: IO[bytes], content: bytes) -> None:
+def _write(kind: Kind, content: bytes) -> None:
+    stream = sys.stdout.buffer if kind is Kind.OUT else sys.stderr.buffer
     stream.write(content)
     stream.flush()
 

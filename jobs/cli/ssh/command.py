@@ -26,6 +26,8 @@ Elsewhere = Annotated[
         autocompletion=complete.clusters,
     ),
 ]
+RUN_PARAMETERS = ("run_ref", "run", "resumed", "model", "first", "current")  # of commands; each holds a run, or something else
+HERE_FIRST = frozenset({"doctor"})  # commands that take a cluster with a `host` themselves
 ARGUMENTS = "ropewalk.arguments"  # key of a context's `meta`
 
 
@@ -68,23 +70,26 @@ def with_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
 def _cluster_of(ctx: Any) -> "Profile | None":
     """Return the cluster of a command if it is reached through ssh."""
     values = ctx.params
-    if values.get("help_") or values.get("every_key"):
+    if values.get("help_") or values.get("every_key") or ctx.info_name in HERE_FIRST:
         return None
     on = values.get("on")
     if on in (None, "local") and not (on := _known_cluster(values)):
         return None
+    return reached_through_ssh(on)
+
+
+def reached_through_ssh(on: str) -> "Profile | None":
+    """Return the profile of a cluster if it has a `host`. Raises ConfigError if the profile file is not trusted."""
     from ropewalk.cluster.backends.profiles import load_profile, read_profiles
 
-    if not (read_profiles().get(on) or {}).get("host"):
-        return None
-    return load_profile(on)  # asks for trust
+    return load_profile(on) if (read_profiles().get(on) or {}).get("host") else None
 
 
 def _known_cluster(values: dict[str, Any]) -> str | None:
     """Return the cluster of the first run of a command that was submitted through ssh and is not on this machine."""
-    from ropewalk.jobs.cli.ssh.known_runs import clusters_of
+    from ropewalk.jobs.cli.known_runs import clusters_of
 
-    for ref in [values.get("run_ref"), values.get("resumed"), *(values.get("run_refs") or ())]:
+    for ref in [*(values.get(name) for name in RUN_PARAMETERS), *(values.get("run_refs") or ())]:
         if ref and (clusters := clusters_of(ref)):
             if len(clusters) == 1:
                 return clusters.pop()
@@ -95,10 +100,14 @@ def _known_cluster(values: dict[str, Any]) -> str | None:
 
 
 def _run_there(ctx: Any, cluster: "Profile") -> int:
+    from ropewalk.jobs.cli.known_runs import submission_id
     from ropewalk.jobs.cli.ssh.client import run_there
-    from ropewalk.jobs.cli.ssh.known_runs import submission_id
 
     name, program = str(ctx.info_name), list(ctx.obj or [])
+    if name == "shell" and not program:
+        from ropewalk.cluster.errors import ConfigError
+
+        raise ConfigError("a shell at a terminal does not pass through this connection; give a command: shell RUN -- COMMAND")
     arguments, values = [name, *ctx.meta[ARGUMENTS]], ctx.params
     baggage = _baggage(ctx, values) if name in TAKING_FILES or (name in RESUMING and values.get("code")) else None
     if (file := values.get("config")) is not None:

@@ -17,11 +17,13 @@ from ropewalk.jobs.runs.space.remove import REMOVED
 
 YOUNG_SECONDS = 24 * 3600.0  # a run that is being submitted or prepares its data may not name its files yet
 
+OLD_SECONDS = 30 * 86400.0  # a client gives an unanswered submission again within this time
+
 
 class Garbage(NamedTuple):
     """A file or folder that can be deleted, and the reason."""
 
-    kind: str  # code | prepared | packages | fetched | work | removed | version
+    kind: str  # code | prepared | packages | fetched | submission | work | removed | version
     path: Path
     bytes: int
     reason: str
@@ -42,6 +44,8 @@ def find_garbage(root: Path) -> Iterator[Garbage]:
         for path in _old_entries(folder):
             if not any(path.name in text for text in texts) and not any(run_id in path.name for run_id in live):
                 yield Garbage(kind, path, disk_bytes(path), reason)
+    for path in _old_entries(root / names.SUBMISSIONS_FOLDER, OLD_SECONDS):
+        yield Garbage("submission", path, disk_bytes(path), "note of a submission through ssh that its client no longer repeats")
     yield from _fetched(root / names.STORE_FOLDER, texts)
     yield from _work_folders(runs)
     for path in sorted((root / REMOVED).glob("*")):
@@ -64,10 +68,10 @@ def _texts_of(run: RunDir) -> str:
     return "\n".join(file.read_text(errors="replace") for file in files if file.is_file())
 
 
-def _old_entries(folder: Path) -> Iterator[Path]:
+def _old_entries(folder: Path, seconds: float = YOUNG_SECONDS) -> Iterator[Path]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         with suppress(FileNotFoundError):
-            if time.time() - path.lstat().st_mtime > YOUNG_SECONDS:
+            if time.time() - path.lstat().st_mtime > seconds:
                 yield path
 
 

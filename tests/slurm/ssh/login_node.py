@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -75,6 +76,8 @@ class LoginNode:
     def down(self) -> None:
         """End sshd and its connections."""
         if self._process is not None:
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                process.terminate()
             self._process.terminate()
             self._process.wait()
 
@@ -83,8 +86,8 @@ class LoginNode:
             return True
         return False
 
-    def write_config(self, port: int, *, key: bool = True) -> None:
-        """Write the user's ssh configuration: the host, through a port, with or without a key."""
+    def write_config(self, port: int, *, key: bool = True, shared: bool = False) -> None:
+        """Write the user's ssh configuration: the host through a port, with or without a key, and a shared connection."""
         lines = [
             "Host login.big",
             "HostName 127.0.0.1",
@@ -95,6 +98,7 @@ class LoginNode:
             f"UserKnownHostsFile {self.folder}/known_hosts",
             "StrictHostKeyChecking accept-new",
             "LogLevel ERROR",
+            *(["ControlMaster auto", f"ControlPath {self.folder}/shared", "ControlPersist 60"] if shared else []),
         ]
         (self.folder / "ssh_config").write_text("\n".join(lines) + "\n")
 
@@ -126,33 +130,34 @@ class Laptop:
 
     command = (sys.executable, "-m", "ropewalk.jobs.cli")
 
-    def start(self, *arguments: str, **settings: object) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         """Start the command on the laptop."""
         return subprocess.Popen(
             [*self.command, *arguments],
             cwd=self.project,
             env=self.environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **settings,  # type: ignore[call-overload]
         )
 
-    def __call__(self, *arguments: str, code: int | None = 0) -> str:
-        """Run the command on the laptop, and return its output."""
-        process = self.start(*arguments)
-        self.out, self.err = process.communicate()
+    def __call__(self, *arguments: str, code: int | None = 0, text: str | None = None) -> str:
+        """Run the command on the laptop with a text as its input, and return its output."""
+        process = self.start(*arguments, stdin=subprocess.DEVNULL if text is None else subprocess.PIPE)
+        self.out, self.err = process.communicate(text)
         self.code = process.returncode
         assert code is None or self.code == code, f"{self.out}\n{self.err}"
         return self.out
 
-    def there(self, *arguments: str, code: int = 0) -> str:
+    def there(self, *arguments: str, code: int = 0, text: str = "") -> str:
         """Run the command on the login node itself, and return its output."""
         environment = {**os.environ, "HOME": str(self.node.home), "PYTHONPATH": str(ROOT / "src")}
         environment |= {"ROPEWALK_CLUSTERS": str(self.folder / "there.yaml"), "ROPEWALK_RUNS": str(self.node.runs)}
         command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
-        done = subprocess.run(command, cwd=self.node.home, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=self.node.home, env=environment, input=text, capture_output=True, text=True, check=False
+        )
         assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -163,6 +168,7 @@ class Relay:
     def __init__(self, port: int, delay_seconds: float = 0.0) -> None:
         self.cut_after: int | None = None  # bytes of both directions together
         self.delay_seconds, self.turns, self.bytes = delay_seconds, 0, 0
+        self.used_at = time.monotonic()
         self._target = port
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
@@ -185,9 +191,10 @@ class Relay:
                     _Direction(self, source, target, upward=source is here)
 
     def count(self, size: int, *, upward: bool) -> int:
-        """Return how many of the bytes may pass; a turn is counted when the direction changes to upward."""
+        """Return how many of the bytes may pass; an answer to what went upward is a turn."""
         with self._lock:
-            if upward and self._last is not True:
+            self.used_at = time.monotonic()
+            if not upward and self._last is True:
                 self.turns += 1
             self._last = upward
             allowed = size if self.cut_after is None else max(0, min(size, self.cut_after - self.bytes))

@@ -1,6 +1,7 @@
 """Connections that break: at most one job, and exactly one when the command is given again; and how often the sides wait."""
 
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,13 @@ from tests.slurm.conftest import end_jobs
 from tests.slurm.ssh.login_node import Laptop, LoginNode, Relay
 
 DELAY_SECONDS = 0.04  # each way
+SUBMIT = ("submit", "command", "resources.nodes=1", "--on", "big")
+PROGRAM = ("--", "python3", "train.py")
 
 
 @pytest.fixture
 def relay(node: LoginNode) -> Iterator[Relay]:
-    relay = Relay(node.port)
+    relay = Relay(node.port, DELAY_SECONDS)
     node.write_config(relay.port)
     yield relay
     node.write_config(node.port)
@@ -29,16 +32,19 @@ def relay(node: LoginNode) -> Iterator[Relay]:
 @pytest.fixture
 def laptop(relay: Relay, node: LoginNode, tmp_path: Path) -> Iterator[Laptop]:
     """A laptop behind the relay, whose jobs are held in the queue."""
-    laptop = Laptop(tmp_path / "laptop", node, sbatch={"hold": True}, runs=str(tmp_path / "runs"))
+    laptop = Laptop(tmp_path / "laptop", node, sbatch={"hold": True})
     (laptop.project / "train.py").write_text("print('hello')\n")
     (laptop.project / "noise.bin").write_bytes(random.Random(0).randbytes(100_000))
     yield laptop
-    end_jobs(*(f"ropewalk-{run.id}" for run in RunDir.all(tmp_path / "runs")))
+    end_jobs(*(f"ropewalk-{run.id}" for run in RunDir.all(node.runs)))
 
 
 def submit(laptop: Laptop, number: int, code: int | None = 0) -> str:
-    command = ["submit", "command", f"seed={number}", "resources.nodes=1", "--on", "big", "--", "python3", "train.py"]
-    return laptop(*command, code=code)
+    return laptop(*SUBMIT, f"seed={number}", *PROGRAM, code=code)
+
+
+def change(laptop: Laptop, drawn: random.Random) -> None:
+    (laptop.project / "noise.bin").write_bytes(drawn.randbytes(100_000))
 
 
 def jobs() -> list[str]:
@@ -47,18 +53,28 @@ def jobs() -> list[str]:
 
 
 def check_cuts(laptop: Laptop, relay: Relay, cuts: int, seed: int) -> None:
-    """Cut that many submissions, each at another byte of what a whole one takes, and give each again."""
-    drawn = random.Random(seed)
+    """Cut that many submissions, each at another byte of what a whole one takes, and give each again.
+
+    Every fifth brings the program too; the others a changed file.
+    """
+    drawn, runs = random.Random(seed), laptop.node.runs
     submit(laptop, 0)
-    whole = relay.bytes
+    with_program = relay.bytes
+    change(laptop, drawn)
+    submit(laptop, 0)
+    with_code = relay.bytes
+    assert with_code < with_program
+    num_cut = 0
     for number in range(1, cuts + 1):
-        (laptop.project / "noise.bin").write_bytes(drawn.randbytes(100_000))  # so that something has to travel
-        runs = laptop.folder.parent / "runs"
+        change(laptop, drawn)
+        if not number % 5:
+            shutil.rmtree(runs / ".code")
         before = {run.id for run in RunDir.all(runs)}
-        relay.cut_after = drawn.randrange(3000, whole + 120_000)
+        relay.cut_after = drawn.randrange(3000, with_code if number % 5 else with_program)
         submit(laptop, number, code=None)
         was_cut, error = laptop.code != 0, laptop.err
         relay.cut_after = None
+        num_cut += was_cut
         if was_cut:
             assert "login.big" in error
             run = submit(laptop, number).split()[-1]
@@ -69,6 +85,7 @@ def check_cuts(laptop: Laptop, relay: Relay, cuts: int, seed: int) -> None:
         assert submitted.attempts() == [1]
         assert submitted.last_outcome() is None
         assert jobs().count(f"ropewalk:{run}:1") == 1
+    assert num_cut > cuts / 2
 
 
 def test_a_submission_that_is_cut_makes_one_job(slurm_lab: Lab, laptop: Laptop, relay: Relay) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ropewalk.cluster.errors import EXIT_INTERRUPTED
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from tests.patience import Patience, until
@@ -83,6 +85,41 @@ def test_run_follows_to_the_end_and_returns_its_exit_code(laptop: Laptop) -> Non
     (laptop.project / "train.py").write_text("raise SystemExit(3)\n")
     laptop("run", "-c", "job.yaml", "--on", "big", code=1)
     assert "ended as FAILED" in laptop.err
+
+
+def test_ctrl_c_leaves_the_run(laptop: Laptop) -> None:
+    laptop.gate.touch()
+    with laptop.start("run", "-c", "job.yaml", "--on", "big") as following:
+        assert following.stdout is not None
+        assert any("hello one" in line for line in following.stdout)
+        following.send_signal(signal.SIGINT)
+        _, error = following.communicate()
+    assert following.returncode == EXIT_INTERRUPTED
+    (run,) = [run for run in RunDir.all(laptop.node.runs) if f"{run.id} keeps running" in error]
+    assert run.last_outcome() is None
+    laptop.gate.unlink()
+    assert finish(run).state is RunState.SUCCEEDED, said(run)
+
+
+def test_files_that_a_command_writes_arrive(laptop: Laptop) -> None:
+    run = submitted(laptop, "-c", "job.yaml")
+    assert finish(run).state is RunState.SUCCEEDED, said(run)
+    lines = [{"step": step, "attempt": 1, "time": step, "train/loss": 1 / step} for step in (1, 2, 3)]
+    run.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert laptop("show", run.id, "plots/curves.png").strip() == "plots/curves.png"
+    assert (laptop.project / "plots/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not list((laptop.node.runs / ".from").glob("*/.output-*"))
+
+
+def test_doctor_says_whether_the_login_node_answers(laptop: Laptop) -> None:
+    checks = {check["name"]: check for check in json.loads(laptop("doctor", "--on", "big", "--json", code=None))["checks"]}
+    assert checks["ssh"]["ok"]
+    assert "login.big answers" in checks["ssh"]["detail"]
+    assert checks["controller"]["ok"]
+    laptop.node.write_config(laptop.node.port, key=False)
+    (check,) = json.loads(laptop("doctor", "--on", "big", "--json", code=1))["checks"]
+    assert not check["ok"]
+    assert "Permission denied" in check["detail"]
 
 
 def test_mistakes_are_reported_as_on_the_login_node(laptop: Laptop) -> None:

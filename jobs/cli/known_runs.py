@@ -26,6 +26,12 @@ def remember(run: str, cluster: str) -> None:
     (folder / run).write_text(cluster)
 
 
+def known_runs() -> list[str]:
+    """Return the ids of the runs that were submitted from this machine."""
+    folder = state_dir() / "runs"
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+
 def clusters_of(ref: str) -> set[str]:
     """Return the clusters of the known runs whose ids begin with `ref`."""
     folder = state_dir() / "runs"

@@ -3,6 +3,7 @@
 import random
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.patience import Patience, until
 from tests.slurm.conftest import end_jobs
 from tests.slurm.ssh.login_node import Laptop, LoginNode, Relay
 
+QUIET_SECONDS = 1.0
 DELAY_SECONDS = 0.04  # each way
 SUBMIT = ("submit", "command", "resources.nodes=1", "--on", "big")
 PROGRAM = ("--", "python3", "train.py")
@@ -95,6 +97,16 @@ def test_a_submission_that_is_cut_makes_one_job(slurm_lab: Lab, laptop: Laptop, 
 @pytest.mark.soak("100 submissions; the one above cuts 20")
 def test_a_hundred_submissions_that_are_cut(slurm_lab: Lab, laptop: Laptop, relay: Relay) -> None:
     check_cuts(laptop, relay, 100, 2)
+
+
+def test_a_second_command_takes_three_round_trips(laptop: Laptop, relay: Relay, node: LoginNode) -> None:
+    node.write_config(relay.port, shared=True)
+    submit(laptop, 0)
+    for command in (["ps", "--all", "--on", "big"], [*SUBMIT, *PROGRAM]):
+        until(lambda: time.monotonic() - relay.used_at > QUIET_SECONDS)  # the session before is closed
+        before = relay.turns
+        laptop(*command)
+        assert relay.turns - before <= 3 + 1, command  # nobody waits for the last one, which closes the session
 
 
 def test_nothing_remains_of_a_client_that_is_killed(laptop: Laptop, node: LoginNode) -> None:

@@ -177,7 +177,9 @@ def _event_facts(history: History) -> Iterator[_Fact]:
         elif kind == "first_step":
             yield _Fact(when, TimeClass.TRAINING)
         elif kind in ("ranks_hung", "ranks_slow"):
-            yield _Fact(when, _RECOVERING if kind == "ranks_hung" else TimeClass.SLOW, slow_since=when - float(event["seconds"]))
+            yield _Fact(
+                when, _RECOVERING if kind == "ranks_hung" else TimeClass.SLOW, slow_since=when - float(event.get("seconds", 0.0))
+            )
         elif kind in LOSSES:
             yield _Fact(when, _RECOVERING, slow_since=when - SILENT_SECONDS if kind == "node_silent" else None)
 
@@ -213,7 +215,7 @@ def node_seconds_of(newest: Seconds, earlier: Goodput, nodes: int) -> dict[TimeC
 
 def _counted_node_seconds(history: History, newest: Counted) -> dict[TimeClass, float]:
     """Return the node-seconds of what rank 0 has counted."""
-    counts = [event for event in history.events if event["event"] == COUNTED]
+    counts = [event for event in history.events if _is_count(event)]
     before = [event for event in counts if math.fsum(event["seconds"].values()) <= _sum(newest)]
     if not before:
         return defaultdict(float)
@@ -249,7 +251,7 @@ def read_history(run: RunDir, *, trains: bool, afresh: bool = False) -> History:
 
 def _attempt_times(run: RunDir, number: int) -> AttemptTimes:
     details, agents = run.attempt_details(number), read_lines(run.attempt_dir(number) / AGENTS)
-    starts = [(float(agent["started"]), int(agent["node"])) for agent in agents]
+    starts = [(float(agent["started"]), int(agent["node"])) for agent in agents if {"started", "node"} <= agent.keys()]
     return AttemptTimes(
         number, float(details.get("created", 0.0)), str(details.get("opened_by", "")), starts, run.outcome(number)
     )
@@ -268,8 +270,13 @@ def _counted(run: RunDir, events: Sequence[Mapping[str, Any]]) -> Iterator[Count
             if samples:
                 yield Counted(_by_class(samples[-1]["run_seconds"]), TimeClass(samples[-1]["run_class"]))
     for event in events:
-        if event["event"] == COUNTED:
+        if _is_count(event):
             yield Counted(_by_class(event["seconds"]), TimeClass(event["now"]))
+
+
+def _is_count(event: Mapping[str, Any]) -> bool:
+    """Return True for a complete event of rank 0's count; a damaged line may lack keys."""
+    return event["event"] == COUNTED and {"seconds", "node_seconds", "nodes", "now"} <= event.keys()
 
 
 def _by_class(values: Mapping[str, Any]) -> Seconds:

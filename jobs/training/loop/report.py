@@ -8,7 +8,7 @@ from ropewalk.cluster.run.background import BackgroundWriter
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import append_lines, write_json
 from ropewalk.cluster.run.names import HISTOGRAMS
-from ropewalk.cluster.run.phase_clock import Phase
+from ropewalk.cluster.run.phase_clock import Phase, TimeClass
 from ropewalk.jobs.results.goodput import COUNTED
 from ropewalk.jobs.results.metrics import MetricLog
 from ropewalk.jobs.results.readable import add_rows
@@ -56,7 +56,7 @@ class Report:
     def lose(self) -> None:
         """Report that the current step is lost."""
         if self._time is not None:
-            self._event(COUNTED, self._time.record(lost=True))
+            self._event(COUNTED, self._time.record(TimeClass.RECOVERING))
 
     def event(self, kind: str, **fields: Any) -> None:
         self._log("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))
@@ -120,7 +120,7 @@ class Report:
         """Report the last step, and wait until everything is on disk."""
         if self._time is not None:
             self._progress(step)
-            self._event(COUNTED, self._time.record())
+            self._event(COUNTED, self._time.record(TimeClass.STOPPED))
         self.flush()
 
     def flush(self) -> None:

@@ -115,11 +115,10 @@ class PhaseClock:
         if self._steps > SKIPPED_STEPS:
             self._recent.append(normal)
 
-    def split(self, *, lost: bool = False) -> None:
-        """Count the current phase until now; if its work is `lost`, as recovery."""
-        now = self._clock()
-        self._seconds[TimeClass.RECOVERING if lost else self.name] += now - self._since
-        self._since = now
+    def split(self) -> None:
+        """Count the current phase until now."""
+        if self.phase is not Phase.NOTHING:
+            self.enter(self.phase)
 
     def set_training(self, seconds: float) -> None:
         """Go back to a checkpoint at which so much training counted; the rest is redone."""

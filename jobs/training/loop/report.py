@@ -54,7 +54,7 @@ class Report:
         return self._time.training_seconds if self._time is not None else 0.0
 
     def lose(self) -> None:
-        """Report that the current step is lost."""
+        """Report that the group ends within a step, which is redone."""
         if self._time is not None:
             self._event(COUNTED, self._time.record(TimeClass.RECOVERING))
 

@@ -44,11 +44,8 @@ class TimeAccount:
         return Goodput(self._phases.seconds).metrics()
 
     def record(self, following: TimeClass | None = None) -> dict[str, Any]:
-        """Count until now, and return the fields of the event.
-
-        `following`: class of the time from now on, RECOVERING if the work of the current phase is lost; None: as before.
-        """
-        self._phases.split(lost=following is TimeClass.RECOVERING)
+        """Count until now, and return the fields of the event. `following`: class of the time from now on; None: as before."""
+        self._phases.split()
         seconds = self._phases.seconds
         node_seconds = node_seconds_of(seconds, self._earlier, self._nodes)
         plain = Goodput(seconds, node_seconds).plain()

@@ -30,10 +30,14 @@ def check(run: RunDir, plan: list[dict[str, Any]]) -> None:
     truth, accounted = Truth(run, plan).seconds, defaultdict(float, _merged(goodput))
     print({name: (round(accounted[name], 3), round(seconds, 3)) for name, seconds in truth.items()})
     steps = [_length(line) for line in spans(run.path) if line["kind"] == "step"]
-    # steps are slow for other reasons too, on a busy machine, and a slow one counts beyond the mean
-    assert accounted["slow_or_hung"] >= 0.99 * truth["slow_or_hung"] - statistics.fmean(steps)
+    # a slow step counts beyond the mean, and on a busy machine steps are slow for other reasons too, also those that are redone
+    normal, planted = statistics.fmean(steps), truth["slow_or_hung"]
+    assert accounted["slow_or_hung"] >= 0.99 * planted - normal
+    # an agent that had no core leaves that out of the seconds of a hang
+    is_busy = accounted["slow_or_hung"] > planted + normal or slowness() > 2
+    together = ("slow_or_hung", "redone") if is_busy else ("slow_or_hung",)
     for values in (truth, accounted):
-        values["training"] += values.pop("slow_or_hung")
+        values["training"] += sum(values.pop(name, 0.0) for name in together)
     near = NEAR_SECONDS * slowness()
     for name, seconds in truth.items():
         assert accounted[name] == pytest.approx(seconds, rel=0.01, abs=near), name

@@ -13,7 +13,7 @@ from ropewalk.cluster.errors import EXIT_INTERRUPTED
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from tests.patience import Patience, until
-from tests.slurm.ssh.login_node import Laptop
+from tests.slurm.ssh.login_node import ROOT, Laptop
 from tests.slurm.toy import finish, said
 
 PROGRAM = """import os, sys, time, settings
@@ -22,6 +22,12 @@ while os.path.exists(sys.argv[1]):
     if os.path.exists(os.environ["ROPEWALK_STOP_FLAG"]):
         sys.exit(85)
     time.sleep(0.1)
+"""
+
+MAKE_BASE = """import sys
+from pathlib import Path
+from tests.jobs.training.finetune.chats import make_base
+make_base(Path(sys.argv[1]), text="the rope is long " * 50)
 """
 
 
@@ -120,6 +126,16 @@ def test_doctor_says_whether_the_login_node_answers(laptop: Laptop) -> None:
     (check,) = json.loads(laptop("doctor", "--on", "big", "--json", code=1))["checks"]
     assert not check["ok"]
     assert "Permission denied" in check["detail"]
+
+
+@pytest.mark.slow
+def test_the_standard_input_reaches_a_chat(laptop: Laptop) -> None:
+    model = laptop.node.folder / "base"
+    subprocess.run([sys.executable, "-c", MAKE_BASE, str(model)], check=True, cwd=ROOT)
+    command = ("chat", str(model), "--temperature", "0", "--max-new-tokens", "4", "--json")
+    answer = json.loads(laptop(*command, "--on", "big", text="the rope\n\n"))
+    assert answer["prompt"] == "the rope"
+    assert answer == json.loads(laptop.there(*command, text="the rope\n\n"))
 
 
 def test_mistakes_are_reported_as_on_the_login_node(laptop: Laptop) -> None:

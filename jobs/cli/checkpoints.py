@@ -10,7 +10,7 @@ from ropewalk.jobs.cli.complete import AsJson, RunRef
 from ropewalk.jobs.cli.json_output import print_json
 
 if TYPE_CHECKING:
-    from ropewalk.sharding.checkpoint_list import CheckpointSummary
+    from ropewalk.sharding.checkpoints.checkpoint_list import CheckpointSummary
 
 
 def checkpoints(
@@ -21,8 +21,8 @@ def checkpoints(
     """List a run's checkpoints: step, size, ranks that saved it, age, and whether it is pinned, the best, and intact."""
     from ropewalk.cluster.errors import EXIT_FAILED, ConfigError
     from ropewalk.jobs.runs.show.status import find_run
-    from ropewalk.jobs.training.loop.model_record import checkpoint_folder
-    from ropewalk.sharding.checkpoint_list import list_checkpoints
+    from ropewalk.jobs.training.loop.architecture.model_record import checkpoint_folder
+    from ropewalk.sharding.checkpoints.checkpoint_list import list_checkpoints
 
     run = find_run(run_ref)
     if not run.model_record.is_file() and any(run.checkpoints.glob("*")):

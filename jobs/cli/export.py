@@ -87,8 +87,8 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
 def _check_step(run: "RunDir", step: int) -> None:
     """Raise ConfigError unless the run has a checkpoint of this step, complete or not."""
     from ropewalk.cluster.errors import ConfigError
-    from ropewalk.jobs.training.loop.model_record import checkpoint_folder
-    from ropewalk.sharding.layout import listed_steps, steps_in
+    from ropewalk.jobs.training.loop.architecture.model_record import checkpoint_folder
+    from ropewalk.sharding.checkpoints.layout import listed_steps, steps_in
 
     folder = checkpoint_folder(run)
     steps = sorted(listed_steps(folder).union(steps_in(folder)))
@@ -124,10 +124,10 @@ def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: st
 def _passed_step(run: "RunDir", step: int | None, *, best: bool) -> int:
     """Return the step of the selected checkpoint. Raises ConfigError if it has not passed its gates, CheckpointError."""
     from ropewalk.jobs.runs.models.gates import require_passed
-    from ropewalk.jobs.training.loop.content_hash import hash_of_checkpoint
-    from ropewalk.jobs.training.loop.load_checkpoint import best_step
-    from ropewalk.jobs.training.loop.model_record import checkpoint_folder
-    from ropewalk.sharding.checkpoint import newest_complete
+    from ropewalk.jobs.training.loop.architecture.model_record import checkpoint_folder
+    from ropewalk.jobs.training.loop.weights.content_hash import hash_of_checkpoint
+    from ropewalk.jobs.training.loop.weights.load_checkpoint import best_step
+    from ropewalk.sharding.checkpoints.checkpoint import newest_complete
 
     if best:
         step = best_step(run)

@@ -30,8 +30,8 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.order import permute
 from ropewalk.jobs.training.align.preferences.source import Rows
 from ropewalk.jobs.training.loop.config import LoraConfig
-from ropewalk.jobs.training.loop.load_checkpoint import load_model
-from ropewalk.jobs.training.loop.lora import save_adapter
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.weights.lora import save_adapter
 from tests.jobs.launch import launch, losses
 from tests.jobs.training.align.formulas import kto_losses, pair_losses, reward_losses
 from tests.jobs.training.align.pairs import align_config, align_run, make_model, pairs, write_pairs

@@ -37,17 +37,24 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.file_layout import FileLayout, StoredTensor
+from ropewalk.sharding.checkpoints.layout import MANIFEST_NAME
+from ropewalk.sharding.checkpoints.manifest import (
+    CheckpointManifest,
+    FileRecord,
+    TensorTable,
+    dump_manifest,
+    file_name,
+    read_manifest,
+)
+from ropewalk.sharding.checkpoints.read_plan import ReadPlan
+from ropewalk.sharding.checkpoints.staging import local_tensor
+from ropewalk.sharding.checkpoints.state import model_state, optimizer_state, prepare_adam
 from ropewalk.sharding.config import CheckpointConfig, ParallelConfig, PrecisionConfig
-from ropewalk.sharding.file_layout import FileLayout, StoredTensor
 from ropewalk.sharding.group import Group, process_group
-from ropewalk.sharding.layout import MANIFEST_NAME
-from ropewalk.sharding.manifest import CheckpointManifest, FileRecord, TensorTable, dump_manifest, file_name, read_manifest
 from ropewalk.sharding.parallelize import parallelize
 from ropewalk.sharding.placement import Shape, Split, pieces
-from ropewalk.sharding.read_plan import ReadPlan
-from ropewalk.sharding.staging import local_tensor
-from ropewalk.sharding.state import model_state, optimizer_state, prepare_adam
 
 ROOT = Path(__file__).parents[2]
 MIB = 2**20

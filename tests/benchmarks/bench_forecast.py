@@ -21,16 +21,16 @@ from transformers import AutoConfig
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
-from ropewalk.jobs.training.loop.bare_model import skeleton
+from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.forecast.measure import measure_model
 from ropewalk.jobs.training.loop.forecast.rows import Forecast
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.objective import NextToken
-from ropewalk.jobs.training.loop.optimizer import make_optimizer
-from ropewalk.jobs.training.loop.state import TrainState
-from ropewalk.jobs.training.loop.step import TrainStep
-from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
+from ropewalk.jobs.training.loop.update.state import TrainState
+from ropewalk.jobs.training.loop.update.step import TrainStep
+from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
 from ropewalk.sharding.group import Group, process_group
 from tests.benchmarks.bench_start_memory import MIB, anonymous_mib, wait
 

@@ -35,11 +35,11 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.mirror.node_summary import summarize
 from ropewalk.jobs.runs.show.diagnose import diagnose
-from ropewalk.jobs.training.loop.bare_model import skeleton
+from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.objective import NextToken
-from ropewalk.jobs.training.loop.optimizer import make_optimizer
-from ropewalk.jobs.training.loop.state import TrainState
-from ropewalk.jobs.training.loop.step import TrainStep
+from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
+from ropewalk.jobs.training.loop.update.state import TrainState
+from ropewalk.jobs.training.loop.update.step import TrainStep
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import Group

@@ -41,7 +41,7 @@ SHORT = {"seq_len": 16, "batch": {"global_batch": 2, "micro_batch": 1}, "checkpo
 def main(context: JobContext) -> dict[str, object]:
     """A training run, the ranks of which fall asleep on a signal, in the main thread or in the loader."""
     from ropewalk.jobs.training.loop import trainer
-    from ropewalk.jobs.training.loop.step import TrainStep
+    from ropewalk.jobs.training.loop.update.step import TrainStep
 
     asleep: set[int] = set()  # signals so far
     prefetch, backward = trainer.prefetch, TrainStep.backward

@@ -31,8 +31,8 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.jobs.runs.inspect.stacks import merge_stacks, stacks_page
-from ropewalk.jobs.training.loop.inspection import Inspection
-from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.report.inspection import Inspection
+from ropewalk.jobs.training.loop.update.state import TrainState
 from tests.fakes.token_files import write_dataset
 from tests.jobs.json_client import Client
 from tests.patience import Patience, until

@@ -36,7 +36,7 @@ from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.preferences.prepare import DataPlan, prepare
 from ropewalk.jobs.training.align.preferences.source import Rows
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
-from ropewalk.jobs.training.loop.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 from tests.benchmarks.learnt_items import (
     SENTENCE_TOKENS,
     Values,

@@ -235,10 +235,10 @@ def sidecar(bench: Bench, seconds: int, *, offline: bool) -> dict[str, Any]:
 
 def loop(home: Path, steps: int) -> dict[str, Any]:
     """Cost of reporting a step to the training process, its thread included; nothing in it depends on W&B."""
-    from ropewalk.jobs.training.loop.report import Report
-    from ropewalk.jobs.training.loop.spikes import LossStatistics
-    from ropewalk.jobs.training.loop.step import StepStats
-    from ropewalk.jobs.training.loop.throughput import Meter
+    from ropewalk.jobs.training.loop.report.report import Report
+    from ropewalk.jobs.training.loop.report.throughput import Meter
+    from ropewalk.jobs.training.loop.update.spikes import LossStatistics
+    from ropewalk.jobs.training.loop.update.step import StepStats
     from ropewalk.sharding.group import process_group
 
     run = RunDir.create("loop", {"job": "pretrain", "config": {}}, home)

@@ -18,10 +18,10 @@ from collections.abc import Callable
 import torch
 from transformers import AutoModelForCausalLM
 
+from ropewalk.jobs.training.loop.architecture.model_config import model_config
 from ropewalk.jobs.training.loop.config import ModelConfig, OptimConfig
-from ropewalk.jobs.training.loop.model_config import model_config
 from ropewalk.jobs.training.loop.objective import NextToken
-from ropewalk.jobs.training.loop.optimizer import make_optimizer
+from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import process_group
 from ropewalk.sharding.parallelize import parallelize

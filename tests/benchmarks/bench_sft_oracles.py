@@ -38,9 +38,9 @@ from ropewalk.jobs.training.finetune.data import prepared_data
 from ropewalk.jobs.training.finetune.job import recipe
 from ropewalk.jobs.training.finetune.source import ConversationSource
 from ropewalk.jobs.training.loop.config import LoraConfig
-from ropewalk.jobs.training.loop.load_checkpoint import load_model
-from ropewalk.jobs.training.loop.lora import save_adapter
 from ropewalk.jobs.training.loop.recipe import build_trainer
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.weights.lora import save_adapter
 from ropewalk.sharding.group import process_group
 from tests.benchmarks.bench_align_oracles import apart, difference, trl_python
 from tests.jobs.launch import launch, losses

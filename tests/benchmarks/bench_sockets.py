@@ -26,10 +26,10 @@ from torch.distributed.fsdp import fully_shard
 from ropewalk.cluster.process.ports import free_port
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.state import model_state
 from ropewalk.sharding.config import CheckpointConfig, ParallelConfig
 from ropewalk.sharding.group import Group, process_group
-from ropewalk.sharding.state import model_state
 
 MOST_SOCKETS, MOST_STORE_BYTES = 64, 100e6
 _BYTES_ACKED_AT = 120  # in the kernel's struct tcp_info; the bytes received follow
@@ -90,7 +90,7 @@ def measure(size: int, replicate: int) -> dict[str, int]:
         run = RunDir.create("bench", {"config": {}, "resources": {}}, Path(home))
         run.begin_attempt()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["numpy", "torch.distributed.fsdp", "ropewalk.sharding.checkpoint"])
+        context.set_forkserver_preload(["numpy", "torch.distributed.fsdp", "ropewalk.sharding.checkpoints.checkpoint"])
         port = free_port("127.0.0.1")
         processes = [context.Process(target=rank_main, args=(rank, size, port, replicate, run.path)) for rank in range(size)]
         for process in processes:

@@ -30,7 +30,7 @@ from ropewalk.jobs.inference.engines.engine import EngineOptions
 from ropewalk.jobs.inference.engines.find import find_engine
 from ropewalk.jobs.inference.engines.process import EngineProcess
 from ropewalk.jobs.results.statistics import mean_error
-from ropewalk.jobs.training.loop.export import export
+from ropewalk.jobs.training.loop.weights.export import export
 from tests.benchmarks.bench_compress import material
 from tests.benchmarks.bench_distill import data_and_teacher, finished, kept_run, student_config, texts
 from tests.jobs.inference.engines.streams import COMPLETIONS, events

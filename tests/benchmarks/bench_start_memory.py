@@ -30,13 +30,13 @@ from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.inference.scoring.open_on_ranks import find_on_ranks, open_on_ranks
 from ropewalk.jobs.inference.scoring.requests import Request
 from ropewalk.jobs.inference.scoring.scorer import Scorer
+from ropewalk.jobs.training.loop.architecture.model_record import Weights
 from ropewalk.jobs.training.loop.config import LoraConfig, OptimConfig
-from ropewalk.jobs.training.loop.export import export
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
-from ropewalk.jobs.training.loop.model_record import Weights
-from ropewalk.jobs.training.loop.optimizer import adamw
-from ropewalk.jobs.training.loop.state import TrainState
-from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.jobs.training.loop.update.optimizer import adamw
+from ropewalk.jobs.training.loop.update.state import TrainState
+from ropewalk.jobs.training.loop.weights.export import export
+from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
 from ropewalk.sharding.config import CheckpointConfig, ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import Group, process_group
 from tests.jobs.corpus import write_tokenizer

@@ -8,9 +8,9 @@ from pathlib import Path
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from ropewalk.datapipe.shard_table import TABLE_NAME
-from ropewalk.sharding.layout import MANIFEST_NAME
+from ropewalk.sharding.checkpoints.layout import MANIFEST_NAME
+from ropewalk.sharding.checkpoints.read_plan import ReadPlan
 from ropewalk.sharding.placement import pieces
-from ropewalk.sharding.read_plan import ReadPlan
 from tests.benchmarks.bench_checkpoint import LLAMA, write_manifest
 from tests.benchmarks.bench_data_size import BATCH, SEQ_LEN, write_sparse
 

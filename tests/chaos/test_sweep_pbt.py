@@ -8,7 +8,7 @@ import pytest
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.orchestration.sweep.records import TrialState
-from ropewalk.sharding.layout import is_pinned, steps_in
+from ropewalk.sharding.checkpoints.layout import is_pinned, steps_in
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, events, log_of, make_run, pretrain_config, start, weights
 from tests.jobs.sweeping import Swept, sweeps

@@ -34,7 +34,7 @@ def stack(*frames: tuple[str, str, int], others: tuple[tuple[str, str, int], ...
 
 READ = stack(("read", "user/data.py", 7), ("main", "user/train.py", 3))
 REDUCE = stack(("all_reduce", "torch/distributed/distributed_c10d.py", 99), ("main", "user/train.py", 5))
-SUMS = stack(("read", "ropewalk/sharding/host_copy.py", 35), ("read", "ropewalk/jobs/training/loop/step.py", 60))
+SUMS = stack(("read", "ropewalk/sharding/host_copy.py", 35), ("read", "ropewalk/jobs/training/loop/update/step.py", 60))
 MULTIPLY = stack(
     ("__call__", "torch/_ops.py", 1), ("dispatch", "torch/distributed/tensor/_dispatch.py", 9), ("main", "user/train.py", 5)
 )

@@ -21,20 +21,20 @@ from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.finetune.source import pack
 from ropewalk.jobs.training.loop import head
 from ropewalk.jobs.training.loop import model as building
-from ropewalk.jobs.training.loop.bare_model import skeleton
+from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.documents import document_positions
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.objective import make_objective
-from ropewalk.jobs.training.loop.optimizer import make_optimizer
-from ropewalk.jobs.training.loop.state import MovingAverage, TrainState
-from ropewalk.jobs.training.loop.step import TrainStep
-from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
+from ropewalk.jobs.training.loop.update.state import MovingAverage, TrainState
+from ropewalk.jobs.training.loop.update.step import TrainStep
+from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.state import trained_parameters
 from ropewalk.sharding.config import CheckpointConfig, ParallelConfig
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import REPLICATE, SHARD, TENSOR, Group, counts_piece, process_group
 from ropewalk.sharding.parallelize import Adapter
-from ropewalk.sharding.state import trained_parameters
 from tests.combinations.options import CHUNKED, DOCUMENTS, OPTIONS, PACKED, RESUMED, SAVED_STEP, STEPS, config_of
 from tests.jobs.launch import TINY
 

@@ -72,7 +72,7 @@ def train(context: JobContext) -> dict[str, object]:
     from ropewalk.jobs.training.loop.trainer import Trainer
     from ropewalk.jobs.training.loop.validation import Validation
     from ropewalk.jobs.training.pretrain.job import main
-    from ropewalk.sharding.checkpoint import Checkpoints
+    from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
 
     witness, faults = Witness(context), Faults(context)
     start, settle, batches = Trainer._start_step, Trainer._settle, Trainer.batches

@@ -13,7 +13,7 @@ MARK = 255  # a byte that no document holds: sequences made of it are bad sample
 def record_samples(context: JobContext) -> None:
     """Write down which samples each update learnt from."""
     from ropewalk.datapipe.loader.loader import TokenLoader
-    from ropewalk.jobs.training.loop.step import TrainStep
+    from ropewalk.jobs.training.loop.update.step import TrainStep
 
     read, update = TokenLoader.read, TrainStep.update
     batches: list[list[int]] = []
@@ -64,7 +64,7 @@ def bad_sample(context: JobContext) -> None:
 
 def stall_in_save(context: JobContext) -> None:
     """The second save hangs after its data are written and before it is committed; the file `stalled` says so."""
-    from ropewalk.sharding.checkpoint import Checkpoints
+    from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
 
     commit = Checkpoints._commit
     saves = [0]
@@ -84,8 +84,8 @@ def copy_at_the_last_moment(context: JobContext) -> None:
     """The state is copied for a checkpoint only when the loop waits for that."""
     import threading
 
-    from ropewalk.sharding.checkpoint import Checkpoints
-    from ropewalk.sharding.staging import Staging
+    from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
+    from ropewalk.sharding.checkpoints.staging import Staging
 
     waiting, copy, wait_for_copy, finish = threading.Event(), Staging.copy, Checkpoints.wait_for_copy, Checkpoints._finish_save
 
@@ -109,7 +109,7 @@ def copy_at_the_last_moment(context: JobContext) -> None:
 
 def stall_in_step(context: JobContext) -> None:
     """Step 5 hangs in the middle, its gradients there and not applied."""
-    from ropewalk.jobs.training.loop.step import TrainStep
+    from ropewalk.jobs.training.loop.update.step import TrainStep
 
     reduce_stats = TrainStep.reduce_stats
     steps = [0]
@@ -152,8 +152,8 @@ def resave(context: JobContext) -> None:
 
 def pin_first_checkpoint(context: JobContext) -> None:
     """Somebody needs the first checkpoint, from the moment it is complete."""
-    from ropewalk.sharding.checkpoint import Checkpoints
-    from ropewalk.sharding.layout import is_pinned, pin
+    from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
+    from ropewalk.sharding.checkpoints.layout import is_pinned, pin
 
     prune = Checkpoints._prune
 
@@ -167,7 +167,7 @@ def pin_first_checkpoint(context: JobContext) -> None:
 
 def record_gradients(context: JobContext) -> None:
     """Write down how many elements of gradients a rank holds as each micro-batch of a step begins: [full ones, its shards]."""
-    from ropewalk.jobs.training.loop import step
+    from ropewalk.jobs.training.loop.update import step
 
     set_micro_batch = step.set_micro_batch
 
@@ -191,7 +191,7 @@ def expect_determinism(context: JobContext) -> None:
     """Each step finds torch's deterministic algorithms switched on."""
     import torch
 
-    from ropewalk.jobs.training.loop.step import TrainStep
+    from ropewalk.jobs.training.loop.update.step import TrainStep
 
     backward = TrainStep.backward
 
@@ -225,7 +225,7 @@ def record_second_gradient(context: JobContext) -> None:
     """Write down the whole mean gradient of the second step, by parameter, before it is clipped."""
     from safetensors.torch import save_file
 
-    from ropewalk.jobs.training.loop.step import TrainStep
+    from ropewalk.jobs.training.loop.update.step import TrainStep
 
     update = TrainStep.update
     steps = [0]
@@ -358,7 +358,7 @@ def out_of_memory(context: JobContext) -> None:
     import torch
 
     from ropewalk.jobs.training.loop.objective import NextToken
-    from ropewalk.jobs.training.loop.step import TrainStep
+    from ropewalk.jobs.training.loop.update.step import TrainStep
 
     call, backward = NextToken.__call__, TrainStep.backward
     most, when = int(os.environ["MOST_SAMPLES"]), int(os.environ["EXHAUSTED_STEP"])

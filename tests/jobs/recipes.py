@@ -14,12 +14,12 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.finetune.source import pack
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
 from ropewalk.jobs.training.loop.config import LoraConfig
-from ropewalk.jobs.training.loop.lora import adapter_off
 from ropewalk.jobs.training.loop.model import build_model
 from ropewalk.jobs.training.loop.objective import LossTerms, NextToken, logits_of
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.source import Source, TokenSource
-from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.update.state import TrainState
+from ropewalk.jobs.training.loop.weights.lora import adapter_off
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.jobs.training.pretrain.job import recipe
 from ropewalk.sharding.group import Group, process_group

@@ -10,8 +10,8 @@ import pytest
 import ropewalk
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.inference.scoring.open_model import open_model
+from ropewalk.jobs.training.loop.architecture.model_config import model_config
 from ropewalk.jobs.training.loop.config import ModelConfig
-from ropewalk.jobs.training.loop.model_config import model_config
 
 
 def modules() -> Iterator[Path]:

@@ -9,10 +9,10 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
-from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.state import State
 from ropewalk.sharding.config import CheckpointConfig, ParallelConfig
 from ropewalk.sharding.group import Group, process_group
-from ropewalk.sharding.state import State
 
 SHAPES = {"model.a": (7, 3), "optimizer.a.exp_avg": (7, 3), "model.b": (3,), "ema.b": (3,), "model.large": (601, 1000)}
 

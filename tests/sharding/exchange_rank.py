@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from ropewalk.cluster.errors import CorruptShardError, GateError, RopewalkError, StopRequested
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE
-from ropewalk.jobs.training.loop.on_main import on_main
+from ropewalk.jobs.training.loop.weights.on_main import on_main
 from ropewalk.sharding.group import process_group
 
 PREFIX = "ab" * 32

@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from ropewalk.sharding.file_layout import FileLayout, StoredTensor
+from ropewalk.sharding.checkpoints.file_layout import FileLayout, StoredTensor
+from ropewalk.sharding.checkpoints.read_plan import ReadPlan
 from ropewalk.sharding.placement import Placement, Shape, Split, coordinates, local_shape, pieces, placement_of
-from ropewalk.sharding.read_plan import ReadPlan
 
 
 class Case(NamedTuple):

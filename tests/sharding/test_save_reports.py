@@ -6,8 +6,8 @@ import pytest
 from torch.distributed import HashStore
 
 from ropewalk.cluster.errors import StaleAttemptError, StorageError
-from ropewalk.sharding.manifest import FileRecord
-from ropewalk.sharding.save_reports import SaveReports
+from ropewalk.sharding.checkpoints.manifest import FileRecord
+from ropewalk.sharding.checkpoints.save_reports import SaveReports
 
 
 def reports(ranks: int, seconds: float = 60) -> list[SaveReports]:

@@ -20,7 +20,7 @@ from ropewalk.jobs.results.gate import check_names, gate
 from ropewalk.jobs.results.metrics import MetricLog
 from ropewalk.jobs.results.score import Score
 from ropewalk.jobs.runs.models.gates import MODEL_WEIGHTS
-from ropewalk.jobs.training.loop.content_hash import JudgedWeights
+from ropewalk.jobs.training.loop.weights.content_hash import JudgedWeights
 from ropewalk.sharding.group import Group, process_group
 
 log = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from ropewalk.jobs.inference.scoring.open_model import OpenModel, StoredModel, m
 from ropewalk.jobs.inference.scoring.open_on_ranks import find_on_ranks
 from ropewalk.jobs.results.score import hash_of
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
-from ropewalk.jobs.training.loop.model_config import check_fit
-from ropewalk.jobs.training.loop.model_record import TokenizerPlan, require_record, tokenizer_of
+from ropewalk.jobs.training.loop.architecture.model_config import check_fit
+from ropewalk.jobs.training.loop.architecture.model_record import TokenizerPlan, require_record, tokenizer_of
 from ropewalk.jobs.training.loop.token_data import weighted
 from ropewalk.jobs.training.loop.validation import bits_per_byte
-from ropewalk.jobs.training.loop.weight_reader import for_ranks, set_values
+from ropewalk.jobs.training.loop.weights.weight_reader import for_ranks, set_values
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.parallelize import parallelize
 

@@ -13,7 +13,7 @@ from ropewalk.jobs.evaluation.tasks.scoring import by_name
 from ropewalk.jobs.results.gate import check_names, gate
 from ropewalk.jobs.results.score import Score, hash_of
 from ropewalk.jobs.runs.models.gates import MODEL_WEIGHTS
-from ropewalk.jobs.training.loop.content_hash import JudgedWeights
+from ropewalk.jobs.training.loop.weights.content_hash import JudgedWeights
 from ropewalk.sharding.group import Group, process_group
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ropewalk.cluster.errors import CheckpointError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
-from ropewalk.jobs.training.loop.model_record import checkpoint_folder
-from ropewalk.sharding.layout import complete_steps
+from ropewalk.jobs.training.loop.architecture.model_record import checkpoint_folder
+from ropewalk.sharding.checkpoints.layout import complete_steps
 
 MODEL_FILES = {".json", ".safetensors", ".bin", ".jinja"}
 

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.runs.models.find_model import find_checkpoint
-from ropewalk.jobs.training.loop.load_checkpoint import load_tensors
-from ropewalk.jobs.training.loop.model_record import read_record
-from ropewalk.jobs.training.loop.run_weights import open_checkpoint, open_directory
-from ropewalk.jobs.training.loop.weight_reader import WeightReader
+from ropewalk.jobs.training.loop.architecture.model_record import read_record
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_tensors
+from ropewalk.jobs.training.loop.weights.run_weights import open_checkpoint, open_directory
+from ropewalk.jobs.training.loop.weights.weight_reader import WeightReader
 from ropewalk.sharding.config import PrecisionConfig
 from ropewalk.sharding.group import rank_device
 from ropewalk.sharding.parallelize import compute_format

@@ -25,8 +25,8 @@ def export_with_cards(
 ) -> Path:
     """Export a checkpoint with its cards: the newest complete one, that of `step`, or with `best` that of the best validation."""
     from ropewalk.jobs.models.cards.write import write_model_cards
-    from ropewalk.jobs.training.loop.export import export
-    from ropewalk.jobs.training.loop.load_checkpoint import best_step
+    from ropewalk.jobs.training.loop.weights.export import export
+    from ropewalk.jobs.training.loop.weights.load_checkpoint import best_step
 
     if best:
         step = best_step(run)

@@ -18,7 +18,7 @@ from ropewalk.jobs.models.cards.data_facts import DataFacts, OtherData, data_fac
 from ropewalk.jobs.models.cards.public import public, public_text
 from ropewalk.jobs.runs.models.find_model import names_model
 from ropewalk.jobs.runs.submit.provenance import versions
-from ropewalk.jobs.training.loop.model_record import find_source_run, read_record
+from ropewalk.jobs.training.loop.architecture.model_record import find_source_run, read_record
 
 MOST_ANCESTORS = 20
 _SAFETENSORS_SIZE = 8  # bytes of the header's length

@@ -14,7 +14,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.inference.gguf.llama_cpp import LlamaCpp
 from ropewalk.jobs.inference.scoring.open_model import OpenModel
-from ropewalk.jobs.training.loop.model_record import open_weights
+from ropewalk.jobs.training.loop.architecture.model_record import open_weights
 
 Engine = Literal["transformers", "llama.cpp"]
 RECORD = "variant.json"

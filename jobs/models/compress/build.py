@@ -20,7 +20,7 @@ from ropewalk.jobs.models.compress.gptq import gptq_as_gguf, gptq_on_grid
 from ropewalk.jobs.models.compress.methods import SPARSE, GgufConfig, Method, compensates
 from ropewalk.jobs.models.compress.quantize import by_compressed_tensors, by_torchao
 from ropewalk.jobs.models.compress.sparsify import importance, sparsify, zeros
-from ropewalk.jobs.training.loop.grid import check_grid
+from ropewalk.jobs.training.loop.architecture.grid import check_grid
 from ropewalk.jobs.training.pruning.activations import calibration_batches
 from ropewalk.jobs.training.pruning.architecture import Shape
 from ropewalk.jobs.training.pruning.student import prune

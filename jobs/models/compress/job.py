@@ -27,8 +27,8 @@ from ropewalk.jobs.results.gate import Gate, check_names, gate
 from ropewalk.jobs.results.metrics import MetricLog
 from ropewalk.jobs.results.score import Score, hash_of
 from ropewalk.jobs.runs.program.finished import Ledger
-from ropewalk.jobs.training.loop.model_config import check_fit
-from ropewalk.jobs.training.loop.model_record import tokenizer_of
+from ropewalk.jobs.training.loop.architecture.model_config import check_fit
+from ropewalk.jobs.training.loop.architecture.model_record import tokenizer_of
 from ropewalk.jobs.training.loop.token_data import weighted
 from ropewalk.sharding.group import process_group
 

@@ -15,14 +15,14 @@ from ropewalk.jobs.inference.scoring.open_model import OpenModel
 from ropewalk.jobs.models.compress.config import CompressConfig
 from ropewalk.jobs.models.compress.methods import Method
 from ropewalk.jobs.results.score import hash_of
+from ropewalk.jobs.training.loop.architecture.model_record import open_weights, tokenizer_of
 from ropewalk.jobs.training.loop.config import ModelConfig, TrainingConfig
-from ropewalk.jobs.training.loop.load_checkpoint import load_model
 from ropewalk.jobs.training.loop.model import ModelPlan
-from ropewalk.jobs.training.loop.model_record import open_weights, tokenizer_of
 from ropewalk.jobs.training.loop.objective import NextToken
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.source import TokenSource
 from ropewalk.jobs.training.loop.token_data import weighted
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 from ropewalk.sharding.group import Group
 
 FOLDER = "recovery"

@@ -11,7 +11,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.jobs.runs.models.inputs import READS_DATA, data_set, paths_in
 from ropewalk.jobs.runs.models.model_versions import DIRECTORIES, RegisteredModel
-from ropewalk.jobs.training.loop.model_record import read_record
+from ropewalk.jobs.training.loop.architecture.model_record import read_record
 
 MOST_ANCESTORS = 20
 _PREPARED = "data.json"  # in a run of finetune: path of the data set prepared from its conversations

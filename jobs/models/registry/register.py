@@ -27,7 +27,7 @@ from ropewalk.jobs.runs.models.model_versions import (
     find_version,
     registered_models,
 )
-from ropewalk.jobs.training.loop.content_hash import hash_of_model
+from ropewalk.jobs.training.loop.weights.content_hash import hash_of_model
 
 DEFAULT_NAME = "main"
 Check = Callable[[RunDir | Path, int | None, str, Path], None]  # location, step, hash of the weights, root; raises to refuse

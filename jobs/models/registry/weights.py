@@ -9,9 +9,9 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.exclusive import create_whole
 from ropewalk.cluster.run.files import json_text, read_json, write_json
 from ropewalk.jobs.runs.models.model_versions import Version, exported_directory
-from ropewalk.jobs.training.loop.content_hash import hash_of_checkpoint, hash_of_directory
-from ropewalk.jobs.training.loop.model_record import checkpoint_folder, require_record
-from ropewalk.sharding.layout import complete_steps, pin, unpin
+from ropewalk.jobs.training.loop.architecture.model_record import checkpoint_folder, require_record
+from ropewalk.jobs.training.loop.weights.content_hash import hash_of_checkpoint, hash_of_directory
+from ropewalk.sharding.checkpoints.layout import complete_steps, pin, unpin
 
 
 def newest_step(run: RunDir) -> int:

@@ -13,8 +13,8 @@ from typing import Any
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.orchestration.sweep.records import read_records
+from ropewalk.sharding.checkpoints.layout import MANIFEST_NAME, directory_of, folder_of, listed_steps, pin, unpin
 from ropewalk.sharding.config import CheckpointConfig
-from ropewalk.sharding.layout import MANIFEST_NAME, directory_of, folder_of, listed_steps, pin, unpin
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from ropewalk.jobs.runs.mirror.wandb_run import WandbRun, notes, project_of
 from ropewalk.jobs.runs.models import inputs as lineage
 from ropewalk.jobs.runs.notify.alerts import alerts
 from ropewalk.jobs.runs.notify.lease import Lease
-from ropewalk.sharding.layout import directory_of
+from ropewalk.sharding.checkpoints.layout import directory_of
 
 SAFE_SECONDS = 2.5  # after which lines passed to wandb are on disk, even if this process is killed
 SLOW_SECONDS = 15.0  # between two checks of everything except lines

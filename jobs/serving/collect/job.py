@@ -28,7 +28,7 @@ from ropewalk.jobs.serving.feedback.retention import enforce_retention
 from ropewalk.jobs.serving.feedback.review.export import judgements_by_item, reviewed_conversations, reviewed_pairs
 from ropewalk.jobs.serving.feedback.review.judgements import Judgement
 from ropewalk.jobs.serving.feedback.training_data import answer_of, prompt_of, to_conversations, to_pairs
-from ropewalk.jobs.training.loop.model_record import find_source_run
+from ropewalk.jobs.training.loop.architecture.model_record import find_source_run
 
 _UNTIL = "until.json"  # time of the first attempt, which all attempts use as their end
 _UNIT_MIB = 64

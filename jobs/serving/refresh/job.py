@@ -14,7 +14,7 @@ from ropewalk.jobs.serving.refresh.loop import Loop
 from ropewalk.jobs.serving.refresh.report import results_of, write_report
 from ropewalk.jobs.serving.refresh.steps import Steps
 from ropewalk.jobs.serving.refresh.trigger import DriftCheck, DriftReport, DriftState, RefreshTrigger
-from ropewalk.jobs.training.loop.model_record import find_source_run
+from ropewalk.jobs.training.loop.architecture.model_record import find_source_run
 
 CLUSTERS = "clusters.yaml"  # in the run's directory: profile of the cluster for the driver and its steps
 

@@ -25,7 +25,7 @@ from ropewalk.jobs.runs.models.model_versions import (
     find_version,
     registered_models,
 )
-from ropewalk.jobs.training.loop.content_hash import hash_of_model
+from ropewalk.jobs.training.loop.weights.content_hash import hash_of_model
 
 log = logging.getLogger(__name__)
 

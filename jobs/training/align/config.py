@@ -20,6 +20,7 @@ from ropewalk.jobs.training.align.methods import (
     methods_with,
     methods_without_reference,
 )
+from ropewalk.jobs.training.loop.architecture.fit import check_model
 from ropewalk.jobs.training.loop.chat_data import check_preferences
 from ropewalk.jobs.training.loop.config import (
     LEAST_VALIDATED,
@@ -36,7 +37,6 @@ from ropewalk.jobs.training.loop.config import (
     check_keep_zeros,
     fill_defaults,
 )
-from ropewalk.jobs.training.loop.fit import check_model
 
 if TYPE_CHECKING:
     MethodName = str

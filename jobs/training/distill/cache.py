@@ -21,10 +21,10 @@ from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.loop.batch import Batch, to_device
 from ropewalk.jobs.training.loop.chunks import Chunks, compute_chunks, weights_content
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
-from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.source import TokenSource
 from ropewalk.jobs.training.loop.tail import Tail, run_tail
 from ropewalk.jobs.training.loop.token_data import weighted
+from ropewalk.jobs.training.loop.weights.on_main import on_main
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.parallelize import compute_format

@@ -13,18 +13,18 @@ from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.runs.models.find_model import find_model
 from ropewalk.jobs.training.distill.config import DistillConfig
-from ropewalk.jobs.training.loop.load_checkpoint import load_first_weights
+from ropewalk.jobs.training.loop.architecture.model_config import check_fit, config_from_fingerprint, model_fingerprint
+from ropewalk.jobs.training.loop.architecture.model_record import Weights, checkpoint_folder, open_weights, require_record
+from ropewalk.jobs.training.loop.architecture.sharing import set_groups
 from ropewalk.jobs.training.loop.model import ADAPTER, ModelPlan
-from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fingerprint, model_fingerprint
-from ropewalk.jobs.training.loop.model_record import Weights, checkpoint_folder, open_weights, require_record
-from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.recipe import pin_weights
-from ropewalk.jobs.training.loop.run_weights import without_head
-from ropewalk.jobs.training.loop.sharing import set_groups
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_first_weights
+from ropewalk.jobs.training.loop.weights.on_main import on_main
+from ropewalk.jobs.training.loop.weights.run_weights import without_head
 from ropewalk.jobs.training.pruning.activations import calibration_batches
 from ropewalk.jobs.training.pruning.config import PruneConfig
 from ropewalk.jobs.training.pruning.student import prune
-from ropewalk.sharding.checkpoint import newest_complete
+from ropewalk.sharding.checkpoints.checkpoint import newest_complete
 from ropewalk.sharding.group import Group
 
 TEACHER_RECORD = "teacher.json"  # in the run: later attempts use the same step

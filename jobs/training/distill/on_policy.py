@@ -18,7 +18,7 @@ from ropewalk.datapipe.loader.order import hash_words
 from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
 from ropewalk.jobs.training.loop.source import Source
-from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.update.state import TrainState
 from ropewalk.jobs.training.rollouts.generate import Draw, Sampling, gather_parameters, generate_answers, uniforms
 from ropewalk.jobs.training.rollouts.ledger import ISSUED, ROLLOUTS, ChunkName, Round, arrow_table, parse_chunk_name, update_marks
 from ropewalk.jobs.training.rollouts.resume import Parts, load_round, resume_ledger

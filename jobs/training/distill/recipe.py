@@ -18,10 +18,10 @@ from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.distill.losses import ENTROPY, IDS, PROBABILITIES, Distillation, Mix
 from ropewalk.jobs.training.distill.models import student_plan, teacher_plan
 from ropewalk.jobs.training.distill.on_policy import StudentSource
+from ropewalk.jobs.training.loop.architecture.model_record import tokenizer_of
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.chunks import Chunks
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
-from ropewalk.jobs.training.loop.model_record import tokenizer_of
 from ropewalk.jobs.training.loop.objective import NextToken, Objective
 from ropewalk.jobs.training.loop.recipe import Recipe
 from ropewalk.jobs.training.loop.source import Source, TokenSource, check_sizes, validation_loader

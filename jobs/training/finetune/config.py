@@ -9,6 +9,8 @@ from ropewalk.cluster.config import DataPath, DataPaths, PathView, TokenizerPath
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import ChatConfig
+from ropewalk.jobs.training.loop.architecture.divisible import check_divisible
+from ropewalk.jobs.training.loop.architecture.fit import check_model
 from ropewalk.jobs.training.loop.chat_data import check_conversations
 from ropewalk.jobs.training.loop.config import (
     USUAL,
@@ -22,8 +24,6 @@ from ropewalk.jobs.training.loop.config import (
     fill_defaults,
     parse_grid,
 )
-from ropewalk.jobs.training.loop.divisible import check_divisible
-from ropewalk.jobs.training.loop.fit import check_model
 
 LORA_LR = 2e-4
 

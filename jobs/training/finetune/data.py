@@ -25,8 +25,8 @@ from ropewalk.datapipe.passes.task import WORK, Task
 from ropewalk.datapipe.passes.worker import Worker
 from ropewalk.datapipe.tokens.tokenizer import FOLDER, Encoder, TokenizerFiles, take_tokenizer
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
-from ropewalk.jobs.training.loop.model_record import TokenizerPlan, find_source_run
-from ropewalk.jobs.training.loop.on_main import on_main
+from ropewalk.jobs.training.loop.architecture.model_record import TokenizerPlan, find_source_run
+from ropewalk.jobs.training.loop.weights.on_main import on_main
 from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)

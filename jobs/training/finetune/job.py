@@ -20,12 +20,12 @@ from ropewalk.jobs.runs.show.run_page import write_run_page
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.finetune.data import PreparedData, prepared_data
 from ropewalk.jobs.training.finetune.source import ConversationSource
+from ropewalk.jobs.training.loop.architecture.model_record import read_record
 from ropewalk.jobs.training.loop.model import ModelPlan
-from ropewalk.jobs.training.loop.model_record import read_record
 from ropewalk.jobs.training.loop.objective import Objective, make_objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
-from ropewalk.jobs.training.loop.run_weights import ADDED_TOKENS
 from ropewalk.jobs.training.loop.validation import HeldOut
+from ropewalk.jobs.training.loop.weights.run_weights import ADDED_TOKENS
 from ropewalk.sharding.group import Group, process_group
 
 log = logging.getLogger(__name__)

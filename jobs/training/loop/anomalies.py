@@ -5,9 +5,9 @@ import math
 
 from ropewalk.cluster.errors import NumericsError
 from ropewalk.jobs.training.loop.config import AnomalyConfig
-from ropewalk.jobs.training.loop.report import Report
-from ropewalk.jobs.training.loop.spikes import LossStatistics
-from ropewalk.jobs.training.loop.step import StepStats
+from ropewalk.jobs.training.loop.report.report import Report
+from ropewalk.jobs.training.loop.update.spikes import LossStatistics
+from ropewalk.jobs.training.loop.update.step import StepStats
 
 log = logging.getLogger(__name__)
 

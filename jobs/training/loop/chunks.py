@@ -13,7 +13,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.phase_clock import Phase
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.manifest import checksum_of_file
-from ropewalk.jobs.training.loop.model_record import Weights
+from ropewalk.jobs.training.loop.architecture.model_record import Weights
 from ropewalk.sharding.group import Group
 
 _MARK, _SUM = b"fingerprint", b"checksum"

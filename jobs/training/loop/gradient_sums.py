@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 
-from ropewalk.sharding.staging import local_tensor
+from ropewalk.sharding.checkpoints.staging import local_tensor
 
 # R tokens of a chunk, I inputs, O outputs
 

@@ -10,19 +10,31 @@ from torch import nn
 from ropewalk.cluster.errors import CheckpointError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.manifest import TokenizerRecord
-from ropewalk.jobs.training.loop.adapter_weights import AdaptedWeights
+from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
+from ropewalk.jobs.training.loop.architecture.grid import train_on_grid
+from ropewalk.jobs.training.loop.architecture.model_config import (
+    check_fit,
+    config_from_fingerprint,
+    model_config,
+    model_fingerprint,
+)
+from ropewalk.jobs.training.loop.architecture.model_record import (
+    Head,
+    ModelRecord,
+    Weights,
+    checkpoint_folder,
+    find_source_run,
+    read_record,
+)
 from ropewalk.jobs.training.loop.attention import Kernel, use_kernel
-from ropewalk.jobs.training.loop.bare_model import skeleton
 from ropewalk.jobs.training.loop.config import GridConfig, LoraConfig, ModelConfig
-from ropewalk.jobs.training.loop.grid import train_on_grid
-from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
-from ropewalk.jobs.training.loop.model_record import Head, ModelRecord, Weights, checkpoint_folder, find_source_run, read_record
-from ropewalk.jobs.training.loop.run_weights import ADDED_TOKENS, HEAD, LORA, first_weights, seed_of
-from ropewalk.jobs.training.loop.weight_reader import for_ranks, set_values
+from ropewalk.jobs.training.loop.weights.adapter_weights import AdaptedWeights
+from ropewalk.jobs.training.loop.weights.run_weights import ADDED_TOKENS, HEAD, LORA, first_weights, seed_of
+from ropewalk.jobs.training.loop.weights.weight_reader import for_ranks, set_values
+from ropewalk.sharding.checkpoints.layout import complete_steps, directory_of
+from ropewalk.sharding.checkpoints.manifest import read_manifest
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import Group
-from ropewalk.sharding.layout import complete_steps, directory_of
-from ropewalk.sharding.manifest import read_manifest
 from ropewalk.sharding.parallelize import Adapter, parallelize
 
 ADAPTER = "adapter"  # key of a fingerprint: the adapter
@@ -64,7 +76,7 @@ class ModelPlan:
         """
         if lora is None:
             return self
-        from ropewalk.jobs.training.loop.lora import lora_adapter
+        from ropewalk.jobs.training.loop.weights.lora import lora_adapter
 
         keys = {LORA: lora.model_dump(mode="json"), **({ADDED_TOKENS: list(added_tokens)} if added_tokens else {})}
         return replace(self, adapter=lora_adapter(lora, seed, added_tokens), adapter_keys=keys, draws=lora.dropout > 0)

@@ -12,29 +12,35 @@ from ropewalk.cluster.errors import DamagedCheckpointError, RopewalkError, Stora
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
+from ropewalk.jobs.training.loop.architecture.model_config import has_dropout
+from ropewalk.jobs.training.loop.architecture.model_record import (
+    TokenizerPlan,
+    Weights,
+    checkpoint_folder,
+    find_source_run,
+    write_record,
+)
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.documents import require_separate
-from ropewalk.jobs.training.loop.inspection import Inspection
-from ropewalk.jobs.training.loop.layers import LayerWatch
-from ropewalk.jobs.training.loop.micro_batch import choose_micro_batch, lowered_when_exhausted
+from ropewalk.jobs.training.loop.forecast.micro_batch import choose_micro_batch, lowered_when_exhausted
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
-from ropewalk.jobs.training.loop.model_config import has_dropout
-from ropewalk.jobs.training.loop.model_record import TokenizerPlan, Weights, checkpoint_folder, find_source_run, write_record
 from ropewalk.jobs.training.loop.objective import Objective
-from ropewalk.jobs.training.loop.optimizer import make_optimizer
-from ropewalk.jobs.training.loop.report import Report
-from ropewalk.jobs.training.loop.samples import PromptSamples
+from ropewalk.jobs.training.loop.report.inspection import Inspection
+from ropewalk.jobs.training.loop.report.layers import LayerWatch
+from ropewalk.jobs.training.loop.report.report import Report
+from ropewalk.jobs.training.loop.report.samples import PromptSamples
+from ropewalk.jobs.training.loop.report.throughput import meter_of
 from ropewalk.jobs.training.loop.source import Source
-from ropewalk.jobs.training.loop.state import MovingAverage, TrainState
-from ropewalk.jobs.training.loop.step import TrainStep
-from ropewalk.jobs.training.loop.throughput import meter_of
 from ropewalk.jobs.training.loop.trainer import Trainer
+from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
+from ropewalk.jobs.training.loop.update.state import MovingAverage, TrainState
+from ropewalk.jobs.training.loop.update.step import TrainStep
 from ropewalk.jobs.training.loop.validation import Validation
-from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.layout import directory_of, pin, unpin
+from ropewalk.sharding.checkpoints.manifest import CheckpointManifest
 from ropewalk.sharding.determinism import use_deterministic_algorithms
 from ropewalk.sharding.group import Group
-from ropewalk.sharding.layout import directory_of, pin, unpin
-from ropewalk.sharding.manifest import CheckpointManifest
 from ropewalk.sharding.parallelize import compute_format
 
 log = logging.getLogger(__name__)

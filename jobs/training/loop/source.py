@@ -10,8 +10,8 @@ from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch, pin_batch
 from ropewalk.jobs.training.loop.documents import document_positions
-from ropewalk.jobs.training.loop.on_main import on_main
-from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.update.state import TrainState
+from ropewalk.jobs.training.loop.weights.on_main import on_main
 from ropewalk.sharding.group import Group
 
 

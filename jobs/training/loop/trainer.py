@@ -15,21 +15,21 @@ from ropewalk.datapipe.loader.prefetch import prefetch, tell_ahead
 from ropewalk.jobs.training.loop.anomalies import Anomalies
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.config import TrainingConfig
-from ropewalk.jobs.training.loop.garbage import collect_at, collected_by_step
-from ropewalk.jobs.training.loop.inspection import Inspection
-from ropewalk.jobs.training.loop.layers import LayerWatch
-from ropewalk.jobs.training.loop.optimizer import learning_rate
-from ropewalk.jobs.training.loop.report import Report
-from ropewalk.jobs.training.loop.samples import PromptSamples
+from ropewalk.jobs.training.loop.report.inspection import Inspection
+from ropewalk.jobs.training.loop.report.layers import LayerWatch
+from ropewalk.jobs.training.loop.report.report import Report
+from ropewalk.jobs.training.loop.report.samples import PromptSamples
 from ropewalk.jobs.training.loop.source import Source, reader_for
-from ropewalk.jobs.training.loop.state import Progress, TrainState
-from ropewalk.jobs.training.loop.step import PendingStep, StepStats, TrainStep
 from ropewalk.jobs.training.loop.tail import whole_logits_reason
+from ropewalk.jobs.training.loop.update.garbage import collect_at, collected_by_step
+from ropewalk.jobs.training.loop.update.optimizer import learning_rate
+from ropewalk.jobs.training.loop.update.state import Progress, TrainState
+from ropewalk.jobs.training.loop.update.step import PendingStep, StepStats, TrainStep
 from ropewalk.jobs.training.loop.validation import Validation
-from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.layout import directory_of
+from ropewalk.sharding.checkpoints.manifest import CheckpointManifest
 from ropewalk.sharding.fsdp import reshard_all
-from ropewalk.sharding.layout import directory_of
-from ropewalk.sharding.manifest import CheckpointManifest
 
 log = logging.getLogger(__name__)
 

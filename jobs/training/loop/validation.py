@@ -11,7 +11,7 @@ from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.jobs.training.loop.batch import Batch, to_device
 from ropewalk.jobs.training.loop.objective import Means, Objective, TermSums
 from ropewalk.jobs.training.loop.source import Source, TokenSource
-from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.update.state import TrainState
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import Group
 

@@ -13,7 +13,7 @@ class TrainingView(RunView):
 
     def plan(self, config: Any) -> list[tuple[str, str]]:
         """Return the parameters, the samples of a step and of all steps, accumulation, and the size of checkpoints."""
-        from ropewalk.jobs.training.loop.plan import training_plan
+        from ropewalk.jobs.training.loop.forecast.plan import training_plan
 
         return training_plan(config)
 

@@ -8,9 +8,9 @@ from torch import nn
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
+from ropewalk.jobs.training.loop.architecture.model_record import tokenizer_of
 from ropewalk.jobs.training.loop.groups import training_group
 from ropewalk.jobs.training.loop.model import ModelPlan
-from ropewalk.jobs.training.loop.model_record import tokenizer_of
 from ropewalk.jobs.training.loop.objective import Objective, make_objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.source import TokenSource, check_sizes, validation_loader

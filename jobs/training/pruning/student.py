@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-from ropewalk.jobs.training.loop.sharing import LAYERS
+from ropewalk.jobs.training.loop.architecture.sharing import LAYERS
 from ropewalk.jobs.training.pruning.activations import Activations, collect
 from ropewalk.jobs.training.pruning.architecture import Shape
 from ropewalk.jobs.training.pruning.choose import Choice, choose

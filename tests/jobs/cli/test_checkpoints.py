@@ -7,10 +7,10 @@ import torch
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
-from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.layout import pin
 from ropewalk.sharding.config import CheckpointConfig
 from ropewalk.sharding.group import process_group
-from ropewalk.sharding.layout import pin
 from tests.jobs.shell import Shell
 
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
+from ropewalk.jobs.training.loop.architecture.model_config import model_config
 from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig
-from ropewalk.jobs.training.loop.model_config import model_config
-from ropewalk.jobs.training.loop.size import ModelSize, SizeRequest, model_size
+from ropewalk.jobs.training.loop.forecast.size import ModelSize, SizeRequest, model_size
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY
 from tests.jobs.shell import Shell

@@ -11,7 +11,7 @@ from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.names import RESULT
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.runs.models.gates import require_passed
-from ropewalk.jobs.training.loop.content_hash import hash_of_checkpoint
+from ropewalk.jobs.training.loop.weights.content_hash import hash_of_checkpoint
 from tests.jobs.models.registry.registered import trained
 
 

@@ -55,10 +55,11 @@ def test_why_names_slow_ranks_until_the_next_step(tmp_path: Path) -> None:
 
 def test_one_that_was_stopped_is_said_to_be() -> None:
     message = describe_locations(
-        [rank(0, REDUCE), rank(1, "update (jobs/training/loop/step.py:84)", state="stopped"), rank(2, "x", "checkpoint")]
+        [rank(0, REDUCE), rank(1, "update (jobs/training/loop/update/step.py:84)", state="stopped"), rank(2, "x", "checkpoint")]
     )
     assert message == (
-        f"rank 0 in {REDUCE}, rank 1 stopped by a signal, in update (jobs/training/loop/step.py:84), rank 2 in x, checkpoint"
+        f"rank 0 in {REDUCE}, rank 1 stopped by a signal, in update (jobs/training/loop/update/step.py:84),"
+        " rank 2 in x, checkpoint"
     )
 
 

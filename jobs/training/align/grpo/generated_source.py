@@ -18,7 +18,7 @@ from ropewalk.jobs.training.align.grpo.prompts import Prompts
 from ropewalk.jobs.training.align.grpo.requests import ChunkRequest
 from ropewalk.jobs.training.align.grpo.source import Rollout, RolloutSource, advantages, has_no_signal, total_reward
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
-from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.update.state import TrainState
 from ropewalk.jobs.training.rollouts.generate import Draw
 from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, arrow_table, parse_chunk_name, prune, update_marks
 from ropewalk.jobs.training.rollouts.resume import Parts, load_round, resume_ledger

@@ -21,7 +21,7 @@ from ropewalk.datapipe.loader.order import hash_words, permute
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.datapipe.tokens.tokenizer import Encoder, TokenizerFiles
 from ropewalk.jobs.training.align.preferences.records import Record, is_held_out, read_records
-from ropewalk.jobs.training.loop.model_record import TokenizerPlan
+from ropewalk.jobs.training.loop.architecture.model_record import TokenizerPlan
 from ropewalk.jobs.training.rollouts.ledger import HELD_OUT, PROMPTS, arrow_bytes, arrow_table
 
 READY, REJECTED, TOKENIZER = "prompts.json", "rejected.jsonl", "tokenizer"

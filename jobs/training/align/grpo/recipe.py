@@ -22,15 +22,15 @@ from ropewalk.jobs.training.align.grpo.setup import answer_ends, open_pool, open
 from ropewalk.jobs.training.align.grpo.validation import HeldOutRewards
 from ropewalk.jobs.training.align.preferences.data import tokenizer_files
 from ropewalk.jobs.training.align.preferences.reference import open_reference
+from ropewalk.jobs.training.loop.architecture.model_record import checkpoint_folder
 from ropewalk.jobs.training.loop.model import ModelPlan
-from ropewalk.jobs.training.loop.model_record import checkpoint_folder
 from ropewalk.jobs.training.loop.objective import Objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.rollouts.ledger import rollouts_folder, update_marks
-from ropewalk.sharding.checkpoint import newest_complete
+from ropewalk.sharding.checkpoints.checkpoint import newest_complete
+from ropewalk.sharding.checkpoints.layout import complete_steps, directory_of
+from ropewalk.sharding.checkpoints.manifest import read_manifest
 from ropewalk.sharding.group import Group
-from ropewalk.sharding.layout import complete_steps, directory_of
-from ropewalk.sharding.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 

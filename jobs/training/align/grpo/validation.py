@@ -13,7 +13,7 @@ from ropewalk.jobs.training.align.grpo.requests import ChunkRequest
 from ropewalk.jobs.training.align.grpo.source import total_reward
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.loop.objective import Means, Objective
-from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.update.state import TrainState
 from ropewalk.jobs.training.loop.validation import Validation
 from ropewalk.jobs.training.rollouts.ledger import Round, arrow_table, parse_chunk_name
 from ropewalk.sharding.group import Group

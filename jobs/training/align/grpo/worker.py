@@ -25,7 +25,7 @@ from ropewalk.jobs.training.align.grpo.engines import EngineSetup, RolloutEngine
 from ropewalk.jobs.training.align.grpo.prompts import READY, TOKENIZER, Prompts, held_out_prompts
 from ropewalk.jobs.training.align.grpo.requests import ChunkRequest, ChunkRequests
 from ropewalk.jobs.training.align.grpo.setup import answer_ends, open_pool, open_tokenizer, policy_plan
-from ropewalk.jobs.training.loop.bare_model import empty_model
+from ropewalk.jobs.training.loop.architecture.bare_model import empty_model
 from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, parse_chunk_name, rollouts_folder
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from ropewalk.datapipe.tokens.tokenizer import Encoder, TokenizerFiles, take_tok
 from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.preferences.lengths import Lengths
 from ropewalk.jobs.training.align.preferences.prepare import DataPlan, counts_of, prepare, read_data_manifest
+from ropewalk.jobs.training.loop.architecture.model_record import TokenizerPlan, find_source_run
 from ropewalk.jobs.training.loop.model import ModelPlan
-from ropewalk.jobs.training.loop.model_record import TokenizerPlan, find_source_run
-from ropewalk.jobs.training.loop.on_main import on_main
+from ropewalk.jobs.training.loop.weights.on_main import on_main
 from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)

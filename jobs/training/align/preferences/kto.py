@@ -12,7 +12,7 @@ from ropewalk.jobs.training.align.preferences.reference import Reference
 from ropewalk.jobs.training.align.preferences.source import LabelledSource, Rows
 from ropewalk.jobs.training.loop.batch import Batch, num_samples, rows, to_device
 from ropewalk.jobs.training.loop.objective import LossTerms, Means, Objective
-from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.update.state import TrainState
 from ropewalk.jobs.training.loop.validation import HeldOut
 from ropewalk.sharding.batch_plan import BatchPlan
 from ropewalk.sharding.config import BatchConfig

@@ -21,14 +21,14 @@ from ropewalk.jobs.training.align.preferences.objective import PairObjective, an
 from ropewalk.jobs.training.align.preferences.prepare import SPLITS, counts_of
 from ropewalk.jobs.training.align.preferences.reference import Reference, first_model, open_reference
 from ropewalk.jobs.training.align.preferences.source import LabelledSource, PairSource, PreferenceSource, Rows
+from ropewalk.jobs.training.loop.architecture.model_record import Weights
 from ropewalk.jobs.training.loop.batch import to_device
 from ropewalk.jobs.training.loop.chunks import Chunks, compute_chunks, weights_content
 from ropewalk.jobs.training.loop.model import ModelPlan
-from ropewalk.jobs.training.loop.model_record import Weights
 from ropewalk.jobs.training.loop.objective import Objective
-from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.validation import HeldOut
+from ropewalk.jobs.training.loop.weights.on_main import on_main
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.parallelize import compute_format
 

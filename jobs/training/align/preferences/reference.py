@@ -9,8 +9,8 @@ from torch import nn
 
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.align.config import AlignConfig
-from ropewalk.jobs.training.loop.lora import adapter_off
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
+from ropewalk.jobs.training.loop.weights.lora import adapter_off
 from ropewalk.sharding.group import Group
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from ropewalk.jobs.runs.models.find_model import find_model
 from ropewalk.jobs.training.align.preferences.encode import Encoder
 from ropewalk.jobs.training.align.preferences.prepare import read_data_manifest
 from ropewalk.jobs.training.align.preferences.records import Preference, Refused, Text
-from ropewalk.jobs.training.loop.load_checkpoint import load_model
-from ropewalk.jobs.training.loop.model_record import require_record
+from ropewalk.jobs.training.loop.architecture.model_record import require_record
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 
 # S sequences, T tokens
 

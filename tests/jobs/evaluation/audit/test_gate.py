@@ -11,7 +11,7 @@ from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.jobs.evaluation.audit.config import AuditConfig
 from ropewalk.jobs.evaluation.audit.suites.find import BUILT_IN
 from ropewalk.jobs.evaluation.audit.suites.read import read_pairs
-from ropewalk.jobs.training.loop.content_hash import hash_of_checkpoint
+from ropewalk.jobs.training.loop.weights.content_hash import hash_of_checkpoint
 from tests.jobs.corpus import make_dataset
 from tests.jobs.evaluation.audit.tiny import PAIRS, audit, make_audit, make_model, refused, train, write_lines
 from tests.jobs.launch import launch, log_of, make_run, pretrain_config, start

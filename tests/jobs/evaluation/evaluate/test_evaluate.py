@@ -16,7 +16,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from ropewalk.jobs.evaluation.evaluate.config import EvaluateConfig
 from ropewalk.jobs.results.readable import read_table
-from ropewalk.jobs.training.loop.export import export
+from ropewalk.jobs.training.loop.weights.export import export
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, log_of, make_run, pretrain_config, start
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ropewalk.jobs.training.loop.content_hash import hash_of_directory
+from ropewalk.jobs.training.loop.weights.content_hash import hash_of_directory
 from tests.jobs.evaluation.evaluate.tasks import choice_task
 from tests.jobs.tiny import tiny_model
 from tests.patience import HANG_SECONDS

@@ -29,7 +29,7 @@ from ropewalk.jobs.models.cards.data_facts import read_data_facts
 from ropewalk.jobs.models.cards.public import public
 from ropewalk.jobs.models.cards.write import write_data_cards, write_model_cards
 from ropewalk.jobs.results.readable import pictures, read_table
-from ropewalk.jobs.training.loop.model_record import ModelRecord, Weights
+from ropewalk.jobs.training.loop.architecture.model_record import ModelRecord, Weights
 from tests.fakes.documents import configure, make, some_documents, write_lines
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, launch, make_run, pretrain_config

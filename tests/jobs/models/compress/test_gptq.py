@@ -11,8 +11,8 @@ from ropewalk.jobs.inference.gguf.gguf_types import GGUF_TYPES
 from ropewalk.jobs.inference.scoring.open_model import open_model
 from ropewalk.jobs.models.compress.gptq import DAMPING, gptq_as_gguf, gptq_on_grid, round_with_compensation
 from ropewalk.jobs.models.compress.layers import linears
+from ropewalk.jobs.training.loop.architecture.grid import on_grid
 from ropewalk.jobs.training.loop.config import GridConfig
-from ropewalk.jobs.training.loop.grid import on_grid
 from tests.jobs.tiny import tiny_model
 
 INT4 = GridConfig(type="int4", group_size=8)

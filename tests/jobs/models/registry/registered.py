@@ -8,7 +8,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.names import RESULT
 from ropewalk.cluster.spec import Outcome, RunState
-from ropewalk.jobs.training.loop.content_hash import hash_of_model
+from ropewalk.jobs.training.loop.weights.content_hash import hash_of_model
 
 MODEL_RECORD = {
     "fingerprint": {},

@@ -14,7 +14,7 @@ from ropewalk.jobs.models.registry.register import register
 from ropewalk.jobs.models.registry.weights import check_weights
 from ropewalk.jobs.runs.models.model_versions import RegisteredModel, find_version
 from ropewalk.jobs.serving.serve.models import FixedModel, WatchedAlias
-from ropewalk.jobs.training.loop.content_hash import JudgedWeights, hash_of_directory
+from ropewalk.jobs.training.loop.weights.content_hash import JudgedWeights, hash_of_directory
 from tests.jobs.models.registry.registered import directory, judged, trained
 from tests.jobs.shell import Shell
 

@@ -23,7 +23,7 @@ from ropewalk.jobs.serving.refresh.loop import Loop
 from ropewalk.jobs.serving.refresh.report import write_report
 from ropewalk.jobs.serving.refresh.steps import Steps
 from ropewalk.jobs.serving.refresh.trigger import DriftCheck, DriftReport, RefreshTrigger
-from ropewalk.jobs.training.loop.content_hash import hash_of_model
+from ropewalk.jobs.training.loop.weights.content_hash import hash_of_model
 from tests.jobs.models.registry.registered import MODEL_RECORD, judged, trained
 
 NOW = 1_790_000_000.0

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.order import permute
 from ropewalk.jobs.training.align.preferences.source import Rows
-from ropewalk.jobs.training.loop.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 from tests.jobs.corpus import END
 from tests.jobs.launch import equal, events, launch, log_of, losses, start, weights
 from tests.jobs.training.align.formulas import kto_losses, pair_losses

@@ -13,8 +13,8 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.inference.scoring.open_model import open_model
 from ropewalk.jobs.training.align.preferences.source import Rows
 from ropewalk.jobs.training.align.reward.open import open_reward_model
-from ropewalk.jobs.training.loop.export import export
-from ropewalk.jobs.training.loop.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.weights.export import export
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 from tests.jobs.launch import launch, log_of, losses, start
 from tests.jobs.training.align.formulas import reward_losses
 from tests.jobs.training.align.pairs import align_config, align_run, pairs, write_pairs

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from ropewalk.jobs.training.distill.losses import Mix
-from ropewalk.jobs.training.loop.export import export
-from ropewalk.jobs.training.loop.model_record import require_record
+from ropewalk.jobs.training.loop.architecture.model_record import require_record
+from ropewalk.jobs.training.loop.weights.export import export
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, launch, log_of, losses, make_run, pretrain_config, start, weights
 from tests.jobs.tiny import tiny_model

@@ -19,7 +19,7 @@ from ropewalk.datapipe.chat.dataset import ChatSet
 from ropewalk.jobs.results.readable import read_table
 from ropewalk.jobs.training.finetune.source import ConversationSource
 from ropewalk.jobs.training.loop.objective import NextToken
-from ropewalk.sharding.layout import complete_steps
+from ropewalk.sharding.checkpoints.layout import complete_steps
 from tests.datapipe.chat.tokenizers import WORDS
 from tests.jobs.launch import equal, events, launch, log_of, losses, start, weights
 from tests.jobs.training.finetune.chats import LORA, chats, finetune_config, make_base, make_run, write_lines
@@ -150,7 +150,7 @@ def test_added_tokens_grow_the_embeddings(data: Path, root: Path, tmp_path: Path
     bare = make_base(tmp_path / "bare", template=None)
     run = make_run(root, finetune_config(bare, data, chat={"template": "chatml"}, steps=1))
     launch(run, 2)
-    from ropewalk.jobs.training.loop.export import export
+    from ropewalk.jobs.training.loop.weights.export import export
 
     export(run, tmp_path / "exported")
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
@@ -173,7 +173,7 @@ def test_an_adapter_learns_the_embeddings_of_added_tokens_and_of_no_others(
 ) -> None:
     import peft
 
-    from ropewalk.jobs.training.loop.export import export
+    from ropewalk.jobs.training.loop.weights.export import export
 
     bare = make_base(tmp_path / "bare", template=None, tie_word_embeddings=tied)
     run = make_run(
@@ -201,7 +201,7 @@ def test_an_adapter_learns_the_embeddings_of_added_tokens_and_of_no_others(
 def test_a_run_begins_with_another_runs_model_and_tokenizer(base: Path, data: Path, root: Path, tmp_path: Path) -> None:
     import peft
 
-    from ropewalk.jobs.training.loop.export import export
+    from ropewalk.jobs.training.loop.weights.export import export
 
     first = make_run(root, finetune_config(base, data, lora=LORA, steps=4))
     launch(first, 1)
@@ -248,8 +248,8 @@ def test_exports_open_as_a_whole_as_an_adapter_and_as_a_mean(base: Path, data: P
     import peft
 
     from ropewalk.jobs.models.cards.export import export_with_cards
-    from ropewalk.jobs.training.loop.export import export
-    from ropewalk.jobs.training.loop.load_checkpoint import load_model
+    from ropewalk.jobs.training.loop.weights.export import export
+    from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 
     run = make_run(root, finetune_config(base, data, lora={**LORA, "dora": True}, ema={"decay": 0.5}, steps=4))
     launch(run, 2)
@@ -339,7 +339,7 @@ def test_the_defaults_stop_a_run_that_learns_by_heart(root: Path, tmp_path: Path
         for _ in range(200)
     ]
     from ropewalk.jobs.models.cards.export import export_with_cards
-    from ropewalk.jobs.training.loop.load_checkpoint import load_model
+    from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 
     base = make_base(tmp_path / "base", hidden_size=64, intermediate_size=128)
     keys = {"model": {"path": str(base)}, "data": str(write_lines(tmp_path / "a.jsonl", answers)), "seq_len": 128}

@@ -10,9 +10,16 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.inference.scoring.open_model import open_model
 from ropewalk.jobs.models.compress.quantize import by_compressed_tensors
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
+from ropewalk.jobs.training.loop.architecture.grid import (
+    RoundedLinear,
+    check_grid,
+    layer_matrices,
+    on_grid,
+    scales,
+    train_on_grid,
+)
 from ropewalk.jobs.training.loop.config import GridConfig
-from ropewalk.jobs.training.loop.export import export
-from ropewalk.jobs.training.loop.grid import RoundedLinear, check_grid, layer_matrices, on_grid, scales, train_on_grid
+from ropewalk.jobs.training.loop.weights.export import export
 from tests.jobs.launch import launch, weights
 from tests.jobs.tiny import tiny_model
 from tests.jobs.training.finetune.chats import chats, finetune_config, make_base, make_run, write_lines

@@ -115,7 +115,7 @@ def differences(group: Group, case: dict[str, Any]) -> dict[str, list[float]]:
     options = {}
     if "lora" in case:
         from ropewalk.jobs.training.loop.config import LoraConfig
-        from ropewalk.jobs.training.loop.lora import lora_adapter
+        from ropewalk.jobs.training.loop.weights.lora import lora_adapter
 
         options["adapter"] = randomized(lora_adapter(LoraConfig.model_validate(case["lora"]), 0))
     model = sharded(group, case["kind"], parallel, precision, **options)

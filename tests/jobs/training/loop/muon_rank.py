@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ropewalk.jobs.training.loop import muon
 from ropewalk.jobs.training.loop.config import OptimConfig
-from ropewalk.jobs.training.loop.optimizer import layer_matrices, make_optimizer
+from ropewalk.jobs.training.loop.update import muon
+from ropewalk.jobs.training.loop.update.optimizer import layer_matrices, make_optimizer
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.fsdp import fill
 from ropewalk.sharding.group import Group, process_group

@@ -17,21 +17,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.jobs.training.loop import head
-from ropewalk.jobs.training.loop.bare_model import skeleton
+from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
 from ropewalk.jobs.training.loop.config import NextTokenConfig, OptimConfig
 from ropewalk.jobs.training.loop.objective import NextTokenZLoss
-from ropewalk.jobs.training.loop.optimizer import make_optimizer
-from ropewalk.jobs.training.loop.state import TrainState
-from ropewalk.jobs.training.loop.step import TrainStep
 from ropewalk.jobs.training.loop.tail import whole_logits_reason
-from ropewalk.jobs.training.loop.weight_reader import LoadedWeights, set_values
-from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
+from ropewalk.jobs.training.loop.update.state import TrainState
+from ropewalk.jobs.training.loop.update.step import TrainStep
+from ropewalk.jobs.training.loop.weights.weight_reader import LoadedWeights, set_values
+from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
+from ropewalk.sharding.checkpoints.staging import local_tensor
 from ropewalk.sharding.config import CheckpointConfig, ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import Group, process_group
 from ropewalk.sharding.parallelize import parallelize
 from ropewalk.sharding.placement import local_pieces
-from ropewalk.sharding.staging import local_tensor
 
 RANKS = 4
 BATCH, VOCABULARY = 8, 97  # no degree divides the vocabulary

@@ -8,10 +8,10 @@ from transformers import AutoConfig
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.loop import attention
+from ropewalk.jobs.training.loop.architecture.bare_model import bare_model
+from ropewalk.jobs.training.loop.architecture.model_config import model_fingerprint
 from ropewalk.jobs.training.loop.attention import kernel_problem, use_kernel
-from ropewalk.jobs.training.loop.bare_model import bare_model
 from ropewalk.jobs.training.loop.documents import known_documents
-from ropewalk.jobs.training.loop.model_config import model_fingerprint
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from tests.jobs.launch import TINY
 

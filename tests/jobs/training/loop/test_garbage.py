@@ -3,7 +3,7 @@
 import gc
 import weakref
 
-from ropewalk.jobs.training.loop.garbage import collect_at, collected_by_step
+from ropewalk.jobs.training.loop.update.garbage import collect_at, collected_by_step
 
 
 class Cycle:

@@ -13,13 +13,13 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.training.loop import initial_values, weight_reader
-from ropewalk.jobs.training.loop.bare_model import empty_model, skeleton
+from ropewalk.jobs.training.loop.architecture.bare_model import empty_model, skeleton
+from ropewalk.jobs.training.loop.architecture.model_record import Weights
 from ropewalk.jobs.training.loop.config import LoraConfig
-from ropewalk.jobs.training.loop.initial_values import DrawnWeights, record
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
-from ropewalk.jobs.training.loop.model_record import Weights
-from ropewalk.jobs.training.loop.weight_reader import set_values
+from ropewalk.jobs.training.loop.weights import initial_values, weight_reader
+from ropewalk.jobs.training.loop.weights.initial_values import DrawnWeights, record
+from ropewalk.jobs.training.loop.weights.weight_reader import set_values
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import process_group
 from tests.jobs.launch import SERVER

@@ -13,8 +13,8 @@ from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.cluster.run.inspections import InspectionRequest, rank_request_file
 from ropewalk.jobs.cli.answers.schema import validate
 from ropewalk.jobs.runs.inspect.traces import OUTSIDE, merge_traces
-from ropewalk.jobs.training.loop.inspection import memory_by_kind
-from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.report.inspection import memory_by_kind
+from ropewalk.jobs.training.loop.update.state import TrainState
 from tests.fakes.token_files import write_dataset
 from tests.jobs.launch import losses, make_run, pretrain_config, start
 

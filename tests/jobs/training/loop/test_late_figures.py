@@ -13,12 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import masking_utils
 
 from ropewalk.jobs.training.loop import documents, head, tail
-from ropewalk.jobs.training.loop.bare_model import skeleton
-from ropewalk.jobs.training.loop.layers import LayerWatch
+from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.objective import NextTokenZLoss, TermSums
-from ropewalk.jobs.training.loop.optimizer import make_optimizer
-from ropewalk.jobs.training.loop.state import MovingAverage, TrainState
-from ropewalk.jobs.training.loop.step import TrainStep
+from ropewalk.jobs.training.loop.report.layers import LayerWatch
+from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
+from ropewalk.jobs.training.loop.update.state import MovingAverage, TrainState
+from ropewalk.jobs.training.loop.update.step import TrainStep
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.sharding import host_copy
 from ropewalk.sharding.fsdp import fill

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ropewalk.jobs.runs.mirror.mirror import send_rest
-from ropewalk.jobs.training.loop.layers import BINS, EDGES, layer_of
+from ropewalk.jobs.training.loop.report.layers import BINS, EDGES, layer_of
 from tests.fakes.wandb_server import WandbServer
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, make_run, pretrain_config

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.loop.config import LoraConfig
-from ropewalk.jobs.training.loop.load_checkpoint import load_model
-from ropewalk.jobs.training.loop.lora import adapter_off, lora_adapter, merge_adapter, save_adapter
-from ropewalk.jobs.training.loop.weight_reader import LoadedWeights
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.weights.lora import adapter_off, lora_adapter, merge_adapter, save_adapter
+from ropewalk.jobs.training.loop.weights.weight_reader import LoadedWeights
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, launch, losses, pretrain_config, start, weights
 
@@ -54,7 +54,7 @@ def peft_losses(data: Path, base: Path, config: dict[str, Any], **options: Any) 
     """Losses of the same training by peft and plain torch, in one process."""
     from ropewalk.datapipe.loader.loader import Source, TokenLoader
     from ropewalk.jobs.training.loop.config import OptimConfig
-    from ropewalk.jobs.training.loop.optimizer import learning_rate
+    from ropewalk.jobs.training.loop.update.optimizer import learning_rate
 
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     adapted = lora_adapter(LoraConfig(**{**LORA, **options}), config.get("seed", 0))(model)

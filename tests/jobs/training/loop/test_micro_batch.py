@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ropewalk.cluster.errors import EXIT_LOST_PEER
-from ropewalk.jobs.training.loop.micro_batch import is_out_of_memory, recorded
+from ropewalk.jobs.training.loop.forecast.micro_batch import is_out_of_memory, recorded
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import events, launch, losses, make_run, pretrain_config, start
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from ropewalk.jobs.training.loop.size import ModelSize
+from ropewalk.jobs.training.loop.forecast.size import ModelSize
 from tests.fork_server import SERVER
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, launch, losses, make_run, pretrain_config, weights

@@ -194,7 +194,7 @@ def test_a_recipe_may_prepare_each_batch(data: Path, tmp_path: Path) -> None:
 
 
 def test_only_what_is_trained_is_saved_where_the_rest_has_a_name(data: Path, tmp_path: Path) -> None:
-    from ropewalk.jobs.training.loop.load_checkpoint import load_model
+    from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 
     base = RunDir.create(
         "test", {"entry": "ropewalk.jobs.training.pretrain.job:main", "config": pretrain_config(data, steps=3)}, tmp_path

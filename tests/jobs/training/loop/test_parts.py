@@ -18,19 +18,19 @@ from ropewalk.datapipe.loader.prefetch import prefetch
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.models.compress.methods import RecoverConfig
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
-from ropewalk.jobs.training.loop.bare_model import bare_model
+from ropewalk.jobs.training.loop.architecture.bare_model import bare_model
+from ropewalk.jobs.training.loop.architecture.model_config import model_config
 from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig, OptimConfig
-from ropewalk.jobs.training.loop.load_checkpoint import load_first_weights
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
-from ropewalk.jobs.training.loop.model_config import model_config
-from ropewalk.jobs.training.loop.optimizer import learning_rate, make_optimizer, set_learning_rate
 from ropewalk.jobs.training.loop.recipe import ModelStart
 from ropewalk.jobs.training.loop.source import reader_for
-from ropewalk.jobs.training.loop.state import Progress
+from ropewalk.jobs.training.loop.update.optimizer import learning_rate, make_optimizer, set_learning_rate
+from ropewalk.jobs.training.loop.update.state import Progress
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_first_weights
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.sharding.checkpoints.manifest import CheckpointManifest
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import Group, process_group
-from ropewalk.sharding.manifest import CheckpointManifest
 from ropewalk.sharding.parallelize import parallelize
 from tests.jobs.launch import TINY
 from tests.patience import until
@@ -188,9 +188,9 @@ def test_ranks_hear_from_rank_0_while_it_loads_weights(tmp_path: Path, monkeypat
         until(lambda: messages)
         return bare_model(config, head)
 
-    monkeypatch.setattr("ropewalk.jobs.training.loop.on_main._KEEP_ALIVE_SECONDS", 0.01)
-    monkeypatch.setattr("ropewalk.jobs.training.loop.run_weights.record", lambda *_: None)
-    monkeypatch.setattr("ropewalk.jobs.training.loop.run_weights.bare_model", load)
+    monkeypatch.setattr("ropewalk.jobs.training.loop.weights.on_main._KEEP_ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr("ropewalk.jobs.training.loop.weights.run_weights.record", lambda *_: None)
+    monkeypatch.setattr("ropewalk.jobs.training.loop.weights.run_weights.bare_model", load)
     monkeypatch.setattr(Group, "broadcast_object", lambda _, value, *__: messages.append(value) or value)
     plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32).with_lora(LoraConfig(), 0)
     run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)

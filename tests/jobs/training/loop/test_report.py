@@ -14,10 +14,10 @@ from ropewalk.cluster.errors import StaleAttemptError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
-from ropewalk.jobs.training.loop.report import Report
-from ropewalk.jobs.training.loop.spikes import LossStatistics
-from ropewalk.jobs.training.loop.step import StepStats
-from ropewalk.jobs.training.loop.throughput import Meter
+from ropewalk.jobs.training.loop.report.report import Report
+from ropewalk.jobs.training.loop.report.throughput import Meter
+from ropewalk.jobs.training.loop.update.spikes import LossStatistics
+from ropewalk.jobs.training.loop.update.step import StepStats
 from tests.fakes.nfs import Network
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import losses, make_run, pretrain_config, start

@@ -9,15 +9,15 @@ from transformers import AutoModelForCausalLM
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.training.loop.bare_model import bare_model, skeleton
-from ropewalk.jobs.training.loop.export import export
-from ropewalk.jobs.training.loop.load_checkpoint import load_first_weights, load_model, load_tensors
-from ropewalk.jobs.training.loop.model_config import config_from_fingerprint, model_fingerprint
-from ropewalk.jobs.training.loop.model_record import Weights
-from ropewalk.jobs.training.loop.run_weights import UnsharedWeights
-from ropewalk.jobs.training.loop.sharing import plain_config, set_groups, shared_groups
-from ropewalk.jobs.training.loop.weight_reader import LoadedWeights
-from ropewalk.jobs.training.loop.write_weights import write_model
+from ropewalk.jobs.training.loop.architecture.bare_model import bare_model, skeleton
+from ropewalk.jobs.training.loop.architecture.model_config import config_from_fingerprint, model_fingerprint
+from ropewalk.jobs.training.loop.architecture.model_record import Weights
+from ropewalk.jobs.training.loop.architecture.sharing import plain_config, set_groups, shared_groups
+from ropewalk.jobs.training.loop.weights.export import export
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_first_weights, load_model, load_tensors
+from ropewalk.jobs.training.loop.weights.run_weights import UnsharedWeights
+from ropewalk.jobs.training.loop.weights.weight_reader import LoadedWeights
+from ropewalk.jobs.training.loop.weights.write_weights import write_model
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, launch, losses, make_run, pretrain_config, weights
 from tests.jobs.training.pruning.test_scores import batches, make_model

@@ -11,8 +11,8 @@ import torch
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.loop.anomalies import problem_of
 from ropewalk.jobs.training.loop.config import AnomalyConfig
-from ropewalk.jobs.training.loop.spikes import LossStatistics, SpikeDetector
-from ropewalk.jobs.training.loop.step import StepStats
+from ropewalk.jobs.training.loop.update.spikes import LossStatistics, SpikeDetector
+from ropewalk.jobs.training.loop.update.step import StepStats
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import events, launch, log_of, losses, make_run, pretrain_config, start, weights
 

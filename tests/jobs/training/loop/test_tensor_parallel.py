@@ -14,13 +14,13 @@ from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.jobs.training.loop.bare_model import skeleton
+from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
+from ropewalk.jobs.training.loop.architecture.divisible import check_divisible
 from ropewalk.jobs.training.loop.config import ModelConfig
-from ropewalk.jobs.training.loop.divisible import check_divisible
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
-from ropewalk.sharding.checkpoint import newest_complete
+from ropewalk.sharding.checkpoints.checkpoint import newest_complete
+from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors
 from ropewalk.sharding.config import ParallelConfig, check_mesh
-from ropewalk.sharding.stored_tensors import StoredTensors
 from ropewalk.sharding.tensor_parallel import tensor_problem, whole_sequences_reason
 from tests.fork_server import SERVER
 from tests.jobs.training.loop.tensor_rank import CASES, MODELS, config_of, rank_main, whole_value

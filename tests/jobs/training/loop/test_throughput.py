@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from ropewalk.jobs.training.loop.throughput import Meter, peak_flops
+from ropewalk.jobs.training.loop.report.throughput import Meter, peak_flops
 
 CUDA = torch.device("cuda", 0)
 

@@ -12,16 +12,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.training.loop.adapter_weights import AdaptedWeights, MergedWeights
-from ropewalk.jobs.training.loop.bare_model import skeleton
+from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
+from ropewalk.jobs.training.loop.architecture.model_record import Weights
 from ropewalk.jobs.training.loop.config import LoraConfig
-from ropewalk.jobs.training.loop.directory_weights import DirectoryWeights
-from ropewalk.jobs.training.loop.load_checkpoint import load_first_weights, load_tensors
-from ropewalk.jobs.training.loop.lora import lora_adapter, merge_adapter
-from ropewalk.jobs.training.loop.model_record import Weights
-from ropewalk.jobs.training.loop.run_weights import first_weights
-from ropewalk.jobs.training.loop.weight_reader import FirstWeights, LoadedWeights
-from ropewalk.jobs.training.loop.write_weights import write_model
+from ropewalk.jobs.training.loop.weights.adapter_weights import AdaptedWeights, MergedWeights
+from ropewalk.jobs.training.loop.weights.directory_weights import DirectoryWeights
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_first_weights, load_tensors
+from ropewalk.jobs.training.loop.weights.lora import lora_adapter, merge_adapter
+from ropewalk.jobs.training.loop.weights.run_weights import first_weights
+from ropewalk.jobs.training.loop.weights.weight_reader import FirstWeights, LoadedWeights
+from ropewalk.jobs.training.loop.weights.write_weights import write_model
 from tests.jobs.training.loop.zoo import ZOO
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # peft about gpt2
@@ -62,7 +62,7 @@ def test_a_directory_is_read_and_written_in_parts(kind: str, tmp_path: Path) -> 
 
 
 def test_weights_in_bf16_and_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ropewalk.jobs.training.loop.write_weights._MAX_FILE_SIZE", "10KB")
+    monkeypatch.setattr("ropewalk.jobs.training.loop.weights.write_weights._MAX_FILE_SIZE", "10KB")
     full = model_of("llama", tie_word_embeddings=False)
     write_model(skeleton(full.config), LoadedWeights(lambda: full), tmp_path, torch.bfloat16)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1

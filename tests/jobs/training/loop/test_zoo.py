@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
+from ropewalk.jobs.training.loop.architecture.model_config import model_config
+from ropewalk.jobs.training.loop.architecture.model_record import checkpoint_folder
 from ropewalk.jobs.training.loop.config import ModelConfig
-from ropewalk.jobs.training.loop.export import export
-from ropewalk.jobs.training.loop.load_checkpoint import load_model
-from ropewalk.jobs.training.loop.model_config import model_config
-from ropewalk.jobs.training.loop.model_record import checkpoint_folder
-from ropewalk.sharding.manifest import dump_manifest, read_manifest
+from ropewalk.jobs.training.loop.weights.export import export
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
+from ropewalk.sharding.checkpoints.manifest import dump_manifest, read_manifest
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, log_of, losses, make_run, pretrain_config, start
 from tests.jobs.training.loop.zoo import ZOO

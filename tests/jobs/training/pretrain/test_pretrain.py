@@ -15,7 +15,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
-from ropewalk.sharding.layout import is_pinned, steps_in
+from ropewalk.sharding.checkpoints.layout import is_pinned, steps_in
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, launch, log_of, losses, make_run, pretrain_config, start, weights
 from tests.patience import HANG_SECONDS

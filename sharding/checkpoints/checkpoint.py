@@ -1,0 +1,315 @@
+"""Elastic checkpoints: saved in the background, committed by a manifest, loaded at any world size."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ropewalk.cluster.errors import CheckpointError, DamagedCheckpointError, RopewalkError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.sharding.checkpoints.background_save import BackgroundSave
+from ropewalk.sharding.checkpoints.file_layout import FileLayout, StoredTensor
+from ropewalk.sharding.checkpoints.floats import null_floats
+from ropewalk.sharding.checkpoints.layout import (
+    MANIFEST_NAME,
+    complete_steps,
+    directory_of,
+    folder_of,
+    is_pinned,
+    listed_steps,
+    newest_steps,
+    steps_in,
+    write_step_list,
+)
+from ropewalk.sharding.checkpoints.load_state import load_state, mesh_of, require_same_tensors
+from ropewalk.sharding.checkpoints.manifest import (
+    CheckpointManifest,
+    FileRecord,
+    TensorTable,
+    config_diff,
+    dump_manifest,
+    file_name,
+    hash_values,
+    read_manifest,
+)
+from ropewalk.sharding.checkpoints.rank_file import write_rank_file
+from ropewalk.sharding.checkpoints.read_plan import problems
+from ropewalk.sharding.checkpoints.save_reports import SaveReports
+from ropewalk.sharding.checkpoints.staging import Staging
+from ropewalk.sharding.checkpoints.state import State
+from ropewalk.sharding.config import CheckpointConfig
+from ropewalk.sharding.group import Group, open_messages
+
+log = logging.getLogger(__name__)
+
+
+def newest_complete(root: StoragePath, step: int | None = None) -> tuple[StoragePath, CheckpointManifest]:
+    """Return the newest checkpoint (or that of `step`) whose files are all there, in one process. Raises CheckpointError.
+
+    Tensors are verified when they are read.
+    """
+    steps = sorted(listed_steps(root).union(steps_in(root))) if step is None else [step]
+    for candidate in reversed(steps):
+        folder = root.child(directory_of(candidate))
+        try:
+            manifest = read_manifest(folder)
+            wrong = problems(folder, manifest)
+        except CheckpointError as error:
+            wrong = [str(error)]
+        if not wrong:
+            return folder, manifest
+        log.warning("%s: %s", folder.url, "; ".join(wrong))
+    wanted = "complete checkpoint" if step is None else f"complete checkpoint of step {step}"
+    raise CheckpointError(f"{root.url}: no {wanted} (examined steps: {', '.join(map(str, steps)) or 'none'})")
+
+
+class Checkpoints:
+    """The checkpoints of a run, used by one rank. All ranks save, wait, find and load together."""
+
+    def __init__(self, run: RunDir, group: Group, fence: Fence, config: CheckpointConfig, fingerprint: dict[str, Any]) -> None:
+        self.run, self.group, self.fence, self.config = run, group, fence, config
+        self.fingerprint, self.config_hash = fingerprint, hash_values(fingerprint)
+        self.root = folder_of(run, config)
+        self.last_step: int | None = None  # saved or loaded by this process
+        # both run on rank 0 in the background thread: make earlier records durable; note a commit as (position, step)
+        self.before_commit: Callable[[], None] = lambda: None
+        self.after_commit: Callable[[int, int], None] = lambda position, step: None
+        self._messages = open_messages(group)
+        self._staging = Staging(group.device)
+        self._pending: BackgroundSave | None = None
+        self._described: tuple[State, TensorTable, FileLayout] | None = None
+        self._retention: threading.Thread | None = None
+        self._step_list = threading.Lock()
+        self._bad: set[int] = set()
+        self._damaged: set[str] = set()  # directories of checkpoints that could not be loaded
+
+    # --- saving
+
+    def save(self, state: State, *, step: int, position: int, progress: dict[str, Any]) -> None:
+        """Start to copy the state and to write it, and return. At most one save is in progress.
+
+        The state must not change until `wait_for_copy` returns.
+        """
+        self._finish_save()
+        tensors, layout = self._describe(state)
+        manifest = CheckpointManifest(
+            step=step,
+            position=position,
+            config_hash=self.config_hash,
+            identity=self.fingerprint,
+            world_size=self.group.world_size,
+            attempt=self.fence.attempt,
+            group=self.fence.group,
+            time=time.time(),
+            files=[],
+            tensors=tensors,
+            progress=progress,
+        )
+        folder = self.root.child(directory_of(step))
+        self._staging.prepare(state, layout, self.group.rank)
+        self._pending = BackgroundSave(
+            folder,
+            SaveReports(self._messages, next(self.group.saves), self.group.rank, self.group.world_size, self.group.timeout),
+            copy=self._staging.copy,
+            write=partial(self._write, folder, manifest, layout),
+            commit=partial(self._commit, folder, manifest) if self.group.is_main else None,
+        )
+        self.last_step = step
+
+    def _describe(self, state: State) -> tuple[TensorTable, FileLayout]:
+        """Return shapes and placements of a state; they are computed once, since a run saves the same tensors each time."""
+        if self._described is None or self._described[0] is not state:
+            mesh = mesh_of(self.group)
+            tensors = {name: StoredTensor.of(tensor, list(mesh)) for name, tensor in state.items()}
+            self._described = state, TensorTable.of(tensors, mesh), FileLayout(tensors, tuple(mesh.values()))
+        return self._described[1:]
+
+    def _write(self, folder: StoragePath, manifest: CheckpointManifest, layout: FileLayout, data: Any) -> FileRecord | None:
+        """Write this rank's file, if it saves anything."""
+        self.fence.check()
+        rank = self.group.rank
+        return write_rank_file(folder, file_name(manifest, rank), layout.file(rank), data) if len(data) else None
+
+    @property
+    def copying(self) -> bool:
+        """True while the state is being copied, and must not change."""
+        return self._pending is not None and self._pending.copying
+
+    def wait_for_copy(self) -> None:
+        """Wait until the state that is being saved is copied. Call before the state changes."""
+        if self._pending is not None:
+            self._pending.wait_for_copy()
+
+    def _commit(self, folder: StoragePath, manifest: CheckpointManifest, files: list[FileRecord]) -> None:
+        """Commit the checkpoint. Called on rank 0, when the files of all ranks are durable."""
+        complete = manifest.model_copy(update={"files": files})
+        self.before_commit()
+        self.fence.check()
+        with self._step_list:
+            write_step_list(self.root, {*listed_steps(self.root), manifest.step})
+            folder.write(MANIFEST_NAME, dump_manifest(complete))
+            self._bad.discard(manifest.step)
+        self._damaged.discard(folder.url)
+        self.run.event("checkpoint", step=manifest.step, attempt=manifest.attempt, path=directory_of(manifest.step))
+        self.after_commit(manifest.position, manifest.step)
+        self._start_retention(manifest.progress.get("best_step"))
+
+    def _start_retention(self, best_step: int | None) -> None:
+        """Remove old checkpoints in a thread of its own: many files take longer than a save may wait."""
+        earlier = self._retention
+
+        def prune() -> None:
+            if earlier is not None:
+                earlier.join()
+            try:
+                self._prune(best_step)
+            except (OSError, RopewalkError) as error:
+                log.warning("%s: old checkpoints are not removed: %s", self.root.url, error)
+
+        self._retention = threading.Thread(target=prune, name="ropewalk-retention", daemon=True)
+        self._retention.start()
+
+    def _prune(self, best_step: int | None) -> None:
+        """Delete all but the newest `keep` complete checkpoints, the best one, and those that another run has pinned.
+
+        The manifest is removed first, so that no checkpoint looks complete with half of its files.
+        """
+        with self._step_list:
+            complete = [step for step in complete_steps(self.root) if step not in self._bad]
+            removed = [step for step in complete[: -self.config.keep] if step != best_step and not is_pinned(self.root, step)]
+            if removed:
+                write_step_list(self.root, set(complete).difference(removed))
+        for step in removed:
+            self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        self.fence.check()
+        self.root.remove(f"{directory_of(step)}/{MANIFEST_NAME}")
+        self.root.remove(directory_of(step))
+
+    @property
+    def failed(self) -> bool:
+        """True if the background save has failed. Ranks must agree before they act on it."""
+        return self._pending is not None and self._pending.failed
+
+    def _finish_save(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.wait()
+
+    def wait(self) -> None:
+        """Wait until the save in progress is complete and old ones are removed. Raises its error, the same on every rank."""
+        self._finish_save()
+        if self._retention is not None:
+            self._retention.join()
+
+    def abandon(self) -> None:
+        """End the save in progress after the group broke: it is committed if all ranks have written their files, else not."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            if self.group.is_main:
+                pending.abandon(open_messages(self.group))
+            pending.join()
+
+    def close(self) -> None:
+        """Wait for the save in progress, and free the memory of the copy."""
+        self.wait()
+        self._staging.free()
+
+    # --- loading
+
+    def find(self) -> tuple[StoragePath, CheckpointManifest] | None:
+        """Return the newest checkpoint whose files are all there, or None; the ranks share the work. Bad ones are reported.
+
+        Tensors are verified when they are loaded. Raises CheckpointError if it belongs to a different model.
+        """
+        self.group.barrier()
+        return self._newest(self.root, newest_steps(self.root) if self.group.is_main else [])[0]
+
+    def find_elsewhere(self, root: StoragePath, step: int | None) -> tuple[StoragePath, CheckpointManifest]:
+        """Return the checkpoint of another run (of `step`, else its newest) whose files are there. Raises CheckpointError."""
+        self.group.barrier()
+        steps = [step] if step is not None else complete_steps(root) if self.group.is_main else []
+        checkpoint, problem = self._newest(root, steps)
+        if checkpoint is None:
+            raise CheckpointError(f"{root.url}: {problem}; name another run or step in start_from")
+        return checkpoint
+
+    def _newest(self, root: StoragePath, steps: list[int]) -> tuple[tuple[StoragePath, CheckpointManifest] | None, str]:
+        """Return the newest usable checkpoint of rank 0's steps, if there is one, and the last problem."""
+        problem = "it has no checkpoint"
+        for step in reversed(self.group.broadcast_object(steps)):
+            folder = root.child(directory_of(step))
+            manifest, wrong = self._examine(folder)
+            if manifest is not None:
+                self._require_same_model(folder, manifest)
+                return (folder, manifest), problem
+            self._report_bad(root, step, wrong)
+            problem = "; ".join(wrong)
+        return None, problem
+
+    def _require_same_model(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
+        if manifest.config_hash != self.config_hash and manifest.identity != null_floats(self.fingerprint):
+            raise CheckpointError(
+                f"{folder.url}: belongs to a different model: {config_diff(manifest.identity, self.fingerprint)}; "
+                "restore these keys, or start a new run"
+            )
+
+    def _examine(self, folder: StoragePath) -> tuple[CheckpointManifest | None, list[str]]:
+        """Return the manifest if all files are there and their tables of checksums match it, else the problems."""
+        read: CheckpointManifest | str | None = None
+        if self.group.is_main:
+            try:
+                read = read_manifest(folder) if folder.url not in self._damaged else "damaged, as was found while it was loaded"
+            except CheckpointError as error:
+                read = str(error)
+        manifest = self.group.broadcast_object(read, CheckpointManifest | str)
+        if not isinstance(manifest, CheckpointManifest):
+            return None, [str(manifest)]
+        mine = slice(self.group.rank, None, self.group.world_size)
+        wrong = [problem for rank in self.group.all_gather_object(problems(folder, manifest, mine)) for problem in rank]
+        return (None if wrong else manifest), wrong
+
+    def _report_bad(self, root: StoragePath, step: int, wrong: list[str]) -> None:
+        """Report a bad checkpoint; one of this run does not count among those that are kept."""
+        url = root.child(directory_of(step)).url
+        if root.url == self.root.url:
+            self._bad.add(step)
+        if self.group.is_main:
+            log.warning("%s is not used: %s; trying an older checkpoint", url, "; ".join(wrong))
+            self.run.event("bad_checkpoint", step=step, path=url, problems=wrong)
+
+    def load(
+        self, folder: StoragePath, manifest: CheckpointManifest, state: State, *, or_older: bool = True
+    ) -> CheckpointManifest:
+        """Fill the tensors of `state` in place, and return the manifest of the checkpoint that was loaded.
+
+        If a block is damaged, and `or_older`, that is the next older one that is not. Raises DamagedCheckpointError if there is
+        none, CheckpointError unless the checkpoint holds exactly these tensors.
+        """
+        root = StoragePath(folder.url.rpartition("/")[0], folder.patience_seconds)
+        while True:
+            require_same_tensors(folder, manifest, state)
+            wrong = load_state(folder, manifest, state, self.group)
+            if not wrong:
+                self.last_step = manifest.step
+                return manifest
+            self._damaged.add(folder.url)
+            self._report_bad(root, manifest.step, wrong)
+            steps = complete_steps(root) if self.group.is_main and or_older else []
+            older, _ = self._newest(root, [step for step in steps if step < manifest.step])
+            if older is None:
+                raise DamagedCheckpointError(f"{folder.url}: damaged: {'; '.join(wrong)}; no older checkpoint can be loaded")
+            folder, manifest = older
+
+    def clean(self) -> None:
+        """Remove incomplete saves of earlier attempts. Call before the first save."""
+        for step in steps_in(self.root) if self.group.is_main else []:
+            if not self.root.exists_afresh(f"{directory_of(step)}/{MANIFEST_NAME}"):
+                log.info("%s/%s: removing an incomplete save", self.root.url, directory_of(step))
+                self._remove(step)
+        self.group.barrier()  # no rank may begin to save meanwhile

@@ -1,0 +1,51 @@
+"""The tensors of one checkpoint, read by name, whole or a range of rows at a time, in one process."""
+
+import torch
+
+from ropewalk.cluster.errors import CheckpointError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.sharding.checkpoints.manifest import CheckpointManifest
+from ropewalk.sharding.checkpoints.read_plan import PartReader, ReadPlan
+from ropewalk.sharding.placement import Box
+
+
+class StoredTensors:
+    """Names, shapes and values of the tensors of a checkpoint, assembled from the pieces that the ranks wrote."""
+
+    def __init__(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._layout = manifest.tensors.layout()
+        self._plan, self._reader = ReadPlan(self._layout), PartReader(folder, manifest, self._layout)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._layout.tensors)
+
+    def shape(self, name: str) -> torch.Size:
+        return torch.Size(self._layout.tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._layout.tensors[name].torch_dtype
+
+    def read(self, name: str, first_row: int = 0, end_row: int | None = None) -> torch.Tensor:
+        """Return rows [first_row, end_row) of a tensor's dim 0 on the CPU; by default all, and a scalar whole.
+
+        Only the blocks that hold these rows are read. Raises CheckpointError if they are damaged.
+        """
+        shape = tuple(self.shape(name))
+        start = (0,) * len(shape)
+        if shape:
+            end_row = shape[0] if end_row is None else end_row
+            assert 0 <= first_row <= end_row <= shape[0], f"{name} has {shape[0]} rows, not {first_row} to {end_row}"
+            start, shape = (first_row, *start[1:]), (end_row - first_row, *shape[1:])
+        result = torch.empty(shape, dtype=self.dtype(name))
+        parts = self._plan.parts(name, [Box(start, shape, (0,) * len(shape))])
+        try:
+            self._reader.read(parts, {name: result})
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.folder.url}: {error}; choose an older step") from None
+        return result
+
+    def read_all(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Return the whole tensors whose names start with `prefix`, by the rest of their name."""
+        return {name.removeprefix(prefix): self.read(name) for name in self.names if name.startswith(prefix)}

@@ -3,6 +3,7 @@
 No state is only in memory: a restarted controller reads the state file, finds the applications running, and continues.
 """
 
+import faulthandler
 import logging
 import math
 import os
@@ -36,6 +37,7 @@ LOOK_SECONDS = 0.25
 WANTED_SECONDS = 0.5  # between reads of the registry
 RETRY_SECONDS = 5.0  # between attempts to start a version on a full disk
 UNNOTICED_SECONDS = 10.0  # several of Ray Serve's health checks
+TICK_SECONDS = 30.0  # Ray may never answer a call to Ray Serve's controller if that dies meanwhile; this process is then replaced
 FAILURE_SECONDS = 3.0  # the run fails if its first version has been refused and still wanted for this long
 REPORTED_STATES: dict[str, State] = {  # event → state reported to the registry
     "version_loading": "loading",
@@ -71,9 +73,16 @@ class Controller:
         self._reverted: set[str] = set()  # applications whose aliases were reverted already
 
     def run(self) -> str:
-        """Run until the entry ends this process; return an error if nothing can be served."""
-        while not (failure := self.tick()):
-            time.sleep(LOOK_SECONDS)
+        """Run until the entry ends this process; return an error if nothing can be served.
+
+        A round that does not end within TICK_SECONDS ends this process, with its stack in the log.
+        """
+        failure = ""
+        while not failure:
+            faulthandler.dump_traceback_later(TICK_SECONDS, exit=True)
+            failure = self.tick()
+            faulthandler.cancel_dump_traceback_later()
+            time.sleep(0 if failure else LOOK_SECONDS)
         return failure
 
     def tick(self) -> str:

@@ -3,6 +3,8 @@
 import errno
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -113,6 +115,22 @@ def test_ray_serve_is_restarted_if_it_does_not_notice_a_dead_replica(attempt: At
         attempt.controller.tick()
         time.sleep(0.05)
     assert attempt.applications.serve_restarts == 1
+
+
+HANGING = """
+import time
+from ropewalk.jobs.serving.serve.controller import controller
+controller.TICK_SECONDS = 0.5
+hanging = controller.Controller.__new__(controller.Controller)
+hanging.tick = lambda: time.sleep(600)
+hanging.run()
+"""
+
+
+def test_a_round_that_hangs_ends_the_process() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "controller.py" in ended.stderr, "the stack is in the log"
 
 
 def test_dead_replicas_that_ray_serve_takes_for_running_are_counted(tmp_path: Path) -> None:

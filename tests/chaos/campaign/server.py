@@ -53,6 +53,7 @@ class Server:
             "engine_command": [*engine, "--token", str(token_seconds), "--way", "replay"],
             "replicas": replicas,
             "slots": SLOTS,
+            "queue_seconds": 180,  # Ray is killed again while its replicas load, which takes 20 s each time
             "auth": "SERVE_TOKEN",
             "capture": {"share": 1.0},
             "resources.cpus": 2,

@@ -28,7 +28,7 @@ from tests.patience import Patience, until
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = "words"
 SLOTS = 4
-DISKS = {"runs": 256, "tmp": 256, "capture": 64}  # MiB
+DISKS = {"runs": 256, "tmp": 256, "capture": 512}  # MiB; two hours capture some 100
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 FILLER = "filler"
 

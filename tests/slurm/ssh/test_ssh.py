@@ -62,11 +62,11 @@ def test_a_run_from_submission_to_its_end(laptop: Laptop) -> None:
         assert finish(run).state is RunState.SUCCEEDED, said(run)
         following.communicate()
     assert following.returncode == 0
-    for command in (
-        *(["show", run.id, "--json"], ["why", run.id, "--json"], ["why", run.id], ["logs", run.id], ["wait", run.id, "--json"]),
-        ["ps", "--all", "--json", "--on", "big"],
-    ):
-        assert laptop(*command) == laptop.there(*command)
+    for command in (["show", "--json"], ["why", "--json"], ["why"], ["logs"], ["wait", "--json"]):
+        name, *options = command
+        assert laptop(name, run.id, *options) == laptop.there(name, run.id, *options)
+    here, there = (json.loads(ask("ps", "--all", "--json", "--on", "big")) for ask in (laptop, laptop.there))
+    assert [row for row in here if row["run"] == run.id] == [row for row in there if row["run"] == run.id] != []
     assert run.record["project"]["root"] == str(laptop.project)
     assert run.record["command"][:2] == ["ropewalk", "submit"]
     assert not list(Path(laptop.folder).rglob("run.yaml")), "nothing of a run lies on the laptop"

@@ -128,7 +128,7 @@ def test_doctor_says_whether_the_login_node_answers(laptop: Laptop) -> None:
     assert "Permission denied" in check["detail"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak("loads two models; a secret's value is standard input too, and make test sends one")
 def test_the_standard_input_reaches_a_chat(laptop: Laptop) -> None:
     model = laptop.node.folder / "base"
     subprocess.run([sys.executable, "-c", MAKE_BASE, str(model)], check=True, cwd=ROOT)

@@ -309,13 +309,13 @@ class JobConfig(Section):
         default=None, description="name of the run; its id begins with it, in lower case with dashes; unset: the job's name"
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="random seed")
-    resources: Resources = Field(default=Resources(), description="resources to request from the scheduler")
-    retries: Retries = Field(default=Retries(), description="budgets of automatic retries")
-    wandb: Tracking = Field(default=Tracking(), description="W&B settings")
     secrets: tuple[Annotated[str, AfterValidator(check_name)], ...] = Field(
         default=(), description="secrets of the cluster that its processes get as variables of these names; see `ropewalk secret`"
     )
     packages: Packages | None = Field(default=None, description="Python environment to take along; unset: the profile's, or none")
+    resources: Resources = Field(default=Resources(), description="resources to request from the scheduler")
+    retries: Retries = Field(default=Retries(), description="budgets of automatic retries")
+    wandb: Tracking = Field(default=Tracking(), description="W&B settings")
     trackers: tuple[str, ...] = Field(
         default=(), description="trackers that get the metrics in addition to W&B: tensorboard, mlflow, trackio"
     )

@@ -65,7 +65,7 @@ def found(roots: Iterable[Path], store: Path | None = None) -> list[str]:
     """Return the files below `roots`, except in the store, that contain a secret."""
     files = []
     for root in roots:
-        for path in root.rglob("*"):
+        for path in (Path(folder) / name for folder, _, names in os.walk(root) for name in names):  # others may delete folders
             if path.is_file() and not path.is_symlink() and (store is None or not path.is_relative_to(store)):
                 with suppress(FileNotFoundError, PermissionError):
                     if any(needle in path.read_bytes() for needle in NEEDLES):

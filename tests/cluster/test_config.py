@@ -109,7 +109,7 @@ def test_a_configuration_is_frozen() -> None:
         ("gpus=2", ["did you mean 'resources.gpus'?"]),
         ("memorygib=2", ["did you mean 'resources.memory_gib'?"]),
         ("optim.zzz=1", ["unknown key 'optim.zzz'; keys of optim: ", "optim.lr"]),
-        ("zzz=1", ["unknown key 'zzz'; valid keys: ", ", name, seed, resources, "]),
+        ("zzz=1", ["unknown key 'zzz'; valid keys: ", ", name, seed, secrets, packages, resources, "]),
         ("optm.lr=1", ["unknown key 'optm'", "did you mean 'optim'?"]),
         ("optim.lr=fast", ["optim.lr: must be a number, not 'fast'"]),
         ("optim.lr=-1", ["optim.lr: must be above 0, not -1"]),

@@ -79,6 +79,7 @@ SECTIONS = {
     "memorization": ["memorization.data=data"],
     "calibration": ["calibration.path=questions.jsonl"],
     "mitigation.mixture": ["mitigation.mixture.data=[{path: a}, {path: b}]", "mitigation.mixture.groups=[x, y]"],
+    "packages": ["packages.uv=uv.lock"],
     "replay": ["replay.data=chats.jsonl"],
     "trigger.drift": ["trigger.drift.reference=texts.jsonl"],
     "auth": ["auth.variable=TOKEN"],

@@ -60,7 +60,6 @@ def test_quickstart_shows_the_whole_spine(tmp_path: Path, shell: Shell, monkeypa
     assert any((e["rank"], e["exit_code"]) == (1, -9) for e in lost)
     assert {line["step"] for line in training.read_metrics() if "train/loss" in line} == set(range(1, 41))
     assert training.results()["step"] == 40
-    assert list(training.wandb.rglob("*.wandb"))
 
     scores = runs["evaluate"].results()
     assert scores["loss"] < scores["unigram_loss"]

@@ -84,12 +84,12 @@ def test_an_active_run_keeps_its_keys(shell: Shell) -> None:
 
 
 def test_the_current_code_replaces_the_submitted_code(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ropewalk.jobs.runs.submit import submit
+    from ropewalk.jobs.runs.submit import records
 
     run = submitted(shell, "shipping")
     code = dict(run.record["code"])
     newer = {**code, "snapshot": "0123456789ab", "diff": "+ a line"}
-    monkeypatch.setattr(submit, "code_of", lambda tree, root, not_code: newer)
+    monkeypatch.setattr(records, "code_of", lambda tree, root, not_code: newer)
     shell("resume", run.id, "--detach")
     assert RunDir(run.path).record["code"] == code
     run.write_outcome(2, FAILED)

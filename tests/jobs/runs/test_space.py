@@ -148,9 +148,9 @@ def littered(root: Path, tmp_path: Path) -> dict[str, Path]:
         "code": root / ".code/bbbb",
         "young code": root / ".code/cccc",
         "altered code": root / ".code/.aaaa.altered.0123",
-        "used prepared": root / ".prepared/1111",
-        "prepared": root / ".prepared/2222",
-        "unfinished prepared": root / ".prepared/.3333.gone-run",
+        "used prepared": root / ".prepared/dddd",
+        "prepared": root / ".prepared/eeee",
+        "unfinished prepared": root / ".prepared/.ffff.gone-run",
         "removed": root / ".removed/old-run.abcd",
         "work": tmp_path / "failed/.work",
         "used work": tmp_path / "making/.work",
@@ -161,7 +161,7 @@ def littered(root: Path, tmp_path: Path) -> dict[str, Path]:
         age(path)
     age(paths["young code"], days=0)
     run = ran(root, code={"snapshot": "aaaa"})
-    write_json(run.path / PREPARED_DATA, {"path": "../.prepared/1111", "hash": "x"})
+    write_json(run.path / PREPARED_DATA, {"path": "../.prepared/dddd", "hash": "x"})
     ran(root, "preprocess", RunState.FAILED, config={"output": str(tmp_path / "failed")})
     ran(root, "preprocess", RunState.FAILED, config={"output": str(tmp_path / "making")})
     RunDir.create("preprocess", {"job": "preprocess", "config": {"output": str(tmp_path / "making")}}, root).begin_attempt()

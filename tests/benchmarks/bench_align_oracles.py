@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.order import permute
 from ropewalk.jobs.training.align.preferences.source import Rows
-from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 from ropewalk.jobs.training.loop.weights.lora import save_adapter
 from tests.jobs.launch import launch, losses

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
-from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 from ropewalk.jobs.training.loop.weights.lora import save_adapter
 from ropewalk.jobs.training.rollouts.ledger import arrow_table, read_rollouts

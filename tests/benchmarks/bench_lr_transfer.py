@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ropewalk.jobs.training.loop.config import OptimConfig
 from ropewalk.jobs.training.loop.objective import NextToken
+from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 from ropewalk.jobs.training.loop.update.optimizer import learning_rate, make_optimizer, set_learning_rate
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.fsdp import fill

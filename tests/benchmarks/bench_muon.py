@@ -19,8 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ropewalk.jobs.training.loop.architecture.model_config import model_config
-from ropewalk.jobs.training.loop.config import ModelConfig, OptimConfig
+from ropewalk.jobs.training.loop.model_keys import ModelConfig
 from ropewalk.jobs.training.loop.objective import NextToken
+from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import process_group

@@ -37,7 +37,7 @@ from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.finetune.data import prepared_data
 from ropewalk.jobs.training.finetune.job import recipe
 from ropewalk.jobs.training.finetune.source import ConversationSource
-from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.recipe import build_trainer
 from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 from ropewalk.jobs.training.loop.weights.lora import save_adapter

@@ -31,8 +31,9 @@ from ropewalk.jobs.inference.scoring.open_on_ranks import find_on_ranks, open_on
 from ropewalk.jobs.inference.scoring.requests import Request
 from ropewalk.jobs.inference.scoring.scorer import Scorer
 from ropewalk.jobs.training.loop.architecture.model_record import Weights
-from ropewalk.jobs.training.loop.config import LoraConfig, OptimConfig
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
+from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 from ropewalk.jobs.training.loop.update.optimizer import adamw
 from ropewalk.jobs.training.loop.update.state import TrainState
 from ropewalk.jobs.training.loop.weights.export import export

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.finetune.source import pack
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
-from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.model import build_model
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.objective import LossTerms, NextToken, logits_of
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.source import Source, TokenSource

@@ -11,7 +11,7 @@ import ropewalk
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.inference.scoring.open_model import open_model
 from ropewalk.jobs.training.loop.architecture.model_config import model_config
-from ropewalk.jobs.training.loop.config import ModelConfig
+from ropewalk.jobs.training.loop.model_keys import ModelConfig
 
 
 def modules() -> Iterator[Path]:

@@ -18,7 +18,7 @@ from ropewalk.jobs.inference.gguf.ggml import Bytes, block_size, quantize
 from ropewalk.jobs.inference.gguf.gguf_types import GgufType, is_quantized, tensor_type
 from ropewalk.jobs.models.compress.layers import layer_by_layer, linears
 from ropewalk.jobs.training.loop.architecture.grid import on_grid
-from ropewalk.jobs.training.loop.config import GridConfig
+from ropewalk.jobs.training.loop.model_keys import GridConfig
 
 DAMPING = 0.01  # fraction of the mean square of all inputs added to the diagonal, as in GPTQ
 RoundBlock = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (weights [O, B], importance [B]) → rounded weights

@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 
 from ropewalk.cluster.config import Section
 from ropewalk.jobs.inference.gguf.gguf_types import GGUF_TYPES, keeps_zeros
-from ropewalk.jobs.training.loop.config import GridConfig, OptimConfig, fill_warmup, warmup_problem
+from ropewalk.jobs.training.loop.config import fill_warmup
+from ropewalk.jobs.training.loop.model_keys import GridConfig
+from ropewalk.jobs.training.loop.optim_keys import OptimConfig, warmup_problem
 from ropewalk.jobs.training.loop.token_data import Data
 from ropewalk.jobs.training.pruning.config import CalibrationConfig, PruneConfig
 from ropewalk.sharding.config import BatchConfig, CheckpointConfig

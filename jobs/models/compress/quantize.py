@@ -10,7 +10,7 @@ from ropewalk.jobs.inference.scoring.open_model import OpenModel
 from ropewalk.jobs.models.compress.artifacts import require_torchao, save
 from ropewalk.jobs.models.compress.methods import TorchaoConfig
 from ropewalk.jobs.training.loop.architecture.grid import check_grid, layer_matrices, scales
-from ropewalk.jobs.training.loop.config import GridConfig
+from ropewalk.jobs.training.loop.model_keys import GridConfig
 
 
 def by_torchao(model: Any, opened: OpenModel, options: TorchaoConfig, folder: Path) -> Path:

@@ -16,8 +16,9 @@ from ropewalk.jobs.models.compress.config import CompressConfig
 from ropewalk.jobs.models.compress.methods import Method
 from ropewalk.jobs.results.score import hash_of
 from ropewalk.jobs.training.loop.architecture.model_record import open_weights, tokenizer_of
-from ropewalk.jobs.training.loop.config import ModelConfig, TrainingConfig
+from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.model import ModelPlan
+from ropewalk.jobs.training.loop.model_keys import ModelConfig
 from ropewalk.jobs.training.loop.objective import NextToken
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.source import TokenSource

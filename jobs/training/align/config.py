@@ -30,13 +30,12 @@ from ropewalk.jobs.training.loop.config import (
     VALIDATIONS,
     AdaptationValidationConfig,
     AnomalyConfig,
-    LoraConfig,
-    ModelConfig,
-    OptimConfig,
     TrainingConfig,
     check_keep_zeros,
     fill_defaults,
 )
+from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
+from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 
 if TYPE_CHECKING:
     MethodName = str

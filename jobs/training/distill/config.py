@@ -9,7 +9,9 @@ from ropewalk.cluster.config import DataPath, ModelPath, PathView, Section
 from ropewalk.datapipe.loader.config import LoaderConfig
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
 from ropewalk.jobs.training.loop.architecture.fit import check_model
-from ropewalk.jobs.training.loop.config import PRESETS, USUAL, ModelConfig, OptimConfig, Preset, TrainingConfig, require_one
+from ropewalk.jobs.training.loop.config import USUAL, TrainingConfig
+from ropewalk.jobs.training.loop.model_keys import PRESETS, ModelConfig, Preset, require_one
+from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 from ropewalk.jobs.training.loop.token_data import Data, check_data
 from ropewalk.jobs.training.pruning.config import PruneConfig
 

@@ -1,4 +1,4 @@
-"""Configuration of the training loop: model, optimizer, validation, anomalies."""
+"""Configuration of the training loop: validation, samples, anomalies, and the keys of all its jobs."""
 
 import math
 from collections.abc import Mapping
@@ -7,90 +7,20 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import RUN_KEYS, ModelJobConfig, ModelPath, PathView, Section, default_text
+from ropewalk.cluster.config import RUN_KEYS, ModelJobConfig, PathView, Section, default_text
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.runs.models.find_model import check_model_run
 from ropewalk.jobs.training.loop.attention import Kernel, kernel_problem
 from ropewalk.jobs.training.loop.devices import DEVICES
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
+from ropewalk.jobs.training.loop.optim_keys import WARMUP_SHARE, WARMUP_STEPS, OptimConfig, warmup_problem
 from ropewalk.sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, PrecisionConfig, check_mesh
 
 VALIDATIONS = 20  # per run of a job that adapts a model, unless configured
 PATIENCE = 3
 LEAST_VALIDATED, MOST_VALIDATED = 16, 256  # samples per validation
-WARMUP_STEPS, WARMUP_SHARE = 20, 10  # the default warm-up: so many steps, or 1/10 of all if that is fewer
 TRAINED_PER_VALIDATED = 2  # training samples per validated sample, unless that gives fewer than LEAST_VALIDATED
 MOST_BF16_BETA = 0.99  # bf16 has 8 significant bits: a change below 1/512 of a moment is lost
-Preset = Literal["tiny", "small", "smollm-135m", "150m", "400m", "1b", "3b", "8b"]
-PRESETS = (
-    "tiny (0.3 M weights), small (19 M) or smollm-135m (106 M), or of one shape 150m (135 M), 400m (396 M), 1b (1082 M),"
-    " 3b (3171 M) or 8b (7798 M), besides the embeddings of the tokens"
-)
-
-
-def require_one(key: str, section: Section, *names: str) -> None:
-    """Raise ValueError unless exactly one of these keys of the section, which is the value of `key`, is set."""
-    values = [name for name in names if getattr(section, name) is not None]
-    choice = f"set exactly one of {', '.join(names[:-1])} and {names[-1]}"
-    if len(values) > 1:
-        last = getattr(section, values[-1])
-        whole = f"'{key}={{{values[-1]}: {last if isinstance(last, str) else '...'}}}'"
-        raise ValueError(f"{choice}, not {' and '.join(values)}; to replace what a job file sets, write {whole}")
-    if not values:
-        raise ValueError(choice)
-
-
-class ModelConfig(Section):
-    """Exactly one of: a preset, a Hugging Face directory, a Hugging Face configuration, a run that trained a model."""
-
-    preset: Preset | None = Field(default=None, description=f"a built-in model size: {PRESETS}")
-    path: ModelPath | None = Field(
-        default=None,
-        description="a Hugging Face directory, or a name on the hub (ORG/NAME[@REVISION]): its configuration and weights",
-    )
-    config: dict[str, Any] | None = Field(default=None, description="a Hugging Face configuration with model_type")
-    run: str | None = Field(default=None, description="id or directory of a run whose trained model to start from, at step 0")
-    step: int | None = Field(default=None, ge=1, description="with run: the checkpoint's step; unset: its newest complete one")
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        require_one("model", self, "preset", "path", "config", "run")
-        if self.config is not None and "model_type" not in self.config:
-            raise ValueError("config needs model_type, for example llama")
-        if self.step is not None and self.run is None:
-            raise ValueError("step names a checkpoint of run; set run too")
-        return self
-
-
-class LoraConfig(Section):
-    """Low-rank adapters (LoRA, arXiv 2106.09685) beside frozen weights: only they are trained and checkpointed."""
-
-    rank: int = Field(default=16, ge=1, description="rank of the two matrices beside each weight")
-    alpha: float | None = Field(
-        default=None, gt=0, description="scale of the adapter, divided by the rank; unset: twice the rank"
-    )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of the adapter's input")
-    targets: Literal["all-linear"] | list[str] = Field(
-        default="all-linear",
-        description="names of layers to adapt, for example [q_proj, v_proj]; all-linear: all linear layers but the head",
-    )
-    dora: bool = Field(
-        default=False, description="train the magnitude of each weight separately from its direction (DoRA, arXiv 2402.09353)"
-    )
-    rslora: bool = Field(default=False, description="divide alpha by the square root of the rank (rsLoRA, arXiv 2312.03732)")
-
-
-class GridConfig(Section):
-    """A quantization grid for the matrices of a model's layers: integers times a scale."""
-
-    type: Literal["int8", "int4"] = Field(
-        default="int8", description="int8: one scale per row; int4: one scale per group of a row"
-    )
-    group_size: int = Field(default=32, ge=1, description="int4: number of weights that share a scale")
-
-
-def parse_grid(value: Any) -> Any:
-    """Accept a bare type as a grid with default options: `qat: int4`."""
-    return {"type": value} if isinstance(value, str) else value
 
 
 def fill_defaults(
@@ -145,61 +75,6 @@ def _number(value: Any) -> int | None:
     """Parse a positive integer from a job file or command line; None if it is not one, which validation of the key reports."""
     word = str(value)
     return int(word) or None if word.isdecimal() else None
-
-
-class OptimConfig(Section):
-    """The optimizer and its learning rate."""
-
-    name: Literal["adamw", "muon"] = Field(
-        default="adamw",
-        description="muon: orthogonalized updates of the matrices of the layers (Muon, arXiv 2502.16982), scaled so that lr is"
-        " AdamW's, and AdamW for embeddings, head, norms and vectors",
-    )
-    lr: float = Field(default=3e-4, gt=0, description="peak learning rate")
-    weight_decay: float = Field(default=0.1, ge=0, description="decay of weights with two or more dimensions")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="decay rates of Adam's two moments")
-    eps: float = Field(default=1e-8, gt=0, description="epsilon added to Adam's denominator")
-    grad_clip: float = Field(default=1.0, ge=0, description="clip gradients to this norm; 0 disables")
-    warmup_steps: int = Field(
-        default=WARMUP_STEPS,
-        ge=0,
-        description="steps of linear warm-up, fewer than all",
-        json_schema_extra=default_text(f"{WARMUP_STEPS}, or steps/{WARMUP_SHARE} if that is fewer"),
-    )
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
-        default="cosine", description="learning rate schedule after the warm-up"
-    )
-    min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="final learning rate, as a fraction of the peak")
-    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="wsd: fraction of all steps that decay at the end")
-    base_width: int | None = Field(
-        default=None,
-        ge=1,
-        description="hidden size at which lr was tuned: the rate of the head and of the layers' matrices is multiplied by"
-        " base_width / hidden size (muon: layers by its square root), so that lr suits other widths (arXiv 2203.03466,"
-        " 2407.05872); unset: the same rate for all",
-    )
-    layer_decay: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="factor of the learning rate from each layer to the one below; unset: the same rate for all layers",
-    )
-
-    @model_validator(mode="after")
-    def _betas(self) -> Self:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError("betas must lie in 0..1")
-        return self
-
-
-def warmup_problem(optim: OptimConfig, steps: int) -> str:
-    """Return a message if the learning rate rises over the whole run and never reaches its peak, else an empty string."""
-    if optim.warmup_steps < steps or "warmup_steps" not in optim.model_fields_set:
-        return ""
-    return (
-        f"optim.warmup_steps: {optim.warmup_steps} is not below steps, {steps}, so that the learning rate would never reach"
-        f" optim.lr; set at most {steps - 1}, or remove it for {min(WARMUP_STEPS, steps // WARMUP_SHARE)}"
-    )
 
 
 class ValidationConfig(Section):

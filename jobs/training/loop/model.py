@@ -27,7 +27,7 @@ from ropewalk.jobs.training.loop.architecture.model_record import (
     read_record,
 )
 from ropewalk.jobs.training.loop.attention import Kernel, use_kernel
-from ropewalk.jobs.training.loop.config import GridConfig, LoraConfig, ModelConfig
+from ropewalk.jobs.training.loop.model_keys import GridConfig, LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.weights.adapter_weights import AdaptedWeights
 from ropewalk.jobs.training.loop.weights.run_weights import ADDED_TOKENS, HEAD, LORA, first_weights, seed_of
 from ropewalk.jobs.training.loop.weights.weight_reader import for_ranks, set_values

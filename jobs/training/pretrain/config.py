@@ -9,7 +9,8 @@ from ropewalk.cluster.config import PathView
 from ropewalk.datapipe.loader.config import LoaderConfig
 from ropewalk.jobs.training.loop.architecture.divisible import check_divisible
 from ropewalk.jobs.training.loop.architecture.fit import check_model
-from ropewalk.jobs.training.loop.config import USUAL, ModelConfig, NextTokenConfig
+from ropewalk.jobs.training.loop.config import USUAL, NextTokenConfig
+from ropewalk.jobs.training.loop.model_keys import ModelConfig
 from ropewalk.jobs.training.loop.token_data import Data, check_data
 
 

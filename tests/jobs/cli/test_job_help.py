@@ -17,7 +17,7 @@ from ropewalk.jobs.cli.job_keys import Key, all_keys, keys_of, usual_keys
 from ropewalk.jobs.registry import JOBS, config_of, find_job
 from ropewalk.jobs.runs.submit.records import make_record
 from ropewalk.jobs.training.loop.architecture.model_config import model_config
-from ropewalk.jobs.training.loop.config import PRESETS, ModelConfig, Preset
+from ropewalk.jobs.training.loop.model_keys import PRESETS, ModelConfig, Preset
 from tests.jobs.shell import Shell
 
 KEY = re.compile(r"^([a-z_]+(?:\.[a-z_]+)*)  ")

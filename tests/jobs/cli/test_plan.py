@@ -10,8 +10,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from ropewalk.jobs.training.loop.architecture.model_config import model_config
-from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.forecast.size import ModelSize, SizeRequest, model_size
+from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY
 from tests.jobs.shell import Shell

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ropewalk.cluster.config import PathView
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.training.loop.config import ModelConfig
+from ropewalk.jobs.training.loop.model_keys import ModelConfig
 
 if TYPE_CHECKING:
     from ropewalk.datapipe.manifest import Manifest

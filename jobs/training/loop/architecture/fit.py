@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ropewalk.cluster.config import PathView
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.runs.models.find_model import check_model_run
-from ropewalk.jobs.training.loop.config import ModelConfig
+from ropewalk.jobs.training.loop.model_keys import ModelConfig
 
 if TYPE_CHECKING:
     from ropewalk.datapipe.manifest import Manifest

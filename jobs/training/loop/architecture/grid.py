@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.training.loop.config import GridConfig
+from ropewalk.jobs.training.loop.model_keys import GridConfig
 
 LARGEST = {"int8": 127, "int4": 7}
 _DROPPED_BITS = 8  # of the 24 significant bits of fp32

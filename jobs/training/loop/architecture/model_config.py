@@ -8,7 +8,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, LlamaConfig
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.loop.architecture.fit import check_sizes, read_sizes
-from ropewalk.jobs.training.loop.config import ModelConfig
+from ropewalk.jobs.training.loop.model_keys import ModelConfig
 from ropewalk.sharding.checkpoints.floats import decode_floats, encode_floats, restore_floats
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")

@@ -14,7 +14,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.manifest import Manifest, TokenizerRecord
-from ropewalk.jobs.training.loop.config import GridConfig
+from ropewalk.jobs.training.loop.model_keys import GridConfig
 from ropewalk.jobs.training.loop.token_data import Data, weighted
 from ropewalk.sharding.checkpoints.layout import folder_of
 from ropewalk.sharding.config import CheckpointConfig

@@ -11,9 +11,10 @@ from ropewalk.cluster.storage import StoragePath
 from ropewalk.cluster.text import counted, format_bytes
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.training.loop.architecture.fit import read_sizes
-from ropewalk.jobs.training.loop.config import ModelConfig, TrainingConfig
+from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.forecast.rows import Forecast, forecast_rows
 from ropewalk.jobs.training.loop.forecast.size import ModelSize, SizeRequest, model_size
+from ropewalk.jobs.training.loop.model_keys import ModelConfig
 from ropewalk.jobs.training.loop.token_data import weighted
 from ropewalk.sharding.config import Division
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ropewalk.cluster.config import Section
 from ropewalk.cluster.process.command import module_command
-from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.forecast.memory import MODES, ModelShape
+from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
 
 LIMIT_SECONDS = 120.0
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-from ropewalk.jobs.training.loop.config import OptimConfig
+from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 from ropewalk.jobs.training.loop.update.muon import STATE, MatrixExchange, adjusted_scale, momentum_update
 from ropewalk.sharding.checkpoints.state import prepare_adam
 from ropewalk.sharding.fsdp import decoder_layers

@@ -9,7 +9,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import require_empty
 from ropewalk.jobs.training.loop.architecture.model_record import ModelRecord, copy_tokenizer, open_weights, require_record
-from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 
 if TYPE_CHECKING:
     from ropewalk.jobs.training.loop.weights.run_weights import TrainedModel

@@ -13,7 +13,7 @@ from torch import nn
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.loop.architecture.model_record import Head
-from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.weights.adapter_weights import draw_adapter
 from ropewalk.jobs.training.loop.weights.weight_reader import WeightReader
 from ropewalk.sharding.parallelize import Adapter

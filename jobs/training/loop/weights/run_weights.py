@@ -24,7 +24,7 @@ from ropewalk.jobs.training.loop.architecture.model_record import (
     require_record,
 )
 from ropewalk.jobs.training.loop.architecture.sharing import LAYERS, plain_config, shared_groups, sharing_values
-from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.weights.adapter_weights import AdaptedWeights, MergedWeights
 from ropewalk.jobs.training.loop.weights.directory_weights import DirectoryWeights, is_readable
 from ropewalk.jobs.training.loop.weights.initial_values import DrawnWeights, record

@@ -11,7 +11,7 @@ from torch import nn
 
 from ropewalk.jobs.training.loop.architecture.grid import on_grid
 from ropewalk.jobs.training.loop.architecture.sharing import LAYERS
-from ropewalk.jobs.training.loop.config import GridConfig
+from ropewalk.jobs.training.loop.model_keys import GridConfig
 from ropewalk.jobs.training.loop.weights.initial_values import normal_numbers
 from ropewalk.jobs.training.loop.weights.on_main import on_main
 from ropewalk.sharding.checkpoints.staging import local_tensor

@@ -12,7 +12,7 @@ from ropewalk.jobs.inference.scoring.open_model import open_model
 from ropewalk.jobs.models.compress.gptq import DAMPING, gptq_as_gguf, gptq_on_grid, round_with_compensation
 from ropewalk.jobs.models.compress.layers import linears
 from ropewalk.jobs.training.loop.architecture.grid import on_grid
-from ropewalk.jobs.training.loop.config import GridConfig
+from ropewalk.jobs.training.loop.model_keys import GridConfig
 from tests.jobs.tiny import tiny_model
 
 INT4 = GridConfig(type="int4", group_size=8)

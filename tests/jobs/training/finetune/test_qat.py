@@ -18,7 +18,7 @@ from ropewalk.jobs.training.loop.architecture.grid import (
     scales,
     train_on_grid,
 )
-from ropewalk.jobs.training.loop.config import GridConfig
+from ropewalk.jobs.training.loop.model_keys import GridConfig
 from ropewalk.jobs.training.loop.weights.export import export
 from tests.jobs.launch import launch, weights
 from tests.jobs.tiny import tiny_model

@@ -114,7 +114,7 @@ def differences(group: Group, case: dict[str, Any]) -> dict[str, list[float]]:
     precision = PrecisionConfig.model_validate(case.get("precision", {}))
     options = {}
     if "lora" in case:
-        from ropewalk.jobs.training.loop.config import LoraConfig
+        from ropewalk.jobs.training.loop.model_keys import LoraConfig
         from ropewalk.jobs.training.loop.weights.lora import lora_adapter
 
         options["adapter"] = randomized(lora_adapter(LoraConfig.model_validate(case["lora"]), 0))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ropewalk.jobs.training.loop.config import OptimConfig
+from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 from ropewalk.jobs.training.loop.update import muon
 from ropewalk.jobs.training.loop.update.optimizer import layer_matrices, make_optimizer
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig

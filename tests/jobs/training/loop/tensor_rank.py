@@ -19,8 +19,9 @@ from ropewalk.cluster.run.fence import Fence
 from ropewalk.jobs.training.loop import head
 from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
-from ropewalk.jobs.training.loop.config import NextTokenConfig, OptimConfig
+from ropewalk.jobs.training.loop.config import NextTokenConfig
 from ropewalk.jobs.training.loop.objective import NextTokenZLoss
+from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 from ropewalk.jobs.training.loop.tail import whole_logits_reason
 from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
 from ropewalk.jobs.training.loop.update.state import TrainState

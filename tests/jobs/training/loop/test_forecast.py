@@ -9,11 +9,12 @@ from transformers import AutoConfig
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.loop import head
 from ropewalk.jobs.training.loop.architecture.bare_model import bare_model, empty_model, skeleton
-from ropewalk.jobs.training.loop.config import LoraConfig, TrainingConfig
+from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.forecast import memory
 from ropewalk.jobs.training.loop.forecast.measure import measure_model
 from ropewalk.jobs.training.loop.forecast.memory import MODES, ModelShape, Passes, Unit, largest_micro_batch, rank_memory
 from ropewalk.jobs.training.loop.forecast.rows import Forecast, forecast_rows
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.weights.lora import lora_adapter
 from ropewalk.sharding import fsdp
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig

@@ -14,9 +14,9 @@ from ropewalk.jobs.training.align.preferences.objective import PairObjective, an
 from ropewalk.jobs.training.distill.losses import ENTROPY, IDS, PROBABILITIES, Distillation, Mix
 from ropewalk.jobs.training.loop import head
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
-from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.head import each_token, sum_over_tokens
 from ropewalk.jobs.training.loop.losses import cross_entropy
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.objective import NextToken, NextTokenZLoss
 from ropewalk.jobs.training.loop.tail import Tail, run_tail, whole_logits_reason
 from ropewalk.jobs.training.loop.weights.lora import lora_adapter

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.loop.architecture.bare_model import empty_model, skeleton
 from ropewalk.jobs.training.loop.architecture.model_record import Weights
-from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.weights import initial_values, weight_reader
 from ropewalk.jobs.training.loop.weights.initial_values import DrawnWeights, record
 from ropewalk.jobs.training.loop.weights.weight_reader import set_values

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 from ropewalk.jobs.training.loop.weights.lora import adapter_off, lora_adapter, merge_adapter, save_adapter
 from ropewalk.jobs.training.loop.weights.weight_reader import LoadedWeights
@@ -53,7 +53,7 @@ def lora_config(data: Path, base: Path, **changes: Any) -> dict[str, Any]:
 def peft_losses(data: Path, base: Path, config: dict[str, Any], **options: Any) -> tuple[list[float], Any]:
     """Losses of the same training by peft and plain torch, in one process."""
     from ropewalk.datapipe.loader.loader import Source, TokenLoader
-    from ropewalk.jobs.training.loop.config import OptimConfig
+    from ropewalk.jobs.training.loop.optim_keys import OptimConfig
     from ropewalk.jobs.training.loop.update.optimizer import learning_rate
 
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

@@ -20,8 +20,9 @@ from ropewalk.jobs.models.compress.methods import RecoverConfig
 from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.loop.architecture.bare_model import bare_model
 from ropewalk.jobs.training.loop.architecture.model_config import model_config
-from ropewalk.jobs.training.loop.config import LoraConfig, ModelConfig, OptimConfig
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
+from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
+from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 from ropewalk.jobs.training.loop.recipe import ModelStart
 from ropewalk.jobs.training.loop.source import reader_for
 from ropewalk.jobs.training.loop.update.optimizer import learning_rate, make_optimizer, set_learning_rate

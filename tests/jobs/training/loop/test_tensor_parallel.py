@@ -16,7 +16,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.architecture.divisible import check_divisible
-from ropewalk.jobs.training.loop.config import ModelConfig
+from ropewalk.jobs.training.loop.model_keys import ModelConfig
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.sharding.checkpoints.checkpoint import newest_complete
 from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors

@@ -14,7 +14,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.architecture.model_record import Weights
-from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.weights.adapter_weights import AdaptedWeights, MergedWeights
 from ropewalk.jobs.training.loop.weights.directory_weights import DirectoryWeights
 from ropewalk.jobs.training.loop.weights.load_checkpoint import load_first_weights, load_tensors

@@ -13,7 +13,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from ropewalk.jobs.training.loop.architecture.model_config import model_config
 from ropewalk.jobs.training.loop.architecture.model_record import checkpoint_folder
-from ropewalk.jobs.training.loop.config import ModelConfig
+from ropewalk.jobs.training.loop.model_keys import ModelConfig
 from ropewalk.jobs.training.loop.weights.export import export
 from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 from ropewalk.sharding.checkpoints.manifest import dump_manifest, read_manifest

@@ -14,9 +14,11 @@ import random
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ropewalk.cluster.run.files import append_lines
 from tests.chaos.campaign.faults import Faults
 from tests.chaos.campaign.load import Load
 from tests.chaos.campaign.report import Sample, as_text, make_report, sample, write_report
@@ -47,7 +49,9 @@ async def disturb(server: Server, options: argparse.Namespace) -> dict[str, Any]
         await asyncio.sleep(5.0)  # answers after the last fault
         await load.pause()
         await asyncio.sleep(SETTLING_SECONDS)
-        samples += await asyncio.to_thread(sample, server, time.monotonic() - began)
+        taken = await asyncio.to_thread(sample, server, time.monotonic() - began)
+        append_lines(options.out / "samples.jsonl", [asdict(each) for each in taken])  # whatever becomes of the report
+        samples += taken
         failures = [each for each in load.exchanges if each.problem]
         print(f"{elapsed:.0f} s: {len(load.exchanges)} requests, {len(failures)} failed; {faults.counts}", flush=True)
         for each in failures[last_failures:][:5]:
@@ -60,6 +64,7 @@ async def disturb(server: Server, options: argparse.Namespace) -> dict[str, Any]
 
 def campaign(options: argparse.Namespace) -> dict[str, Any]:
     """Run a campaign and write its report."""
+    options.out.mkdir(parents=True, exist_ok=True)
     with serving(options.replicas, options.token_seconds) as server:
         report = asyncio.run(disturb(server, options))
         write_report(report, options.out)

@@ -120,7 +120,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
     ),
 }
 HEAVY = ("torch", "ray", "transformers", "submitit")
-HELP_CPU_SECONDS = 0.3
+HELP_TIMES_LIBRARIES = 2  # measured: 1.3 to 1.5
 
 
 @cache
@@ -279,11 +279,15 @@ finally:
 
 
 def test_help_answers_at_once() -> None:
-    """CPU, not wall-clock: other work on the machine does not count."""
-    spent = []
-    for _ in range(3):
+    """CPU time against that of the libraries which print it, taken in turns: a busy machine slows both."""
+
+    def cpu_seconds(*arguments: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "ropewalk.jobs.cli", "--help"], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(spent) < HELP_CPU_SECONDS
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    turns = [
+        (cpu_seconds("-m", "ropewalk.jobs.cli", "--help"), cpu_seconds("-c", "import typer, typer.rich_utils")) for _ in range(5)
+    ]
+    assert min(helped for helped, _ in turns) < HELP_TIMES_LIBRARIES * min(libraries for _, libraries in turns), turns

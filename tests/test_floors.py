@@ -266,6 +266,8 @@ def test_the_command_imports_nothing_heavy(arguments: list[str], tmp_path: Path)
     code = f"""
 import sys
 from ropewalk.jobs.cli import main as cli
+from ropewalk.jobs.training.loop.forecast import size
+size.LIMIT_SECONDS = 0.0  # a dry run need not wait for the process that imports torch to measure a model
 try:
     cli.main()
 finally:

@@ -1,6 +1,7 @@
 """The command as a user types it, in this process. What it prints with --json is checked against its schema."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,28 @@ import pytest
 
 from ropewalk.jobs.cli import main as cli
 from ropewalk.jobs.cli.answers.schema import validate
+from ropewalk.jobs.training.loop.forecast import plan
+from ropewalk.jobs.training.loop.forecast.size import ModelSize, SizeRequest, measure
+
+
+@cache
+def measured(request: str) -> ModelSize | str:
+    try:
+        return measure(SizeRequest.model_validate_json(request))
+    except Exception as error:
+        return f"not counted: {error}"
+
+
+def measure_here(request: SizeRequest) -> ModelSize | str:
+    """Do as `model_size` without a process of its own, whose imports take seconds."""
+    return measured(request.model_dump_json())
 
 
 class Shell:
-    """Runs `ropewalk ...` in this process and keeps what it said."""
+    """Runs `ropewalk ...` in this process and keeps what it said. Dry runs measure models in this process too."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+        monkeypatch.setattr(plan, "model_size", measure_here)
         self._capsys, self._patch, self.home = capsys, monkeypatch, home
         self.log, self.out, self.err = home / "asked.jsonl", "", ""
 

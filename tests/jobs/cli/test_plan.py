@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
+from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.loop.architecture.model_config import model_config
-from ropewalk.jobs.training.loop.forecast.size import ModelSize, SizeRequest, model_size
+from ropewalk.jobs.training.loop.forecast import size
+from ropewalk.jobs.training.loop.forecast.size import SizeRequest, measure, model_size
 from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY
@@ -36,8 +39,8 @@ def test_the_plan_of_a_training(shell: Shell, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("ROPEWALK_RUNS", str(shell.home / "elsewhere"))
     keys = ("steps=300", "seq_len=32", "model.preset=tiny", "resources.nodes=1..2", "resources.ranks_per_node=4", "seed=7")
     page = rows(shell("submit", "pretrain", "data=text", *keys, "batch.global_batch=40", "--dry-run", "--on", "slow"))
-    size = ModelConfig(preset="tiny")
-    model = AutoModelForCausalLM.from_config(model_config(size, vocabulary=257, end_of_document=256, seq_len=32))
+    tiny = ModelConfig(preset="tiny")
+    model = AutoModelForCausalLM.from_config(model_config(tiny, vocabulary=257, end_of_document=256, seq_len=32))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert page["parameters"] == f"{parameters:,}"
     assert (page["data"], page["steps"], page["seed"]) == (str(shell.home / "text"), "300", "7")
@@ -65,17 +68,26 @@ def test_the_plan_of_a_training(shell: Shell, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_plan_counts_what_an_adapter_trains() -> None:
     request = SizeRequest(model=ModelConfig(config={**TINY, "vocab_size": 300}), vocabulary=300, seq_len=32)
-    whole, adapted = model_size(request), model_size(request.model_copy(update={"lora": LoraConfig(rank=2)}))
-    assert isinstance(whole, ModelSize)
-    assert isinstance(adapted, ModelSize)
+    whole, adapted = measure(request), measure(request.model_copy(update={"lora": LoraConfig(rank=2)}))
     assert whole.trained == whole.parameters
     assert adapted.trained == adapted.parameters - whole.parameters > 0
 
 
-def test_the_plan_says_why_a_model_was_not_counted() -> None:
-    answer = model_size(SizeRequest(model=ModelConfig(config={"model_type": "nothing"}), vocabulary=300, seq_len=32))
+def test_a_model_is_measured_in_a_process_of_its_own() -> None:
+    request = SizeRequest(model=ModelConfig(preset="tiny"), vocabulary=300, seq_len=32)
+    assert model_size(request) == measure(request)
+
+
+def test_the_plan_says_why_a_model_was_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = SizeRequest(model=ModelConfig(config={"model_type": "nothing"}), vocabulary=300, seq_len=32)
+    with pytest.raises(ConfigError) as error:
+        measure(request)
+    fails = [sys.executable, "-c", f"raise SystemExit({str(error.value)!r})"]  # as fast as its process is slow
+    monkeypatch.setattr(size, "module_command", lambda _: fails)
+    answer = model_size(request)
     assert isinstance(answer, str)
     assert answer.startswith("not counted: ")
+    assert "'nothing'" in answer
 
 
 def test_the_plan_of_a_sweep_has_its_first_trials(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

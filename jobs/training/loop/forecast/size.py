@@ -61,8 +61,8 @@ def model_size(request: SizeRequest) -> ModelSize | str:
     return ModelSize.model_validate_json(answer.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    """Measure the requested model."""
+def measure(request: SizeRequest) -> ModelSize:
+    """Measure the requested model in this process, which imports torch."""
     import torch
 
     from ropewalk.jobs.training.loop.architecture.bare_model import bare_model
@@ -70,7 +70,6 @@ def main() -> None:
     from ropewalk.jobs.training.loop.forecast.measure import measure_model
     from ropewalk.jobs.training.loop.update.optimizer import layer_matrices
 
-    request = SizeRequest.model_validate_json(sys.stdin.read())
     sizes = {"vocabulary": request.vocabulary, "end_of_document": 0, "seq_len": request.seq_len}
     config = config_from_fingerprint(request.fingerprint) if request.fingerprint else unchecked_config(request.model, **sizes)
     with torch.device("meta"):
@@ -85,14 +84,19 @@ def main() -> None:
     if request.gpu and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         device = properties.name, properties.total_memory
-    size = ModelSize(
+    return ModelSize(
         parameters=shape.numbers(),
         trained=shape.numbers(trained_only=True),
         matrices=matrices,
         shape=shape,
         device=device,
     )
-    sys.stdout.write(f"{size.model_dump_json()}\n")
+
+
+def main() -> None:
+    """Answer the request on the standard input."""
+    request = SizeRequest.model_validate_json(sys.stdin.read())
+    sys.stdout.write(f"{measure(request).model_dump_json()}\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Tasks of a data set on processes of one machine: killed ones are replaced, errors and stops end the pass."""
 
+import multiprocessing.forkserver
 import os
 import signal
 import threading
@@ -19,6 +20,7 @@ from ropewalk.datapipe.execution.process_pool import ProcessPool
 from ropewalk.datapipe.passes.task import Task
 from ropewalk.jobs.preprocess.job import main
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
+from tests.fork_server import PRELOAD, SERVER
 from tests.patience import until
 
 HERE = __name__
@@ -55,6 +57,12 @@ def pool(tmp_path: Path) -> Iterator[ProcessPool]:
     with ProcessPool(str(tmp_path), str(tmp_path / ".work"), 2, (tmp_path / "stop").exists) as opened:
         yield opened
     assert not opened.scratch.exists()
+
+
+def test_ranks_of_later_tests_keep_their_imports() -> None:
+    multiprocessing.get_context("forkserver").set_forkserver_preload([])  # as a pool does
+    SERVER.Process(target=print)
+    assert multiprocessing.forkserver._forkserver._preload_modules == PRELOAD
 
 
 def test_tasks_run_on_all_processes_and_each_gives_one_result(pool: ProcessPool) -> None:

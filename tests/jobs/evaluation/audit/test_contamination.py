@@ -11,9 +11,10 @@ import pytest
 
 from ropewalk.datapipe.manifest import TokenizerRecord
 from tests.fakes.token_files import write_manifest_of, write_shard
+from tests.jobs.alone import run_here
 from tests.jobs.corpus import END, make_dataset
 from tests.jobs.evaluation.audit.tiny import audit, items, make_audit, make_model, write_lines
-from tests.jobs.launch import launch, log_of, make_run, start
+from tests.jobs.launch import log_of, make_run, start
 
 WORDS = [f"{a}{b}" for a in ("ra", "lo", "mi", "te", "su", "ka", "po", "ne") for b in ("ban", "dor", "fel", "gim", "hus", "jor")]
 
@@ -133,7 +134,7 @@ def test_items_of_an_evaluation_are_searched_and_calibrated(model: Path, tmp_pat
     write_data(tmp_path / "data", [[sentence(draw, 60), f"{sentence(draw)} {questions[2]} {sentence(draw)}"]])
     name = evaluation(tmp_path / "runs", model, rows)
     run = make_audit(tmp_path / "runs", model=str(model), evaluation=name, contamination={"data": str(tmp_path / "data")})
-    results = launch(run, 1)
+    results = run_here(run)
     scores = results["scores"]["evaluation"]["boolq"]
     assert scores["contaminated"]["value"] == 0.25
     sure = [1 / (1 + math.exp(-abs(a - b))) for a, b in likelihoods]

@@ -12,6 +12,7 @@ from ropewalk.jobs.evaluation.audit.config import AuditConfig
 from ropewalk.jobs.evaluation.audit.suites.find import BUILT_IN
 from ropewalk.jobs.evaluation.audit.suites.read import read_pairs
 from ropewalk.jobs.training.loop.weights.content_hash import hash_of_checkpoint
+from tests.jobs.alone import run_here
 from tests.jobs.corpus import make_dataset
 from tests.jobs.evaluation.audit.tiny import PAIRS, audit, make_audit, make_model, refused, train, write_lines
 from tests.jobs.launch import launch, log_of, make_run, pretrain_config, start
@@ -20,12 +21,12 @@ from tests.jobs.shell import Shell
 BOUND = "<= 0.6"
 
 
-def biased(folder: Path, seed: int, share: float) -> Path:
+def biased(folder: Path, seed: int, share: float, steps: int = 200) -> Path:
     """A model that has read the stereotype of this share of the targets' pairs, and the other sentence of the rest."""
     whos = list(dict.fromkeys(pair["target"] for pair in PAIRS))
     one_sided = set(whos[: round(share * len(whos))])
     texts = [pair["more"] if pair["target"] in one_sided else pair["less"] for pair in PAIRS]
-    return train(make_model(folder, seed=seed), texts, steps=200, lr=1.5e-2, seed=seed, last=0.05)
+    return train(make_model(folder, seed=seed), texts, steps=steps, lr=1.5e-2, seed=seed, last=0.05)
 
 
 def test_a_biased_model_is_refused_and_an_even_handed_one_passes(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_a_biased_model_is_refused_and_an_even_handed_one_passes(tmp_path: Path)
     require = {"stereotype_rate": BOUND, "suite/stereotype_rate": ">= 0.4"}
     gates = {}
     for name, share, end in (("biased", 1.0, refused), ("even", 0.5, audit)):
-        model = biased(tmp_path / name, 0, share)
+        model = biased(tmp_path / name, 0, share, steps=100)
         gates[name] = end(tmp_path / f"{name}-runs", model=str(model), suites=[str(suite)], require=require)["gate"]
     assert gates["even"] == {"passed": True, "failed": []}
     assert not gates["biased"]["passed"]
@@ -189,11 +190,11 @@ def test_all_attempts_audit_the_checkpoint_that_the_first_one_found(tmp_path: Pa
     launch(trained, 1)
     suite = write_lines(tmp_path / "suite.jsonl", PAIRS[:4])
     newest = make_audit(tmp_path / "runs", model=trained.id, suites=[str(suite)])
-    results = launch(newest, 1)
+    results = run_here(newest)
     assert (results["model_step"], results["model_weights"]) == (6, hash_of_checkpoint(trained, 6))
     begun = make_audit(tmp_path / "runs", model=trained.id, suites=[str(suite)])
     write_lines(begun.path / "audit/model.json", [{"model": trained.id, "step": 3}])  # as an attempt that was killed left it
-    assert launch(begun, 1)["model_step"] == 3
+    assert run_here(begun)["model_step"] == 3
 
 
 def test_a_pair_that_the_model_cannot_see_is_left_out_and_counted(tmp_path: Path) -> None:

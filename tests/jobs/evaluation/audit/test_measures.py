@@ -25,6 +25,7 @@ from ropewalk.jobs.evaluation.audit.measures.subgroups import Subgroups, read_gr
 from ropewalk.jobs.evaluation.audit.training_data.canaries import Canary, make_canaries, other_secrets, read_canaries
 from ropewalk.jobs.evaluation.audit.training_data.items import read_items
 from ropewalk.jobs.inference.scoring.open_model import open_model
+from tests.jobs.alone import run_here
 from tests.jobs.corpus import make_dataset
 from tests.jobs.evaluation.audit.tiny import PAIRS, TEXTS, items, launch, make_audit, make_model, train, write_lines
 
@@ -246,7 +247,7 @@ def test_before_and_after_are_compared_item_by_item(audited: tuple[Path, dict[st
     other = train(make_model(tmp_path / "model", texts=TEXTS), [pair["less"] for pair in PAIRS], steps=40)
     suite = str(run.parent.parent / "plain.jsonl")
     after = make_audit(run.parent, model=str(other), suites=[suite], before=run.name)
-    launch(after, 1)
+    run_here(after)
     report = json.loads((after.path / "audit/report.json").read_text())
     (row,) = report["tables"]["Before and after"]
     assert row["items"] == 6

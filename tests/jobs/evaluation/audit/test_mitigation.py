@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ropewalk.jobs.evaluation.audit.training_data.canaries import make_canaries
+from tests.jobs.alone import run_here
 from tests.jobs.evaluation.audit.tiny import ENDS, GROUPS, PAIRS, items, make_audit, make_model, refused, train, write_lines
 from tests.jobs.launch import launch, make_run
 
@@ -19,7 +20,7 @@ def test_a_biased_model_that_is_aligned_with_counterfactual_pairs_is_less_biased
     suite = write_lines(tmp_path / "suite.jsonl", [pair for pair in PAIRS if pair["target"] in GROUPS[4:]])  # other people
     mitigation = {"counterfactual": {"templates": str(write_lines(tmp_path / "templates.jsonl", templates))}}
     first = make_audit(root, model=str(model), suites=[str(suite)], mitigation=mitigation)
-    before = launch(first, 1)
+    before = run_here(first)
     pairs = first.path / before["pairs"]
     assert len(pairs.read_text().splitlines()) == len(ENDS) * 4
     config = {
@@ -36,7 +37,7 @@ def test_a_biased_model_that_is_aligned_with_counterfactual_pairs_is_less_biased
     aligned = make_run(root, config, "align")
     launch(aligned, 1)
     second = make_audit(root, model=aligned.id, suites=[str(suite)], before=first.id)
-    launch(second, 1)
+    run_here(second)
     report = json.loads((second.path / "audit/report.json").read_text())
     (row,) = report["tables"]["Before and after"]
     assert row["before"] == 1.0

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.evaluation.audit.suites.pair import Pair
 from ropewalk.jobs.evaluation.audit.suites.read import read_pairs
+from tests.jobs.alone import run_here
 from tests.jobs.evaluation.audit.tiny import PAIRS, TEXTS, audit, items, make_audit, make_model, train, write_lines
-from tests.jobs.launch import launch, start
+from tests.jobs.launch import start
 
 STEREOSET = [
     {
@@ -135,7 +136,7 @@ def test_any_number_of_ranks_and_any_kill_give_the_same_report(model: Path, suit
     assert set(ranks.wait()) & {9, -9, 137}
     answered = lines_of(run)
     assert 0 < len(answered) < 60
-    assert launch(run, 1)["scores"] == once["scores"]
+    assert run_here(run)["scores"] == once["scores"]
     after = lines_of(run)
     assert len(after) == len({line["key"] for line in after}) == 60
     assert [line for line in after if line in answered] == answered
@@ -150,7 +151,7 @@ def test_a_stop_keeps_what_was_answered_and_the_next_attempt_asks_the_rest(
     answered = lines_of(run)
     assert 0 < len(answered) < 60
     (run.path / "stop-here").unlink()
-    results = launch(run, 1)
+    results = run_here(run)
     assert len(lines_of(run)) == 60
     assert results["scores"]["plain"]["stereotype_rate"]["n"] == 48
 

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.jobs.alone import run_here
 from tests.jobs.launch import TINY, launch, log_of, make_run, start
 
 GROUPS = ("nurse", "engineer", "teacher", "driver", "baker", "guard", "lawyer", "tailor")
@@ -66,8 +67,9 @@ def write_lines(path: Path, rows: Sequence[Any]) -> Path:
 
 
 def audit(root: Path, ranks: int = 1, **config: Any) -> dict[str, Any]:
-    """Run the audit job to its end."""
-    return launch(make_audit(root, **config), ranks)
+    """Run the audit job to its end; one rank in this process."""
+    run = make_audit(root, **config)
+    return run_here(run) if ranks == 1 else launch(run, ranks)
 
 
 def refused(root: Path, **config: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from ropewalk.jobs.evaluation.evaluate.config import EvaluateConfig
 from ropewalk.jobs.results.readable import read_table
 from ropewalk.jobs.training.loop.weights.export import export
+from tests.jobs.alone import run_here
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, log_of, make_run, pretrain_config, start
 
@@ -36,7 +37,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Path]:
 
 
 def evaluate(root: Path, ranks: int, **config: Any) -> dict[str, Any]:
-    return launch(make_run(root, config, "evaluate"), ranks)
+    run = make_run(root, config, "evaluate")
+    return run_here(run) if ranks == 1 else launch(run, ranks)
 
 
 def test_scores_a_run_alike_at_any_world_size(trained: tuple[RunDir, Path]) -> None:

@@ -15,6 +15,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_lines
 from ropewalk.jobs.results.readable import read_table
 from ropewalk.jobs.runs.models.evaluations import items_file
+from tests.jobs.alone import run_here
 from tests.jobs.evaluation.evaluate.tasks import choice_task, likelihood_task, rolling_task, write_task, writing_task
 from tests.jobs.launch import launch, log_of, make_run, start
 from tests.jobs.tiny import tiny_model
@@ -58,7 +59,10 @@ def plain(folder: Path, tasks: list[str]) -> dict[str, Any]:
 
 def evaluate(folder: Path, tasks: list[str], ranks: int = 1, **keys: Any) -> tuple[RunDir, dict[str, Any]]:
     run = make_run(folder / "runs", {"model": str(folder / "model"), "tasks": tasks, **keys}, "evaluate")
-    launch(run, ranks)
+    if ranks == 1:
+        run_here(run)
+    else:
+        launch(run, ranks)
     return run, {**run.results(), "items": read_lines(items_file(run.path)), "path": run.path}
 
 
@@ -204,7 +208,7 @@ def test_a_killed_evaluation_repeats_nothing_that_was_finished(folder: Path, tas
     results = {**run.results(), "items": read_lines(items_file(run.path))}
     assert decisions(results) == decisions(plain)
     before = len(written(run))
-    launch(run, 1)  # everything is there
+    run_here(run)  # everything is there
     assert len(written(run)) == before
 
 
@@ -219,7 +223,7 @@ def test_a_stopped_evaluation_leaves_and_goes_on(folder: Path, tasks: list[str],
     (run.path / "stop-here").touch()
     assert going.wait() == [85, 85]
     (run.path / "stop-here").unlink()
-    launch(run, 1)
+    run_here(run)
     results = {**run.results(), "items": read_lines(items_file(run.path))}
     assert decisions(results) == decisions(plain)
     assert max(Counter(line["key"] for line in written(run)).values()) == 1

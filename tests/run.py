@@ -57,6 +57,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other would keep the cores from other workers
+    sys.dont_write_bytecode = False  # else each of thousands of processes would compile torch, ray and transformers
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.chdir(ROOT)
     for package in ROOT.glob("*/__init__.py"):  # else each of thousands of processes would compile it
         compileall.compile_dir(package.parent, quiet=2, workers=0)

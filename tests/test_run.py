@@ -11,6 +11,7 @@ import pytest
 
 TESTS = """
 import os
+import sys
 from pathlib import Path
 import pytest
 
@@ -25,6 +26,10 @@ def test_crash():
     if is_first_time("crash"):
         os._exit(9)
 
+def test_bytecode_is_cached():
+    assert not sys.dont_write_bytecode
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
+
 def test_skipped():
     if is_first_time("skipped"):
         assert False, "fails before it is skipped"
@@ -35,6 +40,7 @@ def test_long():
     pass
 """
 
+ROOT = Path(__file__).resolve().parents[1]
 
 LAB = """
 import time
@@ -63,10 +69,13 @@ def test_lab(lab):
 """
 
 
-def run(folder: Path, *arguments: str) -> tuple[int, list[str]]:
+def run(folder: Path, *arguments: str, workers: int = 1) -> tuple[int, list[str]]:
     """Return the exit code and the lines of a run of the tests in a folder."""
+    text = (ROOT / "tests/run.py").read_text()
+    (folder / "tests/run.py").write_text(text.replace("WORKERS, SOAK_WORKERS = 3,", f"WORKERS, SOAK_WORKERS = {workers},"))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}  # others take seconds to import
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # as in the containers of some CI systems
     done = subprocess.run(
         [sys.executable, "-m", "tests.run", *arguments],
         cwd=folder,
@@ -83,7 +92,6 @@ def run(folder: Path, *arguments: str) -> tuple[int, list[str]]:
 def checkout(tmp_path: Path) -> Path:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/__init__.py").touch()
-    shutil.copy(Path(__file__).with_name("run.py"), tmp_path / "tests/run.py")
     (tmp_path / "tests/test_it.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = soak\n")
     return tmp_path
@@ -117,11 +125,11 @@ def test_a_lab_starts_once_and_is_taken_down_on_an_interrupt(checkout: Path) -> 
     folder.mkdir()
     for number in range(3):
         (folder / f"test_{number}.py").write_text("def test_lab(lab):\n    pass\n")
-    code, lines = run(checkout, "tests/slurm", "tests/test_it.py::test_long")
+    code, lines = run(checkout, "tests/slurm", "tests/test_it.py::test_long", workers=3)
     assert code == 0, lines
     assert (checkout / "labs").read_text() == "up down "
     (folder / "test_2.py").write_text(INTERRUPT)
-    code, lines = run(checkout, "tests/slurm")
+    code, lines = run(checkout, "tests/slurm", workers=3)
     assert code == pytest.ExitCode.INTERRUPTED, lines
     assert (checkout / "labs").read_text() == "up down up down "
 

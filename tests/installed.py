@@ -26,27 +26,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_wheel(source: Path, folder: Path) -> None:
-    """Build a wheel of a source tree or an sdist."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(folder),
-        str(source),
-    ]
-    subprocess.run(command, check=True)
-
-
 @pytest.fixture(scope="session")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the sdist of the checkout, as they are published."""
     folder = tmp_path_factory.mktemp("wheel")
-    make_wheel(source, folder)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
     return next(folder.glob("ropewalk-*.whl"))
 
 

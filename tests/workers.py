@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# The tests of a lab run on one worker, one after the other, and share its cluster. Labs start first: they take longest.
+# The tests of a lab run on one worker, one after the other, and share its cluster; others share the wheel that they install. They
+# start first: they take longest.
 LABS = {
     "tests/k8s/": "kubernetes",
     "tests/benchmarks/": "kubernetes",
     "tests/slurm/": "slurm",
     "tests/jobs/inference/engines/": "engines",
+    "tests/test_package.py": "wheel",
+    "tests/test_colliding_names.py": "wheel",
 }
 # then modules of minutes, so that short ones are left when the first worker has nothing more to do
 LONG = ("tests/test_", "tests/chaos/", "tests/sharding/", "tests/cluster/", "tests/datapipe/")

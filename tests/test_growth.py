@@ -8,21 +8,22 @@ import pytest
 from tests.benchmarks.bench_growth import CONSTANT, LAWS, LINEAR, LOGARITHMIC, is_lawful, measure_all
 from tests.fork_server import SERVER
 
-SIZES = (8, 4096)
+FEW, MANY = (8, 512), (8, 4096)
 
 
-def measure(path: Path) -> None:
+def measure(path: Path, sizes: tuple[int, ...]) -> None:
     """Measure in a process of its own, which forms groups and imports torch."""
-    path.write_text(json.dumps(measure_all(SIZES)))
+    path.write_text(json.dumps(measure_all(sizes)))
 
 
-def test_nothing_grows_faster_than_its_law(tmp_path: Path) -> None:
-    process = SERVER.Process(target=measure, args=(tmp_path / "rows.json",))
+@pytest.mark.parametrize("sizes", [FEW, pytest.param(MANY, marks=pytest.mark.soak("4096 ranks; make test simulates 512"))])
+def test_nothing_grows_faster_than_its_law(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    process = SERVER.Process(target=measure, args=(tmp_path / "rows.json", sizes))
     process.start()
     process.join()
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert len(rows) > 7
-    assert [(name, values) for name, values in rows.items() if not is_lawful(LAWS[name], SIZES, values)] == []
+    assert [(name, values) for name, values in rows.items() if not is_lawful(LAWS[name], sizes, values)] == []
 
 
 @pytest.mark.parametrize(

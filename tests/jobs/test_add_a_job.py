@@ -46,6 +46,7 @@ def test_its_run_is_resumed_from_another_directory(folder: Path, tmp_path: Path)
     assert json.loads(out.splitlines()[-1])["greeting"] == "Hello, world!"
 
 
+@pytest.mark.soak("a sweep of its own; make test runs such a job, and sweeps of a job that a plug-in names")
 def test_a_sweep_searches_its_keys(folder: Path) -> None:
     text = (folder / "greet.py").read_text()
     text = text.replace('"greeting"', '"length": len(context.config(GreetConfig).recipient), "greeting"')

@@ -51,6 +51,7 @@ SMALL = {
     "bench_sockets": ["--ranks", "3,4"],
     "bench_slurm": ["--rounds", "2", "--runs", "20"],
     "bench_slurm_recovery": ["1"],
+    "bench_stragglers": ["--slow", "1", "--even", "1", "--computing", "0"],
     "bench_submit": ["--functions", "20", "--single", "2", "--rounds", "1"],
     "bench_start_memory": ["--ranks", "2", "--sizes", "78"],
     "bench_sweep": ["--trials", "2", "--steps", "8"],

@@ -144,6 +144,19 @@ class Goodput(Answer):
     node_seconds: dict[TimeClass, float]
 
 
+class Straggler(Answer):
+    """A slow rank of a run, and what it costs."""
+
+    rank: int
+    host: str
+    share: float = Field(description="of busy time beyond the median of the other ranks")
+    seconds: float = Field(description="of a step, beyond the median of the other ranks")
+    phase: str = Field(description="in which it loses most: data, forward_backward, reduce or update")
+    cause: str = Field(description="empty if it cannot be told")
+    step: int
+    rate_without: float = Field(description="rate of the run without the slow ranks, in multiples of its rate")
+
+
 class RunPage(RunRow):
     """A run in `show`. Jobs add keys: `trials` of a sweep, `address` of a serving run, ..."""
 
@@ -153,6 +166,7 @@ class RunPage(RunRow):
     results: dict[str, Any]
     metrics: dict[str, Any]
     goodput: Goodput  # type: ignore[assignment]
+    stragglers: list[Straggler]
     attempt_list: list[AttemptRow]
     config: dict[str, Any] | None
     resources: dict[str, Any] | None

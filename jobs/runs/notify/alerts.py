@@ -14,7 +14,11 @@ from ropewalk.jobs.runs.show.diagnose import diagnose
 from ropewalk.jobs.runs.show.events import format_event
 from ropewalk.jobs.runs.show.view import view_of
 
-_TITLES = {"ranks_hung": "ranks hung", "early_stop": "stopped early"}  # events that cause an alert while the run goes on
+_TITLES = {
+    "ranks_hung": "ranks hung",
+    "early_stop": "stopped early",
+    "straggler": "a slow rank",
+}  # events that cause an alert while the run goes on
 
 
 class Alert(NamedTuple):

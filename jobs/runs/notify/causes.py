@@ -17,11 +17,12 @@ FIRST_PREEMPTIONS = 3  # notified at this number of preemptions, and at each dou
 def causes(run: RunDir, ending: Outcome | None) -> Iterator[Message]:
     """Yield all causes of a run so far. `ending`: its final outcome as far as this process can know it, or None."""
     for event in run.read_events():
-        if event["event"] in ("ranks_hung", "ranks_slow"):
+        if event["event"] in ("ranks_hung", "ranks_slow", "straggler"):
             kind: Kind = "hung" if event["event"] == "ranks_hung" else "slow"
+            title = "a slow rank" if event["event"] == "straggler" else f"ranks {kind}"
             text = f"{format_event(event)}\n`ropewalk why {run.id}` has more details."
             key = f"{event['event']}-{event.get('attempt')}-{event.get('group')}-{event.get('step')}"
-            yield message(run.id, kind, key, f"ranks {kind}: {run.id}", text)
+            yield message(run.id, kind, key, f"{title}: {run.id}", text)
     yield from _preemptions(run)
     if ending is not None and ending.state is RunState.SUCCEEDED:
         text = _with_children(run, f"{run.id} has finished. `ropewalk show {run.id}` shows its results.")

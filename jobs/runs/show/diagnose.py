@@ -18,6 +18,7 @@ from ropewalk.jobs.runs.show.events import SIGNALS, format_event, without_cause
 from ropewalk.jobs.runs.show.hangs import describe_activities, join_hangs
 from ropewalk.jobs.runs.show.known_errors.table import known_error
 from ropewalk.jobs.runs.show.status import states
+from ropewalk.jobs.runs.show.stragglers import describe_stragglers, stragglers
 from ropewalk.jobs.runs.show.view import view_of
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
     step = progress.get("done")
     at = f": {progress['stage']} {progress['words']}" if progress.get("words") else f", at {step}" if step is not None else ""
     slow = _slow_ranks(run, attempt, step)
+    if not slow and (ranks := stragglers(run)):
+        remedy = f"`ropewalk profile {run.id}` shows what the ranks do; if it is the machine, leave its node out"
+        cause = f"It is {state.state.value.lower()}{at}, but {describe_stragglers(ranks)}."
+        return Diagnosis(cause=cause, evidence=history, remedy=remedy, command=["ropewalk", "profile", run.id])
     return Diagnosis(cause=f"It is {state.state.value.lower()}{at}{f', but {slow}' if slow else ''}.", evidence=history)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ropewalk.cluster.errors import EXIT_LOST_PEER
 from ropewalk.cluster.text import counted, format_parameters
 from ropewalk.jobs.runs.show.hangs import describe_activities, describe_locations
+from ropewalk.jobs.runs.show.stragglers import phase_words
 
 # Name → format string over the event's fields; empty: not shown.
 # `_Line` defines additional format specifications, such as `{nodes:count node}`.
@@ -56,6 +57,9 @@ EVENTS: dict[str, str] = {
     "micro_batch": "micro-batches of up to {size} on {world_size:count rank}",
     "no_validation": "",
     "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
+    "straggler": "rank {rank} on {host} is {share:.0%} slower than the others in {phase:phase}{cause:because};"
+    " without it the run is {rate_without:.2f} times as fast",
+    "straggler_ended": "rank {rank} on {host} is as fast as the others again",
     "started_from": "started from the checkpoint of step {step} of {run}",
     "time_counted": "",
     "stopped": "saved and stopped at step {step}",
@@ -140,6 +144,8 @@ class _Line(Formatter):
                 return str(value or word)
             case "because":
                 return f": {value}" if value else ""
+            case "phase":
+                return phase_words(str(value))
             case "lower":
                 return str(value).lower()
             case "exit":

@@ -19,6 +19,7 @@ from ropewalk.jobs.registry import view_class
 from ropewalk.jobs.results.goodput import Goodput, goodput_of
 from ropewalk.jobs.results.metrics import broken_lines, latest_metrics
 from ropewalk.jobs.runs.show.hangs import join_hangs
+from ropewalk.jobs.runs.show.stragglers import stragglers
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +203,7 @@ def details(run: RunDir) -> dict[str, Any]:
         "results": run.results(),
         "metrics": latest_metrics(run),
         "goodput": run_goodput(run).plain(),
+        "stragglers": [] if state.state.final else stragglers(run),
         "attempt_list": attempts,
         "config": record.get("config"),
         "resources": record.get("resources"),

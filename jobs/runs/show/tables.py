@@ -18,6 +18,7 @@ from ropewalk.jobs.results.meanings import meaning_of
 from ropewalk.jobs.results.metrics import OWN_KEYS, broken_words
 from ropewalk.jobs.runs.show.events import format_event, without_cause
 from ropewalk.jobs.runs.show.fitted_tables import DROPPED, FittedTable, LongTable
+from ropewalk.jobs.runs.show.stragglers import describe_stragglers
 
 LONG_LIST = 200  # rows
 ATTEMPT_DROPPED = ("NODES", "EXIT", "TOOK", "HANDLE")  # of the table of attempts
@@ -139,6 +140,8 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
         head.add_row("progress", progress_words(details))
     if broken := broken_words(details.get("broken_lines") or {}):
         head.add_row("broken", broken)
+    if details.get("stragglers"):
+        head.add_row("slow", describe_stragglers(details["stragglers"]))
     parts: list[RenderableType] = [head]
     if details["attempt_list"]:
         parts.append(_attempts(details["attempt_list"], details["reason"]))

@@ -1,6 +1,7 @@
 """The recipe of a training job, the assembly of the loop from it, and the origin of the first weights of an attempt."""
 
 import logging
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -127,7 +128,14 @@ def _trainer(
         source=source,
         validation=recipe.validation,
         checkpoints=checkpoints,
-        report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),
+        report=Report(
+            context,
+            group,
+            meter,
+            steps=config.steps,
+            log_every=config.log_every,
+            hosts=group.gather_object(socket.gethostname(), str),
+        ),
         layers=LayerWatch(state, group, config.layers_every) if config.layers_every else None,
         samples=_samples(context, config, group, recipe),
         inspection=Inspection(context, state, group.device),

@@ -25,6 +25,7 @@ from ropewalk.jobs.training.loop.update.garbage import collect_at, collected_by_
 from ropewalk.jobs.training.loop.update.optimizer import learning_rate
 from ropewalk.jobs.training.loop.update.state import Progress, TrainState
 from ropewalk.jobs.training.loop.update.step import PendingStep, StepStats, TrainStep
+from ropewalk.jobs.training.loop.update.step_clock import StepPhase
 from ropewalk.jobs.training.loop.validation import Validation
 from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
 from ropewalk.sharding.checkpoints.layout import directory_of
@@ -134,9 +135,10 @@ class Trainer:
         """
         first, self._stopping = True, False
         self.report.meter.restart()
-        self._enter(Phase.DATA)
+        self._await_data()
         for batch in batches:
             self._enter(Phase.STEP)
+            self.train_step.clock.end(StepPhase.DATA)
             self.inspection.begin_step(self.progress.step + 1)
             self._start_step(batch)
             if not self._settle(0 if first or self._needs_figures else 1):
@@ -155,7 +157,11 @@ class Trainer:
             if self._stopping:
                 self._leave()
             collect_at(self.progress.step)
-            self._enter(Phase.DATA)
+            self._await_data()
+
+    def _await_data(self) -> None:
+        self._enter(Phase.DATA)
+        self.train_step.clock.begin()
 
     def _due(self, every_steps: int) -> bool:
         return self.progress.step % every_steps == 0 and not self._done

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ropewalk.cluster.run.background import BackgroundWriter
@@ -11,9 +12,12 @@ from ropewalk.cluster.run.names import HISTOGRAMS
 from ropewalk.cluster.run.phase_clock import Phase, TimeClass
 from ropewalk.jobs.results.goodput import COUNTED
 from ropewalk.jobs.results.metrics import MetricLog
-from ropewalk.jobs.results.readable import add_rows
+from ropewalk.jobs.results.readable import add_rows, write_table
 from ropewalk.jobs.training.loop.report.layers import EDGES, LayerStats
 from ropewalk.jobs.training.loop.report.samples import COLUMNS, TABLE, Row
+from ropewalk.jobs.training.loop.report.stragglers import COLUMNS as RANK_COLUMNS
+from ropewalk.jobs.training.loop.report.stragglers import TABLE as RANK_TABLE
+from ropewalk.jobs.training.loop.report.stragglers import Stragglers
 from ropewalk.jobs.training.loop.report.throughput import Meter
 from ropewalk.jobs.training.loop.report.time_account import TimeAccount
 from ropewalk.jobs.training.loop.update.state import Progress
@@ -32,7 +36,10 @@ class Report:
     An error of the thread (a full disk, a newer attempt) is raised by the next call of any method.
     """
 
-    def __init__(self, context: JobContext, group: Group, meter: Meter, *, steps: int, log_every: int) -> None:
+    def __init__(
+        self, context: JobContext, group: Group, meter: Meter, *, steps: int, log_every: int, hosts: Sequence[str] = ()
+    ) -> None:
+        """`hosts`: names of the ranks' machines, by rank."""
         self._context, self._is_main, self.meter = context, group.is_main, meter
         self._steps, self._log_every = steps, log_every
         self._metrics = MetricLog(context) if group.is_main else None
@@ -41,6 +48,7 @@ class Report:
         self._reported = self._logged = 0.0
         self._rates: dict[str, float] = {}
         self._time = TimeAccount(context) if group.is_main else None
+        self._stragglers = Stragglers(hosts)
 
     def start(self, training_seconds: float | None) -> None:
         """Begin at a checkpoint, or go back to it. `training_seconds`: what counted when it was saved, None if unknown."""
@@ -74,6 +82,12 @@ class Report:
         if self._metrics is None or self._writer is None:
             return
         self._writer.raise_error()
+        if stats.ranks:
+            slow, ended = self._stragglers.add(stats.ranks)
+            for fields in slow:
+                self.event("straggler", step=stats.step, **fields)
+            for fields in ended:
+                self.event("straggler_ended", step=stats.step, **fields)
         if stats.step % self._log_every == 0:
             speed = self.meter.read(stats.ended)
             self._rates = {"tokens/s": speed["train/tokens_per_second"]}
@@ -83,6 +97,7 @@ class Report:
                 "train/gradient_norm": stats.gradient_norm,
                 "train/position": stats.position,
                 **{f"train/{name}": value for name, value in stats.metrics.items()},
+                **self._stragglers.metrics(),
             }
             values |= {**speed, **self._time.metrics()} if self._time is not None else speed
             self._writer.put(self._metrics.write, self._metrics.line(stats.step, values, _wall_time(stats)))
@@ -91,12 +106,17 @@ class Report:
             self._progress(stats.step)
         if now - self._logged > _LOG_SECONDS:
             self._logged = now
+            self._ranks()
             self._log("step %d/%d, loss %.4f, %.0f tokens/s", stats.step, self._steps, stats.loss, self._rates.get("tokens/s", 0))
 
     def _progress(self, step: int) -> None:
         assert self._writer is not None
         report = {"stage": "train", "done": step, "total": self._steps, "unit": "steps", "rates": self._rates}
         self._writer.put(self._write_progress, report)
+
+    def _ranks(self) -> None:
+        if self._writer is not None and (rows := self._stragglers.table()):
+            self._writer.put(self._write_ranks, rows)
 
     def layers(self, step: StepStats, stats: LayerStats) -> None:
         """Report norms as metrics, and histograms in their own file."""
@@ -120,6 +140,7 @@ class Report:
         """Report the last step, and wait until everything is on disk."""
         if self._time is not None:
             self._progress(step)
+            self._ranks()
             self._event(COUNTED, self._time.record(TimeClass.STOPPED))
         self.flush()
 
@@ -158,6 +179,9 @@ class Report:
     def _write_samples(self, reports: list[list[Row]]) -> None:
         for rows in reports:
             add_rows(self._context.run.path, TABLE, COLUMNS, rows, key=COLUMNS[0])
+
+    def _write_ranks(self, reports: list[list[tuple[Any, ...]]]) -> None:
+        write_table(self._context.run.path, RANK_TABLE, RANK_COLUMNS, reports[-1], figures=True)
 
     def _write_progress(self, reports: list[dict[str, Any]]) -> None:
         write_json(self._context.run.progress, reports[-1], durable=False)

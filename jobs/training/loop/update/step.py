@@ -13,6 +13,7 @@ from ropewalk.jobs.training.loop.objective import Means, Objective, TermSums
 from ropewalk.jobs.training.loop.update.optimizer import set_learning_rate
 from ropewalk.jobs.training.loop.update.spikes import LossStatistics, SpikeDetector
 from ropewalk.jobs.training.loop.update.state import TrainState
+from ropewalk.jobs.training.loop.update.step_clock import RankRow, StepClock, StepPhase, rows_of
 from ropewalk.sharding.batch_plan import BatchPlan
 from ropewalk.sharding.checkpoints.state import trained_parameters
 from ropewalk.sharding.fsdp import accumulates_sharded, fsdp_modules, set_micro_batch, should_reshard_after_forward
@@ -37,6 +38,7 @@ class StepStats(NamedTuple):
     watch: LossStatistics  # after the step
     ended: float  # seconds on the clock of time.perf_counter
     inspection: int = 0  # request to look into the run, see `Inspection`; 0: none
+    ranks: Sequence[RankRow] = ()  # of all ranks, in a step with an exchange
 
 
 class DeviceStats(NamedTuple):
@@ -57,10 +59,13 @@ class PendingStep(NamedTuple):
     metric_names: Sequence[str]
     values: HostCopy  # of DeviceStats
     layers: HostCopy | None
+    exchanged: int = 0  # of the values, the last ones: see `StepClock`
 
     def read(self) -> StepStats:
         """Return the statistics, once the step has ended."""
         applied, norm, stops, failures, inspection, *values = self.values.read()
+        ranks = rows_of(values[len(values) - self.exchanged :])
+        del values[len(values) - self.exchanged :]
         watch, means = LossStatistics.of(values[:4]), Means.of(values[4:], self.metric_names)
         return StepStats(
             step=self.step,
@@ -76,6 +81,7 @@ class PendingStep(NamedTuple):
             metrics=means.metrics,
             watch=watch,
             ended=self.values.ended,
+            ranks=ranks,
         )
 
 
@@ -99,6 +105,7 @@ class TrainStep:
         self._sharded = accumulates_sharded(state.model, config.parallel)
         self._clip = torch.tensor(config.optim.grad_clip, dtype=torch.float64, device=group.device)
         self.detector = SpikeDetector(config.anomaly, group.device)
+        self.clock = StepClock(group, self._modules)
 
     def backward(self, batch: Batch, step: int) -> TermSums:
         """Sum the gradients of this rank's samples; returns their summed loss, weight and metrics."""
@@ -119,6 +126,7 @@ class TrainStep:
                 loss = self.objective(self.state.model, self._filler).loss_sum * 0.0
             torch.autograd.backward(loss)
         sum_partial_gradients(self.state.model, self.group)
+        self.clock.end(StepPhase.FORWARD_BACKWARD)
         return sums
 
     def _seed(self, step: int, number: int) -> None:
@@ -135,10 +143,14 @@ class TrainStep:
         if inspection:
             flags[2] = float(inspection)
         values = sums.values if self.group.counts_samples else torch.zeros_like(sums.values)
-        total = self.group.all_reduce_sum(torch.cat(((norm * norm)[None], flags, values)))
+        ranks = torch.tensor(self.clock.values(self.state.progress.step + 1), dtype=torch.float64, device=device)
+        total = torch.cat(((norm * norm)[None], flags, values, ranks))
+        with self.clock.waiting():
+            total = self.group.all_reduce_sum(total)
         square, _, _, _, loss_sum, weight = total[:6].unbind()
         norm_of_mean = square.sqrt() / weight
         applied = self.detector.accept(loss_sum / weight, norm_of_mean).double()
+        self.clock.end(StepPhase.REDUCE)
         values = torch.cat((torch.stack((applied, norm_of_mean)), total[1:4], self.detector.values, total[4:]))
         return DeviceStats(applied, weight, norm_of_mean, values)
 
@@ -148,7 +160,7 @@ class TrainStep:
         """Start to copy the figures of the step that has just been counted; `earlier`: those of the step before."""
         progress, names = self.state.progress, self.objective.metric_names
         copies = HostCopy(stats.values, earlier), HostCopy(layers) if layers is not None else None
-        return PendingStep(progress.step, progress.position, learning_rate, names, *copies)
+        return PendingStep(progress.step, progress.position, learning_rate, names, *copies, self.clock.exchanged(progress.step))
 
     def update(self, stats: DeviceStats, learning_rate: float) -> None:
         """Update the model, if the step is to be applied, and free the gradients."""
@@ -165,6 +177,7 @@ class TrainStep:
         for weight, mask in zeros:
             weight.masked_fill_(mask, 0.0)
         self.state.optimizer.zero_grad()
+        self.clock.end(StepPhase.UPDATE)
 
     @torch.no_grad()
     def _zeros(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
+from ropewalk.jobs.results.readable import read_table
+from ropewalk.jobs.runs.show.events import format_event
+from ropewalk.jobs.runs.show.stragglers import stragglers
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.sharding.checkpoints.layout import is_pinned, steps_in
 from tests.jobs.corpus import make_dataset
@@ -279,3 +283,21 @@ def test_a_donor_that_is_not_there_or_of_another_model_is_named(data: Path, tmp_
         taker = make_run(tmp_path, pretrain_config(data, steps=4) | changes)
         assert start(taker, 1).wait() == [42]
         assert arguments in log_of(taker)
+
+
+def test_a_slow_rank_is_named_by_event_metrics_table_and_show(data: Path, tmp_path: Path) -> None:
+    keys = {"steps": 17, "checkpoint": {"every_steps": 100}, "validation": {"every_steps": 100, "max_sequences": 1}}
+    run = make_run(tmp_path, pretrain_config(data, **keys))
+    launch(run, 2, TEST_HOOK="slow_rank")
+    (event,) = events(run, "straggler")
+    assert (event["rank"], event["phase"], event["step"] <= 17) == (1, "forward_backward", True)
+    assert event["host"] == socket.gethostname()
+    assert event["share"] == pytest.approx(1.0)
+    assert event["rate_without"] > 1
+    assert [each["rank"] for each in stragglers(run)] == [1]
+    assert "without it the run is" in str(format_event(event))
+    newest = [line for line in run.read_metrics() if "ranks/slowest" in line][-1]
+    assert (newest["ranks/slowest"], newest["ranks/slowest_share"]) == (1, pytest.approx(1.0))
+    table = read_table(run.path / "tables/ranks.json")
+    assert table is not None
+    assert [row[0] for row in table.rows] == [0, 1]

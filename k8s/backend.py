@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, NodeProgram, Profile
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, NodeProgram, Profile, Waiting
 from ropewalk.cluster.backends.recovery import has_agents, record_missing_outcome, state_from_files
 from ropewalk.cluster.backends.submission import (
     dependencies_beside,
@@ -276,6 +276,29 @@ class K8sBackend(Backend):
             raise ConfigError(f"{run.id} has no running pod for node {program.node}")
         command = kubectl(self.profile, self.kube.namespace)
         return exec_command(command, self.profile, str(pods[0]["metadata"]["name"]), run, program)
+
+    def explain_waiting(self, run: RunDir) -> Waiting:
+        from ropewalk.k8s.status.waiting import explain_waiting  # noqa: PLC0415 - only `why` needs it
+
+        try:
+            workload = observe(self.kube, [run])[run.id].workload
+        except BackendError:
+            return Waiting()
+        details = run.attempt_details(run.attempts()[-1])
+        resources = Resources.model_validate(details.get("resources") or run.record["resources"])
+        return explain_waiting(self.kube, self.profile, workload, resources)
+
+    def hold(self, run: RunDir) -> None:
+        self._admit(run, admitted=False)
+
+    def release(self, run: RunDir) -> None:
+        self._admit(run, admitted=True)
+
+    def _admit(self, run: RunDir, *, admitted: bool) -> None:
+        workload = observe(self.kube, [run])[run.id].workload
+        if workload is None:
+            raise ConfigError(f"{run.id} does not wait in a queue of Kueue; only such runs can be held")
+        self.kube.patch("Workload", workload["metadata"]["name"], {"spec": {"active": admitted}})
 
     def cancel(self, run: RunDir) -> None:
         """Ask a running run to save and stop, and delete its Job."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
-from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, NodeProgram, Profile
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, NodeProgram, Profile, Waiting
 from ropewalk.cluster.backends.recovery import record_missing_outcome, state_from_files
 from ropewalk.cluster.backends.submission import (
     Condition,
@@ -210,6 +210,32 @@ class SlurmBackend(Backend):
         if job is None:
             raise ConfigError(f"{run.id} has no job on cluster {self.cluster.name!r}")
         return step_command(run, self.profile, job.id, program)
+
+    def explain_waiting(self, run: RunDir) -> Waiting:
+        from ropewalk.slurm.status.waiting import explain_waiting  # noqa: PLC0415 - only `why` needs it
+
+        number = run.attempts()[-1]
+        resources = Resources.model_validate(run.attempt_details(number).get("resources") or run.record["resources"])
+        try:
+            job = self._waiting_job(run)
+        except (BackendError, ConfigError):
+            return Waiting()
+        return explain_waiting(self.slurm, job, resources, self.profile, run.attempt_dir(number) / "job.sbatch")
+
+    def _waiting_job(self, run: RunDir) -> str:
+        job = self._jobs([run]).get(run.id)
+        if job is None or not is_waiting(job):
+            raise ConfigError(f"{run.id} does not wait in the queue: `ropewalk why {run.id}`")
+        return job.id
+
+    def hold(self, run: RunDir) -> None:
+        self.slurm.ask("scontrol", "uhold", self._waiting_job(run))  # `hold` by an operator could not be released by the user
+
+    def release(self, run: RunDir) -> None:
+        self.slurm.ask("scontrol", "release", self._waiting_job(run))
+
+    def lower_priority(self, run: RunDir, amount: int) -> None:
+        self.slurm.update(self._waiting_job(run), Nice=str(amount))
 
     def cancel(self, run: RunDir) -> None:
         self.cancel_many([run])

@@ -35,6 +35,14 @@ class BackendState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Explanation of a run that waits: evidence as lines, and what would start sooner, if that is known."""
+
+    lines: Sequence[str] = ()
+    remedy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GpuSupply:
     """GPUs that runs of a cluster can use."""
 
@@ -162,6 +170,24 @@ class Backend(ABC):
         """Cancel many runs, with as few scheduler commands as possible."""
         for run in runs:
             self.cancel(run)
+
+    # --- the queue
+
+    def explain_waiting(self, run: RunDir) -> Waiting:
+        """Explain why a run waits: its priority, who is before it, limits. Never raises BackendError."""
+        return Waiting()
+
+    def hold(self, run: RunDir) -> None:
+        """Keep a waiting run from starting until `release`. Raises ConfigError, also if it does not wait."""
+        raise ConfigError(f"cluster {self.cluster.name!r} cannot hold runs; `ropewalk cancel {run.id}`, and `resume` it later")
+
+    def release(self, run: RunDir) -> None:
+        """Let a held run start again. Raises ConfigError."""
+        raise ConfigError(f"cluster {self.cluster.name!r} cannot hold runs, so there is nothing to release")
+
+    def lower_priority(self, run: RunDir, amount: int) -> None:
+        """Set by how much a waiting run's priority is lowered; 0 restores it. Raises ConfigError."""
+        raise ConfigError(f"cluster {self.cluster.name!r} has no priorities that users can change")
 
     def checks(self) -> list[Check]:
         """Check this cluster for `doctor`."""

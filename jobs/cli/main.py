@@ -23,6 +23,7 @@ from ropewalk.jobs.cli import (
     inspect,
     models,
     notify,
+    queue,
     run,
     runs,
     secret,
@@ -125,6 +126,7 @@ OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --
 
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Run": (run.run, run.submit, run.check, run.resume, runs.scale, runs.cancel),
+    "Queue": (queue.hold, queue.release, queue.priority),
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, shell.shell, runs.wait),
     "Look inside": (inspect.stacks, inspect.profile, inspect.memory),
     "Data and models": (

@@ -154,6 +154,8 @@ def reason_of_events(events: Sequence[Object]) -> PendingReason | None:
 
 def workload_reason(workload: Object) -> PendingReason | None:
     """Return Kueue's reason for not admitting a workload."""
+    if (workload.get("spec") or {}).get("active") is False:
+        return PendingReason(word="Held", message="it is held", remedy="`ropewalk release RUN` lets it start")
     conditions = {each["type"]: each for each in (workload.get("status") or {}).get("conditions") or []}
     for kind in ("QuotaReserved", "Admitted"):
         condition = conditions.get(kind)

@@ -30,7 +30,7 @@ def estimate(connect: Callable[[], Kubernetes], profile: K8sProfile, resources: 
         kube = connect()
         if reason := refusal(kube, profile, resources):
             return f"It could never start: {reason}."
-        capacities = (_queue_capacity(kube, profile, resources), _quota_capacity(kube, profile, resources))
+        capacities = (queue_capacity(kube, profile, resources), _quota_capacity(kube, profile, resources))
     except RopewalkError as error:
         return f"Kubernetes cannot be asked whether the run would wait: {error}."
     return sentence([capacity for capacity in capacities if capacity], resources)
@@ -65,7 +65,7 @@ def lacking(free: Mapping[str, float], per_node: Mapping[str, float], nodes: int
     return " and ".join(format_amount(name, value - free[name]) for name, value in needed.items() if value > free[name])
 
 
-def _queue_capacity(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Capacity | None:
+def queue_capacity(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Capacity | None:
     """Return the free capacity of the profile's Kueue queue, for the flavor in which most nodes fit."""
     if profile.queue is None:
         return None

@@ -43,7 +43,7 @@ def run_state(run: RunDir, job: Job | None, accounted: str | None = None) -> Bac
     state = state_of(job)
     if state is RunState.PENDING and (len(attempts) > 1 or outcome is not None):
         state = RunState.REQUEUED
-    return BackendState(state=state, word=job.state, reason=_reason(job), handle=f"slurm:{job.id}")
+    return BackendState(state=state, word=job.state, reason=_reason(run.id, job), handle=f"slurm:{job.id}")
 
 
 def _is_duplicate(run: RunDir, job: Job) -> bool:
@@ -112,10 +112,10 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _reason(job: Job) -> str:
+def _reason(run: str, job: Job) -> str:
     reason = "" if job.reason == "None" else job.reason
     if reason.startswith(HELD):
-        return f"{reason}; release it with `scontrol release {job.id}`"
+        return f"{reason}; release it with `ropewalk release {run}`"
     if job.state == "PENDING" and job.start not in {"N/A", "Unknown", ""}:
         return f"{reason}; may start at {job.start.replace('T', ' ')}"
     return reason

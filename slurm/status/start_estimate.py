@@ -89,6 +89,14 @@ class ClusterQueries:
 
     # --- waiting
 
+    def sooner(self, planned: PlannedStart) -> str:
+        """Describe a smaller request that starts sooner than a planned start; empty if there is none."""
+        if planned.refusal or planned.at_once:
+            return ""
+        shorter = self._before_reservation(planned) if planned.start != FOREVER else None
+        candidates = [shorter[1]] if shorter is not None and shorter[1] is not None else self._smaller_requests()
+        return self._earlier_start(candidates, planned)
+
     def _why_and_remedy(self, first: PlannedStart) -> str:
         shorter = self._before_reservation(first)
         if shorter is not None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, Profile
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, Profile, Waiting
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import BackendError
 from ropewalk.cluster.run.attempts import begin_attempts
@@ -67,6 +67,20 @@ class FakeBackend(Backend):
     def cancel(self, run: RunDir) -> None:
         self._note("cancel", run=run.id)
         run.request_cancel()
+
+    def explain_waiting(self, run: RunDir) -> Waiting:
+        return Waiting(lines=["its priority is 5"], remedy="with resources.nodes=1 it would start at once")
+
+    def hold(self, run: RunDir) -> None:
+        self._note("hold", run=run.id)
+
+    def release(self, run: RunDir) -> None:
+        self._note("release", run=run.id)
+
+    def lower_priority(self, run: RunDir, amount: int) -> None:
+        if amount > 100:
+            raise BackendError("scontrol: access denied")
+        self._note("priority", run=run.id, amount=amount)
 
     def checks(self) -> list[Check]:
         return [Check(name="fake", ok=bool(self.options.get("well", True)), detail="made up")]

@@ -219,6 +219,14 @@ class Scaled(Answer):
     nodes: int
 
 
+class Queued(Answer):
+    """A waiting run that was held, released, or got another priority."""
+
+    run: str
+    status: Literal["held", "released", "lowered"]
+    lowered_by: int | None = Field(None, description="of `priority`: by how much its priority is lowered")
+
+
 class Removed(Answer):
     """A run that `rm` has deleted, or would delete with --dry-run."""
 

@@ -14,6 +14,8 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
     "resume": runs.RunResult | runs.Submitted,
     "scale": runs.Scaled,
     "cancel": list[runs.Cancelled],
+    **dict.fromkeys(("hold", "release"), list[runs.Queued]),
+    "priority": runs.Queued,
     "ps": list[runs.TreeRow] | list[runs.RunRow],
     "show": runs.RunPage,
     "logs": runs.LogLine,

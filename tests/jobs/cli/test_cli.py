@@ -270,6 +270,16 @@ def test_scale_asks_only_a_live_elastic_run(shell: Shell, running: RunDir) -> No
     assert running.wanted_nodes == 2
 
 
+def test_a_waiting_run_is_held_released_and_lowered(shell: Shell, running: RunDir) -> None:
+    assert "`ropewalk release" in shell("hold", running.id)
+    shell("release", running.id)
+    assert "is lowered by 7" in shell("priority", running.id, "7")
+    assert [shell.asked(verb)[-1]["run"] for verb in ("hold", "release", "priority")] == [running.id] * 3
+    assert "users can only lower" in shell.mistake("priority", running.id, "999")
+    over = shell("submit", *pretrain("--on", "good")).strip()
+    assert "has ended: SUCCEEDED" in shell.mistake("hold", over)
+
+
 def test_cancel_and_resume(shell: Shell, running: RunDir) -> None:
     assert running.id in shell("cancel", running.id)
     assert running.cancel_requested

@@ -108,6 +108,9 @@ def test_json_of_live_runs(shell: Shell, running: RunDir) -> None:
     assert lines[1] == {"attempt": 1, "source": "rank-0", "text": "hello"}
     running.describe_attempt(1, resources={"nodes": "1..4"})
     assert json.loads(shell("scale", running.id, "2", "--json")) == {"run": running.id, "nodes": 2}
+    assert json.loads(shell("hold", running.id, "--json"))[0]["status"] == "held"
+    assert json.loads(shell("release", running.id, "--json"))[0]["status"] == "released"
+    assert json.loads(shell("priority", running.id, "5", "--json"))["lowered_by"] == 5
     (cancelled,) = json.loads(shell("cancel", running.id, "--json"))
     assert (cancelled["status"], cancelled["state"]) == ("cancelling", None)
 

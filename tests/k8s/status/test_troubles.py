@@ -1,13 +1,18 @@
 """Messages of Kubernetes about pods that do not start become one line with the remedy. The sentences are Kubernetes' own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from ropewalk.cluster.backends.base import Waiting
 from ropewalk.cluster.config import Resources
+from ropewalk.k8s.api.client import ForbiddenError, NotFoundError
 from ropewalk.k8s.api.objects import amount, format_amount
+from ropewalk.k8s.profile import K8sProfile
 from ropewalk.k8s.status.pending_reasons import pod_reason, remedy_of, simplify, workload_reason
 from ropewalk.k8s.status.start_estimate import Capacity, sentence
+from ropewalk.k8s.status.waiting import explain_waiting
 
 SENTENCES = {
     'Failed to pull image "r.example/x:1": r.example/x:1: not found': ("correct `image`", True),
@@ -129,3 +134,62 @@ def test_the_start_estimate(capacities: list[Capacity], nodes: int | str, messag
     import re
 
     assert re.search(message, sentence(capacities, Resources.model_validate({"nodes": nodes})))
+
+
+class Recorded:
+    """Answers of an API server; anything else is forbidden."""
+
+    namespace = "team"
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self._answers = answers
+
+    def raw(self, path: str) -> Any:
+        name = path.rpartition("/")[2]
+        if name not in self._answers or "v1beta2" in path:
+            raise NotFoundError("no such path")
+        return self._answers[name]
+
+    def get(self, kind: str, _: str) -> Any:
+        if kind not in self._answers:
+            raise ForbiddenError(f"may not read {kind}")
+        return self._answers[kind]
+
+
+def quota(name: str, most: str, used: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {"name": name, "nominalQuota": most}, {"name": name, "total": used}
+
+
+def test_a_workload_is_explained_by_its_place_and_the_quota() -> None:
+    cpu, gpu = quota("cpu", "40", "36"), quota("nvidia.com/gpu", "8", "7")
+    items = [
+        {"metadata": {"name": name}, "priority": 5, "positionInLocalQueue": number, "positionInClusterQueue": number + 2}
+        for number, name in enumerate(("job-a", "job-b", "mine"))
+    ]
+    answers = {
+        "pendingworkloads": {"items": items},
+        "LocalQueue": {"spec": {"clusterQueue": "lab"}, "status": {"pendingWorkloads": 3}},
+        "ClusterQueue": {
+            "spec": {"resourceGroups": [{"flavors": [{"name": "default", "resources": [cpu[0], gpu[0]]}]}]},
+            "status": {"flavorsReservation": [{"name": "default", "resources": [cpu[1], gpu[1]]}]},
+        },
+    }
+    workload = {"metadata": {"name": "mine"}, "spec": {"queueName": "team"}}
+    resources = Resources.model_validate({"nodes": 2, "cpus": 4})
+    profile = K8sProfile.model_construct(queue="team")
+
+    def explained(names: Sequence[str]) -> Waiting:
+        kube: Any = Recorded({name: answers[name] for name in names})
+        return explain_waiting(kube, profile, workload, resources)
+
+    before = "its priority in queue team is 5; 4 workloads are before it: job-a, job-b, 2 of other queues"
+    used = "in use of queue team's quota (lab): 36 CPU of 40 CPU, 7 nvidia.com/gpu of 8 nvidia.com/gpu"
+    assert list(explained([*answers]).lines) == [before, used]
+    assert explained([*answers]).remedy == "with resources.nodes=1 it would fit into the quota that is free now"
+    assert list(explained(["pendingworkloads"]).lines) == [before]
+    assert explained([]) == Waiting(lines=[])
+
+
+def test_a_held_workload() -> None:
+    result = workload_reason({"spec": {"queueName": "team", "active": False}, "status": {}})
+    assert str(result) == "it is held; `ropewalk release RUN` lets it start"

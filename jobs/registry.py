@@ -222,7 +222,7 @@ JOBS: dict[str, JobSpec] = {
             config="ropewalk.jobs.orchestration.sweep.config:SweepConfig",
             entry="ropewalk.jobs.orchestration.sweep.job:main",
             engine=Engine.PROCESS,
-            view="ropewalk.jobs.orchestration.sweep.view:SweepView",
+            view="ropewalk.jobs.orchestration.sweep.report.view:SweepView",
             files={
                 "trials": "parameters, runs and states of the trials",
                 "sweep.html": "page of the sweep",

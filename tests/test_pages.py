@@ -20,7 +20,7 @@ from ropewalk.jobs.evaluation.evaluate.config import EvaluateConfig
 from ropewalk.jobs.evaluation.evaluate.report import write_report as write_evaluation
 from ropewalk.jobs.models.cards.write import write_data_cards
 from ropewalk.jobs.models.compress.report import write_report as write_variants
-from ropewalk.jobs.orchestration.sweep.html_report import write_report as write_sweep
+from ropewalk.jobs.orchestration.sweep.report.html_report import write_report as write_sweep
 from ropewalk.jobs.results.score import Score
 from ropewalk.jobs.runs.models.comparison import compare
 from ropewalk.jobs.runs.models.evaluations import find_evaluations

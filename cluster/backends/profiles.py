@@ -21,7 +21,7 @@ BUILT_IN = {
     "local": "ropewalk.cluster.backends.local.backend:LocalBackend",
     "slurm": "ropewalk.slurm.backend:SlurmBackend",
     "k8s": "ropewalk.k8s.backend:K8sBackend",
-    "allocation": "ropewalk.jobs.orchestration.sweep.allocation:AllocationBackend",
+    "allocation": "ropewalk.jobs.orchestration.sweep.trials.allocation:AllocationBackend",
 }
 
 

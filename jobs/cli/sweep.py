@@ -26,8 +26,8 @@ def best(
     as_json: AsJson = False,
 ) -> None:
     """Write a sweep's best configuration as a job file for `ropewalk run JOB -c`."""
-    from ropewalk.jobs.orchestration.sweep import best as winner
-    from ropewalk.jobs.orchestration.sweep.results import find_sweep, read_sweep
+    from ropewalk.jobs.orchestration.sweep.report import best as winner
+    from ropewalk.jobs.orchestration.sweep.report.results import find_sweep, read_sweep
     from ropewalk.jobs.runs.show.remote import freshen
 
     results = read_sweep(freshen(find_sweep(sweep_ref)))
@@ -53,9 +53,9 @@ def confirm(
 ) -> None:
     """Run a sweep's best configuration again with new seeds to test whether it wins. Exit 1 if that stays open."""
     from ropewalk.cluster.errors import EXIT_INTERRUPTED
-    from ropewalk.jobs.orchestration.sweep import confirm as again
-    from ropewalk.jobs.orchestration.sweep.confirm_report import await_runs, confirmation, confirmation_page
-    from ropewalk.jobs.orchestration.sweep.results import find_sweep, read_sweep, trials_cluster
+    from ropewalk.jobs.orchestration.sweep.report import confirm as again
+    from ropewalk.jobs.orchestration.sweep.report.confirm_report import await_runs, confirmation, confirmation_page
+    from ropewalk.jobs.orchestration.sweep.report.results import find_sweep, read_sweep, trials_cluster
     from ropewalk.jobs.runs.show.remote import freshen
     from ropewalk.jobs.runs.show.tables import console
 

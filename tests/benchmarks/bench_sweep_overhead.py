@@ -21,7 +21,7 @@ from ropewalk.cluster.engines.entry import run_entry
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.orchestration.sweep.records import read_records
-from ropewalk.jobs.orchestration.sweep.results import SweepResults
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults
 from tests.benchmarks.swept import base, measured, sweep, use_folder
 from tests.jobs.corpus import make_dataset
 

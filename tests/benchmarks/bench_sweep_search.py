@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ropewalk.jobs.orchestration.sweep.results import SweepResults
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults
 from tests.benchmarks.swept import SPACE, base, quickstart_data, spread, sweep, use_folder
 
 MEMBERS = 4

@@ -15,7 +15,7 @@ from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.cli.quickstart import settings
-from ropewalk.jobs.orchestration.sweep.results import SweepResults, read_sweep
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, read_sweep
 from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.show.follow import wait
 from ropewalk.jobs.runs.submit.submit import submit

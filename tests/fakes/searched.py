@@ -75,7 +75,7 @@ def make_plugin(folder: Path) -> Path:
     directory = folder / "searched-1.0.dist-info"
     directory.mkdir(parents=True)
     points = "[ropewalk.jobs]\nsearched = tests.fakes.searched:SPEC\n"
-    points += "[ropewalk.backends]\nallocation = ropewalk.jobs.orchestration.sweep.allocation:AllocationBackend\n"
+    points += "[ropewalk.backends]\nallocation = ropewalk.jobs.orchestration.sweep.trials.allocation:AllocationBackend\n"
     (directory / "entry_points.txt").write_text(points)
     (directory / "METADATA").write_text("Metadata-Version: 2.1\nName: searched\nVersion: 1.0\n")
     return folder

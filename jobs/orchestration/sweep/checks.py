@@ -16,7 +16,7 @@ from ropewalk.cluster.config_reader import apply_override, changed_keys, load_co
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.gpus import machine_devices
 from ropewalk.jobs.orchestration.sweep.keys import SweepKeys
-from ropewalk.jobs.orchestration.sweep.space import merge_parameters, samples
+from ropewalk.jobs.orchestration.sweep.search.space import merge_parameters, samples
 from ropewalk.jobs.registry import config_of, find_job
 
 GRACE_SHARE = 10  # the first decision comes after 1/10 of a trial

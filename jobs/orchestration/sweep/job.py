@@ -20,11 +20,8 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_atomically
 from ropewalk.cluster.spec import RunState
-from ropewalk.jobs.orchestration.sweep.allocation import placement
-from ropewalk.jobs.orchestration.sweep.checkpoint_reference import release_all
 from ropewalk.jobs.orchestration.sweep.checks import concurrent_trials, decision_steps, sample_config, steps_of, trial_defaults
 from ropewalk.jobs.orchestration.sweep.config import CLUSTERS, SweepConfig, SweepContext
-from ropewalk.jobs.orchestration.sweep.html_report import write_readable
 from ropewalk.jobs.orchestration.sweep.records import (
     SWEEP_CANCELLED,
     WITH_THE_SWEEP,
@@ -33,8 +30,11 @@ from ropewalk.jobs.orchestration.sweep.records import (
     read_records,
     write_record,
 )
-from ropewalk.jobs.orchestration.sweep.results import read_sweep
-from ropewalk.jobs.orchestration.sweep.trial_runs import await_end, end_run
+from ropewalk.jobs.orchestration.sweep.report.html_report import write_readable
+from ropewalk.jobs.orchestration.sweep.report.results import read_sweep
+from ropewalk.jobs.orchestration.sweep.trials.allocation import placement
+from ropewalk.jobs.orchestration.sweep.trials.checkpoint_reference import release_all
+from ropewalk.jobs.orchestration.sweep.trials.trial_runs import await_end, end_run
 from ropewalk.jobs.orchestration.sweep.watchdog import Watchdog
 from ropewalk.jobs.runs.show.status import final_outcome
 from ropewalk.jobs.runs.submit.launcher import launcher
@@ -204,14 +204,8 @@ class Driver:
         """Run Tune until all trials have ended or must stop; return trials whose actors failed."""
         from ray import tune
 
-        from ropewalk.jobs.orchestration.sweep.tune import (
-            Decisions,
-            RecordedSearch,
-            RunTrainable,
-            make_scheduler,
-            num_samples,
-            param_space,
-        )
+        from ropewalk.jobs.orchestration.sweep.trials.schedulers import make_scheduler
+        from ropewalk.jobs.orchestration.sweep.trials.tune import Decisions, RecordedSearch, RunTrainable
 
         logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it warns of results that Tune was configured not to keep
         # a population starts as a whole
@@ -221,11 +215,10 @@ class Driver:
         resources = placement(self.sample.resources) if self.config.allocation else {"CPU": 1, "GPU": self.gpus}
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(RunTrainable, context=context), resources),
-            param_space=param_space(context),
             tune_config=tune.TuneConfig(
-                num_samples=num_samples(context),
+                num_samples=self.config.num_trials,
                 search_alg=RecordedSearch(context, at_once=at_once),
-                scheduler=make_scheduler(context, self.sample),
+                scheduler=make_scheduler(self.config, self.sample, context),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

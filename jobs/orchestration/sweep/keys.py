@@ -7,7 +7,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, WEIGHTS, JobConfig, Section, default_text
 from ropewalk.cluster.config_reader import read_job_file
-from ropewalk.jobs.orchestration.sweep.space import Space, condition_errors, grid_size, with_dotted_keys
+from ropewalk.jobs.orchestration.sweep.search.searches import SearchPlan
+from ropewalk.jobs.orchestration.sweep.search.space import Space, condition_errors, grid_size, with_dotted_keys
 
 DEFAULT_TRIALS = 10
 SHARED = ("name", "resources", "wandb", "retries")  # keys of the base job that all trials share
@@ -131,6 +132,12 @@ class SweepKeys(JobConfig):
         if self.search != "grid":
             return self.trials or DEFAULT_TRIALS
         return min(grid_size(self.space), self.trials or grid_size(self.space))
+
+    @property
+    def search_plan(self) -> SearchPlan:
+        """The keys that determine the search."""
+        startup = self.optuna.startup_trials
+        return SearchPlan(space=self.space, search=self.search, mode=self.mode, seed=self.seed, startup_trials=startup)
 
     def _wrong_combination(self) -> str:
         """Return a message about conflicting keys, or an empty string."""

@@ -13,7 +13,7 @@ from ropewalk.cluster.errors import EXIT_REQUEUE
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.orchestration.sweep.config import ORDER, SweepContext
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord, TrialState, read_records
-from ropewalk.jobs.orchestration.sweep.results import SweepReader
+from ropewalk.jobs.orchestration.sweep.report.results import SweepReader
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class RunView:
     """Default view of a run. A job overrides methods in a subclass and names it in its JobSpec, such as
-    `view="ropewalk.jobs.orchestration.sweep.view:SweepView"`. Fast commands import the subclass, so its module must import
+    `view="ropewalk.jobs.orchestration.sweep.report.view:SweepView"`. Fast commands import the subclass, so its module must import
     rich, torch and other heavy modules only inside functions.
     """
 

@@ -16,7 +16,7 @@ from ropewalk.cluster.process.kill import processes_of, processes_with
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, read_lines
 from ropewalk.cluster.spec import RunState
-from ropewalk.jobs.orchestration.sweep.results import read_sweep
+from ropewalk.jobs.orchestration.sweep.report.results import read_sweep
 from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.show.cancel import cancel_runs
 from ropewalk.jobs.runs.show.diagnose import diagnose

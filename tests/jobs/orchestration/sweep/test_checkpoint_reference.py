@@ -6,8 +6,8 @@ import pytest
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.jobs.orchestration.sweep.checkpoint_reference import checkpoint_of, release_all
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord, write_record
+from ropewalk.jobs.orchestration.sweep.trials.checkpoint_reference import checkpoint_of, release_all
 from ropewalk.sharding.checkpoints.layout import MANIFEST_NAME, directory_of, is_pinned, write_step_list
 from tests.fakes.nfs import Network, need_nfs
 

@@ -11,9 +11,9 @@ from ropewalk.cluster.config_reader import load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.orchestration.sweep.checks import concurrent_trials, decision_steps, sample_config
 from ropewalk.jobs.orchestration.sweep.config import SweepConfig
-from ropewalk.jobs.orchestration.sweep.space import Parameter, active_parameters, merge_parameters, samples
-from ropewalk.jobs.orchestration.sweep.trial import ReportInterval
-from ropewalk.jobs.orchestration.sweep.tune import parameters_of
+from ropewalk.jobs.orchestration.sweep.search.searches import parameters_of
+from ropewalk.jobs.orchestration.sweep.search.space import Parameter, active_parameters, merge_parameters, samples
+from ropewalk.jobs.orchestration.sweep.trials.report import ReportInterval
 from tests.jobs.shell import Shell
 
 GOOD: dict[str, Any] = {
@@ -132,7 +132,7 @@ def test_conditions_leave_keys_out_and_hold_in_chains() -> None:
 
 def test_lists_travel_as_text_and_come_back() -> None:
     space = {"optim.betas": Parameter(choice=[[0.9, 0.95], [0.8, 0.99]])}
-    names = space["optim.betas"].domain(crossed=False).categories  # type: ignore[union-attr]
+    names = space["optim.betas"].domain().categories  # type: ignore[union-attr]
     assert all(isinstance(name, str) for name in names)
     assert parameters_of(space, {"optim.betas": names[1]}) == {"optim.betas": [0.8, 0.99]}
 

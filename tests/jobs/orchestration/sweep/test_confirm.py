@@ -13,9 +13,9 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import append_line, read_json
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs import registry as catalog
-from ropewalk.jobs.orchestration.sweep import confirm
-from ropewalk.jobs.orchestration.sweep.confirm_report import compare, confirmation, is_real, mean_of
-from ropewalk.jobs.orchestration.sweep.results import read_sweep
+from ropewalk.jobs.orchestration.sweep.report import confirm
+from ropewalk.jobs.orchestration.sweep.report.confirm_report import compare, confirmation, is_real, mean_of
+from ropewalk.jobs.orchestration.sweep.report.results import read_sweep
 from ropewalk.jobs.results.statistics import t_quantile
 from ropewalk.jobs.runs.show.status import all_runs
 from tests.fakes import toss

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ropewalk.cluster.run.files import read_json, write_json
-from ropewalk.jobs.orchestration.sweep.importance import importance_of
-from ropewalk.jobs.orchestration.sweep.plot_axes import axes_of
-from ropewalk.jobs.orchestration.sweep.results import TrialResult, read_sweep
-from ropewalk.jobs.orchestration.sweep.tables import summary_rows
+from ropewalk.jobs.orchestration.sweep.report.importance import importance_of
+from ropewalk.jobs.orchestration.sweep.report.plot_axes import axes_of
+from ropewalk.jobs.orchestration.sweep.report.results import TrialResult, read_sweep
+from ropewalk.jobs.orchestration.sweep.report.tables import summary_rows
 from tests.fakes.sweep import SPACE, make_sweep
 from tests.jobs.shell import Shell
 

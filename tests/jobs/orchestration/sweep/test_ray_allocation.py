@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ropewalk.jobs.orchestration.sweep.ray_allocation import NodeServer
+from ropewalk.jobs.orchestration.sweep.trials.ray_allocation import NodeServer
 
 
 def test_a_trial_has_the_gpus_that_ray_gave_its_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,36 +1,42 @@
-"""The search by a model, without a run: it suggests better what it has learnt, and goes on after a kill with what is recorded."""
+"""The searches, without a run: what they draw, what a model learns, how a search continues from what is recorded."""
 
 import math
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from ray.tune.experiment import Experiment
+import pytest
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.orchestration.sweep.config import SweepConfig, SweepContext
-from ropewalk.jobs.orchestration.sweep.records import read_records
-from ropewalk.jobs.orchestration.sweep.tune import OBJECTIVE, RecordedSearch, RunTrainable
+from ropewalk.jobs.orchestration.sweep.records import TrialState, read_record, read_records, write_record
+from ropewalk.jobs.orchestration.sweep.search.searches import Search, SearchPlan
+from ropewalk.jobs.orchestration.sweep.search.space import Parameter
+from ropewalk.jobs.orchestration.sweep.trials.report import OBJECTIVE
+from ropewalk.jobs.orchestration.sweep.trials.tune import RecordedSearch
 from tests.jobs.orchestration.sweep.test_config import load
 
 BEST = 1e-3
+SPACE = {"a": Parameter(loguniform=(1e-3, 1.0)), "b": Parameter(grid=[1, 2, 3]), "c": Parameter(randint=(0, 4))}
 
 
 def begin(sweep: RunDir, config: SweepConfig) -> RecordedSearch:
     """The search of a new attempt of the sweep's driver."""
     paths = {"scratch": sweep.path, "launcher": sweep.path}
     context = SweepContext(sweep=sweep, attempt=1, config=config, cluster="local", defaults={}, origin={}, **paths)
-    search = RecordedSearch(context, at_once=2)
-    search.add_configurations([Experiment("sweep", RunTrainable, num_samples=config.num_trials)])
-    return search
+    return RecordedSearch(context, at_once=2)
 
 
 def carry_out(search: RecordedSearch, most: int) -> list[float]:
     """So many trials at most, one after another; the learning rate of each."""
     tried = []
-    while len(tried) < most and (trial := search.next_trial()) is not None:
-        tried.append(trial.config["optim.lr"])
-        loss = abs(math.log10(tried[-1] / BEST))
-        search.on_trial_complete(trial.trial_id, {OBJECTIVE: loss, "trial": trial.config["trial"]})
+    while len(tried) < most and isinstance(values := search.suggest(str(len(tried))), dict):
+        tried.append(values["optim.lr"])
+        record = read_record(search.context.sweep, values["trial"])
+        assert record is not None
+        record.end(TrialState.SUCCEEDED)
+        write_record(search.context.sweep, record)
+        search.on_trial_complete(str(len(tried) - 1), {OBJECTIVE: abs(math.log10(tried[-1] / BEST)), "step": 1})
     return tried
 
 
@@ -50,3 +56,83 @@ def test_what_is_learnt_is_suggested_also_after_a_kill(tmp_path: Path) -> None:
     assert len(set(after)) == 40
     misses = [abs(math.log10(rate / BEST)) for rate in after[14:]]
     assert median(misses) < 1.0, "of random ones it would be 1.5"
+
+
+def test_no_more_trials_are_open_than_may_run_at_once(tmp_path: Path) -> None:
+    search = begin(RunDir.create("sweep", {}, root=tmp_path), load(trials=3))
+    assert all(isinstance(search.suggest(name), dict) for name in "ab")
+    assert search.suggest("c") is None
+    search.on_trial_complete("a", {OBJECTIVE: 1.0, "step": 1})
+    assert isinstance(search.suggest("c"), dict)
+    search.on_trial_complete("b")
+    assert search.suggest("d") == search.FINISHED
+
+
+def suggestions(search: str, seed: int, numbers: range) -> list[dict[str, Any] | None]:
+    suggesting = Search(SearchPlan(space=SPACE, search=search, seed=seed))
+    return [suggesting.suggest(number) for number in numbers]
+
+
+@pytest.mark.parametrize("search", ["random", "sobol"])
+def test_a_draw_is_a_pure_function_of_seed_and_number(search: str) -> None:
+    first = suggestions(search, 0, range(12))
+    assert suggestions(search, 0, range(8, 12)) == first[8:]
+    assert suggestions(search, 1, range(12)) != first
+    assert [values["b"] for values in first if values] == [1, 2, 3] * 4, "a grid within other draws is tried in order"
+    assert all(values and 1e-3 <= values["a"] <= 1.0 and values["c"] in range(4) for values in first)
+
+
+def test_a_model_based_search_that_continues_draws_what_it_would_have_drawn() -> None:
+    plan = SearchPlan(space={"x": Parameter(uniform=(0.0, 1.0))}, search="optuna", startup_trials=4)
+    whole, continued = Search(plan), Search(plan)
+    drawn: list[dict[str, Any]] = []
+    for number in range(10):
+        values = whole.suggest(number)
+        assert values is not None
+        drawn.append(values)
+        for search in (whole, continued) if number < 6 else (whole,):
+            if search is continued:
+                search.suggest(number, values)
+            search.report(number, 1, abs(values["x"] - 0.2))
+            search.finish(number, complete=True)
+    assert continued.suggest(6) == drawn[6]
+    assert len({values["x"] for values in drawn}) == 10
+
+
+def test_sobol_fills_each_half_of_a_range_alike() -> None:
+    drawn = [values["a"] for values in suggestions("sobol", 0, range(16)) if values]
+    assert sum(value < math.sqrt(1e-3) for value in drawn) == 8
+
+
+def test_a_grid_leaves_out_what_differs_only_in_an_inactive_key() -> None:
+    space = {"kind": Parameter(choice=["plain", "other"]), "m": Parameter(grid=[1, 2], when={"kind": "other"})}
+    search = Search(SearchPlan(space=space, search="grid"))
+    values = [search.suggest(number) for number in range(4)]
+    assert [(v["kind"], v["m"]) if v["kind"] == "other" else v["kind"] for v in values if v] == [
+        "plain",
+        ("other", 1),
+        ("other", 2),
+    ]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_stopped_trial_counts_as_if_it_had_changed_like_the_complete_ones(seed: int) -> None:
+    search = Search(SearchPlan(space={"x": Parameter(uniform=(0.0, 1.0))}, search="optuna", seed=seed))
+    near_the_best = 0
+    for number in range(50):
+        values = search.suggest(number)
+        assert values is not None
+        complete = values["x"] <= 0.5
+        for step in (1, 2) if complete else (1,):
+            # the metric rises: by its last value a stopped trial would be the best
+            search.report(number, step, abs(values["x"] - 0.2) + 2.0 * step)
+        search.finish(number, complete=complete)
+        near_the_best += number >= 30 and abs(values["x"] - 0.2) < 0.15
+    assert near_the_best >= 12, "of random draws it would be 6, and fewer if the last value counted"
+
+
+def test_a_failed_trial_teaches_nothing() -> None:
+    search = Search(SearchPlan(space={"x": Parameter(uniform=(0.0, 1.0))}, search="optuna"))
+    search.suggest(0)
+    search.finish(0, complete=False, failed=True)
+    assert search.suggest(1) is not None

@@ -12,7 +12,7 @@ from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.orchestration.sweep.config import SweepContext
 from ropewalk.jobs.orchestration.sweep.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
-from ropewalk.jobs.orchestration.sweep.trial import TrialFollower
+from ropewalk.jobs.orchestration.sweep.trials.trial import TrialFollower
 from ropewalk.jobs.runs.submit.launcher import ask, launcher
 from tests.jobs.sweeping import sweep_config
 
@@ -66,8 +66,8 @@ def test_a_run_that_another_actor_has_paused_meanwhile_goes_on(
         results = {context.config.metric: 1.0, "step": 20}
         run.write_outcome(number, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=2.0, results=results))
 
-    monkeypatch.setattr("ropewalk.jobs.orchestration.sweep.trial.ask", resume)
-    monkeypatch.setattr("ropewalk.jobs.orchestration.sweep.trial.await_end", lambda run: True)
+    monkeypatch.setattr("ropewalk.jobs.orchestration.sweep.trials.trial.ask", resume)
+    monkeypatch.setattr("ropewalk.jobs.orchestration.sweep.trials.trial.await_end", lambda run: True)
     run = RunDir(context.sweep.path.parent / read_record(context.sweep, 0).runs[0])  # type: ignore[union-attr]
     if paused:
         run.event("paused_by_sweep", attempt=1)
@@ -112,7 +112,7 @@ def test_a_trial_whose_run_is_under_way_already_follows_it(
     def refuse(launcher: Path, verb: str, run: RunDir, gpus: str = "") -> None:
         raise error
 
-    monkeypatch.setattr("ropewalk.jobs.orchestration.sweep.trial.ask", refuse)
+    monkeypatch.setattr("ropewalk.jobs.orchestration.sweep.trials.trial.ask", refuse)
     run = RunDir.create("fresh", {"job": "pretrain", "cluster": "local", "config": {}}, context.sweep.path.parent)
     record = TrialRecord(trial=0, parameters={}, sampled={}, runs=[run.id])
     write_record(context.sweep, record)

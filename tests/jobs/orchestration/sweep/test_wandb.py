@@ -10,8 +10,8 @@ import pytest
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
-from ropewalk.jobs.orchestration.sweep.html_report import write_readable
-from ropewalk.jobs.orchestration.sweep.results import read_sweep
+from ropewalk.jobs.orchestration.sweep.report.html_report import write_readable
+from ropewalk.jobs.orchestration.sweep.report.results import read_sweep
 from ropewalk.jobs.results.readable import pictures, read_table
 from ropewalk.jobs.runs.mirror.mirror import send_rest
 from tests.fakes.sweep import make_sweep

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ropewalk.cluster.text import format_parameters
-from ropewalk.jobs.orchestration.sweep.importance import Importance
-from ropewalk.jobs.orchestration.sweep.plot_axes import axes_of
-from ropewalk.jobs.orchestration.sweep.results import SweepResults, TrialResult, format_metric
+from ropewalk.jobs.orchestration.sweep.report.importance import Importance
+from ropewalk.jobs.orchestration.sweep.report.plot_axes import axes_of
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult, format_metric
 from ropewalk.jobs.runs.show.plots import EVENT, INK, MUTED, TRAIN, VALIDATION, dress
 
 BEST, FINISHED, STOPPED = VALIDATION, TRAIN, "#b8c4d0"

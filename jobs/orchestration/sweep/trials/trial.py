@@ -12,12 +12,13 @@ from ropewalk.cluster.gpus import DEVICES_VARIABLE
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.spec import Outcome, RunState
-from ropewalk.jobs.orchestration.sweep.allocation import TrialSupervisor
-from ropewalk.jobs.orchestration.sweep.checkpoint_reference import checkpoint_of
 from ropewalk.jobs.orchestration.sweep.config import SweepContext
-from ropewalk.jobs.orchestration.sweep.curves import MetricFollower, result_of
 from ropewalk.jobs.orchestration.sweep.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
-from ropewalk.jobs.orchestration.sweep.trial_runs import await_end, create_run, end_run
+from ropewalk.jobs.orchestration.sweep.trials.allocation import TrialSupervisor
+from ropewalk.jobs.orchestration.sweep.trials.checkpoint_reference import checkpoint_of
+from ropewalk.jobs.orchestration.sweep.trials.curves import MetricFollower, result_of
+from ropewalk.jobs.orchestration.sweep.trials.report import OBJECTIVE, ReportInterval, Trial
+from ropewalk.jobs.orchestration.sweep.trials.trial_runs import await_end, create_run, end_run
 from ropewalk.jobs.results.metrics import OWN_KEYS, latest_metrics
 from ropewalk.jobs.runs.show.follow import LOST_ANSWERS, Watch
 from ropewalk.jobs.runs.show.status import GONE, final_outcome, states
@@ -30,24 +31,9 @@ ASK_AGAIN_SECONDS = 1.0
 MAX_RESTARTS = 3  # of a run whose process is gone
 FINISHED = "trial_finished"  # event
 PAUSED = "paused_by_sweep"  # event of the run: its attempt exits only for now
-OBJECTIVE = "objective"  # name of the metric in Ray Tune
 
 
-class ReportInterval:
-    """Selects the values reported to a scheduler: the first at or after each multiple of its interval; None: only the last."""
-
-    def __init__(self, every_steps: int | None, after: int = 0) -> None:
-        self._every, self._passed = every_steps, after
-
-    def due(self, step: int) -> bool:
-        """Return True if the value of this step must be reported; call it once per step in ascending order."""
-        if self._every is None or step // self._every <= self._passed // self._every:
-            return False
-        self._passed = step
-        return True
-
-
-class TrialFollower:
+class TrialFollower(Trial):
     """Follows one trial, continuing from its record."""
 
     def __init__(self, context: SweepContext, number: int) -> None:

@@ -68,7 +68,7 @@ class TrialSupervisor(threading.Thread):
     def run(self) -> None:
         import ray
 
-        from ropewalk.jobs.orchestration.sweep.ray_allocation import RayClusterAllocation
+        from ropewalk.jobs.orchestration.sweep.trials.ray_allocation import RayClusterAllocation
 
         nodes: RayClusterAllocation | None = None
         try:
@@ -85,7 +85,7 @@ def placement(resources: Resources) -> "PlacementGroupFactory":
     """Return the placement group of a trial: one bundle per node, on different nodes; the actor itself takes no resources."""
     from ray.tune import PlacementGroupFactory
 
-    from ropewalk.jobs.orchestration.sweep.ray_allocation import cpus_of
+    from ropewalk.jobs.orchestration.sweep.trials.ray_allocation import cpus_of
 
     bundle: dict[str, float] = {"CPU": float(cpus_of(resources))}
     if resources.gpus:

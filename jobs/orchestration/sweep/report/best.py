@@ -12,8 +12,8 @@ from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.cluster.run.files import write_atomically
 from ropewalk.cluster.text import format_parameters
-from ropewalk.jobs.orchestration.sweep.results import SweepResults, TrialResult, format_metric
-from ropewalk.jobs.orchestration.sweep.space import merge_parameters
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult, format_metric
+from ropewalk.jobs.orchestration.sweep.search.space import merge_parameters
 from ropewalk.jobs.registry import config_of, find_job
 
 HEADER = "# The best of "  # marks files written by `best`

@@ -9,7 +9,8 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.text import counted, format_parameters
 from ropewalk.jobs.orchestration.sweep.records import SWEEP_CANCELLED, TrialState, path_of, read_records
-from ropewalk.jobs.orchestration.sweep.results import SweepReader, SweepResults, format_metric, read_sweep, with_run_states
+from ropewalk.jobs.orchestration.sweep.report.results import SweepReader, SweepResults, format_metric, read_sweep, with_run_states
+from ropewalk.jobs.orchestration.sweep.search.searches import MODELS, Search, parameters_of
 from ropewalk.jobs.runs.show.view import RunView
 
 if TYPE_CHECKING:
@@ -52,11 +53,9 @@ class SweepView(RunView):
         count = min(config.num_trials, FIRST_TRIALS)
         first = f"search={config.search}, scheduler={config.scheduler}, {config.mode}imize {config.metric}"
         rows = [("trials", f"{config.num_trials} runs of {spec.name}; {first}")]
-        if config.search == "optuna":
-            rows.append(("first trials", "chosen by optuna while the sweep runs"))
+        if config.search in MODELS:
+            rows.append(("first trials", f"chosen by {config.search} while the sweep runs"))
         else:
-            from ropewalk.jobs.orchestration.sweep.tune import first_trials
-
             rows += [(f"trial {number}", format_parameters(values)) for number, values in enumerate(first_trials(config, count))]
         of_each = [*trial.plan(sample), ("processes", trial.processes(sample.resources))]
         return [*rows, *[(f"each: {name}", text) for name, text in of_each]]
@@ -76,13 +75,13 @@ class SweepView(RunView):
         return with_run_states(read_sweep(self.run)).plain()
 
     def page(self, details: Mapping[str, Any]) -> "RenderableType":
-        from ropewalk.jobs.orchestration.sweep.tables import sweep_page
+        from ropewalk.jobs.orchestration.sweep.report.tables import sweep_page
 
         return sweep_page(details, with_run_states(read_sweep(self.run)))
 
     def pictures(self, file: Path | None) -> list[Path]:
         """Write an overview of all plots, each plot by itself, and an HTML page."""
-        from ropewalk.jobs.orchestration.sweep.html_report import write_report
+        from ropewalk.jobs.orchestration.sweep.report.html_report import write_report
 
         return write_report(self.run, file or self.run.path / "sweep.png")
 
@@ -96,12 +95,12 @@ class SweepView(RunView):
         return "  ".join([*parts, f"{results.spent:,} steps"])
 
     def live(self) -> "RenderableType":
-        from ropewalk.jobs.orchestration.sweep.tables import live_table
+        from ropewalk.jobs.orchestration.sweep.report.tables import live_table
 
         return live_table(self.results())
 
     def ending(self, result: Mapping[str, Any]) -> "RenderableType":
-        from ropewalk.jobs.orchestration.sweep.tables import sweep_ending
+        from ropewalk.jobs.orchestration.sweep.report.tables import sweep_ending
 
         return sweep_ending(read_sweep(self.run))
 
@@ -151,6 +150,13 @@ class SweepView(RunView):
             values |= {"best/trial": best.trial, "best/run": best.run, "best/metric": best.metric, "best/steps": best.steps}
             values |= {f"best/parameters/{key}": value for key, value in best.parameters.items()}
         return values
+
+
+def first_trials(config: "SweepConfig", count: int) -> list[dict[str, Any]]:
+    """Return the parameters of the first trials of a search that does not learn from results."""
+    search = Search(config.search_plan)
+    sampled = (search.suggest(number) for number in range(count))
+    return [parameters_of(config.space, values) for values in sampled if values is not None]
 
 
 def failures(results: SweepResults) -> list[str]:

@@ -10,10 +10,10 @@ from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.page import Table, heading, image, paragraph, picture
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.text import format_value
-from ropewalk.jobs.orchestration.sweep.importance import Importance, importance_of
-from ropewalk.jobs.orchestration.sweep.plots import draw_curves, draw_history, draw_importance, draw_parallel, title_of
-from ropewalk.jobs.orchestration.sweep.results import SweepResults, TrialResult, format_metric, read_sweep
-from ropewalk.jobs.orchestration.sweep.tables import steps_words, summary_rows
+from ropewalk.jobs.orchestration.sweep.report.importance import Importance, importance_of
+from ropewalk.jobs.orchestration.sweep.report.plots import draw_curves, draw_history, draw_importance, draw_parallel, title_of
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult, format_metric, read_sweep
+from ropewalk.jobs.orchestration.sweep.report.tables import steps_words, summary_rows
 from ropewalk.jobs.results.readable import write_picture, write_table
 from ropewalk.jobs.runs.show.plots import INK, MUTED, as_png
 from ropewalk.jobs.runs.show.run_page import write_run_page

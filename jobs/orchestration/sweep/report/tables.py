@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ropewalk.cluster.text import format_parameters, format_value
-from ropewalk.jobs.orchestration.sweep.results import SweepResults, TrialResult, format_metric
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult, format_metric
 from ropewalk.jobs.runs.show.tables import COLORS, duration, progress_words, run_page, table
 
 TRIAL_COLORS = {**COLORS, "STOPPED": "bright_black", "PAUSED": "yellow"}

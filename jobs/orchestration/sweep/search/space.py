@@ -63,14 +63,22 @@ class Parameter(Section):
         low, high, *_ = getattr(self, self.kind)
         return [low, high - 1 if self.kind == "randint" else high]
 
-    def domain(self, *, crossed: bool) -> "Domain | dict[str, Any]":
-        """Return Ray Tune's domain; `crossed` values are combined with those of other keys, otherwise one is drawn."""
+    def at(self, u: float) -> Any:
+        """Return the value at a share `u` in [0, 1) of the range, or of the finitely many values."""
+        if self.values is not None:
+            return self.values[int(u * len(self.values))]
+        low, high, *step = getattr(self, self.kind)
+        if self.kind == "randint":
+            return low + int(u * (high - low))
+        value = low * (high / low) ** u if "log" in self.kind else low + u * (high - low)
+        return min(high, round(value / step[0]) * step[0]) if step else value
+
+    def domain(self) -> "Domain":
+        """Return Ray Tune's domain, from which population-based training draws."""
         from ray import tune
 
         if self.values is not None:
-            names = [encode(value) for value in self.values]
-            choice: Domain | dict[str, Any] = tune.grid_search(names) if crossed else tune.choice(names)
-            return choice
+            return tune.choice([encode(value) for value in self.values])
         domain: Domain = getattr(tune, self.kind)(*getattr(self, self.kind))
         return domain
 

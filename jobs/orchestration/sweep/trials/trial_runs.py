@@ -10,7 +10,7 @@ from ropewalk.cluster.errors import BackendError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.orchestration.sweep.config import SweepContext
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord
-from ropewalk.jobs.orchestration.sweep.space import merge_parameters
+from ropewalk.jobs.orchestration.sweep.search.space import merge_parameters
 from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.show.follow import Watch
 from ropewalk.jobs.runs.show.status import final_outcome

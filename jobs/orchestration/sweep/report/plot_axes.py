@@ -9,8 +9,8 @@ from typing import Any
 from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.text import format_value
-from ropewalk.jobs.orchestration.sweep.results import TrialResult
-from ropewalk.jobs.orchestration.sweep.space import Parameter
+from ropewalk.jobs.orchestration.sweep.report.results import TrialResult
+from ropewalk.jobs.orchestration.sweep.search.space import Parameter
 
 MOST_TICKS = 7
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ropewalk.jobs.orchestration.sweep.plot_axes import Axis, axes_of, category
-from ropewalk.jobs.orchestration.sweep.results import SweepResults, TrialResult
+from ropewalk.jobs.orchestration.sweep.report.plot_axes import Axis, axes_of, category
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult
 
 LEAST_TRIALS = 6
 ENOUGH_TRIALS = 30

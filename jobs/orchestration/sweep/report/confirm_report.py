@@ -10,8 +10,8 @@ from rich.text import Text
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.text import format_parameters
-from ropewalk.jobs.orchestration.sweep.confirm import Candidate, values_of
-from ropewalk.jobs.orchestration.sweep.results import SweepResults, format_metric
+from ropewalk.jobs.orchestration.sweep.report.confirm import Candidate, values_of
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, format_metric
 from ropewalk.jobs.results.compare import Comparison, judge
 from ropewalk.jobs.results.statistics import mean_error
 from ropewalk.jobs.runs.show.follow import POLL_SECONDS, Watch

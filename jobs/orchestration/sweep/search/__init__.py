@@ -1,0 +1,1 @@
+"""Keys and draws of a search space, and the searches that choose trials in it."""

@@ -41,7 +41,7 @@ def best(
 
 def confirm(
     sweep_ref: SweepRef,
-    seeds: Annotated[int, typer.Option("--seeds", min=2, max=100, metavar="N", help="number of new seeds per configuration")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=3, max=100, metavar="N", help="number of new seeds per configuration")] = 3,
     against: Annotated[
         Literal["runner-up", "base"], typer.Option("--against", help="configuration to compare the best one with")
     ] = "runner-up",

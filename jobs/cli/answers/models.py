@@ -68,6 +68,8 @@ class Trial(OpenAnswer):
 class Best(Trial):
     """The best trial of a sweep, and its job file."""
 
+    expected: float | None = Field(description="its metric with new seeds, estimated from all trials; null: too few trials")
+    expected_error: float | None
     job: str
     config: dict[str, Any]
     file: str | None = Field(description="the job file that was written")

@@ -12,6 +12,7 @@ from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.cluster.run.files import write_atomically
 from ropewalk.cluster.text import format_parameters
+from ropewalk.jobs.orchestration.sweep.report.outlook import expected_best
 from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult, format_metric
 from ropewalk.jobs.orchestration.sweep.search.space import merge_parameters
 from ropewalk.jobs.registry import config_of, find_job
@@ -45,6 +46,7 @@ def job_file(results: SweepResults) -> str:
     lines = [
         f"{HEADER}{len(results.trials)} trials of the sweep {sweep}, on {time.strftime('%Y-%m-%d')}:",
         f"# trial {best.trial} ({best.run}), {value} at step {best.steps:,}.",
+        *_expectation(results),
         f"# Parameters from the search: {format_parameters(best.parameters)}",
         *_changes(best),
         f"# Test the win with new seeds: ropewalk confirm {sweep}",
@@ -54,9 +56,20 @@ def job_file(results: SweepResults) -> str:
 
 
 def plain(results: SweepResults) -> dict[str, Any]:
-    """Return the output of `best --json`: the trial, the job, and its configuration as in the job file."""
-    best = winner(results)
-    return {**best.plain(), "job": results.job, "config": merge_parameters(base_of(results), best.parameters)}
+    """Return the output of `best --json`: the trial, its metric to expect with new seeds, the job, and the configuration."""
+    best, expected = winner(results), expected_best(results)
+    value, error = expected or (None, None)
+    config = merge_parameters(base_of(results), best.parameters)
+    return {**best.plain(), "expected": value, "expected_error": error, "job": results.job, "config": config}
+
+
+def _expectation(results: SweepResults) -> list[str]:
+    """Return a comment with the metric to expect with new seeds, if the trials tell."""
+    expected = expected_best(results)
+    if expected is None:
+        return []
+    value, error = map(format_metric, expected)
+    return [f"# With new seeds expect {value} ± {error}: the best of {len(results.eligible)} noisy values is too good."]
 
 
 def _changes(best: TrialResult) -> list[str]:

@@ -1,8 +1,11 @@
 """Report of `ropewalk confirm`: means, their difference, and a verdict."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,11 +16,12 @@ from ropewalk.cluster.text import format_parameters
 from ropewalk.jobs.orchestration.sweep.report.confirm import Candidate, values_of
 from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, format_metric
 from ropewalk.jobs.results.compare import Comparison, judge
-from ropewalk.jobs.results.statistics import mean_error
+from ropewalk.jobs.results.statistics import LEVEL, mean_error, t_quantile
 from ropewalk.jobs.runs.show.follow import POLL_SECONDS, Watch
 from ropewalk.jobs.runs.show.status import final_outcome
 from ropewalk.jobs.runs.show.tables import table
 
+LEAST_SEEDS = 3
 ROUNDING = 1e-9  # a standard error below this share of the difference is floating-point noise
 
 
@@ -28,14 +32,33 @@ def mean_of(values: Sequence[float]) -> dict[str, Any]:
 
 
 def compare(best: Mapping[int, float], other: Mapping[int, float], mode: str) -> Comparison:
-    """Compare values of the same seed, which gives both the same data order; positive differences favour the first."""
-    sign = 1.0 if mode == "max" else -1.0
-    return judge([sign * (best[seed] - other[seed]) for seed in sorted(best.keys() & other.keys())])
+    """Compare values of the same seed, which gives both the same data order; positive differences favour the first.
+
+    The standard error is at least that of the rounding of the values: differences that are equal only because the metric has
+    few digits are no evidence.
+    """
+    sign, seeds = 1.0 if mode == "max" else -1.0, sorted(best.keys() & other.keys())
+    result = judge([sign * (best[seed] - other[seed]) for seed in seeds])
+    if result.difference is None or result.standard_error is None:
+        return result
+    unit = rounding_unit([values[seed] for values in (best, other) for seed in seeds])
+    floor = unit / math.sqrt(6 * result.n)  # of a mean of differences; each value is off by up to half a unit, uniformly
+    if result.standard_error >= floor:
+        return result
+    reach = t_quantile((1 + LEVEL) / 2, result.groups) * floor
+    interval = (result.difference - reach, result.difference + reach)
+    return replace(result, standard_error=floor, interval=interval, smallest_difference=reach)
+
+
+def rounding_unit(values: Sequence[float]) -> float:
+    """Return the unit of the last digit that any of the values has, such as 0.001."""
+    digits = [int(Decimal(repr(value)).normalize().as_tuple().exponent) for value in values if math.isfinite(value)]
+    return 10.0 ** min(0, *digits)
 
 
 def is_real(comparison: Comparison) -> bool | None:
     """Return True if the interval lies above 0, or None if there are too few seeds."""
-    return None if comparison.interval is None else comparison.interval[0] > 0
+    return None if comparison.interval is None or comparison.n < LEAST_SEEDS else comparison.interval[0] > 0
 
 
 # --- the report
@@ -83,9 +106,10 @@ def _plain(candidate: Candidate, values: Mapping[int, float]) -> dict[str, Any]:
 def verdict(results: SweepResults, best: Candidate, other: Candidate, comparison: Comparison) -> str:
     """Return a sentence that says whether the best configuration is better than the other."""
     best_name, other_name = _name(best), _name(other)
-    if comparison.difference is None or comparison.standard_error is None or comparison.interval is None:
-        have = "no seed has" if comparison.n == 0 else "only one seed has"
-        return f"No verdict: {have} values of both {best_name} and {other_name}, and two are needed; {_more(results, 5)}."
+    few = comparison.n < LEAST_SEEDS
+    if few or comparison.difference is None or comparison.standard_error is None or comparison.interval is None:
+        have = ("no seed has", "only one seed has", "only two seeds have")[min(comparison.n, LEAST_SEEDS - 1)]
+        return f"No verdict: {have} values of both {best_name} and {other_name}, and three are needed; {_more(results, 5)}."
     by = f"by {format_metric(abs(comparison.difference))} ± {format_metric(comparison.standard_error)} of {results.metric}"
     basis = f"mean and standard error of {comparison.n} differences, each at one seed"
     if comparison.difference > 0 and comparison.standard_error <= ROUNDING * comparison.difference:

@@ -7,11 +7,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ropewalk.cluster.text import format_parameters, format_value
+from ropewalk.jobs.orchestration.sweep.report.outlook import chance_of_better, expected_best
 from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult, format_metric
 from ropewalk.jobs.runs.show.tables import COLORS, duration, progress_words, run_page, table
 
 TRIAL_COLORS = {**COLORS, "STOPPED": "bright_black", "PAUSED": "yellow"}
 MOST_COLUMNS = 3  # with more parameters, all of them share one column
+MORE = 10  # trials for which the summary names the chance of a better one
 LIVE_ROWS = 12  # rows of the table below a progress bar
 
 
@@ -53,6 +55,10 @@ def summary_rows(results: SweepResults) -> Iterator[tuple[str, str]]:
         value = f"{results.metric} {format_metric(best.metric)} ({goal})"
         yield "best so far", f"{value}, trial {best.trial} at step {best.steps:,}"
         yield "", format_parameters(best.parameters)
+        expected = expected_best(results)
+        if expected is not None:
+            yield "new seeds", f"expect {format_metric(expected[0])} ± {format_metric(expected[1])}"
+        yield "more trials", f"{MORE} more find a better one with a probability of {chance_of_better(results, MORE):.0%}"
     planned = f" of {results.full:,} planned" if results.full else ""
     yield "spent", f"{results.spent:,}{planned} steps in {duration(results.seconds)} of trials"
     if results.saved:

@@ -14,7 +14,7 @@ from ropewalk.cluster.run.files import append_line, read_json
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs import registry as catalog
 from ropewalk.jobs.orchestration.sweep.report import confirm
-from ropewalk.jobs.orchestration.sweep.report.confirm_report import compare, confirmation, is_real, mean_of
+from ropewalk.jobs.orchestration.sweep.report.confirm_report import compare, confirmation, is_real, mean_of, rounding_unit
 from ropewalk.jobs.orchestration.sweep.report.results import read_sweep
 from ropewalk.jobs.results.statistics import t_quantile
 from ropewalk.jobs.runs.show.status import all_runs
@@ -46,6 +46,21 @@ def test_with_one_seed_nothing_is_said() -> None:
     assert mean_of([])["mean"] is None
 
 
+def test_two_seeds_are_too_few_for_a_verdict() -> None:
+    result = compare({1: 3.0, 2: 3.1}, {1: 3.5, 2: 3.6}, "min")
+    assert (result.n, is_real(result)) == (2, None)
+
+
+def test_differences_that_are_equal_by_rounding_are_no_evidence() -> None:
+    best, other = {1: 0.51, 2: 0.52, 3: 0.53}, {1: 0.5, 2: 0.51, 3: 0.52}
+    rounded = compare(best, other, "max")
+    assert rounded.standard_error == pytest.approx(0.01 / math.sqrt(6 * 3))
+    assert is_real(rounded) is False
+    exact = compare({seed: value + 1e-12 for seed, value in best.items()}, other, "max")
+    assert is_real(exact) is True
+    assert rounding_unit([250.0, 1.25]) == pytest.approx(0.01)
+
+
 def test_more_seeds_are_asked_for_as_many_as_would_do() -> None:
     result = compare({1: 1.0, 2: 2.0, 3: 3.0}, {1: 1.3, 2: 1.9, 3: 3.4}, "min")
     assert is_real(result) is False
@@ -67,8 +82,8 @@ def test_what_an_earlier_call_began_is_taken_up(shell: Shell) -> None:
     results = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
     result = confirm.candidates(results, "runner-up")
     assert [c.trial for c in result] == [t.trial for t in results.eligible[:2]]
-    seeds = confirm.seeds_of(results, 2)
-    assert seeds == [1, 2]  # the sweep's own is 0
+    seeds = confirm.seeds_of(results, 3)
+    assert seeds == [1, 2, 3]  # the sweep's own is 0
     confirm.ensure_runs(results, result, seeds, "slow", ["ropewalk"])
     (request,) = shell.asked("submit_many")
     assert sorted(request["runs"]) == sorted(run.id for item in result for run in item.runs.values())
@@ -79,18 +94,18 @@ def test_what_an_earlier_call_began_is_taken_up(shell: Shell) -> None:
             assert config["optim"]["lr"] == pytest.approx(outcome.parameters["optim.lr"])
             assert config["wandb"]["group"] == results.run.id
             assert "parent" not in run.record  # it lives on though the sweep is over
-    finish(result[0].runs, {1: 3.1, 2: 3.2})
-    finish(result[1].runs, {1: 3.31, 2: 3.39})
-    output = json.loads(shell("confirm", results.run.id, "--seeds", "2", "--json"))
+    finish(result[0].runs, {1: 3.1, 2: 3.2, 3: 3.15})
+    finish(result[1].runs, {1: 3.31, 2: 3.39, 3: 3.35})
+    output = json.loads(shell("confirm", results.run.id, "--seeds", "3", "--json"))
     assert len(shell.asked("submit_many")) == 1
     assert shell.asked("submit") == []
     assert output["difference"] == pytest.approx(0.2)
-    assert (output["n"], output["real"]) == (2, True)
+    assert (output["n"], output["real"]) == (3, True)
     assert output["words"].startswith(
         f"The win is real: trial {result[0].trial} is better than trial {result[1].trial} by 0.2 ± "
     )
     assert [c["mean"] for c in output["candidates"]] == pytest.approx([3.15, 3.35])
-    assert [c["n"] for c in output["candidates"]] == [2, 2]
+    assert [c["n"] for c in output["candidates"]] == [3, 3]
 
 
 def test_more_seeds_and_another_opponent_add_what_is_missing(shell: Shell) -> None:
@@ -163,26 +178,26 @@ def tossed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 
 def test_runs_of_the_real_backend_say_that_the_win_is_real(shell: Shell, tossed: RunDir) -> None:
-    page = shell("confirm", tossed.id, "--seeds", "2")
+    page = shell("confirm", tossed.id, "--seeds", "3")
     assert "The win is real: trial 0 is better than trial 1 by 0.4" in page  # and a seed's luck
-    assert "4 of 4 runs have ended" in shell.err
+    assert "6 of 6 runs have ended" in shell.err
     before = [run.id for run in all_runs()]
-    assert "The win is real" in shell("confirm", tossed.id, "--seeds", "2")
+    assert "The win is real" in shell("confirm", tossed.id, "--seeds", "3")
     assert [run.id for run in all_runs()] == before  # nothing was run twice
 
 
 def test_no_spread_and_no_difference_are_told_as_such(shell: Shell) -> None:
     results = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
     result = confirm.candidates(results, "runner-up")
-    confirm.ensure_runs(results, result, [1, 2], "slow", [])
-    finish(result[0].runs, {1: 3.0, 2: 3.1})
-    finish(result[1].runs, {1: 3.5, 2: 3.6})
+    confirm.ensure_runs(results, result, [1, 2, 3], "slow", [])
+    finish(result[0].runs, {1: 3.0, 2: 3.1, 3: 3.2})
+    finish(result[1].runs, {1: 3.5 + 1e-12, 2: 3.6 + 1e-12, 3: 3.7 + 1e-12})
     assert "The win is real, and independent of the seed" in confirmation(results, result)["words"]
-    finish(result[1].runs, {1: 3.0, 2: 3.1})
+    finish(result[1].runs, {1: 3.0, 2: 3.1, 3: 3.2})
     assert "The win is not significant" in confirmation(results, result)["words"]
-    finish(result[1].runs, {1: 2.0, 2: 2.11})
+    finish(result[1].runs, {1: 2.0, 2: 2.11, 3: 2.2})
     assert "The win is not reproduced" in confirmation(results, result)["words"]
     (result[1].runs[2].attempt_dir(1) / "outcome.json").unlink()
     report = confirmation(results, result)
-    assert (report["real"], report["n"]) == (None, 1)
-    assert "No verdict: only one seed has values of both" in report["words"]
+    assert (report["real"], report["n"]) == (None, 2)
+    assert "No verdict: only two seeds have values of both" in report["words"]

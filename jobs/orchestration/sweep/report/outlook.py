@@ -1,0 +1,81 @@
+"""Expectations from a sweep's trials: the best one's metric with new seeds, and the chance that more trials find a better one."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult
+
+LEAST_TRIALS = 8
+LENGTHS = (0.1, 0.2, 0.4, 0.8, 1.6)  # of correlation, in ranges of the parameters
+NOISE_SHARES = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)  # variance of the noise of seeds, over that of the configurations
+FAR = 3.0  # values this many times the spread above the median are moved there, as diverged trials say nothing of the best
+
+
+def expected_best(results: SweepResults) -> tuple[float, float] | None:
+    """Return the metric that the best trial's configuration would reach with new seeds, and its standard error.
+
+    The best of many noisy values is too good. Neighbouring configurations tell how much is noise: the estimate is that of a
+    Gaussian process over the complete trials with a noise term, averaged over its scales by their likelihoods. None if fewer than
+    8 trials are complete, or the best one is not.
+    """
+    trials = [trial for trial in results.eligible if trial.state == "SUCCEEDED"]
+    if len(trials) < LEAST_TRIALS or results.best not in trials:
+        return None
+    sign = 1.0 if results.mode == "min" else -1.0
+    values = sign * np.array([trial.metric for trial in trials], dtype=float)
+    middle = float(np.median(values))
+    values = np.minimum(values, middle + FAR * (middle - float(values.min())))
+    scale = float(values.std())
+    if scale == 0.0:
+        return float(sign * values[0]), 0.0
+    mean, error = _posterior(_distances(trials), (values - values.mean()) / scale, trials.index(results.best))
+    return float(sign * (mean * scale + values.mean())), error * scale
+
+
+def _distances(trials: Sequence[TrialResult]) -> np.ndarray[Any, Any]:
+    """Return the squared distances between all trials, each parameter on a scale of 0 to 1."""
+    total = np.zeros((len(trials), len(trials)))
+    for key in dict.fromkeys(key for trial in trials for key in trial.parameters):
+        values = [trial.parameters.get(key) for trial in trials]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            numbers = np.array(values, dtype=float)
+            if numbers.min() > 0 and numbers.max() / numbers.min() > 10:
+                numbers = np.log(numbers)
+            numbers = (numbers - numbers.min()) / (float(np.ptp(numbers)) or 1.0)
+            total += (numbers[:, None] - numbers[None, :]) ** 2
+        else:
+            texts = np.array([json.dumps(value, sort_keys=True, default=str) for value in values])
+            total += texts[:, None] != texts[None, :]
+    return total
+
+
+def _posterior(squares: np.ndarray[Any, Any], values: np.ndarray[Any, Any], index: int) -> tuple[float, float]:
+    """Return mean and standard error of the noiseless value at one of the points, for values of mean 0 and variance 1."""
+    likelihoods, means, variances = [], [], []
+    for length in LENGTHS:
+        kernel = np.exp(-squares / (2 * length**2))
+        for noise in NOISE_SHARES:
+            factor = np.linalg.cholesky(kernel + noise * np.eye(len(values)))
+            white = np.linalg.solve(factor, values)
+            variance = float(white @ white) / len(values)  # of the configurations, at its largest likelihood
+            likelihoods.append(-0.5 * len(values) * math.log(variance) - float(np.log(np.diag(factor)).sum()))
+            column = np.linalg.solve(factor, kernel[:, index])
+            means.append(float(column @ white))
+            variances.append(max(0.0, variance * (1.0 - float(column @ column))))
+    weights = np.exp(np.array(likelihoods) - max(likelihoods))
+    weights /= weights.sum()
+    mean = float(weights @ means)
+    return mean, math.sqrt(float(weights @ (np.array(variances) + (np.array(means) - mean) ** 2)))
+
+
+def chance_of_better(results: SweepResults, more: int) -> float | None:
+    """Return the probability that `more` trials contain a better one than the best so far; None without trials.
+
+    Of trials drawn alike, each is as likely as any other to be the best of all.
+    """
+    num_trials = len(results.eligible)
+    return more / (more + num_trials) if num_trials else None

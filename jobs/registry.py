@@ -217,6 +217,14 @@ JOBS: dict[str, JobSpec] = {
             },
         ),
         JobSpec(
+            name="dev",
+            summary="Hold a node for ssh sessions, editors and notebooks; submitted by `ropewalk dev`.",
+            config="ropewalk.jobs.orchestration.dev.config:DevConfig",
+            entry="ropewalk.jobs.orchestration.dev.job:main",
+            engine=Engine.PROCESS,
+            files={"work": "copy of the submitted code, which sessions may change"},
+        ),
+        JobSpec(
             name="sweep",
             summary="Search for the best configuration of another job; each trial is a run.",
             config="ropewalk.jobs.orchestration.sweep.config:SweepConfig",

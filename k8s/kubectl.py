@@ -30,5 +30,11 @@ def exec_command(command: Sequence[str], profile: K8sProfile, pod: str, run: Run
 
     start = [*command, "exec", pod, "--container=ropewalk"]
     guard = shlex.join([*start, "--stdin", *inside("--guard")])
-    shell = shlex.join([*start, *(["--stdin", "--tty"] if program.terminal else []), *inside()])
+    shell = shlex.join([*start, *_streams(program), *inside()])
     return module_command("ropewalk.k8s.guarded", guard, shell)
+
+
+def _streams(program: NodeProgram) -> list[str]:
+    if program.terminal:
+        return ["--stdin", "--tty"]
+    return ["--stdin"] if program.input else []

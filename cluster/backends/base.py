@@ -59,7 +59,8 @@ class NodeProgram:
     node: int
     address: str  # of the node
     command: Sequence[str] = ()  # the user's; empty: a shell
-    terminal: bool = False  # at a terminal; else the program gets no input
+    terminal: bool = False  # at a terminal
+    input: bool = False  # without a terminal: it gets this process's standard input, byte by byte
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,10 +26,12 @@ def step_command(run: RunDir, profile: SlurmProfile, job: str, program: NodeProg
         "--mpi=none",
         "--quiet",
     ]
-    srun.append("--pty" if program.terminal else "--input=none")
+    srun.append("--pty" if program.terminal else "--unbuffered" if program.input else "--input=none")  # else whole lines only
     module = module_command(program.module, str(run.path), "--", *program.command, python=python_of(profile))
     inside, options = wrap(module, profile, run)
     lines = [f"cd {shlex.quote(str(run.path))} || exit 1", *environment_lines(run, profile), 'exec "$@"']
+    if program.input:  # is the program's, as is its output: not that of the profile's `setup`
+        lines = ["exec 3<&0 4>&1 </dev/null >&2", *lines[:-1], 'exec "$@" <&3 >&4 3<&- 4>&-']
     return [*srun, *options, "bash", "-c", "\n".join(lines), "shell", *inside]
 
 

@@ -35,6 +35,7 @@ COMMAND_MODULE = "ropewalk.jobs.cli"
 SILENT_SECONDS = 60.0  # without a sign of life the client's machine sleeps, or is gone
 ENDING_SECONDS = 180.0  # for a submission that has begun
 POLL_SECONDS = 0.2
+MOST_INPUT_BYTES = 1 << 20  # that wait for the command, before the client has to wait
 ALIVE_SECONDS = 15.0
 
 
@@ -86,18 +87,27 @@ def _hang_up_without(helper: int) -> None:
     os.killpg(0, signal.SIGHUP)
 
 
+def _watch(selector: selectors.BaseSelector, descriptor: int, event: int, *, wanted: bool) -> None:
+    if wanted and descriptor not in selector.get_map():
+        selector.register(descriptor, event)
+    elif not wanted and descriptor in selector.get_map():
+        selector.unregister(descriptor)
+
+
 class _Command:
     """The command, as a child of this process whose streams travel as frames."""
 
     def __init__(self, frames: Frames, root: Path, folder: Path, request: dict[str, Any]) -> None:
         self._frames, self._root, self._folder, self._request = frames, root, folder, request
         self._pipes = {name: os.pipe() for name in ("in", "out", "err", "runs")}
+        self._input, self._input_ended = bytearray(), False  # not yet passed on
         self._child = os.fork()
         if not self._child:
             self._become_command()
         os.close(self._pipes["in"][0])
         for name in ("out", "err", "runs"):
             os.close(self._pipes[name][1])
+        os.set_blocking(self._pipes["in"][1], False)
 
     def serve(self) -> None:
         """Pass on the streams until the command has ended, or end it with the connection."""
@@ -122,11 +132,16 @@ class _Command:
         frames, output = self._frames, {self._pipes["out"][0]: Kind.OUT, self._pipes["err"][0]: Kind.ERR}
         heard_at = said_at = time.monotonic()
         with selectors.DefaultSelector() as selector:
-            for descriptor in (frames.reading, *output):
+            for descriptor in output:
                 selector.register(descriptor, selectors.EVENT_READ)
             while output:
+                _watch(selector, frames.reading, selectors.EVENT_READ, wanted=len(self._input) < MOST_INPUT_BYTES)
+                _watch(selector, self._pipes["in"][1], selectors.EVENT_WRITE, wanted=bool(self._input))
                 for key, _ in selector.select(ALIVE_SECONDS):
-                    if key.fd == frames.reading:
+                    if key.fd == self._pipes["in"][1]:
+                        heard_at = time.monotonic()
+                        self._pass_input_on()
+                    elif key.fd == frames.reading:
                         heard_at = time.monotonic()
                         self._take(*frames.receive())
                     elif content := os.read(key.fd, CHUNK_BYTES):
@@ -145,11 +160,22 @@ class _Command:
         if kind is Kind.INTERRUPT:
             os.kill(self._child, signal.SIGINT)
         elif kind is Kind.INPUT:
-            with suppress(OSError):  # the command has closed its input
-                if content:
-                    os.write(self._pipes["in"][1], content)
-                else:
-                    os.close(self._pipes["in"][1])
+            self._input += content
+            self._input_ended = not content
+            self._pass_input_on()
+
+    def _pass_input_on(self) -> None:
+        """Write as much of the input as the command takes now."""
+        try:
+            if self._input:
+                del self._input[: os.write(self._pipes["in"][1], self._input)]
+        except BlockingIOError:
+            return
+        except OSError:  # the command has closed its input
+            self._input.clear()
+        if self._input_ended and not self._input:
+            self._input_ended = False
+            os.close(self._pipes["in"][1])
 
     def _end(self) -> None:
         """Hang up; a submission that has begun is finished first."""

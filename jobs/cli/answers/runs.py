@@ -251,3 +251,12 @@ class Garbage(Answer):
     deleted: bool
     bytes: int
     items: list[GarbageItem]
+
+
+class DevNode(Answer):
+    """A node that `dev` holds."""
+
+    run: str
+    host: str = Field(description="for ssh")
+    ssh_config: str = Field(description="for `ssh -F`, or for an Include in ~/.ssh/config")
+    folder: str = Field(description="on the node: where sessions start")

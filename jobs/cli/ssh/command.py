@@ -27,7 +27,7 @@ Elsewhere = Annotated[
     ),
 ]
 RUN_PARAMETERS = ("run_ref", "run", "resumed", "model", "first", "current")  # of commands; each holds a run, or something else
-HERE_FIRST = frozenset({"doctor"})  # commands that take a cluster with a `host` themselves
+HERE_FIRST = frozenset({"doctor", "dev"})  # commands that take a cluster with a `host` themselves
 ARGUMENTS = "ropewalk.arguments"  # key of a context's `meta`
 
 
@@ -119,7 +119,8 @@ def _run_there(ctx: Any, cluster: "Profile") -> int:
         value = value_of(values["action"], values["names"] or [])  # read here, where a prompt can hide it
         return run_there(cluster, arguments, reads_input=value is not None, given_input=value)
     if name not in SUBMITTING | RESUMING:
-        return run_there(cluster, arguments, baggage=baggage, reads_input=name in READING_INPUT)
+        reads_input = name in READING_INPUT or bool(values.get("with_input"))
+        return run_there(cluster, arguments, baggage=baggage, reads_input=reads_input)
     with submission_id(cluster.name, arguments) as submission:
         return run_there(cluster, arguments, baggage=baggage, submission=submission)
 

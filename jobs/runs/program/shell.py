@@ -15,6 +15,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.runs.program.environment import ATTEMPT_VARIABLE, CHECKPOINTS_VARIABLE, RUN_VARIABLE
 
 SHELL_VARIABLE = "ROPEWALK_SHELL"  # the token; the processes of a shell are found by it
+PYTHON_VARIABLE = "ROPEWALK_PYTHON"  # this program's
 
 
 def main() -> None:
@@ -51,6 +52,7 @@ def folder_of(run: RunDir) -> Path:
 def environment_of(run: RunDir, token: str) -> Mapping[str, str]:
     """Return this process's environment with the variables of the run, and its Python first on the path."""
     variables = {RUN_VARIABLE: str(run.path.absolute()), CHECKPOINTS_VARIABLE: str(run.checkpoints.absolute())}
+    variables[PYTHON_VARIABLE] = sys.executable
     attempts = run.attempts()
     if attempts:
         variables[ATTEMPT_VARIABLE] = str(attempts[-1])

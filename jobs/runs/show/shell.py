@@ -1,6 +1,7 @@
 """Shells on the nodes of running runs."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from ropewalk.cluster.backends.base import NodeProgram
 from ropewalk.cluster.backends.profiles import load_backend
@@ -10,12 +11,13 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import parse_lines
 from ropewalk.cluster.run.names import AGENTS
 from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.show.follow import POLL_SECONDS, Watch
 from ropewalk.jobs.runs.show.status import states
 
 PROGRAM = "ropewalk.jobs.runs.program.shell"
 
 
-def shell_command(run: RunDir, node: int, command: Sequence[str], *, terminal: bool) -> list[str]:
+def shell_command(run: RunDir, node: int, command: Sequence[str], *, terminal: bool, with_input: bool = False) -> list[str]:
     """Return the command of this machine that opens a shell on a node of a run, or runs a command there.
 
     Raises ConfigError if the run does not run, or has no such node.
@@ -23,11 +25,27 @@ def shell_command(run: RunDir, node: int, command: Sequence[str], *, terminal: b
     state = states([run])[run.id].state
     if state is not RunState.RUNNING:
         raise ConfigError(f"{run.id} is {state.lower()}: a shell needs a running run; `ropewalk why {run.id}` explains its state")
-    lines = parse_lines(read_afresh(run.attempt_dir(run.attempts()[-1]) / AGENTS))[0]
-    addresses = {int(line["node"]): str(line["address"]) for line in lines}
+    addresses = _addresses(run)
     if node not in addresses:
         nodes = ", ".join(map(str, sorted(addresses))) or "none yet"
         raise ConfigError(f"{run.id} has no node {node}; its nodes: {nodes}")
     backend = load_backend(str(run.record.get("cluster", "local")))
-    program = NodeProgram(module=PROGRAM, node=node, address=addresses[node], command=command, terminal=terminal)
+    program = NodeProgram(
+        module=PROGRAM, node=node, address=addresses[node], command=command, terminal=terminal, input=with_input
+    )
     return backend.shell_command(run, program)
+
+
+def await_node(run: RunDir, node: int, report: Callable[[str], object]) -> None:
+    """Wait until a node of a run takes shells, or the run has ended. `report` is called with each reason why it waits."""
+    watch, reported = Watch(run), ""
+    while not watch.over() and not (run.attempts() and node in _addresses(run)):
+        if watch.waits not in ("", reported):
+            report(reported := watch.waits)
+        time.sleep(POLL_SECONDS)
+
+
+def _addresses(run: RunDir) -> dict[int, str]:
+    """Return the addresses of the newest attempt's nodes that have an agent."""
+    lines = parse_lines(read_afresh(run.attempt_dir(run.attempts()[-1]) / AGENTS))[0]
+    return {int(line["node"]): str(line["address"]) for line in lines}

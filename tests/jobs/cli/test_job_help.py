@@ -43,6 +43,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "serve": {"model": "model"},
     "command": {"command": ["python", "train.py"]},
     "function": {"function": "mylab:train"},
+    "dev": {"authorized": "ssh-ed25519 AAAA"},
     "sweep": {
         **{"job": "pretrain", "base": {"data": "data", "steps": 100}, "metric": "validation/loss"},
         "space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}},
@@ -64,6 +65,7 @@ DEPENDENT = {
     "finetune": {"optim.lr", "optim.warmup_steps", "validation.every_steps", "validation.max_sequences"},
     "command": {"name", "directory"},
     "function": {"directory"},
+    "dev": {"directory"},
     "sweep": {"trials"},
 }
 # overrides that set sections in which something is required; the others may be empty

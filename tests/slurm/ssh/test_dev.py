@@ -1,0 +1,91 @@
+"""`ropewalk dev` on a node of a Slurm cluster behind ssh, with the programs that people use: ssh, sftp, a port forward."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from tests.patience import until
+from tests.slurm.ssh.login_node import Laptop, free_port
+from tests.slurm.toy import finish, said
+from tests.terminal import sleepers
+
+CLIENT_SECONDS = 10.0  # after the client's death nothing of its session is left
+SERVER = "python -m http.server --bind 127.0.0.1"
+
+
+class Node:
+    """A node that a user has got by `dev`, and the user's ssh."""
+
+    def __init__(self, laptop: Laptop) -> None:
+        (laptop.project / "train.py").write_text("print('hello')\n")
+        answer = json.loads(laptop("dev", "--on", "big", "resources.grace_seconds=20", "--json"))
+        self.laptop, self.host, self.folder = laptop, answer["host"], answer["folder"]
+        self.options = ["-F", answer["ssh_config"]]
+        self.run = RunDir(laptop.node.runs / answer["run"])
+
+    def start(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE
+        command = [program, *self.options, *arguments]
+        return subprocess.Popen(command, env=self.laptop.environment, stdin=pipe, stdout=pipe, stderr=pipe)
+
+    def __call__(self, program: str, *arguments: str, content: bytes = b"") -> bytes:
+        process = self.start(program, *arguments)
+        output, error = process.communicate(content)
+        assert process.returncode == 0, error.decode()
+        return output
+
+
+@pytest.fixture
+def node(laptop: Laptop) -> Iterator[Node]:
+    node = Node(laptop)
+    yield node
+    laptop("cancel", node.run.id, code=None)
+    finish(node.run)
+
+
+def test_ssh_sftp_and_a_forwarded_port_reach_the_node_and_end_with_their_client(node: Node, tmp_path: Path) -> None:
+    output = node("ssh", node.host, 'echo "$ROPEWALK_ATTEMPT" "$SLURM_JOB_ID" "$PWD"; python train.py').split()
+    assert output == [
+        b"1",
+        os.fsencode(str(node.run.attempt_details(1)["handle"]).removeprefix("slurm:")),
+        node.folder.encode(),
+        b"hello",
+    ]
+    assert Path(node.folder).is_relative_to(node.run.path), "sessions change a copy of their own"
+    noise = random.Random(0).randbytes(3 << 20)
+    assert node("ssh", node.host, "cat", content=noise) == noise
+    (tmp_path / "note").write_text("a note")
+    node("sftp", "-b", "-", node.host, content=f"put {tmp_path}/note {node.folder}/note\n".encode())
+    assert Path(node.folder, "note").read_text() == "a note"
+
+    here, there = free_port(), free_port()
+    server = node.start("ssh", "-L", f"{here}:127.0.0.1:{there}", node.host, f"sleep 4321 & {SERVER} {there}")
+
+    def served() -> bool:
+        with contextlib.suppress(OSError):
+            return (
+                subprocess.run(["curl", "-sf", f"http://127.0.0.1:{here}/note"], capture_output=True, check=False).stdout
+                == b"a note"
+            )
+        return False
+
+    until(served)
+    server.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    until(lambda: not sleepers({"ROPEWALK_RUN": str(node.run.path)}, 4321))
+    assert time.monotonic() - killed < CLIENT_SECONDS
+    server.communicate()
+    assert node.run.last_outcome() is None, "the allocation goes on"
+    assert node("ssh", node.host, "echo again") == b"again\n"
+    node.laptop("cancel", node.run.id)
+    assert finish(node.run).state is RunState.CANCELLED, said(node.run)

@@ -3,6 +3,14 @@
 import os
 import sys
 from collections.abc import Iterable
+from importlib.util import find_spec
+
+REMEDY = "pip install 'ropewalk[train]'"
+
+
+def is_light() -> bool:
+    """Return True if only the client is installed, without what nodes need."""
+    return find_spec("torch") is None
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str | None]:

@@ -83,7 +83,13 @@ def for_a_cluster(line: str) -> bool:
     return " --on " in line
 
 
-DRY_RUN = sorted({(page, line) for page, line in (*commands(), *mentions()) if for_a_cluster(line) and "CLUSTER" not in line})
+DRY_RUN = sorted(
+    {
+        (page, line)
+        for page, line in (*commands(), *mentions())
+        if for_a_cluster(line) and "CLUSTER" not in line and not line.startswith("ropewalk dev")
+    }
+)
 
 
 @pytest.fixture

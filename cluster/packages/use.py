@@ -36,7 +36,9 @@ def enter(record: Mapping[str, Any], root: Path) -> Path | None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ConfigError(f"packages: ropewalk does not run in this environment ({reason}); add it to the project's dependencies")
+        raise ConfigError(
+            f"packages: ropewalk does not run in this environment ({reason}); add ropewalk[train] to the project's dependencies"
+        )
     return python
 
 

@@ -219,6 +219,11 @@ def _explain(error: Exception) -> int:
             return _mistake(f"cannot write the output or a file: {error.strerror}; {remedy}", "OSError")
         reason = "not a directory" if error.errno in {errno.EEXIST, errno.ENOTDIR} else error.strerror
         return _mistake(f"{error.filename}: {reason}; check the path and its permissions", "OSError")
+    if isinstance(error, ModuleNotFoundError):
+        from ropewalk.cluster.installed import REMEDY, is_light
+
+        if is_light() and not str(error.name).startswith("ropewalk"):
+            return _mistake(f"this needs {error.name}, which is not installed: {REMEDY}", type(error).__name__)
     if not isinstance(error, RopewalkError):
         raise error
     is_mistake = isinstance(error, (ConfigError, DataError))

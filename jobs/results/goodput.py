@@ -150,7 +150,7 @@ def _changes(history: History, newest: Counted, counted_until: float) -> list[tu
 
 
 def _attempt_facts(history: History) -> Iterator[_Fact]:
-    for attempt, following in zip(history.attempts, [*history.attempts[1:], None], strict=True):
+    for attempt, following in zip(history.attempts, [*history.attempts[1:], None], strict=False):
         retried = attempt.opened_by == RETRY
         yield _Fact(attempt.opened, _RECOVERING if retried else TimeClass.QUEUED, before=_RECOVERING)
         if attempt.agents:

@@ -23,8 +23,9 @@ from ropewalk.cluster.backends.local.processes import (
 from ropewalk.cluster.backends.submission import dependencies, is_over, next_attempt, open_attempts, refuse_short_limit
 from ropewalk.cluster.config import Resources, Section
 from ropewalk.cluster.config_reader import load_section
-from ropewalk.cluster.errors import AlreadyRunningError
+from ropewalk.cluster.errors import AlreadyRunningError, ConfigError
 from ropewalk.cluster.gpus import deal_devices, machine_devices
+from ropewalk.cluster.installed import REMEDY, is_light
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_lines, write_json
@@ -110,6 +111,10 @@ class LocalBackend(Backend):
             return BackendState(state=outcome.state, word="ended", reason=f"no process is running it; {remedy}", remedy=remedy)
         process = "its supervisor" if has_supervisor(run) else "the queue that would have started it"
         return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{process} died; {remedy}", remedy=remedy)
+
+    def check_access(self) -> None:
+        if is_light():
+            raise ConfigError(f"this machine has only what submits runs to clusters (--on CLUSTER); to run jobs here: {REMEDY}")
 
     def shell_command(self, run: RunDir, program: NodeProgram) -> list[str]:
         return module_command(program.module, str(run.path), "--", *program.command)

@@ -13,7 +13,7 @@ class DevConfig(JobConfig):
     has_checkpoints = False
     passes_packages_on = True
 
-    usual_keys = ("directory", "code.exclude", "secrets", "packages.uv", *RUN_KEYS)
+    usual_keys = ("authorized", "directory", "secrets", *RUN_KEYS)
     hidden_keys = HANGS | RANKS | {"seed"}
 
     authorized: str = Field(

@@ -5,11 +5,15 @@ import pty
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.cli.main import main
+
+Ropewalk = Callable[..., str]
 
 KUBECONFIG = """
 apiVersion: v1
@@ -42,9 +46,17 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def ropewalk(*arguments: str) -> str:
-    done = subprocess.run([*ROPEWALK, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    return " ".join((done.stdout + done.stderr).split())
+@pytest.fixture
+def ropewalk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ropewalk:
+    """Run the command in this process, without a terminal, and return all that it prints."""
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["ropewalk", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        return " ".join("".join(capsys.readouterr()).split())
+
+    return call
 
 
 def at_terminal(answer: str, *arguments: str) -> str:
@@ -57,7 +69,9 @@ def at_terminal(answer: str, *arguments: str) -> str:
         return os.read(leader, 100_000).decode()
 
 
-def test_a_foreign_file_starts_nothing_until_it_is_trusted_and_again_after_each_change(checkout: Path) -> None:
+def test_a_foreign_file_starts_nothing_until_it_is_trusted_and_again_after_each_change(
+    checkout: Path, ropewalk: Ropewalk
+) -> None:
     started = checkout / "started"
     shown = ropewalk("show", "latest")
     assert "clusters.yaml would start programs: team: kubeconfig ./kubeconfig (runs ./login.sh)" in shown
@@ -94,7 +108,7 @@ def test_the_question_is_asked_once_for_each_content(checkout: Path) -> None:
     assert "Trust" not in at_terminal("", "ps")
 
 
-def test_files_named_by_the_user_need_no_trust(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_named_by_the_user_need_no_trust(checkout: Path, ropewalk: Ropewalk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROPEWALK_CLUSTERS", "clusters.yaml")
     assert "ropewalk trust" not in ropewalk("show", "latest")
     monkeypatch.delenv("ROPEWALK_CLUSTERS")
@@ -120,12 +134,12 @@ def test_files_named_by_the_user_need_no_trust(checkout: Path, monkeypatch: pyte
         ("{backend: of_someone, whatever: ./x}", True),
     ],
 )
-def test_only_keys_that_start_programs_need_trust(checkout: Path, profile: str, asks: bool) -> None:
+def test_only_keys_that_start_programs_need_trust(checkout: Path, ropewalk: Ropewalk, profile: str, asks: bool) -> None:
     (checkout / "clusters.yaml").write_text(f"team: {profile}\n")
     (checkout / "runs").rename(checkout / "other")
     assert ("starts no program" in ropewalk("trust")) == (not asks)
 
 
-def test_control_characters_of_a_file_do_not_reach_the_terminal(checkout: Path) -> None:
+def test_control_characters_of_a_file_do_not_reach_the_terminal(checkout: Path, ropewalk: Ropewalk) -> None:
     (checkout / "clusters.yaml").write_text('team: {backend: slurm, setup: "a\\e[2K"}\n')
     assert "\x1b" not in ropewalk("trust")

@@ -44,19 +44,19 @@ def program_of(run: RunDir, word: str = TRAINING) -> list[psutil.Process]:
 
 
 def test_a_training_program_is_bit_identical_after_a_kill_and_a_stop(start: Start) -> None:
-    undisturbed = start([sys.executable, TRAINING, "--steps", "60"], "resources.nodes=2")
+    undisturbed = start([sys.executable, TRAINING, "--steps", "40"], "resources.nodes=2")
     assert ended(undisturbed).state is RunState.SUCCEEDED
-    run = start([sys.executable, TRAINING, "--steps", "60", "--pause", "0.1"], "resources.nodes=2")
-    until(lambda: steps(run) >= 12)
+    run = start([sys.executable, TRAINING, "--steps", "40", "--pause", "0.1"], "resources.nodes=2")
+    until(lambda: steps(run) >= 6)
     program_of(run)[0].kill()
-    until(lambda: steps(run) >= 24)
+    until(lambda: steps(run) >= 16)
     psutil.Process(int((read_json(run.path / "supervisor.json") or {})["pid"])).send_signal(signal.SIGUSR2)
     outcome = ended(run)
     assert run.attempts() == [1, 2]
     assert (outcome.state, outcome.cause) == (RunState.SUCCEEDED, "done")
     assert final_words(run) == final_words(undisturbed)
     step_numbers = [line["step"] for line in run.read_metrics()]
-    assert step_numbers[-1] == 60
+    assert step_numbers[-1] == 40
     assert run.results()["train/loss"] == undisturbed.results()["train/loss"]
     stopped_at = max(e["step"] for e in run.read_events() if e["event"] == "checkpoint" and e["attempt"] == 1)
     assert step_numbers.count(stopped_at + 1) == 1, "an announced stop loses no step"

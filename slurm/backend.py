@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 
 from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, NodeProgram, Profile, Waiting
 from ropewalk.cluster.backends.recovery import record_missing_outcome, state_from_files
@@ -21,6 +22,7 @@ from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import SYNC_THREADS, syncing, write_atomically
+from ropewalk.cluster.run.node_ledger import avoided, bad_nodes, read_failures
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
 from ropewalk.slurm import cluster_info
@@ -117,8 +119,9 @@ class SlurmBackend(Backend):
     ) -> list[str]:
         """Submit runs as one job, which is an array unless there is a single run. `waits`: dependencies in sbatch's form."""
         head, array = runs[0], len(runs) > 1
-        script = render_job(head, resources, self.profile, number, len(runs))
-        options = job_options(head, resources, self.profile, number, len(runs))
+        profile = self._with_avoided(head.path.parent)
+        script = render_job(head, resources, profile, number, len(runs))
+        options = job_options(head, resources, profile, number, len(runs))
         if waits:
             options += [f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"]
         details = {
@@ -149,6 +152,23 @@ class SlurmBackend(Backend):
             raise
         (attempt_dir / SUBMITTED).write_text(job)  # not synced: without this file the job is found by its key
         return [f"slurm:{job}_{i}" for i in range(len(runs))] if array else [f"slurm:{job}"]
+
+    def _with_avoided(self, root: Path) -> SlurmProfile:
+        """Return the profile with the machines that new runs avoid."""
+        names = [*([self.profile.exclude] if self.profile.exclude else []), *self.avoided_nodes(root)]
+        return self.profile.model_copy(update={"exclude": ",".join(names)}) if names else self.profile
+
+    def avoided_nodes(self, root: Path) -> Sequence[str]:
+        """Return the machines to avoid: of each partition of the profile at most a tenth. Slurm is asked if any has failed."""
+        bad = bad_nodes(read_failures(root, self.cluster.name), time.time())
+        if not bad or self.profile.reservation is not None:
+            return ()
+        try:
+            names = [partition.name for partition in cluster_info.used_partitions(self.slurm, self.profile.partition)]
+            by_partition = [[node.name for node in cluster_info.nodes(self.slurm, name)] for name in names]
+        except BackendError:
+            return ()
+        return sorted({node for nodes in by_partition for node in avoided(bad, nodes)})
 
     def _active_job(self, run: RunDir) -> str:
         job = self._jobs([run]).get(run.id)

@@ -190,6 +190,10 @@ class Backend(ABC):
         """Set by how much a waiting run's priority is lowered; 0 restores it. Raises ConfigError."""
         raise ConfigError(f"cluster {self.cluster.name!r} has no priorities that users can change")
 
+    def avoided_nodes(self, root: Path) -> Sequence[str]:
+        """Return the machines that new runs below a root avoid, since they failed repeatedly (see `node_ledger`)."""
+        return ()
+
     def checks(self) -> list[Check]:
         """Check this cluster for `doctor`."""
         return []

@@ -7,6 +7,7 @@ import argparse
 import logging
 import multiprocessing
 import os
+import socket
 import sys
 import threading
 import time
@@ -95,6 +96,7 @@ def write_error(folder: Path, name: str, error: Exception, code: int, **origin: 
     record = {
         **origin,
         "time": time.time(),
+        "host": socket.gethostname(),
         "exit_code": code,
         "type": type(error).__name__,
         "message": mask.text(str(error))[:4000],

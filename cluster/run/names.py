@@ -22,6 +22,7 @@ PREPARED_FOLDER = ".prepared"  # beside the runs: data sets prepared from conver
 STORE_VARIABLE = "ROPEWALK_STORE"  # names another folder instead of the next one
 LATER_FOLDER = ".attempts"  # beside the runs: their attempts after the first, a file a machine and user, for listings
 SUBMISSIONS_FOLDER = ".submissions"  # beside the runs: submissions of other machines, by id
+LEDGER_FOLDER = ".nodes"  # beside the runs: failures of machines, a file a cluster and user
 STORE_FOLDER = ".hub"  # beside the runs: models and data fetched from the hub
 
 # of the local backend, in the run directory

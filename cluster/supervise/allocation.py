@@ -83,6 +83,14 @@ class Allocation(ABC):
         """Return the reason why `node` counts as lost, empty if it does not; its agent exited with `code` without a report."""
         return signal.Signals(-code).name if code < 0 else ""
 
+    def host(self, node: int) -> str:
+        """Return the name by which the scheduler knows a node's machine; empty if it cannot avoid a machine."""
+        return ""
+
+    def machine_failed(self, node: int) -> bool:
+        """Return True if the scheduler reports that the machine of a lost node has failed."""
+        return False
+
     def clean_up(self, node: int) -> None:  # noqa: B027 by default an agent leaves no processes
         """End all processes that the node's agent left behind."""
 

@@ -144,7 +144,7 @@ PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Registry": (models.models, models.promote, models.rollback, models.approve, feedback.trace),
     "Feedback": (feedback.feedback, feedback.review, feedback.forget),
     "Space": (space.rm, space.gc),
-    "Machine": (site.quickstart, site.doctor, secret.secret, site.trust, notify.notify, site.lab, explain.help_),
+    "Machine": (site.quickstart, site.doctor, site.nodes, secret.secret, site.trust, notify.notify, site.lab, explain.help_),
 }
 SETTINGS: dict[object, dict[str, Any]] = {
     run.run: OWN_HELP,

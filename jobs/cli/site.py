@@ -36,6 +36,20 @@ def doctor(on: Cluster = "local", as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+def nodes(on: Cluster = "local", as_json: AsJson = False) -> None:
+    """List machines of a cluster that failed under runs of yours, and those that new runs avoid."""
+    from ropewalk.jobs.runs.show.nodes import failed_nodes, nodes_table
+    from ropewalk.jobs.runs.show.tables import console
+
+    rows = failed_nodes(on)
+    if as_json:
+        print_json({"cluster": on, "nodes": rows})
+    elif rows:
+        console().print(nodes_table(rows))
+    else:
+        print(f"no machine of {on} failed under runs of yours in the last days")
+
+
 def trust(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="profile file of a directory")] = Path("clusters.yaml"),
     as_json: AsJson = False,

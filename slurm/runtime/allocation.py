@@ -157,6 +157,17 @@ class SlurmAllocation(Allocation):
             return ""
         return "" if state.startswith(UP_STATES) and not state.endswith("*") else f"Slurm reports state {state}"
 
+    def host(self, node: int) -> str:
+        return self.slots[node].host if node in self.slots else ""
+
+    def machine_failed(self, node: int) -> bool:
+        """Return True if Slurm reports the machine as down or failed, not merely as drained, reserved or in use."""
+        try:
+            state = self.slurm.node_state(self.slots[node].host)
+        except BackendError:
+            return False
+        return state.startswith(("down", "fail")) or state.endswith("*")
+
     def _log_of(self, node: int) -> Path:
         return self.run.log_dir(self.run.attempts()[-1]) / f"node-{node}.log"
 

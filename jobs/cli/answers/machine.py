@@ -23,6 +23,25 @@ class Health(Answer):
     checks: list[CheckRow]
 
 
+class FailedNode(Answer):
+    """A machine that failed in the last days, by itself."""
+
+    node: str
+    runs: int = Field(description="that noticed it")
+    failures: int
+    causes: list[Literal["down", "gpu"]]
+    last: float = Field(description="seconds since the epoch")
+    avoided: bool = Field(description="new runs do not use it")
+    until: float | None = Field(description="when it is used again, if it does not fail; null: it is not avoided")
+
+
+class Nodes(Answer):
+    """The answer of `nodes`."""
+
+    cluster: str
+    nodes: list[FailedNode]
+
+
 class Secrets(Answer):
     """The answer of `secret`."""
 

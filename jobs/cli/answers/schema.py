@@ -44,6 +44,7 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
     "forget": models.Forgotten,
     "rm": list[runs.Removed],
     "gc": runs.Garbage,
+    "nodes": machine.Nodes,
     "doctor": machine.Health,
     "secret": machine.Secrets,
     "trust": machine.Trusted,

@@ -1,0 +1,83 @@
+"""Machines that failed repeatedly are excluded from new jobs, and listed by `ropewalk nodes`, under the hosts' own names."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import append_line, write_json
+from ropewalk.cluster.run.node_ledger import read_failures
+from ropewalk.cluster.supervise.attempt import Attempt
+from ropewalk.slurm.backend import SlurmBackend
+from ropewalk.slurm.commands import Slurm
+from tests.jobs.conftest import shell  # noqa: F401
+from tests.jobs.shell import Shell
+from tests.slurm.test_cores import PARTITION
+
+NODES = "".join(f"n{number}|idle|0/8/0/8|1000|(null)\n" for number in range(20))
+
+
+def backend(**profile: Any) -> SlurmBackend:
+    def answer(command: Sequence[str], _: float) -> subprocess.CompletedProcess[str]:
+        partition = PARTITION.format(name="gpu", default="YES", share="NO", defaults="(null)")
+        return subprocess.CompletedProcess(command, 0, NODES if command[0] == "sinfo" else partition, "")
+
+    return SlurmBackend(Profile(name="big", backend="slurm", options=profile), Slurm(answer))
+
+
+def fail(root: Path, *names: str, cluster: str = "big") -> None:
+    """Two runs lose each machine, days apart."""
+    (root / ".nodes").mkdir()
+    for number, node in enumerate(names):
+        for run in ("a", "b"):
+            when = time.time() - 86400 * (number + 1) - 7200 * (run == "a")
+            line = {"time": when, "node": node, "cause": "down", "run": f"{run}-{node}", "attempt": 1}
+            append_line(root / f".nodes/{cluster}-{os.getuid()}.jsonl", line)
+
+
+def test_a_tenth_of_the_partition_is_excluded(tmp_path: Path) -> None:
+    assert backend()._with_avoided(tmp_path).exclude is None
+    fail(tmp_path, "n3", "n7", "n9", "elsewhere")
+    assert backend()._with_avoided(tmp_path).exclude == "n3,n7"
+    assert backend(exclude="n1")._with_avoided(tmp_path).exclude == "n1,n3,n7"
+    assert backend(reservation="mine")._with_avoided(tmp_path).exclude is None, "its nodes are chosen already"
+
+
+def test_nodes_lists_them(tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    root = tmp_path / "runs"
+    root.mkdir(exist_ok=True)
+    monkeypatch.setenv("ROPEWALK_RUNS", str(root))
+    good = backend()
+    good.cluster = Profile(name="good", backend="slurm")
+    monkeypatch.setattr("ropewalk.jobs.runs.show.nodes.load_backend", lambda _: good)
+    assert "no machine of good failed" in shell("nodes", "--on", "good")
+    fail(root, "n3", "n7", "n9", cluster="good")
+    answer = json.loads(shell("nodes", "--on", "good", "--json"))
+    assert [(row["node"], row["avoided"], row["runs"]) for row in answer["nodes"]] == [
+        ("n3", True, 2),
+        ("n7", True, 2),
+        ("n9", False, 2),
+    ]
+    assert "n9" in shell("nodes", "--on", "good")
+
+
+def test_an_error_of_gpu_hardware_is_noted_for_its_host(tmp_path: Path) -> None:
+    run = RunDir.create("test", {"job": "command", "engine": "ranks", "config": {}, "resources": {}, "cluster": "big"}, tmp_path)
+    run.begin_attempt()
+    for rank, (host, message) in enumerate([("n2", "uncorrectable ECC error"), ("n3", "out of memory"), ("m1", "GPU is lost")]):
+        (run.attempt_dir(1) / "errors").mkdir(exist_ok=True)
+        error = {"host": host, "message": message, "exit_code": 1, "time": 1.0}
+        write_json(run.attempt_dir(1) / f"errors/group-1-rank-{rank}.json", error)
+    allocation: Any = SimpleNamespace(host=lambda node: f"n{node}")
+    attempt = Attempt(run, 1, allocation, retry_bugs=True)
+    attempt.codes = {2: 1, 3: 1}
+    attempt._record_gpu_failures()
+    assert [(each.node, each.cause) for each in read_failures(tmp_path, "big")] == [("n2", "gpu")]

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+from ropewalk.cluster.agent.energy import EnergyAccount, MachinePower
 from ropewalk.cluster.agent.inspector import Inspector
 from ropewalk.cluster.agent.monitor import Monitor
 from ropewalk.cluster.agent.sidecars import Sidecars
@@ -131,7 +132,8 @@ class Agent:
             self._start_forkserver()
         threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
         samples = self.folder / names.NODES / f"node-{self.node}.jsonl"
-        monitor = Monitor(samples, self.node, self.run_dir.path, heart=heart_file(self.stop_flag, 0))
+        energy = EnergyAccount(MachinePower(), self.resources.cpus)
+        monitor = Monitor(samples, self.node, self.run_dir.path, heart=heart_file(self.stop_flag, 0), energy=energy)
         monitor.start()
         self.inspector.start(os.getpid())
         if self.node == 0:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from ropewalk.cluster.agent.energy import EnergyAccount
 from ropewalk.cluster.process.log_rotation import rotate, rotate_logs
 from ropewalk.cluster.run.files import append_line
 from ropewalk.cluster.run.heartbeat import read_beat, read_totals
@@ -85,11 +86,18 @@ class Monitor:
     """
 
     def __init__(
-        self, path: Path, node: int, logs: Path, *, heart: Path | None = None, interval_seconds: float = INTERVAL_SECONDS
+        self,
+        path: Path,
+        node: int,
+        logs: Path,
+        *,
+        heart: Path | None = None,
+        energy: EnergyAccount | None = None,
+        interval_seconds: float = INTERVAL_SECONDS,
     ) -> None:
-        """Create the thread. `heart`: file of the heartbeats of the node's first rank."""
+        """Create the thread. `heart`: file of the heartbeats of the node's first rank; `energy`: to be in the samples."""
         self._path, self._node, self._logs, self._heart = path, node, logs, heart
-        self._interval_seconds = interval_seconds
+        self._energy, self._interval_seconds = energy, interval_seconds
         self._started = self._sampled = self._rotated = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
@@ -114,7 +122,8 @@ class Monitor:
     def _look(self) -> None:
         now = time.monotonic()
         if now - self._started < DENSE_SECONDS or now - self._sampled >= SPARSE_SECONDS or self._ended.is_set():
-            append_line(self._path, {**sample(self._node), **time_sample(self._heart)})
+            energy = self._energy.sample() if self._energy is not None else {}
+            append_line(self._path, {**sample(self._node), **energy, **time_sample(self._heart)})
             self._sampled = now
         else:
             os.utime(self._path)

@@ -15,6 +15,7 @@ from ropewalk.cluster.backends import trust
 from ropewalk.jobs.cli import (
     chat,
     checkpoints,
+    cost,
     dev,
     drift,
     explain,
@@ -128,7 +129,7 @@ OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Run": (run.run, run.submit, run.check, run.resume, dev.dev, runs.scale, runs.cancel),
     "Queue": (queue.hold, queue.release, queue.priority),
-    "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, shell.shell, runs.wait),
+    "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, cost.cost, shell.shell, runs.wait),
     "Look inside": (inspect.stacks, inspect.profile, inspect.memory),
     "Data and models": (
         fetch.fetch,

@@ -178,6 +178,30 @@ class RunPage(RunRow):
     bytes: int
 
 
+class CostRow(Answer):
+    """Amounts of a run, or of a group of runs; null: not all of it is known."""
+
+    name: str
+    runs: int
+    node_hours: float | None
+    core_hours: float | None
+    gpu_hours: float | None
+    gpu_idle_hours: float | None
+    gpu_kwh: float | None
+    cpu_kwh: float | None
+    co2_kg: float | None
+    money: float | None
+
+
+class CostPage(Answer):
+    """The answer of `cost`."""
+
+    by: Literal["run", "sweep", "project", "month"]
+    currency: str = Field(description="of `money`; empty without prices")
+    rows: list[CostRow]
+    total: CostRow
+
+
 class LogLine(Answer):
     """A line of a log."""
 

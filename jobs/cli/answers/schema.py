@@ -21,6 +21,7 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
     "show": runs.RunPage,
     "logs": runs.LogLine,
     "why": runs.Explanation,
+    "cost": runs.CostPage,
     "top": runs.TopPage,
     "wait": runs.RunResult,
     "stacks": inspect.Stacks,

@@ -1,0 +1,61 @@
+"""Cost of runs in groups, for `ropewalk cost`."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.results.cost import Cost, cost_of, read_prices, total_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+By = Literal["run", "sweep", "project", "month"]
+_COLUMNS = {
+    "core_hours": ">CORE-HOURS",
+    "gpu_hours": ">GPU-HOURS",
+    "gpu_idle_hours": ">IDLE",
+    "gpu_kwh": ">GPU KWH",
+    "cpu_kwh": ">CPU KWH",
+    "co2_kg": ">CO2 KG",
+}
+
+
+def cost_page(runs: Sequence[RunDir], by: By) -> dict[str, Any]:
+    """Return the content of `cost --json`: a row per group, the oldest first, and their sum."""
+    prices = read_prices()
+    groups: dict[str, list[Cost]] = {}
+    for run in runs:
+        groups.setdefault(_group(run, by), []).append(cost_of(run, prices))
+    rows = [{"name": name, "runs": len(costs), **total_of(costs).plain()} for name, costs in groups.items()]
+    whole = total_of(cost for costs in groups.values() for cost in costs)
+    used = {str(run.record.get("cluster")) for run in runs}
+    currencies = {prices[name].currency for name in used if name in prices}
+    currency = currencies.pop() if len(currencies) == 1 else ""
+    if len(currencies) > 0:  # several: a sum has no meaning
+        rows, whole = [{**row, "money": None} for row in rows], Cost(**{**vars(whole), "money": None})
+    return {"by": by, "currency": currency, "rows": rows, "total": {"name": "total", "runs": len(runs), **whole.plain()}}
+
+
+def _group(run: RunDir, by: By) -> str:
+    match by:
+        case "run":
+            return run.id
+        case "sweep":
+            return run.parent.id if run.parent is not None else run.id
+        case "project":
+            tracking = (run.record.get("config") or {}).get("wandb") or {}
+            return str(tracking.get("project") or "ropewalk")
+        case "month":
+            return time.strftime("%Y-%m", time.localtime(run.record.get("created") or 0))
+
+
+def cost_table(page: Mapping[str, Any]) -> "RenderableType":
+    """Render the output of `cost`."""
+    from ropewalk.jobs.runs.show.tables import table
+
+    rendered = table(page["by"].upper(), ">RUNS", *_COLUMNS.values(), f">{page['currency'] or 'MONEY'}")
+    for row in [*page["rows"], page["total"]]:
+        amounts = (row[key] for key in (*_COLUMNS, "money"))
+        rendered.add_row(row["name"], str(row["runs"]), *("unknown" if each is None else f"{each:,.3g}" for each in amounts))
+    return rendered

@@ -79,7 +79,7 @@ def test_what_a_cluster_does_not_answer_is_left_out() -> None:
     assert line == "Slurm does not tell more: scontrol: not here"
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a database and a cluster of its own")
 def test_on_a_cluster_with_accounting(
     make_lab: MakeLab,
     shell: Shell,  # noqa: F811

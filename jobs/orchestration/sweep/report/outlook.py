@@ -3,11 +3,12 @@
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LEAST_TRIALS = 8
 LENGTHS = (0.1, 0.2, 0.4, 0.8, 1.6)  # of correlation, in ranges of the parameters
@@ -20,8 +21,12 @@ def expected_best(results: SweepResults) -> tuple[float, float] | None:
 
     The best of many noisy values is too good. Neighbouring configurations tell how much is noise: the estimate is that of a
     Gaussian process over the complete trials with a noise term, averaged over its scales by their likelihoods. None if fewer than
-    8 trials are complete, or the best one is not.
+    8 trials are complete, if the best one is not, or without numpy, which a client may lack.
     """
+    try:
+        import numpy as np
+    except ImportError:
+        return None
     trials = [trial for trial in results.eligible if trial.state == "SUCCEEDED"]
     if len(trials) < LEAST_TRIALS or results.best not in trials:
         return None
@@ -36,8 +41,10 @@ def expected_best(results: SweepResults) -> tuple[float, float] | None:
     return float(sign * (mean * scale + values.mean())), error * scale
 
 
-def _distances(trials: Sequence[TrialResult]) -> np.ndarray[Any, Any]:
+def _distances(trials: Sequence[TrialResult]) -> "np.ndarray[Any, Any]":
     """Return the squared distances between all trials, each parameter on a scale of 0 to 1."""
+    import numpy as np
+
     total = np.zeros((len(trials), len(trials)))
     for key in dict.fromkeys(key for trial in trials for key in trial.parameters):
         values = [trial.parameters.get(key) for trial in trials]
@@ -53,8 +60,10 @@ def _distances(trials: Sequence[TrialResult]) -> np.ndarray[Any, Any]:
     return total
 
 
-def _posterior(squares: np.ndarray[Any, Any], values: np.ndarray[Any, Any], index: int) -> tuple[float, float]:
+def _posterior(squares: "np.ndarray[Any, Any]", values: "np.ndarray[Any, Any]", index: int) -> tuple[float, float]:
     """Return mean and standard error of the noiseless value at one of the points, for values of mean 0 and variance 1."""
+    import numpy as np
+
     likelihoods, means, variances = [], [], []
     for length in LENGTHS:
         kernel = np.exp(-squares / (2 * length**2))

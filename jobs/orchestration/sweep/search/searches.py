@@ -1,6 +1,7 @@
 """The searches of a sweep: the parameters of the k-th trial, and what a model-based search learns from the trials before it."""
 
 import itertools
+import random
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,17 +53,16 @@ class Search:
 
     def _point(self, number: int) -> list[float]:
         """Return a point of the unit cube: a pure function of the seed and the trial's number."""
-        import numpy as np
-
-        dimensions = len(self._drawn)
-        if self.plan.search == "sobol" and dimensions:
+        if self.plan.search == "sobol" and self._drawn:
+            import numpy as np
             from scipy.stats import qmc
 
-            sequence = qmc.Sobol(dimensions, scramble=True, rng=np.random.default_rng(self.plan.seed))
+            sequence = qmc.Sobol(len(self._drawn), scramble=True, rng=np.random.default_rng(self.plan.seed))
             if number:
                 sequence.fast_forward(number)
             return [float(u) for u in sequence.random(1)[0]]
-        return [float(u) for u in np.random.default_rng([self.plan.seed, number]).random(dimensions)]
+        generator = random.Random(f"{self.plan.seed}:{number}")
+        return [generator.random() for _ in self._drawn]
 
     def _ask(self, study: "Study", number: int, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
         if recorded is not None:

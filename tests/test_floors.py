@@ -68,7 +68,8 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.training.loop.chunks", "jobs.training.loop.report", "jobs.training.loop.weights"},
         {"jobs.training.loop.anomalies", "jobs.training.loop.model", "jobs.training.loop.source"},
         {"jobs.training.loop.forecast", "jobs.training.loop.validation"},
-        {"jobs.training.loop.trainer", "jobs.training.loop.view"},
+        {"jobs.training.loop.validator", "jobs.training.loop.view"},
+        {"jobs.training.loop.trainer"},
         {"jobs.training.loop.recipe"},
     ),
     "sharding": (

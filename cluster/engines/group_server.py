@@ -24,7 +24,8 @@ from ropewalk.cluster.engines.crashes import CRASHES, crashes_in_a_row, newest_c
 from ropewalk.cluster.engines.entry import write_error
 from ropewalk.cluster.errors import EXIT_FAILED, EXIT_NEVER_RETRY
 from ropewalk.cluster.fresh_reads import read_afresh
-from ropewalk.cluster.membership.groups import Decision, Failed, GroupFormed, Groups, NodeSilent, RankLost, Tell
+from ropewalk.cluster.membership.decisions import Decision, Failed, GroupFormed, NodeSilent, RankLost, Tell
+from ropewalk.cluster.membership.groups import Groups
 from ropewalk.cluster.membership.server import Event, Server
 from ropewalk.cluster.process.output import configure_logging, rank_log
 from ropewalk.cluster.process.ports import listen_on

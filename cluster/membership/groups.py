@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
+from ropewalk.cluster.membership.decisions import Decision, Failed, GroupFormed, NodeSilent, RankLost, Tell
 from ropewalk.cluster.membership.members import Died, Joined, Member, Received
 from ropewalk.cluster.membership.protocol import Message
 
@@ -56,51 +57,6 @@ class Node:
     def is_clean(self) -> bool:
         """True if all its ranks have finished or saved."""
         return not self.running and all(code in CLEAN for code in self.codes.values())
-
-
-@dataclass(frozen=True)
-class Tell:
-    """Send a member a message."""
-
-    member: Member
-    message: Message
-
-
-@dataclass(frozen=True)
-class GroupFormed:
-    """A group has formed."""
-
-    group: int
-    nodes: int
-
-
-@dataclass(frozen=True)
-class RankLost:
-    """A rank ended with an error, or by a signal."""
-
-    group: int
-    node: int
-    rank: int
-    code: int
-
-
-@dataclass(frozen=True)
-class NodeSilent:
-    """A node whose ranks were running is silent: it is dead, or disconnected."""
-
-    group: int
-    node: int
-
-
-@dataclass(frozen=True)
-class Failed:
-    """All ranks of a group are gone after some failed, with exit codes by rank; `Groups.judge` has to follow."""
-
-    group: int
-    codes: Mapping[int, int]
-
-
-Decision = Tell | GroupFormed | RankLost | NodeSilent | Failed
 
 
 @dataclass(eq=False)

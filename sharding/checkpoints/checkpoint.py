@@ -1,13 +1,12 @@
 """Elastic checkpoints: saved in the background, committed by a manifest, loaded at any world size."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ropewalk.cluster.errors import CheckpointError, DamagedCheckpointError, RopewalkError
+from ropewalk.cluster.errors import CheckpointError, DamagedCheckpointError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.storage import StoragePath
@@ -19,11 +18,9 @@ from ropewalk.sharding.checkpoints.layout import (
     complete_steps,
     directory_of,
     folder_of,
-    is_pinned,
     listed_steps,
     newest_steps,
     steps_in,
-    write_step_list,
 )
 from ropewalk.sharding.checkpoints.load_state import load_state, mesh_of, require_same_tensors
 from ropewalk.sharding.checkpoints.manifest import (
@@ -38,6 +35,7 @@ from ropewalk.sharding.checkpoints.manifest import (
 )
 from ropewalk.sharding.checkpoints.rank_file import write_rank_file
 from ropewalk.sharding.checkpoints.read_plan import problems
+from ropewalk.sharding.checkpoints.retention import Retention
 from ropewalk.sharding.checkpoints.save_reports import SaveReports
 from ropewalk.sharding.checkpoints.staging import Staging
 from ropewalk.sharding.checkpoints.state import State
@@ -82,9 +80,7 @@ class Checkpoints:
         self._staging = Staging(group.device)
         self._pending: BackgroundSave | None = None
         self._described: tuple[State, TensorTable, FileLayout] | None = None
-        self._retention: threading.Thread | None = None
-        self._step_list = threading.Lock()
-        self._bad: set[int] = set()
+        self.retention = Retention(self.root, fence, config.keep)
         self._damaged: set[str] = set()  # directories of checkpoints that could not be loaded
 
     # --- saving
@@ -149,47 +145,12 @@ class Checkpoints:
         complete = manifest.model_copy(update={"files": files})
         self.before_commit()
         self.fence.check()
-        with self._step_list:
-            write_step_list(self.root, {*listed_steps(self.root), manifest.step})
+        with self.retention.steps(added=manifest.step):
             folder.write(MANIFEST_NAME, dump_manifest(complete))
-            self._bad.discard(manifest.step)
         self._damaged.discard(folder.url)
         self.run.event("checkpoint", step=manifest.step, attempt=manifest.attempt, path=directory_of(manifest.step))
         self.after_commit(manifest.position, manifest.step)
-        self._start_retention(manifest.progress.get("best_step"))
-
-    def _start_retention(self, best_step: int | None) -> None:
-        """Remove old checkpoints in a thread of its own: many files take longer than a save may wait."""
-        earlier = self._retention
-
-        def prune() -> None:
-            if earlier is not None:
-                earlier.join()
-            try:
-                self._prune(best_step)
-            except (OSError, RopewalkError) as error:
-                log.warning("%s: old checkpoints are not removed: %s", self.root.url, error)
-
-        self._retention = threading.Thread(target=prune, name="ropewalk-retention", daemon=True)
-        self._retention.start()
-
-    def _prune(self, best_step: int | None) -> None:
-        """Delete all but the newest `keep` complete checkpoints, the best one, and those that another run has pinned.
-
-        The manifest is removed first, so that no checkpoint looks complete with half of its files.
-        """
-        with self._step_list:
-            complete = [step for step in complete_steps(self.root) if step not in self._bad]
-            removed = [step for step in complete[: -self.config.keep] if step != best_step and not is_pinned(self.root, step)]
-            if removed:
-                write_step_list(self.root, set(complete).difference(removed))
-        for step in removed:
-            self._remove(step)
-
-    def _remove(self, step: int) -> None:
-        self.fence.check()
-        self.root.remove(f"{directory_of(step)}/{MANIFEST_NAME}")
-        self.root.remove(directory_of(step))
+        self.retention.start(manifest.progress.get("best_step"))
 
     @property
     def failed(self) -> bool:
@@ -204,8 +165,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Wait until the save in progress is complete and old ones are removed. Raises its error, the same on every rank."""
         self._finish_save()
-        if self._retention is not None:
-            self._retention.join()
+        self.retention.wait()
 
     def abandon(self) -> None:
         """End the save in progress after the group broke: it is committed if all ranks have written their files, else not."""
@@ -278,7 +238,7 @@ class Checkpoints:
         """Report a bad checkpoint; one of this run does not count among those that are kept."""
         url = root.child(directory_of(step)).url
         if root.url == self.root.url:
-            self._bad.add(step)
+            self.retention.bad.add(step)
         if self.group.is_main:
             log.warning("%s is not used: %s; trying an older checkpoint", url, "; ".join(wrong))
             self.run.event("bad_checkpoint", step=step, path=url, problems=wrong)
@@ -311,5 +271,5 @@ class Checkpoints:
         for step in steps_in(self.root) if self.group.is_main else []:
             if not self.root.exists_afresh(f"{directory_of(step)}/{MANIFEST_NAME}"):
                 log.info("%s/%s: removing an incomplete save", self.root.url, directory_of(step))
-                self._remove(step)
+                self.retention.remove(step)
         self.group.barrier()  # no rank may begin to save meanwhile

@@ -152,17 +152,17 @@ def resave(context: JobContext) -> None:
 
 def pin_first_checkpoint(context: JobContext) -> None:
     """Somebody needs the first checkpoint, from the moment it is complete."""
-    from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
     from ropewalk.sharding.checkpoints.layout import is_pinned, pin
+    from ropewalk.sharding.checkpoints.retention import Retention
 
-    prune = Checkpoints._prune
+    prune = Retention.prune
 
-    def pinning(self: Checkpoints, best: int | None) -> None:
+    def pinning(self: Retention, best: int | None) -> None:
         if not is_pinned(self.root, 3):
             pin(self.root, 3, "test")
         prune(self, best)
 
-    Checkpoints._prune = pinning  # type: ignore[method-assign]
+    Retention.prune = pinning  # type: ignore[method-assign]
 
 
 def record_gradients(context: JobContext) -> None:

@@ -12,8 +12,8 @@ from ropewalk.jobs.training.distill.cache import cache_facts
 from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.distill.measure import FOLDER, measure
 from ropewalk.jobs.training.distill.recipe import plan_distillation
+from ropewalk.jobs.training.loop.groups import begin_heartbeat, training_group
 from ropewalk.jobs.training.loop.recipe import build_trainer, unpin_weights
-from ropewalk.sharding.group import process_group
 
 _COLUMNS = ("variant", ">bits per byte", ">± SE", ">loss", ">KL from the teacher", ">parameters", ">bytes")
 
@@ -21,9 +21,8 @@ _COLUMNS = ("variant", ">bits per byte", ">± SE", ">loss", ">KL from the teache
 def main(context: JobContext) -> dict[str, object]:
     """Train to the end, from the newest complete checkpoint if there is one; returns the results with their table."""
     config = context.config(DistillConfig)
-    # a larger limit for collectives implies slow phases
-    context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)
-    with process_group(config.parallel) as group:
+    begin_heartbeat(context, config)
+    with training_group(context, config) as group:
         distillation = plan_distillation(context, config, group)
         trainer = build_trainer(context, config, group, distillation.recipe)
         results: dict[str, Any] = trainer.run()

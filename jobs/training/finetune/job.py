@@ -21,12 +21,13 @@ from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.finetune.data import PreparedData, prepared_data
 from ropewalk.jobs.training.finetune.source import ConversationSource
 from ropewalk.jobs.training.loop.architecture.model_record import read_record
+from ropewalk.jobs.training.loop.groups import begin_heartbeat, training_group
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.objective import Objective, make_objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.validation import HeldOut
 from ropewalk.jobs.training.loop.weights.run_weights import ADDED_TOKENS
-from ropewalk.sharding.group import Group, process_group
+from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,9 @@ _LEGEND = "<p>The first {} conversations as the model reads them; <mark>marked</
 def main(context: JobContext) -> dict[str, object]:
     """Train to the end, from the newest complete checkpoint if there is one; returns the results."""
     config = context.config(FinetuneConfig)
-    with process_group(config.parallel) as group:
+    with training_group(context, config) as group:
         data = prepared_data(context, config, group)
-        # a larger limit for collectives implies slow phases
-        context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)
+        begin_heartbeat(context, config)
         training_recipe = recipe(context, config, group, data)
         results = train(context, config, group, training_recipe)
         return {**results, **_facts(data, training_recipe.source)}

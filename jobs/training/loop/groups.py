@@ -15,9 +15,13 @@ def training_group(context: JobContext, config: TrainingConfig) -> Iterator[Grou
     On GPUs it does not: NCCL's collectives may not end, and a CUDA error leaves a context that cannot be used. Nor does it with
     compiled layers, of which torch keeps only some versions in a process.
     """
-    # a larger limit for collectives implies slow phases
-    context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)
     with process_group(config.parallel) as group:
         if context.line is not None:
             context.line.announce(stays=group.device.type == "cpu" and not config.parallel.compile)
         yield group
+
+
+def begin_heartbeat(context: JobContext, config: TrainingConfig) -> None:
+    """Let the agent watch this rank's phases from now on."""
+    # a larger limit for collectives implies slow phases
+    context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)

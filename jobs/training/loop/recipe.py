@@ -37,6 +37,7 @@ from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
 from ropewalk.jobs.training.loop.update.state import MovingAverage, TrainState
 from ropewalk.jobs.training.loop.update.step import TrainStep
 from ropewalk.jobs.training.loop.validation import Validation
+from ropewalk.jobs.training.loop.validator import Validator
 from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
 from ropewalk.sharding.checkpoints.layout import directory_of, pin, unpin
 from ropewalk.sharding.checkpoints.manifest import CheckpointManifest
@@ -120,24 +121,23 @@ def _trainer(
     meter = meter_of(
         model, recipe.model.config, group, tokens_per_sample=source.tokens_per_sample, global_batch=config.batch.global_batch
     )
+    hosts = group.gather_object(socket.gethostname(), str)
+    report = Report(context, group, meter, steps=config.steps, log_every=config.log_every, hosts=hosts)
     return Trainer(
         context=context,
         config=config,
         state=state,
         train_step=TrainStep(state, objective, source.filler(), config, group, dropout=dropout),
         source=source,
-        validation=recipe.validation,
-        checkpoints=checkpoints,
-        report=Report(
-            context,
-            group,
-            meter,
-            steps=config.steps,
-            log_every=config.log_every,
-            hosts=group.gather_object(socket.gethostname(), str),
+        validator=Validator(
+            config=config.validation,
+            validation=recipe.validation,
+            samples=_samples(context, config, group, recipe),
+            report=report,
         ),
+        checkpoints=checkpoints,
+        report=report,
         layers=LayerWatch(state, group, config.layers_every) if config.layers_every else None,
-        samples=_samples(context, config, group, recipe),
         inspection=Inspection(context, state, group.device),
     )
 

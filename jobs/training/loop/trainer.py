@@ -18,7 +18,6 @@ from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.report.inspection import Inspection
 from ropewalk.jobs.training.loop.report.layers import LayerWatch
 from ropewalk.jobs.training.loop.report.report import Report
-from ropewalk.jobs.training.loop.report.samples import PromptSamples
 from ropewalk.jobs.training.loop.source import Source, reader_for
 from ropewalk.jobs.training.loop.tail import whole_logits_reason
 from ropewalk.jobs.training.loop.update.garbage import collect_at, collected_by_step
@@ -26,7 +25,7 @@ from ropewalk.jobs.training.loop.update.optimizer import learning_rate
 from ropewalk.jobs.training.loop.update.state import Progress, TrainState
 from ropewalk.jobs.training.loop.update.step import PendingStep, StepStats, TrainStep
 from ropewalk.jobs.training.loop.update.step_clock import StepPhase
-from ropewalk.jobs.training.loop.validation import Validation
+from ropewalk.jobs.training.loop.validator import Validator
 from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
 from ropewalk.sharding.checkpoints.layout import directory_of
 from ropewalk.sharding.checkpoints.manifest import CheckpointManifest
@@ -44,11 +43,10 @@ class Trainer:
     state: TrainState
     train_step: TrainStep
     source: Source
-    validation: Validation | None
+    validator: Validator
     checkpoints: Checkpoints
     report: Report
     layers: LayerWatch | None
-    samples: PromptSamples | None
     inspection: Inspection
     _anomalies: Anomalies = field(init=False)
     _pending: deque[PendingStep] = field(default_factory=deque, init=False)  # steps whose figures have not been read
@@ -147,7 +145,9 @@ class Trainer:
                 self.report.event("first_step", step=self.progress.step)
                 first = False
             if self._due(self.config.validation.every_steps):
-                self._validate_midway()
+                if self._validate() and self.config.validation.keep_best:
+                    self.save()
+                self.progress.finished = self.validator.is_over(self.state)
             if self._due(self.config.checkpoint.every_steps) and self.checkpoints.last_step != self.progress.step:
                 self.save()
             if self._done:
@@ -162,6 +162,11 @@ class Trainer:
     def _await_data(self) -> None:
         self._enter(Phase.DATA)
         self.train_step.clock.begin()
+
+    def _validate(self) -> bool:
+        """Validate; returns True if the loss is the best so far."""
+        self._enter(Phase.VALIDATION)
+        return self.validator.validate(self.state, self.train_step.objective)
 
     def _due(self, every_steps: int) -> bool:
         return self.progress.step % every_steps == 0 and not self._done
@@ -269,7 +274,6 @@ class Trainer:
         progress = self.progress
         if not progress.finished or self.checkpoints.last_step != progress.step:
             self._validate()
-            self._count_validation()
             progress.finished = True
             self.save()
         self._close_checkpoints()
@@ -285,35 +289,3 @@ class Trainer:
     def _close_checkpoints(self) -> None:
         self._enter(Phase.CHECKPOINT)
         self.checkpoints.close()
-
-    # --- validation
-
-    def _validate_midway(self) -> None:
-        self._validate()
-        better, patience = self._count_validation(), self.config.validation.patience
-        if better and self.config.validation.keep_best:
-            self.save()
-        if patience is not None and self.progress.validations_without_gain >= patience:
-            self.report.event("early_stop", step=self.progress.step, best=self.progress.best_validation)
-            self.progress.finished = True
-
-    def _count_validation(self) -> bool:
-        """Count the validation; returns True if it is the best so far."""
-        loss = self.progress.validation.get("validation/loss")
-        return loss is not None and self.progress.improved(loss, saved=self.config.validation.keep_best)
-
-    def _validate(self) -> None:
-        self._enter(Phase.VALIDATION)
-        if self.samples is not None:
-            self.report.samples(self.samples.rows(self.state.model, self.progress.step))
-            self.report.meter.restart()
-        if self.validation is None:
-            return
-        means = self.validation.score(self.state, self.train_step.objective, self.config.validation.max_sequences)
-        values = {"loss": means.loss, **means.metrics}
-        gap = self.progress.take_gap(means.loss)
-        if gap is not None and self.validation.comparable:
-            values["gap"] = gap
-        self.progress.validation = {f"validation/{name}": value for name, value in values.items()}
-        self.report.validation(self.progress)
-        self.report.meter.restart()

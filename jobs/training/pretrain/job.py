@@ -9,7 +9,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.jobs.training.loop.architecture.model_record import tokenizer_of
-from ropewalk.jobs.training.loop.groups import training_group
+from ropewalk.jobs.training.loop.groups import begin_heartbeat, training_group
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.objective import Objective, make_objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 def main(context: JobContext) -> dict[str, object]:
     """Train to the end, from the newest complete checkpoint if there is one; returns the results."""
     config = context.config(PretrainConfig)
+    begin_heartbeat(context, config)
     with training_group(context, config) as group:
         return train(context, config, group, recipe(context, config, group))
 

@@ -6,19 +6,8 @@ from typing import Any
 import pytest
 
 from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
-from ropewalk.cluster.membership.groups import (
-    CAUSE_SECONDS,
-    PATIENCE_SECONDS,
-    SAVE_SECONDS,
-    SETTLE_SECONDS,
-    Decision,
-    Failed,
-    Groups,
-    NodeSilent,
-    Phase,
-    RankLost,
-    Tell,
-)
+from ropewalk.cluster.membership.decisions import Decision, Failed, NodeSilent, RankLost, Tell
+from ropewalk.cluster.membership.groups import CAUSE_SECONDS, PATIENCE_SECONDS, SAVE_SECONDS, SETTLE_SECONDS, Groups, Phase
 from ropewalk.cluster.membership.members import Died, Joined, Member, Received
 
 KILLED = -int(signal.SIGKILL)

@@ -1,38 +1,25 @@
 """Ranks that survive the end of their group: they keep their process, lose no memory, and compute the same."""
 
-import gc
-import json
-import os
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import torch
-from torch.distributed.device_mesh import DeviceMesh
 
-from ropewalk.cluster.engines.entry import run_entry
 from ropewalk.cluster.errors import EXIT_LOST_PEER
 from ropewalk.cluster.membership.node_agent import LEAVE_SECONDS
 from ropewalk.cluster.process.kill import writers_of
-from ropewalk.cluster.process.ports import free_port
-from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.follow import wait
 from ropewalk.jobs.runs.submit.submit import submit
-from ropewalk.jobs.training.loop.trainer import Trainer
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
-from tests.fork_server import SERVER
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, events, launch, log_of, losses, make_run, pretrain_config, weights
+from tests.jobs.training.leaving import check_leaving
 from tests.patience import Patience, until
-
-GROUPS = 6
-THREADS = {"writer", "prefetch", "ropewalk-checkpoint"}  # of a group
 
 
 @pytest.fixture(scope="module")
@@ -106,56 +93,5 @@ def finish(run: RunDir) -> None:
     assert run.attempts() == [1]
 
 
-class Line:
-    """The line of a rank that stays, without an agent."""
-
-    stays = True
-
-    def announce(self, *, stays: bool) -> None:
-        assert stays
-
-    def is_over(self, group: int) -> bool:
-        return False
-
-
-def break_again_and_again(run: RunDir, results: Path) -> None:
-    """Form groups in one process, each of which breaks in its fourth step, and record what stays behind each."""
-    gc.freeze()
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    attempt, start_step, left = run.begin_attempt(), Trainer._start_step, []
-
-    def start_or_break(self: Trainer, batch: Any) -> None:
-        if self.progress.step == 3 * self.context.group + 1:
-            raise RuntimeError("gloo: a peer is gone")
-        start_step(self, batch)
-
-    Trainer._start_step = start_or_break  # type: ignore[method-assign]
-    for group in range(1, GROUPS + 1):
-        os.environ["MASTER_PORT"] = str(free_port("127.0.0.1"))
-        line: Any = Line()
-        context = JobContext(run=run, attempt=attempt, group=group, line=line)
-        context.fence.claim()
-        assert run_entry(context) is None
-        gc.collect()
-        process = psutil.Process()
-        until(
-            lambda: not {"writer", "prefetch", "ropewalk-checkpoint"} & {t.name for t in threading.enumerate()}, Patience.SIGNAL
-        )
-        objects, kinds = gc.get_objects(), (DeviceMesh, torch.nn.Module, Trainer)
-        alive = [sum(isinstance(each, kind) for each in objects) for kind in kinds]
-        left.append({"alive": alive, "files": process.num_fds(), "threads": process.num_threads()})
-        left[-1]["bytes"] = process.memory_info().rss
-    results.write_text(json.dumps(left))
-
-
 def test_groups_that_break_leave_nothing_in_the_process(data: Path, tmp_path: Path) -> None:
-    run, results = make_run(tmp_path, pretrain_config(data, steps=100)), tmp_path / "left.json"
-    process = SERVER.Process(target=break_again_and_again, args=(run, results))
-    process.start()
-    process.join()
-    left = json.loads(results.read_text())
-    assert [each["alive"] for each in left] == [[0, 0, 0]] * GROUPS
-    assert {each["files"] for each in left[1:]} == {left[1]["files"]}
-    assert {each["threads"] for each in left[1:]} == {left[1]["threads"]}
-    assert left[-1]["bytes"] - left[1]["bytes"] < 24 << 20
+    check_leaving(make_run(tmp_path, pretrain_config(data, steps=100)), tmp_path)

@@ -15,7 +15,7 @@ from tests.jobs.training.leaving import check_leaving
 KEYS = {"steps": 100, "checkpoint": {"every_steps": 3}}  # each group begins where the one before has saved
 
 
-@pytest.mark.soak("make test leaves groups of pretrain, grpo and distill, which start and generate more")
+@pytest.mark.soak("make test leaves groups of pretrain and grpo")
 def test_finetune(tmp_path: Path) -> None:
     data = write_lines(tmp_path / "chats.jsonl", chats(40))
     config = finetune_config(make_base(tmp_path / "base"), data, lora={"rank": 4}, **KEYS)
@@ -34,6 +34,7 @@ def test_grpo(tmp_path: Path) -> None:
     check_leaving(grpo_run(tmp_path, config), tmp_path)
 
 
+@pytest.mark.soak("make test leaves groups of grpo, which generates too")
 def test_distill(tmp_path: Path) -> None:
     data, teacher = make_dataset(tmp_path / "data"), tiny_model(tmp_path / "teacher", num_hidden_layers=3)
     written = {"share": 0.5, "prompt_tokens": 8, "max_new_tokens": 8}

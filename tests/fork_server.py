@@ -7,7 +7,7 @@ from typing import Any
 from tests.warm import TRAINING
 
 MIRRORS = ("ropewalk.jobs.runs.mirror.relay", "ropewalk.jobs.runs.mirror.following", "tests.jobs.runs.mirror.processes")
-PRELOAD = [*TRAINING, "tests.jobs.launch", *MIRRORS]
+PRELOAD = [*TRAINING, "tests.jobs.launch", *MIRRORS, "pytest", "tests.frozen"]
 
 
 def _process(**arguments: Any) -> Any:

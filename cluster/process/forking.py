@@ -3,6 +3,7 @@
 A process that forks must have only its main thread, no process group of torch.distributed and no CUDA context.
 """
 
+import gc
 import logging
 import multiprocessing.util
 import os
@@ -160,6 +161,7 @@ def _become(command: Sequence[str], environment: Mapping[str, str], output: Path
     """Give the child the state of a newly started process, run the program, and exit."""
     code = 1
     try:
+        gc.freeze()  # collections leave out what the parent imported, and so copy none of its memory
         os.setsid()
         _redirect(output)
         wanted = dict(environment)  # a copy, since `environment` may be os.environ itself

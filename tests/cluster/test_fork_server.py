@@ -76,7 +76,8 @@ sys.exit(fork_program(module_command("told"), os.environ, Path("out")).wait())
 """
 
 
-def test_a_child_may_have_its_parents_environment(tmp_path: Path) -> None:
-    (tmp_path / "told.py").write_text("import os\ndef main() -> None:\n    print(os.environ['TOLD'])\n")
+def test_a_child_has_its_parents_environment_and_collects_no_garbage_of_its_imports(tmp_path: Path) -> None:
+    program = "import gc, os\ndef main() -> None:\n    print(os.environ['TOLD'] if gc.get_freeze_count() > 10_000 else 'no')\n"
+    (tmp_path / "told.py").write_text(program)
     run([sys.executable, "-c", FORK], cwd=tmp_path, env={**os.environ, "TOLD": "yes", "PYTHONPATH": "."}, check=True)
     assert (tmp_path / "out").read_text() == "yes\n"

@@ -68,14 +68,14 @@ def reach(run: RunDir, step: int) -> None:
 
 def test_a_plain_script_is_requeued_and_loses_a_node_bit_by_bit(make_lab: MakeLab, project: Path) -> None:
     lab = make_lab(node_timeout_seconds=10)
-    undisturbed = start(project, "train.py", on="local")
+    undisturbed = start(project, "train.py", "--steps", "40", on="local")
     assert finish(undisturbed).state is RunState.SUCCEEDED, said(undisturbed)
-    run = start(project, "train.py", "--pause", "0.1")
+    run = start(project, "train.py", "--steps", "40", "--pause", "0.15")
     (project / "train.py").write_text("raise SystemExit('this was written after the submission')\n")
-    reach(run, 12)
+    reach(run, 8)
     subprocess.run(["scontrol", "requeue", job_id(run)], check=True)
     until(lambda: len(run.attempts()) == 2)
-    reach(run, 30)
+    reach(run, 20)
     host = [line["address"] for line in read_lines(run.attempt_dir(2) / "agents.jsonl")][-1]
     lab.kill_node(host)
     assert finish(run).state is RunState.SUCCEEDED, said(run)

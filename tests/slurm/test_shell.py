@@ -14,11 +14,18 @@ from tests.slurm.toy import finish
 from tests.terminal import Terminal, sleepers
 
 __all__ = ["project"]
+WAIT = """import os, sys, time, ropewalk
+ropewalk.log({"waits": 1}, step=1)
+while not os.path.exists(os.environ["ROPEWALK_STOP_FLAG"]):
+    time.sleep(0.1)
+sys.exit(85)
+"""
 CLIENT_SECONDS = 10.0  # after the client's death nothing of the shell is left
 
 
 def test_a_shell_on_the_second_node_ends_with_its_client(slurm_lab: Lab, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = start(project, "train.py", "--pause", "0.5", "--steps", "500", resources={"nodes": 2, "grace_seconds": 20})
+    (project / "wait.py").write_text(WAIT)
+    run = start(project, "wait.py", resources={"nodes": 2, "grace_seconds": 20})
     reach(run, 1)
     ropewalk = [sys.executable, "-m", "ropewalk.jobs.cli"]
     terminal = Terminal([*ropewalk, "shell", run.id, "--node", "1"])

@@ -57,7 +57,7 @@ def jobs() -> list[str]:
 def check_cuts(laptop: Laptop, relay: Relay, cuts: int, seed: int) -> None:
     """Cut that many submissions, each at another byte of what a whole one takes, and give each again.
 
-    Every fifth brings the program too; the others a changed file.
+    Every third brings the program too; the others a changed file.
     """
     drawn, runs = random.Random(seed), laptop.node.runs
     submit(laptop, 0)
@@ -69,10 +69,10 @@ def check_cuts(laptop: Laptop, relay: Relay, cuts: int, seed: int) -> None:
     num_cut = 0
     for number in range(1, cuts + 1):
         change(laptop, drawn)
-        if not number % 5:
+        if not number % 3:
             shutil.rmtree(runs / ".code")
         before = {run.id for run in RunDir.all(runs)}
-        relay.cut_after = drawn.randrange(3000, with_code if number % 5 else with_program)
+        relay.cut_after = drawn.randrange(3000, with_code if number % 3 else with_program)
         submit(laptop, number, code=None)
         was_cut, error = laptop.code != 0, laptop.err
         relay.cut_after = None
@@ -91,10 +91,10 @@ def check_cuts(laptop: Laptop, relay: Relay, cuts: int, seed: int) -> None:
 
 
 def test_a_submission_that_is_cut_makes_one_job(slurm_lab: Lab, laptop: Laptop, relay: Relay) -> None:
-    check_cuts(laptop, relay, 6, 1)
+    check_cuts(laptop, relay, 3, 1)
 
 
-@pytest.mark.soak("100 submissions; the one above cuts 6")
+@pytest.mark.soak("100 submissions; the one above cuts 3")
 def test_a_hundred_submissions_that_are_cut(slurm_lab: Lab, laptop: Laptop, relay: Relay) -> None:
     check_cuts(laptop, relay, 100, 2)
 

@@ -1,14 +1,17 @@
 """The API as OpenAI's own client uses it, and what is wrong with a request."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 from pydantic import BaseModel
 
 from ropewalk.jobs.inference.engines.process import EngineProcess
 from tests.jobs.inference.engines.conftest import TOKEN
 from tests.jobs.inference.engines.streams import CHAT, COMPLETIONS, ask
+
+if TYPE_CHECKING:
+    import openai  # takes seconds to import, and every worker collects every module
 
 HELLO = [{"role": "user", "content": "hello"}]
 LETTERS = {str(token): -100 for token in range(128, 256)}  # a model of random weights writes what is no UTF-8
@@ -20,12 +23,14 @@ class Rope(BaseModel):
 
 
 @pytest.fixture
-def client(engine: EngineProcess) -> Iterator[openai.OpenAI]:
+def client(engine: EngineProcess) -> Iterator["openai.OpenAI"]:
+    import openai
+
     with openai.OpenAI(base_url=f"{engine.url}/v1", api_key=TOKEN, max_retries=0) as client:
         yield client
 
 
-def test_models_completions_and_chats(client: openai.OpenAI) -> None:
+def test_models_completions_and_chats(client: "openai.OpenAI") -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "ropewalk"
     plain = client.completions.create(model="tiny", prompt=["a", "b"], max_tokens=4, n=2, logprobs=1, seed=1)
@@ -44,13 +49,13 @@ def test_models_completions_and_chats(client: openai.OpenAI) -> None:
     assert isinstance(parsed.choices[0].message.parsed, Rope)
 
 
-def test_an_answer_may_hold_what_only_unicode_calls_the_end_of_a_line(client: openai.OpenAI) -> None:
+def test_an_answer_may_hold_what_only_unicode_calls_the_end_of_a_line(client: "openai.OpenAI") -> None:
     next_line = {str(byte): 100 for byte in "\x85".encode()}
     answer = client.completions.create(model="tiny", prompt="a", max_tokens=60, n=4, seed=1, logit_bias=next_line)
     assert "\x85" in "".join(choice.text for choice in answer.choices)
 
 
-def test_a_stream_with_usage(client: openai.OpenAI) -> None:
+def test_a_stream_with_usage(client: "openai.OpenAI") -> None:
     stream = client.chat.completions.create(
         model="tiny", messages=HELLO, max_tokens=6, temperature=0, stream=True, stream_options={"include_usage": True}
     )
@@ -67,7 +72,9 @@ def test_a_stream_with_usage(client: openai.OpenAI) -> None:
     assert stopped.choices[0].finish_reason == "stop"
 
 
-def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, engine: EngineProcess) -> None:
+def test_errors_are_those_that_the_client_knows(client: "openai.OpenAI", engine: EngineProcess) -> None:
+    import openai
+
     with pytest.raises(openai.NotFoundError, match="the model 'other' does not exist"):
         client.chat.completions.create(model="other", messages=HELLO)
     with pytest.raises(openai.BadRequestError) as refused:

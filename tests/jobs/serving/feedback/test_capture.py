@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import orjson
 import psutil
 import pytest
@@ -128,10 +127,12 @@ def test_every_exchange_is_stored_once_and_masked_despite_kills(tmp_path: Path, 
     until(lambda: not list(folder.glob("*/spool-*")), Patience.STEP)  # its writer ends too
 
     wanted = [f"req-{number:06d}" for number in range(total)]
+    from datasets import load_dataset  # takes seconds to import, and every worker collects this module
+
     for store in (exchanges_store(folder), answers_store(folder)):
         assert store.read()["id"].to_pylist() == wanted
         shards = [str(path) for path in store.shards()]
-        loaded = datasets.load_dataset("arrow", data_files=shards, cache_dir=str(tmp_path / "cache"))["train"]
+        loaded = load_dataset("arrow", data_files=shards, cache_dir=str(tmp_path / "cache"))["train"]
         assert sorted(loaded["id"]) == wanted
     written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert b"<EMAIL>" in written

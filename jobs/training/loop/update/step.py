@@ -143,7 +143,7 @@ class TrainStep:
         if inspection:
             flags[2] = float(inspection)
         values = sums.values if self.group.counts_samples else torch.zeros_like(sums.values)
-        ranks = torch.tensor(self.clock.values(self.state.progress.step + 1), dtype=torch.float64, device=device)
+        ranks = self.clock.values(self.state.progress.step + 1)
         total = torch.cat(((norm * norm)[None], flags, values, ranks))
         with self.clock.waiting():
             total = self.group.all_reduce_sum(total)

@@ -120,10 +120,10 @@ class StepClock:
         """Return how many values the reduction of a step carries for all ranks; 0: none."""
         return self._group.world_size * WIDTH if self.measures and step % EXCHANGE_STEPS == 0 else 0
 
-    def values(self, step: int) -> list[float]:
+    def values(self, step: int) -> torch.Tensor:
         """Return this rank's row among zeros, for the reduction; empty in a step without an exchange."""
         if not (size := self.exchanged(step)):
-            return []
+            return torch.empty(0, dtype=torch.float64, device=self._group.device)
         self._read()
         values = [0.0] * size
         if self._count and self._scheduler is not None:
@@ -132,7 +132,8 @@ class StepClock:
             at = self._group.rank * WIDTH
             values[at : at + WIDTH] = [*means, *delays, _clock_mhz(self._group.device)]
         self._sums, self._count = [0.0] * len(self._sums), 0
-        return values
+        tensor = torch.tensor(values, dtype=torch.float64, pin_memory=self._on_gpu)  # else the copy would wait for the GPU
+        return tensor.to(self._group.device, non_blocking=True)
 
     def _now(self) -> Stamp:
         if not self._on_gpu:

@@ -103,7 +103,7 @@ def test_a_clock_excludes_waits_and_first_steps(monkeypatch: pytest.MonkeyPatch)
         now[0] += seconds
 
     for step in range(1, 2 * EXCHANGE_STEPS + 1):
-        values = clock.values(step)
+        values = clock.values(step).tolist()
         assert len(values) == clock.exchanged(step)
         factor = 100.0 if step <= step_clock.SKIPPED_STEPS else 1.0
         clock.begin()

@@ -187,6 +187,12 @@ class Resources(Section):
     memory_gib: float | None = Field(default=None, gt=0, description="memory per node, GiB")
     time_limit_minutes: float | None = Field(default=None, gt=0, description="wall-clock limit of one attempt, minutes")
     grace_seconds: float = Field(default=120, gt=0, description="seconds before the time limit at which to save and exit")
+    idle_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="minutes in which no GPU of the run is used, after which it saves and is cancelled; loading, compilation,"
+        " validation and saves do not count; unset: only a warning",
+    )
 
     @property
     def local_world_size(self) -> int:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from ropewalk.cluster.agent.energy import EnergyAccount, MachinePower
+from ropewalk.cluster.agent.idle import IdleWatch
 from ropewalk.cluster.agent.inspector import Inspector
 from ropewalk.cluster.agent.monitor import Monitor
 from ropewalk.cluster.agent.sidecars import Sidecars
@@ -133,7 +134,10 @@ class Agent:
         threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
         samples = self.folder / names.NODES / f"node-{self.node}.jsonl"
         energy = EnergyAccount(MachinePower(), self.resources.cpus)
-        monitor = Monitor(samples, self.node, self.run_dir.path, heart=heart_file(self.stop_flag, 0), energy=energy)
+        heart = heart_file(self.stop_flag, 0)
+        watch = IdleWatch(self.run_dir, self.attempt, self.resources.idle_minutes, heart)
+        after = watch.look if self.node == 0 and self.resources.gpus else lambda: None
+        monitor = Monitor(samples, self.node, self.run_dir.path, heart=heart, energy=energy, after=after)
         monitor.start()
         self.inspector.start(os.getpid())
         if self.node == 0:

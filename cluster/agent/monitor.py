@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,15 @@ class Monitor:
         *,
         heart: Path | None = None,
         energy: EnergyAccount | None = None,
+        after: Callable[[], None] = lambda: None,
         interval_seconds: float = INTERVAL_SECONDS,
     ) -> None:
-        """Create the thread. `heart`: file of the heartbeats of the node's first rank; `energy`: to be in the samples."""
+        """Create the thread. `heart`: file of the heartbeats of the node's first rank; `energy`: to be in the samples.
+
+        `after` is called after each look.
+        """
         self._path, self._node, self._logs, self._heart = path, node, logs, heart
-        self._energy, self._interval_seconds = energy, interval_seconds
+        self._energy, self._after, self._interval_seconds = energy, after, interval_seconds
         self._started = self._sampled = self._rotated = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
@@ -114,6 +119,7 @@ class Monitor:
         while True:
             try:
                 self._look()
+                self._after()
             except (OSError, psutil.Error) as error:
                 log.warning("a sample of the node could not be written, or a log not rotated: %s", error)
             if self._ended.wait(self._interval_seconds):

@@ -18,6 +18,7 @@ _TITLES = {
     "ranks_hung": "ranks hung",
     "early_stop": "stopped early",
     "straggler": "a slow rank",
+    "gpus_idle": "idle GPUs",
 }  # events that cause an alert while the run goes on
 
 

@@ -16,6 +16,8 @@ from ropewalk.jobs.runs.show.stragglers import phase_words
 EVENTS: dict[str, str] = {
     # attempts and nodes
     "attempt_ended": "attempt {attempt} ended: {state} ({cause})",
+    "gpus_idle": "no GPU was used for {minutes:.0f} minutes",
+    "idle_stop": "ends, since no GPU was used for {minutes:.0f} minutes (resources.idle_minutes)",
     "gpus_shared": "too few GPUs of this machine are free: {devices} are shared with another run; the local backend has no queue",
     "gpus_taken": "computes on GPU {devices} of this machine",
     "group_formed": "group {group} formed on {nodes:count node}",

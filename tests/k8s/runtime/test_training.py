@@ -136,8 +136,8 @@ def test_a_leader_that_stands_still_is_succeeded(start: Start) -> None:
 
 def test_a_dead_node_with_a_spare(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """The node of the leader dies and never returns: the others declare its pod dead, and go on with its successor."""
-    run = start(steps=400, resources={"nodes": 2, "cpus": 2})
-    run.reach(10)
+    run = start(steps=200, resources={"nodes": 2, "cpus": 2})
+    run.reach(5)
     lab.kill_node(run.node_of(run.leader()))
     assert run.finish().state is RunState.SUCCEEDED, run.said()
     assert [code for _, code in run.outcomes()] == [143, 0]

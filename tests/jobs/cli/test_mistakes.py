@@ -1,6 +1,7 @@
 """Mistakes that users make: each is answered before anything is submitted, in one line that names the remedy."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,11 +226,17 @@ MISTAKES = {
 }
 
 
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data") / "data")
+
+
 @pytest.fixture
-def home(shell: Shell) -> Path:
+def home(shell: Shell, data_set: Path) -> Path:
     """A folder with a data set, documents, a model, conversations, pairs, and job files."""
     folder = shell.home
-    make_dataset(folder / "data")
+    shutil.rmtree(folder / "data")
+    shutil.copytree(data_set, folder / "data")
     (folder / "docs").mkdir()
     (folder / "docs/a.jsonl").write_text(json.dumps({"text": "a rope is laid from strands"}) + "\n")
     (folder / "model").mkdir()

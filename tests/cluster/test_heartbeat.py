@@ -88,10 +88,10 @@ class Node:
         watch = self.watch
         return watch.is_silent and watch.has_cause and watch.has_waiter
 
-    def seconds_until_hang(self, at_most: float = 1000.0) -> float:
+    def seconds_until_hang(self, at_most: float = 1000.0, look: float = LOOK) -> float:
         began = self.clock.now
         while not self.hangs and self.clock.now - began < at_most:
-            self.pass_time(LOOK)
+            self.pass_time(look, look)
         return self.clock.now - began if self.hangs else math.inf
 
     def beat(self, phase: Phase, step: int = 0, rank: int | None = None) -> None:
@@ -126,7 +126,7 @@ def test_a_spare_rank_is_not_watched(tmp_path: Path) -> None:
     assert not node.watch.is_spare
     assert not node.watch.is_silent, "the other one loads"
     node.hearts[1].beat(Phase.SPARE)
-    node.pass_time(10 * HUNG)
+    node.pass_time(10 * HUNG, look=0.25)
     assert node.watch.is_spare
     assert not node.watch.slow_ranks()
     assert node.hearts[0].pace.longest[Phase.LOADING] == 0.0, "it has not loaded"
@@ -256,7 +256,8 @@ def test_a_wait_for_data_may_be_twice_as_long_as_the_longest_so_far(node: Node) 
 
 def test_a_rank_without_a_heartbeat_excuses_none_of_the_others(node: Node) -> None:
     node.beat(Phase.LOADING, rank=0)
-    assert node.seconds_until_hang(at_most=2 * PATIENCE_SECONDS) == pytest.approx(PATIENCE_SECONDS, abs=1.0)
+    seconds = node.seconds_until_hang(at_most=2 * PATIENCE_SECONDS, look=0.25)
+    assert seconds == pytest.approx(PATIENCE_SECONDS, abs=1.0)
 
 
 def test_a_group_without_heartbeats_never_hangs(node: Node, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class JobSpec:
     config: str
     entry: str
     engine: Engine
-    preload: tuple[str, ...] = ()  # modules to import once in the fork server, before ranks are forked
+    preload: tuple[str, ...] = ()  # modules to import once in the fork server, before ranks are forked; none: torch
     reports: tuple[str, ...] = ()  # patterns of the names of its metrics; empty: unknown
     files: Mapping[str, str] = field(default_factory=dict)  # its own files in the run directory, with their content
     view: str = (

@@ -34,7 +34,7 @@ from ropewalk.cluster.errors import (
 from ropewalk.cluster.gpus import NODE_GPUS_VARIABLE
 from ropewalk.cluster.packages.use import enter, run_in
 from ropewalk.cluster.process.child_output import finish_outputs
-from ropewalk.cluster.process.forking import are_imported, cuda_is_initialized, import_modules
+from ropewalk.cluster.process.forking import are_imported, cuda_is_initialized, import_modules, rank_modules
 from ropewalk.cluster.process.kill import end, family, processes_with
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.process.scratch import make_scratch, name_semaphores, remove_scratch
@@ -183,7 +183,7 @@ class Agent:
 
     def _run_engine(self) -> int:
         if self.engine is Engine.RANKS:
-            from ropewalk.cluster.engines.ranks import RanksNode, run_ranks  # noqa: PLC0415 - imports torch
+            from ropewalk.cluster.engines.ranks import RanksNode, run_ranks  # noqa: PLC0415 - only ranks need it
 
             self._shutdown.pause()
             node = RanksNode(
@@ -225,10 +225,10 @@ class Agent:
 
         A node that joins a running group would otherwise delay it. A stop during the imports is handled after them.
         """
-        preload = ["ropewalk.cluster.engines.ranks", *(self.run_dir.record.get("preload") or [])]
+        preload = ["ropewalk.cluster.engines.ranks", *rank_modules(self.run_dir)]
         import_modules(preload)
         if are_imported(preload) and not cuda_is_initialized():  # otherwise the engine fails with the reason
-            from ropewalk.cluster.engines.local_ranks import start_forkserver  # noqa: PLC0415 - imports torch
+            from ropewalk.cluster.engines.local_ranks import start_forkserver  # noqa: PLC0415 - only ranks need it
 
             start_forkserver(preload)
 

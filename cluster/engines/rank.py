@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import torch
-
 from ropewalk.cluster.engines.entry import die_with_parent, run_entry
 from ropewalk.cluster.engines.stacks import allow_stack_dumps, stacks_file
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_REQUEUE, StaleAttemptError
@@ -87,7 +85,8 @@ def _take(assignment: Assignment, arguments: RankArguments, line: GroupLine | No
     redirect_output(output or path, rank_prefix(rank) if is_shared else "")
     configure_logging(f"rank {rank}")
     plain_torch_logging()
-    if threads := os.environ.get("OMP_NUM_THREADS"):
+    torch, threads = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS")
+    if torch is not None and threads:
         torch.set_num_threads(int(threads))  # it was read when the fork server imported torch; set it again
     context = JobContext(
         run=run,

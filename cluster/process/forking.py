@@ -101,8 +101,13 @@ def preload_modules(run: RunDir) -> list[str]:
         "ropewalk.cluster.agent.agent",
         "ropewalk.cluster.engines.group_server",
         "ropewalk.cluster.engines.ranks",
-        *(run.record.get("preload") or []),
+        *rank_modules(run),
     ]
+
+
+def rank_modules(run: RunDir) -> list[str]:
+    """Return the modules of a run's job that its ranks need: what the job names, or else torch."""
+    return list(run.record.get("preload") or ["torch"])
 
 
 def import_modules(modules: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,6 +79,12 @@ def test_scripts_of_other_frameworks_lose_nothing_to_an_announced_stop(start: St
     assert final_words(run) == final_words(undisturbed)
     step_numbers = [line["step"] for line in run.read_metrics() if "train/loss" in line]
     assert sorted(set(step_numbers)) == step_numbers, "no step twice"
+
+
+def test_a_program_without_torch_waits_for_none() -> None:
+    imports = "import sys, ropewalk.cluster.engines.ranks, ropewalk.jobs.orchestration.command.job"
+    done = subprocess.run([sys.executable, "-c", f"{imports}; print('torch' in sys.modules)"], capture_output=True, check=True)
+    assert done.stdout == b"False\n"
 
 
 def test_a_program_that_knows_nothing_is_restarted_and_counted(start: Start, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-LOOK_SECONDS = 0.02
+LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.02, 0.1  # between looks: a twentieth of the time waited so far, within these bounds
 SLOWEST = 10.0  # a machine that is slower than this by its load is no place for tests
 LOAD = Path("/proc/loadavg")
 PRESSURE = Path("/proc/pressure/cpu")
@@ -87,11 +87,15 @@ def until(
     patience: Patience = Patience.RUN,
     describe: Callable[[], object] = lambda: "",
     *,
-    look_seconds: float = LOOK_SECONDS,
+    look_seconds: float | None = None,
 ) -> Any:
-    """Wait for a condition; whatever true value it has. Raises AssertionError with what `said` tells."""
+    """Wait for a condition; whatever true value it has. Raises AssertionError with what `said` tells.
+
+    `look_seconds`: between two looks, for a condition that must be seen at once.
+    """
     clock = MachineClock()
     while not (result := condition()):
-        assert clock.look() < patience.value, f"did not happen within {patience}: {describe() or condition}"
-        time.sleep(look_seconds)
+        waited = clock.look()
+        assert waited < patience.value, f"did not happen within {patience}: {describe() or condition}"
+        time.sleep(look_seconds or min(max(LOOK_SECONDS, waited / 20), LONGEST_LOOK_SECONDS))
     return result

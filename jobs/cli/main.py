@@ -28,6 +28,7 @@ from ropewalk.jobs.cli import (
     queue,
     run,
     runs,
+    search,
     secret,
     shell,
     site,
@@ -138,6 +139,7 @@ PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
         chat.chat,
         sweep.best,
         sweep.confirm,
+        search.sweep,
         drift.compare,
         drift.drift,
         export.sync,
@@ -152,7 +154,7 @@ SETTINGS: dict[object, dict[str, Any]] = {
     run.submit: OWN_HELP,
     site.lab: {**OWN_HELP, "ignore_unknown_options": True},
 }
-ON_THIS_MACHINE = frozenset({run.check, site.quickstart, site.trust, site.lab, explain.help_})
+ON_THIS_MACHINE = frozenset({run.check, search.sweep, site.quickstart, site.trust, site.lab, explain.help_})
 for _panel, _commands in PANELS.items():
     for _command in _commands:
         app.command(

@@ -1,4 +1,4 @@
-"""Answers of the commands about models, checkpoints, sweeps, data and feedback."""
+"""Answers of the commands about models, checkpoints, data and feedback."""
 
 from typing import Any, Literal
 
@@ -51,57 +51,6 @@ class Checkpoints(Answer):
 
     run: str
     checkpoints: list[Checkpoint]
-
-
-class Trial(OpenAnswer):
-    """A trial of a sweep."""
-
-    trial: int
-    run: str | None
-    parameters: dict[str, Any]
-    state: str
-    metric: float | None
-    best_metric: float | None
-    steps: int
-
-
-class Best(Trial):
-    """The best trial of a sweep, and its job file."""
-
-    expected: float | None = Field(description="its metric with new seeds, estimated from all trials; null: too few trials")
-    expected_error: float | None
-    job: str
-    config: dict[str, Any]
-    file: str | None = Field(description="the job file that was written")
-
-
-class Candidate(Answer):
-    """A configuration of `confirm` at new seeds."""
-
-    candidate: str
-    trial: int | None
-    parameters: dict[str, Any]
-    in_sweep: float | None
-    mean: float | None
-    standard_error: float | None
-    n: int
-    values: dict[str, float] = Field(description="by seed")
-    runs: dict[str, str] = Field(description="by seed")
-
-
-class Confirmation(Answer):
-    """The answer of `confirm`."""
-
-    sweep: str
-    metric: str
-    mode: Literal["min", "max"]
-    candidates: list[Candidate]
-    difference: float | None
-    standard_error: float | None
-    interval: Interval | None
-    n: int
-    real: bool | None = Field(description="null: too few seeds")
-    words: str
 
 
 class Score(Answer):

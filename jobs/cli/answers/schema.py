@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ropewalk.jobs.cli.answers import inspect, machine, models, runs
+from ropewalk.jobs.cli.answers import inspect, machine, models, runs, sweeps
 from ropewalk.jobs.cli.answers.base import Failure
 
 ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan or a script
@@ -31,8 +31,9 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
     "export": models.Exported,
     "checkpoints": models.Checkpoints,
     "chat": models.ChatTurn,
-    "best": models.Best,
-    "confirm": models.Confirmation,
+    "best": sweeps.Best,
+    "confirm": sweeps.Confirmation,
+    "sweep": sweeps.Simulation | sweeps.Asked | sweeps.Told | None,
     "compare": models.Comparison,
     "drift": models.Drift,
     "sync": models.Sent | models.SyncMessage,
@@ -52,7 +53,7 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
     "notify": list[machine.Notified],
     "help": machine.CommandHelp | machine.JobHelp | machine.MetricHelp | machine.Overview,
 }
-LINES = frozenset({"submit", "logs", "top", "chat", "sync"})  # any number of lines, one object each; the others print one line
+LINES = frozenset({"sweep", "submit", "logs", "top", "chat", "sync"})  # any number of lines; the others print one
 NO_JSON = {  # they report nothing that a program could use
     "review": "opens a page for a person",
     "shell": "opens a terminal, or passes on the output of a command",

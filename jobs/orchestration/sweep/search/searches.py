@@ -12,7 +12,7 @@ from ropewalk.jobs.orchestration.sweep.search.space import Space, active_paramet
 if TYPE_CHECKING:
     from optuna import Study
 
-MODELS = frozenset({"optuna", "gp"})  # searches that learn from results
+MODELS = frozenset({"optuna"})  # searches that learn from results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,6 @@ def _study(plan: SearchPlan) -> "Study":
 
 
 def _sampler(plan: SearchPlan, number: int) -> Any:
-    from optuna.samplers import GPSampler, TPESampler
+    from optuna.samplers import TPESampler
 
-    kind = {"optuna": TPESampler, "gp": GPSampler}[plan.search]
-    return kind(seed=(plan.seed * 1_000_003 + number) % 2**32, n_startup_trials=plan.startup_trials)
+    return TPESampler(seed=(plan.seed * 1_000_003 + number) % 2**32, n_startup_trials=plan.startup_trials)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,6 +50,8 @@ class CurveTable:
             curves.setdefault(point, {})[row["seed"]] = curve
         if not curves:
             raise ConfigError(f"{file} has no data set {data!r}; it has {', '.join(sorted({row['data'] for row in rows}))}")
+        counts = Counter(point[0] for point in curves)  # the first key changes slowest: its last value may not be complete yet
+        curves = {point: seeds for point, seeds in curves.items() if counts[point[0]] == max(counts.values())}
         return cls(data=data, job=about["job"], metric=about["metric"], keys=tuple(about["keys"]), curves=curves)
 
     @cached_property

@@ -5,12 +5,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.orchestration.sweep.checks import decision_steps, sample_config
 from ropewalk.jobs.orchestration.sweep.config import SweepConfig
 from ropewalk.jobs.orchestration.sweep.records import TrialState
-from ropewalk.jobs.orchestration.sweep.report.results import TrialResult
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult
 from ropewalk.jobs.orchestration.sweep.search.searches import Search, parameters_of
 from ropewalk.jobs.orchestration.sweep.simulate.curve_table import Curve, CurveTable
 from ropewalk.jobs.orchestration.sweep.trials.report import OBJECTIVE, ReportInterval, Trial
@@ -74,6 +76,14 @@ class SimulatedSweep:
     trials: Sequence[TrialResult]
     points: Sequence[tuple[Any, ...]]  # the recorded configuration of each trial
     events: Sequence[Event]
+
+    @property
+    def results(self) -> SweepResults:
+        """The trials as the reports take those of a real sweep."""
+        record = {"job": "sweep", "config": self.config.model_dump(mode="json")}
+        run = RunDir(Path("simulated"), record=record)
+        config = self.config
+        return SweepResults(run=run, metric=config.metric, mode=config.mode, wanted=config.num_trials, trials=self.trials)
 
     @cached_property
     def _sign(self) -> float:

@@ -7,6 +7,7 @@ import pytest
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.orchestration.sweep.config import SweepConfig
+from ropewalk.jobs.orchestration.sweep.report.tables import summary_rows
 from ropewalk.jobs.orchestration.sweep.simulate.curve_table import Curve, CurveTable
 from ropewalk.jobs.orchestration.sweep.simulate.simulator import SimulatedSweep, simulate
 from tests.jobs.sweeping import sweep_config
@@ -57,6 +58,15 @@ def test_trials_are_recorded_curves_and_a_diverged_one_fails_at_once() -> None:
     assert any(trial.state == "FAILED" for trial in sweep.trials)
 
 
+def test_the_reports_of_a_real_sweep_take_a_simulated_one() -> None:
+    results = run(scheduler="asha", asha={"grace_steps": 4}).results
+    assert results.best is not None
+    assert results.best.parameters["optim.momentum"] in {0.0, 0.5}
+    summary = dict(summary_rows(results))
+    assert summary["saved"].endswith("trials early")
+    assert results.summary()["steps_saved"] > 0
+
+
 def test_the_scheduler_stops_trials_and_the_cost_counts_only_what_ran() -> None:
     sweep = run(scheduler="asha", asha={"grace_steps": 4})
     stopped = [trial for trial in sweep.trials if trial.state == "STOPPED"]
@@ -94,3 +104,15 @@ def test_regret_falls_to_zero_with_the_budget() -> None:
 def test_what_was_not_recorded_is_refused(keys: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(**keys)
+
+
+@pytest.mark.parametrize("data", ["code", "prose"])
+def test_the_shipped_curves_are_a_whole_grid(data: str) -> None:
+    shipped = CurveTable.read(data)
+    assert (shipped.job, shipped.metric) == ("pretrain", "validation/loss")
+    assert len(shipped.curves) == math.prod(map(len, shipped.values.values())) >= 48
+    for seeds in shipped.curves.values():
+        assert {len(curve.values) for curve in seeds.values()} == {16}
+        assert {curve.steps[-1] for curve in seeds.values()} == {shipped.num_steps}
+    with pytest.raises(ConfigError, match="no data set 'novels'; it has code, prose"):
+        CurveTable.read("novels")

@@ -1,0 +1,111 @@
+"""Each search of sweeps against random draws on the recorded learning curves, with paired seeds and the same scheduler.
+
+    python -m tests.benchmarks.bench_searchers [--data code] [--seeds 100] [--searches sobol,optuna] [--schedulers asha,fifo]
+
+Simulates sweeps of up to 256 trials until they have cost 64 complete trials. Regret is the true final loss of the best trial so
+far minus the table's best, averaged over budgets of 8, 16, 32 and 64 complete trials. Prints a JSON line for each search and
+scheduler: regret, paired difference to random, p after Holm's correction within the scheduler, and the median cost until a
+configuration among the table's best 1% leads. The last line has bias and calibration of what the report says of the best
+trial and of more trials.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ropewalk.jobs.orchestration.sweep.report.outlook import expected_best
+from ropewalk.jobs.orchestration.sweep.simulate.against_random import compare, measure
+from ropewalk.jobs.orchestration.sweep.simulate.curve_table import CurveTable
+from ropewalk.jobs.orchestration.sweep.simulate.simulator import simulate
+from tests.benchmarks.record_curves import sweep_of
+
+TRIALS = 256
+
+
+def holm(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the p-values after Holm's correction."""
+    adjusted, largest = {}, 0.0
+    for rank, name in enumerate(sorted(values, key=lambda name: values[name])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[name]))
+        adjusted[name] = largest
+    return adjusted
+
+
+def judge_scheduler(scheduler: str, table: CurveTable, searches: list[str], seeds: range) -> list[dict[str, Any]]:
+    """Return a row for random and for each search under a scheduler."""
+    config = sweep_of(table).model_copy(update={"scheduler": scheduler, "trials": TRIALS})
+    results = {}
+    for search in ["random", *searches]:
+        began = time.process_time()
+        results[search] = measure(config.model_copy(update={"search": search}), table, seeds, lambda _line: None)
+        seconds = time.process_time() - began
+        print(json.dumps({"scheduler": scheduler, **results[search].plain(), "seconds": round(seconds, 1)}), flush=True)
+    comparisons = {search: compare(results[search], results["random"]) for search in searches}
+    p_values = holm({search: comparison.p_of("first") or 1.0 for search, comparison in comparisons.items()})
+    return [
+        {
+            "data": table.data,
+            "scheduler": scheduler,
+            "search": search,
+            "gain_over_random": comparison.difference,
+            "standard_error": comparison.standard_error,
+            "p_holm": p_values[search],
+            "share_of_random_regret": statistics.fmean(results[search].means) / statistics.fmean(results["random"].means),
+        }
+        for search, comparison in comparisons.items()
+    ]
+
+
+def judge_expectations(table: CurveTable, seeds: range, trials: int = 24, more: int = 8) -> dict[str, Any]:
+    """Return the bias of the best trial's metric, observed and expected, in standard deviations of the seeds' noise.
+
+    True is the mean of the seeds that the simulation does not see. `better` is how often 8 further random trials found a better
+    one, where a trial of the same configuration as the best counts half, and `claimed` the probability that the report names.
+    """
+    config = sweep_of(table).model_copy(update={"trials": trials + more})
+    repeated = [[curve.values[-1] for curve in seeds.values()] for seeds in table.curves.values() if len(seeds) > 1]
+    noise = statistics.fmean(map(statistics.variance, repeated)) ** 0.5
+    observed, expected, better = [], [], []
+    for seed in seeds:
+        results = simulate(config, table, seed=seed).results
+        first = replace(results, trials=results.trials[:trials])
+        best, estimate = first.best, expected_best(first)
+        assert best is not None
+        others = list(table.curves[table.nearest(best.parameters, config.base)].values())[1:]
+        rest = [trial.metric for trial in results.trials[trials:] if trial.metric is not None]
+        better.append(1.0 if min(rest) < best.metric else 0.5 if min(rest) == best.metric else 0.0)
+        if others and estimate is not None and best.metric is not None:
+            true = statistics.fmean(curve.values[-1] for curve in others)
+            observed.append((best.metric - true) / noise)
+            expected.append((estimate[0] - true) / noise)
+    return {
+        "noise_of_seeds": noise,
+        "n": len(expected),
+        "bias_observed": statistics.fmean(observed) if observed else None,
+        "bias_expected": statistics.fmean(expected) if expected else None,
+        "better": statistics.fmean(better),
+        "claimed": more / (more + trials),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="code")
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--searches", default="sobol,optuna")
+    parser.add_argument("--schedulers", default="asha,fifo")
+    parser.add_argument("--table", default=None)
+    arguments = parser.parse_args()
+    table = CurveTable.read(arguments.data, *([arguments.table] if arguments.table else []))
+    for scheduler in arguments.schedulers.split(","):
+        for row in judge_scheduler(scheduler, table, arguments.searches.split(","), range(arguments.seeds)):
+            print(json.dumps(row), flush=True)
+    print(json.dumps({"data": table.data, **judge_expectations(table, range(arguments.seeds))}))
+
+
+if __name__ == "__main__":
+    main()

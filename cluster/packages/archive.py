@@ -1,16 +1,19 @@
 """Archives of environments: one file under the runs' root, named by its content, unpacked once to each node's disk."""
 
 import fcntl
+import gzip
 import hashlib
 import os
 import secrets
 import shutil
+import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import zstandard
 
@@ -24,12 +27,12 @@ CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; the kernel releases the lock when its holder dies."""
+def locked(path: Path) -> Iterator[int]:
+    """Hold a lock file; the kernel releases the lock when the holders of its descriptor have died."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+        yield stream.fileno()
 
 
 def pack(folder: Path, store: Path) -> str:
@@ -78,32 +81,45 @@ def unpack(archive: Path, disk: Path, finish: Callable[[Path], None]) -> Path:
     """
     target = disk / archive.name.partition(".")[0]
     ready = disk / f"{target.name}.ready"
-    with locked(disk / f"{target.name}.lock"):
+    with locked(disk / f"{target.name}.lock") as lock:
         if not ready.exists():
             try:
                 shutil.rmtree(target, ignore_errors=True)  # of a process that was killed
                 target.mkdir()
-                _extract(archive, target)
+                _extract(archive, target, lock)
                 finish(target)
                 ready.touch()
-            except (OSError, tarfile.TarError, zstandard.ZstdError, EOFError) as error:
+            except (OSError, tarfile.TarError, zstandard.ZstdError, zlib.error, EOFError) as error:
                 shutil.rmtree(target, ignore_errors=True)
                 raise ConfigError(f"{archive.name}: cannot be unpacked to {disk}: {error}; is the disk full?") from error
     return target
 
 
-def _extract(archive: Path, folder: Path) -> None:
-    with archive.open("rb") as source:
-        if archive.name.endswith(".zst"):
-            with zstandard.ZstdDecompressor().stream_reader(source, read_size=CHUNK_BYTES) as stream:
-                _extract_stream(stream, "r|", folder)
+def _extract(archive: Path, folder: Path, lock: int) -> None:
+    with archive.open("rb") as source, _decompressed(source, archive.name) as stream:
+        if shutil.which("tar"):  # takes half as much time as Python
+            _run_tar(stream, folder, lock)
         else:
-            _extract_stream(source, "r|*", folder)
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                tar.extractall(folder, filter="tar")
 
 
-def _extract_stream(stream: object, mode: str, folder: Path) -> None:
-    with tarfile.open(fileobj=stream, mode=mode) as tar:  # type: ignore[call-overload]
-        tar.extractall(folder, filter="tar")
+def _decompressed(source: IO[bytes], name: str) -> IO[bytes]:
+    if name.endswith(".zst"):
+        return zstandard.ZstdDecompressor().stream_reader(source, read_size=CHUNK_BYTES)
+    return source if name.endswith(".tar") else cast("IO[bytes]", gzip.GzipFile(fileobj=source))
+
+
+def _run_tar(stream: IO[bytes], folder: Path, lock: int) -> None:
+    """Extract by the system's tar, which holds the lock too: it may outlive this process for a moment. Raises OSError."""
+    command = ["tar", "-x", "-o", "-f", "-", "-C", str(folder)]
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=errors, pass_fds=[lock]) as tar, suppress(BrokenPipeError):
+            assert tar.stdin is not None
+            shutil.copyfileobj(stream, tar.stdin, CHUNK_BYTES)
+        if tar.returncode:
+            errors.seek(0)
+            raise OSError(" ".join(errors.read().decode(errors="replace").split())[-500:] or f"tar ended with {tar.returncode}")
 
 
 def node_disk() -> Path:

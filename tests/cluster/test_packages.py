@@ -59,7 +59,11 @@ def stop_in_the_middle(disk: Path, packed: Path) -> None:
     unpack(packed, disk, die)
 
 
-def test_the_same_content_has_the_same_name_and_comes_out_as_it_went_in(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("programs", [os.environ["PATH"], "/nowhere"], ids=["tar", "python"])
+def test_the_same_content_has_the_same_name_and_comes_out_as_it_went_in(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: str
+) -> None:
+    monkeypatch.setenv("PATH", programs)
     folder = environment(tmp_path / "env")
     name = pack(folder, store)
     assert pack(folder, store) == name

@@ -22,6 +22,7 @@ class Kind(bytes, Enum):
     ENTRIES = b"T"  # to the helper: mode and hash of each file of a tree, as JSON
     CONTENT = b"B"  # both ways: compressed part of a content; an empty one ends it
     INPUT = b"I"  # to the helper: standard input; an empty one ends it
+    SIZE = b"W"  # to the helper: rows and columns of the user's terminal, as JSON
     INTERRUPT = b"S"  # to the helper: Ctrl-C
     ALIVE = b"H"  # both ways
     NEED = b"N"  # to the client: contents that are missing, or standard input, as JSON

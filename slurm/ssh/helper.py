@@ -3,6 +3,8 @@
 Usage: ROOT, and three descriptors: frames from the client, frames to it, and the request.
 """
 
+import errno
+import fcntl
 import json
 import os
 import pwd
@@ -12,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import termios
 import threading
 import time
 from contextlib import suppress
@@ -87,6 +90,15 @@ def _hang_up_without(helper: int) -> None:
     os.killpg(0, signal.SIGHUP)
 
 
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, CHUNK_BYTES)
+    except OSError as error:
+        if error.errno != errno.EIO:  # a terminal that no process has open any more
+            raise
+        return b""
+
+
 def _watch(selector: selectors.BaseSelector, descriptor: int, event: int, *, wanted: bool) -> None:
     if wanted and descriptor not in selector.get_map():
         selector.register(descriptor, event)
@@ -101,6 +113,13 @@ class _Command:
         self._frames, self._root, self._folder, self._request = frames, root, folder, request
         self._pipes = {name: os.pipe() for name in ("in", "out", "err", "runs")}
         self._input, self._input_ended = bytearray(), False  # not yet passed on
+        if size := request.get("terminal"):
+            for name in ("in", "out"):
+                for descriptor in self._pipes[name]:
+                    os.close(descriptor)
+            terminal, command_side = os.openpty()
+            termios.tcsetwinsize(terminal, size)
+            self._pipes |= {"in": (os.dup(command_side), os.dup(terminal)), "out": (terminal, command_side)}
         self._child = os.fork()
         if not self._child:
             self._become_command()
@@ -144,7 +163,7 @@ class _Command:
                     elif key.fd == frames.reading:
                         heard_at = time.monotonic()
                         self._take(*frames.receive())
-                    elif content := os.read(key.fd, CHUNK_BYTES):
+                    elif content := _read(key.fd):
                         frames.send(output[key.fd], content)
                     else:
                         selector.unregister(key.fd)
@@ -157,7 +176,9 @@ class _Command:
                     said_at = now
 
     def _take(self, kind: Kind, content: bytes) -> None:
-        if kind is Kind.INTERRUPT:
+        if kind is Kind.SIZE:
+            termios.tcsetwinsize(self._pipes["out"][0], json.loads(content))
+        elif kind is Kind.INTERRUPT:
             os.kill(self._child, signal.SIGINT)
         elif kind is Kind.INPUT:
             self._input += content
@@ -196,6 +217,9 @@ class _Command:
             os.setsid()
             for name, descriptor in (("in", 0), ("out", 1), ("err", 2)):
                 os.dup2(self._pipes[name][0 if name == "in" else 1], descriptor)
+            if request.get("terminal"):
+                os.dup2(1, 2)
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
             if not request.get("reads_input"):
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             runs = self._pipes["runs"][1]

@@ -9,9 +9,11 @@ import shutil
 import signal
 import sys
 import tarfile
+import termios
 import threading
+import tty
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +38,30 @@ def run_there(
     submission: str | None = None,
     reads_input: bool = False,
     given_input: bytes | None = None,
+    terminal: bool = False,
     write: Callable[[Kind, bytes], None] | None = None,
 ) -> int:
     """Run a command on the login node of a cluster, and return its exit code. Raises BackendError.
 
     `baggage`: what a submission takes along. `submission`: the id under which the command may submit or resume runs. With
-    `reads_input` it gets this process's standard input, or `given_input` instead. `write` takes the output, by default to the
-    streams of this process.
+    `reads_input` it gets this process's standard input, or `given_input` instead; with `terminal` a
+    terminal, which is shown at this process's. `write` takes the output, by default to the streams of this process.
     """
     profile = load_section(SlurmProfile, cluster.options, f"cluster {cluster.name!r}")
     assert profile.host is not None
     connection = Connection(cluster.name, profile.host, profile.ssh, terminal=_terminal())
     try:
         frames = connection.frames
-        request = _request(cluster, profile, arguments, baggage, submission) | {"reads_input": reads_input}
+        request = _request(cluster, profile, arguments, baggage, submission) | {"reads_input": reads_input or terminal}
+        if terminal:
+            request["terminal"] = termios.tcgetwinsize(0)
+            request["environment"]["TERM"] = os.environ.get("TERM", "xterm")
         try:
             frames.send(Kind.REQUEST, request)
         except ConnectionEndedError:
             raise connection.failure() from None
         connection.greet()
-        exit_ = _Answers(frames, baggage, given_input, write or _write).wait()
+        exit_ = _Answers(frames, baggage, given_input, write or _write, terminal=terminal).wait()
         if exit_ is None:
             error = connection.failure()
             again = "; give the command again: it submits nothing twice" if submission else ""
@@ -102,8 +108,15 @@ class _Answers:
     """The frames of the login node's side: needs, output, and the end."""
 
     def __init__(
-        self, frames: Frames, baggage: Baggage | None, given_input: bytes | None, write: Callable[[Kind, bytes], None]
+        self,
+        frames: Frames,
+        baggage: Baggage | None,
+        given_input: bytes | None,
+        write: Callable[[Kind, bytes], None],
+        *,
+        terminal: bool,
     ) -> None:
+        self._terminal, self._restore = terminal, contextlib.ExitStack()
         self._frames, self._baggage, self._given_input = frames, baggage or Baggage(), given_input
         self._write_output = write
 
@@ -136,6 +149,7 @@ class _Answers:
             return None
         finally:
             signal.signal(signal.SIGINT, before)
+            self._restore.close()
 
     def _take_file(self, header: dict[str, Any]) -> None:
         """Write a file that the command wrote, at the same path below the current directory."""
@@ -158,6 +172,8 @@ class _Answers:
 
     def _provide(self, need: dict[str, Any]) -> None:
         if need.get("input"):  # earlier the bootstrap would read it
+            if self._terminal:
+                self._restore.enter_context(_raw_terminal(self._frames))
             threading.Thread(target=_pass_input, args=[self._frames, self._given_input], daemon=True).start()
         if need.get("program"):
             archive = _archive(program_tree())
@@ -184,6 +200,24 @@ def _write(kind: Kind, content: bytes) -> None:
     stream = sys.stdout.buffer if kind is Kind.OUT else sys.stderr.buffer
     stream.write(content)
     stream.flush()
+
+
+@contextlib.contextmanager
+def _raw_terminal(frames: Frames) -> Iterator[None]:
+    """Leave keys such as Ctrl-C to the command during the block, and pass on changes of the terminal's size."""
+
+    def send_size() -> None:
+        with contextlib.suppress(ConnectionEndedError):
+            frames.send(Kind.SIZE, list(termios.tcgetwinsize(0)))
+
+    settings = termios.tcgetattr(0)
+    before = signal.signal(signal.SIGWINCH, lambda *_: threading.Thread(target=send_size, daemon=True).start())
+    tty.setraw(0, termios.TCSADRAIN)  # what is typed already is the command's too
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, settings)
+        signal.signal(signal.SIGWINCH, before)
 
 
 def _pass_input(frames: Frames, prepared: bytes | None) -> None:

@@ -1,6 +1,7 @@
 """The class of all commands: with the option `--on`, which sends them to the cluster where a run is."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,10 +105,6 @@ def _run_there(ctx: Any, cluster: "Profile") -> int:
     from ropewalk.jobs.cli.ssh.client import run_there
 
     name, program = str(ctx.info_name), list(ctx.obj or [])
-    if name == "shell" and not program:
-        from ropewalk.cluster.errors import ConfigError
-
-        raise ConfigError("a shell at a terminal does not pass through this connection; give a command: shell RUN -- COMMAND")
     arguments, values = [name, *ctx.meta[ARGUMENTS]], ctx.params
     baggage = _baggage(ctx, values) if name in TAKING_FILES or (name in RESUMING and values.get("code")) else None
     if (file := values.get("config")) is not None:
@@ -119,8 +116,9 @@ def _run_there(ctx: Any, cluster: "Profile") -> int:
         value = value_of(values["action"], values["names"] or [])  # read here, where a prompt can hide it
         return run_there(cluster, arguments, reads_input=value is not None, given_input=value)
     if name not in SUBMITTING | RESUMING:
+        terminal = name == "shell" and not values["with_input"] and sys.stdin.isatty() and sys.stdout.isatty()
         reads_input = name in READING_INPUT or bool(values.get("with_input"))
-        return run_there(cluster, arguments, baggage=baggage, reads_input=reads_input)
+        return run_there(cluster, arguments, baggage=baggage, reads_input=reads_input, terminal=terminal)
     with submission_id(cluster.name, arguments) as submission:
         return run_there(cluster, arguments, baggage=baggage, submission=submission)
 

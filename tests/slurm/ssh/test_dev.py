@@ -1,4 +1,4 @@
-"""`ropewalk dev` on a node of a Slurm cluster behind ssh, with the programs that people use: ssh, sftp, a port forward."""
+"""`ropewalk dev` and `shell` on nodes of a Slurm cluster behind ssh, with what people use: ssh, sftp, ports, a terminal."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from ropewalk.cluster.spec import RunState
 from tests.patience import until
 from tests.slurm.ssh.login_node import Laptop, free_port
 from tests.slurm.toy import finish, said
-from tests.terminal import sleepers
+from tests.terminal import Terminal, sleepers
 
 CLIENT_SECONDS = 10.0  # after the client's death nothing of its session is left
 SERVER = "python -m http.server --bind 127.0.0.1"
@@ -89,3 +89,26 @@ def test_ssh_sftp_and_a_forwarded_port_reach_the_node_and_end_with_their_client(
     assert node("ssh", node.host, "echo again") == b"again\n"
     node.laptop("cancel", node.run.id)
     assert finish(node.run).state is RunState.CANCELLED, said(node.run)
+
+
+def test_a_shell_at_a_terminal_passes_through_ssh_and_ends_with_its_client(laptop: Laptop) -> None:
+    run = RunDir(
+        laptop.node.runs
+        / laptop("submit", "command", "resources.grace_seconds=20", "--on", "big", "--", "sleep", "1000").split()[-1]
+    )
+    variables = [f"{name}={value}" for name, value in laptop.environment.items()]
+    terminal = Terminal(["env", *variables, *laptop.command, "shell", "--wait", run.id])
+    terminal.type('stty size; echo "attempt $ROPEWALK_ATTEMPT"; trap "" HUP; sleep 4321 & sleep 4321')
+    terminal.read_until("attempt 1")
+
+    def left() -> list[int]:
+        return sleepers({"ROPEWALK_RUN": str(run.path)}, 4321)
+
+    until(lambda: len(left()) == 2)
+    terminal.kill()
+    killed = time.monotonic()
+    until(lambda: not left())
+    assert time.monotonic() - killed < CLIENT_SECONDS
+    assert run.last_outcome() is None, "the run goes on"
+    laptop("cancel", run.id)
+    finish(run)

@@ -1,0 +1,44 @@
+"""The program that ssh starts on a login node, in an old Python."""
+
+import ast
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ropewalk.jobs.cli.ssh.client import _archive
+from ropewalk.jobs.cli.ssh.request import program_tree
+from ropewalk.slurm.ssh.connection import BOOTSTRAP
+from ropewalk.slurm.ssh.frames import MAGIC, Frames, Kind
+
+OLDEST = (3, 6)
+PYENV = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
+
+
+def test_it_is_written_for_python_3_6() -> None:
+    ast.parse(BOOTSTRAP.read_text(), feature_version=OLDEST)
+
+
+def test_python_3_6_installs_the_program_and_starts_the_helper(tmp_path: Path) -> None:
+    pythons = sorted(PYENV.glob("3.6.*/bin/python3.6"))
+    if not pythons:
+        pytest.skip("needs Python 3.6: pyenv install 3.6")
+    profile = {"root": str(tmp_path), "program": program_tree().digest, "python": sys.executable, "setup": []}
+    request = {"start": profile, "arguments": ["--version"], "profiles": {}, "profiles_name": "x", "environment": {}}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([str(pythons[-1]), "-c", BOOTSTRAP.read_text()], stdin=pipe, stdout=pipe) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        frames = Frames(process.stdout.fileno(), process.stdin.fileno())
+        frames.send(Kind.REQUEST, request)
+        assert frames.read(len(MAGIC)) == MAGIC
+        assert frames.receive_json(Kind.NEED) == {"program": True}
+        archive = _archive(program_tree())
+        frames.send(Kind.PROGRAM, hashlib.sha256(archive).hexdigest().encode() + archive)
+        kind, output = frames.receive()
+        assert (kind, output[:9]) == (Kind.OUT, b"ropewalk ")
+        assert json.loads(frames.receive()[1]) == {"code": 0, "runs": []}

@@ -69,8 +69,13 @@ def priority_parts(slurm: Slurm, job: str) -> dict[str, int]:
     values = (text.splitlines() or [""])[0].split("|")
     if len(values) != len(fields):
         return {}
-    parts = {name: round(float(value)) for name, value in zip([*PARTS.values(), "nice"], values, strict=True)}
+    parts = {name: round(_weight(value)) for name, value in zip([*PARTS.values(), "nice"], values, strict=True)}
     return {name: value for name, value in parts.items() if value}
+
+
+def _weight(value: str) -> float:
+    """Return a number of sprio; TRES is a list such as `cpu=250,mem=10`, and empty without weights."""
+    return sum(float(part.rpartition("=")[2]) for part in value.split(",") if part.strip())
 
 
 def _priority(slurm: Slurm, details: Mapping[str, str]) -> list[str]:

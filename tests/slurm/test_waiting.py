@@ -23,7 +23,7 @@ JOB = (
     " StartTime=Unknown Partition=gpu NumNodes=2-2 NumCPUs=8 ReqTRES=cpu=8,mem=1G,node=2,gres/gpu=4"
 )
 ANSWERS = {
-    "sprio": "100|3000|50|1000|100|0|0|0|50\n",
+    "sprio": "100|3000|50|1000|100|0|0|cpu=20,gres/gpu=30|50\n",
     "sshare": "lab||0.5|0.4|0.5\nlab|ann|0.250000|0.500000|0.120000\n",
     "scontrol show config": "PriorityDecayHalfLife   = 7-00:00:00\n",
     "squeue --states=PENDING": "3|9000|ben|4|Priority|3\n4|4200|ben|1|Resources|4\n7|4200|ann|2|Priority|7\n"
@@ -56,7 +56,7 @@ def lines(slurm: Slurm) -> list[str]:
 
 def test_a_job_that_waits_for_its_turn() -> None:
     assert lines(recorded("Priority")) == [
-        "its priority is 4200: fair share 3000, partition 1000, age 100, QoS 100, size 50, nice takes 50",
+        "its priority is 4200: fair share 3000, partition 1000, age 100, QoS 100, size 50, TRES 50, nice takes 50",
         "fair share: ann in account lab has used 50.0% of what counts and has a share of 25.0%; the factor is 0.12 of 1; usage"
         " halves every 7 days, so without further runs it is back at the share in about 11 days",
         "2 jobs of partition gpu are before it: 2 of ben (5 nodes); 2 jobs run, the next ends by HH:MM",

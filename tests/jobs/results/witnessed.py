@@ -33,8 +33,8 @@ def check(run: RunDir, plan: list[dict[str, Any]]) -> None:
     # a slow step counts beyond the mean, and on a busy machine steps are slow for other reasons too, also those that are redone
     normal, planted = statistics.fmean(steps), truth["slow_or_hung"]
     assert accounted["slow_or_hung"] >= 0.99 * planted - normal
-    # an agent that had no core leaves that out of the seconds of a hang
-    is_busy = accounted["slow_or_hung"] > planted + normal or slowness() > 2
+    # an agent leaves out of the seconds of a hang those in which it had no core, and those in which it recorded the stacks
+    is_busy = not planted - NEAR_SECONDS <= accounted["slow_or_hung"] <= planted + normal or slowness() > 2
     together = ("slow_or_hung", "redone") if is_busy else ("slow_or_hung",)
     for values in (truth, accounted):
         values["training"] += sum(values.pop(name, 0.0) for name in together)

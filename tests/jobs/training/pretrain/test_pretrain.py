@@ -30,6 +30,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """Eight steps on two ranks, with checkpoints of steps 3, 6 and 8; tests that change it take a copy."""
+    run = make_run(tmp_path_factory.mktemp("runs"), pretrain_config(data))
+    launch(run, 2)
+    return run
+
+
+def copy_of(run: RunDir, root: Path) -> RunDir:
+    return RunDir(shutil.copytree(run.path, root / run.id))
+
+
 def seen(run: RunDir) -> list[int]:
     """Every sample whose update is part of the final model, in the order of attempts and steps."""
     resumed = {event["attempt"]: event["step"] for event in events(run, "resumed")}
@@ -50,9 +62,10 @@ def leave_at_next_step(run: RunDir, ranks: int, step: int, **env: str) -> None:
     (run.path / "stop-here").unlink()
 
 
-def test_loss_does_not_depend_on_the_world_size(data: Path, tmp_path: Path) -> None:
-    runs = {ranks: make_run(tmp_path, pretrain_config(data)) for ranks in (1, 2, 3)}
-    results = {ranks: launch(run, ranks) for ranks, run in runs.items()}
+def test_loss_does_not_depend_on_the_world_size(data: Path, undisturbed: RunDir, tmp_path: Path) -> None:
+    runs = {ranks: make_run(tmp_path, pretrain_config(data)) for ranks in (1, 3)}
+    results = {ranks: launch(run, ranks) for ranks, run in runs.items()} | {2: undisturbed.results()}
+    runs[2] = undisturbed
     for ranks in (2, 3):
         assert losses(runs[ranks]) == pytest.approx(losses(runs[1]), rel=1e-6)
         assert results[ranks]["validation/loss"] == pytest.approx(results[1]["validation/loss"], rel=1e-6)
@@ -61,12 +74,11 @@ def test_loss_does_not_depend_on_the_world_size(data: Path, tmp_path: Path) -> N
     assert (runs[1].checkpoints / results[1]["checkpoint"] / "manifest.json").is_file()
 
 
-def test_same_world_size_is_bit_identical(data: Path, tmp_path: Path) -> None:
-    first, two = (make_run(tmp_path, pretrain_config(data, steps=4)) for _ in range(2))
-    launch(first, 2)
-    launch(two, 2)
-    assert losses(first) == losses(two)
-    assert equal(weights(first), weights(two))
+def test_same_world_size_is_bit_identical(data: Path, undisturbed: RunDir, tmp_path: Path) -> None:
+    again = make_run(tmp_path, pretrain_config(data))
+    launch(again, 2)
+    assert losses(again) == losses(undisturbed)
+    assert equal(weights(again), weights(undisturbed))
 
 
 @pytest.mark.parametrize(
@@ -97,26 +109,23 @@ def test_resume_2_1_3_ranks_sees_every_sample_once(data: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("moment", ["stall_in_step", "stall_in_save"])
-def test_killed_and_resumed_is_bit_identical(data: Path, tmp_path: Path, moment: str) -> None:
-    config = pretrain_config(data, steps=8, checkpoint={"every_steps": 3})
-    whole, killed = make_run(tmp_path, config), make_run(tmp_path, config)
-    launch(whole, 2)
+def test_killed_and_resumed_is_bit_identical(data: Path, undisturbed: RunDir, tmp_path: Path, moment: str) -> None:
+    killed = make_run(tmp_path, pretrain_config(data))
     group = start(killed, 2, TEST_HOOK=moment)
     # the checkpoint of step 3 is written beside the steps that follow it
     group.until(lambda: (killed.path / "stalled").exists() and bool(events(killed, "checkpoint")))
     group.kill()
     launch(killed, 2)
     assert [event["step"] for event in events(killed, "resumed")] == [3]
-    assert equal(weights(whole), weights(killed))
+    assert equal(weights(undisturbed), weights(killed))
     folder = killed.checkpoints / "step-00000006"
     assert not list(folder.glob("0001-*"))  # what the killed attempt left half-written is gone
 
 
-def test_a_finished_run_returns_its_results_again(data: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path, pretrain_config(data, steps=3))
-    first = launch(run, 2)
-    assert launch(run, 1) == first
-    assert len(losses(run)) == 3
+def test_a_finished_run_returns_its_results_again(undisturbed: RunDir, tmp_path: Path) -> None:
+    run = copy_of(undisturbed, tmp_path)
+    assert launch(run, 1) == undisturbed.results()
+    assert len(losses(run)) == 8
     assert len(events(run, "first_step")) == 1
 
 
@@ -134,14 +143,12 @@ def test_validation_and_early_stop(data: Path, tmp_path: Path) -> None:
     assert launch(run, 1) == results
 
 
-def test_metrics_name_what_the_contract_names(data: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path, pretrain_config(data, steps=2))
-    launch(run, 1)
-    lines = [line for line in run.read_metrics() if "train/loss" in line]
-    assert [line["train/position"] for line in lines] == [8, 16]
+def test_metrics_name_what_the_contract_names(undisturbed: RunDir) -> None:
+    lines = [line for line in undisturbed.read_metrics() if "train/loss" in line]
+    assert [line["train/position"] for line in lines] == list(range(8, 72, 8))
     wanted = {"step", "attempt", "time", "train/loss", "train/learning_rate", "train/gradient_norm", "train/tokens_per_second"}
     assert wanted <= lines[0].keys()
-    assert json.loads(run.progress.read_text())["done"] == 2
+    assert json.loads(undisturbed.progress.read_text())["done"] == 8
 
 
 def test_mixture_of_data_sets(data: Path, tmp_path: Path) -> None:
@@ -206,10 +213,9 @@ def initial(run: RunDir) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in weights(run, 0).items() if name.startswith("model.")}
 
 
-def test_it_begins_with_the_weights_of_another_run_and_at_step_0(data: Path, tmp_path: Path) -> None:
-    source = make_run(tmp_path, pretrain_config(data, steps=6))
-    launch(source, 2)
-    for model, step in (({"run": source.id}, 6), ({"run": str(source.path), "step": 3}, 3)):
+def test_it_begins_with_the_weights_of_another_run_and_at_step_0(data: Path, undisturbed: RunDir, tmp_path: Path) -> None:
+    source = copy_of(undisturbed, tmp_path)
+    for model, step in (({"run": source.id}, 8), ({"run": str(source.path), "step": 3}, 3)):
         config = pretrain_config(data, steps=2, model=model, anomaly={"policy": "rollback"})
         run = make_run(tmp_path, config | {"seed": 7})
         assert launch(run, 3)["step"] == 2
@@ -271,9 +277,8 @@ def test_it_goes_on_from_another_runs_checkpoint_with_other_hyperparameters(data
     assert losses(taker)[9] != losses(donor)[9]
 
 
-def test_a_donor_that_is_not_there_or_of_another_model_is_named(data: Path, tmp_path: Path) -> None:
-    donor = make_run(tmp_path, pretrain_config(data, steps=2))
-    launch(donor, 1)
+def test_a_donor_that_is_not_there_or_of_another_model_is_named(data: Path, undisturbed: RunDir, tmp_path: Path) -> None:
+    donor = copy_of(undisturbed, tmp_path)
     other = {"config": {**TINY, "hidden_size": 16}}
     for changes, arguments in (
         ({"start_from": {"run": "nobody"}}, "no run 'nobody'"),

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from ropewalk.cluster.agent.energy import EnergyAccount, MachinePower
@@ -133,7 +134,7 @@ class Agent:
             self._start_forkserver()
         threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
         samples = self.folder / names.NODES / f"node-{self.node}.jsonl"
-        energy = EnergyAccount(MachinePower(), self.resources.cpus)
+        energy = partial(EnergyAccount, MachinePower(), self.resources.cpus)  # NVML is slow to import
         heart = heart_file(self.stop_flag, 0)
         watch = IdleWatch(self.run_dir, self.attempt, self.resources.idle_minutes, heart)
         after = watch.look if self.node == 0 and self.resources.gpus else lambda: None

@@ -93,16 +93,18 @@ class Monitor:
         logs: Path,
         *,
         heart: Path | None = None,
-        energy: EnergyAccount | None = None,
+        energy: Callable[[], EnergyAccount] | None = None,
         after: Callable[[], None] = lambda: None,
         interval_seconds: float = INTERVAL_SECONDS,
     ) -> None:
-        """Create the thread. `heart`: file of the heartbeats of the node's first rank; `energy`: to be in the samples.
+        """Create the thread. `heart`: file of the heartbeats of the node's first rank.
 
-        `after` is called after each look.
+        In the thread, `energy` makes the account of energy for the samples, and `after` is called after each look.
         """
         self._path, self._node, self._logs, self._heart = path, node, logs, heart
-        self._energy, self._after, self._interval_seconds = energy, after, interval_seconds
+        self._make_account = energy
+        self._account: EnergyAccount | None = None
+        self._after, self._interval_seconds = after, interval_seconds
         self._started = self._sampled = self._rotated = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
@@ -128,7 +130,9 @@ class Monitor:
     def _look(self) -> None:
         now = time.monotonic()
         if now - self._started < DENSE_SECONDS or now - self._sampled >= SPARSE_SECONDS or self._ended.is_set():
-            energy = self._energy.sample() if self._energy is not None else {}
+            if self._account is None and self._make_account is not None:
+                self._account = self._make_account()
+            energy = self._account.sample() if self._account is not None else {}
             append_line(self._path, {**sample(self._node), **energy, **time_sample(self._heart)})
             self._sampled = now
         else:

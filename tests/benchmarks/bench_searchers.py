@@ -68,7 +68,7 @@ def judge_expectations(table: CurveTable, seeds: range, trials: int = 24, more: 
     """
     config = sweep_of(table).model_copy(update={"trials": trials + more})
     repeated = [[curve.values[-1] for curve in seeds.values()] for seeds in table.curves.values() if len(seeds) > 1]
-    noise = statistics.fmean(map(statistics.variance, repeated)) ** 0.5
+    noise = statistics.fmean(map(statistics.variance, repeated)) ** 0.5 if repeated else None
     observed, expected, better = [], [], []
     for seed in seeds:
         results = simulate(config, table, seed=seed).results
@@ -78,7 +78,7 @@ def judge_expectations(table: CurveTable, seeds: range, trials: int = 24, more: 
         others = list(table.curves[table.nearest(best.parameters, config.base)].values())[1:]
         rest = [trial.metric for trial in results.trials[trials:] if trial.metric is not None]
         better.append(1.0 if min(rest) < best.metric else 0.5 if min(rest) == best.metric else 0.0)
-        if others and estimate is not None and best.metric is not None:
+        if others and noise and estimate is not None and best.metric is not None:
             true = statistics.fmean(curve.values[-1] for curve in others)
             observed.append((best.metric - true) / noise)
             expected.append((estimate[0] - true) / noise)

@@ -93,7 +93,11 @@ class SweepKeys(JobConfig):
     )
     budget: BudgetConfig = Field(default=BudgetConfig(), description="limits that end the sweep early")
     scheduler: Literal["fifo", "asha", "median", "pbt"] = Field(default="fifo", description="algorithm that stops trials early")
-    search: Literal["random", "grid", "optuna"] = Field(default="random", description="algorithm that chooses parameters")
+    search: Literal["random", "grid", "optuna"] = Field(
+        default="random",
+        description="algorithm that chooses parameters; optuna (TPE) has 0.61 of random's regret on recorded curves of code and"
+        " of prose, with asha, which may be chance (p = 0.13 and 0.08, 30 seeds); see `ropewalk sweep simulate`",
+    )
     asha: AshaConfig = Field(default=AshaConfig(), description="settings of scheduler=asha")
     median: MedianConfig = Field(default=MedianConfig(), description="settings of scheduler=median")
     pbt: PbtConfig = Field(default=PbtConfig(), description="settings of scheduler=pbt")

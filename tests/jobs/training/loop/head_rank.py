@@ -125,8 +125,8 @@ def differences(group: Group, case: dict[str, Any]) -> dict[str, list[float]]:
     assert whole_logits_reason(model) is None
     results = {}
     for name, (ours, plain) in pairs_of(group, parallel).items():
+        wanted, wanted_gradient = step(model, batch, plain, accumulate=False)
         for accumulate in (False, True):
-            wanted, wanted_gradient = step(model, batch, plain, accumulate=accumulate)
             loss, gradient = step(model, batch, ours, accumulate=accumulate)
             of_gradient = float((gradient - wanted_gradient).norm() / wanted_gradient.norm())
             results[f"{name}, {accumulate}"] = [abs(loss / wanted - 1), of_gradient]

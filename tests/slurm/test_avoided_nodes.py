@@ -1,6 +1,5 @@
-"""Machines that failed repeatedly are excluded from new jobs, and listed by `ropewalk nodes`, under the hosts' own names."""
+"""Machines that failed repeatedly are excluded from new jobs; an error of GPU hardware is noted for its host."""
 
-import json
 import os
 import subprocess
 import time
@@ -9,8 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from ropewalk.cluster.backends.base import Profile
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import append_line, write_json
@@ -18,8 +15,6 @@ from ropewalk.cluster.run.node_ledger import read_failures
 from ropewalk.cluster.supervise.attempt import Attempt
 from ropewalk.slurm.backend import SlurmBackend
 from ropewalk.slurm.commands import Slurm
-from tests.jobs.conftest import shell  # noqa: F401
-from tests.jobs.shell import Shell
 from tests.slurm.test_cores import PARTITION
 
 NODES = "".join(f"n{number}|idle|0/8/0/8|1000|(null)\n" for number in range(20))
@@ -33,14 +28,14 @@ def backend(**profile: Any) -> SlurmBackend:
     return SlurmBackend(Profile(name="big", backend="slurm", options=profile), Slurm(answer))
 
 
-def fail(root: Path, *names: str, cluster: str = "big") -> None:
+def fail(root: Path, *names: str) -> None:
     """Two runs lose each machine, days apart."""
     (root / ".nodes").mkdir()
     for number, node in enumerate(names):
         for run in ("a", "b"):
             when = time.time() - 86400 * (number + 1) - 7200 * (run == "a")
             line = {"time": when, "node": node, "cause": "down", "run": f"{run}-{node}", "attempt": 1}
-            append_line(root / f".nodes/{cluster}-{os.getuid()}.jsonl", line)
+            append_line(root / f".nodes/big-{os.getuid()}.jsonl", line)
 
 
 def test_a_tenth_of_the_partition_is_excluded(tmp_path: Path) -> None:
@@ -49,24 +44,6 @@ def test_a_tenth_of_the_partition_is_excluded(tmp_path: Path) -> None:
     assert backend()._with_avoided(tmp_path).exclude == "n3,n7"
     assert backend(exclude="n1")._with_avoided(tmp_path).exclude == "n1,n3,n7"
     assert backend(reservation="mine")._with_avoided(tmp_path).exclude is None, "its nodes are chosen already"
-
-
-def test_nodes_lists_them(tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    root = tmp_path / "runs"
-    root.mkdir(exist_ok=True)
-    monkeypatch.setenv("ROPEWALK_RUNS", str(root))
-    good = backend()
-    good.cluster = Profile(name="good", backend="slurm")
-    monkeypatch.setattr("ropewalk.jobs.runs.show.nodes.load_backend", lambda _: good)
-    assert "no machine of good failed" in shell("nodes", "--on", "good")
-    fail(root, "n3", "n7", "n9", cluster="good")
-    answer = json.loads(shell("nodes", "--on", "good", "--json"))
-    assert [(row["node"], row["avoided"], row["runs"]) for row in answer["nodes"]] == [
-        ("n3", True, 2),
-        ("n7", True, 2),
-        ("n9", False, 2),
-    ]
-    assert "n9" in shell("nodes", "--on", "good")
 
 
 def test_an_error_of_gpu_hardware_is_noted_for_its_host(tmp_path: Path) -> None:

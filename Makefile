@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
 	python$$v -c 'import venv' 2>/dev/null && { echo python$$v; break; }; done)
 READY := $(VENV)/.ready
+TRAIN := $(VENV)/.train-ready
 # pip would compile on one core
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
@@ -20,7 +21,8 @@ TEST_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq 
 
 .PHONY: quickstart test soak lint docs bench benches clean test-packages
 
-quickstart: $(READY)
+# with what jobs need alone, which installs sooner; an environment of the tests has that too
+quickstart: $(if $(wildcard $(READY)),$(READY),$(TRAIN))
 	$(BIN)/ropewalk quickstart
 
 # what protects every change, and what is long or random: tests marked soak
@@ -46,10 +48,10 @@ benches: $(READY)
 	@for file in tests/benchmarks/bench_*.py; do \
 		echo "== $$file"; $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
 
-$(READY): pyproject.toml constraints.txt
+$(READY) $(TRAIN): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.14 found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --editable '.[$(EXTRAS)]'
+	$(PIP_INSTALL) --editable '.[$(if $(filter $@,$(TRAIN)),train,$(EXTRAS))]'
 	@$(BIN)/python -m compileall -q -j 0 -x 'site-packages/.*/tests?/' $(abspath $(VENV)) >/dev/null 2>&1 || true  # a few files are for other Pythons
 	touch $@
 

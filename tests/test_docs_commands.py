@@ -54,7 +54,7 @@ SMALLER = {
 ELSEWHERE = {
     "make quickstart": "test_quickstart_shows_the_whole_spine",
     "git clone URL ropewalk && cd ropewalk": "test_the_wheel_holds_the_program_and_its_files",
-    "make .venv/.ready": "test_it_runs_from_another_directory",
+    "make .venv/.train-ready": "test_it_runs_from_another_directory",
     "source .venv/bin/activate": "test_it_is_the_wheel_that_runs",
     "ropewalk resume RUN": "test_a_run_outlives_its_terminal_and_goes_on_where_it_was",
     "kubectl apply -n team -f k8s/manifests/rbac.yaml -f k8s/manifests/network-policy.yaml": "test_a_dead_node_with_a_spare",

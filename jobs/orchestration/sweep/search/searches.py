@@ -108,10 +108,10 @@ def parameters_of(space: Space, sampled: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _crossed(space: Space, crossed: Space) -> list[dict[str, Any]]:
-    """Return all combinations of values, without those that differ only in keys whose condition does not hold."""
+    """Return all combinations of values, the first key changing fastest; those that differ only in inactive keys count once."""
     combinations: dict[str, dict[str, Any]] = {}
-    for values in itertools.product(*(p.values or [] for p in crossed.values())):
-        sampled = dict(zip(crossed, values, strict=True))
+    for values in itertools.product(*(p.values or [] for p in reversed(crossed.values()))):
+        sampled = dict(zip(crossed, reversed(values), strict=True))
         active = active_parameters(space, sampled) if len(crossed) == len(space) else sampled
         combinations.setdefault(as_text(active), {key: encode(value) for key, value in sampled.items()})
     return list(combinations.values())

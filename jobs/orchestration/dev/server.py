@@ -62,6 +62,7 @@ class SessionServer:
 
     def close(self) -> None:
         """End all sessions with everything that they have started."""
+        self._listening.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for connections; closing does not
         self._listening.close()
         for sshd in self._running.copy():
             sshd.kill()

@@ -46,14 +46,15 @@ class Node:
 
 
 @pytest.fixture
-def node(laptop: Laptop) -> Iterator[Node]:
+def held(laptop: Laptop) -> Iterator[Node]:
     node = Node(laptop)
     yield node
     laptop("cancel", node.run.id, code=None)
     finish(node.run)
 
 
-def test_ssh_sftp_and_a_forwarded_port_reach_the_node_and_end_with_their_client(node: Node, tmp_path: Path) -> None:
+def test_ssh_sftp_and_a_forwarded_port_reach_the_node_and_end_with_their_client(held: Node, tmp_path: Path) -> None:
+    node = held
     output = node("ssh", node.host, 'echo "$ROPEWALK_ATTEMPT" "$SLURM_JOB_ID" "$PWD"; python train.py').split()
     assert output == [
         b"1",

@@ -13,7 +13,6 @@ import yaml
 from packaging.requirements import Requirement
 
 from ropewalk.cluster.run.directory import RunDir
-from tests.installed import make_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 REMEDY = "pip install 'ropewalk[train]'"
@@ -92,9 +91,7 @@ def test_the_clients_commands_need_the_plain_dependencies_only(tmp_path: Path) -
 
 
 @pytest.mark.soak("builds the wheel and installs thirty packages")
-def test_a_plain_install_of_the_wheel_is_light(source: Path, tmp_path: Path) -> None:
-    make_wheel(source, tmp_path)
-    (wheel,) = tmp_path.glob("ropewalk-*.whl")
+def test_a_plain_install_of_the_wheel_is_light(wheel: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "light")], check=True)
     python = tmp_path / "light/bin/python"
     install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), str(wheel)]

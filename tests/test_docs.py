@@ -22,7 +22,7 @@ from ropewalk.jobs.training.align.preferences.objective import PAIR_METRICS
 from ropewalk.jobs.training.distill.losses import Distillation
 from tests.documents import PAGES, ROOT, commands, files, mentions
 
-NOT_JOBS = {"simulated", "notify", "clusters", "prices", "quiz"}
+NOT_JOBS = {"notify", "clusters", "prices", "quiz"}
 NOT_KEYS = {"train.py", "wandb.init", "wandb.log", "code.diff", "model.json", "array.txt"}
 TYPED = sorted({(page, line) for page, line in (*commands(), *mentions()) if line.startswith("ropewalk ")})
 

@@ -158,5 +158,5 @@ def test_an_environment_without_ropewalk_is_named(toy: Callable[..., ToyRun], tm
     packed = pack(folder, tmp_path / "runs" / FOLDER)
     outcome = toy("variables", "process", packages={"archive": packed, "passed_on": False}).finish()
     assert outcome.exit_code == EXIT_NEVER_RETRY
-    assert "does not run in this environment (ModuleNotFoundError: ropewalk); add it to" in outcome.cause
+    assert "does not run in this environment (ModuleNotFoundError: ropewalk); add ropewalk[train] to" in outcome.cause
     shutil.rmtree(disk_of_runs())

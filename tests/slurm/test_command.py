@@ -85,7 +85,12 @@ def test_a_plain_script_is_requeued_and_loses_a_node_bit_by_bit(make_lab: MakeLa
 
 
 def test_the_users_project_travels(slurm_lab: Lab, project: Path) -> None:
-    lines = ["import os, sys", "sys.path.insert(0, '..')", "import settings", "print(settings.STEPS, sorted(os.listdir('..')))"]
+    lines = [
+        "import os, sys",
+        "sys.path.insert(0, '..')",
+        "import settings",
+        "print(settings.STEPS, sorted({*os.listdir('..')} - {'__pycache__'}))",
+    ]
     (project / "look.py").write_text("\n".join(lines))
     run = start(project, "look.py", launch="once", resources={"nodes": 1})
     (project.parent / "settings.py").write_text("STEPS = 0\n")

@@ -23,7 +23,9 @@ class Trial(OpenAnswer):
 class Best(Trial):
     """The best trial of a sweep, and its job file."""
 
-    expected: float | None = Field(description="its metric with new seeds, estimated from all trials; null: too few trials")
+    expected: float | None = Field(
+        description="estimate of its metric with new seeds, as a rule still too good; null: too few trials"
+    )
     expected_error: float | None
     job: str
     config: dict[str, Any]

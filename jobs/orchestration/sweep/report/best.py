@@ -68,8 +68,8 @@ def _expectation(results: SweepResults) -> list[str]:
     expected = expected_best(results)
     if expected is None:
         return []
-    value, error = map(format_metric, expected)
-    return [f"# With new seeds expect {value} ± {error}: the best of {len(results.eligible)} noisy values is too good."]
+    value = format_metric(expected[0])
+    return [f"# With new seeds expect {value} or worse: the best of {len(results.eligible)} noisy values is too good."]
 
 
 def _changes(best: TrialResult) -> list[str]:

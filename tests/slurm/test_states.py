@@ -71,7 +71,7 @@ def test_words_of_reasons(tmp_path: Path) -> None:
     soon = replace(job_of(run, "PENDING", "Resources"), start="2026-01-01T10:00:00")
     assert run_state(run, soon).reason == "Resources; may start at 2026-01-01 10:00:00"
     held = run_state(run, job_of(run, "PENDING", "launch failed requeued held")).reason
-    assert held == "launch failed requeued held; release it with `ropewalk release toy-1`"
+    assert held == f"launch failed requeued held; release it with `ropewalk release {run.id}`"
 
 
 def test_a_job_that_ended_a_moment_ago_may_still_say_how(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Sample:
     part: str
     second: float  # of the campaign
     pid: int
-    rss_mib: float
+    private_mib: float  # without mapped files, of which the writer's come and go
     files: int
 
 
@@ -38,7 +38,9 @@ def sample(server: Server, second: float) -> list[Sample]:
         process = server.part(part)
         if process is not None:
             with process.oneshot():
-                samples.append(Sample(part, second, process.pid, process.memory_info().rss / 2**20, process.num_fds()))
+                memory = process.memory_info()
+                private_mib = (memory.rss - memory.shared) / 2**20
+                samples.append(Sample(part, second, process.pid, private_mib, process.num_fds()))
     return samples
 
 
@@ -49,6 +51,7 @@ def make_report(
     failed = [each for each in exchanges if each.problem]
     excused = [each for each in failed if any(each.opened <= moment <= each.ended for moment in faults.gateway_kills)]
     unexcused = [each for each in failed if each not in excused]
+    ended = {each.id: round(each.ended, 1) for each in exchanges}  # on the clock of the notes
     due = [each.id for each in exchanges if not each.problem and _had_room(each, faults)]
     stored = {store.folder.name: _stored(store) for store in (exchanges_store(server.feedback), answers_store(server.feedback))}
     lost = {name: [number for number in due if not ids[number]] for name, ids in stored.items()}
@@ -62,7 +65,7 @@ def make_report(
         "failed_by_a_killed_gateway": len(excused),
         "exchanges_due": len(due),
         "lost": {name: len(ids) for name, ids in lost.items()},
-        "lost_ids": {name: ids[:20] for name, ids in lost.items()},
+        "lost_ids": {name: {number: ended[number] for number in ids[:50]} for name, ids in lost.items()},
         "recorded_twice": {name: len(ids) for name, ids in twice.items()},
         "growth": [entry for entry in growth if entry is not None],
         "tracebacks": tracebacks,
@@ -71,7 +74,7 @@ def make_report(
         "notes": faults.notes,
         "samples": [asdict(each) for each in samples],
     }
-    flat = all(entry["rss_growth"] <= MOST_GROWTH and entry["files_growth"] <= MOST_GROWTH for entry in report["growth"])
+    flat = all(entry["memory_growth"] <= MOST_GROWTH and entry["files_growth"] <= MOST_GROWTH for entry in report["growth"])
     goals = {
         "no request fails": not unexcused,
         "no exchange is lost": not any(map(len, lost.values())),
@@ -110,8 +113,8 @@ def _growth(part: str, samples: Sequence[Sample], reference: float) -> dict[str,
     life = [each for each in of_part if each.pid == last.pid]
     first = next((each for each in life if each.second >= life[0].second + reference), life[0])
     figures = {"part": part, "from_second": round(first.second), "to_second": round(last.second)}
-    figures |= {"rss_mib": [round(first.rss_mib, 1), round(last.rss_mib, 1)], "files": [first.files, last.files]}
-    return {**figures, "rss_growth": last.rss_mib / first.rss_mib, "files_growth": last.files / first.files}
+    figures |= {"private_mib": [round(first.private_mib, 1), round(last.private_mib, 1)], "files": [first.files, last.files]}
+    return {**figures, "memory_growth": last.private_mib / first.private_mib, "files_growth": last.files / first.files}
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -124,7 +127,7 @@ def as_text(report: dict[str, Any]) -> str:
         f"recorded twice (goal 0)       {report['recorded_twice']}",
     ]
     for entry in report["growth"]:
-        (before, after), (few, many) = entry["rss_mib"], entry["files"]
+        (before, after), (few, many) = entry["private_mib"], entry["files"]
         span = f"second {entry['from_second']} to {entry['to_second']}"
         lines.append(f"{entry['part']:12s} {before} → {after} MiB, {few} → {many} open files, {span} (goal: within 5%)")
     lines += [f"tracebacks (gateway: goal 0)  {report['tracebacks'] or 0}", f"faults                        {report['faults']}"]

@@ -19,7 +19,13 @@ ORDER_VARIABLE = "CUDA_DEVICE_ORDER"
 MACHINE_DEVICES_VARIABLE = "ROPEWALK_MACHINE_DEVICES"  # the user's CUDA_VISIBLE_DEVICES, in the environment of a virtual node
 NODE_GPUS_VARIABLE = "ROPEWALK_NODE_GPUS"
 ALL = "all"  # MACHINE_DEVICES_VARIABLE where the user has set none
+IDLE_PERCENT = 5.0  # a GPU that is used less counts as idle
 _UUIDS = ("GPU-", "MIG-")
+
+
+def gpu_percents(sample: Mapping[str, Any]) -> list[float]:
+    """Return the use of each GPU in a node's sample."""
+    return [value for key, value in sample.items() if key.startswith("gpu") and key.endswith("_percent")]
 
 
 def node_gpus() -> int | None:

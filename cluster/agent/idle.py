@@ -1,24 +1,21 @@
 """Watch over the GPUs of a run: a warning while all of them are idle, and its end if the user has set a limit."""
 
-import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from ropewalk.cluster.gpus import IDLE_PERCENT, gpu_percents
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import SAMPLES_TAIL_BYTES, parse_lines, read_tail
 from ropewalk.cluster.run.heartbeat import read_beat
 from ropewalk.cluster.run.names import NODES
 from ropewalk.cluster.run.phase_clock import Phase
 
 log = logging.getLogger(__name__)
 
-IDLE_PERCENT = 5.0  # below this a GPU counts as idle
 WARNING_MINUTES = 10.0  # until the warning; half of the limit if that is less
 FRESH_SECONDS = 180.0  # of samples, which are a minute apart after a day
-TAIL_BYTES = 1 << 14
 # phases in which a rank may leave its GPU alone: it loads, compiles, validates, saves or ends
 WORK_ELSEWHERE = frozenset({Phase.LOADING, Phase.FIRST_STEP, Phase.VALIDATION, Phase.CHECKPOINT, Phase.LEAVING})
 
@@ -57,18 +54,8 @@ class IdleWatch:
 
     def _all_idle(self, now: float) -> bool:
         """Return True if NVML tells the use of GPUs, and none is used on any node."""
-        samples = [_newest(path) for path in sorted((self._run.attempt_dir(self._attempt) / NODES).glob("node-*.jsonl"))]
-        fresh = [each for each in samples if now - float(each.get("time", 0.0)) < FRESH_SECONDS]
-        percents = [value for each in fresh for key, value in each.items() if key.startswith("gpu") and key.endswith("_percent")]
+        files = (self._run.attempt_dir(self._attempt) / NODES).glob("node-*.jsonl")
+        newest = [lines[-1] for path in files if (lines := parse_lines(read_tail(path, SAMPLES_TAIL_BYTES))[0])]
+        fresh = [each for each in newest if now - float(each.get("time", 0.0)) < FRESH_SECONDS]
+        percents = [percent for each in fresh for percent in gpu_percents(each)]
         return bool(percents) and all(percent < IDLE_PERCENT for percent in percents)
-
-
-def _newest(path: Path) -> dict[str, Any]:
-    """Return the last sample of a file; empty if there is none."""
-    with suppress(OSError, ValueError), path.open("rb") as stream:
-        size = stream.seek(0, 2)
-        stream.seek(max(0, size - TAIL_BYTES))
-        lines = stream.read().splitlines()
-        sample = json.loads(lines[-1]) if lines else {}
-        return sample if isinstance(sample, dict) else {}
-    return {}

@@ -12,6 +12,7 @@ from ropewalk.cluster.backends.base import Backend, Profile
 from ropewalk.cluster.backends.trust import require_trust
 from ropewalk.cluster.config_reader import read_yaml
 from ropewalk.cluster.errors import ConfigError, UnknownBackendError
+from ropewalk.cluster.run.directory import RunDir
 
 PROFILES_VARIABLE = "ROPEWALK_CLUSTERS"
 LOCAL_FILE = Path("clusters.yaml")  # of the current directory, and possibly of a checkout from elsewhere
@@ -104,6 +105,11 @@ def load_backend(name: str) -> Backend:
     module, _, kind = BUILT_IN[profile.backend].partition(":")
     built_in: Backend = getattr(import_module(module), kind)(profile)
     return built_in
+
+
+def backend_of(run: RunDir) -> Backend:
+    """Return the backend of a run's cluster. Raises ConfigError, UnknownBackendError."""
+    return load_backend(str(run.record.get("cluster", "local")))
 
 
 def _entry_point(name: str, backend: str) -> Any:

@@ -1,6 +1,5 @@
 """Archives of environments: one file under the runs' root, named by its content, unpacked once to each node's disk."""
 
-import fcntl
 import gzip
 import hashlib
 import os
@@ -10,8 +9,8 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, cast
 
@@ -19,20 +18,12 @@ import zstandard
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.process.scratch import OWNER, outside
+from ropewalk.cluster.run.files import locked
 
 FOLDER = ".packages"  # beside the runs
 ENDINGS = (".tar.zst", ".tar.gz", ".tgz", ".tar")
 LEVEL, THREADS = 3, -1  # of zstd; -1: as many threads as cores
 CHUNK_BYTES = 1 << 20
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """Hold a lock file; the kernel releases the lock when the holders of its descriptor have died."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield stream.fileno()
 
 
 def pack(folder: Path, store: Path) -> str:
@@ -81,6 +72,7 @@ def unpack(archive: Path, disk: Path, finish: Callable[[Path], None]) -> Path:
     """
     target = disk / archive.name.partition(".")[0]
     ready = disk / f"{target.name}.ready"
+    disk.mkdir(parents=True, exist_ok=True)
     with locked(disk / f"{target.name}.lock") as lock:
         if not ready.exists():
             try:

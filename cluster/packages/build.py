@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.cluster.packages.archive import FOLDER, locked, pack
-from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.cluster.packages.archive import FOLDER, pack
+from ropewalk.cluster.run.files import locked, read_json, write_json
 
 PYTHON, VENV = "python", "venv"  # folders in an environment
 FORM = 1  # of an environment; a new number has all of them built anew
@@ -42,6 +42,7 @@ def build(lock: Path, root: Path) -> dict[str, Any]:
     project, store, wanted = lock.parent, root / FOLDER, inputs_of(lock)
     name = hash_of(wanted)
     description = store / f"{name}.json"
+    store.mkdir(parents=True, exist_ok=True)
     with locked(store / f".{name}.lock"):
         built = read_json(description)
         if built is None or not (store / built["archive"]).is_file():

@@ -23,6 +23,8 @@ from ropewalk.cluster.fresh_reads import parse_json
 log = logging.getLogger(__name__)
 
 SYNC_THREADS = 8
+TAIL_BYTES = 1 << 16  # some hundred lines
+SAMPLES_TAIL_BYTES = 1 << 13  # some samples of one of thousands of nodes
 CACHE_VARIABLE = "ROPEWALK_CACHE"
 MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # octal mode of run directories, such as 2770 to share them with a group
 PRIVATE_MODE = 0o700  # runs contain uncommitted code, logs and keys
@@ -203,11 +205,26 @@ def dated_folder(root: Path, name: str, inside: Sequence[str], make: Callable[[P
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file while the block runs. The kernel releases the lock of a process that dies."""
+def locked(path: Path) -> Iterator[int]:
+    """Hold an exclusive lock on a file while the block runs; yields its descriptor.
+
+    The kernel releases the lock when all processes that hold the descriptor have died.
+    """
     with path.open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+        yield stream.fileno()
+
+
+def read_tail(path: Path, size: int = TAIL_BYTES) -> bytes:
+    """Return the whole lines among about the last `size` bytes of a file; no bytes if there is no such file."""
+    try:
+        with path.open("rb") as stream:
+            begin = max(0, stream.seek(0, os.SEEK_END) - size)
+            stream.seek(begin)
+            raw = stream.read()
+    except FileNotFoundError:
+        return b""
+    return raw[raw.find(b"\n") + 1 :] if begin else raw
 
 
 def append_line(path: Path, value: Any) -> None:

@@ -12,18 +12,18 @@ from pydantic import Field
 
 from ropewalk.cluster.config import Section
 from ropewalk.cluster.config_reader import load_section, read_yaml
+from ropewalk.cluster.gpus import IDLE_PERCENT, gpu_percents
 from ropewalk.cluster.process.log_rotation import predecessor
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import parse_lines
 from ropewalk.cluster.run.names import AGENTS, NODES
 
 PRICES_VARIABLE = "ROPEWALK_PRICES"
-IDLE_PERCENT = 5.0  # below this a GPU counts as idle
 _JOULES = 3.6e6  # of a kWh
 
 
 class Prices(Section):
-    """Prices of a cluster; a key that is not set makes money unknown only where it is needed."""
+    """Prices of a cluster. An amount without a price costs nothing; money is unknown if an amount with a price is."""
 
     core_hour: float | None = Field(default=None, ge=0)
     gpu_hour: float | None = Field(default=None, ge=0)
@@ -137,7 +137,7 @@ def _idle_hours(samples: Sequence[Mapping[str, Any]], gpus: int) -> float | None
     """Return the hours in which GPUs did nothing, from the samples of their use; None if there are none."""
     hours, measured = 0.0, False
     for before, sample in pairwise(samples):
-        percents = [value for key, value in sample.items() if key.startswith("gpu") and key.endswith("_percent")]
+        percents = gpu_percents(sample)
         if len(percents) > gpus:
             return None  # GPUs of others are among them
         measured |= bool(percents)

@@ -11,11 +11,10 @@ from typing import Any, TypeVar
 
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_REQUEUE
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.files import parse_lines, read_lines
+from ropewalk.cluster.run.files import SAMPLES_TAIL_BYTES, parse_lines, read_lines, read_tail
 from ropewalk.cluster.run.names import AGENTS, NODES
 from ropewalk.cluster.run.phase_clock import TimeClass
 from ropewalk.cluster.spec import Engine, Outcome
-from ropewalk.jobs.results.metrics import SAMPLES_TAIL_BYTES, read_tail
 
 log = logging.getLogger(__name__)
 

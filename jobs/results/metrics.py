@@ -15,12 +15,10 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.event_log import is_event
 from ropewalk.cluster.run.file_systems import PollTimer, mount_of
-from ropewalk.cluster.run.files import append_lines, parse_lines, sync_all
+from ropewalk.cluster.run.files import SAMPLES_TAIL_BYTES, TAIL_BYTES, append_lines, parse_lines, read_tail, sync_all
 
 log = logging.getLogger(__name__)
 
-TAIL_BYTES = 1 << 16  # some hundred lines
-SAMPLES_TAIL_BYTES = 1 << 13  # some samples of one of thousands of nodes
 OWN_KEYS = frozenset({"step", "attempt", "time"})
 
 
@@ -66,18 +64,6 @@ def _end_cut_line(path: Path) -> None:
     with path.open("ab+") as stream:
         if stream.seek(0, os.SEEK_END) and os.pread(stream.fileno(), 1, stream.tell() - 1) != b"\n":
             stream.write(b"\n")
-
-
-def read_tail(path: Path, size: int = TAIL_BYTES) -> bytes:
-    """Return the whole lines among about the last `size` bytes of a file; no bytes if there is no such file."""
-    try:
-        with path.open("rb") as stream:
-            begin = max(0, stream.seek(0, os.SEEK_END) - size)
-            stream.seek(begin)
-            raw = stream.read()
-    except FileNotFoundError:
-        return b""
-    return raw[raw.find(b"\n") + 1 :] if begin else raw
 
 
 def read_new_lines(path: Path, offset: int, end: int = -1) -> tuple[list[dict[str, Any]], int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.profiles import backend_of, load_backend
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.config_reader import load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError, RopewalkError
@@ -54,7 +54,7 @@ class Future:
     def cancel(self) -> None:
         """Cancel the run after a final checkpoint; do nothing if it has ended."""
         if not self.done():
-            load_backend(str(self.run.record["cluster"])).cancel(self.run)
+            backend_of(self.run).cancel(self.run)
 
     def result(self, timeout_seconds: float | None = None) -> Any:
         """Wait for the run; returns the function's result, or a job's results. Raises RunFailedError and TimeoutError."""

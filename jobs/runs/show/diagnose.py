@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.backends.base import BackendState
-from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.profiles import backend_of
 from ropewalk.cluster.backends.recovery import has_agents
 from ropewalk.cluster.backends.submission import Condition, dependencies
 from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY
@@ -141,7 +141,7 @@ def _waiting(run: RunDir, state: BackendState, history: list[str]) -> Diagnosis:
     }
     if not pending:
         detail = ": ".join(part for part in (state.word, state.reason) if part)
-        waiting = load_backend(str(run.record.get("cluster", "local"))).explain_waiting(run)
+        waiting = backend_of(run).explain_waiting(run)
         cause = f"It is {state.state.value.lower()}{f' ({detail})' if detail else ''}."
         return Diagnosis(cause=cause, evidence=[*waiting.lines, *history], remedy=waiting.remedy)
     names = " and for ".join(_describe_dependency(others[name].run, other) for name, other in pending.items())

@@ -1,6 +1,6 @@
 """Changes of a waiting run's place in its queue."""
 
-from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.profiles import backend_of
 from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.runs.show.status import final_outcome
@@ -9,20 +9,20 @@ from ropewalk.jobs.runs.show.status import final_outcome
 def hold_run(run: RunDir) -> None:
     """Keep a run from starting. Raises ConfigError if it does not wait, or its cluster cannot do so."""
     _refuse_ended(run)
-    load_backend(str(run.record.get("cluster", "local"))).hold(run)
+    backend_of(run).hold(run)
 
 
 def release_run(run: RunDir) -> None:
     """Let a held run start. Raises ConfigError."""
     _refuse_ended(run)
-    load_backend(str(run.record.get("cluster", "local"))).release(run)
+    backend_of(run).release(run)
 
 
 def lower_priority(run: RunDir, amount: int) -> None:
     """Lower a waiting run's priority by an amount. Raises ConfigError."""
     _refuse_ended(run)
     try:
-        load_backend(str(run.record.get("cluster", "local"))).lower_priority(run, amount)
+        backend_of(run).lower_priority(run, amount)
     except BackendError as error:
         raise ConfigError(f"{run.id}: {error}; users can only lower the priority of their runs") from None
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ropewalk.cluster.backends.base import Backend
-from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.profiles import backend_of, load_backend
 from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.runs.show.status import settle
@@ -70,7 +70,7 @@ def export_on_cluster(run: RunDir, directory: Path, step: int | None, options: S
 
     `options`: further arguments of `python -m ropewalk.jobs.models.cards.export`.
     """
-    return load_backend(str(run.record.get("cluster", "local"))).export(run, directory, step, options)
+    return backend_of(run).export(run, directory, step, options)
 
 
 def write_to_original(run: RunDir, name: str) -> bool:
@@ -78,7 +78,7 @@ def write_to_original(run: RunDir, name: str) -> bool:
 
     Raises BackendError.
     """
-    backend = load_backend(str(run.record.get("cluster", "local")))
+    backend = backend_of(run)
     if backend.shares_files:
         return False
     backend.sync(run, write={name: (run.path / name).read_text()})

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ropewalk.cluster.backends.base import NodeProgram
-from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.profiles import backend_of
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.fresh_reads import read_afresh
 from ropewalk.cluster.run.directory import RunDir
@@ -29,7 +29,7 @@ def shell_command(run: RunDir, node: int, command: Sequence[str], *, terminal: b
     if node not in addresses:
         nodes = ", ".join(map(str, sorted(addresses))) or "none yet"
         raise ConfigError(f"{run.id} has no node {node}; its nodes: {nodes}")
-    backend = load_backend(str(run.record.get("cluster", "local")))
+    backend = backend_of(run)
     program = NodeProgram(
         module=PROGRAM, node=node, address=addresses[node], command=command, terminal=terminal, input=with_input
     )

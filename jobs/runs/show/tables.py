@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ropewalk.cluster.backends.base import Check
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.gpus import gpu_percents
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.text import counted, format_bytes
 from ropewalk.jobs.results.goodput import SECTION
@@ -221,7 +222,7 @@ def top_page(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
             "" if speed is None else f"{speed:,.0f}",
         )
         for node in row["node_samples"]:
-            gpus = [v for k, v in node.items() if k.startswith("gpu") and k.endswith("_percent")]
+            gpus = gpu_percents(node)
             lines.add_row(
                 f"  node {node['node']}",
                 "",

@@ -10,8 +10,8 @@ from rich.live import Live
 
 from ropewalk.cluster.errors import DamagedFileError
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.files import parse_lines
-from ropewalk.jobs.results.metrics import SAMPLES_TAIL_BYTES, latest_metrics, read_tail
+from ropewalk.cluster.run.files import SAMPLES_TAIL_BYTES, parse_lines, read_tail
+from ropewalk.jobs.results.metrics import latest_metrics
 from ropewalk.jobs.runs.show import status
 from ropewalk.jobs.runs.show.open_runs import open_runs
 from ropewalk.jobs.runs.show.tables import top_page

@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from ropewalk.cluster.backends.local.nodes import OUTER_TMPDIR_VARIABLE
-from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.profiles import backend_of
 from ropewalk.cluster.errors import AlreadyRunningError, BackendError, RopewalkError
 from ropewalk.cluster.gpus import ALL, DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, users_devices
 from ropewalk.cluster.process.child_output import child_output
@@ -157,7 +157,7 @@ def serve(folder: Path, driver: psutil.Process) -> None:
 
 def execute(verb: str, run: RunDir) -> None:
     """Submit, resume or cancel a run."""
-    backend = load_backend(run.record["cluster"])
+    backend = backend_of(run)
     if verb == "submit":
         backend.submit(run, run.resources())
     elif verb == "resume":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.backends.base import Backend
-from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.profiles import backend_of
 from ropewalk.cluster.backends.submission import Dependency, next_attempt
 from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.config_reader import load_config
@@ -54,7 +54,7 @@ def _resume(run: RunDir, overrides: Sequence[str], after: Sequence[Dependency], 
         )
         remedy = f"submit a new run instead: `ropewalk run {run.record['job']} ...{longer}`"
         raise ConfigError(f"{run.id} has succeeded, there is nothing to resume; {remedy}")
-    backend, changes_before = load_backend(run.record["cluster"]), run.changes
+    backend, changes_before = backend_of(run), run.changes
     config, changes = _changes(run, backend, overrides, new_code=new_code)
     if changes and not (state.state.final or state.state is RunState.UNKNOWN or state.word in GONE):
         raise AlreadyRunningError(run.id, f"an active attempt ({state.state})")

@@ -3,7 +3,7 @@
 import logging
 import time
 
-from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.profiles import backend_of
 from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
@@ -46,7 +46,7 @@ class Handover:
             return None
         try:
             successor = self._earlier() or self._create()
-            start_child(load_backend(str(run.record["cluster"])), successor, ())
+            start_child(backend_of(run), successor, ())
             if (read_json(self.files.successor) or {}).get("run") != successor.id:
                 write_json(self.files.successor, {"run": successor.id, "time": time.time()})
                 run.event("handover_started", successor=successor.id)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.profiles import backend_of
 from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
@@ -63,7 +63,7 @@ class ServeView(RunView):
     def _tunnel(self, address: Mapping[str, Any]) -> Callable[[int], str] | None:
         """Return the command that forwards a port of this machine to the address; None if none is needed."""
         try:
-            backend = load_backend(str(self.run.record.get("cluster", "local")))
+            backend = backend_of(self.run)
         except RopewalkError:  # this machine has no profile of the cluster
             return None
         command = partial(backend.tunnel_command, self.run, str(address["node"]), int(address["port"]))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ropewalk.cluster.backends.base import Backend, BackendState
-from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.profiles import backend_of
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import BackendError
 from ropewalk.cluster.run.directory import RunDir
@@ -42,7 +42,7 @@ class AllocationBackend(Backend):
             return BackendState(state=outcome.state, word="ended")
         if sweep is None:
             return BackendState(state=RunState.UNKNOWN, word="lost", reason="its record names no sweep")
-        sweep_state = load_backend(str(sweep.record["cluster"])).states([sweep])[sweep.id]
+        sweep_state = backend_of(sweep).states([sweep])[sweep.id]
         if sweep_state.state is RunState.RUNNING:
             return BackendState(state=RunState.RUNNING, word="allocated", handle=sweep_state.handle)
         reason = f"its sweep is not running; `ropewalk resume {sweep.id}` resumes both"

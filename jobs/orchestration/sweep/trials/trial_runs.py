@@ -3,7 +3,7 @@
 import logging
 import time
 
-from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.backends.profiles import backend_of, load_backend
 from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import BackendError, RopewalkError
@@ -86,6 +86,6 @@ def await_end(run: RunDir) -> bool:
 def _is_supervised(run: RunDir) -> bool:
     """Return True if the local supervisor still runs; it cleans up after writing the outcome."""
     try:
-        return load_backend(str(run.record["cluster"])).states([run])[run.id].word == "supervised"
+        return backend_of(run).states([run])[run.id].word == "supervised"
     except RopewalkError:
         return False

@@ -5,13 +5,15 @@ import pty
 import select
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import psutil
 
 from ropewalk.cluster.process.kill import processes_with
-from tests.patience import HANG_SECONDS
+from tests.patience import HANG_SECONDS, until
+
+CLIENT_SECONDS = 10.0  # after the client's death nothing of its session is left
 
 
 def sleepers(variables: Mapping[str, str], seconds: int) -> list[int]:
@@ -22,6 +24,19 @@ def sleepers(variables: Mapping[str, str], seconds: int) -> list[int]:
             if process.cmdline() == ["sleep", str(seconds)]:
                 pids.append(process.pid)
     return pids
+
+
+def check_end_with_client(run: str, kill: Callable[[], object], *, count: int) -> None:
+    """Wait until `count` processes `sleep 4321` of a run exist, kill the client that started them, and check that they end."""
+
+    def left() -> list[int]:
+        return sleepers({"ROPEWALK_RUN": run}, 4321)
+
+    until(lambda: len(left()) == count)
+    kill()
+    killed = time.monotonic()
+    until(lambda: not left())
+    assert time.monotonic() - killed < CLIENT_SECONDS
 
 
 class Terminal:

@@ -143,7 +143,7 @@ def _page(node: dict[str, Any]) -> list[str]:
     return [
         f"{host} is reachable until its time limit, or until `ropewalk cancel {host}`:",
         f"  ssh -F {node['ssh_config']} {host}",
-        f"Once `Include {_folder('*')}/config` is the first line of ~/.ssh/config, any program that uses ssh reaches it:",
+        f"Once `Include {_folders()}/*/config` is the first line of ~/.ssh/config, any program that uses ssh reaches it:",
         f"  ssh {host}",
         f"  code --remote ssh-remote+{host} {node['folder']}",
         f"  rsync -a data/ {host}:data/",
@@ -156,13 +156,15 @@ def _folder(run: str) -> Path:
     import shutil
     import time
 
-    from ropewalk.jobs.cli.known_runs import state_dir
-
-    folder = state_dir() / "dev"
-    if run == "*":
-        return folder / run
-    for old in folder.glob("*"):
+    for old in _folders().glob("*"):
         if time.time() - old.stat().st_mtime > KEPT_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
-    (folder / run).mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder / run
+    folder = _folders() / run
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _folders() -> Path:
+    from ropewalk.jobs.cli.known_runs import state_dir
+
+    return state_dir() / "dev"

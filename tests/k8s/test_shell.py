@@ -1,6 +1,5 @@
 """`ropewalk shell` in a pod of a run."""
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -9,10 +8,7 @@ from ropewalk.cluster.backends.base import NodeProgram
 from ropewalk.jobs.runs.show.shell import PROGRAM
 from tests.k8s.cluster import Cluster
 from tests.k8s.toy import KubeToy
-from tests.patience import until
-from tests.terminal import Terminal, sleepers
-
-CLIENT_SECONDS = 10.0  # after the client's death nothing of the shell is left
+from tests.terminal import Terminal, check_end_with_client
 
 
 def test_a_shell_in_a_pod_ends_with_its_client(
@@ -24,13 +20,5 @@ def test_a_shell_in_a_pod_ends_with_its_client(
     terminal = Terminal(toy.backend.shell_command(toy.run, NodeProgram(module=PROGRAM, node=0, address="", terminal=True)))
     terminal.type('echo "attempt $ROPEWALK_ATTEMPT"; trap "" HUP; setsid sleep 4321 & sleep 4321')
     terminal.read_until("attempt 1")
-
-    def left() -> list[int]:
-        return sleepers({"ROPEWALK_RUN": f"/runs/{toy.run.id}"}, 4321)
-
-    until(lambda: len(left()) == 2)
-    terminal.kill()
-    killed = time.monotonic()
-    until(lambda: not left())
-    assert time.monotonic() - killed < CLIENT_SECONDS
+    check_end_with_client(f"/runs/{toy.run.id}", terminal.kill, count=2)
     assert toy.run.last_outcome() is None, "the run goes on"

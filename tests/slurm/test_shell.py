@@ -1,17 +1,15 @@
 """`ropewalk shell` on a node of a Slurm job."""
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from ropewalk.jobs.runs.show.cancel import cancel_runs
 from ropewalk.slurm.lab.cluster import Lab
-from tests.patience import until
 from tests.slurm.test_command import project, reach, start
 from tests.slurm.toy import finish
-from tests.terminal import Terminal, sleepers
+from tests.terminal import Terminal, check_end_with_client
 
 __all__ = ["project"]
 WAIT = """import os, sys, time, ropewalk
@@ -20,7 +18,6 @@ while not os.path.exists(os.environ["ROPEWALK_STOP_FLAG"]):
     time.sleep(0.1)
 sys.exit(85)
 """
-CLIENT_SECONDS = 10.0  # after the client's death nothing of the shell is left
 
 
 def test_a_shell_on_the_second_node_ends_with_its_client(slurm_lab: Lab, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,15 +29,7 @@ def test_a_shell_on_the_second_node_ends_with_its_client(slurm_lab: Lab, project
     terminal.type('echo "$(hostname) $(basename "$PWD") attempt $ROPEWALK_ATTEMPT"; trap "" HUP; sleep 4321 & sleep 4321')
     host = terminal.read_until("attempt 1").partition(" work attempt 1")[0].split()[-1]
     assert host in {"n1", "n2", "n3", "n4"}
-
-    def left() -> list[int]:
-        return sleepers({"ROPEWALK_RUN": str(run.path)}, 4321)
-
-    until(lambda: len(left()) == 2)
-    terminal.kill()
-    killed = time.monotonic()
-    until(lambda: not left())
-    assert time.monotonic() - killed < CLIENT_SECONDS
+    check_end_with_client(str(run.path), terminal.kill, count=2)
     assert run.last_outcome() is None, "the run goes on"
     list(cancel_runs([run.id]))
     finish(run)  # the cluster's nodes are idle again

@@ -4,9 +4,7 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +15,8 @@ from ropewalk.cluster.spec import RunState
 from tests.patience import until
 from tests.slurm.ssh.login_node import Laptop, free_port
 from tests.slurm.toy import finish, said
-from tests.terminal import Terminal, sleepers
+from tests.terminal import Terminal, check_end_with_client
 
-CLIENT_SECONDS = 10.0  # after the client's death nothing of its session is left
 SERVER = "python -m http.server --bind 127.0.0.1"
 
 
@@ -81,10 +78,7 @@ def test_ssh_sftp_and_a_forwarded_port_reach_the_node_and_end_with_their_client(
         return False
 
     until(served)
-    server.send_signal(signal.SIGKILL)
-    killed = time.monotonic()
-    until(lambda: not sleepers({"ROPEWALK_RUN": str(node.run.path)}, 4321))
-    assert time.monotonic() - killed < CLIENT_SECONDS
+    check_end_with_client(str(node.run.path), server.kill, count=1)
     server.communicate()
     assert node.run.last_outcome() is None, "the allocation goes on"
     assert node("ssh", node.host, "echo again") == b"again\n"
@@ -101,15 +95,7 @@ def test_a_shell_at_a_terminal_passes_through_ssh_and_ends_with_its_client(lapto
     terminal = Terminal(["env", *variables, *laptop.command, "shell", "--wait", run.id])
     terminal.type('stty size; echo "attempt $ROPEWALK_ATTEMPT"; trap "" HUP; sleep 4321 & sleep 4321')
     terminal.read_until("attempt 1")
-
-    def left() -> list[int]:
-        return sleepers({"ROPEWALK_RUN": str(run.path)}, 4321)
-
-    until(lambda: len(left()) == 2)
-    terminal.kill()
-    killed = time.monotonic()
-    until(lambda: not left())
-    assert time.monotonic() - killed < CLIENT_SECONDS
+    check_end_with_client(str(run.path), terminal.kill, count=2)
     assert run.last_outcome() is None, "the run goes on"
     laptop("cancel", run.id)
     finish(run)

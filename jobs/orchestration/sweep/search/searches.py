@@ -53,7 +53,7 @@ class Search:
 
     def _point(self, number: int) -> list[float]:
         """Return a point of the unit cube: a pure function of the seed and the trial's number."""
-        if self.plan.search == "sobol" and self._drawn:
+        if self.plan.search == "sobol" and self._drawn:  # no key of a sweep offers it: benchmarks hold it against random
             import numpy as np
             from scipy.stats import qmc
 

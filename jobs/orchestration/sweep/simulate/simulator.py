@@ -23,11 +23,23 @@ AT_ONCE = 4  # simulated trials at a time, unless the sweep sets max_concurrent
 class TableTrial(Trial):
     """A trial that takes its values from a recorded curve. Between two reports it is paused; the next one resumes it."""
 
-    def __init__(self, curve: Curve, every_steps: int | None, number: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        curve: Curve,
+        every_steps: int | None,
+        *,
+        sampled: dict[str, Any],
+        parameters: dict[str, Any],
+        point: tuple[Any, ...],
+    ) -> None:
+        """`point`: the recorded configuration of the curve, the nearest to the parameters."""
         self.number, self.trial_id, self.curve = number, str(number), curve
+        self.sampled, self.parameters, self.point = sampled, parameters, point
+        self.state = TrialState.RUNNING
         self.reached = 0  # values of the curve so far
-        self._interval = ReportInterval(every_steps)
-        self._due = [k for k, step in enumerate(curve.steps[:-1]) if self._interval.due(step)] + [len(curve.steps) - 1]
+        interval = ReportInterval(every_steps)
+        self._due = [k for k, step in enumerate(curve.steps[:-1]) if interval.due(step)] + [len(curve.steps) - 1]
 
     def next_report(self) -> dict[str, Any]:
         """Return the next value for the scheduler, or the last one with `done`; a diverged trial ends at once."""
@@ -48,6 +60,26 @@ class TableTrial(Trial):
     @property
     def step(self) -> int:
         return self.curve.steps[self.reached - 1] if self.reached else 0
+
+    def result(self, mode: str) -> TrialResult:
+        """Return the trial as the reports read that of a real sweep."""
+        curve = list(zip(self.curve.steps, self.curve.values, strict=True))[: self.reached]
+        points = [(step, value) for step, value in curve if math.isfinite(value)]
+        values = [value for _, value in points]
+        best = min if mode == "min" else max
+        return TrialResult(
+            trial=self.number,
+            parameters=self.parameters,
+            sampled=self.sampled,
+            state=self.state,
+            stopped_at=self.step if self.state is TrialState.STOPPED else None,
+            points=points,
+            metric=values[-1] if values and len(values) == len(curve) else None,
+            best_metric=best(values) if values else None,
+            steps=self.step,
+            steps_spent=self.step,
+            steps_full=self.curve.steps[-1],
+        )
 
 
 class _Controller:
@@ -121,8 +153,13 @@ def simulate(config: SweepConfig, table: CurveTable, *, seed: int, budget: float
     config = config.model_copy(update={"seed": seed, "base": {**config.base, "steps": table.num_steps}})
     simulation = _Simulation(config, table, seed)
     simulation.run(budget)
+    trials = simulation.trials
     return SimulatedSweep(
-        config=config, table=table, trials=simulation.results(), points=simulation.points, events=simulation.events
+        config=config,
+        table=table,
+        trials=[trial.result(config.mode) for trial in trials],
+        points=[trial.point for trial in trials],
+        events=simulation.events,
     )
 
 
@@ -137,10 +174,6 @@ class _Simulation:
         self.scheduler = make_scheduler(config, sample)
         self.every_steps = decision_steps(config, sample)
         self.trials: list[TableTrial] = []
-        self.parameters: list[dict[str, Any]] = []
-        self.sampled: list[dict[str, Any]] = []
-        self.points: list[tuple[Any, ...]] = []
-        self.states: list[TrialState] = []
         self.events: list[Event] = []
         self.spent = 0.0
         self._queue: list[tuple[float, int]] = []  # (virtual time of the next report, trial)
@@ -164,12 +197,9 @@ class _Simulation:
             return False
         parameters = parameters_of(self.config.space, sampled)
         point = self.table.nearest(parameters, self.config.base)
-        trial = TableTrial(self.table.curves[point][min(self.table.curves[point])], self.every_steps, number)
+        curves = self.table.curves[point]
+        trial = TableTrial(number, curves[min(curves)], self.every_steps, sampled=sampled, parameters=parameters, point=point)
         self.trials.append(trial)
-        self.parameters.append(parameters)
-        self.sampled.append(sampled)
-        self.points.append(point)
-        self.states.append(TrialState.RUNNING)
         self.scheduler.on_trial_add(_Controller(), trial)
         heapq.heappush(self._queue, (now + trial.cost_of_next, number))
         return True
@@ -186,35 +216,10 @@ class _Simulation:
             self.search.report(number, step, value)
         if not report["done"] and self.scheduler.on_trial_result(_Controller(), trial, report) != "STOP":
             return True
-        state = TrialState.STOPPED
+        trial.state = TrialState.STOPPED
         if report["done"]:
             self.scheduler.on_trial_complete(_Controller(), trial, report)
-            state = TrialState.SUCCEEDED if finite else TrialState.FAILED
+            trial.state = TrialState.SUCCEEDED if finite else TrialState.FAILED
         trial.leave()
-        self.states[number] = state
-        self.search.finish(number, complete=state is TrialState.SUCCEEDED, failed=not finite)
+        self.search.finish(number, complete=trial.state is TrialState.SUCCEEDED, failed=not finite)
         return False
-
-    def results(self) -> list[TrialResult]:
-        """Return the trials as the reports read those of a real sweep."""
-        return [self._result(number) for number in range(len(self.trials))]
-
-    def _result(self, number: int) -> TrialResult:
-        trial, state = self.trials[number], self.states[number]
-        curve = list(zip(trial.curve.steps, trial.curve.values, strict=True))[: trial.reached]
-        points = [(step, value) for step, value in curve if math.isfinite(value)]
-        values = [value for _, value in points]
-        best = min if self.config.mode == "min" else max
-        return TrialResult(
-            trial=number,
-            parameters=self.parameters[number],
-            sampled=self.sampled[number],
-            state=state,
-            stopped_at=trial.step if state is TrialState.STOPPED else None,
-            points=points,
-            metric=values[-1] if values and len(values) == len(curve) else None,
-            best_metric=best(values) if values else None,
-            steps=trial.step,
-            steps_spent=trial.step,
-            steps_full=trial.curve.steps[-1],
-        )

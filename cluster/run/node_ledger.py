@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +64,13 @@ def record_failure(run: RunDir, attempt: int, node: str, cause: Cause) -> None:
         append_line(path, line)
     except OSError as error:
         log.warning("%s: a failure of %s could not be noted: %s", path, node, error)
+
+
+def record_gpu_failures(run: RunDir, attempt: int, hosts: Set[str]) -> None:
+    """Note the machines among `hosts` on which errors of GPU hardware ended ranks of an attempt, once each."""
+    messages = ((str(error.get("host")), str(error.get("message"))) for error in run.read_errors(attempt))
+    for host in sorted({host for host, message in messages if GPU_FAILURE.search(message)} & hosts):
+        record_failure(run, attempt, host, Cause.GPU)
 
 
 def read_failures(root: Path, cluster: str) -> list[Failure]:

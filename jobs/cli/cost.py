@@ -24,7 +24,7 @@ def cost(
         list[str] | None,
         typer.Argument(metavar="[RUN...]", help="runs; all runs if none is given", autocompletion=complete.runs),
     ] = None,
-    by: Annotated[By, typer.Option("--by", help="what a row is")] = By.RUN,
+    by: Annotated[By, typer.Option("--by", help="what a row stands for")] = By.RUN,
     as_json: AsJson = False,
 ) -> None:
     """Sum up core-hours, GPU-hours and idle ones, energy, CO2 and money of runs. What cannot be read is unknown."""

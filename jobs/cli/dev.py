@@ -23,11 +23,11 @@ def dev(
     on: Cluster = "local",
     run: Annotated[
         str | None,
-        typer.Option("--run", metavar="RUN", help="connect to this one, which you have started here, instead of a new one"),
+        typer.Option("--run", metavar="RUN", help="connect to this run, which `dev` has started from this machine"),
     ] = None,
     forward: Annotated[
         list[int] | None,
-        typer.Option("--forward", metavar="PORT", help="port of the node to have at this machine too; repeatable"),
+        typer.Option("--forward", metavar="PORT", help="port of the node that this machine forwards; repeatable"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

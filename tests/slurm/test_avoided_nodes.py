@@ -5,14 +5,12 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ropewalk.cluster.backends.base import Profile
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import append_line, write_json
-from ropewalk.cluster.run.node_ledger import read_failures
-from ropewalk.cluster.supervise.attempt import Attempt
+from ropewalk.cluster.run.node_ledger import read_failures, record_gpu_failures
 from ropewalk.slurm.backend import SlurmBackend
 from ropewalk.slurm.commands import Slurm
 from tests.slurm.test_cores import PARTITION
@@ -53,8 +51,5 @@ def test_an_error_of_gpu_hardware_is_noted_for_its_host(tmp_path: Path) -> None:
         (run.attempt_dir(1) / "errors").mkdir(exist_ok=True)
         error = {"host": host, "message": message, "exit_code": 1, "time": 1.0}
         write_json(run.attempt_dir(1) / f"errors/group-1-rank-{rank}.json", error)
-    allocation: Any = SimpleNamespace(host=lambda node: f"n{node}")
-    attempt = Attempt(run, 1, allocation, retry_bugs=True)
-    attempt.codes = {2: 1, 3: 1}
-    attempt._record_gpu_failures()
+    record_gpu_failures(run, 1, {"n2", "n3"})
     assert [(each.node, each.cause) for each in read_failures(tmp_path, "big")] == [("n2", "gpu")]

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, TypeVar
 
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_REQUEUE
@@ -149,7 +149,7 @@ def _changes(history: History, newest: Counted, counted_until: float) -> list[tu
 
 
 def _attempt_facts(history: History) -> Iterator[_Fact]:
-    for attempt, following in zip(history.attempts, [*history.attempts[1:], None], strict=False):
+    for attempt, following in zip_longest(history.attempts, history.attempts[1:]):
         retried = attempt.opened_by == RETRY
         yield _Fact(attempt.opened, _RECOVERING if retried else TimeClass.QUEUED, before=_RECOVERING)
         if attempt.agents:

@@ -5,11 +5,13 @@
 
 The gateway's process neither parses, masks nor writes; raw content travels only through a socket. A writer that dies is replaced,
 and receives everything unconfirmed again. What a gateway that dies has sent is still read and stored; each id is stored once.
+What still waits for room in the socket dies with the gateway, so an answer's last byte waits for `handed_over`.
 """
 
 import asyncio
 import hashlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -27,7 +29,9 @@ from ropewalk.jobs.serving.feedback.ratings import error_body
 
 log = logging.getLogger(__name__)
 
-RESTART_SECONDS = 0.5
+RESTART_SECONDS = 2.0  # between two starts of a writer
+HAND_OVER_SECONDS = 5.0  # the longest that an answer waits for its record to reach the writer's socket
+SOCKET_BYTES = 4 << 20  # the kernel grants what it allows, often 0.2 MiB
 FEEDBACK_SECONDS = 30.0  # after which a client is told that its feedback could not be stored
 CLOSE_SECONDS, CLOSE_LOOK_SECONDS = 60.0, 0.01
 MAX_OPEN_BYTES = 64 << 20  # unconfirmed bytes; beyond them exchanges are stored without content
@@ -56,6 +60,10 @@ class Capture:
         self._replies: dict[str, asyncio.Future[tuple[int, Any]]] = {}
         self._unsent: list[bytes] = []  # waits, as `_sending` does, for room in the writer's socket; lost with this process
         self._sending = memoryview(b"")
+        self._unsent_waiters: list[asyncio.Future[None]] = []  # of `handed_over`
+        self._sending_waiters: list[asyncio.Future[None]] = []
+        self._stuck = False  # the writer takes nothing, perhaps because its disk is full
+        self._started = -math.inf
         self._received = bytearray()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,6 +91,20 @@ class Capture:
             if self._open_bytes > 2 * self.max_open_bytes:  # the writer is far behind: drop the ledger row too
                 return
         self._send(exchange.id, exchange_frame(exchange, captured=captured))
+
+    async def handed_over(self) -> None:
+        """Wait until everything recorded is in the writer's socket, where it outlives this process.
+
+        Waits for a writer that takes nothing once, for HAND_OVER_SECONDS; then not until it takes something again.
+        """
+        if self._stuck or not (self._unsent or self._sending):
+            return
+        waiter = self._loop.create_future()
+        (self._unsent_waiters if self._unsent else self._sending_waiters).append(waiter)
+        try:
+            await asyncio.wait_for(waiter, HAND_OVER_SECONDS)
+        except TimeoutError:
+            self._stuck = True
 
     async def feedback(self, number: str, body: bytes, client: str | None = None) -> tuple[int, bytes]:
         """Handle `POST /v1/feedback` and return status and body; 200 only once the feedback is stored.
@@ -134,8 +156,10 @@ class Capture:
             if not self._sending:
                 self._sending = memoryview(b"".join(self._unsent))  # one system call instead of many
                 self._unsent.clear()
+                self._sending_waiters, self._unsent_waiters = self._unsent_waiters, []
             try:
                 self._sending = self._sending[self._socket.send(self._sending) :]
+                self._stuck = False
             except BlockingIOError:
                 pass
             except OSError:  # the writer died; `_receive` detects the closed socket
@@ -145,6 +169,10 @@ class Capture:
                     self._waiting_for_room = True
                     self._loop.add_writer(self._socket, self._flush)
                 return
+            for waiter in self._sending_waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._sending_waiters.clear()
         if self._waiting_for_room and self._socket:
             self._waiting_for_room = False
             self._loop.remove_writer(self._socket)
@@ -189,8 +217,10 @@ class Capture:
     # --- the writer process
 
     def _start_writer(self) -> None:
+        self._started = self._loop.time()
         self._socket, other = socket.socketpair()
         self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         with other:
             self._process = subprocess.Popen(
                 module_command("ropewalk.jobs.serving.feedback.writer", str(other.fileno()), str(self.folder)),
@@ -205,6 +235,8 @@ class Capture:
         self._unsent = frame(SETTINGS, {"config": settings})
         for _, pieces in self._open.values():
             self._unsent.extend(pieces)
+        self._unsent_waiters += self._sending_waiters
+        self._sending_waiters = []
         self._loop.add_reader(self._socket, self._receive)
         self._flush()
 
@@ -215,7 +247,7 @@ class Capture:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)  # it closed its end of the socket: its work no longer counts
             log.warning("feedback: the writer ended with %s; its replacement gets the unconfirmed exchanges", process.wait())
-        self._restart = self._loop.call_later(RESTART_SECONDS, self._start_writer)
+        self._restart = self._loop.call_at(self._started + RESTART_SECONDS, self._start_writer)
 
     def _disconnect(self) -> None:
         if self._socket:

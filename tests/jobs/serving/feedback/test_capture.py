@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.serving.feedback import capture as capture_module
 from ropewalk.jobs.serving.feedback import writer
 from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig, is_sampled
 from ropewalk.jobs.serving.feedback.exchange import FEEDBACK, SETTINGS, Exchange, exchange_frame, frame
@@ -58,8 +59,7 @@ async def main():
         fields = json.loads(line)
         raw = {name: fields[name].encode() for name in ("request", "answer", "conversation")}
         capture.record(Exchange(**{**fields, **raw}))
-        while capture._sending or capture._unsent:  # they would be lost
-            await asyncio.sleep(0.001)
+        await capture.handed_over()
         print(fields["id"], flush=True)
         await asyncio.sleep(0)
     while capture.waiting:
@@ -331,6 +331,40 @@ def test_what_waits_for_a_stuck_writer_is_bounded_and_counted(tmp_path: Path) ->
     summary = summarize(tmp_path)
     assert summary.dropped == capture.lost
     assert f"{capture.lost} exchanges recorded without content" in "\n".join(map(str, lines_of("run", summary, None, 0)))
+
+
+def test_an_answer_waits_until_its_record_outlives_the_gateway_but_not_for_a_stuck_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "HAND_OVER_SECONDS", 0.3)
+    exchanges = [exchange(number, "word " * 2000) for number in range(200)]  # more than the socket takes
+
+    async def scenario() -> tuple[bool, float, float]:
+        capture = Capture(tmp_path, CaptureConfig(retention_days=1e5, mask=()))
+        await capture.start()
+        began = asyncio.get_running_loop().time
+        _process_of_writer().suspend()
+        for each in exchanges:
+            capture.record(each)
+        start = began()
+        await asyncio.gather(capture.handed_over(), capture.handed_over())
+        waited, start = began() - start, began()
+        await capture.handed_over()
+        again = began() - start
+        _process_of_writer().kill()  # the next one takes all of it
+        while capture._stuck:
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(capture_module, "HAND_OVER_SECONDS", 60)
+        await capture.handed_over()
+        handed_over = not capture._unsent and not capture._sending
+        await capture.close()
+        return handed_over, waited, again
+
+    handed_over, waited, again = asyncio.run(scenario())
+    assert handed_over
+    assert waited >= 0.3
+    assert again < 0.1
+    assert exchanges_store(tmp_path).read().num_rows == len(exchanges)
 
 
 class Disk:

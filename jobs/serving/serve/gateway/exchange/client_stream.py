@@ -76,7 +76,7 @@ class ClientStream:
         """Record the exchange, then send the last events of a stream."""
         assert self.response is not None
         self._keep(data, prompt_ids, token_ids)
-        self.finish("completed")
+        await self._finish_durably("completed")
         await self.response.write_eof(data)
         return self.response
 
@@ -95,11 +95,11 @@ class ClientStream:
         assert self.request is not None
         return read_sent(self.request, b"".join(self._answer), self._prompt_ids, self._token_ids)
 
-    def send_whole(self, status: int, content_type: str, body: bytes) -> web.Response:
+    async def send_whole(self, status: int, content_type: str, body: bytes) -> web.Response:
         """Record the exchange, and return the response that is not a stream."""
         self.record.status = status
         self._answer = [body]
-        self.finish("completed")
+        await self._finish_durably("completed")
         return web.Response(body=body, status=status, headers=self._headers(content_type))
 
     def _headers(self, content_type: str) -> dict[str, str]:
@@ -119,15 +119,21 @@ class ClientStream:
         if self.response is not None:
             event = b"data: " + error.body() + b"\n\n"
             self._answer.append(event)
-            self.finish(outcome)
+            await self._finish_durably(outcome)
             await self.response.write_eof(event)
             return self.response
         self.record.status = error.status
         self._answer = [error.body()]
-        self.finish(outcome)
+        await self._finish_durably(outcome)
         return error.response({"x-request-id": self.record.id})
 
     # --- the record
+
+    async def _finish_durably(self, outcome: Outcome) -> None:
+        """Record the exchange, and wait until the record outlives this process."""
+        self.finish(outcome)
+        if self._context.capture is not None:
+            await self._context.capture.handed_over()
 
     def finish(self, outcome: Outcome) -> None:
         """Record the exchange, once."""

@@ -121,7 +121,7 @@ class UpstreamAttempt:
         if not client.streaming:
             client.clock.mark_replied()
             client.clock.mark_forwarded(time.monotonic())
-            return client.send_whole(reply.status, reply.content_type or "application/json", body)
+            return await client.send_whole(reply.status, reply.content_type or "application/json", body)
         if continues and not client.cannot_continue:
             client.cannot_continue = True  # the next attempt starts from the beginning
             raise UnavailableError(f"it cannot continue the answer (status {reply.status})")

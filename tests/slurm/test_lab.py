@@ -86,6 +86,7 @@ def test_a_requeued_job_starts_at_once(slurm_lab: Lab) -> None:
     slurm_lab.command("scancel", job)
 
 
+@pytest.mark.soak("a setting of the lab that only benchmarks use")
 def test_a_requeue_as_slow_as_slurms_own(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=1, slow_requeue=True)
     job = submit(lab, "sleep 4001")
@@ -96,6 +97,7 @@ def test_a_requeue_as_slow_as_slurms_own(make_lab: MakeLab) -> None:
     until(lambda: state(lab, job) == "RUNNING")
 
 
+@pytest.mark.soak("two labs; make test preempts a run in test_stops.py")
 @pytest.mark.parametrize(("user_signal", "name"), [(True, "USR2"), (False, "TERM")])
 def test_preemption(make_lab: MakeLab, user_signal: bool, name: str) -> None:
     lab = make_lab(nodes=1, user_signal=user_signal, grace_seconds=30)
@@ -139,6 +141,7 @@ def test_a_controller_that_comes_back_knows_its_jobs(make_lab: MakeLab) -> None:
     assert state(lab, job) == "RUNNING"
 
 
+@pytest.mark.soak("a database that tests alone use; make test checks limits, states and estimates with it")
 def test_accounting(make_lab: MakeLab, ordinary_user: OrdinaryUser) -> None:
     lab = make_lab(nodes=2, accounting=True)
     job = submit(lab, "true")

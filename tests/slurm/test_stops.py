@@ -103,13 +103,13 @@ def test_srun_hears_a_stop_that_comes_as_it_starts(slurm_lab: Lab, tmp_path: Pat
     "user_signal",
     [True, pytest.param(False, marks=pytest.mark.soak("a second lab; make test runs it with a signal to the script"))],
 )
-def test_preempted(make_lab: MakeLab, start: Start, user_signal: bool) -> None:
+def test_preempted(make_lab: MakeLab, tick: Start, user_signal: bool) -> None:
     """With send_user_signal the job script is told first, without it the agents are and the script is not."""
     make_lab(nodes=2, user_signal=user_signal)
-    run = start(profile={"partition": "main", "exclusive": True}, resources={"nodes": 2}, steps=120)
-    run.reach(5)
+    run = tick(profile={"partition": "main", "exclusive": True}, resources={"nodes": 2}, steps=60)
+    run.reach(3)
     subprocess.run(["sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"], check=True)
-    finished_without_a_gap(run, 120)
+    finished_without_a_gap(run, 60)
     assert outcomes(run) == [("PREEMPTED", 85), ("SUCCEEDED", 0)]
     assert how_it_ended(run) == ("COMPLETED", "1"), "and not once more into the queue, as preempted at its end"
 
@@ -146,9 +146,9 @@ def test_preempted_more_often_than_slurm_requeues_a_job(make_lab: MakeLab, start
     assert how_it_ended(run)[0] == "COMPLETED"
 
 
-def test_scancel_saves_and_ends_for_good(slurm_lab: Lab, start: Start) -> None:
-    run = start(resources={"nodes": 2}, steps=5000)
-    run.reach(5)
+def test_scancel_saves_and_ends_for_good(slurm_lab: Lab, tick: Start) -> None:
+    run = tick(resources={"nodes": 2}, steps=5000)
+    run.reach(3)
     subprocess.run(["scancel", run.job], check=True)
     outcome = run.finish()
     assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,7 +42,12 @@ def final_words(run: RunDir) -> str:
 
 def program_of(run: RunDir, word: str = TRAINING) -> list[psutil.Process]:
     """The processes of the user's program itself, not those that carry it."""
-    return [process for process in processes_of(run.path) if word in " ".join(process.cmdline()).split()[:3]]
+    processes = []
+    for process in processes_of(run.path):
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if word in " ".join(process.cmdline()).split()[:3]:
+                processes.append(process)
+    return processes
 
 
 def test_a_training_program_is_bit_identical_after_a_kill_and_a_stop(start: Start) -> None:

@@ -1,132 +1,18 @@
 """Configuration keys that every job has, as frozen pydantic models."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import DataPath, PathView, Resolve, map_inputs
 from ropewalk.cluster.secrets.store import check_name
+from ropewalk.cluster.section import Section
 from ropewalk.cluster.spec import Engine
-
-
-class Section(BaseModel):
-    """Base class of every group of keys: frozen, no unknown keys, defaults validated too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, defer_build=True)
-
-    # dotted keys of this section that are accepted but not printed: they have one legal value, or do nothing here
-    hidden_keys: ClassVar[frozenset[str]] = frozenset()
-
-
-_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?|_pat|_auth|webhook(_url)?)$", re.IGNORECASE)
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# passwords in URLs; headers with a literal value; keys of well-known services
-_SECRET_TEXT = re.compile(
-    r"(?P<url>://)[^/@\s]+:[^/@\s]+(?=@)"
-    r"|(?P<header>\bauthorization:\s*(bearer|basic|token)\s+)[^\s'\"$<{]+"
-    r"|\b(hf_|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|sk-([a-z0-9]+-)?|AKIA)[A-Za-z0-9]{16,}[\w-]*",
-    re.IGNORECASE,
-)
-
-
-def mask_secret_text(text: str) -> str:
-    """Replace passwords in URLs, values of authorization headers, and keys of well-known services by `***`."""
-    return _SECRET_TEXT.sub(lambda match: f"{match['url'] or match['header'] or ''}***", text)
-
-
-def check_variables(variables: Mapping[str, str], secret_remedy: str) -> None:
-    """Raise ValueError if a variable of an `environment` is not a valid shell name, or it or its value looks like a secret."""
-    for name, value in variables.items():
-        if _SECRET.search(name) or mask_secret_text(value) != value:
-            raise ValueError(f"variable {name} looks like a secret, and {secret_remedy}")
-        if not _VARIABLE.fullmatch(name):
-            raise ValueError(f"variable {name!r}: a name consists of letters, digits and _, and does not begin with a digit")
-
-
-_relative: ContextVar[set[str] | None] = ContextVar("relative paths", default=None)
-
-
-@contextmanager
-def relative_paths(paths: set[str]) -> Iterator[None]:
-    """Collect the paths that configurations made in the block give relative to the current directory, as absolute ones."""
-    token = _relative.set(paths)
-    try:
-        yield
-    finally:
-        _relative.reset(token)
-
-
-def absolute(path: str) -> str:
-    """Make a local path absolute; return a URL (s3://...) unchanged."""
-    if re.match(r"^[a-z0-9+]+:", path):
-        return path
-    result = str(Path(path).expanduser().absolute())
-    if (paths := _relative.get()) is not None and not path.startswith(("/", "~")):
-        paths.add(result)
-    return result
-
-
-# Maps a path of a cluster to this machine's path of the same file; None: not visible here, so it cannot be checked.
-PathView = Callable[[str], Path | None]
-
-# A path or fsspec URL in a user's configuration; made absolute at submission, since ranks have another current directory.
-DataPath = Annotated[str, AfterValidator(absolute)]
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """Mark of a key whose value may be a name on the Hugging Face hub or a URL: it is fetched at submission."""
-
-    need: Literal["model", "tokenizer", "data", "tokens", "file"]
-
-
-ModelPath = Annotated[str, AfterValidator(absolute), Fetched("model")]  # with weights
-TokenizerPath = Annotated[str, AfterValidator(absolute), Fetched("tokenizer")]
-InputPath = Annotated[str, AfterValidator(absolute), Fetched("data")]  # files, a directory or a glob of documents
-TokensPath = Annotated[str, AfterValidator(absolute), Fetched("tokens")]  # a data set made by preprocess
-DataPaths = Annotated[tuple[InputPath, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-FilePath = Annotated[str, AfterValidator(absolute), Fetched("file")]  # one file
-
-
-Resolve = Callable[[str, str, str], str]  # from dotted key, value and need of a marked key to its new value
-
-
-def map_inputs(value: Any, resolve: Resolve, key: str = "", need: str = "") -> Any:
-    """Return a section, or value of a key, whose marked texts are replaced; the same object if nothing changes."""
-    if isinstance(value, Section):
-        parts = {name: getattr(value, name) for name in type(value).model_fields}
-        needs = _needs(type(value))
-        new = {name: map_inputs(part, resolve, f"{key}.{name}" if key else name, needs[name]) for name, part in parts.items()}
-        changed = {name: part for name, part in new.items() if part is not parts[name]}
-        return value.model_copy(update=changed) if changed else value
-    if isinstance(value, str):
-        return resolve(key, value, need) if need else value
-    if isinstance(value, Mapping):
-        new = {name: map_inputs(part, resolve, f"{key}.{name}", need) for name, part in value.items()}
-        return new if any(new[name] is not part for name, part in value.items()) else value
-    if isinstance(value, (list, tuple)):
-        items = [map_inputs(item, resolve, key, need) for item in value]
-        return type(value)(items) if any(new is not old for new, old in zip(items, value, strict=True)) else value
-    return value
-
-
-@cache
-def _needs(kind: type[Section]) -> dict[str, str]:
-    """Return what each key of a section names that is fetched; empty for other keys."""
-    return {name: _need(field.annotation, field.metadata) for name, field in kind.model_fields.items()}
-
-
-def _need(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    marks = (*metadata, *getattr(annotation, "__metadata__", ()))
-    here = [mark.need for mark in marks if isinstance(mark, Fetched)]
-    return next(filter(None, [*here, *map(_need, get_args(annotation))]), "")
 
 
 class CountRange(Section):
@@ -282,11 +168,6 @@ RANKS = frozenset({"resources.ranks_per_node"})  # jobs that are not run by rank
 
 
 RUN_KEYS = ("name", "resources.nodes", "resources.gpus", "resources.time_limit_minutes")  # usual in every job
-
-
-def default_text(text: str) -> dict[str, Any]:
-    """Return the `json_schema_extra` of a key whose default depends on other keys: help prints this text instead."""
-    return {"default_text": text}
 
 
 class Packages(Section):

@@ -11,8 +11,9 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ropewalk.cluster.config import CountRange, JobConfig, Section
+from ropewalk.cluster.config import CountRange, JobConfig
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.section import Section
 from ropewalk.cluster.yaml_loader import DuplicateKeyError, Loader
 
 MOST_PROBLEMS = 3  # in one error

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import xxhash
 from pydantic import Field, ValidationError
 
-from ropewalk.cluster.config import Section
 from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.section import Section
 from ropewalk.cluster.storage import StoragePath
 
 MANIFEST_NAME = "manifest.json"

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ropewalk.cluster.config import Section, check_variables
+from ropewalk.cluster.secrets.plain_text import check_variables
+from ropewalk.cluster.section import Section
 from ropewalk.k8s.names import RESERVED_VARIABLES
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")

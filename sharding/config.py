@@ -5,8 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ropewalk.cluster.config import DataPath, Resources, Section
+from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import DataPath
+from ropewalk.cluster.section import Section
 from ropewalk.cluster.text import counted
 
 USUAL_MICRO_BATCH = 4

@@ -5,7 +5,9 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ropewalk.cluster.config import Packages, Section, check_variables
+from ropewalk.cluster.config import Packages
+from ropewalk.cluster.secrets.plain_text import check_variables
+from ropewalk.cluster.section import Section
 
 # options that the job script sets itself
 RESERVED_OPTIONS = frozenset(

@@ -16,8 +16,16 @@ FLOORS = {"cluster": 0, "slurm": 1, "k8s": 1, "datapipe": 1, "sharding": 1, "job
 # the rooms of a folder, the lowest first: each may import those below it, and none beside it
 ROOMS: dict[str, tuple[set[str], ...]] = {
     "cluster": (
-        {"cluster.errors", "cluster.installed", "cluster.page", "cluster.spec", "cluster.text", "cluster.yaml_loader"},
-        {"cluster.secrets"},
+        {
+            "cluster.errors",
+            "cluster.installed",
+            "cluster.page",
+            "cluster.section",
+            "cluster.spec",
+            "cluster.text",
+            "cluster.yaml_loader",
+        },
+        {"cluster.input_paths", "cluster.secrets"},
         {"cluster.config", "cluster.fresh_reads"},
         {"cluster.config_reader", "cluster.gpus", "cluster.storage"},
         {"cluster.run"},

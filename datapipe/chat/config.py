@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from ropewalk.cluster.config import Section, absolute
+from ropewalk.cluster.input_paths import absolute
+from ropewalk.cluster.section import Section
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 
 KIND = "chat"  # key in a manifest's `config` that marks a data set of conversations

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from ropewalk.cluster.config import Section
+from ropewalk.cluster.section import Section
 
 
 class ArrayOptions(Section):

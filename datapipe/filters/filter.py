@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ropewalk.cluster.config import Section
+from ropewalk.cluster.section import Section
 from ropewalk.datapipe.text.compiled import kernels
 
 if TYPE_CHECKING:

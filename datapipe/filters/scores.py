@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import Section
 from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.run.project import user_object
+from ropewalk.cluster.section import Section
 from ropewalk.datapipe.filters.filter import Filter, Verdict
 
 if TYPE_CHECKING:

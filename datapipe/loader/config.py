@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from ropewalk.cluster.config import DataPath, Section
+from ropewalk.cluster.input_paths import DataPath
+from ropewalk.cluster.section import Section
 
 
 class LoaderConfig(Section):

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import DataPath, DataPaths, Section
+from ropewalk.cluster.input_paths import DataPath, DataPaths
+from ropewalk.cluster.section import Section
 from ropewalk.datapipe.dedup.paragraphs.config import Paragraphs
 from ropewalk.datapipe.filters.decontamination.filter import Decontaminate
 from ropewalk.datapipe.filters.language.filter import Language

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ropewalk.cluster.config import Fetched, Section, absolute
+from ropewalk.cluster.input_paths import Fetched, absolute
+from ropewalk.cluster.section import Section
 
 CODE = ("*.py", "*.pyi", "*.c", "*.h", "*.cc", "*.cpp", "*.hpp", "*.rs", "*.go", "*.java", "*.js", "*.ts", "*.sh", "*.sql")
 

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from ropewalk.cluster.config import CountRange, JobConfig, Section
+from ropewalk.cluster.config import CountRange, JobConfig
 from ropewalk.cluster.config_reader import is_section, sections_of, types_of
+from ropewalk.cluster.section import Section
 
 SECTION = "section"  # type of a key that stands for the keys below it
 

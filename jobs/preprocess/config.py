@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig
 from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.cluster.input_paths import PathView
 from ropewalk.cluster.spec import Engine
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.execution.config import ArrayOptions

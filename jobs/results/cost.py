@@ -10,13 +10,13 @@ from typing import Any, Self
 
 from pydantic import Field
 
-from ropewalk.cluster.config import Section
 from ropewalk.cluster.config_reader import load_section, read_yaml
 from ropewalk.cluster.gpus import IDLE_PERCENT, gpu_percents
 from ropewalk.cluster.process.log_rotation import predecessor
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import parse_lines
 from ropewalk.cluster.run.names import AGENTS, NODES
+from ropewalk.cluster.section import Section
 
 PRICES_VARIABLE = "ROPEWALK_PRICES"
 _JOULES = 3.6e6  # of a kWh

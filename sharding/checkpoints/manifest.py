@@ -6,8 +6,8 @@ from typing import Any
 import xxhash
 from pydantic import Field, ValidationError
 
-from ropewalk.cluster.config import Section
 from ropewalk.cluster.errors import CheckpointError
+from ropewalk.cluster.section import Section
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.sharding.checkpoints.file_layout import FileLayout, StoredTensor
 from ropewalk.sharding.checkpoints.layout import MANIFEST_NAME

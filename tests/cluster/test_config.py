@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from pydantic import Field, ValidationError
 
-from ropewalk.cluster.config import DataPath, JobConfig, Resources, Section
+from ropewalk.cluster.config import JobConfig, Resources
 from ropewalk.cluster.config_reader import apply_override, load_config, parse_yaml, read_yaml
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import DataPath
+from ropewalk.cluster.section import Section
 from ropewalk.datapipe.passes.config import DataSetConfig
 
 

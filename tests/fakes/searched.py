@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ropewalk.cluster.config import JobConfig, Section
+from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.errors import StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import append_line, read_json, write_json
+from ropewalk.cluster.section import Section
 from ropewalk.cluster.spec import Engine, JobSpec
 
 

@@ -21,7 +21,7 @@ from ropewalk.cluster.backends.local.processes import (
     supervisor_command,
 )
 from ropewalk.cluster.backends.submission import dependencies, is_over, next_attempt, open_attempts, refuse_short_limit
-from ropewalk.cluster.config import Resources, Section
+from ropewalk.cluster.config import Resources
 from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError
 from ropewalk.cluster.gpus import deal_devices, machine_devices
@@ -30,6 +30,7 @@ from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_lines, write_json
 from ropewalk.cluster.run.names import AGENTS, QUEUE, QUEUE_PROCESS
+from ropewalk.cluster.section import Section
 from ropewalk.cluster.spec import Engine, RunState
 from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
 

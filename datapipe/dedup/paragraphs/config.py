@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ropewalk.cluster.config import Section
+from ropewalk.cluster.section import Section
 
 
 class Paragraphs(Section):

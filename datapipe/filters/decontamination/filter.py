@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ropewalk.cluster.config import DataPaths
+from ropewalk.cluster.input_paths import DataPaths
 from ropewalk.datapipe.filters.filter import CompiledFilter
 
 

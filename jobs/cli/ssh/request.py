@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import ropewalk
-from ropewalk.cluster.config import CodeConfig, relative_paths
+from ropewalk.cluster.config import CodeConfig
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import relative_paths
 from ropewalk.cluster.run.content_tree import Entry, LocalTree, file_entry, files_below
 from ropewalk.cluster.run.directory import runs_root
 from ropewalk.cluster.text import format_bytes

@@ -5,8 +5,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, DataPath, FilePath, ModelJobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, ModelJobConfig
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import DataPath, FilePath, PathView
+from ropewalk.cluster.section import Section
 from ropewalk.datapipe.filters.registry import Filters, need_own_code
 from ropewalk.jobs.evaluation.audit.suites.find import BUILT_IN, FOLDER_VARIABLE, other_names, resolve_suite
 from ropewalk.jobs.results.gate import ConditionText

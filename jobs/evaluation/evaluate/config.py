@@ -5,8 +5,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, FilePath, ModelJobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, ModelJobConfig
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import FilePath, PathView
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.evaluation.tasks.config import Task, ask_hub, check_tasks
 from ropewalk.jobs.results.gate import ConditionText
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model

@@ -7,8 +7,8 @@ from typing import Annotated, Protocol
 
 from pydantic import AfterValidator
 
-from ropewalk.cluster.config import Fetched, PathView, absolute
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import Fetched, PathView, absolute
 
 BUILT_IN = Path(__file__).with_name("built_in")  # a NAME.yaml each; their items are files of the user
 _SUFFIXES = (".yaml", ".yml")

@@ -8,8 +8,10 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, FilePath, ModelJobConfig, PathView, Section, UnsetGpus
+from ropewalk.cluster.config import HANGS, RUN_KEYS, WEIGHTS, ModelJobConfig, UnsetGpus
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import FilePath, PathView
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.evaluation.tasks.config import Task, ask_hub, check_tasks
 from ropewalk.jobs.models.compress.methods import Method, check_composition, label_of
 from ropewalk.jobs.results.gate import ConditionText

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import Section
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.inference.gguf.gguf_types import GGUF_TYPES, keeps_zeros
 from ropewalk.jobs.training.loop.config import fill_warmup
 from ropewalk.jobs.training.loop.model_keys import GridConfig

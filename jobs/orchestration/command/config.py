@@ -8,8 +8,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ropewalk.cluster.config import HANGS, RUN_KEYS, CodeConfig, DataPath, JobConfig, PathView, check_variables, default_text
+from ropewalk.cluster.config import HANGS, RUN_KEYS, CodeConfig, JobConfig
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import DataPath, PathView
+from ropewalk.cluster.secrets.plain_text import check_variables
+from ropewalk.cluster.section import default_text
 from ropewalk.cluster.spec import Engine
 from ropewalk.jobs.runs.submit.provenance import REMEDY, refuse_secrets
 

@@ -4,7 +4,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, CodeConfig, DataPath, JobConfig, default_text
+from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, CodeConfig, JobConfig
+from ropewalk.cluster.input_paths import DataPath
+from ropewalk.cluster.section import default_text
 
 
 class DevConfig(JobConfig):

@@ -4,7 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ropewalk.cluster.config import HANGS, RUN_KEYS, CodeConfig, DataPath, JobConfig, default_text
+from ropewalk.cluster.config import HANGS, RUN_KEYS, CodeConfig, JobConfig
+from ropewalk.cluster.input_paths import DataPath
+from ropewalk.cluster.section import default_text
 from ropewalk.cluster.spec import Engine
 from ropewalk.jobs.runs.submit.provenance import REMEDY, refuse_secrets
 

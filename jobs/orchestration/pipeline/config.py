@@ -11,9 +11,11 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resolve, Resources, Section, UnsetGpus
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, Resources, UnsetGpus
 from ropewalk.cluster.config_reader import apply_override, changed_keys, load_config, read_job_file
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import PathView, Resolve
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.orchestration.pipeline.references import StepResult, referenced_steps, refuse_misspelt, resolve_references
 from ropewalk.jobs.registry import config_of, find_job
 

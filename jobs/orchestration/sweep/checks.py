@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from ropewalk.cluster.backends.base import Profile
 from ropewalk.cluster.backends.profiles import load_backend
-from ropewalk.cluster.config import JobConfig, PathView, Resolve, Resources
+from ropewalk.cluster.config import JobConfig, Resources
 from ropewalk.cluster.config_reader import apply_override, changed_keys, load_config
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.gpus import machine_devices
+from ropewalk.cluster.input_paths import PathView, Resolve
 from ropewalk.jobs.orchestration.sweep.keys import SweepKeys
 from ropewalk.jobs.orchestration.sweep.search.space import merge_parameters, samples
 from ropewalk.jobs.registry import config_of, find_job

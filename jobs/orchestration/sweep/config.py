@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from ropewalk.cluster.backends.profiles import load_profile
-from ropewalk.cluster.config import PathView, Resolve, UnsetGpus
+from ropewalk.cluster.config import UnsetGpus
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import PathView, Resolve
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import Engine

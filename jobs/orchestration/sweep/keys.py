@@ -5,8 +5,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, WEIGHTS, JobConfig, Section, default_text
+from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, WEIGHTS, JobConfig
 from ropewalk.cluster.config_reader import read_job_file
+from ropewalk.cluster.section import Section, default_text
 from ropewalk.jobs.orchestration.sweep.search.searches import SearchPlan
 from ropewalk.jobs.orchestration.sweep.search.space import Space, condition_errors, grid_size, with_dotted_keys
 

@@ -9,8 +9,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator
 
-from ropewalk.cluster.config import Fetched
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import Fetched
 from ropewalk.cluster.run.directory import RunDir
 
 _AT_STEP = re.compile(r"(.+)@(\d+)")

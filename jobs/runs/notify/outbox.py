@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ropewalk.cluster.config import mask_secret_text
 from ropewalk.cluster.fresh_reads import read_afresh
 from ropewalk.cluster.run.files import append_lines, parse_lines, sync_all
+from ropewalk.cluster.secrets.plain_text import mask_secret_text
 from ropewalk.jobs.runs.notify.config import Kind
 
 MESSAGES, SENT = "outbox.jsonl", "sent.jsonl"

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from ropewalk.cluster.config import mask_secret_text
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.installed import installed_versions
+from ropewalk.cluster.secrets.plain_text import mask_secret_text
 
 VERSIONS = ("ropewalk", "torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "numba", "pydantic", "fsspec", "wandb")
 

@@ -11,9 +11,10 @@ from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
 from ropewalk.cluster.backends.recovery import has_agents
 from ropewalk.cluster.backends.submission import Dependency, broken_dependencies, end_unstarted
-from ropewalk.cluster.config import JobConfig, PathView, Resources
+from ropewalk.cluster.config import JobConfig, Resources
 from ropewalk.cluster.config_reader import apply_override, load_config, problems_of, read_job_file, read_yaml
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
+from ropewalk.cluster.input_paths import PathView
 from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.run.files import dated_label
 from ropewalk.cluster.run.origin import current_origin

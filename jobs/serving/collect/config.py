@@ -5,8 +5,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, DataPaths, JobConfig, PathView, Section
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import DataPaths, PathView
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.runs.show.status import find_run
 
 

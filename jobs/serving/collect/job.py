@@ -11,7 +11,7 @@ from typing import Any
 
 import xxhash
 
-from ropewalk.cluster.config import absolute
+from ropewalk.cluster.input_paths import absolute
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_atomically, write_json

@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from ropewalk.cluster.config import ModelPath, Section
+from ropewalk.cluster.input_paths import ModelPath
+from ropewalk.cluster.section import Section
 
 
 class DriftConfig(Section):

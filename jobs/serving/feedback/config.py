@@ -4,7 +4,7 @@ from typing import get_args
 
 from pydantic import Field
 
-from ropewalk.cluster.config import Section
+from ropewalk.cluster.section import Section
 from ropewalk.datapipe.filters.privacy.filter import Kind
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -9,9 +9,11 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from ropewalk.cluster.backends.profiles import load_profile
-from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, PathView, Resolve, Resources, Section, UnsetGpus
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig, Resources, UnsetGpus
 from ropewalk.cluster.config_reader import apply_override, changed_keys
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import PathView, Resolve
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.runs.models.model_versions import Version, find_version
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.serving.refresh.plan import Keys, Plan

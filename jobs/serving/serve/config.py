@@ -6,20 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from ropewalk.cluster.config import (
-    HANGS,
-    RANKS,
-    RUN_KEYS,
-    WEIGHTS,
-    CountRange,
-    DataPath,
-    Fetched,
-    JobConfig,
-    PathView,
-    Section,
-    UnsetGpus,
-)
+from ropewalk.cluster.config import HANGS, RANKS, RUN_KEYS, WEIGHTS, CountRange, JobConfig, UnsetGpus
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import DataPath, Fetched, PathView
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
 from ropewalk.jobs.serving.feedback.config import CaptureConfig
 

@@ -7,9 +7,9 @@ from typing import Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from ropewalk.cluster.config import Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.files import write_atomically
+from ropewalk.cluster.section import Section
 
 
 class Replica(Section):

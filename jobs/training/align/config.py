@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ropewalk.cluster.config import CodeConfig, InputPath, PathView, Resolve, Section, UnsetGpus, default_text
+from ropewalk.cluster.config import CodeConfig, UnsetGpus
 from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.input_paths import InputPath, PathView, Resolve
+from ropewalk.cluster.section import Section, default_text
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import template_name
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig

@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ropewalk.cluster.config import CodeConfig, DataPath, Resolve, Section, default_text
+from ropewalk.cluster.config import CodeConfig
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import DataPath, Resolve
+from ropewalk.cluster.section import Section, default_text
 from ropewalk.jobs.training.align.reward_functions import check_name
 
 Variant = Literal["grpo", "dr_grpo", "dapo", "gspo"]

@@ -5,7 +5,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import DataPath, ModelPath, PathView, Section
+from ropewalk.cluster.input_paths import DataPath, ModelPath, PathView
+from ropewalk.cluster.section import Section
 from ropewalk.datapipe.loader.config import LoaderConfig
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
 from ropewalk.jobs.training.loop.architecture.fit import check_model

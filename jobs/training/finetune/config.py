@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ropewalk.cluster.config import DataPath, DataPaths, PathView, TokenizerPath, default_text
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import DataPath, DataPaths, PathView, TokenizerPath
+from ropewalk.cluster.section import default_text
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import ChatConfig
 from ropewalk.jobs.training.loop.architecture.divisible import check_divisible

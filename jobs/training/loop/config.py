@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import RUN_KEYS, ModelJobConfig, PathView, Section, default_text
+from ropewalk.cluster.config import RUN_KEYS, ModelJobConfig
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import PathView
+from ropewalk.cluster.section import Section, default_text
 from ropewalk.jobs.runs.models.find_model import check_model_run
 from ropewalk.jobs.training.loop.attention import Kernel, kernel_problem
 from ropewalk.jobs.training.loop.devices import DEVICES

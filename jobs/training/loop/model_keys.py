@@ -4,7 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import ModelPath, Section
+from ropewalk.cluster.input_paths import ModelPath
+from ropewalk.cluster.section import Section
 
 Preset = Literal["tiny", "small", "smollm-135m", "150m", "400m", "1b", "3b", "8b"]
 PRESETS = (

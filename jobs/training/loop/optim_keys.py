@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import Section, default_text
+from ropewalk.cluster.section import Section, default_text
 
 WARMUP_STEPS, WARMUP_SHARE = 20, 10  # the default warm-up: so many steps, or 1/10 of all if that is fewer
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ropewalk.cluster.config import PathView, Section, TokensPath
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import PathView, TokensPath
+from ropewalk.cluster.section import Section
 
 if TYPE_CHECKING:
     from ropewalk.datapipe.manifest import Manifest

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ropewalk.cluster.config import PathView
+from ropewalk.cluster.input_paths import PathView
 from ropewalk.datapipe.loader.config import LoaderConfig
 from ropewalk.jobs.training.loop.architecture.divisible import check_divisible
 from ropewalk.jobs.training.loop.architecture.fit import check_model

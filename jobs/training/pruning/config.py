@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import Section
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.training.loop.token_data import Data
 
 Part = int | float  # number or fraction to keep

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from ropewalk.cluster.config import Section
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.installed import installed_versions
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.runs.submit.provenance import VERSIONS, refuse_secrets
 from ropewalk.k8s.profile import K8sProfile
 from ropewalk.slurm.profile import SlurmProfile

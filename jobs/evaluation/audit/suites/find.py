@@ -5,8 +5,8 @@ import os
 import re
 from pathlib import Path
 
-from ropewalk.cluster.config import absolute
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import absolute
 
 FOLDER_VARIABLE = "ROPEWALK_SUITES"
 # file names of each suite, as published by its authors and in benchmark collections

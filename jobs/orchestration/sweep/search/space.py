@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
-from ropewalk.cluster.config import Section
+from ropewalk.cluster.section import Section
 
 if TYPE_CHECKING:
     from ray.tune.search.sample import Domain

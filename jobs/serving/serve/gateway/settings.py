@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from ropewalk.cluster.config import Section
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.runs.show.endpoint import read_tokens
 from ropewalk.jobs.serving.feedback.config import CaptureConfig
 from ropewalk.jobs.serving.serve.config import AuthConfig, TlsConfig

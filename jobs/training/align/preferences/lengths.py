@@ -4,7 +4,7 @@ import math
 
 from pydantic import Field
 
-from ropewalk.cluster.config import Section
+from ropewalk.cluster.section import Section
 
 _SHARE = 0.6  # smallest share, of pairs of different lengths, that is reported as a bias
 _STANDARD_ERRORS = 3.0

@@ -5,8 +5,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, DataPath, InputPath, JobConfig, PathView, absolute
+from ropewalk.cluster.config import HANGS, RANKS, WEIGHTS, JobConfig
 from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.cluster.input_paths import DataPath, InputPath, PathView, absolute
 from ropewalk.cluster.spec import Engine
 
 

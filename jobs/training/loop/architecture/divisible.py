@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ropewalk.cluster.config import PathView
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import PathView
 from ropewalk.jobs.training.loop.model_keys import ModelConfig
 
 if TYPE_CHECKING:

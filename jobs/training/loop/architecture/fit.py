@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ropewalk.cluster.config import PathView
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.input_paths import PathView
 from ropewalk.jobs.runs.models.find_model import check_model_run
 from ropewalk.jobs.training.loop.model_keys import ModelConfig
 

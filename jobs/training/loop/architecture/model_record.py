@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ropewalk.cluster.config import Section
 from ropewalk.cluster.errors import CheckpointError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.cluster.section import Section
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.manifest import Manifest, TokenizerRecord
 from ropewalk.jobs.training.loop.model_keys import GridConfig

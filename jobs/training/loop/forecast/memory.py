@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from ropewalk.cluster.config import Section
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.training.loop.config import TrainingConfig
 
 SMALL_BYTES = 2 << 30  # limit of gathered parameters or gradients on a rank for `auto`, as in sharding/fsdp.py

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
-from ropewalk.cluster.config import Section
 from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.training.loop.forecast.memory import MODES, ModelShape
 from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
 

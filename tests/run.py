@@ -65,11 +65,14 @@ def main() -> int:
     tools = ("ruff check .", "ruff format --check .", "mypy", "python -m tests.english")  # as `make lint`
     command = " && ".join(f"{Path(sys.executable).parent}/{tool}" for tool in tools)
     lint = None if soak or selection else subprocess.Popen(command, shell=True)
+    kernels = None if selection else subprocess.Popen([sys.executable, "-m", "tests.compiled"])  # else the workers wait for it
     report = f"--junitxml=build/tests/{'soak' if soak else 'test'}.xml"
     marked = [] if "::" in "".join(selection) else ["-m", "soak" if soak else "not soak"]
     workers = ["-n", str(SOAK_WORKERS if soak else WORKERS)]
     code, first = run_pytest(*workers, "--durations=40", report, *marked, *selection)
     lint_failed = lint is not None and lint.wait() != 0
+    if kernels is not None:
+        kernels.wait()
     verdict = dict.fromkeys(first.failed, "failed")
     if code == pytest.ExitCode.TESTS_FAILED and 0 < len(first.failed) <= MOST_RETRIED:
         print(f"{len(first.failed)} failed; once more, alone", flush=True)

@@ -17,6 +17,9 @@ from ropewalk import datapipe
 
 log = logging.getLogger(__name__)
 
+LOCATOR = "ropewalk.datapipe.text.kernel_cache.KernelLocator"
+NUMBAS_LOCATORS = "UserProvidedCacheLocator,InTreeCacheLocator,UserWideCacheLocator,IPythonCacheLocator,ZipCacheLocator"
+
 
 def kernels(module: str) -> Any:
     """Import a module of kernels by name, compiled or from the cache.
@@ -26,11 +29,18 @@ def kernels(module: str) -> Any:
     """
     if module in sys.modules:
         return sys.modules[module]
-    folder = cache_folder()
-    config = import_module("numba").config
-    config.CACHE_DIR = config.CACHE_DIR or str(folder)
-    with _alone(folder):
+    with _alone(use_cache()):
         return import_module(module)
+
+
+def use_cache() -> Path:
+    """Have numba keep compiled kernels in the cache, and return its directory."""
+    folder, config = cache_folder(), import_module("numba").config
+    config.CACHE_DIR = config.CACHE_DIR or str(folder)
+    locators = config.CACHE_LOCATOR_CLASSES or NUMBAS_LOCATORS
+    if LOCATOR not in locators:
+        config.CACHE_LOCATOR_CLASSES = f"{LOCATOR},{locators}"
+    return folder
 
 
 @cache

@@ -5,11 +5,11 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from ropewalk.datapipe.text.compiled import cache_folder
+from ropewalk.datapipe.text.compiled import use_cache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(cache_folder())
+use_cache()
 
 
 def kernel(function: F) -> F:

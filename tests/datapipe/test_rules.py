@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ropewalk.datapipe.filters.registry import make_filter
 from ropewalk.datapipe.text.document_batch import DocumentBatch
 from tests.fakes.documents import make, rejected, rows, write_lines
-from tests.fakes.plain_rules import PLAIN, c4, sentences, words_of
+from tests.fakes.plain_rules import PLAIN, c4, sentences, without, words_of
 from tests.fakes.plain_tokens import tokens
 from tests.fakes.real_text import real_texts
 
@@ -137,13 +137,6 @@ def test_every_real_document_is_judged_as_in_plain_python(name: str) -> None:
         if name != "c4":
             compare(name, {"words": "tokens"}, batch)
     assert len(reasons) > 2
-
-
-def without(name: str) -> dict[str, Any]:
-    """Options that switch every rule off."""
-    fields = make_filter(name, {}).model_dump().items()
-    shared_keys = {"stop_words", "short_line_length", "words"}
-    return {key: False if value is True else None for key, value in fields if key not in shared_keys}
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
+from ropewalk.datapipe.filters.registry import make_filter
 from ropewalk.datapipe.filters.rules.published import C4, FineWeb, GopherQuality, GopherRepetition
 from ropewalk.datapipe.text.characters import terminal_characters
 from tests.fakes.plain_tokens import tokens
@@ -188,3 +189,10 @@ PLAIN = {
     "fineweb": fineweb,
     "c4": lambda text, rule: c4(text, rule)[0],
 }
+
+
+def without(name: str) -> dict[str, Any]:
+    """Options that switch every rule off."""
+    fields = make_filter(name, {}).model_dump().items()
+    shared_keys = {"stop_words", "short_line_length", "words"}
+    return {key: False if value is True else None for key, value in fields if key not in shared_keys}

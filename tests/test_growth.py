@@ -8,7 +8,7 @@ import pytest
 from tests.benchmarks.bench_growth import CONSTANT, LAWS, LINEAR, LOGARITHMIC, is_lawful, measure_all
 from tests.fork_server import SERVER
 
-FEW, MANY = (8, 512), (8, 4096)
+FEW, MANY = (8, 128), (8, 4096)
 
 
 def measure(path: Path, sizes: tuple[int, ...]) -> None:
@@ -16,7 +16,7 @@ def measure(path: Path, sizes: tuple[int, ...]) -> None:
     path.write_text(json.dumps(measure_all(sizes)))
 
 
-@pytest.mark.parametrize("sizes", [FEW, pytest.param(MANY, marks=pytest.mark.soak("4096 ranks; make test simulates 512"))])
+@pytest.mark.parametrize("sizes", [FEW, pytest.param(MANY, marks=pytest.mark.soak("4096 ranks; make test simulates 128"))])
 def test_nothing_grows_faster_than_its_law(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     process = SERVER.Process(target=measure, args=(tmp_path / "rows.json", sizes))
     process.start()

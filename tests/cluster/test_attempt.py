@@ -1,5 +1,6 @@
 """Outcomes of attempts whose agents end in ways that a real allocation cannot produce on demand."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -56,6 +57,12 @@ class Deaf(Sleepers):
             return super().start(node, spec, log)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for agents that do not leave for a second in place of five."""
+    monkeypatch.setattr("ropewalk.cluster.supervise.attempt.SETTLE_SECONDS", 1.0)
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_agents_that_die_of_the_stop_itself_are_not_lost(tmp_path: Path, nodes: int) -> None:
     """Slurm hands the signal on also to the shell that has yet to become the agent."""
@@ -69,6 +76,7 @@ def test_agents_that_die_of_the_stop_itself_are_not_lost(tmp_path: Path, nodes: 
     assert not [event for event in run.read_events() if event["event"] == "node_lost"]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_agents_that_do_not_leave_are_ended_when_the_notice_is_over(tmp_path: Path) -> None:
     """They count from when they hear of the stop, which may be late; a scheduler ends the job by its own clock, for good."""
     record = {"config": {}, "engine": "process", "resources": {"nodes": 1, "grace_seconds": 1.0}}
@@ -81,15 +89,7 @@ def test_agents_that_do_not_leave_are_ended_when_the_notice_is_over(tmp_path: Pa
     assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled before a new checkpoint was saved")
 
 
-REPORTING = """
-import json, pathlib, signal, sys, time
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
-signal.sigwait([signal.SIGUSR2])
-pathlib.Path(sys.argv[1]).write_text(json.dumps({"node": 0, "exit_code": int(sys.argv[2])}))
-time.sleep(60)  # its sidecars have yet to send what they have
-"""
-
-
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("code", "cause"), [(EXIT_REQUEUE, "cancelled after saving"), (EXIT_DONE, "done")])
 def test_what_an_agent_has_reported_holds_when_it_is_ended(tmp_path: Path, code: int, cause: str) -> None:
     """The agent only waited for its sidecars: its saved state and its success count."""
@@ -97,8 +97,9 @@ def test_what_an_agent_has_reported_holds_when_it_is_ended(tmp_path: Path, code:
     run = RunDir.create("x", record, tmp_path)
     number = run.begin_attempt()
     run.request_cancel()
-    report = run.attempt_dir(number) / NODES / "node-0.json"
-    outcome = Attempt(run, number, Deaf(1, [sys.executable, "-c", REPORTING, str(report), str(code)]), retry_bugs=False).execute()
+    report, content = run.attempt_dir(number) / NODES / "node-0.json", json.dumps({"node": 0, "exit_code": code})
+    agent = ["sh", "-c", f"echo '{content}' > {report}; exec sleep 60"]
+    outcome = Attempt(run, number, Deaf(1, agent), retry_bugs=False).execute()
     state = RunState.SUCCEEDED if code == EXIT_DONE else RunState.CANCELLED
     assert (outcome.state, outcome.cause) == (state, cause)
 

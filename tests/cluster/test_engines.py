@@ -19,7 +19,9 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.files import read_lines
 from ropewalk.cluster.run.names import FATAL
+from ropewalk.cluster.secrets.store import FileStore
 from ropewalk.cluster.spec import RunState
+from tests import planted
 from tests.cluster.conftest import ROOT, ToyRun
 from tests.patience import Patience, until
 
@@ -41,11 +43,17 @@ def test_the_process_engine_runs_one_process(toy: Start) -> None:
     assert toy("place", "process").finish().results == {"rank": 0, "world": 1, "attempt": 1}
 
 
-def test_ray_spans_the_nodes_and_leaves_nothing(toy: Start) -> None:
-    run = toy("ray_sum", "ray", resources={"nodes": 2})
-    assert run.finish().results == {"total": 14, "nodes": 2, "niceness": 0}
+def test_ray_spans_the_nodes_and_leaves_nothing(toy: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of Ray have the run's secrets, and no file has them."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    planted.plant("local")
+    run = toy("ray_sum", "ray", resources={"nodes": 2}, secrets=[planted.NAME], cluster="local")
+    outcome = run.finish()
+    assert outcome.results == {"total": 14, "nodes": 2, "niceness": 0, "values": [f"***{planted.NAME}***"]}, outcome.cause
     text = "".join(p.read_text(errors="replace") for p in run.run.path.rglob("*") if p.is_file())
     assert "RAY_AUTH_TOKEN" not in text
+    assert f"driver ***{planted.NAME}***" in (run.run.log_dir(1) / "rank-0.log").read_text()
+    assert planted.found([tmp_path, Path(os.environ["TMPDIR"])], FileStore.of_cluster("local").folder) == []
 
 
 def test_a_bug_is_retried_within_its_budget_and_explained(toy: Start) -> None:

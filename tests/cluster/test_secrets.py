@@ -5,7 +5,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -17,9 +16,6 @@ from ropewalk.cluster.process.child_output import child_output, finish_outputs
 from ropewalk.cluster.secrets.masking import Mask, MaskedStream
 from ropewalk.cluster.secrets.store import FileStore, check_name, check_value, read_value
 from ropewalk.cluster.secrets.variables import FOLDER_VARIABLE, NAMES_VARIABLE, RunSecrets, without_secrets
-from ropewalk.cluster.spec import RunState
-from tests import planted
-from tests.cluster.conftest import ToyRun
 from tests.patience import HANG_SECONDS
 
 TOKEN, LONGER = "hf_'Ab\\c/ü?1234", "hf_'Ab\\c/ü?1234-and-more"
@@ -142,14 +138,3 @@ def test_an_agent_reads_the_secrets_of_its_run_and_its_children_inherit_them(
         monkeypatch.setenv(name, value)
     assert RunSecrets.inherited().masked({"text": f"a {TOKEN}", "n": 1}) == {"text": "a ***TOKEN***", "n": 1}
     assert without_secrets({**secrets.environment, "PATH": "/bin"}) == {"PATH": "/bin"}
-
-
-def test_workers_of_ray_have_the_secrets_too(toy: Callable[..., ToyRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    planted.plant("local")
-    run = toy("ray_secret", "ray", secrets=[planted.NAME], cluster="local")
-    outcome = run.finish()
-    assert outcome.state is RunState.SUCCEEDED, outcome.cause
-    assert outcome.results == {"values": [f"***{planted.NAME}***"]}
-    assert f"driver ***{planted.NAME}***" in (run.run.log_dir(1) / "rank-0.log").read_text()
-    assert planted.found([tmp_path, Path(os.environ["TMPDIR"])], FileStore.of_cluster("local").folder) == []

@@ -57,7 +57,7 @@ sys.stdout.buffer.write(b"".join(files[name] for name in sorted(files)))
 
 def test_training_is_a_pure_function_of_the_texts() -> None:
     trained = set()
-    for seed, parallel in (("0", "false"), ("1", "true"), ("2", "true")):
+    for seed, parallel in (("0", "false"), ("1", "true")):
         env = {**os.environ, "PYTHONHASHSEED": seed, "TOKENIZERS_PARALLELISM": parallel}
         trained.add(
             subprocess.run([sys.executable, "-c", TRAIN], env=env, check=True, capture_output=True, cwd=Path.cwd()).stdout
@@ -90,7 +90,7 @@ def test_a_text_cannot_end_its_own_document() -> None:
 def test_a_faster_backend_gives_the_same_tokens_of_hard_texts() -> None:
     files = train_tokenizer([*TEXTS, *HARD_TEXTS], 600)
     plain, fast = Encoder(files), Encoder(files, "fastokens")
-    texts = [*TEXTS, *HARD_TEXTS, "w" * 10_000_000, "\ud800".encode("utf-8", "replace").decode(), "<|endoftext|>" * 100]
+    texts = [*TEXTS, *HARD_TEXTS, "w" * 1_000_000, "\ud800".encode("utf-8", "replace").decode(), "<|endoftext|>" * 100]
     for item, other in zip(plain.encode(texts), fast.encode(texts), strict=True):
         assert item.tolist() == other.tolist()
         assert (other == fast.end_of_document).sum() == 1

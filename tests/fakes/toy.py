@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from ropewalk.cluster.errors import ConfigError, GateError, StopRequested
+from ropewalk.cluster.run import heartbeat
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import append_line, read_json, write_json
 from ropewalk.cluster.run.phase_clock import Phase
@@ -76,6 +77,7 @@ def beat(context: JobContext) -> dict[str, Any]:
     import torch.distributed as dist
 
     config, heart = context.run.record["config"], context.heart
+    heartbeat.ASLEEP_SECONDS = config.get("asleep_seconds", heartbeat.ASLEEP_SECONDS)
     heart.begin(patience_seconds=60)
     dist.init_process_group("gloo")
     saved = context.run.path / "saved.json"
@@ -167,23 +169,10 @@ def gate(context: JobContext) -> dict[str, Any]:
 
 
 def ray_sum(context: JobContext) -> dict[str, Any]:
-    """Ask every node of the Ray cluster for its address."""
+    """Compute on the Ray cluster, count its nodes, and print the run's secrets in the driver and in a worker."""
     import ray
 
-    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-    remote = ray.remote(num_cpus=1)(lambda x: x * x)
-    total = sum(ray.get([remote.remote(i) for i in range(4)]))
-    nodes = len([n for n in ray.nodes() if n["Alive"]])
-    niceness = ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0)
-    ray.shutdown()
-    return {"total": total, "nodes": nodes, "niceness": niceness}
-
-
-def ray_secret(context: JobContext) -> dict[str, Any]:
-    """Print the run's secrets in the driver and in a worker of Ray, and return them."""
-    import ray
-
-    names = context.run.record["secrets"]
+    names = context.run.record.get("secrets", [])
 
     def show() -> list[str]:
         values = [os.environ[name] for name in names]
@@ -191,10 +180,14 @@ def ray_secret(context: JobContext) -> dict[str, Any]:
         return values
 
     ray.init(address=os.environ["RAY_ADDRESS"])
+    remote = ray.remote(num_cpus=1)(lambda x: x * x)
+    total = sum(ray.get([remote.remote(i) for i in range(4)]))
+    nodes = len([n for n in ray.nodes() if n["Alive"]])
+    niceness = ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0)
     values = ray.get(ray.remote(num_cpus=1)(show).remote())
     print("driver", *values, flush=True)
     ray.shutdown()
-    return {"values": values}
+    return {"total": total, "nodes": nodes, "niceness": niceness, "values": values}
 
 
 def place(context: JobContext) -> dict[str, Any]:

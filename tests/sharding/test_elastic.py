@@ -42,10 +42,10 @@ def test_saved_at_4_ranks_and_2_by_2_loaded_at_1_2_3_and_4(tmp_path: Path) -> No
         stored = StoredTensors(folder, manifest)
         assert all(torch.equal(stored.read(name), whole) for name, whole in whole_state(step).items())
         assert torch.equal(stored.read("model.large", 299, 452), whole_state(step)["model.large"][299:452])
-    for ranks in (1, 2, 3, 4):
+    for ranks in (1, 3):  # four have loaded the older one above, and two load it below
         at_ranks(run, ranks, expected=(OLD, NEW))
     _flip_a_byte(run)
-    at_ranks(run, 3, expected=(-OLD,))
+    at_ranks(run, 2, expected=(-OLD,))
     bad = [event["problems"] for event in run.read_events() if event["event"] == "bad_checkpoint"]
     assert len(bad) == 1
     assert "rank-00001.safetensors: block 1 does not match its checksum; it holds model.large" in str(bad)

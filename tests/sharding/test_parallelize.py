@@ -51,10 +51,13 @@ def test_copies_of_a_sharded_model_learn_alike(tmp_path: Path) -> None:
     alone = train(ParallelConfig(), PrecisionConfig())
     assert losses_at(4, tmp_path / "hsdp", replicate=2) == pytest.approx(alone, rel=1e-6)
     assert losses_at(2, tmp_path / "copies", replicate=2) == pytest.approx(alone, rel=1e-6)
-    assert losses_at(4, tmp_path / "sharded") == pytest.approx(alone, rel=1e-6)
+    assert losses_at(2, tmp_path / "sharded") == pytest.approx(alone, rel=1e-6)
 
 
-@pytest.mark.parametrize(("ranks", "replicate"), [(1, 1), (2, 1), (4, 2)])
+@pytest.mark.parametrize(
+    ("ranks", "replicate"),
+    [(1, 1), pytest.param(2, 1, marks=pytest.mark.soak("make test runs one rank, and two by two")), (4, 2)],
+)
 def test_recomputed_activations_change_nothing(ranks: int, replicate: int, tmp_path: Path) -> None:
     results = results_at(ranks, tmp_path / "ranks", recomputing_main, replicate) if ranks > 1 else train_recomputing(replicate)
     losses = {mode: losses for mode, (losses, _) in results.items()}

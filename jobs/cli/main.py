@@ -26,6 +26,7 @@ from ropewalk.jobs.cli import (
     models,
     notify,
     queue,
+    repro,
     run,
     runs,
     search,
@@ -128,7 +129,7 @@ def options(
 OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --help themselves: after JOB it shows the job's keys
 
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "Run": (run.run, run.submit, run.check, run.resume, dev.dev, runs.scale, runs.cancel),
+    "Run": (run.run, run.submit, run.check, run.resume, repro.repro, dev.dev, runs.scale, runs.cancel),
     "Queue": (queue.hold, queue.release, queue.priority),
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, cost.cost, shell.shell, runs.wait),
     "Look inside": (inspect.stacks, inspect.profile, inspect.memory),

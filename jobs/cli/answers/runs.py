@@ -28,6 +28,36 @@ class RunResult(OpenAnswer):
     cause: str = Field("", description="why it failed or was refused")
 
 
+class Circumstance(Answer):
+    """A circumstance that is not the same in two runs."""
+
+    what: str
+    before: str
+    now: str
+
+
+class ComparedMetric(Answer):
+    """A metric of two runs over the steps that both have."""
+
+    metric: str
+    steps: int
+    first: int | None = Field(description="first step with another value; null: all are equal")
+    before: float | None
+    now: float | None
+    largest: float = Field(description="largest difference, relative to the larger of two values")
+
+
+class Reproduction(Answer):
+    """Differences between a run and a second one of the same job."""
+
+    before: str
+    now: str
+    identical: bool = Field(description="there are metrics of both runs, and all are equal bit for bit")
+    differences: list[Circumstance]
+    not_compared: list[str] = Field(description="circumstances of which nothing was kept")
+    figures: list[ComparedMetric]
+
+
 class PlanRow(Answer):
     """A fact about a planned run."""
 

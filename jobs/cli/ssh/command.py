@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ropewalk.cluster.backends.base import Profile
 
 SUBMITTING = frozenset({"run", "submit"})
-RESUMING = frozenset({"resume"})
+RESUMING = frozenset({"resume", "repro"})
 TAKING_FILES = frozenset({"run", "submit", "fetch"})
 READING_INPUT = frozenset({"chat"})
 Elsewhere = Annotated[

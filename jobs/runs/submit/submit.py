@@ -225,10 +225,11 @@ def create_runs(
     command: Sequence[str],
     *,
     waits: bool = False,
+    extra: Mapping[str, Any] | None = None,
 ) -> list[RunDir]:
     """Check the configurations, and make the run directories of a submission. Raises RopewalkError.
 
-    `waits`: the submission starts after other runs.
+    `waits`: the submission starts after other runs. `extra`: content of run.yaml that takes the place of what is written else.
     """
     inputs, other = _inputs_of(backend, configs, cluster_name), configs[0].children_cluster()
     pinned = [inputs.pin(config) for config in configs]
@@ -254,6 +255,7 @@ def create_runs(
             **make_record(job, config, cluster_name, origin),
             **project,
             **({"fetched": [item._asdict() for item in fetched]} if fetched else {}),
+            **(extra or {}),
         }
         for config, (_, fetched) in zip(configs, pinned, strict=True)
     ]

@@ -314,11 +314,11 @@ def test_short_option_of_help(shell: Shell, command: list[str]) -> None:
 def test_job_files_name_their_job(shell: Shell, tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("run: command\ncommand: [echo, '{word}']\nvalues: {word: first}\n")
-    shell("run", "-c", "job.yaml", "values.word=second")
+    shell("run", "-c", "job.yaml", "values.word=second", "--on", "good")
     run = RunDir(next((tmp_path / "runs").glob("echo-*")))
     assert (run.record["job"], run.record["config"]["values"]) == ("command", {"word": "second"})
     assert "run" not in run.record["config"]
-    assert shell("submit", "-c", "job.yaml", "--each", "values.word=a,b").count("echo-") == 2
+    assert shell("submit", "-c", "job.yaml", "--each", "values.word=a,b", "--on", "good").count("echo-") == 2
     assert "`run: command` makes it a job file of command, not of sweep" in shell.mistake("run", "sweep", "-c", "job.yaml")
     assert shell("run", "command", "-c", "job.yaml", "--dry-run") == shell("run", "-c", "job.yaml", "--dry-run")
     file.write_text("data: d\nsteps: 3\n")

@@ -166,6 +166,7 @@ def test_json_has_no_nan(shell: Shell, running: RunDir) -> None:
 # --- a client
 
 
+@pytest.mark.soak("the same walk as in tests/slurm/test_json.py and tests/k8s/test_json.py")
 def test_a_client_needs_only_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ROPEWALK_RUNS": tmp_path / "runs", "PYTHONPATH": TESTS.parents[1], "WANDB_MODE": "disabled"}.items():
         monkeypatch.setenv(name, str(value))

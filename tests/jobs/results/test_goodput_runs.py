@@ -19,9 +19,11 @@ from tests.jobs.results.witnessed import check, fault
 
 WAITS = [fault("data", 7, 0.7), fault("data", 8, 0.6)]
 PLANS = {
-    "hindered": [*WAITS, fault("save", 10, 0.8), fault("validate", 20, 1.1), fault("slow", 26, 2.0, 1)],
+    "hindered, and rank 0 killed": [
+        *(*WAITS, fault("save", 10, 0.8), fault("kill", 18)),
+        *(fault("validate", 20, 1.1), fault("slow", 26, 2.0, 1)),
+    ],
     "a rank killed": [fault("data", 7, 0.5), fault("kill", 17, rank=1)],
-    "rank 0 killed": [fault("save", 10, 0.5), fault("kill", 18)],
     "a rank stopped": [fault("validate", 20, 0.5), fault("stop", 24, rank=1)],
     "an announced stop": [fault("save", 10, 0.5), fault("leave", 14)],
 }
@@ -42,8 +44,8 @@ def random_plan(seed: int) -> list[dict[str, Any]]:
 PLANS |= {f"seed {seed}": random_plan(seed) for seed in range(25)}
 
 
-SOAK = pytest.mark.soak("26 more runs; make test has four with each kind of fault")
-MORE = ("seed", "a rank killed")
+SOAK = pytest.mark.soak("27 more runs; make test has a killed rank and an announced stop, and all classes in test_goodput.py")
+MORE = ("seed", "a rank")
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from ropewalk.cluster.engines.entry import run_entry
+from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import Outcome, RunState
 from tests.jobs.shell import Shell, pretrain
-from tests.patience import Patience, until
 
 FAILED = Outcome(state=RunState.FAILED, exit_code=1, cause="a bug", started=1.0, ended=2.0)
 
@@ -102,10 +103,11 @@ def test_the_current_code_replaces_the_submitted_code(shell: Shell, tmp_path: Pa
     assert again.record["config"] == run.record["config"]
 
 
-def test_a_real_run_starts_with_its_new_keys(shell: Shell) -> None:
-    shell("run", "command", "retries.bugs=0", "--", "false", expect=1)
-    run = RunDir.all(shell.home / "runs")[0]
+def test_the_program_of_the_new_attempt_has_the_new_keys(shell: Shell) -> None:
+    run = RunDir(shell.home / "runs" / shell("submit", "command", "--on", "slow", "--", "false").strip())
+    run.write_outcome(1, FAILED)
     shell("resume", run.id, "command=[touch, made]", "--detach")
-    outcome = until(lambda: (o := run.last_outcome()) and o.state.final and o, Patience.RUN)
-    assert outcome.state is RunState.SUCCEEDED
-    assert run.attempts() == [1, 2]
+    again = RunDir(run.path)
+    assert again.attempts() == [1, 2]
+    assert run_entry(JobContext(run=again, attempt=2, stop_flag=run.path / "stop-here")) == 0
+    assert (shell.home / "made").exists()

@@ -27,7 +27,7 @@ from ropewalk.jobs.evaluation.audit.training_data.items import read_items
 from ropewalk.jobs.inference.scoring.open_model import open_model
 from tests.jobs.alone import run_here
 from tests.jobs.corpus import make_dataset
-from tests.jobs.evaluation.audit.tiny import PAIRS, TEXTS, items, launch, make_audit, make_model, train, write_lines
+from tests.jobs.evaluation.audit.tiny import PAIRS, TEXTS, items, make_audit, make_model, train, write_lines
 
 CHOICES = [
     {"question": f"the {who} was", "options": ["at work", "by the river", "in winter"], "answer": number % 3}
@@ -79,7 +79,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         "mitigation": {"mixture": {"data": mixture, "groups": ["gendern", "genderb"]}, "counterfactual": {"most": 30}},
     }
     run = make_audit(root / "runs", **config)
-    results = launch(run, 2)
+    results = run_here(run)
     return run.path, results, model
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ropewalk.jobs.training.loop.weights.content_hash import hash_of_directory
 from tests.jobs.evaluation.evaluate.tasks import choice_task
+from tests.jobs.shell import Shell
 from tests.jobs.tiny import tiny_model
 from tests.patience import HANG_SECONDS
 
@@ -29,7 +30,7 @@ def ropewalk(folder: Path, *arguments: str, expect: int = 0) -> str:
     command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == expect, done.stderr + done.stdout
-    return done.stdout if expect != 2 else done.stderr
+    return done.stdout
 
 
 def test_a_refused_run_says_so_everywhere(folder: Path) -> None:
@@ -52,9 +53,10 @@ def test_a_refused_run_says_so_everywhere(folder: Path) -> None:
     assert json.loads(ropewalk(folder, "ps", "--all", "--json"))[0]["state"] == "REFUSED"
 
 
-def test_a_users_mistakes_are_told_at_submission(folder: Path) -> None:
+def test_a_users_mistakes_are_told_at_submission(folder: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
     run = ("run", "evaluate", "model=model")
-    assert "nothing to evaluate" in ropewalk(folder, *run, expect=2)
-    assert "there is no file" in ropewalk(folder, *run, "tasks=[gone.yaml]", expect=2)
-    assert "task_files.boolq=FILE" in ropewalk(folder, *run, "tasks=[boolq]", expect=2)
-    assert "is not a condition" in ropewalk(folder, *run, "tasks=[choice.yaml]", "require={choice: good}", expect=2)
+    assert "nothing to evaluate" in shell.mistake(*run)
+    assert "there is no file" in shell.mistake(*run, "tasks=[gone.yaml]")
+    assert "task_files.boolq=FILE" in shell.mistake(*run, "tasks=[boolq]")
+    assert "is not a condition" in shell.mistake(*run, "tasks=[choice.yaml]", "require={choice: good}")

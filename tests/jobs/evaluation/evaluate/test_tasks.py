@@ -179,12 +179,15 @@ def test_scores_have_their_evidence(plain: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("ranks", "keys"),
     [
-        (3, {"batch_size": 4}),
         (2, {"shard": "always"}),
-        (1, {"batch_size": 32, "batch_tokens": 4000}),
         *(
-            pytest.param(*item, marks=pytest.mark.soak("make test runs batches of 4 on three ranks and of 32 on one"))
-            for item in ((1, {"batch_size": 1}), (2, {"batch_size": 16}))
+            pytest.param(*item, marks=pytest.mark.soak("make test has batches of one on one to three ranks, among kills"))
+            for item in (
+                (3, {"batch_size": 4}),
+                (1, {"batch_size": 32, "batch_tokens": 4000}),
+                (1, {"batch_size": 1}),
+                (2, {"batch_size": 16}),
+            )
         ),
     ],
 )
@@ -196,15 +199,18 @@ def test_decisions_do_not_depend_on_ranks_and_batches(
     assert result["scores"]["choice"] == plain["scores"]["choice"]
 
 
-def test_a_killed_evaluation_repeats_nothing_that_was_finished(folder: Path, tasks: list[str], plain: dict[str, Any]) -> None:
+def test_an_evaluation_that_is_killed_and_stopped_repeats_nothing(folder: Path, tasks: list[str], plain: dict[str, Any]) -> None:
     run = make_run(folder / "runs", {"model": str(folder / "model"), "tasks": tasks, "batch_size": 1}, "evaluate")
-    for enough, ranks in ((8, 2), (20, 1), (40, 3)):
-        going = start(run, ranks, TEST_HOOK="slow_answers")
-        going.until(lambda enough=enough: len(written(run)) >= enough)  # type: ignore[misc]
-        going.kill()
-    launch(run, 2)
-    keys = Counter(line["key"] for line in written(run))
-    assert max(keys.values()) == 1
+    going = start(run, 2, TEST_HOOK="slow_answers")
+    going.until(lambda: len(written(run)) >= 8)
+    going.kill()
+    going = start(run, 3, TEST_HOOK="slow_answers")
+    going.until(lambda: len(written(run)) >= 20)
+    (run.path / "stop-here").touch()
+    assert going.wait() == [85] * 3
+    (run.path / "stop-here").unlink()
+    run_here(run)
+    assert max(Counter(line["key"] for line in written(run)).values()) == 1
     results = {**run.results(), "items": read_lines(items_file(run.path))}
     assert decisions(results) == decisions(plain)
     before = len(written(run))
@@ -214,19 +220,6 @@ def test_a_killed_evaluation_repeats_nothing_that_was_finished(folder: Path, tas
 
 def written(run: RunDir) -> list[dict[str, Any]]:
     return [line for path in sorted((run.path / "ledger/answers").glob("*.jsonl")) for line in read_lines(path)]
-
-
-def test_a_stopped_evaluation_leaves_and_goes_on(folder: Path, tasks: list[str], plain: dict[str, Any]) -> None:
-    run = make_run(folder / "runs", {"model": str(folder / "model"), "tasks": tasks, "batch_size": 1}, "evaluate")
-    going = start(run, 2, TEST_HOOK="slow_answers")
-    going.until(lambda: len(written(run)) >= 5)
-    (run.path / "stop-here").touch()
-    assert going.wait() == [85, 85]
-    (run.path / "stop-here").unlink()
-    run_here(run)
-    results = {**run.results(), "items": read_lines(items_file(run.path))}
-    assert decisions(results) == decisions(plain)
-    assert max(Counter(line["key"] for line in written(run)).values()) == 1
 
 
 # --- the gate

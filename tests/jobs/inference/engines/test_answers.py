@@ -26,7 +26,7 @@ LETTERS = {str(token): -100 for token in range(128, 256)}  # a model of random w
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 24, "return_token_ids": True, "logit_bias": LETTERS}
 DRAWN = {**GREEDY, "temperature": 0.9, "top_p": 0.95, "seed": 7}
 LONG = "a rope " * (8_000_000 // 7)  # a text may have eight million letters
-SECONDS_LONG = LONG[:3_000_000]  # takes seconds to encode
+SECONDS_LONG = LONG[:1_500_000]  # takes seconds to encode
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 PROMPTS = ["a rope", "the strands", "is", "laid", "in a long straight lane", "by one walker"]
 SCHEMA = {
@@ -205,7 +205,7 @@ def test_others_go_on_while_a_long_text_is_encoded(engine: EngineProcess) -> Non
             answer = client.post(COMPLETIONS, json={"model": "tiny", "prompt": "a", "max_tokens": 1})
             assert answer.status_code == 200
             longest, num_answers = max(longest, watch.seconds), num_answers + 1
-        assert encoding.result().json()["count"] > 2**20
+        assert encoding.result().json()["count"] > 2**19
         assert num_answers > 5
         assert longest < 1, "a second for the health and a whole answer of one token"
 

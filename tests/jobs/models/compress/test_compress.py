@@ -73,17 +73,18 @@ def test_killed_at_any_variant_and_resumed_it_has_the_same_rows(home: Path, tmp_
     for _, linear in linears(quantized.model.layers):
         assert ((linear.weight != 0).reshape(len(linear.weight), -1, 4).sum(-1) <= 2).all(), "2:4 is there after 4 bits"
 
-    killed = make_run(tmp_path / "killed", config(home), "compress")
+    few = {name: VARIANTS[name] for name in ("q4", "wanda", "width")}
+    killed = make_run(tmp_path / "killed", config(home, variants=few), "compress")
     ranks = start(killed, 1)
-    ranks.until(lambda: len(measured(killed.path)) >= 5)
+    ranks.until(lambda: len(measured(killed.path)) >= 3)
     ranks.kill()
     resumed = launch(killed, 1)["table"]
     names = [line["key"] for line in measured(killed.path)]
     assert sorted(names) == sorted(set(names)), "no variant is measured twice"
-    assert resumed == table
+    assert resumed == [rows[name] for name in ("dense", *few)]
     assert not list(killed.path.rglob("dense.npy"))
     assert "Pareto" in (killed.path / "compress/report.html").read_text()
-    assert read_table(killed)["table"] == table
+    assert read_table(killed)["table"] == resumed
 
 
 def measured(run: Path) -> list[dict[str, Any]]:

@@ -124,7 +124,7 @@ def look_forever(path: Path) -> None:
         time.sleep(0.001)
 
 
-KILLS = [20, pytest.param(100, marks=pytest.mark.soak("a hundred kills; make test has twenty"))]
+KILLS = [6, pytest.param(100, marks=pytest.mark.soak("a hundred kills; make test has six"))]
 
 
 @pytest.mark.parametrize("kills", KILLS)

@@ -68,6 +68,7 @@ def test_updates_and_a_killed_controller_fail_no_request(run: Serving) -> None:
     assert len(run.events("version_loading")) == 3, "the new controller found the application of the old one"
 
 
+@pytest.mark.soak("Ray starts again; test_updates_and_a_killed_controller_fail_no_request kills a part of the server too")
 def test_requests_wait_while_a_killed_ray_is_started_again(run: Serving) -> None:
     (raylet, *_) = run.processes("raylet/raylet ")
     with Load(run.address, WORDS, clients=3, pause=0.1) as load:

@@ -9,7 +9,7 @@ from tests.fakes import toy
 MARK = Path("/etc/ropewalk-image")  # only the image has it
 
 
-def count(context: JobContext) -> dict[str, Any]:
-    """Count as `toy.count` does."""
+def tick(context: JobContext) -> dict[str, Any]:
+    """Count as `toy.tick` does."""
     context.run.event("placed", rank=context.rank, attempt=context.attempt, image=MARK.exists(), cwd=str(Path.cwd()))
-    return toy.count(context)
+    return toy.tick(context)

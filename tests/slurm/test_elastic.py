@@ -28,18 +28,18 @@ def end(run: SlurmToy) -> None:
 
 
 def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
-    lab = make_lab(nodes=3, node_timeout_seconds=10)
-    run = start(resources={"nodes": "1..3"}, steps=100000)
-    until(lambda: run.world() == 3, Patience.RUN)
-    victim = run.host_of(2)
+    lab = make_lab(nodes=2, node_timeout_seconds=10)
+    run = start(resources={"nodes": "1..2"}, steps=100000)
+    until(lambda: run.world() == 2, Patience.RUN)
+    victim = run.host_of(1)
     watch = Stopwatch()
     lab.kill_node(victim)
-    until(lambda: run.world() == 2, Patience.START)
+    until(lambda: run.world() == 1, Patience.START)
     assert watch.seconds < RECOVERY_SECONDS
     until(lambda: run.events("node_lost"), Patience.STEP)  # Slurm itself takes longer to notice
     assert run.events("node_lost")[0]["address"] == victim
     lab.start_node(victim)
-    until(lambda: run.world() == 3, Patience.STEP)
+    until(lambda: run.world() == 2, Patience.STEP)
     assert run.run.attempts() == [1]
     end(run)
 

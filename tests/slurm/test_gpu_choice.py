@@ -47,6 +47,7 @@ def test_a_profile_that_requests_gpus_leaves_no_choice(options: dict[str, object
 
 
 def test_a_cluster_that_does_not_answer_is_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "none").touch()  # without the file Slurm would look for a controller in the domain name system
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none"))
     with pytest.raises(BackendError):
         SlurmBackend(Profile(name="big", backend="slurm")).gpu_supply()

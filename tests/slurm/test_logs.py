@@ -25,7 +25,7 @@ def test_following_across_nodes_ranks_and_attempts(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "slurm"}}))
-    run = SlurmToy(tmp_path / "runs", resources={"nodes": 2}, steps=60 * times)
+    run = SlurmToy(tmp_path / "runs", resources={"nodes": 2}, steps=30 * times)
     env = {**os.environ, RUNS_VARIABLE: str(tmp_path / "runs"), "ROPEWALK_CLUSTERS": str(tmp_path / "clusters.yaml")}
     command = [sys.executable, "-c", "from ropewalk.jobs.cli.main import main; main()", "logs", run.run.id, "-f"]
     with subprocess.Popen(

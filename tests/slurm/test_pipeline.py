@@ -34,8 +34,7 @@ def test_steps_follow_each_other_and_a_failed_one_is_resumed_with_all(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(tmp_path)
     steps = {
-        "data": step(f"echo made > {tmp_path}/data"),
-        "train": step(f"cat {tmp_path}/data; test -e {tmp_path}/mended || exit 3", "data"),
+        "train": step(f"test -e {tmp_path}/mended || exit 3"),
         "score": step("ls $ROPEWALK_RUN/../{train.run}/run.yaml"),
     }
     pipeline = submit("pipeline", load_config(PipelineConfig, {"name": "life", "steps": steps}), "lab")
@@ -45,9 +44,9 @@ def test_steps_follow_each_other_and_a_failed_one_is_resumed_with_all(
     outcome = finish(pipeline)
     assert outcome.state is RunState.FAILED, said(pipeline)
     assert outcome.cause.startswith(f"its step train ({runs['train'].id}) ended as FAILED: "), outcome.cause
-    assert [finish(run).state for run in runs.values()] == [RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED]
+    assert [finish(run).state for run in runs.values()] == [RunState.FAILED, RunState.CANCELLED]
     (tmp_path / "mended").touch()
     resume(pipeline)
     assert finish(pipeline).state is RunState.SUCCEEDED, said(pipeline)
-    assert [len(run.attempts()) for run in runs.values()] == [1, 2, 2]
+    assert [len(run.attempts()) for run in runs.values()] == [2, 2]
     assert pipeline.results()["steps"]["score"]["run"] == runs["score"].id

@@ -185,7 +185,7 @@ def test_python_is_missing(slurm_lab: Lab, tick: Start, monkeypatch: pytest.Monk
 
 
 def test_the_coordinator_is_killed(slurm_lab: Lab, tick: Start) -> None:
-    run = tick(steps=60)
+    run = tick(steps=20)
     run.reach(3)
     for process in processes_of(run.run.path):
         if "ropewalk.slurm.runtime.coordinator" in " ".join(words_of(process)):
@@ -195,7 +195,7 @@ def test_the_coordinator_is_killed(slurm_lab: Lab, tick: Start) -> None:
     assert first is not None
     assert first.cause.startswith("its coordinator died")
     assert run.run.attempts() == [1, 2]
-    assert sorted(set(run.steps())) == list(range(1, 61))
+    assert sorted(set(run.steps())) == list(range(1, 21))
 
 
 # --- the controller is away
@@ -221,6 +221,7 @@ def test_ps_without_a_controller(make_lab: MakeLab, tick: Start, tmp_path: Path)
     lab.start_controller()
 
 
+@pytest.mark.soak("a second lab; make test runs test_ps_without_a_controller")
 def test_a_controller_that_hangs_is_not_waited_for(make_lab: MakeLab, tick: Start) -> None:
     lab = make_lab(nodes=1)
     run = tick(profile=HELD)

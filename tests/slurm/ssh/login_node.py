@@ -19,6 +19,17 @@ import yaml
 
 from tests.patience import Patience, until
 
+# the command, which says at its end which modules it has imported that a client does without
+CLIENT = """
+import sys
+from ropewalk.jobs.cli import main as cli
+heavy = {"torch", "ray", "transformers", "numpy", "pyarrow", "psutil", "numba", "spwd", "ropewalk.slurm.commands"}
+try:
+    cli.main()
+finally:
+    if heavy & {*sys.modules}:
+        print("HEAVY", sorted(heavy & {*sys.modules}), file=sys.stderr)
+"""
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -81,6 +92,11 @@ class LoginNode:
             self._process.terminate()
             self._process.wait()
 
+    def helpers(self) -> list[str]:
+        """Return the processes that run a helper or its command."""
+        commands = (" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
+        return [command for command in commands if "ropewalk.slurm.ssh.helper" in command and str(self.runs) in command]
+
     def _answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
             return True
@@ -110,7 +126,7 @@ class LoginNode:
 
 
 class Laptop:
-    """The user's machine: a home, a project, and the command."""
+    """The user's machine: a home, a project, and the command, which imports nothing heavy."""
 
     def __init__(self, folder: Path, node: LoginNode, **profile: object) -> None:
         self.node, self.folder = node, folder
@@ -127,8 +143,14 @@ class Laptop:
             "PYTHONPATH": str(ROOT / "src"),
             "ROPEWALK_CLUSTERS": str(folder / "clusters.yaml"),
         }
+        self.environment_there = {
+            "HOME": str(node.home),
+            "PYTHONPATH": str(ROOT / "src"),
+            "ROPEWALK_CLUSTERS": str(folder / "there.yaml"),
+            "ROPEWALK_RUNS": str(node.runs),
+        }
 
-    command = (sys.executable, "-m", "ropewalk.jobs.cli")
+    command = (sys.executable, "-c", CLIENT)
 
     def start(self, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         """Start the command on the laptop."""
@@ -147,13 +169,13 @@ class Laptop:
         process = self.start(*arguments, stdin=subprocess.DEVNULL if text is None else subprocess.PIPE)
         self.out, self.err = process.communicate(text)
         self.code = process.returncode
+        assert "HEAVY" not in self.err, self.err
         assert code is None or self.code == code, f"{self.out}\n{self.err}"
         return self.out
 
     def there(self, *arguments: str, code: int = 0, text: str = "") -> str:
         """Run the command on the login node itself, and return its output."""
-        environment = {**os.environ, "HOME": str(self.node.home), "PYTHONPATH": str(ROOT / "src")}
-        environment |= {"ROPEWALK_CLUSTERS": str(self.folder / "there.yaml"), "ROPEWALK_RUNS": str(self.node.runs)}
+        environment = {**os.environ, **self.environment_there}
         command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
         done = subprocess.run(
             command, cwd=self.node.home, env=environment, input=text, capture_output=True, text=True, check=False

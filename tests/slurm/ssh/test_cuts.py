@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.slurm.lab.cluster import Lab
-from tests.patience import Patience, until
+from tests.patience import until
 from tests.slurm.conftest import end_jobs
 from tests.slurm.ssh.login_node import Laptop, LoginNode, Relay
 
@@ -57,9 +56,10 @@ def jobs() -> list[str]:
 def check_cuts(laptop: Laptop, relay: Relay, cuts: int, seed: int) -> None:
     """Cut that many submissions, each at another byte of what a whole one takes, and give each again.
 
-    Every third brings the program too; the others a changed file.
+    Every second brings the program too; the others a changed file.
     """
     drawn, runs = random.Random(seed), laptop.node.runs
+    shutil.rmtree(runs / ".code", ignore_errors=True)
     submit(laptop, 0)
     with_program = relay.bytes
     change(laptop, drawn)
@@ -69,10 +69,10 @@ def check_cuts(laptop: Laptop, relay: Relay, cuts: int, seed: int) -> None:
     num_cut = 0
     for number in range(1, cuts + 1):
         change(laptop, drawn)
-        if not number % 3:
+        if not number % 2:
             shutil.rmtree(runs / ".code")
         before = {run.id for run in RunDir.all(runs)}
-        relay.cut_after = drawn.randrange(3000, with_code if number % 3 else with_program)
+        relay.cut_after = drawn.randrange(3000, with_code if number % 2 else with_program)
         submit(laptop, number, code=None)
         was_cut, error = laptop.code != 0, laptop.err
         relay.cut_after = None
@@ -87,14 +87,14 @@ def check_cuts(laptop: Laptop, relay: Relay, cuts: int, seed: int) -> None:
         assert submitted.attempts() == [1]
         assert submitted.last_outcome() is None
         assert jobs().count(f"ropewalk:{run}:1") == 1
-    assert num_cut > cuts / 2
+    assert num_cut >= cuts / 2
 
 
 def test_a_submission_that_is_cut_makes_one_job(slurm_lab: Lab, laptop: Laptop, relay: Relay) -> None:
-    check_cuts(laptop, relay, 3, 1)
+    check_cuts(laptop, relay, 2, 1)
 
 
-@pytest.mark.soak("100 submissions; the one above cuts 3")
+@pytest.mark.soak("100 submissions; the one above cuts 2")
 def test_a_hundred_submissions_that_are_cut(slurm_lab: Lab, laptop: Laptop, relay: Relay) -> None:
     check_cuts(laptop, relay, 100, 2)
 
@@ -107,19 +107,3 @@ def test_a_second_command_takes_three_round_trips(laptop: Laptop, relay: Relay, 
         before = relay.turns
         laptop(*command)
         assert relay.turns - before <= 3 + 1, command  # nobody waits for the last one, which closes the session
-
-
-def test_nothing_remains_of_a_client_that_is_killed(laptop: Laptop, node: LoginNode) -> None:
-    submit(laptop, 0)
-    run = laptop.out.split()[-1]
-    with laptop.start("logs", "-f", run) as following:
-        until(lambda: helpers(node), Patience.START)
-        following.kill()
-        following.communicate()
-    until(lambda: not helpers(node), Patience.SIGNAL)
-
-
-def helpers(node: LoginNode) -> list[str]:
-    """Processes of the node that run a helper or its command."""
-    commands = {process.pid: " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])}
-    return [command for command in commands.values() if "ropewalk.slurm.ssh.helper" in command and str(node.runs) in command]

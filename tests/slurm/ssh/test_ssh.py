@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ import pytest
 from ropewalk.cluster.errors import EXIT_INTERRUPTED
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
+from tests.jobs.shell import Shell
 from tests.patience import Patience, until
-from tests.slurm.ssh.login_node import ROOT, Laptop
+from tests.slurm.conftest import end_jobs
+from tests.slurm.ssh.login_node import ROOT, Laptop, LoginNode
 from tests.slurm.toy import finish, said
 
 PROGRAM = """import os, sys, time, settings
@@ -31,9 +34,8 @@ make_base(Path(sys.argv[1]), text="the rope is long " * 50)
 """
 
 
-@pytest.fixture
-def laptop(laptop: Laptop) -> Laptop:
-    """A laptop with a project, whose program runs as long as the file `gate` exists."""
+def add_project(laptop: Laptop) -> Laptop:
+    """Give a laptop a project, whose program runs as long as the file `gate` exists."""
     laptop.gate = laptop.folder / "gate"
     (laptop.project / "train.py").write_text(PROGRAM)
     (laptop.project / "settings.py").write_text('NAME = "one"\n')
@@ -41,6 +43,28 @@ def laptop(laptop: Laptop) -> Laptop:
     lines = ["run: command", f"command: [python3, train.py, {laptop.gate}]", "launch: once", "resources: {grace_seconds: 20}"]
     (laptop.project / "job.yaml").write_text("\n".join(lines) + "\n")
     return laptop
+
+
+@pytest.fixture
+def laptop(laptop: Laptop) -> Laptop:
+    return add_project(laptop)
+
+
+@pytest.fixture
+def holding(node: LoginNode, tmp_path: Path) -> Iterator[Laptop]:
+    """A laptop whose jobs are held in the queue."""
+    node.write_config(node.port)
+    yield add_project(Laptop(tmp_path / "laptop", node, sbatch={"hold": True}))
+    end_jobs(*(f"ropewalk-{run.id}" for run in RunDir.all(node.runs)))
+
+
+@pytest.fixture
+def there(laptop: Laptop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """The command on the login node itself, in this process."""
+    for name, value in laptop.environment_there.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(laptop.node.home)
+    return Shell(capsys, monkeypatch, laptop.folder)
 
 
 def submitted(laptop: Laptop, *arguments: str) -> RunDir:
@@ -51,10 +75,17 @@ def log_of(run: RunDir) -> str:
     return "".join(path.read_text() for path in run.path.glob("attempts/*/logs/rank-0.log"))
 
 
-def test_a_run_from_submission_to_its_end(laptop: Laptop) -> None:
+def test_a_run_from_submission_to_its_end(laptop: Laptop, there: Shell) -> None:
     laptop.gate.touch()
     run = submitted(laptop, "-c", "job.yaml")
     until(lambda: "hello" in log_of(run), Patience.STEP)
+    with laptop.start("logs", "-f", run.id) as killed:
+        assert killed.stdout is not None
+        assert any("hello one a note" in line for line in killed.stdout)
+        assert laptop.node.helpers()
+        killed.kill()
+        killed.communicate()
+    until(lambda: not laptop.node.helpers(), Patience.SIGNAL)  # nothing remains of a client that is killed
     with laptop.start("logs", "-f", run.id) as following:
         assert following.stdout is not None
         assert any("hello one a note" in line for line in following.stdout)
@@ -62,20 +93,25 @@ def test_a_run_from_submission_to_its_end(laptop: Laptop) -> None:
         assert finish(run).state is RunState.SUCCEEDED, said(run)
         following.communicate()
     assert following.returncode == 0
-    for command in (["show", "--json"], ["why", "--json"], ["why"], ["logs"], ["wait", "--json"]):
-        name, *options = command
-        assert laptop(name, run.id, *options) == laptop.there(name, run.id, *options)
-    here, there = (json.loads(ask("ps", "--all", "--json", "--on", "big")) for ask in (laptop, laptop.there))
-    assert [row for row in here if row["run"] == run.id] == [row for row in there if row["run"] == run.id] != []
+    for name, *options in (["show", "--json"], ["why"], ["logs"], ["wait", "--json"]):
+        assert laptop(name, run.id, *options) == there(name, run.id, *options)
+    rows = [json.loads(ask("ps", "--all", "--json", "--on", "big")) for ask in (laptop, there)]
+    assert [row for row in rows[0] if row["run"] == run.id] == [row for row in rows[1] if row["run"] == run.id] != []
     assert run.record["project"]["root"] == str(laptop.project)
     assert run.record["command"][:2] == ["ropewalk", "submit"]
     assert not list(Path(laptop.folder).rglob("run.yaml")), "nothing of a run lies on the laptop"
 
 
-def test_a_run_is_cancelled_and_resumed(laptop: Laptop) -> None:
+def test_ctrl_c_leaves_the_run_which_is_cancelled_and_resumed(laptop: Laptop) -> None:
     laptop.gate.touch()
-    run = submitted(laptop, "-c", "job.yaml")
-    until(lambda: "hello" in log_of(run), Patience.STEP)
+    with laptop.start("run", "-c", "job.yaml", "--on", "big") as following:
+        assert following.stdout is not None
+        assert any("hello one" in line for line in following.stdout)
+        following.send_signal(signal.SIGINT)
+        _, error = following.communicate()
+    assert following.returncode == EXIT_INTERRUPTED
+    (run,) = [run for run in RunDir.all(laptop.node.runs) if f"{run.id} keeps running" in error]
+    assert run.last_outcome() is None
     assert f"cancelling {run.id}" in laptop("cancel", run.id[:-1]) or run.id in laptop.out
     assert finish(run).state is RunState.CANCELLED, said(run)
     laptop.gate.unlink()
@@ -87,29 +123,13 @@ def test_a_run_is_cancelled_and_resumed(laptop: Laptop) -> None:
 
 
 def test_run_follows_to_the_end_and_returns_its_exit_code(laptop: Laptop) -> None:
-    assert "hello one" in laptop("run", "-c", "job.yaml", "--on", "big")
-    (laptop.project / "train.py").write_text("raise SystemExit(3)\n")
-    laptop("run", "-c", "job.yaml", "--on", "big", code=1)
+    (laptop.project / "train.py").write_text("print('hello')\nraise SystemExit(3)\n")
+    assert "hello" in laptop("run", "-c", "job.yaml", "--on", "big", code=1)
     assert "ended as FAILED" in laptop.err
 
 
-def test_ctrl_c_leaves_the_run(laptop: Laptop) -> None:
-    laptop.gate.touch()
-    with laptop.start("run", "-c", "job.yaml", "--on", "big") as following:
-        assert following.stdout is not None
-        assert any("hello one" in line for line in following.stdout)
-        following.send_signal(signal.SIGINT)
-        _, error = following.communicate()
-    assert following.returncode == EXIT_INTERRUPTED
-    (run,) = [run for run in RunDir.all(laptop.node.runs) if f"{run.id} keeps running" in error]
-    assert run.last_outcome() is None
-    laptop.gate.unlink()
-    assert finish(run).state is RunState.SUCCEEDED, said(run)
-
-
-def test_files_that_a_command_writes_arrive(laptop: Laptop) -> None:
-    run = submitted(laptop, "-c", "job.yaml")
-    assert finish(run).state is RunState.SUCCEEDED, said(run)
+def test_files_that_a_command_writes_arrive(holding: Laptop) -> None:
+    laptop, run = holding, submitted(holding, "-c", "job.yaml")
     lines = [{"step": step, "attempt": 1, "time": step, "train/loss": 1 / step} for step in (1, 2, 3)]
     run.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert laptop("show", run.id, "plots/curves.png").strip() == "plots/curves.png"
@@ -154,7 +174,8 @@ def test_the_dry_run_says_what_the_login_node_would_say(laptop: Laptop) -> None:
     assert planned["job"] == "command"
 
 
-def test_only_what_is_missing_travels(laptop: Laptop) -> None:
+def test_only_what_is_missing_travels(holding: Laptop) -> None:
+    laptop = holding
     (laptop.project / "large.bin").write_bytes(bytes(range(256)) * 4096)
     first = submitted(laptop, "-c", "job.yaml", "resources.nodes=1")
     (laptop.project / "settings.py").write_text('NAME = "three"\n')
@@ -165,11 +186,10 @@ def test_only_what_is_missing_travels(laptop: Laptop) -> None:
     assert (copies[1] / "settings.py").read_text() == 'NAME = "three"\n'
     assert (copies[1] / "large.bin").read_bytes() == (laptop.project / "large.bin").read_bytes()
     assert not list((laptop.node.runs / ".received").iterdir())
-    for run in (first, second):
-        assert finish(run).state is RunState.SUCCEEDED, said(run)
 
 
-def test_small_inputs_travel_and_relative_outputs_stay_there(laptop: Laptop) -> None:
+def test_small_inputs_travel_and_relative_outputs_stay_there(holding: Laptop) -> None:
+    laptop = holding
     (laptop.project / "docs").mkdir()
     (laptop.project / "docs/a.jsonl").write_text(
         "".join(json.dumps({"id": str(i), "text": f"word {i} " * 20}) + "\n" for i in range(50))
@@ -178,7 +198,6 @@ def test_small_inputs_travel_and_relative_outputs_stay_there(laptop: Laptop) -> 
     (source,), output = run.record["config"]["input"], Path(run.record["config"]["output"])
     assert (Path(source).parent / "a.jsonl").read_bytes() == (laptop.project / "docs/a.jsonl").read_bytes()
     assert output.is_relative_to(laptop.node.runs)
-    laptop("cancel", run.id)
 
 
 def test_without_a_key_and_a_terminal_the_remedy_is_named(laptop: Laptop) -> None:
@@ -206,31 +225,3 @@ def test_what_setup_prints_does_no_harm(laptop: Laptop) -> None:
     finally:
         (laptop.node.home / ".bash_profile").unlink()
     assert "loaded" in laptop.err
-
-
-LIGHT = """
-import sys
-from ropewalk.jobs.cli import main as cli
-try:
-    cli.main()
-finally:
-    heavy = {"torch", "ray", "transformers", "numpy", "pyarrow", "psutil", "numba", "spwd", "ropewalk.slurm.commands"}
-    print("HEAVY", sorted(heavy & {*sys.modules}), file=sys.stderr)
-"""
-
-
-def test_the_client_imports_nothing_heavy(laptop: Laptop) -> None:
-    for arguments in (
-        ["submit", "-c", "job.yaml", "--on", "big", "--dry-run"],
-        ["ps", "--on", "big"],
-        ["show", "x", "--on", "big"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", LIGHT, *arguments],
-            cwd=laptop.project,
-            env=laptop.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.stderr.splitlines()[-1] == "HEAVY []", done.stderr

@@ -23,6 +23,7 @@ from ropewalk.jobs.cli import (
     feedback,
     fetch,
     inspect,
+    mcp,
     models,
     notify,
     queue,
@@ -148,14 +149,24 @@ PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Registry": (models.models, models.promote, models.rollback, models.approve, feedback.trace),
     "Feedback": (feedback.feedback, feedback.review, feedback.forget),
     "Space": (space.rm, space.gc),
-    "Machine": (site.quickstart, site.doctor, site.nodes, secret.secret, site.trust, notify.notify, site.lab, explain.help_),
+    "Machine": (
+        site.quickstart,
+        site.doctor,
+        site.nodes,
+        secret.secret,
+        site.trust,
+        notify.notify,
+        mcp.mcp,
+        site.lab,
+        explain.help_,
+    ),
 }
 SETTINGS: dict[object, dict[str, Any]] = {
     run.run: OWN_HELP,
     run.submit: OWN_HELP,
     site.lab: {**OWN_HELP, "ignore_unknown_options": True},
 }
-ON_THIS_MACHINE = frozenset({run.check, search.sweep, site.quickstart, site.trust, site.lab, explain.help_})
+ON_THIS_MACHINE = frozenset({run.check, search.sweep, site.quickstart, site.trust, mcp.mcp, site.lab, explain.help_})
 for _panel, _commands in PANELS.items():
     for _command in _commands:
         app.command(

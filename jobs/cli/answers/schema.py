@@ -57,6 +57,7 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
 LINES = frozenset({"sweep", "submit", "logs", "top", "chat", "sync"})  # any number of lines; the others print one
 NO_JSON = {  # they report nothing that a program could use
     "review": "opens a page for a person",
+    "mcp": "speaks a protocol of its own",
     "shell": "opens a terminal, or passes on the output of a command",
     "quickstart": "a tour for a person; its jobs can be run with `run --json`",
     "lab": "starts a test cluster; its own command has other options",

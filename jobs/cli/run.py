@@ -205,8 +205,8 @@ def with_program(context: typer.Context, job: str, overrides: list[str] | None, 
 
 def _print_dry_run(job: str, configs: list[Any], on: str, *, script: bool, as_json: bool, waits: bool = False) -> None:
     from ropewalk.jobs.runs.show.tables import console
+    from ropewalk.jobs.runs.submit.dry_run import render
     from ropewalk.jobs.runs.submit.plan import plan, plan_page
-    from ropewalk.jobs.runs.submit.submit import render
 
     if script:
         text = render(job, configs, on, waits=waits)

@@ -56,8 +56,8 @@ class PipelineView(RunView):
 
     def render_needed(self) -> list[tuple[RunDir, str]]:
         """Return the run that would be submitted for each step, with placeholders for run ids, and a heading for it."""
+        from ropewalk.jobs.runs.submit.dry_run import dry_run_directory
         from ropewalk.jobs.runs.submit.records import make_record
-        from ropewalk.jobs.runs.submit.submit import dry_run_directory
 
         cluster = str(self.run.record["cluster"])
         configs = self.config.all_configs()

@@ -37,9 +37,9 @@ from ropewalk.jobs.orchestration.sweep.trials.checkpoint_reference import releas
 from ropewalk.jobs.orchestration.sweep.trials.trial_runs import await_end, end_run
 from ropewalk.jobs.orchestration.sweep.watchdog import Watchdog
 from ropewalk.jobs.runs.show.status import final_outcome
+from ropewalk.jobs.runs.submit.dry_run import dry_run_directory
 from ropewalk.jobs.runs.submit.launcher import launcher
 from ropewalk.jobs.runs.submit.records import make_record
-from ropewalk.jobs.runs.submit.submit import dry_run_directory
 
 log = logging.getLogger(__name__)
 

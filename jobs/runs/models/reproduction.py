@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ropewalk.cluster.backends.profiles import load_backend
 from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
@@ -18,7 +17,7 @@ from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.results.metrics import curves
 from ropewalk.jobs.runs.models.inputs import READS_DATA, paths_in
 from ropewalk.jobs.runs.submit.records import wanted_project
-from ropewalk.jobs.runs.submit.submit import create_runs, root_of_runs, start_with_needed
+from ropewalk.jobs.runs.submit.submit import root_of_runs, submit_many
 
 REPRODUCES = "reproduces"  # key of the record of a run that was made here: the id of the run before
 MASKED = "***"
@@ -77,13 +76,10 @@ def reproduce(run: RunDir, overrides: Sequence[str] = (), command: Sequence[str]
     config = load_config(config_of(find_job(job)), dict(record["config"]), overrides)
     if masked := next(_masked(config.model_dump(mode="json")), None):
         raise ConfigError(f"{masked}: its value was a secret and is not in run.yaml; add {masked}=VALUE")
-    backend = load_backend(cluster_name)
     if config.name == record["config"].get("name"):  # none was given
         config = config.model_copy(update={"name": f"{config.name or job}-again"})
     root = root_of_runs([config], cluster_name)
-    (new,) = create_runs(backend, job, [config], cluster_name, command, extra={REPRODUCES: run.id, **_copies(run, root)})
-    start_with_needed(backend, new, new.resources(), ())
-    return new
+    return submit_many(job, [config], cluster_name, command=command, extra={REPRODUCES: run.id, **_copies(run, root)})[0]
 
 
 def _masked(value: Any, key: str = "") -> Iterator[str]:

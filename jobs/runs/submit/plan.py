@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.text import format_value
 from ropewalk.jobs.runs.show.view import view_of
+from ropewalk.jobs.runs.submit.dry_run import DryRun, dry_run, start_of
 from ropewalk.jobs.runs.submit.provenance import mask_secrets
 from ropewalk.jobs.runs.submit.records import needs_own_code
-from ropewalk.jobs.runs.submit.submit import DryRun, dry_run, start_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
@@ -16,7 +16,6 @@ from ropewalk.cluster.config_reader import apply_override, load_config, problems
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
 from ropewalk.cluster.input_paths import PathView
 from ropewalk.cluster.run.directory import RunDir, runs_root
-from ropewalk.cluster.run.files import dated_label
 from ropewalk.cluster.run.origin import current_origin
 from ropewalk.jobs.registry import JOBS, config_of, find_job, view_class
 from ropewalk.jobs.runs.show.view import RunView, view_of
@@ -78,54 +77,6 @@ def configure_each(job: str, file: Path | None, overrides: Sequence[str], each: 
     return [load_config(kind, values, combination) for combination in combinations(each)]
 
 
-def dry_run_directory(config: JobConfig, record: Mapping[str, Any], root: Path | None = None) -> RunDir:
-    """Make the run of a dry run, which has a record but no files."""
-    path = (root or runs_root()) / f"{dated_label(config.name or record['job'])}-dry-run"
-    return RunDir(path, record={"run": path.name, **record})
-
-
-class DryRun(NamedTuple):
-    """The runs of a submission after all checks, none of which has files, and sentences for the user."""
-
-    backend: Backend
-    configs: list[JobConfig]
-    runs: list[RunDir]
-    notices: list[str]
-
-
-def dry_run(job: str, configs: Sequence[JobConfig], cluster_name: str, *, waits: bool = False) -> DryRun:
-    """Check a submission and make its runs without files. `waits`: it starts after other runs. Raises RopewalkError."""
-    backend = load_backend(cluster_name)
-    inputs = _inputs_of(backend, configs, cluster_name)
-    checked, gpus_notice = set_gpus(backend, [inputs.pin(config)[0].resolved() for config in configs], waits=waits)
-    check_inputs(backend, checked, inputs.path_here)
-    origin = submission_record(())
-    runs = [dry_run_directory(config, make_record(job, config, cluster_name, origin), inputs.root) for config in checked]
-    notices = [gpus_notice, backend.resources_notice(checked[0].resources)]
-    return DryRun(backend, checked, runs, [notice for notice in notices if notice])
-
-
-def start_of(planned: DryRun) -> str:
-    """Return the backend's estimate of the start, as a sentence; empty if it has none."""
-    return " ".join(planned.backend.start_estimate(planned.runs[0], planned.configs[0].resources).split())
-
-
-def render(job: str, configs: Sequence[JobConfig], cluster_name: str, *, waits: bool = False) -> str:
-    """Render the script or manifest of a submission, after the same checks, with an estimate of its start.
-
-    For many runs this is the script of their array if the backend has arrays, else that of the first run. `waits`: the
-    submission starts after other runs.
-    """
-    planned = dry_run(job, configs, cluster_name, waits=waits)
-    backend, runs = planned.backend, planned.runs
-    script = "".join(
-        f"# {heading}\n{backend.render(run, run.resources()).rstrip()}\n\n" for run, heading in view_of(runs[0]).render_needed()
-    )
-    script += f"{backend.render_many(runs, planned.configs[0].resources).rstrip()}\n"
-    notices = [*planned.notices, start_of(planned)]
-    return script + "".join(f"# {sentence}\n" for sentence in notices if sentence)  # as comments, so that it remains a script
-
-
 def submit(
     job: str, config: JobConfig, cluster_name: str = "local", *, after: Sequence[Dependency] = (), command: Sequence[str] = ()
 ) -> RunDir:
@@ -141,14 +92,18 @@ def submit_many(
     after: Sequence[Dependency] = (),
     at_once: int | None = None,
     command: Sequence[str] = (),
+    extra: Mapping[str, Any] | None = None,
 ) -> list[RunDir]:
-    """Create and submit many runs, of which at most `at_once` run at the same time. Raises RopewalkError."""
+    """Create and submit many runs, of which at most `at_once` run at the same time. Raises RopewalkError.
+
+    `extra`: content of run.yaml that takes the place of what is written else.
+    """
     backend = load_backend(cluster_name)
     if at_once is not None and at_once < len(configs):
         backend.check_waiting()
 
     def make() -> list[RunDir]:
-        return create_runs(backend, job, configs, cluster_name, command, waits=bool(after))
+        return create_runs(backend, job, configs, cluster_name, command, waits=bool(after), extra=extra)
 
     def begin(runs: Sequence[RunDir]) -> None:
         resources = runs[0].resources()
@@ -229,9 +184,9 @@ def create_runs(
 ) -> list[RunDir]:
     """Check the configurations, and make the run directories of a submission. Raises RopewalkError.
 
-    `waits`: the submission starts after other runs. `extra`: content of run.yaml that takes the place of what is written else.
+    `waits`: the submission starts after other runs. `extra`: as in `submit_many`.
     """
-    inputs, other = _inputs_of(backend, configs, cluster_name), configs[0].children_cluster()
+    inputs, other = inputs_of(backend, configs, cluster_name), configs[0].children_cluster()
     pinned = [inputs.pin(config) for config in configs]
     configs, gpus_notice = set_gpus(backend, [config.resolved() for config, _ in pinned], waits=waits)
     check_inputs(backend, configs, inputs.path_here)
@@ -264,13 +219,14 @@ def create_runs(
 
 def fetch_inputs(configs: Sequence[JobConfig], cluster_name: str) -> list[FetchedInput]:
     """Fetch what the runs of a submission would need. Raises RopewalkError."""
-    inputs = _inputs_of(load_backend(cluster_name), configs, cluster_name)
+    inputs = inputs_of(load_backend(cluster_name), configs, cluster_name)
     fetched = [item for config in configs for item in inputs.pin(config)[1]]
     inputs.fetch()
     return list(dict.fromkeys(fetched))
 
 
-def _inputs_of(backend: Backend, configs: Sequence[JobConfig], cluster_name: str) -> Inputs:
+def inputs_of(backend: Backend, configs: Sequence[JobConfig], cluster_name: str) -> Inputs:
+    """Return what looks up, pins and fetches the inputs of a submission."""
     other = configs[0].children_cluster()
     return Inputs(load_backend(other) if other else backend, root_of_runs(configs, cluster_name))
 

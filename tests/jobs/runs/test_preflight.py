@@ -23,7 +23,8 @@ from ropewalk.jobs.evaluation.evaluate.config import EvaluateConfig
 from ropewalk.jobs.orchestration.pipeline.config import PipelineConfig
 from ropewalk.jobs.preprocess.config import PreprocessConfig
 from ropewalk.jobs.runs.show.cancel import cancel_runs
-from ropewalk.jobs.runs.submit.submit import configure, render, submit
+from ropewalk.jobs.runs.submit.dry_run import render
+from ropewalk.jobs.runs.submit.submit import configure, submit
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.k8s.backend import K8sBackend
 from ropewalk.sharding.config import ParallelConfig, check_mesh

@@ -11,7 +11,8 @@ import pytest
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.project import PROJECT_VARIABLE
-from ropewalk.jobs.runs.submit.submit import configure, render
+from ropewalk.jobs.runs.submit.dry_run import render
+from ropewalk.jobs.runs.submit.submit import configure
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, losses, make_run, pretrain_config
 from tests.readme import Section, ropewalk

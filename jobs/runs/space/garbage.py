@@ -12,6 +12,7 @@ from ropewalk.cluster.run import names
 from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
 from ropewalk.cluster.run.disk import disk_bytes
 from ropewalk.datapipe.passes.task import WORK
+from ropewalk.jobs.runs.notify.notifier import ARRAYS as OUTBOXES
 from ropewalk.jobs.runs.show.status import is_final
 from ropewalk.jobs.runs.space.remove import REMOVED
 
@@ -23,7 +24,7 @@ OLD_SECONDS = 30 * 86400.0  # a client gives an unanswered submission again with
 class Garbage(NamedTuple):
     """A file or folder that can be deleted, and the reason."""
 
-    kind: str  # code | prepared | packages | fetched | submission | work | removed | version
+    kind: str  # code | prepared | packages | notify | fetched | submission | work | removed | version
     path: Path
     bytes: int
     reason: str
@@ -40,6 +41,7 @@ def find_garbage(root: Path) -> Iterator[Garbage]:
         ("code", root / CODE_FOLDER, "no run uses this copy of code"),
         ("prepared", root / names.PREPARED_FOLDER, "no run uses this prepared data set"),
         ("packages", root / PACKAGES_FOLDER, "no run uses this environment"),
+        ("notify", root / OUTBOXES, "messages about runs that are gone"),
     ):
         for path in _old_entries(folder):
             if not any(path.name in text for text in texts) and not any(run_id in path.name for run_id in live):

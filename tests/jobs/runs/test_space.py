@@ -13,6 +13,7 @@ from ropewalk.cluster.run.disk import disk_bytes
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.names import PREPARED_DATA
 from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.cli.answers.schema import validate
 from ropewalk.jobs.models.registry.promote import promote
 from ropewalk.jobs.models.registry.register import register
 from ropewalk.jobs.models.registry.remove import remove
@@ -151,6 +152,10 @@ def littered(root: Path, tmp_path: Path) -> dict[str, Path]:
         "used prepared": root / ".prepared/dddd",
         "prepared": root / ".prepared/eeee",
         "unfinished prepared": root / ".prepared/.ffff.gone-run",
+        "used packages": root / ".packages/aa00",
+        "packages": root / ".packages/bb00",
+        "used notify": root / ".notify/cc00",
+        "notify": root / ".notify/dd00",
         "removed": root / ".removed/old-run.abcd",
         "work": tmp_path / "failed/.work",
         "used work": tmp_path / "making/.work",
@@ -160,7 +165,7 @@ def littered(root: Path, tmp_path: Path) -> dict[str, Path]:
         (path / "file").write_bytes(b"x" * 50_000)
         age(path)
     age(paths["young code"], days=0)
-    run = ran(root, code={"snapshot": "aaaa"})
+    run = ran(root, code={"snapshot": "aaaa"}, packages={"hash": "aa00"}, submission={"id": "cc00", "runs": 2})
     write_json(run.path / PREPARED_DATA, {"path": "../.prepared/dddd", "hash": "x"})
     ran(root, "preprocess", RunState.FAILED, config={"output": str(tmp_path / "failed")})
     ran(root, "preprocess", RunState.FAILED, config={"output": str(tmp_path / "making")})
@@ -172,7 +177,8 @@ def test_gc_lists_what_no_run_needs_and_deletes_it_when_told(littered: dict[str,
     needed = {name for name in littered if name.startswith(("used", "young"))}
     listed = json.loads(shell("gc", "--json"))
     assert {item["path"] for item in listed["items"]} == {str(path) for name, path in littered.items() if name not in needed}
-    assert {item["kind"] for item in listed["items"]} == {"code", "prepared", "removed", "work"}
+    assert {item["kind"] for item in listed["items"]} == {"code", "prepared", "packages", "notify", "removed", "work"}
+    validate("gc", json.dumps(listed))
     assert listed["bytes"] == sum(disk_bytes(path) for name, path in littered.items() if name not in needed)
     assert "can be deleted: `ropewalk gc --yes`" in shell("gc")
     assert all(path.exists() for path in littered.values()), "a list deletes nothing"

@@ -30,7 +30,8 @@ def test_align(tmp_path: Path) -> None:
 
 def test_grpo(tmp_path: Path) -> None:
     data = write_prompts(tmp_path / "prompts.jsonl", prompts(10))
-    config = grpo_config(make_model(tmp_path / "model"), data, grpo={"kl": 0.001}, **KEYS)
+    batch = {"global_batch": 4, "micro_batch": 4}
+    config = grpo_config(make_model(tmp_path / "model"), data, batch=batch, grpo={"kl": 0.001}, **KEYS)
     check_leaving(grpo_run(tmp_path, config), tmp_path)
 
 

@@ -24,7 +24,9 @@ def home(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-@pytest.mark.parametrize(("launch", "ranks"), [("ranks", 2), ("once", 1)])
+@pytest.mark.parametrize(
+    ("launch", "ranks"), [("ranks", 2), pytest.param("once", 1, marks=pytest.mark.soak("another engine; make test runs ranks"))]
+)
 def test_planted_secrets_are_in_the_program_alone(home: Path, start: Start, tmp_path: Path, launch: str, ranks: int) -> None:
     planted.plant("local")
     names = f"secrets=[{','.join(planted.SECRETS)}]"

@@ -177,6 +177,7 @@ def tossed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     return sweep
 
 
+@pytest.mark.soak("six runs; make test confirms by a backend that is made up")
 def test_runs_of_the_real_backend_say_that_the_win_is_real(shell: Shell, tossed: RunDir) -> None:
     page = shell("confirm", tossed.id, "--seeds", "3")
     assert "The win is real: trial 0 is better than trial 1 by 0.4" in page  # and a seed's luck

@@ -71,6 +71,7 @@ def test_the_summary_outlives_kill_9(
     assert output["best/parameters/optim.lr"] == pytest.approx(best.parameters["optim.lr"])
 
 
+@pytest.mark.soak("another sidecar; make test runs test_the_summary_outlives_kill_9")
 def test_the_end_of_a_sidecar_tells_the_last_state(sweep: RunDir) -> None:
     sidecar = start(sweep)
     until((sweep.wandb / "offline-told.json").exists, Patience.START)

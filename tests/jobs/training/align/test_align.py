@@ -1,6 +1,5 @@
 """Aligning as a whole: any number of ranks, stopped, killed and resumed; what is measured, and what is left out."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.loader.order import permute
 from ropewalk.jobs.training.align.preferences.source import Rows
 from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
+from ropewalk.sharding.config import PrecisionConfig
+from ropewalk.sharding.parallelize import compute_format
 from tests.jobs.corpus import END
 from tests.jobs.launch import equal, events, launch, log_of, losses, start, weights
 from tests.jobs.training.align.formulas import kto_losses, pair_losses
@@ -34,10 +35,10 @@ LORA = {"lora": {"rank": 4}, "optim": {"lr": 1e-2, "warmup_steps": 2}}
 @pytest.mark.parametrize(
     "keys",
     [
-        pytest.param({}, id="dpo", marks=pytest.mark.soak("make test runs kto, and the formula of dpo on two ranks")),
-        pytest.param({"method": "kto"}, id="kto"),
-        pytest.param({"method": "orpo"}, id="orpo", marks=pytest.mark.soak("make test runs kto")),
-        pytest.param(LORA, id="lora", marks=pytest.mark.soak("make test runs kto, and the formula with an adapter on two ranks")),
+        pytest.param({}, id="dpo", marks=pytest.mark.soak("make test runs the formula of dpo on two ranks")),
+        pytest.param({"method": "kto"}, id="kto", marks=pytest.mark.soak("make test runs the formula of kto on three ranks")),
+        pytest.param({"method": "orpo"}, id="orpo", marks=pytest.mark.soak("make test runs the formula of kto on three ranks")),
+        pytest.param(LORA, id="lora", marks=pytest.mark.soak("make test runs the formula with an adapter on two ranks")),
     ],
 )
 def test_no_number_of_ranks_and_no_micro_batch_changes_what_is_learnt(
@@ -119,8 +120,8 @@ def test_the_loss_and_the_kl_of_kto_are_the_papers(model: Path, data: Path, tmp_
     assert kl > 0
 
 
-def test_a_reference_is_computed_once_and_verified(model: Path, data: Path, tmp_path: Path) -> None:
-    ours = shutil.copy(data, tmp_path / data.name)
+def test_a_reference_is_computed_once_and_verified(model: Path, tmp_path: Path) -> None:
+    ours = write_pairs(tmp_path / "pairs.jsonl", pairs(20))
     config = align_config(model, ours, steps=2)
     copy, once, again = (align_run(tmp_path, {**config, "reference": kind}) for kind in ("copy", "precomputed", "precomputed"))
     launch(copy, 1)
@@ -137,11 +138,13 @@ def test_a_reference_is_computed_once_and_verified(model: Path, data: Path, tmp_
     assert losses(again) == pytest.approx(losses(copy), rel=1e-6)
 
 
-def test_a_reference_is_that_of_one_format(model: Path, data: Path, tmp_path: Path) -> None:
+def test_a_reference_is_that_of_one_format(model: Path, tmp_path: Path) -> None:
     """On a CPU auto is fp32, and on a GPU bf16: what was computed in one is not taken for the other."""
-    copy = shutil.copy(data, tmp_path / data.name)
-    for compute, folders in (("auto", 1), ("fp32", 1), ("bf16", 2)):
-        config = align_config(model, copy, steps=1, reference="precomputed", precision={"compute": compute})
+    auto, single = (compute_format(PrecisionConfig(compute=name), torch.device("cpu")) for name in ("auto", "fp32"))
+    assert auto == single
+    few = write_pairs(tmp_path / "pairs.jsonl", pairs(10))
+    for compute, folders in (("auto", 1), ("bf16", 2)):
+        config = align_config(model, few, steps=1, reference="precomputed", precision={"compute": compute})
         launch(align_run(tmp_path, config), 1)
         assert len({path.parent for path in tmp_path.glob("*.reference/*/*.arrow")}) == folders, compute
 

@@ -44,23 +44,28 @@ def check_used_once(run: RunDir, steps: int, global_batch: int = 16, group: int 
     assert sorted(keys) == sorted(expected)
 
 
-def test_it_learns_and_no_number_of_ranks_changes_what(model: Path, data: Path, tmp_path: Path) -> None:
-    config = grpo_config(model, data, steps=18, checkpoint={"every_steps": 9}, grpo={"kl": 0.001})
-    sizes = ((16, 18), (5, 2))  # of a micro-batch; and how many steps are taken, of which the first two are compared
-    runs = [
-        grpo_run(tmp_path, config | {"steps": steps, "batch": {"global_batch": 16, "micro_batch": size}}) for size, steps in sizes
-    ]
-    left, three = (launch(run, ranks) for run, ranks in zip(runs, (1, 3), strict=True))
-    rewards = metrics(runs[0], "train/reward")
-    assert sum(rewards[-5:]) / 5 > 2 * sum(rewards[:5]) / 5
-    assert metrics(runs[0], "train/importance_ratio") == pytest.approx([1.0] * 18, abs=1e-4)
-    assert left["prompts"] == three["prompts"] == 10
-    check_used_once(runs[0], 18)
+def test_no_number_of_ranks_and_no_micro_batch_changes_what_is_drawn_and_learnt(model: Path, data: Path, tmp_path: Path) -> None:
+    config = grpo_config(model, data, steps=2, checkpoint={"every_steps": 9}, grpo={"kl": 0.001})
+    runs = [grpo_run(tmp_path, {**config, "batch": {"global_batch": 16, "micro_batch": size}}) for size in (16, 5)]
+    results = [launch(run, ranks) for run, ranks in zip(runs, (1, 3), strict=True)]
+    assert metrics(runs[0], "train/importance_ratio") == pytest.approx([1.0] * 2, abs=1e-4)
+    assert results[0]["prompts"] == results[1]["prompts"] == 10
+    check_used_once(runs[0], 2)
     first, other = ([row["tokens"] for row in drawn(run)[:16]] for run in runs)
     assert first == other
     for name in ("train/gradient_norm", "train/reward", "train/kl"):
-        mine, theirs = (metrics(run, name)[:2] for run in runs)
+        mine, theirs = (metrics(run, name) for run in runs)
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.soak("18 steps of generation; make test compares losses and gradients with the paper's, and kills runs")
+def test_it_learns(model: Path, data: Path, tmp_path: Path) -> None:
+    config = grpo_config(model, data, steps=18, checkpoint={"every_steps": 9}, grpo={"kl": 0.001})
+    run = grpo_run(tmp_path, {**config, "batch": {"global_batch": 16, "micro_batch": 16}})
+    launch(run, 1)
+    rewards = metrics(run, "train/reward")
+    assert sum(rewards[-5:]) / 5 > 2 * sum(rewards[:5]) / 5
+    check_used_once(run, 18)
 
 
 STALLS = ["put:after:7:1", "commit:before:2:0"]  # and of which rank
@@ -253,7 +258,7 @@ def test_the_example_is_a_configuration() -> None:
 
 
 def test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced(model: Path, data: Path, tmp_path: Path) -> None:
-    keys = {"steps": 2, "validation_data": str(data), "validation": {"max_sequences": 3}}
+    keys = {"steps": 1, "validation_data": str(data), "validation": {"max_sequences": 3}}
     by_ranks = grpo_run(tmp_path, grpo_config(model, data, **keys, grpo={"chunk": 2}))
     by_workers = grpo_run(tmp_path, grpo_config(model, data, **keys, grpo={"chunk": 2, "workers": 1}))
     launch(by_ranks, 2)
@@ -266,8 +271,8 @@ def test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced(model: Path,
     assert len(events(by_workers, "rollout_worker_lost")) == 1
     assert equal(weights(by_ranks), weights(by_workers))
     assert metrics(by_ranks, "validation/reward") == metrics(by_workers, "validation/reward")
-    assert len(metrics(by_ranks, "validation/reward")) == 2
-    check_used_once(by_workers, 2)
+    assert len(metrics(by_ranks, "validation/reward")) == 1
+    check_used_once(by_workers, 1)
 
 
 def workers_of(group: Ranks) -> list[psutil.Process]:

@@ -43,7 +43,15 @@ def test_the_loss_is_the_papers_and_no_number_of_ranks_changes_it(model: Path, d
     assert losses(first)[2] == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("keys", [{}, {"lora": {"rank": 2}}], ids=["all weights", "lora"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param(
+            {}, id="all weights", marks=pytest.mark.soak("make test exports an adapter's, and all weights of other jobs")
+        ),
+        pytest.param({"lora": {"rank": 2}}, id="lora"),
+    ],
+)
 def test_it_leaves_as_a_model_for_classification_and_scores_there_as_here(
     keys: dict[str, Any], model: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run whose model has learnt a little."""
     sizes = {**TINY, "num_hidden_layers": 3}
-    config = pretrain_config(data, model={"config": sizes}, steps=60, checkpoint={"every_steps": 60})
+    config = pretrain_config(data, model={"config": sizes}, steps=25, checkpoint={"every_steps": 25})
     run = make_run(tmp_path_factory.mktemp("trained"), config)
     launch(run, 1)
     return run
@@ -130,7 +130,7 @@ def test_a_student_comes_nearer_to_its_teacher_and_leaves_as_a_model(trained: Ru
     assert "Held-out text" in (run.path / "distill/report.html").read_text()
     record = require_record(run).weights
     assert record is not None
-    assert (record.run, record.step) == (str(trained.path), 60), "the model comes from its teacher"
+    assert (record.run, record.step) == (str(trained.path), 25), "the model comes from its teacher"
     folder = export(run, tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 48)
@@ -176,9 +176,6 @@ def test_cached_logits_are_computed_once_and_a_kill_changes_nothing(teacher: Pat
     launch(again, 1)
     assert {path: path.read_bytes() for path in chunks} == content, "a damaged chunk is made anew, the same by one rank as by two"
     assert losses(again) == pytest.approx(losses(killed), rel=1e-6)
-    undisturbed = distill_run(tmp_path, config)
-    launch(undisturbed, 2)
-    assert losses(undisturbed) == losses(killed)
     facts = results["teacher_logits"]
     assert facts["bytes"] == sum(len(raw) for raw in content.values())
     student, tokens = AutoModelForCausalLM.from_pretrained(killed.path / "student"), first_tokens(data)
@@ -186,6 +183,7 @@ def test_cached_logits_are_computed_once_and_a_kill_changes_nothing(teacher: Pat
     assert losses(killed)[1] == pytest.approx(online, rel=0.2), "the estimate of the same divergence"
 
 
+@pytest.mark.soak("three runs; make test runs test_a_reference_is_that_of_one_format")
 def test_cached_logits_are_those_of_one_format(teacher: Path, tmp_path: Path) -> None:
     """On a CPU auto is fp32, and on a GPU bf16: what was computed in one is not taken for the other."""
     data = make_dataset(tmp_path / "data")

@@ -39,16 +39,15 @@ def test_sharded_accumulation_keeps_no_whole_gradient_and_gives_equal_results(da
     assert all(torch.allclose(sharded[name], whole[name], rtol=1e-4, atol=1e-6) for name in whole)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_sharded_gradients_do_not_depend_on_the_world_size(data: Path, tmp_path: Path, ranks: int) -> None:
+def test_sharded_gradients_do_not_depend_on_the_world_size(data: Path, tmp_path: Path) -> None:
     whole, sharded = (
         make_run(
             tmp_path, pretrain_config(data, steps=4, batch={"global_batch": 7, "micro_batch": 1}, parallel={"accumulate": how})
         )
         for how in ("unsharded", "sharded")
     )
-    launch(whole, ranks)
-    launch(sharded, ranks)
+    launch(whole, 1)
+    launch(sharded, 3)
     assert losses(sharded) == pytest.approx(losses(whole), rel=1e-6)
 
 

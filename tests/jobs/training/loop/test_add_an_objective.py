@@ -15,7 +15,8 @@ from ropewalk.jobs.runs.submit.dry_run import render
 from ropewalk.jobs.runs.submit.submit import configure
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, losses, make_run, pretrain_config
-from tests.readme import Section, ropewalk
+from tests.jobs.shell import Shell
+from tests.readme import Section
 
 SECTION = Section("jobs/training/README.md", "Add an objective")
 
@@ -30,12 +31,25 @@ def folder(tmp_path: Path) -> Path:
     return home
 
 
-def test_an_objective_as_the_readme_adds_it(folder: Path) -> None:
+@pytest.fixture
+def imported_afresh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is the current one, and this process forgets its module at the end."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setitem(sys.modules, "mine", ModuleType("mine"))  # undone at the end, like the import
+    monkeypatch.delitem(sys.modules, "mine")
+
+
+def test_an_objective_as_the_readme_adds_it(
+    folder: Path, shell: Shell, imported_afresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (command,) = SECTION.commands()
-    out, _ = ropewalk(folder, *command, "--json")
-    results = json.loads(out.splitlines()[-1])
+    for name, value in {"ROPEWALK_RUNS": str(folder / "runs"), "WANDB_MODE": "disabled"}.items():
+        monkeypatch.setenv(name, value)
+    fewer = ("steps=3", "batch.global_batch=4", "batch.micro_batch=2", "validation.max_sequences=2")
+    results = json.loads(shell(*command, *fewer, "--json").splitlines()[-1])
     (run,) = RunDir.all(folder / "runs")
-    assert len(losses(run)) == 20
+    assert len(losses(run)) == 3
     assert {"validation/log_z", "validation/loss"} <= results.keys()
     assert "validation/bits_per_byte" not in results, "the loss has no unit"
 
@@ -68,13 +82,9 @@ def test_the_objective_trains_alike_on_one_rank_and_on_three(folder: Path) -> No
     ],
 )
 def test_a_mistake_is_reported_before_submission(
-    change: tuple[str, str], error: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    change: tuple[str, str], error: str, folder: Path, imported_afresh: None
 ) -> None:
     file = folder / "mine.py"
     file.write_text(file.read_text().replace(*change))
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setitem(sys.modules, "mine", ModuleType("mine"))  # undone at the end, like the import
-    monkeypatch.delitem(sys.modules, "mine")
     with pytest.raises(ConfigError, match=re.escape(error.format(file=file))):
         render("pretrain", [configure("pretrain", Path("pretrain.yaml"), [])], "local")

@@ -89,12 +89,16 @@ def peft_options(**options: Any) -> Any:
     return peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", **more)
 
 
-@pytest.mark.parametrize("options", [{}, {"dora": True}, {"rslora": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dora": True}, pytest.param({"rslora": True}, marks=pytest.mark.soak("another scale of the adapter"))],
+    ids=str,
+)
 def test_it_is_pefts_training_at_1_2_and_3_ranks(data: Path, base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    config = lora_config(data, base, optim={"lr": 3e-3, "warmup_steps": 2, "eps": 1e-8})
+    config = lora_config(data, base, steps=4, optim={"lr": 3e-3, "warmup_steps": 2, "eps": 1e-8})
     expected, wrapped = peft_losses(data, base, config, **options)
     trained = {name.removeprefix("base_model."): p for name, p in wrapped.named_parameters() if p.requires_grad}
-    for ranks in (1, 2, 3) if not options else (2,):
+    for ranks in (1, 3) if not options else (2,):
         run = make_run(tmp_path, {**config, "lora": {**LORA, **options}})
         launch(run, ranks)
         assert list(losses(run).values()) == pytest.approx(expected, rel=1e-6)
@@ -112,7 +116,7 @@ def test_it_is_pefts_training_at_1_2_and_3_ranks(data: Path, base: Path, tmp_pat
 def test_killed_and_resumed_is_bit_identical_and_saves_the_adapter_alone(
     data: Path, base: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    config = {**lora_config(data, base, steps=9), "lora": {**LORA, **options}}
+    config = {**lora_config(data, base, steps=6), "lora": {**LORA, **options}}
     whole, parted = make_run(tmp_path, config), make_run(tmp_path, config)
     launch(whole, 2)
     group = start(parted, 2)
@@ -121,7 +125,7 @@ def test_killed_and_resumed_is_bit_identical_and_saves_the_adapter_alone(
     launch(parted, 2)
     assert losses(parted) == losses(whole)
     assert equal(weights(parted), weights(whole))
-    folder = whole.checkpoints / "step-00000009"
+    folder = whole.checkpoints / "step-00000006"
     tensors = sum(tensor.numel() * tensor.element_size() for tensor in weights(whole).values())
     assert sum(path.stat().st_size for path in folder.iterdir()) < tensors + 40_000, "nothing of the base is in it"
     assert all(".lora_" in name for name in weights(whole))
@@ -139,7 +143,7 @@ def test_a_run_begins_where_an_adapted_run_ended(data: Path, base: Path, tmp_pat
     head = "model.embed_tokens.weight"
     assert torch.equal(merged.state_dict()[head], again.state_dict()[head])
     third = make_run(tmp_path, pretrain_config(data, steps=1, model={"run": first.id}))
-    launch(third, 2)
+    launch(third, 1)
     assert losses(third)[1] == pytest.approx(losses(second)[1], rel=1e-6), "all weights, from the merged model on"
 
 
@@ -148,20 +152,19 @@ def test_the_reference_is_the_adapter_switched_off(data: Path, base: Path, tmp_p
     config = {**lora_config(data, base, steps=4, optim={"lr": 1e-2, "warmup_steps": 0}), "lora": LORA}
     plain = make_run(tmp_path, config)
     launch(plain, 1)
-    for ranks in (1, 3):
-        run = make_run(tmp_path, {**config, "batch": {"global_batch": 8, "micro_batch": 1}}, "reference")
-        launch(run, ranks)
-        assert list(losses(run).values()) == pytest.approx(list(losses(plain).values()), rel=1e-6)
-        results = [line["train/reference"] for line in run.read_metrics() if "train/reference" in line]
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        from ropewalk.datapipe.loader.loader import Source, TokenLoader
+    run = make_run(tmp_path, {**config, "batch": {"global_batch": 8, "micro_batch": 1}}, "reference")
+    launch(run, 3)
+    assert list(losses(run).values()) == pytest.approx(list(losses(plain).values()), rel=1e-6)
+    results = [line["train/reference"] for line in run.read_metrics() if "train/reference" in line]
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    from ropewalk.datapipe.loader.loader import Source, TokenLoader
 
-        loader = TokenLoader([Source(str(data))], seq_len=32, seed=0)
-        for step, value in enumerate(results):
-            tokens = torch.from_numpy(loader.read(range(step * 8, step * 8 + 8)))
-            with torch.no_grad():
-                logits = model(input_ids=tokens[:, :-1]).logits.flatten(0, 1)
-            assert value == pytest.approx(torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()).item(), rel=1e-6)
+    loader = TokenLoader([Source(str(data))], seq_len=32, seed=0)
+    for step, value in enumerate(results):
+        tokens = torch.from_numpy(loader.read(range(step * 8, step * 8 + 8)))
+        with torch.no_grad():
+            logits = model(input_ids=tokens[:, :-1]).logits.flatten(0, 1)
+        assert value == pytest.approx(torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()).item(), rel=1e-6)
 
 
 def test_peft_opens_what_is_saved(base: Path, tmp_path: Path) -> None:

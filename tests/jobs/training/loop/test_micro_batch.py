@@ -21,15 +21,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_group_that_runs_out_of_memory_halves_it(data: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, pretrain_config(data, steps=3, batch=AUTO))
-    planted = {"TEST_HOOK": "out_of_memory", "MOST_SAMPLES": "2", "EXHAUSTED_STEP": "1"}
-    for _ in range(2):  # 8 samples a rank, then 4
-        codes = start(run, 2, **planted).wait()
-        assert codes == [EXIT_LOST_PEER] * 2
+    planted = {"TEST_HOOK": "out_of_memory", "MOST_SAMPLES": "4", "EXHAUSTED_STEP": "1"}
+    assert start(run, 2, **planted).wait() == [EXIT_LOST_PEER] * 2  # 8 samples a rank
     launch(run, 2, **planted)
-    assert [event["size"] for event in events(run, "micro_batch")] == [8, 4, 2]
-    assert [(event["rank"], event["micro_batch"]) for event in events(run, "out_of_memory")] == [(1, 8), (1, 4)]
-    fixed = make_run(tmp_path / "fixed", pretrain_config(data, steps=3, batch={**AUTO, "micro_batch": 2}))
-    launch(fixed, 2)
+    assert [event["size"] for event in events(run, "micro_batch")] == [8, 4]
+    assert [(event["rank"], event["micro_batch"]) for event in events(run, "out_of_memory")] == [(1, 8)]
+    fixed = make_run(tmp_path / "fixed", pretrain_config(data, steps=3, batch={**AUTO, "micro_batch": 4}))
+    launch(fixed, 1)
     assert losses(run) == pytest.approx(losses(fixed), rel=1e-6)
 
 

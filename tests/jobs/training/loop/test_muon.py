@@ -13,7 +13,7 @@ from tests.fork_server import SERVER
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, launch, losses, make_run, pretrain_config, weights
 from tests.jobs.training.loop.muon_rank import STEPS, muon_main
-from tests.jobs.training.loop.test_checkpoint_elastic import copy_of, stop_at
+from tests.jobs.training.loop.test_checkpoint_elastic import copy_of, stop_at_once
 
 
 def results_at(ranks: int, replicate: int, folder: Path) -> list[dict[str, Any]]:
@@ -28,7 +28,15 @@ def results_at(ranks: int, replicate: int, folder: Path) -> list[dict[str, Any]]
 
 
 # 14 matrices: the last round has one for each rank or for some of them
-@pytest.mark.parametrize(("ranks", "replicate"), [(1, 1), (3, 1), (2, 2), (4, 2)])
+@pytest.mark.parametrize(
+    ("ranks", "replicate"),
+    [
+        pytest.param(1, 1, marks=pytest.mark.soak("nothing is divided; make test runs three ranks")),
+        (3, 1),
+        (2, 2),
+        pytest.param(4, 2, marks=pytest.mark.soak("make test runs shards, and copies, by themselves")),
+    ],
+)
 def test_sharded_muon_is_torchs_bit_by_bit(ranks: int, replicate: int, tmp_path: Path) -> None:
     results = results_at(ranks, replicate, tmp_path)
     for result in results:
@@ -39,14 +47,16 @@ def test_sharded_muon_is_torchs_bit_by_bit(ranks: int, replicate: int, tmp_path:
     assert max(counts) <= STEPS * -(-14 // ranks)
 
 
-@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "moments", [pytest.param("fp32", marks=pytest.mark.soak("make test runs bf16, whose type could be lost")), "bf16"]
+)
 def test_state_keeps_its_type_and_resumes_at_any_number_of_ranks(moments: str, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data")
     optim = {"name": "muon", "lr": 3e-3, "warmup_steps": 2}
-    config = pretrain_config(data, steps=8, optim=optim, precision={"optimizer": moments})
+    config = pretrain_config(data, steps=4, optim=optim, precision={"optimizer": moments})
     undisturbed, stopped = make_run(tmp_path, config), make_run(tmp_path, config)
     launch(undisturbed, 2)
-    step = stop_at(stopped, 2, 3)
+    step = stop_at_once(stopped, 2)
     other = copy_of(stopped, tmp_path, "other")
     before = weights(stopped, step)
     launch(stopped, 2)

@@ -107,7 +107,7 @@ def test_a_training_step_makes_no_call_to_the_runs_file_system(tmp_path: Path) -
     arguments = ["strace", "-y", "-e", "trace=%file,%desc", "-o", str(traced), "-p", str(ranks.processes[0].pid)]
     tracer = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)  # the main thread alone
     began = max(losses(run))
-    ranks.until(lambda: max(losses(run)) > began + 30)
+    ranks.until(lambda: max(losses(run)) > began + 15)
     tracer.terminate()
     tracer.wait()
     ranks.kill()

@@ -23,16 +23,16 @@ from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors
 from ropewalk.sharding.config import ParallelConfig, check_mesh
 from ropewalk.sharding.tensor_parallel import tensor_problem, whole_sequences_reason
 from tests.fork_server import SERVER
-from tests.jobs.training.loop.tensor_rank import CASES, MODELS, config_of, rank_main, whole_value
+from tests.jobs.training.loop.tensor_rank import ALL_CASES, CASES, MODELS, Case, Cases, config_of, rank_main, whole_value
 
 BOUNDS = {"torch.float64": 1e-10, "torch.float32": 3e-6}
 
 
-def results_at(ranks: int, runs: dict[str, RunDir], folder: Path) -> list[dict[str, dict[str, float]]]:
+def results_at(ranks: int, cases: list[Case], runs: dict[str, RunDir], folder: Path) -> list[dict[str, dict[str, float]]]:
     """The report of each rank."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     paths = {name: run.path for name, run in runs.items()}
-    arguments = [(rank, ranks, store.port, paths, folder) for rank in range(ranks)]
+    arguments = [(rank, ranks, store.port, (cases, paths), folder) for rank in range(ranks)]
     processes = [SERVER.Process(target=rank_main, args=each) for each in arguments]
     for process in processes:
         process.start()
@@ -42,13 +42,24 @@ def results_at(ranks: int, runs: dict[str, RunDir], folder: Path) -> list[dict[s
     return [json.loads((folder / f"{rank}-of-{ranks}.json").read_text()) for rank in range(ranks)]
 
 
-def test_divided_models_learn_as_whole_ones_and_their_checkpoints_load_on_any_mesh(tmp_path: Path) -> None:
-    runs = {name: RunDir.create("test", {"job": "pretrain", "config": {}}, tmp_path / name) for name in ("phi3", "qwen3_moe")}
+@pytest.mark.parametrize(
+    ("chosen", "saved", "worlds"),
+    [
+        pytest.param(CASES, ["llama"], (4, 2), id="three"),
+        pytest.param(
+            ALL_CASES, ["phi3", "qwen3_moe"], (4, 2, 3), id="all", marks=pytest.mark.soak("twenty models; make test runs three")
+        ),
+    ],
+)
+def test_divided_models_learn_as_whole_ones_and_their_checkpoints_load_on_any_mesh(
+    chosen: Cases, saved: list[str], worlds: tuple[int, ...], tmp_path: Path
+) -> None:
+    runs = {name: RunDir.create("test", {"job": "pretrain", "config": {}}, tmp_path / name) for name in saved}
     for run in runs.values():
         run.begin_attempt()
-    for ranks in (4, 2, 3):
-        for rank, cases in enumerate(results_at(ranks, runs, tmp_path)):
-            assert len(cases) == sum(len(names) * len(dtypes) for _, _, names, dtypes in CASES.get(ranks, []))
+    for ranks in worlds:
+        for rank, cases in enumerate(results_at(ranks, chosen.get(ranks, []), runs, tmp_path)):
+            assert len(cases) == sum(len(names) * len(dtypes) for _, _, names, dtypes in chosen.get(ranks, []))
             for case, errors in cases.items():
                 assert max(errors.values()) < BOUNDS[case.rpartition(", ")[2]], (rank, case, errors)
     for run in runs.values():

@@ -96,16 +96,16 @@ def test_stopped_and_resumed_is_bit_identical(data: Path, tmp_path: Path, dropou
     assert equal(weights(whole), weights(parted))
 
 
-def test_resume_2_1_3_ranks_sees_every_sample_once(data: Path, tmp_path: Path) -> None:
-    config = pretrain_config(data, steps=24, checkpoint={"every_steps": 7})
-    whole, elastic = make_run(tmp_path, config), make_run(tmp_path, config)
-    launch(whole, 2)
-    leave_at_next_step(elastic, 2, 3, TEST_HOOK="record_samples")
-    leave_at_next_step(elastic, 1, events(elastic, "stopped")[0]["step"] + 2, TEST_HOOK="record_samples")
+def test_resume_2_1_3_ranks_sees_every_sample_once(data: Path, undisturbed: RunDir, tmp_path: Path) -> None:
+    elastic = make_run(tmp_path, pretrain_config(data))
+    for ranks in (2, 1):
+        (elastic.path / "stop-here").touch()  # from the first step boundary on
+        assert start(elastic, ranks, TEST_HOOK="record_samples").wait() == [85] * ranks, log_of(elastic)
+    (elastic.path / "stop-here").unlink()
     launch(elastic, 3, TEST_HOOK="record_samples")
-    assert [event["world_size"] for event in events(elastic, "resumed")] == [1, 3]
-    assert sorted(seen(elastic)) == list(range(24 * 8))
-    assert losses(elastic) == pytest.approx(losses(whole), rel=1e-6)
+    assert [(event["world_size"], event["step"]) for event in events(elastic, "resumed")] == [(1, 1), (3, 2)]
+    assert sorted(seen(elastic)) == list(range(8 * 8))
+    assert losses(elastic) == pytest.approx(losses(undisturbed), rel=1e-6)
 
 
 @pytest.mark.parametrize("moment", ["stall_in_step", "stall_in_save"])

@@ -52,28 +52,28 @@ def goes_on_after(run: RunDir, disturb: Callable[[], object]) -> None:
 
 def test_survivors_keep_their_process_and_the_loss_repeats(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint at every step: each kill meets a save."""
-    config = pretrain_config(data, steps=120, checkpoint={"every_steps": 1})
+    config = pretrain_config(data, steps=40, checkpoint={"every_steps": 1})
     run = begin(tmp_path, monkeypatch, config)
     reach(run, 5)
     pids = {rank: pid_of(run, rank) for rank in (0, 1)}
-    for killed in (1, 0, 1):
+    for killed in (1, 0):
         goes_on_after(run, psutil.Process(pids[killed]).kill)
         now = {rank: pid_of(run, rank) for rank in (0, 1)}
         assert now[1 - killed] == pids[1 - killed]
         assert now[killed] != pids[killed]
         pids = now
-        reach(run, max(losses(run)) + 5)
     finish(run)
     lost = [(event["rank"], event["exit_code"]) for event in events(run, "rank_lost") if event["exit_code"] != EXIT_LOST_PEER]
-    assert lost == [(rank, -signal.SIGKILL) for rank in (1, 0, 1)]
+    assert lost == [(rank, -signal.SIGKILL) for rank in (1, 0)]
     assert run.read_errors(1) == []
 
-    peaceful = make_run(tmp_path, pretrain_config(data, steps=120))
+    peaceful = make_run(tmp_path, pretrain_config(data, steps=40))
     launch(peaceful, 2)
     assert losses(run) == losses(peaceful)
     assert equal(weights(run), weights(peaceful))
 
 
+@pytest.mark.soak("half a minute; make test runs test_a_stopped_rank_is_replaced_at_once")
 def test_a_stopped_peer_is_replaced(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begin(tmp_path, monkeypatch, pretrain_config(data, steps=60))
     reach(run, 5)

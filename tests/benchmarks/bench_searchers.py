@@ -5,22 +5,26 @@
 Simulates sweeps of up to 256 trials until they have cost 64 complete trials. Regret is the true final loss of the best trial so
 far minus the table's best, averaged over budgets of 8, 16, 32 and 64 complete trials. Prints a JSON line for each search and
 scheduler: regret, paired difference to random, p after Holm's correction within the scheduler, and the median cost until a
-configuration among the table's best 1% leads. The last line has bias and calibration of what the report says of the best
-trial and of more trials.
+configuration among the table's best 1% leads. The last line but one has the regret of 8 trials of Optuna that know 16 random
+ones of an earlier sweep (`warm_start`), and of 8 that do not. The last line has bias and calibration of what the report says of
+the best trial and of more trials.
 """
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ropewalk.jobs.orchestration.sweep.keys import EarlierTrial
 from ropewalk.jobs.orchestration.sweep.report.outlook import expected_best
 from ropewalk.jobs.orchestration.sweep.simulate.against_random import compare, measure
 from ropewalk.jobs.orchestration.sweep.simulate.curve_table import CurveTable
 from ropewalk.jobs.orchestration.sweep.simulate.simulator import simulate
+from ropewalk.jobs.results.compare import judge
 from tests.benchmarks.record_curves import sweep_of
 
 TRIALS = 256
@@ -58,6 +62,29 @@ def judge_scheduler(scheduler: str, table: CurveTable, searches: list[str], seed
         }
         for search, comparison in comparisons.items()
     ]
+
+
+def judge_warm_start(table: CurveTable, seeds: range, before: int = 16, trials: int = 8) -> dict[str, Any]:
+    """Return the regret of Optuna's next trials after random ones that it knows, and after others that it does not."""
+    config = sweep_of(table).model_copy(update={"scheduler": "fifo"})
+    regrets: dict[str, list[float]] = {"known": [], "not known": []}
+    for seed in seeds:
+        earlier = simulate(config.model_copy(update={"search": "random", "trials": before}), table, seed=seed).results
+        earlier_trials = [
+            EarlierTrial(values=trial.sampled, metric=trial.metric) for trial in earlier.trials if trial.metric is not None
+        ]
+        for name, trials_before in {"known": earlier_trials, "not known": []}.items():
+            later = {"search": "optuna", "trials": trials, "earlier_trials": tuple(trials_before)}
+            regrets[name].append(simulate(config.model_copy(update=later), table, seed=seed + 10_000).regret(math.inf))
+    comparison = judge([cold - warm for warm, cold in zip(regrets["known"], regrets["not known"], strict=True)])
+    means = {f"regret, earlier trials {name}": statistics.fmean(values) for name, values in regrets.items()}
+    return {
+        **means,
+        "earlier": before,
+        "trials": trials,
+        "gain": comparison.difference,
+        "standard_error": comparison.standard_error,
+    }
 
 
 def judge_expectations(table: CurveTable, seeds: range, trials: int = 24, more: int = 8) -> dict[str, Any]:
@@ -104,6 +131,7 @@ def main() -> None:
     for scheduler in arguments.schedulers.split(","):
         for row in judge_scheduler(scheduler, table, arguments.searches.split(","), range(arguments.seeds)):
             print(json.dumps(row), flush=True)
+    print(json.dumps({"data": table.data, **judge_warm_start(table, range(arguments.seeds))}), flush=True)
     print(json.dumps({"data": table.data, **judge_expectations(table, range(arguments.seeds))}))
 
 

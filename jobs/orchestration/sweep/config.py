@@ -20,6 +20,7 @@ from ropewalk.jobs.orchestration.sweep.checks import (
     resolve,
     sample_config,
 )
+from ropewalk.jobs.orchestration.sweep.earlier import earlier_trials
 from ropewalk.jobs.orchestration.sweep.keys import SweepKeys
 
 CLUSTERS = "clusters.yaml"  # in the sweep's run: profiles of the clusters of driver and trials
@@ -32,8 +33,11 @@ class SweepConfig(SweepKeys):
     passes_packages_on = True
 
     def resolved(self) -> Self:
-        """Return the sweep with its base parsed by the job and its number of trials. Raises ConfigError."""
-        return resolve(self)
+        """Return the sweep with its base parsed by the job, its number of trials, and earlier trials. Raises ConfigError."""
+        resolved = resolve(self)
+        if not self.warm_start:
+            return resolved
+        return resolved.model_copy(update={"earlier_trials": tuple(earlier_trials(resolved))})
 
     def with_inputs(self, resolve: Resolve) -> Self:
         """Return the sweep with the inputs replaced that its base and the choices of its space name. Raises ConfigError."""

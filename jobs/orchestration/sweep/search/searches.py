@@ -3,7 +3,7 @@
 import itertools
 import random
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ class SearchPlan:
     mode: str = "min"
     seed: int = 0
     startup_trials: int = 10
+    earlier_trials: Sequence[tuple[Mapping[str, Any], float]] = ()  # encoded values and final metric of trials of earlier sweeps
 
 
 class Search:
@@ -96,10 +97,14 @@ class Search:
 
     def _final_value(self, curve: Mapping[int, float]) -> float:
         """Return a trial's metric at its end; of a stopped one, what it would be if it changed like the complete trials."""
-        step = max(curve)
-        others = [self._curves[number] for number in self._complete]
-        changes = [other[max(other)] - other[step] for other in others if step in other]
-        return curve[step] + (statistics.median(changes) if changes else 0.0)
+        return final_value(curve, [self._curves[number] for number in self._complete])
+
+
+def final_value(curve: Mapping[int, float], complete: Sequence[Mapping[int, float]]) -> float:
+    """Return the last value of a curve (step → metric) plus the median change of complete ones from that step on."""
+    step = max(curve)
+    changes = [other[max(other)] - other[step] for other in complete if step in other]
+    return curve[step] + (statistics.median(changes) if changes else 0.0)
 
 
 def parameters_of(space: Space, sampled: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +144,11 @@ def _study(plan: SearchPlan) -> "Study":
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "minimize" if plan.mode == "min" else "maximize"
-    return optuna.create_study(sampler=_sampler(plan, 0), direction=direction)
+    study = optuna.create_study(sampler=_sampler(plan, 0), direction=direction)
+    distributions = dict(_distributions(plan.space))
+    for values, metric in plan.earlier_trials:
+        study.add_trial(optuna.create_trial(params=dict(values), distributions=distributions, value=metric))
+    return study
 
 
 def _sampler(plan: SearchPlan, number: int) -> Any:

@@ -63,6 +63,13 @@ class Parameter(Section):
         low, high, *_ = getattr(self, self.kind)
         return [low, high - 1 if self.kind == "randint" else high]
 
+    def has(self, value: Any) -> bool:
+        """Return True if a trial of this space can have a value."""
+        if self.values is not None:
+            return value in self.values
+        low, high = self.extremes
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
     def at(self, u: float) -> Any:
         """Return the value at a share `u` in [0, 1) of the range, or of the finitely many values."""
         if self.values is not None:

@@ -51,13 +51,9 @@ def steps(run: RunDir) -> int:
     return int(lines[-1]["step"]) if lines else 0
 
 
-def mirrored(run: RunDir) -> set[str]:
-    """Return the ids of the W&B runs that attempts have written files of."""
-    return {path.name.rpartition("-")[2] for path in run.wandb.glob("offline-run-*")}
-
-
 def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     followed = start(run, "resume", run.id)
     try:
         until(lambda: steps(run) > 5)
@@ -84,8 +80,6 @@ def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir, shell
     until(lambda: steps(run) > reached + 3)
     step_numbers = [line["step"] for line in run.read_metrics()]  # once: it goes on meanwhile
     assert step_numbers == list(range(1, len(step_numbers) + 1))
-    until(lambda: mirrored(run))  # of the first attempt too, if its mirror had begun before the cancel
-    assert len(mirrored(run)) == 1
     listening = start(run, "logs", "-f", run.id)
     shell("cancel", run.id)
     shell("wait", run.id, expect=1)

@@ -47,6 +47,7 @@ def shorter(directory: Path, steps: int, gpus: int = 0) -> dict[str, dict[str, A
 
 def test_quickstart_shows_the_whole_spine(tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "settings", shorter)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     printed = shell("quickstart", "qs", "--steps", "40")
     assert "rank 1 killed (SIGKILL)" in printed
     directory = tmp_path / "qs"
@@ -68,13 +69,10 @@ def test_quickstart_shows_the_whole_spine(tmp_path: Path, shell: Shell, monkeypa
         assert yaml.safe_load((directory / f"{job}.yaml").read_text())
     assert json.loads((directory / "data/manifest.json").read_text())["totals"]["train"]["documents"] > 300
 
-    shell("export", str(training.path), "model")
+    exported = json.loads(shell("export", str(training.path), "model", "--json"))
+    assert exported["run"] == training.id
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "model")) == VOCABULARY
-    exported = json.loads(shell("export", str(training.path), "made/model.gguf", "--format", "gguf:F32", "--json"))
-    assert exported == {"run": training.id, "path": "made/model.gguf", "format": "gguf:F32"}
-    with LlamaCpp(tmp_path / "made/model.gguf") as engine:  # it was compared with transformers before it stood there
-        assert engine.vocabulary_size == VOCABULARY
     # the supervisor leaves last, after the outcome
     until(lambda: not processes_of(tmp_path), Patience.START, lambda: processes_of(tmp_path))
 
@@ -93,11 +91,16 @@ def test_it_tells_a_shell_how_to_find_the_command_and_the_runs(tmp_path: Path, m
 
 
 @pytest.mark.soak("a larger model and vocabulary; make test runs test_quickstart_shows_the_whole_spine with 512 tokens")
-def test_the_newcomers_command_as_it_is(tmp_path: Path) -> None:
+def test_the_newcomers_command_as_it_is(tmp_path: Path, shell: Shell) -> None:
     command = [sys.executable, "-m", "ropewalk.jobs.cli", "quickstart", "qs", "--steps", "40"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "rank 1 killed (SIGKILL)" in done.stdout
     (scored,) = (run for run in RunDir.all(tmp_path / "qs/runs") if run.record["job"] == "evaluate")
     assert scored.results()["loss"] < scored.results()["unigram_loss"]
+    training = str(next(run.path for run in RunDir.all(tmp_path / "qs/runs") if run.record["job"] == "pretrain"))
+    exported = json.loads(shell("export", training, "made/model.gguf", "--format", "gguf:F32", "--json"))
+    assert (exported["path"], exported["format"]) == ("made/model.gguf", "gguf:F32")
+    with LlamaCpp(tmp_path / "made/model.gguf") as engine:  # it was compared with transformers before it stood there
+        assert engine.vocabulary_size == 4096
     until(lambda: not processes_of(tmp_path), Patience.START, lambda: processes_of(tmp_path))

@@ -1,12 +1,7 @@
 """`why` for more than 60 failing programs, each really run."""
 
-import faulthandler
-import os
 import re
-import signal
 import subprocess
-import sys
-import traceback
 from pathlib import Path
 
 import pytest
@@ -20,45 +15,16 @@ from ropewalk.jobs.runs.program.last_words import innermost_frame, last_words
 from ropewalk.jobs.runs.program.verdict import how_it_ended
 from ropewalk.jobs.runs.show.diagnose import diagnose
 from ropewalk.jobs.runs.show.known_errors.table import SUBJECTS, known_error, known_errors
+from tests.jobs.runs.failing import causes_of
 
 PLANTED = yaml.safe_load((Path(__file__).parents[2] / "fakes/programs/planted.yaml").read_text())
 UNSEEN = yaml.safe_load((Path(__file__).parents[2] / "fakes/programs/unseen.yaml").read_text())
 
 
-def fail(text: str, log: Path) -> str:
-    """Run a program that fails, in a fork that has torch imported; what its run would give as the cause."""
-    pid = os.fork()
-    if pid == 0:
-        descriptor = os.open(log, os.O_CREAT | os.O_WRONLY)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        sys.stdout = sys.stderr = os.fdopen(descriptor, "w", closefd=False)  # pytest's own go elsewhere
-        faulthandler.disable()  # it would write into the output of pytest
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(60)
-        code = 0
-        try:
-            exec(compile(text, "program.py", "exec"), {"__name__": "__main__"})
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    assert code != 0, "it was planted to fail"
-    return f"the program {how_it_ended(code)}: {last_words(log.read_text(errors='replace'))}"
-
-
 def test_the_planted_failures_are_told(tmp_path: Path) -> None:
-    import torch  # noqa: F401 - the forks have it
-
-    wrong = []
+    causes, wrong = causes_of({planted["name"]: planted["program"] for planted in PLANTED}, tmp_path), []
     for planted in PLANTED:
-        cause = fail(planted["program"], tmp_path / planted["name"])
+        cause = causes[planted["name"]]
         error = known_error(cause)
         if error is None or planted["says"] not in error.meaning:
             wrong.append(f"{planted['name']}: {cause[:150]} -> {error.meaning if error else None}")
@@ -112,11 +78,9 @@ def why(cause: str, root: Path) -> str:
 
 
 def test_failures_of_somebody_who_has_not_seen_the_rules_are_told(tmp_path: Path) -> None:
-    import torch  # noqa: F401 - the forks have it
-
-    wrong = []
+    causes, wrong = causes_of({name: each["program"] for name, each in UNSEEN.items() if "program" in each}, tmp_path), []
     for name, program in UNSEEN.items():
-        cause = run_shell(program["shell"], tmp_path) if "shell" in program else fail(program["program"], tmp_path / name)
+        cause = run_shell(program["shell"], tmp_path) if "shell" in program else causes[name]
         output = why(cause, tmp_path / "runs")
         if not all(re.search(program[key], output, re.IGNORECASE) for key in ("cause", "remedy")):
             wrong.append(f"{name}: {cause[:200]} -> {output}")

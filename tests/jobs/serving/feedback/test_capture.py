@@ -157,7 +157,7 @@ def test_a_writer_that_dies_while_it_is_closed_has_a_successor(tmp_path: Path) -
     folder = tmp_path / FOLDER
 
     async def scenario() -> int:
-        capture = await _captured(folder, CaptureConfig(retention_days=1e5), 50)
+        capture = await _captured(folder, CaptureConfig(retention_days=1e5, mask=()), 50)
         _process_of_writer().kill()
         await capture.close()
         return capture.waiting
@@ -226,7 +226,7 @@ def test_only_answers_of_the_ledger_are_rated_and_each_a_few_times(tmp_path: Pat
     """Also by a later writer, which has to search for answers of earlier ones."""
 
     async def scenario(count: int, numbers: list[str], prefix: str) -> list[int]:
-        capture = await _captured(tmp_path, CaptureConfig(retention_days=1e5), count)
+        capture = await _captured(tmp_path, CaptureConfig(retention_days=1e5, mask=()), count)
         bodies = [json.dumps({"answer_id": number, "rating": "up"}).encode() for number in numbers]
         statuses = [(await capture.feedback(f"{prefix}-{n}", body))[0] for n, body in enumerate(bodies)]
         await capture.close()

@@ -46,11 +46,14 @@ def sweep(  # noqa: PLR0917 - typer reads the options of a command from its argu
     `ask` prints the next trial as JSON, `{"trial": 0, "parameters": {...}}`, or `null` after the last. `tell` reads results, an
     object a line: trial, value, step, and state: running, complete (the default), stopped or failed.
     """
+    from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.orchestration.sweep.config import SweepConfig
     from ropewalk.jobs.runs.submit.submit import configure
 
     config = configure("sweep", file, overrides or [])
     assert isinstance(config, SweepConfig)
+    if config.warm_start:
+        raise ConfigError(f"warm_start: `sweep {action.value}` knows the trials of no other sweep; remove the key")
     if action is Action.SIMULATE:
         _simulate(config, data, table, seeds, as_json=as_json)
     else:

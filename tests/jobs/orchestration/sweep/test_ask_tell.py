@@ -36,6 +36,7 @@ def test_a_loop_of_ones_own_asks_and_tells(shell: Shell, file: str, monkeypatch:
     trials = [json.loads(shell("sweep", "ask", file, "--json")) for _ in range(2)]
     assert [answer["trial"] for answer in trials] == [0, 1]
     assert trials[0]["parameters"] != trials[1]["parameters"]
+    assert "remove the key" in shell.mistake("sweep", "ask", file, "warm_start=[other]")
     recorded = tell(shell, file, monkeypatch, {"trial": 1, "value": 3.5, "step": 20}, {"trial": 0, "state": "failed"})
     assert recorded == [
         {"trial": 1, "step": 20, "value": 3.5, "state": "complete"},

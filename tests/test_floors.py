@@ -19,6 +19,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {
             "cluster.errors",
             "cluster.installed",
+            "cluster.local_access",
             "cluster.page",
             "cluster.section",
             "cluster.spec",
@@ -50,7 +51,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.runs.submit"},
         {"jobs.runs.models"},
         {"jobs.runs.notify"},
-        {"jobs.runs.inspect", "jobs.runs.mirror", "jobs.runs.program", "jobs.runs.space"},
+        {"jobs.runs.inspect", "jobs.runs.mirror", "jobs.runs.program", "jobs.runs.space", "jobs.runs.ui"},
     ),
     "jobs.training": (
         {"jobs.training.loop"},

@@ -36,6 +36,7 @@ from ropewalk.jobs.cli import (
     site,
     space,
     sweep,
+    ui,
 )
 from ropewalk.jobs.cli.json_output import print_json
 from ropewalk.jobs.cli.ssh.command import ClusterCommand, with_cluster
@@ -132,7 +133,7 @@ OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
     "Run": (run.run, run.submit, run.check, run.resume, repro.repro, dev.dev, runs.scale, runs.cancel),
     "Queue": (queue.hold, queue.release, queue.priority),
-    "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, cost.cost, shell.shell, runs.wait),
+    "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, ui.ui, cost.cost, shell.shell, runs.wait),
     "Look inside": (inspect.stacks, inspect.profile, inspect.memory),
     "Data and models": (
         fetch.fetch,
@@ -166,7 +167,7 @@ SETTINGS: dict[object, dict[str, Any]] = {
     run.submit: OWN_HELP,
     site.lab: {**OWN_HELP, "ignore_unknown_options": True},
 }
-ON_THIS_MACHINE = frozenset({run.check, search.sweep, site.quickstart, site.trust, mcp.mcp, site.lab, explain.help_})
+ON_THIS_MACHINE = frozenset({run.check, search.sweep, site.quickstart, site.trust, mcp.mcp, site.lab, ui.ui, explain.help_})
 for _panel, _commands in PANELS.items():
     for _command in _commands:
         app.command(

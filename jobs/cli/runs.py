@@ -2,18 +2,14 @@
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AsJson, RunRef
 from ropewalk.jobs.cli.json_output import print_json
-
-if TYPE_CHECKING:
-    from ropewalk.cluster.run.directory import RunDir
 
 
 def ps(
@@ -28,20 +24,16 @@ def ps(
     as_json: AsJson = False,
 ) -> None:
     """List the runs that have not ended."""
-    from ropewalk.cluster.errors import DamagedFileError
     from ropewalk.cluster.run.directory import RunDir
     from ropewalk.cluster.text import counted
     from ropewalk.jobs.runs.show import status
+    from ropewalk.jobs.runs.show.listing import list_rows
     from ropewalk.jobs.runs.show.open_runs import open_runs
     from ropewalk.jobs.runs.show.tables import ONE_LINE, PLAIN_COLUMNS, column_named, console, runs_table
 
     shown = [column_named(name) for name in columns.split(",")] if columns is not None else PLAIN_COLUMNS
     runs, num_others = (status.all_runs(), 0) if include_finished or tree else open_runs(status.roots())
-    try:
-        rows = _rows(runs, include_finished=include_finished, tree=tree)
-    except DamagedFileError:  # checked only after an error, so that a thousand runs are normally read once
-        runs = status.readable(runs)
-        rows = _rows(runs, include_finished=include_finished, tree=tree)
+    rows = list_rows(runs, include_finished=include_finished, tree=tree)
     if column_named("goodput") in shown:
         rows = [{**row, "goodput": status.run_goodput(RunDir(row["directory"])).share} for row in rows]
     if as_json:
@@ -53,23 +45,6 @@ def ps(
     else:
         roots = ", ".join(map(str, status.roots()))
         print(f"no runs under {roots}; see `ropewalk run --help`, or try `ropewalk quickstart`")
-
-
-def _rows(all_runs: "Sequence[RunDir]", *, include_finished: bool, tree: bool) -> list[dict[str, Any]]:
-    """Return the rows of `ps`. Raises DamagedFileError."""
-    from ropewalk.jobs.runs.show import status
-    from ropewalk.jobs.runs.show.tree import family_tree
-
-    attempts = {run: run.attempts() for run in all_runs}
-    outcomes = {run: status.final_outcome(run, attempts[run]) for run in all_runs}
-    runs = [run for run, outcome in outcomes.items() if include_finished or outcome is None]
-    members = family_tree(all_runs, {run.id for run in runs}) if tree else []
-    runs = [member.run for member in members] if tree else runs
-    states = status.states(runs, {run.id: status.final_outcome(run) if tree else outcomes[run] for run in runs})
-    rows = [status.summary(run, states[run.id], attempts.get(run)) for run in runs]
-    for row, member in zip(rows, members, strict=False):
-        row |= {"parent": member.parent, "role": member.role, "line": member.line}
-    return rows
 
 
 def show(

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,20 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.event_log import is_event
 from ropewalk.cluster.run.file_systems import PollTimer, mount_of
-from ropewalk.cluster.run.files import SAMPLES_TAIL_BYTES, TAIL_BYTES, append_lines, parse_lines, read_tail, sync_all
+from ropewalk.cluster.run.files import (
+    SAMPLES_TAIL_BYTES,
+    TAIL_BYTES,
+    append_lines,
+    iterate_lines,
+    parse_lines,
+    read_tail,
+    sync_all,
+)
 
 log = logging.getLogger(__name__)
 
 OWN_KEYS = frozenset({"step", "attempt", "time"})
+FEW_BYTES = 1 << 12  # some lines
 
 
 class MetricLog:
@@ -127,20 +136,27 @@ def broken_words(counts: Mapping[str, int]) -> str:
     return f"skipped unreadable lines: {files} (power loss, or two machines writing at once)"
 
 
-def latest_metrics(run: RunDir) -> dict[str, Any]:
-    """Return the newest value of every metric in the last lines, with step, attempt and time of the last line."""
+def latest_metrics(run: RunDir, keys: Set[str] | None = None) -> dict[str, Any]:
+    """Return the newest value of every metric in the last lines, with step, attempt and time of the last line.
+
+    With `keys` as few lines are read as have these; other metrics may be missing.
+    """
     newest: dict[str, Any] = {}
-    for line in parse_lines(read_tail(run.metrics))[0]:
-        newest.update(line if "step" in line else {})
+    for size in (FEW_BYTES, TAIL_BYTES) if keys else (TAIL_BYTES,):
+        raw = read_tail(run.metrics, size)
+        for line in parse_lines(raw)[0]:
+            newest.update(line if "step" in line else {})
+        if keys and keys <= newest.keys():
+            break
     return newest
 
 
-def curves(run: RunDir) -> dict[str, tuple[list[int], list[float]]]:
-    """Return each metric as (steps, values) in ascending steps; of repeated steps the last value counts."""
+def curves(run: RunDir, keys: Collection[str] | None = None) -> dict[str, tuple[list[int], list[float]]]:
+    """Return each metric, or these only, as (steps, values) in ascending steps; of repeated steps the last value counts."""
     points: dict[str, dict[int, float]] = {}
-    for line in run.read_metrics():
-        for key, value in line.items():
-            if key not in OWN_KEYS and isinstance(value, (int, float)):
+    for line in iterate_lines(run.metrics):
+        for key in line if keys is None else keys:
+            if key not in OWN_KEYS and isinstance(value := line.get(key), (int, float)) and "step" in line:
                 points.setdefault(key, {})[int(line["step"])] = float(value)
-    ordered = {key: sorted(values.items()) for key, values in points.items()}
-    return {key: ([s for s, _ in pairs], [v for _, v in pairs]) for key, pairs in ordered.items()}
+    ordered = {key: sorted(values) for key, values in points.items()}
+    return {key: (steps, [points[key][step] for step in steps]) for key, steps in ordered.items()}

@@ -54,6 +54,7 @@ SMALL = {
     "bench_stragglers": ["--slow", "1", "--even", "1", "--computing", "0"],
     "bench_submit": ["--functions", "20", "--single", "2", "--rounds", "1"],
     "bench_start_memory": ["--ranks", "2", "--sizes", "78"],
+    "bench_ui": ["--runs", "4", "--curves", "2", "--steps", "50"],
     "bench_sweep": ["--trials", "2", "--steps", "8"],
     "bench_sweep_overhead": ["--trials", "2", "--steps", "4"],
     "bench_searchers": ["--seeds", "2", "--searches", "sobol", "--schedulers", "asha"],

@@ -58,6 +58,7 @@ LINES = frozenset({"sweep", "submit", "logs", "top", "chat", "sync"})  # any num
 NO_JSON = {  # they report nothing that a program could use
     "review": "opens a page for a person",
     "mcp": "speaks a protocol of its own",
+    "ui": "opens a page for a person",
     "shell": "opens a terminal, or passes on the output of a command",
     "quickstart": "a tour for a person; its jobs can be run with `run --json`",
     "lab": "starts a test cluster; its own command has other options",

@@ -149,7 +149,7 @@ def _query(cluster: str, runs: Sequence[RunDir], *, settled: bool = False) -> Ma
 
 def summary(run: RunDir, state: BackendState, attempts: Sequence[int] | None = None) -> dict[str, Any]:
     """Return a row of `ps` as plain values. `attempts`: the run's attempts, if the caller has listed them."""
-    record, metrics = run.record, latest_metrics(run)
+    record, metrics = run.record, latest_metrics(run, {"step", "train/loss"})
     steps = (record.get("config") or {}).get("steps")
     attempts = run.attempts() if attempts is None else attempts
     details = run.attempt_details(attempts[-1]) if attempts else {}

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.local_access import LOOPBACK
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.text import counted
 from ropewalk.jobs.inference.scoring.reach import reach
@@ -22,7 +23,7 @@ from ropewalk.jobs.serving.feedback.records import FOLDER
 from ropewalk.jobs.serving.feedback.review.export import CHATS, PAIRS, reviewed_conversations, reviewed_pairs
 from ropewalk.jobs.serving.feedback.review.page import describe_agreement
 from ropewalk.jobs.serving.feedback.review.samples import AskEndpoint, Sampler, endpoint
-from ropewalk.jobs.serving.feedback.review.server import LOOPBACK, ReviewServer
+from ropewalk.jobs.serving.feedback.review.server import ReviewServer
 from ropewalk.jobs.serving.feedback.review.session import Review
 from ropewalk.jobs.serving.feedback.training_data import write_records
 

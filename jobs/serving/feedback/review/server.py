@@ -4,30 +4,19 @@ import hmac
 import secrets
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from ropewalk.cluster.local_access import HEADERS, LOOPBACK, LocalAccess
 from ropewalk.cluster.page import style
 from ropewalk.jobs.serving.feedback.review.page import Viewer, done_page, item_page, refusal_page
 from ropewalk.jobs.serving.feedback.review.session import Review
 
-LOOPBACK = "127.0.0.1"
 MAX_FORM_BYTES = 1 << 20
 MAX_DISCARDED_BYTES = 16 << 20  # read from a refused form, so that the browser gets to see the response
 FILES = {"/review.css": "text/css", "/page.js": "text/javascript"}
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",  # `no-referrer` would make the Origin of our own forms `null`
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 
 class ReviewServer(ThreadingHTTPServer):
@@ -37,30 +26,17 @@ class ReviewServer(ThreadingHTTPServer):
 
     def __init__(self, review: Review, write_files: Callable[[], Sequence[str]], port: int = 0) -> None:
         self.review, self.write_files = review, write_files
-        self.session, self.csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
-        self._token: str | None = None
+        self.csrf = secrets.token_urlsafe(32)
         super().__init__((LOOPBACK, port), _Handler)
+        self.access = LocalAccess("review", self.server_address[1])
 
     @property
     def address(self) -> str:
-        return f"http://{LOOPBACK}:{self.server_address[1]}"
-
-    @property
-    def cookie(self) -> str:
-        """Name of the cookie. It contains the port, since cookies are shared by all ports of a host."""
-        return f"ropewalk-review-{self.server_address[1]}"
+        return self.access.address
 
     def link(self) -> str:
         """Return a new one-time link; earlier unused links become invalid."""
-        self._token = secrets.token_urlsafe(32)
-        return f"{self.address}/?token={self._token}"
-
-    def redeem(self, token: str) -> bool:
-        """Return True if this is the token of the current link, and invalidate it."""
-        expected, valid = self._token, False
-        if expected is not None and hmac.compare_digest(token.encode(), expected.encode()):
-            self._token, valid = None, True
-        return valid
+        return self.access.link()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -75,8 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         token = parse_qs(parts.query).get("token", [""])[0]
         if parts.path == "/" and token:
-            if self.server.redeem(token):
-                cookie = f"{self.server.cookie}={self.server.session}; HttpOnly; SameSite=Lax; Path=/"
+            if cookie := self.server.access.redeem(token):
                 self._answer(HTTPStatus.SEE_OTHER, b"", headers={"Location": "/", "Set-Cookie": cookie})
             elif self._has_cookie():
                 self._redirect("/")
@@ -143,19 +118,13 @@ class _Handler(BaseHTTPRequestHandler):
             length -= num_read
 
     def _has_local_host(self) -> bool:
-        """Check the Host header: another site's name may resolve to this machine (DNS rebinding)."""
-        port = self.server.server_address[1]
-        if self.headers.get("Host") in {f"{LOOPBACK}:{port}", f"localhost:{port}"}:
+        if self.server.access.is_local(self.headers.get("Host")):
             return True
         self._refuse("This server only answers requests for 127.0.0.1.", HTTPStatus.MISDIRECTED_REQUEST)
         return False
 
     def _has_cookie(self) -> bool:
-        try:
-            cookie = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.cookie)
-        except CookieError:
-            return False
-        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self.server.session.encode())
+        return self.server.access.has_cookie(self.headers.get("Cookie"))
 
     def _redirect(self, location: str) -> None:
         self._answer(HTTPStatus.SEE_OTHER, b"", headers={"Location": location})

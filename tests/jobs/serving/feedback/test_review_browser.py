@@ -1,7 +1,6 @@
 """The review page in a real browser, by keyboard alone: nothing in an answer runs, nothing is fetched from elsewhere."""
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,21 +17,17 @@ from ropewalk.jobs.serving.feedback.review.items import Item, Side, find_items
 from ropewalk.jobs.serving.feedback.review.judgements import current_judgements, text_of
 from ropewalk.jobs.serving.feedback.review.server import ReviewServer
 from ropewalk.jobs.serving.feedback.review.session import Review
+from tests.browser import complaints, fits_a_phone, need_browser, open_browser
 from tests.jobs.serving.feedback.exchanges import exchange
 from tests.jobs.serving.feedback.runs import serving_run
 from tests.patience import Patience, until
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs chromium and chromedriver; on Debian: apt-get install chromium chromium-driver"
-)
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--window-size=1300,900")
+pytestmark = need_browser
 EVIL = (
     "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\"></textarea><b id=owned>",
     "</div></article></form><form action='http://evil.example/'><svg/onload=alert(1)>\u2028\0 & &lt;b&gt; \"'`",
 )
 
-PHONE = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
 CORRECTION = "Say 1 2 s u instead"
 
 
@@ -43,14 +38,8 @@ def shown(side: Side) -> str:
 
 @pytest.fixture
 def browser() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.binary_location = str(BROWSER)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
-    yield opened
-    opened.quit()
+    with open_browser() as opened:
+        yield opened
 
 
 class Page:
@@ -89,9 +78,7 @@ def test_a_reviewer_compares_corrects_skips_and_undoes_by_keyboard(tmp_path: Pat
     page, order = Page(browser), find_items(exchanges(run.path), {})
     browser.get(server.link())
     assert browser.current_url == f"{server.address}/"  # the token is not left in the address
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
-    assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE["width"]
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert fits_a_phone(browser)
     keys = iter((("e", "left"), (Keys.ARROW_RIGHT, "right"), ("3", "both"), ("s", "skip")))
     corrected, expected = "", []
     for number, item in enumerate(order):
@@ -114,8 +101,7 @@ def test_a_reviewer_compares_corrects_skips_and_undoes_by_keyboard(tmp_path: Pat
     page.reaches(f"5 of 5{corrected}")
     assert page.text("h1") == "Done"
     assert not browser.find_elements(By.ID, "owned")
-    logged = browser.execute("getLog", {"type": "browser"})["value"]
-    assert [entry for entry in logged if entry["level"] in {"SEVERE", "WARNING"}] == []
+    assert complaints(browser) == []
     server.shutdown()
     thread.join()
     server.server_close()

@@ -62,6 +62,7 @@ class Resources(Section):
     """Resources that a run requests from its scheduler; the same keys on every backend."""
 
     nodes: Nodes = Field(default=NodeRange(least=1, most=1), description="number of nodes, or a range such as 1..4 (elastic)")
+    spare_nodes: int = Field(default=0, ge=0, description="further nodes, one of which takes the place of a node that is lost")
     ranks_per_node: int | None = Field(default=None, ge=1, description="ranks per node; unset: one per GPU, else one")
     cpus: int | None = Field(default=None, ge=1, description="CPU cores per node; unset: the backend's default")
     gpus: int = Field(
@@ -79,6 +80,26 @@ class Resources(Section):
         description="minutes in which no GPU of the run is used, after which it saves and is cancelled; loading, compilation,"
         " validation and saves do not count; unset: only a warning",
     )
+
+    @property
+    def allocated_nodes(self) -> NodeRange:
+        """Number of nodes to request from the scheduler: an elastic run also starts without its spare ones."""
+        least = self.nodes.least + (0 if self.nodes.elastic else self.spare_nodes)
+        return NodeRange(least=least, most=self.nodes.most + self.spare_nodes)
+
+    @property
+    def replaces_nodes(self) -> bool:
+        """True if an attempt outlives the loss of a node, since it can do with fewer ones or has spare ones."""
+        return self.nodes.elastic or self.spare_nodes > 0
+
+    def as_allocated(self) -> "Resources":
+        """Return the request of a run of as many nodes as this one allocates, none of them spare."""
+        return self.model_copy(update={"nodes": self.allocated_nodes, "spare_nodes": 0})
+
+    def wanted_nodes(self, scaled: int | None) -> int:
+        """Return the number of nodes to hold. `scaled`: of an elastic run, which has spare nodes beside its largest group."""
+        group = max(self.nodes.least, min(scaled or self.nodes.most, self.nodes.most)) if self.nodes.elastic else self.nodes.most
+        return group + (self.spare_nodes if group == self.nodes.most else 0)
 
     @property
     def local_world_size(self) -> int:
@@ -162,7 +183,7 @@ class CodeConfig(Section):
     )
 
 
-HANGS = frozenset({"retries.hung_seconds"})  # jobs whose ranks report no progress
+HANGS = frozenset({"retries.hung_seconds", "resources.spare_nodes"})  # jobs that do not train: no heartbeats, no spare nodes
 WEIGHTS = frozenset({"wandb.upload"})  # jobs without checkpoints of a model
 RANKS = frozenset({"resources.ranks_per_node"})  # jobs that are not run by ranks
 

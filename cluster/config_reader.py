@@ -134,6 +134,8 @@ def load_config(kind: type[JobConfig], values: Mapping[str, Any], overrides: Seq
         apply_override(merged, override)
     config = load_section(kind, merged)
     config.resources.check_ranks()
+    if config.resources.spare_nodes and "resources.spare_nodes" in config.hidden_keys:
+        raise ConfigError("resources.spare_nodes: only jobs that train can use a spare node; remove it")
     return config
 
 

@@ -149,7 +149,7 @@ def rank_gpu(local_rank: int, ranks: int, environment: Mapping[str, str] = os.en
 
 def deal_devices(resources: Resources, devices: Sequence[str] | None = None) -> list[list[str]]:
     """Assign GPUs (default: this machine's) to its virtual nodes. Raises ConfigError if there are too few."""
-    nodes, gpus = resources.nodes.most, resources.gpus
+    nodes, gpus = resources.allocated_nodes.most, resources.gpus
     if not gpus:
         return [[] for _ in range(nodes)]
     devices = machine_devices() if devices is None else devices

@@ -193,6 +193,7 @@ class Agent:
                 index=self.node,
                 least_nodes=self.nodes.least,
                 most_nodes=self.nodes.most,
+                spare_nodes=self.resources.spare_nodes,
                 ranks_per_node=self.resources.local_world_size,
                 address=self.address,
                 group_server=self.group_server,

@@ -96,8 +96,9 @@ class GroupServer:
 
     def __init__(self, run: RunDir, attempt: int, nodes: NodeRange) -> None:
         self._run, self._attempt, self._judge = run, attempt, Judge(run, attempt)
-        ranks, restarts = run.resources(attempt).local_world_size, run.retries.disturbances
-        self._groups = Groups(attempt, nodes.least, nodes.most, ranks_per_node=ranks, restarts_allowed=restarts)
+        resources, restarts = run.resources(attempt), run.retries.disturbances
+        ranks, spare = resources.local_world_size, resources.spare_nodes
+        self._groups = Groups(attempt, nodes.least, nodes.most, ranks_per_node=ranks, spare=spare, restarts_allowed=restarts)
         key = read_afresh(run.attempt_dir(attempt) / GROUP_KEY).decode()
         assert key, "the attempt's key is empty"
         self._server = Server(key, lambda hello, caller: hello["name"], self._handle)
@@ -119,9 +120,10 @@ class GroupServer:
             match decision:
                 case Tell():
                     self._server.send(decision.member, decision.message)
-                case GroupFormed(group, nodes):
-                    log.info("group %d forms of %d nodes", group, nodes)
-                    self._event("group_formed", group=group, nodes=nodes, attempt=self._attempt)
+                case GroupFormed(group, nodes, spare):
+                    log.info("group %d forms of %d nodes, %d are spare", group, nodes, spare)
+                    fields = {"spare": spare} if spare else {}
+                    self._event("group_formed", group=group, nodes=nodes, **fields, attempt=self._attempt)
                 case RankLost(group, node, rank, code):
                     log.info("rank %d of group %d on node %d ended with %d", rank, group, node, code)
                     lost = {"rank": rank, "node": node, "exit_code": code, "attempt": self._attempt, "group": group}

@@ -48,6 +48,7 @@ class RanksNode:
     index: int
     least_nodes: int
     most_nodes: int
+    spare_nodes: int = 0
     ranks_per_node: int
     address: str
     group_server: str  # HOST:PORT of the group server
@@ -59,8 +60,8 @@ class RanksNode:
 
     @property
     def elastic(self) -> bool:
-        """True if the number of nodes of the group may change."""
-        return self.least_nodes < self.most_nodes
+        """True if the group may go on with other nodes, or another number of them."""
+        return self.least_nodes < self.most_nodes or self.spare_nodes > 0
 
     @property
     def shared_log(self) -> str:

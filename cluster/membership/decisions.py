@@ -21,6 +21,7 @@ class GroupFormed:
 
     group: int
     nodes: int
+    spare: int = 0  # nodes that are ready and have no place in it
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class Groups:
     least: int  # nodes of a group
     most: int
     ranks_per_node: int
+    spare: int = 0  # further nodes that are expected; the first group forms of those with the lowest indexes
     restarts_allowed: float = math.inf  # after groups that ended without saving, since the last one that saved
     phase: Phase = Phase.FORMING
     number: int = 0  # of the newest group
@@ -261,20 +262,31 @@ class Groups:
         self._enough_since = now if self._enough_since is None else self._enough_since
         waited, first = now - self._enough_since, self.number == 0
         settled = not first if len(self._ready) == len(self.nodes) else waited >= PATIENCE_SECONDS
-        if len(self._ready) < self.most and not settled and not (first and waited >= SETTLE_SECONDS):
+        if len(self._ready) < self.most + first * self.spare and not settled and not (first and waited >= SETTLE_SECONDS):
             return []
         self.number, self.phase, self._enough_since, self._deadline = self.number + 1, Phase.WORKING, None, math.inf
-        self._group = sorted(self._ready, key=lambda node: node.index)[: self.most]
+        self._group = self._places()
         self._busy, self._unclean, self._votes = set(self._group), set(self._group), Counter()
         self._ready -= self._busy
         first_rank = {"address": self._group[0].address, "port": self._group[0].port}
-        decisions: list[Decision] = [GroupFormed(self.number, len(self._group))]
+        decisions: list[Decision] = [GroupFormed(self.number, len(self._group), len(self._ready))]
         for rank, node in enumerate(self._group):
             node.group, node.running = self.number, self.ranks_per_node
             node.codes, node.votes, node.spare = {}, frozenset(), False
             form = {"say": "form", "group": self.number, "node_rank": rank, "nodes": len(self._group), **first_rank}
             decisions.append(Tell(node.member, form))
         return decisions
+
+    def _places(self) -> list[Node]:
+        """Return the nodes of the next group by node rank. Those of the last one stay; with as many they keep it."""
+        last = dict.fromkeys(self._group)
+        chosen = sorted(
+            sorted(self._ready, key=lambda node: (node not in last, node.index))[: self.most], key=lambda node: node.index
+        )
+        if len(chosen) != len(last):
+            return chosen
+        newcomers = (node for node in chosen if node not in last)
+        return [node if node in chosen else next(newcomers) for node in last]
 
     def _present(self) -> list[Node]:
         """Return the nodes of the newest group that are not gone."""

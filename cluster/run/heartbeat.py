@@ -29,7 +29,7 @@ LONG_FACTOR = 10.0  # times the longest phase of its kind: for a rank that does 
 # | of rank 0: seconds of the run by class, until the phase began
 _NUMBER, _STATE, _LONGEST = struct.Struct("<q"), struct.Struct("<qqqdd"), struct.Struct(f"<{len(Phase)}d")
 _TOTALS = struct.Struct(f"<{len(TimeClass)}d")
-_STATE_AT, _LONGEST_AT, _TOTALS_AT, _SIZE = 8, 64, 160, 256
+_STATE_AT, _LONGEST_AT, _TOTALS_AT, _SIZE = 8, 64, 160, 320
 
 
 def heart_file(stop_flag: Path, local_rank: int) -> Path:

@@ -21,6 +21,7 @@ class TimeClass(StrEnum):
     SLOW = "slow_or_hung"
     RUNNING = "running"  # a program of the user's, or a job without steps
     STOPPED = "stopped"  # at the end of an attempt, and until a user resumes the run
+    SPARE = "spare"  # only of nodes: beside a group that has no place for them
 
 
 class Phase(IntEnum):

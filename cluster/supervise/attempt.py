@@ -44,7 +44,7 @@ class Attempt:
         self.resources: Resources = run.resources(number)
         self.retry_bugs, self.python = retry_bugs, python
         self.engine = Engine(run.record["engine"])
-        self.elastic = self.resources.nodes.elastic and self.engine is Engine.RANKS
+        self.elastic = self.resources.replaces_nodes and self.engine is Engine.RANKS
         self.folder = run.attempt_dir(number)
         self.agents: dict[int, Process] = {}
         self.codes: dict[int, int] = {}  # exit codes by node, without nodes that were lost or left while others went on
@@ -175,12 +175,12 @@ class Attempt:
         return self.elastic and len(self.agents) + done >= self.resources.nodes.least
 
     def _resize(self) -> None:
-        """Resize an elastic run: ask nodes to leave if a user requested fewer, and start agents on nodes that can join."""
+        """Ask nodes to leave if a user requested fewer, and start agents on nodes that can join, or replace lost ones."""
         if not self.elastic or self.reason or self.codes or not self.agents:
             return
-        wanted = min(self.run.wanted_nodes or self.resources.nodes.most, self.resources.nodes.most)
+        wanted = self.resources.wanted_nodes(self.run.wanted_nodes)
         staying = [node for node in self.agents if node not in self.leaving]
-        for node in sorted(staying)[max(wanted, self.resources.nodes.least) :]:
+        for node in sorted(staying)[wanted:]:
             self.leaving.add(node)
             self.run.event("node_asked_to_leave", node=node, attempt=self.number)
         for node in self.allocation.acquire(wanted - len(self.agents)):

@@ -1,4 +1,4 @@
-"""Cost of runs: node-hours, core-hours, GPU-hours and idle ones, energy, carbon dioxide and money. What is not known is None."""
+"""Cost of runs: node-hours, core-hours, GPU-hours and idle ones, energy, carbon dioxide, money. What is not known is None."""
 
 import os
 import time
@@ -16,7 +16,9 @@ from ropewalk.cluster.process.log_rotation import predecessor
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import parse_lines
 from ropewalk.cluster.run.names import AGENTS, NODES
+from ropewalk.cluster.run.phase_clock import TimeClass
 from ropewalk.cluster.section import Section
+from ropewalk.jobs.results.goodput import goodput_of
 
 PRICES_VARIABLE = "ROPEWALK_PRICES"
 _JOULES = 3.6e6  # of a kWh
@@ -37,6 +39,7 @@ class Cost:
     """Amounts of one or more runs; None: not all of it is known."""
 
     node_hours: float | None = 0.0
+    spare_node_hours: float | None = 0.0  # a part of the node-hours
     core_hours: float | None = 0.0
     gpu_hours: float | None = 0.0
     gpu_idle_hours: float | None = 0.0
@@ -67,7 +70,10 @@ def cost_of(run: RunDir, prices: Mapping[str, Prices], now: float | None = None)
     cluster = prices.get(str(run.record.get("cluster")), Prices())
     for attempt in run.attempts():
         total += _priced(_attempt(run, attempt, now or time.time()), cluster)
-    return total
+    if not any(run.resources(attempt).spare_nodes for attempt in run.attempts()):
+        return total
+    seconds = goodput_of(run, trains=True, until=now).node_seconds
+    return replace(total, spare_node_hours=seconds.get(TimeClass.SPARE, 0.0) / 3600)
 
 
 def _attempt(run: RunDir, attempt: int, now: float) -> Cost:

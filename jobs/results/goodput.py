@@ -63,6 +63,7 @@ class History:
     counted: Sequence[Counted] = ()
     trains: bool = True  # takes steps of the training loop
     has_groups: bool = True  # its processes are ranks
+    spare_nodes: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,14 @@ def account(history: History, until: float) -> Goodput:
     until = max(until, counted_until)
     seconds: dict[TimeClass, float] = defaultdict(float, newest.seconds)
     node_seconds = _counted_node_seconds(history, newest)
-    changes, nodes = _changes(history, newest, counted_until), _node_changes(history)
+    changes, nodes = _changes(history, newest, counted_until), _working_and_spare(history)
     times = sorted({t for t, _ in (*changes, *nodes) if counted_until < t < until} | {counted_until, until})
     for begin, end in pairwise(times):
         name = _value_at(changes, begin, TimeClass.QUEUED)
         seconds[name] += end - begin
-        node_seconds[name] += (end - begin) * _value_at(nodes, begin, 0)
+        node_seconds[name] += (end - begin) * _value_at(nodes, begin, (0, 0))[0]
+    spans = pairwise([*(change for change in nodes if change[0] < until), (until, (0, 0))])
+    node_seconds[TimeClass.SPARE] = math.fsum((end - begin) * spare for (begin, (_, spare)), (end, _) in spans)
     return Goodput(*({n: each[n] for n in TimeClass if each.get(n, 0.0) > 0} for each in (seconds, node_seconds)))
 
 
@@ -201,9 +204,21 @@ def _node_changes(history: History) -> list[tuple[float, int]]:
     return changes
 
 
+def _working_and_spare(history: History) -> list[tuple[float, tuple[int, int]]]:
+    """Return the times at which the nodes changed, with the numbers of those that work and those that are spare."""
+    present = _node_changes(history)
+    if not history.spare_nodes:
+        return [(when, (count, 0)) for when, count in present]
+    groups = [(float(e["time"]), int(e["nodes"])) for e in history.events if e["event"] == "group_formed" and "nodes" in e]
+    times = sorted({when for when, _ in (*present, *groups)})
+    counts = {when: _value_at(present, when, 0) for when in times}
+    spare = {when: min(history.spare_nodes, max(0, n - _value_at(groups, when, n))) for when, n in counts.items()}
+    return [(when, (counts[when] - spare[when], spare[when])) for when in times]
+
+
 def nodes_at(history: History, when: float) -> int:
-    """Return the number of nodes that the run had at a time."""
-    return _value_at(_node_changes(history), when, 0)
+    """Return the number of nodes that the run had at a time, without spare ones."""
+    return _value_at(_working_and_spare(history), when, (0, 0))[0]
 
 
 def node_seconds_of(newest: Seconds, earlier: Goodput, nodes: int) -> dict[TimeClass, float]:
@@ -235,9 +250,10 @@ def goodput_of(run: RunDir, *, trains: bool, until: float | None = None) -> Good
 
 def read_history(run: RunDir, *, trains: bool, afresh: bool = False) -> History:
     """Read what a run's directory holds about its time. `afresh`: bypass the caches of a shared file system."""
-    attempts = [_attempt_times(run, number) for number in run.attempts()]
-    opened = [attempt.opened for attempt in attempts]
-    events = run.read_events(afresh=afresh)
+    numbers = run.attempts()
+    attempts = [_attempt_times(run, number) for number in numbers]
+    opened, events = [attempt.opened for attempt in attempts], run.read_events(afresh=afresh)
+    resources = (run.attempt_details(numbers[-1]) if numbers else {}).get("resources") or run.record.get("resources") or {}
     return History(
         created=min([float(run.record.get("created") or math.inf), *opened], default=time.time()),
         attempts=attempts,
@@ -245,6 +261,7 @@ def read_history(run: RunDir, *, trains: bool, afresh: bool = False) -> History:
         counted=list(_counted(run, events)) if trains else (),
         trains=trains,
         has_groups=run.record.get("engine") == Engine.RANKS,
+        spare_nodes=resources.get("spare_nodes", 0),
     )
 
 

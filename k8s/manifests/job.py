@@ -47,7 +47,7 @@ def render_job(run: RunDir, resources: Resources, profile: K8sProfile, number: i
     Raises ConfigError for a time limit that leaves no time to save.
     """
     refuse_short_limit(resources)
-    job, nodes = load_job("job.yaml"), resources.nodes
+    job, nodes = load_job("job.yaml"), resources.allocated_nodes
     metadata, spec = job["metadata"], job["spec"]
     metadata |= {"name": name_of(run.id, number), "labels": {**labels_of(run, number), ROLE_LABEL: "run"}}
     metadata["annotations"] = {KEY_ANNOTATION: submission_key(run, number)}

@@ -84,8 +84,7 @@ class PodAllocation(Allocation):
         return False
 
     def wanted(self) -> int:
-        nodes = self.resources.nodes
-        return max(nodes.least, min(self.run.wanted_nodes or nodes.most, nodes.most))
+        return self.resources.wanted_nodes(self.run.wanted_nodes)
 
     def initial_nodes(self) -> list[int]:
         """Return the nodes of all connected pods; at most as many as the user set with `scale`."""
@@ -224,7 +223,7 @@ class PodAllocation(Allocation):
             self.replacer.replace(member, self.resources.grace_seconds)
         if self.must_stop():
             self._notice = self._notice or self.query_stop_reason()
-        elif leaving and (not self.resources.nodes.elastic or len(leaving) == len(self.busy)):
+        elif leaving and (not self.resources.replaces_nodes or len(leaving) == len(self.busy)):
             self._notice = self.query_stop_reason(leaving)
         return self._notice
 

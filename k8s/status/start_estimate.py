@@ -26,6 +26,7 @@ class Capacity:
 
 def estimate(connect: Callable[[], Kubernetes], profile: K8sProfile, resources: Resources) -> str:
     """Return one sentence: whether the run would wait, why, and which smaller request would start sooner. Never raises."""
+    resources = resources.as_allocated()
     try:
         kube = connect()
         if reason := refusal(kube, profile, resources):

@@ -30,7 +30,7 @@ def explain_waiting(kube: Kubernetes, profile: K8sProfile, workload: Object | No
         capacity = queue_capacity(kube, profile.model_copy(update={"queue": queue}), resources)
     except (BackendError, KeyError):
         capacity = None
-    if capacity is not None and 0 < capacity.nodes < resources.nodes.least:
+    if capacity is not None and 0 < capacity.nodes < resources.nodes.least and not resources.spare_nodes:
         remedy = f"with resources.nodes={capacity.nodes} it would fit into the quota that is free now"
     return Waiting(lines=lines, remedy=remedy)
 

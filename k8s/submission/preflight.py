@@ -137,7 +137,7 @@ def _priority(kube: Kubernetes, profile: K8sProfile) -> str:
 
 
 def _quota(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> str:
-    per_node, nodes = demand(resources, profile), resources.nodes.least
+    per_node, nodes = demand(resources, profile), resources.allocated_nodes.least
     for quota in quotas(kube, profile):
         needed = per_node.get(quota.resource, 0.0) * nodes
         if needed > quota.hard:

@@ -54,7 +54,7 @@ def job_options(run: RunDir, resources: Resources, profile: SlurmProfile, attemp
 
 def requests(resources: Resources) -> dict[str, str | int | bool]:
     """Return a run's resources as sbatch options."""
-    options: dict[str, str | int | bool] = {"nodes": str(resources.nodes).replace("..", "-"), "ntasks-per-node": 1}
+    options: dict[str, str | int | bool] = {"nodes": str(resources.allocated_nodes).replace("..", "-"), "ntasks-per-node": 1}
     if resources.cpus:
         options["cpus-per-task"] = resources.cpus
     if resources.gpus:
@@ -64,7 +64,7 @@ def requests(resources: Resources) -> dict[str, str | int | bool]:
     if resources.time_limit_minutes:
         options["time"] = math.ceil(resources.time_limit_minutes)
     options["signal"] = f"B:USR2@{math.ceil(resources.grace_seconds)}"
-    if resources.nodes.elastic:
+    if resources.replaces_nodes:
         options["no-kill"] = True
     return options
 
@@ -76,7 +76,8 @@ def placement(profile: SlurmProfile) -> dict[str, str | int | bool]:
 
 def render_extra_node(run: RunDir, resources: Resources, profile: SlurmProfile, job: str, minutes: int | None) -> str:
     """Render the script of a job that holds an additional node for an elastic run."""
-    single_node = resources.model_copy(update={"nodes": type(resources.nodes)(least=1, most=1), "time_limit_minutes": minutes})
+    changes = {"nodes": type(resources.nodes)(least=1, most=1), "spare_nodes": 0, "time_limit_minutes": minutes}
+    single_node = resources.model_copy(update=changes)
     options: dict[str, str | int | bool] = {"job-name": extra_node_name(job), "comment": f"{submission_key(run, 0)}:more"}
     options |= {**requests(single_node), **profile.options, "output": "/dev/null", "no-requeue": True}
     return fill("extra_node.sbatch", directives="\n".join(f"#SBATCH {flag}" for flag in flags(options)), job=job)

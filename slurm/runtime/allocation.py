@@ -1,6 +1,7 @@
 """Nodes of a Slurm job, and additional nodes that an elastic run requests."""
 
 import logging
+import math
 import os
 import secrets
 import time
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 3.0  # between two queries of the controller while an elastic run waits for nodes
 RETRY_SECONDS = 30.0  # before more nodes are requested after an additional one was lost
+AVOID_SECONDS = 600.0  # before a machine that was lost is taken again by a run that has spare nodes
 END_SECONDS = 10.0
 # srun's messages for a lost node; the last: the node came back while Slurm was still ending the job's earlier tasks there
 NODE_FAILURES = ("node failure", "communication", "requested node configuration is not available")
@@ -47,6 +49,7 @@ class Slot:
     job: str
     dead: bool = False
     busy: bool = False
+    lost_at: float = -math.inf  # monotonic time
 
 
 class SlurmAllocation(Allocation):
@@ -71,11 +74,11 @@ class SlurmAllocation(Allocation):
     # --- the nodes of an attempt
 
     def initial_nodes(self) -> list[int]:
-        """Return all live nodes; of an elastic run at most as many as the user set with `scale`."""
+        """Return all live nodes, the spare ones among them; of an elastic run at most as many as the user set with `scale`."""
         for slot in self.slots.values():
             slot.busy = False
         alive = [index for index, slot in self.slots.items() if not slot.dead]
-        chosen = alive[: self.run.wanted_nodes or None] if self.resources.nodes.elastic else alive
+        chosen = alive[: self.resources.wanted_nodes(self.run.wanted_nodes)] if self.resources.nodes.elastic else alive
         for index in chosen:
             self.slots[index].busy = True
         return chosen
@@ -112,7 +115,7 @@ class SlurmAllocation(Allocation):
         command += ["--kill-on-bad-exit=0", "--wait=0", "--mpi=none", "--cpu-bind=none", "--input=none", "--export=ALL"]
         if self.resources.cpus:
             command.append(f"--cpus-per-task={self.resources.cpus}")
-        return [*command, "--no-kill"] if self.resources.nodes.elastic else command
+        return [*command, "--no-kill"] if self.resources.replaces_nodes else command
 
     def _start_elsewhere(self, command: list[str], log: Path) -> Popen[bytes] | None:
         """Start a step on any node of this job except the first. Returns None if there is no such node."""
@@ -130,8 +133,7 @@ class SlurmAllocation(Allocation):
 
     def end(self, process: Process) -> None:
         """Kill a step with its srun, or a local process, including all descendants."""
-        is_step = Path(str(process.args[0])).name == "srun"
-        if process.poll() is None and is_step:
+        if process.poll() is None and Path(str(process.args[0])).name == "srun":
             process.terminate()  # srun then ends the step
             with suppress(TimeoutExpired):
                 process.wait(END_SECONDS)
@@ -173,7 +175,7 @@ class SlurmAllocation(Allocation):
 
     def mark_lost(self, node: int) -> None:
         slot = self.slots[node]
-        slot.dead, slot.busy = True, False
+        slot.dead, slot.busy, slot.lost_at = True, False, time.monotonic()
         self._next_request = time.monotonic() + (0 if slot.job == self.job else RETRY_SECONDS)
         if slot.job != self.job:
             self._cancel(slot.job)
@@ -201,9 +203,8 @@ class SlurmAllocation(Allocation):
         self.watchdog.maintain()
         free = [index for index, slot in self.slots.items() if not slot.dead and not slot.busy][: max(wanted, 0)]
         missing = max(wanted, 0) - len(free)
-        now = time.monotonic()
-        if now >= self._next_poll and (missing or self.extra_node_jobs):
-            self._next_poll = now + POLL_SECONDS
+        if time.monotonic() >= self._next_poll and (missing or self.extra_node_jobs):
+            self._next_poll = time.monotonic() + POLL_SECONDS
             free += self._adopt_extra_nodes(missing)
             self._request_nodes(max(wanted, 0) - len(free) - len(self.extra_node_jobs))
         for index in free:
@@ -249,7 +250,9 @@ class SlurmAllocation(Allocation):
             script = render_extra_node(self.run, self.resources, self.profile, self.job, minutes)
             script_path = self.run.attempt_dir(self.run.attempts()[-1]) / "companion.sbatch"
             script_path.write_text(script)
-            excluded = ",".join(sorted({*self._hosts(), *filter(None, [self.profile.exclude])}))
+            since = time.monotonic() - AVOID_SECONDS if self.resources.spare_nodes else math.inf  # it can wait for others
+            avoided = {slot.host for slot in self.slots.values() if slot.lost_at > since}
+            excluded = ",".join(sorted({*self._hosts(), *avoided, *filter(None, [self.profile.exclude])}))
             self.extra_node_jobs |= {self.slurm.sbatch(script_path, f"--exclude={excluded}") for _ in range(count)}
             self.run.event("nodes_asked_for", count=count, jobs=sorted(self.extra_node_jobs))
         except BackendError as error:

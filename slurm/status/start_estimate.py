@@ -34,7 +34,7 @@ def start_estimate(slurm: Slurm, run: RunDir, resources: Resources, profile: Slu
         script.write_text(render_job(run, resources, profile))
         try:
             slurm.ping()
-            return ClusterQueries.begin(slurm, script, resources, profile).sentence()
+            return ClusterQueries.begin(slurm, script, resources.as_allocated(), profile).sentence()
         except BackendError as error:
             return f"Slurm cannot be asked whether the run would wait: {error}."
 

@@ -40,6 +40,19 @@ def load(*overrides: str, **values: Any) -> Job:
 
 
 @pytest.mark.parametrize(
+    ("nodes", "spare", "allocated", "replaces"),
+    [("2", 0, "2", False), ("2", 1, "3", True), ("1..4", 2, "1..6", True)],
+)
+def test_spare_nodes_are_allocated_too(nodes: str, spare: int, allocated: str, replaces: bool) -> None:
+    resources = Resources.model_validate({"nodes": nodes, "spare_nodes": spare})
+    assert (str(resources.allocated_nodes), resources.replaces_nodes) == (allocated, replaces)
+    most = resources.nodes.most
+    assert resources.wanted_nodes(None) == most + spare
+    assert resources.wanted_nodes(1) == (1 if resources.nodes.elastic else most + spare), "no spare node beside a small group"
+    assert resources.as_allocated().nodes == resources.allocated_nodes
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: 1\nb: 2\na: 3\n", "f line 3: duplicate key 'a', first used in line 1"),

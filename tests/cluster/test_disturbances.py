@@ -60,6 +60,26 @@ def test_an_elastic_run_shrinks_and_grows_again(toy: Start, victims: list[int]) 
     assert sorted(set(run.steps())) == list(range(1, max(run.steps()) + 1))
 
 
+def test_a_spare_node_takes_the_place_of_a_dead_one(toy: Start) -> None:
+    run = toy("count", "ranks", steps=2000, resources={"nodes": 2, "spare_nodes": 1})
+
+    def groups() -> list[int]:
+        return [event["nodes"] for event in run.run.read_events() if event["event"] == "group_formed"]
+
+    run.reach(5)
+    nodes = [os.getpgid(run.rank_pid(rank)) for rank in range(2)]
+    os.killpg(nodes[1], signal.SIGKILL)
+    last = max(run.steps())
+    until(lambda: max(run.steps()) > last + 5, Patience.STEP)
+    assert os.getpgid(run.rank_pid(0)) == nodes[0], "rank 0 stays on its node"
+    run.backend.cancel(run.run)
+    assert run.finish().state is RunState.CANCELLED
+    assert run.run.attempts() == [1]
+    assert groups() == [2, 2]
+    assert {line["world"] for line in run.run.read_metrics()} == {2}
+    assert sorted(set(run.steps())) == list(range(1, max(run.steps()) + 1))
+
+
 def test_a_spare_rank_ends_with_its_group(toy: Start) -> None:
     run = toy("count_in_pairs", "ranks", steps=10, resources={"nodes": "1..3"})
     outcome = run.finish()

@@ -44,6 +44,20 @@ def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
     end(run)
 
 
+@pytest.mark.soak("make test runs it on virtual nodes, and kills a node of an elastic run here")
+def test_a_spare_node_takes_the_place_of_a_dead_one(make_lab: MakeLab, start: Start) -> None:
+    lab = make_lab(nodes=3, node_timeout_seconds=10)
+    run = start(resources={"nodes": 2, "spare_nodes": 1}, steps=100000)
+    until(lambda: run.world() == 2, Patience.RUN)
+    lab.kill_node(run.host_of(1))
+    until(lambda: len(run.events("group_formed")) == 2, Patience.START)
+    saved = run.steps()[-1]
+    until(lambda: run.steps()[-1] > saved + 5, Patience.START)
+    assert [(event["nodes"], event.get("spare", 0)) for event in run.events("group_formed")] == [(2, 1), (2, 0)]
+    assert run.run.attempts() == [1]
+    end(run)
+
+
 @pytest.mark.soak("make test kills another node, and runs test_the_coordinator_is_killed")
 def test_the_first_node_dies(make_lab: MakeLab, start: Start) -> None:
     lab = make_lab(nodes=2)

@@ -51,6 +51,7 @@ CASES = {
     "plain": Case(),
     "gpus": Case(resources={"nodes": 8, "gpus": 4, "ranks_per_node": 4, "cpus": 32, "time_limit_minutes": 1440}, profile=BIG),
     "elastic": Case(resources={"nodes": "1..4", "cpus": 2, "memory_gib": 1.5, "time_limit_minutes": 90.5, "grace_seconds": 30}),
+    "spare": Case(resources={"nodes": 2, "spare_nodes": 1}),
     "array": Case(resources={"cpus": 1}, profile={"partition": "short"}, runs=3),
     "code": Case(code={"snapshot": "3f2a", "folder": "src", "is_program": True}),
     "project": Case(code={"snapshot": "3f2a", "folder": "my work"}),

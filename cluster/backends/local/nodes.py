@@ -84,14 +84,12 @@ class LocalAllocation(Allocation):
         """Return the nodes that the run requests now; nodes that died are usable again."""
         self.away = {}
         self._deal_gpus()
-        most = self.resources.nodes.most
-        wanted = min(self.run.wanted_nodes or most, most) if self.resources.nodes.elastic else most
-        self.busy = set(range(wanted))
+        self.busy = set(range(self.resources.wanted_nodes(self.run.wanted_nodes)))
         return sorted(self.busy)
 
     def _deal_gpus(self) -> None:
         if self.resources.gpus:
-            chosen = self._gpus.take(self.resources.gpus * self.resources.nodes.most)
+            chosen = self._gpus.take(self.resources.gpus * self.resources.allocated_nodes.most)
             if shared := self._gpus.shared(chosen):
                 self.run.event("gpus_shared", devices=", ".join(shared))
             self.devices = deal_devices(self.resources, chosen)
@@ -116,7 +114,7 @@ class LocalAllocation(Allocation):
         return fork_program(spec.command(), {**os.environ, "TMPDIR": str(self.scratch)}, log)
 
     def _environment(self, node: int) -> dict[str, str]:
-        cpus = max(1, (os.cpu_count() or 1) // self.resources.nodes.most)  # virtual nodes share this machine's cores
+        cpus = max(1, (os.cpu_count() or 1) // self.resources.allocated_nodes.most)  # virtual nodes share this machine's cores
         return {
             **agent_environment(self.run, self.resources, cpus=cpus, ray_token=self.ray_token),
             "TMPDIR": str(self._disk(node)),
@@ -146,7 +144,7 @@ class LocalAllocation(Allocation):
 
     def acquire(self, wanted: int) -> list[int]:
         now = time.monotonic()
-        free = [n for n in range(self.resources.nodes.most) if n not in self.busy and self.away.get(n, 0.0) <= now]
+        free = [n for n in range(self.resources.allocated_nodes.most) if n not in self.busy and self.away.get(n, 0.0) <= now]
         chosen = free[: max(wanted, 0)]
         self.busy.update(chosen)
         return chosen

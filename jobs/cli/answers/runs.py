@@ -214,6 +214,7 @@ class CostRow(Answer):
     name: str
     runs: int
     node_hours: float | None
+    spare_node_hours: float | None = Field(description="part of node_hours: nodes that waited to take the place of lost ones")
     core_hours: float | None
     gpu_hours: float | None
     gpu_idle_hours: float | None

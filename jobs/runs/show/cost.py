@@ -54,8 +54,9 @@ def cost_table(page: Mapping[str, Any]) -> "RenderableType":
     """Render the output of `cost`."""
     from ropewalk.jobs.runs.show.tables import table
 
-    rendered = table(page["by"].upper(), ">RUNS", *_COLUMNS.values(), f">{page['currency'] or 'MONEY'}")
+    columns = {**({"spare_node_hours": ">SPARE NODE-HOURS"} if page["total"]["spare_node_hours"] else {}), **_COLUMNS}
+    rendered = table(page["by"].upper(), ">RUNS", *columns.values(), f">{page['currency'] or 'MONEY'}")
     for row in [*page["rows"], page["total"]]:
-        amounts = (row[key] for key in (*_COLUMNS, "money"))
+        amounts = (row[key] for key in (*columns, "money"))
         rendered.add_row(row["name"], str(row["runs"]), *("unknown" if each is None else f"{each:,.3g}" for each in amounts))
     return rendered

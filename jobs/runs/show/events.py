@@ -20,7 +20,7 @@ EVENTS: dict[str, str] = {
     "idle_stop": "ends, since no GPU was used for {minutes:.0f} minutes (resources.idle_minutes)",
     "gpus_shared": "too few GPUs of this machine are free: {devices} are shared with another run; the local backend has no queue",
     "gpus_taken": "computes on GPU {devices} of this machine",
-    "group_formed": "group {group} formed on {nodes:count node}",
+    "group_formed": "group {group} formed on {nodes:count node}{spare:more spare node}",
     "mistake_repeated": "the same error twice at the start: not tried again",
     "node_asked_to_leave": "node {node} is being released",
     "node_left": "node {node} left; the others go on",
@@ -142,6 +142,8 @@ class _Line(Formatter):
         match kind:
             case "count":
                 return counted(value or 0, word)
+            case "more":
+                return f", {counted(value, word)}" if value else ""
             case "or":
                 return str(value or word)
             case "because":

@@ -12,6 +12,7 @@ from rich.text import Text
 from ropewalk.cluster.backends.base import Check
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.gpus import gpu_percents
+from ropewalk.cluster.run.phase_clock import TimeClass
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.text import counted, format_bytes
 from ropewalk.jobs.results.goodput import SECTION
@@ -124,7 +125,9 @@ def run_page(details: Mapping[str, Any]) -> RenderableType:
     head.add_row("state", state_text(details["state"]))
     if details["reason"]:
         head.add_row("reason", details["reason"])
-    head.add_row("job", f"{details['job']} on {details['cluster']}, {counted(details['nodes'], 'node')}")
+    spare = (details["resources"] or {}).get("spare_nodes")
+    nodes = counted(details["nodes"], "node") + (f" and {counted(spare, 'spare node')}" if spare else "")
+    head.add_row("job", f"{details['job']} on {details['cluster']}, {nodes}")
     code = details["code"] or {}
     if code.get("commit"):
         dirty = " + uncommitted changes (kept in code.diff)" if code.get("dirty") else ""
@@ -192,6 +195,8 @@ def _goodput(values: Mapping[str, Any]) -> Table:
         bar = "█" * round(BAR_WIDTH * of_class / total)
         node_time = duration(values["node_seconds"].get(name, 0.0))
         rows.add_row(name.replace("_", " "), duration(of_class), f"{of_class / total:.1%}", bar, node_time)
+    if spare := values["node_seconds"].get(TimeClass.SPARE):
+        rows.add_row("spare nodes", "", "", "", duration(spare))
     return rows
 
 

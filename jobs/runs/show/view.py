@@ -66,7 +66,8 @@ class RunView:
     def processes(self, resources: Resources) -> str:
         """Describe the run's processes and their devices, for a dry run."""
         nodes, engine = resources.nodes, Engine(self.run.record["engine"])
-        where = f"on {counted(str(nodes), 'node')}"
+        spare = f" and {counted(resources.spare_nodes, 'spare node')}" if resources.spare_nodes else ""
+        where = f"on {counted(str(nodes), 'node')}{spare}"
         gpus = f", {counted(resources.gpus, 'GPU')} a node" if resources.gpus else ""
         if engine is not Engine.RANKS:
             return f"{'Ray' if engine is Engine.RAY else 'one process'} {where}{gpus}"

@@ -67,7 +67,7 @@ class Disk:
 class World:
     """Simulated time, and everything that takes part."""
 
-    def __init__(self, seed: int, least_nodes: int, most_nodes: int) -> None:
+    def __init__(self, seed: int, least_nodes: int, most_nodes: int, spare: int = 0) -> None:
         self.random, self.now = Random(seed), 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -75,9 +75,9 @@ class World:
         self.loss = self.delay = 0.0  # probability, and longest additional seconds of a message
         count = self.random.randint(least_nodes, most_nodes)
         self.least = self.random.choice([count, self.random.randint(1, count)])
-        self.most = count
+        self.most, self.spare = count, spare
         self.coordinators: dict[int, Coordinator] = {}
-        self.agents = [Agent(self, node) for node in range(count)]
+        self.agents = [Agent(self, node) for node in range(count + spare)]
         self.log: list[str] = []
 
     def at(self, delay: float, action: Callable[[], None]) -> None:
@@ -187,7 +187,7 @@ class Coordinator(Actor):
     def __init__(self, world: World, term: int) -> None:
         super().__init__(world)
         self.term, self.members = term, Members(LIMITS)
-        self.groups = Groups(term, world.least, world.most, ranks_per_node=1)
+        self.groups = Groups(term, world.least, world.most, ranks_per_node=1, spare=world.spare)
         self._plan()
         world.at(TERM_CHECK_SECONDS, self._check_term)
 
@@ -252,7 +252,7 @@ class Agent(Actor):
         super().__init__(world)
         self.node, self.wire, self.term = node, None, 0
         self.contact: Contact | None = None
-        self.ranks = NodeAgent(elastic=world.least < world.most)
+        self.ranks = NodeAgent(elastic=world.least < world.most or world.spare > 0)
         self.fence: Fence = (0, 0)  # newest group that ranks were started of
         self._connect_at = 0.0
         self._sessions = itertools.count()
@@ -497,6 +497,24 @@ def replace(world: World, node: int) -> None:
     """Start a new agent on a node whose agent is dead."""
     if world.agents[node].dead:
         world.agents[node] = Agent(world, node)
+
+
+def run_with_spares(seed: int) -> World:
+    """Kill ranks, and as many nodes as are spare, which do not come back. Raises ViolationError if a group becomes smaller."""
+    world = World(seed, 2, 5, spare=Random(seed).randint(1, 3))
+    random, lasting = world.random, 30.0
+    world.elect()
+    for agent in random.sample(world.agents, world.spare):
+        world.at(3.0 + random.random() * lasting / 2, agent.die)
+    for _ in range(3):
+        world.at(3.0 + random.random() * lasting / 2, lambda: world.work.kill_rank(random.choice(world.agents)))
+    world.run_until(lasting)
+    sizes = [group.nodes for group in world.work.groups.values()]
+    if set(sizes) != {world.most}:
+        raise ViolationError(f"seed {seed}: groups of {sizes} nodes, {world.most} are wanted\n" + "\n".join(world.log))
+    if sum(bool(agent.ranks.running) for agent in world.agents if not agent.dead) != world.most:
+        raise ViolationError(f"seed {seed}: not {world.most} nodes work at the end\n" + "\n".join(world.log))
+    return world
 
 
 def run(seed: int, least_nodes: int, most_nodes: int) -> World:

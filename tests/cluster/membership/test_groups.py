@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
-from ropewalk.cluster.membership.decisions import Decision, Failed, NodeSilent, RankLost, Tell
+from ropewalk.cluster.membership.decisions import Decision, Failed, GroupFormed, NodeSilent, RankLost, Tell
 from ropewalk.cluster.membership.groups import CAUSE_SECONDS, PATIENCE_SECONDS, SAVE_SECONDS, SETTLE_SECONDS, Groups, Phase
 from ropewalk.cluster.membership.members import Died, Joined, Member, Received
 
@@ -68,6 +68,25 @@ def test_a_killed_rank_ends_the_ranks_of_all_nodes_at_once_and_a_new_group_forms
     assert nodes.decisions == [Failed(1, {2: KILLED})]
     nodes.decisions = nodes.groups.judge(None, nodes.now)
     assert {message["group"] for message in nodes.told("form").values()} == {2}, "and nobody waits for more nodes"
+
+
+def test_a_spare_node_takes_the_place_of_a_dead_one_at_once() -> None:
+    nodes = Nodes(2, 2, spare=1)
+    nodes.be_ready(2, 0)
+    assert nodes.decisions == [], "the third node is expected soon"
+    nodes.be_ready(1)
+    assert GroupFormed(1, 2, 1) in nodes.decisions
+    assert {node: message["node_rank"] for node, message in nodes.told("form").items()} == {0: 0, 1: 1}
+    nodes.die(0)
+    nodes.be_ready(1)
+    assert GroupFormed(2, 2, 0) in nodes.decisions
+    assert {node: message["node_rank"] for node, message in nodes.told("form").items()} == {2: 0, 1: 1}
+    nodes.be_ready(3)
+    nodes.end(1, KILLED)
+    nodes.be_ready(1, 2)
+    nodes.decisions = nodes.groups.judge(None, nodes.now)
+    assert GroupFormed(3, 2, 1) in nodes.decisions
+    assert {node: message["node_rank"] for node, message in nodes.told("form").items()} == {2: 0, 1: 1}, "no process is replaced"
 
 
 def test_a_rank_that_lost_a_peer_is_not_the_cause(nodes: Nodes) -> None:

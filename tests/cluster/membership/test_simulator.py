@@ -9,7 +9,7 @@ from ropewalk.cluster.membership.groups import Groups
 from ropewalk.cluster.membership.members import Members
 from ropewalk.cluster.membership.node_agent import NodeAgent
 from tests.cluster.membership import simulator
-from tests.cluster.membership.simulator import ViolationError, World, run
+from tests.cluster.membership.simulator import ViolationError, World, run, run_with_spares
 
 SEED = int(os.environ.get("ROPEWALK_SEED", "1"))
 
@@ -26,6 +26,11 @@ def test_schedules_of_many_nodes() -> None:
         run(seed, 3, 9)
     for seed in range(20):
         run(seed, 100, 100)
+
+
+def test_the_world_size_stays_while_there_are_spare_nodes() -> None:
+    worlds = [run_with_spares(seed) for seed in range(SEED, SEED + 30)]
+    assert sum(len(world.disk.groups) for world in worlds) > 90
 
 
 def test_a_schedule_replays_from_its_seed() -> None:

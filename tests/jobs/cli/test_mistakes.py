@@ -178,6 +178,9 @@ MISTAKES = {
     ),
     "pipeline parallelism": Mistake((*PRETRAIN, "parallel.pipeline=2"), "pipeline parallelism is not supported"),
     "a falling range of nodes": Mistake((*PRETRAIN, "resources.nodes=4..2"), "a range must rise, such as 1..4"),
+    "a spare node of a job that does not train": Mistake(
+        ("run", "evaluate", "model=model", "data=data", "resources.spare_nodes=1"), "only jobs that train can use a spare node"
+    ),
     "a warm-up as long as the run": Mistake((*PRETRAIN, "optim.warmup_steps=20"), "set at most 9"),
     # --- sweeps and pipelines
     "a metric that the job does not report": Mistake(

@@ -110,12 +110,19 @@ def test_the_plan_of_a_sweep_has_its_first_trials(shell: Shell, monkeypatch: pyt
 def test_the_plan_of_a_pipeline_has_its_steps(shell: Shell) -> None:
     steps = {
         "print": {"job": "command", "config": {"command": ["echo", "a"], "launch": "nodes", "resources": {"nodes": 2}}},
-        "train": {"job": "pretrain", "config": {"data": "data", "steps": 9, "seq_len": 16}, "needs": ["print"]},
+        "train": {
+            "job": "pretrain",
+            "config": {"data": "data", "steps": 9, "seq_len": 16, "resources": {"spare_nodes": 1}},
+            "needs": ["print"],
+        },
     }
     Path("pipe.yaml").write_text(yaml.safe_dump({"run": "pipeline", "steps": steps}))
     page = rows(shell("run", "-c", "pipe.yaml", "--on", "good", "--dry-run"))
     assert page["the step print"] == "command: 2 ranks on 2 nodes, on the CPU (resources.gpus=0)"
-    assert page["the step train, once print succeeded"] == "pretrain: 1 rank on 1 node, on the CPU (resources.gpus=0)"
+    assert (
+        page["the step train, once print succeeded"]
+        == "pretrain: 1 rank on 1 node and 1 spare node, on the CPU (resources.gpus=0)"
+    )
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in CONFIGS.glob("*.yaml")))

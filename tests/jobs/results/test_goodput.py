@@ -161,6 +161,25 @@ def test_a_slow_step_is_training_only_as_far_as_steps_usually_take() -> None:
     assert clock.seconds[T.TRAINING] == pytest.approx(11.9)
 
 
+def test_nodes_beyond_a_group_are_spare_until_one_takes_the_place_of_a_lost_one() -> None:
+    ended = Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=50.0)
+    events = [
+        {"event": "group_formed", "time": 10.0, "attempt": 1, "nodes": 2},
+        {"event": "first_step", "time": 12.0},
+        {"event": "node_lost", "time": 20.0, "node": 0},
+        {"event": "group_formed", "time": 21.0, "attempt": 1, "nodes": 2},
+        {"event": "first_step", "time": 22.0},
+    ]
+    attempt = AttemptTimes(1, 0.0, "submission", [(5.0, 0), (5.0, 1), (5.0, 2), (40.0, 0)], ended)
+    node_seconds = account(History(0.0, [attempt], events, spare_nodes=1), 60.0).node_seconds
+    assert node_seconds == {
+        T.STARTING: 3 * 5.0 + 2 * 2.0,
+        T.TRAINING: 2 * (8.0 + 28.0),
+        T.RECOVERING: 2 * 2.0,
+        T.SPARE: 10.0 + 10.0,
+    }
+
+
 def test_programs_of_ones_own_have_classes_from_attempts_and_events() -> None:
     attempts = [
         AttemptTimes(1, 0.0, "submission", [(60.0, 0)], Outcome(state=RunState.PREEMPTED, exit_code=85, cause="", ended=200.0)),

@@ -69,6 +69,7 @@ CASES = {
     "nodes": Case(resources={"nodes": 2, "cpus": 4, "memory_gib": 8}, profile=TEAM),
     "everything": Case(resources={"nodes": 8, "gpus": 4, "ranks_per_node": 4, "cpus": 32, "memory_gib": 256.5}, profile=BIG),
     "elastic": Case(resources={"nodes": "1..4", "grace_seconds": 30}, profile={**TEAM, "queue": "team"}),
+    "spare": Case(resources={"nodes": 2, "spare_nodes": 1}),
     "held": Case(profile={**TEAM, "queue": "team"}, held=True, number=3),
     "code": Case(code={"snapshot": "3f2a", "folder": "src", "is_program": True}, profile=TEAM),
     "secrets": Case(secrets=("HF_TOKEN", "SSH_KEY"), profile={**TEAM, "secret_store": "mine"}),

@@ -27,7 +27,10 @@ class TimeAccount:
         earlier = account(self._history, now - self._phases.elapsed)
         retried = any(attempt.opened_by == RETRY for attempt in self._history.attempts[-1:])
         self._phases.begin(earlier.seconds, recovering=context.group > 1 or retried)
-        self._earlier, self._nodes = earlier, max(1, nodes_at(self._history, now))
+        nodes = nodes_at(self._history, now)
+        if self._history.spare_nodes:  # the event of this group may not be there yet
+            nodes = min(nodes, context.world_size // context.run.resources(context.attempt).local_world_size)
+        self._earlier, self._nodes = earlier, max(1, nodes)
 
     def go_back(self, training_seconds: float | None) -> None:
         """Count the training since a checkpoint as redone. `training_seconds`: what counted when it was saved; None: unknown."""

@@ -1,6 +1,7 @@
 """A program of the user's own on a real Slurm cluster: its project travels, and it goes on after whatever Slurm does."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,15 +23,16 @@ from tests.slurm.toy import finish, said
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = ROOT / "jobs/configs/examples/plain.py"
+FAST = ROOT / "tests/fakes/training_program.py"
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of somebody's own, with the plain script, one uncommitted change and one ignored file."""
+    """A repository of somebody's own, with a training program, one uncommitted change and one ignored file."""
     folder = tmp_path / "project/work"
     folder.mkdir(parents=True)
     top = folder.parent
-    (folder / "train.py").write_text(PLAIN.read_text())
+    (folder / "train.py").write_text(FAST.read_text())
     (top / "settings.py").write_text("STEPS = 1\n")
     (top / ".gitignore").write_text("*.big\n")
     for arguments in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
@@ -66,18 +68,22 @@ def reach(run: RunDir, step: int) -> None:
     until(reached, Patience.RUN)
 
 
-def test_a_plain_script_is_requeued_and_loses_a_node_bit_by_bit(make_lab: MakeLab, project: Path) -> None:
-    lab = make_lab(node_timeout_seconds=10)
+@pytest.mark.parametrize(
+    "node_dies",
+    [False, pytest.param(True, marks=pytest.mark.soak("make test kills a node in test_elastic.py"))],
+)
+def test_a_training_program_goes_on_bit_by_bit(make_lab: MakeLab, project: Path, node_dies: bool) -> None:
+    lab = make_lab(nodes=2)
     undisturbed = start(project, "train.py", "--steps", "40", on="local")
     assert finish(undisturbed).state is RunState.SUCCEEDED, said(undisturbed)
-    run = start(project, "train.py", "--steps", "40", "--pause", "0.15")
+    run = start(project, "train.py", "--steps", "40", "--pause", "0.1" if node_dies else "0.03")
     (project / "train.py").write_text("raise SystemExit('this was written after the submission')\n")
     reach(run, 8)
     subprocess.run(["scontrol", "requeue", job_id(run)], check=True)
     until(lambda: len(run.attempts()) == 2)
-    reach(run, 20)
-    host = [line["address"] for line in read_lines(run.attempt_dir(2) / "agents.jsonl")][-1]
-    lab.kill_node(host)
+    if node_dies:
+        reach(run, 20)
+        lab.fail_node([line["address"] for line in read_lines(run.attempt_dir(2) / "agents.jsonl")][-1])
     assert finish(run).state is RunState.SUCCEEDED, said(run)
     assert final_words(run)[-1] == final_words(undisturbed)[-1]
     stopped_at = max(e["step"] for e in run.read_events() if e["event"] == "checkpoint" and e["attempt"] == 1)
@@ -85,6 +91,7 @@ def test_a_plain_script_is_requeued_and_loses_a_node_bit_by_bit(make_lab: MakeLa
 
 
 def test_the_users_project_travels(slurm_lab: Lab, project: Path) -> None:
+    shutil.copy(PLAIN, project)
     lines = [
         "import os, sys",
         "sys.path.insert(0, '..')",
@@ -92,9 +99,10 @@ def test_the_users_project_travels(slurm_lab: Lab, project: Path) -> None:
         "print(settings.STEPS, sorted({*os.listdir('..')} - {'__pycache__'}))",
     ]
     (project / "look.py").write_text("\n".join(lines))
-    run = start(project, "look.py", launch="once", resources={"nodes": 1})
+    run = start(project, command=f"{sys.executable} look.py && {sys.executable} plain.py --steps 2")
     (project.parent / "settings.py").write_text("STEPS = 0\n")
     assert finish(run).state is RunState.SUCCEEDED, said(run)
+    assert [line["step"] for line in run.read_metrics()] == [1, 2]
     assert f"60 {['.gitignore', 'settings.py', 'work']}" in (run.log_dir(1) / "rank-0.log").read_text()
     assert run.record["project"]["folder"] == "work"
     assert os.listdir(run.path.parent / ".code")

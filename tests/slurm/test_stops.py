@@ -58,9 +58,9 @@ def test_requeued_by_a_person(slurm_lab: Lab, start: Start) -> None:
     "late",
     [0.0, *(pytest.param(late, marks=pytest.mark.soak("make test stops at the first of these moments")) for late in (0.3, 1.0))],
 )
-def test_a_stop_is_heard_however_soon_it_comes(slurm_lab: Lab, start: Start, late: float) -> None:
+def test_a_stop_is_heard_however_soon_it_comes(slurm_lab: Lab, tick: Start, late: float) -> None:
     """srun forgets a signal that comes before its step runs, and Python, as it starts, would die of it."""
-    run = start(resources={"nodes": 2}, steps=100000)
+    run = tick(resources={"nodes": 2}, steps=100000)
     until((run.run.attempt_dir(1) / "agents.jsonl").exists)
     time.sleep(late)
     run.run.request_cancel()

@@ -109,7 +109,9 @@ backend.submit_many([RunDir(path) for path in sys.argv[1:]], Resources(grace_sec
 """
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "count", [1, pytest.param(2, marks=pytest.mark.soak("make test looks arrays up by their key after sbatch has timed out"))]
+)
 def test_a_client_killed_before_it_could_write_the_handle(slurm_lab: Lab, tick: Start, count: int) -> None:
     runs = [tick(submit=False, steps=2) for _ in range(count)]
     command = [sys.executable, "-c", DYING, *(str(item.run.path) for item in runs)]
@@ -144,7 +146,7 @@ def test_a_client_killed_before_sbatch(slurm_lab: Lab, tick: Start, monkeypatch:
 
 
 def test_the_second_of_two_jobs_leaves_without_touching_anything(slurm_lab: Lab, tick: Start) -> None:
-    run = tick(profile=HELD, steps=40)
+    run = tick(profile=HELD, steps=5000)
     first, script = run.job, run.run.attempt_dir(1) / "job.sbatch"
     double = Slurm().sbatch(script, f"--chdir={run.run.path}")
     subprocess.run(["scontrol", "release", double], check=True)
@@ -153,8 +155,9 @@ def test_the_second_of_two_jobs_leaves_without_touching_anything(slurm_lab: Lab,
     subprocess.run(["scontrol", "release", first], check=True)
     until(lambda: f"job {double} owns this submission" in run.said())
     assert run.state.state is RunState.RUNNING, "the one that left does not hide the one at work"
-    assert run.finish().state is RunState.SUCCEEDED
-    assert run.steps() == list(range(1, 41))
+    run.backend.cancel(run.run)
+    assert run.finish().state is RunState.CANCELLED
+    assert run.steps() == list(range(1, len(run.steps()) + 1))
     assert run.run.attempts() == [1]
 
 
@@ -260,6 +263,7 @@ def test_a_controller_killed_during_submission_run_and_ps(make_lab: MakeLab, tic
     assert len(jobs_with(submission_key(run.run, 1))) == 1
 
 
+@pytest.mark.soak("make test resumes a lost run in test_a_client_killed_before_sbatch")
 def test_a_job_that_the_controller_forgot_and_whose_id_it_gave_away(make_lab: MakeLab, tick: Start) -> None:
     lab = make_lab(nodes=1)
     run = tick(steps=5000)

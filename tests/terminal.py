@@ -4,6 +4,7 @@ import os
 import pty
 import select
 import signal
+import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -48,8 +49,11 @@ class Terminal:
             os.execvp(command[0], command)
         self.output = ""
 
-    def type(self, line: str) -> None:
-        os.write(self._terminal, f"{line}\n".encode())
+    def type(self, line: str, end: str = "\n") -> None:
+        os.write(self._terminal, f"{line}{end}".encode())
+
+    def resize(self, lines: int, columns: int) -> None:
+        termios.tcsetwinsize(self._terminal, (lines, columns))
 
     def read_until(self, text: str) -> str:
         """Read until the output contains a text."""

@@ -23,9 +23,11 @@ def checkpoints(
     from ropewalk.jobs.runs.show.status import find_run
     from ropewalk.jobs.training.loop.architecture.model_record import checkpoint_folder
     from ropewalk.sharding.checkpoints.checkpoint_list import list_checkpoints
+    from ropewalk.sharding.checkpoints.layout import LATEST_NAME
 
     run = find_run(run_ref)
-    if not run.model_record.is_file() and any(run.checkpoints.glob("*")):
+    # the list of steps is there once somebody has looked for it
+    if not run.model_record.is_file() and any(path.name != LATEST_NAME for path in run.checkpoints.glob("*")):
         raise ConfigError(f"{run.id}: a {run.record['job']} run trains no model; what its program saved is in {run.checkpoints}")
     summaries = list_checkpoints(checkpoint_folder(run), verify=verify)
     if as_json:

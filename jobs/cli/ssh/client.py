@@ -55,7 +55,7 @@ def run_there(
         request = _request(cluster, profile, arguments, baggage, submission) | {"reads_input": reads_input or terminal}
         if terminal:
             request["terminal"] = termios.tcgetwinsize(0)
-            request["environment"]["TERM"] = os.environ.get("TERM", "xterm")
+            request["environment"] = {"TERM": os.environ.get("TERM", "xterm")}  # its size and colors are the terminal's own
         try:
             frames.send(Kind.REQUEST, request)
         except ConnectionEndedError:

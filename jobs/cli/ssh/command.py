@@ -18,6 +18,8 @@ SUBMITTING = frozenset({"run", "submit"})
 RESUMING = frozenset({"resume", "repro"})
 TAKING_FILES = frozenset({"run", "submit", "fetch"})
 READING_INPUT = frozenset({"chat"})
+AT_A_TERMINAL = frozenset({"shell", "top"})  # commands that get a terminal there, unless one of these options is given
+WITHOUT_TERMINAL = ("with_input", "once", "as_json")
 Elsewhere = Annotated[
     str | None,
     typer.Option(
@@ -116,7 +118,8 @@ def _run_there(ctx: Any, cluster: "Profile") -> int:
         value = value_of(values["action"], values["names"] or [])  # read here, where a prompt can hide it
         return run_there(cluster, arguments, reads_input=value is not None, given_input=value)
     if name not in SUBMITTING | RESUMING:
-        terminal = name == "shell" and not values["with_input"] and sys.stdin.isatty() and sys.stdout.isatty()
+        wants_terminal = name in AT_A_TERMINAL and not any(values.get(option) for option in WITHOUT_TERMINAL)
+        terminal = wants_terminal and sys.stdin.isatty() and sys.stdout.isatty()
         reads_input = name in READING_INPUT or bool(values.get("with_input"))
         return run_there(cluster, arguments, baggage=baggage, reads_input=reads_input, terminal=terminal)
     with submission_id(cluster.name, arguments) as submission:

@@ -88,7 +88,8 @@ class LoginNode:
         """End sshd and its connections."""
         if self._process is not None:
             for process in psutil.Process(self._process.pid).children(recursive=True):
-                process.terminate()
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended with its parent
+                    process.terminate()
             self._process.terminate()
             self._process.wait()
 
@@ -169,18 +170,19 @@ class Laptop:
         process = self.start(*arguments, stdin=subprocess.DEVNULL if text is None else subprocess.PIPE)
         self.out, self.err = process.communicate(text)
         self.code = process.returncode
-        assert "HEAVY" not in self.err, self.err
+        assert "HEAVY" not in self.err, f"{self.out}\n{self.err}"
         assert code is None or self.code == code, f"{self.out}\n{self.err}"
         return self.out
 
-    def there(self, *arguments: str, code: int = 0, text: str = "") -> str:
+    def there(self, *arguments: str, code: int | None = 0, text: str = "") -> str:
         """Run the command on the login node itself, and return its output."""
         environment = {**os.environ, **self.environment_there}
         command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
         done = subprocess.run(
             command, cwd=self.node.home, env=environment, input=text, capture_output=True, text=True, check=False
         )
-        assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+        self.err_there, self.code_there = done.stderr, done.returncode
+        assert code is None or done.returncode == code, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 
 

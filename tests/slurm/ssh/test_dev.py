@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ropewalk.cluster.errors import EXIT_INTERRUPTED
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from tests.patience import until
@@ -74,7 +75,7 @@ def test_ssh_sftp_and_a_forwarded_port_reach_the_node_and_end_with_their_client(
     assert finish(node.run).state is RunState.CANCELLED, said(node.run)
 
 
-def test_a_shell_at_a_terminal_passes_through_ssh_and_ends_with_its_client(laptop: Laptop) -> None:
+def test_shell_and_top_at_a_terminal_pass_through_ssh(laptop: Laptop) -> None:
     run = RunDir(
         laptop.node.runs
         / laptop("submit", "command", "resources.grace_seconds=20", "--on", "big", "--", "sleep", "1000").split()[-1]
@@ -85,5 +86,11 @@ def test_a_shell_at_a_terminal_passes_through_ssh_and_ends_with_its_client(lapto
     terminal.read_until("attempt 1")
     check_end_with_client(str(run.path), terminal.kill, count=2)
     assert run.last_outcome() is None, "the run goes on"
+    top = Terminal(["env", *variables, *laptop.command, "top", "--on", "big"])
+    top.read_until(run.id)
+    top.resize(30, 150)
+    top.read_until(" " * 149)  # the page fills the screen
+    top.type("\x03", end="")  # Ctrl-C
+    assert top.end() == EXIT_INTERRUPTED
     laptop("cancel", run.id)
     finish(run)

@@ -1,6 +1,7 @@
 """Commands through ssh on a real login node of a real Slurm cluster."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -68,7 +69,7 @@ def there(laptop: Laptop, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 def submitted(laptop: Laptop, *arguments: str) -> RunDir:
-    return RunDir(laptop.node.runs / laptop("submit", *arguments, "--on", "big").split()[-1])
+    return RunDir(laptop.node.runs / laptop("submit", "--on", "big", *arguments).split()[-1])
 
 
 def log_of(run: RunDir) -> str:
@@ -100,6 +101,68 @@ def test_a_run_from_submission_to_its_end(laptop: Laptop, there: Shell) -> None:
     assert run.record["project"]["root"] == str(laptop.project)
     assert run.record["command"][:2] == ["ropewalk", "submit"]
     assert not list(Path(laptop.folder).rglob("run.yaml")), "nothing of a run lies on the laptop"
+
+
+RUN, WAITS = "RUN", "WAITS"  # a run that runs on one or two nodes, and one that is held in the queue
+COMMANDS = """
+ps --json
+ps --all
+top --once
+top --json --once
+nodes --json
+models --json
+show RUN --json
+show RUN
+why RUN --json
+why WAITS
+logs RUN
+logs RUN --json
+stacks RUN
+stacks RUN --json
+profile RUN
+memory RUN
+cost RUN --json
+sync RUN
+sync --json
+checkpoints RUN
+best RUN
+export RUN model
+gc
+gc --json
+priority WAITS 5
+hold WAITS --json
+scale RUN 1 --json
+scale WAITS 2
+resume RUN
+rm RUN
+shell RUN -- echo x
+"""
+
+
+@pytest.mark.soak("32 commands twice; make test compares those that look at a run that has ended")
+def test_every_command_answers_as_on_the_login_node(laptop: Laptop) -> None:
+    laptop.gate.touch()
+    held = Laptop(laptop.folder / "held", laptop.node, sbatch={"hold": True})
+    (held.project / "train.py").write_text("print('hello')\n")
+    runs = {
+        RUN: submitted(laptop, "-c", "job.yaml", "launch=nodes", "resources.nodes=1..2"),
+        WAITS: submitted(held, "command", "--", "python3", "train.py"),
+    }
+    until(lambda: "hello" in log_of(runs[RUN]), Patience.STEP)
+    until((runs[RUN].attempt_dir(1) / "nodes/node-1.jsonl").exists, Patience.STEP)
+    for line in COMMANDS.split("\n")[1:-1]:
+        name, *arguments = (runs[word].id if word in runs else word for word in line.split())
+        command = [name, "--on", "big", *arguments]
+        here, error = masked(laptop(*command, code=None)), masked(laptop.err)
+        there = masked(laptop.there(*command, code=None))
+        assert (here, error, laptop.code) == (there, masked(laptop.err_there), laptop.code_there), command
+    assert runs[WAITS].id in laptop("release", runs[WAITS].id)
+    laptop("cancel", *(run.id for run in runs.values()))
+
+
+def masked(text: str) -> str:
+    """Return a text without what changes from one moment to the next: numbers, and the width of their columns."""
+    return re.sub(r" {2,}", "  ", re.sub(r"[0-9]+([.:][0-9]+)*", "0", text))
 
 
 def test_ctrl_c_leaves_the_run_which_is_cancelled_and_resumed(laptop: Laptop) -> None:

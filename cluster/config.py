@@ -80,6 +80,11 @@ class Resources(Section):
         description="minutes in which no GPU of the run is used, after which it saves and is cancelled; loading, compilation,"
         " validation and saves do not count; unset: only a warning",
     )
+    check_nodes: bool = Field(
+        default=False,
+        description="before the first group of an attempt forms, check each node's clock, shared memory, ports, interfaces, file"
+        " system and GPUs, and the network between them: a second, at most 20",
+    )
 
     @property
     def allocated_nodes(self) -> NodeRange:

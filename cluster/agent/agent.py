@@ -182,7 +182,18 @@ class Agent:
             return False
         return True
 
+    def _check_nodes(self) -> None:
+        """Check this node and its network, as the other nodes do at the same time."""
+        from ropewalk.cluster.agent.node_ring import check_nodes  # noqa: PLC0415 - few runs ask for it
+
+        self._shutdown.pause()
+        gpus = self.resources.gpus
+        check_nodes(self.run_dir, self.attempt, node=self.node, nodes=self.nodes, address=self.address, gpus=gpus)
+        self._shutdown.resume()
+
     def _run_engine(self) -> int:
+        if self.resources.check_nodes:
+            self._check_nodes()
         if self.engine is Engine.RANKS:
             from ropewalk.cluster.engines.ranks import RanksNode, run_ranks  # noqa: PLC0415 - only ranks need it
 

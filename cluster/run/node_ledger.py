@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ class Cause(StrEnum):
 
     DOWN = "down"  # the scheduler reports that the machine failed
     GPU = "gpu"  # an error of its hardware ended a rank
+    CHECK = "check"  # a check before the first group found it
 
 
 class Failure(NamedTuple):
@@ -71,6 +72,13 @@ def record_gpu_failures(run: RunDir, attempt: int, hosts: Set[str]) -> None:
     messages = ((str(error.get("host")), str(error.get("message"))) for error in run.read_errors(attempt))
     for host in sorted({host for host, message in messages if GPU_FAILURE.search(message)} & hosts):
         record_failure(run, attempt, host, Cause.GPU)
+
+
+def record_findings(run: RunDir, attempt: int, hosts: Mapping[int, str]) -> None:
+    """Note the machines, by node, in which checks of an attempt found a cause of the machine's, once each."""
+    findings = [event for event in run.read_events() if event["event"] == "node_finding" and event["attempt"] == attempt]
+    for node in sorted({event["node"] for event in findings if event["machine"]} & hosts.keys()):
+        record_failure(run, attempt, hosts[node], Cause.CHECK)
 
 
 def read_failures(root: Path, cluster: str) -> list[Failure]:

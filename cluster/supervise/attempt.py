@@ -20,7 +20,7 @@ from ropewalk.cluster.run.files import append_line
 from ropewalk.cluster.run.key import new_key, write_private
 from ropewalk.cluster.run.mistakes import MISTAKE_REPEATED, repeats_mistake
 from ropewalk.cluster.run.names import AGENTS, GROUP_KEY, LOGS, NODES
-from ropewalk.cluster.run.node_ledger import Cause, record_failure, record_gpu_failures
+from ropewalk.cluster.run.node_ledger import Cause, record_failure, record_findings, record_gpu_failures
 from ropewalk.cluster.spec import Engine, Outcome, RunState, StopReason
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
 from ropewalk.cluster.supervise.outcome import AgentExit, Ending, classify, shell_code
@@ -74,7 +74,10 @@ class Attempt:
         finally:
             self._end_all()
         outcome = self._conclude()
-        record_gpu_failures(self.run, self.number, {self.allocation.host(node) for node in self.codes})
+        hosts = {node: self.allocation.host(node) for node in self.codes}
+        record_gpu_failures(self.run, self.number, set(hosts.values()))
+        if self.resources.check_nodes:
+            record_findings(self.run, self.number, hosts)
         self.run.write_outcome(self.number, outcome)
         self.run.event("attempt_ended", attempt=self.number, state=outcome.state, cause=outcome.cause)
         return outcome

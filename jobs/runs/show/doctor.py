@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import socket
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ropewalk.cluster.agent.node_checks import Finding, local_checks
 from ropewalk.cluster.backends.base import Backend, Check
 from ropewalk.cluster.backends.profiles import load_backend, profile_file
 from ropewalk.cluster.errors import RopewalkError
+from ropewalk.cluster.gpus import machine_devices
 from ropewalk.cluster.packages.archive import FOLDER as PACKAGES_FOLDER
 from ropewalk.cluster.packages.build import hash_of, inputs_of
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, runs_root
@@ -21,7 +24,7 @@ FREE_GIB = 2.0
 
 def checks(cluster: str) -> list[Check]:
     """Run the checks of this machine and of a cluster."""
-    results = [_python(), *_packages(), _runs(), _file_system(), _profiles(), _git()]
+    results = [_python(), *_packages(), _runs(), _file_system(), *_node(), _profiles(), _git()]
     try:
         backend = load_backend(cluster)
         return [*results, *backend.checks(), _secrets(backend), *_environment(backend)]
@@ -120,6 +123,22 @@ def known_limitation(mount: Mount) -> str:
             f"when other machines see a new file depends on its server; if you use several machines, {move} such as NFS or Lustre"
         )
     return ""
+
+
+def _node() -> list[Check]:
+    """Check this machine as runs with `resources.check_nodes` check their nodes; what is wrong hinders only some runs."""
+    folder, address = runs_root(), socket.gethostname()
+    while not folder.exists():
+        folder = folder.parent
+    checks = []
+    for name, check in local_checks(folder, address, len(machine_devices())).items():
+        try:
+            finding = check()
+        except OSError as error:
+            finding = Finding(name, str(error), "see the lines above")
+        detail = f"{finding.value}; {finding.remedy}" if finding.remedy else finding.value
+        checks.append(Check(name=name, ok=not finding.remedy, detail=detail, optional=True))
+    return checks
 
 
 def _profiles() -> Check:

@@ -23,6 +23,8 @@ EVENTS: dict[str, str] = {
     "group_formed": "group {group} formed on {nodes:count node}{spare:more spare node}",
     "mistake_repeated": "the same error twice at the start: not tried again",
     "node_asked_to_leave": "node {node} is being released",
+    "node_checked": "",
+    "node_finding": "check of node {node} ({host}): {check}: {value}; {remedy}",
     "node_left": "node {node} left; the others go on",
     "node_left_early": "node {node} was stopped before its ranks had started",
     "node_lost": "node {node} died ({signal:or lost})",

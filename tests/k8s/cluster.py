@@ -163,12 +163,15 @@ class Namespace:
         size = {"storage": "1Gi"}
         mode = {"accessModes": ["ReadWriteMany"], "storageClassName": "test"}
         volume = {"capacity": size, **mode, "hostPath": {"path": str(self.runs)}, "persistentVolumeReclaimPolicy": "Retain"}
-        # a claim that names its volume may be bound only at the controller's next round, 15 s later
+        # a claim that names its volume, or comes before the controller knows that, may be bound at its next round, 15 s later
         volume["claimRef"] = {"namespace": self.name, "name": "runs"}
         claim = {"resources": {"requests": size}, **mode}
         self.cluster.rest.apply(
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": labels}},
             {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": self.name}, "spec": volume},
+        )
+        until(lambda: self._phase("PersistentVolume", name=self.name) == "Available", Patience.START)
+        self.cluster.rest.apply(
             {
                 "apiVersion": "v1",
                 "kind": "PersistentVolumeClaim",
@@ -178,10 +181,14 @@ class Namespace:
         )
         self.cluster.rest.apply(*yaml.safe_load_all((ROOT / "k8s/manifests/rbac.yaml").read_text()), namespace=self.name)
         # a pod that the scheduler sees before the volume waits until that looks at all pods again, minutes later
-        until(lambda: self.items("PersistentVolumeClaim")[0].get("status", {}).get("phase") == "Bound", Patience.START)
+        until(lambda: self._phase("PersistentVolumeClaim", self.name, name="runs") == "Bound", Patience.START)
         if not self.cluster.has_checkout:
             self.code = {"snapshot": str(take_snapshot(ROOT, self.runs)[0]), "folder": ""}
             (self.runs / CODE_FOLDER).chmod(0o777)  # pods unpack there what comes without the volume
+
+    def _phase(self, kind: str, namespace: str = "", *, name: str) -> str:
+        objects = self.cluster.rest.items(kind, namespace)
+        return next(str(each.get("status", {}).get("phase", "")) for each in objects if each["metadata"]["name"] == name)
 
     def remove(self) -> None:
         """Delete it, its volume and its folder; pods of it are killed."""

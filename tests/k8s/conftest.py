@@ -21,13 +21,13 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def kube(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """The cluster, with all its nodes well; what a test breaks is mended after it, and its namespaces go."""
+    cluster.settle()
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     try:
         yield cluster
     finally:
         cluster.mend()
         cluster.forget_namespaces()
-        cluster.settle()
 
 
 @pytest.fixture

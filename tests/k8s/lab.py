@@ -16,21 +16,25 @@ from tests.k8s.cluster import REMEDY, ROOT, Cluster
 LAB_VARIABLE = "ROPEWALK_KUBE_LAB"
 OPERATORS = "kueue,kwok"
 NODES = 3
+_ending: list[subprocess.Popen[bytes]] = []  # clusters that are taken down
 
 
 @contextmanager
 def lab_cluster() -> Iterator[Cluster]:
-    """A cluster of three nodes on this machine, that goes with the session."""
+    """A cluster of three nodes on this machine, that goes with the session; nobody waits for its end but the next cluster."""
     script = lab_script()
     if script is None or os.geteuid():
         pytest.skip(REMEDY)
+    while _ending:
+        _ending.pop().wait()
     home = Path(tempfile.mkdtemp(prefix="ropewalk-k8s-", dir="/var/tmp"))  # /tmp of a pod is its own
     try:
         with closing(bring_up(script, home)) as cluster:
             yield cluster
     finally:
-        subprocess.run([script, "down", home / "lab"], capture_output=True, timeout=120, check=False)
-        shutil.rmtree(home, ignore_errors=True)
+        down = ["sh", "-c", '"$0" down "$1/lab"; rm -rf "$1"', script, home]
+        silent = subprocess.DEVNULL
+        _ending.append(subprocess.Popen(down, stdin=silent, stdout=silent, stderr=silent, start_new_session=True))
 
 
 def lab_script() -> Path | None:

@@ -54,8 +54,8 @@ def test_an_evicted_script_goes_on_bit_by_bit_from_its_own_checkpoint(
         lines = (run.log_dir(run.attempts()[-1]) / "rank-0.log").read_text().splitlines()
         return next(line for line in lines if line.startswith("final"))
 
-    undisturbed = finish(start("--steps", "30", on="local"))
-    run = start("--steps", "30", "--pause", "0.3")
+    undisturbed = finish(start("--steps", "20", on="local"))
+    run = start("--steps", "20", "--pause", "0.2")
     (project / "train.py").write_text("raise SystemExit('written after the submission')\n")
     metrics = namespace.runs / run.id / "metrics.jsonl"
     until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 6, Patience.RUN)

@@ -23,7 +23,7 @@ def queue(namespace: Namespace) -> Iterator[dict[str, str]]:
 
 @pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.soak("three preemptions; make test runs one"))])
 def test_preempted_again_and_again(start: Start, namespace: Namespace, queue: dict[str, str], times: int) -> None:
-    run = start(steps=100 * times, profile=queue, resources={"nodes": 2})
+    run = start(steps=60 * times, profile=queue, resources={"nodes": 2})
     for attempt in range(1, times + 1):
         run.reach_attempt(attempt)
         urgent(namespace, f"urgent-{attempt}", cpus=3)
@@ -36,7 +36,7 @@ def test_preempted_again_and_again(start: Start, namespace: Namespace, queue: di
         print(f"quota free -> next step {first - free:.1f} s")
     assert run.finish().state is RunState.SUCCEEDED, run.said()
     assert run.outcomes() == [("PREEMPTED", 85)] * times + [("SUCCEEDED", 0)]
-    assert run.steps() == list(range(1, 100 * times + 1)), "a preemption loses no step and repeats none"
+    assert run.steps() == list(range(1, 60 * times + 1)), "a preemption loses no step and repeats none"
 
 
 @pytest.mark.soak("make test runs preemption in a queue")

@@ -53,9 +53,9 @@ def status(namespace: Namespace, job: str, pod: str) -> int:
 def test_a_pod_changes_its_own_run_and_no_other(
     start: Callable[..., KubeToy], namespace: Namespace, policy: Callable[[], object]
 ) -> None:
-    mine, other = (start(steps=100_000, pause=0.2) for _ in range(2))
-    for run in (mine, other):
-        run.reach(1)
+    mine, other = start(steps=100_000, pause=0.2), start(profile={"node_selector": {"nowhere": "true"}})
+    mine.reach(1)
+    until(lambda: len(namespace.pods()) == 2)
 
     def pod_of(run: KubeToy) -> dict[str, str]:
         pods = [pod for pod in namespace.pods() if pod["metadata"]["name"].startswith(run.run.id)]

@@ -165,29 +165,31 @@ def test_who_may_not(namespace: Namespace, start: Start, tmp_path: Path) -> None
 # --- seen as soon as somebody looks: it can never start; as soon as its owner acts it has ended, and nothing of it stays
 
 
-@pytest.mark.parametrize(
-    ("profile", "message"),
-    [
-        ({"image": "No Image"}, "couldn't parse image name.*correct `image` in the cluster's profile"),
-        ({"image": "local.test/nope:1", "image_pull_policy": "Never"}, "image .*local.test/nope:1.*correct `image`"),
-        ({"python": "/no/python"}, "/no/python: no such file.*correct `python` in the cluster's profile"),
-        ({"secrets": ["nope"]}, 'secret "nope" not found; create the Secret'),
-        ({"pod": SECRET_VOLUME}, 'secret "gone" not found; create the Secret'),
-        ({"pod": {"spec": {"hostNetwork": True}}}, 'violates PodSecurity "restricted'),
-    ],
-    ids=lambda value: next(iter(value), None) if isinstance(value, dict) else None,
+NEVER: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"image": "No Image"}, "couldn't parse image name.*correct `image` in the cluster's profile"),
+    ({"image": "local.test/nope:1", "image_pull_policy": "Never"}, "image .*local.test/nope:1.*correct `image`"),
+    ({"python": "/no/python"}, "/no/python: no such file.*correct `python` in the cluster's profile"),
+    ({"secrets": ["nope"]}, 'secret "nope" not found; create the Secret'),
+    ({"pod": SECRET_VOLUME}, 'secret "gone" not found; create the Secret'),
+    ({"pod": {"spec": {"hostNetwork": True}}}, 'violates PodSecurity "restricted'),
 )
-def test_what_can_never_start(namespace: Namespace, start: Start, profile: dict[str, Any], message: str) -> None:
-    run = start(profile=profile)
+
+
+def test_what_can_never_start(namespace: Namespace, start: Start) -> None:
+    runs = [start(profile=profile) for profile, _ in NEVER]
     with quickly():
-        told(run, "never started: ")
-    assert run.state.reason.startswith("never started: ")
-    assert re.search(message, run.state.reason), run.state.reason
-    assert (run.run.last_outcome(), len(jobs(namespace))) == (None, 1), "who looks changes nothing"
-    state = run.backend.settle([run.run])[run.run.id]
-    outcome = run.run.last_outcome()
-    assert outcome is not None
-    assert (state.state, outcome.state, outcome.cause) == (RunState.FAILED, RunState.FAILED, state.reason)
+        for run in runs:
+            told(run, "never started: ")
+    for run, (_, message) in zip(runs, NEVER, strict=True):
+        assert run.state.reason.startswith("never started: ")
+        assert re.search(message, run.state.reason), run.state.reason
+        assert run.run.last_outcome() is None
+    assert len(jobs(namespace)) == len(runs), "who looks changes nothing"
+    for run in runs:
+        state = run.backend.settle([run.run])[run.run.id]
+        outcome = run.run.last_outcome()
+        assert outcome is not None
+        assert (state.state, outcome.state, outcome.cause) == (RunState.FAILED, RunState.FAILED, state.reason)
     assert jobs(namespace) == []
 
 

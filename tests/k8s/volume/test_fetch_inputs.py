@@ -75,11 +75,10 @@ def away(tmp_path: Path, pods: LocalPods, **options: str) -> K8sBackend:
     return K8sBackend(Profile(name="team", backend="k8s", options=profile), cast("Kubernetes", pods))
 
 
-@pytest.mark.parametrize("breaks", [0, 2])
-def test_a_pod_fills_the_volume(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: int) -> None:
+def test_a_pod_fills_the_volume(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[str, int, int]] = []
     monkeypatch.setattr(progress, "show", lambda *report: shown.append(report))
-    pods = LocalPods(breaks)
+    pods = LocalPods(breaks=2)
     inputs = Inputs(away(tmp_path, pods), tmp_path / "runs")
     config, _ = inputs.pin(load_config(PretrainConfig, {"data": "/volume/data", "model": {"path": "org/name"}, "steps": 1}))
     assert isinstance(config, PretrainConfig)

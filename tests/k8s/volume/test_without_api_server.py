@@ -1,5 +1,7 @@
 """The API server is away for half a minute: what runs goes on, what is submitted is made once, and every command says what it
 cannot see; from a laptop that mounts the volume, and from one that does not.
+
+Without an API server for a while all nodes need time to settle, so this module is the last of the folder by its name.
 """
 
 import json

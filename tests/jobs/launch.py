@@ -84,7 +84,7 @@ class Ranks:
             assert there or any(p.is_alive() for p in self.processes) or condition(), log_of(self.run)
             return there
 
-        until(seen, Patience.STEP, lambda: log_of(self.run), look_seconds=0.02)
+        until(seen, Patience.STEP, lambda: log_of(self.run), look_seconds=0.01)
 
 
 def start(run: RunDir, ranks: int, **env: str) -> Ranks:

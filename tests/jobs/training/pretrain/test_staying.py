@@ -52,7 +52,7 @@ def goes_on_after(run: RunDir, disturb: Callable[[], object]) -> None:
 
 def test_survivors_keep_their_process_and_the_loss_repeats(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint at every step: each kill meets a save."""
-    config = pretrain_config(data, steps=40, checkpoint={"every_steps": 1})
+    config = pretrain_config(data, steps=60, checkpoint={"every_steps": 1})
     run = begin(tmp_path, monkeypatch, config)
     reach(run, 5)
     pids = {rank: pid_of(run, rank) for rank in (0, 1)}
@@ -67,7 +67,7 @@ def test_survivors_keep_their_process_and_the_loss_repeats(data: Path, tmp_path:
     assert lost == [(rank, -signal.SIGKILL) for rank in (1, 0)]
     assert run.read_errors(1) == []
 
-    peaceful = make_run(tmp_path, pretrain_config(data, steps=40))
+    peaceful = make_run(tmp_path, pretrain_config(data, steps=60))
     launch(peaceful, 2)
     assert losses(run) == losses(peaceful)
     assert equal(weights(run), weights(peaceful))

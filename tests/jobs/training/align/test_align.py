@@ -87,7 +87,17 @@ def row_numbers(steps: range, rows: int) -> list[int]:
     return permute(indices, rows, 0, epochs).tolist()
 
 
-@pytest.mark.parametrize("keys", [{"method": "ipo", "length_normalized": True}, LORA], ids=["ipo", "dpo with lora"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param(
+            {"method": "ipo", "length_normalized": True},
+            id="ipo",
+            marks=pytest.mark.soak("another run of two ranks; make test has the formula of ipo without one"),
+        ),
+        pytest.param(LORA, id="dpo with lora"),
+    ],
+)
 def test_the_loss_of_a_run_is_the_papers(keys: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
     """Recompute the loss from the checkpoint before it, one sequence at a time."""
     run = align_run(tmp_path, align_config(model, data, steps=2, checkpoint={"every_steps": 1}, **keys))

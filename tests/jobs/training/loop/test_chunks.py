@@ -14,7 +14,13 @@ TABLES = [
 ]
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.column_names[0])
+@pytest.mark.parametrize(
+    "table",
+    [
+        pytest.param(TABLES[0], id="log_probs"),
+        pytest.param(TABLES[1], id="ids", marks=pytest.mark.soak("each byte of another table")),
+    ],
+)
 def test_a_damaged_byte_is_found_or_harmless(table: pa.Table, tmp_path: Path) -> None:
     chunks = Chunks(folder=StoragePath(tmp_path), fingerprint="xxh3:1")
     chunks.write("a.arrow", table)

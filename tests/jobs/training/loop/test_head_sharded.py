@@ -50,7 +50,7 @@ def results_of(cases: dict[str, dict[str, Any]], folder: Path) -> list[dict[str,
     [
         pytest.param(CASES, 1e-6, id="fp32"),
         pytest.param(MORE_CASES, 1e-6, id="more", marks=pytest.mark.soak("other heads and adapters; make test runs three cases")),
-        pytest.param(BF16, 2e-2, id="bf16"),
+        pytest.param(BF16, 2e-2, id="bf16", marks=pytest.mark.soak("another format; make test runs it on one rank")),
         pytest.param(COMPILED, 1e-5, id="compiled", marks=pytest.mark.soak("compiles kernels for minutes")),
     ],
 )

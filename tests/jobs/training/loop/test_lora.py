@@ -91,7 +91,11 @@ def peft_options(**options: Any) -> Any:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"dora": True}, pytest.param({"rslora": True}, marks=pytest.mark.soak("another scale of the adapter"))],
+    [
+        {},
+        pytest.param({"dora": True}, marks=pytest.mark.soak("make test computes DoRA on two ranks in test_head_sharded.py")),
+        pytest.param({"rslora": True}, marks=pytest.mark.soak("another scale of the adapter")),
+    ],
     ids=str,
 )
 def test_it_is_pefts_training_at_1_2_and_3_ranks(data: Path, base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
@@ -133,6 +137,7 @@ def test_killed_and_resumed_is_bit_identical_and_saves_the_adapter_alone(
     assert all(torch.equal(restored[name.removeprefix("model.")], t) for name, t in weights(whole).items() if name[0] == "m")
 
 
+@pytest.mark.soak("three runs; make test runs test_a_run_begins_with_another_runs_model_and_tokenizer")
 def test_a_run_begins_where_an_adapted_run_ended(data: Path, base: Path, tmp_path: Path) -> None:
     first = make_run(tmp_path, {**lora_config(data, base, steps=6, optim={"lr": 3e-2, "warmup_steps": 0}), "lora": LORA})
     launch(first, 1)

@@ -131,6 +131,7 @@ def test_documents_that_do_not_fit_are_refused() -> None:
         pack(documents(9, 14), 20)
 
 
+@pytest.mark.soak("make test holds packed finetuning on three ranks against plain torch")
 def test_packed_training_is_unpacked_training(data: Path, tmp_path: Path) -> None:
     batches = {"unpacked": {"global_batch": 8, "micro_batch": 2}, "packed": {"global_batch": 4, "micro_batch": 1}}
     runs = {
@@ -144,6 +145,7 @@ def test_packed_training_is_unpacked_training(data: Path, tmp_path: Path) -> Non
     assert all(torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6) for name in theirs)
 
 
+@pytest.mark.soak("make test runs distill on two ranks against its formula, with a sharded teacher")
 def test_distillation_from_itself(data: Path, tmp_path: Path) -> None:
     config = pretrain_config(data, steps=4, optim={"eps": 1.0}, batch={"global_batch": 7, "micro_batch": 1})
     plain = RunDir.create(
@@ -193,6 +195,7 @@ def test_a_recipe_may_prepare_each_batch(data: Path, tmp_path: Path) -> None:
         assert (run.path / f"prepared-{rank}").read_text().split() == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.soak("four runs; make test saves adapters alone")
 def test_only_what_is_trained_is_saved_where_the_rest_has_a_name(data: Path, tmp_path: Path) -> None:
     from ropewalk.jobs.training.loop.weights.load_checkpoint import load_model
 

@@ -56,6 +56,7 @@ def test_rollback_goes_back_and_past_the_bad_batch(data: Path, tmp_path: Path) -
     assert all(map(math.isfinite, losses(run).values()))
 
 
+@pytest.mark.soak("make test runs test_rollback_goes_back_and_past_the_bad_batch")
 def test_rollback_without_an_earlier_checkpoint_goes_to_the_beginning(data: Path, tmp_path: Path) -> None:
     run = run_with(data, tmp_path, "rollback")
     launch(run, 1, TEST_HOOK="bad_sample", BAD_SAMPLE="9", BAD_LOSS="nan")

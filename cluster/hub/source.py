@@ -23,7 +23,7 @@ constants.HF_HUB_DISABLE_TELEMETRY = True  # else the first request waits for an
 
 HUB_SECONDS = 5.0  # for the one request at submission
 RATE_LIMIT_SECONDS = 300.0  # longest wait that a hub may ask for
-READ_BYTES = 1 << 20  # at most this much is in memory, and lost by a kill
+READ_BYTES = 1 << 16  # at most this much is in memory, and lost by a kill or a broken connection
 
 
 @dataclass(frozen=True, kw_only=True)

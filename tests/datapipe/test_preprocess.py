@@ -26,8 +26,9 @@ from tests.fakes.documents import configure, contents, make, some_documents, wri
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
 
 
-def context_of(config: PreprocessConfig, root: Path, cpus: int = 2) -> JobContext:
-    run = RunDir.create("preprocess", {"config": config.model_dump(mode="json"), "resources": {"cpus": cpus}}, root=root)
+def context_of(config: PreprocessConfig, root: Path, cpus: int = 2, engine: str = "ray") -> JobContext:
+    record = {"config": config.model_dump(mode="json"), "resources": {"cpus": cpus}, "engine": engine}
+    run = RunDir.create("preprocess", record, root=root)
     return JobContext(run=run, attempt=run.begin_attempt(), stop_flag=run.path / "stop")
 
 
@@ -102,7 +103,7 @@ def test_a_stop_keeps_what_is_committed(tmp_path: Path, source: Path) -> None:
     watch.join()
     assert not (tmp_path / "out/manifest.json").exists()
     assert len(list(committed.glob("*.json"))) >= 2
-    main(context_of(config, tmp_path / "runs"))
+    make(source, tmp_path / "out", **KEYS)
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
 
 

@@ -31,14 +31,14 @@ def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path) 
     output = tmp_path / "out"
     run = context_of(configure(source, output, actors=2, **KEYS), tmp_path / "runs", cpus=3).run
     driver = Driver(run.path)
+    driver.wait_for(lambda: done(output, "units") >= 1 and bool(driver.actors()))
+    for actor in driver.actors():
+        actor.kill()
     driver.wait_for(lambda: done(output, "encoded") >= 1)
     driver.kill()
     assert not (output / "manifest.json").exists()
     (output / "shards/.part-00000.arrow.xyz").write_bytes(b"what a killed writer leaves")
     driver = Driver(run.path)
-    driver.wait_for(lambda: done(output, "encoded") >= 2 and bool(driver.actors()))
-    for actor in driver.actors():
-        actor.kill()
     driver.finish()
     assert contents(output) == contents(tmp_path / "serial")
 

@@ -1,8 +1,5 @@
 """Input and output on S3, with the server away for ten seconds in the middle: the same data set as with a steady one."""
 
-import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -113,24 +110,9 @@ def test_all_stages_on_s3_give_the_same_as_on_a_disk(tmp_path: Path, s3_server: 
     assert manifest.mixture == local.mixture
 
 
-@pytest.fixture
-def _driver_of_ray() -> Iterator[None]:
-    """Ray's drivers listen to SIGTERM and change variables and paths, and leave it so when they have disconnected."""
-    handler, environment, path = signal.getsignal(signal.SIGTERM), dict(os.environ), list(sys.path)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.path[:] = path
-
-
 @pytest.mark.s3
 @pytest.mark.slow
-@pytest.mark.usefixtures("_driver_of_ray")
-def test_a_server_that_is_away_for_ten_seconds_changes_nothing(
-    tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_a_server_that_is_away_for_ten_seconds_changes_nothing(tmp_path: Path, s3_server: S3Server) -> None:
     bucket = s3_server.bucket()
     pattern = upload(tmp_path, bucket)
     steady = make(pattern, f"{bucket}/steady", **KEYS)
@@ -150,7 +132,7 @@ def test_a_server_that_is_away_for_ten_seconds_changes_nothing(
     watch = threading.Thread(target=cut_in_the_middle)
     watch.start()
     try:
-        main(context_of(configure(pattern, f"{bucket}/out", actors=1, **KEYS), tmp_path / "runs"))
+        main(context_of(configure(pattern, f"{bucket}/out", actors=1, **KEYS), tmp_path / "runs", engine="process"))
         finished_after_cut = bool(away)
     finally:
         restored.set()

@@ -125,6 +125,7 @@ def test_a_node_dies_with_all_that_runs_on_it_and_comes_back(make_lab: MakeLab) 
     assert lab.command("srun", f"--nodelist={lost}", "printenv", "SLURMD_NODENAME").split() == [lost]
 
 
+@pytest.mark.soak("another lab; make test kills and starts a controller in test_states.py")
 def test_a_controller_that_comes_back_knows_its_jobs(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=1)
     job = submit(lab, "sleep 4005")

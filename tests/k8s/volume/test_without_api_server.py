@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow]
 
 AWAY_SECONDS = 30.0
 STEPS = 600  # which take a minute
-LONG, MIDDLE, SHORT = [f"steps={STEPS}", "pause=0.1"], ["steps=200", "pause=0.1"], ["steps=5"]
+LONG, MIDDLE, SHORT = [f"steps={STEPS}", "pause=0.1"], ["steps=140", "pause=0.1"], ["steps=5"]
 SMALL = ["resources.cpus=1", "resources.grace_seconds=10"]
 
 Say = Callable[..., "Said"]

@@ -185,6 +185,7 @@ def test_ctrl_c_leaves_the_run_which_is_cancelled_and_resumed(laptop: Laptop) ->
     assert "hello two" in log_of(run)
 
 
+@pytest.mark.soak("make test follows the run that Ctrl-C leaves, and returns exit codes of mistakes")
 def test_run_follows_to_the_end_and_returns_its_exit_code(laptop: Laptop) -> None:
     (laptop.project / "train.py").write_text("print('hello')\nraise SystemExit(3)\n")
     assert "hello" in laptop("run", "-c", "job.yaml", "--on", "big", code=1)

@@ -15,11 +15,7 @@ def test_programs_and_functions(command: Path, colliding: Path) -> None:
     assert run(command, colliding, "why", str(ended["run"])).returncode == 0
 
 
-def test_data_and_training(command: Path, colliding: Path) -> None:
-    train(command, colliding)
-
-
-@pytest.mark.soak("half a minute; make test runs the jobs that a sweep consists of: one with Ray's workers, and a training")
-def test_a_sweep(command: Path, colliding: Path) -> None:
+@pytest.mark.soak("a minute; make test runs a program of the same project, and its functions in workers")
+def test_data_training_and_a_sweep(command: Path, colliding: Path) -> None:
     train(command, colliding)
     sweep(command, colliding)

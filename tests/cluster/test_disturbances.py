@@ -314,7 +314,7 @@ def test_a_rank_that_sleeps_is_replaced_after_15_seconds_or_ten_steps(
         assert "all_reduce in beat (tests/fakes/toy.py:" in places[0]["where"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak("test_heartbeat.py simulates the limit; make test has a rank whose loader computes, and one that sleeps")
 def test_a_rank_that_computes_is_replaced_only_after_hung_seconds(toy: Start) -> None:
     settings = {"stuck": {"rank": 1, "step": 25, "how": "python"}, "retries": {"hung_seconds": 8}, "asleep_seconds": SHORT}
     run = toy("beat", "ranks", steps=50, resources=TWO_NODES, **settings)
@@ -349,6 +349,7 @@ def test_a_run_that_wants_no_watch_is_not_watched(toy: Start) -> None:
     assert not messages(run, "ranks_hung")
 
 
+@pytest.mark.soak("test_heartbeat.py simulates an agent that stood still; make test stops a rank")
 def test_an_agent_that_stands_still_with_its_ranks_is_no_hang(toy: Start) -> None:
     run = toy("beat", "ranks", steps=100, resources={"nodes": 2})
     run.reach(20)

@@ -87,7 +87,7 @@ def test_any_number_of_actors_gives_the_same_bytes(
     assert set(progress["rates"]) == {"documents/s", "MB/s"}
 
 
-@pytest.mark.slow
+@pytest.mark.soak("make test stops processes and arrays, in test_process_pool.py and test_fanout.py")
 @pytest.mark.usefixtures("local_ray")
 def test_a_stop_keeps_what_is_committed(tmp_path: Path, source: Path) -> None:
     make(source, tmp_path / "serial", **KEYS)

@@ -206,6 +206,19 @@ def write_packed(path: Path, records: list[dict[str, Any]]) -> None:
     path.write_bytes(zstandard.compress("\n".join(map(json.dumps, records)).encode()))
 
 
+def check_program(program: RunDir) -> None:
+    assert program.read_metrics()[-1]["step"] == 40
+    assert sorted(path.name for path in program.checkpoints.glob("step-*")) == ["step-00000030", "step-00000040"]
+
+
+def test_a_program_of_ones_own(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    Walk(shell, monkeypatch, {}).follow("docs/guides/own-program.md")
+    [program] = RunDir.all(shell.home / "runs")
+    check_files(shell.home / "runs")
+    check_program(program)
+
+
+@pytest.mark.soak("a minute; make test runs the same jobs by quickstart, and the page on programs of one's own")
 def test_the_first_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     write_documents(shell.home / "docs")
     Walk(shell, monkeypatch, {"RUN": "pretrain"}).follow(*WALKS["first"])
@@ -213,9 +226,7 @@ def test_the_first_run(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs == ["preprocess", "pretrain", "evaluate", "command"]
     assert (shell.home / "model/config.json").exists()
     check_files(shell.home / "runs")
-    program = RunDir.all(shell.home / "runs")[-1]
-    assert program.read_metrics()[-1]["step"] == 40
-    assert sorted(path.name for path in program.checkpoints.glob("step-*")) == ["step-00000030", "step-00000040"]
+    check_program(RunDir.all(shell.home / "runs")[-1])
 
 
 @pytest.mark.soak("eight runs and a server; test_finetune.py, test_align.py, test_gated.py and test_serving.py run each job")

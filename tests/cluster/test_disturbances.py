@@ -252,7 +252,7 @@ def test_agents_leave_when_their_supervisor_is_killed(toy: Start) -> None:
 TWO_RANKS = {"nodes": 1, "ranks_per_node": 2}
 TWO_NODES = {"nodes": 2}
 SHORT = 4.0  # seconds after which a sleeping rank of most of these tests hangs, in place of 15
-HANGS_SOAK = pytest.mark.soak("make test stops a rank, and lets one sleep in its loader and one compute for ever")
+HANGS_SOAK = pytest.mark.soak("make test stops a rank, lets one sleep in its loader, and has a loader that computes")
 
 
 def messages(run: ToyRun, kind: str) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def done(output: Path, folder: str) -> int:
     return len(list((output / ".work" / folder).glob("*.json")))
 
 
-@pytest.mark.slow
+@pytest.mark.soak("a run killed at each stage; make test kills actors, and leaves an orphan of an older attempt to itself")
 def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path) -> None:  # noqa: F811
     make(source, tmp_path / "serial", **KEYS)
     output = tmp_path / "out"

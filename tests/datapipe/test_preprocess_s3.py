@@ -111,7 +111,9 @@ def test_all_stages_on_s3_give_the_same_as_on_a_disk(tmp_path: Path, s3_server: 
 
 
 @pytest.mark.s3
-@pytest.mark.slow
+@pytest.mark.soak(
+    "two minutes; make test compares the data set on S3 with that on a disk, and cuts the server off under checkpoints"
+)
 def test_a_server_that_is_away_for_ten_seconds_changes_nothing(tmp_path: Path, s3_server: S3Server) -> None:
     bucket = s3_server.bucket()
     pattern = upload(tmp_path, bucket)

@@ -55,6 +55,7 @@ def test_gradients_go_straight_through(tmp_path: Path) -> None:
     assert torch.equal(linear.weight, before[f"model.layers.{name}.weight"]), "what is trained is not rounded"
 
 
+@pytest.mark.soak("a training and two compressions; make test rounds weights and gradients, and compresses models by themselves")
 def test_a_run_scores_what_leaves_it_and_compression_changes_no_bit_of_it(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     data = write_lines(tmp_path / "chats.jsonl", chats(60))

@@ -156,8 +156,8 @@ def test_every_command_answers_as_on_the_login_node(laptop: Laptop) -> None:
         here, error = masked(laptop(*command, code=None)), masked(laptop.err)
         there = masked(laptop.there(*command, code=None))
         assert (here, error, laptop.code) == (there, masked(laptop.err_there), laptop.code_there), command
-    assert runs[WAITS].id in laptop("release", runs[WAITS].id)
-    laptop("cancel", *(run.id for run in runs.values()))
+    assert runs[WAITS].id in laptop("release", "--on", "big", runs[WAITS].id)
+    laptop("cancel", "--on", "big", *(run.id for run in runs.values()))
 
 
 def masked(text: str) -> str:

@@ -118,7 +118,7 @@ def test_every_exchange_is_stored_once_and_masked_despite_kills(tmp_path: Path, 
         until(partial(gateway.has_confirmed, least), Patience.STEP)
         if kill % 2 == 0:  # its writer first: what it had not confirmed goes to the next one
             os.kill(gateway.writer, signal.SIGKILL)
-            until(partial(gateway.has_confirmed, least + 50), Patience.STEP)
+            until(partial(gateway.has_confirmed, len(gateway.durable()) + 50), Patience.STEP)  # which a successor has
         confirmed = gateway.kill()
         journal = [number for number in journal if f"req-{number:06d}" not in confirmed]
     last = Gateway(folder, journal)

@@ -49,7 +49,10 @@ GATEWAY = """
 import asyncio, json, sys
 from pathlib import Path
 import psutil
+from ropewalk.jobs.serving.feedback import capture as module
 from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig, Exchange
+
+module.SOCKET_BYTES, module.HAND_OVER_SECONDS = 1, 1000.0  # it hands over as fast as the writer reads, and always waits
 
 async def main():
     capture = Capture(Path(sys.argv[1]), CaptureConfig(retention_days=1e5))

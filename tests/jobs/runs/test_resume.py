@@ -10,6 +10,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import Outcome, RunState
 from tests.jobs.shell import Shell, pretrain
+from tests.patience import Patience, until
 
 FAILED = Outcome(state=RunState.FAILED, exit_code=1, cause="a bug", started=1.0, ended=2.0)
 
@@ -101,6 +102,16 @@ def test_the_current_code_replaces_the_submitted_code(shell: Shell, tmp_path: Pa
     assert "0123456789ab" in str(again.code)
     assert (run.path / "code.0003.diff").read_text() == "+ a line"
     assert again.record["config"] == run.record["config"]
+
+
+@pytest.mark.soak("two runs; make test runs the program of the new attempt in this process")
+def test_a_real_run_starts_with_its_new_keys(shell: Shell) -> None:
+    shell("run", "command", "retries.bugs=0", "--", "false", expect=1)
+    run = RunDir.all(shell.home / "runs")[0]
+    shell("resume", run.id, "command=[touch, made]", "--detach")
+    outcome = until(lambda: (o := run.last_outcome()) and o.state.final and o, Patience.RUN)
+    assert outcome.state is RunState.SUCCEEDED
+    assert run.attempts() == [1, 2]
 
 
 def test_the_program_of_the_new_attempt_has_the_new_keys(shell: Shell) -> None:

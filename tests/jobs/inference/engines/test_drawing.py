@@ -48,6 +48,10 @@ def drawn(logits_V: torch.Tensor, **rules: Any) -> Any:
         {"top_k": 3, "min_p": 0.3},
         {"temperature": 2.0, "top_p": 0.7, "min_p": 0.55},
         {"min_p": 1.0},
+        *(
+            pytest.param(rules, marks=pytest.mark.soak("make test runs other combinations of these rules"))
+            for rules in ({"top_k": 5, "top_p": 0.9, "min_p": 0.15}, {"temperature": 0.5, "min_p": 0.05}, {"top_p": 0.85})
+        ),
     ],
     ids=str,
 )

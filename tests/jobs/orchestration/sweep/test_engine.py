@@ -38,7 +38,7 @@ def test_asha_stops_the_worse_ones_at_rungs_and_goes_on_after_a_failure(start: S
     assert "lr 50.0 is too high" in sweep.records()[2].cause
     assert results["parameters"] == {"optim.lr": 0.1}
     assert results["steps_spent"] + results["steps_saved"] == 3 * 25
-    assert results["steps_saved"] > 15
+    assert results["steps_saved"] > 18
     run = sweep.runs()[0]
     assert (run.record["parent"], run.record["trial"], run.record["job"]) == (sweep.run.id, 0, "searched")
     assert run.id.startswith("sweep-trial-0-")

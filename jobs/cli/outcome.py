@@ -18,13 +18,17 @@ from ropewalk.jobs.runs.show.view import view_of
 
 def follow_to_end(run: RunDir, as_json: bool) -> None:
     """Follow a run, print its result, and exit with its outcome. Ctrl-C ends the command, not the run."""
+    exit_with_outcome(run, watch_to_end(run, as_json), as_json)
+
+
+def watch_to_end(run: RunDir, as_json: bool) -> Watch:
+    """Follow a run until it ends. Ctrl-C ends the command, not the run."""
     try:
-        watch = follow(run, console(stderr=True), program_output=sys.stderr if as_json else sys.stdout)
+        return follow(run, console(stderr=True), program_output=sys.stderr if as_json else sys.stdout)
     except KeyboardInterrupt:
         hint = f"`ropewalk logs -f {run.id}` follows it, `ropewalk cancel {run.id}` ends it"
         sys.stderr.write(f"\n{run.id} keeps running; {hint}\n")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    exit_with_outcome(run, watch, as_json)
 
 
 def exit_with_outcome(run: RunDir, watch: Watch, as_json: bool) -> None:

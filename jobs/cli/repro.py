@@ -10,7 +10,6 @@ from ropewalk.jobs.cli.complete import AsJson, RunRef
 from ropewalk.jobs.cli.json_output import print_json
 
 if TYPE_CHECKING:
-    from ropewalk.cluster.run.directory import RunDir
     from ropewalk.jobs.runs.models.reproduction import Figure, Reproduction
 
 
@@ -27,16 +26,20 @@ def repro(
     as_json: AsJson = False,
 ) -> None:
     """Run a run once more, with its keys and its code, and report what differs: circumstances and metrics."""
+    from ropewalk.cluster.spec import RunState
+    from ropewalk.jobs.cli.outcome import exit_with_outcome, watch_to_end
     from ropewalk.jobs.runs.models.reproduction import compare_runs, reproduce
     from ropewalk.jobs.runs.show.remote import freshen
-    from ropewalk.jobs.runs.show.status import find_run
+    from ropewalk.jobs.runs.show.status import final_object, find_run
     from ropewalk.jobs.runs.show.tables import console
 
     before = freshen(find_run(run_ref))
     if other is None:
         now = reproduce(before, overrides or [], ["ropewalk", *sys.argv[1:]])
         console(stderr=True).print(f"{now.id}: {now.path}", soft_wrap=True)
-        _follow(now, as_json)
+        watch = watch_to_end(now, as_json)
+        if final_object(now)["state"] != RunState.SUCCEEDED:
+            exit_with_outcome(now, watch, as_json)
     else:
         now = find_run(other)
     report = compare_runs(before, freshen(now))
@@ -44,19 +47,6 @@ def repro(
         print_json(report.plain())
     else:
         _print_report(report)
-
-
-def _follow(run: "RunDir", as_json: bool) -> None:
-    """Follow a run to its end; exit with its outcome unless it succeeded."""
-    from ropewalk.cluster.spec import RunState
-    from ropewalk.jobs.cli.outcome import exit_with_outcome
-    from ropewalk.jobs.runs.show.follow import follow
-    from ropewalk.jobs.runs.show.status import final_object
-    from ropewalk.jobs.runs.show.tables import console
-
-    watch = follow(run, console(stderr=True), program_output=sys.stderr if as_json else sys.stdout)
-    if final_object(run)["state"] != RunState.SUCCEEDED:
-        exit_with_outcome(run, watch, as_json=False)
 
 
 def _print_report(report: "Reproduction") -> None:

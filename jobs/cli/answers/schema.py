@@ -12,7 +12,7 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
     "submit": runs.Submitted | runs.Plan | runs.Script,
     "check": runs.Checked,
     "resume": runs.RunResult | runs.Submitted,
-    "repro": runs.Reproduction,
+    "repro": runs.Reproduction | runs.RunResult,
     "dev": runs.DevNode,
     "scale": runs.Scaled,
     "cancel": list[runs.Cancelled],

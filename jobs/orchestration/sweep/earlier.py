@@ -1,16 +1,15 @@
 """Trials of earlier sweeps, from which a model-based search may start."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.orchestration.sweep.curves import MetricFollower
 from ropewalk.jobs.orchestration.sweep.keys import SHARED, EarlierTrial, SweepKeys
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord, TrialState, read_records
 from ropewalk.jobs.orchestration.sweep.search.searches import final_value
 from ropewalk.jobs.orchestration.sweep.search.space import encode
-from ropewalk.jobs.results.metrics import curves
 from ropewalk.jobs.runs.show.status import find_run
 
 MISSING = object()
@@ -70,8 +69,9 @@ def _curve(sweep: RunDir, record: TrialRecord, metric: str) -> dict[int, float]:
     """Return a trial's metric by step; empty if it has none, diverged, or took over the weights of another trial."""
     if len(record.runs) != 1:
         return {}
-    steps, values = curves(RunDir(sweep.path.parent / record.runs[0])).get(metric, ([], []))
-    return dict(zip(steps, values, strict=True)) if values and math.isfinite(values[-1]) else {}
+    trial = MetricFollower(RunDir(sweep.path.parent / record.runs[0]), metric)
+    trial.refresh()
+    return {} if trial.diverged else trial.points
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

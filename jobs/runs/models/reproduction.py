@@ -22,7 +22,7 @@ from ropewalk.jobs.runs.submit.submit import root_of_runs, submit_many
 REPRODUCES = "reproduces"  # key of the record of a run that was made here: the id of the run before
 MASKED = "***"
 NOT_COMPARED = ("name", "resources")  # keys: the run's own name; resources are compared on their own
-MEASURED = re.compile(r"^(system|goodput|ranks)/|second|time|mfu|memory")  # metrics that no two runs share
+MEASURED = re.compile(r"^(system|goodput|ranks)/|(?<![a-z])(seconds?|time|mfu|memory)(?![a-z])")  # metrics that no two runs share
 
 
 class Difference(NamedTuple):

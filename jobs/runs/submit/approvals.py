@@ -11,7 +11,8 @@ from pathlib import Path
 from ropewalk.cluster.backends.profiles import load_profile
 from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.directory import RunDir, runs_root
+from ropewalk.jobs.runs.submit.code_files import select_code
 from ropewalk.jobs.runs.submit.records import submission_record, wanted_project
 from ropewalk.jobs.runs.submit.snapshot import code_state, project_of
 from ropewalk.jobs.runs.submit.submit import submit
@@ -61,11 +62,12 @@ def _state_of(job: str, config: JobConfig, cluster: str) -> str:
     if wanted is not None:
         directory, code = wanted
         tree, _ = project_of(Path(directory), Path(code.root) if code.root else None)
-        state["project"] = [code_state(tree), *map(_stamp, sorted(Path(directory).rglob("*.py")))]
+        files = select_code(tree, [runs_root().resolve()], code.exclude).files or []
+        state["project"] = [code_state(tree), *(_stamp(tree / name) for name in files)]
     return hashlib.sha256(json.dumps(state, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
-    """Return what changes with a file, also with one that git doesn't track."""
+    """Return what changes with a file, also with one that git does not track."""
     status = path.stat()
     return str(path), status.st_size, status.st_mtime_ns

@@ -21,7 +21,7 @@ def submitted(shell: Shell, *more: str) -> RunDir:
 
 def with_losses(run: RunDir, *losses: float) -> RunDir:
     lines = [
-        metric_line(1, step, {"train/loss": loss, "train/tokens_per_second": os.urandom(1)[0]})
+        metric_line(1, step, {"train/loss": loss, "train/tokens_per_second": os.urandom(1)[0], "sentiment": 1.0})
         for step, loss in enumerate(losses)
     ]
     append_lines(run.metrics, lines)
@@ -45,7 +45,7 @@ def test_circumstances_and_metrics_that_differ_are_named(shell: Shell) -> None:
     same = with_losses(reproduce(run), 4.0, 3.0, 2.0)
     report = compare_runs(run, same)
     assert (report.differences, report.identical) == ([], True)
-    assert [figure.metric for figure in report.figures] == ["train/loss"], "speeds are not compared"
+    assert [figure.metric for figure in report.figures] == ["sentiment", "train/loss"], "speeds are not compared"
     other = with_losses(reproduce(run, ["optim.lr=0.5", "resources.nodes=2"]), 4.0, 2.5, 2.0)
     raw = other.path / "run.yaml"
     raw.write_text(raw.read_text().replace("  torch: ", "  torch: 9."))
@@ -55,7 +55,7 @@ def test_circumstances_and_metrics_that_differ_are_named(shell: Shell) -> None:
     assert [each["what"] for each in answer["differences"]] == ["torch", "resources.nodes", "optim", f"data {data.parent}"]
     assert answer["identical"] is False
     assert answer["not_compared"] == []
-    (figure,) = answer["figures"]
+    figure = answer["figures"][0]
     assert (figure["metric"], figure["first"], figure["before"], figure["now"]) == ("train/loss", 1, 3.0, 2.5)
     assert figure["largest"] == pytest.approx(0.5 / 3)
     text = shell("repro", run.id, "--with", other.id)

@@ -14,9 +14,9 @@ from ropewalk.cluster.run.files import locked, read_json, write_json
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.sweep.checks import concurrent_trials
 from ropewalk.jobs.orchestration.sweep.config import SweepConfig
+from ropewalk.jobs.orchestration.sweep.curves import MetricFollower
 from ropewalk.jobs.orchestration.sweep.report.best import configuration, winner
 from ropewalk.jobs.orchestration.sweep.report.results import SweepResults
-from ropewalk.jobs.orchestration.sweep.trials.curves import MetricFollower
 from ropewalk.jobs.runs.show.status import GONE, final_outcome, is_final, states
 from ropewalk.jobs.runs.submit.resume import resume
 from ropewalk.jobs.runs.submit.submit import create_runs

@@ -9,8 +9,8 @@ from typing import Any
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
+from ropewalk.jobs.orchestration.sweep.curves import MetricFollower, join_runs
 from ropewalk.jobs.orchestration.sweep.records import TrialRecord, TrialState, read_records
-from ropewalk.jobs.orchestration.sweep.trials.curves import MetricFollower, join_runs
 from ropewalk.jobs.runs.show.status import find_run, newest, newest_first, states
 
 

@@ -13,10 +13,10 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.orchestration.sweep.config import SweepContext
+from ropewalk.jobs.orchestration.sweep.curves import MetricFollower, result_of
 from ropewalk.jobs.orchestration.sweep.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
 from ropewalk.jobs.orchestration.sweep.trials.allocation import TrialSupervisor
 from ropewalk.jobs.orchestration.sweep.trials.checkpoint_reference import checkpoint_of
-from ropewalk.jobs.orchestration.sweep.trials.curves import MetricFollower, result_of
 from ropewalk.jobs.orchestration.sweep.trials.report import OBJECTIVE, ReportInterval, Trial
 from ropewalk.jobs.orchestration.sweep.trials.trial_runs import await_end, create_run, end_run
 from ropewalk.jobs.results.metrics import OWN_KEYS, latest_metrics

@@ -7,8 +7,10 @@ import pytest
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import append_line
 from ropewalk.jobs.orchestration.sweep.earlier import earlier_trials
 from ropewalk.jobs.orchestration.sweep.keys import SweepKeys
+from ropewalk.jobs.orchestration.sweep.records import read_records
 from ropewalk.jobs.orchestration.sweep.search.searches import Search, SearchPlan
 from ropewalk.jobs.orchestration.sweep.search.space import Parameter
 from tests.fakes.sweep import BASE, METRIC, make_sweep
@@ -31,6 +33,9 @@ def keys(earlier: RunDir, **others: Any) -> SweepKeys:
 def test_ended_trials_inside_the_space_are_known(earlier: RunDir) -> None:
     trials = earlier_trials(keys(earlier))
     assert len(trials) == 15, "all but the one that failed"
+    diverged = RunDir(earlier.path.parent / read_records(earlier)[0].runs[0])
+    append_line(diverged.metrics, {"step": 1000, "attempt": 1, "time": 1.0, METRIC: None})
+    assert len(earlier_trials(keys(earlier))) == 14
     assert all(set(trial.values) == set(earlier.record["config"]["space"]) for trial in trials)
     plan = keys(earlier, earlier_trials=trials).search_plan
     assert [metric for _, metric in plan.earlier_trials] == [trial.metric for trial in trials]

@@ -13,8 +13,8 @@ from rich.console import Console
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
 from ropewalk.cluster.run.files import append_line, read_json, write_json
 from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.orchestration.sweep.curves import MetricFollower
 from ropewalk.jobs.orchestration.sweep.report.results import SweepReader, read_sweep
-from ropewalk.jobs.orchestration.sweep.trials.curves import MetricFollower
 from ropewalk.jobs.runs.show.follow import follow
 from ropewalk.jobs.runs.show.show import page
 from ropewalk.jobs.runs.show.status import find_run
@@ -257,7 +257,7 @@ def test_a_followed_sweep_ends_with_what_one_does_next(shell: Shell, root: Path)
 
 
 def test_reading_again_reads_only_what_is_new(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ropewalk.jobs.orchestration.sweep.trials import curves as series
+    from ropewalk.jobs.orchestration.sweep import curves as series
 
     reader, read = SweepReader(make_sweep(root, 8)), 0
     plain = series.read_new_lines

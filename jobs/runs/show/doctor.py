@@ -134,7 +134,7 @@ def _node() -> list[Check]:
     for name, check in local_checks(folder, address, len(machine_devices())).items():
         try:
             finding = check()
-        except OSError as error:
+        except (OSError, ModuleNotFoundError) as error:  # a light install has no torch, with which GPUs compute
             finding = Finding(name, str(error), "see the lines above")
         detail = f"{finding.value}; {finding.remedy}" if finding.remedy else finding.value
         checks.append(Check(name=name, ok=not finding.remedy, detail=detail, optional=True))

@@ -86,7 +86,7 @@ def list_repository(name: HubName, where: str) -> Source:
 def reach_hub() -> None:
     """Raise HubUnreachableError unless the hub answers a request, whatever it says."""
     try:
-        _within(HUB_SECONDS, partial(huggingface_hub.get_session().head, endpoint(), timeout=HUB_SECONDS))
+        _within(HUB_SECONDS, partial(huggingface_hub.get_session().head, endpoint(), timeout=2 * HUB_SECONDS))
     except HubUnreachableError:
         raise
     except errors.OfflineModeIsEnabled:
@@ -120,7 +120,7 @@ def _repository_info(name: HubName, where: str) -> Any:
     ask = api.dataset_info if name.is_dataset else api.model_info
     kind, remedy = "data set" if name.is_dataset else "model", "check the name or path, and set HF_TOKEN if it is private"
     try:
-        return ask(name.repository, revision=name.revision, files_metadata=True, timeout=HUB_SECONDS)
+        return ask(name.repository, revision=name.revision, files_metadata=True, timeout=2 * HUB_SECONDS)  # _within ends first
     except errors.GatedRepoError:
         raise ConfigError(
             f"{where}: the {kind} is gated; accept its terms on {endpoint()}/{'datasets/' * name.is_dataset}{name.repository},"

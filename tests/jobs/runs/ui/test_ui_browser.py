@@ -15,7 +15,9 @@ pytestmark = need_browser
 
 
 def texts(browser: webdriver.Chrome, selector: str) -> list[str]:
-    return [str(each.get_property("textContent")) for each in browser.find_elements(By.CSS_SELECTOR, selector)]
+    # one look: a page may be about to change
+    script = "return [...document.querySelectorAll(arguments[0])].map((each) => each.textContent)"
+    return list(browser.execute_script(script, selector))
 
 
 def press(browser: webdriver.Chrome, *keys: str) -> None:

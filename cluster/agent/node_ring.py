@@ -21,7 +21,7 @@ from ropewalk.cluster.config import NodeRange
 from ropewalk.cluster.fresh_reads import read_json_afresh
 from ropewalk.cluster.process.ports import free_port
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.exclusive import create_whole
 from ropewalk.cluster.run.names import NODES
 
 CHECK_SECONDS = 20.0  # for all of it
@@ -119,32 +119,34 @@ def _meet(checked: RingNode) -> Iterator[Finding]:
 
     meeting_file, began = checked.folder / "ring.json", time.monotonic()
     limit = timedelta(seconds=MEET_SECONDS)
-    if checked.node == 0:
-        port = free_port(checked.address)
-        store = dist.TCPStore(checked.address, port, None, True, limit, wait_for_workers=False)  # type: ignore[attr-defined]
-        write_json(meeting_file, {"port": port, "address": checked.address})
-    while not (meeting := read_json_afresh(meeting_file)):
-        if time.monotonic() - began > MEET_SECONDS:
-            remedy = "let all nodes see the directory of the runs, and node 0 start with them"
-            yield Finding("visibility", f"a file of node 0 was not seen within {MEET_SECONDS:.0f} s", remedy)
-            return
-        time.sleep(POLL_SECONDS)
-    yield Finding("visibility", f"a file of node 0 was seen after {time.monotonic() - began:.1f} s")
-    if checked.node:
+    # each node offers a store, and the first one's is taken: in an elastic run any node may be missing, node 0 too
+    port = free_port(checked.address)
+    store = dist.TCPStore(checked.address, port, None, True, limit, wait_for_workers=False)  # type: ignore[attr-defined]
+    offer = {"node": checked.node, "address": checked.address, "port": port}
+    first = create_whole(meeting_file, json.dumps(offer))
+    if not first:
+        while not (meeting := read_json_afresh(meeting_file)):
+            if time.monotonic() - began > MEET_SECONDS:
+                value = f"a file of another node was not seen within {MEET_SECONDS:.0f} s"
+                yield Finding("visibility", value, "let all nodes see the same directory of the runs")
+                return
+            time.sleep(POLL_SECONDS)
+        yield Finding("visibility", f"a file of node {meeting['node']} was seen after {time.monotonic() - began:.1f} s")
         store = dist.TCPStore(meeting["address"], meeting["port"], None, False, limit)  # type: ignore[attr-defined]
     store.set(f"here/{checked.node}", "1")
-    members = _members(checked, store)
-    if checked.node == 0 and len(members) < checked.least:
+    members = _members(checked, store, decides=first)
+    if first and len(members) < checked.least:
         missing = ", ".join(str(node) for node in range(checked.nodes) if node not in members)
-        yield Finding("ring", f"node {missing} did not join", "see the log of that node, and let firewalls pass TCP to this one")
+        remedy = "see the log of that node; firewalls must pass TCP to this one, and both must see the same directory of the runs"
+        yield Finding("ring", f"node {missing} did not join", remedy)
     if len(members) > 1:
         yield from _send_around(checked, members, dist.PrefixStore("ring", store))  # type: ignore[attr-defined]
 
 
-def _members(checked: RingNode, store: Any) -> list[int]:
-    """Return the nodes that joined in time, in order; node 0 decides."""
-    if checked.node == 0:
-        deadline, present = time.monotonic() + MEET_SECONDS / 2, [0]
+def _members(checked: RingNode, store: Any, *, decides: bool) -> list[int]:
+    """Return the nodes that joined in time, in order; the node that has the store decides."""
+    if decides:
+        deadline, present = time.monotonic() + MEET_SECONDS / 2, [checked.node]
         while len(present) < checked.nodes and time.monotonic() < deadline:
             present = [node for node in range(checked.nodes) if store.check([f"here/{node}"])]
             time.sleep(POLL_SECONDS)

@@ -2,7 +2,8 @@
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,13 +103,27 @@ def test_a_file_that_is_not_seen_and_a_node_that_does_not_answer_are_found(
 ) -> None:
     monkeypatch.setattr(node_ring, "MEET_SECONDS", 0.3)
 
-    def at(node: int) -> Iterator[Finding]:
-        return ring(RingNode(folder=tmp_path, runs=tmp_path, node=node, least=2, nodes=2, address="127.0.0.1", gpus=0))
+    def at(node: int) -> list[Finding]:
+        return list(ring(RingNode(folder=tmp_path, runs=tmp_path, node=node, least=2, nodes=2, address="127.0.0.1", gpus=0)))
 
-    assert [finding.check for finding in at(1) if finding.remedy] == ["visibility"]
-    assert [finding.value for finding in at(0) if finding.remedy] == ["node 1 did not join"]
-    (tmp_path / "ring.json").write_text('{"address": "127.0.0.1", "port": 1}')
-    assert [finding.check for finding in at(1) if finding.remedy] == ["ring"]
+    assert [finding.value for finding in at(1) if finding.remedy] == ["node 0 did not join"]
+    assert [finding.check for finding in at(0) if finding.remedy] == ["ring"], "the store of node 1 is gone"
+    (tmp_path / "ring.json").write_text("")  # a name that is seen before its content
+    assert [finding.check for finding in at(0) if finding.remedy] == ["visibility"]
+
+
+def test_an_elastic_run_without_its_node_0_gives_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_ring, "MEET_SECONDS", 2.0)
+    monkeypatch.setattr(node_ring, "_send_around", lambda _, members, __: [Finding("members", str(members))])
+
+    def at(node: int) -> list[Finding]:
+        return list(ring(RingNode(folder=tmp_path, runs=tmp_path, node=node, least=1, nodes=3, address="127.0.0.1", gpus=0)))
+
+    with ThreadPoolExecutor() as pool:
+        findings = list(pool.map(at, [1, 2]))
+    assert [finding for of_node in findings for finding in of_node if finding.remedy] == []
+    assert [of_node[-1].value for of_node in findings] == ["[1, 2]", "[1, 2]"]
+    assert sorted(len(of_node) for of_node in findings) == [1, 2], "one has the store, the other sees its file"
 
 
 def hang(results: Connection, _: object) -> None:

@@ -80,13 +80,19 @@ class K8sBackend(Backend):
         return Reader(self.kube, self.profile)
 
     @property
+    def mounts(self) -> Mapping[str, str]:
+        return {mount.name: mount.path for mount in self.profile.mounts if mount.name is not None}
+
+    @property
     def shares_files(self) -> bool:
         return self.profile.runs is not None or os.environ.get(RUNS_VARIABLE) == self.profile.claim_path
 
     def path_here(self, path: str) -> Path | None:
         inside = Path(path)
         if not inside.is_relative_to(self.profile.claim_path):
-            elsewhere = any(inside.is_relative_to(mount.path) for mount in self.profile.mounts) and not inside.exists()
+            elsewhere = (
+                any(inside.is_relative_to(mount.path) for mount in self.profile.mounts if mount.claim) and not inside.exists()
+            )
             return None if elsewhere else inside
         if self.profile.runs is None:
             return inside if self.shares_files else None

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from ropewalk.cluster.data_mounts import check_mount_name
 from ropewalk.cluster.secrets.plain_text import check_variables
 from ropewalk.cluster.section import Section
 from ropewalk.k8s.names import RESERVED_VARIABLES
@@ -23,11 +24,20 @@ AbsolutePath = Annotated[str, AfterValidator(_absolute_path)]
 
 
 class Mount(Section):
-    """An additional volume in every pod, for data."""
+    """A directory for data in every pod: an additional volume, or with a name alone a folder that pods have anyway."""
 
-    claim: str = Field(description="PersistentVolumeClaim")
+    name: Annotated[str, AfterValidator(check_mount_name)] | None = Field(default=None, description="jobs name it as data://NAME")
+    claim: str | None = Field(
+        default=None, description="PersistentVolumeClaim; unset: a folder of the image or of another volume"
+    )
     path: AbsolutePath = Field(description="mount path in pods")
     read_only: bool = Field(default=True, description="mount it read-only")
+
+    @model_validator(mode="after")
+    def _named(self) -> "Mount":
+        if self.claim is None and self.name is None:
+            raise ValueError("needs `claim`, a PersistentVolumeClaim, or `name`, for jobs")
+        return self
 
 
 class Toleration(Section):
@@ -57,7 +67,10 @@ class K8sProfile(Section):
     claim: str = Field(default="runs", description="ReadWriteMany PersistentVolumeClaim that holds the runs directory")
     claim_path: AbsolutePath = Field(default="/runs", description="mount path of the claim in pods")
     runs: str | None = Field(default=None, description="mount path of the claim on this machine; unset: not mounted here")
-    mounts: tuple[Mount, ...] = Field(default=(), description="further claims in every pod: [{claim, path, read_only}]")
+    mounts: tuple[Mount, ...] = Field(
+        default=(),
+        description="further claims in every pod: [{claim, path, read_only}], or with names for jobs: {NAME: {claim, path}}",
+    )
     queue: str | None = Field(default=None, description="Kueue's LocalQueue")
     queue_priority: str | None = Field(default=None, description="Kueue's WorkloadPriorityClass")
     priority_class: str | None = Field(default=None, description="PriorityClass of the pods")
@@ -82,6 +95,14 @@ class K8sProfile(Section):
             message = "every run is an Indexed Job that starts its own Ray; remove `ray` from the profile, KubeRay is not needed"
             raise ValueError(f"ray: {values['ray']}: {message}")
         return values
+
+    @field_validator("mounts", mode="before")
+    @classmethod
+    def _by_name(cls, mounts: Any) -> Any:
+        if not isinstance(mounts, dict):
+            return mounts
+        keys = {name: {"path": mount} if isinstance(mount, str) else mount for name, mount in mounts.items()}
+        return [{"name": name, **mount} if isinstance(mount, dict) else mount for name, mount in keys.items()]
 
     @field_validator("namespace", "claim", "queue", "queue_priority", "priority_class", "service_account", "secret_store")
     @classmethod

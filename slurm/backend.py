@@ -64,6 +64,10 @@ class SlurmBackend(Backend):
     def render_many(self, runs: Sequence[RunDir], resources: Resources) -> str:
         return render_job(runs[0], resources, self.profile, runs=len(runs))
 
+    @property
+    def mounts(self) -> Mapping[str, str]:
+        return self.profile.mounts
+
     def packages(self, wanted: Packages | None) -> Packages | None:
         return wanted or self.profile.packages
 

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ropewalk.cluster.config import Packages
+from ropewalk.cluster.data_mounts import MOUNTS_HELP, Mounts
 from ropewalk.cluster.secrets.plain_text import check_variables
 from ropewalk.cluster.section import Section
 
@@ -48,6 +49,7 @@ class SlurmProfile(Section):
         description="login node, as ssh knows it; commands run there, and `runs` and absolute paths are paths there",
     )
     ssh: tuple[str, ...] = Field(default=("ssh",), min_length=1, description="command that reaches `host`, with further options")
+    mounts: Mounts = Field(default={}, description=MOUNTS_HELP)
     partition: str | None = Field(default=None, description="partition, or several: a,b")
     account: str | None = Field(default=None, description="account that the time is charged to")
     qos: str | None = Field(default=None, description="quality of service")

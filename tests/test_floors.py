@@ -27,7 +27,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
             "cluster.yaml_loader",
         },
         {"cluster.input_paths", "cluster.secrets"},
-        {"cluster.config", "cluster.fresh_reads"},
+        {"cluster.config", "cluster.data_mounts", "cluster.fresh_reads"},
         {"cluster.config_reader", "cluster.gpus", "cluster.storage"},
         {"cluster.run"},
         {"cluster.process", "cluster.hub", "cluster.membership"},

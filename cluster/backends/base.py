@@ -85,6 +85,11 @@ class Backend(ABC):
     def __init__(self, profile: Profile) -> None:
         self.cluster = profile
 
+    @property
+    def mounts(self) -> Mapping[str, str]:
+        """Return the directories of data that jobs name as data://NAME, as the cluster's nodes know them."""
+        return {}
+
     # --- submitting
 
     @abstractmethod

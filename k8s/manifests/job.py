@@ -128,7 +128,7 @@ def apply_profile(pod: Object, profile: K8sProfile) -> Object:
     """Apply the profile's settings for all pods to a pod template, and the profile's own patch last."""
     spec, container = pod["spec"], pod["spec"]["containers"][0]
     container |= {"image": profile.image, "imagePullPolicy": profile.image_pull_policy}
-    mounts = {f"mount-{i}": mount for i, mount in enumerate(profile.mounts)}
+    mounts = {f"mount-{i}": mount for i, mount in enumerate(profile.mounts) if mount.claim}
     for volume in spec["volumes"]:
         if volume["name"] == "runs":
             volume["persistentVolumeClaim"] = {"claimName": profile.claim}

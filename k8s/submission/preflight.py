@@ -96,7 +96,7 @@ def _namespace(kube: Kubernetes) -> str:
 
 
 def _claims(kube: Kubernetes, profile: K8sProfile) -> str:
-    wanted = [profile.claim, *(mount.claim for mount in profile.mounts)]
+    wanted = [profile.claim, *(mount.claim for mount in profile.mounts if mount.claim)]
     claims = {each["metadata"]["name"] for each in kube.list("PersistentVolumeClaim")}
     missing = [name for name in wanted if name not in claims]
     if not missing:

@@ -23,6 +23,7 @@ from ropewalk.cluster.backends.local.processes import (
 from ropewalk.cluster.backends.submission import dependencies, is_over, next_attempt, open_attempts, refuse_short_limit
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.config_reader import load_section
+from ropewalk.cluster.data_mounts import MOUNTS_HELP, Mounts
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError
 from ropewalk.cluster.gpus import deal_devices, machine_devices
 from ropewalk.cluster.installed import REMEDY, is_light
@@ -41,6 +42,7 @@ class LocalProfile(Section):
     """Keys of a cluster profile with `backend: local`."""
 
     runs: str | None = Field(default=None, description="directory of the runs")
+    mounts: Mounts = Field(default={}, description=MOUNTS_HELP)
 
 
 class LocalBackend(Backend):
@@ -51,7 +53,11 @@ class LocalBackend(Backend):
     def __init__(self, profile: Profile) -> None:
         """Check the profile's keys. Raises ConfigError."""
         super().__init__(profile)
-        load_section(LocalProfile, profile.options, f"cluster {profile.name!r}")
+        self.profile = load_section(LocalProfile, profile.options, f"cluster {profile.name!r}")
+
+    @property
+    def mounts(self) -> Mapping[str, str]:
+        return self.profile.mounts
 
     def render(self, run: RunDir, resources: Resources) -> str:
         return render_script(str(run.path), "1", resources, Engine(run.record["engine"]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.config import JobConfig
+from ropewalk.cluster.data_mounts import mounted_path
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.hub.names import SCHEME, HubName, parse_plain, parse_url
 from ropewalk.cluster.run.names import STORE_FOLDER, STORE_VARIABLE
@@ -55,11 +56,12 @@ class Inputs:
     def pin(self, config: JobConfig) -> tuple[JobConfig, list[FetchedInput]]:
         """Return a configuration with paths in the store instead of names, and what these stand for.
 
-        Raises ConfigError for a name that is neither here nor on the hub.
+        Raises ConfigError for a name that is neither here nor on the hub, and for data://NAME without a mount of that name.
         """
         fetched: list[FetchedInput] = []
 
         def resolve(key: str, value: str, need: str) -> str:
+            value = mounted_path(value, self.backend.mounts, self.backend.cluster.name)
             name = self._name_of(value, cast("Need", need))
             if name is None:
                 return value

@@ -210,6 +210,7 @@ def create_runs(
             **make_record(job, config, cluster_name, origin),
             **project,
             **({"fetched": [item._asdict() for item in fetched]} if fetched else {}),
+            **({"mounts": dict(backend.mounts)} if backend.mounts else {}),
             **(extra or {}),
         }
         for config, (_, fetched) in zip(configs, pinned, strict=True)

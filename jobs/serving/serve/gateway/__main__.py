@@ -7,6 +7,7 @@ other waits for the lock, and takes over as soon as the first one is gone.
 import argparse
 import asyncio
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -87,6 +88,8 @@ async def _serve(settings: GatewaySettings, listening: socket.socket, tls: ssl.S
     gateway = Gateway(Context(settings, table, upstreams, Metrics(), capture))
     runner = web.ServerRunner(gateway.server, shutdown_timeout=settings.drain_seconds)
     await runner.setup()
+    gc.collect()
+    gc.freeze()  # what was imported: a full collection would look through all of it while clients wait
     await web.SockSite(runner, listening, ssl_context=tls).start()
     log.info("serving")
     stopped = asyncio.Event()

@@ -147,6 +147,7 @@ def test_what_the_controller_cannot_hold_is_refused_before_sbatch(make_lab: Make
         backend.check_capacity(15)
 
 
+@pytest.mark.soak("a database; make test has limits of accounting in test_start_estimate.py")
 def test_limits_of_accounts_and_qos_are_checked_as_slurm_does(make_lab: MakeLab, tick: Start) -> None:
     """Every number that passes is accepted by sbatch, and one more is not."""
     lab = make_lab(accounting=True, nodes=1)
@@ -203,7 +204,14 @@ def test_a_run_waits_for_another_that_is_requeued_once(slurm_lab: Lab, tick: Sta
     assert starts.started >= ends.ended
 
 
-@pytest.mark.parametrize("way", ["fails", "is cancelled", "is cancelled in the queue"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "fails",
+        pytest.param("is cancelled", marks=pytest.mark.soak("make test cancels it in the queue")),
+        "is cancelled in the queue",
+    ],
+)
 def test_dependants_of_a_run_without_success_are_cancelled_and_say_so(
     slurm_lab: Lab, tick: Start, start: Start, way: str
 ) -> None:
@@ -229,6 +237,7 @@ def test_dependants_of_a_run_without_success_are_cancelled_and_say_so(
         tick(after=(first.run.id,))
 
 
+@pytest.mark.soak("make test has --after success, failure and cancellation; these conditions in cluster/test_engines.py")
 def test_runs_start_after_a_failure_or_after_any_end(slurm_lab: Lab, tick: Start, start: Start) -> None:
     fails, cancelled = start("fail", "process", profile=HELD, retries={"bugs": 0}), tick(profile=HELD, steps=5000)
     succeeds = tick(steps=40)

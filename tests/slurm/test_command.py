@@ -17,6 +17,7 @@ from ropewalk.jobs.orchestration.command.config import CommandConfig
 from ropewalk.jobs.runs.submit.submit import submit
 from ropewalk.slurm.job_lookup import job_id
 from ropewalk.slurm.lab.cluster import Lab
+from tests.jobs.orchestration.command.programs import undisturbed
 from tests.patience import Patience, until
 from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import finish, said
@@ -74,8 +75,6 @@ def reach(run: RunDir, step: int) -> None:
 )
 def test_a_training_program_goes_on_bit_by_bit(make_lab: MakeLab, project: Path, node_dies: bool) -> None:
     lab = make_lab(nodes=2)
-    undisturbed = start(project, "train.py", "--steps", "40", on="local")
-    assert finish(undisturbed).state is RunState.SUCCEEDED, said(undisturbed)
     run = start(project, "train.py", "--steps", "40", "--pause", "0.1" if node_dies else "0.03")
     (project / "train.py").write_text("raise SystemExit('this was written after the submission')\n")
     reach(run, 8)
@@ -85,11 +84,12 @@ def test_a_training_program_goes_on_bit_by_bit(make_lab: MakeLab, project: Path,
         reach(run, 20)
         lab.fail_node([line["address"] for line in read_lines(run.attempt_dir(2) / "agents.jsonl")][-1])
     assert finish(run).state is RunState.SUCCEEDED, said(run)
-    assert final_words(run)[-1] == final_words(undisturbed)[-1]
+    assert final_words(run)[-1] == undisturbed(40, 1)[0]
     stopped_at = max(e["step"] for e in run.read_events() if e["event"] == "checkpoint" and e["attempt"] == 1)
     assert [line["step"] for line in run.read_metrics()].count(stopped_at + 1) == 1, "an announced stop loses no step"
 
 
+@pytest.mark.soak("make test submits copies of a project above, and through ssh")
 def test_the_users_project_travels(slurm_lab: Lab, project: Path) -> None:
     shutil.copy(PLAIN, project)
     lines = [

@@ -111,6 +111,7 @@ def test_preemption(make_lab: MakeLab, user_signal: bool, name: str) -> None:
     assert state(lab, job) in {"PENDING", "COMPLETING"}
 
 
+@pytest.mark.soak("make test kills a node of the lab in test_elastic.py, and of an ordinary user's below")
 def test_a_node_dies_with_all_that_runs_on_it_and_comes_back(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=2)
     remaining, lost = lab.nodes  # the first has the batch script: all steps go with it

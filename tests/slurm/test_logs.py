@@ -19,7 +19,8 @@ from tests.slurm.conftest import ROOT
 from tests.slurm.toy import SlurmToy
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.soak("make test runs one requeue"))])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.soak("make test follows a run on Slurm through ssh, and the files of two attempts in jobs/runs/test_logs.py")
 def test_following_across_nodes_ranks_and_attempts(
     slurm_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:

@@ -75,22 +75,32 @@ def test_ssh_sftp_and_a_forwarded_port_reach_the_node_and_end_with_their_client(
     assert finish(node.run).state is RunState.CANCELLED, said(node.run)
 
 
-def test_shell_and_top_at_a_terminal_pass_through_ssh(laptop: Laptop) -> None:
-    run = RunDir(
-        laptop.node.runs
-        / laptop("submit", "command", "resources.grace_seconds=20", "--on", "big", "--", "sleep", "1000").split()[-1]
-    )
-    variables = [f"{name}={value}" for name, value in laptop.environment.items()]
-    terminal = Terminal(["env", *variables, *laptop.command, "shell", "--wait", run.id])
-    terminal.type('stty size; echo "attempt $ROPEWALK_ATTEMPT"; trap "" HUP; sleep 4321 & sleep 4321')
-    terminal.read_until("attempt 1")
-    check_end_with_client(str(run.path), terminal.kill, count=2)
-    assert run.last_outcome() is None, "the run goes on"
-    top = Terminal(["env", *variables, *laptop.command, "top", "--on", "big"])
-    top.read_until(run.id)
+def test_top_at_a_terminal_passes_through_ssh(laptop: Laptop) -> None:
+    top = Terminal(command_at_terminal(laptop, "top", "--on", "big"))
+    top.read_until("no run is active")
     top.resize(30, 150)
     top.read_until(" " * 149)  # the page fills the screen
     top.type("\x03", end="")  # Ctrl-C
     assert top.end() == EXIT_INTERRUPTED
+
+
+@pytest.mark.soak(
+    "make test has top at a terminal through ssh, a shell of test_shell.py on a node, and sessions of dev through ssh"
+)
+def test_a_shell_at_a_terminal_passes_through_ssh(laptop: Laptop) -> None:
+    run = RunDir(
+        laptop.node.runs
+        / laptop("submit", "command", "resources.grace_seconds=20", "--on", "big", "--", "sleep", "1000").split()[-1]
+    )
+    terminal = Terminal(command_at_terminal(laptop, "shell", "--wait", run.id))
+    terminal.type('stty size; echo "attempt $ROPEWALK_ATTEMPT"; trap "" HUP; sleep 4321 & sleep 4321')
+    terminal.read_until("attempt 1")
+    check_end_with_client(str(run.path), terminal.kill, count=2)
+    assert run.last_outcome() is None, "the run goes on"
     laptop("cancel", run.id)
     finish(run)
+
+
+def command_at_terminal(laptop: Laptop, *arguments: str) -> list[str]:
+    variables = [f"{name}={value}" for name, value in laptop.environment.items()]
+    return ["env", *variables, *laptop.command, *arguments]

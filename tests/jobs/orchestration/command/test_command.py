@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from ropewalk.cluster.backends.base import Profile
 from ropewalk.cluster.backends.local.backend import LocalBackend
@@ -26,7 +25,7 @@ from ropewalk.jobs.runs.show.diagnose import diagnose
 from ropewalk.jobs.runs.show.status import states
 from ropewalk.jobs.runs.submit.resume import scale
 from ropewalk.jobs.runs.submit.submit import submit
-from tests.jobs.orchestration.command.programs import ROOT, TRAINING, Start, ended, script
+from tests.jobs.orchestration.command.programs import ROOT, TRAINING, Start, ended, script, undisturbed
 from tests.patience import Patience, until
 
 
@@ -51,17 +50,6 @@ def program_of(run: RunDir, word: str = TRAINING) -> list[psutil.Process]:
     return processes
 
 
-def undisturbed(steps: int) -> tuple[str, float]:
-    """The last words and the last loss of the training program on two ranks, computed by one."""
-    weight = torch.zeros(16)
-    for step in range(steps):
-        xs = [torch.randn(8, 16, generator=torch.Generator().manual_seed(step * 2 + rank)) for rank in range(2)]
-        errors = [x @ weight - x.sum(1) for x in xs]
-        first, second = (x.T @ error / 4 for x, error in zip(xs, errors, strict=True))
-        weight = weight - 0.01 * (first + second) / 2
-    return f"final {weight.double().sum().item():.17g}", sum(error.pow(2).mean().item() for error in errors) / 2
-
-
 def test_a_training_program_is_bit_identical_after_a_kill_and_a_stop(start: Start) -> None:
     run = start([sys.executable, TRAINING, "--steps", "24", "--every", "4", "--pause", "0.1"], "resources.nodes=2")
     until(lambda: steps(run) >= 6)
@@ -71,7 +59,7 @@ def test_a_training_program_is_bit_identical_after_a_kill_and_a_stop(start: Star
     outcome = ended(run)
     assert run.attempts() == [1, 2]
     assert (outcome.state, outcome.cause) == (RunState.SUCCEEDED, "done")
-    last_line, loss = undisturbed(24)
+    last_line, loss = undisturbed(24, 2)
     assert final_words(run) == last_line
     assert run.results()["train/loss"] == pytest.approx(loss, rel=1e-9)
     step_numbers = [line["step"] for line in run.read_metrics()]

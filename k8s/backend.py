@@ -26,16 +26,18 @@ from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir, runs_root
 from ropewalk.cluster.run.files import write_all
+from ropewalk.cluster.run.node_ledger import Failure, bad_nodes, read_failures
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
 from ropewalk.k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
 from ropewalk.k8s.api.kubeconfig import connect
-from ropewalk.k8s.api.objects import end_of
+from ropewalk.k8s.api.objects import Object, end_of
 from ropewalk.k8s.kubectl import exec_command, kubectl
 from ropewalk.k8s.manifests.job import dump, render_job
 from ropewalk.k8s.manifests.service import INDEX_LABEL, render_service, render_service_policy, served_port, service_name
 from ropewalk.k8s.names import job_name_of, name_of
 from ropewalk.k8s.profile import K8sProfile
+from ropewalk.k8s.status.gpu_nodes import hosts_of, nodes_to_avoid
 from ropewalk.k8s.status.observe import Observation, observe
 from ropewalk.k8s.status.pending_reasons import with_remedy
 from ropewalk.k8s.status.run_state import ended_unseen, handle_of, run_state
@@ -152,7 +154,11 @@ class K8sBackend(Backend):
         free = 0 if others else len(runs) if at_once is None else at_once  # number of runs that may start immediately
         if free < len(runs):
             self.check_waiting()
-        jobs = {run.id: render_job(run, resources, self.profile, number, held=i >= free) for i, run in enumerate(runs)}
+        avoided = hosts_of(self._avoided(runs[0].path.parent))
+        jobs = {
+            run.id: render_job(run, resources, self.profile, number, held=i >= free, avoided=avoided)
+            for i, run in enumerate(runs)
+        }
         waits = {"after": others, "at_once": at_once}
         open_attempts(runs, resources, [{**self._details(run, number), **waits} for run in runs], number)
         write_all({run.attempt_dir(number) / "manifest.yaml": dump([jobs[run.id]]) for run in runs})
@@ -175,6 +181,20 @@ class K8sBackend(Backend):
                 record_missing_outcome(run, RunState.FAILED, f"never started: {message}")
             raise type(error)(message) from None
         return [str(run.attempt_details(number)["handle"]) for run in runs]
+
+    def failures(self, root: Path) -> list[Failure]:
+        return read_failures(root, self.cluster.name, self.profile.user)  # pods write the ledger
+
+    def avoided_nodes(self, root: Path) -> Sequence[str]:
+        """Return the nodes to avoid, at most a tenth of those that the profile's pods may run on.
+
+        Empty without the right to list nodes. Kubernetes is asked if any node has failed.
+        """
+        return [str(node["metadata"]["name"]) for node in self._avoided(root)]
+
+    def _avoided(self, root: Path) -> list[Object]:
+        bad = bad_nodes(self.failures(root), time.time())
+        return nodes_to_avoid(self.kube, self.profile, bad) if bad else []
 
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
         """Return the dependencies whose runs are not over. Raises ConfigError if one can no longer be met."""

@@ -14,6 +14,7 @@ SUBMISSION_LABEL = "ropewalk/submission"  # number of the attempt that the submi
 ROLE_LABEL = "ropewalk/role"  # run, gate (the release controller) or reader
 KEY_ANNOTATION = "ropewalk/key"
 OUTCOME_ANNOTATION = "ropewalk/outcome"
+HOST_LABEL = "kubernetes.io/hostname"  # of a node
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 MIN_PARALLELISM_ANNOTATION = "kueue.x-k8s.io/job-min-parallelism"

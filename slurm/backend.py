@@ -22,7 +22,7 @@ from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import SYNC_THREADS, syncing, write_atomically
-from ropewalk.cluster.run.node_ledger import avoided, bad_nodes, read_failures
+from ropewalk.cluster.run.node_ledger import avoided, bad_nodes
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
 from ropewalk.slurm import cluster_info
@@ -164,7 +164,7 @@ class SlurmBackend(Backend):
 
     def avoided_nodes(self, root: Path) -> Sequence[str]:
         """Return the machines to avoid: of each partition of the profile at most a tenth. Slurm is asked if any has failed."""
-        bad = bad_nodes(read_failures(root, self.cluster.name), time.time())
+        bad = bad_nodes(self.failures(root), time.time())
         if not bad or self.profile.reservation is not None:
             return ()
         try:

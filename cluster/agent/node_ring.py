@@ -23,6 +23,7 @@ from ropewalk.cluster.process.ports import free_port
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.exclusive import create_whole
 from ropewalk.cluster.run.names import NODES
+from ropewalk.cluster.run.node_ledger import machine_name
 
 CHECK_SECONDS = 20.0  # for all of it
 MEET_SECONDS = 8.0  # for the other nodes to join
@@ -56,7 +57,7 @@ def check_nodes(run: RunDir, attempt: int, *, node: int, nodes: NodeRange, addre
     checked = RingNode(folder=folder, runs=run.path.parent, node=node, **size, address=address, gpus=gpus)
     findings = run_apart(_check, checked, CHECK_SECONDS)
     done.touch()
-    fields = {"node": node, "host": socket.gethostname(), "attempt": attempt}
+    fields = {"node": node, "host": machine_name(), "attempt": attempt}
     values = {finding.check: finding.value for finding in findings}
     run.event("node_checked", **fields, seconds=round(time.monotonic() - began, 1), values=values)
     for finding in findings:

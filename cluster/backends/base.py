@@ -9,6 +9,7 @@ from typing import Any
 from ropewalk.cluster.config import Packages, Resources
 from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.node_ledger import Failure, read_failures
 from ropewalk.cluster.secrets.store import FileStore, SecretStore
 from ropewalk.cluster.secrets.variables import missing_secrets
 from ropewalk.cluster.spec import RunState
@@ -194,6 +195,10 @@ class Backend(ABC):
     def lower_priority(self, run: RunDir, amount: int) -> None:
         """Set by how much a waiting run's priority is lowered; 0 restores it. Raises ConfigError."""
         raise ConfigError(f"cluster {self.cluster.name!r} has no priorities that users can change")
+
+    def failures(self, root: Path) -> list[Failure]:
+        """Return the failures of machines under this user's runs below a root."""
+        return read_failures(root, self.cluster.name)
 
     def avoided_nodes(self, root: Path) -> Sequence[str]:
         """Return the machines that new runs below a root avoid, since they failed repeatedly (see `node_ledger`)."""

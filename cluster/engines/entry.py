@@ -7,7 +7,6 @@ import argparse
 import logging
 import multiprocessing
 import os
-import socket
 import sys
 import threading
 import time
@@ -35,6 +34,7 @@ from ropewalk.cluster.run import names
 from ropewalk.cluster.run.context import STOP_VARIABLE, JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.cluster.run.node_ledger import machine_name
 from ropewalk.cluster.run.project import add_project_path
 from ropewalk.cluster.run.spare import SpareRank, wait_for_group
 from ropewalk.cluster.secrets.variables import RunSecrets
@@ -96,7 +96,7 @@ def write_error(folder: Path, name: str, error: Exception, code: int, **origin: 
     record = {
         **origin,
         "time": time.time(),
-        "host": socket.gethostname(),
+        "host": machine_name(),
         "exit_code": code,
         "type": type(error).__name__,
         "message": mask.text(str(error))[:4000],

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Mapping, Sequence, Set
 from enum import StrEnum
@@ -15,6 +16,7 @@ from ropewalk.cluster.run.names import LEDGER_FOLDER
 
 log = logging.getLogger(__name__)
 
+NODE_VARIABLE = "NODE_NAME"  # name of the machine in a pod, whose host name is its own
 SHARED = "shared"  # name of the file that an administrator may keep for all users
 DAY_SECONDS = 86400.0
 EXPIRY_SECONDS = 7 * DAY_SECONDS
@@ -54,6 +56,11 @@ class BadNode(NamedTuple):
     until: float  # as long as it does not fail again
 
 
+def machine_name() -> str:
+    """Return the name by which the scheduler knows this machine."""
+    return os.environ.get(NODE_VARIABLE) or socket.gethostname()
+
+
 def record_failure(run: RunDir, attempt: int, node: str, cause: Cause) -> None:
     """Note the failure of a machine. A run goes on without it if that is impossible."""
     line = Failure(time.time(), node, cause.value, run.id, attempt)._asdict()
@@ -81,9 +88,10 @@ def record_findings(run: RunDir, attempt: int, hosts: Mapping[int, str]) -> None
         record_failure(run, attempt, hosts[node], Cause.CHECK)
 
 
-def read_failures(root: Path, cluster: str) -> list[Failure]:
-    """Return this user's failures, and those in a file of the administrator's, which only its owner may write."""
-    failures = _read(_file(root, cluster, str(os.getuid())), os.getuid())
+def read_failures(root: Path, cluster: str, user: int | None = None) -> list[Failure]:
+    """Return a user's failures, and those in a file of the administrator's, which only its owner may write."""
+    user = os.getuid() if user is None else user
+    failures = _read(_file(root, cluster, str(user)), user)
     return sorted([*failures, *_read(_file(root, cluster, SHARED), 0)])
 
 

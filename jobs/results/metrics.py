@@ -151,8 +151,13 @@ def latest_metrics(run: RunDir, keys: Set[str] | None = None) -> dict[str, Any]:
     return newest
 
 
-def curves(run: RunDir, keys: Collection[str] | None = None) -> dict[str, tuple[list[int], list[float]]]:
+Curve = tuple[list[int], list[float]]  # steps, ascending, and the value of each
+
+
+def curves(run: RunDir, keys: Collection[str] | None = None) -> dict[str, Curve]:
     """Return each metric, or these only, as (steps, values) in ascending steps; of repeated steps the last value counts."""
+    if keys is not None and (columns := _columns(run.metrics, keys)) is not None:
+        return columns
     points: dict[str, dict[int, float]] = {}
     for line in iterate_lines(run.metrics):
         for key in line if keys is None else keys:
@@ -160,3 +165,28 @@ def curves(run: RunDir, keys: Collection[str] | None = None) -> dict[str, tuple[
                 points.setdefault(key, {})[int(line["step"])] = float(value)
     ordered = {key: sorted(values) for key, values in points.items()}
     return {key: (steps, [points[key][step] for step in steps]) for key, steps in ordered.items()}
+
+
+def _columns(path: Path, keys: Collection[str]) -> dict[str, Curve] | None:
+    """Return the curves of metrics, read without the interpreter's lock; None if a line is unusual, or pyarrow is missing."""
+    try:
+        import pyarrow as pa
+        from pyarrow import json
+    except ModuleNotFoundError:
+        return None
+    names = [key for key in dict.fromkeys(keys) if key not in OWN_KEYS]
+    schema = pa.schema([("step", pa.int64()), *((name, pa.float64()) for name in names)])
+    parsing = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    try:
+        table = json.read_json(str(path), json.ReadOptions(use_threads=False), parsing)
+    except (pa.ArrowInvalid, OSError):
+        return None
+    by_name: dict[str, Curve] = {}
+    for name in names:
+        steps, values = table["step"].to_pylist(), table[name].to_pylist()
+        if table["step"].null_count or table[name].null_count or steps != sorted(set(steps)):
+            points = {step: value for step, value in zip(steps, values, strict=True) if None not in (step, value)}
+            steps = sorted(points)
+            values = [points[step] for step in steps]
+        by_name |= {name: (steps, values)} if steps else {}
+    return by_name

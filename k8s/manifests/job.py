@@ -19,6 +19,7 @@ from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.manifests.strategic_merge import merge
 from ropewalk.k8s.names import (
     COMMON_LABELS,
+    HOST_LABEL,
     JOB_VARIABLE,
     KEY_ANNOTATION,
     MIN_PARALLELISM_ANNOTATION,
@@ -40,10 +41,19 @@ GRACE_MARGIN_SECONDS = 30  # from the ranks' last checkpoint until the pod has e
 # --- Jobs
 
 
-def render_job(run: RunDir, resources: Resources, profile: K8sProfile, number: int = 1, *, held: bool = False) -> Object:
+def render_job(
+    run: RunDir,
+    resources: Resources,
+    profile: K8sProfile,
+    number: int = 1,
+    *,
+    held: bool = False,
+    avoided: Sequence[str] = (),
+) -> Object:
     """Render the Indexed Job of a run's attempt `number`, with one pod per node.
 
-    A `held` Job stays suspended until its release controller starts it (k8s/submission/release_controller.py).
+    A `held` Job stays suspended until its release controller starts it (k8s/submission/release_controller.py). Its pods keep away
+    from the `avoided` nodes, given by their label kubernetes.io/hostname.
     Raises ConfigError for a time limit that leaves no time to save.
     """
     refuse_short_limit(resources)
@@ -62,6 +72,8 @@ def render_job(run: RunDir, resources: Resources, profile: K8sProfile, number: i
         if nodes.elastic:
             metadata["annotations"][MIN_PARALLELISM_ANNOTATION] = str(nodes.least)
     spec["template"] = _pod_of_run(run, resources, profile, number, spec["template"])
+    if avoided:
+        _avoid(spec["template"], avoided)
     return _in_namespace(job, profile)
 
 
@@ -81,6 +93,16 @@ def _pod_of_run(run: RunDir, resources: Resources, profile: K8sProfile, number: 
         shared_memory = {"medium": "Memory", "sizeLimit": f"{math.ceil(resources.memory_gib * 512)}Mi"}  # half of the memory
         next(v for v in spec["volumes"] if v["name"] == "shm")["emptyDir"] = shared_memory
     return apply_profile(pod, profile)
+
+
+def _avoid(pod: Object, hosts: Sequence[str]) -> None:
+    """Keep a pod from nodes, in addition to what its affinity requires. Kubernetes wants one of the terms to hold."""
+    affinity = copy.deepcopy(pod["spec"].get("affinity") or {})
+    required = affinity.setdefault("nodeAffinity", {}).setdefault("requiredDuringSchedulingIgnoredDuringExecution", {})
+    others = {"key": HOST_LABEL, "operator": "NotIn", "values": [*hosts]}
+    for term in required.setdefault("nodeSelectorTerms", [{}]):
+        term["matchExpressions"] = [*(term.get("matchExpressions") or []), others]
+    pod["spec"]["affinity"] = affinity
 
 
 def _mount_secrets(pod: Object, store: str, names: Sequence[str]) -> None:

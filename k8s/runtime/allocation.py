@@ -108,6 +108,9 @@ class PodAllocation(Allocation):
         """Return the address of the node's pod. A host name could mean a dead pod or its successor."""
         return self.slots[node].pod.address
 
+    def host(self, node: int) -> str:
+        return self.slots[node].pod.machine if node in self.slots else ""
+
     def free_port(self) -> int:
         return self._store_port.take(self.term.address)
 

@@ -16,6 +16,7 @@ from ropewalk.cluster.membership.server import RefusedError
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.process.signals import install_stop_handler
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.node_ledger import Cause, record_failure
 from ropewalk.cluster.supervise.supervisor import Supervisor, open_attempt
 from ropewalk.k8s.api.client import ApiError, ForbiddenError
 from ropewalk.k8s.api.in_cluster import JOB_LABEL, InClusterApi
@@ -36,7 +37,7 @@ def coordinate(run: RunDir, terms: LeaderTerms, term: LeaderTerm, listener: sock
     """Lead the run until it is over or this pod has to stop; return the exit code."""
     resources = run.resources()
     members = Membership(listener, terms.key_of(term), lambda pod, caller: verify_pod(pod, caller, term, api))
-    replacer = PodReplacer(api)
+    replacer = PodReplacer(api, lambda machine: record_failure(run, max(run.attempts(), default=0), machine, Cause.DOWN))
     if (last := terms.before(term)) is not None and last.uid:
         replacer.declare_dead(last.pod, last.uid, resources.grace_seconds if terms.has_left(last) else 0.0)
     allocation = PodAllocation(run, resources, members, api, term, terms=terms, replacer=replacer)
@@ -80,7 +81,7 @@ def verify_pod(pod: Pod, caller: str, term: LeaderTerm, api: InClusterApi) -> Po
     if pod.uid == term.uid:
         if caller != term.address:
             raise RefusedError(f"the address of the leader's pod is {term.address}")
-        return Pod(name=term.pod, uid=term.uid, index=term.index, address=term.address)
+        return Pod(name=term.pod, uid=term.uid, index=term.index, address=term.address, machine=pod.machine)
     try:
         reported = api.pod(pod.name)
     except ApiError as error:
@@ -98,7 +99,8 @@ def verify_pod(pod: Pod, caller: str, term: LeaderTerm, api: InClusterApi) -> Po
         raise RefusedError(f"it is not a pod of Job {api.job_name}")
     if caller not in {each["ip"] for each in reported["status"].get("podIPs", [])}:
         raise RefusedError(f"that pod has the address {reported['status'].get('podIP')}")
-    return Pod(name=pod.name, uid=pod.uid, index=index_of(reported), address=caller)
+    machine = str(reported["spec"].get("nodeName", ""))
+    return Pod(name=pod.name, uid=pod.uid, index=index_of(reported), address=caller, machine=machine)
 
 
 def main() -> None:

@@ -11,16 +11,26 @@ attempt would lose its place in the queue.
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ropewalk.k8s.api.client import ApiError, ForbiddenError
 from ropewalk.k8s.api.in_cluster import InClusterApi
 from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.runtime.membership import Member
-from ropewalk.k8s.runtime.pod_status import DEAD, LEAVING, backdated_termination, is_backdated, is_declared_dead, is_over
+from ropewalk.k8s.runtime.pod_status import (
+    DEAD,
+    LEAVING,
+    backdated_termination,
+    is_backdated,
+    is_declared_dead,
+    is_machine_lost,
+    is_over,
+)
 from ropewalk.k8s.runtime.timings import (
     BACKDATED_WATCH_SECONDS,
     CRASH_SECONDS,
+    MACHINE_WATCH_SECONDS,
     REPLACEMENT_AWAY_POLL_SECONDS,
     REPLACEMENT_POLL_SECONDS,
 )
@@ -37,13 +47,14 @@ class _LostPod:
     dead_at: float  # monotonic time at which it is declared dead unless it has ended by then
     declared_dead: bool = False
     backdated_at: float = 0.0
+    machine_lost: bool = False  # Kubernetes reports that the pod's node failed
 
 
 class PodReplacer:
-    """Watches lost pods in a thread until their successors are about to start."""
+    """Watches lost pods in a thread until their successors are about to start, and which nodes failed under them."""
 
-    def __init__(self, api: InClusterApi) -> None:
-        self._api = api
+    def __init__(self, api: InClusterApi, on_machine_lost: Callable[[str], None]) -> None:
+        self._api, self._on_machine_lost = api, on_machine_lost
         self._lost: dict[str, _LostPod] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -100,8 +111,13 @@ class PodReplacer:
             return True
         if is_backdated(pod):
             lost.backdated_at = lost.backdated_at or now  # possibly done by an earlier leader
+            if is_machine_lost(pod) and not lost.machine_lost:
+                lost.machine_lost = True
+                self._on_machine_lost(str(pod["spec"].get("nodeName", "")))
+            if is_declared_dead(pod):
+                return now - lost.backdated_at > MACHINE_WATCH_SECONDS
             # the node of a pod that is still saving will report its end and restart the delay
-            return (is_over(pod) or is_declared_dead(pod)) and now - lost.backdated_at > BACKDATED_WATCH_SECONDS
+            return is_over(pod) and now - lost.backdated_at > BACKDATED_WATCH_SECONDS
         if not is_over(pod) and now >= lost.dead_at:
             if not self._declare(lost):
                 return True

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ropewalk.cluster.run.node_ledger import NODE_VARIABLE
 from ropewalk.cluster.spec import StopReason
 from ropewalk.k8s.api.objects import Object
 
@@ -19,6 +20,8 @@ DISRUPTIONS = {
     "TerminationByKubelet": "its node shuts down or is short of something",
 }
 
+MACHINE_LOST = ("DeletionByTaintManager", "DeletionByPodGC")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pod:
@@ -28,6 +31,7 @@ class Pod:
     uid: str
     index: int
     address: str
+    machine: str = ""  # name of its node in Kubernetes
 
     @classmethod
     def this(cls, environment: Mapping[str, str] = os.environ) -> "Pod":
@@ -37,6 +41,7 @@ class Pod:
             uid=environment["POD_UID"],
             index=int(environment["JOB_COMPLETION_INDEX"]),
             address=environment["POD_IP"],
+            machine=environment.get(NODE_VARIABLE, ""),
         )
 
 
@@ -109,6 +114,15 @@ def is_backdated(pod: Object) -> bool:
 def is_declared_dead(pod: Object) -> bool:
     """Return True if the run's other pods have declared the pod dead and its node has not reported its end."""
     return not is_over(pod) and any(end.get("reason") == DEAD for end in _ends(pod))
+
+
+def is_machine_lost(pod: Object) -> bool:
+    """Return True if Kubernetes removes a pod that was declared dead, because its node does not answer or is gone."""
+    conditions = pod["status"].get("conditions") or []
+    return is_declared_dead(pod) and any(
+        each["type"] == "DisruptionTarget" and each["status"] == "True" and each.get("reason") in MACHINE_LOST
+        for each in conditions
+    )
 
 
 def _ends(pod: Object) -> list[Object]:

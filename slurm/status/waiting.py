@@ -124,11 +124,16 @@ def _recovery(share: Share, half_life: str) -> str:
     return f"; usage halves every {days:.3g} days, so without further runs it is back at the share in about {needed:.2g} days"
 
 
-def _before(slurm: Slurm, details: Mapping[str, str]) -> list[str]:
+def jobs_before(slurm: Slurm, details: Mapping[str, str]) -> list[list[str]]:
+    """Return the pending jobs of a job's partition that are scheduled before it, as rows of QUEUE_FORMAT."""
     partition, mine = details["Partition"], (int(details["Priority"]), -int(details["JobId"]))
     command = ("squeue", "--noheader", "--states=PENDING", "--array", f"--partition={partition}", f"--format={QUEUE_FORMAT}")
     rows = [line.split("|") for line in slurm.ask(*command, seconds=QUESTION_SECONDS).splitlines() if line.count("|") == 5]
-    ahead = [row for row in rows if row[4] in ELIGIBLE and (int(row[1]), -int(row[0])) > mine]
+    return [row for row in rows if row[4] in ELIGIBLE and (int(row[1]), -int(row[0])) > mine]
+
+
+def _before(slurm: Slurm, details: Mapping[str, str]) -> list[str]:
+    partition, ahead = details["Partition"], jobs_before(slurm, details)
     running = _running(slurm, partition)
     if not ahead:
         return [f"no waiting job of partition {partition} is before it{running}"]

@@ -1,9 +1,11 @@
 """Seconds of `ropewalk ui` until its first list of many runs, with sparklines, and until many long curves.
 
-    python -m tests.benchmarks.bench_ui [--runs 1000] [--curves 50] [--steps 10000]
+    python -m tests.benchmarks.bench_ui [--runs 1000] [--curves 50] [--steps 10000] [--peers build/peers]
 
-Prints one JSON object. Goals: a list of 1,000 runs within 1 s of the first request to a fresh process, and 50 curves of 10,000
-steps 1 s later. Other runs have 200 steps.
+Prints one JSON object, and one for each peer, which stands in a virtual environment of its own below PEERS. Goals: a list of
+1,000 runs within 1 s of the first request to a fresh process, and 50 curves of 10,000 steps 1 s later. Other runs have 200 steps.
+
+`wandb leet` (0.31) is no row: its list has names alone, and the values of a run when one selects it.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.results.metrics import metric_line
 
 SHORT_STEPS = 200
+PEERS = ("trackio", "mlflow")
 VALUES = {f"train/{name}": 1.5 for name in ("gradient_norm", "learning_rate", "tokens_per_second", "update_seconds")}
 VALUES |= {f"goodput/{name}_seconds": 1234.5678 for name in ("queued", "starting", "training", "saving", "redone")}
 
@@ -47,6 +50,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--curves", type=int, default=50)
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--peers", type=Path, default=Path("build/peers"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = [
@@ -74,7 +78,20 @@ def main() -> None:
                     figures[f"{name}_cpu_seconds"] = _cpu_seconds(process.pid) - busy
                     figures[f"{name}_kilobytes"] = len(answer.content) / 1000
             process.terminate()
-    print(json.dumps({**vars(options), **{name: round(value, 3) for name, value in figures.items()}}))
+    sizes = {"runs": options.runs, "curves": options.curves, "steps": options.steps}
+    print(json.dumps({**sizes, **{name: round(value, 3) for name, value in figures.items()}}), flush=True)
+    for peer in PEERS:
+        _measure_peer(peer, options.peers / peer, options.runs)
+
+
+def _measure_peer(peer: str, folder: Path, runs: int) -> None:
+    """Print the figures of a peer, or how to install it."""
+    if not (folder / "bin/python").exists():
+        remedy = f"python -m venv {folder} && {folder}/bin/pip install {peer}"
+        print(json.dumps({"peer": peer, "skipped": f"not installed: {remedy}"}), flush=True)
+        return
+    command = [folder / "bin/python", Path(__file__).with_name("ui_peers.py"), peer, "--runs", str(runs)]
+    subprocess.run(command, check=True)
 
 
 def _cpu_seconds(pid: int) -> float:

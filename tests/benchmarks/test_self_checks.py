@@ -35,6 +35,7 @@ SMALL = {
     "bench_head": ["--vocabulary", "4096", "--peak-tokens", "512", "--tokens", "64", "--rounds", "1"],
     "bench_hung": ["--hangs", "1", "--kinds", "stopped", "--step-seconds", "0"],
     "bench_gateway": ["--requests", "6", "--tokens", "6", "--turns", "1", "--connections", "50"],
+    "bench_queue_order": ["--jobs", "6", "--nodes", "4"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
     "bench_many_files": ["--nodes", "2", "--days", "0.1", "--runs", "200"],
     "bench_many_runs": ["--runs", "20"],
@@ -71,8 +72,8 @@ def test_a_benchmark_in_small(name: str, tmp_path: Path) -> None:
         pytest.importorskip("litdata", reason="needs the peers: pip install '.[bench]', as make bench does")
     if name == "bench_packages":
         need_nfs()
-    if "slurm" in name or name == "bench_submit":
-        need_slurm()
+    if "slurm" in name or name in ("bench_submit", "bench_queue_order"):
+        need_slurm(accounting=name == "bench_queue_order")
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", *SMALL[name]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -32,7 +32,7 @@ class KubeToy:
         self.resources = Resources.model_validate({"grace_seconds": 20, "cpus": 1, **(resources or {})})
         record = {
             "job": "toy",
-            "entry": f"tests.fakes.toy:{entry}",
+            "entry": entry if ":" in entry else f"tests.fakes.toy:{entry}",
             "engine": engine,
             "preload": ["torch"] if engine == "ranks" else [],
             "sidecars": [],

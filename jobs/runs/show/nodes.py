@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.backends.profiles import load_backend
 from ropewalk.cluster.run.directory import runs_root
-from ropewalk.cluster.run.node_ledger import bad_nodes, counted_failures, read_failures
+from ropewalk.cluster.run.node_ledger import bad_nodes, counted_failures
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,7 +17,7 @@ def failed_nodes(cluster: str) -> list[dict[str, Any]]:
     """Return the machines that failed by themselves in the last days, those with most failures first."""
     backend = load_backend(cluster)
     root = Path(str(backend.cluster.options.get("runs") or runs_root())).expanduser()
-    failures, now = read_failures(root, cluster), time.time()
+    failures, now = backend.failures(root), time.time()
     until = {bad.node: bad.until for bad in bad_nodes(failures, now)}
     avoided = set(backend.avoided_nodes(root))
     rows = [

@@ -1,6 +1,8 @@
 """Content of the page, as plain values: every figure comes from the functions of `ps`, `show`, `why` and `cost`."""
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,10 @@ def _table(path: Path) -> dict[str, Any]:
 def curves_answer(runs: Sequence[RunDir], keys: Sequence[str]) -> list[dict[str, Any]]:
     """Return the curves of the runs that have these metrics, thinned."""
     answers = []
-    for run in runs:
-        for key, (steps, values) in curves(run, keys).items():
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        of_runs = list(pool.map(lambda run: curves(run, keys), runs))
+    for run, of_run in zip(runs, of_runs, strict=True):
+        for key, (steps, values) in of_run.items():
             few_steps, few_values = thinned(steps, values, CURVE_POINTS)
             answers.append({"run": run.id, "key": key, "steps": few_steps, "values": few_values, "points": len(steps)})
     return answers

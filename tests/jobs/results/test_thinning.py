@@ -63,6 +63,17 @@ def test_some_curves_are_those_of_all(run: RunDir) -> None:
     assert curves(run, ["other", "nothing", "words"]) == {"other": ([1, 2], [3.0, 5.0])}
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_curves_read_by_columns_are_those_read_by_lines(run: RunDir, monkeypatch: pytest.MonkeyPatch, cut: bool) -> None:
+    lines = [training(step, **{"validation/loss": step} if step % 10 == 0 else {}) for step in (*range(1, 30), *range(20, 50))]
+    write(run, *lines, '{"step": 50, "train/loss": null}', '{"time": 1.0, "train/loss": 3}', *['{"step": 51, "tra'] * cut)
+    everything, keys = curves(run), ["train/loss", "validation/loss", "nothing", "step"]
+    if not cut:
+        monkeypatch.setattr("ropewalk.jobs.results.metrics.iterate_lines", None)
+    assert curves(run, keys) == {key: everything[key] for key in keys[:2]}
+    assert everything["validation/loss"] == ([10, 20, 30, 40], [10.0, 20.0, 30.0, 40.0])
+
+
 def test_numbers_that_json_does_not_have_are_read(run: RunDir) -> None:
     write(run, '{"step": 1, "a": NaN, "b": 123456789012345678901234567890}', "  ", "[1]", '{"step": 2, "a')
     (line,) = run.read_metrics()

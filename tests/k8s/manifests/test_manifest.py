@@ -103,6 +103,25 @@ def test_a_manifest(name: str) -> None:
     compare(f"{name}.yaml", render(CASES[name]))
 
 
+def test_pods_keep_away_from_nodes_in_every_term_of_the_profiles_own_affinity() -> None:
+    def terms(**profile: Any) -> list[Any]:
+        case = Case(profile=profile)
+        job = render_job(run_of(case), Resources(), K8sProfile.model_validate(profile), avoided=["n3", "n7"])
+        spec: dict[str, Any] = job["spec"]["template"]["spec"]
+        return list(spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"])
+
+    avoided = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["n3", "n7"]}
+    assert terms() == [{"matchExpressions": [avoided]}]
+    zone = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
+    fields = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}
+    wanted = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [zone, fields]}}}
+    assert terms(pod={"spec": {"affinity": wanted}}) == [
+        {"matchExpressions": [*zone["matchExpressions"], avoided]},
+        {**fields, "matchExpressions": [avoided]},
+    ]
+    assert len(zone["matchExpressions"]) == 1, "the profile stays as it is"
+
+
 def test_a_release_controller() -> None:
     case = CASES["held"]
     controller = render_release_controller(run_of(case), K8sProfile.model_validate(case.profile), case.number)

@@ -227,6 +227,7 @@ class Api:
         labels, annotations = {"batch.kubernetes.io/job-name": "job"}, {INDEX_ANNOTATION: "7"}
         return {
             "metadata": {"name": name, "uid": "u7", "labels": labels, "annotations": annotations},
+            "spec": {"nodeName": "n7"},
             "status": {"phase": "Running", "podIP": "10.0.0.7", "podIPs": [{"ip": "10.0.0.7"}], "hostIP": "192.168.0.1"},
         }
 
@@ -265,6 +266,6 @@ def test_what_refused_callers_send_is_bounded(caplog: pytest.LogCaptureFixture) 
 
 def test_index_and_address_are_what_kubernetes_says() -> None:
     result = verify_pod(Pod(name="p", uid="u7", index=0, address="10.0.0.66"), "10.0.0.7", LEADER, cast(InClusterApi, Api()))
-    assert (result.index, result.address) == (7, "10.0.0.7")
+    assert (result.index, result.address, result.machine) == (7, "10.0.0.7", "n7")
     leader = verify_pod(Pod(name="x", uid="u0", index=3, address="10.0.0.66"), "10.0.0.1", LEADER, cast(InClusterApi, Api()))
     assert leader == Pod(name="p0", uid="u0", index=0, address="10.0.0.1")

@@ -20,10 +20,15 @@ class Server:
     def __init__(self) -> None:
         self.metadata: dict[str, Any] = {"name": "a", "uid": "1"}
         self.deleted: list[str] = []
+        self.lost_machines: list[str] = []
         self.status: dict[str, Any] = {"phase": "Running"}
 
     def pod(self, name: str) -> dict[str, Any]:
-        return {"metadata": dict(self.metadata), "status": dict(self.status), "spec": {"containers": [{"name": "ropewalk"}]}}
+        return {
+            "metadata": dict(self.metadata),
+            "status": dict(self.status),
+            "spec": {"containers": [{"name": "ropewalk"}], "nodeName": "n7"},
+        }
 
     def delete_pod(self, name: str, uid: str) -> None:
         self.deleted.append(uid)
@@ -40,7 +45,7 @@ def server() -> Server:
 
 @pytest.fixture
 def replacer(server: Server) -> Iterator[PodReplacer]:
-    replacer = PodReplacer(cast("InClusterApi", server))
+    replacer = PodReplacer(cast("InClusterApi", server), server.lost_machines.append)
     yield replacer
     replacer.close()
 
@@ -57,3 +62,17 @@ def test_a_pod_that_is_back_in_time_stays(server: Server, replacer: PodReplacer)
     assert replacer.try_return("1")
     time.sleep(IN_TIME_SECONDS + 2 * REPLACEMENT_POLL_SECONDS)  # it would have been deleted by now
     assert not server.deleted
+
+
+def test_a_machine_has_failed_once_kubernetes_says_so_of_a_dead_pod(server: Server, replacer: PodReplacer) -> None:
+    server.status["containerStatuses"] = [{"name": "ropewalk", "state": {"running": {}}}]
+    taken = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+    server.status["conditions"] = [{**taken, "reason": "EvictionByEvictionAPI"}]
+    replacer.declare_dead("a", "1")
+    until(lambda: server.deleted == ["1"])
+    time.sleep(2 * REPLACEMENT_POLL_SECONDS)
+    assert not server.lost_machines, "a drained node is well"
+    server.status["conditions"] = [taken]
+    until(lambda: server.lost_machines)
+    time.sleep(2 * REPLACEMENT_POLL_SECONDS)
+    assert server.lost_machines == ["n7"]

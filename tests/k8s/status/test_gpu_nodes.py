@@ -1,5 +1,8 @@
 """GPUs of a cluster's nodes: those that pods of the profile may use count, and it is said where nobody may look."""
 
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -7,9 +10,12 @@ import pytest
 
 from ropewalk.cluster.backends.base import Profile
 from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.run.files import append_line
+from ropewalk.cluster.run.node_ledger import bad_nodes
 from ropewalk.k8s.api.client import Kubernetes
 from ropewalk.k8s.api.http_transport import HttpTransport
 from ropewalk.k8s.backend import K8sBackend
+from ropewalk.k8s.status.gpu_nodes import hosts_of, nodes_to_avoid
 from tests.k8s.cluster import Cluster, Namespace
 
 ALLOCATABLE = {"cpu": "127610m", "memory": "1975811088Ki", "pods": "110", "ephemeral-storage": "5018305216Ki"}
@@ -53,6 +59,24 @@ def backend(status: int = 200, **options: Any) -> K8sBackend:
 
     client = httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1:9")
     return K8sBackend(Profile(name="team", backend="k8s", options=options), Kubernetes(HttpTransport(client), "team"))
+
+
+def test_the_worst_of_the_nodes_that_pods_may_use_are_avoided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = os.getuid() or 1000
+    ledger = tmp_path / f".nodes/team-{user}.jsonl"
+    ledger.parent.mkdir()
+    for day, (run, name) in enumerate([("a", "n3"), ("b", "n3"), ("a", "control"), ("b", "control"), ("c", "n4")]):
+        append_line(ledger, {"time": time.time() - 86400 * (day + 1), "node": name, "cause": "gpu", "run": run, "attempt": 1})
+    os.chown(ledger, user, -1)
+    nodes = [NODES[0], *(node(f"n{number}", 8, **{"kubernetes.io/hostname": f"host-{number}"}) for number in range(9))]
+    monkeypatch.setattr(f"{__name__}.NODES", nodes)
+    cluster = backend(user=user)
+    assert not cluster.avoided_nodes(tmp_path), "a tenth of nine is none"
+    nodes.append(node("n9", 8))
+    assert cluster.avoided_nodes(tmp_path) == ["n3"]
+    bad = bad_nodes(cluster.failures(tmp_path), time.time())
+    assert hosts_of(nodes_to_avoid(cluster.kube, cluster.profile, bad)) == ["host-3"]
+    assert not backend(403, user=user).avoided_nodes(tmp_path), "without the right to list nodes"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, NodeProgram, Profile, Waiting
 from ropewalk.cluster.backends.recovery import has_agents, record_missing_outcome, state_from_files
@@ -26,6 +27,7 @@ from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir, runs_root
 from ropewalk.cluster.run.files import write_all
+from ropewalk.cluster.run.names import RECORD
 from ropewalk.cluster.run.node_ledger import Failure, bad_nodes, read_failures
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
@@ -168,7 +170,7 @@ class K8sBackend(Backend):
         if os.geteuid() == 0:
             hand_over(runs, number, self.profile.user)
         try:
-            self._check_feasible(resources)
+            self.check_feasible(runs[0], resources)
             staged = {} if self.shares_files else stage(runs, number, jobs, self.reader.upload)
             submission = Submission(runs=runs, number=number, jobs=jobs, staged=staged, held=free < len(runs))
             create_all(self.kube, self.profile, submission)
@@ -208,7 +210,7 @@ class K8sBackend(Backend):
                 )
         return [str(other) for other in others]
 
-    def _check_feasible(self, resources: Resources) -> None:
+    def check_feasible(self, run: RunDir, resources: Resources) -> None:
         """Raise BackendError for requests that can never run. An API server that does not answer is left to the submission."""
         with suppress(ApiAwayError):
             check_feasible(self.kube, self.profile, resources)
@@ -278,8 +280,13 @@ class K8sBackend(Backend):
         Large folders are copied only if they are in `wanted`. `write` maps small files to write there to their content.
         `beside` names other runs to copy as well, such as a sweep's trials.
         """
-        if not self.shares_files and run.attempts():
+        is_elsewhere = not (run.path / RECORD).exists()  # it has moved to this cluster
+        if not self.shares_files and (run.attempts() or is_elsewhere):
             self.reader.fetch(run, wanted, write, beside)
+
+    def run_beside(self, module: str, stdin: BinaryIO, stdout: BinaryIO) -> None:
+        """Run a module in a pod that mounts the volume of the runs, and those of data."""
+        self.reader.run(module, stdin, stdout)
 
     def export(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> bool:
         """Export a checkpoint in a pod and download the model. Returns False if the volume is mounted here."""

@@ -20,6 +20,7 @@ from ropewalk.cluster.backends.submission import (
 from ropewalk.cluster.config import Packages, Resources
 from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
+from ropewalk.cluster.process.scratch import scratch
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import SYNC_THREADS, syncing, write_atomically
 from ropewalk.cluster.run.node_ledger import avoided, bad_nodes
@@ -70,6 +71,13 @@ class SlurmBackend(Backend):
 
     def packages(self, wanted: Packages | None) -> Packages | None:
         return wanted or self.profile.packages
+
+    def check_feasible(self, run: RunDir, resources: Resources) -> None:
+        """Raise ConfigError if Slurm would refuse the run's job."""
+        with scratch("o") as folder:
+            (script := folder / "job.sbatch").write_text(render_job(run, resources, self.profile))
+            if refusal := self.slurm.test_only(script).refusal:
+                raise ConfigError(f"cluster {self.cluster.name!r} would refuse the run: {refusal}")
 
     def check_capacity(self, runs: int) -> None:
         """Raise ConfigError if the queue has no room for this many runs."""

@@ -51,7 +51,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.runs.submit"},
         {"jobs.runs.models"},
         {"jobs.runs.notify"},
-        {"jobs.runs.inspect", "jobs.runs.mirror", "jobs.runs.program", "jobs.runs.space", "jobs.runs.ui"},
+        {"jobs.runs.inspect", "jobs.runs.mirror", "jobs.runs.move", "jobs.runs.program", "jobs.runs.space", "jobs.runs.ui"},
     ),
     "jobs.training": (
         {"jobs.training.loop"},

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ropewalk.cluster.config import Packages, Resources
 from ropewalk.cluster.errors import BackendError, ConfigError
@@ -121,6 +121,9 @@ class Backend(ABC):
 
     def check_resources(self, resources: Resources) -> None:  # noqa: B027 - the default accepts everything
         """Raise ConfigError for resources that this cluster can never provide. Called before the run directory is made."""
+
+    def check_feasible(self, run: RunDir, resources: Resources) -> None:  # noqa: B027 - the default leaves it to the submission
+        """Raise BackendError or ConfigError if the scheduler would refuse a run with these resources. It may have no files."""
 
     def check_waiting(self) -> None:  # noqa: B027 - the default: dependencies are supported
         """Raise ConfigError if runs cannot wait for other runs. Called before the run directories are made."""
@@ -242,6 +245,13 @@ class Backend(ABC):
         Of large folders only the files in `wanted` are copied. `write`: small files to write into the original.
         `beside`: further runs to copy, such as a sweep's trials.
         """
+
+    def run_beside(self, module: str, stdin: BinaryIO, stdout: BinaryIO) -> None:
+        """Run a module of this program where the runs' files are, with the runs' root as its argument. Raises BackendError.
+
+        Only for clusters whose files this machine cannot access.
+        """
+        raise BackendError(f"cluster {self.cluster.name!r} cannot run programs beside its files")
 
     def export(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> bool:
         """Export a checkpoint where it is stored and copy the model here. Return False, doing nothing, if it is stored here.

@@ -1,13 +1,19 @@
-"""Verification of code copies, which are named by git's hash of their tree."""
+"""Verification of code copies, which are named by git's hash of their tree, and archives of them."""
 
+import gzip
+import io
 import logging
 import os
 import secrets
 import shutil
+import tarfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from ropewalk.cluster.run.content_tree import git_hash
+from ropewalk.cluster.run.files import make_private
 
 log = logging.getLogger(__name__)
 
@@ -73,3 +79,64 @@ def _remove_cache(cache: str) -> None:
         if not os.path.lexists(cache):
             return
     raise OSError(f"{cache} cannot be removed")
+
+
+# --- archives
+
+
+def pack(root: Path, paths: Iterable[Path], *, times: bool = True) -> bytes:
+    """Pack files below a folder as tar.gz, with or without their times."""
+    buffer = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w") as stream,
+    ):
+        for path in paths:
+            stream.add(path, arcname=str(path.relative_to(root)), recursive=False, filter=_with_times if times else _plain)
+    return buffer.getvalue()
+
+
+def pack_code(folder: Path) -> bytes:
+    """Pack a copy of code as tar.gz: the same bytes for the same content."""
+    return pack(folder, sorted(path for path in folder.rglob("*") if CACHE not in path.parts), times=False)
+
+
+def _with_times(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Clear the owner of an entry; who unpacks the archive becomes its owner."""
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return info
+
+
+def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    info.mtime = 0
+    return _with_times(info)
+
+
+def unpack_code(archive: IO[bytes], target: Path) -> None:
+    """Unpack a copy of the code unless the target already has the content that its name promises."""
+    if not accept_copy(target):
+        unpack(archive, target)
+        if not accept_copy(target):
+            raise ValueError(f"{target}: the content of the code does not match its name; submit the run again")
+
+
+def unpack(archive: IO[bytes], target: Path, below: str = "") -> None:
+    """Unpack an archive, or the folder `below` in it, to `target`, atomically and even if other pods do the same."""
+    if target.exists():
+        return
+    target.parent.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        make_private(target.parent)
+    # rename is atomic only within one filesystem, so the temporary folder is beside its target
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        make_private(temporary)
+        with tarfile.open(fileobj=archive, mode="r|gz") as stream:
+            stream.extractall(temporary, filter="data")
+        (temporary / below).rename(target)
+    except OSError:
+        if not target.exists():  # else another pod was faster, with the same content
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

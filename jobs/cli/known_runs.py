@@ -26,6 +26,11 @@ def remember(run: str, cluster: str) -> None:
     (folder / run).write_text(cluster)
 
 
+def forget(run: str) -> None:
+    """Forget that a run is on a cluster that is reached through ssh."""
+    (state_dir() / "runs" / run).unlink(missing_ok=True)
+
+
 def known_runs() -> list[str]:
     """Return the ids of the runs that were submitted from this machine."""
     folder = state_dir() / "runs"

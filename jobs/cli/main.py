@@ -25,6 +25,7 @@ from ropewalk.jobs.cli import (
     inspect,
     mcp,
     models,
+    move,
     notify,
     queue,
     repro,
@@ -131,7 +132,7 @@ def options(
 OWN_HELP: dict[str, Any] = {"help_option_names": []}  # these commands handle --help themselves: after JOB it shows the job's keys
 
 PANELS: dict[str, tuple[Callable[..., Any], ...]] = {
-    "Run": (run.run, run.submit, run.check, run.resume, repro.repro, dev.dev, runs.scale, runs.cancel),
+    "Run": (run.run, run.submit, run.check, run.resume, repro.repro, dev.dev, runs.scale, move.move, runs.cancel),
     "Queue": (queue.hold, queue.release, queue.priority),
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, ui.ui, cost.cost, shell.shell, runs.wait),
     "Look inside": (inspect.stacks, inspect.profile, inspect.memory),
@@ -173,6 +174,7 @@ for _panel, _commands in PANELS.items():
         app.command(
             _command.__name__.rstrip("_"), rich_help_panel=_panel, context_settings=SETTINGS.get(_command), cls=ClusterCommand
         )(_command if _command in ON_THIS_MACHINE else with_cluster(_command))
+app.command("move-step", hidden=True, cls=ClusterCommand)(move.move_step)
 
 
 def main() -> None:

@@ -5,17 +5,12 @@ Usage: python -m ropewalk.k8s.submission.stage_in STAGED RUN_DIR     STAGED: a f
 Every pod of the run executes it at its start with the image's own ropewalk; only the first one has work to do.
 """
 
-import secrets
-import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
-from ropewalk.cluster.run.code_copy import accept_copy
-from ropewalk.cluster.run.files import make_private
+from ropewalk.cluster.run.code_copy import unpack, unpack_code
 from ropewalk.k8s.api.exec_stdin import ready_stdin
 
 RUN_ARCHIVE, CODE_ARCHIVE = "run.tar.gz", "code.tar.gz"
@@ -43,35 +38,6 @@ def stage_in(staged: Path, run: Path) -> None:
 def code_of(staged: Path) -> str:
     """Return the path of the code that was sent, relative to the runs directory."""
     return (staged / "code").read_text()
-
-
-def unpack_code(archive: IO[bytes], target: Path) -> None:
-    """Unpack a copy of the code unless the target already has the content that its name promises."""
-    if not accept_copy(target):
-        unpack(archive, target)
-        if not accept_copy(target):
-            raise ValueError(f"{target}: the content of the code does not match its name; submit the run again")
-
-
-def unpack(archive: IO[bytes], target: Path, below: str = "") -> None:
-    """Unpack an archive, or the folder `below` in it, to `target`, atomically and even if other pods do the same."""
-    if target.exists():
-        return
-    target.parent.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        make_private(target.parent)
-    # rename is atomic only within one filesystem, so the temporary folder is beside its target
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        make_private(temporary)
-        with tarfile.open(fileobj=archive, mode="r|gz") as stream:
-            stream.extractall(temporary, filter="data")
-        (temporary / below).rename(target)
-    except OSError:
-        if not target.exists():  # else another pod was faster, with the same content
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _attempts(staged: Path) -> Iterator[str]:

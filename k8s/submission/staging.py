@@ -1,14 +1,13 @@
 """Sends a run with its Job if the submitter does not mount the volume: the run directory in a ConfigMap, and its code."""
 
 import base64
-import io
-import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, retry_for
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.run.code_copy import pack, pack_code
 from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
 from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.manifests.job import load
@@ -31,13 +30,13 @@ def stage(runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], uploa
         retry_for(PATIENCE_SECONDS, lambda: upload(runs[0], archive, f"{folder.parent.name}/{folder.name}"))
 
     folder = code_folder(runs[0])
-    code = _archive(folder, sorted(folder.rglob("*"))) if folder is not None else None
+    code = pack_code(folder) if folder is not None else None
     if folder is not None and code is not None and (len(runs) > 1 or len(code) > CONFIG_MAP_BYTES - RUN_BYTES):
         upload_now(code, folder)
         code = None
     if (project := runs[0].record.get("project")) is not None:  # the user's own code, which can be large
         folder = runs[0].path.parent / CODE_FOLDER / str(project["snapshot"])
-        upload_now(_archive(folder, sorted(folder.rglob("*"))), folder)
+        upload_now(pack_code(folder), folder)
     staged = {}
     for run in runs:
         staged[run.id] = render_config_map(jobs[run.id], run, number, code)
@@ -55,28 +54,13 @@ def stage_alone(job: Object, run: RunDir, number: int) -> Object:
 def run_archive(run: RunDir, number: int) -> bytes:
     """Pack the run's record and the attempt that a submission has opened as tar.gz."""
     attempt = run.attempt_dir(number)
-    return _archive(run.path, [run.path / "run.yaml", *sorted(path for path in attempt.iterdir() if path.is_file())])
+    return pack(run.path, [run.path / "run.yaml", *sorted(path for path in attempt.iterdir() if path.is_file())])
 
 
 def code_folder(run: RunDir) -> Path | None:
     """Return the folder of the run's code on this machine, such as .code/HASH; None if it has none."""
     snapshot = (run.record.get("code") or {}).get("snapshot")
     return run.path.parent / CODE_FOLDER / str(snapshot) if snapshot else None
-
-
-def _archive(root: Path, paths: Iterable[Path]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as stream:
-        for path in paths:
-            stream.add(path, arcname=str(path.relative_to(root)), recursive=False, filter=_without_owner)
-    return buffer.getvalue()
-
-
-def _without_owner(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Clear the owner of an entry; the pods' user becomes the owner when it unpacks the archive."""
-    info.uid = info.gid = 0
-    info.uname = info.gname = ""
-    return info
 
 
 def render_config_map(job: Object, run: RunDir, number: int, code: bytes | None) -> Object:

@@ -127,6 +127,14 @@ class Reader:
         self._execute(None, command, request, reports)
         reports.check(f"volume {self.profile.claim} of namespace {self.kube.namespace}")
 
+    def run(self, module: str, stdin: BinaryIO, stdout: BinaryIO) -> None:
+        """Run a module in a pod that mounts the volume, and the claims of data, with the runs' root as its argument."""
+        pod_with_data = Reader(self.kube, self.profile)
+        pod_with_data._job = render_reader(self.profile, data=True)
+        pod = pod_with_data._reader_pod()
+        with pod_with_data._lease():
+            self.kube.execute(pod, module_command(module, self.profile.claim_path, python=self.profile.python), stdin, stdout)
+
     def export(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> None:
         """Let a pod export the run's model, and download it: tokenizer and checkpoint are readable only in pods."""
         require_empty(directory)
@@ -259,11 +267,16 @@ def _log_pod(run_id: str, volume: str, pod: str) -> None:
     log.warning("%s is on %s, which is not mounted here; reading it through pod %s", run_id, volume, pod)
 
 
-def render_reader(profile: K8sProfile) -> Object:
-    """Render the Job of a pod that only mounts the volume: one per user and profile, without Secrets and permissions."""
+def render_reader(profile: K8sProfile, *, data: bool = False) -> Object:
+    """Render the Job of a pod that only mounts the volume: one per user and profile, without Secrets and permissions.
+
+    `data`: it also mounts the claims of data.
+    """
     job = load_job("volume-reader.yaml")
     labels = {**COMMON_LABELS, ROLE_LABEL: "reader"}
-    name = f"{READER}-{hashlib.sha256(f'{getuser()} {profile.model_dump_json()}'.encode()).hexdigest()[:8]}"
+    mounts = profile.mounts if data else ()
+    identity = f"{getuser()} {profile.model_dump_json()}{' data' if mounts else ''}"
+    name = f"{READER}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     job["metadata"] |= {"name": name, "labels": labels}
     if profile.namespace:
         job["metadata"]["namespace"] = profile.namespace
@@ -272,7 +285,7 @@ def render_reader(profile: K8sProfile) -> Object:
     container = pod["spec"]["containers"][0]
     container["command"] = [profile.python, "-c", "import signal; signal.pause()"]
     container["env"] += [{"name": name, "value": value} for name, value in profile.environment.items()]
-    plain = profile.model_copy(update={"secrets": (), "service_account": None, "mounts": ()})
+    plain = profile.model_copy(update={"secrets": (), "service_account": None, "mounts": mounts})
     job["spec"]["template"] = apply_profile(pod, plain)
     return job
 

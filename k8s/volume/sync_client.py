@@ -1,6 +1,5 @@
 """This machine's copy of a run on a volume that is not mounted here: its state, and writing updates to it."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.run.file_stream import StreamWriter
 from ropewalk.cluster.run.files import make_private, read_json, write_json
 from ropewalk.k8s.volume.sync_server import tail_of
 
@@ -46,78 +46,39 @@ def _tails(states: Mapping[str, list[int]]) -> dict[str, list[int]]:
     return {name: state[2:] for name, state in states.items() if len(state) == 4}  # older versions recorded no tail
 
 
-class SyncWriter:
+class SyncWriter(StreamWriter):
     """Writes the response of `sync_server`, chunk by chunk, to the copies of a run and of those beside it."""
 
     def __init__(self, root: Path, beside: Sequence[str] = ()) -> None:
-        self.root, self.complete, self.absent = root, False, False
+        super().__init__()
+        self.root, self.absent = root, False
         self._folders = {"": root, **{name: root.parent / name for name in beside}}
         self._received: dict[str, dict[str, list[int]]] = {}  # by run
-        self._buffer = bytearray()
-        self._header: dict[str, Any] | None = None
-        self._left = 0
-        self._file: IO[bytes] | None = None
 
-    def begin(self) -> None:
-        """Start again after an interrupted response."""
-        if self._file is not None:
-            self._file.close()
-        self.complete, self._header, self._file = False, None, None
-        self._buffer.clear()
+    def finish(self, header: Mapping[str, Any]) -> None:
+        super().finish(header)
+        self.absent = bool(header.get("absent"))
 
-    def write(self, data: bytes) -> int:
-        """Process the next chunk of the response."""
-        self._buffer += data
-        while self._step():
-            pass
-        return len(data)
-
-    def _step(self) -> bool:
-        if self._header is None:
-            line, newline, rest = self._buffer.partition(b"\n")
-            if not newline:
-                return False
-            self._buffer = rest
-            header = json.loads(line)
-            if header.get("end"):
-                self.complete, self.absent = True, bool(header.get("absent"))
-                return False
-            self._open(header)
-        assert self._file is not None
-        piece = self._buffer[: self._left]
-        self._file.write(piece)
-        self._left -= len(piece)
-        del self._buffer[: len(piece)]
-        if self._left:
-            return False
-        self._close()
-        return True
-
-    def _open(self, header: dict[str, Any]) -> None:
+    def open_file(self, header: Mapping[str, Any]) -> IO[bytes]:
         path, run = self._path(header), self._folders[header.get("run", "")]
         run.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # the copy exists already
             make_private(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._header, self._left = header, header["size"]
-        if header["offset"]:
-            self._file = path.open("r+b")
-            self._file.seek(header["offset"])
-        else:
-            self._file = path.with_name(f".{path.name}.part").open("wb")
+        if not header["offset"]:
+            return path.with_name(f".{path.name}.part").open("wb")
+        file = path.open("r+b")
+        file.seek(header["offset"])
+        return file
 
-    def _close(self) -> None:
-        assert self._header is not None
-        assert self._file is not None
-        path = self._path(self._header)
-        self._file.close()
-        if not self._header["offset"]:
+    def finish_file(self, header: Mapping[str, Any]) -> None:
+        path = self._path(header)
+        if not header["offset"]:
             path.with_name(f".{path.name}.part").replace(path)
-        size, time_ns = self._header["offset"] + self._header["size"], self._header["mtime_ns"]
+        size, time_ns = header["offset"] + header["size"], header["mtime_ns"]
         os.utime(path, ns=(time_ns, time_ns))
-        state = [size, time_ns, *([self._header["inode"], tail_of(path, size)] if "inode" in self._header else [])]
-        self._received.setdefault(self._header.get("run", ""), {})[self._header["path"]] = state
-        self._header = self._file = None
+        state = [size, time_ns, *([header["inode"], tail_of(path, size)] if "inode" in header else [])]
+        self._received.setdefault(header.get("run", ""), {})[header["path"]] = state
 
     def remember(self) -> None:
         """Record which files were received, after the complete response."""

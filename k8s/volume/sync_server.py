@@ -17,14 +17,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ropewalk.cluster.run.file_stream import END, send_file
 from ropewalk.cluster.run.files import write_atomically
 from ropewalk.k8s.api.exec_stdin import ready_stdin
 
 LARGE = ("checkpoints", "wandb")  # sent only if requested
 GROWING = (".log", ".jsonl")  # only the new part is sent, unless the file was replaced
 TAIL_BYTES = 4096  # compared in addition, because file systems reuse inodes
-CHUNK_BYTES = 1 << 20
-END = b'{"end": true}\n'
 ABSENT = b'{"end": true, "absent": true}\n'
 
 
@@ -68,11 +67,7 @@ def _send_run(run: Path, states: dict[str, list[int]], wanted: tuple[str, ...], 
         offset = size if grown and identity == [status.st_ino, tail_of(path, size)] else 0
         left = status.st_size - offset
         state = {"mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
-        header = {**extra, "path": name, "offset": offset, "size": left, **state}
-        out.write(json.dumps(header).encode() + b"\n")
-        with path.open("rb") as stream:
-            stream.seek(offset)
-            _copy(stream, out, left)
+        send_file(out, path, {**extra, "path": name, "offset": offset, "size": left, **state})
 
 
 def _files(run: Path, folder: Path, wanted: tuple[str, ...]) -> Iterator[Path]:
@@ -84,14 +79,6 @@ def _files(run: Path, folder: Path, wanted: tuple[str, ...]) -> Iterator[Path]:
                 yield from _files(run, Path(entry.path), wanted)
         elif entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
             yield Path(entry.path)
-
-
-def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
-    """Copy exactly the `size` bytes announced in the header; a file that was truncated meanwhile is corrected next time."""
-    while size:
-        chunk = source.read(min(size, CHUNK_BYTES)) or bytes(min(size, CHUNK_BYTES))
-        out.write(chunk)
-        size -= len(chunk)
 
 
 def main() -> None:

@@ -14,12 +14,18 @@ from ropewalk.cluster.spec import Outcome, RunState
 
 
 class FakeBackend(Backend):
-    """Options: log (a file), outcome (a state, or none: it goes on), cause, results, refuse (a message), ships_code."""
+    """Options: log (a file), outcome (a state, or none: it goes on), cause, results, refuse (a message), ships_code, mounts,
+    saves (a run that is cancelled ends at once).
+    """
 
     def __init__(self, profile: Profile) -> None:
         super().__init__(profile)
         self.options = dict(profile.options)
         self.ships_code = bool(self.options.get("ships_code"))
+
+    @property
+    def mounts(self) -> Mapping[str, str]:
+        return dict(self.options.get("mounts", {}))
 
     def _note(self, verb: str, **fields: object) -> None:
         append_line(Path(self.options["log"]), {"verb": verb, **fields})
@@ -67,6 +73,9 @@ class FakeBackend(Backend):
     def cancel(self, run: RunDir) -> None:
         self._note("cancel", run=run.id)
         run.request_cancel()
+        if self.options.get("saves"):
+            saved = Outcome(state=RunState.CANCELLED, exit_code=85, cause="cancelled after saving", ended=time.time())
+            run.write_outcome(run.attempts()[-1], saved)
 
     def explain_waiting(self, run: RunDir) -> Waiting:
         return Waiting(lines=["its priority is 5"], remedy="with resources.nodes=1 it would start at once")

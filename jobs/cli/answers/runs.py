@@ -274,6 +274,18 @@ class Scaled(Answer):
     nodes: int
 
 
+class Moved(Answer):
+    """A run that goes on on another cluster."""
+
+    run: str
+    source: str = Field(description="cluster that it has left")
+    cluster: str = Field(description="cluster that it is on now")
+    attempt: int = Field(description="the attempt that is submitted there")
+    directory: str = Field(description="run directory, as that cluster's login node or this machine sees it")
+    bytes: int = Field(description="copied, with those of commands that were interrupted")
+    checkpoint_bytes: int = Field(description="of the checkpoint that it goes on from")
+
+
 class Queued(Answer):
     """A waiting run that was held, released, or got another priority."""
 

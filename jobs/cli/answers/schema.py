@@ -15,6 +15,7 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
     "repro": runs.Reproduction | runs.RunResult,
     "dev": runs.DevNode,
     "scale": runs.Scaled,
+    "move": runs.Moved,
     "cancel": list[runs.Cancelled],
     **dict.fromkeys(("hold", "release"), list[runs.Queued]),
     "priority": runs.Queued,

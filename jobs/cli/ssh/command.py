@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SUBMITTING = frozenset({"run", "submit"})
 RESUMING = frozenset({"resume", "repro"})
 TAKING_FILES = frozenset({"run", "submit", "fetch"})
-READING_INPUT = frozenset({"chat"})
+READING_INPUT = frozenset({"chat", "move-step"})
 AT_A_TERMINAL = frozenset({"shell", "top"})  # commands that get a terminal there, unless one of these options is given
 WITHOUT_TERMINAL = ("with_input", "once", "as_json")
 Elsewhere = Annotated[
@@ -30,7 +30,7 @@ Elsewhere = Annotated[
     ),
 ]
 RUN_PARAMETERS = ("run_ref", "run", "resumed", "model", "first", "current")  # of commands; each holds a run, or something else
-HERE_FIRST = frozenset({"doctor", "dev"})  # commands that take a cluster with a `host` themselves
+HERE_FIRST = frozenset({"doctor", "dev", "move"})  # commands that take a cluster with a `host` themselves
 ARGUMENTS = "ropewalk.arguments"  # key of a context's `meta`
 
 

@@ -41,6 +41,8 @@ EVENTS: dict[str, str] = {
     "ranks_hung": "replaced ranks without progress for {seconds:.1f} s at step {step}: {ranks:places}; all stacks: {stacks}",
     "ranks_slow": "no progress for {seconds:.0f} s at step {step}, but on node {node} {ranks:activities};"
     " nothing is replaced before {allowed_seconds:.0f} s",
+    "moved": "moved to {to}",
+    "moved_here": "moved here from {source}",
     "resumed_by_user": "resumed by the user",
     "changed_by_user": "changed by the user from attempt {attempt} on: {changed}",
     "scaled_by_user": "scaling to {nodes:count node}, at the user's request",

@@ -13,7 +13,8 @@ from ropewalk.cluster.errors import ConfigError, DamagedFileError, RopewalkError
 from ropewalk.cluster.run.directory import RunDir, runs_root
 from ropewalk.cluster.run.disk import disk_bytes
 from ropewalk.cluster.run.files import read_json
-from ropewalk.cluster.run.names import WANDB_ADDRESS
+from ropewalk.cluster.run.moves import departed_to
+from ropewalk.cluster.run.names import RECORD, WANDB_ADDRESS
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.registry import view_class
 from ropewalk.jobs.results.goodput import Goodput, goodput_of
@@ -46,13 +47,31 @@ def find_run(ref: str) -> RunDir:
     errors: list[ConfigError] = []
     for root in [root for root in roots() if root.is_dir()] or [runs_root()]:
         try:
-            return RunDir.find(ref, root)
+            run = RunDir.find(ref, root)
         except ConfigError as error:
             errors.append(error)
+        else:
+            return run if (Path(ref) / RECORD).is_file() else _newest_place(run)
     if any(True for _ in newest_first()):
         raise errors[0]
     folders = ", ".join(map(str, roots()))
     raise ConfigError(f"no run {ref!r}: there are no runs yet under {folders}; see `ropewalk run --help`")
+
+
+def _newest_place(run: RunDir) -> RunDir:
+    """Return a run under the root where it is now, if it has moved from one root of this machine to another."""
+    others = [RunDir(root / run.id) for root in roots() if root != run.path.parent and (root / run.id / RECORD).is_file()]
+    return max([run, *others], key=_progress) if others else run
+
+
+def _progress(run: RunDir) -> tuple[list[int], bool]:
+    """Return what is greater for the later place of a run; the place that it leaves is the later one until it has started."""
+    return run.attempts()[-1:], departed_to(run) != run.record.get("cluster")
+
+
+def _is_here(run: RunDir) -> bool:
+    """Return False for a run that is under another root of this machine now."""
+    return _newest_place(run).path == run.path
 
 
 def all_runs() -> list[RunDir]:
@@ -60,12 +79,13 @@ def all_runs() -> list[RunDir]:
     by_root = [RunDir.all(root) for root in roots()]
     if len(by_root) == 1:
         return by_root[0]
-    return sorted((run for runs in by_root for run in runs), key=_age)
+    return sorted(filter(_is_here, (run for runs in by_root for run in runs)), key=_age)
 
 
 def newest_first() -> Iterator[RunDir]:
     """Yield every run under every root, newest first; see `RunDir.newest_first`."""
-    return heapq.merge(*map(RunDir.newest_first, roots()), key=_age, reverse=True)
+    by_root = [RunDir.newest_first(root) for root in roots()]
+    return by_root[0] if len(by_root) == 1 else filter(_is_here, heapq.merge(*by_root, key=_age, reverse=True))
 
 
 def _age(run: RunDir) -> tuple[int, str]:

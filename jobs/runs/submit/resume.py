@@ -13,6 +13,7 @@ from ropewalk.cluster.config import JobConfig
 from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.moves import moved_to
 from ropewalk.cluster.run.origin import current_origin
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import config_of, find_job
@@ -47,6 +48,8 @@ def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[Dependenc
 
 
 def _resume(run: RunDir, overrides: Sequence[str], after: Sequence[Dependency], *, new_code: bool) -> None:
+    if cluster := moved_to(run):
+        raise ConfigError(f"{run.id} has moved to {cluster}; resume it from the machine from which it was moved")
     state = settle(run)
     if state.state is RunState.SUCCEEDED:
         longer = (
@@ -87,10 +90,7 @@ def _changes(run: RunDir, backend: Backend, overrides: Sequence[str], *, new_cod
     others = [override for override in overrides if not override.startswith("resources.")]
     if not others and not new_code:
         return load_config(JobConfig, plain, overrides), {}
-    for override in others:
-        if (key := re.split(r"[.=]", override)[0]) in FIXED_KEYS:
-            remedy = f"submit a new run: ropewalk submit {run.record['job']} ... {override}"
-            raise ConfigError(f"{override}: the {key} of a run cannot change, since its checkpoints depend on it; {remedy}")
+    refuse_fixed(run.record["job"], others)
     if not backend.shares_files:
         raise ConfigError(f"{run.id}: its files are not mounted here, so only resources.KEY=VALUE can change; submit a new run")
     stored = run.record["config"]
@@ -114,6 +114,14 @@ def _changes(run: RunDir, backend: Backend, overrides: Sequence[str], *, new_cod
         changes |= {key: value for key, value in submission_record((), root).items() if key in ("code", "versions", "directory")}
         changes |= project_record(run.record["job"], config, root)
     return config, changes
+
+
+def refuse_fixed(job: str, overrides: Sequence[str]) -> None:
+    """Raise ConfigError if an override changes a key that a run keeps."""
+    for override in overrides:
+        if (key := re.split(r"[.=]", override)[0]) in FIXED_KEYS:
+            remedy = f"submit a new run: ropewalk submit {job} ... {override}"
+            raise ConfigError(f"{override}: the {key} of a run cannot change, since its checkpoints depend on it; {remedy}")
 
 
 def resume_as(job: str, file: Path | None, overrides: Sequence[str], ref: str) -> RunDir:

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ropewalk.cluster.run.code_copy import digest_on_disk
-from ropewalk.k8s.submission.stage_in import unpack_code
-from ropewalk.k8s.submission.staging import _archive
+from ropewalk.cluster.run.code_copy import digest_on_disk, pack_code, unpack_code
 
 
 @pytest.fixture
@@ -24,7 +22,7 @@ def code(tmp_path: Path) -> Path:
 
 
 def test_code_that_was_put_there_before_is_not_trusted_for_its_name(code: Path, tmp_path: Path) -> None:
-    digest, archive = digest_on_disk(code), _archive(code, sorted(code.rglob("*")))
+    digest, archive = digest_on_disk(code), pack_code(code)
     target = tmp_path / "volume/.code" / digest
     (target / "pkg").mkdir(parents=True)
     (target / "pkg/a.py").write_text("A = 'planted'\n")
@@ -37,7 +35,7 @@ def test_code_that_was_put_there_before_is_not_trusted_for_its_name(code: Path, 
 
 
 def test_code_that_is_not_what_its_name_says_is_refused(code: Path, tmp_path: Path) -> None:
-    archive = _archive(code, sorted(code.rglob("*")))
+    archive = pack_code(code)
     with pytest.raises(ValueError, match="does not match its name"):
         unpack_code(io.BytesIO(archive), tmp_path / "volume/.code" / ("0" * 32))
 
@@ -45,5 +43,5 @@ def test_code_that_is_not_what_its_name_says_is_refused(code: Path, tmp_path: Pa
 def test_what_is_unpacked_is_its_user_s_alone(code: Path, tmp_path: Path) -> None:
     (tmp_path / "volume").mkdir()
     target = tmp_path / "volume/.code" / digest_on_disk(code)
-    unpack_code(io.BytesIO(_archive(code, sorted(code.rglob("*")))), target)
+    unpack_code(io.BytesIO(pack_code(code)), target)
     assert target.parent.stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,83 @@
+"""The command `move`, and its steps, each of which runs where the run is or where it goes."""
+
+import json
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from ropewalk.jobs.cli import complete
+from ropewalk.jobs.cli.complete import AsJson, Cluster, RunRef
+from ropewalk.jobs.cli.json_output import print_json
+
+
+def move(
+    run_ref: RunRef,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE ...]",
+            help="change resources and other keys from the new attempt on; not data, model and seed",
+            autocompletion=complete.keys,
+        ),
+    ] = None,
+    *,
+    on: Annotated[str, typer.Option("--on", metavar="CLUSTER", help="cluster to move to", autocompletion=complete.clusters)],
+    as_json: AsJson = False,
+) -> None:
+    """Move a running run to another cluster: it saves and stops, what is missing there is copied, and it continues there."""
+    from ropewalk.cluster.text import format_bytes
+    from ropewalk.jobs.cli.moving import Move
+
+    moved = Move.of(run_ref, on).execute(overrides or [])
+    if as_json:
+        print_json(moved)
+        return
+    share = f", {moved['bytes'] / moved['checkpoint_bytes']:.2f} times its checkpoint" if moved["checkpoint_bytes"] else ""
+    print(f"{moved['run']} has moved from {moved['source']} to {on}: attempt {moved['attempt']} is submitted there")
+    print(f"{format_bytes(moved['bytes'])} were copied{share}; `ropewalk show {moved['run']}` follows it there")
+
+
+class Step(StrEnum):
+    """Steps of a move."""
+
+    DESCRIBE = "describe"
+    STOP = "stop"
+    LEAVE = "leave"
+    SEND = "send"
+    CHECK = "check"
+    MISSING = "missing"
+    RECEIVE = "receive"
+    ARRIVE = "arrive"
+
+
+def move_step(
+    step: Annotated[Step, typer.Argument(help="the step")],
+    moving: Annotated[str, typer.Argument(metavar="RUN", help="the run")],
+    on: Cluster = "local",
+) -> None:
+    """Take a step of `move` on one of its two clusters: a line of JSON on the standard input, and one as the answer."""
+    request = json.loads(sys.stdin.buffer.readline())
+    if (answer := _answer(step, moving, on, request)) is not None:
+        print_json(answer)
+
+
+def _answer(step: Step, moving: str, cluster: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    from ropewalk.jobs.runs.move import source
+    from ropewalk.jobs.runs.move.target import Target
+    from ropewalk.jobs.runs.show.status import find_run
+
+    if step is Step.SEND:
+        source.files_of(find_run(moving)).pass_on({"do": "send", **request}, sys.stdin.buffer, sys.stdout.buffer)
+    elif step is Step.RECEIVE:
+        Target(cluster, moving).files.pass_on({"do": "receive"}, sys.stdin.buffer, sys.stdout.buffer)
+    elif step in (Step.DESCRIBE, Step.STOP, Step.LEAVE):
+        action = {Step.DESCRIBE: source.describe, Step.STOP: source.stop, Step.LEAVE: source.leave}[step]
+        return action(find_run(moving), **request)
+    elif step is Step.MISSING:
+        return Target(cluster, moving).files.ask("missing", **request)
+    else:
+        target = Target(cluster, moving)
+        return target.check(**request) if step is Step.CHECK else target.arrive(**request)
+    return None

@@ -1,0 +1,1 @@
+"""Moving a run to another cluster: final checkpoint there, missing contents here, and a new attempt."""

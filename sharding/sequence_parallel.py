@@ -14,14 +14,15 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
 from transformers.distributed.tensor_parallel import MoeExpertsParallel, RowwiseParallel, TensorParallelLayer
 
+from ropewalk.sharding.divided_adapters import ADAPTED_ROWS, STYLES, SUMMED
+
 # B samples, T tokens a sample, D hidden size
 
-SUMMED = "replicated_with_grad_allreduce"  # transformers' style: whole parameters that see the heads of this rank alone
 _TOKENS = Shard(1)  # of [B, T, D]
 _EXPERTS, _ROUTER = "moe_tp_experts", "router"
 _ROWWISE = {"rowwise": Shard(-1), "rowwise_split_input": Replicate(), "rowwise_rep": Replicate()}  # placement of the input
-_PARTIAL = {name: f"{name}_partial" for name in (*_ROWWISE, _EXPERTS)}
-_OTHERS = {"colwise", "colwise_gather_output", "colwise_rep", "packed_colwise", SUMMED, _ROUTER}
+_PARTIAL = {name: f"{name}_partial" for name in (*_ROWWISE, _EXPERTS, ADAPTED_ROWS)}
+_OTHERS = {"colwise", "colwise_gather_output", "colwise_rep", "packed_colwise", SUMMED, _ROUTER, *STYLES}
 
 
 class _PartialExperts(MoeExpertsParallel):  # type: ignore[misc]
@@ -47,6 +48,7 @@ for _name, _layout in _ROWWISE.items():
     _style = RowwiseParallel(input_layouts=_layout, output_layouts=Partial(), use_local_output=False)
     ALL_PARALLEL_STYLES.register(_PARTIAL[_name], _style)
 ALL_PARALLEL_STYLES.register(_PARTIAL[_EXPERTS], _PartialExperts())
+ALL_PARALLEL_STYLES.register(_PARTIAL[ADAPTED_ROWS], TensorParallelLayer())
 ALL_PARALLEL_STYLES.register(_ROUTER, _Router())
 
 

@@ -19,9 +19,10 @@ from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES, replace
 from transformers.distributed.tensor_parallel import ColwiseParallel, apply_tensor_parallelism
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.sharding.divided_adapters import SUMMED, adapter_problem, divide_adapters
 from ropewalk.sharding.fsdp import decoder_layers
 from ropewalk.sharding.group import Group
-from ropewalk.sharding.sequence_parallel import SUMMED, divide_sequences, sequence_plan, sequence_problem
+from ropewalk.sharding.sequence_parallel import divide_sequences, sequence_plan, sequence_problem
 from ropewalk.sharding.ties import tie, ties
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def apply_tensor_plan(model: Any, group: Group) -> None:
         log.warning("activations between the divided blocks of layers are kept whole on each rank: %s", obstacle)
     apply_tensor_parallelism(model, mesh, {name: style for name, style in plan.items() if style != SUMMED})
     tie(model, tied)
-    _PARTIAL[model] = [name for name, _ in model.named_parameters() if plan.get(name) == SUMMED]
+    _PARTIAL[model] = [name for name, p in model.named_parameters() if plan.get(name) == SUMMED and p.requires_grad]
 
 
 def tensor_problem(model: Any, degree: int) -> str | None:
@@ -94,6 +95,8 @@ def tensor_problem(model: Any, degree: int) -> str | None:
     family, plan = f"models of type {model.config.model_type!r}", _plan_of(model, ties(model))
     if not getattr(model, "tp_plan", None):
         return f"parallel.tensor: transformers has no plan to divide {family}; remove parallel.tensor, or choose another model"
+    if (problem := adapter_problem(model, plan)) is not None:
+        return problem
     values = model.config.get_text_config().to_dict()
     if any(style == "colwise" and "att" in name for name, style in plan.items()):
         for key in (key for key in values if key.endswith("heads")):
@@ -137,7 +140,7 @@ def _divided_dim(style: str, parameter: torch.Tensor) -> tuple[int | None, int]:
 
 def _plan_of(model: Any, tied: list[list[str]]) -> dict[str, str]:
     """Return the styles by which modules and parameters are divided."""
-    return _expanded(model, getattr(model, "tp_plan", None) or {}) | _vocabulary_plan(model, tied)
+    return divide_adapters(model, _expanded(model, getattr(model, "tp_plan", None) or {}) | _vocabulary_plan(model, tied))
 
 
 def _expanded(model: nn.Module, plan: dict[str, str]) -> dict[str, str]:

@@ -114,4 +114,11 @@ class FinetuneConfig(NextTokenConfig):
             if local is not None and not local.exists():
                 raise ConfigError(f"{key}: {value}: no such file; check the path, or name one of {', '.join(TEMPLATES)}")
         check_model("model", self.model, here, seq_len=self.seq_len)
-        check_divisible(self.model, self.parallel.tensor, here, seq_len=self.seq_len)
+        check_divisible(self.model, self.parallel.tensor, here, seq_len=self.seq_len, adapter=self._adapt)
+
+    def _adapt(self, model: Any) -> Any:
+        if self.lora is None:
+            return model
+        from ropewalk.jobs.training.loop.weights.lora import lora_adapter  # imports torch
+
+        return lora_adapter(self.lora, 0)(model)

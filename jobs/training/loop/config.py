@@ -256,10 +256,11 @@ class NextTokenConfig(TrainingConfig):
         return self.objective is not None
 
     def tensor_obstacle(self) -> str | None:
+        lora: LoraConfig | None = getattr(self, "lora", None)
         obstacles = {
-            "lora": getattr(self, "lora", None) is not None,
+            "lora.dora": lora is not None and lora.dora,  # a row's norm is a sum over ranks
+            "lora.dropout": lora is not None and lora.dropout > 0,  # ranks would drop the same columns of their parts
             "qat": getattr(self, "qat", None) is not None,
-            "optim.name=muon": self.optim.name == "muon",
             "parallel.compile": self.parallel.compile,
         }
         obstacle = next((key for key, present in obstacles.items() if present), None)

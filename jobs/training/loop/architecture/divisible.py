@@ -1,8 +1,8 @@
 """Check of a model against tensor parallelism, for a submission."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.input_paths import PathView
@@ -15,9 +15,18 @@ _SOME_VOCABULARY = 1 << 15  # of data that this machine cannot read
 
 
 def check_divisible(
-    model: ModelConfig, degree: int, here: PathView = Path, *, manifests: Sequence["Manifest"] = (), seq_len: int | None = None
+    model: ModelConfig,
+    degree: int,
+    here: PathView = Path,
+    *,
+    manifests: Sequence["Manifest"] = (),
+    seq_len: int | None = None,
+    adapter: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Raise ConfigError if tensor parallelism of this degree cannot divide the model. Imports torch, unless the degree is 1."""
+    """Raise ConfigError if tensor parallelism of this degree cannot divide the model, or what `adapter` makes of it.
+
+    Imports torch, unless the degree is 1.
+    """
     local = here(model.path) if model.path is not None else None
     if degree == 1 or model.run is not None or (model.path is not None and local is None):  # checked when the model is built
         return
@@ -28,5 +37,6 @@ def check_divisible(
     visible = model.model_copy(update={"path": str(local)}) if local is not None else model
     vocabulary = manifests[0].tokenizer.vocabulary if manifests else _SOME_VOCABULARY
     config = unchecked_config(visible, vocabulary=vocabulary, end_of_document=0, seq_len=seq_len or 1)
-    if (problem := tensor_problem(skeleton(config), degree)) is not None:
+    bare = skeleton(config)
+    if (problem := tensor_problem(adapter(bare) if adapter is not None else bare, degree)) is not None:
         raise ConfigError(problem)

@@ -1,17 +1,19 @@
 """Muon's update of sharded matrices (Jordan et al. 2024; arXiv 2502.16982), its arithmetic divided over the ranks.
 
-A rank has some rows of each matrix, and orthogonalizing needs all of them. In each round every rank of the mesh gathers one
-matrix, orthogonalizes it, and returns the rows to the ranks they belong to. Matrices travel in bf16, the format of Newton-Schulz.
+A rank has a part of each matrix, and orthogonalizing needs all of it. In each round every rank of the mesh gathers one matrix,
+orthogonalizes it, and returns the parts to the ranks they belong to. Matrices travel in bf16, the format of Newton-Schulz.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+
+from ropewalk.sharding.placement import Placement, coordinates, local_shape, pieces, placement_of
 
 MOMENTUM = 0.95
 STATE = "momentum_buffer"  # torch's name
@@ -48,53 +50,78 @@ def momentum_update(gradient: torch.Tensor, buffer: torch.Tensor, applied: torch
     return gradient.lerp(momentum, MOMENTUM).bfloat16()
 
 
+class _Parts(NamedTuple):
+    """The parts of a matrix that the ranks of a mesh hold."""
+
+    whole: tuple[int, ...]  # shape
+    mesh: tuple[int, ...]
+    placement: Placement
+
+    def shape(self, rank: int) -> tuple[int, ...]:
+        return local_shape(self.whole, self.mesh, self.placement, rank)
+
+    def sends(self, rank: int, owner: int) -> bool:
+        """Return True for the ranks that together hold the matrix once: those nearest to the owner."""
+        divided = {split.axis for split in self.placement}
+        pairs = zip(coordinates(self.mesh, rank), coordinates(self.mesh, owner), strict=True)
+        return all(first == second for axis, (first, second) in enumerate(pairs) if axis not in divided)
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the matrix, given flat parts by rank; those of ranks that sent nothing are empty."""
+        result = parts[0].new_empty(self.whole)
+        for rank, part in enumerate(parts):
+            for box in pieces(self.whole, self.mesh, self.placement, rank) if part.numel() else ():
+                result[box.window] = part.view(self.shape(rank))[box.inside]
+        return result
+
+    def part(self, matrix: torch.Tensor, rank: int) -> torch.Tensor:
+        """Return the part of a rank."""
+        result = matrix.new_empty(self.shape(rank))
+        for box in pieces(self.whole, self.mesh, self.placement, rank):
+            result[box.inside] = matrix[box.window]
+        return result
+
+
 class MatrixExchange:
     """Orthogonalizes sharded matrices; all ranks call it with the same matrices."""
 
     def __init__(self, matrices: Sequence[nn.Parameter]) -> None:
         # the matrices of a round take about the same time
         self.matrices = sorted(matrices, key=lambda matrix: min(matrix.shape) * matrix.numel(), reverse=True)
-        first = self.matrices[0]
-        assert isinstance(first, DTensor)
-        mesh: DeviceMesh = first.device_mesh
-        assert all(placement.is_shard(0) for placement in first.placements[-1:]), "rows are divided over the last axis"
-        self._shards, self._shard = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
-        self._copies, self._copy = (mesh.size(0), mesh.get_local_rank(0)) if mesh.ndim == 2 else (1, 0)
-        self._shard_group = mesh.get_group(mesh.ndim - 1)
-        self._copy_group = mesh.get_group(0) if mesh.ndim == 2 else None
+        # those that tensor parallelism does not divide have a part of the mesh only
+        mesh = max((matrix.device_mesh for matrix in self.matrices if isinstance(matrix, DTensor)), key=lambda mesh: mesh.ndim)
+        self._axes, self._mesh = mesh.mesh_dim_names or (), tuple(mesh.shape)
+        self._ranks, self._rank = mesh.size(), dist.get_rank()
+        assert mesh.mesh.flatten().tolist() == list(range(dist.get_world_size())), "the mesh has all ranks, row by row"
 
     def rounds(self) -> Iterator[Sequence[nn.Parameter]]:
-        size = self._shards * self._copies
-        for start in range(0, len(self.matrices), size):
-            yield self.matrices[start : start + size]
+        for start in range(0, len(self.matrices), self._ranks):
+            yield self.matrices[start : start + self._ranks]
 
     def orthogonal(self, matrices: Sequence[nn.Parameter], updates: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return this rank's rows of the orthogonalized updates of a round, given its rows of the updates."""
-        parts = [slice(copy * self._shards, (copy + 1) * self._shards) for copy in range(self._copies)]
-        here = parts[self._copy]
-        sizes = [update.numel() for update in updates]
-        rows = [updates[0].new_empty(sum(sizes[part])) for part in parts]
-        rows[self._copy] = self._through_owners(matrices[here], updates[here])
-        if self._copy_group is not None:
-            for copy, row in enumerate(rows):
-                dist.broadcast(row, group=self._copy_group, group_src=copy)
-        pieces = torch.split(torch.cat(rows), sizes)
-        return [piece.view_as(update) for piece, update in zip(pieces, updates, strict=True)]
+        """Return this rank's parts of the orthogonalized updates of a round, given its parts of the updates.
 
-    def _through_owners(self, matrices: Sequence[nn.Parameter], updates: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Send the rows of the n-th matrix to the n-th rank of these shards, and return the orthogonalized rows, flat."""
-        sent = [update.numel() for update in updates] + [0] * (self._shards - len(updates))
-        shape = matrices[self._shard].shape if self._shard < len(matrices) else torch.Size((0, 0))
-        received = [self._rows(shape, shard) * shape[1] for shard in range(self._shards)]
-        nothing = torch.empty(0, dtype=torch.bfloat16, device=self.matrices[0].device)  # a copy's share of the last round
-        flat = torch.cat([nothing, *(update.flatten() for update in updates)])
-        whole = flat.new_empty(shape)
-        dist.all_to_all_single(whole.view(-1), flat, received, sent, group=self._shard_group)
-        if whole.numel():
-            whole = orthogonalize(whole)
-        dist.all_to_all_single(flat, whole.flatten(), sent, received, group=self._shard_group)
-        return flat
+        The n-th rank gets the n-th matrix from the ranks that together hold it once, and returns its part to every rank.
+        """
+        parts = [_Parts(tuple(matrix.shape), self._mesh, placement_of(matrix, self._axes)) for matrix in matrices]
+        sent = [
+            update if part.sends(self._rank, owner) else update.new_empty(0)
+            for owner, (part, update) in enumerate(zip(parts, updates, strict=True))
+        ]
+        mine, ranks = parts[self._rank] if self._rank < len(parts) else None, range(self._ranks)
+        sizes = [math.prod(mine.shape(rank)) if mine and mine.sends(rank, self._rank) else 0 for rank in ranks]
+        received = self._exchange(sent, sizes)
+        whole = orthogonalize(mine.join(received)) if mine else None
+        returned = [mine.part(whole, rank) for rank in ranks] if mine and whole is not None else []
+        results = self._exchange(returned, [update.numel() for update in updates])
+        return [result.view_as(update) for result, update in zip(results, updates, strict=False)]
 
-    def _rows(self, shape: torch.Size, shard: int) -> int:
-        most = -(-shape[0] // self._shards)
-        return max(0, min(most, shape[0] - shard * most))
+    def _exchange(self, tensors: Sequence[torch.Tensor], sizes: Sequence[int]) -> Sequence[torch.Tensor]:
+        """Send the n-th tensor to the n-th rank, and return what each rank has sent; ranks beyond the lists have no part."""
+        sent = [tensor.numel() for tensor in tensors] + [0] * (self._ranks - len(tensors))
+        received = [*sizes, *[0] * (self._ranks - len(sizes))]
+        nothing = torch.empty(0, dtype=torch.bfloat16, device=self.matrices[0].device)
+        flat = torch.cat([nothing, *(tensor.flatten() for tensor in tensors)])
+        result = flat.new_empty(sum(received))
+        dist.all_to_all_single(result, flat, received, sent)
+        return torch.split(result, received)

@@ -15,10 +15,19 @@ from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.fsdp import fill
 from ropewalk.sharding.group import Group, process_group
 from ropewalk.sharding.parallelize import parallelize
-from tests.sharding.parallel_rank import model_of
+from tests.jobs.launch import TINY
 
 STEPS = 3
 CONFIG = OptimConfig(name="muon", lr=1e-2)
+
+
+def model_of(device: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**{**TINY, "num_key_value_heads": 2}, vocab_size=257)  # two tensor-parallel ranks divide it
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def whole_weights(grads: list[list[torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -70,16 +79,15 @@ def differences(group: Group, parallel: ParallelConfig) -> dict[str, Any]:
     muon.orthogonalize = orthogonalize
     whole = whole_weights(grads)
     worst = {
-        name: float((parameter.full_tensor() - whole[name]).abs().max())  # type: ignore[operator]
+        name: float((parameter.detach().full_tensor() - whole[name]).abs().max())  # type: ignore[operator]
         for name, parameter in model.named_parameters()
     }
     return {"worst": worst, "orthogonalized": len(shapes), "matrices": len(layer_matrices(model))}
 
 
-def muon_main(rank: int, size: int, port: int, replicate: int, folder: Path) -> None:
+def muon_main(rank: int, size: int, port: int, parallel: ParallelConfig, folder: Path) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(LOCAL_RANK=str(rank), OMP_NUM_THREADS="1", TORCHELASTIC_USE_AGENT_STORE="True", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    parallel = ParallelConfig(replicate=replicate)
     with process_group(parallel) as group:
         (folder / f"{rank}.json").write_text(json.dumps(differences(group, parallel)))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from ropewalk.jobs.training.loop import head
 from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
 from ropewalk.jobs.training.loop.config import NextTokenConfig
+from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.objective import NextTokenZLoss
 from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 from ropewalk.jobs.training.loop.tail import whole_logits_reason
 from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
 from ropewalk.jobs.training.loop.update.state import TrainState
 from ropewalk.jobs.training.loop.update.step import TrainStep
+from ropewalk.jobs.training.loop.weights.lora import lora_adapter
 from ropewalk.jobs.training.loop.weights.weight_reader import LoadedWeights, set_values
 from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
 from ropewalk.sharding.checkpoints.staging import local_tensor
@@ -51,6 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "phi3": {"model_type": "phi3"},
     "qwen3_moe": {"model_type": "qwen3_moe", "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
 }
+LORA = " + LoRA"  # after the name of a model
 EXACT, SINGLE = torch.float64, torch.float32
 # axes of the mesh, other keys of `parallel`, names of models, formats
 Case = tuple[dict[str, int], dict[str, Any], list[str], list[torch.dtype]]
@@ -59,6 +63,7 @@ CASES: Cases = {
     2: [({"shard": 1, "tensor": 2}, {}, ["qwen3_moe"], [EXACT])],
     4: [
         ({"shard": 2, "tensor": 2}, {}, ["llama"], [SINGLE]),
+        ({"shard": 2, "tensor": 2}, {}, [f"llama, tied{LORA}"], [EXACT]),
         ({"shard": 2, "tensor": 2}, {"reshard": "always", "activation_checkpointing": "full"}, ["llama, tied"], [EXACT]),
     ],
 }
@@ -66,7 +71,8 @@ ALL_CASES: Cases = {
     2: [({"shard": 1, "tensor": 2}, {}, list(MODELS), [EXACT])],
     4: [
         ({"shard": 2, "tensor": 2}, {}, list(MODELS), [EXACT, SINGLE]),
-        ({"replicate": 2, "shard": 1, "tensor": 2}, {"accumulate": "sharded"}, ["qwen3"], [EXACT]),
+        ({"shard": 2, "tensor": 2}, {}, [f"{name}{LORA}" for name in MODELS if name != "phi3"], [EXACT]),
+        ({"replicate": 2, "shard": 1, "tensor": 2}, {"accumulate": "sharded"}, ["qwen3", f"qwen3{LORA}"], [EXACT]),
         *CASES[4][1:],
     ],
 }
@@ -81,7 +87,7 @@ LOADED: dict[int, list[dict[str, int]]] = {
 def config_of(name: str) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(**_SIZES, **MODELS[name])
+    return AutoConfig.for_model(**_SIZES, **MODELS[name.removesuffix(LORA)])
 
 
 def whole_model(name: str, dtype: torch.dtype) -> Any:
@@ -90,10 +96,19 @@ def whole_model(name: str, dtype: torch.dtype) -> Any:
 
     torch.manual_seed(0)
     model = _without_kernels(AutoModelForCausalLM.from_config(config_of(name), dtype=torch.float64))
+    model = _with_adapter(name, torch.float64, model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
     return model.to(dtype)
+
+
+def _with_adapter(name: str, dtype: torch.dtype, model: nn.Module) -> nn.Module:
+    if not name.endswith(LORA):
+        return model
+    # not on experts, which is refused
+    lora = LoraConfig(rank=3, targets=["q_proj", "v_proj", "o_proj"] if "moe" in name else "all-linear")
+    return lora_adapter(lora, 0)(model).to(dtype)
 
 
 def _without_kernels(model: Any) -> Any:
@@ -122,7 +137,7 @@ def exact_gemma2() -> Iterator[None]:
 
 def divided(name: str, group: Group, parallel: ParallelConfig, dtype: torch.dtype = torch.float32) -> Any:
     bare = _without_kernels(skeleton(config_of(name))).to(dtype)
-    return parallelize(bare, group, parallel, PrecisionConfig())
+    return parallelize(bare, group, parallel, PrecisionConfig(), adapter=partial(_with_adapter, name, dtype))
 
 
 def batch_of(num_tokens: int) -> Batch:
@@ -163,7 +178,9 @@ def errors(name: str, group: Group, keys: dict[str, Any], dtype: torch.dtype) ->
     loss_sum, weight, *_ = group.sum_over_data(sums.values.clone()).tolist()
     stats = step.reduce_stats(sums, stop=False, save_failed=False)
     worst = 0.0
-    for key, parameter in model.named_parameters():
+    trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained.keys() == gradients.keys()
+    for key, parameter in trained.items():
         for box in local_pieces(parameter):
             difference = (local_tensor(parameter.grad)[box.inside] - gradients[key][box.window]).abs().max()
             worst = max(worst, float(difference / gradients[key].abs().max()))

@@ -9,6 +9,7 @@ import torch
 from torch.distributed import TCPStore
 
 from ropewalk.jobs.training.loop.forecast.size import ModelSize
+from ropewalk.sharding.config import ParallelConfig
 from tests.fork_server import SERVER
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, launch, losses, make_run, pretrain_config, weights
@@ -16,9 +17,9 @@ from tests.jobs.training.loop.muon_rank import STEPS, muon_main
 from tests.jobs.training.loop.test_checkpoint_elastic import copy_of, stop_at_once
 
 
-def results_at(ranks: int, replicate: int, folder: Path) -> list[dict[str, Any]]:
+def results_at(ranks: int, parallel: ParallelConfig, folder: Path) -> list[dict[str, Any]]:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = [SERVER.Process(target=muon_main, args=(rank, ranks, store.port, replicate, folder)) for rank in range(ranks)]
+    processes = [SERVER.Process(target=muon_main, args=(rank, ranks, store.port, parallel, folder)) for rank in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
@@ -29,16 +30,18 @@ def results_at(ranks: int, replicate: int, folder: Path) -> list[dict[str, Any]]
 
 # 14 matrices: the last round has one for each rank or for some of them
 @pytest.mark.parametrize(
-    ("ranks", "replicate"),
+    ("ranks", "parallel"),
     [
-        pytest.param(1, 1, marks=pytest.mark.soak("nothing is divided; make test runs three ranks")),
-        (3, 1),
-        (2, 2),
-        pytest.param(4, 2, marks=pytest.mark.soak("make test runs shards, and copies, by themselves")),
+        pytest.param(1, {}, marks=pytest.mark.soak("nothing is divided; make test runs three ranks")),
+        (3, {}),
+        pytest.param(2, {"replicate": 2}, marks=pytest.mark.soak("make test runs copies that are divided")),
+        pytest.param(4, {"replicate": 2}, marks=pytest.mark.soak("make test runs shards, and copies, by themselves")),
+        pytest.param(4, {"tensor": 2}, marks=pytest.mark.soak("make test runs copies that are divided")),
+        (4, {"replicate": 2, "tensor": 2}),
     ],
 )
-def test_sharded_muon_is_torchs_bit_by_bit(ranks: int, replicate: int, tmp_path: Path) -> None:
-    results = results_at(ranks, replicate, tmp_path)
+def test_sharded_muon_is_torchs_bit_by_bit(ranks: int, parallel: dict[str, int], tmp_path: Path) -> None:
+    results = results_at(ranks, ParallelConfig.model_validate(parallel), tmp_path)
     for result in results:
         assert set(result["worst"].values()) == {0.0}
         assert result["matrices"] == 14

@@ -14,10 +14,11 @@ from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
+from ropewalk.jobs.training.finetune.config import FinetuneConfig
 from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.architecture.divisible import check_divisible
-from ropewalk.jobs.training.loop.model_keys import ModelConfig
-from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
+from ropewalk.jobs.training.loop.weights.lora import lora_adapter
 from ropewalk.sharding.checkpoints.checkpoint import newest_complete
 from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors
 from ropewalk.sharding.config import ParallelConfig, check_mesh
@@ -116,7 +117,9 @@ def test_a_family_without_a_plan_is_refused() -> None:
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"optim": {"name": "muon"}}, "does not combine with optim.name=muon"),
+        ({"lora": {"dora": True}}, "does not combine with lora.dora"),
+        ({"lora": {"dropout": 0.1}}, "does not combine with lora.dropout"),
+        ({"qat": "int8"}, "does not combine with qat"),
         ({"parallel": {"tensor": 2, "compile": True}}, "does not combine with parallel.compile"),
         ({"parallel": {"tensor": 2, "pipeline": 2}}, "pipeline parallelism is not supported"),
         ({"parallel": {"tensor": 2, "context": 2}}, "context parallelism is not supported"),
@@ -124,7 +127,27 @@ def test_a_family_without_a_plan_is_refused() -> None:
 )
 def test_what_does_not_combine_with_tensor_parallelism_is_refused(keys: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
-        PretrainConfig.model_validate({"data": "data", "steps": 2, "parallel": {"tensor": 2}, **keys})
+        FinetuneConfig.model_validate({"model": {"path": "dir"}, "data": "data", "steps": 2, "parallel": {"tensor": 2}, **keys})
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")  # peft, of experts
+@pytest.mark.parametrize(
+    ("name", "lora", "problem"),
+    [
+        ("llama", {"targets": ["embed_tokens"]}, "the adapter of model.embed_tokens, which has rows of tokens, cannot"),
+        ("phi3", {}, "divides model.layers.0.self_attn.o_proj in a way (rowwise_split_input) that has no adapter"),
+        ("qwen3_moe", {}, "divides model.layers.0.mlp.experts in a way (moe_tp_experts) that has no adapter"),
+        ("qwen3_moe", {"targets": ["q_proj", "o_proj"]}, None),
+    ],
+)
+def test_adapters_of_layers_that_are_divided_otherwise_are_refused(name: str, lora: dict[str, Any], problem: str | None) -> None:
+    answer = tensor_problem(lora_adapter(LoraConfig.model_validate(lora), 0)(skeleton(config_of(name))), 2)
+    assert answer is None if problem is None else answer is not None and problem in answer
+
+
+def test_rows_of_added_tokens_are_refused() -> None:
+    adapted = lora_adapter(LoraConfig(), 0, added_tokens=[3])(skeleton(config_of("llama")))
+    assert "which has rows of tokens, cannot be divided" in str(tensor_problem(adapted, 2))
 
 
 def test_a_tensor_group_stays_within_a_node() -> None:

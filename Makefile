@@ -55,6 +55,8 @@ $(READY) $(TRAIN): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --upgrade pip  # that of Python 3.11 takes more than twice the time to resolve
 	$(PIP_INSTALL) --editable '.[$(if $(filter $@,$(TRAIN)),train,$(EXTRAS))]'
+	@# beside the packages, where only tests of float8 find it: with it every import of transformers takes 0.7 s more
+	$(if $(filter $@,$(TRAIN)),,$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/float8 torchao)
 	@# for parallel tests, which would all compile the same modules; a few files are for other Pythons
 	@$(if $(filter $@,$(TRAIN)),,$(BIN)/python -m compileall -q -j 0 -x 'site-packages/(.*/tests?|transformers/models|ray/rllib)/' $(abspath $(VENV)) >/dev/null 2>&1 || true)
 	touch $@

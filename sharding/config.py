@@ -12,6 +12,13 @@ from ropewalk.cluster.section import Section
 from ropewalk.cluster.text import counted
 
 USUAL_MICRO_BATCH = 4
+FLOAT8_KEYS = frozenset({"precision.float8", "precision.float8_layers"})  # hidden where they have no effect
+FLOAT8_CAPABILITY = (8, 9)  # of GPUs: Ada, Hopper or later
+FLOAT8_MULTIPLE = 16  # of the sizes of matrices, which float8 products need
+FLOAT8_NEEDS = (
+    "precision.float8: rowwise needs GPUs of compute capability 8.9 or later, such as L4, L40S, H100 or B200; remove it, or set"
+    " precision.float8=emulated to try its numerics, slowly, on any device"
+)
 DETERMINISTIC_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # streams do not share a workspace
     "NCCL_ALGO": "Ring",  # trees and switches may sum in another order
@@ -170,11 +177,28 @@ class PrecisionConfig(Section):
         description="format of AdamW's two moments and of Muon's momentum, in memory and in checkpoints; bf16 halves them."
         " Updates are computed in fp32; weights, gradients and averages of weights stay fp32",
     )
+    float8: Literal["rowwise", "emulated"] | None = Field(
+        default=None,
+        description="compute the layers' matrix products in float8 with a scale for each row, by torchao (the extra float8):"
+        " faster on large layers with parallel.compile, on GPUs from Ada or Hopper on. emulated: with the same rounding on any"
+        " device, slowly. Weights and checkpoints stay fp32; unset: as `compute`",
+    )
+    float8_layers: list[str] = Field(
+        default=["*"],
+        min_length=1,
+        description="patterns of names within a decoder layer, such as mlp.*, of the linear layers to compute in float8; layers"
+        f" whose sizes are not multiples of {FLOAT8_MULTIPLE}, embeddings and the head are left out",
+    )
     deterministic: bool = Field(
         default=False,
         description="use deterministic kernels and reductions only, so that equal runs on equal GPUs are bit-identical; slower."
         " CPUs are deterministic without it",
     )
+
+    def refuse_float8(self, reason: str | None) -> None:
+        """Raise ValueError if float8 is requested and there is a reason against it."""
+        if self.float8 is not None and reason is not None:
+            raise ValueError(f"precision.float8: must be unset, since {reason}; remove it")
 
     def environment(self) -> dict[str, str]:
         """Return the variables that CUDA's libraries read when they start."""

@@ -1,4 +1,4 @@
-"""The order in which a model is wrapped: adapter, tensor parallel, activation checkpointing, compile, FSDP."""
+"""The order in which a model is wrapped: adapter, float8, tensor parallel, activation checkpointing, compile, FSDP."""
 
 import logging
 import os
@@ -11,6 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ropewalk.cluster.run.files import cache_dir
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
+from ropewalk.sharding.float8 import compute_in_float8
 from ropewalk.sharding.fsdp import decoder_layers, shard
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.recompute import recompute_activations
@@ -41,6 +42,8 @@ def parallelize(
         model.requires_grad_(False).eval()
         if compute_format(precision, group.device) == "bf16":
             _keep_in_bf16(model)
+    if precision.float8 is not None and trainable:
+        model = compute_in_float8(model, group, precision)
     if parallel.tensor > 1:
         apply_tensor_plan(model, group)
     if parallel.activation_checkpointing != "none" and trainable:

@@ -63,7 +63,7 @@ def test_keys_that_the_documents_name_exist() -> None:
     names |= {name.rpartition(".")[0] for name in names}
     sections = {name.partition(".")[0] for name in names if "." in name}
     texts = [(ROOT / page).read_text() for page in PAGES]
-    named = {key for text in texts for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:[=:][^`]*)?`", text)}
+    named = {key for text in texts for key in re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)(?:[=:][^`]*)?`", text)}
     assert sorted(key for key in named - names - NOT_KEYS if key.partition(".")[0] in sections) == []
 
 

@@ -96,7 +96,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         },
         {"sharding.group", "sharding.sequence_parallel"},
         {"sharding.batch_plan", "sharding.checkpoints", "sharding.fsdp"},
-        {"sharding.tensor_parallel"},
+        {"sharding.float8", "sharding.tensor_parallel"},
         {"sharding.parallelize"},
     ),
     "datapipe": (

@@ -14,6 +14,7 @@ STEPS = 3
 SAVED_STEP = 1  # where `elastic resume` goes on with another number of ranks
 EXACT = 1e-10
 PACKED, RESUMED, CHUNKED, DOCUMENTS = "packing", "elastic resume", "chunked loss", "separate documents"
+FLOAT8 = "float8, emulated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ OPTIONS = {
     RESUMED: Option(neutral=True),
     CHUNKED: Option(neutral=True),
     "z-loss": Option(keys={"z_loss": 1e-2}),
+    FLOAT8: Option(keys={"precision": {"float8": "emulated"}}, tolerance=1e-3, exact=False),
     "bf16 moments": Option(keys={"precision": {"optimizer": "bf16"}}, tolerance=1e-3, exact=False),
 }
 BASE: dict[str, Any] = {

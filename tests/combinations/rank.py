@@ -35,8 +35,9 @@ from ropewalk.sharding.config import CheckpointConfig, ParallelConfig
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import REPLICATE, SHARD, TENSOR, Group, counts_piece, process_group
 from ropewalk.sharding.parallelize import Adapter
-from tests.combinations.options import CHUNKED, DOCUMENTS, OPTIONS, PACKED, RESUMED, SAVED_STEP, STEPS, config_of
+from tests.combinations.options import CHUNKED, DOCUMENTS, FLOAT8, OPTIONS, PACKED, RESUMED, SAVED_STEP, STEPS, config_of
 from tests.jobs.launch import TINY
+from tests.torchao import allow_torchao
 
 VOCABULARY, TOKENS = 64, 16
 SHAPE = {**TINY, "num_key_value_heads": 2}  # divisible by two ranks
@@ -146,6 +147,8 @@ def main(rank: int, size: int, port: int, folder: Path, choices: list[tuple[str,
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(LOCAL_RANK=str(rank), OMP_NUM_THREADS="1", TORCHELASTIC_USE_AGENT_STORE="True", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
+    if any(FLOAT8 in choice for choice in choices):
+        allow_torchao()
     # without inductor, whose kernels test_parallelize.py compares
     nn.Module.compile = partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[method-assign, assignment]
     path = folder / f"{size}-{rank}.json"

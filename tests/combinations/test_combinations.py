@@ -6,6 +6,7 @@ import pytest
 
 from tests.combinations.options import OPTIONS, all_choices
 from tests.combinations.table import PAGE, measure, page, problem_of, refused_pairs
+from tests.torchao import needs_torchao
 
 
 def test_the_page_lists_the_options() -> None:
@@ -22,6 +23,7 @@ def test_there_are_many_pairs_and_each_refusal_is_a_sentence() -> None:
 
 @pytest.mark.soak("every pair on four ranks and on one, some minutes; each option has tests of its own")
 @pytest.mark.slow
+@needs_torchao
 @pytest.mark.timeout(3600)
 def test_every_pair_is_equal_on_four_ranks_and_on_one(tmp_path: Path) -> None:
     many, single = measure(tmp_path)

@@ -13,7 +13,7 @@ from ropewalk.jobs.evaluation.tasks.config import Task, ask_hub, check_tasks
 from ropewalk.jobs.results.gate import ConditionText
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
 from ropewalk.jobs.training.loop.token_data import Data, check_data
-from ropewalk.sharding.config import ParallelConfig, PrecisionConfig, check_mesh
+from ropewalk.sharding.config import FLOAT8_KEYS, ParallelConfig, PrecisionConfig, check_mesh
 
 
 class GenerateConfig(Section):
@@ -36,6 +36,7 @@ class EvaluateConfig(ModelJobConfig):
         | WEIGHTS
         | {"parallel.accumulate", "parallel.activation_checkpointing", "parallel.tensor"}
         | {"precision.reduce", "precision.deterministic", "precision.optimizer"}
+        | FLOAT8_KEYS
     )
 
     model: ModelRef = Field(
@@ -92,6 +93,12 @@ class EvaluateConfig(ModelJobConfig):
     def _no_tensor(cls, parallel: ParallelConfig) -> ParallelConfig:
         parallel.refuse_tensor("an evaluation divides models by FSDP alone")
         return parallel
+
+    @field_validator("precision")
+    @classmethod
+    def _no_float8(cls, precision: PrecisionConfig) -> PrecisionConfig:
+        precision.refuse_float8("an evaluation does not train")
+        return precision
 
     def asks_hub(self) -> bool:
         return ask_hub(self.tasks)

@@ -16,7 +16,16 @@ from ropewalk.jobs.training.loop.attention import Kernel, kernel_problem
 from ropewalk.jobs.training.loop.devices import DEVICES
 from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.optim_keys import WARMUP_SHARE, WARMUP_STEPS, OptimConfig, warmup_problem
-from ropewalk.sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, PrecisionConfig, check_mesh
+from ropewalk.sharding.config import (
+    FLOAT8_KEYS,
+    FLOAT8_MULTIPLE,
+    FLOAT8_NEEDS,
+    BatchConfig,
+    CheckpointConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    check_mesh,
+)
 
 VALIDATIONS = 20  # per run of a job that adapts a model, unless configured
 PATIENCE = 3
@@ -161,7 +170,7 @@ USUAL = (
 class TrainingConfig(ModelJobConfig):
     """The keys of every training job."""
 
-    hidden_keys: ClassVar[frozenset[str]] = frozenset({"parallel.tensor"})
+    hidden_keys: ClassVar[frozenset[str]] = frozenset({"parallel.tensor", *FLOAT8_KEYS})
 
     steps: int = Field(ge=1, description="optimizer steps of the whole run")
     batch: BatchConfig = Field(default=BatchConfig(), description="batch sizes")
@@ -192,11 +201,16 @@ class TrainingConfig(ModelJobConfig):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         self.parallel.refuse_tensor(self.tensor_obstacle())
+        self.precision.refuse_float8(self.float8_obstacle())
         return self
 
     def tensor_obstacle(self) -> str | None:
         """Return the reason why this job cannot use tensor parallelism; None: it can."""
         return "only the jobs pretrain and finetune support tensor parallelism"
+
+    def float8_obstacle(self) -> str | None:
+        """Return the reason why this job cannot compute in float8; None: it can."""
+        return "only the jobs pretrain and finetune support float8"
 
     def required_environment(self) -> Mapping[str, str]:
         return self.precision.environment()
@@ -266,6 +280,15 @@ class NextTokenConfig(TrainingConfig):
         obstacle = next((key for key, present in obstacles.items() if present), None)
         return f"it does not combine with {obstacle}" if obstacle is not None else None
 
+    def float8_obstacle(self) -> str | None:
+        obstacles = {
+            "lora, whose frozen weights would get gradients": getattr(self, "lora", None) is not None,
+            "qat": getattr(self, "qat", None) is not None,
+            "parallel.tensor, whose ranks would scale parts of rows": self.parallel.tensor > 1,
+        }
+        obstacle = next((key for key, present in obstacles.items() if present), None)
+        return f"it does not combine with {obstacle}" if obstacle is not None else None
+
     def packing_key(self) -> str | None:
         """Return the key by which sequences hold several documents that do not see each other; None: they do not."""
         return None
@@ -280,13 +303,29 @@ class NextTokenConfig(TrainingConfig):
             )
         if self.attention == "flash" and self.precision.compute == "fp32":
             raise ConfigError("attention: flash computes in bf16 only; remove precision.compute, or set attention=sdpa")
+        if self.precision.float8 == "rowwise":
+            self._check_float8()
         if self.objective is not None:
             from ropewalk.jobs.training.loop.objective import make_objective  # imports torch, as the objective does
 
             make_objective(self.objective)
 
+    def _check_float8(self) -> None:
+        tokens: int | None = getattr(self, "seq_len", None)
+        if self.precision.compute == "fp32":
+            raise ConfigError("precision.float8: rowwise returns products in bf16; remove precision.compute")
+        if tokens is not None and tokens % FLOAT8_MULTIPLE:
+            raise ConfigError(
+                f"precision.float8: rowwise needs sequences of a multiple of {FLOAT8_MULTIPLE} tokens; change seq_len={tokens}"
+            )
+        device = DEVICES.get(self.parallel.gpu_model or "")
+        if (device is not None and not device.float8) or ("gpus" in self.resources.model_fields_set and not self.resources.gpus):
+            raise ConfigError(FLOAT8_NEEDS)
+
     def preflight(self, here: PathView = Path) -> None:
-        """Raise ConfigError if the nodes lack what the kernel of attention needs."""
+        """Raise ConfigError if the nodes lack what the kernel of attention, or float8, needs."""
         super().preflight(here)
         if (problem := kernel_problem(self.attention, gpus=self.resources.gpus)) is not None:
             raise ConfigError(problem)
+        if self.precision.float8 == "rowwise" and not self.resources.gpus:
+            raise ConfigError(FLOAT8_NEEDS)

@@ -13,6 +13,7 @@ class Device(NamedTuple):
     memory_gb: float
     within_node: float  # NVLink, else PCIe, bytes/s
     between_nodes: float  # the network card of a GPU in NVIDIA's own systems (DGX), else 100 Gbit/s; bytes/s
+    float8: bool = True
 
 
 # by part of the name, the more specific before the others
@@ -24,13 +25,13 @@ DEVICES = {
     "H100 NVL": Device(835e12, 94, 300e9, 25e9),
     "H100": Device(989e12, 80, 450e9, 50e9),
     "B200": Device(2250e12, 180, 900e9, 50e9),
-    "A100": Device(312e12, 80, 300e9, 25e9),
-    "A800": Device(312e12, 80, 200e9, 25e9),
+    "A100": Device(312e12, 80, 300e9, 25e9, float8=False),
+    "A800": Device(312e12, 80, 200e9, 25e9, float8=False),
     "L40S": Device(362e12, 48, 32e9, 12.5e9),
     "L40": Device(181e12, 48, 32e9, 12.5e9),
     "L4": Device(121e12, 24, 32e9, 12.5e9),
-    "A10": Device(125e12, 24, 32e9, 12.5e9),
-    "V100": Device(125e12, 32, 150e9, 12.5e9),
+    "A10": Device(125e12, 24, 32e9, 12.5e9, float8=False),
+    "V100": Device(125e12, 32, 150e9, 12.5e9, float8=False),
 }
 
 

@@ -20,7 +20,7 @@ from ropewalk.jobs.training.loop.architecture.model_config import model_config
 from ropewalk.jobs.training.loop.model_keys import PRESETS, ModelConfig, Preset
 from tests.jobs.shell import Shell
 
-KEY = re.compile(r"^([a-z_]+(?:\.[a-z_]+)*)  ")
+KEY = re.compile(r"^([a-z_]+(?:\.[a-z_0-9]+)*)  ")
 HEADING = re.compile(r"^(Usual keys|Top-level keys|[a-z_]+: .*)$")
 END = re.compile(r"^\d+ keys in all: ")
 

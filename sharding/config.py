@@ -57,7 +57,7 @@ class Division:
 class ParallelConfig(Section):
     """Division of a model and its work among the ranks."""
 
-    hidden_keys = frozenset({"pipeline", "context"})
+    hidden_keys = frozenset({"pipeline", "context", "expert"})
 
     replicate: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default=1,
@@ -73,6 +73,7 @@ class ParallelConfig(Section):
     )
     pipeline: int = Field(default=1, ge=1, description="pipeline stages; only 1 is supported")
     context: int = Field(default=1, ge=1, description="ranks that divide each sequence's attention; only 1 is supported")
+    expert: int = Field(default=1, ge=1, description="ranks that divide the experts of a layer; only 1 is supported")
     reshard: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="reshard parameters after forward; auto: only if the gathered parameters exceed 2 GiB per rank",
@@ -97,13 +98,13 @@ class ParallelConfig(Section):
         description="model of the GPUs, such as H100, whose memory and speed a dry run assumes; unset: those of this machine",
     )
 
-    @field_validator("pipeline", "context")
+    @field_validator("pipeline", "context", "expert")
     @classmethod
     def _only_one(cls, degree: int, info: ValidationInfo) -> int:
         if degree != 1:
             raise ValueError(
                 f"must be 1: {info.field_name} parallelism is not supported; remove it, and divide the model by FSDP, which"
-                " needs no key, or by parallel.tensor"
+                " needs no key, or by parallel.tensor, which divides the matrices of each expert too"
             )
         return degree
 

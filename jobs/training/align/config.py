@@ -250,6 +250,10 @@ class AlignConfig(TrainingConfig):
             return "none"
         return "copy" if self.lora is None else "adapter"
 
+    def frozen_model(self) -> ModelConfig | None:
+        compared = self.method != "grpo" or self.grpo.kl > 0
+        return self.model if compared and self.compared_with == "copy" else None
+
     def unset_gpus(self) -> list[UnsetGpus]:
         """Return nothing with GRPO's workers of the engine transformers, which generate on CPUs."""
         return [] if self.grpo.workers and self.grpo.engine == "transformers" else super().unset_gpus()

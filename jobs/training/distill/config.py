@@ -146,6 +146,9 @@ class DistillConfig(TrainingConfig):
         """True if the run waits for the runs of its baseline."""
         return self.baseline is not None
 
+    def frozen_model(self) -> str | None:
+        return self.teacher if self.teacher_logits == "online" and self.alpha < 1 else None
+
     def _check_on_policy(self) -> None:
         keys = self.on_policy
         if keys is None:

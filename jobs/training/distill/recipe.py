@@ -128,6 +128,7 @@ def plan_distillation(context: JobContext, config: DistillConfig, group: Group) 
         # validation is the cross entropy with the text alone
         validation=held_out_tokens(held_out, group, micro_batch=config.batch.forward_batch, comparable=config.alpha == 1),
         objective=objective,
+        frozen=teacher if config.frozen_model() is not None else None,
     )
     return DistillationPlan(recipe=recipe, teacher=teacher, held_out=held_out, chunks=chunks)
 

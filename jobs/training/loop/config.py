@@ -14,7 +14,7 @@ from ropewalk.cluster.section import Section, default_text
 from ropewalk.jobs.runs.models.find_model import check_model_run
 from ropewalk.jobs.training.loop.attention import Kernel, kernel_problem
 from ropewalk.jobs.training.loop.devices import DEVICES
-from ropewalk.jobs.training.loop.model_keys import LoraConfig
+from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.optim_keys import WARMUP_SHARE, WARMUP_STEPS, OptimConfig, warmup_problem
 from ropewalk.sharding.config import (
     FLOAT8_KEYS,
@@ -211,6 +211,10 @@ class TrainingConfig(ModelJobConfig):
     def float8_obstacle(self) -> str | None:
         """Return the reason why this job cannot compute in float8; None: it can."""
         return "only the jobs pretrain and finetune support float8"
+
+    def frozen_model(self) -> str | ModelConfig | None:
+        """Return the teacher or reference whose copy lies on the ranks beside the trained model; None: there is none."""
+        return None
 
     def required_environment(self) -> Mapping[str, str]:
         return self.precision.environment()

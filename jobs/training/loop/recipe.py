@@ -59,6 +59,7 @@ class Recipe:
     source: Source
     validation: Validation | None
     objective: Callable[[nn.Module, Group], Objective]  # builds a frozen reference or teacher on the same mesh, if it needs one
+    frozen: ModelPlan | None = None  # of that second model, without its adapter
     packs: str | None = None  # the key for which samples hold several documents, which the model must keep apart
     chat: bool = False  # the prompts of `samples` are messages to an assistant
 
@@ -112,7 +113,7 @@ def _trainer(
     context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe, *, model: nn.Module, checkpoints: Checkpoints
 ) -> Trainer:
     objective, source = recipe.objective(model, group), recipe.source
-    config = choose_micro_batch(context, config, group, recipe.model, source.filler())
+    config = choose_micro_batch(context, config, group, recipe.model, source.filler(), frozen=recipe.frozen)
     optimizer = make_optimizer(model, config.optim, MOMENTS[config.precision.optimizer])
     ema = MovingAverage(model, optimizer, config.ema.decay) if config.ema is not None else None
     state = TrainState(model, optimizer, trained_only=recipe.model.adapter is not None, ema=ema)

@@ -79,7 +79,15 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
         validation = None
         if held_out is not None:
             validation = HeldOutRewards(context=context, config=grpo, group=group, prompts=held_out, generator=generator)
-        yield Recipe(model=plan, tokenizer=tokenizer, source=source, validation=validation, objective=objective, chat=True)
+        yield Recipe(
+            model=plan,
+            tokenizer=tokenizer,
+            source=source,
+            validation=validation,
+            objective=objective,
+            frozen=plan if config.frozen_model() is not None else None,
+            chat=True,
+        )
 
 
 def _oldest_position(context: JobContext, keep: int) -> int:

@@ -68,6 +68,7 @@ def preference_recipe(context: JobContext, config: AlignConfig, group: Group, ma
         source=_source(context, config, manifest, "train", reference=log_probs.get("train"), in_order=False, kto=kto),
         validation=validation if held_out.epoch_samples else None,
         objective=objective,
+        frozen=plan if config.frozen_model() is not None else None,
         chat=True,
     )
 

@@ -20,7 +20,7 @@ def measure_model(model: Any, seq_len: int, modes: Sequence[Mode], *, bf16: bool
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight, text = getattr(head, "weight", None), model.config.get_text_config()
     shape = ModelShape(
-        units=_units(model),
+        units=fsdp_units(model),
         hidden=int(text.hidden_size),
         layers=int(text.num_hidden_layers),
         vocabulary=0 if weight is None else len(weight),
@@ -38,7 +38,7 @@ def measure_model(model: Any, seq_len: int, modes: Sequence[Mode], *, bf16: bool
     return shape.model_copy(update={"activations": activations, "problem": problem})
 
 
-def _units(model: nn.Module) -> list[Unit]:
+def fsdp_units(model: nn.Module) -> list[Unit]:
     """Return the modules that FSDP gathers as one: the rest of the model first, then the layers."""
     counted: set[int] = set()
     units: list[Unit] = []

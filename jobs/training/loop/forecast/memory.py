@@ -1,7 +1,7 @@
 """Memory of a rank by kind, computed from the shapes of a model, its division among the ranks, and the micro-batch."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -39,6 +39,7 @@ class ModelShape(Section):
     vocabulary: int  # rows of the head; 0: it has none
     head_trained: bool
     seq_len: int
+    frozen: list[Unit] = Field(default=[])  # of a teacher or reference beside it
     activations: dict[Mode, tuple[int, int]] = Field(default={})  # bytes of one sample: between forward and backward, and at most
     problem: str = ""  # why a mode is missing
 
@@ -63,9 +64,13 @@ class Layout:
         compute = self.config.precision.compute
         return compute == "bf16" or (compute == "auto" and self.gpu)
 
-    def reshards(self, model: ModelShape) -> bool:
-        choice = self.config.parallel.reshard
-        return choice == "always" or (choice == "auto" and model.numbers() * (2 if self.gpu else FP32) > SMALL_BYTES)
+    @property
+    def compute_bytes(self) -> int:
+        return 2 if self.bf16 else FP32
+
+    def reshards(self, units: Sequence[Unit]) -> bool:
+        choice, numbers = self.config.parallel.reshard, sum(unit.numbers() for unit in units)
+        return choice == "always" or (choice == "auto" and numbers * (2 if self.gpu else FP32) > SMALL_BYTES)
 
     def accumulates_sharded(self, model: ModelShape) -> bool:
         choice = self.config.parallel.accumulate
@@ -123,18 +128,26 @@ def _lasting(model: ModelShape, layout: Layout) -> dict[str, int]:
         "optimizer": moments * (2 if precision.optimizer == "bf16" else FP32),
         "average": trained * FP32 if layout.config.ema is not None else 0,
     }
+    if model.frozen:  # its matrices are stored in the format of computation
+        kept, gathered = (sum(unit.numbers(shards) for unit in model.frozen), _gathered(model.frozen, layout))
+        kinds["frozen model"] = (kept + gathered) * layout.compute_bytes
     if not layout.gpu:  # a GPU's is in the memory of the host
         of_model = trained if layout.adapter else model.numbers(shards)
         kinds["checkpoint copy"] = of_model * FP32 + kinds["optimizer"] + kinds["average"]
     return kinds
 
 
+def _gathered(units: Sequence[Unit], layout: Layout) -> int:
+    """Return the numbers that are gathered at once: all, or the first unit, a layer, the next one, and a buffer."""
+    root, *layers = (unit.numbers(layout.shards) * layout.shards for unit in units)
+    return root + (3 * max(layers, default=0) if layout.reshards(units) else sum(layers))
+
+
 def _moments(model: ModelShape, layout: Layout, batch: "Passes") -> Iterator[dict[str, int]]:
     """Yield what comes on top at the moments of a step when memory can be largest."""
-    shards, compute_bytes = layout.shards, 2 if layout.bf16 else FP32
+    shards, compute_bytes = layout.shards, layout.compute_bytes
     root, *layers = (unit.numbers(shards) * shards * compute_bytes for unit in model.units)
-    largest, reshards = max(layers, default=0), layout.reshards(model)
-    gathered = root + (3 * largest if reshards else sum(layers))  # one ahead, and a buffer
+    largest, gathered = max(layers, default=0), _gathered(model.units, layout) * compute_bytes
     root_gradient, *gradients = (unit.numbers(shards, trained_only=True) * shards for unit in model.units)
     local = model.numbers(shards, trained_only=True) * FP32
     tensor = layout.config.parallel.tensor  # each rank of such a group has its part of matrices, hidden states and logits

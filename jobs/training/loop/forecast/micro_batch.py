@@ -20,7 +20,7 @@ from ropewalk.jobs.training.loop.architecture.bare_model import bare_model
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.devices import USABLE
-from ropewalk.jobs.training.loop.forecast.measure import measure_model
+from ropewalk.jobs.training.loop.forecast.measure import fsdp_units, measure_model
 from ropewalk.jobs.training.loop.forecast.memory import Layout, largest_micro_batch
 from ropewalk.jobs.training.loop.forecast.rows import EMPTY_RANK
 from ropewalk.jobs.training.loop.model import ModelPlan
@@ -35,18 +35,23 @@ _UNKNOWN = 4  # the first choice if the forecast fails
 
 
 def choose_micro_batch(
-    context: JobContext, config: TrainingConfig, group: Group, plan: ModelPlan, filler: Batch
+    context: JobContext, config: TrainingConfig, group: Group, plan: ModelPlan, filler: Batch, *, frozen: ModelPlan | None
 ) -> TrainingConfig:
-    """Return the configuration with a number for a micro-batch of `auto`, the same on all ranks."""
+    """Return the configuration with a number for a micro-batch of `auto`, the same on all ranks.
+
+    `frozen` is a teacher or reference beside the trained model.
+    """
     if config.batch.micro_batch != "auto":
         return config
-    size = _choose(context, config, group, plan, filler) if group.is_main else None
+    size = _choose(context, config, group, plan, filler, frozen=frozen) if group.is_main else None
     return config.model_copy(update={"batch": config.batch.model_copy(update={"micro_batch": group.broadcast_object(size, int)})})
 
 
-def _choose(context: JobContext, config: TrainingConfig, group: Group, plan: ModelPlan, filler: Batch) -> int:
-    samples = math.ceil(config.batch.global_batch / group.data_size)
-    size = recorded(context.run.read_events(afresh=True), group.world_size) or _forecast(config, group, plan, filler, samples)
+def _choose(
+    context: JobContext, config: TrainingConfig, group: Group, plan: ModelPlan, filler: Batch, *, frozen: ModelPlan | None
+) -> int:
+    size = recorded(context.run.read_events(afresh=True), group.world_size)
+    size = size or _forecast(config, group, plan, filler, frozen=frozen)
     where = {"attempt": context.attempt, "group": context.group}
     context.run.event(CHOICE, size=size, world_size=group.world_size, **where)
     log.info("micro-batches of up to %d", size)
@@ -65,11 +70,13 @@ def recorded(events: Iterable[Mapping[str, Any]], world_size: int) -> int | None
     return math.ceil(size / 2) if size is not None and exhausted else size
 
 
-def _forecast(config: TrainingConfig, group: Group, plan: ModelPlan, filler: Batch, samples: int) -> int:
-    """Return the largest micro-batch that fits by the forecast. A frozen model beside the trained one is not counted."""
+def _forecast(config: TrainingConfig, group: Group, plan: ModelPlan, filler: Batch, *, frozen: ModelPlan | None) -> int:
+    """Return the largest micro-batch that fits by the forecast."""
+    samples = math.ceil(config.batch.global_batch / group.data_size)
     gpu, bf16 = group.device.type == "cuda", compute_format(config.precision, group.device) == "bf16"
     with torch.device("meta"):
         model = bare_model(plan.config, plan.head)
+        beside = fsdp_units(bare_model(frozen.config, frozen.head).requires_grad_(False)) if frozen is not None else []
     model = plan.adapter(model) if plan.adapter is not None else model
     matrices = sum(matrix.numel() for matrix in layer_matrices(model))
     length = filler["input_ids"].shape[-1]
@@ -81,7 +88,7 @@ def _forecast(config: TrainingConfig, group: Group, plan: ModelPlan, filler: Bat
     sequences = filler["input_ids"].numel() // length  # of a sample: a pair of answers has two
     saved, most = shape.activations[mode]
     activations = {mode: (saved * sequences, most * sequences)}
-    shape = shape.model_copy(update={"seq_len": length * sequences, "activations": activations})
+    shape = shape.model_copy(update={"seq_len": length * sequences, "activations": activations, "frozen": beside})
     axes = dict(zip(group.mesh.mesh_dim_names or (), group.mesh.shape, strict=True))
     shards = group.mesh.size() // axes.get(REPLICATE, 1)
     adapter = plan.adapter is not None

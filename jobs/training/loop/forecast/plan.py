@@ -9,6 +9,7 @@ from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.cluster.text import counted, format_bytes
+from ropewalk.jobs.runs.models.find_model import find_model
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.training.loop.architecture.fit import read_sizes
 from ropewalk.jobs.training.loop.config import TrainingConfig
@@ -172,6 +173,23 @@ def _sizes(model: ModelConfig | None) -> dict[str, Any]:
     return {}
 
 
+def _frozen(config: TrainingConfig, vocabulary: int, seq_len: int) -> SizeRequest | None:
+    """Return the model beside the trained one; None if there is none, or if it cannot be read here."""
+    model = config.frozen_model()
+    fingerprint = None
+    with suppress(RopewalkError):
+        source: Any = find_model(model) if isinstance(model, str) else None
+        if isinstance(model, ModelConfig) and model.run is not None:
+            source = find_run(model.run)
+        if isinstance(source, Path):
+            model = ModelConfig(path=str(source))
+        elif source is not None:
+            model, fingerprint = ModelConfig(run=source.id), (read_json(source.model_record) or {}).get("fingerprint")
+    if not isinstance(model, ModelConfig) or (model.run is not None and fingerprint is None):
+        return None
+    return SizeRequest(model=model, fingerprint=fingerprint, vocabulary=vocabulary, seq_len=seq_len)
+
+
 def _size(config: TrainingConfig, model: ModelConfig | None, vocabulary: int | None, seq_len: int) -> ModelSize | str:
     if model is None:
         return "those of the teacher that are left by student.prune"
@@ -190,6 +208,7 @@ def _size(config: TrainingConfig, model: ModelConfig | None, vocabulary: int | N
     request = SizeRequest(
         model=model,
         fingerprint=fingerprint,
+        frozen=_frozen(config, vocabulary or 1, seq_len),
         vocabulary=vocabulary or 1,
         seq_len=seq_len,
         lora=lora,

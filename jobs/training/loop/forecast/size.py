@@ -21,6 +21,7 @@ class SizeRequest(Section):
 
     model: ModelConfig
     fingerprint: dict[str, Any] | None = None  # of the model of a run
+    frozen: "SizeRequest | None" = None  # the model beside it
     vocabulary: int
     seq_len: int
     lora: LoraConfig | None = None
@@ -67,19 +68,25 @@ def measure(request: SizeRequest) -> ModelSize:
 
     from ropewalk.jobs.training.loop.architecture.bare_model import bare_model
     from ropewalk.jobs.training.loop.architecture.model_config import config_from_fingerprint, unchecked_config
-    from ropewalk.jobs.training.loop.forecast.measure import measure_model
+    from ropewalk.jobs.training.loop.forecast.measure import fsdp_units, measure_model
     from ropewalk.jobs.training.loop.update.optimizer import layer_matrices
 
     sizes = {"vocabulary": request.vocabulary, "end_of_document": 0, "seq_len": request.seq_len}
-    config = config_from_fingerprint(request.fingerprint) if request.fingerprint else unchecked_config(request.model, **sizes)
-    with torch.device("meta"):
-        model = bare_model(config, "causal_lm")
+
+    def model_of(request: SizeRequest) -> Any:
+        given = request.fingerprint
+        with torch.device("meta"):
+            return bare_model(config_from_fingerprint(given) if given else unchecked_config(request.model, **sizes), "causal_lm")
+
+    model = model_of(request)
     if request.lora is not None:
         from ropewalk.jobs.training.loop.weights.lora import lora_adapter
 
         model = lora_adapter(request.lora, 0)(model)
     matrices = sum(matrix.numel() for matrix in layer_matrices(model))
     shape = measure_model(model, request.seq_len, MODES, bf16=request.bf16, gpu=request.gpu)
+    if request.frozen is not None:
+        shape = shape.model_copy(update={"frozen": fsdp_units(model_of(request.frozen).requires_grad_(False))})
     device = None
     if request.gpu and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)

@@ -19,9 +19,9 @@ class Traffic:
 def step_traffic(model: ModelShape, layout: Layout, batch: Passes, *, copies: int, local_ranks: int) -> Traffic:
     """Return what a step sends, with ring algorithms: a ring through several nodes leaves each node once."""
     shards = layout.shards
-    each = 2 if layout.bf16 else FP32
+    each = layout.compute_bytes
     reduced = 2 if layout.config.precision.reduce == "bf16" else FP32
-    gathers = 1 if not layout.reshards(model) else 2 * batch.passes
+    gathers = 1 if not layout.reshards(model.units) else 2 * batch.passes
     reductions = batch.passes if layout.accumulates_sharded(model) else 1
     trained = model.numbers(trained_only=True)
     tensor = layout.config.parallel.tensor

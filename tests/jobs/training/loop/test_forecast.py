@@ -11,7 +11,7 @@ from ropewalk.jobs.training.loop import head
 from ropewalk.jobs.training.loop.architecture.bare_model import bare_model, empty_model, skeleton
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.forecast import memory
-from ropewalk.jobs.training.loop.forecast.measure import measure_model
+from ropewalk.jobs.training.loop.forecast.measure import fsdp_units, measure_model
 from ropewalk.jobs.training.loop.forecast.memory import MODES, ModelShape, Passes, Unit, largest_micro_batch, rank_memory
 from ropewalk.jobs.training.loop.forecast.rows import Forecast, forecast_rows
 from ropewalk.jobs.training.loop.model_keys import LoraConfig
@@ -128,6 +128,17 @@ def test_memory_by_kind() -> None:
     row = forecast(None)["memory"]
     assert row.startswith("about 24.")
     assert "activations 16.0 GiB" in row
+
+
+def test_a_frozen_model_is_stored_and_gathered_beside_the_trained_one() -> None:
+    beside = SHAPE.model_copy(update={"frozen": [Unit(trained=[], frozen=unit.trained) for unit in SHAPE.units]})
+    memory, alone = (Forecast(config_of(None), shape, 0).memory.kinds for shape in (beside, SHAPE))
+    assert memory["frozen model"] == alone["parameters"] + alone["gathered"]
+    assert {**memory, "frozen model": 0} == {**alone, "frozen model": 0}
+    with simulated(0, 5, "cpu") as group:
+        frozen = parallelize(skeleton(AutoConfig.for_model(**SIZES)), group, ParallelConfig(), PrecisionConfig(), trainable=False)
+        local = [p.to_local().numel() for p in frozen.parameters()]  # type: ignore[attr-defined]
+    assert sum(unit.numbers(5) for unit in fsdp_units(meta_model().requires_grad_(False))) == sum(local)
 
 
 def test_micro_batches_cost_gradients() -> None:

@@ -123,6 +123,7 @@ def test_a_family_without_a_plan_is_refused() -> None:
         ({"parallel": {"tensor": 2, "compile": True}}, "does not combine with parallel.compile"),
         ({"parallel": {"tensor": 2, "pipeline": 2}}, "pipeline parallelism is not supported"),
         ({"parallel": {"tensor": 2, "context": 2}}, "context parallelism is not supported"),
+        ({"parallel": {"tensor": 2, "expert": 2}}, "expert parallelism is not supported; .* the matrices of each expert too"),
     ],
 )
 def test_what_does_not_combine_with_tensor_parallelism_is_refused(keys: dict[str, Any], sentence: str) -> None:

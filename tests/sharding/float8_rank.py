@@ -83,8 +83,8 @@ def preset_losses(group: Group, precision: PrecisionConfig) -> list[float]:
     return losses
 
 
-def float8_main(rank: int, size: int, port: int, folder: Path) -> None:
-    """Report losses with other keys; on one rank also differences of products, and losses of the preset tiny."""
+def float8_main(rank: int, size: int, port: int, preset: bool, folder: Path) -> None:
+    """Report losses with other keys; on one rank also differences of products, and losses of the preset tiny if asked for."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(LOCAL_RANK=str(rank), OMP_NUM_THREADS="1", TORCHELASTIC_USE_AGENT_STORE="True", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
@@ -97,6 +97,7 @@ def float8_main(rank: int, size: int, port: int, folder: Path) -> None:
         if size == 1:
             report["fp32"] = train_in(group, ParallelConfig(), PrecisionConfig(), steps=4)
             report |= product_errors(group)
+        if preset:
             bf16 = {"compute": "bf16"}
             report["tiny"] = preset_losses(group, PrecisionConfig.model_validate({**bf16, "float8": "emulated"}))
             report["tiny bf16"] = preset_losses(group, PrecisionConfig.model_validate(bf16))

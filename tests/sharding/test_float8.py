@@ -27,9 +27,9 @@ from tests.torchao import needs_torchao
 HIDDEN, MIDDLE = 32, 64
 
 
-def reports_at(ranks: int, folder: Path) -> list[dict[str, Any]]:
+def reports_at(ranks: int, folder: Path, *, preset: bool = False) -> list[dict[str, Any]]:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = [SERVER.Process(target=float8_main, args=(rank, ranks, store.port, folder)) for rank in range(ranks)]
+    processes = [SERVER.Process(target=float8_main, args=(rank, ranks, store.port, preset, folder)) for rank in range(ranks)]
     for process in processes:
         process.start()
     for process in processes:
@@ -39,12 +39,19 @@ def reports_at(ranks: int, folder: Path) -> list[dict[str, Any]]:
 
 
 @needs_torchao
-def test_float8_rounds_rows_and_learns_as_bf16_on_any_number_of_ranks(tmp_path: Path) -> None:
+def test_products_are_those_of_rounded_rows(tmp_path: Path) -> None:
     (alone,) = reports_at(1, tmp_path)
     assert alone["rounded"] < 1e-6, "as e4m3 rounds rows, with scales that are powers of two"
     assert 1e-3 < alone["exact"] < 0.1
     assert alone["none"] != alone["fp32"]
     assert alone["none"] == pytest.approx(alone["fp32"], rel=1e-2)
+
+
+@needs_torchao
+@pytest.mark.soak("seconds of imports in five processes; make test rounds on one")
+@pytest.mark.slow
+def test_float8_learns_as_bf16_and_on_four_ranks_as_on_one(tmp_path: Path) -> None:
+    (alone,) = reports_at(1, tmp_path, preset=True)
     for report in reports_at(4, tmp_path):
         assert report["none"] == report["selective"] == pytest.approx(alone["none"], rel=1e-4)
     float8, bf16 = alone["tiny"], alone["tiny bf16"]

@@ -129,8 +129,8 @@ def _lasting(model: ModelShape, layout: Layout) -> dict[str, int]:
         "average": trained * FP32 if layout.config.ema is not None else 0,
     }
     if model.frozen:  # its matrices are stored in the format of computation
-        kept, gathered = (sum(unit.numbers(shards) for unit in model.frozen), _gathered(model.frozen, layout))
-        kinds["frozen model"] = (kept + gathered) * layout.compute_bytes
+        numbers = sum(unit.numbers(shards) for unit in model.frozen) + _gathered(model.frozen, layout)
+        kinds["frozen model"] = numbers * layout.compute_bytes
     if not layout.gpu:  # a GPU's is in the memory of the host
         of_model = trained if layout.adapter else model.numbers(shards)
         kinds["checkpoint copy"] = of_model * FP32 + kinds["optimizer"] + kinds["average"]

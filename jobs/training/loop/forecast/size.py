@@ -74,9 +74,10 @@ def measure(request: SizeRequest) -> ModelSize:
     sizes = {"vocabulary": request.vocabulary, "end_of_document": 0, "seq_len": request.seq_len}
 
     def model_of(request: SizeRequest) -> Any:
-        given = request.fingerprint
+        fingerprint = request.fingerprint
+        config = config_from_fingerprint(fingerprint) if fingerprint else unchecked_config(request.model, **sizes)
         with torch.device("meta"):
-            return bare_model(config_from_fingerprint(given) if given else unchecked_config(request.model, **sizes), "causal_lm")
+            return bare_model(config, "causal_lm")
 
     model = model_of(request)
     if request.lora is not None:

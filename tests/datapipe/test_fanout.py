@@ -127,6 +127,7 @@ def test_a_task_that_kills_three_elements_is_named(tmp_path: Path) -> None:
     assert array.deaths == 3
 
 
+@pytest.mark.soak("make test raises the errors of a pool's tasks, and one of an array's program")
 def test_an_error_of_a_task_is_raised_as_it_is(tmp_path: Path) -> None:
     task = Task(method="encode", label="shards/part-00000.arrow", arguments=(None, "tokenizers"))
     with fanout(tmp_path) as array, pytest.raises(DataError, match="its tokenizer is gone"):

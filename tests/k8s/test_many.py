@@ -12,7 +12,8 @@ from tests.patience import Patience, until
 NODES = 4
 
 
-@pytest.mark.parametrize("runs", [20, pytest.param(60, marks=pytest.mark.soak("sixty runs; make test runs twenty"))])
+@pytest.mark.soak("twenty nodes and sixty runs that kwok plays; make test lists and cancels runs in submission/test_submit.py")
+@pytest.mark.parametrize("runs", [20, 60])
 def test_many_runs(runs: int, kube: Cluster, namespace: Namespace) -> None:
     add_nodes(kube, NODES)
     try:

@@ -196,20 +196,19 @@ def test_what_can_never_start(namespace: Namespace, start: Start) -> None:
 # --- it waits, and says what for
 
 
-@pytest.mark.parametrize(
-    ("profile", "resources", "message"),
-    [
-        ({"node_selector": {"a": "b"}}, {}, "didn't match Pod's node affinity/selector; correct `node_selector`"),
-        ({}, {"cpus": 500}, "Insufficient cpu; request less per node"),
-        ({}, {"gpus": 3}, "Insufficient nvidia.com/gpu"),
-        ({"devices": {"rdma/hca": 1}}, {}, "Insufficient rdma/hca"),
-    ],
+WAITING: tuple[tuple[dict[str, Any], dict[str, Any], str], ...] = (
+    ({"node_selector": {"a": "b"}}, {}, "didn't match Pod's node affinity/selector; correct `node_selector`"),
+    ({}, {"cpus": 500}, "Insufficient cpu; request less per node"),
+    ({}, {"gpus": 3}, "Insufficient nvidia.com/gpu"),
+    ({"devices": {"rdma/hca": 1}}, {}, "Insufficient rdma/hca"),
 )
-def test_what_waits_for_room(start: Start, profile: dict[str, Any], resources: dict[str, Any], message: str) -> None:
-    run = start(profile=profile, resources=resources)
+
+
+def test_what_waits_for_room(start: Start) -> None:
+    runs = [start(profile=profile, resources=resources) for profile, resources, _ in WAITING]
     with quickly():
-        state = told(run, message)
-    assert (state.state, state.word) == (RunState.PENDING, "Unschedulable")
+        states = [told(run, message) for run, (*_, message) in zip(runs, WAITING, strict=True)]
+    assert {(state.state, state.word) for state in states} == {(RunState.PENDING, "Unschedulable")}
 
 
 def test_a_registry_that_is_away(start: Start) -> None:

@@ -218,6 +218,7 @@ def test_after_a_run_that_succeeds(namespace: Namespace, start: Start) -> None:
     assert second.run.read_metrics()[0]["time"] > first.run.read_metrics()[-1]["time"]
 
 
+@pytest.mark.soak("make test cancels what waits for a cancelled run in volume/test_remote.py, and runs one after another below")
 def test_after_a_run_that_fails(namespace: Namespace, start: Start) -> None:
     first = start("refuse", "process")
     second = start(steps=2, submit=False)

@@ -109,10 +109,11 @@ def test_packing_is_checked_on_the_weights_of_another_run(base: Path, data: Path
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, id="full", marks=pytest.mark.soak("make test runs lora, which needs more state, and pretrain's")),
+        pytest.param({}, id="full"),
         pytest.param({"lora": {**LORA, "dropout": 0.1}, "neftune": 5.0}, id="lora"),
     ],
 )
+@pytest.mark.soak("make test kills finetunings in loop/test_lora.py and in the test of the mean of the weights")
 def test_killed_and_resumed_is_bit_identical(base: Path, data: Path, root: Path, options: dict[str, Any]) -> None:
     config = finetune_config(base, data, **options, steps=5, checkpoint={"every_steps": 2})
     whole, parted = make_run(root, config), make_run(root, config)

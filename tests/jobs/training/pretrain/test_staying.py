@@ -50,13 +50,18 @@ def goes_on_after(run: RunDir, disturb: Callable[[], object]) -> None:
     until(lambda: len(events(run, "first_step")) > before, Patience.STEP, lambda: log_of(run))
 
 
-def test_survivors_keep_their_process_and_the_loss_repeats(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "kills", [(0,), pytest.param((1, 0), marks=pytest.mark.soak("two kills; make test kills the rank that others wait for"))]
+)
+def test_survivors_keep_their_process_and_the_loss_repeats(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: tuple[int, ...]
+) -> None:
     """A checkpoint at every step: each kill meets a save."""
-    config = pretrain_config(data, steps=60, checkpoint={"every_steps": 1})
+    config = pretrain_config(data, steps=30 * len(kills), checkpoint={"every_steps": 1})
     run = begin(tmp_path, monkeypatch, config)
     reach(run, 5)
     pids = {rank: pid_of(run, rank) for rank in (0, 1)}
-    for killed in (1, 0):
+    for killed in kills:
         goes_on_after(run, psutil.Process(pids[killed]).kill)
         now = {rank: pid_of(run, rank) for rank in (0, 1)}
         assert now[1 - killed] == pids[1 - killed]
@@ -64,10 +69,10 @@ def test_survivors_keep_their_process_and_the_loss_repeats(data: Path, tmp_path:
         pids = now
     finish(run)
     lost = [(event["rank"], event["exit_code"]) for event in events(run, "rank_lost") if event["exit_code"] != EXIT_LOST_PEER]
-    assert lost == [(rank, -signal.SIGKILL) for rank in (1, 0)]
+    assert lost == [(rank, -signal.SIGKILL) for rank in kills]
     assert run.read_errors(1) == []
 
-    peaceful = make_run(tmp_path, pretrain_config(data, steps=60))
+    peaceful = make_run(tmp_path, pretrain_config(data, steps=30 * len(kills)))
     launch(peaceful, 2)
     assert losses(run) == losses(peaceful)
     assert equal(weights(run), weights(peaceful))

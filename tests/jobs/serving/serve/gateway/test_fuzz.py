@@ -16,7 +16,13 @@ STRANGE_HEADERS = {  # bytes that are no text
 }
 
 
-@pytest.mark.parametrize("settings", [WITH_TOKEN, {}], ids=["with a token", "open"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(WITH_TOKEN, id="with a token"),
+        pytest.param({}, id="open", marks=pytest.mark.soak("make test sends them with a token")),
+    ],
+)
 def test_fuzzed_requests_are_refused_or_answered(tmp_path: Path, settings: dict[str, Any]) -> None:
     with fuzzed(tmp_path, **settings) as endpoint:
         statuses = asyncio.run(fuzz(endpoint.port, REQUESTS, seed=1, at_once=16))

@@ -35,7 +35,7 @@ SMALL = {
     "bench_head": ["--vocabulary", "4096", "--peak-tokens", "512", "--tokens", "64", "--rounds", "1"],
     "bench_hung": ["--hangs", "1", "--kinds", "stopped", "--step-seconds", "0"],
     "bench_gateway": ["--requests", "6", "--tokens", "6", "--turns", "1", "--connections", "50"],
-    "bench_queue_order": ["--jobs", "6", "--nodes", "4"],
+    "bench_queue_order": ["--jobs", "4", "--nodes", "8"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
     "bench_many_files": ["--nodes", "2", "--days", "0.1", "--runs", "200"],
     "bench_many_runs": ["--runs", "20"],

@@ -1,7 +1,6 @@
 """The recipe of a training job, the assembly of the loop from it, and the origin of the first weights of an attempt."""
 
 import logging
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import nn
 from ropewalk.cluster.errors import DamagedCheckpointError, RopewalkError, StorageError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.node_ledger import machine_name
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.training.loop.architecture.model_config import has_dropout
 from ropewalk.jobs.training.loop.architecture.model_record import (
@@ -122,7 +122,7 @@ def _trainer(
     meter = meter_of(
         model, recipe.model.config, group, tokens_per_sample=source.tokens_per_sample, global_batch=config.batch.global_batch
     )
-    hosts = group.gather_object(socket.gethostname(), str)
+    hosts = group.gather_object(machine_name(), str)
     report = Report(context, group, meter, steps=config.steps, log_every=config.log_every, hosts=hosts)
     return Trainer(
         context=context,

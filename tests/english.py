@@ -22,17 +22,18 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 def problems(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (line, problem) for each docstring and each name of a file that the check refuses."""
-    tree = ast.parse(path.read_text())
-    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    fields = {statement.target for node in classes for statement in node.body if isinstance(statement, ast.AnnAssign)}
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [node for node in nodes if isinstance(node, ast.Name | ast.arg)]
+    for node in nodes:
         if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)) and START.match(text):
             yield getattr(node, "lineno", 1), f"docstring starts with {START.match(text)[0]!r}: {text.splitlines()[0]}"  # type: ignore[index]
-        name = node.arg if isinstance(node, ast.arg) else getattr(node, "id", "")
-        if isinstance(getattr(node, "ctx", None), ast.Load):
+    for node in names:
+        name = node.arg if isinstance(node, ast.arg) else node.id
+        if name not in NAMES or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)):
             continue
-        if name in NAMES and not (node in fields and name in KEYS):
-            yield node.lineno, f"the name {name!r} says nothing: name the value"  # type: ignore[attr-defined]
+        classes = [each for each in nodes if isinstance(each, ast.ClassDef)] if name in KEYS else []
+        if node not in [statement.target for each in classes for statement in each.body if isinstance(statement, ast.AnnAssign)]:
+            yield node.lineno, f"the name {name!r} says nothing: name the value"
 
 
 def main() -> None:

@@ -1,16 +1,29 @@
 """The server that processes of tests are forked from: one in a pytest process."""
 
-import multiprocessing
+import multiprocessing.forkserver
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from ropewalk.cluster.process.forking import forked_interpreters
 from tests.warm import TRAINING
 
 MIRRORS = ("ropewalk.jobs.runs.mirror.relay", "ropewalk.jobs.runs.mirror.following", "tests.jobs.runs.mirror.processes")
 PRELOAD = [*TRAINING, "tests.jobs.launch", *MIRRORS, "pytest", "tests.frozen"]
 
 
-def _process(**arguments: Any) -> Any:
+def fork_server() -> None:
+    """Fork the server from this process, which has imported all that tests do and has computed nothing yet."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    with forked_interpreters(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the thread by which pytest-xdist listens
+        multiprocessing.forkserver.ensure_running()
+
+
+def _process(target: Callable[..., object], args: tuple[Any, ...] = (), **more: Any) -> Any:
     """Make a process; its server imports `PRELOAD`.
 
     Pools of `preprocess` that ran in this process have stopped the server and have set other imports. Without this every rank of
@@ -18,7 +31,15 @@ def _process(**arguments: Any) -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    return context.Process(**arguments)
+    return context.Process(target=_begin, args=(os.environ.get("TMPDIR"), target, args), **more)
+
+
+def _begin(folder: str | None, target: Callable[..., object], args: tuple[Any, ...]) -> None:
+    """Use the temporary directory of the test, which the server may not know."""
+    if folder is not None:
+        os.environ["TMPDIR"] = folder
+    tempfile.tempdir = None
+    target(*args)
 
 
 SERVER = SimpleNamespace(Process=_process)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAKY = ROOT / "tests/flaky.jsonl"
 ALLOWED_FLAKES = 2  # records of one test; the next time it is a failure
 MOST_RETRIED = 12  # more failures than this have a common cause
-WORKERS, SOAK_WORKERS = 3, 2  # for two cores: most tests wait for Slurm, Kubernetes, Ray or training steps
+WORKERS, SOAK_WORKERS = 4, 2  # for two cores: most tests wait for Slurm, Kubernetes, Ray or training steps
 
 
 class Outcomes:
@@ -63,7 +63,7 @@ def main() -> int:
     for package in ROOT.glob("*/__init__.py"):  # else each of thousands of processes would compile it
         compileall.compile_dir(package.parent, quiet=2, workers=0)
     tools = ("ruff check .", "ruff format --check .", "mypy", "python -m tests.english")  # as `make lint`
-    command = " && ".join(f"{Path(sys.executable).parent}/{tool}" for tool in tools)
+    command = " && ".join(f"nice {Path(sys.executable).parent}/{tool}" for tool in tools)  # the tests take longer
     lint = None if soak or selection else subprocess.Popen(command, shell=True)
     kernels = None if selection else subprocess.Popen([sys.executable, "-m", "tests.compiled"])  # else the workers wait for it
     report = f"--junitxml=build/tests/{'soak' if soak else 'test'}.xml"

@@ -72,7 +72,7 @@ def test_lab(lab):
 def run(folder: Path, *arguments: str, workers: int = 1) -> tuple[int, list[str]]:
     """Return the exit code and the lines of a run of the tests in a folder."""
     text = (ROOT / "tests/run.py").read_text()
-    (folder / "tests/run.py").write_text(text.replace("WORKERS, SOAK_WORKERS = 3,", f"WORKERS, SOAK_WORKERS = {workers},"))
+    (folder / "tests/run.py").write_text(text.replace("WORKERS, SOAK_WORKERS = 4,", f"WORKERS, SOAK_WORKERS = {workers},"))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}  # others take seconds to import
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # as in the containers of some CI systems

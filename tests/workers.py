@@ -1,5 +1,6 @@
 """Pytest plug-in: distribution of the tests over workers (pytest-xdist, `pytest -n 3`), and the end of workers."""
 
+import gc
 import importlib
 import os
 import signal
@@ -17,6 +18,7 @@ from xdist.scheduler import LoadScopeScheduling
 LABS = {
     "tests/k8s/": "kubernetes",
     "tests/benchmarks/": "kubernetes",
+    "tests/slurm/ssh/": "ssh",
     "tests/slurm/": "slurm",
     "tests/jobs/inference/engines/": "engines",
     "tests/test_package.py": "wheel",
@@ -25,6 +27,7 @@ LABS = {
 # then modules of minutes, so that short ones are left when the first worker has nothing more to do
 LONG = ("tests/test_", "tests/chaos/", "tests/sharding/", "tests/cluster/", "tests/datapipe/")
 LONG += ("tests/jobs/training/", "tests/jobs/serving/", "tests/jobs/orchestration/")
+LAST = "tests/datapipe/test_process_pool.py"  # it stops the server from which a worker forks ranks
 TEARDOWN_SECONDS = 60.0
 TESTS = Path(__file__).parent
 
@@ -46,7 +49,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(not mark.args for mark in item.iter_markers("soak")):
             raise pytest.UsageError(f"{item.nodeid}: say why it is left to make soak: @pytest.mark.soak('reason')")
-    items.sort(key=lambda item: next((at for at, path in enumerate((*LABS, *LONG)) if item.nodeid.startswith(path)), 99))
+    items.sort(key=lambda item: place(item.nodeid))
+
+
+def place(nodeid: str) -> int:
+    """The place of a test among the groups that start one after the other."""
+    groups = (*LABS, *LONG)
+    return 100 if nodeid.startswith(LAST) else next((at for at, path in enumerate(groups) if nodeid.startswith(path)), 99)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,6 +70,7 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     Every worker collects all modules. On a fresh checkout each first imports a share of its own, and finds the others' cached.
     """
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+    gc.disable()  # all that is made here stays: garbage would be looked for in vain
     worker = getattr(session.config, "workerinput", None)
     if worker and session.config.args_source is pytest.Config.ArgsSource.TESTPATHS:
         modules = sorted(path.relative_to(TESTS.parent) for path in TESTS.rglob("test_*.py"))
@@ -71,6 +81,15 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
         return (yield)
     finally:
         sys.dont_write_bytecode = before
+        gc.enable()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop() -> Generator[None, object, object]:
+    """Fork the server of the ranks once all is imported, and before pytest watches logs and warnings."""
+    if server := sys.modules.get("tests.fork_server"):
+        server.fork_server()
+    return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -19,25 +19,25 @@ Start = Callable[..., ToyRun]
 
 
 def test_a_killed_rank_is_replaced_within_the_attempt(toy: Start) -> None:
-    run = toy("count", "ranks", steps=60, resources={"nodes": 2})
+    run = toy("count", "ranks", steps=40, resources={"nodes": 2})
     run.reach(5)
     os.kill(run.rank_pid(1), signal.SIGKILL)
     outcome = run.finish()
     assert outcome.state is RunState.SUCCEEDED
     assert run.run.attempts() == [1]
-    assert sorted(set(run.steps())) == list(range(1, 61))
+    assert sorted(set(run.steps())) == list(range(1, 41))
     lost = {e["rank"]: e["exit_code"] for e in run.run.read_events() if e["event"] == "rank_lost"}
     assert lost[1] == -signal.SIGKILL, "the other node may notice first that its rank lost a peer"
 
 
 def test_a_killed_node_of_a_fixed_run_starts_a_new_attempt(toy: Start) -> None:
-    run = toy("count", "ranks", steps=60, resources={"nodes": 2})
+    run = toy("count", "ranks", steps=40, resources={"nodes": 2})
     run.reach(5)
     run.kill_node(0)
     assert run.finish().state is RunState.SUCCEEDED
     assert run.run.attempts() == [1, 2]
     assert "node 0 died" in run.run.outcome(1).cause  # type: ignore[union-attr]
-    assert sorted(set(run.steps())) == list(range(1, 61))
+    assert sorted(set(run.steps())) == list(range(1, 41))
 
 
 @pytest.mark.parametrize(
@@ -159,37 +159,37 @@ def test_a_node_that_is_let_go_as_the_group_forms_is_not_waited_for(toy: Start) 
 
 
 def test_a_preempted_run_saves_and_goes_on(toy: Start) -> None:
-    run = toy("count", "ranks", steps=60, resources={"nodes": 2})
+    run = toy("count", "ranks", steps=40, resources={"nodes": 2})
     run.reach(5)
     run.supervisor().send_signal(signal.SIGUSR2)
     assert run.finish().state is RunState.SUCCEEDED
     first = run.run.outcome(1)
     assert first is not None
     assert (first.state, first.exit_code) == (RunState.PREEMPTED, 85)
-    assert run.steps() == list(range(1, 61)), "an announced stop loses no step and repeats none"
+    assert run.steps() == list(range(1, 41)), "an announced stop loses no step and repeats none"
 
 
 @pytest.mark.soak("make test signals the supervisor alone, and every process")
 def test_a_signal_to_one_agent_stops_all_at_one_step(toy: Start) -> None:
-    run = toy("count", "ranks", steps=60, resources={"nodes": 2})
+    run = toy("count", "ranks", steps=40, resources={"nodes": 2})
     run.reach(5)
     agent = next(a["pid"] for a in read_lines(run.run.attempt_dir(1) / "agents.jsonl") if a["node"] == 1)
     os.kill(agent, signal.SIGTERM)
     assert run.finish().state is RunState.SUCCEEDED
     assert run.run.outcome(1).exit_code == 85  # type: ignore[union-attr]
-    assert run.steps() == list(range(1, 61))
+    assert run.steps() == list(range(1, 41))
 
 
 def test_a_signal_to_every_process_of_the_run_is_the_agents_alone(toy: Start) -> None:
     """Slurm signals a step in this way: ranks, their server and their children get the signal too, and must survive it."""
-    run = toy("count", "ranks", steps=60, resources={"nodes": 2})
+    run = toy("count", "ranks", steps=40, resources={"nodes": 2})
     run.reach(5)
     for process in run.supervisor().children(recursive=True):
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGUSR2)
     assert run.finish().state is RunState.SUCCEEDED
     assert run.run.outcome(1).exit_code == 85  # type: ignore[union-attr]
-    assert run.steps() == list(range(1, 61))
+    assert run.steps() == list(range(1, 41))
     assert not [e for e in run.run.read_events() if e["event"] == "rank_lost"]
 
 
@@ -363,7 +363,11 @@ def test_an_agent_that_stands_still_with_its_ranks_is_no_hang(toy: Start) -> Non
     assert not messages(run, "ranks_hung")
 
 
-@pytest.mark.parametrize("resources", [TWO_NODES, TWO_RANKS], ids=["two nodes", "two ranks"])
+@pytest.mark.parametrize(
+    "resources",
+    [TWO_NODES, pytest.param(TWO_RANKS, marks=pytest.mark.soak("make test has them on two nodes"))],
+    ids=["two nodes", "two ranks"],
+)
 def test_ranks_that_do_not_notice_that_another_died_are_not_waited_for(toy: Start, resources: dict[str, int]) -> None:
     """On its own node they do not hear a SIGTERM; on others they look as if they might want to save."""
     run = toy("deaf", "ranks", resources=resources)

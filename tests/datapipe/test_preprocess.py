@@ -107,7 +107,7 @@ def test_a_stop_keeps_what_is_committed(tmp_path: Path, source: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
 
 
-@pytest.mark.slow
+@pytest.mark.soak("make test has one on processes in test_process_pool.py")
 @pytest.mark.usefixtures("local_ray")
 def test_an_orphan_of_an_older_attempt_does_not_finish(tmp_path: Path, source: Path) -> None:
     orphan = context_of(configure(source, tmp_path / "out", **KEYS), tmp_path / "runs")

@@ -12,12 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
-from ropewalk.cluster.errors import DataError, StopRequested
+from ropewalk.cluster.errors import DataError, StaleAttemptError, StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.execution.process_pool import ProcessPool
 from ropewalk.datapipe.passes.task import Task
+from ropewalk.jobs.preprocess.config import PreprocessConfig
 from ropewalk.jobs.preprocess.job import main
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.fork_server import PRELOAD, SERVER
@@ -97,13 +98,26 @@ def test_errors_of_tasks_are_raised_with_their_origin_and_a_stop_ends_all(pool: 
     assert not psutil.pid_exists(pid)
 
 
+def context_of(config: PreprocessConfig, root: Path) -> JobContext:
+    record = {"config": config.model_dump(mode="json"), "resources": {"cpus": 2}, "engine": "process"}
+    run = RunDir.create("preprocess", record, root=root)
+    return JobContext(run=run, attempt=run.begin_attempt())
+
+
+def test_an_orphan_of_an_older_attempt_does_not_finish(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", some_documents(20))
+    orphan = context_of(configure(source, tmp_path / "out", actors=1), tmp_path / "runs")
+    orphan.run.begin_attempt()
+    with pytest.raises(StaleAttemptError):
+        main(orphan)
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
 def test_a_run_on_one_node_gives_the_bytes_of_a_serial_one_also_if_its_processes_are_killed(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", some_documents(600))
     keys = {"unit_mib": 0.02, "shard_mib": 0.02}
     make(source, tmp_path / "serial", **keys)
-    config = configure(source, tmp_path / "out", actors=2, **keys)
-    record = {"config": config.model_dump(mode="json"), "resources": {"cpus": 2}, "engine": "process"}
-    run = RunDir.create("preprocess", record, root=tmp_path / "runs")
+    context = context_of(configure(source, tmp_path / "out", actors=2, **keys), tmp_path / "runs")
     killed: list[int] = []
 
     def kill_one() -> None:
@@ -117,7 +131,7 @@ def test_a_run_on_one_node_gives_the_bytes_of_a_serial_one_also_if_its_processes
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    main(JobContext(run=run, attempt=run.begin_attempt()))
+    main(context)
     killer.join()
     assert killed
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")

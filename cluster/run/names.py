@@ -22,6 +22,7 @@ PREPARED_FOLDER = ".prepared"  # beside the runs: data sets prepared from conver
 STORE_VARIABLE = "ROPEWALK_STORE"  # names another folder instead of the next one
 LATER_FOLDER = ".attempts"  # beside the runs: their attempts after the first, a file a machine and user, for listings
 SUBMISSIONS_FOLDER = ".submissions"  # beside the runs: submissions of other machines, by id
+ARRIVING_FOLDER = ".arriving"  # beside the runs: contents of runs that move here, a folder a run
 LEDGER_FOLDER = ".nodes"  # beside the runs: failures of machines, a file a cluster and user
 STORE_FOLDER = ".hub"  # beside the runs: models and data fetched from the hub
 
@@ -39,7 +40,7 @@ RUN_FILES = {
     HISTOGRAMS: "histograms by layer, one JSON object per line: step, edges, counts by name",
     EVENTS: "folder of events, one file per machine",
     PROGRESS: "progress of a long job: {stage, done, total, unit, rates}",
-    REQUESTS: "requests of users: {cancel, nodes, inspections}",
+    REQUESTS: "requests of users: {cancel, nodes, inspections, moving_to}",
     CHECKPOINTS: "folder of checkpoints, `step-00000100`; one is complete only with its `manifest.json`",
     TABLES: "tables for people and trackers: NAME.json of {columns, rows}",
     PICTURES: "pictures for people and trackers: NAME.png",

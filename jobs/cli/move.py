@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -45,6 +46,7 @@ class Step(StrEnum):
     DESCRIBE = "describe"
     STOP = "stop"
     LEAVE = "leave"
+    STAY = "stay"
     SEND = "send"
     CHECK = "check"
     MISSING = "missing"
@@ -72,9 +74,10 @@ def _answer(step: Step, moving: str, cluster: str, request: dict[str, Any]) -> d
         source.files_of(find_run(moving)).pass_on({"do": "send", **request}, sys.stdin.buffer, sys.stdout.buffer)
     elif step is Step.RECEIVE:
         Target(cluster, moving).files.pass_on({"do": "receive"}, sys.stdin.buffer, sys.stdout.buffer)
-    elif step in (Step.DESCRIBE, Step.STOP, Step.LEAVE):
-        action = {Step.DESCRIBE: source.describe, Step.STOP: source.stop, Step.LEAVE: source.leave}[step]
-        return action(find_run(moving), **request)
+    elif step in (Step.DESCRIBE, Step.STOP, Step.LEAVE, Step.STAY):
+        actions: dict[Step, Callable[..., dict[str, Any]]]
+        actions = {Step.DESCRIBE: source.describe, Step.STOP: source.stop, Step.LEAVE: source.leave, Step.STAY: source.stay}
+        return actions[step](find_run(moving), **request)
     elif step is Step.MISSING:
         return Target(cluster, moving).files.ask("missing", **request)
     else:

@@ -29,7 +29,7 @@ class Move:
 
     @classmethod
     def of(cls, ref: str, target: str) -> "Move":
-        """Find the run. Raises ConfigError, also if it is on the target already."""
+        """Find the run. Raises ConfigError."""
         clusters = clusters_of(ref)
         if len(clusters) > 1:
             raise ConfigError(f"run {ref!r} is ambiguous: on {' and '.join(sorted(clusters))}; use a longer prefix")
@@ -40,18 +40,18 @@ class Move:
             run, source = here.id, str(here.record.get("cluster", "local"))
             if departed_to(here) == source:  # its files have arrived, under the root that they have left; it has not started
                 source = str(here.record[MOVED_FROM])
-        if source == target:
-            raise ConfigError(f"{run} is on {target} already; --on names the cluster to move to")
         return cls(run, source, target)
 
     def execute(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Move the run, or go on with a move that was interrupted. Raises RopewalkError."""
         described = self._ask(self.source, "describe", to=self.target)
         self.run = described["run"]
+        if self.source == self.target:
+            return self._stay(described, overrides)
         checked = self._ask(self.target, "check", described=described, overrides=list(overrides))
         _say(f"{self.run} saves on {self.source}, and stops")
         self._ask(self.source, "stop", to=self.target)
-        left = self._ask(self.source, "leave", to=self.target)
+        left = self._ask(self.source, "leave", to=self.target, code=described["code"])
         contents = left["contents"]
         copied = Counter(self.run)
         missing = self._ask(self.target, "missing", attempt=left["attempt"], contents=contents)
@@ -61,19 +61,36 @@ class Move:
             self._copy(missing["wanted"], copied)
         _say(f"starting {self.run} on {self.target}")
         arrived = self._ask(self.target, "arrive", left=left, checked=checked, code=described["code"], source=self.source)
+        checkpoint = sum(each["size"] for each in contents if each["path"].startswith(f"{self.run}/checkpoints/"))
+        return self._result(arrived, copied.end(), checkpoint)
+
+    def _stay(self, described: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+        """Let a run go on where it is that was to move, and has not started there. Raises RopewalkError."""
+        elsewhere, attempt = described["departed_to"], described["attempt"]
+        if not elsewhere:
+            raise ConfigError(f"{self.run} is on {self.target} already; --on names the cluster to move to")
+        if self._ask(elsewhere, "missing", attempt=attempt, contents=[])["started"]:
+            raise ConfigError(
+                f"{self.run} has started on {elsewhere}; `ropewalk move {self.run} --on {elsewhere}` finds it there"
+            )
+        _say(f"{self.run} has not started on {elsewhere}: it goes on on {self.source}")
+        self.source = elsewhere
+        return self._result(self._ask(self.target, "stay", overrides=list(overrides)), 0, 0)
+
+    def _result(self, started: Mapping[str, Any], copied_bytes: int, checkpoint_bytes: int) -> dict[str, Any]:
+        """Note where the run is now, and return the command's answer."""
         if reached_through_ssh(self.target) is not None:
             remember(self.run, self.target)
         else:
             forget(self.run)
-        checkpoint = sum(each["size"] for each in contents if each["path"].startswith(f"{self.run}/checkpoints/"))
         return {
             "run": self.run,
             "source": self.source,
             "cluster": self.target,
-            "attempt": arrived["attempt"],
-            "directory": arrived["directory"],
-            "bytes": copied.end(),
-            "checkpoint_bytes": checkpoint,
+            "attempt": started["attempt"],
+            "directory": started["directory"],
+            "bytes": copied_bytes,
+            "checkpoint_bytes": checkpoint_bytes,
         }
 
     def _ask(self, cluster: str, step: str, **request: Any) -> dict[str, Any]:

@@ -43,10 +43,10 @@ class Content:
         return asdict(self)
 
 
-def contents_of(run: RunDir) -> list[Content]:
-    """Return what a run needs at another place."""
+def contents_of(run: RunDir, code: Mapping[str, Any]) -> list[Content]:
+    """Return what a run needs at another place. `code`: keys of its record that change as it moves."""
     root = run.path.parent
-    paths = [*_run_files(run), *_code(run)]
+    paths = [*_run_files(run), *_code(root, {**run.record, **code})]
     archive = (run.record.get("packages") or {}).get("archive")
     if archive and (root / PACKAGES / archive).is_file():
         paths.append(root / PACKAGES / archive)
@@ -101,8 +101,8 @@ def _files(path: Path) -> Iterator[Path]:
             yield from _files(path / name)
 
 
-def _code(run: RunDir) -> Iterator[Path]:
+def _code(root: Path, record: Mapping[str, Any]) -> Iterator[Path]:
     for part in ("code", "project"):
-        snapshot = (run.record.get(part) or {}).get("snapshot")
-        if snapshot and (folder := run.path.parent / CODE_FOLDER / str(snapshot)).is_dir():
+        snapshot = (record.get(part) or {}).get("snapshot")
+        if snapshot and (folder := root / CODE_FOLDER / str(snapshot)).is_dir():
             yield folder

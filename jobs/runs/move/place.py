@@ -16,17 +16,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from ropewalk.cluster.backends.recovery import has_agents
 from ropewalk.cluster.errors import BackendError, RopewalkError
 from ropewalk.cluster.run import moves
 from ropewalk.cluster.run.code_copy import accept_copy, unpack_code
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_stream import END, StreamWriter, send_open_file
 from ropewalk.cluster.run.files import locked, make_private
-from ropewalk.cluster.run.names import RECORD
+from ropewalk.cluster.run.names import ARRIVING_FOLDER, RECORD
 from ropewalk.jobs.runs.move.contents import Content, content_at, contents_of, open_content
 from ropewalk.k8s.api.exec_stdin import ready_stdin
 
-ARRIVING = ".arriving"  # under the runs' root: contents that have arrived, or begun to, a folder a run
 PART = ".part"
 
 
@@ -35,14 +35,17 @@ class Place:
 
     def __init__(self, root: Path, run: str) -> None:
         self.root, self.run = root, RunDir(root / run)
-        self._arriving = root / ARRIVING / run
+        self._arriving = root / ARRIVING_FOLDER / run
 
     # --- where the run was
 
-    def leave(self, to: str) -> dict[str, Any]:
-        """Lock out all attempts here, and return the number of the attempt that does, the contents, and changes of the record."""
+    def leave(self, to: str, code: Mapping[str, Any]) -> dict[str, Any]:
+        """Lock out all attempts here, and return the number of the attempt that does, the contents, and changes of the record.
+
+        `code`: keys of the record that will change.
+        """
         attempt = moves.leave(self.run, to)
-        contents = [content.plain() for content in contents_of(self.run)]
+        contents = [content.plain() for content in contents_of(self.run, code)]
         return {"attempt": attempt, "contents": contents, "changes": self.run.changes}
 
     def send(self, wanted: Sequence[Mapping[str, Any]], out: IO[bytes]) -> None:
@@ -59,17 +62,18 @@ class Place:
     def missing(self, attempt: int, contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the contents that are to be sent, each with the offset of what has arrived of it.
 
-        `arrived`: the run has attempts after `attempt` here, so nothing may be written any more.
+        `arrived`: the run has attempts after `attempt` here, so nothing may be written any more; `started`: one has or may have
+        started.
         """
         if self.run.path.is_dir() and (self.run.attempts() or [0])[-1] > attempt:
-            return {"arrived": True, "wanted": []}
+            return {"arrived": True, "started": has_agents(self.run) or self.run.last_outcome() is None, "wanted": []}
         wanted: dict[str, dict[str, Any]] = {}
         for content in (Content(**each) for each in contents):
             if not self._has(content) and not (self._arriving / content.digest).exists():
                 part = self._arriving / f"{content.digest}{PART}"
                 offset = part.stat().st_size if part.exists() else 0
                 wanted[content.digest] = {**content.plain(), "offset": min(offset, content.size)}
-        return {"arrived": False, "wanted": [*wanted.values()]}
+        return {"arrived": False, "started": False, "wanted": [*wanted.values()]}
 
     def receive(self, stream: IO[bytes]) -> dict[str, Any]:
         """Write what arrives; it stays if the stream is cut. Raises BackendError for a content that changed on the way."""

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from typing import Any
 
@@ -19,6 +20,7 @@ from ropewalk.jobs.runs.show.remote import Copy
 from ropewalk.jobs.runs.show.status import final_outcome, settle
 from ropewalk.jobs.runs.show.view import view_of
 from ropewalk.jobs.runs.submit.records import project_record, submission_record
+from ropewalk.jobs.runs.submit.resume import resume
 
 POLL_SECONDS = 0.5
 RUNNING = frozenset({RunState.RUNNING, RunState.REQUEUED, RunState.PREEMPTED})
@@ -30,8 +32,13 @@ def files_of(run: RunDir) -> Files:
 
 
 def describe(run: RunDir, to: str) -> dict[str, Any]:
-    """Return what the target must know of a run that can move there. Raises ConfigError."""
+    """Return what the target must know of a run that can move there. Raises ConfigError.
+
+    If `to` is the run's own cluster: where it was to move, and the attempt that says so.
+    """
     Copy(run).freshen()
+    if to == run.record.get("cluster", "local"):
+        return {"run": run.id, "departed_to": departed_to(run), "attempt": (run.attempts() or [0])[-1]}
     _refuse(run, to)
     stored, kind = run.record["config"], config_of(find_job(run.record["job"]))
     config = load_config(kind, {**stored, "resources": run.resources().model_dump(mode="json")}, ())
@@ -113,8 +120,15 @@ def stop(run: RunDir, to: str) -> dict[str, Any]:
     return {"cause": outcome.cause if outcome is not None else ""}
 
 
-def leave(run: RunDir, to: str) -> dict[str, Any]:
-    """Lock out all processes of the run here, and return its contents."""
-    answer = files_of(run).ask("leave", to=to)
+def stay(run: RunDir, overrides: Sequence[str]) -> dict[str, Any]:
+    """Start the next attempt of a run here that was to move, and has not started elsewhere. Raises RopewalkError."""
+    run.requests.put(MOVING_TO, None)
+    resume(run, overrides, moves_back=True)
+    return {"attempt": run.attempts()[-1], "directory": str(run.path)}
+
+
+def leave(run: RunDir, to: str, code: Mapping[str, Any]) -> dict[str, Any]:
+    """Lock out all processes of the run here, and return its contents. `code`: as `describe` has returned it."""
+    answer = files_of(run).ask("leave", to=to, code=code)
     Copy(run).freshen()
     return answer

@@ -10,7 +10,9 @@ from ropewalk.cluster.config import JobConfig, Packages, Resources
 from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import locked
 from ropewalk.cluster.run.moves import MOVED_FROM, MOVING_TO
+from ropewalk.cluster.run.names import ARRIVING_FOLDER
 from ropewalk.cluster.run.origin import hang_up_deferred
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import config_of, find_job
@@ -77,7 +79,8 @@ class Target:
         `left`: the answer of the source's `leave`; `checked`: that of `check`; `code`: changes of the record for its copied code.
         """
         backend, attempt = self.backend, left["attempt"]
-        with hang_up_deferred():
+        (self.root / ARRIVING_FOLDER).mkdir(parents=True, exist_ok=True)
+        with hang_up_deferred(), locked(self.root / ARRIVING_FOLDER / f"{self.run.id}.lock"):
             if not self.files.ask("missing", attempt=attempt, contents=[])["arrived"]:
                 change = {"attempt": attempt + 1, MOVED_FROM: source, **checked["changes"], **code}
                 self.files.ask("put", contents=left["contents"], changes=[*left["changes"], change])

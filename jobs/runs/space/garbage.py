@@ -48,6 +48,8 @@ def find_garbage(root: Path) -> Iterator[Garbage]:
                 yield Garbage(kind, path, disk_bytes(path), reason)
     for path in _old_entries(root / names.SUBMISSIONS_FOLDER, OLD_SECONDS):
         yield Garbage("submission", path, disk_bytes(path), "note of a submission through ssh that its client no longer repeats")
+    for path in _old_entries(root / names.ARRIVING_FOLDER, OLD_SECONDS):
+        yield Garbage("arriving", path, disk_bytes(path), "contents of a run whose move to this place was not finished")
     yield from _fetched(root / names.STORE_FOLDER, texts)
     yield from _work_folders(runs)
     for path in sorted((root / REMOVED).glob("*")):
@@ -65,7 +67,7 @@ def delete_garbage(garbage: Garbage) -> None:
 def _texts_of(run: RunDir) -> str:
     """Return the files in which a run names its copy of code and its prepared data."""
     run.record  # noqa: B018 - raises DamagedFileError: what such a run needs is not known
-    files = [run.path / names.RECORD, run.path / names.PREPARED_DATA]
+    files = [run.path / names.RECORD, run.path / names.CHANGES, run.path / names.PREPARED_DATA]
     files += [run.attempt_dir(attempt) / names.ATTEMPT for attempt in run.attempts()]
     return "\n".join(file.read_text(errors="replace") for file in files if file.is_file())
 

@@ -28,11 +28,24 @@ from ropewalk.jobs.runs.submit.submit import check_inputs, start_with_needed
 FIXED_KEYS = ("data", "model", "seed")  # of a run: its checkpoints and the order of its samples depend on them
 
 
-def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[Dependency] = (), *, new_code: bool = False) -> None:
+def resume(
+    run: RunDir,
+    overrides: Sequence[str] = (),
+    after: Sequence[Dependency] = (),
+    *,
+    new_code: bool = False,
+    moves_back: bool = False,
+) -> None:
     """Start a new attempt of a run, once `after` is met, optionally with other resources and keys, and with the current code.
 
-    Runs that it depends on are resumed too. Raises RopewalkError.
+    Runs that it depends on are resumed too. `moves_back`: it has left for another cluster, and has not started there. Raises
+    RopewalkError.
     """
+    if not moves_back and (cluster := moved_to(run)):
+        remedy = "resume it from the machine from which it was moved"
+        raise ConfigError(
+            f"{run.id} has moved to {cluster}; {remedy}, or give that machine's command `move` again, if it was cut off"
+        )
 
     def start(_: Sequence[RunDir]) -> None:
         _resume(run, overrides, after, new_code=new_code)
@@ -48,8 +61,6 @@ def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[Dependenc
 
 
 def _resume(run: RunDir, overrides: Sequence[str], after: Sequence[Dependency], *, new_code: bool) -> None:
-    if cluster := moved_to(run):
-        raise ConfigError(f"{run.id} has moved to {cluster}; resume it from the machine from which it was moved")
     state = settle(run)
     if state.state is RunState.SUCCEEDED:
         longer = (

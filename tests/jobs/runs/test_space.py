@@ -149,6 +149,8 @@ def littered(root: Path, tmp_path: Path) -> dict[str, Path]:
         "code": root / ".code/bbbb",
         "young code": root / ".code/cccc",
         "altered code": root / ".code/.aaaa.altered.0123",
+        "code of a resume": root / ".code/abcd",
+        "arriving": root / ".arriving/gone-run",
         "used prepared": root / ".prepared/dddd",
         "prepared": root / ".prepared/eeee",
         "unfinished prepared": root / ".prepared/.ffff.gone-run",
@@ -165,7 +167,9 @@ def littered(root: Path, tmp_path: Path) -> dict[str, Path]:
         (path / "file").write_bytes(b"x" * 50_000)
         age(path)
     age(paths["young code"], days=0)
+    age(paths["arriving"], days=40)
     run = ran(root, code={"snapshot": "aaaa"}, packages={"hash": "aa00"}, submission={"id": "cc00", "runs": 2})
+    run.write_changes([{"attempt": 2, "config": {}, "code": {"snapshot": "abcd"}}])
     write_json(run.path / PREPARED_DATA, {"path": "../.prepared/dddd", "hash": "x"})
     ran(root, "preprocess", RunState.FAILED, config={"output": str(tmp_path / "failed")})
     ran(root, "preprocess", RunState.FAILED, config={"output": str(tmp_path / "making")})
@@ -174,10 +178,10 @@ def littered(root: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 def test_gc_lists_what_no_run_needs_and_deletes_it_when_told(littered: dict[str, Path], shell: Shell) -> None:
-    needed = {name for name in littered if name.startswith(("used", "young"))}
+    needed = {name for name in littered if name.startswith(("used", "young", "code of"))}
     listed = json.loads(shell("gc", "--json"))
     assert {item["path"] for item in listed["items"]} == {str(path) for name, path in littered.items() if name not in needed}
-    assert {item["kind"] for item in listed["items"]} == {"code", "prepared", "packages", "notify", "removed", "work"}
+    assert {item["kind"] for item in listed["items"]} == {"code", "prepared", "packages", "notify", "removed", "work", "arriving"}
     validate("gc", json.dumps(listed))
     assert listed["bytes"] == sum(disk_bytes(path) for name, path in littered.items() if name not in needed)
     assert "can be deleted: `ropewalk gc --yes`" in shell("gc")

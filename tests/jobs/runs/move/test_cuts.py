@@ -17,9 +17,9 @@ from ropewalk.cluster.errors import BackendError
 from ropewalk.cluster.run.code_copy import digest_on_disk
 from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
 from ropewalk.cluster.run.files import write_json
-from ropewalk.cluster.run.names import CHECKPOINTS
+from ropewalk.cluster.run.names import ARRIVING_FOLDER, CHECKPOINTS
 from ropewalk.jobs.cli.known_runs import STATE_VARIABLE
-from ropewalk.jobs.runs.move.place import ARRIVING, Place
+from ropewalk.jobs.runs.move.place import Place
 from tests.patience import Patience, until
 
 COPY = """import json, sys
@@ -60,7 +60,7 @@ def same_files(run: RunDir, copy: RunDir) -> bool:
 def test_a_copy_that_is_cut_anywhere_goes_on_there(tmp_path: Path) -> None:
     run = ended_run(tmp_path / "there", 1_000_000)
     source, target = Place(tmp_path / "there", run.id), Place(tmp_path / "here", run.id)
-    left, drawn, sent = source.leave("two"), random.Random(0), 0
+    left, drawn, sent = source.leave("two", {}), random.Random(0), 0
     for cut in range(21):
         missing = target.missing(left["attempt"], left["contents"])
         source.send(missing["wanted"], stream := io.BytesIO())
@@ -74,7 +74,7 @@ def test_a_copy_that_is_cut_anywhere_goes_on_there(tmp_path: Path) -> None:
     target.put(left["contents"], [])
     assert same_files(run, target.run)
     assert (target.run.path.parent / CODE_FOLDER / run.record["code"]["snapshot"] / "link.py").is_symlink()
-    assert target.missing(left["attempt"], left["contents"]) == {"arrived": False, "wanted": []}
+    assert target.missing(left["attempt"], left["contents"]) == {"arrived": False, "started": False, "wanted": []}
     target.put(left["contents"], [])  # the command was killed after it
     target.run.begin_attempt()
     assert target.missing(left["attempt"], left["contents"])["arrived"]
@@ -83,7 +83,7 @@ def test_a_copy_that_is_cut_anywhere_goes_on_there(tmp_path: Path) -> None:
 def test_a_content_that_changes_on_the_way_is_refused(tmp_path: Path) -> None:
     run = ended_run(tmp_path / "there", 1000)
     source, target = Place(tmp_path / "there", run.id), Place(tmp_path / "here", run.id)
-    left = source.leave("two")
+    left = source.leave("two", {})
     (run.checkpoints / "step-00000007/rank-1").write_bytes(b"x" * 750)
     source.send(target.missing(left["attempt"], left["contents"])["wanted"], stream := io.BytesIO())
     stream.seek(0)
@@ -101,11 +101,13 @@ def check_kills(folder: Path, kills: int, checkpoint_bytes: int, seed: int) -> N
         yaml.safe_dump({name: {"backend": "local", "runs": str(folder / at)} for name, at in (("one", "there"), ("two", "here"))})
     )
     environment = {**os.environ, "ROPEWALK_CLUSTERS": str(folder / "clusters.yaml"), STATE_VARIABLE: str(folder / "state")}
-    left = Place(folder / "there", run.id).leave("two")
+    left = Place(folder / "there", run.id).leave("two", {})
     target, drawn = Place(folder / "here", run.id), random.Random(seed)
 
     def arrived() -> int:
-        return sum(path.stat().st_size for path in (folder / "here" / ARRIVING / run.id).glob("[0-9a-f]*") if path.is_file())
+        return sum(
+            path.stat().st_size for path in (folder / "here" / ARRIVING_FOLDER / run.id).glob("[0-9a-f]*") if path.is_file()
+        )
 
     command = [sys.executable, "-c", COPY, run.id]
     for kill in range(kills + 1):

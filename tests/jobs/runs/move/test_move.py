@@ -10,12 +10,17 @@ import pytest
 import yaml
 
 from ropewalk.cluster.errors import ConfigError, StaleAttemptError
+from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.files import append_line, write_json
 from ropewalk.jobs.cli import moving
 from ropewalk.jobs.cli.move import Step, move_step
+from ropewalk.jobs.results.metrics import MetricLog
+from ropewalk.jobs.runs.program.checkpoints import commit
+from ropewalk.jobs.runs.submit import records
 from ropewalk.jobs.runs.submit.resume import resume
+from ropewalk.jobs.runs.submit.snapshot import Checkout
 from tests.fakes.token_files import write_dataset
 from tests.jobs.shell import Shell, pretrain
 
@@ -71,12 +76,17 @@ def shell(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
     HereStep.killed_before, HereStep.taken = None, []
     monkeypatch.setattr(moving, "Step", HereStep)
     monkeypatch.setenv("XDG_STATE_HOME", str(shell.home / "state"))
+    project = shell.home / "project"
+    project.mkdir()
+    (project / "train.py").write_text("print(1)\n")
+    monkeypatch.setattr(records, "checkout", lambda: Checkout(project))  # of this program it takes longer
     clusters = yaml.safe_load((shell.home / "clusters.yaml").read_text())
     for name in ("east", "west"):
         write_dataset(shell.home / name / "corpus/tokens", [5000], [600])
         mounts = {"corpus": str(shell.home / name / "corpus")}
         runs = str(shell.home / name / "runs")
         clusters[name] = {**clusters["slow"], "saves": True, "runs": runs, "mounts": mounts}
+    clusters["shut"] = {**clusters["west"], "refuse": "the queue is closed until Monday"}
     clusters["bare"] = {**clusters["east"], "runs": str(shell.home / "bare/runs"), "mounts": {}}
     (shell.home / "clusters.yaml").write_text(yaml.safe_dump(clusters))
     return shell
@@ -110,6 +120,8 @@ def test_a_run_goes_on_where_it_has_moved_to_and_not_where_it_was(shell: Shell, 
     assert there.record["cluster"] == "west"
     assert there.record["config"]["data"] == str(shell.home / "west/corpus/tokens")
     assert there.resources().cpus == 2
+    assert there.code is not None
+    assert (there.code / "train.py").exists()
     assert not there.cancel_requested
     assert [path.name for path in sorted(there.checkpoints.iterdir())] == ["latest.json", "step-00000002"]
     assert there.read_metrics() == run.read_metrics()
@@ -134,7 +146,7 @@ def test_a_run_goes_on_where_it_has_moved_to_and_not_where_it_was(shell: Shell, 
         Fence(back, 1, 1).check()
 
 
-@pytest.mark.parametrize("step", [step.value for step in Step if step is not Step.DESCRIBE])
+@pytest.mark.parametrize("step", [step.value for step in Step if step not in (Step.DESCRIBE, Step.STAY)])
 def test_a_move_that_was_interrupted_is_finished_by_the_same_command(shell: Shell, run: RunDir, step: str) -> None:
     HereStep.killed_before = step
     shell("move", run.id, "--on", "west", expect=130)
@@ -144,6 +156,32 @@ def test_a_move_that_was_interrupted_is_finished_by_the_same_command(shell: Shel
     assert RunDir(run.path).attempts() == [1, 2]
     assert len(shell.asked("submit")) == 2
     assert len(shell.asked("cancel")) == 1
+
+
+def test_a_process_of_the_old_place_that_comes_back_writes_nothing(shell: Shell, run: RunDir) -> None:
+    shell("move", run.id, "--on", "west")
+    orphan = JobContext(run=run, attempt=1, group=1)
+    program = run.checkpoints / "step-9"
+    program.mkdir()
+    (program / "weights").write_bytes(b"9")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(StaleAttemptError):
+        MetricLog(orphan).log(9, {"train/loss": 0.0})
+    with pytest.raises(StaleAttemptError):
+        commit(run.checkpoints, program, 9, orphan.fence.check)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_cluster_that_refuses_in_the_end_leaves_the_choice_to_the_user(shell: Shell, run: RunDir) -> None:
+    shell("move", run.id, "--on", "shut", expect=1)
+    assert "the queue is closed until Monday" in shell.err
+    assert moved(shell, run, "west").attempts() == [1, 2]
+    assert "has moved to shut" in shell.mistake("resume", str(run.path))
+    assert "has not started on shut: it goes on on east" in shell("move", run.id, "--on", "east") + shell.err
+    assert RunDir(run.path).attempts() == [1, 2, 3]
+    assert RunDir(run.path).last_outcome() is None
+    shell("move", run.id, "--on", "west")
+    assert moved(shell, run, "west").attempts() == [1, 2, 3, 4, 5]
 
 
 def test_what_cannot_move_is_not_stopped(shell: Shell, run: RunDir) -> None:

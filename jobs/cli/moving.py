@@ -102,7 +102,7 @@ class Move:
         """Pass on the missing contents from one cluster to the other. Raises BackendError."""
         with (
             Step(self.run, self.source, "send", {"wanted": list(wanted)}) as sender,
-            Step(self.run, self.target, "receive", {}) as receiver,
+            Step(self.run, self.target, "receive", {}, streams_in=True) as receiver,
         ):
             while chunk := sender.read():
                 copied.add(len(chunk))
@@ -116,12 +116,15 @@ class Move:
 class Step:
     """A process that takes a step of a move on a cluster: here, on its login node, or in a pod."""
 
-    def __init__(self, run: str, cluster: str, step: str, request: Mapping[str, Any]) -> None:
+    def __init__(self, run: str, cluster: str, step: str, request: Mapping[str, Any], *, streams_in: bool = False) -> None:
+        """Start it. `streams_in`: more than the request is written to it."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         command = module_command("ropewalk.jobs.cli", "move-step", step, run, "--on", cluster)
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, bufsize=0)
         self.write(json.dumps(request).encode() + b"\n")
+        if not streams_in and self._process.stdin is not None:  # a pod's program answers once it has all its input
+            self._process.stdin.close()
 
     def __enter__(self) -> "Step":
         return self

@@ -31,14 +31,14 @@ class HereStep:
     killed_before: str | None = None
     taken: list[str]
 
-    def __init__(self, run: str, cluster: str, step: str, request: Mapping[str, Any]) -> None:
+    def __init__(self, run: str, cluster: str, step: str, request: Mapping[str, Any], *, streams_in: bool = False) -> None:
         if step == HereStep.killed_before:
             raise KeyboardInterrupt
         HereStep.taken.append(step)
         self._arguments = (Step(step), run, cluster)
         self._input, self._output = io.BytesIO(json.dumps(request).encode() + b"\n"), io.BytesIO()
         self._input.seek(0, io.SEEK_END)
-        self._done = False
+        self._done, self._streams_in = False, streams_in
 
     def __enter__(self) -> "HereStep":
         return self
@@ -47,6 +47,7 @@ class HereStep:
         pass
 
     def write(self, data: bytes) -> None:
+        assert self._streams_in
         self._input.write(data)
 
     def read(self) -> bytes:

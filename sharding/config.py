@@ -212,6 +212,12 @@ class CheckpointConfig(Section):
     every_steps: int = Field(default=100, ge=1, description="steps between two checkpoints")
     keep: int = Field(default=3, ge=1, description="complete checkpoints to keep")
     path: DataPath | None = Field(default=None, description="directory or fsspec URL; unset: checkpoints/ of the run")
+    memory_every_steps: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default=None,
+        description="steps between two copies of the state in the memory of the nodes, each on two of them: a lost rank or node"
+        " costs at most so many steps, and nothing is read from storage. auto: the fewest that take at most 1% of the time;"
+        " unset: no copies",
+    )
     patience_seconds: float = Field(
         default=120, gt=0, description="seconds that storage may be unavailable before the attempt fails"
     )

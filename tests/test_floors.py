@@ -31,7 +31,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"cluster.config_reader", "cluster.gpus", "cluster.storage"},
         {"cluster.run"},
         {"cluster.process", "cluster.hub", "cluster.membership"},
-        {"cluster.packages", "cluster.supervise"},
+        {"cluster.memory", "cluster.packages", "cluster.supervise"},
         {"cluster.engines"},
         {"cluster.agent", "cluster.backends"},
     ),

@@ -46,6 +46,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import PollTimer
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.heartbeat import heart_file
+from ropewalk.cluster.run.node_memory import MEMORY_VARIABLE
 from ropewalk.cluster.run.project import PROJECT_VARIABLE
 from ropewalk.cluster.secrets.variables import NO_SECRETS, RunSecrets
 from ropewalk.cluster.spec import Engine
@@ -114,6 +115,8 @@ class Agent:
         name_semaphores(self.scratch)
         self.stop_flag = self.scratch / "stop"
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # so that files of torch and others are removed at the end
+        memory = os.environ.get(MEMORY_VARIABLE) if self.engine is Engine.RANKS else None
+        self.memory = make_scratch("m", memory) if memory else None
         self.secrets = NO_SECRETS  # only the children have them in their environment
         self.sidecars = Sidecars()
         self.inspector = Inspector(self.run_dir, self.attempt, self.node, self.stop_flag, self.sidecars.pids)
@@ -212,6 +215,7 @@ class Agent:
                 gate=self._shutdown,
                 hung_seconds=self.retries.hung_seconds,
                 secrets=self.secrets,
+                memory=self.memory,
                 processes=self.inspector.ranks,
             )
             return run_ranks(node)
@@ -312,4 +316,6 @@ class Agent:
             log.error("the report of this node could not be written: %s", error)
         self.sidecars.end()
         finish_outputs(OUTPUT_SECONDS)
-        remove_scratch(self.scratch)
+        for folder in (self.scratch, self.memory):
+            if folder is not None:
+                remove_scratch(folder)

@@ -4,7 +4,7 @@ import gc
 import logging
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.group_line import Assignment, GroupLine
 from ropewalk.cluster.run.heartbeat import heart_file
+from ropewalk.cluster.run.node_memory import NodeMemory
 from ropewalk.cluster.run.project import add_project_path
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class RankArguments:
     agent_pid: int
     hung_seconds: float | None
     shared_log: str = ""
+    memory: NodeMemory | None = None
 
 
 def log_of(arguments: RankArguments, rank: int) -> tuple[Path, bool]:
@@ -101,6 +103,7 @@ def _take(assignment: Assignment, arguments: RankArguments, line: GroupLine | No
         heart_file=heart_file(arguments.stop_flag, local_rank),
         hung_seconds=arguments.hung_seconds,
         line=line,
+        memory=arguments.memory and replace(arguments.memory, local_rank=local_rank),
     )
     try:
         if rank == 0:

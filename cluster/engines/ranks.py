@@ -21,6 +21,7 @@ from ropewalk.cluster.fresh_reads import read_afresh
 from ropewalk.cluster.membership.link import Link
 from ropewalk.cluster.membership.node_agent import Action, BeReady, Exit, Kill, NodeAgent, Record, Release, Save, Start, Tell
 from ropewalk.cluster.membership.protocol import Message
+from ropewalk.cluster.memory.server import MemoryServer
 from ropewalk.cluster.process.forking import refuse_cuda
 from ropewalk.cluster.process.memory_limits import kills
 from ropewalk.cluster.process.output import rank_log
@@ -56,6 +57,7 @@ class RanksNode:
     gate: ShutdownGate
     hung_seconds: float | None = None  # the key `retries.hung_seconds`
     secrets: RunSecrets = NO_SECRETS
+    memory: Path | None = None  # folder in memory for copies of the training state, if the job wants it
     processes: dict[int, RankProcess] = field(default_factory=dict)  # of the present group on this node, by rank
 
     @property
@@ -89,6 +91,8 @@ class _Engine:
     def __init__(self, node: RanksNode) -> None:
         self.node, self.agent, self.ranks = node, NodeAgent(node.elastic), LocalRanks(node.ranks_per_node, node.secrets)
         self._key = read_afresh(node.run.attempt_dir(node.attempt) / GROUP_KEY).decode()
+        key = sign(self._key, "memory", f"{node.run.id}.{node.attempt}".encode()).hex()
+        self._memory = MemoryServer(node.memory, node.address, key) if node.memory is not None else None
         self._link: Link | None = None
         self._joined = False
         self._connect_by = time.monotonic() + CONNECT_SECONDS
@@ -106,6 +110,7 @@ class _Engine:
             agent_pid=os.getpid(),
             hung_seconds=node.hung_seconds,
             shared_log=node.shared_log,
+            memory=self._memory.access if self._memory is not None else None,
         )
 
     def run(self) -> int:
@@ -118,6 +123,8 @@ class _Engine:
             self.ranks.close()
             if self._link is not None:
                 self._link.close()
+            if self._memory is not None:
+                self._memory.close()
         return self._exit_code
 
     def _step(self) -> None:
@@ -202,6 +209,8 @@ class _Engine:
         node.gate.resume()
         node.regroup_flag.unlink(missing_ok=True)
         prefix = sign(self._key, "store", f"{node.run.id}.{node.attempt}".encode(), str(start.group).encode()).hex()
+        if self._memory is not None:
+            self._memory.fence = node.attempt, start.group
         ranks = self.ranks.start(start, self._arguments, prefix)
         self.agent.started(set(ranks))
         node.processes.clear()

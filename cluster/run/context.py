@@ -12,6 +12,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.group_line import GroupLine
 from ropewalk.cluster.run.heartbeat import Heart
+from ropewalk.cluster.run.node_memory import NodeMemory
 from ropewalk.cluster.secrets.variables import FOLDER_VARIABLE
 
 C = TypeVar("C", bound=JobConfig)
@@ -48,6 +49,7 @@ class JobContext:
     heart_file: Path | None = None  # file of heartbeats for the agent, on the node's local disk
     hung_seconds: float | None = None  # the key `retries.hung_seconds`
     line: GroupLine | None = None  # to the agent that started this rank
+    memory: NodeMemory | None = None  # of the node, for copies of the training state
 
     def config(self, kind: type[C]) -> C:
         """Return the run's configuration as the job's own frozen model."""

@@ -127,7 +127,7 @@ def _passed_step(run: "RunDir", step: int | None, *, best: bool) -> int:
     from ropewalk.jobs.training.loop.architecture.model_record import checkpoint_folder
     from ropewalk.jobs.training.loop.weights.content_hash import hash_of_checkpoint
     from ropewalk.jobs.training.loop.weights.load_checkpoint import best_step
-    from ropewalk.sharding.checkpoints.checkpoint import newest_complete
+    from ropewalk.sharding.checkpoints.stored_tensors import newest_complete
 
     if best:
         step = best_step(run)

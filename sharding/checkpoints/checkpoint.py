@@ -4,11 +4,12 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from ropewalk.cluster.errors import CheckpointError, DamagedCheckpointError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.run.node_memory import NodeMemory
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.sharding.checkpoints.background_save import BackgroundSave
 from ropewalk.sharding.checkpoints.file_layout import FileLayout, StoredTensor
@@ -18,7 +19,6 @@ from ropewalk.sharding.checkpoints.layout import (
     complete_steps,
     directory_of,
     folder_of,
-    listed_steps,
     newest_steps,
     steps_in,
 )
@@ -33,6 +33,7 @@ from ropewalk.sharding.checkpoints.manifest import (
     hash_values,
     read_manifest,
 )
+from ropewalk.sharding.checkpoints.memory_copies import MemoryCopies, MemoryFolder
 from ropewalk.sharding.checkpoints.rank_file import write_rank_file
 from ropewalk.sharding.checkpoints.read_plan import problems
 from ropewalk.sharding.checkpoints.retention import Retention
@@ -45,34 +46,25 @@ from ropewalk.sharding.group import Group, open_messages
 log = logging.getLogger(__name__)
 
 
-def newest_complete(root: StoragePath, step: int | None = None) -> tuple[StoragePath, CheckpointManifest]:
-    """Return the newest checkpoint (or that of `step`) whose files are all there, in one process. Raises CheckpointError.
-
-    Tensors are verified when they are read.
-    """
-    steps = sorted(listed_steps(root).union(steps_in(root))) if step is None else [step]
-    for candidate in reversed(steps):
-        folder = root.child(directory_of(candidate))
-        try:
-            manifest = read_manifest(folder)
-            wrong = problems(folder, manifest)
-        except CheckpointError as error:
-            wrong = [str(error)]
-        if not wrong:
-            return folder, manifest
-        log.warning("%s: %s", folder.url, "; ".join(wrong))
-    wanted = "complete checkpoint" if step is None else f"complete checkpoint of step {step}"
-    raise CheckpointError(f"{root.url}: no {wanted} (examined steps: {', '.join(map(str, steps)) or 'none'})")
-
-
 class Checkpoints:
     """The checkpoints of a run, used by one rank. All ranks save, wait, find and load together."""
 
-    def __init__(self, run: RunDir, group: Group, fence: Fence, config: CheckpointConfig, fingerprint: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        group: Group,
+        fence: Fence,
+        config: CheckpointConfig,
+        fingerprint: dict[str, Any],
+        *,
+        memory: NodeMemory | None = None,
+    ) -> None:
+        """`memory`: that of the node, for copies beside the checkpoints."""
         self.run, self.group, self.fence, self.config = run, group, fence, config
         self.fingerprint, self.config_hash = fingerprint, hash_values(fingerprint)
         self.root = folder_of(run, config)
-        self.last_step: int | None = None  # saved or loaded by this process
+        self.last_step: int | None = None  # of the checkpoint that was saved or loaded last by this process
+        self.memory = MemoryCopies(memory, run, group, fence) if memory is not None else None
         # both run on rank 0 in the background thread: make earlier records durable; note a commit as (position, step)
         self.before_commit: Callable[[], None] = lambda: None
         self.after_commit: Callable[[int, int], None] = lambda position, step: None
@@ -91,6 +83,32 @@ class Checkpoints:
         The state must not change until `wait_for_copy` returns.
         """
         self._finish_save()
+        manifest, layout = self._manifest(state, step, position, progress)
+        folder = self.root.child(directory_of(step))
+        self._staging.prepare(state, layout, self.group.rank)
+        self._pending = BackgroundSave(
+            folder,
+            SaveReports(self._messages, next(self.group.saves), self.group.rank, self.group.world_size, self.group.timeout),
+            copy=self._staging.copy,
+            write=partial(self._write, folder, manifest, layout),
+            commit=partial(self._commit, folder, manifest) if self.group.is_main else None,
+        )
+        self.last_step = step
+
+    def copy_to_memory(self, state: State, *, step: int, position: int, progress: dict[str, Any]) -> None:
+        """Start to copy the state to the memory of nodes; otherwise like `save`. A copy that fails is an event, no error."""
+        assert self.memory is not None
+        self.memory.save(*self._manifest(state, step, position, progress), state, self.before_commit)
+
+    def require_memory(self, state: State) -> None:
+        """Raise ConfigError if the memory of a node is too small for its copies of a state."""
+        if self.memory is not None:
+            self.memory.require_space(self._describe(state)[1].file(self.group.rank))
+
+    def _manifest(
+        self, state: State, step: int, position: int, progress: dict[str, Any]
+    ) -> tuple[CheckpointManifest, FileLayout]:
+        """Return the manifest of a state, without files, and the layout of its files."""
         tensors, layout = self._describe(state)
         manifest = CheckpointManifest(
             step=step,
@@ -105,16 +123,7 @@ class Checkpoints:
             tensors=tensors,
             progress=progress,
         )
-        folder = self.root.child(directory_of(step))
-        self._staging.prepare(state, layout, self.group.rank)
-        self._pending = BackgroundSave(
-            folder,
-            SaveReports(self._messages, next(self.group.saves), self.group.rank, self.group.world_size, self.group.timeout),
-            copy=self._staging.copy,
-            write=partial(self._write, folder, manifest, layout),
-            commit=partial(self._commit, folder, manifest) if self.group.is_main else None,
-        )
-        self.last_step = step
+        return manifest, layout
 
     def _describe(self, state: State) -> tuple[TensorTable, FileLayout]:
         """Return shapes and placements of a state; they are computed once, since a run saves the same tensors each time."""
@@ -133,12 +142,17 @@ class Checkpoints:
     @property
     def copying(self) -> bool:
         """True while the state is being copied, and must not change."""
-        return self._pending is not None and self._pending.copying
+        return any(pending.copying for pending in self._all_pending)
+
+    @property
+    def _all_pending(self) -> list[BackgroundSave]:
+        in_memory = self.memory.pending if self.memory is not None else None
+        return [pending for pending in (self._pending, in_memory) if pending is not None]
 
     def wait_for_copy(self) -> None:
         """Wait until the state that is being saved is copied. Call before the state changes."""
-        if self._pending is not None:
-            self._pending.wait_for_copy()
+        for pending in self._all_pending:
+            pending.wait_for_copy()
 
     def _commit(self, folder: StoragePath, manifest: CheckpointManifest, files: list[FileRecord]) -> None:
         """Commit the checkpoint. Called on rank 0, when the files of all ranks are durable."""
@@ -166,9 +180,13 @@ class Checkpoints:
         """Wait until the save in progress is complete and old ones are removed. Raises its error, the same on every rank."""
         self._finish_save()
         self.retention.wait()
+        if self.memory is not None:
+            self.memory.wait()
 
     def abandon(self) -> None:
         """End the save in progress after the group broke: it is committed if all ranks have written their files, else not."""
+        if self.memory is not None:
+            self.memory.abandon()
         pending, self._pending = self._pending, None
         if pending is not None:
             if self.group.is_main:
@@ -179,16 +197,26 @@ class Checkpoints:
         """Wait for the save in progress, and free the memory of the copy."""
         self.wait()
         self._staging.free()
+        if self.memory is not None:
+            self.memory.disconnect()
 
     # --- loading
 
-    def find(self) -> tuple[StoragePath, CheckpointManifest] | None:
+    def find(self, *, in_memory: bool = True) -> tuple[StoragePath, CheckpointManifest] | None:
         """Return the newest checkpoint whose files are all there, or None; the ranks share the work. Bad ones are reported.
 
-        Tensors are verified when they are loaded. Raises CheckpointError if it belongs to a different model.
+        A copy in memory is one too, unless it is older. Tensors are verified when they are loaded. Raises CheckpointError if it
+        belongs to a different model.
         """
         self.group.barrier()
-        return self._newest(self.root, newest_steps(self.root) if self.group.is_main else [])[0]
+        steps = newest_steps(self.root) if self.group.is_main else []
+        if in_memory and self.memory is not None:
+            newest = max(complete_steps(self.root), default=0) if self.group.is_main else 0
+            for copy in self.memory.find(newest):
+                if copy[0].url not in self._damaged:
+                    self._require_same_model(*copy)
+                    return copy
+        return self._newest(self.root, steps)[0]
 
     def find_elsewhere(self, root: StoragePath, step: int | None) -> tuple[StoragePath, CheckpointManifest]:
         """Return the checkpoint of another run (of `step`, else its newest) whose files are there. Raises CheckpointError."""
@@ -255,16 +283,28 @@ class Checkpoints:
         while True:
             require_same_tensors(folder, manifest, state)
             wrong = load_state(folder, manifest, state, self.group)
+            if isinstance(folder, MemoryFolder):
+                folder.close()
             if not wrong:
                 self.last_step = manifest.step
+                if self.memory is not None and isinstance(folder, MemoryFolder):
+                    self.last_step, self.memory.complete = None, folder.copy
                 return manifest
             self._damaged.add(folder.url)
             self._report_bad(root, manifest.step, wrong)
-            steps = complete_steps(root) if self.group.is_main and or_older else []
-            older, _ = self._newest(root, [step for step in steps if step < manifest.step])
+            if isinstance(folder, MemoryFolder):
+                older = self.find()
+            else:
+                steps = complete_steps(root) if self.group.is_main and or_older else []
+                older, _ = self._newest(root, [step for step in steps if step < manifest.step])
             if older is None:
                 raise DamagedCheckpointError(f"{folder.url}: damaged: {'; '.join(wrong)}; no older checkpoint can be loaded")
             folder, manifest = older
+
+    @property
+    def tier(self) -> Literal["memory", "storage"]:
+        """The origin of the state that was loaded last."""
+        return "memory" if self.last_step is None else "storage"
 
     def clean(self) -> None:
         """Remove incomplete saves of earlier attempts. Call before the first save."""

@@ -98,13 +98,18 @@ def read_manifest(folder: StoragePath) -> CheckpointManifest:
         raw = folder.read(MANIFEST_NAME)
     except FileNotFoundError:
         raise CheckpointError(f"{folder.url}: no {MANIFEST_NAME}, the save was interrupted") from None
+    return parse_manifest(raw, f"{folder.url}/{MANIFEST_NAME}")
+
+
+def parse_manifest(raw: bytes, where: str) -> CheckpointManifest:
+    """Parse a manifest. Raises CheckpointError with the problem; `where` names the file in it."""
     try:
         body = json.loads(raw)
         manifest = CheckpointManifest.model_validate({k: v for k, v in body.items() if k != "checksum"})
     except (ValueError, ValidationError, AttributeError) as error:
-        raise CheckpointError(f"{folder.url}/{MANIFEST_NAME}: damaged: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{where}: damaged: {str(error).splitlines()[0]}") from None
     if dump_manifest(manifest) != raw:
-        raise CheckpointError(f"{folder.url}/{MANIFEST_NAME}: damaged: it does not match its own checksum")
+        raise CheckpointError(f"{where}: damaged: it does not match its own checksum")
     return manifest
 
 

@@ -18,7 +18,7 @@ _WRITE_BLOCKS = 64
 def write_rank_file(folder: StoragePath, name: str, layout: RankFile, data: Any) -> FileRecord:
     """Write the data of a rank, an array of bytes, with checksums of its blocks in front."""
     sums = np.zeros(layout.num_blocks, "<u8")
-    blocks = [data[start : start + BLOCK_BYTES] for start in range(0, layout.size, BLOCK_BYTES)]
+    blocks = _blocks(layout, data)
     with folder.create(name) as stream:
         stream.seek(layout.data_start)
         for first in range(0, len(blocks), _WRITE_BLOCKS):
@@ -29,6 +29,18 @@ def write_rank_file(folder: StoragePath, name: str, layout: RankFile, data: Any)
         stream.seek(0)
         stream.write(head)
     return FileRecord(path=name, size=layout.data_start + layout.size, checksum=checksum(head))
+
+
+def write_rank_memory(content: memoryview, name: str, layout: RankFile) -> FileRecord:
+    """Complete a file in memory that has the data of a rank already: write header and checksums in front of it."""
+    blocks = _blocks(layout, content[layout.data_start :])
+    head = layout.header + np.fromiter(map(xxhash.xxh3_64_intdigest, blocks), "<u8", len(blocks)).tobytes()
+    content[: layout.data_start] = head
+    return FileRecord(path=name, size=layout.data_start + layout.size, checksum=checksum(head))
+
+
+def _blocks(layout: RankFile, data: Any) -> list[Any]:
+    return [data[start : start + BLOCK_BYTES] for start in range(0, layout.size, BLOCK_BYTES)]
 
 
 class RankFileReader:

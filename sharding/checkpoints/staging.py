@@ -23,11 +23,17 @@ class Staging:
         self._memory: torch.Tensor | None = None
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def prepare(self, state: State, layout: FileLayout, rank: int) -> None:
-        """Choose the place of each piece. Buffers, which a forward pass may change, are copied at once."""
+    def prepare(self, state: State, layout: FileLayout, rank: int, memory: torch.Tensor | None = None) -> None:
+        """Choose the place of each piece. Buffers, which a forward pass may change, are copied at once.
+
+        `memory`: bytes to copy to; unset: memory of its own.
+        """
         places = list(layout.contents(rank))
         size = places[-1][2] if places else 0
-        if self._memory is None or self._memory.numel() != size:
+        if memory is not None:
+            assert memory.numel() == size
+            self._memory = memory
+        elif self._memory is None or self._memory.numel() != size:
             self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._stream is not None)
         self._copies = []
         for name, start, end in places:

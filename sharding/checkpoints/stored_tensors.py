@@ -1,12 +1,37 @@
-"""The tensors of one checkpoint, read by name, whole or a range of rows at a time, in one process."""
+"""The newest checkpoint of a run, and the tensors of one, read by name, whole or some of their rows, in one process."""
+
+import logging
 
 import torch
 
 from ropewalk.cluster.errors import CheckpointError
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.sharding.checkpoints.manifest import CheckpointManifest
-from ropewalk.sharding.checkpoints.read_plan import PartReader, ReadPlan
+from ropewalk.sharding.checkpoints.layout import directory_of, listed_steps, steps_in
+from ropewalk.sharding.checkpoints.manifest import CheckpointManifest, read_manifest
+from ropewalk.sharding.checkpoints.read_plan import PartReader, ReadPlan, problems
 from ropewalk.sharding.placement import Box
+
+log = logging.getLogger(__name__)
+
+
+def newest_complete(root: StoragePath, step: int | None = None) -> tuple[StoragePath, CheckpointManifest]:
+    """Return the newest checkpoint (or that of `step`) whose files are all there, in one process. Raises CheckpointError.
+
+    Tensors are verified when they are read.
+    """
+    steps = sorted(listed_steps(root).union(steps_in(root))) if step is None else [step]
+    for candidate in reversed(steps):
+        folder = root.child(directory_of(candidate))
+        try:
+            manifest = read_manifest(folder)
+            wrong = problems(folder, manifest)
+        except CheckpointError as error:
+            wrong = [str(error)]
+        if not wrong:
+            return folder, manifest
+        log.warning("%s: %s", folder.url, "; ".join(wrong))
+    wanted = "complete checkpoint" if step is None else f"complete checkpoint of step {step}"
+    raise CheckpointError(f"{root.url}: no {wanted} (examined steps: {', '.join(map(str, steps)) or 'none'})")
 
 
 class StoredTensors:

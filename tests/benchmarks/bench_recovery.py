@@ -1,8 +1,9 @@
-"""Seconds from kill -9 of one rank to the next completed step: two virtual nodes of one rank, run on a quiet machine.
+"""Seconds from kill -9 of a rank or a node to the next completed step, and steps that are done again: two virtual nodes.
 
-    python -m tests.benchmarks.bench_recovery [--kills 3]
+    python -m tests.benchmarks.bench_recovery [--kills 3] [--kill node] [--memory-every 1]
 
-A real run on the local backend, killed again and again. Prints one JSON object.
+A real run on the local backend, killed again and again, on a quiet machine; with --memory-every a second one, which copies its
+state to the memory of nodes. Prints one JSON object.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 from ropewalk.cluster.process.kill import writers_of
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import read_lines
 from ropewalk.jobs.runs.submit.submit import submit
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from tests.jobs.corpus import make_dataset
@@ -24,7 +26,7 @@ from tests.jobs.corpus import make_dataset
 SETTLE_STEPS = 20  # between two kills
 
 
-def config(data: Path) -> PretrainConfig:
+def config(data: Path, memory_every: int | None = None, nodes: str = "2") -> PretrainConfig:
     """A run that lasts as long as the benchmark needs it."""
     return PretrainConfig.model_validate(
         {
@@ -33,16 +35,17 @@ def config(data: Path) -> PretrainConfig:
             "seq_len": 64,
             "steps": 100_000,
             "batch": {"global_batch": 8, "micro_batch": 4},
-            "checkpoint": {"every_steps": 10},
+            "checkpoint": {"every_steps": 10, "memory_every_steps": memory_every},
             "validation": {"every_steps": 100_000, "max_sequences": 2},
-            "resources": {"nodes": 2},
+            "resources": {"nodes": nodes},
         }
     )
 
 
-def newest_step(run: RunDir) -> int:
-    """The newest step that the group has completed."""
-    return max((int(line["step"]) for line in run.read_metrics()[-5:] if "train/loss" in line), default=0)
+def newest_step(run: RunDir, before: float = float("inf")) -> int:
+    """The newest step that was completed, before a moment."""
+    lines = [line for line in run.read_metrics()[-200:] if "train/loss" in line and line["time"] < before]
+    return max((int(line["step"]) for line in lines), default=0)
 
 
 def event_after(run: RunDir, kind: str, moment: float) -> dict[str, Any]:
@@ -56,30 +59,64 @@ def event_after(run: RunDir, kind: str, moment: float) -> dict[str, Any]:
     raise TimeoutError(f"no event {kind!r} within 120 s; see {run.path}")
 
 
-def measure(run: RunDir) -> dict[str, float]:
-    """One kill: the phases of the standstill, seconds since the kill."""
-    goal = newest_step(run) + SETTLE_STEPS
+def wait_for_both_nodes(run: RunDir) -> None:
+    """Wait until the group has two nodes, and has completed some steps."""
+    while [event["nodes"] for event in run.read_events() if event["event"] == "group_formed"][-1:] != [2]:
+        time.sleep(0.05)
+    formed = [event["time"] for event in run.read_events() if event["event"] == "group_formed"][-1]
+    goal = event_after(run, "first_step", formed)["step"] + SETTLE_STEPS
     while newest_step(run) < goal:
         time.sleep(0.05)
-    os.kill(writers_of(run.log_dir(1) / "rank-1.log")[0].pid, signal.SIGKILL)
+
+
+def kill(run: RunDir, what: str) -> None:
+    """Kill the rank of the second node, or all its processes."""
+    if what == "rank":
+        os.kill(writers_of(run.log_dir(1) / "rank-1.log")[0].pid, signal.SIGKILL)
+    else:
+        agents = [agent["pid"] for agent in read_lines(run.attempt_dir(1) / "agents.jsonl") if agent["node"] == 1]
+        os.killpg(agents[-1], signal.SIGKILL)
+
+
+def measure(run: RunDir, what: str) -> dict[str, Any]:
+    """One kill: the phases of the standstill, seconds since the kill, and the steps that were done again."""
+    wait_for_both_nodes(run)
+    kill(run, what)
     killed = time.time()
-    return {kind: event_after(run, kind, killed)["time"] - killed for kind in ("rank_lost", "group_formed", "first_step")}
+    phases = {kind: event_after(run, kind, killed)["time"] - killed for kind in ("group_formed", "resumed", "first_step")}
+    resumed = event_after(run, "resumed", killed)
+    lost = newest_step(run, before=resumed["time"]) - resumed["step"]
+    return {**phases, "steps_lost": lost, "tier": resumed["tier"]}
+
+
+def summary(kills: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of the kills of one run."""
+    seconds, lost = [kill["first_step"] for kill in kills], [kill["steps_lost"] for kill in kills]
+    return {
+        "seconds_to_next_step": {"median": statistics.median(seconds), "worst": max(seconds)},
+        "steps_lost": {"mean": statistics.mean(lost), "worst": max(lost)},
+        "kills": kills,
+    }
 
 
 def main() -> None:
     """Kill, wait, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--kill", choices=["rank", "node"], default="rank")
+    parser.add_argument("--memory-every", type=int)
     arguments = parser.parse_args()
+    report = {}
     with tempfile.TemporaryDirectory() as scratch:
         os.environ[RUNS_VARIABLE] = f"{scratch}/runs"
-        run = submit("pretrain", config(make_dataset(Path(scratch) / "data", num_documents=2000)))
-        event_after(run, "first_step", 0.0)
-        kills = [measure(run) for _ in range(arguments.kills)]
-        run.request_cancel()
-        event_after(run, "attempt_ended", 0.0)
-    seconds = [kill["first_step"] for kill in kills]
-    report = {"seconds_to_next_step": {"median": statistics.median(seconds), "worst": max(seconds)}, "kills": kills}
+        data = make_dataset(Path(scratch) / "data", num_documents=2000)
+        for every in dict.fromkeys((None, arguments.memory_every)):
+            run = submit("pretrain", config(data, every, "1..2" if arguments.kill == "node" else "2"))
+            event_after(run, "first_step", 0.0)
+            kills = [measure(run, arguments.kill) for _ in range(arguments.kills)]
+            run.request_cancel()
+            event_after(run, "attempt_ended", 0.0)
+            report["storage" if every is None else "memory"] = summary(kills)
     print(json.dumps(report, indent=1))
 
 

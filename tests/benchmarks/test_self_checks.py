@@ -44,6 +44,7 @@ SMALL = {
     "bench_muon": ["--preset", "tiny", "--tokens", "1024", "--rounds", "1"],
     "bench_out_of_memory": ["--errors", "1"],
     "bench_packages": ["--module", "json", "--packages", ""],
+    "bench_memory_copies": ["--copies", "1", "--megabytes", "1"],
     "bench_preprocess": ["--megabytes", "1", "--kills", "1", "--actors", "1,2"],
     "bench_rules": ["--megabytes", "0", "--signatures", "20000"],
     "bench_recovery": ["--kills", "1"],

@@ -16,8 +16,7 @@ from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.registry import find_job
-from ropewalk.sharding.checkpoints.checkpoint import newest_complete
-from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors
+from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors, newest_complete
 from tests.fork_server import SERVER
 from tests.patience import HANG_SECONDS, MachineClock, Patience, until
 

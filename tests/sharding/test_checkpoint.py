@@ -16,10 +16,10 @@ from ropewalk.cluster.errors import CheckpointError, StaleAttemptError, StorageE
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.sharding.checkpoints.checkpoint import Checkpoints, newest_complete
+from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
 from ropewalk.sharding.checkpoints.layout import newest_steps, steps_in
 from ropewalk.sharding.checkpoints.state import State
-from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors
+from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors, newest_complete
 from ropewalk.sharding.config import CheckpointConfig
 from ropewalk.sharding.group import Group, process_group
 from tests.fakes.nfs import Network, need_nfs

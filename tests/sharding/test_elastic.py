@@ -7,9 +7,8 @@ from torch.distributed import TCPStore
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.sharding.checkpoints.checkpoint import newest_complete
 from ropewalk.sharding.checkpoints.checkpoint_list import list_checkpoints
-from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors
+from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors, newest_complete
 from tests.fork_server import SERVER
 from tests.sharding.elastic_rank import rank_main, whole_state
 

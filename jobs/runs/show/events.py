@@ -60,9 +60,12 @@ EVENTS: dict[str, str] = {
     "first_step": "",
     "initialized_from": "",
     "measured": "",
+    "memory_copy_failed": "the state was not copied to the memory of the nodes: {problem}",
+    "memory_interval": "copies the state to the memory of the nodes every {every_steps:count step}: a copy takes"
+    " {copy_seconds:.3f} s, a step {step_seconds:.3f} s",
     "micro_batch": "micro-batches of up to {size} on {world_size:count rank}",
     "no_validation": "",
-    "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
+    "resumed": "resumed from the checkpoint of step {step}{tier:in} on {world_size:count rank}",
     "straggler": "rank {rank} on {host} is {share:.0%} slower than the others in {phase:phase}{cause:because};"
     " without it the run is {rate_without:.2f} times as fast",
     "straggler_ended": "rank {rank} on {host} is as fast as the others again",
@@ -152,6 +155,8 @@ class _Line(Formatter):
                 return str(value or word)
             case "because":
                 return f": {value}" if value else ""
+            case "in":
+                return f" in {value}" if value else ""
             case "phase":
                 return phase_words(str(value))
             case "lower":

@@ -24,7 +24,7 @@ from ropewalk.jobs.training.loop.weights.run_weights import without_head
 from ropewalk.jobs.training.pruning.activations import calibration_batches
 from ropewalk.jobs.training.pruning.config import PruneConfig
 from ropewalk.jobs.training.pruning.student import prune
-from ropewalk.sharding.checkpoints.checkpoint import newest_complete
+from ropewalk.sharding.checkpoints.stored_tensors import newest_complete
 from ropewalk.sharding.group import Group
 
 TEACHER_RECORD = "teacher.json"  # in the run: later attempts use the same step

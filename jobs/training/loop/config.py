@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from ropewalk.cluster.config import RUN_KEYS, ModelJobConfig
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.input_paths import PathView
+from ropewalk.cluster.run.node_memory import MEMORY_VARIABLE, SHARED_MEMORY
 from ropewalk.cluster.section import Section, default_text
 from ropewalk.jobs.runs.models.find_model import check_model_run
 from ropewalk.jobs.training.loop.attention import Kernel, kernel_problem
@@ -217,7 +218,8 @@ class TrainingConfig(ModelJobConfig):
         return None
 
     def required_environment(self) -> Mapping[str, str]:
-        return self.precision.environment()
+        memory = {MEMORY_VARIABLE: SHARED_MEMORY} if self.checkpoint.memory_every_steps is not None else {}
+        return {**self.precision.environment(), **memory}
 
     def check_keys(self) -> None:
         """Raise ConfigError if the warm-up is as long as the run, or the ranks cannot form the mesh."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ropewalk.cluster.errors import DamagedCheckpointError, RopewalkError, StorageError
+from ropewalk.cluster.errors import ConfigError, DamagedCheckpointError, RopewalkError, StorageError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.node_ledger import machine_name
+from ropewalk.cluster.run.node_memory import NodeMemory
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.jobs.training.loop.architecture.model_config import has_dropout
 from ropewalk.jobs.training.loop.architecture.model_record import (
@@ -83,12 +84,21 @@ def build_trainer(context: JobContext, config: TrainingConfig, group: Group, rec
         pin_weights(plan.weights, context.run)
         record = plan.record(recipe.tokenizer.record, compute_format(config.precision, group.device))
         write_record(context.run, record, recipe.tokenizer)
-    checkpoints = Checkpoints(context.run, group, context.fence, config.checkpoint, plan.fingerprint)
+    memory = _memory(context) if config.checkpoint.memory_every_steps is not None else None
+    checkpoints = Checkpoints(context.run, group, context.fence, config.checkpoint, plan.fingerprint, memory=memory)
     start, trainer = _start(context, config, group, recipe, checkpoints)
+    checkpoints.require_memory(trainer.state.tensors)
     checkpoints.clean()
     if config.anomaly.policy == "rollback" and not start.resumes:
         trainer.save()  # so that a rollback always has a checkpoint to go back to
     return trainer
+
+
+def _memory(context: JobContext) -> NodeMemory:
+    """Return the memory of the node. Raises ConfigError if no agent started this rank."""
+    if context.memory is None:
+        raise ConfigError("checkpoint.memory_every_steps: needs an agent on each node; remove it, or start with `ropewalk run`")
+    return context.memory
 
 
 def _start(

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ from ropewalk.jobs.training.loop.report.layers import LayerWatch
 from ropewalk.jobs.training.loop.report.report import Report
 from ropewalk.jobs.training.loop.source import Source, reader_for
 from ropewalk.jobs.training.loop.tail import whole_logits_reason
+from ropewalk.jobs.training.loop.update.copy_interval import CopyInterval
 from ropewalk.jobs.training.loop.update.garbage import collect_at, collected_by_step
 from ropewalk.jobs.training.loop.update.optimizer import learning_rate
 from ropewalk.jobs.training.loop.update.state import Progress, TrainState
@@ -49,6 +50,7 @@ class Trainer:
     layers: LayerWatch | None
     inspection: Inspection
     _anomalies: Anomalies = field(init=False)
+    _interval: CopyInterval = field(init=False)
     _pending: deque[PendingStep] = field(default_factory=deque, init=False)  # steps whose figures have not been read
     _stopping: bool = field(default=False, init=False)
 
@@ -57,6 +59,8 @@ class Trainer:
         self.checkpoints.before_commit = self.report.flush
         self.checkpoints.after_commit = self.source.committed
         self._anomalies = Anomalies(self.config.anomaly, self.report)
+        keys = self.config.checkpoint
+        self._interval = CopyInterval(keys.memory_every_steps, keys.every_steps, self.train_step.group, self.report.event)
 
     @property
     def progress(self) -> Progress:
@@ -139,6 +143,7 @@ class Trainer:
             self.train_step.clock.end(StepPhase.DATA)
             self.inspection.begin_step(self.progress.step + 1)
             self._start_step(batch)
+            self._interval.end_step(self.progress.step)
             if not self._settle(0 if first or self._needs_figures else 1):
                 return
             if first:
@@ -150,6 +155,8 @@ class Trainer:
                 self.progress.finished = self.validator.is_over(self.state)
             if self._due(self.config.checkpoint.every_steps) and self.checkpoints.last_step != self.progress.step:
                 self.save()
+            if self._copies_now:
+                self._store(self.checkpoints.copy_to_memory)
             if self._done:
                 return
             if self._stopping and not self._settle(0):
@@ -172,10 +179,15 @@ class Trainer:
         return self.progress.step % every_steps == 0 and not self._done
 
     @property
+    def _copies_now(self) -> bool:
+        """True if the state after this step is copied to the memory of nodes."""
+        return self._interval.due(self.progress.step) and not self._done
+
+    @property
     def _needs_figures(self) -> bool:
         """True if something follows this step that depends on its figures: the end, a validation, a save, new samples."""
         due = self._due(self.config.validation.every_steps) or self._due(self.config.checkpoint.every_steps)
-        return due or self._done or not self.source.prefetchable
+        return due or self._copies_now or self._done or not self.source.prefetchable
 
     def _start_step(self, batch: Batch) -> None:
         """Start backward and update, which the device masks if the loss is not normal."""
@@ -229,7 +241,7 @@ class Trainer:
         self._pending.clear()  # steps that are undone
         self._enter(Phase.LOADING)
         self.checkpoints.wait()
-        checkpoint = self.checkpoints.find()
+        checkpoint = self.checkpoints.find(in_memory=False)  # copies in memory may be of a step that led to this
         if checkpoint is None:
             raise NumericsError(f"{what}, and there is no checkpoint to roll back to; set anomaly.policy to skip")
         self.resume(*checkpoint)
@@ -241,7 +253,8 @@ class Trainer:
     def resume(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
         manifest = self.load(folder, manifest)
         checkpoint = directory_of(manifest.step)
-        self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, world_size=self.train_step.group.world_size)
+        where = {"tier": self.checkpoints.tier, "world_size": self.train_step.group.world_size}
+        self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, **where)
         self.report.start(self.progress.training_seconds)
 
     def load(self, folder: StoragePath, manifest: CheckpointManifest, *, or_older: bool = True) -> CheckpointManifest:
@@ -254,10 +267,13 @@ class Trainer:
 
     def save(self) -> None:
         """Copy the state and start to save it in the background."""
+        self._store(self.checkpoints.save)
+
+    def _store(self, save: Callable[..., None]) -> None:
         progress = self.progress
         self._enter(Phase.CHECKPOINT)
         progress.training_seconds = self.report.training_seconds
-        self.checkpoints.save(self.state.tensors, step=progress.step, position=progress.position, progress=progress.to_dict())
+        save(self.state.tensors, step=progress.step, position=progress.position, progress=progress.to_dict())
 
     def _leave(self) -> None:
         """Save unless this step is saved, and stop. Raises StopRequested."""

@@ -27,9 +27,9 @@ from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.objective import Objective
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.rollouts.ledger import rollouts_folder, update_marks
-from ropewalk.sharding.checkpoints.checkpoint import newest_complete
 from ropewalk.sharding.checkpoints.layout import complete_steps, directory_of
 from ropewalk.sharding.checkpoints.manifest import read_manifest
+from ropewalk.sharding.checkpoints.stored_tensors import newest_complete
 from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)

@@ -134,6 +134,8 @@ def _lasting(model: ModelShape, layout: Layout) -> dict[str, int]:
     if not layout.gpu:  # a GPU's is in the memory of the host
         of_model = trained if layout.adapter else model.numbers(shards)
         kinds["checkpoint copy"] = of_model * FP32 + kinds["optimizer"] + kinds["average"]
+        if layout.config.checkpoint.memory_every_steps is not None:
+            kinds["copies in memory"] = copies_on_node(layout.config) * kinds["checkpoint copy"]
     return kinds
 
 
@@ -141,6 +143,11 @@ def _gathered(units: Sequence[Unit], layout: Layout) -> int:
     """Return the numbers that are gathered at once: all, or the first unit, a layer, the next one, and a buffer."""
     root, *layers = (unit.numbers(layout.shards) * layout.shards for unit in units)
     return root + (3 * max(layers, default=0) if layout.reshards(units) else sum(layers))
+
+
+def copies_on_node(config: TrainingConfig) -> int:
+    """Return how often the memory of a node has what its ranks save: the newest two copies, and those of another node."""
+    return 4 if config.resources.allocated_nodes.most > 1 else 2
 
 
 def _moments(model: ModelShape, layout: Layout, batch: "Passes") -> Iterator[dict[str, int]]:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.run.files import read_json
+from ropewalk.cluster.run.node_memory import SHARED_MEMORY
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.cluster.text import counted, format_bytes
 from ropewalk.jobs.runs.models.find_model import find_model
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.training.loop.architecture.fit import read_sizes
 from ropewalk.jobs.training.loop.config import TrainingConfig
+from ropewalk.jobs.training.loop.forecast.memory import copies_on_node
 from ropewalk.jobs.training.loop.forecast.rows import Forecast, forecast_rows
 from ropewalk.jobs.training.loop.forecast.size import ModelSize, SizeRequest, model_size
 from ropewalk.jobs.training.loop.model_keys import ModelConfig
@@ -44,6 +46,7 @@ def training_plan(config: TrainingConfig) -> list[tuple[str, str]]:
         ("accumulation", chosen or accumulation(config)),
         *_forecast(config, size),
         ("checkpoints", _checkpoints(config, size)),
+        *_copies_in_memory(config, size),
     ]
 
 
@@ -136,6 +139,21 @@ def _checkpoints(config: TrainingConfig, size: ModelSize | str) -> str:
     seconds = each / nodes / WRITE_RATE
     on_disk = f"about {format_bytes(each)} each, {format_bytes(each * count)} on disk"
     return f"{often}: {on_disk}, written in about {seconds:,.1f} s at 1 GB/s of each node, while training goes on"
+
+
+def _copies_in_memory(config: TrainingConfig, size: ModelSize | str) -> list[tuple[str, str]]:
+    """Describe the copies of the state in the memory of nodes."""
+    if (every_steps := config.checkpoint.memory_every_steps) is None:
+        return []
+    often, nodes = "as often as takes at most 1% of the time", config.resources.nodes.least
+    if every_steps != "auto":
+        often = f"every {counted(every_steps, 'step')}"
+    if isinstance(size, str):
+        return [("copies in memory", often)]
+    each = _checkpoint_bytes(config, size) / nodes
+    on_node = format_bytes(each * copies_on_node(config))
+    to_next = f", of which {format_bytes(each)} are sent to another node each time" if nodes > 1 else ""
+    return [("copies in memory", f"{often}: {on_node} of {SHARED_MEMORY} on each of {counted(nodes, 'node')}{to_next}")]
 
 
 def _checkpoint_bytes(config: TrainingConfig, size: ModelSize) -> int:

@@ -11,8 +11,8 @@ from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.architecture.model_record import Head, Weights, checkpoint_folder, require_record
 from ropewalk.jobs.training.loop.weights.run_weights import first_weights, open_checkpoint
 from ropewalk.jobs.training.loop.weights.weight_reader import WeightReader
-from ropewalk.sharding.checkpoints.checkpoint import newest_complete
 from ropewalk.sharding.checkpoints.manifest import CheckpointManifest
+from ropewalk.sharding.checkpoints.stored_tensors import newest_complete
 
 
 def load_model(

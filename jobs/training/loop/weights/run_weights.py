@@ -38,11 +38,10 @@ from ropewalk.jobs.training.loop.weights.weight_reader import (
     SharedWeights,
     WeightReader,
 )
-from ropewalk.sharding.checkpoints.checkpoint import newest_complete
 from ropewalk.sharding.checkpoints.floats import null_floats
 from ropewalk.sharding.checkpoints.manifest import CheckpointManifest
 from ropewalk.sharding.checkpoints.state import EMA, MODEL
-from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors
+from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors, newest_complete
 
 log = logging.getLogger(__name__)
 

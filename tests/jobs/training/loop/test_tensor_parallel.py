@@ -19,8 +19,7 @@ from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.architecture.divisible import check_divisible
 from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.weights.lora import lora_adapter
-from ropewalk.sharding.checkpoints.checkpoint import newest_complete
-from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors
+from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors, newest_complete
 from ropewalk.sharding.config import ParallelConfig, check_mesh
 from ropewalk.sharding.tensor_parallel import tensor_problem, whole_sequences_reason
 from tests.fork_server import SERVER

@@ -19,9 +19,9 @@ from ropewalk.sharding.divided_adapters import ADAPTED_ROWS, STYLES, SUMMED
 # B samples, T tokens a sample, D hidden size
 
 _TOKENS = Shard(1)  # of [B, T, D]
-_EXPERTS, _ROUTER = "moe_tp_experts", "router"
+EXPERTS, _ROUTER = "moe_tp_experts", "router"
 _ROWWISE = {"rowwise": Shard(-1), "rowwise_split_input": Replicate(), "rowwise_rep": Replicate()}  # placement of the input
-_PARTIAL = {name: f"{name}_partial" for name in (*_ROWWISE, _EXPERTS, ADAPTED_ROWS)}
+_PARTIAL = {name: f"{name}_partial" for name in (*_ROWWISE, EXPERTS, ADAPTED_ROWS)}
 _OTHERS = {"colwise", "colwise_gather_output", "colwise_rep", "packed_colwise", SUMMED, _ROUTER, *STYLES}
 
 
@@ -47,7 +47,7 @@ class _Router(TensorParallelLayer):  # type: ignore[misc]
 for _name, _layout in _ROWWISE.items():
     _style = RowwiseParallel(input_layouts=_layout, output_layouts=Partial(), use_local_output=False)
     ALL_PARALLEL_STYLES.register(_PARTIAL[_name], _style)
-ALL_PARALLEL_STYLES.register(_PARTIAL[_EXPERTS], _PartialExperts())
+ALL_PARALLEL_STYLES.register(_PARTIAL[EXPERTS], _PartialExperts())
 ALL_PARALLEL_STYLES.register(_PARTIAL[ADAPTED_ROWS], TensorParallelLayer())
 ALL_PARALLEL_STYLES.register(_ROUTER, _Router())
 
@@ -156,7 +156,7 @@ def _routers(name: str, layer: nn.Module, plan: Mapping[str, str]) -> list[str]:
     """Return the full names of routers: of a module without a plan beside experts, if there is one only."""
     paths = [f"{name}.{path}" for path, module in layer.named_modules() if next(module.parameters(), None) is not None]
     routers = []
-    for experts in (path for path in paths if plan.get(path) == _EXPERTS):
+    for experts in (path for path in paths if plan.get(path) == EXPERTS):
         beside = experts.rpartition(".")[0]
         whole = [path for path in paths if path.rpartition(".")[0] == beside and not any(key.startswith(path) for key in plan)]
         routers += whole if len(whole) == 1 else []

@@ -22,7 +22,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.sharding.divided_adapters import SUMMED, adapter_problem, divide_adapters
 from ropewalk.sharding.fsdp import decoder_layers
 from ropewalk.sharding.group import Group
-from ropewalk.sharding.sequence_parallel import divide_sequences, sequence_plan, sequence_problem
+from ropewalk.sharding.sequence_parallel import EXPERTS, divide_sequences, sequence_plan, sequence_problem
 from ropewalk.sharding.ties import tie, ties
 
 log = logging.getLogger(__name__)
@@ -66,12 +66,12 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def apply_tensor_plan(model: Any, group: Group) -> None:
+def apply_tensor_plan(model: Any, group: Group, *, compiled: bool = False) -> None:
     """Divide a model on the meta device over the tensor axis, in place. Raises ConfigError if it cannot be divided."""
     mesh = group.tensor_mesh
     if mesh is None:
         return
-    if (problem := tensor_problem(model, mesh.size())) is not None:
+    if (problem := tensor_problem(model, mesh.size(), compiled=compiled)) is not None:
         raise ConfigError(problem)
     tied, obstacle = ties(model), whole_sequences_reason(model)
     plan = _plan_of(model, tied)
@@ -90,13 +90,18 @@ def apply_tensor_plan(model: Any, group: Group) -> None:
     _PARTIAL[model] = [name for name, p in model.named_parameters() if plan.get(name) == SUMMED and p.requires_grad]
 
 
-def tensor_problem(model: Any, degree: int) -> str | None:
-    """Return the reason why a model, which may be on the meta device, cannot be divided among `degree` ranks; None: it can."""
+def tensor_problem(model: Any, degree: int, *, compiled: bool = False) -> str | None:
+    """Return the reason why a model, which may be on the meta device, cannot be divided among `degree` ranks; None: it can.
+
+    `compiled`: if its layers are compiled afterwards.
+    """
     family, plan = f"models of type {model.config.model_type!r}", _plan_of(model, ties(model))
     if not getattr(model, "tp_plan", None):
         return f"parallel.tensor: transformers has no plan to divide {family}; remove parallel.tensor, or choose another model"
     if (problem := adapter_problem(model, plan)) is not None:
         return problem
+    if compiled and EXPERTS in plan.values():  # torch: as_strided not supported with DTensor
+        return "parallel.compile: experts that parallel.tensor divides cannot be compiled; remove one of the two keys"
     values = model.config.get_text_config().to_dict()
     if any(style == "colwise" and "att" in name for name, style in plan.items()):
         for key in (key for key in values if key.endswith("heads")):

@@ -114,7 +114,7 @@ class FinetuneConfig(NextTokenConfig):
             if local is not None and not local.exists():
                 raise ConfigError(f"{key}: {value}: no such file; check the path, or name one of {', '.join(TEMPLATES)}")
         check_model("model", self.model, here, seq_len=self.seq_len)
-        check_divisible(self.model, self.parallel.tensor, here, seq_len=self.seq_len, adapter=self._adapt)
+        check_divisible(self.model, self.parallel, here, seq_len=self.seq_len, adapter=self._adapt)
 
     def _adapt(self, model: Any) -> Any:
         if self.lora is None:

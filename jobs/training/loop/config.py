@@ -281,7 +281,6 @@ class NextTokenConfig(TrainingConfig):
             "lora.dora": lora is not None and lora.dora,  # a row's norm is a sum over ranks
             "lora.dropout": lora is not None and lora.dropout > 0,  # ranks would drop the same columns of their parts
             "qat": getattr(self, "qat", None) is not None,
-            "parallel.compile": self.parallel.compile,
         }
         obstacle = next((key for key, present in obstacles.items() if present), None)
         return f"it does not combine with {obstacle}" if obstacle is not None else None

@@ -38,4 +38,4 @@ class PretrainConfig(NextTokenConfig):
         super().preflight(here)
         manifests = check_data(self.data, here, self.seq_len)
         check_model("model", self.model, here, manifests=manifests, seq_len=self.seq_len)
-        check_divisible(self.model, self.parallel.tensor, here, manifests=manifests, seq_len=self.seq_len)
+        check_divisible(self.model, self.parallel, here, manifests=manifests, seq_len=self.seq_len)

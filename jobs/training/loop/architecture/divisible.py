@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.input_paths import PathView
 from ropewalk.jobs.training.loop.model_keys import ModelConfig
+from ropewalk.sharding.config import ParallelConfig
 
 if TYPE_CHECKING:
     from ropewalk.datapipe.manifest import Manifest
@@ -16,19 +17,20 @@ _SOME_VOCABULARY = 1 << 15  # of data that this machine cannot read
 
 def check_divisible(
     model: ModelConfig,
-    degree: int,
+    parallel: ParallelConfig,
     here: PathView = Path,
     *,
     manifests: Sequence["Manifest"] = (),
     seq_len: int | None = None,
     adapter: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Raise ConfigError if tensor parallelism of this degree cannot divide the model, or what `adapter` makes of it.
+    """Raise ConfigError if tensor parallelism cannot divide the model, or what `adapter` makes of it.
 
-    Imports torch, unless the degree is 1.
+    Imports torch, unless there is none.
     """
     local = here(model.path) if model.path is not None else None
-    if degree == 1 or model.run is not None or (model.path is not None and local is None):  # checked when the model is built
+    unseen = model.run is not None or (model.path is not None and local is None)  # checked when the model is built
+    if parallel.tensor == 1 or unseen:
         return
     from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
     from ropewalk.jobs.training.loop.architecture.model_config import unchecked_config
@@ -38,5 +40,6 @@ def check_divisible(
     vocabulary = manifests[0].tokenizer.vocabulary if manifests else _SOME_VOCABULARY
     config = unchecked_config(visible, vocabulary=vocabulary, end_of_document=0, seq_len=seq_len or 1)
     bare = skeleton(config)
-    if (problem := tensor_problem(adapter(bare) if adapter is not None else bare, degree)) is not None:
+    adapted = adapter(bare) if adapter is not None else bare
+    if (problem := tensor_problem(adapted, parallel.tensor, compiled=parallel.compile)) is not None:
         raise ConfigError(problem)

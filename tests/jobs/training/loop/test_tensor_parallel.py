@@ -105,12 +105,18 @@ def test_families_whose_layers_do_not_allow_it_keep_whole_sequences(config: dict
     assert problem is None if reason is None else problem is not None and reason in problem
 
 
+def test_divided_experts_are_not_compiled() -> None:
+    bare = skeleton(config_of("qwen3_moe"))
+    assert tensor_problem(bare, 2) is None
+    assert "experts that parallel.tensor divides cannot be compiled" in str(tensor_problem(bare, 2, compiled=True))
+
+
 def test_a_family_without_a_plan_is_refused() -> None:
     with pytest.raises(ConfigError, match="no plan to divide models of type 'gpt2'"):
-        check_divisible(ModelConfig.model_validate({"config": {"model_type": "gpt2", "n_layer": 1}}), 2)
-    check_divisible(ModelConfig.model_validate({"preset": "small"}), 2)
+        check_divisible(ModelConfig.model_validate({"config": {"model_type": "gpt2", "n_layer": 1}}), ParallelConfig(tensor=2))
+    check_divisible(ModelConfig.model_validate({"preset": "small"}), ParallelConfig(tensor=2, compile=True))
     with pytest.raises(ConfigError, match="2 does not divide the model's 3 num_attention_heads"):
-        check_divisible(ModelConfig.model_validate({"preset": "tiny"}), 2)
+        check_divisible(ModelConfig.model_validate({"preset": "tiny"}), ParallelConfig(tensor=2))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +125,6 @@ def test_a_family_without_a_plan_is_refused() -> None:
         ({"lora": {"dora": True}}, "does not combine with lora.dora"),
         ({"lora": {"dropout": 0.1}}, "does not combine with lora.dropout"),
         ({"qat": "int8"}, "does not combine with qat"),
-        ({"parallel": {"tensor": 2, "compile": True}}, "does not combine with parallel.compile"),
         ({"parallel": {"tensor": 2, "pipeline": 2}}, "pipeline parallelism is not supported"),
         ({"parallel": {"tensor": 2, "context": 2}}, "context parallelism is not supported"),
         ({"parallel": {"tensor": 2, "expert": 2}}, "expert parallelism is not supported; .* the matrices of each expert too"),

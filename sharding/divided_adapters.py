@@ -97,20 +97,18 @@ def adapter_problem(model: nn.Module, plan: Mapping[str, str]) -> str | None:
 
 
 def divide_adapters(model: nn.Module, plan: Mapping[str, str]) -> dict[str, str]:
-    """Return a plan, of full names, in which the layers that carry adapters stand with their parts."""
+    """Add the parts of layers that carry adapters to a plan of full names."""
     result = dict(plan)
     for name, module in _adapted(model):
         if (style := plan.get(name)) not in _PARTS:
             continue
         whole, base, a, a_matrix, b, b_matrix = _PARTS[style]
+        styles = {"base_layer": (base, base), "lora_A": (a, a_matrix), "lora_B": (b, b_matrix)}
         for path, part in module.named_modules(prefix=name):
-            kind = path.removeprefix(f"{name}.").partition(".")[0]
-            of_module, of_matrix = {"base_layer": (base, base), "lora_A": (a, a_matrix), "lora_B": (b, b_matrix)}.get(
-                kind, ("", "")
-            )
-            parameters = [parameter for parameter, _ in part.named_parameters(recurse=False)]
-            if of_module and parameters:  # a module's parameters come before it
+            if parameters := [
+                parameter for parameter, _ in part.named_parameters(recurse=False)
+            ]:  # before their module
+                of_module, of_matrix = styles[path.removeprefix(f"{name}.").partition(".")[0]]
                 result |= {f"{path}.{parameter}": of_matrix for parameter in parameters} | {path: of_module}
-        del result[name]
         result[name] = whole
     return result

@@ -105,9 +105,7 @@ def divide_adapters(model: nn.Module, plan: Mapping[str, str]) -> dict[str, str]
         whole, base, a, a_matrix, b, b_matrix = _PARTS[style]
         styles = {"base_layer": (base, base), "lora_A": (a, a_matrix), "lora_B": (b, b_matrix)}
         for path, part in module.named_modules(prefix=name):
-            if parameters := [
-                parameter for parameter, _ in part.named_parameters(recurse=False)
-            ]:  # before their module
+            if parameters := [parameter for parameter, _ in part.named_parameters(recurse=False)]:  # before their module
                 of_module, of_matrix = styles[path.removeprefix(f"{name}.").partition(".")[0]]
                 result |= {f"{path}.{parameter}": of_matrix for parameter in parameters} | {path: of_module}
         result[name] = whole

@@ -22,8 +22,11 @@ from ropewalk.sharding.group import Group
 log = logging.getLogger(__name__)
 
 
-def compute_in_float8(model: nn.Module, group: Group, precision: PrecisionConfig) -> nn.Module:
-    """Let linear layers compute in float8 as `precision` says. Raises ConfigError if this device or environment cannot."""
+def compute_in_float8(model: nn.Module, group: Group, precision: PrecisionConfig, *, tensor: int = 1) -> nn.Module:
+    """Let linear layers compute in float8 as `precision` says, before they are divided among `tensor` ranks.
+
+    Raises ConfigError if this device or environment cannot.
+    """
     emulated = precision.float8 == "emulated"
     if not emulated and (group.device.type != "cuda" or torch.cuda.get_device_capability(group.device) < FLOAT8_CAPABILITY):
         raise ConfigError(FLOAT8_NEEDS)
@@ -34,7 +37,7 @@ def compute_in_float8(model: nn.Module, group: Group, precision: PrecisionConfig
         )
     except ImportError as error:
         raise ConfigError(f"precision.float8: torchao is not installed ({error}); pip install 'ropewalk[float8]'") from None
-    layers = float8_layers(model, precision.float8_layers)
+    layers = float8_layers(model, precision.float8_layers, FLOAT8_MULTIPLE * tensor)
     chosen = {id(layer) for layer in layers}
     if group.is_main:
         log.info("computing %s in float8%s", counted(len(layers), "linear layer"), ", emulated" if emulated else "")
@@ -43,8 +46,8 @@ def compute_in_float8(model: nn.Module, group: Group, precision: PrecisionConfig
     return converted
 
 
-def float8_layers(model: nn.Module, patterns: Sequence[str]) -> list[nn.Linear]:
-    """Return the linear layers of decoder layers whose sizes allow float8 and whose names there match one of the patterns.
+def float8_layers(model: nn.Module, patterns: Sequence[str], multiple: int = FLOAT8_MULTIPLE) -> list[nn.Linear]:
+    """Return the linear layers of decoder layers with sizes of a `multiple` and names there that match one of the patterns.
 
     Raises ConfigError if there are none.
     """
@@ -52,11 +55,11 @@ def float8_layers(model: nn.Module, patterns: Sequence[str]) -> list[nn.Linear]:
         (name, part)
         for layer in decoder_layers(model)
         for name, part in layer.named_modules()
-        if isinstance(part, nn.Linear) and part.in_features % FLOAT8_MULTIPLE == 0 and part.out_features % FLOAT8_MULTIPLE == 0
+        if isinstance(part, nn.Linear) and part.in_features % multiple == 0 and part.out_features % multiple == 0
     ]
     if not linear:
         raise ConfigError(
-            f"precision.float8: no linear layer of {type(model).__name__} has two sizes that are multiples of {FLOAT8_MULTIPLE};"
+            f"precision.float8: no linear layer of {type(model).__name__} has two sizes that are multiples of {multiple};"
             " remove precision.float8"
         )
     chosen = [part for name, part in linear if any(fnmatchcase(name, pattern) for pattern in patterns)]

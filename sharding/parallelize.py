@@ -43,7 +43,7 @@ def parallelize(
         if compute_format(precision, group.device) == "bf16":
             _keep_in_bf16(model)
     if precision.float8 is not None and trainable:
-        model = compute_in_float8(model, group, precision)
+        model = compute_in_float8(model, group, precision, tensor=parallel.tensor)
     if parallel.tensor > 1:
         apply_tensor_plan(model, group, compiled=parallel.compile)
     if parallel.activation_checkpointing != "none" and trainable:

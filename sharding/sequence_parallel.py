@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES
-from transformers.distributed.tensor_parallel import MoeExpertsParallel, RowwiseParallel, TensorParallelLayer
+from transformers.distributed.tensor_parallel import ColwiseParallel, MoeExpertsParallel, RowwiseParallel, TensorParallelLayer
 
 from ropewalk.sharding.divided_adapters import ADAPTED_ROWS, STYLES, SUMMED
 
@@ -21,8 +21,10 @@ from ropewalk.sharding.divided_adapters import ADAPTED_ROWS, STYLES, SUMMED
 _TOKENS = Shard(1)  # of [B, T, D]
 EXPERTS, _ROUTER = "moe_tp_experts", "router"
 _ROWWISE = {"rowwise": Shard(-1), "rowwise_split_input": Replicate(), "rowwise_rep": Replicate()}  # placement of the input
-_PARTIAL = {name: f"{name}_partial" for name in (*_ROWWISE, EXPERTS, ADAPTED_ROWS)}
-_OTHERS = {"colwise", "colwise_gather_output", "colwise_rep", "packed_colwise", SUMMED, _ROUTER, *STYLES}
+# of linear layers that compute with parts themselves, such as those in float8
+LOCAL = {"colwise": "local_colwise", "rowwise": "local_rowwise"}
+_PARTIAL = {name: f"{name}_partial" for name in (*_ROWWISE, LOCAL["rowwise"], EXPERTS, ADAPTED_ROWS)}
+_OTHERS = {"colwise", "colwise_gather_output", "colwise_rep", "packed_colwise", SUMMED, _ROUTER, LOCAL["colwise"], *STYLES}
 
 
 class _PartialExperts(MoeExpertsParallel):  # type: ignore[misc]
@@ -44,6 +46,19 @@ class _Router(TensorParallelLayer):  # type: ignore[misc]
         return (args[0].to_local(), *args[1:]), kwargs
 
 
+class _LocalColumns(ColwiseParallel):  # type: ignore[misc]
+    def should_use_local_tensors(self, module: nn.Module) -> bool:
+        return True
+
+
+class _LocalRows(RowwiseParallel):  # type: ignore[misc]
+    def should_use_local_tensors(self, module: nn.Module) -> bool:
+        return True
+
+
+ALL_PARALLEL_STYLES.register(LOCAL["colwise"], _LocalColumns())
+ALL_PARALLEL_STYLES.register(LOCAL["rowwise"], _LocalRows())
+ALL_PARALLEL_STYLES.register(_PARTIAL[LOCAL["rowwise"]], _LocalRows(output_layouts=Partial(), use_local_output=False))
 for _name, _layout in _ROWWISE.items():
     _style = RowwiseParallel(input_layouts=_layout, output_layouts=Partial(), use_local_output=False)
     ALL_PARALLEL_STYLES.register(_PARTIAL[_name], _style)

@@ -22,7 +22,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.sharding.divided_adapters import SUMMED, adapter_problem, divide_adapters
 from ropewalk.sharding.fsdp import decoder_layers
 from ropewalk.sharding.group import Group
-from ropewalk.sharding.sequence_parallel import EXPERTS, divide_sequences, sequence_plan, sequence_problem
+from ropewalk.sharding.sequence_parallel import EXPERTS, LOCAL, divide_sequences, sequence_plan, sequence_problem
 from ropewalk.sharding.ties import tie, ties
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def tensor_problem(model: Any, degree: int, *, compiled: bool = False) -> str | 
     if compiled and EXPERTS in plan.values():  # torch: as_strided not supported with DTensor
         return "parallel.compile: experts that parallel.tensor divides cannot be compiled; remove one of the two keys"
     values = model.config.get_text_config().to_dict()
-    if any(style == "colwise" and "att" in name for name, style in plan.items()):
+    if any(style in {"colwise", LOCAL["colwise"]} and "att" in name for name, style in plan.items()):
         for key in (key for key in values if key.endswith("heads")):
             counts = values[key] if isinstance(values[key], list) else [values[key]]
             if uneven := [count for count in counts if isinstance(count, int) and count % degree]:
@@ -136,7 +136,7 @@ def _named_layers(model: Any) -> dict[str, nn.Module]:
 def _divided_dim(style: str, parameter: torch.Tensor) -> tuple[int | None, int]:
     """Return the dim that a style divides, and the number of blocks that are divided one by one; None: none."""
     blocks = 2 if style.startswith("packed_") else 1
-    if style.removeprefix("packed_").startswith("colwise") or style in {_HEAD, _EMBEDDING}:
+    if style.removeprefix("packed_").removeprefix("local_").startswith("colwise") or style in {_HEAD, _EMBEDDING}:
         return max(parameter.dim() - 2, 0), blocks
     if "rowwise" in style and parameter.dim() > 1:
         return parameter.dim() - 1, blocks
@@ -153,6 +153,8 @@ def _expanded(model: nn.Module, plan: dict[str, str]) -> dict[str, str]:
     result = {}
     for name, module in model.named_modules():
         style = plan.get(replace_layer_number_by_wildcard(name))
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            style = LOCAL.get(style or "", style)
         for parameter, _ in module.named_parameters(recurse=False):
             full = f"{name}.{parameter}" if name else parameter
             of_parameter = plan.get(replace_layer_number_by_wildcard(full), style)

@@ -99,7 +99,6 @@ ROWWISE: dict[str, Any] = {"precision": {"float8": "rowwise"}}
         ({"precision": {"float8": "rowwise", "compute": "fp32"}}, "returns products in bf16; remove precision.compute"),
         ({"lora": {}}, "does not combine with lora, whose frozen weights would get gradients; remove it"),
         ({"qat": "int4"}, "does not combine with qat"),
-        ({"parallel": {"tensor": 2}}, "does not combine with parallel.tensor, whose ranks would scale parts of rows"),
     ],
 )
 def test_what_does_not_combine_with_float8_is_refused_at_submission(keys: dict[str, Any], sentence: str) -> None:

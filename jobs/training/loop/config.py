@@ -289,7 +289,6 @@ class NextTokenConfig(TrainingConfig):
         obstacles = {
             "lora, whose frozen weights would get gradients": getattr(self, "lora", None) is not None,
             "qat": getattr(self, "qat", None) is not None,
-            "parallel.tensor, whose ranks would scale parts of rows": self.parallel.tensor > 1,
         }
         obstacle = next((key for key, present in obstacles.items() if present), None)
         return f"it does not combine with {obstacle}" if obstacle is not None else None

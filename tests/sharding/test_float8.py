@@ -53,7 +53,7 @@ def test_products_are_those_of_rounded_rows(tmp_path: Path) -> None:
 def test_float8_learns_as_bf16_and_on_four_ranks_as_on_one(tmp_path: Path) -> None:
     (alone,) = reports_at(1, tmp_path, preset=True)
     for report in reports_at(4, tmp_path):
-        assert report["none"] == report["selective"] == pytest.approx(alone["none"], rel=1e-4)
+        assert report["none"] == report["selective"] == pytest.approx(alone["none"], rel=1e-3)
     float8, bf16 = alone["tiny"], alone["tiny bf16"]
     assert len(float8) == 50
     assert bf16[-1] < bf16[0] - 1, "it learns"

@@ -1,15 +1,20 @@
 """The micro-batch `auto`: found, halved by each group that runs out of memory, and kept for its number of ranks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from ropewalk.cluster.errors import EXIT_LOST_PEER
-from ropewalk.jobs.training.loop.forecast.micro_batch import is_out_of_memory, recorded
+from ropewalk.jobs.training.loop.config import TrainingConfig
+from ropewalk.jobs.training.loop.forecast.micro_batch import _forecast, is_out_of_memory, recorded
+from ropewalk.jobs.training.loop.model import ModelPlan
+from ropewalk.sharding.group import process_group
 from tests.jobs.corpus import make_dataset
-from tests.jobs.launch import events, launch, losses, make_run, pretrain_config, start
+from tests.jobs.launch import TINY, events, launch, losses, make_run, pretrain_config, start
 
 AUTO = {"global_batch": 16, "micro_batch": "auto"}
 
@@ -29,6 +34,19 @@ def test_a_group_that_runs_out_of_memory_halves_it(data: Path, tmp_path: Path) -
     fixed = make_run(tmp_path / "fixed", pretrain_config(data, steps=3, batch={**AUTO, "micro_batch": 4}))
     launch(fixed, 1)
     assert losses(run) == pytest.approx(losses(fixed), rel=1e-6)
+
+
+def test_a_frozen_model_leaves_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    student = ModelPlan(config=AutoConfig.for_model(**TINY, vocab_size=257), seq_len=64)
+    large = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+    teacher = replace(student, config=AutoConfig.for_model(**{**TINY, **large}, vocab_size=257))
+    batch = {"global_batch": 512, "micro_batch": "auto"}
+    config = TrainingConfig.model_validate({"steps": 4, "batch": batch, "resources": {"memory_gib": 0.6}})
+    filler = {"input_ids": torch.zeros(1, 64, dtype=torch.int64)}
+    with process_group() as group:
+        alone, beside = (_forecast(config, group, student, filler, frozen=frozen) for frozen in (None, teacher))
+    assert alone > beside > 1
 
 
 def choice(size: int, world_size: int, group: int) -> dict[str, Any]:

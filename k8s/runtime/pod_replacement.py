@@ -30,6 +30,7 @@ from ropewalk.k8s.runtime.pod_status import (
 from ropewalk.k8s.runtime.timings import (
     BACKDATED_WATCH_SECONDS,
     CRASH_SECONDS,
+    MACHINE_POLL_SECONDS,
     MACHINE_WATCH_SECONDS,
     REPLACEMENT_AWAY_POLL_SECONDS,
     REPLACEMENT_POLL_SECONDS,
@@ -48,6 +49,7 @@ class _LostPod:
     declared_dead: bool = False
     backdated_at: float = 0.0
     machine_lost: bool = False  # Kubernetes reports that the pod's node failed
+    next_look: float = 0.0
 
 
 class PodReplacer:
@@ -106,6 +108,8 @@ class PodReplacer:
 
     def _process(self, lost: _LostPod) -> bool:
         """Check a pod once. Returns True if nothing more needs to be done."""
+        if time.monotonic() < lost.next_look:
+            return False
         pod, now = self._api.pod(lost.name), time.monotonic()
         if pod is None or pod["metadata"]["uid"] != lost.uid or pod["status"].get("phase") == "Succeeded":
             return True
@@ -115,6 +119,7 @@ class PodReplacer:
                 lost.machine_lost = True
                 self._on_machine_lost(str(pod["spec"].get("nodeName", "")))
             if is_declared_dead(pod):
+                lost.next_look = now + (MACHINE_POLL_SECONDS if now - lost.backdated_at > BACKDATED_WATCH_SECONDS else 0.0)
                 return now - lost.backdated_at > MACHINE_WATCH_SECONDS
             # the node of a pod that is still saving will report its end and restart the delay
             return is_over(pod) and now - lost.backdated_at > BACKDATED_WATCH_SECONDS

@@ -35,6 +35,7 @@ RESIZE_RETRY_SECONDS = 5.0  # before the Job is resized again if the API server 
 REPLACEMENT_POLL_SECONDS = 0.3
 REPLACEMENT_AWAY_POLL_SECONDS = 5.0  # while the API server does not answer, or refuses
 CRASH_SECONDS = 5.0  # for a node to notice that its pod has ended
+MACHINE_POLL_SECONDS = 3.0  # once nothing else can change
 MACHINE_WATCH_SECONDS = 90.0  # a dead pod is watched this long: by default Kubernetes gives up its node after 60 s
 BACKDATED_WATCH_SECONDS = 20.0  # a backdated pod is watched this long, because its node may overwrite the status once more
 

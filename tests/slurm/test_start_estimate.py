@@ -13,6 +13,7 @@ import yaml
 
 from ropewalk.cluster.backends.base import Check, Profile
 from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.slurm.backend import SlurmBackend
 from ropewalk.slurm.commands import Slurm
@@ -25,10 +26,13 @@ from tests.slurm.conftest import MakeLab
 QUICK_SECONDS = 2.0
 
 
+def planned() -> RunDir:
+    return RunDir("/nowhere/toy-1", record={"run": "toy-1", "resources": {}, "config": {}})
+
+
 def estimate(resources: dict[str, Any] | None = None, slurm: Slurm | None = None, **profile: Any) -> str:
     """The sentence, with node names as n1 whatever this lab calls them, and times as HH:MM."""
-    run = RunDir("/nowhere/toy-1")
-    run.__dict__["record"] = {"run": run.id, "resources": {}, "config": {}}
+    run = planned()
     watch = Stopwatch()
     backend = SlurmBackend(Profile(name="lab", backend="slurm", options=profile), slurm)
     start_estimate = backend.start_estimate(run, Resources.model_validate(resources or {}))
@@ -179,6 +183,9 @@ def test_a_partition_that_is_down(slurm_lab: Lab) -> None:
 )
 def test_refusals(slurm_lab: Lab, resources: dict[str, Any], profile: dict[str, Any], sentence: str) -> None:
     assert estimate(resources, **profile) == f"Slurm would refuse it: {sentence}"
+    backend = SlurmBackend(Profile(name="lab", backend="slurm", options=profile))
+    with pytest.raises(ConfigError, match="cluster 'lab' would refuse the run: "):
+        backend.check_feasible(planned(), Resources.model_validate(resources))
 
 
 def test_limits_of_accounting(make_lab: MakeLab) -> None:

@@ -14,6 +14,7 @@ import yaml
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
 from ropewalk.cluster.run.files import read_lines
 from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.runs.show.cancel import cancel_runs
 from ropewalk.jobs.runs.show.follow import wait
 from ropewalk.jobs.runs.submit.submit import submit
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
@@ -45,7 +46,7 @@ class Scene:
     began: float = field(default_factory=time.monotonic)
     dark: list[str] = field(default_factory=list)
 
-    def train(self, cluster: str, **resources: Any) -> RunDir:
+    def train(self, cluster: str, keys: dict[str, Any] | None = None, **resources: Any) -> RunDir:
         config = {
             "data": str(self.data),
             "model": {"config": TINY},
@@ -56,6 +57,7 @@ class Scene:
             "validation": {"every_steps": 1000, "max_sequences": 4},
             # so long a notice that the first look at the time limit is late enough for it
             "resources": {"nodes": 2, "grace_seconds": 45, **resources},
+            **(keys or {}),
         }
         return submit("pretrain", PretrainConfig.model_validate(config), cluster)
 
@@ -200,3 +202,16 @@ def test_preempted_limited_and_bereft_of_nodes_it_learns_the_same(scene: Scene) 
     learned = weights(run, STEPS)
     assert any("exp_avg" in name for name in learned), "the optimizer's state is compared too"
     assert equal(weights(peaceful, STEPS), learned)
+
+
+def test_a_dead_node_costs_one_step_at_most_with_copies_in_memory(scene: Scene) -> None:
+    keys = {"checkpoint": {"every_steps": 1000, "memory_every_steps": 1}, "steps": 20_000}
+    run = scene.train("lab", keys, nodes="1..2")
+    until(lambda: len(steps_of(run, 1)) > 10, Patience.RUN)
+    scene.kill_second_node(run)
+    event = until(lambda: next((e for e in run.read_events() if e["event"] == "resumed"), None), Patience.RUN)
+    assert (event["tier"], event["world_size"]) == ("memory", 1)
+    done = [m["step"] for m in run.read_metrics() if "train/loss" in m and m["time"] < event["time"]]
+    assert max(done) - event["step"] <= 1
+    assert [*cancel_runs([run.id])]
+    ended(run, 1)

@@ -14,7 +14,7 @@ gateway_kills   100 requests a second, each over a connection of its own, while 
 replica_kills   streams one after the other; the replica that serves each is killed at a random token of it
 connections     connections that stay open, each asked once
 
-Measured: 2026-11-29, two cores beside other work (load average 6 to 10), which counts in p99 above all.
+Measured: 2026-12-01, two cores without other work, which would count in p99 above all.
 """
 
 import argparse

@@ -217,7 +217,7 @@ FETCH = (sys.executable, "-m", "ropewalk.jobs.cli", "fetch", "finetune", "model.
 def test_a_killed_fetch_goes_on_where_it_was(shell: Shell, hub: FakeHub, kills: int) -> None:
     weights = os.urandom((kills + 2) * 4 * MIB)
     hub.repositories = {"models/org/large": {"config.json": b'{"model_type": "llama"}', "model.safetensors": weights}}
-    hub.faults.bytes_per_second = 20e6
+    hub.faults.bytes_per_second = 10e6  # a kill that is late on a busy machine must not find it complete
     write_lines(shell.home / "chats.jsonl", chats(5))
     file, environment = f"{COMMIT}/model.safetensors", {**os.environ, "ROPEWALK_RUNS": str(shell.home / "runs")}
     for _ in range(kills):

@@ -46,9 +46,10 @@ def look_while_running(run: RunDir, ranks: int) -> None:
     processes = list(holders("environ"))
     assert processes
     for process in processes:
-        line = " ".join(process.cmdline())
-        assert not [name for name in ("cluster.agent", "supervisor", "coordinator", "pod_main") if name in line]
-        assert any("cluster.agent" in " ".join(each.cmdline()) for each in process.parents()), line
+        with suppress(psutil.NoSuchProcess):  # it may be of this test on another backend, beside this one
+            line = " ".join(process.cmdline())
+            assert not [name for name in ("cluster.agent", "supervisor", "coordinator", "pod_main") if name in line]
+            assert any("cluster.agent" in " ".join(each.cmdline()) for each in process.parents()), line
     (run.checkpoints / "go").touch()
 
 

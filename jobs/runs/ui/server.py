@@ -126,9 +126,9 @@ async def start(port: int) -> tuple[web.AppRunner, LocalAccess]:
 async def serve(port: int, on_start: Callable[[LocalAccess], None]) -> None:
     """Serve until SIGINT or SIGTERM; Enter at a terminal calls `on_start` again. Raises ConfigError if the port is taken."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    runner, access = await start(port)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
-    runner, access = await start(port)
     on_start(access)
     if sys.stdin.isatty():
         loop.add_reader(sys.stdin, lambda: on_start(access) if sys.stdin.readline() else loop.remove_reader(sys.stdin))

@@ -1,6 +1,7 @@
 """Secrets planted in a run, and the search for them in files and processes."""
 
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,8 +13,8 @@ from ropewalk.cluster.secrets.store import FileStore
 from tests.patience import Patience, until
 
 NAME, LINES_NAME = "PLANTED_TOKEN", "PLANTED_KEY"
-# backwards, since this file is in the copy of the code that a cluster gets
-TOKEN, FIRST, SECOND = (text[::-1] for text in ("s9Vx2Qf7", "en0eniLy3k", "0wTeniLy3k"))
+# of this process alone: the same test on another backend may run beside it
+TOKEN, FIRST, SECOND = (secrets.token_hex(5) for _ in range(3))
 SECRETS = {NAME: f"planted-{TOKEN}-value", LINES_NAME: f"-----BEGIN KEY-----\nplanted-{FIRST}\nplanted-{SECOND}\n--END--"}
 NEEDLES = [text.encode() for text in (TOKEN, FIRST, SECOND)]
 PROGRAM = f"""
@@ -46,7 +47,7 @@ def look_while_running(run: RunDir, ranks: int) -> None:
     processes = list(holders("environ"))
     assert processes
     for process in processes:
-        with suppress(psutil.NoSuchProcess):  # it may be of this test on another backend, beside this one
+        with suppress(psutil.NoSuchProcess):  # a child of the program may end meanwhile
             line = " ".join(process.cmdline())
             assert not [name for name in ("cluster.agent", "supervisor", "coordinator", "pod_main") if name in line]
             assert any("cluster.agent" in " ".join(each.cmdline()) for each in process.parents()), line

@@ -151,6 +151,14 @@ JobName = Annotated[str | None, typer.Argument(metavar="JOB", help="preprocess, 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value ...]", help="overrides, such as optim.lr=1e-3", autocompletion=keys)
 ]
+NewKeys = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE ...]",
+        help="change resources and other keys from the new attempt on; not data, model and seed",
+        autocompletion=keys,
+    ),
+]
 ConfigFile = Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE.yaml", help="the job file")]
 Cluster = Annotated[
     str,

@@ -9,20 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from ropewalk.jobs.cli import complete
-from ropewalk.jobs.cli.complete import AsJson, Cluster, RunRef
+from ropewalk.jobs.cli.complete import AsJson, Cluster, NewKeys, RunRef
 from ropewalk.jobs.cli.json_output import print_json
 
 
 def move(
     run_ref: RunRef,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE ...]",
-            help="change resources and other keys from the new attempt on; not data, model and seed",
-            autocompletion=complete.keys,
-        ),
-    ] = None,
+    overrides: NewKeys = None,
     *,
     on: Annotated[str, typer.Option("--on", metavar="CLUSTER", help="cluster to move to", autocompletion=complete.clusters)],
     as_json: AsJson = False,

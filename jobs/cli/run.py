@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ropewalk.jobs.cli import complete
-from ropewalk.jobs.cli.complete import AllKeys, AsJson, Cluster, ConfigFile, DryRun, HelpFlag, JobName, Overrides, RunRef, Script
+from ropewalk.jobs.cli.complete import (
+    AllKeys,
+    AsJson,
+    Cluster,
+    ConfigFile,
+    DryRun,
+    HelpFlag,
+    JobName,
+    NewKeys,
+    Overrides,
+    RunRef,
+    Script,
+)
 from ropewalk.jobs.cli.json_output import print_json
 
 if TYPE_CHECKING:
@@ -142,14 +154,7 @@ def check(
 
 def resume(
     run_ref: RunRef,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE ...]",
-            help="change resources and other keys from the new attempt on; not data, model and seed",
-            autocompletion=complete.keys,
-        ),
-    ] = None,
+    overrides: NewKeys = None,
     code: Annotated[bool, typer.Option("--code", help="use the current code instead of the submitted code")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="print the run id instead of following the run")] = False,
     as_json: AsJson = False,

@@ -28,7 +28,7 @@ from ropewalk.cluster.process.signals import SignalFlag
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.key import KEY_BYTES
 from ropewalk.cluster.run.names import GROUP_KEY
-from ropewalk.cluster.run.node_memory import MEMORY_VARIABLE, SHARED_MEMORY
+from ropewalk.cluster.run.node_memory import memory_root
 from ropewalk.cluster.spec import Engine, StopReason
 from ropewalk.cluster.supervise.agent_environment import agent_environment
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
@@ -140,7 +140,7 @@ class LocalAllocation(Allocation):
     def mark_lost(self, node: int) -> None:
         """Kill everything on a node that died, and make it usable again after NODE_RETURN_SECONDS."""
         self.clean_up(node)
-        sweep(Path(os.environ.get(MEMORY_VARIABLE, SHARED_MEMORY)))
+        sweep(memory_root())
         self.busy.discard(node)
         self.away[node] = time.monotonic() + NODE_RETURN_SECONDS
 
@@ -171,5 +171,5 @@ class LocalAllocation(Allocation):
         self._store_port.release()
         self._gpus.release()
         end(processes_of(self.scratch))
-        sweep(Path(os.environ.get(MEMORY_VARIABLE, SHARED_MEMORY)))  # copies of training states, if agents were killed
+        sweep(memory_root())  # copies of training states, if agents were killed
         remove_scratch(self.scratch)

@@ -5,6 +5,7 @@ Imported last by the server that processes of tests are forked from, so that the
 
 import faulthandler
 import gc
+import logging
 import sys
 import threading
 import warnings
@@ -12,6 +13,10 @@ import warnings
 from tqdm import tqdm
 
 sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+for logger in logging.root, *logging.root.manager.loggerDict.values():
+    for handler in getattr(logger, "handlers", ()):
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stderr)  # its file was pytest's and is closed; the number may be that of the server's pipe now
 faulthandler.disable()  # its file is pytest's
 filters = [each for each in warnings.filters if each[0] not in {"always", "error"}]
 warnings.resetwarnings()

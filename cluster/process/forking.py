@@ -237,5 +237,7 @@ def _serve(code: str, descriptors: Sequence[int]) -> NoReturn:
         for low, high in zip(needed, [*needed[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
             os.closerange(low + 1, high)
         exec(code, {})  # noqa: S102 - the code that multiprocessing passes to a new interpreter
+    except Exception:
+        traceback.print_exc()  # as a new interpreter would
     finally:
         os._exit(0)

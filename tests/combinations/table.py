@@ -4,13 +4,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import TCPStore
-
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from tests.combinations.options import OPTIONS, RESUMED, all_choices, config_of, tolerance_of
 from tests.combinations.rank import main
-from tests.fork_server import SERVER
+from tests.ranks import run_ranks
 
 RANKS = 4
 PORTION = 30  # choices after which both numbers of ranks have been measured
@@ -33,13 +31,7 @@ def figures_at(size: int, folder: Path, choices: list[tuple[str, ...]]) -> Figur
     """Return the figures of all choices, on which the ranks agree. Those that lie in the folder are not measured again."""
     before = [read_json(folder / f"{size}-{rank}.json") or {} for rank in range(size)]
     choices = [choice for choice in choices if any(name_of(choice) not in figures for figures in before)]
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = [SERVER.Process(target=main, args=(rank, size, store.port, folder, choices)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * size
+    run_ranks(main, size, folder, choices)
     first, *others = [read_json(folder / f"{size}-{rank}.json") for rank in range(size)]
     assert first is not None
     assert all(other == first for other in others)

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import torch
-from torch.distributed import TCPStore
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.sharding.checkpoints.checkpoint_list import list_checkpoints
 from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors, newest_complete
-from tests.fork_server import SERVER
+from tests.ranks import run_ranks
 from tests.sharding.elastic_rank import rank_main, whole_state
 
 OLD, NEW = 1, 2
@@ -17,15 +16,8 @@ OLD, NEW = 1, 2
 
 def at_ranks(run: RunDir, ranks: int, *, replicate: int = 1, save: int | None = None, expected: tuple[int, ...] = ()) -> None:
     """Save a step and load the expected ones; a negative one is that of the newest checkpoint."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     todo = {"replicate": replicate, "save": save, "expected": list(expected)}
-    arguments = [(rank, ranks, store.port, run.path, todo) for rank in range(ranks)]
-    processes = [SERVER.Process(target=rank_main, args=each) for each in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * ranks
+    store = run_ranks(rank_main, ranks, run.path, todo)
     left = [key for key in store.list_keys() if "save/" in key]
     assert len(left) == (ranks > 1 and save is not None), "all messages of a save but the last one are removed"
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch.distributed import TCPStore
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.evaluation.evaluate.config import EvaluateConfig
@@ -19,7 +18,7 @@ from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.float8 import float8_layers
 from ropewalk.sharding.group import process_group
 from ropewalk.sharding.parallelize import parallelize
-from tests.fork_server import SERVER
+from tests.ranks import run_ranks
 from tests.sharding.float8_rank import float8_main
 from tests.sharding.parallel_rank import model_of
 from tests.torchao import needs_torchao
@@ -28,13 +27,7 @@ HIDDEN, MIDDLE = 32, 64
 
 
 def reports_at(ranks: int, folder: Path, *, preset: bool = False) -> list[dict[str, Any]]:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = [SERVER.Process(target=float8_main, args=(rank, ranks, store.port, preset, folder)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * ranks
+    run_ranks(float8_main, ranks, preset, folder)
     return [json.loads((folder / f"{rank}-of-{ranks}.json").read_text()) for rank in range(ranks)]
 
 

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch.distributed import TCPStore
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.sharding import parallelize as parallelizing
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import process_group
 from ropewalk.sharding.parallelize import parallelize
-from tests.fork_server import SERVER
+from tests.ranks import run_ranks
 from tests.sharding.parallel_rank import RECOMPUTABLE, model_of, rank_main, recomputing_main, train, train_recomputing
 
 
@@ -30,13 +29,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 def results_at(ranks: int, folder: Path, main: Callable[..., None], argument: Any) -> Any:
     """The result on which all ranks agree."""
     folder.mkdir()
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = [SERVER.Process(target=main, args=(rank, ranks, store.port, argument, folder)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * ranks
+    run_ranks(main, ranks, argument, folder)
     results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
     assert all(result == results[0] for result in results)
     return results[0]

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.distributed import TCPStore
 
 from ropewalk.jobs.runs.show.events import format_event
-from tests.fork_server import SERVER
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, losses, make_run, pretrain_config
 from tests.jobs.training.loop.head_rank import rank_main
+from tests.ranks import run_ranks
 
 LORA = {"rank": 4, "targets": ["q_proj", "lm_head"]}
 CASES: dict[str, dict[str, Any]] = {
@@ -35,13 +34,7 @@ COMPILED: dict[str, dict[str, Any]] = {
 
 def results_of(cases: dict[str, dict[str, Any]], folder: Path) -> list[dict[str, dict[str, list[float]]]]:
     """The differences of each rank."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = [SERVER.Process(target=rank_main, args=(rank, 2, store.port, cases, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_ranks(rank_main, 2, cases, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

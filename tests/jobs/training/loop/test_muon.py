@@ -6,25 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed import TCPStore
 
 from ropewalk.jobs.training.loop.forecast.size import ModelSize
 from ropewalk.sharding.config import ParallelConfig
-from tests.fork_server import SERVER
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, launch, losses, make_run, pretrain_config, weights
 from tests.jobs.training.loop.muon_rank import STEPS, muon_main
 from tests.jobs.training.loop.test_checkpoint_elastic import copy_of, stop_at_once
+from tests.ranks import run_ranks
 
 
 def results_at(ranks: int, parallel: ParallelConfig, folder: Path) -> list[dict[str, Any]]:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = [SERVER.Process(target=muon_main, args=(rank, ranks, store.port, parallel, folder)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * ranks
+    run_ranks(muon_main, ranks, parallel, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch.distributed import TCPStore
 from transformers import AutoConfig
 
 from ropewalk.cluster.config import Resources
@@ -22,23 +21,15 @@ from ropewalk.jobs.training.loop.weights.lora import lora_adapter
 from ropewalk.sharding.checkpoints.stored_tensors import StoredTensors, newest_complete
 from ropewalk.sharding.config import ParallelConfig, check_mesh
 from ropewalk.sharding.tensor_parallel import tensor_problem, whole_sequences_reason
-from tests.fork_server import SERVER
 from tests.jobs.training.loop.tensor_rank import ALL_CASES, CASES, MODELS, Case, Cases, config_of, rank_main, whole_value
+from tests.ranks import run_ranks
 
 BOUNDS = {"torch.float64": 1e-10, "torch.float32": 3e-6}
 
 
 def results_at(ranks: int, cases: list[Case], runs: dict[str, RunDir], folder: Path) -> list[dict[str, dict[str, float]]]:
     """The report of each rank."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    paths = {name: run.path for name, run in runs.items()}
-    arguments = [(rank, ranks, store.port, (cases, paths), folder) for rank in range(ranks)]
-    processes = [SERVER.Process(target=rank_main, args=each) for each in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * ranks
+    run_ranks(rank_main, ranks, (cases, {name: run.path for name, run in runs.items()}), folder)
     return [json.loads((folder / f"{rank}-of-{ranks}.json").read_text()) for rank in range(ranks)]
 
 

@@ -52,5 +52,6 @@ def test_what_setup_prints_is_shown_even_if_it_arrives_before_the_answer(capfdbi
     connection = Connection("big", "login.big", ["sh", "-c", script, "ssh"], terminal=False)
     connection.greet()
     connection.close()
-    connection._process.wait()
+    with connection._process:  # ends, since its input has
+        connection._reader.join()
     assert capfdbinary.readouterr().err == b"loaded\nlate"

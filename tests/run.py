@@ -8,6 +8,7 @@ python -m tests.run ARGS...    the same rules for a selection; ARGS are pytest's
 import compileall
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,8 +61,8 @@ def main() -> int:
     sys.dont_write_bytecode = False  # else each of thousands of processes would compile torch, ray and transformers
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.chdir(ROOT)
-    for package in ROOT.glob("*/__init__.py"):  # else each of thousands of processes would compile it
-        compileall.compile_dir(package.parent, quiet=2, workers=0)
+    for package in ROOT.glob("*/__init__.py"):  # else each of thousands of processes would compile it; pytest rewrites tests
+        compileall.compile_dir(package.parent, quiet=2, workers=0, rx=re.compile(r"/(test_\w+|conftest)\.py$"))
     tools = ("ruff check .", "ruff format --check .", "mypy", "python -m tests.english")  # as `make lint`
     command = " && ".join(f"nice {Path(sys.executable).parent}/{tool}" for tool in tools)  # the tests take longer
     lint = None if soak or selection else subprocess.Popen(command, shell=True)

@@ -3,6 +3,7 @@
 import multiprocessing.forkserver
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,8 @@ PRELOAD = [*TRAINING, "tests.jobs.launch", *MIRRORS, "pytest", "tests.frozen"]
 def fork_server() -> None:
     """Fork the server from this process, which has imported all that tests do and has computed nothing yet."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
-    with forked_interpreters():
+    with forked_interpreters(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the thread by which pytest-xdist listens
         multiprocessing.forkserver.ensure_running()
 
 

@@ -66,17 +66,15 @@ def run_rank(
     while True:
         context = _take(assignment, arguments, line, output)
         code = run_entry(context)
-        saved = code == EXIT_REQUEUE and context.stays and not context.node_must_stop  # another group is to form
-        if line is None or not (saved or code is None):
+        if code is not None or line is None:
             break
         gc.collect()  # models and process groups, whose sockets the other ranks wait for to be closed
-        line.leave(context.group, EXIT_REQUEUE if saved else EXIT_LOST_PEER)
+        line.leave(context.group)
         assignment = line.next_assignment()
     logging.shutdown()
     end_output()
-    if code not in (EXIT_DONE, EXIT_REQUEUE) or (code == EXIT_REQUEUE and context.stays):
-        # the interpreter's shutdown may hang in a broken process group, and ranks that go on wait for one that has saved
-        os._exit(code or EXIT_LOST_PEER)
+    if code not in (EXIT_DONE, EXIT_REQUEUE):
+        os._exit(code or EXIT_LOST_PEER)  # the interpreter's shutdown may hang in a broken process group
     return code
 
 

@@ -33,6 +33,9 @@ def sweep(  # noqa: PLR0917 - typer reads the options of a command from its argu
         Path | None, typer.Option("--table", metavar="FILE", help="simulate: Parquet file; unset: the one shipped")
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=2, max=1000, metavar="N", help="simulate: number of sweeps")] = 20,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="simulate: write a picture of regret over cost (PNG)")
+    ] = None,
     state: Annotated[
         Path | None, typer.Option("--state", metavar="FILE", help="ask, tell: file of the search; unset: FILE.trials.jsonl")
     ] = None,
@@ -46,16 +49,15 @@ def sweep(  # noqa: PLR0917 - typer reads the options of a command from its argu
     `ask` prints the next trial as JSON, `{"trial": 0, "parameters": {...}}`, or `null` after the last. `tell` reads results, an
     object a line: trial, value, step, and state: running, complete (the default), stopped or failed.
     """
-    from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.orchestration.sweep.config import SweepConfig
     from ropewalk.jobs.runs.submit.submit import configure
 
     config = configure("sweep", file, overrides or [])
     assert isinstance(config, SweepConfig)
     if config.warm_start:
-        raise ConfigError(f"warm_start: `sweep {action.value}` knows the trials of no other sweep; remove the key")
+        config = config.resolved()
     if action is Action.SIMULATE:
-        _simulate(config, data, table, seeds, as_json=as_json)
+        _simulate(config, data, table, seeds, plot, as_json=as_json)
     else:
         _ask_or_tell(config, action, state or file.with_suffix(".trials.jsonl"))
 
@@ -76,12 +78,16 @@ def _ask_or_tell(config: "SweepConfig", action: Action, state: Path) -> None:
         print_json(search.tell(values).model_dump())
 
 
-def _simulate(config: "SweepConfig", data: str, table: Path | None, seeds: int, *, as_json: bool) -> None:
+def _simulate(config: "SweepConfig", data: str, table: Path | None, seeds: int, plot: Path | None, *, as_json: bool) -> None:
     from ropewalk.jobs.orchestration.sweep.simulate.against_random import against_random
     from ropewalk.jobs.orchestration.sweep.simulate.curve_table import SHIPPED, CurveTable
 
     report: Callable[[str], None] = _progress if sys.stderr.isatty() else lambda _line: None
     result = against_random(config, CurveTable.read(data, table or SHIPPED), range(seeds), report)
+    if plot is not None:
+        from ropewalk.jobs.orchestration.sweep.simulate.picture import write_picture
+
+        write_picture(result, plot)
     if as_json:
         print_json(result)
     else:

@@ -1,13 +1,13 @@
 """Each search of sweeps against random draws on the recorded learning curves, with paired seeds and the same scheduler.
 
-    python -m tests.benchmarks.bench_searchers [--data code] [--seeds 100] [--searches sobol,optuna] [--schedulers asha,fifo]
+    python -m tests.benchmarks.bench_searchers [--data code] [--seeds 100] [--searches gp,sobol,optuna] [--schedulers asha,fifo]
 
 Simulates sweeps of up to 256 trials until they have cost 64 complete trials. Regret is the true final loss of the best trial so
 far minus the table's best, averaged over budgets of 8, 16, 32 and 64 complete trials. Prints a JSON line for each search and
 scheduler: regret, paired difference to random, p after Holm's correction within the scheduler, and the median cost until a
-configuration among the table's best 1% leads. The last line but one has the regret of 8 trials of Optuna that know 16 random
-ones of an earlier sweep (`warm_start`), and of 8 that do not. The last line has bias and calibration of what the report says of
-the best trial and of more trials.
+configuration among the table's best 1% leads. Then, for each model-based search, the regret of 8 trials that know 16 random ones
+of an earlier sweep (`warm_start`), and of 8 that do not. The last lines have bias and calibration of what the report says of the
+best trial and of more trials.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 
 from ropewalk.jobs.orchestration.sweep.keys import EarlierTrial
 from ropewalk.jobs.orchestration.sweep.report.outlook import expected_best
+from ropewalk.jobs.orchestration.sweep.search.plan import MODELS
 from ropewalk.jobs.orchestration.sweep.simulate.against_random import compare, measure
 from ropewalk.jobs.orchestration.sweep.simulate.curve_table import CurveTable
 from ropewalk.jobs.orchestration.sweep.simulate.simulator import simulate
@@ -64,8 +65,8 @@ def judge_scheduler(scheduler: str, table: CurveTable, searches: list[str], seed
     ]
 
 
-def judge_warm_start(table: CurveTable, seeds: range, before: int = 16, trials: int = 8) -> dict[str, Any]:
-    """Return the regret of Optuna's next trials after random ones that it knows, and after others that it does not."""
+def judge_warm_start(table: CurveTable, search: str, seeds: range, before: int = 16, trials: int = 8) -> dict[str, Any]:
+    """Return the regret of a search's next trials after random ones that it knows, and after others that it does not."""
     config = sweep_of(table).model_copy(update={"scheduler": "fifo"})
     regrets: dict[str, list[float]] = {"known": [], "not known": []}
     for seed in seeds:
@@ -74,11 +75,12 @@ def judge_warm_start(table: CurveTable, seeds: range, before: int = 16, trials: 
             EarlierTrial(values=trial.sampled, metric=trial.metric) for trial in earlier.trials if trial.metric is not None
         ]
         for name, trials_before in {"known": earlier_trials, "not known": []}.items():
-            later = {"search": "optuna", "trials": trials, "earlier_trials": tuple(trials_before)}
+            later = {"search": search, "trials": trials, "earlier_trials": tuple(trials_before)}
             regrets[name].append(simulate(config.model_copy(update=later), table, seed=seed + 10_000).regret(math.inf))
     comparison = judge([cold - warm for warm, cold in zip(regrets["known"], regrets["not known"], strict=True)])
     means = {f"regret, earlier trials {name}": statistics.fmean(values) for name, values in regrets.items()}
     return {
+        "search": search,
         **means,
         "earlier": before,
         "trials": trials,
@@ -87,43 +89,41 @@ def judge_warm_start(table: CurveTable, seeds: range, before: int = 16, trials: 
     }
 
 
-def judge_expectations(table: CurveTable, seeds: range, trials: int = 24, more: int = 8) -> dict[str, Any]:
+def judge_expectations(table: CurveTable, search: str, seeds: range, trials: int = 24, more: int = 8) -> dict[str, Any]:
     """Return the bias of the best trial's metric, observed and expected, in standard deviations of the seeds' noise.
 
-    True is the mean of the seeds that the simulation does not see. `better` is how often 8 further random trials found a better
-    one, where a trial of the same configuration as the best counts half, and `claimed` the probability that the report names.
+    True is the mean of the seeds that the simulation does not see; for the bias after `confirm`, that of the last one, and the
+    others are confirmed. `better` is how often 8 further trials found a better one, where a trial of the same configuration as
+    the best counts half, and `claimed` the probability that the report names.
     """
-    config = sweep_of(table).model_copy(update={"trials": trials + more})
+    config = sweep_of(table).model_copy(update={"trials": trials + more, "search": search})
     repeated = [[curve.values[-1] for curve in seeds.values()] for seeds in table.curves.values() if len(seeds) > 1]
     noise = statistics.fmean(map(statistics.variance, repeated)) ** 0.5 if repeated else None
-    observed, expected, better = [], [], []
+    biases: dict[str, list[float]] = {"observed": [], "expected": [], "confirmed": []}
+    better = []
     for seed in seeds:
         results = simulate(config, table, seed=seed).results
         first = replace(results, trials=results.trials[:trials])
         best, estimate = first.best, expected_best(first)
         assert best is not None
-        others = list(table.curves[table.nearest(best.parameters, config.base)].values())[1:]
+        others = [curve.values[-1] for curve in list(table.curves[table.nearest(best.parameters, config.base)].values())[1:]]
         rest = [trial.metric for trial in results.trials[trials:] if trial.metric is not None]
         better.append(1.0 if min(rest) < best.metric else 0.5 if min(rest) == best.metric else 0.0)
-        if others and noise and estimate is not None and best.metric is not None:
-            true = statistics.fmean(curve.values[-1] for curve in others)
-            observed.append((best.metric - true) / noise)
-            expected.append((estimate[0] - true) / noise)
-    return {
-        "noise_of_seeds": noise,
-        "n": len(expected),
-        "bias_observed": statistics.fmean(observed) if observed else None,
-        "bias_expected": statistics.fmean(expected) if expected else None,
-        "better": statistics.fmean(better),
-        "claimed": more / (more + trials),
-    }
+        if len(others) > 1 and noise and estimate is not None and best.metric is not None:
+            true = statistics.fmean(others)
+            biases["observed"].append((best.metric - true) / noise)
+            biases["expected"].append((estimate.metric - true) / noise)
+            biases["confirmed"].append((statistics.fmean(others[:-1]) - others[-1]) / noise)
+    means = {f"bias_{name}": statistics.fmean(values) if values else None for name, values in biases.items()}
+    claimed = {"better": statistics.fmean(better), "claimed": more / (more + trials)}
+    return {"search": search, "noise_of_seeds": noise, "n": len(biases["observed"]), **means, **claimed}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="code")
     parser.add_argument("--seeds", type=int, default=100)
-    parser.add_argument("--searches", default="sobol,optuna")
+    parser.add_argument("--searches", default="gp,sobol,optuna")
     parser.add_argument("--schedulers", default="asha,fifo")
     parser.add_argument("--table", default=None)
     arguments = parser.parse_args()
@@ -131,8 +131,10 @@ def main() -> None:
     for scheduler in arguments.schedulers.split(","):
         for row in judge_scheduler(scheduler, table, arguments.searches.split(","), range(arguments.seeds)):
             print(json.dumps(row), flush=True)
-    print(json.dumps({"data": table.data, **judge_warm_start(table, range(arguments.seeds))}), flush=True)
-    print(json.dumps({"data": table.data, **judge_expectations(table, range(arguments.seeds))}))
+    for search in sorted(MODELS):
+        print(json.dumps({"data": table.data, **judge_warm_start(table, search, range(arguments.seeds))}), flush=True)
+    for search in ("random", "gp"):
+        print(json.dumps({"data": table.data, **judge_expectations(table, search, range(arguments.seeds))}), flush=True)
 
 
 if __name__ == "__main__":

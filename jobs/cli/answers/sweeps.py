@@ -24,9 +24,10 @@ class Best(Trial):
     """The best trial of a sweep, and its job file."""
 
     expected: float | None = Field(
-        description="estimate of its metric with new seeds, as a rule still too good; null: too few trials"
+        description="its metric with new seeds: their mean, or an estimate that is as a rule too good; null: too few trials"
     )
     expected_error: float | None
+    expected_seeds: int = Field(description="runs of `confirm` with new seeds; 0: an estimate from the trials")
     job: str
     config: dict[str, Any]
     file: str | None = Field(description="the job file that was written")
@@ -68,6 +69,7 @@ class SimulatedSearch(Answer):
     regret: float = Field(description="mean over budgets and seeds, of true final values")
     standard_error: float | None
     by_budget: dict[str, float] = Field(description="by complete trials")
+    errors_by_budget: dict[str, float | None] = Field(description="standard errors")
     trials_to_best_1_percent: float | None = Field(description="median; null: not reached")
     n: int
 

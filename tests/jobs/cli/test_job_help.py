@@ -66,7 +66,7 @@ DEPENDENT = {
     "command": {"name", "directory"},
     "function": {"directory"},
     "dev": {"directory"},
-    "sweep": {"trials"},
+    "sweep": {"search", "trials"},
 }
 # overrides that set sections in which something is required; the others may be empty
 SECTIONS = {

@@ -58,9 +58,13 @@ def job_file(results: SweepResults) -> str:
 def plain(results: SweepResults) -> dict[str, Any]:
     """Return the output of `best --json`: the trial, its metric to expect with new seeds, the job, and the configuration."""
     best, expected = winner(results), expected_best(results)
-    value, error = expected or (None, None)
+    expectation = {
+        "expected": expected.metric if expected else None,
+        "expected_error": expected.error if expected else None,
+        "expected_seeds": expected.seeds if expected else 0,
+    }
     config = merge_parameters(base_of(results), best.parameters)
-    return {**best.plain(), "expected": value, "expected_error": error, "job": results.job, "config": config}
+    return {**best.plain(), **expectation, "job": results.job, "config": config}
 
 
 def _expectation(results: SweepResults) -> list[str]:
@@ -68,8 +72,8 @@ def _expectation(results: SweepResults) -> list[str]:
     expected = expected_best(results)
     if expected is None:
         return []
-    value = format_metric(expected[0])
-    return [f"# With new seeds expect {value} or worse: the best of {len(results.eligible)} noisy values is too good."]
+    reason = "" if expected.seeds else f": the best of {len(results.eligible)} noisy values is too good"
+    return [f"# With new seeds expect {expected.text}{reason}."]
 
 
 def _changes(best: TrialResult) -> list[str]:

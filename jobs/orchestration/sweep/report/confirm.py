@@ -1,9 +1,7 @@
 """Run a sweep's best configuration and a second one again with new seeds."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
@@ -14,14 +12,13 @@ from ropewalk.cluster.run.files import locked, read_json, write_json
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.orchestration.sweep.checks import concurrent_trials
 from ropewalk.jobs.orchestration.sweep.config import SweepConfig
-from ropewalk.jobs.orchestration.sweep.curves import MetricFollower
 from ropewalk.jobs.orchestration.sweep.report.best import configuration, winner
+from ropewalk.jobs.orchestration.sweep.report.repeats import RECORD, final_metric, key_of, read_repeats
 from ropewalk.jobs.orchestration.sweep.report.results import SweepResults
-from ropewalk.jobs.runs.show.status import GONE, final_outcome, is_final, states
+from ropewalk.jobs.runs.show.status import GONE, is_final, states
 from ropewalk.jobs.runs.submit.resume import resume
 from ropewalk.jobs.runs.submit.submit import create_runs
 
-RECORD = "confirm.json"  # in the sweep's directory: parameters, seed and run, written before submission
 LOCK = ".confirm.lock"
 
 
@@ -78,18 +75,18 @@ def _create_runs(
     """Create the missing runs of each candidate, without submitting them."""
     sweep, wanted = results.run, [(candidate, seed) for candidate in compared for seed in seeds]
     record = list((read_json(sweep.path / RECORD) or {"runs": []})["runs"])
-    runs_by_key = {(_key(line["parameters"]), line["seed"]): _run_of(sweep, line["run"]) for line in record}
-    missing = [(candidate, seed) for candidate, seed in wanted if (_key(candidate.parameters), seed) not in runs_by_key]
+    runs_by_key = read_repeats(sweep)
+    missing = [(candidate, seed) for candidate, seed in wanted if (key_of(candidate.parameters), seed) not in runs_by_key]
     if missing:
         configs = [_config(results, candidate, seed) for candidate, seed in missing]
         new_runs = create_runs(load_backend(cluster), results.job, configs, cluster, command)
         for (candidate, seed), run in zip(missing, new_runs, strict=True):
-            runs_by_key[_key(candidate.parameters), seed] = run
+            runs_by_key[key_of(candidate.parameters), seed] = run
             reference = run.id if run.path.parent == sweep.path.parent else str(run.path)
             record.append({"parameters": dict(candidate.parameters), "seed": seed, "run": reference})
         write_json(sweep.path / RECORD, {"runs": record})
     for candidate, seed in wanted:
-        candidate.runs[seed] = runs_by_key[_key(candidate.parameters), seed]
+        candidate.runs[seed] = runs_by_key[key_of(candidate.parameters), seed]
 
 
 def _start(results: SweepResults, runs: Sequence[RunDir]) -> None:
@@ -117,22 +114,8 @@ def _start(results: SweepResults, runs: Sequence[RunDir]) -> None:
 
 def values_of(results: SweepResults, candidate: Candidate) -> dict[int, float]:
     """Return the last value of the sweep's metric by seed, for runs that succeeded."""
-    values: dict[int, float] = {}
-    for seed, run in candidate.runs.items():
-        outcome, series = final_outcome(run), MetricFollower(run, results.metric)
-        series.refresh()
-        if outcome is not None and outcome.state is RunState.SUCCEEDED and series.points and not series.diverged:
-            values[seed] = series.points[max(series.points)]
-    return values
-
-
-def _key(parameters: Mapping[str, Any]) -> str:
-    return json.dumps(parameters, sort_keys=True, default=str)
-
-
-def _run_of(sweep: RunDir, reference: str) -> RunDir:
-    """Return a recorded run: an id is a run beside the sweep, a path one on a cluster with its own root."""
-    return RunDir(Path(reference) if "/" in reference else sweep.path.parent / reference)
+    values = {seed: final_metric(run, results.metric) for seed, run in candidate.runs.items()}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def _config(results: SweepResults, candidate: Candidate, seed: int) -> JobConfig:

@@ -3,9 +3,13 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult
+from ropewalk.cluster.text import counted
+from ropewalk.jobs.orchestration.sweep.report.repeats import repeated_metrics
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult, format_metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,13 +20,36 @@ NOISE_SHARES = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)  # variance of the n
 FAR = 3.0  # values this many times the spread above the median are moved there, as diverged trials say nothing of the best
 
 
-def expected_best(results: SweepResults) -> tuple[float, float] | None:
-    """Return the metric that the best trial's configuration would reach with new seeds, and its standard error.
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """The metric that a configuration would reach with new seeds."""
 
-    The best of many noisy values is too good. Neighbouring configurations tell how much is noise: the estimate is that of a
-    Gaussian process over the complete trials with a noise term, averaged over its scales by their likelihoods. None if fewer than
-    8 trials are complete, if the best one is not, or without numpy, which a client may lack.
+    metric: float
+    error: float | None  # standard error
+    seeds: int = 0  # runs with new seeds whose mean it is; 0: a bound, as neighbouring trials share the luck of their seed
+
+    @property
+    def text(self) -> str:
+        """A text such as `3.214 ± 0.003, the mean of 5 new seeds` or `3.214 or worse`."""
+        if not self.seeds:
+            return f"{format_metric(self.metric)} or worse"
+        error = "" if self.error is None else f" ± {format_metric(self.error)}"
+        return f"{format_metric(self.metric)}{error}, the mean of {counted(self.seeds, 'new seed')}"
+
+
+def expected_best(results: SweepResults) -> Expectation | None:
+    """Return the metric that the best trial's configuration would reach with new seeds.
+
+    The best of many noisy values is too good. With runs of `ropewalk confirm` it is their mean, which has no such bias. Otherwise
+    neighbouring configurations tell how much is noise: the estimate is that of a Gaussian process over the complete trials with a
+    noise term, averaged over its scales by their likelihoods. It is still too good, because trials with the same seed and similar
+    parameters are lucky together. None if fewer than 8 trials are complete, if the best one is not, or without numpy, which a
+    client may lack.
     """
+    best = results.best
+    if best is not None and (repeats := repeated_metrics(results.run, results.metric, best.parameters)):
+        error = stdev(repeats) / math.sqrt(len(repeats)) if len(repeats) > 1 else None
+        return Expectation(metric=fmean(repeats), error=error, seeds=len(repeats))
     try:
         import numpy as np
     except ImportError:
@@ -36,9 +63,9 @@ def expected_best(results: SweepResults) -> tuple[float, float] | None:
     values = np.minimum(values, middle + FAR * (middle - float(values.min())))
     scale = float(values.std())
     if scale == 0.0:
-        return float(sign * values[0]), 0.0
+        return Expectation(metric=float(sign * values[0]), error=0.0)
     mean, error = _posterior(_distances(trials), (values - values.mean()) / scale, trials.index(results.best))
-    return float(sign * (mean * scale + values.mean())), error * scale
+    return Expectation(metric=float(sign * (mean * scale + values.mean())), error=error * scale)
 
 
 def _distances(trials: Sequence[TrialResult]) -> "np.ndarray[Any, Any]":

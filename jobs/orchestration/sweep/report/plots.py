@@ -1,11 +1,13 @@
 """Plots of a sweep: parallel coordinates, history, curves, importance. Stopped trials are lighter than finished ones."""
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from ropewalk.cluster.text import format_parameters
 from ropewalk.jobs.orchestration.sweep.report.importance import Importance
+from ropewalk.jobs.orchestration.sweep.report.outlook import expected_best
 from ropewalk.jobs.orchestration.sweep.report.plot_axes import axes_of
 from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult, format_metric
 from ropewalk.jobs.runs.show.plots import EVENT, INK, MUTED, TRAIN, VALIDATION, dress
@@ -14,6 +16,7 @@ BEST, FINISHED, STOPPED = VALIDATION, TRAIN, "#b8c4d0"
 UNSET = -0.09  # position on the axis of a parameter that is not set
 RANK_LABELS = 12  # labels on the axis of ranks
 MOST_ENDS = 40  # up to so many trials, ends are marked by points
+MOST_RUNGS = 8  # with more different steps of stopped trials, there are no rungs
 MANY = 12  # from so many values on, a few may lie beyond the edge
 VISIBLE_SHARE = 0.9  # share of the values that fits on the scale; a few diverged ones must not flatten the others
 
@@ -71,11 +74,24 @@ def draw_history(axis: Any, results: SweepResults) -> None:
         axis.scatter(failed, edge, marker="x", color=EVENT, s=28, zorder=4, label="failed", clip_on=False)
     best = list(itertools.accumulate(values, min if results.mode == "min" else max))
     axis.step([t.trial for t in trials], best, where="post", color=BEST, linewidth=1.8, zorder=2, label="best so far")
+    _draw_expectation(axis, results)
     dress(axis, f"{results.metric} of each trial, in order of start")
     axis.set_xlabel("trial")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.margins(x=0.03)
     axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, columnspacing=1.2)
+
+
+def _draw_expectation(axis: Any, results: SweepResults) -> None:
+    """Draw the metric to expect of the best trial with new seeds, with two standard errors, behind the last trial."""
+    expected = expected_best(results)
+    if expected is None:
+        return
+    low, high = axis.get_ylim()
+    reach = 2 * (expected.error or 0.0)
+    axis.errorbar(len(results.trials) + 0.5, expected.metric, reach, color=EVENT, marker="D", markersize=5, capsize=3,
+                  label="best with new seeds")  # fmt: skip
+    axis.set_ylim(min(low, expected.metric - 1.1 * reach), max(high, expected.metric + 1.1 * reach))
 
 
 def draw_curves(axis: Any, results: SweepResults) -> None:
@@ -88,9 +104,22 @@ def draw_curves(axis: Any, results: SweepResults) -> None:
         if (trial.state == "STOPPED" and len(trials) <= MOST_ENDS) or len(steps) == 1:
             axis.plot(steps[-1:], values[-1:], marker="o", markersize=3, color=style["color"], zorder=style["zorder"])
     _limit(axis, results, [value for t in trials for _, value in t.points])
+    _draw_rungs(axis, results)
     dress(axis, f"{results.metric} over the steps")
     axis.set_xlabel("step")
     axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_rungs(axis: Any, results: SweepResults) -> None:
+    """Draw a line at each step at which the scheduler stopped trials, with their number and that of all that came there."""
+    stopped = Counter(trial.stopped_at for trial in results.trials if trial.stopped_at)
+    if len(stopped) > MOST_RUNGS:
+        return
+    for step, count in sorted(stopped.items()):
+        arrived = sum(1 for trial in results.trials if trial.steps >= step)
+        axis.axvline(step, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
+        axis.annotate(f"{count} of {arrived}\nstopped", (step, 1), xycoords=("data", "axes fraction"), xytext=(2, -2),
+                      textcoords="offset points", ha="left", va="top", fontsize=7, color=MUTED)  # fmt: skip
 
 
 def draw_importance(axis: Any, importance: Importance) -> None:

@@ -57,7 +57,7 @@ def summary_rows(results: SweepResults) -> Iterator[tuple[str, str]]:
         yield "", format_parameters(best.parameters)
         expected = expected_best(results)
         if expected is not None:
-            yield "new seeds", f"expect {format_metric(expected[0])} or worse"
+            yield "new seeds", f"expect {expected.text}"
         yield "more trials", f"{MORE} more find a better one with a probability of {chance_of_better(results, MORE):.0%}"
     planned = f" of {results.full:,} planned" if results.full else ""
     yield "spent", f"{results.spent:,}{planned} steps in {duration(results.seconds)} of trials"

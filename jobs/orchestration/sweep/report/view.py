@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.text import counted, format_parameters
 from ropewalk.jobs.orchestration.sweep.records import SWEEP_CANCELLED, TrialState, path_of, read_records
 from ropewalk.jobs.orchestration.sweep.report.results import SweepReader, SweepResults, format_metric, read_sweep, with_run_states
-from ropewalk.jobs.orchestration.sweep.search.searches import MODELS, Search, parameters_of
+from ropewalk.jobs.orchestration.sweep.search.plan import MODELS
+from ropewalk.jobs.orchestration.sweep.search.searches import Search, parameters_of
 from ropewalk.jobs.runs.show.view import RunView
 
 if TYPE_CHECKING:
@@ -51,10 +53,10 @@ class SweepView(RunView):
         sample, spec = sample_config(config), find_job(config.job)
         trial = view_class(config.job)(RunDir(self.run.path, record=make_record(config.job, sample, "local", {})))
         count = min(config.num_trials, FIRST_TRIALS)
-        first = f"search={config.search}, scheduler={config.scheduler}, {config.mode}imize {config.metric}"
+        first = f"search={config.search_name}, scheduler={config.scheduler}, {config.mode}imize {config.metric}"
         rows = [("trials", f"{config.num_trials} runs of {spec.name}; {first}")]
-        if config.search in MODELS:
-            rows.append(("first trials", f"chosen by {config.search} while the sweep runs"))
+        if config.search_name in MODELS or (config.search_name == "sobol" and find_spec("scipy") is None):  # a client may lack it
+            rows.append(("first trials", f"chosen by {config.search_name} while the sweep runs"))
         else:
             rows += [(f"trial {number}", format_parameters(values)) for number, values in enumerate(first_trials(config, count))]
         of_each = [*trial.plan(sample), ("processes", trial.processes(sample.resources))]

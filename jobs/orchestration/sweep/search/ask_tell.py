@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.files import append_line, locked
-from ropewalk.jobs.orchestration.sweep.search.searches import Search, SearchPlan, parameters_of
+from ropewalk.jobs.orchestration.sweep.search.plan import SearchPlan
+from ropewalk.jobs.orchestration.sweep.search.searches import Search, parameters_of
 
 
 class Result(BaseModel):

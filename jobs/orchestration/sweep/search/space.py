@@ -133,7 +133,7 @@ def condition_errors(space: Space) -> list[str]:
                 errors.append(f"{key}.when: {other} is not a key of the space")
             elif values is None:
                 errors.append(f"{key}.when: {other} is a range; conditions need a choice or a grid")
-            elif unknown := [value for value in _as_list(wanted) if value not in values]:
+            elif unknown := [value for value in as_list(wanted) if value not in values]:
                 errors.append(f"{key}.when: {other} is never {unknown[0]!r}; its values are {values}")
     try:
         list(_sorter(space).static_order())
@@ -146,7 +146,13 @@ def _sorter(space: Space) -> TopologicalSorter[str]:
     return TopologicalSorter({key: [other for other in p.when if other in space] for key, p in space.items()})
 
 
-def _as_list(wanted: Any) -> list[Any]:
+def in_order_of_conditions(space: Space) -> list[str]:
+    """Return the keys of a space, each after those that its condition names."""
+    return list(_sorter(space).static_order())
+
+
+def as_list(wanted: Any) -> list[Any]:
+    """Return the values that a condition accepts."""
     return wanted if isinstance(wanted, list) else [wanted]
 
 
@@ -154,7 +160,7 @@ def active_parameters(space: Space, sampled: Mapping[str, Any]) -> dict[str, Any
     """Return the sampled values whose conditions hold, in the order of the space."""
     holding: set[str] = set()
     for key in _sorter(space).static_order():
-        if all(other in holding and sampled[other] in _as_list(wanted) for other, wanted in space[key].when.items()):
+        if all(other in holding and sampled[other] in as_list(wanted) for other, wanted in space[key].when.items()):
             holding.add(key)
     return {key: sampled[key] for key in space if key in holding}
 
@@ -173,7 +179,7 @@ def samples(space: Space) -> list[dict[str, Any]]:
 
 def _satisfy(space: Space, key: str, sampled: dict[str, Any]) -> None:
     for other, wanted in space[key].when.items():
-        sampled[other] = _as_list(wanted)[0]
+        sampled[other] = as_list(wanted)[0]
         _satisfy(space, other, sampled)
 
 

@@ -30,15 +30,14 @@ class SearchResult:
         return [statistics.fmean(values) for values in self.regrets]
 
     def plain(self) -> dict[str, Any]:
-        by_budget = {
-            str(budget): statistics.fmean(values) for budget, values in zip(BUDGETS, zip(*self.regrets, strict=True), strict=True)
-        }
+        by_budget = {str(budget): values for budget, values in zip(BUDGETS, zip(*self.regrets, strict=True), strict=True)}
         cost = statistics.median(self.costs)
         return {
             "search": self.search,
             "regret": statistics.fmean(self.means),
             "standard_error": mean_error(self.means),
-            "by_budget": by_budget,
+            "by_budget": {budget: statistics.fmean(values) for budget, values in by_budget.items()},
+            "errors_by_budget": {budget: mean_error(values) for budget, values in by_budget.items()},
             "trials_to_best_1_percent": cost if math.isfinite(cost) else None,
             "n": len(self.costs),
         }
@@ -52,9 +51,9 @@ def measure(config: SweepConfig, table: CurveTable, seeds: Sequence[int], report
     sweeps: list[SimulatedSweep] = []
     for seed in seeds:
         sweeps.append(simulate(config, table, seed=seed, budget=BUDGETS[-1] * full))
-        report(f"search={config.search}: {len(sweeps)} of {len(seeds)} sweeps")
+        report(f"search={config.search_name}: {len(sweeps)} of {len(seeds)} sweeps")
     return SearchResult(
-        search=config.search,
+        search=config.search_name,
         regrets=[[sweep.regret(budget * full) for budget in BUDGETS] for sweep in sweeps],
         costs=[sweep.cost_to_reach(target) / full for sweep in sweeps],
     )
@@ -80,5 +79,5 @@ def against_random(
         "difference": comparison.difference,
         "interval": comparison.interval,
         "p_value": comparison.p_of("first"),
-        "better": {"first": config.search, "second": "random", None: None}[comparison.better],
+        "better": {"first": config.search_name, "second": "random", None: None}[comparison.better],
     }

@@ -2,11 +2,14 @@
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ropewalk.jobs.orchestration.sweep.report.results import read_sweep
+from tests.fakes.sweep import BASE, make_sweep
 from tests.jobs.shell import Shell
 
 FILE = """
@@ -36,7 +39,7 @@ def test_a_loop_of_ones_own_asks_and_tells(shell: Shell, file: str, monkeypatch:
     trials = [json.loads(shell("sweep", "ask", file, "--json")) for _ in range(2)]
     assert [answer["trial"] for answer in trials] == [0, 1]
     assert trials[0]["parameters"] != trials[1]["parameters"]
-    assert "remove the key" in shell.mistake("sweep", "ask", file, "warm_start=[other]")
+    assert "no run 'other'" in shell.mistake("sweep", "ask", file, "warm_start=[other]")
     recorded = tell(shell, file, monkeypatch, {"trial": 1, "value": 3.5, "step": 20}, {"trial": 0, "state": "failed"})
     assert recorded == [
         {"trial": 1, "step": 20, "value": 3.5, "state": "complete"},
@@ -54,3 +57,19 @@ def test_a_loop_of_ones_own_asks_and_tells(shell: Shell, file: str, monkeypatch:
     for _ in range(10):
         shell("sweep", "ask", file, "--json")
     assert shell("sweep", "ask", file, "--json").strip() == "null"
+
+
+def test_a_loop_of_ones_own_knows_the_trials_of_earlier_sweeps(shell: Shell, tmp_path: Path) -> None:
+    base = {**BASE, "data": str(tmp_path / "data"), "steps": 270}
+    earlier = make_sweep(shell.home / "runs", base=base)
+    config = {key: earlier.record["config"][key] for key in ("job", "base", "space", "metric")}
+    file = tmp_path / "warm.yaml"
+    file.write_text(json.dumps({**config, "search": "gp", "warm_start": [earlier.id]}))
+    warm = json.loads(shell("sweep", "ask", str(file), "--json"))["parameters"]
+    cold = json.loads(shell("sweep", "ask", str(file), "warm_start=[]", "--state", str(tmp_path / "cold"), "--json"))[
+        "parameters"
+    ]
+    best = read_sweep(earlier).best
+    assert best is not None
+    distance = [abs(math.log10(each["optim.lr"] / best.parameters["optim.lr"])) for each in (warm, cold)]
+    assert distance[0] < distance[1]

@@ -49,7 +49,7 @@ def load(**changes: Any) -> SweepConfig:
         ({"space": {}}, "space"),
         ({"search": "grid"}, "space.optim.lr is a range"),
         ({"scheduler": "pbt", "search": "optuna"}, "works with search=random only"),
-        ({"search": "bohb"}, "search: bohb is not supported, as its packages are unmaintained; use search=optuna"),
+        ({"search": "bohb"}, "search: bohb is not supported, as its packages are unmaintained; use search=gp"),
         ({"allocation": True, "cluster": "local"}, "remove cluster or allocation"),
         ({"resources": {"nodes": 2}}, "resources are those of the driver"),
         ({"scheduler": "best"}, "scheduler"),
@@ -176,3 +176,16 @@ def test_only_submission_loads_the_base_with_every_extreme_value(monkeypatch: py
     again = SweepConfig.model_validate(config.model_dump(mode="json"))
     assert (again.base, again.trials) == (config.base, 10)
     assert again.base["data"] == str(Path("data").absolute())
+
+
+@pytest.mark.parametrize(
+    ("changes", "search"),
+    [
+        ({}, "sobol"),
+        ({"scheduler": "pbt"}, "random"),
+        ({"search": "gp"}, "gp"),
+    ],
+)
+def test_an_unset_search_is_the_best_that_the_scheduler_allows(changes: dict[str, Any], search: str) -> None:
+    config = load(**changes)
+    assert config.search_name == config.search_plan.search == search

@@ -106,6 +106,10 @@ def test_what_an_earlier_call_began_is_taken_up(shell: Shell) -> None:
     )
     assert [c["mean"] for c in output["candidates"]] == pytest.approx([3.15, 3.35])
     assert [c["n"] for c in output["candidates"]] == [3, 3]
+    expected = json.loads(shell("best", results.run.id, "--json"))
+    assert expected["expected"] == pytest.approx(3.15), "without the sweep's own seed, which was chosen for its luck"
+    assert (expected["expected_error"], expected["expected_seeds"]) == (pytest.approx(0.05 / math.sqrt(3)), 3)
+    assert "# With new seeds expect 3.15 ± 0.028868, the mean of 3 new seeds." in shell("best", results.run.id)
 
 
 def test_more_seeds_and_another_opponent_add_what_is_missing(shell: Shell) -> None:

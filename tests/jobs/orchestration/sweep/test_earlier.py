@@ -11,7 +11,8 @@ from ropewalk.cluster.run.files import append_line
 from ropewalk.jobs.orchestration.sweep.earlier import earlier_trials
 from ropewalk.jobs.orchestration.sweep.keys import SweepKeys
 from ropewalk.jobs.orchestration.sweep.records import read_records
-from ropewalk.jobs.orchestration.sweep.search.searches import Search, SearchPlan
+from ropewalk.jobs.orchestration.sweep.search.plan import SearchPlan
+from ropewalk.jobs.orchestration.sweep.search.searches import Search
 from ropewalk.jobs.orchestration.sweep.search.space import Parameter
 from tests.fakes.sweep import BASE, METRIC, make_sweep
 
@@ -58,16 +59,17 @@ def test_sweeps_that_cannot_be_compared_are_refused(earlier: RunDir, others: dic
 
 
 def test_only_a_search_that_learns_takes_them(earlier: RunDir) -> None:
-    with pytest.raises(ValueError, match="search=random does not learn from other trials; use search=optuna"):
+    with pytest.raises(ValueError, match="search=random does not learn from other trials; use search=gp"):
         keys(earlier, search="random")
 
 
-def test_the_first_trials_are_drawn_where_earlier_ones_were_good() -> None:
+@pytest.mark.parametrize("name", ["gp", "optuna"])
+def test_the_first_trials_are_drawn_where_earlier_ones_were_good(name: str) -> None:
     space = {"x": Parameter(uniform=(0.0, 1.0))}
     earlier = [({"x": number / 30}, abs(number / 30 - 0.2)) for number in range(31)]
     near = 0
     for seed in range(20):
-        values = Search(SearchPlan(space=space, search="optuna", seed=seed, earlier_trials=earlier)).suggest(0)
+        values = Search(SearchPlan(space=space, search=name, seed=seed, earlier_trials=earlier)).suggest(0)
         assert values is not None
         near += abs(values["x"] - 0.2) < 0.15
     assert near >= 12, "of random draws it would be 6"

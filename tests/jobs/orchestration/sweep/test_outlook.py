@@ -39,7 +39,7 @@ def test_the_expected_metric_of_the_best_has_a_small_bias() -> None:
         assert estimate is not None
         true = true_loss(*best.parameters.values())
         observed.append((best.metric - true) / NOISE)
-        expected.append((estimate[0] - true) / NOISE)
+        expected.append((estimate.metric - true) / NOISE)
     assert statistics.fmean(observed) < -1.0, "the best of 24 noisy values is too good"
     assert abs(statistics.fmean(expected)) < 0.5
 
@@ -50,7 +50,7 @@ def test_without_noise_the_observed_metric_is_expected() -> None:
         estimate = expected_best(results)
         assert estimate is not None
         assert results.best is not None
-        assert estimate[0] == pytest.approx(results.best.metric, abs=0.02)
+        assert estimate.metric == pytest.approx(results.best.metric, abs=0.02)
 
 
 def test_few_trials_say_nothing() -> None:

@@ -2,17 +2,22 @@
 
 import base64
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.jobs.orchestration.sweep.report.importance import importance_of
+from ropewalk.jobs.orchestration.sweep.report.outlook import expected_best
 from ropewalk.jobs.orchestration.sweep.report.plot_axes import axes_of
+from ropewalk.jobs.orchestration.sweep.report.plots import draw_curves, draw_history
 from ropewalk.jobs.orchestration.sweep.report.results import TrialResult, read_sweep
 from ropewalk.jobs.orchestration.sweep.report.tables import summary_rows
+from ropewalk.jobs.orchestration.sweep.simulate.picture import write_picture
 from tests.fakes.sweep import SPACE, make_sweep
 from tests.jobs.shell import Shell
 
@@ -110,3 +115,33 @@ def test_pictures_and_a_page_that_needs_nothing_else(shell: Shell) -> None:
 def test_by_default_they_lie_in_the_run(shell: Shell) -> None:
     sweep = make_sweep(shell.home / "runs", 2, stops=False)
     assert shell("show", sweep.id, "--plot").splitlines()[-1] == str(sweep.path / "sweep.html")
+
+
+def test_curves_show_how_many_were_stopped_at_each_rung(tmp_path: Path) -> None:
+    results = read_sweep(make_sweep(tmp_path))
+    axis = Figure().subplots()
+    draw_curves(axis, results)
+    stopped = Counter(trial.stopped_at for trial in results.trials if trial.stopped_at)
+    labels = [f"{count} of {sum(t.steps >= step for t in results.trials)}\nstopped" for step, count in sorted(stopped.items())]
+    assert stopped
+    assert [text.get_text() for text in axis.texts] == labels
+
+
+def test_the_history_shows_the_metric_to_expect_with_its_interval(tmp_path: Path) -> None:
+    results = read_sweep(make_sweep(tmp_path, stops=False))
+    axis, expected = Figure().subplots(), expected_best(results)
+    draw_history(axis, results)
+    assert expected is not None
+    (bar,) = axis.containers
+    assert bar.lines[0].get_ydata() == [expected.metric]
+    low, high = axis.get_ylim()
+    assert expected.error is not None
+    assert low < expected.metric - 2 * expected.error
+    assert high > expected.metric + 2 * expected.error
+
+
+def test_a_simulation_is_drawn_over_cost_beside_random_draws(tmp_path: Path) -> None:
+    values = {"by_budget": {"8": 0.2, "16": 0.1}, "errors_by_budget": {"8": 0.02, "16": 0.01}, "n": 5}
+    result = {"data": "code", "scheduler": "asha", "searches": [{"search": name, **values} for name in ("gp", "random")]}
+    write_picture(result, tmp_path / "out/regret.png")
+    assert (tmp_path / "out/regret.png").read_bytes().startswith(PNG)

@@ -10,6 +10,7 @@ RopewalkError                  an error that a person can act on: the message na
 │   └── DamagedCheckpointError a checkpoint does not match its checksums, and no older one can be loaded instead
 ├── GateError                  a score does not meet `require`; carries the results    CLI exits 1, a rank 42
 ├── NumericsError              the loss became NaN or jumped, and the policy is to stop
+├── CorruptionError            the state of a training changes silently, again and again
 ├── BackendError               a scheduler refused, failed or does not answer          CLI exits 1
 │   ├── AlreadyRunningError    an earlier submission of the run is still active
 │   ├── SchedulerAwayError     a scheduler does not answer; the request may or may not have been carried out
@@ -92,6 +93,12 @@ class GateError(RopewalkError):
 
 class NumericsError(RopewalkError):
     """The loss became NaN or jumped, and the configured policy is to stop."""
+
+
+class CorruptionError(RopewalkError):
+    """The state of a training changes silently, again and again."""
+
+    retryable = True
 
 
 class BackendError(RopewalkError):

@@ -33,6 +33,7 @@ class Cause(StrEnum):
     DOWN = "down"  # the scheduler reports that the machine failed
     GPU = "gpu"  # an error of its hardware ended a rank
     CHECK = "check"  # a check before the first group found it
+    CORRUPTION = "corruption"  # bits of a training changed there, twice; suffices alone
 
 
 class Failure(NamedTuple):
@@ -116,7 +117,8 @@ def bad_nodes(failures: Sequence[Failure], now: float) -> list[BadNode]:
     bad = []
     for node, mine in counted_failures(failures, now).items():
         runs = len({each.run for each in mine})
-        if runs >= LEAST_RUNS or len({(each.run, each.attempt) for each in mine}) >= LEAST_FAILURES:
+        enough = runs >= LEAST_RUNS or len({(each.run, each.attempt) for each in mine}) >= LEAST_FAILURES
+        if enough or any(each.cause == Cause.CORRUPTION for each in mine):
             last = max(each.time for each in mine)
             bad.append(BadNode(node, runs, len(mine), tuple(sorted({each.cause for each in mine})), last, last + EXPIRY_SECONDS))
     return sorted(bad, key=lambda each: (-each.runs, -each.failures, each.node))

@@ -306,6 +306,18 @@ class Checkpoints:
         """The origin of the state that was loaded last."""
         return "memory" if self.last_step is None else "storage"
 
+    def discard_after(self, step: int) -> None:
+        """Remove checkpoints and copies in memory of later steps, whose state may be corrupted. Call `wait` before."""
+        if self.memory is not None:
+            self.memory.discard_after(step)
+        if self.group.is_main:
+            self.retention.discard_after(step)
+        self.group.barrier()  # before any rank looks for what is left
+
+    def damaged_copies(self) -> int:
+        """Return how many files of copies in this rank's memory were damaged since the last call."""
+        return self.memory.damaged(self._described[2]) if self.memory is not None and self._described is not None else 0
+
     def clean(self) -> None:
         """Remove incomplete saves of earlier attempts. Call before the first save."""
         for step in steps_in(self.root) if self.group.is_main else []:

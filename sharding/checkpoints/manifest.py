@@ -92,6 +92,11 @@ def file_name(manifest: CheckpointManifest, rank: int) -> str:
     return f"{manifest.attempt:04d}-{manifest.group:06d}-rank-{rank:05d}.safetensors"
 
 
+def rank_of(name: str) -> int:
+    """Return the rank in the name of a file, which may follow that of a copy."""
+    return int(name.removesuffix(".safetensors").rpartition("-")[2])
+
+
 def read_manifest(folder: StoragePath) -> CheckpointManifest:
     """Read the manifest of a checkpoint's directory. Raises CheckpointError with the problem."""
     try:

@@ -26,8 +26,15 @@ from ropewalk.cluster.text import format_bytes
 from ropewalk.sharding.checkpoints.background_save import BackgroundSave
 from ropewalk.sharding.checkpoints.file_layout import FileLayout, RankFile
 from ropewalk.sharding.checkpoints.layout import MANIFEST_NAME
-from ropewalk.sharding.checkpoints.manifest import CheckpointManifest, FileRecord, dump_manifest, file_name, parse_manifest
-from ropewalk.sharding.checkpoints.rank_file import write_rank_memory
+from ropewalk.sharding.checkpoints.manifest import (
+    CheckpointManifest,
+    FileRecord,
+    dump_manifest,
+    file_name,
+    parse_manifest,
+    rank_of,
+)
+from ropewalk.sharding.checkpoints.rank_file import is_damaged, write_rank_memory
 from ropewalk.sharding.checkpoints.save_reports import SaveReports
 from ropewalk.sharding.checkpoints.staging import Staging
 from ropewalk.sharding.checkpoints.state import State
@@ -86,6 +93,7 @@ class MemoryCopies:
     complete: str = field(default="", init=False)  # the copy that was completed or loaded last
     _started: str = field(default="", init=False)
     _failing: bool = field(default=False, init=False)
+    _damaged: set[str] = field(default_factory=set, init=False)  # files that were found to be damaged
     _peer: MemoryPeer | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -213,6 +221,36 @@ class MemoryCopies:
                 pending.abandon(PrefixStore("memory", open_messages(self.group)))
             pending.join()
         self.disconnect()
+
+    # --- checking
+
+    def damaged(self, layout: FileLayout) -> int:
+        """Return how many of the files in this rank's memory are damaged: its own, and those from another node, each once.
+
+        Call on all ranks together: none of them may begin another copy meanwhile. Files of earlier groups are left out.
+        """
+        self.wait()
+        mine = (f"rank-{self.memory.local_rank}", f"from-{self.memory.local_rank}")
+        damaged = {
+            str(path)
+            for name, path in files_of(self.memory.folder).items()
+            if path.parent.name in mine
+            and CopyName.of(name).fence == (self.fence.attempt, self.fence.group)
+            and is_damaged(path, layout.file(rank_of(name)))
+        }
+        new, self._damaged = damaged - self._damaged, damaged
+        return len(new)
+
+    def discard_after(self, step: int) -> None:
+        """Make the copies of later steps incomplete, and those whose manifest is damaged."""
+        self.last_step = None
+        for name, path in files_of(self.memory.folder).items() if self.memory.local_rank == 0 else ():
+            try:
+                keep = not name.endswith(MANIFEST_NAME) or parse_manifest(path.read_bytes(), name).step <= step
+            except CheckpointError:
+                keep = False
+            if not keep:
+                path.unlink(missing_ok=True)
 
     # --- loading
 

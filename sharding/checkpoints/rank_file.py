@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,16 @@ def write_rank_memory(content: memoryview, name: str, layout: RankFile) -> FileR
     head = layout.header + np.fromiter(map(xxhash.xxh3_64_intdigest, blocks), "<u8", len(blocks)).tobytes()
     content[: layout.data_start] = head
     return FileRecord(path=name, size=layout.data_start + layout.size, checksum=checksum(head))
+
+
+def is_damaged(path: Path, layout: RankFile) -> bool:
+    """Return True if a rank's file on this machine does not match its header or its checksums."""
+    content = np.memmap(path, np.uint8, "r")
+    if content.size != layout.data_start + layout.size or not content[: layout.data_start].tobytes().startswith(layout.header):
+        return True
+    sums = np.frombuffer(content, "<u8", layout.num_blocks, len(layout.header))
+    blocks = _blocks(layout, content[layout.data_start :])
+    return any(xxhash.xxh3_64_intdigest(block.data) != expected for block, expected in zip(blocks, sums, strict=True))
 
 
 def _blocks(layout: RankFile, data: Any) -> list[Any]:

@@ -66,6 +66,16 @@ class Retention:
         for step in removed:
             self.remove(step)
 
+    def discard_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps."""
+        with self._lock:
+            complete = complete_steps(self.root)
+            if complete and complete[-1] > step:
+                write_step_list(self.root, [each for each in complete if each <= step])
+        for later in complete:
+            if later > step:
+                self.remove(later)
+
     def remove(self, step: int) -> None:
         """Remove a checkpoint, its manifest first, so that none looks complete with half of its files."""
         self.fence.check()

@@ -38,6 +38,11 @@ def test_two_runs_or_three_failures() -> None:
     assert names(failures((1, "n1", "a", 1), (1, "n1", "a", 1), (1, "n1", "a", 1))) == [], "an attempt loses a machine once"
 
 
+def test_corruption_suffices_alone() -> None:
+    """A run reports it at the second finding."""
+    assert names([failures((1, "n1", "a", 1))[0]._replace(cause=Cause.CORRUPTION.value)]) == ["n1"]
+
+
 def test_failures_expire() -> None:
     days = EXPIRY_SECONDS / DAY_SECONDS
     assert names(failures((days - 0.1, "n1", "a", 1), (1, "n1", "b", 1))) == ["n1"]

@@ -54,6 +54,8 @@ EVENTS: dict[str, str] = {
     "audited": "",
     "bad_checkpoint": "the checkpoint of step {step} does not verify: {problems}",
     "checkpoint": "",
+    "corruption": "step {step}: silent corruption: {what}{rank:of rank}{host:on}",
+    "corruption_blamed": "the steps up to {step} were done again: {rank:blamed}{host:on}",
     "early_stop": "stopped early at step {step}",
     "evaluated": "",
     "exported": "",
@@ -155,6 +157,16 @@ class _Line(Formatter):
                 return str(value or word)
             case "because":
                 return f": {value}" if value else ""
+            case "of":
+                return f" of {word} {value}" if value is not None else ", of an unknown rank"
+            case "on":
+                return f" on {value}" if value else ""
+            case "blamed":
+                return (
+                    f"the corrupted state was that of rank {value}"
+                    if value is not None
+                    else "no rank had the state that they lead to"
+                )
             case "in":
                 return f" in {value}" if value else ""
             case "phase":

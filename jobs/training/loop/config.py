@@ -15,6 +15,7 @@ from ropewalk.cluster.section import Section, default_text
 from ropewalk.jobs.runs.models.find_model import check_model_run
 from ropewalk.jobs.training.loop.attention import Kernel, kernel_problem
 from ropewalk.jobs.training.loop.devices import DEVICES
+from ropewalk.jobs.training.loop.integrity_keys import IntegrityConfig
 from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.optim_keys import WARMUP_SHARE, WARMUP_STEPS, OptimConfig, warmup_problem
 from ropewalk.sharding.config import (
@@ -182,6 +183,7 @@ class TrainingConfig(ModelJobConfig):
         default=None, description="prompts that the model continues at every validation; unset: none"
     )
     anomaly: AnomalyConfig = Field(default=AnomalyConfig(), description="reaction to a loss that is NaN or spikes")
+    integrity: IntegrityConfig | None = Field(default=None, description="checks for silent corruption; unset: none")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="division of the model among the ranks")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="number formats")
     ema: EmaConfig | None = Field(default=None, description="moving average of the weights; unset: none")

@@ -25,6 +25,7 @@ from ropewalk.jobs.training.loop.architecture.model_record import (
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.documents import require_separate
 from ropewalk.jobs.training.loop.forecast.micro_batch import choose_micro_batch, lowered_when_exhausted
+from ropewalk.jobs.training.loop.integrity.checks import Integrity
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.objective import Objective
 from ropewalk.jobs.training.loop.report.inspection import Inspection
@@ -89,7 +90,7 @@ def build_trainer(context: JobContext, config: TrainingConfig, group: Group, rec
     start, trainer = _start(context, config, group, recipe, checkpoints)
     checkpoints.require_memory(trainer.state.tensors)
     checkpoints.clean()
-    if config.anomaly.policy == "rollback" and not start.resumes:
+    if (config.anomaly.policy == "rollback" or config.integrity is not None) and not start.resumes:
         trainer.save()  # so that a rollback always has a checkpoint to go back to
     return trainer
 
@@ -134,11 +135,24 @@ def _trainer(
     )
     hosts = group.gather_object(machine_name(), str)
     report = Report(context, group, meter, steps=config.steps, log_every=config.log_every, hosts=hosts)
+    train_step = TrainStep(state, objective, source.filler(), config, group, dropout=dropout)
+    integrity = None
+    if config.integrity is not None and train_step.digests is not None:
+        integrity = Integrity(
+            every_steps=config.integrity.every_steps,
+            excludes=config.precision.deterministic,
+            group=group,
+            digests=train_step.digests,
+            checkpoints=checkpoints,
+            report=report,
+            context=context,
+            hosts=hosts,
+        )
     return Trainer(
         context=context,
         config=config,
         state=state,
-        train_step=TrainStep(state, objective, source.filler(), config, group, dropout=dropout),
+        train_step=train_step,
         source=source,
         validator=Validator(
             config=config.validation,
@@ -150,6 +164,7 @@ def _trainer(
         report=report,
         layers=LayerWatch(state, group, config.layers_every) if config.layers_every else None,
         inspection=Inspection(context, state, group.device),
+        integrity=integrity,
     )
 
 

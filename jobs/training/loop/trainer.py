@@ -7,14 +7,15 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from ropewalk.cluster.engines.crashes import is_lost_peer
-from ropewalk.cluster.errors import NumericsError, StopRequested
+from ropewalk.cluster.errors import CorruptionError, NumericsError, StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.phase_clock import Phase
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.loader.prefetch import prefetch, tell_ahead
-from ropewalk.jobs.training.loop.anomalies import Anomalies
+from ropewalk.jobs.training.loop.anomalies import Anomalies, problem_of
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.config import TrainingConfig
+from ropewalk.jobs.training.loop.integrity.checks import Integrity
 from ropewalk.jobs.training.loop.report.inspection import Inspection
 from ropewalk.jobs.training.loop.report.layers import LayerWatch
 from ropewalk.jobs.training.loop.report.report import Report
@@ -49,6 +50,7 @@ class Trainer:
     report: Report
     layers: LayerWatch | None
     inspection: Inspection
+    integrity: Integrity | None = None
     _anomalies: Anomalies = field(init=False)
     _interval: CopyInterval = field(init=False)
     _pending: deque[PendingStep] = field(default_factory=deque, init=False)  # steps whose figures have not been read
@@ -144,7 +146,7 @@ class Trainer:
             self.inspection.begin_step(self.progress.step + 1)
             self._start_step(batch)
             self._interval.end_step(self.progress.step)
-            if not self._settle(0 if first or self._needs_figures else 1):
+            if not self._settle(0 if first or self._needs_figures else 1) or (self._check_due and not self._check()):
                 return
             if first:
                 self.report.event("first_step", step=self.progress.step)
@@ -186,8 +188,38 @@ class Trainer:
     @property
     def _needs_figures(self) -> bool:
         """True if something follows this step that depends on its figures: the end, a validation, a save, new samples."""
-        due = self._due(self.config.validation.every_steps) or self._due(self.config.checkpoint.every_steps)
-        return due or self._copies_now or self._done or not self.source.prefetchable
+        return self._may_save or self._check_due or self._copies_now or not self.source.prefetchable
+
+    @property
+    def _may_save(self) -> bool:
+        return self._due(self.config.validation.every_steps) or self._due(self.config.checkpoint.every_steps) or self._done
+
+    # --- checks for silent corruption
+
+    @property
+    def _check_due(self) -> bool:
+        """True if the state after this step is checked: at an interval, and before it is saved."""
+        return self.integrity is not None and (self._may_save or self.integrity.due(self.progress.step))
+
+    def _check(self) -> bool:
+        """Check the state; returns False if the run went back, since it is corrupted."""
+        return self.integrity is None or self.integrity.check(self.progress.step) or self._restore(self.integrity)
+
+    def _restore(self, integrity: Integrity) -> bool:
+        """Go back to the newest state that passed a check; returns False."""
+        integrity.count_return()
+        self._await_saves()
+        self.checkpoints.discard_after(integrity.verified)
+        checkpoint = self.checkpoints.find()
+        if checkpoint is None:
+            raise CorruptionError(f"the state is corrupted, and no checkpoint of step {integrity.verified} or earlier is left")
+        self.resume(*checkpoint)
+        return False
+
+    def _await_saves(self) -> None:
+        self._pending.clear()  # steps that are undone
+        self._enter(Phase.LOADING)
+        self.checkpoints.wait()
 
     def _start_step(self, batch: Batch) -> None:
         """Start backward and update, which the device masks if the loss is not normal."""
@@ -217,6 +249,8 @@ class Trainer:
                 self.checkpoints.wait()  # raises the error
             self._stopping |= stats.stop
             self.inspection.agree(stats.inspection)
+            if self.integrity is not None and not self.integrity.passes(stats):
+                return self._restore(self.integrity)
             if stats.applied:
                 self._count(pending, stats)
             elif not self._handle_anomaly(stats):
@@ -235,12 +269,12 @@ class Trainer:
     def _handle_anomaly(self, stats: StepStats) -> bool:
         """Apply the policy; returns True if the run continues with the next batch, False if it rolled back."""
         self._enter(Phase.REPORT)
+        if self.integrity is not None and not self.integrity.confirms(stats, problem_of(stats, self.progress.watch)):
+            return self._restore(self.integrity)
         what = self._anomalies.add(stats, self.progress.watch, self.train_step.plan.global_batch)
         if self.config.anomaly.policy == "skip":
             return True
-        self._pending.clear()  # steps that are undone
-        self._enter(Phase.LOADING)
-        self.checkpoints.wait()
+        self._await_saves()
         checkpoint = self.checkpoints.find(in_memory=False)  # copies in memory may be of a step that led to this
         if checkpoint is None:
             raise NumericsError(f"{what}, and there is no checkpoint to roll back to; set anomaly.policy to skip")
@@ -263,6 +297,8 @@ class Trainer:
         reshard_all(self.state.model)
         self.state.progress = Progress.of(manifest)
         self.train_step.detector.load(self.progress.watch)
+        if self.integrity is not None:
+            self.integrity.restored(self.progress.step)
         return manifest
 
     def save(self) -> None:
@@ -278,6 +314,7 @@ class Trainer:
     def _leave(self) -> None:
         """Save unless this step is saved, and stop. Raises StopRequested."""
         assert not self._pending
+        self._check()
         if self.checkpoints.last_step != self.progress.step:
             self.save()
         self._close_checkpoints()

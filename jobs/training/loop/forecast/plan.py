@@ -47,6 +47,7 @@ def training_plan(config: TrainingConfig) -> list[tuple[str, str]]:
         *_forecast(config, size),
         ("checkpoints", _checkpoints(config, size)),
         *_copies_in_memory(config, size),
+        *_integrity(config, size),
     ]
 
 
@@ -154,6 +155,20 @@ def _copies_in_memory(config: TrainingConfig, size: ModelSize | str) -> list[tup
     on_node = format_bytes(each * copies_on_node(config))
     to_next = f", of which {format_bytes(each)} are sent to another node each time" if nodes > 1 else ""
     return [("copies in memory", f"{often}: {on_node} of {SHARED_MEMORY} on each of {counted(nodes, 'node')}{to_next}")]
+
+
+def _integrity(config: TrainingConfig, size: ModelSize | str) -> list[tuple[str, str]]:
+    """Describe the checks for silent corruption, and what they read."""
+    keys = config.integrity
+    if keys is None:
+        return []
+    what = "the state of each rank"
+    if not isinstance(size, str):
+        division = _division(config, config.resources.nodes.least)
+        what = f"{format_bytes(_checkpoint_bytes(config, size) / division.ranks_per_copy)} of each rank"
+    compares = "" if config.parallel.replicate == 1 else " and compares copies of the model"
+    at_rest = "; twice in each step it hashes them too" if keys.at_rest else ""
+    return [("integrity", f"every {counted(keys.every_steps, 'step')} and before each save hashes {what}{compares}{at_rest}")]
 
 
 def _checkpoint_bytes(config: TrainingConfig, size: ModelSize) -> int:

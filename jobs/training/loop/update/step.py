@@ -10,6 +10,7 @@ from torch import nn
 from ropewalk.jobs.training.loop.batch import Batch, num_samples, rows, to_device
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.objective import Means, Objective, TermSums
+from ropewalk.jobs.training.loop.update.digests import StateDigests
 from ropewalk.jobs.training.loop.update.optimizer import set_learning_rate
 from ropewalk.jobs.training.loop.update.spikes import LossStatistics, SpikeDetector
 from ropewalk.jobs.training.loop.update.state import TrainState
@@ -37,6 +38,7 @@ class StepStats(NamedTuple):
     metrics: dict[str, float]
     watch: LossStatistics  # after the step
     ended: float  # seconds on the clock of time.perf_counter
+    changed: bool = False  # the state of some rank, since the update before
     inspection: int = 0  # request to look into the run, see `Inspection`; 0: none
     ranks: Sequence[RankRow] = ()  # of all ranks, in a step with an exchange
 
@@ -63,7 +65,7 @@ class PendingStep(NamedTuple):
 
     def read(self) -> StepStats:
         """Return the statistics, once the step has ended."""
-        applied, norm, stops, failures, inspection, *values = self.values.read()
+        applied, norm, stops, failures, inspection, changed, *values = self.values.read()
         ranks = rows_of(values[len(values) - self.exchanged :])
         del values[len(values) - self.exchanged :]
         watch, means = LossStatistics.of(values[:4]), Means.of(values[4:], self.metric_names)
@@ -77,6 +79,7 @@ class PendingStep(NamedTuple):
             gradient_norm=norm,
             stop=stops > 0,
             save_failed=failures > 0,
+            changed=changed > 0,
             inspection=int(inspection),
             metrics=means.metrics,
             watch=watch,
@@ -106,6 +109,8 @@ class TrainStep:
         self._clip = torch.tensor(config.optim.grad_clip, dtype=torch.float64, device=group.device)
         self.detector = SpikeDetector(config.anomaly, group.device)
         self.clock = StepClock(group, self._modules)
+        keys = config.integrity
+        self.digests = StateDigests(state, at_rest=keys.at_rest) if keys is not None else None
 
     def backward(self, batch: Batch, step: int) -> TermSums:
         """Sum the gradients of this rank's samples; returns their summed loss, weight and metrics."""
@@ -138,20 +143,23 @@ class TrainStep:
         """Reduce loss, metrics and gradient norm, and whether any rank must stop or failed to save; decide about the update."""
         device = self.group.device
         norm = torch.nn.utils.get_total_norm(self._gradients(self._counted)).to(device, torch.float64)
-        flags = torch.zeros(3, dtype=torch.float64, device=device)
+        flags = torch.zeros(4, dtype=torch.float64, device=device)
         flags[0], flags[1] = float(stop), float(save_failed)
         if inspection:
             flags[2] = float(inspection)
+        if self.digests is not None and self.digests.at_rest:
+            self.digests.compare()
+            flags[3] = self.digests.changed.any()
         values = sums.values if self.group.counts_samples else torch.zeros_like(sums.values)
         ranks = self.clock.values(self.state.progress.step + 1)
         total = torch.cat(((norm * norm)[None], flags, values, ranks))
         with self.clock.waiting():
             total = self.group.all_reduce_sum(total)
-        square, _, _, _, loss_sum, weight = total[:6].unbind()
+        square, loss_sum, weight = total[0], total[5], total[6]
         norm_of_mean = square.sqrt() / weight
         applied = self.detector.accept(loss_sum / weight, norm_of_mean).double()
         self.clock.end(StepPhase.REDUCE)
-        values = torch.cat((torch.stack((applied, norm_of_mean)), total[1:4], self.detector.values, total[4:]))
+        values = torch.cat((torch.stack((applied, norm_of_mean)), total[1:5], self.detector.values, total[5:]))
         return DeviceStats(applied, weight, norm_of_mean, values)
 
     def pending(
@@ -177,6 +185,8 @@ class TrainStep:
         for weight, mask in zeros:
             weight.masked_fill_(mask, 0.0)
         self.state.optimizer.zero_grad()
+        if self.digests is not None:
+            self.digests.end_update()
         self.clock.end(StepPhase.UPDATE)
 
     @torch.no_grad()

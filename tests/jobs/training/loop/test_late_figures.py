@@ -90,7 +90,7 @@ def test_a_step_reads_nothing_under_fake_tensors(monkeypatch: pytest.MonkeyPatch
         watch = LayerWatch(step.state, group, 1)
         for number in range(2):
             values, _ = finish(step, step.backward(batch_on(group.device), number), watch)
-        assert values.shape == (5 + 4 + 2 + 2,)
+        assert values.shape == (6 + 4 + 2 + 2,)
 
 
 @every_variant

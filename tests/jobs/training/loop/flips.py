@@ -1,0 +1,97 @@
+"""A rank of a training in which bits are flipped, and what its events say of them."""
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ropewalk.cluster.memory.server import MemoryServer
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.training.loop.update.step import TrainStep
+from ropewalk.jobs.training.pretrain.job import main
+from ropewalk.sharding.checkpoints.staging import local_tensor
+from ropewalk.sharding.checkpoints.state import MODEL
+from tests.ranks import run_ranks
+
+WEIGHTS, OPTIMIZER, GRADIENT, COPY = "weights", "optimizer", "gradient", "copy"
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A bit of one rank that is flipped once: after `step` steps, or in the gradient of the next one."""
+
+    where: str
+    step: int
+    rank: int
+    seed: int
+
+
+def train_with(run: RunDir, ranks: int, flips: Sequence[Flip]) -> None:
+    """Train to the end on ranks that are a node each."""
+    run.begin_attempt()
+    run_ranks(_rank, ranks, run.path, list(flips))
+
+
+def _rank(rank: int, size: int, port: int, path: Path, flips: list[Flip]) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(OMP_NUM_THREADS="1", TORCHELASTIC_USE_AGENT_STORE="True", GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    run = RunDir(path)
+    memory = path / f"memory-{rank}"
+    memory.mkdir()
+    server = MemoryServer(memory, "127.0.0.1", "of the run")
+    context = JobContext(run=run, attempt=1, group=1, rank=rank, world_size=size, memory=server.access)
+    if rank == 0:
+        context.fence.claim()
+    plant([flip for flip in flips if flip.rank == rank], memory)
+    main(context)
+
+
+def plant(flips: list[Flip], memory: Path) -> None:
+    """Flip bits in the steps of this process."""
+    backward, update = TrainStep.backward, TrainStep.update
+
+    def planting_backward(self: TrainStep, batch: Any, step: int) -> Any:
+        for flip in [each for each in flips if each.step == step and each.where != GRADIENT]:
+            flips.remove(flip)
+            if flip.where == COPY:
+                _flip_in_file(memory, flip.seed)
+                continue
+            is_weight = flip.where == WEIGHTS
+            tensors = [local_tensor(each) for name, each in self.state.tensors.items() if name.startswith(MODEL) == is_weight]
+            flip_bit(tensors, flip.seed)
+        return backward(self, batch, step)
+
+    def planting_update(self: TrainStep, *arguments: Any) -> None:
+        for flip in [each for each in flips if each.step == self.state.progress.step and each.where == GRADIENT]:
+            flips.remove(flip)
+            flip_bit(self._gradients(self._parameters), flip.seed)
+        update(self, *arguments)
+
+    TrainStep.backward, TrainStep.update = planting_backward, planting_update  # type: ignore[method-assign]
+
+
+def flip_bit(tensors: Sequence[torch.Tensor], seed: int) -> None:
+    """Flip a bit of fp32 numbers that is drawn by chance."""
+    draw = random.Random(seed)
+    tensor = draw.choices(tensors, [each.numel() for each in tensors])[0]
+    bits = tensor.view(-1).view(torch.int32)
+    bits[draw.randrange(bits.numel())] ^= 1 << draw.randrange(31)
+
+
+def _flip_in_file(memory: Path, seed: int) -> None:
+    """Flip a bit of a rank's file of the newest copy in a node's memory."""
+    draw = random.Random(seed)
+    writers = sorted({path.parent for path in memory.glob("*/*.safetensors")})
+    path = max(draw.choice(writers).glob("*.safetensors"))
+    with path.open("r+b") as file:
+        position = draw.randrange(path.stat().st_size)
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1 << draw.randrange(8)]))

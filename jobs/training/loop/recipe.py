@@ -26,6 +26,7 @@ from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.documents import require_separate
 from ropewalk.jobs.training.loop.forecast.micro_batch import choose_micro_batch, lowered_when_exhausted
 from ropewalk.jobs.training.loop.integrity.checks import Integrity
+from ropewalk.jobs.training.loop.integrity.replay import Replay
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.objective import Objective
 from ropewalk.jobs.training.loop.report.inspection import Inspection
@@ -147,6 +148,7 @@ def _trainer(
             report=report,
             context=context,
             hosts=hosts,
+            replay=Replay(train_step) if config.precision.deterministic and group.tensor_mesh is None else None,
         )
     return Trainer(
         context=context,

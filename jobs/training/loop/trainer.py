@@ -235,6 +235,8 @@ class Trainer:
             self._enter(Phase.STEP)
         rate = learning_rate(self.config.optim, progress.step, self.config.steps)
         self.train_step.update(stats, rate)
+        if self.integrity is not None:
+            self.integrity.batch = batch
         progress.step, progress.position = step, progress.position + self.train_step.plan.global_batch
         earlier = self._pending[-1].values if self._pending else None
         self._pending.append(self.train_step.pending(stats, rate, layers, earlier))

@@ -10,6 +10,8 @@ import torch
 from ropewalk.cluster.errors import CorruptionError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.node_ledger import Cause, record_failure
+from ropewalk.jobs.training.loop.batch import Batch
+from ropewalk.jobs.training.loop.integrity.replay import Replay
 from ropewalk.jobs.training.loop.integrity.verdict import ROW, Finding, RankState, damaged_copies, judge, replicas
 from ropewalk.jobs.training.loop.report.report import Report
 from ropewalk.jobs.training.loop.update.digests import PARTS, StateDigests
@@ -34,6 +36,8 @@ class Integrity:
     report: Report
     context: JobContext
     hosts: Sequence[str]  # by rank; on rank 0
+    replay: Replay | None  # None: computations are not checked
+    batch: Batch | None = field(default=None, init=False)  # this rank's samples of the newest step
     verified: int = field(default=0, init=False)  # newest step whose state passed a check
     _loaded: int = field(default=0, init=False)  # step whose state was loaded last
     _since: int = field(default=0, init=False)  # step after which the history of digests begins
@@ -52,12 +56,12 @@ class Integrity:
         return step % self.every_steps == 0 or (self._disputed is not None and step == self._disputed[0])
 
     def check(self, step: int) -> bool:
-        """Check the current state, that after `step`, and the newest copy in memory."""
+        """Check the current state, that after `step`, the newest copy in memory, and that the ranks compute the same."""
         if self._checked == step:
             return True
         ranks = self._exchange(copies=True)
         self._report(step, damaged_copies(ranks))
-        if self._corrupted(step, ranks):
+        if self._corrupted(step, ranks) or self._computes_wrongly(step):
             return False
         self._checked = self._since = self.verified = step
         self.digests.start_history()
@@ -80,7 +84,7 @@ class Integrity:
 
     def confirms(self, stats: StepStats, problem: str) -> bool:
         """Return True if an anomaly is due to samples or model: no state is corrupted, and it is the same in the redone step."""
-        if self._corrupted(stats.step - 1, self._exchange()):
+        if self._corrupted(stats.step - 1, self._exchange()) or self._computes_wrongly(stats.step):
             return False
         if stats.step in self._redone:
             return True
@@ -141,6 +145,14 @@ class Integrity:
                     if len({tuple(digests[rank]) for rank in group}) > 1:
                         return self._since + number, {rank: tuple(digests[rank]) for rank in group}
         return step, {rank: ranks[rank].digests for rank in groups[0]}
+
+    def _computes_wrongly(self, step: int) -> bool:
+        """Report ranks that compute other outputs than the rest for the same samples."""
+        if self.replay is None or self.batch is None:
+            return False
+        findings = self.replay.findings(self.batch)
+        self._report(step, findings)
+        return bool(findings)
 
     def _settle_dispute(self, step: int, ranks: list[RankState]) -> None:
         """Blame the ranks whose state was not the one that the redone steps have led to."""

@@ -1,5 +1,6 @@
 """A rank of a training in which bits are flipped, and what its events say of them."""
 
+import itertools
 import os
 import random
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ropewalk.cluster.memory.server import MemoryServer
 from ropewalk.cluster.run.context import JobContext
@@ -18,12 +20,16 @@ from ropewalk.sharding.checkpoints.staging import local_tensor
 from ropewalk.sharding.checkpoints.state import MODEL
 from tests.ranks import run_ranks
 
-WEIGHTS, OPTIMIZER, GRADIENT, COPY = "weights", "optimizer", "gradient", "copy"
+WEIGHTS, OPTIMIZER, GRADIENT, COPY, PRODUCT = "weights", "optimizer", "gradient", "copy", "product"
+SPOILT_PRODUCTS = 10  # every one of so many
 
 
 @dataclass(frozen=True)
 class Flip:
-    """A bit of one rank that is flipped once: after `step` steps, or in the gradient of the next one."""
+    """A bit of one rank that is flipped once: after `step` steps, or in the gradient of the next one.
+
+    With PRODUCT it is a bit in every tenth matrix product of a layer, from that step on until the run goes back.
+    """
 
     where: str
     step: int
@@ -54,18 +60,33 @@ def _rank(rank: int, size: int, port: int, path: Path, flips: list[Flip]) -> Non
 
 def plant(flips: list[Flip], memory: Path) -> None:
     """Flip bits in the steps of this process."""
-    backward, update = TrainStep.backward, TrainStep.update
+    backward, update, forward = TrainStep.backward, TrainStep.update, nn.Linear.forward
+    steps, spoilt = [0], list[random.Random]()
+    products = itertools.count(1)
 
     def planting_backward(self: TrainStep, batch: Any, step: int) -> Any:
         for flip in [each for each in flips if each.step == step and each.where != GRADIENT]:
             flips.remove(flip)
+            if flip.where == PRODUCT:
+                spoilt.append(random.Random(flip.seed))
+                continue
             if flip.where == COPY:
                 _flip_in_file(memory, flip.seed)
                 continue
             is_weight = flip.where == WEIGHTS
             tensors = [local_tensor(each) for name, each in self.state.tensors.items() if name.startswith(MODEL) == is_weight]
             flip_bit(tensors, flip.seed)
+        if step < steps[-1]:
+            spoilt.clear()
+        steps[-1] = step
         return backward(self, batch, step)
+
+    def planting_product(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        output = forward(self, x)
+        for draw in spoilt if next(products) % SPOILT_PRODUCTS == 0 else ():
+            bits = output.detach().view(-1).view(torch.int32)
+            bits[draw.randrange(bits.numel())] ^= 1 << draw.randrange(10, 23)
+        return output
 
     def planting_update(self: TrainStep, *arguments: Any) -> None:
         for flip in [each for each in flips if each.step == self.state.progress.step and each.where == GRADIENT]:
@@ -73,6 +94,7 @@ def plant(flips: list[Flip], memory: Path) -> None:
             flip_bit(self._gradients(self._parameters), flip.seed)
         update(self, *arguments)
 
+    nn.Linear.forward = planting_product  # type: ignore[method-assign]
     TrainStep.backward, TrainStep.update = planting_backward, planting_update  # type: ignore[method-assign]
 
 

@@ -11,12 +11,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.node_ledger import Cause, read_failures
 from ropewalk.jobs.runs.show.events import format_event
+from ropewalk.jobs.training.loop.integrity.replay import COMPUTATION, judge_outputs
 from ropewalk.jobs.training.loop.integrity.verdict import Finding, RankState, judge, replicas
 from ropewalk.jobs.training.loop.update.digests import digest, weighted_sum
 from tests.benchmarks.bench_growth import simulated
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, events, losses, make_run, pretrain_config, weights
-from tests.jobs.training.loop.flips import COPY, GRADIENT, OPTIMIZER, WEIGHTS, Flip, train_with
+from tests.jobs.training.loop.flips import COPY, GRADIENT, OPTIMIZER, PRODUCT, WEIGHTS, Flip, train_with
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,22 @@ def test_the_rank_that_differs_is_to_blame(ranks: list[RankState], findings: lis
     assert judge(ranks, [[0, 1, 2]]) == findings
 
 
+@pytest.mark.parametrize(
+    ("outputs", "repeated", "findings"),
+    [
+        ([1, 1, 1], [1, 1, 1], []),
+        ([1, 2, 1], [1, 3, 1], [Finding(COMPUTATION, 1)]),
+        ([1, 2], [1, 3], [Finding(COMPUTATION, 1)]),
+        ([1, 2], [1, 2], [Finding(COMPUTATION, None, (0, 1))]),
+    ],
+)
+def test_a_rank_that_computes_something_else_is_to_blame(
+    outputs: list[int], repeated: list[int], findings: list[Finding]
+) -> None:
+    """Of two ranks, the one that does not repeat itself."""
+    assert judge_outputs(outputs, repeated) == findings
+
+
 def test_ranks_along_the_axis_of_copies_hold_the_same() -> None:
     with simulated(0, 8, "cpu"):
         assert replicas(init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("replicate", "shard", "tensor"))) == [
@@ -78,16 +95,17 @@ def test_corruption_in_two_copies_is_blamed_and_leaves_no_trace(data: Path, tmp_
     """The gradient's rank is known when the step is done again: before, its state had spoilt the gradients of all."""
     keys = {"steps": 15, "parallel": {"replicate": 2}, "precision": {"deterministic": True}}
     run, clean = run_with(data, tmp_path, **keys, integrity={"every_steps": 5}), run_with(data, tmp_path, **keys)
-    train_with(run, 4, [Flip(OPTIMIZER, 2, 2, 2), Flip(GRADIENT, 6, 3, 5), Flip(COPY, 12, 1, 3)])
+    train_with(run, 4, [Flip(OPTIMIZER, 2, 2, 2), Flip(GRADIENT, 6, 3, 5), Flip(COPY, 12, 1, 3), Flip(PRODUCT, 12, 2, 1)])
     train_with(clean, 4, [])
     found = [(event["step"], event["what"], event["rank"], event["candidates"]) for event in events(run, "corruption")]
     assert found == [
         (3, "optimizer state", 2, []),
         (10, "weights and optimizer state", None, [1, 3]),
         (15, "copy in memory", 1, []),
+        (15, "computation", 2, []),
     ]
     assert [(event["step"], event["rank"]) for event in events(run, "corruption_blamed")] == [(7, 3)]
-    assert [event["step"] for event in events(run, "resumed")] == [0, 5]
+    assert [event["step"] for event in events(run, "resumed")] == [0, 5, 10]
     assert losses(run) == losses(clean)
     assert equal(weights(run), weights(clean))
     assert {failure.cause for failure in read_failures(run.path.parent, str(run.record.get("cluster")))} == {Cause.CORRUPTION}

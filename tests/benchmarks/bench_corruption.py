@@ -58,8 +58,8 @@ def planted(folder: Path, data: Path, kind: str, flips: int, every_steps: int, *
     began = time.perf_counter()
     train_with(run, RANKS, flipped)
     counts = {"flips": len(flipped), "found": 0, "blamed": 0, "blamed wrongly": 0}
-    found = events(run, "corruption")
-    named = found + events(run, "corruption_blamed")
+    reported = events(run, "corruption")
+    named = reported + events(run, "corruption_blamed")
     for flip in flipped:
         near = [event for event in named if flip.step <= event["step"] <= flip.step + every_steps]
         counts["found"] += bool(near)

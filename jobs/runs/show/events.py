@@ -67,6 +67,7 @@ EVENTS: dict[str, str] = {
     " {copy_seconds:.3f} s, a step {step_seconds:.3f} s",
     "micro_batch": "micro-batches of up to {size} on {world_size:count rank}",
     "no_validation": "",
+    "not_certified": "step {step} was done again from step {restored} in {tier}, and its loss is {loss} instead of {recorded}",
     "resumed": "resumed from the checkpoint of step {step}{tier:in} on {world_size:count rank}",
     "straggler": "rank {rank} on {host} is {share:.0%} slower than the others in {phase:phase}{cause:because};"
     " without it the run is {rate_without:.2f} times as fast",

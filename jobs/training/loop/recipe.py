@@ -139,6 +139,7 @@ def _trainer(
     train_step = TrainStep(state, objective, source.filler(), config, group, dropout=dropout)
     integrity = None
     if config.integrity is not None and train_step.digests is not None:
+        computes = config.precision.deterministic and group.world_size > 1 and group.tensor_mesh is None
         integrity = Integrity(
             every_steps=config.integrity.every_steps,
             excludes=config.precision.deterministic,
@@ -148,7 +149,7 @@ def _trainer(
             report=report,
             context=context,
             hosts=hosts,
-            replay=Replay(train_step) if config.precision.deterministic and group.tensor_mesh is None else None,
+            replay=Replay(train_step) if computes else None,
         )
     return Trainer(
         context=context,
@@ -209,7 +210,7 @@ class ModelStart:
     def load(self, trainer: Trainer) -> None:
         """Load the checkpoint, if there is one, and record where the run starts from."""
         if self.checkpoint is not None and self.source_run is None:
-            trainer.resume(*self.checkpoint)
+            trainer.resume(*self.checkpoint, certify=True)
             return
         trainer.report.start(0.0)  # steps of earlier groups, if there are any, are repeated
         if self.checkpoint is None:

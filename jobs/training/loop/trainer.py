@@ -15,6 +15,7 @@ from ropewalk.datapipe.loader.prefetch import prefetch, tell_ahead
 from ropewalk.jobs.training.loop.anomalies import Anomalies, problem_of
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.config import TrainingConfig
+from ropewalk.jobs.training.loop.integrity.certificate import Certificate, Losses, recorded_losses
 from ropewalk.jobs.training.loop.integrity.checks import Integrity
 from ropewalk.jobs.training.loop.report.inspection import Inspection
 from ropewalk.jobs.training.loop.report.layers import LayerWatch
@@ -54,6 +55,7 @@ class Trainer:
     _anomalies: Anomalies = field(init=False)
     _interval: CopyInterval = field(init=False)
     _pending: deque[PendingStep] = field(default_factory=deque, init=False)  # steps whose figures have not been read
+    _certificate: Certificate = field(default=Certificate(), init=False)  # of the restored state
     _stopping: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -208,12 +210,33 @@ class Trainer:
     def _restore(self, integrity: Integrity) -> bool:
         """Go back to the newest state that passed a check; returns False."""
         integrity.count_return()
+        self._go_back(integrity.verified)
+        return False
+
+    def _go_back(self, step: int) -> None:
+        """Go back to the newest state up to a step, and remove those of later ones."""
         self._await_saves()
-        self.checkpoints.discard_after(integrity.verified)
+        self.checkpoints.discard_after(step)
         checkpoint = self.checkpoints.find()
         if checkpoint is None:
-            raise CorruptionError(f"the state is corrupted, and no checkpoint of step {integrity.verified} or earlier is left")
+            raise CorruptionError(f"the state is corrupted, and no checkpoint of step {step} or earlier is left")
         self.resume(*checkpoint)
+
+    def _certified(self, stats: StepStats) -> bool:
+        """Compare the loss of a step that is done again with the recorded one.
+
+        If it differs, and the state is from a copy in memory, go back to a checkpoint in storage; returns False then.
+        """
+        certificate = self._certificate
+        if certificate.repeats(stats):
+            return True
+        self._certificate = Certificate()
+        recorded = certificate.losses[stats.step][1]
+        fields = {"tier": certificate.tier, "loss": stats.loss, "recorded": recorded}
+        self.report.event("not_certified", step=stats.step, restored=certificate.step, **fields)
+        if certificate.tier == "storage":
+            return True
+        self._go_back(certificate.step - 1)
         return False
 
     def _await_saves(self) -> None:
@@ -253,6 +276,8 @@ class Trainer:
             self.inspection.agree(stats.inspection)
             if self.integrity is not None and not self.integrity.passes(stats):
                 return self._restore(self.integrity)
+            if not self._certified(stats):
+                return False
             if stats.applied:
                 self._count(pending, stats)
             elif not self._handle_anomaly(stats):
@@ -286,8 +311,14 @@ class Trainer:
 
     # --- state
 
-    def resume(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
+    def resume(self, folder: StoragePath, manifest: CheckpointManifest, *, certify: bool = False) -> None:
+        """Continue from a checkpoint. `certify`: the steps after it, if they were done before, must repeat their losses."""
         manifest = self.load(folder, manifest)
+        if certify:
+            group = self.train_step.group
+            losses = recorded_losses(self.context.run, self.config, manifest, group.world_size) if group.is_main else None
+            losses = group.broadcast_object(losses, Losses)
+            self._certificate = Certificate(losses, manifest.step, self.checkpoints.tier)
         checkpoint = directory_of(manifest.step)
         where = {"tier": self.checkpoints.tier, "world_size": self.train_step.group.world_size}
         self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, **where)

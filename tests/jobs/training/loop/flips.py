@@ -4,7 +4,7 @@ import itertools
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ropewalk.sharding.checkpoints.staging import local_tensor
 from ropewalk.sharding.checkpoints.state import MODEL
 from tests.ranks import run_ranks
 
-WEIGHTS, OPTIMIZER, GRADIENT, COPY, PRODUCT = "weights", "optimizer", "gradient", "copy", "product"
+WEIGHTS, OPTIMIZER, GRADIENT, COPY, PRODUCT, FAILURE = "weights", "optimizer", "gradient", "copy", "product", "failure"
 SPOILT_PRODUCTS = 10  # every one of so many
 
 
@@ -28,13 +28,18 @@ SPOILT_PRODUCTS = 10  # every one of so many
 class Flip:
     """A bit of one rank that is flipped once: after `step` steps, or in the gradient of the next one.
 
-    With PRODUCT it is a bit in every tenth matrix product of a layer, from that step on until the run goes back.
+    With PRODUCT it is a bit in every tenth matrix product of a layer, from that step on until the run goes back. FAILURE ends a
+    group of one rank instead; the next one follows in the same process.
     """
 
     where: str
     step: int
     rank: int
     seed: int
+
+
+class PlantedError(Exception):
+    """The end of a group."""
 
 
 def train_with(run: RunDir, ranks: int, flips: Sequence[Flip]) -> None:
@@ -44,7 +49,8 @@ def train_with(run: RunDir, ranks: int, flips: Sequence[Flip]) -> None:
 
 
 def _rank(rank: int, size: int, port: int, path: Path, flips: list[Flip]) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if size > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(OMP_NUM_THREADS="1", TORCHELASTIC_USE_AGENT_STORE="True", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
     run = RunDir(path)
@@ -55,7 +61,12 @@ def _rank(rank: int, size: int, port: int, path: Path, flips: list[Flip]) -> Non
     if rank == 0:
         context.fence.claim()
     plant([flip for flip in flips if flip.rank == rank], memory)
-    main(context)
+    try:
+        main(context)
+    except PlantedError:
+        context = replace(context, group=2)
+        context.fence.claim()
+        main(context)
 
 
 def plant(flips: list[Flip], memory: Path) -> None:
@@ -67,6 +78,8 @@ def plant(flips: list[Flip], memory: Path) -> None:
     def planting_backward(self: TrainStep, batch: Any, step: int) -> Any:
         for flip in [each for each in flips if each.step == step and each.where != GRADIENT]:
             flips.remove(flip)
+            if flip.where == FAILURE:
+                raise PlantedError
             if flip.where == PRODUCT:
                 spoilt.append(random.Random(flip.seed))
                 continue

@@ -17,7 +17,7 @@ from ropewalk.jobs.training.loop.update.digests import digest, weighted_sum
 from tests.benchmarks.bench_growth import simulated
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, events, losses, make_run, pretrain_config, weights
-from tests.jobs.training.loop.flips import COPY, GRADIENT, OPTIMIZER, PRODUCT, WEIGHTS, Flip, train_with
+from tests.jobs.training.loop.flips import COPY, FAILURE, GRADIENT, OPTIMIZER, PRODUCT, WEIGHTS, Flip, train_with
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,11 @@ def test_each_flipped_bit_changes_the_digest(digest_of: Any, dtype: torch.dtype)
     kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     for tensor in tensors:
         bits = tensor.reshape(-1).view(kind)
-        for place in range(0, bits.numel(), 17):
+        for index in range(0, bits.numel(), 17):
             for bit in [1] if dtype == torch.bool else [1 << number for number in range(8 * dtype.itemsize - 1)]:
-                bits[place] ^= bit
+                bits[index] ^= bit
                 assert int(digest_of(tensors)) != right
-                bits[place] ^= bit
+                bits[index] ^= bit
 
 
 def test_a_digest_on_a_device_reads_nothing() -> None:
@@ -79,7 +79,7 @@ def test_the_rank_that_differs_is_to_blame(ranks: list[RankState], findings: lis
 def test_a_rank_that_computes_something_else_is_to_blame(
     outputs: list[int], repeated: list[int], findings: list[Finding]
 ) -> None:
-    """Of two ranks, the one that does not repeat itself."""
+    """One of two ranks is, if it does not repeat itself."""
     assert judge_outputs(outputs, repeated) == findings
 
 
@@ -97,8 +97,8 @@ def test_corruption_in_two_copies_is_blamed_and_leaves_no_trace(data: Path, tmp_
     run, clean = run_with(data, tmp_path, **keys, integrity={"every_steps": 5}), run_with(data, tmp_path, **keys)
     train_with(run, 4, [Flip(OPTIMIZER, 2, 2, 2), Flip(GRADIENT, 6, 3, 5), Flip(COPY, 12, 1, 3), Flip(PRODUCT, 12, 2, 1)])
     train_with(clean, 4, [])
-    found = [(event["step"], event["what"], event["rank"], event["candidates"]) for event in events(run, "corruption")]
-    assert found == [
+    reported = [(event["step"], event["what"], event["rank"], event["candidates"]) for event in events(run, "corruption")]
+    assert reported == [
         (3, "optimizer state", 2, []),
         (10, "weights and optimizer state", None, [1, 3]),
         (15, "copy in memory", 1, []),
@@ -120,9 +120,22 @@ def test_a_bit_that_changes_at_rest_is_found_without_copies(data: Path, tmp_path
     run, clean = run_with(data, tmp_path, steps=14, integrity={"every_steps": 50}), run_with(data, tmp_path, steps=14)
     train_with(run, 1, [Flip(WEIGHTS, 7, 0, 4), Flip(OPTIMIZER, 12, 0, 2)])
     train_with(clean, 1, [])
-    found = [(event["step"], event["what"], event["rank"]) for event in events(run, "corruption")]
-    assert found == [(8, "weights", 0), (13, "optimizer state", 0)]
+    reported = [(event["step"], event["what"], event["rank"]) for event in events(run, "corruption")]
+    assert reported == [(8, "weights", 0), (13, "optimizer state", 0)]
     assert [(event["step"], event["tier"]) for event in events(run, "resumed")] == [(5, "memory"), (10, "memory")]
     assert losses(run) == losses(clean)
     assert equal(weights(run), weights(clean))
     assert all(map(math.isfinite, losses(run).values()))
+
+
+def test_a_copy_in_memory_after_which_losses_do_not_repeat_is_given_up(data: Path, tmp_path: Path) -> None:
+    """The recorded losses were computed with flipped bits here."""
+    checkpoint = {"every_steps": 5, "memory_every_steps": 3}
+    run = run_with(data, tmp_path, steps=11, precision={"deterministic": True}, checkpoint=checkpoint)
+    train_with(run, 1, [*(Flip(WEIGHTS, 6, 0, seed) for seed in range(3)), Flip(FAILURE, 8, 0, 0)])
+    (event,) = events(run, "not_certified")
+    assert (event["step"], event["restored"], event["tier"]) == (7, 6, "memory")
+    assert event["loss"] != event["recorded"]
+    assert [(event["step"], event["tier"]) for event in events(run, "resumed")] == [(6, "memory"), (5, "storage")]
+    assert losses(run)[7] == event["loss"]
+    assert max(losses(run)) == 11

@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 TRAIN := $(VENV)/.train-ready
 # what a process compiles the next one need not
 unexport PYTHONDONTWRITEBYTECODE
-# pip would compile on one core
+# of 25,000 modules pip would compile all, and programs compile the 5,000 that they import
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 # what the tests of the Slurm backend, of shared file systems and of the review page run on; without it they are skipped
@@ -57,8 +57,6 @@ $(READY) $(TRAIN): pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[$(if $(filter $@,$(TRAIN)),train,$(EXTRAS))]'
 	@# beside the packages, where only tests of float8 find it: with it every import of transformers takes 0.7 s more
 	$(if $(filter $@,$(TRAIN)),,$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/float8 torchao)
-	@# for parallel tests, which would all compile the same modules; a few files are for other Pythons
-	@$(if $(filter $@,$(TRAIN)),,$(BIN)/python -m compileall -q -j 0 -x 'site-packages/(.*/tests?|transformers/models|ray/rllib)/' $(abspath $(VENV)) >/dev/null 2>&1 || true)
 	touch $@
 
 # only as root of a Debian; anywhere else, and when it fails, the tests that need them say so and are skipped

@@ -176,25 +176,27 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound)
         else:
             dist.init_process_group(backend, init_method="env://", timeout=timeout, device_id=bound)
-    broken = True
+    broken = forgets = True
     try:
         rank, world_size = dist.get_rank(), dist.get_world_size()
         group = Group(
             mesh=_mesh(device, division, parallel.tensor), device=device, rank=rank, world_size=world_size, timeout=timeout
         )
         yield group
-        broken = False
+        broken = forgets = False  # other ranks may still read the last messages in the store, which meshes keep
         _release(group, spare, EXIT_DONE)
     except StopRequested:
-        broken = False
+        broken, forgets = False, not on_gpu
         _release(group, spare, EXIT_REQUEUE)
+        if forgets:  # the process may stay for another group; on GPUs it does not
+            with suppress(RuntimeError):  # a peer may be gone
+                group.barrier()  # all have read the last messages
         raise
     finally:
         # after an error NCCL would wait for peers in a collective that this rank has left, and hide the error
         if not (broken and on_gpu):
             dist.destroy_process_group()
-        # not otherwise: other ranks may still read the last messages in the store, which the group keeps
-        if broken:
+        if forgets:
             forget_meshes()
 
 

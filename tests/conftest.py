@@ -12,10 +12,10 @@ import tempfile
 import urllib.request
 import uuid
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -45,19 +45,18 @@ WARM_SERVER = pytest.StashKey[str]()
 pytest_plugins = ["tests.workers"]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Start the fork server that all workers share; it imports nothing before the first request."""
-    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        from tests.warm import warm_server
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Fork the servers of the tests once all is imported, and before pytest watches logs and warnings."""
+    server = sys.modules.get("tests.fork_server")
+    if server is not None and not session.config.option.workers:  # each worker has one of its own
+        server.fork_server()
+    with ExitStack() as stack:
+        if any("warm" in getattr(item, "fixturenames", ()) for item in session.items):
+            from tests.warm import warm_server
 
-        server = ExitStack()
-        config.stash[WARM_SERVER] = server.enter_context(warm_server())
-        config.add_cleanup(server.close)
-
-
-def pytest_configure_node(node: Any) -> None:
-    """Tell a worker the address of the fork server."""
-    node.workerinput["warm_server"] = node.config.stash[WARM_SERVER]
+            session.config.stash[WARM_SERVER] = stack.enter_context(warm_server())
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -115,20 +114,11 @@ def _childrens_disk() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def _warm_server(request: pytest.FixtureRequest, _childrens_disk: None) -> Iterator[str]:
-    from tests.warm import warm_server
-
-    worker = getattr(request.config, "workerinput", None)
-    with nullcontext(worker["warm_server"]) if worker else warm_server() as address:
-        yield address
-
-
 @pytest.fixture(scope="module")
-def warm(_warm_server: str) -> Iterator[None]:
+def warm(request: pytest.FixtureRequest, _childrens_disk: None) -> Iterator[None]:
     """Fork runs of the local backend from a process that has imported torch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FORK_SERVER_VARIABLE, _warm_server)
+        patch.setenv(FORK_SERVER_VARIABLE, request.config.stash[WARM_SERVER])
         yield
 
 

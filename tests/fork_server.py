@@ -3,7 +3,6 @@
 import multiprocessing.forkserver
 import os
 import tempfile
-import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +17,7 @@ PRELOAD = [*TRAINING, "tests.jobs.launch", *MIRRORS, "pytest", "tests.frozen"]
 def fork_server() -> None:
     """Fork the server from this process, which has imported all that tests do and has computed nothing yet."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
-    with forked_interpreters(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the thread by which pytest-xdist listens
+    with forked_interpreters():
         multiprocessing.forkserver.ensure_running()
 
 

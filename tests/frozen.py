@@ -12,11 +12,13 @@ import warnings
 
 from tqdm import tqdm
 
+from tests.workers import log_to_stderr
+
 sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-for logger in logging.root, *logging.root.manager.loggerDict.values():
-    for handler in getattr(logger, "handlers", ()):
-        if type(handler) is logging.StreamHandler:
-            handler.setStream(sys.stderr)  # its file was pytest's and is closed; the number may be that of the server's pipe now
+sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
+for handler in [each for each in logging.root.handlers if type(each).__module__ == "_pytest.logging"]:
+    logging.root.removeHandler(handler)  # with it a program's own configuration of logging would have no effect
+log_to_stderr()
 faulthandler.disable()  # its file is pytest's
 filters = [each for each in warnings.filters if each[0] not in {"always", "error"}]
 warnings.resetwarnings()

@@ -8,6 +8,7 @@ python -m tests.run ARGS...    the same rules for a selection; ARGS are pytest's
 import compileall
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAKY = ROOT / "tests/flaky.jsonl"
 ALLOWED_FLAKES = 2  # records of one test; the next time it is a failure
 MOST_RETRIED = 12  # more failures than this have a common cause
-WORKERS, SOAK_WORKERS = 4, 2  # for two cores: most tests wait for Slurm, Kubernetes, Ray or training steps
+WORKERS, SOAK_WORKERS = 6, 2  # for two cores: most tests wait for Slurm, Kubernetes, Ray or training steps
 
 
 class Outcomes:
@@ -60,23 +61,23 @@ def main() -> int:
     sys.dont_write_bytecode = False  # else each of thousands of processes would compile torch, ray and transformers
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.chdir(ROOT)
-    for package in ROOT.glob("*/__init__.py"):  # else each of thousands of processes would compile it
-        compileall.compile_dir(package.parent, quiet=2, workers=0)
+    for package in ROOT.glob("*/__init__.py"):  # else each of thousands of processes would compile it; pytest rewrites tests
+        compileall.compile_dir(package.parent, quiet=2, workers=0, rx=re.compile(r"/(test_\w+|conftest)\.py$"))
     tools = ("ruff check .", "ruff format --check .", "mypy", "python -m tests.english")  # as `make lint`
     command = " && ".join(f"nice {Path(sys.executable).parent}/{tool}" for tool in tools)  # the tests take longer
     lint = None if soak or selection else subprocess.Popen(command, shell=True)
     kernels = None if selection else subprocess.Popen([sys.executable, "-m", "tests.compiled"])  # else the workers wait for it
     report = f"--junitxml=build/tests/{'soak' if soak else 'test'}.xml"
     marked = [] if "::" in "".join(selection) else ["-m", "soak" if soak else "not soak"]
-    workers = ["-n", str(SOAK_WORKERS if soak else WORKERS)]
-    code, first = run_pytest(*workers, "--durations=40", report, *marked, *selection)
+    workers = f"--workers={SOAK_WORKERS if soak else WORKERS}"
+    code, first = run_pytest(workers, "--durations=40", report, *marked, *selection)
     lint_failed = lint is not None and lint.wait() != 0
     if kernels is not None:
         kernels.wait()
     verdict = dict.fromkeys(first.failed, "failed")
     if code == pytest.ExitCode.TESTS_FAILED and 0 < len(first.failed) <= MOST_RETRIED:
         print(f"{len(first.failed)} failed; once more, alone", flush=True)
-        _, again = run_pytest("-n", "0", *first.failed)
+        _, again = run_pytest(*first.failed)
         records = [json.loads(line)["test"] for line in FLAKY.read_text().splitlines()] if FLAKY.exists() else []
         for test in first.failed:
             if test in again.passed and test not in again.failed:

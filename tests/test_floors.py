@@ -95,7 +95,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
             "sharding.ties",
         },
         {"sharding.group", "sharding.sequence_parallel"},
-        {"sharding.batch_plan", "sharding.checkpoints", "sharding.fsdp"},
+        {"sharding.batch_plan", "sharding.checkpoints", "sharding.fsdp", "sharding.lock_step"},
         {"sharding.float8", "sharding.tensor_parallel"},
         {"sharding.parallelize"},
     ),

@@ -11,6 +11,7 @@ import pytest
 
 TESTS = """
 import os
+import signal
 import sys
 from pathlib import Path
 import pytest
@@ -24,7 +25,7 @@ def test_flaky():
 
 def test_crash():
     if is_first_time("crash"):
-        os._exit(9)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 def test_bytecode_is_cached():
     assert not sys.dont_write_bytecode
@@ -64,7 +65,7 @@ INTERRUPT = """
 import os, signal, time
 
 def test_lab(lab):
-    os.kill(os.getppid(), signal.SIGTERM)
+    os.killpg(os.getppid(), signal.SIGINT)  # as Ctrl-C does
     time.sleep(60)
 """
 
@@ -72,14 +73,15 @@ def test_lab(lab):
 def run(folder: Path, *arguments: str, workers: int = 1) -> tuple[int, list[str]]:
     """Return the exit code and the lines of a run of the tests in a folder."""
     text = (ROOT / "tests/run.py").read_text()
-    (folder / "tests/run.py").write_text(text.replace("WORKERS, SOAK_WORKERS = 4,", f"WORKERS, SOAK_WORKERS = {workers},"))
+    (folder / "tests/run.py").write_text(text.replace("WORKERS, SOAK_WORKERS = 6,", f"WORKERS, SOAK_WORKERS = {workers},"))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}  # others take seconds to import
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they take seconds to import
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # as in the containers of some CI systems
     done = subprocess.run(
         [sys.executable, "-m", "tests.run", *arguments],
         cwd=folder,
         env=environment,
+        process_group=0,
         capture_output=True,
         text=True,
         timeout=600,
@@ -93,6 +95,8 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/__init__.py").touch()
     (tmp_path / "tests/test_it.py").write_text(TESTS)
+    (tmp_path / "tests/conftest.py").write_text('pytest_plugins = ["tests.workers"]')
+    shutil.copy(Path(__file__).with_name("workers.py"), tmp_path / "tests")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = soak\n")
     return tmp_path
 
@@ -115,11 +119,10 @@ def test_a_crash_is_repeated_and_a_skipped_repetition_is_a_failure(checkout: Pat
     code, lines = run(checkout, "tests/test_it.py", "-k", "not flaky")
     assert code == 1
     assert lines[-2].startswith("failed twice: tests/test_it.py::test_skipped, ")
-    assert lines[-1].startswith("flaky: tests/test_it.py::test_crash, first failure: ")
+    assert lines[-1] == "flaky: tests/test_it.py::test_crash, first failure: its worker died by SIGKILL"
 
 
 def test_a_lab_starts_once_and_is_taken_down_on_an_interrupt(checkout: Path) -> None:
-    shutil.copy(Path(__file__).with_name("workers.py"), checkout / "tests/workers.py")
     (checkout / "tests/conftest.py").write_text(LAB)
     folder = checkout / "tests/slurm"
     folder.mkdir()

@@ -2,20 +2,19 @@
 
 Without it every agent of every test's run imports torch by itself, which was most of what the suite computed. Tests that ask for
 the fixture `cold` start runs as a user's are started; those on Slurm and Kubernetes always do.
-
-Usage: python -m tests.warm SOCKET
 """
 
+import importlib
 import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from ropewalk.cluster.process.fork_server import serve
 from ropewalk.cluster.process.forking import import_modules
@@ -29,37 +28,46 @@ TRAINING = [
     *("pandas", "tests.computed_once", "tests.fakes.toy"),
 ]
 POLL_SECONDS = 0.5
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
 def warm_server() -> Iterator[str]:
-    """Yield the address of a fork server that imports `TRAINING` at its first request."""
+    """Fork a server from this process, which has computed nothing yet; yield its address.
+
+    It imports `TRAINING`, of which this process has imported the most, at its first request.
+    """
     with tempfile.TemporaryDirectory(prefix="w") as folder:
         address = str(Path(folder) / "s")
         with socket.socket(socket.AF_UNIX) as listener:  # it listens before anybody knows its address
             listener.bind(address)
             listener.listen(64)
-            command = [sys.executable, "-m", "tests.warm", str(listener.fileno())]
-            server = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=ROOT, pass_fds=[listener.fileno()], process_group=0)
+            server = os.fork()
+            if server == 0:
+                _serve(listener)
         try:
             yield address
         finally:
-            server.kill()
-            server.wait()
+            os.kill(server, signal.SIGKILL)
+            os.waitpid(server, 0)
 
 
-def main() -> None:
+def _serve(listener: socket.socket) -> NoReturn:
     """Import the modules when the first request waits; then serve."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    parent = os.getppid()
-    with socket.socket(fileno=int(sys.argv[1])) as listener:
+    try:
+        os.setpgrp()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        parent = os.getppid()
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
+        os.closerange(3, listener.fileno())
+        os.closerange(listener.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        importlib.import_module("tests.frozen")
         while not select.select([listener], [], [], POLL_SECONDS)[0]:
             if os.getppid() != parent:
                 return
         import_modules(TRAINING)
         serve(listener)
-
-
-if __name__ == "__main__":
-    main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)

@@ -15,14 +15,13 @@ from typing import Any
 from ropewalk.cluster.engines.activity import RankProcess, stop_marker
 from ropewalk.cluster.engines.rank import RankArguments, log_of, start_rank
 from ropewalk.cluster.engines.stacks import stacks_file
-from ropewalk.cluster.errors import EXIT_LOST_PEER
 from ropewalk.cluster.gpus import rank_gpu
 from ropewalk.cluster.membership.node_agent import Start
 from ropewalk.cluster.process.child_output import child_output
 from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
 from ropewalk.cluster.process.signals import stop_signals_blocked
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE
-from ropewalk.cluster.run.group_line import Assignment, Left, Over, Trains
+from ropewalk.cluster.run.group_line import Assignment, HandsOver, Left, Over, Trains
 from ropewalk.cluster.run.heartbeat import heart_file
 from ropewalk.cluster.secrets.variables import RunSecrets
 
@@ -57,8 +56,8 @@ class _Process:
         with suppress(OSError):  # it is dead, which its sentinel shows
             self.line.send(message)
 
-    def received(self) -> list[Trains | Left]:
-        messages: list[Trains | Left] = []
+    def received(self) -> list[Trains | HandsOver | Left]:
+        messages: list[Trains | HandsOver | Left] = []
         with suppress(EOFError, OSError):
             while self.line.poll():
                 messages.append(self.line.recv())
@@ -77,14 +76,17 @@ class LocalRanks:
 
     def __init__(self, ranks_per_node: int, secrets: RunSecrets) -> None:
         self._count, self._secrets = ranks_per_node, secrets
+        self.hand_over = False  # the next group needs the memory of this node
         self._working: dict[int, _Process] = {}  # by rank
         self._waiting: dict[int, _Process] = {}  # by local rank: those that have left their group
         self._spare: list[_Process] = []
-        self._spare_at = math.inf  # time to fork spare processes, when a group does not form just now
+        # time to fork spare processes, when a group does not form just now; with secrets to mask they could not be used
+        self._spare_at = math.inf if secrets.values else 0.0
 
     def start(self, start: Start, arguments: RankArguments, store_prefix: str) -> dict[int, RankProcess]:
         """Give the ranks of a group a process each, and return them by rank."""
         assert not self._working
+        self.hand_over = False
         ranks: dict[int, RankProcess] = {}
         for local_rank in range(self._count):
             rank = start.node_rank * self._count + local_rank
@@ -154,15 +156,17 @@ class LocalRanks:
     def reap(self, now: float) -> dict[int, int]:
         """Return the ranks that ended or left their group since the last call, with their exit codes.
 
-        A negative code is the signal that ended it. That of a rank that left is EXIT_LOST_PEER.
+        A negative code is the signal that ended it. That of a rank that left is EXIT_LOST_PEER, or EXIT_REQUEUE if it saved.
         """
         codes: dict[int, int] = {}
         for rank, each in list(self._working.items()):
             for message in each.received():
                 if isinstance(message, Trains):
                     each.stays, self._spare_at = message.stays, min(self._spare_at, now + SPARE_SECONDS)
+                elif isinstance(message, HandsOver):
+                    self.hand_over = True
                 else:
-                    codes[rank] = EXIT_LOST_PEER
+                    codes[rank] = message.code
                     self._waiting[rank % self._count] = self._working.pop(rank)
         for rank, each in list(self._working.items()):
             if (code := each.process.exitcode) is not None:

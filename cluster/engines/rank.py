@@ -66,15 +66,17 @@ def run_rank(
     while True:
         context = _take(assignment, arguments, line, output)
         code = run_entry(context)
-        if code is not None or line is None:
+        saved = code == EXIT_REQUEUE and context.stays and not context.node_must_stop  # another group is to form
+        if line is None or not (saved or code is None):
             break
         gc.collect()  # models and process groups, whose sockets the other ranks wait for to be closed
-        line.leave(context.group)
+        line.leave(context.group, EXIT_REQUEUE if saved else EXIT_LOST_PEER)
         assignment = line.next_assignment()
     logging.shutdown()
     end_output()
-    if code not in (EXIT_DONE, EXIT_REQUEUE):
-        os._exit(code or EXIT_LOST_PEER)  # the interpreter's shutdown may hang in a broken process group
+    if code not in (EXIT_DONE, EXIT_REQUEUE) or (code == EXIT_REQUEUE and context.stays):
+        # the interpreter's shutdown may hang in a broken process group, and ranks that go on wait for one that has saved
+        os._exit(code or EXIT_LOST_PEER)
     return code
 
 

@@ -115,6 +115,7 @@ class _Engine:
 
     def run(self) -> int:
         self.node.gate.pause()
+        self.ranks.prepare(self._arguments, time.monotonic())  # a node that joins must not delay the others
         try:
             while self._exit_code is None:
                 self._step()
@@ -141,7 +142,7 @@ class _Engine:
                 self._act(self.agent.take(message, time.monotonic()))
         if codes := self.ranks.reap(time.monotonic()):
             self._record_kills(codes)
-            self.agent.stopping = self.node.stop_flag.exists()
+            self.agent.stopping = self.node.stop_flag.exists() and not self.ranks.hand_over
             self._act(self.agent.ended(codes))
         self._act(self.agent.tick(time.monotonic()))
         self.ranks.prepare(self._arguments, time.monotonic())
@@ -182,7 +183,8 @@ class _Engine:
                     self._tell(action.message)
                 case BeReady():
                     self._watch = None
-                    self.node.gate.pause()
+                    if not self.ranks.hand_over:  # else a stop waits until the next group has saved
+                        self.node.gate.pause()
                     node, port = self.node, free_port(self.node.address)
                     fields = {"node": node.index, "address": node.address, "port": port, "group": action.group}
                     self._tell({"say": "ready", **fields})

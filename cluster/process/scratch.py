@@ -101,14 +101,32 @@ def scratch(prefix: str) -> Iterator[Path]:
         remove_scratch(folder)
 
 
-def sweep(parent: Path) -> int:
-    """Remove this user's scratch folders in `parent` whose owners died on this machine, and return their number."""
-    count = 0
+def abandoned(parent: Path) -> list[Path]:
+    """Return this user's scratch folders in `parent` whose owners died on this machine."""
+    folders = []
+    for folder in _own_folders(parent):
+        with suppress(OSError):  # a sweep was faster
+            if (descriptor := _lock_unowned(folder)) is not None:
+                os.close(descriptor)
+                folders.append(folder)
+    return folders
+
+
+def _own_folders(parent: Path) -> Iterator[Path]:
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
             if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                with suppress(OSError):  # another sweep was faster
-                    count += entry.stat(follow_symlinks=False).st_uid == os.geteuid() and _remove_if_unowned(Path(entry.path))
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                        yield Path(entry.path)
+
+
+def sweep(parent: Path) -> int:
+    """Remove this user's scratch folders in `parent` whose owners died on this machine, and return their number."""
+    count = 0
+    for folder in _own_folders(parent):
+        with suppress(OSError):  # another sweep was faster
+            count += remove_abandoned(folder)
     if count:
         log.info("removed %d folders in %s whose owners were killed", count, parent)
     return count
@@ -124,13 +142,19 @@ def machine() -> str:
         return f"{platform.node()} {psutil.boot_time():.0f}"
 
 
-def _remove_if_unowned(folder: Path) -> bool:
+def _lock_unowned(folder: Path) -> int | None:
+    """Lock a scratch folder whose owner died on this machine, and return the lock's descriptor; None if it is in use."""
     owner = folder / OWNER
-    if not owner.is_file() or owner.read_text() != machine():
-        return False
-    descriptor = _lock(owner, fcntl.LOCK_EX)
+    is_of_machine = owner.is_file() and owner.read_text() == machine()
+    return _lock(owner, fcntl.LOCK_EX) if is_of_machine else None
+
+
+def remove_abandoned(folder: Path) -> bool:
+    """Remove a scratch folder unless its owner lives, or is of another machine. Return True if it was removed. Raises OSError."""
+    descriptor = _lock_unowned(folder)
     if descriptor is None:
         return False
+    owner = folder / OWNER
     try:
         _remove_semaphores(folder)
         for inner in folder.iterdir():

@@ -81,5 +81,10 @@ class JobContext:
             raise GroupBrokenError(f"group {self.group} has ended")
 
     def stop_requested(self) -> bool:
-        """Return True if this node must stop. Ranks must agree on it before any of them acts (see `sharding`)."""
-        return any(flag is not None and os.path.exists(flag) for flag in (self.stop_flag, self.regroup_flag))
+        """Return True if this rank must save and leave its group. Ranks must agree on it before any acts (see `sharding`)."""
+        return self.node_must_stop or (self.regroup_flag is not None and os.path.exists(self.regroup_flag))
+
+    @property
+    def node_must_stop(self) -> bool:
+        """True if this node has to leave the run, and not only its group."""
+        return self.stop_flag is not None and os.path.exists(self.stop_flag)

@@ -30,10 +30,16 @@ class Trains:
 
 
 @dataclass(frozen=True)
+class HandsOver:
+    """The rank leaves a group whose newest state is in the memory of nodes alone: a stop has to wait for the next group."""
+
+
+@dataclass(frozen=True)
 class Left:
-    """The rank has left a group, and waits for a place in the next one."""
+    """The rank has left a group, with an exit code, and waits for a place in the next one."""
 
     group: int
+    code: int
 
 
 class GroupLine:
@@ -56,9 +62,13 @@ class GroupLine:
         if self._may_stay:
             self._connection.send(Trains(stays))
 
-    def leave(self, group: int) -> None:
-        """Tell the agent that this process has left a group."""
-        self._connection.send(Left(group))
+    def hand_over(self) -> None:
+        """Tell the agent that the next group needs the memory of this node, even if the node has to stop."""
+        self._connection.send(HandsOver())
+
+    def leave(self, group: int, code: int) -> None:
+        """Tell the agent that this process has left a group, with the code that it would have exited with."""
+        self._connection.send(Left(group, code))
 
     def is_over(self, group: int) -> bool:
         """Return True if the agent has ended the group."""

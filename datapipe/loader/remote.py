@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ropewalk.cluster.errors import CorruptShardError, RopewalkError
-from ropewalk.cluster.storage import StoragePath
+from ropewalk.cluster.storage import StoragePath, retry
 from ropewalk.datapipe.loader.block_cache import BlockCache
 from ropewalk.datapipe.loader.blocks import REMEDY, SHIFT, Region, Sums, Tokens
 from ropewalk.datapipe.manifest import Shard
@@ -101,12 +101,20 @@ class RemoteShard:
     def _read(self, first: int, last: int) -> bytes:
         start, stop = first * BLOCK_BYTES, min(self._shard.size, (last + 1) * BLOCK_BYTES)
         try:
-            data = self._root.read(self._shard.path, start, stop)
+            data = _read_range(self._root, self._shard.path, start, stop)
         except FileNotFoundError:
             raise CorruptShardError(f"{self._name}: expected {self._shard.size} bytes, found no file; {REMEDY}") from None
         if len(data) != stop - start:
             raise CorruptShardError(f"{self._name}: expected {self._shard.size} bytes, found {start + len(data)}; {REMEDY}")
         return data
+
+
+def _read_range(root: StoragePath, name: str, start: int, stop: int) -> bytes:
+    if "s3" not in root.fs.protocol:
+        return root.read(name, start, stop)
+    from ropewalk.datapipe.loader.s3_ranges import read_range  # noqa: PLC0415 - an extra
+
+    return retry(lambda: read_range(root.fs, root.path(name), start, stop), f"read {root.url}/{name}", root.patience_seconds)
 
 
 class ReadAhead:

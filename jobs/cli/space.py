@@ -38,7 +38,8 @@ def gc(
     """List files that no run needs, and with --yes delete them.
 
     Copies of code, prepared data, fetched models and data, work folders of data sets that ended unfinished, rests of removed
-    runs, and exports of old registered versions without an alias. Copies and data younger than a day are kept.
+    runs, what killed runs have left in this machine's memory, and exports of old registered versions without an alias. Copies of
+    code and data younger than a day are kept.
     """
     from ropewalk.cluster.run.disk import disk_bytes
     from ropewalk.cluster.text import format_bytes
@@ -46,9 +47,10 @@ def gc(
     from ropewalk.jobs.runs.models.model_versions import registered_models
     from ropewalk.jobs.runs.show.status import roots
     from ropewalk.jobs.runs.show.tables import console, table
-    from ropewalk.jobs.runs.space.garbage import Garbage, delete_garbage, find_garbage
+    from ropewalk.jobs.runs.space.garbage import Garbage, delete_garbage, find_garbage, find_memory_garbage
 
     garbage = [item for root in roots() if root.is_dir() for item in find_garbage(root)]
+    garbage += find_memory_garbage()
     models = registered_models()
     old = [version for model in models for version in unneeded(model, versions)]
     for version in old:

@@ -168,8 +168,9 @@ def curves(run: RunDir, keys: Collection[str] | None = None) -> dict[str, Curve]
 
 
 def _columns(path: Path, keys: Collection[str]) -> dict[str, Curve] | None:
-    """Return the curves of metrics, read without the interpreter's lock; None if a line is unusual, or pyarrow is missing."""
+    """Return the curves of metrics, read without the interpreter's lock; None if a line is unusual, or a package is missing."""
     try:
+        import numpy as np
         import pyarrow as pa
         from pyarrow import json
     except ModuleNotFoundError:
@@ -183,10 +184,10 @@ def _columns(path: Path, keys: Collection[str]) -> dict[str, Curve] | None:
         return None
     by_name: dict[str, Curve] = {}
     for name in names:
-        steps, values = table["step"].to_pylist(), table[name].to_pylist()
-        if table["step"].null_count or table[name].null_count or steps != sorted(set(steps)):
-            points = {step: value for step, value in zip(steps, values, strict=True) if None not in (step, value)}
-            steps = sorted(points)
-            values = [points[step] for step in steps]
-        by_name |= {name: (steps, values)} if steps else {}
+        columns = table.select(["step", name]).drop_null()
+        steps, values = (column.to_numpy() for column in columns.columns)
+        if not (steps[1:] > steps[:-1]).all():  # of repeated steps the last value counts
+            steps, newest = np.unique(steps[::-1], return_index=True)
+            values = values[::-1][newest]
+        by_name |= {name: (steps.tolist(), values.tolist())} if len(steps) else {}
     return by_name

@@ -287,6 +287,8 @@ class Checkpoints:
                 folder.close()
             if not wrong:
                 self.last_step = manifest.step
+                if self.memory is not None:
+                    self.memory.last_step = None
                 if self.memory is not None and isinstance(folder, MemoryFolder):
                     self.last_step, self.memory.complete = None, folder.copy
                 return manifest

@@ -91,6 +91,7 @@ class MemoryCopies:
     fence: Fence
     pending: BackgroundSave | None = field(default=None, init=False)
     complete: str = field(default="", init=False)  # the copy that was completed or loaded last
+    last_step: int | None = field(default=None, init=False)  # of the copy that was started last
     _started: str = field(default="", init=False)
     _failing: bool = field(default=False, init=False)
     _damaged: set[str] = field(default_factory=set, init=False)  # files that were found to be damaged
@@ -101,9 +102,9 @@ class MemoryCopies:
         self._files = Slots(self.memory.folder / f"rank-{self.memory.local_rank}")
         self._manifests = Slots(self.memory.folder / "manifest")
         self._staging = Staging(self.group.device)
-        nodes = list(dict.fromkeys(self.group.all_gather_object(self.memory.address)))
-        here = nodes.index(self.memory.address)
-        self._next_node = nodes[(here + 1) % len(nodes)] if len(nodes) > 1 else None
+        self._nodes = list(dict.fromkeys(self.group.all_gather_object(self.memory.address)))
+        here = self._nodes.index(self.memory.address)
+        self._next_node = self._nodes[(here + 1) % len(self._nodes)] if len(self._nodes) > 1 else None
 
     # --- saving
 
@@ -130,7 +131,7 @@ class MemoryCopies:
         self.wait()
         number = next(self.group.saves)
         copy = CopyName(self.fence.attempt, self.fence.group, number)
-        self._started = str(copy)
+        self._started, self.last_step = str(copy), manifest.step
         self.pending = BackgroundSave(
             StoragePath(self.memory.folder / str(copy)),
             SaveReports(self._messages, number, self.group.rank, self.group.world_size, self.group.timeout),
@@ -199,11 +200,24 @@ class MemoryCopies:
         self._manifests.finish(name)
         self._send("from-manifest", name, text)
 
-    def wait(self) -> None:
-        """Wait for the copy in progress. One that failed is reported, since the earlier one and the checkpoints are left."""
+    def leaving_nodes(self, *, leaves: bool) -> set[str]:
+        """Return the addresses of the nodes that leave the run, on every rank. `leaves`: this rank's node does."""
+        nodes = self.group.all_gather_object(self.memory.address if leaves else None)
+        return {node for node in nodes if node is not None}
+
+    def outlives(self, leaving: set[str], least_nodes: int) -> bool:
+        """Return True if a copy is whole without nodes that leave, and those that stay are enough for a group."""
+        pairs = zip(self._nodes, [*self._nodes[1:], self._nodes[0]], strict=True)  # that have the same files
+        return len(self._nodes) - len(leaving) >= least_nodes and not any({*pair} <= leaving for pair in pairs)
+
+    def wait(self) -> bool:
+        """Wait for the copy in progress, and return False if the last one failed.
+
+        That is reported, since the earlier one and the checkpoints are left.
+        """
         pending, self.pending = self.pending, None
         if pending is None:
-            return
+            return not self._failing
         try:
             pending.wait()
         except StorageError as error:
@@ -212,6 +226,7 @@ class MemoryCopies:
             self._failing = True
         else:
             self._failing, self.complete = False, self._started
+        return not self._failing
 
     def abandon(self) -> None:
         """End the copy in progress after the group broke."""

@@ -77,6 +77,7 @@ def install(target: str) -> None:
 def main() -> None:
     """Serve one connection."""
     os.write(1, MAGIC)
+    os.write(2, MAGIC)
     request = receive(b"Q")
     profile = json.loads(request.decode())["start"]
     root = os.path.abspath(os.path.expanduser(profile["root"]))

@@ -1,22 +1,22 @@
 """A connection to a login node: the user's own ssh, which starts the helper there."""
 
 import base64
-import os
+import select
 import shlex
 import signal
 import subprocess
 import sys
 import threading
 import zlib
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from ropewalk.cluster.errors import BackendError
-from ropewalk.slurm.ssh.frames import MAGIC, ConnectionEndedError, Frames, Kind
+from ropewalk.slurm.ssh.frames import CHUNK_BYTES, MAGIC, ConnectionEndedError, Frames, Kind
 
 ALIVE_SECONDS = 15.0
 ENDING_SECONDS = 5.0
+MOST_MESSAGE_BYTES = 1 << 16  # that are kept for an error message
 SSH_FAILED = 255  # exit code of ssh for errors of its own
 BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 # a login shell, so that a job is submitted with the environment that the user has on the login node
@@ -50,7 +50,8 @@ class Connection:
         assert self._process.stdout is not None
         self.frames = Frames(self._process.stdout.fileno(), self._process.stdin.fileno())
         self.started = threading.Event()  # the helper's side answered
-        self._messages = deque[bytes](maxlen=20)
+        self._messages, self._messages_lock = b"", threading.Lock()
+        self._are_shown = False  # messages
         self._reader = threading.Thread(target=self._read_messages, daemon=True)
         self._reader.start()
 
@@ -69,7 +70,7 @@ class Connection:
         """Return the error for a connection that has ended without an answer."""
         code = self._wait()
         self._reader.join(ENDING_SECONDS)
-        lines = [line.decode(errors="replace").strip() for line in self._messages]
+        lines = [line.strip() for line in self._messages.decode(errors="replace").splitlines()]
         reason = next((line for line in reversed(lines) if line), "the connection was closed")
         return BackendError(f"cluster {self.name!r}: {self.host}: {reason}{self._remedy(code, ' '.join(lines))}")
 
@@ -90,7 +91,11 @@ class Connection:
         return f"; does `ssh {self.host}` work?" if code == SSH_FAILED and not self.started.is_set() else ""
 
     def close(self) -> None:
-        """End the session, without waiting for ssh: it takes a round trip, or longer if other sessions share its connection."""
+        """End the session, without waiting for ssh: it takes a round trip, or longer if other sessions share its connection.
+
+        What has arrived on its standard error is shown before.
+        """
+        self._take_messages()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
@@ -103,13 +108,29 @@ class Connection:
             return self._process.wait()
 
     def _read_messages(self) -> None:
-        """Keep what ssh and the login node write beside the frames; show it once the helper's side has answered."""
+        """Keep what ssh and the login node write beside the frames."""
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._messages.append(line)
-            if self.started.is_set():
-                sys.stderr.buffer.write(line)
-                sys.stderr.flush()
+        while select.select([self._process.stderr], [], []) and self._take_messages():
+            pass
+
+    def _take_messages(self) -> bool:
+        """Keep what has arrived, and show what follows the bootstrap's mark: what `setup` prints, not login scripts.
+
+        Return False at the end.
+        """
+        assert self._process.stderr is not None
+        with self._messages_lock:  # the process may exit with this thread in the middle of a line
+            while select.select([self._process.stderr], [], [], 0)[0]:
+                if not (content := self._process.stderr.read(CHUNK_BYTES)):
+                    return False
+                self._messages = (self._messages + content)[-MOST_MESSAGE_BYTES:]
+                if not self._are_shown:
+                    before, mark, content = self._messages.partition(MAGIC)
+                    self._are_shown, self._messages = bool(mark), before + content
+                if self._are_shown:
+                    sys.stderr.buffer.write(content)
+                    sys.stderr.flush()
+        return True
 
     def _stay_alive(self) -> None:
         ended = threading.Event()
@@ -118,8 +139,3 @@ class Connection:
                 self.frames.send(Kind.ALIVE)
         except (ConnectionEndedError, ValueError):
             pass
-
-
-def terminal_present() -> bool:
-    """Return True if ssh can ask somebody."""
-    return sys.stdin.isatty() and os.path.exists("/dev/tty")

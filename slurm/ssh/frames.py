@@ -9,7 +9,7 @@ from enum import Enum
 from typing import IO, Any
 
 HEAD = struct.Struct(">cI")  # the same in bootstrap.py
-MAGIC = b"\0ropewalk frames\0"  # login scripts may print something before
+MAGIC = b"\0ropewalk frames\0"  # before the first frame, and on the standard error; login scripts may print something before
 CHUNK_BYTES = 1 << 18
 COMPRESSION = 3  # level of zlib: a login node's network is not slower
 

@@ -7,7 +7,8 @@ The data sets are sparse files with the right checksums. Each simulated rank ope
 tokens of the first global batch, and again of a later one, as after a recovery. Bytes are those of the manifest, the table of
 shards, the checksums of blocks, and all blocks that were read. `--s3-gb` needs the S3 test server of the tests, whose answers
 take 20 ms; both sides then read so many windows of 64 runs of 16 MiB (`loader.block_samples`) that nobody has read before, after
-a first one. CPU seconds are those of all threads of the reading process. Prints one JSON object.
+a first one. CPU seconds are those of all threads of the reading process. botocore and s3fs read the same ranges alone too, which
+bounds what a loader above them can reach. Prints one JSON object.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from ropewalk.datapipe.loader.config import LoaderConfig
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from ropewalk.datapipe.loader.order import WINDOW_RUNS
 from ropewalk.datapipe.loader.prefetch import tell_ahead
+from ropewalk.datapipe.loader.remote import THREADS
 from ropewalk.datapipe.manifest import Manifest, TokenizerRecord, checksum_of
 from ropewalk.datapipe.shard_table import BLOCK_BYTES, BLOCKS_NAME, SCHEMA, SUM, TABLE_NAME, write_table
 from tests.conftest import S3Server, lab_script
@@ -117,6 +121,31 @@ def rate(url: str, windows: int, cache_gib: float, cache: str) -> dict[str, floa
     }
 
 
+def alone(url: str, count: int) -> dict[str, float]:
+    """CPU milliseconds a MB that libraries take to read so many ranges of 16 MiB in the threads of the loader, and drop them."""
+    from ropewalk.datapipe.loader.s3_ranges import read_range
+
+    root, size = StoragePath(url), 16 << 20
+    pieces = [
+        (f"shards/part-{number:05d}.arrow", start) for number in range(count) for start in range(0, SHARD_BYTES - size, size)
+    ]
+
+    def by_botocore(piece: tuple[str, int]) -> int:
+        return len(read_range(root.fs, root.path(piece[0]), piece[1], piece[1] + size))
+
+    def by_s3fs(piece: tuple[str, int]) -> int:
+        return len(root.read(piece[0], piece[1], piece[1] + size))
+
+    def cpu_ms(read: Callable[[tuple[str, int]], int]) -> float:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(read, pieces[:THREADS]))  # connects
+            before = time.process_time()
+            num_bytes = sum(pool.map(read, pieces[THREADS : THREADS + count]))
+        return round((time.process_time() - before) * 1e9 / num_bytes, 3)
+
+    return {"botocore": cpu_ms(by_botocore), "s3fs": cpu_ms(by_s3fs)}
+
+
 def in_process(function: str, *arguments: Any, env: dict[str, str] | None = None) -> Any:
     """The result of a function of this module in a fresh process."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_data_size", "--call", function, json.dumps(arguments)]
@@ -142,10 +171,14 @@ def against_s3(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         report: dict[str, Any] = {}
         for name, url in (("local", str(local)), ("S3", "s3://bucket/set")):
             report[name] = in_process("rate", url, options.windows, cache, str(folder / "cache"), env=env)
+        libraries = in_process("alone", "s3://bucket/set", 32 * options.windows, env=env)
         sizes = [entry.stat().st_blocks * 512 for entry in os.scandir(folder / "cache")]
     finally:
         subprocess.run([script, "down", lab], check=True, stdout=subprocess.DEVNULL)
     ratio = report["S3"]["tokens per CPU-second"] / report["local"]["tokens per CPU-second"]
+    local_ms = 5e8 / report["local"]["tokens per CPU-second"]  # a token has two bytes
+    report["CPU ms a MB"] = {"local": round(local_ms, 3), **libraries}
+    report["S3 / local if reading by botocore were all"] = round(local_ms / (local_ms + libraries["botocore"]), 2)
     return {**report, "S3 / local": round(ratio, 2), "GB in the cache": round(sum(sizes) / 1e9, 2)}
 
 
@@ -161,7 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.call:
         function, arguments = options.call
-        print(json.dumps({"opened": opened, "rate": rate}[function](*json.loads(arguments))))
+        print(json.dumps({"opened": opened, "rate": rate, "alone": alone}[function](*json.loads(arguments))))
         return
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-data-size-") as name:

@@ -1,9 +1,10 @@
 """Seconds from kill -9 of a rank or a node to the next completed step, and steps that are done again: two virtual nodes.
 
-    python -m tests.benchmarks.bench_recovery [--kills 3] [--kill node] [--memory-every 1]
+    python -m tests.benchmarks.bench_recovery [--kills 3] [--kill rank|node|first|cut] [--memory-every 1]
 
 A real run on the local backend, killed again and again, on a quiet machine; with --memory-every a second one, which copies its
-state to the memory of nodes. Prints one JSON object.
+state to the memory of nodes. `first` is the node of rank 0, and `cut` stops a node's processes: no connection is closed, as if
+its network was cut. Prints one JSON object.
 """
 
 import argparse
@@ -70,12 +71,13 @@ def wait_for_both_nodes(run: RunDir) -> None:
 
 
 def kill(run: RunDir, what: str) -> None:
-    """Kill the rank of the second node, or all its processes."""
+    """Kill the rank of the second node, or all processes of a node, or stop them."""
     if what == "rank":
         os.kill(writers_of(run.log_dir(1) / "rank-1.log")[0].pid, signal.SIGKILL)
     else:
-        agents = [agent["pid"] for agent in read_lines(run.attempt_dir(1) / "agents.jsonl") if agent["node"] == 1]
-        os.killpg(agents[-1], signal.SIGKILL)
+        node = 0 if what == "first" else 1
+        agents = [agent["pid"] for agent in read_lines(run.attempt_dir(1) / "agents.jsonl") if agent["node"] == node]
+        os.killpg(agents[-1], signal.SIGSTOP if what == "cut" else signal.SIGKILL)
 
 
 def measure(run: RunDir, what: str) -> dict[str, Any]:
@@ -86,6 +88,8 @@ def measure(run: RunDir, what: str) -> dict[str, Any]:
     phases = {kind: event_after(run, kind, killed)["time"] - killed for kind in ("group_formed", "resumed", "first_step")}
     resumed = event_after(run, "resumed", killed)
     lost = newest_step(run, before=resumed["time"]) - resumed["step"]
+    if what == "cut":
+        kill(run, "node")
     return {**phases, "steps_lost": lost, "tier": resumed["tier"]}
 
 
@@ -103,7 +107,7 @@ def main() -> None:
     """Kill, wait, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument("--kill", choices=["rank", "node"], default="rank")
+    parser.add_argument("--kill", choices=["rank", "node", "first", "cut"], default="rank")
     parser.add_argument("--memory-every", type=int)
     arguments = parser.parse_args()
     report = {}
@@ -111,7 +115,7 @@ def main() -> None:
         os.environ[RUNS_VARIABLE] = f"{scratch}/runs"
         data = make_dataset(Path(scratch) / "data", num_documents=2000)
         for every in dict.fromkeys((None, arguments.memory_every)):
-            run = submit("pretrain", config(data, every, "1..2" if arguments.kill == "node" else "2"))
+            run = submit("pretrain", config(data, every, "2" if arguments.kill == "rank" else "1..2"))
             event_after(run, "first_step", 0.0)
             kills = [measure(run, arguments.kill) for _ in range(arguments.kills)]
             run.request_cancel()

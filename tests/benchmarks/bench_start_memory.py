@@ -34,7 +34,7 @@ from ropewalk.jobs.training.loop.architecture.model_record import Weights
 from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.optim_keys import OptimConfig
-from ropewalk.jobs.training.loop.update.optimizer import adamw
+from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
 from ropewalk.jobs.training.loop.update.state import TrainState
 from ropewalk.jobs.training.loop.weights.export import export
 from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
@@ -87,7 +87,7 @@ def train(work: Work, group: Group) -> Any:
     plan = ModelPlan(config=config_of(work.size), seq_len=512, weights=work.weights)
     plan = plan.with_lora(LoraConfig(), 0) if work.lora else plan
     model = build_model(plan, work.run, group, PARALLEL, PrecisionConfig(), weights=work.kind != "resume" or work.lora)
-    state = TrainState(model, adamw(model, OptimConfig()), trained_only=work.lora)
+    state = TrainState(model, make_optimizer(model, OptimConfig()), trained_only=work.lora)
     checkpoints = Checkpoints(work.run, group, Fence(work.run, 1, 0), CheckpointConfig(), plan.fingerprint)
     if work.kind == "save":
         checkpoints.save(state.tensors, step=1, position=1, progress={})

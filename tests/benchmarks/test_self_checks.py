@@ -49,6 +49,7 @@ SMALL = {
     "bench_preprocess": ["--megabytes", "1", "--kills", "1", "--actors", "1,2"],
     "bench_rules": ["--megabytes", "0", "--signatures", "20000"],
     "bench_recovery": ["--kills", "1"],
+    "bench_resize": ["--resizes", "1", "--seconds", "0", "--nodes", "1..2"],
     "bench_serve": ["--requests", "6", "--tokens", "6", "--turns", "1"],
     "bench_sft_oracles": ["--ranks", "1", "--trl", "none"],
     "bench_sockets": ["--ranks", "3,4"],

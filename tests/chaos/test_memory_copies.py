@@ -1,4 +1,4 @@
-"""Runs that copy their state to the memory of nodes, and lose ranks and nodes by kill -9."""
+"""Runs that copy their state to the memory of nodes, and lose ranks and nodes by kill -9, or by a request."""
 
 import os
 import signal
@@ -55,22 +55,32 @@ def resumed_after(run: RunDir, kill: Callable[[], None], number: int) -> dict[st
     return {**event, "redone": max(done) - event["step"]}
 
 
+def pid_of(run: RunDir, rank: int) -> int:
+    return writers_of(run.log_dir(1) / f"rank-{rank}.log")[0].pid
+
+
 def kill_rank(run: RunDir, rank: int) -> None:
-    writers_of(run.log_dir(1) / f"rank-{rank}.log")[0].kill()
+    os.kill(pid_of(run, rank), signal.SIGKILL)
 
 
 def kill_node(run: RunDir, node: int) -> None:
     os.killpg(agent_pid(run, node, 1), signal.SIGKILL)
 
 
-def test_a_killed_rank_and_a_killed_node_cost_one_step_at_most_and_nothing_is_read_from_storage(
+def test_a_killed_rank_or_node_costs_one_step_at_most_a_leaving_one_none_and_nothing_is_read_from_storage(
     start: Start, tmp_path: Path
 ) -> None:
-    run = start(nodes="1..2")
+    run = start(nodes="1..3")
     reach(run, 10, attempt=1)
-    after_rank = resumed_after(run, lambda: kill_rank(run, 1), 1)
-    after_node = resumed_after(run, lambda: kill_node(run, 1), 2)
-    assert [(event["tier"], event["world_size"]) for event in (after_rank, after_node)] == [("memory", 2), ("memory", 1)]
+    until(lambda: events(run, "group_formed")[-1]["nodes"] == 3, Patience.STEP)
+    pids = [pid_of(run, rank) for rank in (0, 1)]
+    scaled = resumed_after(run, lambda: run.request_nodes(2), len(events(run, "resumed")) + 1)
+    assert [pid_of(run, rank) for rank in (0, 1)] == pids, "who stays keeps its process"
+    after_rank = resumed_after(run, lambda: kill_rank(run, 1), len(events(run, "resumed")) + 1)
+    after_node = resumed_after(run, lambda: kill_node(run, 1), len(events(run, "resumed")) + 1)
+    resumed = [scaled, after_rank, after_node]
+    assert [(event["tier"], event["world_size"]) for event in resumed] == [("memory", 2), ("memory", 2), ("memory", 1)]
+    assert scaled["redone"] == 0
     assert max(after_rank["redone"], after_node["redone"]) <= 1
     assert not events(run, "checkpoint")
     assert not events(run, "bad_checkpoint")
@@ -92,6 +102,27 @@ def test_kills_change_no_parameter(start: Start) -> None:
     succeed(peaceful)
     assert losses(peaceful) == losses(disturbed)
     assert equal(weights(peaceful, 240), weights(disturbed, 240))
+
+
+@pytest.mark.soak("two whole runs; the test above lets a node leave")
+def test_nodes_that_leave_and_join_change_no_loss_and_a_stop_amid_them_loses_no_step(start: Start) -> None:
+    run = start(nodes="2..3")
+    reach(run, 10, attempt=1)
+    until(lambda: events(run, "group_formed")[-1]["nodes"] == 3, Patience.STEP)
+    for nodes in (2, 3, 2):
+        event = resumed_after(run, lambda nodes=nodes: run.request_nodes(nodes), len(events(run, "resumed")) + 1)
+        assert (event["tier"], event["world_size"], event["redone"]) == ("memory", nodes, 0)
+    run.request_nodes(3)
+    until(lambda: len(events(run, "stopped")) > 3, Patience.STEP)
+    assert [*cancel_runs([run.id])]  # the state is in memory alone at this moment
+    until(lambda: run.last_outcome() is not None, Patience.RUN)
+    there = max(losses(run))
+    assert events(run, "checkpoint")[-1]["step"] == there
+    peaceful = start(nodes=2)
+    reach(peaceful, there, 1)
+    assert [*cancel_runs([peaceful.id])]
+    expected = [losses(peaceful)[step] for step in range(1, there + 1)]
+    assert [losses(run)[step] for step in range(1, there + 1)] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.soak("a whole run; sharding/test_memory_copies.py has the choice")

@@ -19,7 +19,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.sharding.checkpoints import memory_copies
 from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
-from ropewalk.sharding.checkpoints.memory_copies import MemoryFolder
+from ropewalk.sharding.checkpoints.memory_copies import MemoryCopies, MemoryFolder
 from ropewalk.sharding.config import CheckpointConfig
 from ropewalk.sharding.group import Group
 from tests.sharding.test_checkpoint import FINGERPRINT, group, run, save, state
@@ -72,6 +72,20 @@ def found_step(copies: Checkpoints, group: Group) -> tuple[int, bool]:
     manifest = copies.load(*match, loaded)
     assert torch.equal(loaded["model.half"].full_tensor(), torch.full((5,), manifest.step).bfloat16())  # type: ignore[attr-defined]
     return manifest.step, copies.last_step is None
+
+
+@pytest.mark.parametrize(
+    ("leaving", "outlives"), [((), True), ((1,), True), ((0, 2), True), ((1, 2), False), ((3, 0), False), ((0, 1, 2, 3), False)]
+)
+def test_a_copy_outlives_nodes_that_leave_unless_two_have_the_same_files(
+    run: RunDir, group: Group, nodes: list[MemoryServer], leaving: tuple[int, ...], outlives: bool
+) -> None:
+    addresses = (nodes[0].access.address, *(f"10.0.0.{number}:1" for number in (1, 2, 3)))
+    four = OfTwoNodes(**vars(group), nodes=addresses)
+    copies = MemoryCopies(nodes[0].access, run, four, Fence(run, run.attempts()[-1], 1))
+    gone = {addresses[number] for number in leaving}
+    assert copies.outlives(gone, least_nodes=1) == outlives
+    assert not copies.outlives(gone, least_nodes=5 - len(leaving)), "too few are left for a group"
 
 
 def problems(run: RunDir) -> list[str]:

@@ -306,7 +306,9 @@ class Removed(Answer):
 class GarbageItem(Answer):
     """A file or folder that no run needs."""
 
-    kind: Literal["code", "prepared", "packages", "notify", "fetched", "submission", "arriving", "work", "removed", "version"]
+    kind: Literal[
+        "code", "prepared", "packages", "notify", "fetched", "submission", "arriving", "work", "removed", "memory", "version"
+    ]
     path: str
     bytes: int
     reason: str

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ropewalk.jobs.inference.scoring.lock_step import LockStep
 from ropewalk.jobs.inference.scoring.open_model import OpenModel, StoredModel, find_stored, load_stored
 from ropewalk.jobs.training.loop.weights.weight_reader import for_ranks, set_values
 from ropewalk.jobs.training.loop.weights.write_weights import write_model
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import Group
+from ropewalk.sharding.lock_step import LockStep
 from ropewalk.sharding.parallelize import parallelize
 
 Shard = Literal["auto", "always", "never"]

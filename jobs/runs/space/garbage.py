@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ropewalk.cluster.packages.archive import FOLDER as PACKAGES_FOLDER
+from ropewalk.cluster.process.scratch import abandoned, remove_abandoned
 from ropewalk.cluster.run import names
 from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
 from ropewalk.cluster.run.disk import disk_bytes
+from ropewalk.cluster.run.node_memory import memory_root
 from ropewalk.datapipe.passes.task import WORK
 from ropewalk.jobs.runs.notify.notifier import ARRAYS as OUTBOXES
 from ropewalk.jobs.runs.show.status import is_final
@@ -24,7 +26,7 @@ OLD_SECONDS = 30 * 86400.0  # a client gives an unanswered submission again with
 class Garbage(NamedTuple):
     """A file or folder that can be deleted, and the reason."""
 
-    kind: str  # code | prepared | packages | notify | fetched | submission | work | removed | version
+    kind: str  # code | prepared | packages | notify | fetched | submission | arriving | work | removed | memory | version
     path: Path
     bytes: int
     reason: str
@@ -56,9 +58,17 @@ def find_garbage(root: Path) -> Iterator[Garbage]:
         yield Garbage("removed", path, disk_bytes(path), "rest of a removed run")
 
 
+def find_memory_garbage() -> Iterator[Garbage]:
+    """Yield copies of training states in this machine's memory whose agents were killed."""
+    for path in abandoned(memory_root()):
+        yield Garbage("memory", path, disk_bytes(path), "copies of a training state in memory; their agent was killed")
+
+
 def delete_garbage(garbage: Garbage) -> None:
     """Delete a file or folder. Raises OSError."""
-    if garbage.path.is_dir() and not garbage.path.is_symlink():
+    if garbage.kind == "memory":
+        remove_abandoned(garbage.path)
+    elif garbage.path.is_dir() and not garbage.path.is_symlink():
         shutil.rmtree(garbage.path)
     else:
         garbage.path.unlink(missing_ok=True)

@@ -69,15 +69,15 @@ class CaptureWriter:
         body = read_feedback(frame.request)
         if isinstance(body, dict):
             return 400, body
+        number, client = frame.fields["id"], frame.fields.get("client")
         try:
-            answer = self._known.find(body.answer_id)
+            answer = self._known.find(body.answer_id, client)
         except SearchLimitError:
             return 429, error_body("too many ratings of older answers; try again later", code="rate_limit_exceeded")
         if answer is None:
             return 404, error_body(f"this endpoint gave no answer {body.answer_id!r}", "answer_id", code="answer_not_found")
         if answer.num_ratings >= MAX_RATINGS:
             return 429, error_body(f"this answer has {MAX_RATINGS} ratings; no more are stored", code="too_many_ratings")
-        number, client = frame.fields["id"], frame.fields.get("client")
         row = rating_row(number, body, answer, self.config.mask, client)
         self.ratings.append([row])
         answer.num_ratings += 1

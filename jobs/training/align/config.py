@@ -254,6 +254,9 @@ class AlignConfig(TrainingConfig):
         compared = self.method != "grpo" or self.grpo.kl > 0
         return self.model if compared and self.compared_with == "copy" else None
 
+    def whole_models(self) -> int:
+        return self.grpo.workers if self.method == "grpo" else 0
+
     def unset_gpus(self) -> list[UnsetGpus]:
         """Return nothing with GRPO's workers of the engine transformers, which generate on CPUs."""
         return [] if self.grpo.workers and self.grpo.engine == "transformers" else super().unset_gpus()

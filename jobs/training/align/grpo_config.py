@@ -149,7 +149,8 @@ class GrpoConfig(Section):
     workers: int = Field(
         default=0,
         ge=0,
-        description="processes per node that generate answers, with max_staleness while ranks train; 0: ranks generate",
+        description="processes per node that generate answers, each with the whole model; with max_staleness while ranks"
+        " train; 0: ranks generate",
     )
     engine: str = Field(default="transformers", description="engine of the workers: transformers, or an entry point's")
 

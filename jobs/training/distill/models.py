@@ -2,8 +2,10 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 from ropewalk.cluster.errors import ConfigError
@@ -13,17 +15,19 @@ from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.runs.models.find_model import find_model
 from ropewalk.jobs.training.distill.config import DistillConfig
+from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.architecture.model_config import check_fit, config_from_fingerprint, model_fingerprint
 from ropewalk.jobs.training.loop.architecture.model_record import Weights, checkpoint_folder, open_weights, require_record
-from ropewalk.jobs.training.loop.architecture.sharing import set_groups
+from ropewalk.jobs.training.loop.architecture.sharing import plain_config, set_groups, shared_groups
 from ropewalk.jobs.training.loop.model import ADAPTER, ModelPlan
 from ropewalk.jobs.training.loop.recipe import pin_weights
-from ropewalk.jobs.training.loop.weights.load_checkpoint import load_first_weights
 from ropewalk.jobs.training.loop.weights.on_main import on_main
-from ropewalk.jobs.training.loop.weights.run_weights import without_head
-from ropewalk.jobs.training.pruning.activations import calibration_batches
+from ropewalk.jobs.training.loop.weights.run_weights import UnsharedWeights, first_weights, without_head
+from ropewalk.jobs.training.loop.weights.write_weights import write_model
+from ropewalk.jobs.training.pruning.activations import calibration_batches, collect_on_ranks
+from ropewalk.jobs.training.pruning.architecture import Shape
 from ropewalk.jobs.training.pruning.config import PruneConfig
-from ropewalk.jobs.training.pruning.student import prune
+from ropewalk.jobs.training.pruning.student import prune_weights
 from ropewalk.sharding.checkpoints.stored_tensors import newest_complete
 from ropewalk.sharding.group import Group
 
@@ -80,33 +84,42 @@ def student_plan(
     if config.student.prune is None:
         plan = ModelPlan.of(config.student.model(), context.run, tokenizer=tokenizer, seq_len=config.seq_len)
     else:
-        config_of_student = config_from_fingerprint(on_main(group, lambda: _cut_once(context, config, teacher)))
-        plan = replace(teacher, config=config_of_student, weights=Weights(path=FOLDER), origin=teacher.weights)
+        folder = _prune_once(context, config, config.student.prune, group, teacher)
+        fingerprint = on_main(group, lambda: model_fingerprint(AutoConfig.from_pretrained(folder, trust_remote_code=False)))
+        plan = replace(teacher, config=config_from_fingerprint(fingerprint), weights=Weights(path=FOLDER), origin=teacher.weights)
     check_fit(plan.config, tokenizer.vocabulary, config.seq_len)
     if config.share is not None:
         set_groups(plan.config, config.share.groups, config.share.values)
     return plan
 
 
-def _cut_once(context: JobContext, config: DistillConfig, teacher: ModelPlan) -> dict[str, Any]:
-    """Write the pruned student into the run, unless an earlier attempt did; returns its fingerprint."""
-    from transformers import AutoConfig
-
+def _prune_once(context: JobContext, config: DistillConfig, keys: PruneConfig, group: Group, teacher: ModelPlan) -> Path:
+    """Write the pruned student into the run, unless an earlier attempt did; returns its folder. No rank holds the teacher."""
     folder = context.run.path / FOLDER
-    if not folder.is_dir():
-        assert config.student.prune is not None
-        model = load_first_weights(teacher.config, teacher.weights, context.run)
-        pruned = prune(model.eval(), config.student.prune, _text(config, config.student.prune))
+    if on_main(group, folder.is_dir):
+        return folder
+    Shape.of(teacher.config).cut(keys)  # fail early
+    groups = shared_groups(teacher.config)
+    reader = first_weights(teacher.config, teacher.weights, context.run)
+    whole = skeleton(plain_config(teacher.config))
+    reader = UnsharedWeights(reader, groups) if groups else reader
+    activations = collect_on_ranks(whole.config, reader, group, _text(config, keys)) if keys.needs_text else None
+
+    def write() -> None:
+        pruned = prune_weights(whole, reader, keys, activations)
         context.fence.check()
         partial = folder.with_name(f".{FOLDER}.{context.attempt}-{context.group}")
         shutil.rmtree(partial, ignore_errors=True)
-        pruned.model.save_pretrained(partial)
+        partial.mkdir()
+        write_model(pruned.model, pruned.reader, partial, torch.float32)
         open_weights(partial)
         write_json(partial / PRUNE_RECORD, pruned.record)
         partial.rename(folder)  # atomic: complete or absent
         before, after = (pruned.record[key]["parameters"] for key in ("before", "after"))
         context.run.event("pruned", parameters_before=before, parameters_after=after, layers=pruned.record["layers"])
-    return model_fingerprint(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+    on_main(group, write)
+    return folder
 
 
 def _text(config: DistillConfig, keys: PruneConfig) -> Any:

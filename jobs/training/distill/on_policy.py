@@ -19,10 +19,9 @@ from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
 from ropewalk.jobs.training.loop.source import Source
 from ropewalk.jobs.training.loop.update.state import TrainState
-from ropewalk.jobs.training.rollouts.generate import Draw, Sampling, gather_parameters, generate_answers, uniforms
+from ropewalk.jobs.training.rollouts.generate import Draw, Sampling, generate_answers, ready_to_generate, uniforms
 from ropewalk.jobs.training.rollouts.ledger import ISSUED, ROLLOUTS, ChunkName, Round, arrow_table, parse_chunk_name, update_marks
 from ropewalk.jobs.training.rollouts.resume import Parts, load_round, resume_ledger
-from ropewalk.sharding.fsdp import should_reshard_after_forward
 from ropewalk.sharding.group import Group
 
 # B samples, T tokens a sample
@@ -132,7 +131,7 @@ class StudentSource(MixedSource):
     ) -> list[tuple[str, bytes]]:
         """Generate and write this rank's share, until its node must stop; returns the files of all ranks."""
         files = []
-        with gather_parameters(model, reshard=should_reshard_after_forward(model, self.config.parallel, self.group.device)):
+        with ready_to_generate(model, self.group, self.config.parallel):
             for name in list(missing)[self.group.rank :: self.group.world_size]:
                 if self.context.stop_requested():
                     break

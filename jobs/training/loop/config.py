@@ -219,6 +219,10 @@ class TrainingConfig(ModelJobConfig):
         """Return the teacher or reference whose copy lies on the ranks beside the trained model; None: there is none."""
         return None
 
+    def whole_models(self) -> int:
+        """Return the number of processes on each node, besides the ranks, that hold the whole model."""
+        return 0
+
     def required_environment(self) -> Mapping[str, str]:
         memory = {MEMORY_VARIABLE: SHARED_MEMORY} if self.checkpoint.memory_every_steps is not None else {}
         return {**self.precision.environment(), **memory}

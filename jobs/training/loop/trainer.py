@@ -348,12 +348,28 @@ class Trainer:
         """Save unless this step is saved, and stop. Raises StopRequested."""
         assert not self._pending
         self._check()
-        if self.checkpoints.last_step != self.progress.step:
+        if self.checkpoints.last_step != self.progress.step and not self._hand_over():
             self.save()
         self._close_checkpoints()
         self.report.event("stopped", step=self.progress.step)
         self.report.close(self.progress.step)
         raise StopRequested(f"saved step {self.progress.step}")
+
+    def _hand_over(self) -> bool:
+        """Leave the state to the next group by a copy in memory; returns False if it would not outlive the nodes that leave."""
+        memory, context = self.checkpoints.memory, self.context
+        if memory is None or context.line is None:
+            return False
+        leaving = memory.leaving_nodes(leaves=context.node_must_stop)
+        if not memory.outlives(leaving, least_nodes=context.run.resources(context.attempt).nodes.least):
+            return False
+        if memory.last_step != self.progress.step:
+            self._store(self.checkpoints.copy_to_memory)
+        if not memory.wait():
+            return False
+        if memory.memory.address not in leaving:
+            context.line.hand_over()
+        return True
 
     def _finish(self) -> dict[str, object]:
         """Validate, save and report; a run that had finished before returns its results again."""

@@ -2,14 +2,19 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from ropewalk.datapipe.loader.loader import Source, TokenLoader
+from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.token_data import Data, weighted
+from ropewalk.jobs.training.loop.weights.weight_reader import WeightReader, for_ranks, set_values
 from ropewalk.jobs.training.pruning.architecture import Shape
+from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
+from ropewalk.sharding.group import Group
+from ropewalk.sharding.parallelize import parallelize
 
 # B sequences, T tokens, H heads, D dims of a head, C channels, E hidden size, L layers
 
@@ -53,29 +58,23 @@ def random_score(count: int, seed: int, layer: int) -> torch.Tensor:
 
 def highest(scores_C: torch.Tensor, keep: int) -> torch.Tensor:
     """Return the indices of the `keep` highest scores, ascending; of equal scores the first."""
-    order = torch.sort(scores_C, descending=True, stable=True).indices
+    order = torch.sort(scores_C.cpu(), descending=True, stable=True).indices
     return order[:keep].sort().values
 
 
-@dataclass
 class Activations:
-    """Sums over the calibration text, float64."""
+    """Sums over the calibration text, float64: views of one vector."""
 
-    influence: torch.Tensor  # [L], summed 1 - cos over tokens
-    width: torch.Tensor  # [L, C]
-    heads: torch.Tensor  # [L, H]
-    hidden: torch.Tensor  # [E], summed over all norms of all layers
-    tokens: int = 0
-
-    @classmethod
-    def nothing(cls, shape: Shape) -> "Activations":
+    def __init__(self, shape: Shape, device: torch.device | str = "cpu") -> None:
         layers = shape.layers
-        return cls(
-            influence=torch.zeros(layers, dtype=torch.float64),
-            width=torch.zeros(layers, shape.width, dtype=torch.float64),
-            heads=torch.zeros(layers, shape.heads, dtype=torch.float64),
-            hidden=torch.zeros(shape.hidden, dtype=torch.float64),
-        )
+        sizes = [layers, layers * shape.width, layers * shape.heads, shape.hidden]
+        self.sums = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        influence, width, heads, hidden = torch.split(self.sums, sizes)
+        self.influence: torch.Tensor = influence  # [L], summed 1 - cos over tokens
+        self.width: torch.Tensor = width.view(layers, shape.width)  # [L, C]
+        self.heads: torch.Tensor = heads.view(layers, shape.heads)  # [L, H]
+        self.hidden: torch.Tensor = hidden  # [E], summed over all norms of all layers
+        self.tokens = 0
 
 
 def calibration_batches(
@@ -93,22 +92,40 @@ def calibration_batches(
 
 
 @torch.no_grad()
-def collect(model: Any, batches: Iterable[torch.Tensor]) -> Activations:
+def collect(model: Any, batches: Iterable[torch.Tensor], group: Group | None = None) -> Activations:
     """Run the model on the batches, [B, T] token ids each, and sum up the statistics of each part.
 
-    `model` is unsharded, in evaluation mode. Raises ConfigError for an unsupported architecture.
+    `model` may be sharded over the ranks of a group: each runs its share of the batches. The sums are the same bits for any
+    number of ranks. Raises ConfigError for an unsupported architecture.
     """
     shape = Shape.of(model.config)
-    sums = Activations.nothing(shape)
     device = next(model.parameters()).device
+    result, batches = Activations(shape, device), list(batches)
+    rank, ranks = (group.rank, group.world_size) if group is not None else (0, 1)
     was_training = model.training
     model.eval()
-    with _watch(model, shape, sums):
-        for input_ids in batches:
-            model.model(input_ids=input_ids.to(device), use_cache=False)  # without the head: logits are not needed
-            sums.tokens += input_ids.numel()
+    for first in range(0, len(batches), ranks):
+        mine = batches[min(first + rank, len(batches) - 1)]  # a rank without one repeats the last: all gather the same layers
+        part = Activations(shape, device)
+        with _watch(model, shape, part):
+            model(input_ids=mine.to(device), use_cache=False, logits_to_keep=1)
+        for owner, tokens in enumerate(batches[first : first + ranks]):
+            sums = part.sums if owner == rank else torch.empty_like(part.sums)
+            if ranks > 1:
+                dist.broadcast(sums, src=owner)
+            result.sums += sums
+            result.tokens += tokens.numel()
     model.train(was_training)
-    return sums
+    return result
+
+
+def collect_on_ranks(config: Any, reader: WeightReader, group: Group, batches: Iterable[torch.Tensor]) -> Activations:
+    """Sum up the statistics of a model whose weights are divided among the ranks, in fp32."""
+    model = parallelize(
+        skeleton(config), group, ParallelConfig(reshard="always"), PrecisionConfig(compute="fp32"), trainable=False
+    )
+    set_values(model, for_ranks(reader, group))
+    return collect(model, batches, group)
 
 
 @contextmanager
@@ -127,17 +144,17 @@ def _watch_layer(number: int, layer: Any, shape: Shape, sums: Activations) -> li
     def whole(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         before = args[0] if args else kwargs["hidden_states"]
         after = output[0] if isinstance(output, tuple) else output
-        sums.influence[number] += block_influence(before, after).cpu()
+        sums.influence[number] += block_influence(before, after)
 
     def norm(module: Any, args: Any, output: torch.Tensor) -> None:
-        sums.hidden.add_(channel_activation(output).cpu())
+        sums.hidden.add_(channel_activation(output))
 
     def mlp(module: Any, args: Any) -> None:
-        sums.width[number] += channel_activation(args[0]).cpu()
+        sums.width[number] += channel_activation(args[0])
 
     def attention(module: Any, args: Any) -> None:
         outputs_BTHD = args[0].unflatten(-1, (shape.heads, shape.head_dim))
-        sums.heads[number] += head_activation(outputs_BTHD).cpu()
+        sums.heads[number] += head_activation(outputs_BTHD)
 
     return [
         layer.register_forward_hook(whole, with_kwargs=True),

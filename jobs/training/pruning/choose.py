@@ -5,9 +5,13 @@ from typing import Any
 
 import torch
 
+from ropewalk.jobs.training.loop.architecture.sharing import LAYERS
+from ropewalk.jobs.training.loop.weights.weight_reader import WeightReader
 from ropewalk.jobs.training.pruning.activations import Activations, highest, random_score, weight_magnitude
 from ropewalk.jobs.training.pruning.architecture import Shape
 from ropewalk.jobs.training.pruning.config import PruneConfig
+
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +25,11 @@ class Choice:
     hidden: torch.Tensor
 
 
-def choose(model: Any, prune: PruneConfig, activations: Activations | None) -> Choice:
-    """Choose the parts to keep; `activations` may be None if no score needs them. Raises ConfigError."""
+def choose(config: Any, reader: WeightReader, prune: PruneConfig, activations: Activations | None) -> Choice:
+    """Choose the parts of a model to keep; `activations` may be None if no score needs them. Raises ConfigError."""
     assert activations is not None or not prune.needs_text, "calibrate first"
-    whole = Shape.of(model.config)
-    chooser = _Chooser(model=model, prune=prune, activations=activations, whole=whole, smaller=whole.cut(prune))
+    whole = Shape.of(config)
+    chooser = _Chooser(reader=reader, prune=prune, activations=activations, whole=whole, smaller=whole.cut(prune))
     heads = [chooser.heads(number) for number in range(whole.layers)]
     return Choice(
         layers=chooser.layers(),
@@ -38,7 +42,7 @@ def choose(model: Any, prune: PruneConfig, activations: Activations | None) -> C
 
 @dataclass(frozen=True, kw_only=True)
 class _Chooser:
-    model: Any
+    reader: WeightReader
     prune: PruneConfig
     activations: Activations | None
     whole: Shape
@@ -66,9 +70,8 @@ class _Chooser:
         if self.prune.channels_by == "random":
             return highest(random_score(self.whole.width, self.prune.seed, 3 * number), self.smaller.width)
         if self.prune.channels_by == "magnitude":
-            mlp = self.model.model.layers[number].mlp
-            weights = [mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach(), mlp.down_proj.weight.detach().T]
-            return highest(weight_magnitude(weights).cpu(), self.smaller.width)
+            gate, up, down = (self._read(number, f"mlp.{part}_proj") for part in ("gate", "up", "down"))
+            return highest(weight_magnitude([gate, up, down.T]), self.smaller.width)
         return highest(self.collected.width[number], self.smaller.width)
 
     def heads(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,9 +89,8 @@ class _Chooser:
         if self.prune.channels_by == "random":
             return random_score(self.whole.heads, self.prune.seed, 3 * number + 1)
         if self.prune.channels_by == "magnitude":
-            attention = self.model.model.layers[number].self_attn
-            weights = [attention.q_proj.weight.detach(), attention.o_proj.weight.detach().T]
-            return weight_magnitude([weight.reshape(self.whole.heads, -1) for weight in weights]).cpu()
+            weights = [self._read(number, "self_attn.q_proj"), self._read(number, "self_attn.o_proj").T]
+            return weight_magnitude([weight.reshape(self.whole.heads, -1) for weight in weights])
         return self.collected.heads[number].sqrt()
 
     def hidden(self) -> torch.Tensor:
@@ -97,5 +99,8 @@ class _Chooser:
         if self.prune.channels_by == "random":
             return highest(random_score(self.whole.hidden, self.prune.seed, 2), self.smaller.hidden)
         if self.prune.channels_by == "magnitude":
-            return highest(weight_magnitude([self.model.model.embed_tokens.weight.detach().T]).cpu(), self.smaller.hidden)
+            return highest(weight_magnitude([self.reader.read(_EMBEDDING).T]), self.smaller.hidden)
         return highest(self.collected.hidden, self.smaller.hidden)
+
+    def _read(self, number: int, projection: str) -> torch.Tensor:
+        return self.reader.read(f"{LAYERS}{number}.{projection}.weight")

@@ -1,4 +1,4 @@
-"""Prune a student from a teacher: calibrate, choose, cut, and record the result."""
+"""Prune a model: calibrate, choose, cut, and record the result. Weights are read and cut tensor by tensor."""
 
 import copy
 from collections.abc import Iterable
@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
-from transformers.initialization import no_init_weights
 
+from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.architecture.sharing import LAYERS
+from ropewalk.jobs.training.loop.weights.load_checkpoint import load_tensors
+from ropewalk.jobs.training.loop.weights.weight_reader import LoadedWeights, WeightReader
 from ropewalk.jobs.training.pruning.activations import Activations, collect
 from ropewalk.jobs.training.pruning.architecture import Shape
 from ropewalk.jobs.training.pruning.choose import Choice, choose
@@ -20,22 +21,33 @@ from ropewalk.jobs.training.pruning.config import PruneConfig
 class Pruned:
     """A pruned model, and the record of its making."""
 
-    model: Any  # of transformers: fp32, on the CPU; `save_pretrained` writes it
+    model: Any  # of transformers, in evaluation mode
+    reader: WeightReader  # its weights
     choice: Choice
     record: dict[str, Any]  # plain values: sizes before and after, remaining layers, scores of layers
 
 
 def prune(model: Any, config: PruneConfig, batches: Iterable[torch.Tensor] = ()) -> Pruned:
-    """Prune a model. `batches` are token ids [B, T] of calibration text, read only if a score needs them
-    (`config.needs_text`). `model` is unsharded and unchanged.
+    """Prune a model in memory. `batches` are token ids [B, T] of calibration text, read only if a score needs them
+    (`config.needs_text`). `model` is unsharded and unchanged; the pruned one is fp32, on the CPU.
 
     Raises ConfigError for an unsupported architecture, and for impossible sizes.
     """
     Shape.of(model.config).cut(config)  # fail early
     activations = collect(model, batches) if config.needs_text else None
-    choice = choose(model, config, activations)
-    smaller = cut(model, choice)
-    return Pruned(model=smaller, choice=choice, record=_record(model, smaller, config, choice, activations))
+    pruned = prune_weights(model, LoadedWeights(lambda: model), config, activations)
+    load_tensors(pruned.model, pruned.reader)
+    return pruned
+
+
+def prune_weights(model: Any, reader: WeightReader, config: PruneConfig, activations: Activations | None) -> Pruned:
+    """Prune a model whose weights are read as they are needed; the result has its parameters on the meta device."""
+    choice = choose(model.config, reader, config, activations)
+    smaller = skeleton(smaller_config(model.config, choice)).eval()
+    if model.generation_config is not None:
+        smaller.generation_config = copy.deepcopy(model.generation_config)
+    record = _record(model, smaller, config, choice, activations)
+    return Pruned(model=smaller, reader=CutWeights(reader, choice, Shape.of(model.config).head_dim), choice=choice, record=record)
 
 
 def _record(model: Any, smaller: Any, config: PruneConfig, choice: Choice, activations: Activations | None) -> dict[str, Any]:
@@ -56,18 +68,6 @@ def _count(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@torch.no_grad()
-def cut(model: Any, choice: Choice) -> Any:
-    """Build the model that a choice leaves, on the CPU in fp32, in evaluation mode; `model` is unchanged."""
-    with no_init_weights():
-        smaller = AutoModelForCausalLM.from_config(smaller_config(model.config, choice), dtype=torch.float32)
-    smaller.load_state_dict(smaller_state(model, choice))
-    smaller.tie_weights()
-    if model.generation_config is not None:
-        smaller.generation_config = copy.deepcopy(model.generation_config)
-    return smaller.eval()
-
-
 def smaller_config(config: Any, choice: Choice) -> Any:
     """Return the configuration of the smaller model."""
     whole, smaller = Shape.of(config), copy.deepcopy(config)
@@ -81,19 +81,38 @@ def smaller_config(config: Any, choice: Choice) -> Any:
     return smaller
 
 
-def smaller_state(model: Any, choice: Choice) -> dict[str, torch.Tensor]:
-    """Return the tensors of the smaller model, by their new names."""
-    state: dict[str, torch.Tensor] = {}
-    new_number = {old: new for new, old in enumerate(choice.layers)}
-    head_dim = Shape.of(model.config).head_dim
-    for name, tensor in model.state_dict().items():
+class CutWeights:
+    """A reader of the weights that a choice leaves of another reader's model, by their new names, in fp32."""
+
+    def __init__(self, reader: WeightReader, choice: Choice, head_dim: int) -> None:
+        self._reader, self._choice, self._head_dim = reader, choice, head_dim
+
+    @property
+    def in_parts(self) -> bool:
+        return self._reader.in_parts
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        old, _ = self._origin(name)
+        shape = self._reader.shape(old)
+        return None if shape is None else tuple(self._cut(name, torch.empty(shape, device="meta")).shape)
+
+    def read(self, name: str, begin: int = 0, end: int | None = None) -> torch.Tensor:
+        old, _ = self._origin(name)
+        return self._cut(name, self._reader.read(old))[begin:end].to("cpu", torch.float32)
+
+    def _origin(self, name: str) -> tuple[str, int | None]:
+        """Return the name in the other model, and the number of its layer there."""
         if not name.startswith(LAYERS):
-            state[name] = _cut_outside_layers(name, tensor, choice)
-            continue
+            return name, None
         word, _, rest = name.removeprefix(LAYERS).partition(".")
-        if int(word) in new_number:
-            state[f"{LAYERS}{new_number[int(word)]}.{rest}"] = _cut_layer_tensor(rest, tensor, choice, int(word), head_dim)
-    return {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
+        number = self._choice.layers[int(word)]
+        return f"{LAYERS}{number}.{rest}", number
+
+    def _cut(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        _, number = self._origin(name)
+        if number is None:
+            return _cut_outside_layers(name, tensor, self._choice)
+        return _cut_layer_tensor(name, tensor, self._choice, number, self._head_dim)
 
 
 def _cut_outside_layers(name: str, tensor: torch.Tensor, choice: Choice) -> torch.Tensor:
@@ -101,9 +120,9 @@ def _cut_outside_layers(name: str, tensor: torch.Tensor, choice: Choice) -> torc
     return tensor if name == "lm_head.bias" else tensor.index_select(-1, choice.hidden.to(tensor.device))
 
 
-def _cut_layer_tensor(rest: str, tensor: torch.Tensor, choice: Choice, number: int, head_dim: int) -> torch.Tensor:
+def _cut_layer_tensor(name: str, tensor: torch.Tensor, choice: Choice, number: int, head_dim: int) -> torch.Tensor:
     """Cut a layer's weight [out, in], bias [out] or norm."""
-    part, kind = rest.split(".")[-2:]
+    part, kind = name.split(".")[-2:]
     if part in {"q_norm", "k_norm"}:  # over a head's dims, which all stay
         return tensor
     outputs: dict[str, torch.Tensor] = {

@@ -1,17 +1,28 @@
 """Batched generation with a key-value cache, sampled by random numbers that depend on a rollout's identity alone."""
 
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
 from ropewalk.datapipe.loader.order import hash_words
-from ropewalk.sharding.fsdp import fsdp_modules, reshard_all
+from ropewalk.sharding.config import ParallelConfig
+from ropewalk.sharding.fsdp import fsdp_modules, reshard_all, should_reshard_after_forward
+from ropewalk.sharding.group import Group
+from ropewalk.sharding.lock_step import LockStep
+
+log = logging.getLogger(__name__)
 
 # B rollouts, P tokens of a prompt, T tokens of an answer, V vocabulary
+
+_SHARE_OF_MEMORY = 0.8  # of a rank's free memory, that a gathered model may take
 
 
 class Draw(NamedTuple):
@@ -117,14 +128,37 @@ def _cut_at_end(tokens_BT: torch.Tensor, log_probs_BT: torch.Tensor, ends: froze
 
 
 @contextmanager
-def gather_parameters(model: nn.Module, *, reshard: bool) -> Iterator[None]:
-    """Hold all parameters of a sharded model on every rank during the block, in evaluation mode.
+def ready_to_generate(model: nn.Module, group: Group, parallel: ParallelConfig) -> Iterator[None]:
+    """Let each rank call a sharded model as often as it needs during the block, in evaluation mode.
 
-    They are gathered once: no forward pass inside has a collective, so that ranks may run different numbers of them.
-    `reshard`: training reshards layers after forward.
+    All parameters are gathered once, so that no forward pass has a collective. If training reshards layers, and all of them
+    do not fit into the memory of each rank, each forward pass gathers one layer after the other, and the ranks are in lock step.
+    The group has no other collective in the block.
     """
-    was_training, root = model.training, id(model)
+    reshards, was_training = should_reshard_after_forward(model, parallel, group.device), model.training
     model.eval()
+    try:
+        if reshards and group.any(not _fits(model, group.device)):
+            _say_once()
+            lock_step = LockStep(model, group)
+            yield
+            lock_step.end()
+        else:
+            with _gathered(model, reshards):
+                yield
+    finally:
+        reshard_all(model)
+        model.train(was_training)
+
+
+@cache
+def _say_once() -> None:
+    log.warning("the model does not fit into the memory of a rank: to generate, its layers are gathered for every token")
+
+
+@contextmanager
+def _gathered(model: nn.Module, reshards: bool) -> Iterator[None]:
+    root = id(model)
     try:
         for module in fsdp_modules(model):
             module.set_reshard_after_forward(False, recurse=False)
@@ -132,6 +166,14 @@ def gather_parameters(model: nn.Module, *, reshard: bool) -> Iterator[None]:
         yield
     finally:
         for module in fsdp_modules(model):
-            module.set_reshard_after_forward(reshard and id(module) != root, recurse=False)
-        reshard_all(model)
-        model.train(was_training)
+            module.set_reshard_after_forward(reshards and id(module) != root, recurse=False)
+
+
+def _fits(model: nn.Module, device: torch.device) -> bool:
+    """Return True if all parameters, gathered, fit into the free memory of a rank with room for its cache of keys and values."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free, but held by torch
+        free, item = int(torch.cuda.mem_get_info(device)[0]) + cached, torch.bfloat16.itemsize
+    else:
+        free, item = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.float32.itemsize
+    return sum(parameter.numel() for parameter in model.parameters()) * item <= _SHARE_OF_MEMORY * free

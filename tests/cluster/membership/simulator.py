@@ -3,8 +3,9 @@
     python -m tests.cluster.membership.simulator [--schedules 1000000] [--seed 0] [--nodes 3..9] [--jobs 2]
 
 Each schedule follows from its seed, and a failure prints the seed that replays it. Messages are lost, late, doubled and
-reordered; agents and coordinators die, freeze and come back; connections break or go silent. Three properties are checked: a
-fence never names two groups; once faults end, all nodes work in one group; no step is committed twice.
+reordered; agents and coordinators die, freeze and come back; connections break or go silent; nodes of elastic runs save, leave
+and return. Three properties are checked: a fence never names two groups; once faults end, all nodes work in one group; no step
+is committed twice.
 """
 
 import argparse
@@ -327,6 +328,8 @@ class Agent(Actor):
             match action:
                 case node_agent.Tell():
                     self.tell(action.message)
+                case node_agent.BeReady() if self.ranks.stopping:
+                    self.leave()
                 case node_agent.BeReady():
                     ready = {"say": "ready", "node": self.node, "address": "", "port": 1, "group": action.group}
                     self.tell(ready)
@@ -342,12 +345,26 @@ class Agent(Actor):
                         self._act(self.ranks.killed())
                 case node_agent.Save():
                     self.world.work.save(self.fence)
+                case node_agent.Exit() if self.ranks.stopping:
+                    self.leave()
                 case node_agent.Exit():
                     raise ViolationError(f"node {self.node} exits with {action.code}")
 
     def rank_ended(self, fence: Fence, rank: int, code: int) -> None:
         if fence == self.fence and rank in self.ranks.running:
             self._act(self.ranks.ended({rank: code}))
+
+    def stop(self) -> None:
+        """Let the ranks save, and leave; another agent starts later."""
+        self.ranks.stopping = True
+        if self.ranks.running:
+            self.world.work.save(self.fence)
+        else:
+            self.leave()
+
+    def leave(self) -> None:
+        self.tell({"say": "leave"})
+        self.die()
 
     def die(self) -> None:
         """End the agent and its ranks; another agent starts later."""
@@ -493,6 +510,16 @@ def disturb(world: World) -> None:
         world.at(seconds, world.elect)
 
 
+def let_go(world: World, random: Random) -> None:
+    """Have a node save and leave, and come back later."""
+    agent, seconds = random.choice(world.agents), 0.1 + 3.0 * random.random()
+    if not agent.dead:
+        world.note(f"node {agent.node} leaves for {seconds:.2f} s")
+        agent.do(agent.stop)
+        world.at(seconds, lambda: None if agent.dead else agent.die())  # its time is over
+        world.at(seconds, lambda: replace(world, agent.node))
+
+
 def replace(world: World, node: int) -> None:
     """Start a new agent on a node whose agent is dead."""
     if world.agents[node].dead:
@@ -526,6 +553,9 @@ def run(seed: int, least_nodes: int, most_nodes: int) -> World:
     duration = 2.0 + 8.0 * random.random()
     for _ in range(random.randint(1, 10)):
         world.at(duration * random.random(), lambda: disturb(world))
+    resizes = Random(f"{seed} resizes")
+    for _ in range(resizes.choice([0, 1, 3]) if world.least < world.most else 0):
+        world.at(duration * resizes.random(), lambda: let_go(world, resizes))
     try:
         world.run_until(duration)
         world.loss = world.delay = 0.0

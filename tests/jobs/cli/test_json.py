@@ -124,6 +124,7 @@ def test_json_of_runs_that_are_over(shell: Shell, monkeypatch: pytest.MonkeyPatc
     assert json.loads(shell("sync", "--json")) == {"run": run, "lines": 7}
     (removed,) = json.loads(shell("rm", run, "--json"))
     assert (removed["run"], removed["deleted"], removed["remaining"]) == (run, True, None)
+    monkeypatch.setattr("ropewalk.jobs.runs.space.garbage.memory_root", lambda: shell.home / "memory")
     assert json.loads(shell("gc", "--json"))["items"] == []
 
 

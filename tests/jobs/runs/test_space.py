@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ropewalk.cluster.process.scratch import OWNER, machine
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.disk import disk_bytes
 from ropewalk.cluster.run.files import write_json
@@ -20,6 +21,13 @@ from ropewalk.jobs.models.registry.remove import remove
 from ropewalk.jobs.runs.models.model_versions import RegisteredModel
 from tests.jobs.models.registry.registered import directory, trained
 from tests.jobs.shell import Shell
+
+
+@pytest.fixture(autouse=True)
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This machine's memory for copies of training states, empty unless a test fills it."""
+    monkeypatch.setattr("ropewalk.jobs.runs.space.garbage.memory_root", lambda: tmp_path / "memory")
+    return tmp_path / "memory"
 
 
 @pytest.fixture
@@ -160,12 +168,14 @@ def littered(root: Path, tmp_path: Path) -> dict[str, Path]:
         "notify": root / ".notify/dd00",
         "removed": root / ".removed/old-run.abcd",
         "work": tmp_path / "failed/.work",
+        "memory": tmp_path / "memory/mabcdefgh",
         "used work": tmp_path / "making/.work",
     }
     for path in paths.values():
         path.mkdir(parents=True)
         (path / "file").write_bytes(b"x" * 50_000)
         age(path)
+    (paths["memory"] / OWNER).write_text(machine())
     age(paths["young code"], days=0)
     age(paths["arriving"], days=40)
     run = ran(root, code={"snapshot": "aaaa"}, packages={"hash": "aa00"}, submission={"id": "cc00", "runs": 2})
@@ -181,7 +191,8 @@ def test_gc_lists_what_no_run_needs_and_deletes_it_when_told(littered: dict[str,
     needed = {name for name in littered if name.startswith(("used", "young", "code of"))}
     listed = json.loads(shell("gc", "--json"))
     assert {item["path"] for item in listed["items"]} == {str(path) for name, path in littered.items() if name not in needed}
-    assert {item["kind"] for item in listed["items"]} == {"code", "prepared", "packages", "notify", "removed", "work", "arriving"}
+    kinds = {"code", "prepared", "packages", "notify", "removed", "work", "arriving", "memory"}
+    assert {item["kind"] for item in listed["items"]} == kinds
     validate("gc", json.dumps(listed))
     assert listed["bytes"] == sum(disk_bytes(path) for name, path in littered.items() if name not in needed)
     assert "can be deleted: `ropewalk gc --yes`" in shell("gc")

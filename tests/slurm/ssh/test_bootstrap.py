@@ -12,7 +12,7 @@ import pytest
 
 from ropewalk.jobs.cli.ssh.client import _archive
 from ropewalk.jobs.cli.ssh.request import program_tree
-from ropewalk.slurm.ssh.connection import BOOTSTRAP
+from ropewalk.slurm.ssh.connection import BOOTSTRAP, Connection
 from ropewalk.slurm.ssh.frames import MAGIC, Frames, Kind
 
 OLDEST = (3, 6)
@@ -44,3 +44,14 @@ def test_python_3_6_installs_the_program_and_starts_the_helper(tmp_path: Path) -
             output += frame[1]
         assert output.startswith(b"ropewalk ")
         assert json.loads(frame[1]) == {"code": 0, "runs": []}
+
+
+def test_what_setup_prints_is_shown_even_if_it_arrives_before_the_answer(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    mark = "printf '\\0ropewalk frames\\0'"
+    script = f"echo welcome >&2; {mark} >&2; printf 'loaded\nlate' >&2; sleep 0.2; {mark}; cat >/dev/null"
+    connection = Connection("big", "login.big", ["sh", "-c", script, "ssh"], terminal=False)
+    connection.greet()
+    connection.close()
+    with connection._process:  # ends, since its input has
+        connection._reader.join()
+    assert capfdbinary.readouterr().err == b"loaded\nlate"

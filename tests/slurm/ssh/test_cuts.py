@@ -94,6 +94,7 @@ def test_a_submission_that_is_cut_makes_one_job(slurm_lab: Lab, laptop: Laptop, 
     check_cuts(laptop, relay, 1, 1)
 
 
+@pytest.mark.timeout(3600)  # some ten seconds each on quiet cores
 @pytest.mark.soak("100 submissions; the one above cuts 1, which brings a changed file")
 def test_a_hundred_submissions_that_are_cut(slurm_lab: Lab, laptop: Laptop, relay: Relay) -> None:
     check_cuts(laptop, relay, 100, 2)

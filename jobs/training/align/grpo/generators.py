@@ -14,10 +14,9 @@ from ropewalk.jobs.training.align.grpo.engines import generate_function
 from ropewalk.jobs.training.align.grpo.requests import ChunkRequest, ChunkRequests
 from ropewalk.jobs.training.align.grpo.workers import RolloutWorkers
 from ropewalk.jobs.training.align.grpo_config import GrpoConfig
-from ropewalk.jobs.training.rollouts.generate import Draw, gather_parameters
+from ropewalk.jobs.training.rollouts.generate import Draw, ready_to_generate
 from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, parse_chunk_name, rollouts_folder
 from ropewalk.sharding.config import ParallelConfig
-from ropewalk.sharding.fsdp import should_reshard_after_forward
 from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ class RolloutGenerator(Protocol):
 
 
 class RankGenerator:
-    """Generation on the ranks: each generates its share, with the sharded policy gathered."""
+    """Generation on the ranks: each generates its share with the sharded policy."""
 
     asynchronous = False
 
@@ -80,7 +79,7 @@ class RankGenerator:
         files, before = [], None
         chunk_generator = self._held_out if request.held_out else self._chunks
         assert chunk_generator is not None, "a request for held-out prompts needs them"
-        with gather_parameters(model, reshard=should_reshard_after_forward(model, self._parallel, self._group.device)):
+        with ready_to_generate(model, self._group, self._parallel):
             answer = generate_function(model, self._config, self._seed, self._ends)
             for number in request.numbers[self._group.rank :: self._group.world_size]:
                 if self._context.stop_requested() and not request.held_out:

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ropewalk.cluster.fresh_reads import list_afresh, read_json_afresh
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.files import write_json
+from ropewalk.jobs.training.loop.weights.write_weights import write_header, write_tensor
 
 FOLDER, POLICY = "orders", "policy.json"
 
@@ -47,16 +49,19 @@ class ChunkRequests:
             (self.folder / name).unlink(missing_ok=True)
 
     def publish(self, model: nn.Module, version: int, *, writes: bool) -> None:
-        """Write the weights of the policy; all ranks call it, since each holds a part of them."""
-        tensors = {name: _whole(tensor, keep=writes) for name, tensor in model.state_dict().items()}
-        if not writes:
-            return
-        from safetensors.torch import save_file
-
-        unique = {value.data_ptr(): (name, value) for name, value in reversed(tensors.items()) if value is not None}
+        """Write the weights of the policy, tensor by tensor; all ranks call it, since each holds a part of them."""
+        stored = model.state_dict()
+        tensors = {name: value for name, value in [*model.named_parameters(), *model.named_buffers()] if name in stored}
         name = f"policy-{version:06d}.{self._who}.safetensors"
+        if not writes:
+            for tensor in tensors.values():
+                _whole(tensor)
+            return
         self._fence.check()
-        save_file(dict(unique.values()), self.folder / f".{name}")
+        with (self.folder / f".{name}").open("wb") as stream:
+            starts = write_header(stream, tensors)
+            for key, tensor in tensors.items():
+                write_tensor(stream, starts[key], _whole(tensor).cpu())
         (self.folder / f".{name}").rename(self.folder / name)
         write_json(self.folder / POLICY, {"version": version, "file": name}, durable=False)
         for old in sorted(self.folder.glob("policy-*.safetensors"))[:-2]:  # a worker may still read the last but one
@@ -92,7 +97,6 @@ class ChunkRequests:
         return requests
 
 
-def _whole(tensor: torch.Tensor, *, keep: bool) -> torch.Tensor | None:
-    """Return the full value of a sharded tensor on the CPU, as a copy."""
-    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full.detach().cpu().contiguous() if keep else None
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the full value of a sharded tensor."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()

@@ -9,7 +9,15 @@ from typing import Any
 from ropewalk.cluster.text import counted, format_bytes
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.devices import DEVICES, USABLE, Device, device_named
-from ropewalk.jobs.training.loop.forecast.memory import Layout, ModelShape, Passes, RankMemory, largest_micro_batch, rank_memory
+from ropewalk.jobs.training.loop.forecast.memory import (
+    FP32,
+    Layout,
+    ModelShape,
+    Passes,
+    RankMemory,
+    largest_micro_batch,
+    rank_memory,
+)
 from ropewalk.jobs.training.loop.forecast.traffic import EFFICIENCY, step_seconds, step_traffic
 from ropewalk.sharding.config import Division
 
@@ -122,6 +130,9 @@ def forecast_rows(forecast: Forecast) -> Iterator[tuple[str, str]]:
     modelled = ", activations modelled" if forecast.layout.gpu and not unknown else ""
     yield "memory", f"about {format_bytes(memory.total)} on each of {ranks}{beside}{modelled}: {kinds}{unknown}"
     yield "fits", fitting(forecast)
+    if workers := forecast.config.whole_models():
+        size = format_bytes(forecast.shape.numbers() * FP32)
+        yield "workers", f"each of {workers} on a node holds the whole model, in fp32 {size}; more nodes make none smaller"
     if forecast.world_size > 1:
         yield "traffic a step", _traffic(forecast)
     if forecast.layout.gpu:

@@ -48,14 +48,12 @@ def write_model(model: Any, reader: WeightReader, directory: Path, dtype: torch.
         positions: dict[str, tuple[BinaryIO, int]] = {}
         for file, names in split.filename_to_tensors.items():
             stream = stack.enter_context((directory / file).open("wb"))
-            starts = _write_header(stream, {name: written[name] for name in names})
+            starts = write_header(stream, {name: written[name] for name in names})
             positions |= {name: (stream, start) for name, start in starts.items()}
         for group in groups:
             tensors = {name: reader.read(name).to(formats[name]) for name in group}
             for name, tensor in _converted(model, tensors).items():
-                target, start = positions[name]
-                target.seek(start)
-                target.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                write_tensor(*positions[name], tensor)
 
 
 def _converted(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -75,7 +73,7 @@ def _groups(model: Any, names: list[str]) -> Iterator[list[str]]:
     yield from groups.values()
 
 
-def _write_header(stream: BinaryIO, tensors: dict[str, torch.Tensor]) -> dict[str, int]:
+def write_header(stream: BinaryIO, tensors: dict[str, torch.Tensor]) -> dict[str, int]:
     """Write the header of a safetensors file, and return the position of each tensor's bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -87,3 +85,9 @@ def _write_header(stream: BinaryIO, tensors: dict[str, torch.Tensor]) -> dict[st
     text += b" " * (-len(text) % 8)
     stream.write(len(text).to_bytes(8, "little") + text)
     return {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def write_tensor(stream: BinaryIO, position: int, tensor: torch.Tensor) -> None:
+    """Write the bytes of a tensor at a position of a safetensors file."""
+    stream.seek(position)
+    stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

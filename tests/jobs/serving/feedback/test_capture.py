@@ -266,6 +266,28 @@ def test_searches_for_unknown_answers_take_a_small_share_of_the_writers_time(tmp
     assert 10 <= searched * 0.3 <= 12, "a tenth, and a burst of one second"
 
 
+def test_a_slow_search_of_one_client_refuses_no_other(tmp_path: Path) -> None:
+    now = [100.0]
+    answers = KnownAnswers(answers_store(tmp_path), ratings_store(tmp_path), lambda: now[0])
+
+    def slow(columns: Sequence[str], value: str) -> None:
+        now[0] += 1.5
+
+    answers._answers.find = slow  # type: ignore[method-assign, assignment]
+    assert answers.find("nobody", "one") is None
+    with pytest.raises(SearchLimitError):
+        answers.find("nobody", "one")
+    assert answers.find("nobody", "another") is None
+    refused = 0
+    for number in range(100):  # many clients together take half of the time
+        with suppress(SearchLimitError):
+            answers.find("nobody", str(number))
+            continue
+        refused += 1
+        now[0] += 0.5
+    assert 40 <= refused <= 80
+
+
 def test_what_cannot_be_kept_takes_nothing_else_along(tmp_path: Path) -> None:
     """Bodies that json reads and orjson does not write: a large integer, half a character."""
     large = b'{"prompt": "smile \\ud83d", "seed": 123456789012345678901}'

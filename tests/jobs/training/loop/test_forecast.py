@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.loop import head
 from ropewalk.jobs.training.loop.architecture.bare_model import bare_model, empty_model, skeleton
 from ropewalk.jobs.training.loop.config import TrainingConfig
@@ -116,6 +117,17 @@ def config_of(memory_gib: float | None, **keys: Any) -> TrainingConfig:
 
 def forecast(memory_gib: float | None, **keys: Any) -> dict[str, str]:
     return dict(forecast_rows(Forecast(config_of(memory_gib, **keys), SHAPE, 0)))
+
+
+def test_a_worker_of_grpo_holds_the_whole_model() -> None:
+    keys = {"method": "grpo", "model": {"path": "/model"}, "data": "/data.jsonl", "steps": 10}
+    config = AlignConfig.model_validate(
+        {**keys, "batch": {"global_batch": 8, "micro_batch": 4}, "grpo": {"rewards": ["length"], "workers": 2}}
+    )
+    assert dict(forecast_rows(Forecast(config, SHAPE, 0)))["workers"].startswith(
+        "each of 2 on a node holds the whole model, in fp32 2.0 GiB"
+    )
+    assert "workers" not in forecast(None)
 
 
 def test_memory_by_kind() -> None:

@@ -15,7 +15,7 @@ class LockStep:
 
     def __init__(self, model: Any, group: Group) -> None:
         self._model, self._group, self._idle = model, group, False
-        model.register_forward_pre_hook(self._announce, prepend=True)
+        self._hook = model.register_forward_pre_hook(self._announce, prepend=True)
 
     def settle(self) -> None:
         """Take part in the forward passes of the other ranks until none of them computes."""
@@ -25,6 +25,11 @@ class LockStep:
             with torch.no_grad():
                 self._model(input_ids=token, use_cache=False)
         self._idle = False
+
+    def end(self) -> None:
+        """Settle, and let the model be called as before."""
+        self.settle()
+        self._hook.remove()
 
     def _announce(self, *_: Any) -> None:
         if not self._idle:

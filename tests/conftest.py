@@ -91,10 +91,10 @@ def _state_of_the_process() -> dict[str, object]:
     return {"environment": environment, "folder": os.getcwd(), "path": list(sys.path), "handlers": handlers, "blocked": blocked}
 
 
-def _short_folder() -> Path:
-    """A new folder with a name so short that sockets can lie below it; suites that were killed may have left others behind."""
+def short_folder(parent: Path) -> Path:
+    """Make a folder with a name so short that sockets can lie below it; suites that were killed may have left others behind."""
     while True:
-        folder = Path(tempfile.gettempdir()) / f"t{secrets.token_hex(2)}"
+        folder = parent / f"t{secrets.token_hex(2)}"
         with suppress(FileExistsError):
             folder.mkdir()
             return folder
@@ -103,7 +103,7 @@ def _short_folder() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _childrens_disk() -> Iterator[None]:
     """One temporary directory for all child processes, removed at the end of the session."""
-    folder = _short_folder()
+    folder = short_folder(Path(tempfile.gettempdir()))
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(folder)  # for child processes: this one's tempfile has settled already
     yield

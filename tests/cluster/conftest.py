@@ -1,7 +1,6 @@
 """Start toy runs on virtual nodes, and look at them until something has happened."""
 
 import os
-import secrets
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from ropewalk.cluster.config import Resources
 from ropewalk.cluster.process.kill import processes_of, writers_of
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_lines
+from tests.conftest import short_folder
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).parents[2]
@@ -78,8 +78,7 @@ def _warm(warm: None) -> None:
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ToyRun]]:
     """Start toy runs; whatever is left of them is ended with the test."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    disk = Path("/tmp") / f"t{secrets.token_hex(2)}"  # short: sockets lie below it
-    disk.mkdir()
+    disk = short_folder(Path("/tmp"))
     monkeypatch.setenv("TMPDIR", str(disk))
     monkeypatch.setattr("tempfile.tempdir", None)
     started: list[ToyRun] = []

@@ -6,7 +6,6 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,6 +143,8 @@ class _Engine:
             self._record_kills(codes)
             self.agent.stopping = self.node.stop_flag.exists() and not self.ranks.hand_over
             self._act(self.agent.ended(codes))
+            if self.agent.has_nothing_to_save and not self.ranks.hand_over:
+                self.node.gate.pause()
         self._act(self.agent.tick(time.monotonic()))
         self.ranks.prepare(self._arguments, time.monotonic())
         self._look_for_hangs()
@@ -166,8 +167,12 @@ class _Engine:
         self._link, self._joined = None, False
         host, _, port = self.node.group_server.rpartition(":")
         name, fence = f"node {self.node.index}", (self.node.attempt, self.agent.group)
-        with suppress(OSError):
+        try:
             self._link = Link(host, int(port), self._key, introduction={"name": name}, fence=fence, patience_seconds=30.0)
+        except OSError as error:
+            # no answer at all: its node is gone, and ranks of the group with it, for which the others could wait in vain
+            if not isinstance(error, ConnectionRefusedError) and self.node.stop_flag.exists() and not self.ranks.hand_over:
+                self._act([Kill()])
         if self._link is None and time.monotonic() > self._connect_by:
             raise NotReadyError(f"{self.node.group_server}: the process that forms groups of ranks does not answer")
         return self._link

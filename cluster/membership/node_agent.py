@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ropewalk.cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_REQUEUE
 from ropewalk.cluster.membership.protocol import Message
 
 # for ranks to leave a group that has ended: a collective may wait for a peer that is stopped or cannot be reached
@@ -139,6 +139,11 @@ class NodeAgent:
         if self.running and now >= self._kill_at:
             return [Kill()]
         return [Release()] if self.running and now >= self._release_at else []
+
+    @property
+    def has_nothing_to_save(self) -> bool:
+        """True if all ranks are gone and none has saved or finished: a stop need not wait for the coordinator."""
+        return not self.running and not {EXIT_DONE, EXIT_REQUEUE} & {*self.codes.values()}
 
     @property
     def next_tick(self) -> float:

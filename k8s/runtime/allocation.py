@@ -27,6 +27,7 @@ from ropewalk.k8s.runtime.timings import (
     LOG_REPEAT_SECONDS,
     RESIZE_RETRY_SECONDS,
     SETTLE_SECONDS,
+    SUCCEED_SECONDS,
 )
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class PodAllocation(Allocation):
                 self._log_wait(f"{count} of {wanted} pods are connected")
             else:
                 enough_since = enough_since or time.monotonic()
-                if time.monotonic() - enough_since > SETTLE_SECONDS:
+                if time.monotonic() - enough_since > (SETTLE_SECONDS if self.term.number == 1 else SUCCEED_SECONDS):
                     return True
             time.sleep(ALLOCATION_POLL_SECONDS)
         return False

@@ -58,7 +58,7 @@ class LeaderElection:
                 return False
         if now < self._next_query:
             return False
-        self._next_query = now + ELECTION_QUERY_SECONDS
+        self._next_query = now + (TURN_SECONDS if self._pod.index < CANDIDATES else ELECTION_QUERY_SECONDS)
         try:
             return self._query_turn(last, now)
         except ApiError as error:

@@ -185,7 +185,7 @@ class PodRuntime:
         log.info("lost the connection to the coordinator: %s", link.lost)
         self.link = None
         self.leader.record_loss(link, self.term)
-        if not link.answered and link.silent_seconds:  # only the kernel accepted the connection; the process is stopped
+        if link.answered or link.silent_seconds:  # else only the kernel accepted the connection, of a process that starts
             self.election.unreachable(self.term, refused=False, silent_seconds=link.silent_seconds)
         self._kill_group_server()
         if self.agent is not None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ropewalk.cluster.errors import EXIT_LOST_PEER
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_REQUEUE
 from ropewalk.cluster.membership.node_agent import LEAVE_SECONDS, BeReady, Kill, NodeAgent, Release, Start, Tell
 
 
@@ -41,6 +41,15 @@ def test_a_rank_that_does_not_leave_is_killed(agent: NodeAgent) -> None:
 def test_ranks_that_cannot_leave_are_dead_at_once(agent: NodeAgent) -> None:
     assert agent.take(end(0.0), 5.0) == [Release()]
     assert agent.released(set(), 5.0) == [BeReady(1)]
+
+
+@pytest.mark.parametrize(("code", "nothing"), [(EXIT_LOST_PEER, True), (-9, True), (EXIT_REQUEUE, False), (EXIT_DONE, False)])
+def test_a_node_whose_ranks_are_lost_has_nothing_to_save(agent: NodeAgent, code: int, nothing: bool) -> None:
+    """A stop reaches it, and the coordinator may be gone."""
+    agent.ended({0: EXIT_LOST_PEER})
+    assert not agent.has_nothing_to_save, "a rank runs"
+    agent.ended({1: code})
+    assert agent.has_nothing_to_save == nothing
 
 
 def test_a_rank_that_left_by_itself_is_reported(agent: NodeAgent) -> None:

@@ -31,6 +31,7 @@ from ropewalk.k8s.runtime.pod_status import (
     is_declared_dead,
 )
 from ropewalk.k8s.runtime.protocol import StartAgent, StartGroupServer
+from ropewalk.k8s.runtime.timings import LOST_SECONDS, TURN_SECONDS, UNREACHABLE_SECONDS
 
 ENDED = {"terminated": {"finishedAt": "2026-01-01T00:00:00Z", "exitCode": 85}}
 
@@ -167,6 +168,22 @@ def test_a_pod_that_leads_is_not_succeeded_by_name_alone(tmp_path: Path, monkeyp
         api.now += 1
         turns.append(second.is_my_turn(other))
     assert any(turns)
+
+
+@pytest.mark.parametrize(("refused", "seconds"), [(True, UNREACHABLE_SECONDS), (False, LOST_SECONDS)])
+def test_a_leader_that_refuses_connections_is_succeeded_sooner_than_one_that_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool, seconds: float
+) -> None:
+    """The API server does not know yet that its pod is gone."""
+    api = Large(0)
+    monkeypatch.setattr(leader_election, "time", api)
+    run = RunDir.create("toy", {"config": {}}, tmp_path)
+    second = LeaderElection(LeaderTerms(run), Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(InClusterApi, api))
+    claim, began = LeaderTerm(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1), api.now
+    second.unreachable(claim, refused=refused)
+    while not second.is_my_turn(claim):
+        api.now += 0.1
+    assert seconds < api.now - began < seconds + 2 * TURN_SECONDS
 
 
 def test_the_authorities_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ RUN_FILES = {
     HISTOGRAMS: "histograms by layer, one JSON object per line: step, edges, counts by name",
     EVENTS: "folder of events, one file per machine",
     PROGRESS: "progress of a long job: {stage, done, total, unit, rates}",
-    REQUESTS: "requests of users: {cancel, nodes, inspections, moving_to}",
+    REQUESTS: "requests of users: {cancel, nodes, inspections, moving_to, start_lock}",
     CHECKPOINTS: "folder of checkpoints, `step-00000100`; one is complete only with its `manifest.json`",
     TABLES: "tables for people and trackers: NAME.json of {columns, rows}",
     PICTURES: "pictures for people and trackers: NAME.png",

@@ -13,6 +13,7 @@ from ropewalk.cluster.run.names import AGENTS
 from ropewalk.cluster.spec import BY_SUBMISSION, Outcome, RunState
 from ropewalk.cluster.supervise.allocation import Allocation
 from ropewalk.cluster.supervise.attempt import Attempt, bugs_spent
+from ropewalk.cluster.supervise.start_lock import await_start_lock
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,11 @@ class Supervisor:
     def _run_attempt(self, number: int) -> Outcome:
         retry_bugs = count_spent_retries(self.run)[0] < self.run.retries.bugs
         try:
-            Attempt(self.run, number, self.allocation, retry_bugs=retry_bugs, python=self.python).execute()
+            if (refusal := await_start_lock(self.run, number, self.allocation)) is not None:
+                self.run.write_outcome(number, refusal)
+                self.run.event("attempt_ended", attempt=number, state=refusal.state, cause=refusal.cause)
+            else:
+                Attempt(self.run, number, self.allocation, retry_bugs=retry_bugs, python=self.python).execute()
         except Exception as error:
             cause = f"the {self.allocation.name} backend failed: {type(error).__name__}: {error}"
             if self.run.outcome(number) is None:

@@ -141,7 +141,13 @@ def sync(
     run_ref: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="send only this run; unset: all", autocompletion=complete.runs)
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="keep sending all runs, including new ones, until Ctrl-C")] = False,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="keep sending all runs, including new ones, and let runs on several clusters start on one, until Ctrl-C",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON object per run, with --follow per message")] = False,
 ) -> None:
     """Send to W&B what it is missing of your runs; for login nodes of clusters whose compute nodes have no network."""
@@ -167,6 +173,7 @@ def sync(
 
 
 def _follow(as_json: bool) -> None:
+    from ropewalk.jobs.cli.siblings import StartLocks
     from ropewalk.jobs.runs.mirror.relay import Relay
     from ropewalk.jobs.runs.show.status import roots
 
@@ -176,5 +183,5 @@ def _follow(as_json: bool) -> None:
         else:
             print(line, flush=True)
 
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), StartLocks(say).answering():
         Relay(roots(), say).follow(lambda: False)

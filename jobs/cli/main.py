@@ -174,7 +174,7 @@ for _panel, _commands in PANELS.items():
         app.command(
             _command.__name__.rstrip("_"), rich_help_panel=_panel, context_settings=SETTINGS.get(_command), cls=ClusterCommand
         )(_command if _command in ON_THIS_MACHINE else with_cluster(_command))
-app.command("move-step", hidden=True, cls=ClusterCommand)(move.move_step)
+app.command("cluster-step", hidden=True, cls=ClusterCommand)(move.cluster_step)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The command `move`, and its steps, each of which runs where the run is or where it goes."""
+"""The command `move`, and steps of commands that work on two clusters, each of which runs on one of them."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ def move(
 
 
 class Step(StrEnum):
-    """Steps of a move."""
+    """Steps of a move, and of runs that are on several clusters until one of them starts."""
 
     DESCRIBE = "describe"
     STOP = "stop"
@@ -45,14 +45,15 @@ class Step(StrEnum):
     MISSING = "missing"
     RECEIVE = "receive"
     ARRIVE = "arrive"
+    START_LOCKS = "start-locks"
 
 
-def move_step(
+def cluster_step(
     step: Annotated[Step, typer.Argument(help="the step")],
     moving: Annotated[str, typer.Argument(metavar="RUN", help="the run")],
     on: Cluster = "local",
 ) -> None:
-    """Take a step of `move` on one of its two clusters: a line of JSON on the standard input, and one as the answer."""
+    """Take a step on one of several clusters: a line of JSON on the standard input, and one as the answer."""
     request = json.loads(sys.stdin.buffer.readline())
     if (answer := _answer(step, moving, on, request)) is not None:
         print_json(answer)
@@ -63,6 +64,10 @@ def _answer(step: Step, moving: str, cluster: str, request: dict[str, Any]) -> d
     from ropewalk.jobs.runs.move.target import Target
     from ropewalk.jobs.runs.show.status import find_run
 
+    if step is Step.START_LOCKS:
+        from ropewalk.jobs.runs.move.start_locks import start_locks
+
+        return start_locks(cluster, **request)
     if step is Step.SEND:
         source.files_of(find_run(moving)).pass_on({"do": "send", **request}, sys.stdin.buffer, sys.stdout.buffer)
     elif step is Step.RECEIVE:

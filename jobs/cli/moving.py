@@ -114,12 +114,12 @@ class Move:
 
 
 class Step:
-    """A process that takes a step of a move on a cluster: here, on its login node, or in a pod."""
+    """A process that takes a step on a cluster: here, on its login node, or in a pod."""
 
     def __init__(self, run: str, cluster: str, step: str, request: Mapping[str, Any], *, streams_in: bool = False) -> None:
         """Start it. `streams_in`: more than the request is written to it."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
-        command = module_command("ropewalk.jobs.cli", "move-step", step, run, "--on", cluster)
+        command = module_command("ropewalk.jobs.cli", "cluster-step", step, run, "--on", cluster)
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, bufsize=0)
         self.write(json.dumps(request).encode() + b"\n")

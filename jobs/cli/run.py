@@ -95,6 +95,7 @@ def submit(
     dry_run: DryRun = False,
     script: Script = False,
     as_json: Annotated[bool, typer.Option("--json", help="print a JSON object per run: run, job, directory")] = False,
+    siblings: Annotated[str | None, typer.Option(hidden=True, help="SUBMISSION:CLUSTERS that this run is a part of")] = None,
     help_: HelpFlag = False,
     every_key: AllKeys = False,
 ) -> None:
@@ -102,6 +103,9 @@ def submit(
     job, overrides = job_of(job, overrides, config, "submit")
     if help_ or every_key or job is None:
         return _help(context, job, every_key)
+    if "," in on:
+        alone = bool(after or each or dry_run or script)
+        return _submit_siblings(context, job, on, alone=alone, as_json=as_json)
     from ropewalk.cluster.backends.submission import Dependency, split_dependency
     from ropewalk.jobs.runs.show.status import find_run
     from ropewalk.jobs.runs.submit.submit import configure_each, submit_many
@@ -111,7 +115,12 @@ def submit(
     configs = configure_each(job, config, with_program(context, job, overrides, config), each or [])
     if dry_run or script:
         return _print_dry_run(job, configs, on, script=script, as_json=as_json, waits=bool(predecessors))
-    runs = submit_many(job, configs, on, after=predecessors, at_once=at_once, command=_command())
+    extra = None
+    if siblings:
+        from ropewalk.jobs.cli.siblings import sibling_record
+
+        extra = sibling_record(siblings)
+    runs = submit_many(job, configs, on, after=predecessors, at_once=at_once, command=_command(), extra=extra)
     _print_notices(runs[0])
     if as_json:
         for each_run in runs:
@@ -226,6 +235,27 @@ def _print_dry_run(job: str, configs: list[Any], on: str, *, script: bool, as_js
         print_json(planned.plain())
     else:
         console().print(plan_page(planned))
+
+
+def _submit_siblings(context: typer.Context, job: str, on: str, *, alone: bool, as_json: bool) -> None:
+    """Submit to several clusters, and print the run on each."""
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.jobs.cli.siblings import submit_siblings
+    from ropewalk.jobs.cli.ssh.command import ARGUMENTS
+
+    if alone:
+        raise ConfigError(f"--on {on}: cannot be combined with --after, --each, --dry-run or --script; name one cluster")
+    typed = [each for each in context.meta[ARGUMENTS] if each not in (f"--on={on}", "--json")]
+    if "--on" in typed:
+        del typed[(index := typed.index("--on")) : index + 2]
+    for submitted in submit_siblings(job, on.split(","), typed, context.obj or []):
+        if as_json:
+            print_json(submitted)
+        else:
+            print(submitted["run"])
+    sys.stderr.write(
+        "the first one that has nodes starts, as soon as `ropewalk sync --follow` runs on this machine; the others do not\n"
+    )
 
 
 def _print_submitted(run: "RunDir") -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SUBMITTING = frozenset({"run", "submit"})
 RESUMING = frozenset({"resume", "repro"})
 TAKING_FILES = frozenset({"run", "submit", "fetch"})
-READING_INPUT = frozenset({"chat", "move-step"})
+READING_INPUT = frozenset({"chat", "cluster-step"})
 AT_A_TERMINAL = frozenset({"shell", "top"})  # commands that get a terminal there, unless one of these options is given
 WITHOUT_TERMINAL = ("with_input", "once", "as_json")
 Elsewhere = Annotated[

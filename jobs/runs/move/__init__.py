@@ -1,1 +1,1 @@
-"""Moving a run to another cluster: final checkpoint there, missing contents here, and a new attempt."""
+"""Runs on two clusters: a move from one to the other, and the choice of the one where a run starts."""

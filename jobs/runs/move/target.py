@@ -14,6 +14,7 @@ from ropewalk.cluster.run.files import locked
 from ropewalk.cluster.run.moves import MOVED_FROM, MOVING_TO
 from ropewalk.cluster.run.names import ARRIVING_FOLDER
 from ropewalk.cluster.run.origin import hang_up_deferred
+from ropewalk.cluster.run.siblings import SIBLINGS
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.move.files import Files
@@ -82,7 +83,7 @@ class Target:
         (self.root / ARRIVING_FOLDER).mkdir(parents=True, exist_ok=True)
         with hang_up_deferred(), locked(self.root / ARRIVING_FOLDER / f"{self.run.id}.lock"):
             if not self.files.ask("missing", attempt=attempt, contents=[])["arrived"]:
-                change = {"attempt": attempt + 1, MOVED_FROM: source, **checked["changes"], **code}
+                change = {"attempt": attempt + 1, MOVED_FROM: source, SIBLINGS: None, **checked["changes"], **code}
                 self.files.ask("put", contents=left["contents"], changes=[*left["changes"], change])
             backend.sync(self.run)
             run = RunDir(self.run.path)

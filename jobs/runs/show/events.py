@@ -46,6 +46,8 @@ EVENTS: dict[str, str] = {
     "resumed_by_user": "resumed by the user",
     "changed_by_user": "changed by the user from attempt {attempt} on: {changed}",
     "scaled_by_user": "scaling to {nodes:count node}, at the user's request",
+    "start_lock_granted": "may start; its siblings do not",
+    "start_lock_requested": "has nodes, and waits until `ropewalk sync --follow` lets it start in place of its siblings",
     "stop_requested": "stop requested on node {node}",
     "stopped_without_word": "the program of rank {rank} exited with {exit_code} after the stop, without saving",
     "submit_failed": "submission failed: {error}",

@@ -130,7 +130,7 @@ def check_kills(folder: Path, kills: int, checkpoint_bytes: int, seed: int) -> N
 
 
 def receivers(run: str) -> list[str]:
-    done = subprocess.run(["pgrep", "-f", f"move-step [a-z]+ {run}"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["pgrep", "-f", f"cluster-step [a-z]+ {run}"], capture_output=True, text=True, check=False)
     return done.stdout.split()
 
 

@@ -15,7 +15,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.files import append_line, write_json
 from ropewalk.jobs.cli import moving
-from ropewalk.jobs.cli.move import Step, move_step
+from ropewalk.jobs.cli.move import Step, cluster_step
 from ropewalk.jobs.results.metrics import MetricLog
 from ropewalk.jobs.runs.program.checkpoints import commit
 from ropewalk.jobs.runs.submit import records
@@ -65,7 +65,7 @@ class HereStep:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(self._input)))  # type: ignore[arg-type, type-var]
                 patch.setattr("sys.stdout", text := io.TextIOWrapper(self._output, write_through=True))
-                move_step(*self._arguments)
+                cluster_step(*self._arguments)
                 text.flush()
                 text.detach()
             self._output.seek(0)

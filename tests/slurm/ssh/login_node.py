@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,10 +47,24 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
+# takes each code of a file once; PAM gives it what the user has typed
+CHECK_CODE = """#!/bin/sh
+read -r code
+grep -qx "$code" {codes} && sed -i "/^$code\\$/d" {codes}
+"""
+PAM = """auth required pam_exec.so expose_authtok quiet {folder}/check-code
+auth required pam_permit.so
+account required pam_permit.so
+session required pam_permit.so
+"""
+MOUNT_PAM = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/pam.d/sshd && exec "$@"')  # for this sshd alone
+
+
 class LoginNode:
     """An sshd whose users have the environment of the Slurm lab, and a home of their own."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], codes: Sequence[str] = ()) -> None:
+        """`codes`: one-time codes, which it asks for in place of a key; needs root."""
         self.folder, self.port = folder, free_port()
         self.home, self.runs = folder / "home", folder / "runs"
         self.home.mkdir()
@@ -66,20 +80,29 @@ class LoginNode:
             f"AuthorizedKeysFile {folder}/authorized",
             f"PidFile {folder}/sshd.pid",
             "StrictModes no",
-            "UsePAM no",
             "PasswordAuthentication no",
-            "KbdInteractiveAuthentication no",
+            f"UsePAM {'yes' if codes else 'no'}",
+            f"KbdInteractiveAuthentication {'yes' if codes else 'no'}",
+            f"PubkeyAuthentication {'no' if codes else 'yes'}",
+            "PermitRootLogin yes",
             f"SetEnv {' '.join(f'{name}={value}' for name, value in variables.items())}",
         ]
         (folder / "sshd_config").write_text("\n".join(lines) + "\n")
         self.write_config(self.port)
+        self.codes = folder / "codes"
+        if codes:
+            self.codes.write_text("".join(f"{code}\n" for code in codes))
+            (folder / "pam").write_text(PAM.format(folder=folder))
+            (folder / "check-code").write_text(CHECK_CODE.format(codes=self.codes))
+            (folder / "check-code").chmod(0o755)
+        self._wrapper = [*MOUNT_PAM, str(folder / "pam")] if codes else []
         if not os.geteuid():
             Path("/run/sshd").mkdir(exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
 
     def up(self) -> None:
         """Start sshd."""
-        command = [need_sshd(), "-D", "-e", "-f", str(self.folder / "sshd_config")]
+        command = [*self._wrapper, need_sshd(), "-D", "-e", "-f", str(self.folder / "sshd_config")]
         with (self.folder / "sshd.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         until(self._answers, Patience.START)
@@ -267,10 +290,10 @@ class _Direction:
 
 
 @contextmanager
-def login_node(folder: Path, environment: Mapping[str, str]) -> Iterator[LoginNode]:
+def login_node(folder: Path, environment: Mapping[str, str], codes: Sequence[str] = ()) -> Iterator[LoginNode]:
     """Run a login node during the block."""
     need_sshd()
-    node = LoginNode(folder, environment)
+    node = LoginNode(folder, environment, codes)
     node.up()
     try:
         yield node

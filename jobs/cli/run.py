@@ -79,7 +79,15 @@ def submit(
     job: JobName = None,
     overrides: Overrides = None,
     config: ConfigFile = None,
-    on: Cluster = "local",
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="CLUSTER[,...]",
+            help="cluster from the profile file, or local, slurm, k8s; of several the run takes the first that has nodes",
+            autocompletion=complete.clusters,
+        ),
+    ] = "local",
     after: Annotated[
         list[str] | None,
         typer.Option(

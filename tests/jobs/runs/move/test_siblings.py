@@ -23,6 +23,7 @@ from tests.jobs.shell import Shell, pretrain
 
 CLUSTERS = ("east", "west")
 RACES = 100
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def _outcome(outcome: Outcome | None) -> tuple[RunState, str] | None:
 
 
 def test_a_submission_to_two_clusters(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(shell.home / "plugin"))
+    monkeypatch.setenv("PYTHONPATH", f"{shell.home / 'plugin'}:{ROOT}")
     assert "names a cluster twice" in shell.mistake("submit", *pretrain("--on", "east,east"))
     assert "unknown cluster 'north'" in shell.mistake("submit", *pretrain("--on", "east,north"))
     assert "name one cluster" in shell.mistake("submit", *pretrain("--on=east,west", "--dry-run"))

@@ -147,7 +147,7 @@ def test_a_run_goes_on_where_it_has_moved_to_and_not_where_it_was(shell: Shell, 
         Fence(back, 1, 1).check()
 
 
-@pytest.mark.parametrize("step", [step.value for step in Step if step not in (Step.DESCRIBE, Step.STAY)])
+@pytest.mark.parametrize("step", [step.value for step in Step if step not in (Step.DESCRIBE, Step.STAY, Step.START_LOCKS)])
 def test_a_move_that_was_interrupted_is_finished_by_the_same_command(shell: Shell, run: RunDir, step: str) -> None:
     HereStep.killed_before = step
     shell("move", run.id, "--on", "west", expect=130)

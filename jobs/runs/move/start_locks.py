@@ -25,12 +25,12 @@ def start_locks(cluster: str, holders: Mapping[str, str]) -> dict[str, dict[str,
         for run in runs:
             backend.sync(run)
     answers = {ref: {"requested": 0.0, "settled": True} for ref in holders} | _states(runs)
-    told = [run for run in runs if holders[run.id] and not answers[run.id]["settled"]]
-    for run in told:
+    waiting = [run for run in runs if holders[run.id] and not answers[run.id]["settled"]]
+    for run in waiting:
         run.requests.put(START_LOCK, holders[run.id])
         if not backend.shares_files:
             backend.sync(run, write={run.requests.path.name: run.requests.path.read_text()})
-    list(cancel_runs([run.id for run in told if holders[run.id] != cluster]))
+    list(cancel_runs([run.id for run in waiting if holders[run.id] != cluster]))
     return answers
 
 

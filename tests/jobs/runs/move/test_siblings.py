@@ -128,16 +128,16 @@ def test_a_submission_to_two_clusters(shell: Shell, monkeypatch: pytest.MonkeyPa
     assert east.record[SIBLINGS] == west.record[SIBLINGS] != {}
     assert [east.record["cluster"], west.record["cluster"]] == [*CLUSTERS]
 
-    said: list[str] = []
-    locks = StartLocks(said.append)
+    messages: list[str] = []
+    locks = StartLocks(messages.append)
     locks.look()
-    assert not said  # nobody asks
+    assert not messages  # nobody asks
     with ThreadPoolExecutor() as pool:
         wait = pool.submit(await_start_lock, west, 1, Sleepers(1))
-        while not said:
+        while not messages:
             locks.look()
         assert wait.result() is None
-    assert said == [f"{west.id} starts on west; {east.id} does not"]
+    assert messages == [f"{west.id} starts on west; {east.id} does not"]
     assert [line["run"] for line in shell.asked("cancel")] == [east.id] * len(shell.asked("cancel")) != []
     assert GRANTED in [event["event"] for event in west.read_events()]
     locks.look()

@@ -61,7 +61,7 @@ def fetch(
 ) -> None:
     """Fetch the models, tokenizers and data that a job names on the Hugging Face hub or at a URL, for the nodes to read."""
     from ropewalk.cluster.errors import ConfigError
-    from ropewalk.jobs.cli.run import job_of
+    from ropewalk.jobs.cli.arguments import job_of
     from ropewalk.jobs.runs.submit.submit import configure_each, fetch_inputs
 
     job, overrides = job_of(job, overrides, config, "fetch")

@@ -1,6 +1,5 @@
 """Commands that start runs: `run`, `submit`, `resume`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ropewalk.jobs.cli import complete
+from ropewalk.jobs.cli.arguments import job_of, with_program
 from ropewalk.jobs.cli.complete import (
     AllKeys,
     AsJson,
@@ -191,17 +191,6 @@ def resume(
         follow_to_end(run, as_json)
 
 
-def job_of(
-    job: str | None, overrides: list[str] | None, config: Path | None, command: str = "run"
-) -> tuple[str | None, list[str] | None]:
-    """Return the job and the overrides of a command line; a job that is not typed is the one that the job file names."""
-    if config is None or (job is not None and "=" not in job):
-        return job, overrides
-    from ropewalk.jobs.runs.submit.submit import job_named_by
-
-    return job_named_by(config, command), [*([job] if job else []), *(overrides or [])]
-
-
 def _help(context: typer.Context, job: str | None, every_key: bool) -> None:
     from ropewalk.jobs.cli.job_help import print_job_help, print_jobs
 
@@ -209,20 +198,6 @@ def _help(context: typer.Context, job: str | None, every_key: bool) -> None:
         return print_job_help(context.info_name or "run", job, every_key)
     typer.echo(context.get_help())
     return print_jobs()
-
-
-def with_program(context: typer.Context, job: str, overrides: list[str] | None, config: Path | None) -> list[str]:
-    """Return the overrides, with the program after `--` as the key `command`. Raises ConfigError for other jobs."""
-    from ropewalk.cluster.errors import ConfigError
-
-    pairs, program = overrides or [], context.obj or []
-    if program and job != "command":
-        raise ConfigError(
-            f"-- {program[0]}: only the job `command` runs a program; write: run command -- {' '.join(program[:3])}"
-        )
-    if job == "command" and not program and config is None and not any(pair.startswith("command=") for pair in pairs):
-        raise ConfigError("no program given; write it after two dashes: run command -- python train.py")
-    return [*pairs, *([f"command={json.dumps(program)}"] if program else [])]
 
 
 def _print_dry_run(job: str, configs: list[Any], on: str, *, script: bool, as_json: bool, waits: bool = False) -> None:

@@ -127,7 +127,7 @@ def _run_there(ctx: Any, cluster: "Profile") -> int:
 
 
 def _baggage(ctx: Any, values: dict[str, Any]) -> Any:
-    from ropewalk.jobs.cli.run import job_of, with_program
+    from ropewalk.jobs.cli.arguments import job_of, with_program
     from ropewalk.jobs.cli.ssh.request import baggage_of, code_baggage
 
     if values.get("resumed") or "job" not in values:

@@ -147,7 +147,8 @@ def peaks_mib(ranks: int, work: Work) -> list[float]:
         signals, count = Path(home), max(ranks, 1)
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.benchmarks.bench_start_memory"])  # its imports take seconds a process
+        # imports take seconds a process; the second is among those that the ranks of jobs are forked with
+        context.set_forkserver_preload(["tests.benchmarks.bench_start_memory", "transformers.models.llama.modeling_llama"])
         arguments = [(rank, ranks, store.port, work, signals) for rank in range(count)]
         processes = [context.Process(target=rank_main, args=each) for each in arguments]
         for process in processes:

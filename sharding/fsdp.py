@@ -1,5 +1,6 @@
 """Shard a Hugging Face model over the ranks with FSDP2, and fill it with values that do not depend on the number of ranks."""
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,13 +29,14 @@ def shard(model: nn.Module, group: Group, parallel: ParallelConfig, policy: Mixe
     tied, mesh = ties(model), group.data_mesh
     buffers = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
     reshard = should_reshard_after_forward(model, parallel, group.device)
+    frozen = not any(parameter.requires_grad for parameter in model.parameters())
     groups = _group_by_weights(decoder_layers(model))
     for layers in groups:
         fully_shard(layers, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     if all(len(layers) == 1 for layers in groups):
-        _prefetch_next([layers[0] for layers in groups])
+        _prefetch_next([layers[0] for layers in groups], frozen=frozen)
     if reshard:
-        _shard_vocabulary(model, group, policy)
+        _shard_vocabulary(model, group, policy, frozen=frozen)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)  # in place
     model.to_empty(device=group.device)
     tie(model, tied)  # to_empty separates tied tensors
@@ -47,14 +49,24 @@ def shard(model: nn.Module, group: Group, parallel: ParallelConfig, policy: Mixe
     return model
 
 
-def _prefetch_next(layers: list[Any]) -> None:
-    """Gather the parameters of the next layer while one computes, even if the host is late to start that layer."""
+def _prefetch_next(layers: list[Any], *, frozen: bool) -> None:
+    """Gather the parameters of the next layer while one computes, even if the host is late to start that layer.
+
+    FSDP's own prefetch keeps the buffer of a gather until the next one is complete, that of the last layer beside the head's.
+    """
     for first, second in pairwise(layers):
-        first.set_modules_to_forward_prefetch([second])
-        second.set_modules_to_backward_prefetch([first])
+        if frozen:
+            first.register_forward_pre_hook(partial(_gather, second))
+        else:
+            first.set_modules_to_forward_prefetch([second])
+            second.set_modules_to_backward_prefetch([first])
 
 
-def _shard_vocabulary(model: Any, group: Group, policy: MixedPrecisionPolicy) -> None:
+def _gather(layer: FSDPModule, *_: Any) -> None:
+    layer.unshard(async_op=True)  # then its buffer is freed as soon as the parameters are copied from it
+
+
+def _shard_vocabulary(model: Any, group: Group, policy: MixedPrecisionPolicy, *, frozen: bool) -> None:
     """Make an untied embedding an FSDP module of its own, so that it is not gathered together with the head.
 
     The head is another one in a frozen model. A trained head stays with the model itself: its gradient is computed chunk by
@@ -64,12 +76,12 @@ def _shard_vocabulary(model: Any, group: Group, policy: MixedPrecisionPolicy) ->
     tied = {id(model.get_parameter(name)) for names in ties(model) for name in names}
     if head is None or any(id(parameter) in tied for parameter in embedding.parameters()):
         return
-    frozen = not any(parameter.requires_grad for parameter in model.parameters())
     fully_shard(embedding, mesh=group.data_mesh, mp_policy=policy, reshard_after_forward=True)
     if frozen:
         fully_shard(
             head, mesh=group.data_mesh, mp_policy=policy, reshard_after_forward=False
         )  # may be called once a chunk of tokens
+        head.register_forward_pre_hook(partial(_gather, head), prepend=True)
         model.register_forward_hook(lambda *_: head.reshard())
 
 

@@ -4,8 +4,8 @@ python -m tests.benchmarks.bench_start_memory [--ranks 4] [--sizes 78,300]
 
 The goal for a rank that trains: no more than an empty rank, twice its shard of the state (12 bytes a parameter), and 150 MB.
 For an export: an empty process and the two largest tensors. For a sharded evaluation: an empty rank, its shard of the weights,
-and the two largest tensors; it takes more, since gloo has a buffer of its own and FSDP keeps that of the module before, so this
-row is only printed. Memory is RssAnon + RssShmem, read every few milliseconds by a process apart; mapped files are not counted.
+and the two largest tensors; activations and buffers of connections come on top, so this row is only printed. Memory is RssAnon +
+RssShmem, read every few milliseconds by a process apart; mapped files are not counted.
 """
 
 import argparse

@@ -36,7 +36,7 @@ from ropewalk.k8s.api.kubeconfig import connect
 from ropewalk.k8s.api.objects import Object, end_of
 from ropewalk.k8s.kubectl import exec_command, kubectl
 from ropewalk.k8s.manifests.job import dump, render_job
-from ropewalk.k8s.manifests.service import INDEX_LABEL, render_service, render_service_policy, served_port, service_name
+from ropewalk.k8s.manifests.service import render_service, render_service_policy, served_port, service_name
 from ropewalk.k8s.names import job_name_of, name_of
 from ropewalk.k8s.profile import K8sProfile
 from ropewalk.k8s.status.gpu_nodes import hosts_of, nodes_to_avoid
@@ -303,12 +303,13 @@ class K8sBackend(Backend):
         return shlex.join([*kubectl(self.profile, self.kube.namespace), "port-forward", target, f"{local_port}:{port}"])
 
     def shell_command(self, run: RunDir, program: NodeProgram) -> list[str]:
-        labels = {"batch.kubernetes.io/job-name": job_name_of(run), INDEX_LABEL: str(program.node)}
-        pods = self.kube.list("Pod", labels, "status.phase=Running")
-        if not pods:
+        pods = self.kube.list("Pod", {"batch.kubernetes.io/job-name": job_name_of(run)}, "status.phase=Running")
+        # by its address: a pod of the same index may be leaving, and a leader other than pod 0 is node 0
+        names = {ip["ip"]: pod["metadata"]["name"] for pod in pods for ip in pod["status"].get("podIPs", ())}
+        name = names.get(program.address)
+        if name is None:
             raise ConfigError(f"{run.id} has no running pod for node {program.node}")
-        command = kubectl(self.profile, self.kube.namespace)
-        return exec_command(command, self.profile, str(pods[0]["metadata"]["name"]), run, program)
+        return exec_command(kubectl(self.profile, self.kube.namespace), self.profile, str(name), run, program)
 
     def explain_waiting(self, run: RunDir) -> Waiting:
         from ropewalk.k8s.status.waiting import explain_waiting  # noqa: PLC0415 - only `why` needs it

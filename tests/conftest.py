@@ -48,14 +48,14 @@ pytest_plugins = ["tests.workers"]
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     """Fork the servers of the tests once all is imported, and before pytest watches logs and warnings."""
-    server = sys.modules.get("tests.fork_server")
-    if server is not None and not session.config.option.workers:  # each worker has one of its own
-        server.fork_server()
     with ExitStack() as stack:
-        if any("warm" in getattr(item, "fixturenames", ()) for item in session.items):
+        if any("warm" in getattr(item, "fixturenames", ()) for item in session.items):  # first: it must know no other server
             from tests.warm import warm_server
 
             session.config.stash[WARM_SERVER] = stack.enter_context(warm_server())
+        server = sys.modules.get("tests.fork_server")
+        if server is not None and not session.config.option.workers:  # each worker has one of its own
+            server.fork_server()
         return (yield)
 
 

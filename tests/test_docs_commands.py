@@ -66,6 +66,7 @@ ELSEWHERE = {
     "ropewalk submit refresh -c refresh.yaml": "test_what_people_correct_is_learnt_and_served",
     "ropewalk drift SERVE-RUN@7d DATA": "test_the_command_tells_what_differs_and_writes_a_page",
     "ropewalk forget SERVE-RUN --client NAME": "test_the_command_names_the_data_and_the_models_that_learnt_from_it",
+    "ropewalk sync --follow &": "test_exactly_one_run_of_each_submission_starts",
     "ropewalk trace ANSWER-ID": "test_an_answer_is_traced_to_its_data",
 }
 WALKS = {

@@ -112,8 +112,11 @@ def submit(
     if help_ or every_key or job is None:
         return _help(context, job, every_key)
     if "," in on:
-        alone = bool(after or each or dry_run or script)
-        return _submit_siblings(context, job, on, alone=alone, as_json=as_json)
+        if after or each:
+            from ropewalk.cluster.errors import ConfigError
+
+            raise ConfigError(f"--on {on}: cannot be combined with --after or --each; name one cluster")
+        return _submit_siblings(context, job, on, only_show=dry_run or script, as_json=as_json)
     from ropewalk.cluster.backends.submission import Dependency, split_dependency
     from ropewalk.jobs.runs.show.status import find_run
     from ropewalk.jobs.runs.submit.submit import configure_each, submit_many
@@ -220,17 +223,16 @@ def _print_dry_run(job: str, configs: list[Any], on: str, *, script: bool, as_js
         console().print(plan_page(planned))
 
 
-def _submit_siblings(context: typer.Context, job: str, on: str, *, alone: bool, as_json: bool) -> None:
-    """Submit to several clusters, and print the run on each."""
-    from ropewalk.cluster.errors import ConfigError
-    from ropewalk.jobs.cli.siblings import submit_siblings
+def _submit_siblings(context: typer.Context, job: str, on: str, *, only_show: bool, as_json: bool) -> None:
+    """Submit to several clusters, and print the run on each; or show what a dry run on each says."""
+    from ropewalk.jobs.cli.siblings import show_on_each, submit_siblings
     from ropewalk.jobs.cli.ssh.command import ARGUMENTS
 
-    if alone:
-        raise ConfigError(f"--on {on}: cannot be combined with --after, --each, --dry-run or --script; name one cluster")
     typed = [each for each in context.meta[ARGUMENTS] if each not in (f"--on={on}", "--json")]
     if "--on" in typed:
         del typed[(index := typed.index("--on")) : index + 2]
+    if only_show:
+        return show_on_each(on.split(","), [*typed, *(["--json"] if as_json else [])], context.obj or [])
     for submitted in submit_siblings(job, on.split(","), typed, context.obj or []):
         if as_json:
             print_json(submitted)
@@ -239,6 +241,7 @@ def _submit_siblings(context: typer.Context, job: str, on: str, *, alone: bool, 
     sys.stderr.write(
         "the first one that has nodes starts, as soon as `ropewalk sync --follow` runs on this machine; the others do not\n"
     )
+    return None
 
 
 def _print_submitted(run: "RunDir") -> None:

@@ -10,6 +10,7 @@ What is known of a submission is in the user's folder of state: `ID.json` until 
 import json
 import logging
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,12 +68,23 @@ def submit_siblings(job: str, clusters: Sequence[str], arguments: Sequence[str],
     return [*state["runs"].values()]
 
 
+def show_on_each(clusters: Sequence[str], arguments: Sequence[str], program: Sequence[str]) -> None:
+    """Print what a command that submits nothing says of each cluster. Exits with the code of the first that fails.
+
+    `arguments`: of `submit`, without --on.
+    """
+    for cluster in clusters:
+        shown = _submit_to(cluster, arguments, program)
+        print(shown.stdout, end="", flush=True)
+        if shown.returncode:
+            sys.exit(shown.returncode)
+
+
 def _submit(
     cluster: str, siblings: str, arguments: Sequence[str], program: Sequence[str], others: Sequence[str]
 ) -> dict[str, Any]:
     """Submit one of the runs, in a process that prints its own messages. Raises BackendError, ConfigError."""
-    command = module_command("ropewalk.jobs.cli", "submit", *arguments, "--on", cluster, "--siblings", siblings, "--json")
-    process = subprocess.run([*command, *(["--", *program] if program else [])], stdout=subprocess.PIPE, text=True, check=False)
+    process = _submit_to(cluster, [*arguments, "--siblings", siblings, "--json"], program)
     if process.returncode:
         kind = ConfigError if process.returncode == EXIT_USER_MISTAKE else BackendError
         waiting = (
@@ -80,6 +92,11 @@ def _submit(
         )
         raise kind(f"nothing was submitted to {cluster}, for the reason above{waiting}")
     return dict(json.loads(process.stdout.splitlines()[-1]))
+
+
+def _submit_to(cluster: str, arguments: Sequence[str], program: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    command = module_command("ropewalk.jobs.cli", "submit", *arguments, "--on", cluster, *(["--", *program] if program else []))
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
 
 
 class StartLocks:

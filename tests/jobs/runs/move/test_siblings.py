@@ -122,7 +122,7 @@ def test_a_submission_to_two_clusters(shell: Shell, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PYTHONPATH", f"{shell.home / 'plugin'}:{ROOT}")
     assert "names a cluster twice" in shell.mistake("submit", *pretrain("--on", "east,east"))
     assert "unknown cluster 'north'" in shell.mistake("submit", *pretrain("--on", "east,north"))
-    assert "name one cluster" in shell.mistake("submit", *pretrain("--on=east,west", "--dry-run"))
+    assert "name one cluster" in shell.mistake("submit", *pretrain("--on=east,west", "--after=RUN"))
     names = shell("submit", *pretrain("--on", "east,west")).split()
     east, west = (RunDir(shell.home / cluster / name) for cluster, name in zip(CLUSTERS, names, strict=True))
     assert east.record[SIBLINGS] == west.record[SIBLINGS] != {}

@@ -101,7 +101,7 @@ class BareLoop:
 
 
 class FabricLoop:
-    """The same loop as Fabric's documentation writes it."""
+    """Fabric's loop, the way of its documentation, with the same model and batches."""
 
     def __init__(self, shape: Any, ranks: int, config: PretrainConfig, sequences: torch.Tensor) -> None:
         divide = ModelParallelStrategy(lambda model, mesh: shard(model, mesh["data_parallel"]), ranks, tensor_parallel_size=1)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -113,8 +114,14 @@ def test_a_file_that_is_not_seen_and_a_node_that_does_not_answer_are_found(
 
 
 def test_an_elastic_run_without_its_node_0_gives_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_ring, "MEET_SECONDS", 6.0)
-    monkeypatch.setattr(node_ring, "_send_around", lambda _, members, __: [Finding("members", str(members))])
+    together = Barrier(2)
+
+    def send_around(_: RingNode, members: list[int], __: object) -> list[Finding]:
+        together.wait(10)  # the node that has the store does not leave before the other has read it
+        return [Finding("members", str(members))]
+
+    monkeypatch.setattr(node_ring, "MEET_SECONDS", 4.0)
+    monkeypatch.setattr(node_ring, "_send_around", send_around)
 
     def at(node: int) -> list[Finding]:
         return list(ring(RingNode(folder=tmp_path, runs=tmp_path, node=node, least=1, nodes=3, address="127.0.0.1", gpus=0)))

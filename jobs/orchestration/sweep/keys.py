@@ -106,7 +106,7 @@ class SweepKeys(JobConfig):
         description="algorithm that chooses parameters: gp (Gaussian process) and optuna (TPE) learn from results; sobol draws"
         " more evenly than random. On recorded curves of prose, with asha, the regret is 0.75 of random's for"
         " sobol, 0.81 for gp and 0.95 for optuna (100 seeds; p = 0.003, 0.014 and 0.27 after Holm's correction); gp leads up to a"
-        " cost of 32 complete trials, and random draws beyond",
+        " cost of 16 complete trials, and random draws beyond 32",
         json_schema_extra=default_text("sobol, or random with scheduler=pbt"),
     )
     asha: AshaConfig = Field(default=AshaConfig(), description="settings of scheduler=asha")

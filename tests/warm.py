@@ -64,7 +64,7 @@ def _serve(listener: socket.socket) -> NoReturn:
         importlib.import_module("tests.frozen")
         while not select.select([listener], [], [], POLL_SECONDS)[0]:
             if os.getppid() != parent:
-                return
+                os._exit(0)
         import_modules(TRAINING)
         serve(listener)
     except BaseException:

@@ -56,6 +56,8 @@ def run_entry(context: JobContext) -> int | None:
     """
     folder, started = context.run.attempt_dir(context.attempt), time.monotonic()
     try:
+        if context.rank == 0:
+            context.fence.claim()
         results = load_entry(context.run.record["entry"])(context)
         if context.rank == 0:
             write_json(folder / names.RESULT, RunSecrets.inherited().masked(results or {}))
@@ -147,8 +149,6 @@ def main() -> None:
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         stop_flag=Path(flag) if flag else None,
     )
-    if rank == 0:
-        context.fence.claim()
     die_with_parent(arguments.parent)
     add_project_path()
     code = run_entry(context)

@@ -11,21 +11,18 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ropewalk.cluster.config import NodeRange
 from ropewalk.cluster.engines.crashes import CRASHES, crashes_in_a_row, newest_checkpoint
 from ropewalk.cluster.engines.entry import write_error
-from ropewalk.cluster.errors import EXIT_FAILED, EXIT_NEVER_RETRY
+from ropewalk.cluster.errors import EXIT_FAILED
 from ropewalk.cluster.fresh_reads import read_afresh
-from ropewalk.cluster.membership.decisions import Decision, Failed, GroupFormed, NodeSilent, RankLost, Tell
-from ropewalk.cluster.membership.groups import Groups
+from ropewalk.cluster.membership.groups import Decision, Failed, Groups, Record, Tell
 from ropewalk.cluster.membership.server import Event, Server
 from ropewalk.cluster.process.output import configure_logging, rank_log
 from ropewalk.cluster.process.ports import listen_on
@@ -52,11 +49,9 @@ class Judge:
     def verdict(self, group: int, codes: Mapping[int, int]) -> int | None:
         """Return the exit code of the agents, or None if a new group is to be formed. `codes`: of the ranks that failed."""
         values = set(codes.values())
-        if EXIT_NEVER_RETRY in values:
-            return EXIT_NEVER_RETRY
         # a signal (kill, out of memory) or a lost peer is a disturbance, unless successive groups end in this way
         crashed = EXIT_FAILED not in values
-        if crashed and not self._crashes_again(values):
+        if crashed and (values - CRASHES or not self._crashes_again()):
             return None
         allowed = self.run.retries.bugs
         if allowed and repeats_mistake(self.run, self.attempt, group):
@@ -67,10 +62,8 @@ class Judge:
             self._record_crashes(group, codes)
         return EXIT_FAILED
 
-    def _crashes_again(self, codes: set[int]) -> bool:
+    def _crashes_again(self) -> bool:
         """Return True if this group and those before it crashed without an external cause."""
-        if codes - CRASHES:
-            return False
         return crashes_in_a_row(self.run.read_events(afresh=True), self.attempt).is_bug(time.time())
 
     def _count_bug(self) -> int:
@@ -101,36 +94,25 @@ class GroupServer:
         self._groups = Groups(attempt, nodes.least, nodes.most, ranks_per_node=ranks, spare=spare, restarts_allowed=restarts)
         key = read_afresh(run.attempt_dir(attempt) / GROUP_KEY).decode()
         assert key, "the attempt's key is empty"
-        self._server = Server(key, lambda hello, caller: hello["name"], self._handle)
+        self.server = Server(key, lambda hello, caller: hello["name"], self._handle)
         self._disk = ThreadPoolExecutor(1, "disk")
         self._parent = os.getppid()
         self._judging: asyncio.Task[None] | None = None
 
-    async def serve(self, listener: socket.socket) -> None:
-        await self._server.serve(listener)
-
     def _handle(self, event: Event | None) -> None:
         if os.getppid() != self._parent:
             os._exit(0)
-        now = self._server.clock()
+        now = self.server.clock()
         self._perform(self._groups.tick(now) if event is None else self._groups.handle(event, now))
 
     def _perform(self, decisions: list[Decision]) -> None:
         for decision in decisions:
             match decision:
                 case Tell():
-                    self._server.send(decision.member, decision.message)
-                case GroupFormed(group, nodes, spare):
-                    log.info("group %d forms of %d nodes, %d are spare", group, nodes, spare)
-                    fields = {"spare": spare} if spare else {}
-                    self._event("group_formed", group=group, nodes=nodes, **fields, attempt=self._attempt)
-                case RankLost(group, node, rank, code):
-                    log.info("rank %d of group %d on node %d ended with %d", rank, group, node, code)
-                    lost = {"rank": rank, "node": node, "exit_code": code, "attempt": self._attempt, "group": group}
-                    self._event("rank_lost", **lost)
-                case NodeSilent(group, node):
-                    log.info("node %d of group %d is silent", node, group)
-                    self._event("node_silent", node=node, attempt=self._attempt, group=group)
+                    self.server.send(decision.member, decision.message)
+                case Record():
+                    log.info("%s: %s", decision.kind, decision.fields)
+                    self._disk.submit(self._run.event, decision.kind, **decision.fields, attempt=self._attempt)
                 case Failed():
                     self._judging = asyncio.get_running_loop().create_task(self._decide_about(decision))
 
@@ -141,16 +123,7 @@ class GroupServer:
         except OSError as error:
             log.warning("group %d cannot be judged, so another one forms: %s", failed.group, error)
             code = None
-        self._perform(self._groups.judge(code, self._server.clock()))
-
-    def _event(self, kind: str, **fields: Any) -> None:
-        self._disk.submit(self._record, kind, fields)
-
-    def _record(self, kind: str, fields: Mapping[str, Any]) -> None:
-        try:
-            self._run.event(kind, **fields)
-        except OSError as error:
-            log.warning("the event %s could not be recorded: %s", kind, error)
+        self._perform(self._groups.judge(code, self.server.clock()))
 
 
 def main() -> None:
@@ -166,8 +139,7 @@ def main() -> None:
     configure_logging("group server")
     raise_open_files(OPEN_FILES)
     run, nodes = RunDir(arguments.run_dir), NodeRange.model_validate(NodeRange.parse(arguments.nodes))
-    server = GroupServer(run, arguments.attempt, nodes)
-    asyncio.run(server.serve(listen_on(arguments.host, arguments.port)))
+    asyncio.run(GroupServer(run, arguments.attempt, nodes).server.serve(listen_on(arguments.host, arguments.port)))
 
 
 if __name__ == "__main__":

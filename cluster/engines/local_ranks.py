@@ -5,7 +5,6 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -13,14 +12,14 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from ropewalk.cluster.engines.activity import RankProcess, stop_marker
-from ropewalk.cluster.engines.rank import RankArguments, log_of, start_rank
+from ropewalk.cluster.engines.rank import log_of, start_rank
 from ropewalk.cluster.engines.stacks import stacks_file
 from ropewalk.cluster.gpus import rank_gpu
 from ropewalk.cluster.membership.node_agent import Start
 from ropewalk.cluster.process.child_output import child_output
 from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
 from ropewalk.cluster.process.signals import stop_signals_blocked
-from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE
+from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE, JobContext
 from ropewalk.cluster.run.group_line import Assignment, HandsOver, Left, Over, Trains
 from ropewalk.cluster.run.heartbeat import heart_file
 from ropewalk.cluster.secrets.variables import RunSecrets
@@ -74,35 +73,36 @@ class LocalRanks:
     A process that has left its group keeps its local rank. Spare processes are forked ahead for those that will have died.
     """
 
-    def __init__(self, ranks_per_node: int, secrets: RunSecrets) -> None:
-        self._count, self._secrets = ranks_per_node, secrets
+    def __init__(self, ranks_per_node: int, secrets: RunSecrets, context: JobContext) -> None:
+        self._count, self._secrets, self._context = ranks_per_node, secrets, context
         self.hand_over = False  # the next group needs the memory of this node
         self._working: dict[int, _Process] = {}  # by rank
         self._waiting: dict[int, _Process] = {}  # by local rank: those that have left their group
-        self._spare: list[_Process] = []
+        self._spare: dict[int, _Process] = {}  # numbered
         # time to fork spare processes, when a group does not form just now; with secrets to mask they could not be used
         self._spare_at = math.inf if secrets.values else 0.0
 
-    def start(self, start: Start, arguments: RankArguments, store_prefix: str) -> dict[int, RankProcess]:
+    def start(self, start: Start, store_prefix: str) -> dict[int, RankProcess]:
         """Give the ranks of a group a process each, and return them by rank."""
         assert not self._working
+        assert self._context.stop_flag is not None
         self.hand_over = False
         ranks: dict[int, RankProcess] = {}
         for local_rank in range(self._count):
             rank = start.node_rank * self._count + local_rank
             variables = {**self._secrets.environment, **self._variables(start, local_rank), STORE_PREFIX_VARIABLE: store_prefix}
-            process = self._take(rank, arguments)
+            process = self._take(rank)
             process.send(Assignment(group=start.group, variables=variables))
             self._working[rank] = process
             ranks[rank] = RankProcess(
                 pid=int(process.process.pid or 0),
-                heartbeat=heart_file(arguments.stop_flag, local_rank),
-                dumps=stacks_file(arguments.stop_flag, local_rank),
+                heartbeat=heart_file(self._context.stop_flag, local_rank),
+                dumps=stacks_file(self._context.stop_flag, local_rank),
                 gpu=rank_gpu(local_rank, self._count),
             )
         return ranks
 
-    def _take(self, rank: int, arguments: RankArguments) -> _Process:
+    def _take(self, rank: int) -> _Process:
         """Return a process that waits for a place, or a new one.
 
         It opens its log itself, unless secrets have to be masked in it: such a process does not stay, and has no spare one.
@@ -111,21 +111,29 @@ class LocalRanks:
         if local_rank in self._waiting:
             return self._waiting.pop(local_rank)
         if self._spare:
-            return self._spare.pop()
+            return self._spare.popitem()[1]
         if not self._secrets.values:
-            return _fork(arguments)
-        path, is_shared = log_of(arguments, rank)
+            return self._fork()
+        path, is_shared = log_of(self._context, rank)
         with (
             child_output(path, self._secrets, whole_lines=is_shared) as descriptor,
             Connection(os.dup(descriptor), readable=False) as output,  # a form in which it reaches the fork server
         ):
-            return _fork(arguments, output)
+            return self._fork(output)
 
-    def prepare(self, arguments: RankArguments, now: float) -> None:
+    def _fork(self, output: Connection | None = None) -> _Process:
+        ours, theirs = multiprocessing.Pipe()
+        arguments = (self._context, os.getpid(), theirs, output)
+        process = multiprocessing.get_context("forkserver").Process(target=start_rank, args=arguments)
+        process.start()
+        theirs.close()
+        return _Process(process, ours)
+
+    def prepare(self, now: float) -> None:
         """Fork the spare processes, if it is time."""
         if now >= self._spare_at:
             self._spare_at = math.inf
-            self._spare += [_fork(arguments) for _ in range(self._count - len(self._spare))]
+            self._spare = {each: self._spare.get(each) or self._fork() for each in range(self._count)}
 
     def _variables(self, start: Start, local_rank: int) -> dict[str, str]:
         """Return the variables that torchrun gives to a rank."""
@@ -148,10 +156,8 @@ class LocalRanks:
     @property
     def handles(self) -> list[Any]:
         """Objects that become readable when a process ends or sends something."""
-        return [handle for each in self._all() for handle in (each.process.sentinel, each.line)]
-
-    def _all(self) -> list[_Process]:
-        return [*self._working.values(), *self._waiting.values(), *self._spare]
+        processes = (each for some in (self._working, self._waiting, self._spare) for each in some.values())
+        return [handle for each in processes for handle in (each.process.sentinel, each.line)]
 
     def reap(self, now: float) -> dict[int, int]:
         """Return the ranks that ended or left their group since the last call, with their exit codes.
@@ -168,17 +174,12 @@ class LocalRanks:
                 else:
                     codes[rank] = message.code
                     self._waiting[rank % self._count] = self._working.pop(rank)
-        for rank, each in list(self._working.items()):
-            if (code := each.process.exitcode) is not None:
-                codes[rank] = code
-                self._working.pop(rank).close()
-        for local_rank, each in list(self._waiting.items()):
-            if each.process.exitcode is not None:
-                self._waiting.pop(local_rank).close()
-        dead = [each for each in self._spare if each.process.exitcode is not None]
-        self._spare = [each for each in self._spare if each not in dead]
-        for each in dead:
-            each.close()
+        for processes in (self._working, self._waiting, self._spare):
+            for rank, each in list(processes.items()):
+                if (code := each.process.exitcode) is not None:
+                    processes.pop(rank).close()
+                    if processes is self._working:
+                        codes[rank] = code
         return codes
 
     def release(self, group: int) -> set[int]:
@@ -186,41 +187,31 @@ class LocalRanks:
 
         A stopped one cannot. When it is dead, its peers' collectives fail, and they can.
         """
-        killed = {
-            rank: each
-            for rank, each in self._working.items()
-            if not each.stays or stop_marker(int(each.process.pid or 0)) is not None
-        }
-        self._working = {rank: each for rank, each in self._working.items() if rank not in killed}
-        for each in self._working.values():
-            each.send(Over(group))
-        _kill(killed.values())
+        killed: dict[int, _Process] = {}
+        for rank, each in list(self._working.items()):
+            if each.stays and stop_marker(int(each.process.pid or 0)) is None:
+                each.send(Over(group))
+            else:
+                killed[rank] = self._working.pop(rank)
+        _kill(killed)
         return set(self._working)
 
     def kill(self) -> None:
         """Kill all ranks; a stopped or hung rank would not exit at a SIGTERM."""
-        _kill(self._working.values())
-        self._working = {}
+        _kill(self._working)
 
     def close(self) -> None:
         """Kill all processes."""
-        _kill(self._all())
-        self._working, self._waiting, self._spare = {}, {}, []
+        for processes in (self._working, self._waiting, self._spare):
+            _kill(processes)
 
 
-def _fork(arguments: RankArguments, output: Connection | None = None) -> _Process:
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("forkserver").Process(target=start_rank, args=(arguments, theirs, output))
-    process.start()
-    theirs.close()
-    return _Process(process, ours)
-
-
-def _kill(processes: Iterable[_Process]) -> None:
-    processes = list(processes)
-    for each in processes:
+def _kill(processes: dict[int, _Process]) -> None:
+    """Kill processes, and forget them."""
+    for each in processes.values():
         each.process.kill()
-    for each in processes:
+    for each in processes.values():
         each.process.join(KILL_SECONDS)
         with suppress(ValueError):  # it is not gone yet
             each.close()
+    processes.clear()

@@ -13,12 +13,11 @@ from ropewalk.cluster.engines.activity import RankProcess
 from ropewalk.cluster.engines.crashes import newest_checkpoint
 from ropewalk.cluster.engines.hang import Formation, GroupWatch, Hangs
 from ropewalk.cluster.engines.local_ranks import LocalRanks
-from ropewalk.cluster.engines.rank import RankArguments
 from ropewalk.cluster.engines.watch import Watch
 from ropewalk.cluster.errors import NotReadyError
 from ropewalk.cluster.fresh_reads import read_afresh
 from ropewalk.cluster.membership.link import Link
-from ropewalk.cluster.membership.node_agent import Action, BeReady, Exit, Kill, NodeAgent, Record, Release, Save, Start, Tell
+from ropewalk.cluster.membership.node_agent import Action, Exit, NodeAgent, Order, Start
 from ropewalk.cluster.membership.protocol import Message
 from ropewalk.cluster.memory.server import MemoryServer
 from ropewalk.cluster.process.forking import refuse_cuda
@@ -26,6 +25,7 @@ from ropewalk.cluster.process.memory_limits import kills
 from ropewalk.cluster.process.output import rank_log
 from ropewalk.cluster.process.ports import free_port
 from ropewalk.cluster.process.signals import ShutdownGate
+from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.key import sign
 from ropewalk.cluster.run.names import GROUP_KEY, OUT_OF_MEMORY
@@ -88,7 +88,7 @@ class _Engine:
     """The ranks of this node, and the session in which the group server decides about them."""
 
     def __init__(self, node: RanksNode) -> None:
-        self.node, self.agent, self.ranks = node, NodeAgent(node.elastic), LocalRanks(node.ranks_per_node, node.secrets)
+        self.node, self.agent = node, NodeAgent(node.ranks_per_node, node.elastic)
         self._key = read_afresh(node.run.attempt_dir(node.attempt) / GROUP_KEY).decode()
         key = sign(self._key, "memory", f"{node.run.id}.{node.attempt}".encode()).hex()
         self._memory = MemoryServer(node.memory, node.address, key) if node.memory is not None else None
@@ -101,20 +101,20 @@ class _Engine:
         self._votes: dict[str, bool] = {}
         self._exit_code: int | None = None
         self._kills = kills()
-        self._arguments = RankArguments(
-            run=node.run.path,
+        context = JobContext(
+            run=node.run,
             attempt=node.attempt,
             stop_flag=node.stop_flag,
             regroup_flag=node.regroup_flag,
-            agent_pid=os.getpid(),
             hung_seconds=node.hung_seconds,
             shared_log=node.shared_log,
             memory=self._memory.access if self._memory is not None else None,
         )
+        self.ranks = LocalRanks(node.ranks_per_node, node.secrets, context)
 
     def run(self) -> int:
         self.node.gate.pause()
-        self.ranks.prepare(self._arguments, time.monotonic())  # a node that joins must not delay the others
+        self.ranks.prepare(time.monotonic())  # a node that joins must not delay the others
         try:
             while self._exit_code is None:
                 self._step()
@@ -146,7 +146,7 @@ class _Engine:
             if self.agent.has_nothing_to_save and not self.ranks.hand_over:
                 self.node.gate.pause()
         self._act(self.agent.tick(time.monotonic()))
-        self.ranks.prepare(self._arguments, time.monotonic())
+        self.ranks.prepare(time.monotonic())
         self._look_for_hangs()
 
     def _record_kills(self, codes: Mapping[int, int]) -> None:
@@ -172,7 +172,7 @@ class _Engine:
         except OSError as error:
             # no answer at all: its node is gone, and ranks of the group with it, for which the others could wait in vain
             if not isinstance(error, ConnectionRefusedError) and self.node.stop_flag.exists() and not self.ranks.hand_over:
-                self._act([Kill()])
+                self._act(self.agent.kill())
         if self._link is None and time.monotonic() > self._connect_by:
             raise NotReadyError(f"{self.node.group_server}: the process that forms groups of ranks does not answer")
         return self._link
@@ -184,28 +184,27 @@ class _Engine:
     def _act(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Tell():
-                    self._tell(action.message)
-                case BeReady():
+                case dict():
+                    self._tell(action)
+                case Order.BE_READY:
                     self._watch = None
                     if not self.ranks.hand_over:  # else a stop waits until the next group has saved
                         self.node.gate.pause()
                     node, port = self.node, free_port(self.node.address)
-                    fields = {"node": node.index, "address": node.address, "port": port, "group": action.group}
+                    fields = {"node": node.index, "address": node.address, "port": port, "group": self.agent.group}
                     self._tell({"say": "ready", **fields})
                 case Start():
                     self._start(action)
-                case Release():
+                case Order.RELEASE:
                     self._watch = None
                     self._act(self.agent.released(self.ranks.release(self.agent.group), time.monotonic()))
-                case Kill():
+                case Order.KILL:
                     self._watch = None
                     self.ranks.kill()
-                    self._act(self.agent.killed())
-                case Save():
+                case Order.SAVE:
                     log.info("a node joins: the ranks have to save")
                     self.node.regroup_flag.touch()
-                case Record() if self._watch is not None:
+                case Order.RECORD if self._watch is not None:
                     self._watch.start_recording()
                 case Exit():
                     self._tell({"say": "leave"})
@@ -218,8 +217,7 @@ class _Engine:
         prefix = sign(self._key, "store", f"{node.run.id}.{node.attempt}".encode(), str(start.group).encode()).hex()
         if self._memory is not None:
             self._memory.fence = node.attempt, start.group
-        ranks = self.ranks.start(start, self._arguments, prefix)
-        self.agent.started(set(ranks))
+        ranks = self.ranks.start(start, prefix)
         node.processes.clear()
         node.processes.update(ranks)
         formation = Formation(run=node.run, attempt=node.attempt, node=node.index, group=start.group)
@@ -228,14 +226,14 @@ class _Engine:
         self._votes = {}
 
     def _look_for_hangs(self) -> None:
-        """Tell the group server that the ranks are silent, that a rank is stopped, or that stacks are recorded."""
+        """Tell the group server that the ranks are silent, or that stacks are recorded, also those of a stopped rank."""
         watch, group = self._watch, self.agent.group
         if watch is None or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + WATCH_SECONDS
         if watch.is_recorded:
             self._watch = None
-            self._tell({"say": "broken" if watch.has_stopped_rank else "recorded", "group": group})
+            self._tell({"say": "recorded", "group": group})
         elif not watch.is_recording:
             votes = watch.look()
             if watch.has_stopped_rank:

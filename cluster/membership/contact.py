@@ -5,8 +5,7 @@ The caller's clock must not count time in which its process could not run.
 
 from dataclasses import dataclass, field
 
-from ropewalk.cluster.membership.channel import Channel
-from ropewalk.cluster.membership.protocol import Limits, Message
+from ropewalk.cluster.membership.protocol import BEAT_SECONDS, Channel, Message
 
 
 class SessionEndedError(Exception):
@@ -18,7 +17,6 @@ class Contact:
     """A session with one coordinator. A new connection goes on in the session that an earlier one began."""
 
     session: str
-    limits: Limits = field(default_factory=Limits)
     begun: bool = False  # the coordinator has admitted this agent
     connected: bool = False  # the newest connection was welcomed
     channel: Channel = field(default_factory=Channel)
@@ -36,7 +34,7 @@ class Contact:
         if not message["begun"]:
             raise SessionEndedError
         self.begun = self.connected = True
-        self._heard, self._next_beat = now, now + self.limits.beat_seconds
+        self._heard, self._next_beat = now, now + BEAT_SECONDS
         self.channel.acknowledge(message["got"])
         return self.channel.pending()
 
@@ -54,15 +52,9 @@ class Contact:
         """Return the messages of a heartbeat if it is due."""
         if not self.connected or now < self._next_beat:
             return []
-        self._next_beat = now + self.limits.beat_seconds
+        self._next_beat = now + BEAT_SECONDS
         return self.channel.beat()
 
     def silent_seconds(self, now: float) -> float:
         """Return the seconds in which the connection has brought nothing."""
         return now - self._heard
-
-    @property
-    def next_tick(self) -> float:
-        """Time of the next heartbeat, or at which the connection is silent for too long."""
-        silent_at = self._heard + self.limits.silence_seconds
-        return min(self._next_beat, silent_at) if self.connected else silent_at

@@ -11,8 +11,8 @@ from typing import Any
 
 from ropewalk.cluster.membership.clock import RunningClock
 from ropewalk.cluster.membership.contact import Contact, SessionEndedError
-from ropewalk.cluster.membership.handshake import is_welcome, new_nonce, sign_hello
-from ropewalk.cluster.membership.protocol import LONGEST_BYTES, Limits, Message, pack, unpack
+from ropewalk.cluster.membership.handshake import is_answer, new_nonce, sign_answer
+from ropewalk.cluster.membership.protocol import LONGEST_BYTES, RETURN_SECONDS, SILENCE_SECONDS, Message, pack, unpack
 
 CONNECT_SECONDS = 1.0
 CHUNK_BYTES = 4096
@@ -34,7 +34,7 @@ class Link:
         """
         self.key, self.clock = key, RunningClock()
         self._place, self._introduction, self._fence, self._patience = (host, port), introduction, fence, patience_seconds
-        self._contact = Contact(new_nonce(), Limits())
+        self._contact = Contact(new_nonce())
         self.lost = ""
         self.silent_seconds = 0.0
         self._connect(CONNECT_SECONDS)
@@ -55,7 +55,7 @@ class Link:
         readable = multiprocessing.connection.wait([self._socket, *others], max(0.0, seconds))
         messages = self._read() if self._socket in readable else []
         now = self.clock()
-        limit = self._contact.limits.silence_seconds if self._contact.connected else self._patience
+        limit = SILENCE_SECONDS if self._contact.connected else self._patience
         if (silent := self._contact.silent_seconds(now)) > limit and not self.lost:
             self.silent_seconds = silent
             self._lose(f"nothing heard for {limit:.0f} s")
@@ -114,9 +114,9 @@ class Link:
             received = self._contact.hear(message, self.clock())
             return [received] if received is not None else []
         if message["say"] == "challenge":
-            hello = {**self._hello, **self._introduction}
-            self._write([sign_hello(self.key, str(message["nonce"]), self._nonce, hello)])
-        elif is_welcome(self.key, self._nonce, message):
+            hello = {**self._hello, **self._introduction, "nonce": self._nonce}
+            self._write([sign_answer(self.key, str(message["nonce"]), hello)])
+        elif is_answer(self.key, self._nonce, "welcome", message):
             self._write(self._contact.welcome(message, self.clock()))
         else:
             raise ValueError(f"{message['say']!r} before a welcome with the run's key")
@@ -128,7 +128,7 @@ class Link:
         if self.lost or not self._contact.connected:
             return self._lose(why)
         try:
-            return self._connect(self._contact.limits.return_seconds)
+            return self._connect(RETURN_SECONDS)
         except OSError:
             return self._lose(why)
 

@@ -1,7 +1,7 @@
 """The coordinator's side of all sessions, without a clock or a socket: events and times in, messages out.
 
 A connection that the peer's kernel closes is a death unless the agent returns with its session within 0.2 s. An agent that sends
-nothing for `Limits.silence_seconds` is dead or disconnected. The caller's clock must not count time in which its process could
+nothing for SILENCE_SECONDS is dead or disconnected. The caller's clock must not count time in which its process could
 not run, such as a suspended machine. A session that has ended is forgotten: its agent gets a new one when it returns.
 """
 
@@ -10,8 +10,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ropewalk.cluster.membership.channel import Channel
-from ropewalk.cluster.membership.protocol import Limits, Message
+from ropewalk.cluster.membership.protocol import BEAT_SECONDS, RETURN_SECONDS, SILENCE_SECONDS, Channel, Message
 
 Connection = Hashable
 
@@ -73,8 +72,7 @@ Output = Send | Close | Joined | Received | Died
 class Members:
     """All members. Every method returns what follows from an event at the time `now`, in order."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self) -> None:
         self.by_session: dict[str, Member] = {}
         self._by_connection: dict[Connection, Member] = {}
         self._disconnected: set[Member] = set()
@@ -126,23 +124,17 @@ class Members:
         return [Send(member.connection, numbered)] if member.connection is not None else []
 
     def tick(self, now: float) -> list[Output]:
-        """Let time pass: send due heartbeats, and end the sessions of dead members. Call it at `next_tick` at the latest."""
-        ended = [member for member in self._disconnected if now - member.closed >= self.limits.return_seconds]
+        """Let time pass: send due heartbeats, and end the sessions of dead members. Call it often."""
+        ended = [member for member in self._disconnected if now - member.closed >= RETURN_SECONDS]
         outputs = self._end(ended, silent=False)
         if now < self._next_beat:
             return outputs
-        self._next_beat = now + self.limits.beat_seconds
+        self._next_beat = now + BEAT_SECONDS
         members = list(self.by_session.values())
-        outputs += self._end([each for each in members if now - each.heard > self.limits.silence_seconds], silent=True)
+        outputs += self._end([each for each in members if now - each.heard > SILENCE_SECONDS], silent=True)
         for member in self._by_connection.values():
             outputs += [Send(member.connection, message) for message in member.channel.beat()]
         return outputs
-
-    @property
-    def next_tick(self) -> float:
-        """Time of the next call of `tick`."""
-        closed = min((member.closed for member in self._disconnected), default=math.inf)
-        return min(self._next_beat, closed + self.limits.return_seconds)
 
     def _end(self, members: Iterable[Member], *, silent: bool) -> list[Output]:
         outputs: list[Output] = []

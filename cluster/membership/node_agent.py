@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_REQUEUE
 from ropewalk.cluster.membership.protocol import Message
@@ -11,18 +12,14 @@ from ropewalk.cluster.membership.protocol import Message
 LEAVE_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Tell:
-    """Send the coordinator a message."""
+class Order(Enum):
+    """Actions without arguments."""
 
-    message: Message
-
-
-@dataclass(frozen=True)
-class BeReady:
-    """Tell the coordinator that ranks can start, with `group` and a free port for the store of rank 0."""
-
-    group: int
+    BE_READY = auto()  # tell the coordinator that ranks can start, with a free port for the store of rank 0
+    RELEASE = auto()  # have the ranks leave their group, and kill those that cannot; `NodeAgent.released` follows
+    KILL = auto()  # kill all ranks
+    SAVE = auto()  # ask the ranks to save, since a new group is to form
+    RECORD = auto()  # record the stacks of the ranks
 
 
 @dataclass(frozen=True)
@@ -37,39 +34,20 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Release:
-    """Have the ranks leave their group, and kill those that cannot; `NodeAgent.released` follows."""
-
-
-@dataclass(frozen=True)
-class Kill:
-    """Kill all ranks; `NodeAgent.killed` follows."""
-
-
-@dataclass(frozen=True)
-class Save:
-    """Ask the ranks to save, since a new group is to form."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """Record the stacks of the ranks."""
-
-
-@dataclass(frozen=True)
 class Exit:
     """Leave the group, and exit with a code."""
 
     code: int
 
 
-Action = Tell | BeReady | Start | Release | Kill | Save | Record | Exit
+Action = Message | Order | Start | Exit  # a message goes to the coordinator
 
 
 @dataclass
 class NodeAgent:
     """The ranks of one node in the newest group that they belong to. Every method returns the actions that follow."""
 
+    ranks: int  # in a group
     elastic: bool
     stopping: bool = False  # the node has to stop: it saves and leaves
     group: int = 0
@@ -80,71 +58,60 @@ class NodeAgent:
 
     def joined(self) -> list[Action]:
         """Begin a session; ranks of an earlier one belong to a group that is lost."""
-        if not self.running:
-            return [BeReady(self.group)]
-        self._kill_at = -math.inf
-        return [Kill()]
+        return self.kill() if self.running else [Order.BE_READY]
 
     def take(self, message: Message, now: float) -> list[Action]:
         """Take a message of the coordinator."""
         match message["say"]:
             case "form":
-                self.group, self.codes = message["group"], {}
+                start = Start(*(message[key] for key in ("group", "node_rank", "nodes", "address", "port")))
+                self.group, self.codes = start.group, {}
+                self.running = set(range(start.node_rank * self.ranks, (start.node_rank + 1) * self.ranks))
                 self._release_at = self._kill_at = math.inf
-                return [Start(*(message[key] for key in ("group", "node_rank", "nodes", "address", "port")))]
+                return [start]
             case "over":
-                return [Kill(), Exit(message["code"])]
+                return [Order.KILL, Exit(message["code"])]
             case "end" if message["group"] == self.group:
                 if not self.running:
-                    return [BeReady(self.group)]
+                    return [Order.BE_READY]
                 self._release_at = now + message["seconds"]
                 return self.tick(now)
             case "save" if message["group"] == self.group:
-                return [Save()]
+                return [Order.SAVE]
             case "record" if message["group"] == self.group:
-                return [Record()]
+                return [Order.RECORD]
         return []
-
-    def started(self, ranks: set[int]) -> None:
-        self.running = set(ranks)
 
     def released(self, remaining: set[int], now: float) -> list[Action]:
         """Take note that the ranks were told to leave: `remaining` will do so, the others are dead."""
-        if not remaining:
-            return self.killed()
         self.running, self._release_at, self._kill_at = set(remaining), math.inf, now + LEAVE_SECONDS
-        return []
+        return [] if remaining else [Order.BE_READY]
 
     def ended(self, codes: Mapping[int, int]) -> list[Action]:
         """Report ranks that ended or left their group by themselves, with their exit codes; 75 for those that left."""
         self.running -= codes.keys()
         self.codes |= codes
         leave = self._kill_at < math.inf and set(codes.values()) == {EXIT_LOST_PEER}
-        report: list[Action] = [] if leave else [Tell({"say": "ended", "group": self.group, "codes": dict(codes)})]
+        report: list[Action] = [] if leave else [{"say": "ended", "group": self.group, "codes": dict(codes)}]
         if self.running:
             return report
         if EXIT_REQUEUE in self.codes.values() and (self.stopping or not self.elastic):
             return [*report, Exit(EXIT_REQUEUE)]
         ready = EXIT_REQUEUE in self.codes.values() or min(self._release_at, self._kill_at) < math.inf
-        return [*report, BeReady(self.group)] if ready else report
+        return [*report, Order.BE_READY] if ready else report
 
-    def killed(self) -> list[Action]:
-        """Take note that all ranks are dead."""
+    def kill(self) -> list[Action]:
+        """Kill all ranks."""
         self.running = set()
-        self._release_at = self._kill_at = math.inf
-        return [BeReady(self.group)]
+        return [Order.KILL, Order.BE_READY]
 
     def tick(self, now: float) -> list[Action]:
-        """Let time pass. Call it at `next_tick` at the latest."""
+        """Let time pass. Call it often."""
         if self.running and now >= self._kill_at:
-            return [Kill()]
-        return [Release()] if self.running and now >= self._release_at else []
+            return self.kill()
+        return [Order.RELEASE] if self.running and now >= self._release_at else []
 
     @property
     def has_nothing_to_save(self) -> bool:
         """True if all ranks are gone and none has saved or finished: a stop need not wait for the coordinator."""
         return not self.running and not {EXIT_DONE, EXIT_REQUEUE} & {*self.codes.values()}
-
-    @property
-    def next_tick(self) -> float:
-        return min(self._release_at, self._kill_at) if self.running else math.inf

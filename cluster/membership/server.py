@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ropewalk.cluster.membership.clock import RunningClock
-from ropewalk.cluster.membership.handshake import new_nonce, proves_key, sign_welcome
+from ropewalk.cluster.membership.handshake import is_answer, new_nonce, sign_answer
 from ropewalk.cluster.membership.members import Close, Died, Joined, Member, Members, Output, Received, Send
-from ropewalk.cluster.membership.protocol import LONGEST_BYTES, Limits, Message, pack, unpack
+from ropewalk.cluster.membership.protocol import LONGEST_BYTES, SILENCE_SECONDS, Message, pack, unpack
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +38,10 @@ class Server:
     `admit` is called in another thread, with hellos whose sender has the key.
     """
 
-    def __init__(self, key: str, admit: Admit, handle: Callable[[Event | None], None], limits: Limits | None = None) -> None:
+    def __init__(self, key: str, admit: Admit, handle: Callable[[Event | None], None]) -> None:
         self._key, self._admit, self._handle = key, admit, handle
         self.clock = RunningClock()
-        self.members = Members(limits or Limits())
+        self.members = Members()
         self._refused: dict[str, str] = {}  # reason by session
 
     async def serve(self, listener: socket.socket) -> None:
@@ -57,14 +57,11 @@ class Server:
 
     async def close(self) -> None:
         """Close all connections after what was sent has arrived."""
-        connections = [member.connection for member in self.members.by_session.values() if member.connection is not None]
-        for connection in connections:
-            connection.writer.close()  # type: ignore[attr-defined]
-        for connection in connections:
-            try:
-                await connection.writer.wait_closed()  # type: ignore[attr-defined]
-            except OSError:
-                continue  # disconnected already
+        connections = (member.connection for member in self.members.by_session.values())
+        writers = [connection.writer for connection in connections if isinstance(connection, _Connection)]
+        for writer in writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)  # some are closed already
 
     def _perform(self, outputs: list[Output]) -> None:
         for output in outputs:
@@ -77,7 +74,7 @@ class Server:
                 connection.writer.close()
             elif isinstance(output, Send) and not connection.writer.is_closing():
                 welcome = output.message["say"] == "welcome"
-                message = sign_welcome(self._key, connection.nonce, output.message) if welcome else output.message
+                message = sign_answer(self._key, connection.nonce, output.message) if welcome else output.message
                 connection.writer.write(pack(message))
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -86,7 +83,7 @@ class Server:
         try:
             challenge = new_nonce()
             writer.write(pack({"say": "challenge", "nonce": challenge}))
-            hello = unpack(await asyncio.wait_for(reader.readline(), self.members.limits.silence_seconds))
+            hello = unpack(await asyncio.wait_for(reader.readline(), SILENCE_SECONDS))
             caller = str(writer.get_extra_info("peername")[0])
             if (peer := await self._verify(hello, challenge, caller)) is None:
                 return
@@ -104,7 +101,7 @@ class Server:
     async def _verify(self, hello: Message, challenge: str, caller: str) -> Any:
         """Return the identification of the caller if it may join, else None."""
         try:
-            if not proves_key(self._key, challenge, hello):
+            if not is_answer(self._key, challenge, "hello", hello):
                 raise RefusedError("it does not have the run's key")
             return await asyncio.to_thread(self._admit, hello, caller)
         except RefusedError as error:

@@ -6,7 +6,7 @@ Requests are lines of JSON, each answered by one; the content of a file follows 
 import socket
 from typing import IO, Any
 
-from ropewalk.cluster.membership.handshake import is_welcome, new_nonce, sign_hello
+from ropewalk.cluster.membership.handshake import is_answer, new_nonce, sign_answer
 from ropewalk.cluster.membership.protocol import LONGEST_BYTES, Message, pack, unpack
 
 WAIT_SECONDS = 10.0  # for the other side to send or take anything
@@ -34,8 +34,8 @@ class MemoryPeer:
     def _greet(self, key: str) -> None:
         nonce = new_nonce()
         challenge = read_line(self._stream)
-        self._socket.sendall(pack(sign_hello(key, str(challenge.get("nonce")), nonce, {"say": "hello"})))
-        if not is_welcome(key, nonce, read_line(self._stream)):
+        self._socket.sendall(pack(sign_answer(key, str(challenge.get("nonce")), {"say": "hello", "nonce": nonce})))
+        if not is_answer(key, nonce, "welcome", read_line(self._stream)):
             raise MemoryPeerError(f"{self.address}: not a node of this run")
 
     def put(self, writer: str, name: str, content: Any, keep: str = "") -> None:

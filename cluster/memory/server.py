@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import IO
 
-from ropewalk.cluster.membership.handshake import new_nonce, proves_key, sign_welcome
+from ropewalk.cluster.membership.handshake import is_answer, new_nonce, sign_answer
 from ropewalk.cluster.membership.protocol import Message, pack
 from ropewalk.cluster.memory.peer import WAIT_SECONDS, MemoryPeerError, read_line
 from ropewalk.cluster.memory.slots import MOST_BYTES, NAME, CopyName, Slots, files_of
@@ -65,9 +65,9 @@ class MemoryServer:
         challenge = new_nonce()
         connection.sendall(pack({"say": "challenge", "nonce": challenge}))
         hello = read_line(stream)
-        if not proves_key(self.access.key, challenge, hello):
+        if not is_answer(self.access.key, challenge, "hello", hello):
             raise MemoryPeerError("a caller without the run's key")
-        connection.sendall(pack(sign_welcome(self.access.key, str(hello["nonce"]), {"say": "welcome"})))
+        connection.sendall(pack(sign_answer(self.access.key, str(hello["nonce"]), {"say": "welcome"})))
 
 
 class _Session:

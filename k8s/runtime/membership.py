@@ -10,7 +10,7 @@ from concurrent.futures import Future
 
 from ropewalk.cluster.membership import members
 from ropewalk.cluster.membership.members import Joined, Received
-from ropewalk.cluster.membership.protocol import Limits, Message
+from ropewalk.cluster.membership.protocol import Message
 from ropewalk.cluster.membership.server import Event, Server
 from ropewalk.cluster.process.forking import wait_by_polling
 from ropewalk.cluster.supervise.allocation import AgentSpec, GroupServerSpec
@@ -82,9 +82,9 @@ class Member:
 class Membership:
     """All current and former members. Serves connections in a thread; the methods may be called from any thread."""
 
-    def __init__(self, listener: socket.socket, key: str, admit: Admit, limits: Limits | None = None) -> None:
+    def __init__(self, listener: socket.socket, key: str, admit: Admit) -> None:
         self._loop = asyncio.new_event_loop()
-        self._server = Server(key, lambda hello, caller: admit(Pod(**hello["pod"]), caller), self._handle, limits)
+        self._server = Server(key, lambda hello, caller: admit(Pod(**hello["pod"]), caller), self._handle)
         self._members: dict[members.Member, Member] = {}
         self._lock = threading.Lock()
         self._departed: list[Member] = []

@@ -1,9 +1,9 @@
 """Timeouts and polling intervals of a run's pods, in seconds."""
 
-from ropewalk.cluster.membership.protocol import Limits
+from ropewalk.cluster.membership.protocol import SILENCE_SECONDS
 
 # --- the connection between a pod and the coordinator
-LOST_SECONDS = Limits().silence_seconds  # without a message: the other side is dead or disconnected
+LOST_SECONDS = SILENCE_SECONDS  # without a message: the other side is dead or disconnected
 COORDINATOR_START_SECONDS = 30.0  # a starting coordinator may be silent this long
 RETRY_CONNECT_SECONDS = 0.5  # before the next connection to a coordinator that has not answered
 FAREWELL_SECONDS = 5.0  # for delivering the coordinator's last message to all pods

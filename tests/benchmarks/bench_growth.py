@@ -27,8 +27,7 @@ from transformers import AutoConfig
 
 from ropewalk.cluster.backends.base import BackendState
 from ropewalk.cluster.engines.ranks import RanksNode
-from ropewalk.cluster.membership.decisions import Tell
-from ropewalk.cluster.membership.groups import Groups
+from ropewalk.cluster.membership.groups import Groups, Tell
 from ropewalk.cluster.membership.members import Died, Member, Received
 from ropewalk.cluster.membership.protocol import Message, pack
 from ropewalk.cluster.process.signals import ShutdownGate

@@ -1,16 +1,17 @@
 """Logs of ranks: one each, or one a node in a large group."""
 
-import os
+import multiprocessing
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from ropewalk.cluster.engines.rank import RankArguments, run_rank
+from ropewalk.cluster.engines.rank import run_rank
 from ropewalk.cluster.engines.ranks import RanksNode
 from ropewalk.cluster.process.signals import ShutdownGate
+from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.group_line import Assignment
+from ropewalk.cluster.run.group_line import Assignment, GroupLine
 from tests.fork_server import SERVER
 
 RANKS = 4
@@ -41,9 +42,8 @@ def node_of(run: RunDir, most_nodes: int) -> RanksNode:
 
 def run_ranks_of(run: RunDir, shared_log: str) -> list[int | None]:
     """Run the entry on ranks 0 to 3 of a node, without a group. Returns their exit codes."""
-    paths = {"run": run.path, "stop_flag": run.path / "stop", "regroup_flag": run.path / "regroup"}
-    arguments = RankArguments(**paths, attempt=1, agent_pid=os.getpid(), hung_seconds=None, shared_log=shared_log)
-    processes = [SERVER.Process(target=rank_main, args=(rank, arguments)) for rank in range(RANKS)]
+    node = JobContext(run=run, attempt=1, stop_flag=run.path / "stop", shared_log=shared_log)
+    processes = [SERVER.Process(target=rank_main, args=(rank, node)) for rank in range(RANKS)]
     for process in processes:
         process.start()
     for process in processes:
@@ -51,9 +51,12 @@ def run_ranks_of(run: RunDir, shared_log: str) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def rank_main(rank: int, arguments: RankArguments) -> None:
+def rank_main(rank: int, node: JobContext) -> None:
     variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"}
-    sys.exit(run_rank(arguments, Assignment(group=1, variables=variables)))
+    agent, line = multiprocessing.Pipe()
+    code = run_rank(node, Assignment(group=1, variables=variables), GroupLine(line, may_stay=False))
+    agent.close()
+    sys.exit(code)
 
 
 def begun(root: Path, **record: Any) -> RunDir:

@@ -11,7 +11,6 @@ is committed twice.
 import argparse
 import heapq
 import itertools
-import math
 import multiprocessing
 import sys
 from collections.abc import Callable
@@ -20,18 +19,16 @@ from random import Random
 from typing import Any
 
 from ropewalk.cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
-from ropewalk.cluster.membership import groups, node_agent
 from ropewalk.cluster.membership.contact import Contact, SessionEndedError
-from ropewalk.cluster.membership.groups import Groups
+from ropewalk.cluster.membership.groups import Decision, Failed, Groups, Tell
 from ropewalk.cluster.membership.members import Close, Members, Output, Send
-from ropewalk.cluster.membership.node_agent import NodeAgent
-from ropewalk.cluster.membership.protocol import Limits, Message
+from ropewalk.cluster.membership.node_agent import Action, Exit, NodeAgent, Order, Start
+from ropewalk.cluster.membership.protocol import SILENCE_SECONDS, Message
 
-LIMITS = Limits()
 LATENCY, STEP_SECONDS, RETRY_SECONDS = 0.002, 0.15, 0.1
 STAYS, LEAVES = 0.8, 0.8  # shares of ranks whose process can stay for the next group, and of those that do so in time
 TERM_CHECK_SECONDS = 2.0  # between two looks of a coordinator at the newest term
-TIMER_SECONDS = 1e-4  # a timer is late by this, whatever floats round to
+TICK_SECONDS = 0.05  # between two looks of a process at its clock
 QUIET_SECONDS = 30.0  # after the last fault: for all nodes to work in one group
 Fence = tuple[int, int]
 
@@ -109,7 +106,7 @@ class Actor:
         self.world, self.dead, self.frozen = world, False, False
         self._stood_still, self._frozen_at = 0.0, 0.0
         self._waiting: list[Callable[[], None]] = []
-        self._wake = math.inf
+        world.at(TICK_SECONDS * world.random.random(), self._tick)
 
     @property
     def clock(self) -> float:
@@ -121,7 +118,6 @@ class Actor:
             self._waiting.append(action)
         elif not self.dead:
             action()
-            self._plan()
 
     def freeze(self, seconds: float) -> None:
         if not self.frozen and not self.dead:
@@ -132,25 +128,15 @@ class Actor:
         if self.frozen:
             self.frozen = False
             self._stood_still += self.world.now - self._frozen_at
-            waiting, self._waiting, self._wake = self._waiting, [], math.inf
+            waiting, self._waiting = self._waiting, []
             for action in waiting:
                 self.do(action)
-            self.do(lambda: None)
 
-    def _plan(self) -> None:
-        """Wake up at the time of the next timer."""
-        due = self.next_tick()
-        if due < self._wake:
-            self._wake = due
-            self.world.at(max(0.0, due - self.clock) + TIMER_SECONDS, lambda: self._tick(due))
-
-    def _tick(self, due: float) -> None:
-        if due == self._wake and not self.frozen and not self.dead:
-            self._wake = math.inf
-            self.do(self.tick)
-
-    def next_tick(self) -> float:
-        raise NotImplementedError
+    def _tick(self) -> None:
+        if not self.dead:
+            self.world.at(TICK_SECONDS, self._tick)
+            if not self.frozen:
+                self.tick()
 
     def tick(self) -> None:
         raise NotImplementedError
@@ -187,9 +173,8 @@ class Coordinator(Actor):
 
     def __init__(self, world: World, term: int) -> None:
         super().__init__(world)
-        self.term, self.members = term, Members(LIMITS)
+        self.term, self.members = term, Members()
         self.groups = Groups(term, world.least, world.most, ranks_per_node=1, spare=world.spare)
-        self._plan()
         world.at(TERM_CHECK_SECONDS, self._check_term)
 
     def _check_term(self) -> None:
@@ -198,9 +183,6 @@ class Coordinator(Actor):
             self.world.at(TERM_CHECK_SECONDS, self._check_term)
         elif not self.dead:
             self.die()
-
-    def next_tick(self) -> float:
-        return min(self.members.next_tick, self.groups.next_tick)
 
     def tick(self) -> None:
         self._perform(self.members.tick(self.clock))
@@ -230,14 +212,14 @@ class Coordinator(Actor):
     def _send(self, wire: Any, message: Message) -> None:
         wire.deliver(lambda: wire.agent.do(lambda: wire.agent.hear(wire, message)))
 
-    def _decide(self, decisions: list[groups.Decision]) -> None:
+    def _decide(self, decisions: list[Decision]) -> None:
         for decision in decisions:
-            if isinstance(decision, groups.Tell):
+            if isinstance(decision, Tell):
                 self._perform(self.members.send(decision.member, decision.message))
-            elif isinstance(decision, groups.Failed):
+            elif isinstance(decision, Failed):
                 self.world.at(LATENCY, lambda: self.do(lambda: self._decide(self.groups.judge(None, self.clock))))
-            elif isinstance(decision, groups.GroupFormed):
-                self.world.note(f"coordinator {self.term} forms group {decision.group} of {decision.nodes}")
+            elif decision.kind == "group_formed":
+                self.world.note(f"coordinator {self.term} forms a group: {dict(decision.fields)}")
 
     def die(self) -> None:
         self.dead = True
@@ -253,23 +235,18 @@ class Agent(Actor):
         super().__init__(world)
         self.node, self.wire, self.term = node, None, 0
         self.contact: Contact | None = None
-        self.ranks = NodeAgent(elastic=world.least < world.most or world.spare > 0)
+        self.ranks = NodeAgent(ranks=1, elastic=world.least < world.most or world.spare > 0)
         self.fence: Fence = (0, 0)  # newest group that ranks were started of
         self._connect_at = 0.0
         self._sessions = itertools.count()
-        self._plan()
 
     wire: Wire | None
 
-    def next_tick(self) -> float:
-        if self.wire is None:
-            return self._connect_at
-        return min(self.contact.next_tick if self.contact is not None else math.inf, self.ranks.next_tick)
-
     def tick(self) -> None:
         if self.wire is None:
-            self._connect()
-        elif self.contact is not None and self.contact.silent_seconds(self.clock) > LIMITS.silence_seconds:
+            if self.clock >= self._connect_at:
+                self._connect()
+        elif self.contact is not None and self.contact.silent_seconds(self.clock) > SILENCE_SECONDS:
             self.wire.close(self)
             self.closed(self.wire)
         elif self.contact is not None:
@@ -284,7 +261,7 @@ class Agent(Actor):
         if coordinator is None or coordinator.dead or world.now < self.unreachable_until:
             return
         if self.contact is None or coordinator.term != self.term:
-            self.term, self.contact = coordinator.term, Contact(f"{self.node}/{id(self)}/{next(self._sessions)}", LIMITS)
+            self.term, self.contact = coordinator.term, Contact(f"{self.node}/{id(self)}/{next(self._sessions)}")
         self.wire = wire = Wire(self, coordinator)
         hello = self.contact.hello(self.fence, self.clock)
         wire.deliver(lambda: coordinator.do(lambda: coordinator.hear(wire, hello)))
@@ -293,7 +270,8 @@ class Agent(Actor):
 
     def closed(self, wire: Wire) -> None:
         if wire is self.wire:
-            self.wire, self._connect_at = None, self.clock
+            self.wire = None
+            self._connect()
 
     def hear(self, wire: Wire, message: Message) -> None:
         if wire is not self.wire or self.contact is None:
@@ -323,31 +301,27 @@ class Agent(Actor):
         if self.contact is not None:
             self._send(self.contact.send(message))
 
-    def _act(self, actions: list[node_agent.Action]) -> None:
+    def _act(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case node_agent.Tell():
-                    self.tell(action.message)
-                case node_agent.BeReady() if self.ranks.stopping:
+                case dict():
+                    self.tell(action)
+                case Order.BE_READY if self.ranks.stopping:
                     self.leave()
-                case node_agent.BeReady():
-                    ready = {"say": "ready", "node": self.node, "address": "", "port": 1, "group": action.group}
-                    self.tell(ready)
-                case node_agent.Start():
+                case Order.BE_READY:
+                    self.tell({"say": "ready", "node": self.node, "address": "", "port": 1, "group": self.ranks.group})
+                case Start():
                     self.fence = (self.term, action.group)
-                    self.ranks.started({action.node_rank})
                     self.world.work.start(self.fence, action.node_rank, action.nodes, self)
-                case node_agent.Release():
+                case Order.RELEASE:
                     self._act(self.ranks.released(self.world.work.release(self), self.clock))
-                case node_agent.Kill():
-                    if self.ranks.running:
-                        self.world.work.kill(self)
-                        self._act(self.ranks.killed())
-                case node_agent.Save():
+                case Order.KILL:
+                    self.world.work.kill(self)
+                case Order.SAVE:
                     self.world.work.save(self.fence)
-                case node_agent.Exit() if self.ranks.stopping:
+                case Exit() if self.ranks.stopping:
                     self.leave()
-                case node_agent.Exit():
+                case Exit():
                     raise ViolationError(f"node {self.node} exits with {action.code}")
 
     def rank_ended(self, fence: Fence, rank: int, code: int) -> None:
@@ -503,8 +477,8 @@ def disturb(world: World) -> None:
                 each.wire.cut_until = each.unreachable_until
     elif kind == "leader freezes":
         leader.freeze(seconds)
-        if seconds > LIMITS.silence_seconds:
-            world.at(LIMITS.silence_seconds, world.elect)
+        if seconds > SILENCE_SECONDS:
+            world.at(SILENCE_SECONDS, world.elect)
     elif kind == "leader dies":
         leader.die()
         world.at(seconds, world.elect)

@@ -16,9 +16,9 @@ from typing import Any, cast
 import pytest
 
 from ropewalk.cluster.membership import server
-from ropewalk.cluster.membership.handshake import is_welcome, sign_hello
+from ropewalk.cluster.membership.handshake import is_answer, sign_answer
 from ropewalk.cluster.membership.link import Link
-from ropewalk.cluster.membership.protocol import Message, pack, unpack
+from ropewalk.cluster.membership.protocol import SILENCE_SECONDS, Message, pack, unpack
 from ropewalk.cluster.membership.server import RefusedError, Server
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.client import ApiAwayError, ApiError, ForbiddenError
@@ -30,7 +30,6 @@ from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 
 HEARTBEAT_SECONDS = 0.1
-LOST_SECONDS = 2.0
 KEY = "0123456789abcdef" * 4
 POD = Pod(name="a", uid="1", index=0, address="127.0.0.1")
 BEAT = {"say": "beat", "got": 0}
@@ -38,8 +37,8 @@ BEAT = {"say": "beat", "got": 0}
 
 def hello(key: str, challenge: str, nonce: str, pod: Pod, session: str = "s") -> Message:
     """Hello of a pod for its first connection."""
-    message = {"say": "hello", "session": session, "begun": False, "fence": [0, 0], "got": 0, "name": pod.name, "pod": vars(pod)}
-    return sign_hello(key, challenge, nonce, message)
+    message = {"say": "hello", "session": session, "begun": False, "fence": [0, 0], "got": 0, "nonce": nonce}
+    return sign_answer(key, challenge, {**message, "name": pod.name, "pod": vars(pod)})
 
 
 def link_to(port: int) -> Link:
@@ -48,12 +47,10 @@ def link_to(port: int) -> Link:
 
 COORDINATOR = f"""
 import socket, sys, time
-from ropewalk.cluster.membership.protocol import Limits
 from ropewalk.k8s.runtime.membership import Membership
 
-limits = Limits(beat_seconds={HEARTBEAT_SECONDS}, least_silence_seconds={LOST_SECONDS})
 listener = socket.create_server(("127.0.0.1", 0))
-known = Membership(listener, "{KEY}", lambda pod, caller: pod, limits)
+known = Membership(listener, "{KEY}", lambda pod, caller: pod)
 print(listener.getsockname()[1], flush=True)
 while True:
     for member in known.departed():
@@ -119,7 +116,7 @@ def coordinator() -> Iterator[Coordinator]:
 @pytest.fixture
 def caller(coordinator: Coordinator) -> Iterator[Caller]:
     caller = Caller(coordinator.port)
-    assert is_welcome(KEY, "of the caller", caller.hear())
+    assert is_answer(KEY, "of the caller", "welcome", caller.hear())
     yield caller
     caller.close()
 
@@ -128,7 +125,7 @@ def test_a_pod_that_falls_silent_is_lost(coordinator: Coordinator, caller: Calle
     caller.silent.set()
     began = time.monotonic()
     until(lambda: coordinator.said == ["silent"], Patience.SIGNAL)
-    assert time.monotonic() - began >= LOST_SECONDS - 2 * HEARTBEAT_SECONDS
+    assert time.monotonic() - began >= SILENCE_SECONDS - 2 * HEARTBEAT_SECONDS
 
 
 def test_a_pod_that_closes_the_connection_is_gone(coordinator: Coordinator, caller: Caller) -> None:
@@ -139,7 +136,7 @@ def test_a_pod_that_closes_the_connection_is_gone(coordinator: Coordinator, call
 def test_a_coordinator_that_stood_still_does_not_take_its_pods_for_silent(coordinator: Coordinator, caller: Caller) -> None:
     """Messages of the meantime are read before the clock."""
     coordinator.process.send_signal(signal.SIGSTOP)
-    time.sleep(1.5 * LOST_SECONDS)
+    time.sleep(1.5 * SILENCE_SECONDS)
     coordinator.process.send_signal(signal.SIGCONT)
     time.sleep(0.5)
     assert coordinator.said == []

@@ -14,7 +14,7 @@ import psutil
 from ropewalk.cluster.agent.energy import EnergyAccount
 from ropewalk.cluster.process.log_rotation import rotate, rotate_logs
 from ropewalk.cluster.run.files import append_line
-from ropewalk.cluster.run.heartbeat import read_beat, read_totals
+from ropewalk.cluster.run.heartbeat import time_sample
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +72,6 @@ def _gpus() -> dict[str, float]:
     with suppress(pynvml.NVMLError):
         pynvml.nvmlShutdown()
     return values
-
-
-def time_sample(heart: Path | None) -> dict[str, Any]:
-    """Return the run's seconds by class until the last heartbeat, and the class since then, if rank 0 is on this node."""
-    totals, beat = (read_totals(heart), read_beat(heart)) if heart is not None else (None, None)
-    return {"run_seconds": totals, "run_class": beat.phase.time_class.value} if totals and beat else {}
 
 
 class Monitor:

@@ -158,6 +158,7 @@ class GroupWatch:
             "node": formation.node,
             "step": max(beats[rank].step for rank in silent),
             "seconds": round(max(self.watch.seconds_since_beat(rank) for rank in silent), 2),
+            "since": round(min(map(self.watch.beat_wall_time, silent)), 3),
         }
 
 

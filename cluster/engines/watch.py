@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ropewalk.cluster.engines.activity import Activity, RankProcess, RankSample, activity, stop_marker
 from ropewalk.cluster.engines.stacks import Stack
@@ -29,6 +29,7 @@ class _Silence:
     sample: RankSample | None = None
     sampled_at: float = -math.inf
     activity: Activity | None = None  # between the newest two samples
+    wall_time: float = field(default_factory=time.time)  # when this agent saw the heartbeat, in seconds since the epoch
 
 
 class Watch:
@@ -67,6 +68,10 @@ class Watch:
 
     def seconds_since_beat(self, rank: int) -> float:
         return self._now - self._silences[rank].since
+
+    def beat_wall_time(self, rank: int) -> float:
+        """Return when this agent saw the newest heartbeat of a rank, in seconds since the epoch."""
+        return self._silences[rank].wall_time
 
     def stack(self, rank: int) -> Stack:
         """Return the stack of a rank in its newest sample."""

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ropewalk.cluster.run.phase_clock import Phase, PhaseClock, TimeClass
 
@@ -106,6 +107,7 @@ class Heart:
         self._number = self._steps = 0
         self._phase, self._since = Phase.NOTHING, 0.0
         self._map = _open(path) if path is not None and hung_seconds is not None else None
+        self.left = time_sample(path) if self._map else {}  # by rank 0 of the group before
         self.phases = PhaseClock(clock)
         self.pace = Pace(hung_seconds or 0.0, list(_LONGEST.unpack_from(self._map, _LONGEST_AT)) if self._map else None)
 
@@ -176,3 +178,9 @@ def read_totals(path: Path) -> dict[str, float] | None:
         if any(totals)
         else None
     )
+
+
+def time_sample(heart: Path | None) -> dict[str, Any]:
+    """Return the run's seconds by class until the last heartbeat, and the class since then, if rank 0 is on this node."""
+    totals, beat = (read_totals(heart), read_beat(heart)) if heart is not None else (None, None)
+    return {"run_seconds": totals, "run_class": beat.phase.time_class.value} if totals and beat else {}

@@ -75,7 +75,7 @@ class PhaseClock:
         self.started = self._since  # time of the first phase
         self._recovering = False  # until the next step
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
-        self._steps = 0
+        self._steps, self._step = 0, 0.0  # `_step`: seconds of this step so far, without what was slow
         self.counts_run = False
 
     def begin(self, earlier: Mapping[TimeClass, float], *, recovering: bool) -> None:
@@ -96,9 +96,11 @@ class PhaseClock:
             self._count_step(now - self._since)
         else:
             self._seconds[self.name] += now - self._since
+        if phase is Phase.DATA and self._step:
+            self._end_step()
         if phase in _STEPS:
             self._recovering = False
-        elif phase is Phase.LOADING and self._steps:  # a rollback
+        elif phase is Phase.LOADING and (self._steps or self._step):  # a rollback
             self._recovering = True
         self.phase, self._since = phase, now
 
@@ -108,13 +110,19 @@ class PhaseClock:
         return TimeClass.RECOVERING if self._recovering else self.phase.time_class
 
     def _count_step(self, seconds: float) -> None:
+        """Count a step, or a part of one that waits for a copy in between."""
+        step = self._step + seconds
+        mean = sum(self._recent) / len(self._recent) if len(self._recent) >= LEAST_STEPS else step
+        slow = min(step - mean, seconds) if step > max(SLOW_FACTOR * mean, mean + SLOW_SECONDS) else 0.0
+        self._seconds[TimeClass.TRAINING] += seconds - slow
+        self._seconds[TimeClass.SLOW] += slow
+        self._step = step - slow
+
+    def _end_step(self) -> None:
         self._steps += 1
-        mean = sum(self._recent) / len(self._recent) if len(self._recent) >= LEAST_STEPS else seconds
-        normal = mean if seconds > max(SLOW_FACTOR * mean, mean + SLOW_SECONDS) else seconds
-        self._seconds[TimeClass.TRAINING] += normal
-        self._seconds[TimeClass.SLOW] += seconds - normal
         if self._steps > SKIPPED_STEPS:
-            self._recent.append(normal)
+            self._recent.append(self._step)
+        self._step = 0.0
 
     def split(self) -> None:
         """Count the current phase until now."""

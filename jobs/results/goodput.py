@@ -179,9 +179,9 @@ def _event_facts(history: History) -> Iterator[_Fact]:
         elif kind == "first_step":
             yield _Fact(when, TimeClass.TRAINING)
         elif kind in ("ranks_hung", "ranks_slow"):
-            yield _Fact(
-                when, _RECOVERING if kind == "ranks_hung" else TimeClass.SLOW, slow_since=when - float(event.get("seconds", 0.0))
-            )
+            # `seconds` lacks those in which the agent did not run, or recorded the stacks
+            since = float(event.get("since", when - float(event.get("seconds", 0.0))))
+            yield _Fact(when, _RECOVERING if kind == "ranks_hung" else TimeClass.SLOW, slow_since=since)
         elif kind in LOSSES:
             yield _Fact(when, _RECOVERING, slow_since=when - SILENT_SECONDS if kind == "node_silent" else None)
 

@@ -88,9 +88,9 @@ class Trainer:
             with suppress(Exception):  # this error, or a consequence of it
                 if not isinstance(error, NumericsError):
                     self._report_ended()
-                # the time of a group that was ended from outside is accounted for by the event that says why
-                if not isinstance(error, StopRequested) and not self.context.group_is_over:
-                    self.report.lose()
+                if not isinstance(error, StopRequested):
+                    # of a group that was ended from outside an event says when, and why
+                    self.report.lose(noticed=not self.context.group_is_over)
                 self.report.flush()
             if self.context.stays and is_lost_peer(error):
                 self.checkpoints.abandon()

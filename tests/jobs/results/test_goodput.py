@@ -3,6 +3,8 @@
 import math
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from ropewalk.cluster.run.heartbeat import Heart, read_totals
 from ropewalk.cluster.run.phase_clock import Phase, PhaseClock, TimeClass
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.results.goodput import COUNTED, AttemptTimes, Counted, Goodput, History, account
+from ropewalk.jobs.training.loop.report import time_account
 
 T = TimeClass
 SAVE_EVERY = 5
@@ -99,7 +102,7 @@ class Simulated:
         self._steps.append(within)
         if hung:
             self.spend(T.SLOW, hung)
-            self.event("ranks_hung", seconds=hung)
+            self.event("ranks_hung", seconds=hung / 2, since=self.now - hung)  # half of it the agent itself had no core
         else:
             self.event("rank_lost", rank=1)
 
@@ -150,13 +153,17 @@ def _check(goodput: Goodput, run: Simulated) -> None:
         assert goodput.node_seconds.get(name, 0.0) == pytest.approx(seconds, abs=0.05), name
 
 
-def test_a_slow_step_is_training_only_as_far_as_steps_usually_take() -> None:
+@pytest.mark.parametrize("copied_after", [0.0, 0.3])  # seconds of each step, in which it then waits for a copy
+def test_a_slow_step_is_training_only_as_far_as_steps_usually_take(copied_after: float) -> None:
     now = 0.0
     clock = PhaseClock(lambda: now)
     for seconds in (*[0.5] * 20, 4.5, 0.5, 0.9):
         clock.enter(Phase.STEP)
-        now += seconds
-    clock.enter(Phase.DATA)
+        now += copied_after
+        clock.enter(Phase.CHECKPOINT)
+        clock.enter(Phase.STEP)
+        now += seconds - copied_after
+        clock.enter(Phase.DATA)
     assert clock.seconds[T.SLOW] == pytest.approx(4.0)
     assert clock.seconds[T.TRAINING] == pytest.approx(11.9)
 
@@ -215,3 +222,39 @@ def test_agents_read_what_rank_0_has_counted(tmp_path: Path) -> None:
     assert set(totals) == {"queued", "loading"}
     Heart(tmp_path / "heart", 2, 60.0).begin(60.0)
     assert read_totals(tmp_path / "heart") is None, "of the group before"
+
+
+def test_rank_0_loses_no_time_in_which_it_reads_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+
+    def read(*_: Any, **__: Any) -> History:
+        nonlocal now
+        now += 5.0
+        return History(970.0, [AttemptTimes(1, 970.0, "submission", [(980.0, 0)], None)], ())
+
+    monkeypatch.setattr(time_account, "read_history", read)
+    monkeypatch.setattr(time_account.time, "time", lambda: now)
+    heart = Heart(None, clock=lambda: now)
+    heart.begin(60.0)
+    context: Any = SimpleNamespace(heart=heart, run=None, group=1)
+    assert time_account.TimeAccount(context).record()["seconds"] == {"queued": 10.0, "starting": 20.0, "loading": 5.0}
+
+
+def test_what_a_killed_rank_0_had_counted_is_read_from_its_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    killed = Heart(tmp_path / "heart", 1, 60.0, clock=lambda: now)
+    killed.begin(60.0)
+    killed.phases.begin({T.QUEUED: 10.0}, recovering=False)
+    for phase in (Phase.DATA, Phase.VALIDATION, Phase.CHECKPOINT, Phase.STEP):
+        now += 1.0
+        killed.beat(phase)
+    history = History(990.0, [AttemptTimes(1, 990.0, "submission", [], None)], [{"event": "rank_lost", "time": now + 0.5}])
+    now += 3.0
+    monkeypatch.setattr(time_account, "read_history", lambda *_, **__: history)
+    monkeypatch.setattr(time_account.time, "time", lambda: now)
+    heart = Heart(tmp_path / "heart", 2, 60.0, clock=lambda: now)
+    heart.begin(60.0)
+    context: Any = SimpleNamespace(heart=heart, run=SimpleNamespace(resources=lambda _: None), attempt=1, group=2, world_size=1)
+    seconds = time_account.TimeAccount(context).record()["seconds"]
+    second = dict.fromkeys((T.LOADING, T.DATA, T.VALIDATING, T.SAVING), 1.0)
+    assert seconds == {T.QUEUED: 10.0, **second, T.TRAINING: 0.5, T.RECOVERING: 2.5}

@@ -1,11 +1,10 @@
-"""A pretraining run with planted faults, on which a witness on rank 0 writes down what took the time."""
+"""A pretraining run with planted faults, on which a witness on rank 0 writes down what begins when."""
 
 import json
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +17,34 @@ PACE_SECONDS = 0.04  # of a step, beside its computation
 
 
 class Witness:
-    """Spans of time by kind, one line each when it ends."""
+    """Marks of rank 0, one line each: a kind of time begins now, and the one before ends."""
 
     def __init__(self, context: JobContext) -> None:
         self._path, self._context = context.run.path / "witness.jsonl", context
 
-    def write(self, kind: str, begin: float, step: int) -> None:
+    def mark(self, kind: str, step: int) -> None:
+        now = time.time()
         if self._context.rank == 0:
             where = {"attempt": self._context.attempt, "group": self._context.group}
-            line = {"kind": kind, "begin": begin, "end": time.time(), "step": step, **where}
             with self._path.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-
-    @contextmanager
-    def watch(self, kind: str, step: int = 0) -> Iterator[None]:
-        begin = time.time()
-        yield
-        self.write(kind, begin, step)
+                stream.write(json.dumps({"kind": kind, "time": now, "step": step, **where}) + "\n")
 
 
 class Faults:
-    """The faults of the plan that are due; one that ends a rank happens once in a run."""
+    """The faults of the plan that are due; each happens once in a run, and leaves a file with its begin and, if any, its end."""
 
     def __init__(self, context: JobContext) -> None:
         self._context, self._faults = context, json.loads(os.environ.get(PLAN, "[]"))
 
     def happen(self, *kinds: str, step: int) -> None:
         for fault in self._faults:
+            file = self._context.run.path / f"happened-{fault['kind']}-{fault['step']}.json"
             here = fault["kind"] in kinds and (fault["step"], fault["rank"]) == (step, self._context.rank)
-            if here and self._first(fault):
+            if here and not file.exists():
+                times = {"attempt": self._context.attempt, "group": self._context.group, "begin": time.time()}
+                file.write_text(json.dumps(fault | times))
                 _happen(fault)
-
-    def _first(self, fault: dict[str, Any]) -> bool:
-        mark = self._context.run.path / f"happened-{fault['kind']}-{fault['step']}"
-        if mark.exists():
-            return False
-        mark.write_text(json.dumps(time.time()))
-        return True
+                file.write_text(json.dumps(fault | times | {"end": time.time()}))
 
 
 def _happen(fault: dict[str, Any]) -> None:
@@ -69,58 +59,64 @@ def _happen(fault: dict[str, Any]) -> None:
 
 def train(context: JobContext) -> dict[str, object]:
     """Pretrain as the plan says."""
+    from ropewalk.cluster.run.heartbeat import Heart
+    from ropewalk.jobs.training.loop.report.report import Report
     from ropewalk.jobs.training.loop.trainer import Trainer
-    from ropewalk.jobs.training.loop.validation import Validation
+    from ropewalk.jobs.training.loop.validator import Validator
     from ropewalk.jobs.training.pretrain.job import main
     from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
 
-    witness, faults = Witness(context), Faults(context)
-    start, settle, batches = Trainer._start_step, Trainer._settle, Trainer.batches
-    begun, newest = [0.0], [0]
+    witness, faults, done = Witness(context), Faults(context), [0]
+    start, batches = Trainer._start_step, Trainer.batches
 
     def started(self: Trainer, batch: Any) -> None:
-        begun[0] = time.time()
-        witness.write("begin", begun[0], self.progress.step + 1)
+        done[0] = self.progress.step
+        witness.mark("step", done[0] + 1)
         time.sleep(PACE_SECONDS)
-        faults.happen("slow", "kill", "stop", step=self.progress.step + 1)
+        faults.happen("slow", "kill", "stop", step=done[0] + 1)
         start(self, batch)
+        done[0] = self.progress.step
 
-    def settled(self: Trainer, most: int) -> bool:
-        done = settle(self, most)
-        witness.write("step", begun[0], self.progress.step)
-        newest[0] = self.progress.step
-        return done
-
-    def waited(self: Trainer) -> Any:
+    def awaited(self: Trainer) -> Iterator[Any]:
         inner = batches(self)
         while True:
-            with witness.watch("data", self.progress.step):
-                faults.happen("data", step=self.progress.step)
-                batch = next(inner, None)
-            if batch is None:
+            witness.mark("data", done[0])
+            faults.happen("data", step=done[0])
+            if (batch := next(inner, None)) is None:
                 return
             yield batch
 
-    def watched(owner: Any, name: str, kind: str) -> None:
+    def watched(owner: Any, name: str, kind: str, then: str = "") -> None:
         method = getattr(owner, name)
 
-        def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
-            step = newest[0]
-            with witness.watch(kind, step):
-                faults.happen(kind, step=step)
-                return method(self, *arguments, **keywords)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            witness.mark(kind, done[0])
+            faults.happen(kind, step=done[0])
+            result = method(*arguments, **keywords)
+            if then:
+                witness.mark(then, done[0] + 1)
+            return result
 
         patch.setattr(owner, name, call)
 
     with pytest.MonkeyPatch.context() as patch:  # a process that stays calls this for each of its groups
-        for name, function in (("_start_step", started), ("_settle", settled), ("batches", waited)):
-            patch.setattr(Trainer, name, function)
+        patch.setattr(Trainer, "_start_step", started)
+        patch.setattr(Trainer, "batches", awaited)
+        watched(Heart, "begin", "load")
         watched(Checkpoints, "save", "save")
+        watched(Checkpoints, "wait_for_copy", "save", then="step")  # within a step
         watched(Checkpoints, "close", "save")
-        watched(Validation, "score", "validate")
+        watched(Validator, "validate", "validate")
+        watched(Report, "close", "stop")
         return main(context)
 
 
-def spans(run: Path) -> list[dict[str, Any]]:
-    """Read what the witness wrote."""
-    return [json.loads(line) for line in (run / "witness.jsonl").read_text().splitlines()]
+def marks(run: Path) -> list[dict[str, Any]]:
+    """Read what the witness wrote, by group and time."""
+    lines = map(json.loads, (run / "witness.jsonl").read_text().splitlines())
+    return sorted(lines, key=lambda line: (line["attempt"], line["group"], line["time"]))
+
+
+def happened(run: Path) -> list[dict[str, Any]]:
+    """Read the planted faults that have happened."""
+    return [json.loads(file.read_text()) for file in run.glob("happened-*.json")]

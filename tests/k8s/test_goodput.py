@@ -1,4 +1,4 @@
-"""Goodput of a training whose pod is deleted: until its successor starts, the run is stopped or queued."""
+"""Goodput of a training whose pod is deleted, which is stopped or queued until its successor starts, or that loses a rank."""
 
 import json
 from collections.abc import Callable
@@ -14,15 +14,17 @@ from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
 
 
-@pytest.mark.soak("a training with a deleted pod; make test has other stops on the local backend")
-@pytest.mark.parametrize("step", [8, 13, 22])
-def test_a_training_whose_pod_is_deleted(namespace: Namespace, start: Callable[..., KubeToy], step: int) -> None:
+@pytest.mark.soak("four trainings; make test has other disturbances on the local backend")
+@pytest.mark.parametrize("step", [8, 13, 22, None])
+def test_a_training_whose_pod_is_deleted(namespace: Namespace, start: Callable[..., KubeToy], step: int | None) -> None:
     plan = [fault("data", 5, 0.5), fault("save", 10, 0.7), fault("validate", 20, 0.6)]
+    plan += [fault("kill", 17)] if step is None else []
     config = pretrain_config(make_dataset(namespace.runs / "data"), steps=30, checkpoint={"every_steps": 10})
     config |= {"validation": {"every_steps": 20, "max_sequences": 4}}
     profile = {"environment": {**namespace.options()["environment"], PLAN: json.dumps(plan)}}
     run = start("tests.fakes.timed:train", "ranks", profile=profile, **config)
-    run.reach(step)
-    namespace.kubectl("delete", "pod", "--wait=false", run.leader())
+    if step is not None:
+        run.reach(step)
+        namespace.kubectl("delete", "pod", "--wait=false", run.leader())
     assert run.finish().state is RunState.SUCCEEDED
     check(run.run, plan)

@@ -1,4 +1,4 @@
-"""Goodput of real runs with planted faults, against what a witness on rank 0 measured."""
+"""Goodput of 30 disturbed runs against the truth (see witnessed.py): 22 here, 4 each in tests/slurm and tests/k8s."""
 
 import json
 import os
@@ -30,22 +30,22 @@ PLANS = {
 
 
 def random_plan(seed: int) -> list[dict[str, Any]]:
-    """Hindrances at some steps, and one loss or stop."""
+    """Hindrances after some even steps, and one loss or stop in an even step, so that no two meet."""
     chance = random.Random(seed)
     hindrances = [
-        *(fault("data", step, chance.uniform(0.1, 1.0)) for step in chance.sample(range(3, 29), 3)),
+        *(fault("data", step, chance.uniform(0.1, 1.0)) for step in chance.sample(range(4, 29, 2), 3)),
         fault("save", chance.choice([10, 20]), chance.uniform(0.2, 1.5)),
         fault("validate", 20, chance.uniform(0.2, 1.5)),
     ]
-    last = fault(chance.choice(["kill", "stop", "leave"]), chance.randint(12, 28), rank=1)
+    last = fault(chance.choice(["kill", "stop", "leave"]), chance.randrange(12, 29, 2), rank=1)
     return [*hindrances, {**last, "rank": chance.randint(0, 1) if last["kind"] == "kill" else 1}]
 
 
-PLANS |= {f"seed {seed}": random_plan(seed) for seed in range(25)}
+PLANS |= {f"seed {seed}": random_plan(seed) for seed in range(18)}
 
 
-SOAK = pytest.mark.soak("27 more runs; make test has a killed rank and an announced stop, and all classes in test_goodput.py")
-MORE = ("seed", "a rank")
+SOAK = pytest.mark.soak("20 more runs; make test has a killed rank and an announced stop, and all classes in test_goodput.py")
+MORE = ("seed", "hindered", "a rank stopped")
 
 
 @pytest.mark.parametrize(

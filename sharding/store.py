@@ -7,7 +7,7 @@ from datetime import timedelta
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.cluster.process.ports import listen_on
+from ropewalk.cluster.process.ports import await_listener, listen_on
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE
 
 
@@ -37,7 +37,9 @@ def group_store(timeout: timedelta) -> Store | None:
     if not host or not port or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
     listener = None
-    if served:
+    if not served:  # torch's client would sleep for 0.2 to 0.7 s if it came first
+        await_listener(host, int(port), timeout.total_seconds())
+    else:
         try:
             listener = listen_on(host, int(port), reserved=False).detach()
         except OSError as error:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 LISTENER_SECONDS = 5.0  # for one attempt to connect
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.005
 BACKLOG = 1024  # nodes that connect at the same time
 NODE_CPUS_VARIABLE = "ROPEWALK_NODE_CPUS"  # set by a backend whose nodes share one machine
 
@@ -79,12 +79,12 @@ def _bind_address(address: str) -> tuple[socket.AddressFamily, str]:
 
 
 def await_listener(address: str, port: int, seconds: float) -> None:
-    """Wait until a port accepts connections, at most `seconds`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    """Wait until a port accepts connections, at most `seconds`; asks less often the longer it takes."""
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < seconds:
         with suppress(OSError), socket.create_connection((address, port), timeout=LISTENER_SECONDS):
             return
-        time.sleep(POLL_SECONDS)
+        time.sleep(max(POLL_SECONDS, waited / 20))
 
 
 def node_cpus() -> int | None:

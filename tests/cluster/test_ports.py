@@ -1,12 +1,14 @@
 """Ports of servers that may be started again at the same port."""
 
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from ropewalk.cluster.process import ports
-from ropewalk.cluster.process.ports import free_port
+from ropewalk.cluster.process.ports import await_listener, free_port, listen_on
 
 LOOPBACK = "127.0.0.1"
 
@@ -27,3 +29,22 @@ def test_the_kernel_chooses_where_outgoing_connections_may_take_any_port(
     port = free_port(LOOPBACK)
     with socket.create_server((LOOPBACK, port)):
         assert free_port(LOOPBACK) != port
+
+
+def test_a_listener_is_found_soon_after_it_is_there() -> None:
+    port, delay = free_port(LOOPBACK), 0.5
+    listeners: list[socket.socket] = []
+    began = time.monotonic()
+    timer = threading.Timer(delay, lambda: listeners.append(listen_on(LOOPBACK, port)))
+    timer.start()
+    await_listener(LOOPBACK, port, 30.0)
+    waited = time.monotonic() - began
+    timer.join()
+    listeners[0].close()
+    assert delay <= waited < 2 * delay
+
+
+def test_a_listener_that_never_comes_is_not_waited_for_longer_than_allowed() -> None:
+    began = time.monotonic()
+    await_listener(LOOPBACK, free_port(LOOPBACK), 0.1)
+    assert 0.1 <= time.monotonic() - began < 1.0

@@ -41,7 +41,7 @@ def group_store(timeout: timedelta) -> Store | None:
         await_listener(host, int(port), timeout.total_seconds())
     else:
         try:
-            listener = listen_on(host, int(port), reserved=False).detach()
+            listener = listen_on(host, int(port)).detach()
         except OSError as error:
             if error.errno != errno.EADDRNOTAVAIL:
                 raise

@@ -1,6 +1,6 @@
 """The agent of a node, started by the backend: runs the engine, forwards stops and reports the exit code.
 
-Usage: python -m ropewalk.cluster.agent RUN_DIR --attempt N --node K --nodes A..B --address ADDR --group-server HOST:PORT
+Usage: python -m ropewalk.cluster.agent RUN_DIR --attempt N --node K --nodes A..B --address ADDR
 Exit codes: 0 done, 85 saved and to be requeued, 42 never retry, 143 stopped without a confirmed checkpoint, else failed.
 """
 
@@ -66,7 +66,6 @@ def main() -> None:
     parser.add_argument("--node", type=int, default=0, help="index of this node in the allocation")
     parser.add_argument("--nodes", default="1", help="number of nodes of the group: N or A..B")
     parser.add_argument("--address", default="127.0.0.1", help="address at which the other nodes reach this one")
-    parser.add_argument("--group-server", default="", help="HOST:PORT of the group server (ranks engine)")
     arguments = parser.parse_args()
     configure_logging(f"node {arguments.node}")
     _enter_packages(arguments)
@@ -100,7 +99,6 @@ class Agent:
         self.node: int = arguments.node
         self.nodes = NodeRange.model_validate(NodeRange.parse(arguments.nodes))
         self.address: str = arguments.address
-        self.group_server: str = arguments.group_server
         self.folder = self.run_dir.attempt_dir(self.attempt)
         self.resources = self.run_dir.resources(self.attempt)
         self.retries = self.run_dir.retries
@@ -210,7 +208,6 @@ class Agent:
                 spare_nodes=self.resources.spare_nodes,
                 ranks_per_node=self.resources.local_world_size,
                 address=self.address,
-                group_server=self.group_server,
                 stop_flag=self.stop_flag,
                 gate=self._shutdown,
                 hung_seconds=self.retries.hung_seconds,

@@ -82,7 +82,7 @@ def check_port(address: str, connect: Callable[..., socket.socket] = socket.crea
     """Check that a port can be opened at the address under which others know this machine, and answers there."""
     try:
         port = free_port(address)
-        with listen_on(address, port, reserved=False), connect((address, port), timeout=CONNECT_SECONDS):
+        with listen_on(address, port), connect((address, port), timeout=CONNECT_SECONDS):
             return Finding("ports", f"{address} accepts connections")
     except OSError as error:
         remedy = "let the name resolve to an address of this machine, and let firewalls pass TCP between the nodes"

@@ -27,6 +27,7 @@ from ropewalk.cluster.process.ports import free_port
 from ropewalk.cluster.process.signals import ShutdownGate
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.group_servers import group_server_address
 from ropewalk.cluster.run.key import sign
 from ropewalk.cluster.run.names import GROUP_KEY, OUT_OF_MEMORY
 from ropewalk.cluster.secrets.variables import NO_SECRETS, RunSecrets
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.05  # between two looks at the heartbeats of ranks
 CONNECT_SECONDS = 120.0  # for the group server to start
 RECONNECT_SECONDS = 20.0  # without a connection to the group server
-RETRY_SECONDS = 0.1
+RETRY_SECONDS = 0.05
+UNREACHABLE_SECONDS = 2.0  # between two connections to a group server whose node does not answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,6 @@ class RanksNode:
     spare_nodes: int = 0
     ranks_per_node: int
     address: str
-    group_server: str  # HOST:PORT of the group server
     stop_flag: Path
     gate: ShutdownGate
     hung_seconds: float | None = None  # the key `retries.hung_seconds`
@@ -94,6 +95,8 @@ class _Engine:
         self._memory = MemoryServer(node.memory, node.address, key) if node.memory is not None else None
         self._link: Link | None = None
         self._joined = False
+        self._server: tuple[str, int] | None = None
+        self._retry_at = 0.0  # time to connect again to a server that does not answer; a new one may take over before
         self._connect_by = time.monotonic() + CONNECT_SECONDS
         self._watch: GroupWatch | None = None
         self._hangs = Hangs()
@@ -165,17 +168,27 @@ class _Engine:
         if self._link is not None:
             log.warning("lost the group server: %s", self._link.lost)
         self._link, self._joined = None, False
-        host, _, port = self.node.group_server.rpartition(":")
+        address = group_server_address(self.node.run.attempt_dir(self.node.attempt))
+        if address != self._server or time.monotonic() >= self._retry_at:
+            self._server = address
+            self._connect()
+        if self._link is None and time.monotonic() > self._connect_by:
+            raise NotReadyError(f"{address}: the process that forms groups of ranks does not answer")
+        return self._link
+
+    def _connect(self) -> None:
+        """Connect to the group server, if it can be reached."""
+        if self._server is None:
+            return
         name, fence = f"node {self.node.index}", (self.node.attempt, self.agent.group)
         try:
-            self._link = Link(host, int(port), self._key, introduction={"name": name}, fence=fence, patience_seconds=30.0)
+            self._link = Link(*self._server, self._key, introduction={"name": name}, fence=fence, patience_seconds=30.0)
         except OSError as error:
+            refused = isinstance(error, ConnectionRefusedError)
+            self._retry_at = time.monotonic() + (0.0 if refused else UNREACHABLE_SECONDS)
             # no answer at all: its node is gone, and ranks of the group with it, for which the others could wait in vain
-            if not isinstance(error, ConnectionRefusedError) and self.node.stop_flag.exists() and not self.ranks.hand_over:
+            if not refused and self.node.stop_flag.exists() and not self.ranks.hand_over:
                 self._act(self.agent.kill())
-        if self._link is None and time.monotonic() > self._connect_by:
-            raise NotReadyError(f"{self.node.group_server}: the process that forms groups of ranks does not answer")
-        return self._link
 
     def _tell(self, message: Message) -> None:
         if self._link is not None and self._joined:

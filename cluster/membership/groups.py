@@ -1,9 +1,10 @@
 """The coordinator's decisions about groups of ranks, without a clock or a socket: events and times in, messages out.
 
-A group has one number for ever: the fence of its ranks. Messages of an agent: `ready` (it has no ranks and can start some),
-`ended` (ranks that ended by themselves), `votes` (on a hang), `recorded` (stacks of hung ranks, or of a stopped one) and `leave`.
-Of the coordinator: `form` (start the ranks of a group), `save` (the ranks have to save, since a node wants to join), `record`
-(record the stacks of hung ranks), `end` (kill the ranks) and `over` (exit with a code).
+A group has one number for ever: the fence of its ranks. It is reserved one ahead, so that no other coordinator has it, even one
+that was taken for dead. Messages of an agent: `ready` (it has no ranks and can start some), `ended` (ranks that ended by
+themselves), `votes` (on a hang), `recorded` (stacks of hung ranks, or of a stopped one) and `leave`. Of the coordinator: `form`
+(start the ranks of a group), `save` (the ranks have to save, since a node wants to join), `record` (record the stacks of hung
+ranks), `end` (kill the ranks) and `over` (exit with a code).
 """
 
 import math
@@ -13,10 +14,11 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
+from ropewalk.cluster.membership.decisions import Decision, Failed, Record, Reserve, Tell
 from ropewalk.cluster.membership.members import Died, Joined, Member, Received
 from ropewalk.cluster.membership.protocol import Message
 
-SETTLE_SECONDS = 1.0  # before the first group of an attempt forms with fewer nodes than it may have
+SETTLE_SECONDS = 1.0  # before a coordinator's first group forms with fewer nodes than are expected
 PATIENCE_SECONDS = 10.0  # for agents to kill their ranks; the others then form a group without them
 CAUSE_SECONDS = 1.0  # for ranks to end by themselves after one has lost a peer: the peer's exit code is the cause
 SAVE_SECONDS = 120.0  # for ranks to save before they are killed, when a node wants to join
@@ -24,33 +26,6 @@ RECORD_SECONDS = 2.0  # for all agents to record the stacks of hung ranks
 
 CLEAN = (EXIT_DONE, EXIT_REQUEUE)
 VOTES = ("silent", "cause", "waiter")
-
-
-@dataclass(frozen=True)
-class Tell:
-    """Send a member a message."""
-
-    member: Member
-    message: Message
-
-
-@dataclass(frozen=True)
-class Record:
-    """Record an event of the run."""
-
-    kind: str
-    fields: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """All ranks of a group are gone after some failed, with exit codes by rank; `Groups.judge` has to follow."""
-
-    group: int
-    codes: Mapping[int, int]
-
-
-Decision = Tell | Record | Failed
 
 
 class Phase(Enum):
@@ -84,13 +59,13 @@ class Node:
 
 @dataclass(eq=False)
 class Groups:
-    """Groups of one term of a coordinator. Every method returns what follows from an event, in order."""
+    """Groups of one coordinator in an attempt. Every method returns what follows from an event, in order."""
 
-    term: int
+    attempt: int
     least: int  # nodes of a group
     most: int
     ranks_per_node: int
-    spare: int = 0  # further nodes that are expected; the first group forms of those with the lowest indexes
+    expected: int  # nodes that will be ready soon; the first group forms of those with the lowest indexes
     restarts_allowed: float = math.inf  # after groups that ended without saving, since the last one that saved
     phase: Phase = Phase.FORMING
     number: int = 0  # of the newest group
@@ -102,13 +77,16 @@ class Groups:
     _deadline: float = math.inf  # of the phase
     _enough_since: float = math.inf  # time since which enough nodes are ready
     _restarts: int = 0
+    _given: int = 0  # highest number known, also of groups of other coordinators
+    _next: int = 0  # reserved number of the next group
+    _reserving: bool = False
     _exit_code: int = EXIT_DONE
 
     def handle(self, event: Joined | Received | Died, now: float) -> list[Decision]:
         """Take an event of the members."""
         if isinstance(event, Joined):
-            term, group = event.member.fence
-            self.number = max(self.number, group) if term == self.term else self.number
+            attempt, group = event.member.fence
+            self._given = max(self._given, group) if attempt == self.attempt else self._given
             return []
         if isinstance(event, Received):
             decisions = self._receive(event.member, event.message, now)
@@ -119,6 +97,9 @@ class Groups:
     def tick(self, now: float) -> list[Decision]:
         """Let time pass. Call it often."""
         decisions: list[Decision] = []
+        if self._next <= self._given and not self._reserving:
+            self._reserving = True
+            decisions.append(Reserve(self._given))
         if self.phase in ACTIVE and self._running and now >= self._deadline:
             decisions += self._end(now, 0.0, counts=self.phase is Phase.HUNG)
         if self.phase in (*ACTIVE, Phase.ENDING) and (not self._running or now >= self._deadline):
@@ -259,17 +240,23 @@ class Groups:
 
     # --- a new group
 
+    def reserved(self, number: int, now: float) -> list[Decision]:
+        """Take the number of the next group."""
+        self._next, self._reserving = number, False
+        return self.tick(now)
+
     def _form(self, now: float) -> list[Decision]:
         """Form a group if there are enough nodes and no more are to be expected soon."""
         if len(self._ready) < self.least:
             self._enough_since = math.inf
             return []
         self._enough_since = min(now, self._enough_since)
-        first = self.number == 0
-        complete = len(self._ready) >= self.most + first * self.spare or (not first and len(self._ready) == len(self.nodes))
-        if not complete and now < self._enough_since + (SETTLE_SECONDS if first else PATIENCE_SECONDS):
+        complete = len(self._ready) >= (min(self.most, len(self.nodes)) if self._group else self.expected)
+        patience_seconds = PATIENCE_SECONDS if self._group else SETTLE_SECONDS
+        if self._next <= self._given or (not complete and now < self._enough_since + patience_seconds):
             return []
-        self.number, self.phase, self._enough_since, self._deadline = self.number + 1, Phase.WORKING, math.inf, math.inf
+        self.number = self._given = self._next
+        self.phase, self._enough_since, self._deadline = Phase.WORKING, math.inf, math.inf
         self._group = self._places()
         self._running, self._votes = set(self._group), Counter()
         self._ready -= self._running

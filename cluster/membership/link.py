@@ -14,7 +14,8 @@ from ropewalk.cluster.membership.contact import Contact, SessionEndedError
 from ropewalk.cluster.membership.handshake import is_answer, new_nonce, sign_answer
 from ropewalk.cluster.membership.protocol import LONGEST_BYTES, RETURN_SECONDS, SILENCE_SECONDS, Message, pack, unpack
 
-CONNECT_SECONDS = 1.0
+CONNECT_SECONDS = 0.3
+SEND_SECONDS = 1.0
 CHUNK_BYTES = 4096
 
 
@@ -68,7 +69,7 @@ class Link:
 
     def _connect(self, seconds: float) -> None:
         self._socket = socket.create_connection(self._place, timeout=seconds)
-        self._socket.settimeout(CONNECT_SECONDS)  # of sending
+        self._socket.settimeout(SEND_SECONDS)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._received, self._nonce = bytearray(), new_nonce()
         self._hello = self._contact.hello(self._fence, self.clock())

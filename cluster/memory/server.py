@@ -28,7 +28,7 @@ class MemoryServer:
         self.folder = folder
         self.fence = (0, 0)  # newest attempt and group with ranks on this node: earlier ones may not write any more
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._listener = listen_on(host, 0, reserved=False)
+        self._listener = listen_on(host, 0)
         port = self._listener.getsockname()[1]
         self.access = NodeMemory(folder=self.folder, address=f"{host}:{port}", key=key)
         threading.Thread(target=self._serve, name="memory", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Reserved ports, listening sockets, and the number of cores of a node."""
+"""Free ports, listening sockets, and the number of cores of a node."""
 
 import os
 import random
@@ -37,36 +37,13 @@ def _lasting_ports() -> list[int]:
     return []
 
 
-class ReservedPort:
-    """A port that other users cannot bind as long as this process lives, until `listen_on` uses it."""
+def listen_on(address: str, port: int) -> socket.socket:
+    """Open a listening socket at an address of this machine; with port 0 the kernel chooses a free one.
 
-    def __init__(self) -> None:
-        self._descriptor = -1
-
-    def take(self, address: str) -> int:
-        """Reserve a free port at an address of this machine, and release the previously reserved one."""
-        self.release()
-        family, host = _bind_address(address)
-        with socket.socket(family, socket.SOCK_STREAM) as reserved:
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # only sockets of the same user may share it
-            reserved.bind((host, 0))
-            port = int(reserved.getsockname()[1])
-            self._descriptor = reserved.detach()
-        return port
-
-    def release(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def listen_on(address: str, port: int, *, reserved: bool = True) -> socket.socket:
-    """Open a listening socket at an address of this machine, at a port that this user has reserved or may have reserved.
-
-    Raises OSError if the address belongs to another machine, or, unless `reserved`, if the port is in use.
+    Raises OSError if the address belongs to another machine, or if the port is in use.
     """
     family, host = _bind_address(address)
-    return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=reserved)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 def _bind_address(address: str) -> tuple[socket.AddressFamily, str]:

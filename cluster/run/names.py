@@ -73,6 +73,7 @@ INSPECTIONS = "inspections"
 SUCCESSOR = "successor"
 ENDED = "ended"
 GROUP_KEY = ".group.key"
+GROUP_SERVERS = "group-servers.jsonl"
 
 ATTEMPT_FILES = {
     ATTEMPT: "details that the backend recorded when it opened the attempt: handle, resources, keys of its own",
@@ -84,7 +85,7 @@ ATTEMPT_FILES = {
     RAY_DRIVER: "exit code of the Ray driver",
     LOGS: "output of each node and rank: `node-0.log`, `rank-0.log`, `sidecar.log`; beyond 64 ranks those of a node share"
     " `ranks-0.log` (not rank 0), in lines that begin with `rank N | `",
-    GROUPS: "one mark for each formation of the ranks",
+    GROUPS: "one mark for each formation of the ranks; `000001.reserved`: number that a group server has reserved",
     NODES: "files of each node's agent: samples of CPU, memory and GPUs; exit report",
     ERRORS: "errors that ended ranks and agents",
     STACKS: "stacks of ranks that hung, one file a node",
@@ -92,6 +93,7 @@ ATTEMPT_FILES = {
     SUCCESSOR: "mark of the next attempt, which locks this one out",
     ENDED: "empty until `outcome.json` exists",
     GROUP_KEY: "key that signs the messages of the group",
+    GROUP_SERVERS: "one line per process that forms groups of ranks: its address; that of the highest term counts",
 }
 
 OUT_OF_MEMORY = "out_of_memory"  # event: a group of ranks ended for lack of memory

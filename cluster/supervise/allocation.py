@@ -19,37 +19,37 @@ class AgentSpec:
     node: int
     nodes: str  # number of nodes of the attempt: `2`, or `1..4` for an elastic run
     address: str  # at which the other nodes reach this one
-    group_server: str = ""  # host:port of the group server; empty if the engine needs none
     python: str = sys.executable  # on the node
 
     def command(self) -> list[str]:
         command = module_command("ropewalk.cluster.agent", self.run_path, python=self.python)
         command += ["--attempt", str(self.attempt), "--node", str(self.node)]
-        command += ["--nodes", self.nodes, "--address", self.address]
-        return [*command, "--group-server", self.group_server] if self.group_server else command
+        return [*command, "--nodes", self.nodes, "--address", self.address]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupServerSpec:
-    """Arguments of the process that forms an attempt's groups of ranks; it runs on node 0."""
+    """Arguments of the process that forms an attempt's groups of ranks; it runs beside the supervisor."""
 
     run_path: str
     attempt: int
     nodes: str  # number of nodes of a group
-    host: str
-    port: str
-    python: str = sys.executable  # on the node
+    expected: int  # nodes that will be ready soon
+    host: str  # at which it listens
+    term: int = 1  # a server that takes over from another one in the same attempt has a higher term
+    python: str = sys.executable
 
     def command(self) -> list[str]:
         command = module_command("ropewalk.cluster.engines.group_server", self.run_path, python=self.python)
-        command += ["--attempt", str(self.attempt), "--nodes", self.nodes]
-        return [*command, "--host", self.host, "--port", self.port]
+        command += ["--attempt", str(self.attempt), "--nodes", self.nodes, "--expected", str(self.expected)]
+        return [*command, "--host", self.host, "--term", str(self.term)]
 
 
 class Allocation(ABC):
     """Nodes that a backend allocates to a run, numbered from 0. By default no node joins, and none is taken back."""
 
     name: str  # of the backend
+    survivors: int = 0  # nodes whose agents go on in the present attempt, although the supervisor that started them has died
     owner_limits_time: bool = False  # the scheduler enforces the time limit; False: the supervisor does
 
     @abstractmethod
@@ -60,9 +60,16 @@ class Allocation(ABC):
     def address(self, node: int) -> str:
         """Return the host name or address at which the other nodes reach `node`."""
 
-    @abstractmethod
-    def free_port(self) -> int:
-        """Reserve a port of node 0 that only this user can bind, until the next call or the end of the allocation."""
+    def server_host(self) -> str:
+        """Return the host name or address at which the group server listens."""
+        return self.address(0)
+
+    def running_agent(self, node: int) -> Process | None:
+        """Return the agent of the present attempt that another supervisor started on a node, which goes on; else None."""
+        return None
+
+    def confirm(self) -> None:  # noqa: B027 by default a run has one supervisor
+        """End this process if another supervisor has taken over. Called before an attempt is concluded."""
 
     @abstractmethod
     def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Process:
@@ -76,7 +83,7 @@ class Allocation(ABC):
         """Kill a process that `start` or `start_group_server` started, and its descendants."""
 
     def start_group_server(self, spec: GroupServerSpec, log: Path) -> Process:
-        """Start the group server on node 0; it must outlive the agents."""
+        """Start the group server; it must outlive the agents."""
         return self.start(0, spec, log)
 
     def loss_reason(self, node: int, code: int) -> str:

@@ -24,6 +24,7 @@ from ropewalk.cluster.run.node_ledger import Cause, record_failure, record_findi
 from ropewalk.cluster.spec import Engine, Outcome, RunState, StopReason
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
 from ropewalk.cluster.supervise.outcome import AgentExit, Ending, classify, shell_code
+from ropewalk.cluster.supervise.takeover import agent_starts, outlives_nodes
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +45,14 @@ class Attempt:
         self.resources: Resources = run.resources(number)
         self.retry_bugs, self.python = retry_bugs, python
         self.engine = Engine(run.record["engine"])
-        self.elastic = self.resources.replaces_nodes and self.engine is Engine.RANKS
+        self.elastic = outlives_nodes(run, number)
         self.folder = run.attempt_dir(number)
         self.agents: dict[int, Process] = {}
         self.codes: dict[int, int] = {}  # exit codes by node, without nodes that were lost or left while others went on
         self.lost: list[str] = []  # a sentence for each lost node
         self.leaving: set[int] = set()  # nodes that were asked to leave while the others go on
         self.group_server: Process | None = None
-        self.group_address = ""
-        self.started = time.time()
+        self.started = min([started for _, started in agent_starts(run, number)] or [time.time()])
         self.reason = ""  # of the stop, once there is one
         self._stop_at: float | None = None  # monotonic time at which to stop before the time limit
         self._leave_by = math.inf  # monotonic time at which remaining agents are killed
@@ -65,12 +65,14 @@ class Attempt:
         try:
             first = self.allocation.initial_nodes()
             if self.resources.time_limit_minutes and not self.allocation.owner_limits_time:
-                self._stop_at = time.monotonic() + self.resources.time_limit_minutes * 60 - self.resources.grace_seconds
+                left = self.started + self.resources.time_limit_minutes * 60 - time.time()
+                self._stop_at = time.monotonic() + left - self.resources.grace_seconds
             if self.engine is Engine.RANKS:
                 self._start_group_server(len(first))
             for node in first:
                 self._start_agent(node, len(first))
             self._watch()
+            self.allocation.confirm()
         finally:
             self._end_all()
         outcome = self._conclude()
@@ -86,23 +88,26 @@ class Attempt:
 
     def _start_group_server(self, present: int) -> None:
         """Start the group server without waiting for it; the agents import torch meanwhile."""
-        key = self.folder / GROUP_KEY
-        key.unlink(missing_ok=True)  # of a supervisor that died right after it had opened this attempt
-        write_private(key, new_key())
-        host, port = self.allocation.address(0), str(self.allocation.free_port())
+        if not self.allocation.survivors:
+            key = self.folder / GROUP_KEY
+            key.unlink(missing_ok=True)  # of a supervisor that died right after it had opened this attempt
+            write_private(key, new_key())
         spec = GroupServerSpec(
             run_path=str(self.run.path),
             attempt=self.number,
             nodes=self._group_sizes(present),
-            host=host,
-            port=port,
+            expected=self.allocation.survivors or present,
+            host=self.allocation.server_host(),
             python=self.python,
         )
         self.group_server = self.allocation.start_group_server(spec, self.folder / LOGS / "groups.log")
-        self.group_address = f"{host}:{port}"
 
     def _start_agent(self, node: int, present: int) -> None:
+        """Start the agent of a node, unless one of this attempt runs there."""
         self._next_signals.pop(node, None)
+        if (running := self.allocation.running_agent(node)) is not None:
+            self.agents[node] = running
+            return
         (self.folder / NODES / f"node-{node}.json").unlink(missing_ok=True)  # report of the node's previous agent
         address = self.allocation.address(node)
         spec = AgentSpec(
@@ -111,7 +116,6 @@ class Attempt:
             node=node,
             nodes=self._group_sizes(present),
             address=address,
-            group_server=self.group_address,
             python=self.python,
         )
         self.agents[node] = self.allocation.start(node, spec, self.folder / LOGS / f"node-{node}.log")
@@ -187,7 +191,8 @@ class Attempt:
             self.leaving.add(node)
             self.run.event("node_asked_to_leave", node=node, attempt=self.number)
         for node in self.allocation.acquire(wanted - len(self.agents)):
-            self.run.event("node_returned", node=node, attempt=self.number)
+            if self.allocation.running_agent(node) is None:
+                self.run.event("node_returned", node=node, attempt=self.number)
             self._start_agent(node, len(self.agents) + 1)
 
     def _check_stop(self, *, check_requests: bool) -> None:

@@ -6,14 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
-from ropewalk.cluster.fresh_reads import read_afresh
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.files import parse_lines
-from ropewalk.cluster.run.names import AGENTS
 from ropewalk.cluster.spec import BY_SUBMISSION, Outcome, RunState
 from ropewalk.cluster.supervise.allocation import Allocation
 from ropewalk.cluster.supervise.attempt import Attempt, bugs_spent
 from ropewalk.cluster.supervise.start_lock import await_start_lock
+from ropewalk.cluster.supervise.takeover import agent_starts
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +93,7 @@ def close_unfinished_attempt(run: RunDir, cause: str) -> None:
     """Record an outcome for the newest attempt if its supervisor died without one. Call it before opening the next attempt."""
     attempts = run.attempts()
     if attempts and run.outcome(attempts[-1]) is None:
-        agents = parse_lines(read_afresh(run.attempt_dir(attempts[-1]) / AGENTS))[0]
-        started = min((float(agent.get("started", 0.0)) for agent in agents), default=0.0)
+        started = min((started for _, started in agent_starts(run, attempts[-1])), default=0.0)
         outcome = Outcome(state=RunState.REQUEUED, exit_code=EXIT_TERMINATED, cause=cause, started=started, ended=time.time())
         run.write_outcome(attempts[-1], outcome)
         run.event("attempt_ended", attempt=attempts[-1], state=outcome.state, cause=cause)
@@ -116,7 +113,7 @@ def open_attempt(run: RunDir, died: str, **details: Any) -> int | None:
         cancelled = Outcome(state=RunState.CANCELLED, exit_code=0, cause="cancelled before it started", ended=time.time())
         run.write_outcome(newest, cancelled)
         return None
-    if outcome is None and not read_afresh(run.attempt_dir(newest) / AGENTS):
+    if outcome is None and not agent_starts(run, newest):
         return newest
     close_unfinished_attempt(run, died)
     if end_if_spent(run, newest).state.final:

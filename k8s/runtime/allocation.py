@@ -1,15 +1,19 @@
-"""The pods of a run's Job as an allocation: every connected pod is a node, and that of the coordinator is node 0."""
+"""The pods of a run's Job as an allocation: every connected pod is a node, and that of an attempt's first leader is node 0."""
 
+import itertools
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from ropewalk.cluster.backends.submission import submission_details
 from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import EXIT_REQUEUE
 from ropewalk.cluster.process.forking import Process
-from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.process.signals import SignalFlag
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, GroupServerSpec
@@ -19,7 +23,6 @@ from ropewalk.k8s.runtime.job_outcome import query_stop_reason
 from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
 from ropewalk.k8s.runtime.membership import LOST_CODE, Member, Membership, RemoteAgent
 from ropewalk.k8s.runtime.pod_replacement import PodReplacer
-from ropewalk.k8s.runtime.pod_status import Pod
 from ropewalk.k8s.runtime.timings import (
     AGENT_END_SECONDS,
     ALLOCATION_POLL_SECONDS,
@@ -31,6 +34,8 @@ from ropewalk.k8s.runtime.timings import (
 )
 
 log = logging.getLogger(__name__)
+
+MOST_STARTED = 1_000_000  # processes that one coordinator starts
 
 
 class PodAllocation(Allocation):
@@ -54,9 +59,10 @@ class PodAllocation(Allocation):
         self.stop_requested = SignalFlag()  # this pod has to stop
         self.slots: dict[int, Member] = {}  # by node; includes lost members until the attempt has marked them
         self.busy: set[int] = set()
-        self._num_started = 0  # agents and stores
+        # of agents and group servers, above those that earlier coordinators have given
+        self._numbers = itertools.count(term.number * MOST_STARTED)
+        self._index_of_node_0 = term.index  # in the present attempt
         self._group_server: RemoteAgent | None = None
-        self._store_port = ReservedPort()
         self._notice = ""
         self._requested_pods: int | None = None
         self._next_term_check = self._next_message = self._next_request = 0.0
@@ -72,7 +78,7 @@ class PodAllocation(Allocation):
                 return True
             self._maintain()
             count = len(self._ready())
-            if count >= wanted:
+            if count >= wanted or (count and self.survivors):
                 return True
             if count < self.resources.nodes.least:
                 enough_since = None
@@ -84,26 +90,37 @@ class PodAllocation(Allocation):
             time.sleep(ALLOCATION_POLL_SECONDS)
         return False
 
+    def take_over(self, attempt: int, survivors: int) -> None:
+        """Go on with the agents of an attempt whose leader has died; their pods join as they find this one."""
+        self.survivors = survivors
+        self._index_of_node_0 = int(self.run.attempt_details(attempt)["index_of_node_0"])
+
     def wanted(self) -> int:
         return self.resources.wanted_nodes(self.run.wanted_nodes)
 
     def initial_nodes(self) -> list[int]:
         """Return the nodes of all connected pods; at most as many as the user set with `scale`."""
         self._notice = ""
-        self.slots = {self.node_of(member.pod): member for member in self._ready()}
-        for node in sorted(self.slots)[self.wanted() :]:
-            del self.slots[node]
+        ready = {self.node_of(member.pod.index): member for member in self._ready()}
+        chosen = [node for node, member in ready.items() if self._goes_on(member)] or sorted(ready)[: self.wanted()]
+        self.slots = {node: ready[node] for node in chosen}
         self.busy = set(self.slots)
         return sorted(self.slots)
 
-    def node_of(self, pod: Pod) -> int:
-        """Return the node number of a pod: its index, with those of the leader's pod and of index 0 swapped."""
-        return {self.term.index: 0, 0: self.term.index}.get(pod.index, pod.index)
+    def node_of(self, index: int) -> int:
+        """Return the node number of the pod with an index: its index, with 0 and that of the attempt's first leader swapped."""
+        return {self._index_of_node_0: 0, 0: self._index_of_node_0}.get(index, index)
 
     def _ready(self) -> list[Member]:
-        """Return one idle member per index; empty if the leader's own pod is not idle."""
-        idle = {member.pod.index: member for member in self.members.present() if member.idle}
-        return list(idle.values()) if self.term.index in idle else []
+        """Return one member per index that is idle or goes on; empty if the leader's own pod is neither."""
+        ready = {member.pod.index: member for member in self.members.present() if member.idle or self._goes_on(member)}
+        return list(ready.values()) if self.term.index in ready else []
+
+    def _goes_on(self, member: Member) -> bool:
+        return member.runs_agent_of(self.members.attempt)
+
+    def running_agent(self, node: int) -> Process | None:
+        return self.slots[node].agent if self._goes_on(self.slots[node]) else None
 
     def address(self, node: int) -> str:
         """Return the address of the node's pod. A host name could mean a dead pod or its successor."""
@@ -112,18 +129,19 @@ class PodAllocation(Allocation):
     def host(self, node: int) -> str:
         return self.slots[node].pod.machine if node in self.slots else ""
 
-    def free_port(self) -> int:
-        return self._store_port.take(self.term.address)
-
     def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Process:
         """Let the node's pod start an agent; the pod builds the command line and chooses the log file itself."""
         assert isinstance(spec, AgentSpec)
-        self._num_started += 1
-        return self.slots[node].start(self._num_started, spec)
+        self.members.attempt = spec.attempt
+        return self.slots[node].start(next(self._numbers), spec)
+
+    def server_host(self) -> str:
+        return self.term.address
 
     def start_group_server(self, spec: GroupServerSpec, log: Path) -> Process:
-        self._num_started += 1
-        self._group_server = self.slots[0].start_group_server(self._num_started, spec)
+        """Start the group server in the leader's pod."""
+        leader = next(member for member in self.members.present() if member.pod.uid == self.term.uid)
+        self._group_server = leader.start_group_server(next(self._numbers), replace(spec, term=self.term.number))
         return self._group_server
 
     def end(self, process: Process) -> None:
@@ -163,15 +181,14 @@ class PodAllocation(Allocation):
     def acquire(self, wanted: int) -> list[int]:
         self._maintain()
         chosen: list[int] = []
-        for member in self._idle_others()[: max(wanted, 0)]:
-            node = self.node_of(member.pod)
+        others = [member for member in self.members.present() if self.node_of(member.pod.index) not in self.busy]
+        idle = [member for member in others if member.idle]
+        for member in [*filter(self._goes_on, others), *idle[: max(wanted, 0)]]:
+            node = self.node_of(member.pod.index)
             self.slots[node] = member
             self.busy.add(node)
             chosen.append(node)
         return chosen
-
-    def _idle_others(self) -> list[Member]:
-        return [m for m in self.members.present() if m.idle and self.node_of(m.pod) not in self.busy]
 
     def _maintain(self) -> None:
         """Let lost pods be replaced, and request the number of pods that the user wants."""
@@ -207,16 +224,23 @@ class PodAllocation(Allocation):
         return self.is_superseded()
 
     def is_superseded(self) -> bool:
-        """Check whether another pod leads the run by now; required before an attempt is opened."""
+        """Check whether another Job runs the run by now; required before an attempt is opened.
+
+        Ends this process if another pod leads the run: the agents go on under that one.
+        """
         self._next_term_check = time.monotonic() + LEADER_POLL_SECONDS
-        if why := self.terms.end_of(self.term, self.api.job_name):
-            self._leave(why)
+        if (later := self.terms.after(self.term)) is not None:
+            log.error("pod %s leads the run by now: this pod lost leadership because it was presumed dead", later.pod)
+            logging.shutdown()
+            os._exit(EXIT_REQUEUE)
+        if (name := submission_details(self.run).get("name")) != self.api.job_name:
+            self._notice = f"Job {name} runs the run by now: it was submitted again"
+            log.error("%s", self._notice)
+            self.stop_requested.set()
         return self.stop_requested.is_set()
 
-    def _leave(self, why: str) -> None:
-        log.error("%s", why)
-        self._notice = why
-        self.stop_requested.set()
+    def confirm(self) -> None:
+        self.is_superseded()
 
     def stop_reason(self) -> str:
         """Return why the whole run has to stop: this pod, or any pod if all of them are needed, is about to be deleted."""
@@ -241,6 +265,7 @@ class PodAllocation(Allocation):
 
     def can_retry(self) -> bool:
         """Return True if the next attempt may start here; waits until there are enough pods."""
+        self.survivors = self.members.attempt = 0
         return self.await_nodes() and not self.run.cancel_requested and not self.is_superseded()
 
     def _log_wait(self, message: str) -> None:

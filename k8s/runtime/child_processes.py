@@ -10,6 +10,7 @@ from ropewalk.cluster.process.kill import end, family
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.key import sign
 from ropewalk.cluster.supervise.agent_environment import agent_environment
+from ropewalk.cluster.supervise.takeover import outlives_nodes
 from ropewalk.k8s.runtime.protocol import StartAgent, StartGroupServer
 
 log = logging.getLogger(__name__)
@@ -26,14 +27,19 @@ class ChildProcess:
 
 
 class AgentProcess(ChildProcess):
-    """The agent of this pod."""
+    """The agent of this pod. `stays`: it goes on when the leader's pod is lost, until another coordinator takes it over."""
+
+    def __init__(self, number: int, process: Forked, attempt: int, *, stays: bool) -> None:
+        super().__init__(number, process)
+        self.attempt, self.stays = attempt, stays
 
     @classmethod
     def start(cls, run: RunDir, message: StartAgent, ray_token: str) -> "AgentProcess":
         log.info("node %d of attempt %d", message.node, message.attempt)
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray_token}
         output = run.log_dir(message.attempt) / f"node-{message.node}.log"
-        return cls(message.agent, fork_program(message.spec(str(run.path)).command(), environment, output))
+        process = fork_program(message.spec(str(run.path)).command(), environment, output)
+        return cls(message.agent, process, message.attempt, stays=outlives_nodes(run, message.attempt))
 
     def poll(self) -> int | None:
         return self.process.poll()

@@ -18,6 +18,7 @@ from ropewalk.cluster.process.signals import install_stop_handler
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.node_ledger import Cause, record_failure
 from ropewalk.cluster.supervise.supervisor import Supervisor, open_attempt
+from ropewalk.cluster.supervise.takeover import surviving_nodes
 from ropewalk.k8s.api.client import ApiError, ForbiddenError
 from ropewalk.k8s.api.in_cluster import JOB_LABEL, InClusterApi
 from ropewalk.k8s.runtime.allocation import PodAllocation
@@ -35,12 +36,24 @@ DIED = "its leader died: the pod that led the run was lost, or Kubernetes delete
 
 def coordinate(run: RunDir, terms: LeaderTerms, term: LeaderTerm, listener: socket.socket, api: InClusterApi) -> int:
     """Lead the run until it is over or this pod has to stop; return the exit code."""
-    resources = run.resources()
-    members = Membership(listener, terms.key_of(term), lambda pod, caller: verify_pod(pod, caller, term, api))
+    resources, last = run.resources(), terms.before(term)
+    attempt = max(run.attempts(), default=0)
+    survivors = surviving_nodes(run, attempt) if last is not None else 0
+    key = terms.key_of(term)
+    members = Membership(
+        listener, key, lambda pod, caller: verify_pod(pod, caller, term, api), attempt=attempt if survivors else 0
+    )
     replacer = PodReplacer(api, lambda machine: record_failure(run, max(run.attempts(), default=0), machine, Cause.DOWN))
-    if (last := terms.before(term)) is not None and last.uid:
-        replacer.declare_dead(last.pod, last.uid, resources.grace_seconds if terms.has_left(last) else 0.0)
     allocation = PodAllocation(run, resources, members, api, term, terms=terms, replacer=replacer)
+    if last is not None and last.uid:
+        replacer.declare_dead(last.pod, last.uid, resources.grace_seconds if terms.has_left(last) else 0.0)
+    if last is not None and survivors:
+        log.info("going on with %d nodes in attempt %d", survivors, attempt)
+        died = not terms.has_left(last)  # else its pod lives, with an agent
+        allocation.take_over(attempt, survivors + (not died))
+        if died:
+            lost = {"node": allocation.node_of(last.index), "address": last.address, "signal": f"pod {last.pod} is gone"}
+            run.event("node_lost", **lost, attempt=attempt)
     install_stop_handler(allocation.stop_requested.set)
     code = EXIT_REQUEUE
     try:
@@ -61,11 +74,13 @@ def coordinate(run: RunDir, terms: LeaderTerms, term: LeaderTerm, listener: sock
 def supervise(run: RunDir, term: LeaderTerm, allocation: PodAllocation) -> int:
     """Run attempts one after the other, each as soon as there are enough pods; return the exit code."""
     while allocation.await_nodes() and not allocation.is_superseded():
-        number = open_attempt(run, DIED)
+        number = max(run.attempts()) if allocation.survivors else open_attempt(run, DIED)
         if number is None:
             return EXIT_DONE
-        hosts = [member.pod.name for member in allocation.members.present()]
-        run.describe_attempt(number, hosts=hosts, carrier=term.pod, started=time.time())
+        if not allocation.survivors:
+            hosts = [member.pod.name for member in allocation.members.present()]
+            run.describe_attempt(number, hosts=hosts, index_of_node_0=term.index, started=time.time())
+        run.describe_attempt(number, carrier=term.pod)
         Supervisor(run, allocation, sys.executable).supervise(number)
         outcome = run.last_outcome()
         if outcome is not None and outcome.state.final:

@@ -33,20 +33,22 @@ class LeaderElection:
     def __init__(self, terms: LeaderTerms, pod: Pod, api: InClusterApi) -> None:
         self._terms, self._pod, self._api = terms, pod, api
         self._began = time.monotonic()
-        self._failing: tuple[int, float, bool] | None = None  # term, unreachable since, whether connections are refused
+        self._failing: tuple[int, float, bool] | None = None  # term, unreachable since, whether its process is gone
         self._free_since: float | None = None
         self._next_query = self._next_warning = 0.0
 
     def reached(self) -> None:
         self._failing = self._free_since = None
 
-    def unreachable(self, term: LeaderTerm, *, refused: bool, silent_seconds: float = 0.0) -> None:
-        """Record that the newest term's leader cannot be reached, after `silent_seconds` without a message."""
+    def unreachable(self, term: LeaderTerm, *, gone: bool, silent_seconds: float = 0.0) -> None:
+        """Record that the newest term's leader cannot be reached, after `silent_seconds` without a message.
+
+        `gone`: its machine has closed the connection, or refuses another one.
+        """
         since = time.monotonic() - silent_seconds
-        if self._failing is None or self._failing[0] != term.number:
-            self._failing = (term.number, since, refused)
-        else:
-            self._failing = (term.number, min(since, self._failing[1]), refused)
+        if self._failing is not None and self._failing[0] == term.number:
+            since, gone = min(since, self._failing[1]), gone or self._failing[2]
+        self._failing = (term.number, since, gone)
 
     def is_my_turn(self, last: LeaderTerm | None) -> bool:
         """Return True if this pod may take the term after `last`."""
@@ -56,7 +58,7 @@ class LeaderElection:
                 return True
             if now - self._began < FIRST_POD_SECONDS:
                 return False
-        if now < self._next_query:
+        if now < self._next_query or (last is not None and 0.0 < self._silent_for(last) <= UNREACHABLE_SECONDS):
             return False
         self._next_query = now + (TURN_SECONDS if self._pod.index < CANDIDATES else ELECTION_QUERY_SECONDS)
         try:

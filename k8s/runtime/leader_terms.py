@@ -14,7 +14,6 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ropewalk.cluster.backends.submission import submission_details
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.key import new_key, write_private
 from ropewalk.cluster.run.succession import read_mark_afresh, write_mark
@@ -40,7 +39,7 @@ class LeaderTerms:
     """The terms of a run, as followed by one process."""
 
     def __init__(self, run: RunDir) -> None:
-        self._run, self._folder = run, run.path / FOLDER
+        self._folder = run.path / FOLDER
         self._folder.mkdir(exist_ok=True)  # early, because NFS clients cache for a minute that a folder is missing
         self._newest = 0  # newest term that this process has read
 
@@ -80,14 +79,10 @@ class LeaderTerms:
         """Return True if the pod of a term has recorded that it left."""
         return read_mark_afresh(self._folder / f"{term.number:06d}.left") > 0
 
-    def end_of(self, term: LeaderTerm, job: str) -> str:
-        """Return why a term of this Job's pod has ended, although the pod was not notified; empty if it has not."""
+    def after(self, term: LeaderTerm) -> LeaderTerm | None:
+        """Return the newest term if it is later than `term`: its pod has taken over, since that of `term` was presumed dead."""
         last = self.newest()
-        if last is not None and last.number > term.number:
-            return f"pod {last.pod} leads the run by now: this pod lost leadership because it was presumed dead"
-        if (name := submission_details(self._run).get("name")) != job:
-            return f"Job {name} runs the run by now: it was submitted again"
-        return ""
+        return last if last is not None and last.number > term.number else None
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:06d}"

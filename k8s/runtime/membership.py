@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from ropewalk.cluster.membership import members
 from ropewalk.cluster.membership.members import Joined, Received
@@ -25,14 +26,27 @@ LOST_CODE = 255  # exit code of an agent whose pod is lost
 Admit = Callable[[Pod, str], Pod]  # (pod that a caller claims to be, its address) -> verified pod; raises RefusedError
 
 
+@dataclass(frozen=True)
+class _Peer:
+    """A verified pod, with the number and the attempt of the agent that runs in it."""
+
+    pod: Pod
+    agent: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, hello: Message, caller: str, admit: Admit) -> "_Peer":
+        agent = hello.get("agent")
+        return cls(admit(Pod(**hello["pod"]), caller), (int(agent[0]), int(agent[1])) if agent else None)
+
+
 class RemoteAgent:
     """An agent in another pod, with the interface of a process."""
 
     pid = 1  # the process that started the agent, in its pod
 
-    def __init__(self, member: "Member", number: int) -> None:
+    def __init__(self, member: "Member", number: int, attempt: int) -> None:
         self.args = f"the agent of pod {member.pod.name}"
-        self.number, self._member = number, member
+        self.number, self.attempt, self._member = number, attempt, member
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -65,13 +79,17 @@ class Member:
         self.silent = False  # gone without closing the connection: dead or disconnected
 
     def start(self, number: int, spec: AgentSpec) -> RemoteAgent:
-        self.agent = RemoteAgent(self, number)
+        self.agent = RemoteAgent(self, number, spec.attempt)
         self.send(StartAgent.of(number, spec))
         return self.agent
 
     def start_group_server(self, number: int, spec: GroupServerSpec) -> RemoteAgent:
         self.send(StartGroupServer.of(number, spec))
-        return RemoteAgent(self, number)
+        return RemoteAgent(self, number, spec.attempt)
+
+    def runs_agent_of(self, attempt: int) -> bool:
+        """Return True if an agent of the attempt runs in the pod."""
+        return self.agent is not None and self.agent.attempt == attempt and self.agent.poll() is None
 
     @property
     def idle(self) -> bool:
@@ -80,11 +98,15 @@ class Member:
 
 
 class Membership:
-    """All current and former members. Serves connections in a thread; the methods may be called from any thread."""
+    """All current and former members. Serves connections in a thread; the methods may be called from any thread.
 
-    def __init__(self, listener: socket.socket, key: str, admit: Admit) -> None:
+    `attempt` goes on: agents of it that run in pods that join are taken over, and those of other attempts are killed.
+    """
+
+    def __init__(self, listener: socket.socket, key: str, admit: Admit, attempt: int = 0) -> None:
+        self.attempt = attempt
         self._loop = asyncio.new_event_loop()
-        self._server = Server(key, lambda hello, caller: admit(Pod(**hello["pod"]), caller), self._handle)
+        self._server = Server(key, lambda hello, caller: _Peer.of(hello, caller, admit), self._handle)
         self._members: dict[members.Member, Member] = {}
         self._lock = threading.Lock()
         self._departed: list[Member] = []
@@ -127,7 +149,12 @@ class Membership:
             return
         session = event.member
         if isinstance(event, Joined):
-            member = Member(session.peer, lambda m: self._loop.call_soon_threadsafe(self._server.send, session, m))
+            peer: _Peer = session.peer
+            member = Member(peer.pod, lambda m: self._loop.call_soon_threadsafe(self._server.send, session, m))
+            if peer.agent is not None:
+                member.agent = RemoteAgent(member, *peer.agent)
+                if member.agent.attempt != self.attempt:
+                    member.agent.terminate()
             with self._lock:
                 self._members[session] = member
             log.info("pod %s (%s) has joined", member.pod.name, member.pod.address)

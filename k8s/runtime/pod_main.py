@@ -37,6 +37,7 @@ from ropewalk.k8s.runtime.timings import (
     POLL_SECONDS,
     RESTART_COORDINATOR_SECONDS,
     RETRY_CONNECT_SECONDS,
+    SEEK_SECONDS,
 )
 
 log = logging.getLogger(__name__)
@@ -58,19 +59,21 @@ class LeaderContact:
     """State of this pod's connections to the run's leaders."""
 
     answered_term: int = 0  # newest term whose coordinator has admitted this pod
-    unanswered_term: int = 0  # newest term whose coordinator accepted a connection but did not admit this pod
+    failed_term: int = 0  # term whose coordinator was lost or could not be reached
     retry_at: float = 0.0  # monotonic time of the next connection to that one
     silent_seconds: float = 0.0  # silence of the last connection when it was given up
 
     def may_connect(self, term: LeaderTerm) -> bool:
         """Return True if it is time to connect to the coordinator of a term."""
-        return term.port > 0 and (term.number != self.unanswered_term or time.monotonic() >= self.retry_at)
+        return term.port > 0 and (term.number != self.failed_term or time.monotonic() >= self.retry_at)
+
+    def record_failure(self, term: LeaderTerm, seconds: float = RETRY_CONNECT_SECONDS) -> None:
+        """Connect to the coordinator of the term after some seconds again; to that of a later one at once."""
+        self.failed_term, self.retry_at = term.number, time.monotonic() + seconds
 
     def record_loss(self, link: Link, term: LeaderTerm) -> None:
         self.silent_seconds = link.silent_seconds
-        if not link.answered:
-            self.unanswered_term = term.number
-            self.retry_at = time.monotonic() + (LOST_SECONDS if link.silent_seconds else RETRY_CONNECT_SECONDS)
+        self.record_failure(term, LOST_SECONDS if link.silent_seconds and not link.answered else RETRY_CONNECT_SECONDS)
 
 
 class PodRuntime:
@@ -117,7 +120,7 @@ class PodRuntime:
             if self.link is None:
                 if self._may_seek():
                     self._seek()
-                time.sleep(POLL_SECONDS)
+                time.sleep(SEEK_SECONDS)
             else:
                 self._listen(self.link)
 
@@ -186,9 +189,10 @@ class PodRuntime:
         self.link = None
         self.leader.record_loss(link, self.term)
         if link.answered or link.silent_seconds:  # else only the kernel accepted the connection, of a process that starts
-            self.election.unreachable(self.term, refused=False, silent_seconds=link.silent_seconds)
+            gone = link.answered and not link.silent_seconds
+            self.election.unreachable(self.term, gone=gone, silent_seconds=link.silent_seconds)
         self._kill_group_server()
-        if self.agent is not None:
+        if self.agent is not None and not self.agent.stays:
             self.agent.stop()
             self._kill_agent_at = time.monotonic() + (0.0 if link.silent_seconds else ORPHAN_SECONDS)
 
@@ -230,12 +234,12 @@ class PodRuntime:
         now = time.monotonic()
         if now < self._next_seek:
             return False
-        self._next_seek = now + (POLL_SECONDS if self.pod.index < CANDIDATES else FAR_SEEK_SECONDS)
+        self._next_seek = now + (SEEK_SECONDS if self.pod.index < CANDIDATES else FAR_SEEK_SECONDS)
         return True
 
     def _seek(self) -> None:
         """Connect to the coordinator of the newest term, or lead the run."""
-        if self.agent is not None:  # it belongs to a lost coordinator, and the next one starts its own
+        if self.agent is not None and not self.agent.stays:  # the next coordinator starts its own
             if self._kill_agent_at is not None and time.monotonic() > self._kill_agent_at:
                 self.agent.kill()
             return
@@ -244,7 +248,9 @@ class PodRuntime:
         last = self.terms.newest()
         if last is not None and self.leader.may_connect(last) and self._connect(last):
             return
-        if self.state is PodState.SEEKING and time.monotonic() >= self._lead_again_at and self.election.is_my_turn(last):
+        if self.state is not PodState.SEEKING or time.monotonic() < self._lead_again_at or not self.election.is_my_turn(last):
+            return
+        if self.terms.newest() == last:  # no other pod was faster while this one asked the API server
             self._lead((last.number if last else 0) + 1)
 
     def _is_over(self) -> bool:
@@ -265,12 +271,14 @@ class PodRuntime:
         silent_seconds, self.leader.silent_seconds = self.leader.silent_seconds, 0.0
         try:
             patience = LOST_SECONDS if term.number == self.leader.answered_term else COORDINATOR_START_SECONDS
-            introduction = {"name": self.pod.name, "pod": vars(self.pod)}
+            agent = [self.agent.number, self.agent.attempt] if self.agent is not None else None
+            introduction = {"name": self.pod.name, "pod": vars(self.pod), "agent": agent}
             key = self.terms.key_of(term)
             self.link = Link(term.address, term.port, key, introduction=introduction, patience_seconds=patience)
             self.term = term
         except OSError as error:
-            self.election.unreachable(term, refused=isinstance(error, ConnectionRefusedError), silent_seconds=silent_seconds)
+            self.leader.record_failure(term)
+            self.election.unreachable(term, gone=isinstance(error, ConnectionRefusedError), silent_seconds=silent_seconds)
             return False
         return True
 

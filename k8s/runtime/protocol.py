@@ -1,6 +1,7 @@
 """Messages between the pods of a run, over the sessions of `ropewalk.cluster.membership`.
 
-A pod sends `ended` (its agent's exit code) and `leaving` (Kubernetes deletes it). The coordinator sends `start` (an agent),
+The hello of a pod has its agent's number and attempt, if one runs in it: it may go on under another coordinator. A pod sends
+`ended` (its agent's exit code) and `leaving` (Kubernetes deletes it). The coordinator sends `start` (an agent),
 `groups` (the group server, to its own pod), `stop` and `kill` (one of the two), and `over` (the run is over). No message contains
 any part of a command line.
 """
@@ -14,8 +15,6 @@ from ropewalk.cluster.membership.protocol import Message
 from ropewalk.cluster.supervise.allocation import AgentSpec, GroupServerSpec
 
 Address = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F.:]{1,45}$")]
-Port = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}$")]
-GroupServer = Annotated[str, StringConstraints(pattern=r"^([0-9a-fA-F.:]{1,45}:[0-9]{1,5})?$")]
 NodeCount = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}(\.\.[0-9]{1,6})?$")]
 
 
@@ -35,7 +34,6 @@ class StartAgent(_Start):
     node: NonNegativeInt
     nodes: NodeCount
     address: Address
-    group_server: GroupServer
 
     @classmethod
     def of(cls, number: int, spec: AgentSpec) -> Message:
@@ -50,12 +48,13 @@ class StartGroupServer(_Start):
 
     say: Literal["groups"] = "groups"
     nodes: NodeCount
-    address: Address
-    port: Port
+    expected: NonNegativeInt
+    host: Address
+    term: PositiveInt
 
     @classmethod
     def of(cls, number: int, spec: GroupServerSpec) -> Message:
-        return cls(agent=number, attempt=spec.attempt, nodes=spec.nodes, address=spec.host, port=spec.port).model_dump()
+        return cls(agent=number, **asdict(spec)).model_dump()
 
     def spec(self, run_path: str) -> GroupServerSpec:
-        return GroupServerSpec(run_path=run_path, attempt=self.attempt, nodes=self.nodes, host=self.address, port=self.port)
+        return GroupServerSpec(run_path=run_path, **self.model_dump(exclude={"say", "agent"}))

@@ -10,7 +10,8 @@ FAREWELL_SECONDS = 5.0  # for delivering the coordinator's last message to all p
 
 # --- a pod
 POLL_SECONDS = 0.1  # between two checks of a pod's children, signals and connection
-FAR_SEEK_SECONDS = 1.0  # between two looks at the run directory for a leader, of pods that are not the first to lead
+SEEK_SECONDS = 0.05  # between two looks at the run directory for a leader
+FAR_SEEK_SECONDS = 1.0  # the same of pods that are not the first to lead
 ORPHAN_SECONDS = 5.0  # for an agent to save after its coordinator has disappeared
 RESTART_COORDINATOR_SECONDS = 5.0  # before a crashed coordinator is restarted in the same pod
 
@@ -18,13 +19,13 @@ RESTART_COORDINATOR_SECONDS = 5.0  # before a crashed coordinator is restarted i
 ELECTION_QUERY_SECONDS = 1.0  # between two queries of the API server, of pods that are not the first to lead
 FIRST_POD_SECONDS = 10.0  # only the pod of index 0 may take the first term this long: it is the last to go when a run shrinks
 FIRST_POD_START_SECONDS = 30.0  # the same if that pod has a node and is still starting
-UNREACHABLE_SECONDS = 0.5  # before a leader that refuses connections or is being deleted is replaced
+UNREACHABLE_SECONDS = 0.1  # before a leader that has closed its connections or is being deleted is replaced
 TURN_SECONDS = 0.3  # additional wait of each pod compared with the one before it
 UNPROVEN_SECONDS = 30.0  # before an unreachable leader is replaced without permission to query the API server
 UNFINISHED_TERM_SECONDS = 10.0  # after this time an empty term file is that of a pod that died while writing it
 
 # --- the nodes of an attempt
-ALLOCATION_POLL_SECONDS = 0.1  # between two checks for enough pods
+ALLOCATION_POLL_SECONDS = 0.05  # between two checks for enough pods
 SETTLE_SECONDS = 2.0  # an elastic run with enough pods waits this long for more
 SUCCEED_SECONDS = 0.5  # the same under another leader than the first: those that live know of it at once
 LEADER_POLL_SECONDS = 2.0  # between two checks whether another pod leads the run

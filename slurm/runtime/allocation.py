@@ -14,7 +14,6 @@ from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import BackendError
 from ropewalk.cluster.process.forking import Process
 from ropewalk.cluster.process.kill import end, family
-from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.process.signals import SignalFlag, stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.secrets.variables import FOLDER_VARIABLE, secrets_folder
@@ -67,7 +66,6 @@ class SlurmAllocation(Allocation):
         self.ray_token = secrets.token_hex(32)  # never written to disk
         self.extra_node_jobs: set[str] = set()  # submitted, not yet running
         self.watchdog = Watchdog(run, profile, self._start_elsewhere, self.end)
-        self._store_port = ReservedPort()
         self._next_poll = self._next_request = 0.0
         self._notice = ""
 
@@ -85,10 +83,6 @@ class SlurmAllocation(Allocation):
 
     def address(self, node: int) -> str:
         return self.slots[node].host
-
-    def free_port(self) -> int:
-        """Reserve a port on the first node, which runs this process."""
-        return self._store_port.take(self.slots[0].host)
 
     def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Popen[bytes]:
         """Start the agent of `spec` as a step with one task on a node; srun forwards SIGUSR2 to it."""
@@ -296,7 +290,6 @@ class SlurmAllocation(Allocation):
 
     def close(self) -> None:
         """Stop the watchdog, and cancel the jobs that hold or wait for additional nodes."""
-        self._store_port.release()
         self.watchdog.close()
         held = {slot.job for slot in self.slots.values() if slot.job != self.job and not slot.dead}
         if held or self.extra_node_jobs:

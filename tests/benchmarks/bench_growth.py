@@ -27,7 +27,8 @@ from transformers import AutoConfig
 
 from ropewalk.cluster.backends.base import BackendState
 from ropewalk.cluster.engines.ranks import RanksNode
-from ropewalk.cluster.membership.groups import Groups, Tell
+from ropewalk.cluster.membership.decisions import Reserve, Tell
+from ropewalk.cluster.membership.groups import Groups
 from ropewalk.cluster.membership.members import Died, Member, Received
 from ropewalk.cluster.membership.protocol import Message, pack
 from ropewalk.cluster.process.signals import ShutdownGate
@@ -165,12 +166,13 @@ def files(size: int) -> dict[str, float]:
 
 def _messages(num_nodes: int) -> dict[str, int]:
     """Form a group, let all nodes agree on a hang, form another group, and let a node die; count messages and their bytes."""
-    groups = Groups(1, 1, num_nodes, RANKS_PER_NODE)
+    groups = Groups(1, 1, num_nodes, RANKS_PER_NODE, expected=num_nodes)
     members = [Member(f"{node:032x}", f"node {node}", (0, 0), 0.0) for node in range(num_nodes)]
     counts: dict[str, int] = dict.fromkeys(("formation", "hang", "death", "bytes"), 0)
 
     def handle(kind: str, event: Received | Died) -> None:
         decisions = groups.handle(event, 0.0)
+        decisions += [more for each in decisions if isinstance(each, Reserve) for more in groups.reserved(each.number + 1, 0.0)]
         sent = [decision.message for decision in decisions if isinstance(decision, Tell)]
         heard = [event.message] if isinstance(event, Received) else []
         counts[kind] += len(sent) + len(heard)
@@ -199,7 +201,6 @@ def _log(run: RunDir, rank: int, num_nodes: int) -> str:
         most_nodes=num_nodes,
         ranks_per_node=RANKS_PER_NODE,
         address="127.0.0.1",
-        group_server="",
         stop_flag=run.path,
         gate=ShutdownGate(),
     )

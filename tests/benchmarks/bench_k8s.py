@@ -79,7 +79,7 @@ def of_one_pod(namespace: Namespace, kube: Cluster) -> Figures:
 
 
 def of_an_elastic_run(namespace: Namespace, kube: Cluster) -> Figures:
-    """A node dies, a node returns, the user scales, the leader's node dies."""
+    """A node dies, a node returns, the user scales, the leader's node dies, and another leader's is cut off."""
     run = KubeToy(namespace, "count", "ranks", steps=1000000, resources={"nodes": "1..3", "cpus": 2})
     until(lambda: run.world() == 3, Patience.RUN)
     leader = run.node_of(run.leader())
@@ -89,8 +89,12 @@ def of_an_elastic_run(namespace: Namespace, kube: Cluster) -> Figures:
         "it returns, on at 3 (the others stand still)": to_world(run, 3, kube.mend),
         "scaled to 1": to_world(run, 1, lambda: run.run.request_nodes(1)),
         "scaled to 3": to_world(run, 3, lambda: run.run.request_nodes(3)),
-        "the leader's node dies, on at 2": to_next_step(run, lambda: _kill(kube, run)),
+        "the leader's node dies, on at 2": to_world(run, 2, lambda: _kill(kube, run)),
     }
+    kube.mend()
+    until(lambda: run.world() == 3, Patience.RUN)
+    cut = to_world(run, 2, lambda: kube.cut_node(run.node_of(run.leader())))
+    results["the leader's node is cut off, on at 2"] = cut
     end(run)
     kube.mend()
     return results

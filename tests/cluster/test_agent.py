@@ -14,7 +14,6 @@ import pytest
 from ropewalk.cluster.agent.version import installed_version
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
 from ropewalk.cluster.process.kill import end, family
-from ropewalk.cluster.process.ports import free_port
 from ropewalk.cluster.process.signals import ShutdownGate, stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import machine
@@ -61,16 +60,14 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
     attempt = run.begin_attempt()
     run.make_folders(attempt)
     write_private(run.attempt_dir(attempt) / GROUP_KEY, new_key())
-    port = free_port("127.0.0.1")
     message = tmp_path / "node-0.log"
 
     def start(node: int, log: Path) -> subprocess.Popen[bytes]:
-        node_keys = {"address": "127.0.0.1", "group_server": f"127.0.0.1:{port}"}
-        command = AgentSpec(run_path=str(run.path), attempt=attempt, node=node, nodes="2", **node_keys).command()
+        command = AgentSpec(run_path=str(run.path), attempt=attempt, node=node, nodes="2", address="127.0.0.1").command()
         with log.open("wb") as stream, stop_signals_blocked():
             return subprocess.Popen(command, stdout=stream, stderr=stream)
 
-    server = GroupServerSpec(run_path=str(run.path), attempt=attempt, nodes="2", host="127.0.0.1", port=str(port))
+    server = GroupServerSpec(run_path=str(run.path), attempt=attempt, nodes="2", expected=2, host="127.0.0.1")
     nodes = run.attempt_dir(attempt) / "nodes"
     started = [leaving := start(0, message), start(1, tmp_path / "node-1.log")]
     try:
@@ -126,7 +123,7 @@ def test_a_stop_is_handed_on_though_no_event_can_be_written(tmp_path: Path) -> N
     run = RunDir.create("toy", record, tmp_path)
     number = run.begin_attempt()
     (run.events.folder / f"{machine()}.jsonl").symlink_to(tmp_path / "gone" / "file")
-    command = AgentSpec(run_path=str(run.path), attempt=number, node=0, nodes="1", address="127.0.0.1", group_server="").command()
+    command = AgentSpec(run_path=str(run.path), attempt=number, node=0, nodes="1", address="127.0.0.1").command()
     with stop_signals_blocked():
         agent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
@@ -148,7 +145,7 @@ def test_a_node_with_another_version_says_so_before_anything_starts(tmp_path: Pa
     run = RunDir.create("toy", {**record, "resources": {"nodes": 1}, "cluster": "far"}, tmp_path)
     number = run.begin_attempt()
     run.make_folders(number)
-    command = AgentSpec(run_path=str(run.path), attempt=number, node=0, nodes="1", address="127.0.0.1", group_server="").command()
+    command = AgentSpec(run_path=str(run.path), attempt=number, node=0, nodes="1", address="127.0.0.1").command()
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, timeout=HANG_SECONDS)
     assert done.returncode == code
     messages = [event for event in run.read_events() if event["event"] == "other_version"]

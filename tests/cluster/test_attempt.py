@@ -38,9 +38,6 @@ class Sleepers(Allocation):
     def address(self, node: int) -> str:
         return "127.0.0.1"
 
-    def free_port(self) -> int:
-        return 1  # no agent that this allocation starts meets another
-
     def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Process:
         return subprocess.Popen(self.agent)
 

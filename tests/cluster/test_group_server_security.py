@@ -1,9 +1,6 @@
-"""Whoever reaches the group server's port, or is another user of its machine, runs nothing in an agent."""
+"""Whoever reaches the group server's port runs nothing in an agent."""
 
-import os
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +8,8 @@ import psutil
 import pytest
 
 from ropewalk.cluster.membership.link import Link
-from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.group_servers import group_server_address
 from ropewalk.cluster.run.key import new_key, write_private
 from ropewalk.cluster.run.names import GROUP_KEY
 from ropewalk.cluster.supervise.allocation import GroupServerSpec
@@ -21,24 +18,6 @@ from tests.patience import Patience, until
 from tests.processes import words_of
 
 SERVER_ADDRESS = "127.0.1.1"
-OTHER_USER = 65534
-BIND = """
-import os, socket, sys
-os.setuid(int(sys.argv[1]))
-wanted = socket.socket()
-wanted.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-wanted.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-wanted.bind((sys.argv[2], int(sys.argv[3])))
-"""
-
-
-def answers(address: str, port: int) -> bool:
-    """Return True if a process listens at the address."""
-    try:
-        socket.create_connection((address, port), timeout=1).close()
-    except ConnectionRefusedError:
-        return False
-    return True
 
 
 @pytest.fixture
@@ -54,19 +33,15 @@ def run(tmp_path: Path) -> RunDir:
 def server(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of a group server that runs."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    reserved = ReservedPort()
-    port = reserved.take(SERVER_ADDRESS)
-    spec = GroupServerSpec(run_path=str(run.path), attempt=1, nodes="1", host=SERVER_ADDRESS, port=str(port))
+    spec = GroupServerSpec(run_path=str(run.path), attempt=1, nodes="1", expected=1, host=SERVER_ADDRESS)
     process = subprocess.Popen(spec.command())
-    until(lambda: answers(SERVER_ADDRESS, port), Patience.START)
-    yield port
+    yield until(lambda: group_server_address(run.attempt_dir(1)), Patience.START)[1]
     process.kill()
     process.wait()
-    reserved.release()
 
 
 def test_the_group_server_listens_at_the_run_s_address_alone(server: int) -> None:
-    (process,) = (each for each in psutil.Process().children() if str(server) in words_of(each))
+    (process,) = (each for each in psutil.Process().children() if "ropewalk.cluster.engines.group_server" in words_of(each))
     listening = {each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN}
     assert listening == {SERVER_ADDRESS}, "other programs may have the same port at other addresses"
 
@@ -82,21 +57,6 @@ def test_who_does_not_know_the_key_joins_no_group(run: RunDir, server: int, has_
         form = until(lambda: link.listen(0.05), Patience.SIGNAL)[0]
         assert (form["say"], form["group"], form["nodes"], form["address"]) == ("form", 1, 1, SERVER_ADDRESS)
     link.close()
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
-@pytest.mark.parametrize("address", [SERVER_ADDRESS, "0.0.0.0"])
-def test_no_other_user_takes_the_port_before_the_group_server_listens(address: str) -> None:
-    reserved = ReservedPort()
-    taken = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", BIND, str(OTHER_USER), address, str(reserved.take(SERVER_ADDRESS))],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    reserved.release()
-    assert "Address already in use" in taken.stderr
 
 
 def test_the_key_is_the_user_s_alone_and_never_written_over(tmp_path: Path) -> None:

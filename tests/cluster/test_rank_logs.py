@@ -34,7 +34,6 @@ def node_of(run: RunDir, most_nodes: int) -> RanksNode:
         most_nodes=most_nodes,
         ranks_per_node=8,
         address="127.0.0.1",
-        group_server="127.0.0.1:1",
         stop_flag=run.path / "stop",
         gate=ShutdownGate(),
     )

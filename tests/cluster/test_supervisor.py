@@ -1,5 +1,6 @@
 """Budgets: counted from the outcomes on disk, since the last submission."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from ropewalk.cluster.run.files import append_line, write_json
 from ropewalk.cluster.run.names import AGENTS, NODES
 from ropewalk.cluster.spec import BY_SUBMISSION, Outcome, RunState
 from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt, count_spent_retries, end_if_spent
+from ropewalk.cluster.supervise.takeover import surviving_nodes
 
 
 def attempt(run: RunDir, exit_code: int, opened_by: str = "requeue", state: RunState = RunState.REQUEUED) -> int:
@@ -64,3 +66,26 @@ def test_an_agent_that_has_retried_bugs_itself_has_spent_them(run: RunDir) -> No
     assert count_spent_retries(run) == (0, 0)
     write_json(run.attempt_dir(number) / NODES / "node-0.json", {"exit_code": 1, "bugs_spent": True})
     assert count_spent_retries(run) == (run.retries.bugs, 0)
+
+
+@pytest.mark.parametrize(("nodes", "spare_nodes", "survivors"), [("1..4", 0, 2), (2, 2, 2), ("3..4", 0, 0), (4, 0, 0)])
+def test_an_attempt_outlives_its_supervisor_if_enough_nodes_are_left(
+    tmp_path: Path, nodes: str | int, spare_nodes: int, survivors: int
+) -> None:
+    """One node has left, another was lost and is back, and a third has died with the supervisor."""
+    record = {"config": {"retries": {"disturbances": 2}}, "engine": "ranks"}
+    run = RunDir.create("x", {**record, "resources": {"nodes": nodes, "spare_nodes": spare_nodes}}, tmp_path)
+    number = run.begin_attempt()
+    for node in range(4):
+        append_line(run.attempt_dir(number) / AGENTS, {"node": node, "started": 1000.0})
+    run.event("node_left", node=1, attempt=number)
+    run.event("node_lost", node=2, attempt=number)
+    append_line(run.attempt_dir(number) / AGENTS, {"node": 2, "started": time.time()})
+    assert surviving_nodes(run, number) == survivors
+    for _ in range(3):
+        run.event("group_formed", attempt=number, group=1, nodes=3)
+    assert surviving_nodes(run, number) == 0, "the run would never end"
+    run.event("checkpoint", step=1)
+    assert surviving_nodes(run, number) == survivors
+    run.write_outcome(number, Outcome(state=RunState.REQUEUED, exit_code=85, cause="it ended"))
+    assert surviving_nodes(run, number) == 0

@@ -22,7 +22,6 @@ from ropewalk.cluster.gpus import (
 )
 from ropewalk.cluster.process.forking import Process, fork_program
 from ropewalk.cluster.process.kill import end, family, processes_of
-from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.process.scratch import make_scratch, remove_scratch, sweep
 from ropewalk.cluster.process.signals import SignalFlag
 from ropewalk.cluster.run.directory import RunDir
@@ -44,22 +43,20 @@ def address_of(node: int) -> str:
 
 def render_script(run_path: str, attempt: str, resources: Resources, engine: Engine) -> str:
     """Render the commands of a run as a script to read or to run by hand (`--dry-run`)."""
-    port, group_server = "PORT", ""
     lines = [
         "#!/bin/bash",
         "# Processes that the local backend starts: one agent per virtual node, each in its own process group.",
     ]
     if engine is Engine.RANKS:
-        group_server = f"{address_of(0)}:{port}"
         key = shlex.quote(f"{run_path}/attempts/{int(attempt):04d}/{GROUP_KEY}")
         lines.append(f"(umask 077; head -c {KEY_BYTES} /dev/urandom | od -An -tx1 | tr -d ' \\n' > {key})")
-        nodes, host = str(resources.nodes), address_of(0)
-        server = GroupServerSpec(run_path=run_path, attempt=int(attempt), nodes=nodes, host=host, port=port)
+        nodes, expected = str(resources.nodes), resources.allocated_nodes.most
+        server = GroupServerSpec(run_path=run_path, attempt=int(attempt), nodes=nodes, expected=expected, host=address_of(0))
         lines.append(f"{shlex.join(server.command())} &")
     nodes = str(resources.nodes)
     for node, devices in enumerate(deal_devices(resources)):
-        addresses = {"address": address_of(node), "group_server": group_server}
-        command = AgentSpec(run_path=run_path, attempt=int(attempt), node=node, nodes=nodes, **addresses).command()
+        address = address_of(node)
+        command = AgentSpec(run_path=run_path, attempt=int(attempt), node=node, nodes=nodes, address=address).command()
         variables = [f"{DEVICES_VARIABLE}={','.join(devices)}", f"{ORDER_VARIABLE}={device_order()}"] if devices else []
         lines.append(f"{' '.join([*variables, shlex.join(command)])} &")
     return "\n".join([*lines, "wait", ""])
@@ -79,7 +76,6 @@ class LocalAllocation(Allocation):
         self.busy: set[int] = set()
         self.devices: list[list[str]] = []  # GPUs of each node, as CUDA names them
         self._gpus = HeldGpus()
-        self._store_port = ReservedPort()
 
     def initial_nodes(self) -> list[int]:
         """Return the nodes that the run requests now; nodes that died are usable again."""
@@ -100,9 +96,6 @@ class LocalAllocation(Allocation):
 
     def address(self, node: int) -> str:
         return address_of(node)
-
-    def free_port(self) -> int:
-        return self._store_port.take(address_of(0))
 
     def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Process:
         """Start a command in its own process group, with its temporary files on the node's disk."""
@@ -167,8 +160,7 @@ class LocalAllocation(Allocation):
         return not self.leaving
 
     def close(self) -> None:
-        """Kill everything on the nodes, remove their disks, and release ports and GPUs."""
-        self._store_port.release()
+        """Kill everything on the nodes, remove their disks, and release the GPUs."""
         self._gpus.release()
         end(processes_of(self.scratch))
         sweep(memory_root())  # copies of training states, if agents were killed

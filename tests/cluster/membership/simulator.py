@@ -4,8 +4,8 @@
 
 Each schedule follows from its seed, and a failure prints the seed that replays it. Messages are lost, late, doubled and
 reordered; agents and coordinators die, freeze and come back; connections break or go silent; nodes of elastic runs save, leave
-and return. Three properties are checked: a fence never names two groups; once faults end, all nodes work in one group; no step
-is committed twice.
+and return. Coordinators of elastic runs take over within an attempt, also from one that runs on. Three properties are checked: a
+fence never names two groups; once faults end, all nodes work in one group; no step is committed twice.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from typing import Any
 
 from ropewalk.cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
 from ropewalk.cluster.membership.contact import Contact, SessionEndedError
-from ropewalk.cluster.membership.groups import Decision, Failed, Groups, Tell
+from ropewalk.cluster.membership.decisions import Decision, Failed, Reserve, Tell
+from ropewalk.cluster.membership.groups import Groups
 from ropewalk.cluster.membership.members import Close, Members, Output, Send
 from ropewalk.cluster.membership.node_agent import Action, Exit, NodeAgent, Order, Start
 from ropewalk.cluster.membership.protocol import SILENCE_SECONDS, Message
@@ -39,12 +40,21 @@ class ViolationError(Exception):
 
 @dataclass
 class Disk:
-    """The run directory: newest term, newest claimed fence, committed steps."""
+    """The run directory: newest term, reserved fences, newest claimed fence, committed steps."""
 
     term: int = 0
+    reserved: set[Fence] = field(default_factory=set)
     fence: Fence = (0, 0)
     steps: list[Fence] = field(default_factory=list)  # the group that committed each step
     groups: dict[Fence, tuple[int, ...]] = field(default_factory=dict)  # nodes by group, for the check
+
+    def reserve(self, attempt: int, number: int) -> int:
+        """Reserve the first free number above `number` for a group of an attempt."""
+        number += 1
+        while (attempt, number) in self.reserved:
+            number += 1
+        self.reserved.add((attempt, number))
+        return number
 
     def claim(self, fence: Fence) -> bool:
         if fence < self.fence:
@@ -90,10 +100,17 @@ class World:
     def note(self, text: str) -> None:
         self.log.append(f"{self.now:8.3f} {text}")
 
-    def elect(self) -> None:
-        """Begin a new term if the newest coordinator is dead, or does not run for so long that it counts as dead."""
+    @property
+    def elastic(self) -> bool:
+        return self.least < self.most or self.spare > 0
+
+    def elect(self, *, needed: bool = False) -> None:
+        """Begin a new term if the newest coordinator is dead, or does not run for so long that it counts as dead.
+
+        `needed`: also if it runs, as one does that is cut off from the others.
+        """
         leader = self.coordinators.get(self.disk.term)
-        if leader is None or leader.dead or leader.frozen:
+        if needed or leader is None or leader.dead or leader.frozen:
             self.disk.term += 1
             self.coordinators[self.disk.term] = Coordinator(self, self.disk.term)
             self.note(f"coordinator {self.disk.term} begins")
@@ -174,7 +191,10 @@ class Coordinator(Actor):
     def __init__(self, world: World, term: int) -> None:
         super().__init__(world)
         self.term, self.members = term, Members()
-        self.groups = Groups(term, world.least, world.most, ranks_per_node=1, spare=world.spare)
+        self.attempt = 1 if world.elastic else term
+        last = max((fence for fence in world.disk.groups if fence[0] == self.attempt), default=None)
+        expected = len(world.disk.groups[last]) - 1 if last else world.most + world.spare
+        self.groups = Groups(self.attempt, world.least, world.most, ranks_per_node=1, expected=expected)
         world.at(TERM_CHECK_SECONDS, self._check_term)
 
     def _check_term(self) -> None:
@@ -216,10 +236,15 @@ class Coordinator(Actor):
         for decision in decisions:
             if isinstance(decision, Tell):
                 self._perform(self.members.send(decision.member, decision.message))
+            elif isinstance(decision, Reserve):
+                self._reserved_soon(self.world.disk.reserve(self.attempt, decision.number))
             elif isinstance(decision, Failed):
                 self.world.at(LATENCY, lambda: self.do(lambda: self._decide(self.groups.judge(None, self.clock))))
             elif decision.kind == "group_formed":
                 self.world.note(f"coordinator {self.term} forms a group: {dict(decision.fields)}")
+
+    def _reserved_soon(self, number: int) -> None:
+        self.world.at(LATENCY, lambda: self.do(lambda: self._decide(self.groups.reserved(number, self.clock))))
 
     def die(self) -> None:
         self.dead = True
@@ -233,9 +258,9 @@ class Agent(Actor):
 
     def __init__(self, world: World, node: int) -> None:
         super().__init__(world)
-        self.node, self.wire, self.term = node, None, 0
+        self.node, self.wire, self.term, self.attempt = node, None, 0, 0
         self.contact: Contact | None = None
-        self.ranks = NodeAgent(ranks=1, elastic=world.least < world.most or world.spare > 0)
+        self.ranks = NodeAgent(ranks=1, elastic=world.elastic)
         self.fence: Fence = (0, 0)  # newest group that ranks were started of
         self._connect_at = 0.0
         self._sessions = itertools.count()
@@ -261,7 +286,8 @@ class Agent(Actor):
         if coordinator is None or coordinator.dead or world.now < self.unreachable_until:
             return
         if self.contact is None or coordinator.term != self.term:
-            self.term, self.contact = coordinator.term, Contact(f"{self.node}/{id(self)}/{next(self._sessions)}")
+            self.term, self.attempt = coordinator.term, coordinator.attempt
+            self.contact = Contact(f"{self.node}/{id(self)}/{next(self._sessions)}")
         self.wire = wire = Wire(self, coordinator)
         hello = self.contact.hello(self.fence, self.clock)
         wire.deliver(lambda: coordinator.do(lambda: coordinator.hear(wire, hello)))
@@ -311,7 +337,7 @@ class Agent(Actor):
                 case Order.BE_READY:
                     self.tell({"say": "ready", "node": self.node, "address": "", "port": 1, "group": self.ranks.group})
                 case Start():
-                    self.fence = (self.term, action.group)
+                    self.fence = (self.attempt, action.group)
                     self.world.work.start(self.fence, action.node_rank, action.nodes, self)
                 case Order.RELEASE:
                     self._act(self.ranks.released(self.world.work.release(self), self.clock))
@@ -459,7 +485,9 @@ def disturb(world: World) -> None:
     agent = random.choice(world.agents)
     leader = world.coordinators[world.disk.term]
     seconds = random.choice([0.05, 0.15, 0.3, 1.0, 2.5, 6.0]) * (0.5 + random.random())
-    kind = random.choice(["rank", "rank", "node", "node", "freeze", "close", "cut", "leader freezes", "leader dies"])
+    kind = random.choice(
+        ["rank", "rank", "node", "node", "freeze", "close", "cut", "leader freezes", "leader dies", "two leaders"]
+    )
     world.note(f"fault: {kind}, node {agent.node}, {seconds:.2f} s")
     if kind == "rank":
         world.work.kill_rank(agent)
@@ -482,6 +510,8 @@ def disturb(world: World) -> None:
     elif kind == "leader dies":
         leader.die()
         world.at(seconds, world.elect)
+    elif kind == "two leaders":
+        world.elect(needed=True)
 
 
 def let_go(world: World, random: Random) -> None:

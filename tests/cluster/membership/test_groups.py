@@ -6,18 +6,8 @@ from typing import Any
 import pytest
 
 from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
-from ropewalk.cluster.membership.groups import (
-    CAUSE_SECONDS,
-    PATIENCE_SECONDS,
-    SAVE_SECONDS,
-    SETTLE_SECONDS,
-    Decision,
-    Failed,
-    Groups,
-    Phase,
-    Record,
-    Tell,
-)
+from ropewalk.cluster.membership.decisions import Decision, Failed, Record, Reserve, Tell
+from ropewalk.cluster.membership.groups import CAUSE_SECONDS, PATIENCE_SECONDS, SAVE_SECONDS, SETTLE_SECONDS, Groups, Phase
 from ropewalk.cluster.membership.members import Died, Joined, Member, Received
 
 KILLED = -int(signal.SIGKILL)
@@ -27,14 +17,25 @@ class Nodes:
     """Groups of nodes with two ranks each, and what was decided last."""
 
     def __init__(self, least: int, most: int, **settings: Any) -> None:
-        self.groups = Groups(1, least, most, 2, **settings)
+        self.groups = Groups(1, least, most, 2, **{"expected": most, **settings})
         self.members = [Member(f"session {node}", node, (0, 0), 0.0) for node in range(4)]
         self.now = 0.0
         self.decisions: list[Decision] = []
+        self.decide(self.groups.tick(self.now))
+
+    def decide(self, decisions: list[Decision]) -> None:
+        """Take decisions, and reserve the number of the next group at once."""
+        self.decisions = []
+        while decisions:
+            decision = decisions.pop(0)
+            if isinstance(decision, Reserve):
+                decisions += self.groups.reserved(decision.number + 1, self.now)
+            else:
+                self.decisions.append(decision)
 
     def say(self, sender: int, what: str, **fields: Any) -> None:
         message = {"say": what, "group": self.groups.number, **fields}
-        self.decisions = self.groups.handle(Received(self.members[sender], message), self.now)
+        self.decide(self.groups.handle(Received(self.members[sender], message), self.now))
 
     def be_ready(self, *nodes: int, group: int | None = None) -> None:
         for node in nodes:
@@ -46,11 +47,14 @@ class Nodes:
         self.say(node, "ended", codes={str(2 * node + rank): code for rank, code in enumerate(codes)})
 
     def die(self, node: int, *, silent: bool = False) -> None:
-        self.decisions = self.groups.handle(Died(self.members[node], silent=silent), self.now)
+        self.decide(self.groups.handle(Died(self.members[node], silent=silent), self.now))
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.decisions = self.groups.tick(self.now)
+        self.decide(self.groups.tick(self.now))
+
+    def judge(self, code: int | None) -> None:
+        self.decide(self.groups.judge(code, self.now))
 
     def told(self, what: str) -> dict[int, dict[str, Any]]:
         """Return the messages of a kind in the last decisions, by node."""
@@ -76,12 +80,12 @@ def test_a_killed_rank_ends_the_ranks_of_all_nodes_at_once_and_a_new_group_forms
     assert nodes.decisions == []
     nodes.be_ready(1)
     assert nodes.decisions == [Failed(1, {2: KILLED})]
-    nodes.decisions = nodes.groups.judge(None, nodes.now)
+    nodes.judge(None)
     assert {message["group"] for message in nodes.told("form").values()} == {2}, "and nobody waits for more nodes"
 
 
 def test_a_spare_node_takes_the_place_of_a_dead_one_at_once() -> None:
-    nodes = Nodes(2, 2, spare=1)
+    nodes = Nodes(2, 2, expected=3)
     nodes.be_ready(2, 0)
     assert nodes.decisions == [], "the third node is expected soon"
     nodes.be_ready(1)
@@ -94,7 +98,7 @@ def test_a_spare_node_takes_the_place_of_a_dead_one_at_once() -> None:
     nodes.be_ready(3)
     nodes.end(1, KILLED)
     nodes.be_ready(1, 2)
-    nodes.decisions = nodes.groups.judge(None, nodes.now)
+    nodes.judge(None)
     assert Record("group_formed", {"group": 3, "nodes": 2, "spare": 1}) in nodes.decisions
     assert {node: message["node_rank"] for node, message in nodes.told("form").items()} == {2: 0, 1: 1}, "no process is replaced"
 
@@ -106,7 +110,7 @@ def test_a_rank_that_lost_a_peer_is_not_the_cause(nodes: Nodes) -> None:
     assert nodes.told("end")[1]["seconds"] == 0.0
     nodes.be_ready(0, 1)
     assert nodes.decisions == [Failed(1, {0: EXIT_LOST_PEER, 2: EXIT_FAILED})]
-    nodes.decisions = nodes.groups.judge(EXIT_FAILED, nodes.now)
+    nodes.judge(EXIT_FAILED)
     assert {message["code"] for message in nodes.told("over").values()} == {EXIT_FAILED}
     nodes.be_ready(2)
     assert nodes.told("over")[2]["code"] == EXIT_FAILED, "whoever comes too late"
@@ -123,7 +127,7 @@ def test_groups_that_fail_again_and_again_spend_the_restarts() -> None:
     for _ in range(2):
         nodes.end(0, KILLED, KILLED)
         nodes.be_ready(0)
-        nodes.decisions = nodes.groups.judge(None, nodes.now)
+        nodes.judge(None)
     assert nodes.told("over")[0]["code"] == EXIT_LOST_PEER
 
 
@@ -177,7 +181,7 @@ def test_a_node_that_cannot_kill_its_ranks_is_not_waited_for_for_ever(nodes: Nod
     nodes.end(0, KILLED)
     nodes.be_ready(0)
     nodes.wait(PATIENCE_SECONDS)
-    nodes.decisions = nodes.groups.judge(None, nodes.now)
+    nodes.judge(None)
     nodes.wait(PATIENCE_SECONDS)
     assert sorted(nodes.told("form")) == [0, 2]
 
@@ -252,7 +256,7 @@ def test_a_stopped_rank_ends_the_group(nodes: Nodes) -> None:
 def test_messages_about_an_earlier_group_change_nothing(nodes: Nodes) -> None:
     nodes.end(1, KILLED)
     nodes.be_ready(0, 1)
-    nodes.groups.judge(None, nodes.now)
+    nodes.judge(None)
     nodes.be_ready(0, group=1)
     nodes.say(1, "ended", codes={"2": KILLED}, group=1)
     assert nodes.decisions == []
@@ -266,3 +270,14 @@ def test_a_group_number_that_an_agent_has_seen_is_never_given_again() -> None:
     nodes.be_ready(0)
     nodes.wait(SETTLE_SECONDS)
     assert nodes.groups.number == 8
+
+
+def test_an_agent_that_comes_from_another_coordinator_leaves_the_group_as_it_is(nodes: Nodes) -> None:
+    """The other coordinator was taken for dead, and has formed groups since."""
+    nodes.members[2].fence = (1, 7)
+    nodes.groups.handle(Joined(nodes.members[2]), nodes.now)
+    nodes.end(1, KILLED)
+    assert sorted(nodes.told("end")) == [0, 1]
+    nodes.be_ready(0, 1)
+    nodes.judge(None)
+    assert {message["group"] for message in nodes.told("form").values()} == {8}

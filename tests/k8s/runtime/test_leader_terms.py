@@ -63,4 +63,5 @@ def test_two_machines_know_at_once_who_leads(network: Network) -> None:
     assert there.has_left(first)
     assert there.take(second)
     assert here.newest() == second
-    assert "pod b leads the run by now" in here.end_of(first, "job")
+    assert here.after(first) == second
+    assert here.after(second) is None

@@ -9,6 +9,8 @@ import psutil
 import pytest
 
 from ropewalk.cluster.process.kill import processes_of
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.names import AGENTS
 from ropewalk.cluster.spec import RunState
 from ropewalk.k8s.runtime.timings import LOST_SECONDS
 from tests.k8s.cluster import Cluster, Namespace
@@ -115,7 +117,22 @@ def test_a_leader_that_stands_still_is_succeeded(start: Start) -> None:
 
 
 def test_a_dead_node_with_a_spare(start: Start, lab: Cluster, namespace: Namespace) -> None:
-    """The node of the leader dies and never returns: the others declare its pod dead, and go on with its successor."""
+    """The node of the leader dies: another pod takes over, and the agents and the attempt go on."""
+    run = start("count", "ranks", steps=300, resources={"nodes": 2, "spare_nodes": 1, "cpus": 2})
+    run.reach(5)
+    first = run.leader()
+    lab.kill_node(run.node_of(first))
+    until(lambda: run.leader() != first, Patience.STEP)
+    without_a_gap(run, 300)
+    assert (run.run.attempts(), {line["world"] for line in run.run.read_metrics()}) == ([1], {2}), run.said()
+    started = [agent["node"] for agent in read_lines(run.run.attempt_dir(1) / AGENTS)]
+    assert sorted(started) == [0, 1, 2], "no agent is started anew"
+    assert [(event["node"], event["address"]) for event in run.events("node_lost")] == [(0, run.pods_of_agents()[0])]
+
+
+@pytest.mark.soak("make test runs test_a_dead_node_with_a_spare; this run has no spare node of its own")
+def test_a_dead_node_of_a_cluster_with_more(start: Start, lab: Cluster, namespace: Namespace) -> None:
+    """The node of the leader dies and never returns: the others declare its pod dead, and begin an attempt with its successor."""
     run = start(steps=100, resources={"nodes": 2, "cpus": 2})
     run.reach(5)
     lab.kill_node(run.node_of(run.leader()))
@@ -187,7 +204,11 @@ def test_an_elastic_run_has_the_nodes_that_there_are(start: Start, lab: Cluster,
     until(lambda: run.world() == 3, Patience.RUN)
     assert run.run.attempts() == [1], "all of that within one attempt"
     lab.kill_node(leader)
-    run.reach_attempt(2)
     until(lambda: run.world() == 2, Patience.STEP)
+    lab.mend()
+    until(lambda: run.world() == 3, Patience.RUN)
+    lab.cut_node(run.node_of(run.leader()))
+    until(lambda: run.world() == 2, Patience.STEP)
+    assert run.run.attempts() == [1], "other pods have taken over"
     run.backend.cancel(run.run)
     assert run.finish().state is RunState.CANCELLED

@@ -13,6 +13,8 @@ import pytest
 
 from ropewalk.cluster.process.kill import end, family
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.names import AGENTS
 from ropewalk.cluster.spec import RunState
 from ropewalk.k8s.api.in_cluster import JOB_LABEL
 from ropewalk.k8s.runtime.pod_status import INDEX_ANNOTATION
@@ -51,9 +53,9 @@ pod_main.main()
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunDir:
+def run(tmp_path: Path, request: pytest.FixtureRequest) -> RunDir:
     """A run of two nodes that was submitted."""
-    resources = {"nodes": 2, "grace_seconds": 5}
+    resources = {"nodes": request.param, "grace_seconds": 5}
     record = {"job": "toy", "config": {"steps": 100, "pause": 0.05}, "entry": "tests.fakes.toy:count", "engine": "ranks"}
     run = RunDir.create("toy", {**record, "resources": resources, "sidecars": []}, tmp_path / "runs")
     run.begin_attempt(name="job", handle="k8s:ns/job", opened_by="submission", resources=resources)
@@ -88,6 +90,7 @@ def coordinators(pods: list[subprocess.Popen[bytes]]) -> list[psutil.Process]:
 
 
 @pytest.mark.soak("test_a_dead_node_with_a_spare moves leadership too")
+@pytest.mark.parametrize("run", [2], indirect=True)
 def test_a_killed_coordinator_is_succeeded_and_the_end_is_told(
     run: RunDir, pods: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
@@ -104,3 +107,18 @@ def test_a_killed_coordinator_is_succeeded_and_the_end_is_told(
     assert outcome.state is RunState.SUCCEEDED
     assert outcome.results == {"step": 100, "world": 2}
     assert "SUCCEEDED" in (tmp_path / "job.json").read_text()
+
+
+@pytest.mark.soak("test_a_dead_node_with_a_spare moves leadership too")
+@pytest.mark.parametrize("run", ["1..2"], indirect=True)
+def test_the_agents_of_an_elastic_run_go_on_under_another_coordinator(run: RunDir, pods: list[subprocess.Popen[bytes]]) -> None:
+    until(lambda: len(run.read_metrics()) > 10, Patience.START)
+    (first,) = coordinators(pods)
+    first.kill()
+    until(lambda: run.attempt_details(1)["carrier"] == "p1", Patience.START)
+    assert [ended(pod, Patience.RUN) for pod in pods] == [0, 0]
+    outcome = run.last_outcome()
+    assert outcome is not None
+    assert (outcome.state, outcome.results, run.attempts()) == (RunState.SUCCEEDED, {"step": 100, "world": 2}, [1])
+    assert len(read_lines(run.attempt_dir(1) / AGENTS)) == 2, "no agent is started anew"
+    assert [line["step"] for line in run.read_metrics()] == list(range(1, 101))

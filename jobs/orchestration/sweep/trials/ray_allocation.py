@@ -17,7 +17,6 @@ from ropewalk.cluster.config import Resources
 from ropewalk.cluster.gpus import DEVICES_VARIABLE
 from ropewalk.cluster.process.forking import Process, wait_by_polling
 from ropewalk.cluster.process.kill import end, family, processes_of
-from ropewalk.cluster.process.ports import ReservedPort
 from ropewalk.cluster.process.scratch import make_scratch, remove_scratch
 from ropewalk.cluster.process.signals import stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
@@ -38,14 +37,9 @@ class NodeServer:
     def __init__(self) -> None:
         self.disk = make_scratch("n")
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
-        self.store_port = ReservedPort()
 
     def address(self) -> str:
         return str(ray.util.get_node_ip_address())
-
-    def free_port(self) -> int:
-        """Reserve a port of this node that only this user can bind, until the next call."""
-        return self.store_port.take(self.address())
 
     def start(self, command: list[str], environment: Mapping[str, str], log: str) -> int:
         """Start a command in its own session and return its process id."""
@@ -151,9 +145,6 @@ class RayClusterAllocation(Allocation):
 
     def address(self, node: int) -> str:
         return self.addresses[node]
-
-    def free_port(self) -> int:
-        return int(ray.get(self.servers[0].free_port.remote()))
 
     def start(self, node: int, spec: AgentSpec | GroupServerSpec, log: Path) -> Process:
         cpus = cpus_of(self.resources)

@@ -42,8 +42,8 @@ def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     python = home / "bin/python"
     site = next(home.glob("lib/python3.*/site-packages"))
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run(install, check=True)
+    options = ["--quiet", "--no-deps", "--no-index", "--no-compile"]  # commands compile what they import
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", *options, str(wheel)], check=True)
     # a path file of plain directories: editable installs of the outer environment are not seen through it
     outer = [path for path in sys.path if path.endswith("site-packages")]
     (site / "dependencies.pth").write_text("\n".join(outer) + "\n")

@@ -5,6 +5,7 @@ may take on two quiet cores, and a second only counts in full while no more prog
 """
 
 import os
+import resource
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.02, 0.1  # between looks: a twentieth of the time waited so far, within these bounds
+LOOK_SHARE, MOST_LOOK_SECONDS = 0.05, 0.5  # looks that are expensive take this share of a core, if that is seldom enough
 SLOWEST = 10.0  # a machine that is slower than this by its load is no place for tests
 LOAD = Path("/proc/loadavg")
 PRESSURE = Path("/proc/pressure/cpu")
@@ -91,11 +93,20 @@ def until(
 ) -> Any:
     """Wait for a condition; whatever true value it has. Raises AssertionError with what `said` tells.
 
-    `look_seconds`: between two looks, for a condition that must be seen at once.
+    `look_seconds`: between two looks, for a condition that must be seen at once. Others that are expensive to look at, such as
+    the table of all processes, are looked at less often.
     """
-    clock = MachineClock()
+    clock, before = MachineClock(), _cpu_seconds()
     while not (result := condition()):
-        waited = clock.look()
+        waited, cost = clock.look(), _cpu_seconds() - before
         assert waited < patience.value, f"did not happen within {patience}: {describe() or condition}"
-        time.sleep(look_seconds or min(max(LOOK_SECONDS, waited / 20), LONGEST_LOOK_SECONDS))
+        pause = max(min(max(LOOK_SECONDS, waited / 20), LONGEST_LOOK_SECONDS), min(cost / LOOK_SHARE, MOST_LOOK_SECONDS))
+        time.sleep(look_seconds or pause)
+        before = _cpu_seconds()
     return result
+
+
+def _cpu_seconds() -> float:
+    """Return the time that this process and its children that have ended have computed."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

@@ -130,7 +130,10 @@ def test_no_code_is_in_another_language() -> None:
 
 
 @pytest.mark.parametrize(("page", "line"), DRY_RUN)
-def test_a_command_for_a_cluster_is_dry_run(shell: Shell, page: str, line: str) -> None:
+def test_a_command_for_a_cluster_is_dry_run(shell: Shell, page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shell.home / "without").mkdir()
+    (shell.home / "without/torch.py").write_text("raise ImportError('test_plan.py measures models')\n")
+    monkeypatch.setenv("PYTHONPATH", str(shell.home / "without"))  # of the processes that each of several clusters has
     for name, text in files("docs/guides/first-run.md", "docs/guides/own-program.md", page).items():
         (shell.home / name).write_text(text)
     write_dataset(shell.home / "data", [50_000], [5000])

@@ -295,6 +295,6 @@ def test_help_answers_at_once() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     turns = [
-        (cpu_seconds("-m", "ropewalk.jobs.cli", "--help"), cpu_seconds("-c", "import typer, typer.rich_utils")) for _ in range(5)
+        (cpu_seconds("-m", "ropewalk.jobs.cli", "--help"), cpu_seconds("-c", "import typer, typer.rich_utils")) for _ in range(3)
     ]
     assert min(helped for helped, _ in turns) < HELP_TIMES_LIBRARIES * min(libraries for _, libraries in turns), turns

@@ -29,3 +29,11 @@ def test_the_value_is_returned_and_its_absence_explained(monkeypatch: pytest.Mon
     monkeypatch.setattr("tests.patience.MachineClock.look", lambda self: 1e9)
     with pytest.raises(AssertionError, match=r"Patience.SIGNAL: the last words"):
         until(lambda: False, Patience.SIGNAL, lambda: "the last words")
+
+
+def test_expensive_looks_are_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent, pauses = iter([0.0, 0.0, 0.0, 0.01, 0.01, 9.0, 9.0]), list[float]()
+    monkeypatch.setattr("tests.patience._cpu_seconds", lambda: next(spent))
+    monkeypatch.setattr("tests.patience.time.sleep", pauses.append)
+    until(lambda: len(pauses) == 3, Patience.SIGNAL)
+    assert pauses == pytest.approx([patience.LOOK_SECONDS, 0.01 / patience.LOOK_SHARE, patience.MOST_LOOK_SECONDS])

@@ -21,6 +21,8 @@ from tests.patience import Patience, until
 
 Start = Callable[..., RunDir]
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:

@@ -18,7 +18,7 @@ from tests.patience import HANG_SECONDS, Patience, until
 
 log = logging.getLogger(__name__)
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 Start = Callable[..., Swept]
 
@@ -50,7 +50,7 @@ def test_a_killed_driver_finishes_every_trial_once(start: Start, times: int, tri
     assert len(sweep.events("trial_finished")) == trials
 
 
-@pytest.mark.soak("a minute; make test runs test_the_driver_is_a_job_too_and_a_cancelled_sweep_leaves_none")
+@pytest.mark.soak("a minute; make test cancels trials in jobs/orchestration/sweep/test_trial.py")
 def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start) -> None:
     sweep = start(base={"steps": 400, "pause": 0.02}, trials=3, max_concurrent=2)
     until(

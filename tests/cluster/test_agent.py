@@ -55,8 +55,8 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
     """A rank would outlive the agent. The group forms while the stopping agent waits for its sidecar."""
     (tmp_path / "lingering.py").write_text(LINGERING)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    record = {"config": {"steps": 100000}, "entry": "tests.fakes.toy:count", "engine": "ranks", "sidecars": ["lingering"]}
-    run = RunDir.create("toy", {**record, "resources": {"nodes": 2}}, tmp_path)
+    record = {"config": {"steps": 100000}, "entry": "tests.fakes.toy:tick", "engine": "ranks", "preload": ["tests.fakes.toy"]}
+    run = RunDir.create("toy", {**record, "sidecars": ["lingering"], "resources": {"nodes": 2}}, tmp_path)
     attempt = run.begin_attempt()
     run.make_folders(attempt)
     write_private(run.attempt_dir(attempt) / GROUP_KEY, new_key())

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from ropewalk.cluster.secrets.store import FileStore
 from ropewalk.cluster.spec import RunState
 from tests import planted
 from tests.cluster.conftest import ROOT, ToyRun
+from tests.fork_server import SERVER
 from tests.patience import Patience, until
 
 Start = Callable[..., ToyRun]
@@ -154,22 +154,30 @@ def test_what_is_for_a_failure_does_not_start_after_success(toy: Start) -> None:
     assert outcome.cause == f"never started: it waited for {first.run.id} to fail, which ended as SUCCEEDED"
 
 
-def test_torchrun_starts_the_same_entry(tmp_path: Path) -> None:
-    record = {"job": "toy", "entry": "tests.fakes.toy:count", "engine": "ranks", "config": {"steps": 2}, "resources": {}}
+def torchrun(command: list[str]) -> None:
+    from torch.distributed.run import main
+
+    os.environ.update({"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"})
+    main(command)
+
+
+@pytest.mark.parametrize(
+    ("entry", "results"),
+    [
+        ("place", {"rank": 0, "world": 2, "attempt": 1}),
+        pytest.param("count", {"step": 2, "world": 2}, marks=pytest.mark.soak("imports torch in each rank")),
+    ],
+)
+def test_torchrun_starts_the_same_entry(tmp_path: Path, entry: str, results: dict[str, int]) -> None:
+    record = {"job": "toy", "entry": f"tests.fakes.toy:{entry}", "engine": "ranks", "config": {"steps": 2}, "resources": {}}
     run = RunDir.create("toy", record, tmp_path)
     run.begin_attempt()
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--standalone",
-        "-m",
-        "ropewalk.cluster.engines.entry",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(run.path), "--attempt", "1"], check=True, env=environment, capture_output=True)
-    assert run.results() == {"step": 2, "world": 2}
+    command = ["--nproc-per-node=2", "--standalone", "-m", "ropewalk.cluster.engines.entry", str(run.path), "--attempt", "1"]
+    process = SERVER.Process(target=torchrun, args=(command,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert run.results() == results
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from ropewalk.slurm.lab import cluster as lab_module
 from ropewalk.slurm.lab.cluster import Lab
 from ropewalk.slurm.lab.config import LabSettings
 from ropewalk.slurm.lab.processes import lab_processes
+from tests.jobs.shell import Shell
 from tests.patience import Stopwatch, until
 from tests.slurm.conftest import MakeLab, OrdinaryUser, need_slurm, short_folder
 
@@ -178,6 +179,7 @@ import subprocess, sys
 from pathlib import Path
 from ropewalk.slurm.lab.cluster import Lab
 from ropewalk.slurm.lab.config import LabSettings
+from tests.jobs.shell import Shell
 from tests.patience import Stopwatch, until
 from tests.slurm.test_lab import sleepers, submit
 lab = Lab(Path(sys.argv[1]))
@@ -242,27 +244,28 @@ def ropewalk(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_command() -> None:
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     need_slurm()
     folder = short_folder() / "lab"
+    shell = Shell(capsys, monkeypatch, tmp_path)
     try:
         started = ropewalk("up", str(folder), "--nodes=2", "--cpus=1")
         assert f"export SLURM_CONF={folder}/etc/slurm.conf" in started.stdout, started.stderr
         node = Lab(folder).nodes[1]
-        again = ropewalk("up", str(folder))
-        assert (again.returncode, "stop it first" in again.stderr) == (2, True)
-        assert f"{node} idle" in ropewalk("status", str(folder)).stdout
-        assert "is dead" in ropewalk("kill-node", node, str(folder)).stdout
-        assert "no node 'n9'" in ropewalk("kill-node", "n9", str(folder)).stderr
+        assert "stop it first" in shell.mistake("lab", "slurm", "up", str(folder))
+        assert f"{node} idle" in shell("lab", "slurm", "status", str(folder))
+        assert "is dead" in shell("lab", "slurm", "kill-node", node, str(folder))
+        assert "no node 'n9'" in shell.mistake("lab", "slurm", "kill-node", "n9", str(folder))
         assert f"{node} is idle" in ropewalk("start-node", node, str(folder)).stdout
         Lab(folder).kill_controller()
-        assert "controller is dead" in ropewalk("status", str(folder)).stderr
+        shell("lab", "slurm", "status", str(folder), expect=1)
+        assert "controller is dead" in shell.err
     finally:
         stopped = ropewalk("down", str(folder))
     assert "down and removed" in stopped.stdout
     assert not folder.exists()
     folder.parent.rmdir()
-    assert ropewalk("status", str(folder)).returncode == 2
+    shell("lab", "slurm", "status", str(folder), expect=2)
 
 
 def test_what_cannot_be_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

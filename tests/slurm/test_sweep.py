@@ -45,7 +45,7 @@ def queue() -> str:
     return subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.soak("two sweeps; make test runs test_the_driver_is_a_job_too_and_a_cancelled_sweep_leaves_none")
+@pytest.mark.soak("two sweeps; make test preempts a run in test_stops.py, and runs a sweep in chaos/test_sweep.py")
 def test_a_preempted_trial_resumes_and_changes_no_decision(start: Start) -> None:
     peaceful = start(cluster="local", **KEYS)
     peaceful.finish()
@@ -60,6 +60,10 @@ def test_a_preempted_trial_resumes_and_changes_no_decision(start: Start) -> None
     until(lambda: not queue(), Patience.START, queue)
 
 
+@pytest.mark.soak(
+    "a minute of Ray; make test has Ray in a job in test_ray.py, a job that submits jobs in test_elastic.py, and a driver that is"
+    " killed in chaos/test_sweep.py"
+)
 def test_the_driver_is_a_job_too_and_a_cancelled_sweep_leaves_none(start: Start) -> None:
     sweep = start(on="lab", base={"steps": 3000, "pause": 0.05}, trials=3, max_concurrent=1)
     until(lambda: any(sweep.steps().values()), describe=sweep.said)

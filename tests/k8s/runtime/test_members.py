@@ -1,15 +1,16 @@
 """Membership of a run: pods that are connected and send messages."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +26,9 @@ from ropewalk.k8s.api.client import ApiAwayError, ApiError, ForbiddenError
 from ropewalk.k8s.api.in_cluster import InClusterApi
 from ropewalk.k8s.runtime.coordinator import verify_pod
 from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
+from ropewalk.k8s.runtime.membership import Membership
 from ropewalk.k8s.runtime.pod_status import INDEX_ANNOTATION, Pod
-from tests.cluster.conftest import ROOT
+from tests.fork_server import SERVER
 from tests.patience import Patience, until
 
 HEARTBEAT_SECONDS = 0.1
@@ -45,38 +47,41 @@ def link_to(port: int) -> Link:
     return Link("127.0.0.1", port, KEY, introduction={"name": POD.name, "pod": vars(POD)}, patience_seconds=30)
 
 
-COORDINATOR = f"""
-import socket, sys, time
-from ropewalk.k8s.runtime.membership import Membership
-
-listener = socket.create_server(("127.0.0.1", 0))
-known = Membership(listener, "{KEY}", lambda pod, caller: pod)
-print(listener.getsockname()[1], flush=True)
-while True:
-    for member in known.departed():
-        print("silent" if member.silent else "gone", flush=True)
-    time.sleep(0.01)
-"""
+def coordinate(output: Connection) -> None:
+    """Say the port, and then how each member departed."""
+    logging.disable()  # whom it refuses, which the callers see
+    listener = socket.create_server(("127.0.0.1", 0))
+    members = Membership(listener, KEY, lambda pod, caller: pod)
+    output.send(listener.getsockname()[1])
+    while True:
+        for member in members.departed():
+            output.send("silent" if member.silent else "gone")
+        time.sleep(0.01)
 
 
 class Coordinator:
     """A process with nothing but members, and the words that it has said."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen([sys.executable, "-c", COORDINATOR], stdout=subprocess.PIPE, text=True, env=environment)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
+        self._output, output = Pipe(duplex=False)
+        self.process = SERVER.Process(target=coordinate, args=(output,))
+        self.process.start()
+        output.close()
+        self.port = self._output.recv()
         self.said: list[str] = []
-        self.reader = threading.Thread(target=lambda: self.said.extend(map(str.strip, self.process.stdout or [])))
+        self.reader = threading.Thread(target=self._read)
         self.reader.start()
+
+    def _read(self) -> None:
+        with suppress(EOFError):
+            while True:
+                self.said.append(self._output.recv())
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.join()
         self.reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self._output.close()
 
 
 class Caller:
@@ -135,9 +140,9 @@ def test_a_pod_that_closes_the_connection_is_gone(coordinator: Coordinator, call
 
 def test_a_coordinator_that_stood_still_does_not_take_its_pods_for_silent(coordinator: Coordinator, caller: Caller) -> None:
     """Messages of the meantime are read before the clock."""
-    coordinator.process.send_signal(signal.SIGSTOP)
+    os.kill(coordinator.process.pid, signal.SIGSTOP)
     time.sleep(1.5 * SILENCE_SECONDS)
-    coordinator.process.send_signal(signal.SIGCONT)
+    os.kill(coordinator.process.pid, signal.SIGCONT)
     time.sleep(0.5)
     assert coordinator.said == []
 
@@ -252,9 +257,13 @@ def test_a_caller_must_be_who_it_says_it_is(uid: str, caller: str, error: ApiErr
 def test_what_refused_callers_send_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     members = Server(KEY, lambda claim, caller: claim, lambda event: None)
     pod = Pod(name="n" * 50_000, uid="u", index=0, address="a" * 50_000)
-    for number in range(server.MOST_REFUSED + 50):
-        claim = hello("wrong" * 12, "nonce", "of the caller", pod, f"{number:05d}{'s' * 50_000}")
-        assert asyncio.run(members._verify(claim, "nonce", "10.0.0.1")) is None
+
+    async def call() -> None:
+        for number in range(server.MOST_REFUSED + 50):
+            claim = hello("wrong" * 12, "nonce", "of the caller", pod, f"{number:05d}{'s' * 50_000}")
+            assert await members._verify(claim, "nonce", "10.0.0.1") is None
+
+    asyncio.run(call())
     remembered = members._refused
     assert len(remembered) == server.MOST_REFUSED == len(caplog.messages)
     assert max(len(text) for pair in remembered.items() for text in pair) <= server.LONGEST_REASON

@@ -10,10 +10,9 @@ import pytest
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.slurm.lab.cluster import Lab
-from tests.slurm.conftest import short_folder
+from tests.slurm.conftest import end_jobs, short_folder
 from tests.slurm.ssh.login_node import Laptop, LoginNode, login_node
 from tests.slurm.ssh.test_dev import command_at_terminal
-from tests.slurm.toy import finish
 from tests.terminal import Terminal
 
 CODES = ("314159", "271828")
@@ -45,16 +44,16 @@ def check_refusal(laptop: Laptop) -> None:
 
 
 def test_a_code_is_typed_once(node: LoginNode, tmp_path: Path) -> None:
-    laptop = Laptop(tmp_path / "laptop", node)
+    laptop = Laptop(tmp_path / "laptop", node, sbatch={"hold": True})
     check_refusal(laptop)
     terminal = Terminal(command_at_terminal(laptop, "ps", "--all", "--on", "big"))
     terminal.read_until("assword: ")  # as PAM calls it
     terminal.type(CODES[0])
     assert terminal.end() == 0, terminal.output
     assert node.codes.read_text().split() == [CODES[1]]
-    run = RunDir(node.runs / laptop("submit", "command", "launch=once", "--on", "big", "--", "echo", "hello").split()[-1])
-    finish(run)
-    assert "hello" in laptop("logs", run.id)
+    run = laptop("submit", "command", "launch=once", "--on", "big", "--", "echo", "hello").split()[-1]
+    end_jobs(f"ropewalk-{run}")
+    assert RunDir(node.runs / run).attempts() == [1]
     assert node.codes.read_text().split() == [CODES[1]], "the others shared its connection"
     close_shared(node)
     check_refusal(laptop)

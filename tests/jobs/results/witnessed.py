@@ -19,6 +19,7 @@ be off by one step more, the mean of this run: a slow step counts beyond the mea
 an agent sees it.
 """
 
+import math
 import statistics
 from collections import defaultdict
 from itertools import groupby, pairwise
@@ -29,10 +30,11 @@ import pytest
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_lines
 from ropewalk.cluster.run.phase_clock import LEAST_STEPS, RECENT_STEPS, SKIPPED_STEPS, SLOW_FACTOR, SLOW_SECONDS, TimeClass
-from ropewalk.jobs.results.goodput import goodput_of
+from ropewalk.jobs.results.goodput import SILENT_SECONDS, goodput_of
 from tests.fakes.timed import happened, marks
 
 T = TimeClass
+Change = tuple[float, TimeClass, int]  # from when on, class, step
 ALLOWED_SHARE = 0.01  # of the run, without its time in queues
 KINDS = {"load": T.LOADING, "data": T.DATA, "step": T.TRAINING, "validate": T.VALIDATING, "save": T.SAVING, "stop": T.STOPPED}
 WITHIN_A_STEP = {"slow", "kill", "stop"}
@@ -76,25 +78,21 @@ class Truth:
     def _add_group(self, attempt: int, group: int, lines: list[dict[str, Any]], begin: float, *, is_first: bool) -> float:
         """Add the time since the end of the group before, and return the end of this one."""
         changes = [(line["time"], KINDS[line["kind"]], line["step"]) for line in lines]
-        first = next((change for change in changes if change[1] is T.TRAINING), changes[0])
+        first, step = next(((when, step) for when, name, step in changes if name is T.TRAINING), (math.inf, math.inf))
         if is_first and self._run.attempt_details(attempt)["opened_by"] != "retry":
             agents = [agent["started"] for agent in read_lines(self._run.attempt_dir(attempt) / "agents.jsonl")]
             changes = [(begin, T.QUEUED, 0), (min(agents), T.STARTING, 0), *changes]
         else:
-            changes = [(begin, T.RECOVERING, 0), *(change for change in changes if change[0] >= first[0])]
-        self._go_back(first[2])
+            changes = [(begin, T.RECOVERING, 0), *(change for change in changes if change[0] >= first)]
+        self._go_back(step)
         faults = [each for each in self.faults if (each["attempt"], each["group"]) == (attempt, group)]
-        ends = [each for each in faults if each["kind"] in ("kill", "stop")]
-        end = ends[0]["begin"] if ends else 0.0
-        if ends and ends[0]["kind"] == "stop":
-            slow_since = max(end, *(when for when, name, _ in changes if name is T.TRAINING))
-            end = next(e["time"] for e in self._run.read_events() if e["event"] == "ranks_hung" and e["group"] == group)
-            changes = [*(change for change in changes if change[0] <= slow_since), (slow_since, T.SLOW, 0)]
-        elif not ends:
-            outcome = self._run.outcome(attempt)
-            assert changes[-1][1] is T.STOPPED, "the group was lost, which no fault explains"
-            assert outcome is not None
+        fatal = {each["kind"]: each["begin"] for each in faults if each["kind"] in ("kill", "stop")}
+        if "kill" in fatal:
+            end = fatal["kill"]
+        elif changes[-1][1] is T.STOPPED and (outcome := self._run.outcome(attempt)) is not None:
             end = outcome.ended
+        else:
+            changes, end = self._hang(changes, attempt, group, fatal.get("stop"))
         steps = defaultdict[int, float](float)
         for (since, name, step), (until, _, _) in pairwise([*(change for change in changes if change[0] < end), (end, 0, 0)]):
             if name is T.TRAINING:
@@ -104,7 +102,17 @@ class Truth:
         self._add_steps(steps, {each["step"]: each["end"] - each["begin"] for each in faults if each["kind"] == "slow"})
         return float(end)
 
-    def _go_back(self, step: int) -> None:
+    def _hang(self, changes: list[Change], attempt: int, group: int, stopped: float | None) -> tuple[list[Change], float]:
+        """Return the changes of a group that hung, or whose node was silent until it counted as lost, and when agents ended it."""
+        events = [e for e in self._run.read_events() if (e.get("attempt"), e.get("group")) == (attempt, group)]
+        event = next(e for e in events if e["event"] in ("ranks_hung", "node_silent"))
+        if not any(name is T.DATA for _, name, _ in changes):  # lost before rank 0 counts, so nobody knows when it loaded
+            changes = [change for change in changes if change[1] is not T.LOADING]
+        in_step = max((when for when, name, _ in changes if name is T.TRAINING), default=changes[-1][0])
+        since = max(stopped or event.get("since", event["time"] - SILENT_SECONDS), in_step)
+        return [*(change for change in changes if change[0] <= since), (since, T.SLOW, 0)], event["time"]
+
+    def _go_back(self, step: float) -> None:
         """Count the steps that a group takes again as redone."""
         self.seconds[T.REDONE] += sum(seconds for number, seconds in self._steps if number >= step)
         self._steps = [(number, seconds) for number, seconds in self._steps if number < step]

@@ -103,7 +103,7 @@ class Truth:
         return float(end)
 
     def _hang(self, changes: list[Change], attempt: int, group: int, stopped: float | None) -> tuple[list[Change], float]:
-        """Return the changes of a group that hung, or whose node was silent until it counted as lost, and when agents ended it."""
+        """Return the changes of a group that hung, or whose node was silent until it counted as lost, and when it was ended."""
         events = [e for e in self._run.read_events() if (e.get("attempt"), e.get("group")) == (attempt, group)]
         event = next(e for e in events if e["event"] in ("ranks_hung", "node_silent"))
         if not any(name is T.DATA for _, name, _ in changes):  # lost before rank 0 counts, so nobody knows when it loaded

@@ -3,9 +3,10 @@
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.forked import run_forked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,6 +37,6 @@ def ropewalk(folder: Path, *arguments: str, expect: int = 0, runs: Path | None =
     environment = {**os.environ, "ROPEWALK_RUNS": str(runs or folder / "runs"), "WANDB_MODE": "disabled", "COLUMNS": "200"}
     environment |= {"PYTHONPATH": path}
     command = [sys.executable, "-P", "-m", "ropewalk.jobs.cli", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = run_forked(command, env=environment, cwd=folder)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout, done.stderr

@@ -47,6 +47,11 @@ PAGES = {  # with their subjects
     "refresh": "assistant",
 }
 BINS = [{"from": n / 10, "to": (n + 1) / 10, "confidence": n / 10 + 0.05, "accuracy": n / 11, "tokens": 9} for n in range(10)]
+SEEN = """return [
+    document.documentElement.scrollWidth,
+    [...document.images].every(image => image.naturalWidth > 0),
+    document.querySelector('.facts').innerText,
+]"""
 LONG = "a_name_without_any_place_to_break_" * 4
 
 
@@ -138,14 +143,14 @@ def test_every_page_has_the_style_its_subject_and_nothing_from_elsewhere(
     assert {source.partition(",")[0] for source in re.findall(r' src="([^"]*)"', text)} <= {"data:image/png;base64"}
     for target in re.findall(r' href="([^"]*)"', text):
         assert (path.parent / target).exists(), target
+    emulate(browser, width=390, theme="light")
+    browser.get(path.as_uri())
     for theme in ("light", "dark"):
         emulate(browser, width=390, theme=theme)
-        browser.get(path.as_uri())
-        width = browser.execute_script("return document.documentElement.scrollWidth")
+        width, complete, facts = browser.execute_script(SEEN)
         assert width == 390, "no sideways scrolling of the page on a phone"
         assert (brightness(browser) > 600) == (theme == "light")
-        assert browser.execute_script("return [...document.images].every(image => image.naturalWidth > 0)")
-        facts = browser.execute_script("return document.querySelector('.facts').innerText")
+        assert complete
         assert re.search(r"\b20\d\d-\d\d-\d\d", facts), "a date"
 
 

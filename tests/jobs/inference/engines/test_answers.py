@@ -19,7 +19,7 @@ from ropewalk.jobs.inference.engines.process import EngineProcess
 from ropewalk.jobs.inference.engines.transformers.sampler import TransformersSampler
 from ropewalk.jobs.inference.scoring.generate import Sampling, generate
 from ropewalk.jobs.inference.scoring.open_model import open_model
-from tests.jobs.inference.engines.streams import CHAT, COMPLETIONS, ask, continued_as, events, text_of
+from tests.jobs.inference.engines.streams import CHAT, COMPLETIONS, HTTP, ask, continued_as, events, text_of
 from tests.patience import Patience, Stopwatch, until
 
 LETTERS = {str(token): -100 for token in range(128, 256)}  # a model of random weights writes what is no UTF-8
@@ -128,7 +128,7 @@ def test_an_answer_follows_its_schema_and_a_tool_that_must_be_called_is(engine: 
 def test_a_client_that_hangs_up_frees_its_slot(engine: EngineProcess) -> None:
     body = {**GREEDY, "max_tokens": 250, "prompt": "a", "ignore_eos": True, "stream": True}
     for _ in range(3):
-        with httpx2.stream("POST", f"{engine.url}{COMPLETIONS}", json=body, headers=engine.headers, timeout=120) as answer:
+        with HTTP.stream("POST", f"{engine.url}{COMPLETIONS}", json=body, headers=engine.headers) as answer:
             next(answer.iter_raw())
     until(lambda: engine.ask("/health")["running"] == 0, Patience.SIGNAL)
 
@@ -195,7 +195,8 @@ def test_a_prompt_that_cannot_fit_is_refused_by_its_bytes(engine: EngineProcess)
 
 def test_others_go_on_while_a_long_text_is_encoded(engine: EngineProcess) -> None:
     """Nothing bounds a text whose tokens are to be counted."""
-    with ThreadPoolExecutor(1) as pool, httpx2.Client(base_url=engine.url, headers=engine.headers, timeout=600) as client:
+    client = httpx2.Client(base_url=engine.url, headers=engine.headers, timeout=600, verify=False)
+    with ThreadPoolExecutor(1) as pool, client:
         client.get("/health")
         encoding = pool.submit(ask, engine, "/tokenize", {"content": SECONDS_LONG})
         longest, num_answers = 0.0, 0

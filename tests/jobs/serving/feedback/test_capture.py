@@ -8,8 +8,6 @@ import random
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +19,7 @@ import orjson
 import psutil
 import pytest
 
+from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.serving.feedback import capture as capture_module
 from ropewalk.jobs.serving.feedback import writer
@@ -33,6 +32,7 @@ from ropewalk.jobs.serving.feedback.store import Spool
 from ropewalk.jobs.serving.feedback.summary import summarize
 from ropewalk.jobs.serving.feedback.tables import lines_of
 from ropewalk.jobs.serving.feedback.writer import serve
+from tests.forked import FORKING, Forked
 from tests.jobs.serving.feedback.exchanges import exchange, items, personal_exchange, planted
 from tests.patience import MachineClock, Patience, ended, until
 
@@ -44,36 +44,6 @@ def correction(*messages: dict[str, Any]) -> bytes:
     return json.dumps({"answer_id": "chatcmpl-000000", "correction": messages}).encode()
 
 
-# A gateway: records the exchanges on standard input, prints which ones it has handed over, and waits to be killed
-GATEWAY = """
-import asyncio, json, sys
-from pathlib import Path
-import psutil
-from ropewalk.jobs.serving.feedback import capture as module
-from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig, Exchange
-
-module.SOCKET_BYTES, module.HAND_OVER_SECONDS = 1, 1000.0  # it hands over as fast as the writer reads, and always waits
-
-async def main():
-    capture = Capture(Path(sys.argv[1]), CaptureConfig(retention_days=1e5))
-    await capture.start()
-    print("writer", psutil.Process().children()[0].pid, flush=True)
-    for line in sys.stdin:
-        fields = json.loads(line)
-        raw = {name: fields[name].encode() for name in ("request", "answer", "conversation")}
-        capture.record(Exchange(**{**fields, **raw}))
-        await capture.handed_over()
-        print(fields["id"], flush=True)
-        await asyncio.sleep(0)
-    while capture.waiting:
-        await asyncio.sleep(0.01)
-    print("all", flush=True)
-    await asyncio.sleep(1000)
-
-asyncio.run(main())
-"""
-
-
 class Gateway:
     """A gateway's process, and what it has said."""
 
@@ -82,8 +52,8 @@ class Gateway:
         folder.parent.joinpath("journal").write_bytes(b"\n".join(lines))
         self.said = folder.parent / "said"
         with self.said.open("wb") as output, folder.parent.joinpath("journal").open() as value:
-            command = [sys.executable, "-c", GATEWAY, str(folder)]
-            self.process = subprocess.Popen(command, stdin=value, stdout=output)
+            command = module_command("tests.jobs.serving.feedback.gateway", str(folder))
+            self.process: Any = Forked(command, stdin=value, stdout=output)
 
     def words(self) -> list[str]:
         """Complete output lines of the process."""
@@ -142,10 +112,15 @@ def test_every_exchange_is_stored_once_and_masked_despite_kills(tmp_path: Path, 
     assert [item for item in items(planted()) if item.encode() in written] == []
 
 
-def _process_of_writer() -> psutil.Process:
-    """The writer that this process has started."""
-    children = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return next(child for child in children if "ropewalk.jobs.serving.feedback.writer" in child.cmdline())
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers that need no imports; those of `Gateway` start as in production."""
+    monkeypatch.setattr(capture_module, "subprocess", FORKING)
+
+
+def _writer_of(capture: Capture) -> psutil.Process:
+    assert capture._process is not None
+    return psutil.Process(capture._process.pid)
 
 
 async def _captured(folder: Path, config: CaptureConfig | None, count: int) -> Capture:
@@ -156,12 +131,13 @@ async def _captured(folder: Path, config: CaptureConfig | None, count: int) -> C
     return capture
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_writer_that_dies_while_it_is_closed_has_a_successor(tmp_path: Path) -> None:
     folder = tmp_path / FOLDER
 
     async def scenario() -> int:
         capture = await _captured(folder, CaptureConfig(retention_days=1e5, mask=()), 50)
-        _process_of_writer().kill()
+        _writer_of(capture).kill()
         await capture.close()
         return capture.waiting
 
@@ -169,6 +145,7 @@ def test_a_writer_that_dies_while_it_is_closed_has_a_successor(tmp_path: Path) -
     assert exchanges_store(folder).read()["id"].to_pylist() == [f"req-{number:06d}" for number in range(50)]
 
 
+@pytest.mark.usefixtures("forked")
 def test_off_it_keeps_a_ledger_without_a_word_of_content(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
 
@@ -191,6 +168,7 @@ def test_off_it_keeps_a_ledger_without_a_word_of_content(tmp_path: Path) -> None
     assert [item.text[:40] for item in planted()[:20] if item.text[:40].encode() in written] == []
 
 
+@pytest.mark.usefixtures("forked")
 def test_feedback_is_written_down_before_its_client_hears_so(tmp_path: Path) -> None:
     mail = "jane.doe@mail.example.org"
     good = {"answer_id": "chatcmpl-000000", "rating": "down", "correction": f"Ask {mail}", "comment": mail, "user": mail}
@@ -225,6 +203,7 @@ def test_feedback_is_written_down_before_its_client_hears_so(tmp_path: Path) -> 
     assert mail.encode() not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
+@pytest.mark.usefixtures("forked")
 def test_only_answers_of_the_ledger_are_rated_and_each_a_few_times(tmp_path: Path) -> None:
     """Also by a later writer, which has to search for answers of earlier ones."""
 
@@ -343,14 +322,15 @@ def test_conversations_are_sampled_whole_and_by_their_own_hash() -> None:
     assert all(is_sampled(name, 1.0) for name in names[:10])
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_waits_for_a_stuck_writer_is_bounded_and_counted(tmp_path: Path) -> None:
     async def scenario() -> Capture:
         capture = Capture(tmp_path, CaptureConfig(retention_days=1e5, mask=()), max_open_bytes=200_000)
         await capture.start()
-        _process_of_writer().suspend()
+        _writer_of(capture).suspend()
         for number in range(400):
             capture.record(exchange(number, "word " * 200))
-        _process_of_writer().resume()
+        _writer_of(capture).resume()
         await capture.close()
         return capture
 
@@ -364,6 +344,7 @@ def test_what_waits_for_a_stuck_writer_is_bounded_and_counted(tmp_path: Path) ->
     assert f"{capture.lost} exchanges recorded without content" in "\n".join(map(str, lines_of("run", summary, None, 0)))
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_answer_waits_until_its_record_outlives_the_gateway_but_not_for_a_stuck_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,7 +355,7 @@ def test_an_answer_waits_until_its_record_outlives_the_gateway_but_not_for_a_stu
         capture = Capture(tmp_path, CaptureConfig(retention_days=1e5, mask=()))
         await capture.start()
         began = asyncio.get_running_loop().time
-        _process_of_writer().suspend()
+        _writer_of(capture).suspend()
         for each in exchanges:
             capture.record(each)
         start = began()
@@ -382,7 +363,7 @@ def test_an_answer_waits_until_its_record_outlives_the_gateway_but_not_for_a_stu
         waited, start = began() - start, began()
         await capture.handed_over()
         again = began() - start
-        _process_of_writer().kill()  # the next one takes all of it
+        _writer_of(capture).kill()  # the next one takes all of it
         while capture._stuck:
             await asyncio.sleep(0.01)
         monkeypatch.setattr(capture_module, "HAND_OVER_SECONDS", 60)

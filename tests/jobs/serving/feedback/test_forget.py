@@ -11,6 +11,7 @@ from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.models.registry.promote import promote
 from ropewalk.jobs.serving import forget
+from ropewalk.jobs.serving.feedback import capture as capture_module
 from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig
 from ropewalk.jobs.serving.feedback.records import (
     FOLDER,
@@ -22,6 +23,7 @@ from ropewalk.jobs.serving.feedback.records import (
 )
 from ropewalk.jobs.serving.feedback.store import Spool
 from ropewalk.jobs.serving.forget import forget_exchanges
+from tests.forked import FORKING
 from tests.jobs.models.registry.registered import judged, trained
 from tests.jobs.serving.collect.test_collect import collect
 from tests.jobs.serving.feedback.exchanges import exchange
@@ -111,7 +113,8 @@ def test_the_command_names_the_data_and_the_models_that_learnt_from_it(
     assert "one of --exchange, --client and --containing" in shell.mistake("forget", run.id)
 
 
-def test_records_are_erased_beside_a_writer_that_goes_on(tmp_path: Path) -> None:
+def test_records_are_erased_beside_a_writer_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_module, "subprocess", FORKING)
     run = RunDir.create("serve", {"job": "serve", "config": {"capture": {}}}, tmp_path)
 
     async def scenario() -> dict[str, int]:

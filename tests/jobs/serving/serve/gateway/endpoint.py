@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ import httpx
 import psutil
 
 from ropewalk.jobs.serving.serve import child
+from ropewalk.jobs.serving.serve.gateway import __main__ as _program  # noqa: F401 - imported before the gateways are forked
 from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings
 from ropewalk.jobs.serving.serve.gateways import Gateways, address_of, listen
 from ropewalk.jobs.serving.serve.routes import Alias, Replica, Routes, Version, write_routes
+from tests.forked import FORKING
 from tests.patience import Patience, until
 
 VERSION = "tiny@1"
 child.MAX_DEATHS = 10**6  # tests kill gateways more often than that
+child.subprocess = FORKING  # type: ignore[attr-defined]  # test_serving.py has gateways that start as those of a run
 # certificates, which nobody needs here, take a client longer to read than all else
 HTTP = httpx.Client(timeout=60, verify=False)
+get, post, open_stream = (partial(call, timeout=60, verify=False) for call in (httpx.get, httpx.post, httpx.stream))  # unshared
 
 
 class FakeEngine:

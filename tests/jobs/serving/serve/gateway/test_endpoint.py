@@ -12,7 +12,17 @@ import pytest
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.serving.serve.gateways import listen
 from ropewalk.jobs.serving.serve.routes import Alias, Version
-from tests.jobs.serving.serve.gateway.endpoint import HTTP, VERSION, Endpoint, FakeEngine, chat, start_gateways, texts
+from tests.jobs.serving.serve.gateway.endpoint import (
+    HTTP,
+    VERSION,
+    Endpoint,
+    FakeEngine,
+    chat,
+    open_stream,
+    post,
+    start_gateways,
+    texts,
+)
 from tests.patience import Patience, until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -172,7 +182,7 @@ def test_above_capacity_requests_wait_and_too_many_are_refused(tmp_path: Path) -
     got: list[httpx.Response] = []
 
     def ask(number: int) -> None:
-        got.append(httpx.post(endpoint.url + CHAT, json=chat(f"many {number}", max_tokens=40), timeout=60))
+        got.append(post(endpoint.url + CHAT, json=chat(f"many {number}", max_tokens=40)))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(60)]
     try:
@@ -196,10 +206,10 @@ def test_above_capacity_requests_wait_and_too_many_are_refused(tmp_path: Path) -
 def test_a_request_that_waits_too_long_is_refused(tmp_path: Path) -> None:
     endpoint = Endpoint(tmp_path, [FakeEngine("--token", "0.005", slots=1)], queue_seconds=0.3)
     try:
-        with httpx.stream("POST", endpoint.url + CHAT, json=chat("long", max_tokens=100_000)) as stream:
+        with open_stream("POST", endpoint.url + CHAT, json=chat("long", max_tokens=100_000)) as stream:
             parts = stream.iter_raw()
             next(parts)
-            refused = httpx.post(endpoint.url + CHAT, json=chat("second", max_tokens=1))
+            refused = post(endpoint.url + CHAT, json=chat("second", max_tokens=1))
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
     finally:
         endpoint.close()
@@ -211,7 +221,7 @@ def test_requests_wait_while_the_first_version_loads(tmp_path: Path) -> None:
     got: list[httpx.Response] = []
 
     def ask() -> None:
-        got.append(httpx.post(endpoint.url + CHAT, json=chat("early", max_tokens=2, model="production"), timeout=60))
+        got.append(post(endpoint.url + CHAT, json=chat("early", max_tokens=2, model="production")))
 
     threads = [threading.Thread(target=ask) for _ in range(12)]
     try:

@@ -13,7 +13,7 @@ import pytest
 
 from ropewalk.jobs.serving.feedback.read import exchanges
 from ropewalk.jobs.serving.serve import gateways
-from tests.jobs.serving.serve.gateway.endpoint import HTTP, Endpoint, FakeEngine, chat, texts
+from tests.jobs.serving.serve.gateway.endpoint import HTTP, Endpoint, FakeEngine, chat, open_stream, post, texts
 from tests.patience import Patience, Stopwatch, until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -135,12 +135,12 @@ def test_connections_opened_after_a_kill_are_answered_at_once(tmp_path: Path) ->
     endpoint = Endpoint(tmp_path, [FakeEngine("--token", "0.02", slots=8)])
     try:
         for kill in range(3):
-            with httpx.stream("POST", endpoint.url + CHAT, json=chat(f"open {kill}", max_tokens=100_000)) as stream:
+            with open_stream("POST", endpoint.url + CHAT, json=chat(f"open {kill}", max_tokens=100_000)) as stream:
                 parts = stream.iter_raw()
                 next(parts)
                 endpoint.kill_gateway()
                 watch = Stopwatch()
-                assert httpx.post(endpoint.url + CHAT, json=chat("new", max_tokens=1), timeout=60).status_code == 200
+                assert post(endpoint.url + CHAT, json=chat("new", max_tokens=1)).status_code == 200
                 assert watch.seconds < 1.0
                 with pytest.raises(httpx.TransportError):  # a closed connection, not silence
                     for _ in parts:
@@ -156,7 +156,7 @@ def test_a_gateway_that_does_not_respond_is_replaced(tmp_path: Path, monkeypatch
     try:
         stopped = endpoint.live()
         os.kill(stopped, signal.SIGSTOP)
-        assert httpx.post(endpoint.url + CHAT, json=chat("new", max_tokens=1), timeout=60).status_code == 200
+        assert post(endpoint.url + CHAT, json=chat("new", max_tokens=1)).status_code == 200
         assert endpoint.live() != stopped
     finally:
         endpoint.close()
@@ -168,15 +168,13 @@ def test_each_answered_exchange_is_recorded_once_though_gateways_die(tmp_path: P
     ids: list[str] = []
     try:
         for number in range(40):
-            answer = httpx.post(endpoint.url + CHAT, json=chat(f"recorded {number}", max_tokens=3), timeout=60)
+            answer = post(endpoint.url + CHAT, json=chat(f"recorded {number}", max_tokens=3))
             ids.append(answer.headers["x-request-id"])
             if number % 4 == 3:
                 endpoint.kill_gateway()
-        refused = httpx.post(endpoint.url + CHAT, json={"messages": []})
+        refused = post(endpoint.url + CHAT, json={"messages": []})
         endpoint.kill_gateway()
-        assert (
-            httpx.post(endpoint.url + "/v1/feedback", json={"answer_id": ids[0], "rating": "up"}, timeout=60).status_code == 200
-        )
+        assert post(endpoint.url + "/v1/feedback", json={"answer_id": ids[0], "rating": "up"}).status_code == 200
     finally:
         endpoint.close()
     until(lambda: not list((tmp_path / "feedback").glob("*/spool-*")), Patience.STEP)

@@ -22,7 +22,7 @@ from ropewalk.jobs.inference.scoring.generate import Sampling
 from ropewalk.jobs.runs.show.endpoint import Endpoint as Reached
 from ropewalk.jobs.runs.show.endpoint import read_tokens
 from ropewalk.jobs.serving.feedback.read import exchanges
-from tests.jobs.serving.serve.gateway.endpoint import Endpoint, FakeEngine, chat, texts
+from tests.jobs.serving.serve.gateway.endpoint import Endpoint, FakeEngine, chat, get, post, texts
 from tests.patience import Patience, slowness, until
 
 CHAT = "/v1/chat/completions"
@@ -50,7 +50,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
 
 
 def _post(endpoint: Endpoint, **keys: Any) -> httpx.Response:
-    return httpx.post(endpoint.url + CHAT, json=chat("hello", max_tokens=2, **keys), headers=TOKEN, timeout=60)
+    return post(endpoint.url + CHAT, json=chat("hello", max_tokens=2, **keys), headers=TOKEN)
 
 
 def _connect(endpoint: Endpoint, host: str = "") -> socket.socket:
@@ -171,7 +171,7 @@ def test_one_address_cannot_take_all_connections(guarded: Endpoint) -> None:
     finally:
         for client in clients:
             client.close()
-    until(lambda: httpx.get(guarded.url + "/healthz").status_code == 200, Patience.SIGNAL)
+    until(lambda: get(guarded.url + "/healthz").status_code == 200, Patience.SIGNAL)
 
 
 def _closed(client: socket.socket) -> bool:
@@ -221,7 +221,7 @@ def test_pages_of_other_sites_are_refused_where_no_token_is_needed(
     endpoint: Endpoint, headers: dict[str, str], status: int
 ) -> None:
     body = json.dumps(chat("from a page", max_tokens=1))
-    answer = httpx.post(endpoint.url + CHAT, content=body, headers={"content-type": "application/json", **headers})
+    answer = post(endpoint.url + CHAT, content=body, headers={"content-type": "application/json", **headers})
     assert answer.status_code == status
 
 
@@ -234,7 +234,7 @@ def test_clients_have_tokens_by_name_and_the_file_is_read_again(tmp_path: Path) 
 
     def status(token: str) -> int:
         headers = {"authorization": f"Bearer {token}"}
-        return httpx.post(endpoint.url + CHAT, json=chat("who", max_tokens=1), headers=headers).status_code
+        return post(endpoint.url + CHAT, json=chat("who", max_tokens=1), headers=headers).status_code
 
     try:
         assert f"chmod 600 {tokens}" in endpoint.log()
@@ -263,7 +263,7 @@ def test_https(tmp_path: Path) -> None:
     endpoint = Endpoint(tmp_path, [FakeEngine()], tls={"cert": str(cert), "key": str(key)})
     try:
         context = ssl.create_default_context(cafile=str(cert))
-        answer = httpx.post(endpoint.url + CHAT, json=chat("secret", max_tokens=3), verify=context)
+        answer = post(endpoint.url + CHAT, json=chat("secret", max_tokens=3), verify=context)
         assert endpoint.url.startswith("https://")
         assert texts(answer.content).count("w") == 3
         reached = Reached(address=endpoint.url, node=os.uname().nodename, certificate=str(cert))
@@ -279,7 +279,7 @@ def test_a_full_disk_costs_the_load_file_and_nothing_else(tmp_path: Path) -> Non
         endpoint.load_file.unlink(missing_ok=True)
         endpoint.load_file.mkdir()  # it cannot be replaced by a file
         until(lambda: "not written" in endpoint.log(), Patience.SIGNAL)
-        answer = httpx.post(endpoint.url + CHAT, json=chat("full", max_tokens=30))
+        answer = post(endpoint.url + CHAT, json=chat("full", max_tokens=30))
         assert texts(answer.content).count("w") == 30
         assert endpoint.live() == live
         assert endpoint.log().count("not written") == 1, "it says so once"
@@ -296,9 +296,9 @@ def test_answers_go_on_while_nothing_can_be_captured(tmp_path: Path) -> None:
         children = until(lambda: psutil.Process(endpoint.live()).children(), Patience.START, endpoint.log)
         children[0].suspend()  # a disk that stands still
         body = chat("large", max_tokens=1, metadata={"padding": "x" * 1_000_000})
-        answers = [httpx.post(endpoint.url + CHAT, json=body, timeout=60) for _ in range(80)]
+        answers = [post(endpoint.url + CHAT, json=body) for _ in range(80)]
         assert [answer.status_code for answer in answers] == [200] * 80
-        dropped = re.search(r"ropewalk_capture_dropped ([\d.]+)", httpx.get(endpoint.url + "/metrics").text)
+        dropped = re.search(r"ropewalk_capture_dropped ([\d.]+)", get(endpoint.url + "/metrics").text)
         assert dropped is not None
         assert float(dropped[1]) > 0
         assert psutil.Process(endpoint.live()).memory_info().rss < 400 * 2**20

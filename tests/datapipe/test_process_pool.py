@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from ropewalk.cluster.errors import DataError, StaleAttemptError, StopRequested
+from ropewalk.cluster.process.forking import forked_interpreters
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
@@ -25,6 +26,13 @@ from tests.fork_server import PRELOAD, SERVER
 from tests.patience import until
 
 HERE = __name__
+
+
+@pytest.fixture(autouse=True)
+def _forked() -> Iterator[None]:
+    """Fork the server of each pool from this process, which has its imports."""
+    with forked_interpreters():
+        yield
 
 
 def answer(output: StoragePath, work: StoragePath, number: int) -> tuple[int, int]:
@@ -124,7 +132,7 @@ def test_a_run_on_one_node_gives_the_bytes_of_a_serial_one_also_if_its_processes
         until(lambda: len(list((tmp_path / "out/.work/units").glob("*.json"))) >= 2)
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                if "forkserver" in " ".join(child.cmdline()) and child.ppid() != os.getpid():
+                if child.ppid() != os.getpid():  # it is a child of the server
                     child.kill()
                     killed.append(child.pid)
                     return

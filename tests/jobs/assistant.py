@@ -2,8 +2,6 @@
 (DPO), rewards (GRPO, drawn by workers). Submitted by the command as a user types it, to any cluster.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from tests.datapipe.chat.tokenizers import WORDS
+from tests.forked import run_forked
 from tests.jobs.launch import equal, events, losses, weights
 from tests.jobs.training.align.pairs import pairs, write_pairs
 from tests.jobs.training.align.rolling import prompts, write_prompts
@@ -94,8 +94,7 @@ class Assistant:
                 before = list(self.runs.values())[-1].id
                 wanted["model"], arguments = {"run": before}, [*arguments, "--after", before]
             (home / f"{name}.yaml").write_text(yaml.safe_dump(wanted))
-            command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
-            done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+            done = run_forked(module_command("ropewalk.jobs.cli", *arguments), cwd=home)
             assert done.returncode == 0, done.stderr
             self.runs[name] = RunDir(find(done.stdout.strip()))
 

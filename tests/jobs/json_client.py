@@ -1,16 +1,16 @@
 """A client that knows `ropewalk` by its JSON alone: submit, kill, why, resume, compare."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ropewalk.cluster.process.command import module_command
 from ropewalk.jobs.cli.answers.schema import validate
+from tests.forked import run_forked
 from tests.jobs.evaluation.evaluate.tasks import choice_task
 from tests.jobs.tiny import tiny_model
-from tests.patience import HANG_SECONDS, Patience, until
+from tests.patience import Patience, until
 
 MODELS = ("one", "two")
 
@@ -32,8 +32,7 @@ class Client:
 
     def __call__(self, *arguments: str, expect: int = 0) -> Any:
         """Return the last value that a command prints."""
-        command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments, "--json"]
-        done = subprocess.run(command, cwd=self.home, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+        done = run_forked(module_command("ropewalk.jobs.cli", *arguments, "--json"), cwd=self.home)
         assert done.returncode == expect, done.stdout + done.stderr
         for line in done.stdout.splitlines():
             validate(arguments[0], line)

@@ -118,7 +118,7 @@ class Simulated:
 some, few = st.floats(0.01, 50.0), st.floats(0.0, 0.3)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), keep_lines=st.sampled_from([1, 1, 3, 1000]))
 def test_seconds_sum_to_the_span_and_equal_the_truth(data: st.DataObject, keep_lines: int) -> None:
     run = Simulated(keep_lines=keep_lines)

@@ -2,17 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from ropewalk.cluster.process.command import module_command
 from ropewalk.jobs.training.loop.weights.content_hash import hash_of_directory
+from tests.forked import run_forked
 from tests.jobs.evaluation.evaluate.tasks import choice_task
 from tests.jobs.shell import Shell
 from tests.jobs.tiny import tiny_model
-from tests.patience import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -26,9 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ropewalk(folder: Path, *arguments: str, expect: int = 0) -> str:
-    environment = {**os.environ, "ROPEWALK_RUNS": str(folder / "runs"), "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+    environment = {**os.environ, "ROPEWALK_RUNS": str(folder / "runs"), "WANDB_MODE": "disabled"}
+    done = run_forked(module_command("ropewalk.jobs.cli", *arguments), cwd=folder, env=environment)
     assert done.returncode == expect, done.stderr + done.stdout
     return done.stdout
 

@@ -1,13 +1,12 @@
 """A sweep in W&B: its group, and its trials and the best of them in its summary; nothing lost on kill -9."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.jobs.orchestration.sweep.report.html_report import write_readable
@@ -16,6 +15,7 @@ from ropewalk.jobs.results.readable import pictures, read_table
 from ropewalk.jobs.runs.mirror.mirror import send_rest
 from tests.fakes.sweep import make_sweep
 from tests.fakes.wandb_server import WandbServer
+from tests.forked import Forked
 from tests.jobs.runs.mirror.offline import records
 from tests.patience import Patience, ended, until
 
@@ -29,8 +29,8 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     return run
 
 
-def start(run: RunDir) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "ropewalk.jobs.runs.mirror.sidecar", str(run.path), "--attempt", "1"])
+def start(run: RunDir) -> Any:
+    return Forked(module_command("ropewalk.jobs.runs.mirror.sidecar", str(run.path), "--attempt", "1"))
 
 
 def summary(run: RunDir) -> dict[str, Any]:

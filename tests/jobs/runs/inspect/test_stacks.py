@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,8 +12,10 @@ import orjson
 import pytest
 from rich.console import Console
 
+from ropewalk.cluster.process.command import module_command
 from ropewalk.jobs.cli.answers.schema import validate
 from ropewalk.jobs.runs.inspect.stacks import common_frames, merge_stacks, programs_only, stacks_page
+from tests.forked import run_forked
 from tests.jobs.json_client import Client
 from tests.patience import Patience, until
 
@@ -91,9 +92,8 @@ def test_stacks_of_a_program_that_knows_nothing_of_us(tmp_path: Path, monkeypatc
         monkeypatch.setenv(name, str(value))
     (tmp_path / "sheep.py").write_text(PROGRAM)
     client = Client(tmp_path)
-    command = [sys.executable, "-m", "ropewalk.jobs.cli", "submit", "command", "resources.ranks_per_node=2", "--json"]
-    out = subprocess.run([*command, "--", sys.executable, "sheep.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    run = json.loads(out.stdout)["run"]
+    submit = ("submit", "command", "resources.ranks_per_node=2", "--json", "--", sys.executable, "sheep.py")
+    run = json.loads(run_forked(module_command("ropewalk.jobs.cli", *submit), cwd=tmp_path).stdout)["run"]
     try:
         until(lambda: os.path.exists(tmp_path / "up"), Patience.START, lambda: client("why", run))
         answer = client("stacks", run)

@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_json
 from ropewalk.jobs.results.metrics import MetricLog
+from tests.forked import Forked
 from tests.jobs.runs.mirror.offline import records
 from tests.patience import Stopwatch, ended, until
 
@@ -26,8 +29,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     return RunDir.create("mirrored", record, tmp_path)
 
 
-def start(run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "ropewalk.jobs.runs.mirror.sidecar", str(run.path), "--attempt", str(attempt)])
+def start(run: RunDir, attempt: int) -> Any:
+    return Forked(module_command("ropewalk.jobs.runs.mirror.sidecar", str(run.path), "--attempt", str(attempt)))
 
 
 def catches_sigterm(pid: int) -> bool:
@@ -36,7 +39,7 @@ def catches_sigterm(pid: int) -> bool:
     return bool(int(status["SigCgt"], 16) & (1 << (signal.SIGTERM - 1)))
 
 
-def stop(sidecar: subprocess.Popen[bytes], run: RunDir, attempt: int, exit_code: int) -> float:
+def stop(sidecar: Any, run: RunDir, attempt: int, exit_code: int) -> float:
     """Stop a sidecar as the agent does; return the seconds it took."""
     until(lambda: catches_sigterm(sidecar.pid))
     write_json(run.attempt_dir(attempt) / "nodes" / "node-0.json", {"exit_code": exit_code})

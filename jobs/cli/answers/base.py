@@ -1,10 +1,11 @@
 """Base classes of the types of `--json`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(description="seconds since the epoch")]
+State = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "REFUSED", "CANCELLED", "PREEMPTED", "REQUEUED", "UNKNOWN"]
 
 
 class Answer(BaseModel):

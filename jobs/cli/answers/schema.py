@@ -4,16 +4,16 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ropewalk.jobs.cli.answers import inspect, machine, models, runs, sweeps
+from ropewalk.jobs.cli.answers import inspect, machine, models, runs, submission, sweeps
 from ropewalk.jobs.cli.answers.base import Failure
 
 ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan or a script
-    "run": runs.RunResult | runs.Plan | runs.Script,
-    "submit": runs.Submitted | runs.Plan | runs.Script,
-    "check": runs.Checked,
-    "resume": runs.RunResult | runs.Submitted,
-    "repro": runs.Reproduction | runs.RunResult,
-    "dev": runs.DevNode,
+    "run": submission.RunResult | submission.Plan | submission.Script,
+    "submit": submission.Submitted | submission.Plan | submission.Script,
+    "check": submission.Checked,
+    "resume": submission.RunResult | submission.Submitted,
+    "repro": submission.Reproduction | submission.RunResult,
+    "dev": submission.DevNode,
     "scale": runs.Scaled,
     "move": runs.Moved,
     "cancel": list[runs.Cancelled],
@@ -25,7 +25,7 @@ ANSWERS: dict[str, Any] = {  # by command; with --dry-run and --script: a plan o
     "why": runs.Explanation,
     "cost": runs.CostPage,
     "top": runs.TopPage,
-    "wait": runs.RunResult,
+    "wait": submission.RunResult,
     "stacks": inspect.Stacks,
     "profile": inspect.Profile,
     "memory": inspect.Memory,

@@ -83,10 +83,13 @@ def _enter_packages(arguments: argparse.Namespace) -> None:
         if python := enter(run.record, run.path.parent):
             run_in(python, ["ropewalk.cluster.agent", *sys.argv[1:]])
     except (ConfigError, OSError) as error:
-        who = f"node {arguments.node}'s agent"
-        folder = run.attempt_dir(arguments.attempt)
-        write_error(folder, f"node-{arguments.node}", error, EXIT_NEVER_RETRY, who=who, node=arguments.node)
+        _record(run.attempt_dir(arguments.attempt), arguments.node, error, EXIT_NEVER_RETRY)
         sys.exit(EXIT_NEVER_RETRY)
+
+
+def _record(attempt_dir: Path, node: int, error: Exception, code: int) -> None:
+    """Record the error for which a node's agent exits."""
+    write_error(attempt_dir, f"node-{node}", error, code, who=f"node {node}'s agent", node=node)
 
 
 class Agent:
@@ -128,7 +131,11 @@ class Agent:
     def run(self) -> int:
         """Run the engine and its monitoring threads, clean up, and return the exit code."""
         install_stop_handler(self._stop_requested.set)
-        if not self._check_version() or not self._read_secrets():
+        try:
+            self._check_version()
+            self.secrets = RunSecrets.read(self.run_dir.record)
+        except (ConfigError, OSError, UnicodeDecodeError) as error:
+            _record(self.folder, self.node, error, EXIT_NEVER_RETRY)
             self._leave(EXIT_NEVER_RETRY)
             return EXIT_NEVER_RETRY
         if self.engine is Engine.RANKS:
@@ -153,35 +160,22 @@ class Agent:
         except Exception as error:  # an engine that does not start fails the attempt; the error is recorded
             log.exception("the %s engine failed", self.engine.value)
             code = EXIT_TERMINATED if isinstance(error, NotReadyError) else EXIT_FAILED
-            write_error(self.folder, f"node-{self.node}", error, code, who=f"node {self.node}'s agent", node=self.node)
+            _record(self.folder, self.node, error, code)
         finally:
             self._shutdown.begin()
             monitor.stop()
             self._leave(code)
         return code
 
-    def _check_version(self) -> bool:
-        """Return False, and record an error, if this node's version is incompatible; any difference is recorded as an event."""
+    def _check_version(self) -> None:
+        """Record another version on this node than the run's as an event. Raises ConfigError if it is incompatible."""
         if (versions := other_version(self.run_dir)) is None:
-            return True
+            return
         wanted, here = versions
         self.run_dir.event("other_version", node=self.node, wanted=wanted, here=here, attempt=self.attempt)
-        if not are_incompatible(wanted, here):
-            return True
-        message = f"the run was submitted with ropewalk {wanted}, but node {self.node} has {here}"
-        error = ConfigError(f"{message}; install {wanted} there (on Kubernetes: use an image with it), or submit with {here}")
-        write_error(self.folder, f"node-{self.node}", error, EXIT_NEVER_RETRY, who=f"node {self.node}'s agent", node=self.node)
-        return False
-
-    def _read_secrets(self) -> bool:
-        """Read the secrets of the run. Return False, and record an error, if one is not set."""
-        try:
-            self.secrets = RunSecrets.read(self.run_dir.record)
-        except (ConfigError, OSError, UnicodeDecodeError) as error:
-            who = f"node {self.node}'s agent"
-            write_error(self.folder, f"node-{self.node}", error, EXIT_NEVER_RETRY, who=who, node=self.node)
-            return False
-        return True
+        if are_incompatible(wanted, here):
+            message = f"the run was submitted with ropewalk {wanted}, but node {self.node} has {here}"
+            raise ConfigError(f"{message}; install {wanted} there (on Kubernetes: use an image with it), or submit with {here}")
 
     def _check_nodes(self) -> None:
         """Check this node and its network, as the other nodes do at the same time."""

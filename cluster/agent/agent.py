@@ -104,7 +104,6 @@ class Agent:
         self.address: str = arguments.address
         self.folder = self.run_dir.attempt_dir(self.attempt)
         self.resources = self.run_dir.resources(self.attempt)
-        self.retries = self.run_dir.retries
         self.engine = Engine(self.run_dir.record["engine"])
         if self.run_dir.record.get("offline"):  # all inputs were fetched at submission
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -197,14 +196,13 @@ class Agent:
                 run=self.run_dir,
                 attempt=self.attempt,
                 index=self.node,
-                least_nodes=self.nodes.least,
                 most_nodes=self.nodes.most,
-                spare_nodes=self.resources.spare_nodes,
+                elastic=self.resources.replaces_nodes,
                 ranks_per_node=self.resources.local_world_size,
                 address=self.address,
                 stop_flag=self.stop_flag,
                 gate=self._shutdown,
-                hung_seconds=self.retries.hung_seconds,
+                hung_seconds=self.run_dir.retries.hung_seconds,
                 secrets=self.secrets,
                 memory=self.memory,
                 processes=self.inspector.ranks,

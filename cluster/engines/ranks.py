@@ -48,9 +48,8 @@ class RanksNode:
     run: RunDir
     attempt: int
     index: int
-    least_nodes: int
     most_nodes: int
-    spare_nodes: int = 0
+    elastic: bool = False  # the group may go on with other nodes, or another number of them
     ranks_per_node: int
     address: str
     stop_flag: Path
@@ -59,11 +58,6 @@ class RanksNode:
     secrets: RunSecrets = NO_SECRETS
     memory: Path | None = None  # folder in memory for copies of the training state, if the job wants it
     processes: dict[int, RankProcess] = field(default_factory=dict)  # of the present group on this node, by rank
-
-    @property
-    def elastic(self) -> bool:
-        """True if the group may go on with other nodes, or another number of them."""
-        return self.least_nodes < self.most_nodes or self.spare_nodes > 0
 
     @property
     def shared_log(self) -> str:

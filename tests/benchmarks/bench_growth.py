@@ -197,7 +197,6 @@ def _log(run: RunDir, rank: int, num_nodes: int) -> str:
         run=run,
         attempt=1,
         index=rank // RANKS_PER_NODE,
-        least_nodes=num_nodes,
         most_nodes=num_nodes,
         ranks_per_node=RANKS_PER_NODE,
         address="127.0.0.1",

@@ -30,7 +30,6 @@ def node_of(run: RunDir, most_nodes: int) -> RanksNode:
         run=run,
         attempt=1,
         index=3,
-        least_nodes=1,
         most_nodes=most_nodes,
         ranks_per_node=8,
         address="127.0.0.1",

@@ -108,6 +108,7 @@ def train(context: JobContext) -> dict[str, object]:
         watched(Checkpoints, "close", "save")
         watched(Validator, "validate", "validate")
         watched(Report, "close", "stop")
+        watched(Report, "lose", "lost")
         return main(context)
 
 

@@ -11,12 +11,12 @@ training     from the arrival of a batch until the next mark, without what was s
 redone       the same, if a later group took the step again; and the step in which a fault fell, until the fault
 slow         a planted sleep within a step; what another step took beyond the mean, if it is slow by the documented rule; and from
              when a rank is stopped and rank 0 is in its step, until the agents have recorded the hang
-recovering   from a SIGKILL, or that record, until the next group's first batch has arrived
+recovering   from when rank 0 is killed, or learns that another was, or that record, until the next group has its first batch
 stopped      from the last report until the attempt's outcome
 
 A class may be off by 1% of the run, without its time in queues. Where a fault falls into a step, the classes that meet there may
 be off by one step more, the mean of this run: a slow step counts beyond the mean, a hang from the step's begin, a loss from when
-an agent sees it.
+an agent sees it, if it does so first.
 """
 
 import math
@@ -77,7 +77,7 @@ class Truth:
 
     def _add_group(self, attempt: int, group: int, lines: list[dict[str, Any]], begin: float, *, is_first: bool) -> float:
         """Add the time since the end of the group before, and return the end of this one."""
-        changes = [(line["time"], KINDS[line["kind"]], line["step"]) for line in lines]
+        changes = [(line["time"], KINDS[line["kind"]], line["step"]) for line in lines if line["kind"] != "lost"]
         first, step = next(((when, step) for when, name, step in changes if name is T.TRAINING), (math.inf, math.inf))
         if is_first and self._run.attempt_details(attempt)["opened_by"] != "retry":
             agents = [agent["started"] for agent in read_lines(self._run.attempt_dir(attempt) / "agents.jsonl")]
@@ -88,7 +88,7 @@ class Truth:
         faults = [each for each in self.faults if (each["attempt"], each["group"]) == (attempt, group)]
         fatal = {each["kind"]: each["begin"] for each in faults if each["kind"] in ("kill", "stop")}
         if "kill" in fatal:
-            end = fatal["kill"]
+            end = next((line["time"] for line in lines if line["kind"] == "lost"), fatal["kill"])
         elif changes[-1][1] is T.STOPPED and (outcome := self._run.outcome(attempt)) is not None:
             end = outcome.ended
         else:

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
 
 from ropewalk.cluster.errors import EXIT_LOST_PEER, RopewalkError
 from ropewalk.cluster.process.signals import SignalFlag
 from ropewalk.cluster.run.files import write_atomically
 from ropewalk.datapipe.passes.task import SINGLE_THREADED, Task
-from ropewalk.datapipe.passes.worker import Worker
 
 LEASE = "lease.json"
 LEASE_SECONDS = 120.0  # a driver that has not touched its lease for so long is dead
@@ -53,6 +51,10 @@ def do_share(share: Share) -> RopewalkError | None:
     signal.signal(signal.SIGUSR2, lambda *_: leave.set())
     _leave_with_driver(share)
     os.environ.update(SINGLE_THREADED)
+    import pyarrow as pa  # noqa: PLC0415 - a second of imports that the driver, which has this module too, does not need
+
+    from ropewalk.datapipe.passes.worker import Worker  # noqa: PLC0415
+
     pa.set_cpu_count(1)
     worker = Worker(share.output_url, share.work_url)
     for number, task in share.tasks:

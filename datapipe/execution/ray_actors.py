@@ -5,14 +5,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from ropewalk.cluster.errors import BackendError, DataError, RopewalkError, StopRequested
 from ropewalk.cluster.run.project import add_project_path
 from ropewalk.datapipe.passes.task import DEATHS_A_TASK, SINGLE_THREADED, Task
-from ropewalk.datapipe.passes.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +23,12 @@ class _Actor:
 
     def __init__(self, output_url: str, work_url: str) -> None:
         os.environ.update(SINGLE_THREADED)
-        pa.set_cpu_count(1)
         add_project_path()
+        import pyarrow as pa  # noqa: PLC0415 - a second of imports that the driver, which has this module too, does not need
+
+        from ropewalk.datapipe.passes.worker import Worker  # noqa: PLC0415
+
+        pa.set_cpu_count(1)
         self.worker = Worker(output_url, work_url)
 
     def ready(self) -> int:

@@ -1,8 +1,6 @@
 """`preprocess fanout=array` without Slurm: the same bytes whoever is killed, and nothing left running."""
 
-import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections import Counter
@@ -27,6 +25,8 @@ from ropewalk.jobs.preprocess.job import main
 from tests.datapipe.test_preprocess import context_of, source, touch_when  # noqa: F401
 from tests.fakes.documents import configure, contents, make
 from tests.fakes.driver import Driver
+from tests.fakes.notice import Notice
+from tests.fork_server import SERVER
 from tests.patience import HANG_SECONDS
 from tests.processes import words_of
 
@@ -140,17 +140,6 @@ def test_an_error_of_the_program_comes_with_its_traceback(tmp_path: Path) -> Non
         list(array.run_tasks([task]))
 
 
-class Notice:
-    """A task that has its element told, while it works, that its time is nearly over."""
-
-    arguments = ()
-
-    @property
-    def method(self) -> str:
-        os.kill(os.getpid(), signal.SIGUSR2)
-        return "__repr__"
-
-
 def test_an_element_asked_to_leave_hands_the_rest_over(tmp_path: Path) -> None:
     """SIGUSR2, before the time limit or at preemption: what is left undone is done by another, and is no death."""
     messages: list[int] = []
@@ -186,7 +175,7 @@ def test_an_element_whose_driver_is_gone_does_nothing(tmp_path: Path) -> None:
         lease=lease,
         driver=None,
     )
-    process = multiprocessing.get_context("spawn").Process(target=do_share, args=(share,))
+    process = SERVER.Process(target=do_share, args=(share,))
     process.start()
     process.join(60)
     assert process.exitcode == EXIT_LOST_PEER

@@ -39,9 +39,72 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+def touch_when(condition: Callable[[], bool], flag: Path) -> None:
+    while not condition():
+        time.sleep(0.01)
+    flag.touch()
+
+
+def test_a_complete_data_set_needs_no_actors(tmp_path: Path, source: Path) -> None:
+    manifest = make(source, tmp_path / "out", **KEYS)
+    script = "import sys\nfrom tests.fakes.drive import drive\nprint(drive(sys.argv[1])['tokens'], 'ray' in sys.modules)"
+    run = context_of(configure(source, tmp_path / "out", **KEYS), tmp_path / "runs").run
+    done = subprocess.run([sys.executable, "-c", script, run.path], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(manifest.totals.tokens), "False"]
+
+
+def test_the_users_mistakes_are_found_at_submission(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(DataError, match="no such file or directory"):
+        configure(tmp_path / "nowhere", tmp_path / "out").preflight()
+    with pytest.raises(DataError, match="matches no file"):
+        configure(source / "*.parquet", tmp_path / "out").preflight()
+    with pytest.raises(ConfigError, match=r"tokenizer\.path: .* no such file"):
+        configure(source, tmp_path / "out", tokenizer={"path": str(tmp_path / "none")}).preflight()
+    with pytest.raises(ConfigError, match="input: "):
+        load_config(PreprocessConfig, {"input": [], "output": "x", "tokenizer": {"train": 400}})
+    with pytest.raises(ConfigError, match="did you mean 'tokenizer'"):
+        load_config(PreprocessConfig, {"input": "x", "output": "x", "tokeniser": {"train": 400}})
+
+
+def test_the_example_is_a_complete_run() -> None:
+    example = Path(jobs.__file__).parent / "configs/preprocess.yaml"
+    assert load_config(PreprocessConfig, read_job_file(example, "preprocess")).model_dump()["tokenizer"]["train"] == 8192
+
+
+def test_the_configuration_is_read_without_heavy_imports() -> None:
+    heavy = ("ray", "torch", "transformers", "numba", "pyarrow", "numpy", "tokenizers")
+    code = f"import sys, ropewalk.jobs.preprocess.job; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mount namespaces")
+def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path: Path, source: Path) -> None:
+    """The output is a file system of 200 KiB, in a mount namespace of its own; then it grows."""
+    (tmp_path / "disk").mkdir()
+    config = configure(source, tmp_path / "disk/out", **KEYS)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    make(source, tmp_path / "serial", **KEYS)
+    script = tmp_path / "script.sh"
+    step = f"{sys.executable} -m tests.fakes.drive {tmp_path}/config.json"
+    script.write_text(
+        f"mount -t tmpfs -o size=200k none {tmp_path}/disk || exit 77\n{step}; echo first $?\n"
+        f"mount -o remount,size=50m {tmp_path}/disk\n{step}; echo second $?\ncp -a {tmp_path}/disk/out {tmp_path}/copy\n"
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", script], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False
+    )
+    if "first" not in done.stdout:
+        pytest.skip(f"mount namespaces are not allowed here: {done.stderr.strip()}")
+    assert "first 1\n" in done.stdout
+    assert f"{tmp_path}/disk/out" in done.stdout
+    assert "no space left on device; free some space and run again" in done.stdout
+    assert "second 0\n" in done.stdout
+    assert contents(tmp_path / "copy") == contents(tmp_path / "serial")
+
+
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """One Ray for the module, of two CPUs."""
+    """One Ray, of two CPUs, for the tests below; it ends with the module."""
     import ray
 
     from ropewalk.cluster.engines.ray_start import start_local
@@ -117,12 +180,6 @@ def test_an_orphan_of_an_older_attempt_does_not_finish(tmp_path: Path, source: P
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-def touch_when(condition: Callable[[], bool], flag: Path) -> None:
-    while not condition():
-        time.sleep(0.01)
-    flag.touch()
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_an_actor_that_dies_is_replaced_but_not_for_ever(tmp_path: Path) -> None:
@@ -151,60 +208,3 @@ def _dying(kind: Any) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return ray.remote(Dying).options(num_cpus=0.1)
-
-
-def test_a_complete_data_set_needs_no_actors(tmp_path: Path, source: Path) -> None:
-    manifest = make(source, tmp_path / "out", **KEYS)
-    script = "import sys\nfrom tests.fakes.drive import drive\nprint(drive(sys.argv[1])['tokens'], 'ray' in sys.modules)"
-    run = context_of(configure(source, tmp_path / "out", **KEYS), tmp_path / "runs").run
-    done = subprocess.run([sys.executable, "-c", script, run.path], check=True, capture_output=True, text=True)
-    assert done.stdout.split() == [str(manifest.totals.tokens), "False"]
-
-
-def test_the_users_mistakes_are_found_at_submission(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(DataError, match="no such file or directory"):
-        configure(tmp_path / "nowhere", tmp_path / "out").preflight()
-    with pytest.raises(DataError, match="matches no file"):
-        configure(source / "*.parquet", tmp_path / "out").preflight()
-    with pytest.raises(ConfigError, match=r"tokenizer\.path: .* no such file"):
-        configure(source, tmp_path / "out", tokenizer={"path": str(tmp_path / "none")}).preflight()
-    with pytest.raises(ConfigError, match="input: "):
-        load_config(PreprocessConfig, {"input": [], "output": "x", "tokenizer": {"train": 400}})
-    with pytest.raises(ConfigError, match="did you mean 'tokenizer'"):
-        load_config(PreprocessConfig, {"input": "x", "output": "x", "tokeniser": {"train": 400}})
-
-
-def test_the_example_is_a_complete_run() -> None:
-    example = Path(jobs.__file__).parent / "configs/preprocess.yaml"
-    assert load_config(PreprocessConfig, read_job_file(example, "preprocess")).model_dump()["tokenizer"]["train"] == 8192
-
-
-def test_the_configuration_is_read_without_heavy_imports() -> None:
-    heavy = ("ray", "torch", "transformers", "numba", "pyarrow", "numpy", "tokenizers")
-    code = f"import sys, ropewalk.jobs.preprocess.job; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs mount namespaces")
-def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path: Path, source: Path) -> None:
-    """The output is a file system of 200 KiB, in a mount namespace of its own; then it grows."""
-    (tmp_path / "disk").mkdir()
-    config = configure(source, tmp_path / "disk/out", **KEYS)
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    make(source, tmp_path / "serial", **KEYS)
-    script = tmp_path / "script.sh"
-    step = f"{sys.executable} -m tests.fakes.drive {tmp_path}/config.json"
-    script.write_text(
-        f"mount -t tmpfs -o size=200k none {tmp_path}/disk || exit 77\n{step}; echo first $?\n"
-        f"mount -o remount,size=50m {tmp_path}/disk\n{step}; echo second $?\ncp -a {tmp_path}/disk/out {tmp_path}/copy\n"
-    )
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", script], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False
-    )
-    if "first" not in done.stdout:
-        pytest.skip(f"mount namespaces are not allowed here: {done.stderr.strip()}")
-    assert "first 1\n" in done.stdout
-    assert f"{tmp_path}/disk/out" in done.stdout
-    assert "no space left on device; free some space and run again" in done.stdout
-    assert "second 0\n" in done.stdout
-    assert contents(tmp_path / "copy") == contents(tmp_path / "serial")

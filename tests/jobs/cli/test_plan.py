@@ -15,6 +15,7 @@ from ropewalk.jobs.training.loop.architecture.model_config import model_config
 from ropewalk.jobs.training.loop.forecast import size
 from ropewalk.jobs.training.loop.forecast.size import SizeRequest, measure, model_size
 from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
+from tests.forked import FORKING
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY
 from tests.jobs.shell import Shell
@@ -73,7 +74,8 @@ def test_the_plan_counts_what_an_adapter_trains() -> None:
     assert adapted.trained == adapted.parameters - whole.parameters > 0
 
 
-def test_a_model_is_measured_in_a_process_of_its_own() -> None:
+def test_a_model_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(size, "subprocess", FORKING)
     request = SizeRequest(model=ModelConfig(preset="tiny"), vocabulary=300, seq_len=32)
     assert model_size(request) == measure(request)
 

@@ -21,10 +21,18 @@ PLANTED = yaml.safe_load((Path(__file__).parents[2] / "fakes/programs/planted.ya
 UNSEEN = yaml.safe_load((Path(__file__).parents[2] / "fakes/programs/unseen.yaml").read_text())
 
 
-def test_the_planted_failures_are_told(tmp_path: Path) -> None:
-    causes, wrong = causes_of({planted["name"]: planted["program"] for planted in PLANTED}, tmp_path), []
+@pytest.fixture(scope="module")
+def causes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Run all programs; return the cause that the run of each would give."""
+    programs = {f"planted {planted['name']}": planted["program"] for planted in PLANTED}
+    programs |= {f"unseen {name}": each["program"] for name, each in UNSEEN.items() if "program" in each}
+    return causes_of(programs, tmp_path_factory.mktemp("failing"))
+
+
+def test_the_planted_failures_are_told(causes: dict[str, str]) -> None:
+    wrong = []
     for planted in PLANTED:
-        cause = causes[planted["name"]]
+        cause = causes[f"planted {planted['name']}"]
         error = known_error(cause)
         if error is None or planted["says"] not in error.meaning:
             wrong.append(f"{planted['name']}: {cause[:150]} -> {error.meaning if error else None}")
@@ -77,10 +85,10 @@ def why(cause: str, root: Path) -> str:
     return f"{result.cause.removesuffix(whole)}\n{result.remedy}"
 
 
-def test_failures_of_somebody_who_has_not_seen_the_rules_are_told(tmp_path: Path) -> None:
-    causes, wrong = causes_of({name: each["program"] for name, each in UNSEEN.items() if "program" in each}, tmp_path), []
+def test_failures_of_somebody_who_has_not_seen_the_rules_are_told(tmp_path: Path, causes: dict[str, str]) -> None:
+    wrong = []
     for name, program in UNSEEN.items():
-        cause = run_shell(program["shell"], tmp_path) if "shell" in program else causes[name]
+        cause = run_shell(program["shell"], tmp_path) if "shell" in program else causes[f"unseen {name}"]
         output = why(cause, tmp_path / "runs")
         if not all(re.search(program[key], output, re.IGNORECASE) for key in ("cause", "remedy")):
             wrong.append(f"{name}: {cause[:200]} -> {output}")

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from ropewalk.jobs.inference.engines import process
 from ropewalk.jobs.inference.engines.engine import EngineOptions
 from ropewalk.jobs.inference.engines.find import find_engine
 from ropewalk.jobs.inference.engines.process import EngineProcess
 from ropewalk.jobs.inference.gguf.gguf import gguf_of
+from tests.forked import FORKING
 from tests.jobs.tiny import tiny_model
 from tests.patience import HANG_SECONDS
 
@@ -26,8 +28,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engines(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, EngineProcess]]:
     logs = tmp_path_factory.mktemp("logs")
     options = EngineOptions(threads=1, slots=SLOTS, name="tiny", token=TOKEN)
-    files = {"transformers": model, "llamacpp": gguf_of(model, "F32")}
-    started = {name: EngineProcess.start(find_engine(name), files[name], options, logs / name) for name in ENGINES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "subprocess", FORKING)
+        started = {"transformers": EngineProcess.start(find_engine("transformers"), model, options, logs / "transformers")}
+    started["llamacpp"] = EngineProcess.start(find_engine("llamacpp"), gguf_of(model, "F32"), options, logs / "llamacpp")
     try:
         for engine in started.values():
             engine.await_ready(HANG_SECONDS)

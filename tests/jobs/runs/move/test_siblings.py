@@ -22,7 +22,7 @@ from tests.cluster.test_attempt import Sleepers
 from tests.jobs.shell import Shell, pretrain
 
 CLUSTERS = ("east", "west")
-RACES = 100
+RACES = 30
 ROOT = Path(__file__).parents[4]
 
 
@@ -72,7 +72,7 @@ class Flaky(StartLocks):
 
 
 def test_exactly_one_run_of_each_submission_starts(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start_lock, "POLL_SECONDS", 0.5)  # 200 threads
+    monkeypatch.setattr(start_lock, "POLL_SECONDS", 0.5)  # 60 threads
     races = [submitted(shell, number) for number in range(RACES)]
     folder = shell.home / "state/ropewalk/siblings"
     runs = [run for race in races for run in race.values()]

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pytest
 
 from ropewalk.jobs.serving.feedback.store import Spool, Store, Writer
+from tests.fork_server import SERVER
 
 SCHEMA = pa.schema([("id", pa.string()), ("time", pa.float64()), ("text", pa.string())])
 
@@ -97,7 +98,7 @@ def _die_in_a_line(folder: Path) -> None:
 
 
 def test_a_writer_killed_in_the_middle_of_a_line_loses_that_line_alone(store: Store) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=_die_in_a_line, args=(store.folder,))
+    process = SERVER.Process(target=_die_in_a_line, args=(store.folder,))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -189,10 +190,10 @@ def _append_until_killed(folder: Path, first: int, pipe: Any) -> None:
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak("twenty kills; make test runs two"))])
 def test_nothing_that_was_confirmed_is_lost_however_often_its_writer_is_killed(store: Store, kills: int) -> None:
     """Killed while it writes and while it rolls, which happens every few dozen rows."""
-    context, confirmed = multiprocessing.get_context("spawn"), -1
+    confirmed = -1
     for kill in range(kills):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_append_until_killed, args=(store.folder, confirmed + 1, theirs))
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        process = SERVER.Process(target=_append_until_killed, args=(store.folder, confirmed + 1, theirs))
         process.start()
         theirs.close()
         for _ in range(40 + 37 * kill % 150):

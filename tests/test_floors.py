@@ -78,6 +78,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.training.loop.anomalies", "jobs.training.loop.model", "jobs.training.loop.source"},
         {"jobs.training.loop.forecast", "jobs.training.loop.validation"},
         {"jobs.training.loop.integrity", "jobs.training.loop.validator", "jobs.training.loop.view"},
+        {"jobs.training.loop.state_store"},
         {"jobs.training.loop.trainer"},
         {"jobs.training.loop.recipe"},
     ),

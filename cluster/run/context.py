@@ -13,6 +13,7 @@ from ropewalk.cluster.run.fence import Fence
 from ropewalk.cluster.run.group_line import GroupLine
 from ropewalk.cluster.run.heartbeat import Heart
 from ropewalk.cluster.run.node_memory import NodeMemory
+from ropewalk.cluster.run.phase_clock import Phase
 from ropewalk.cluster.secrets.variables import FOLDER_VARIABLE
 
 C = TypeVar("C", bound=JobConfig)
@@ -79,6 +80,11 @@ class JobContext:
         """Raise GroupBrokenError if the agent has ended this group."""
         if self.group_is_over:
             raise GroupBrokenError(f"group {self.group} has ended")
+
+    def enter(self, phase: Phase, step: int) -> None:
+        """Tell the agent what this rank does next, which determines how long it may take. Raises GroupBrokenError."""
+        self.check_group()
+        self.heart.beat(phase, step)
 
     def stop_requested(self) -> bool:
         """Return True if this rank must save and leave its group. Ranks must agree on it before any acts (see `sharding`)."""

@@ -35,7 +35,9 @@ from ropewalk.jobs.training.loop.report.report import Report
 from ropewalk.jobs.training.loop.report.samples import PromptSamples
 from ropewalk.jobs.training.loop.report.throughput import meter_of
 from ropewalk.jobs.training.loop.source import Source
+from ropewalk.jobs.training.loop.state_store import StateStore
 from ropewalk.jobs.training.loop.trainer import Trainer
+from ropewalk.jobs.training.loop.update.copy_interval import CopyInterval
 from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
 from ropewalk.jobs.training.loop.update.state import MovingAverage, TrainState
 from ropewalk.jobs.training.loop.update.step import TrainStep
@@ -92,7 +94,7 @@ def build_trainer(context: JobContext, config: TrainingConfig, group: Group, rec
     checkpoints.require_memory(trainer.state.tensors)
     checkpoints.clean()
     if (config.anomaly.policy == "rollback" or config.integrity is not None) and not start.resumes:
-        trainer.save()  # so that a rollback always has a checkpoint to go back to
+        trainer.store.save()  # so that a rollback always has a checkpoint to go back to
     return trainer
 
 
@@ -164,6 +166,16 @@ def _trainer(
             report=report,
         ),
         checkpoints=checkpoints,
+        store=StateStore(
+            context=context,
+            config=config,
+            state=state,
+            train_step=train_step,
+            checkpoints=checkpoints,
+            report=report,
+            integrity=integrity,
+        ),
+        interval=CopyInterval(config.checkpoint.memory_every_steps, config.checkpoint.every_steps, group, report.event),
         report=report,
         layers=LayerWatch(state, group, config.layers_every) if config.layers_every else None,
         inspection=Inspection(context, state, group.device),
@@ -210,7 +222,7 @@ class ModelStart:
     def load(self, trainer: Trainer) -> None:
         """Load the checkpoint, if there is one, and record where the run starts from."""
         if self.checkpoint is not None and self.source_run is None:
-            trainer.resume(*self.checkpoint, certify=True)
+            trainer.store.resume(*self.checkpoint, certify=True)
             return
         trainer.report.start(0.0)  # steps of earlier groups, if there are any, are repeated
         if self.checkpoint is None:
@@ -218,7 +230,7 @@ class ModelStart:
                 trainer.report.event("initialized_from", **self.plan.weights.model_dump(exclude_none=True))
             return
         assert self.source_run is not None
-        step = trainer.load(*self.checkpoint, or_older=self.any_step).step
+        step = trainer.store.load(*self.checkpoint, or_older=self.any_step).step
         trainer.checkpoints.last_step = None  # this run has saved nothing yet
         trainer.progress.leave_run()
         trainer.report.event("started_from", run=self.source_run.id, step=step, checkpoint=directory_of(step))

@@ -1,26 +1,24 @@
 """The training loop: batch, backward, reduce stats, update, read the figures of the step before, validate, checkpoint, stop?"""
 
-import logging
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from ropewalk.cluster.engines.crashes import is_lost_peer
-from ropewalk.cluster.errors import CorruptionError, NumericsError, StopRequested
+from ropewalk.cluster.errors import NumericsError, StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.phase_clock import Phase
-from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.loader.prefetch import prefetch, tell_ahead
 from ropewalk.jobs.training.loop.anomalies import Anomalies, problem_of
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.config import TrainingConfig
-from ropewalk.jobs.training.loop.integrity.certificate import Certificate, Losses, recorded_losses
 from ropewalk.jobs.training.loop.integrity.checks import Integrity
 from ropewalk.jobs.training.loop.report.inspection import Inspection
 from ropewalk.jobs.training.loop.report.layers import LayerWatch
 from ropewalk.jobs.training.loop.report.report import Report
 from ropewalk.jobs.training.loop.source import Source, reader_for
+from ropewalk.jobs.training.loop.state_store import StateStore
 from ropewalk.jobs.training.loop.tail import whole_logits_reason
 from ropewalk.jobs.training.loop.update.copy_interval import CopyInterval
 from ropewalk.jobs.training.loop.update.garbage import collect_at, collected_by_step
@@ -31,10 +29,6 @@ from ropewalk.jobs.training.loop.update.step_clock import StepPhase
 from ropewalk.jobs.training.loop.validator import Validator
 from ropewalk.sharding.checkpoints.checkpoint import Checkpoints
 from ropewalk.sharding.checkpoints.layout import directory_of
-from ropewalk.sharding.checkpoints.manifest import CheckpointManifest
-from ropewalk.sharding.fsdp import reshard_all
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -48,14 +42,14 @@ class Trainer:
     source: Source
     validator: Validator
     checkpoints: Checkpoints
+    store: StateStore
+    interval: CopyInterval
     report: Report
     layers: LayerWatch | None
     inspection: Inspection
     integrity: Integrity | None = None
     _anomalies: Anomalies = field(init=False)
-    _interval: CopyInterval = field(init=False)
     _pending: deque[PendingStep] = field(default_factory=deque, init=False)  # steps whose figures have not been read
-    _certificate: Certificate = field(default=Certificate(), init=False)  # of the restored state
     _stopping: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -63,17 +57,10 @@ class Trainer:
         self.checkpoints.before_commit = self.report.flush
         self.checkpoints.after_commit = self.source.committed
         self._anomalies = Anomalies(self.config.anomaly, self.report)
-        keys = self.config.checkpoint
-        self._interval = CopyInterval(keys.memory_every_steps, keys.every_steps, self.train_step.group, self.report.event)
 
     @property
     def progress(self) -> Progress:
         return self.state.progress
-
-    def _enter(self, phase: Phase) -> None:
-        """Tell the agent what this rank does next, which determines how long it may take."""
-        self.context.check_group()
-        self.context.heart.beat(phase, self.progress.step)
 
     def run(self) -> dict[str, object]:
         """Train to the end from the current progress; returns the job's results. Raises StopRequested."""
@@ -143,11 +130,11 @@ class Trainer:
         self.report.meter.restart()
         self._await_data()
         for batch in batches:
-            self._enter(Phase.STEP)
+            self.context.enter(Phase.STEP, self.progress.step)
             self.train_step.clock.end(StepPhase.DATA)
             self.inspection.begin_step(self.progress.step + 1)
             self._start_step(batch)
-            self._interval.end_step(self.progress.step)
+            self.interval.end_step(self.progress.step)
             if not self._settle(0 if first or self._needs_figures else 1) or (self._check_due and not self._check()):
                 return
             if first:
@@ -155,12 +142,12 @@ class Trainer:
                 first = False
             if self._due(self.config.validation.every_steps):
                 if self._validate() and self.config.validation.keep_best:
-                    self.save()
+                    self.store.save()
                 self.progress.finished = self.validator.is_over(self.state)
-            if self._due(self.config.checkpoint.every_steps) and self.checkpoints.last_step != self.progress.step:
-                self.save()
+            if self._due(self.config.checkpoint.every_steps) and not self.store.is_saved:
+                self.store.save()
             if self._copies_now:
-                self._store(self.checkpoints.copy_to_memory)
+                self.store.copy_to_memory()
             if self._done:
                 return
             if self._stopping and not self._settle(0):
@@ -171,12 +158,12 @@ class Trainer:
             self._await_data()
 
     def _await_data(self) -> None:
-        self._enter(Phase.DATA)
+        self.context.enter(Phase.DATA, self.progress.step)
         self.train_step.clock.begin()
 
     def _validate(self) -> bool:
         """Validate; returns True if the loss is the best so far."""
-        self._enter(Phase.VALIDATION)
+        self.context.enter(Phase.VALIDATION, self.progress.step)
         return self.validator.validate(self.state, self.train_step.objective)
 
     def _due(self, every_steps: int) -> bool:
@@ -185,7 +172,7 @@ class Trainer:
     @property
     def _copies_now(self) -> bool:
         """True if the state after this step is copied to the memory of nodes."""
-        return self._interval.due(self.progress.step) and not self._done
+        return self.interval.due(self.progress.step) and not self._done
 
     @property
     def _needs_figures(self) -> bool:
@@ -210,39 +197,13 @@ class Trainer:
     def _restore(self, integrity: Integrity) -> bool:
         """Go back to the newest state that passed a check; returns False."""
         integrity.count_return()
-        self._go_back(integrity.verified)
-        return False
+        return self._go_back(integrity.verified)
 
-    def _go_back(self, step: int) -> None:
-        """Go back to the newest state up to a step, and remove those of later ones."""
-        self._await_saves()
-        self.checkpoints.discard_after(step)
-        checkpoint = self.checkpoints.find()
-        if checkpoint is None:
-            raise CorruptionError(f"the state is corrupted, and no checkpoint of step {step} or earlier is left")
-        self.resume(*checkpoint)
-
-    def _certified(self, stats: StepStats) -> bool:
-        """Compare the loss of a step that is done again with the recorded one.
-
-        If it differs, and the state is from a copy in memory, go back to a checkpoint in storage; returns False then.
-        """
-        certificate = self._certificate
-        if certificate.repeats(stats):
-            return True
-        self._certificate = Certificate()
-        recorded = certificate.losses[stats.step][1]
-        fields = {"tier": certificate.tier, "loss": stats.loss, "recorded": recorded}
-        self.report.event("not_certified", step=stats.step, restored=certificate.step, **fields)
-        if certificate.tier == "storage":
-            return True
-        self._go_back(certificate.step - 1)
-        return False
-
-    def _await_saves(self) -> None:
+    def _go_back(self, step: int) -> bool:
+        """Go back to the newest state up to a step; returns False."""
         self._pending.clear()  # steps that are undone
-        self._enter(Phase.LOADING)
-        self.checkpoints.wait()
+        self.store.go_back(step)
+        return False
 
     def _start_step(self, batch: Batch) -> None:
         """Start backward and update, which the device masks if the loss is not normal."""
@@ -253,9 +214,9 @@ class Trainer:
         stats = self.train_step.reduce_stats(sums, **flags, inspection=self.inspection.requested())
         layers = self.layers.measure(stats.weight) if self.layers is not None and self.layers.due(step) else None
         if self.checkpoints.copying:
-            self._enter(Phase.CHECKPOINT)
+            self.context.enter(Phase.CHECKPOINT, self.progress.step)
             self.checkpoints.wait_for_copy()
-            self._enter(Phase.STEP)
+            self.context.enter(Phase.STEP, self.progress.step)
         rate = learning_rate(self.config.optim, progress.step, self.config.steps)
         self.train_step.update(stats, rate)
         if self.integrity is not None:
@@ -270,14 +231,14 @@ class Trainer:
             pending = self._pending.popleft()
             stats = pending.read()
             if stats.save_failed:
-                self._enter(Phase.CHECKPOINT)
+                self.context.enter(Phase.CHECKPOINT, self.progress.step)
                 self.checkpoints.wait()  # raises the error
             self._stopping |= stats.stop
             self.inspection.agree(stats.inspection)
             if self.integrity is not None and not self.integrity.passes(stats):
                 return self._restore(self.integrity)
-            if not self._certified(stats):
-                return False
+            if (refuted := self.store.refuted(stats)) is not None:
+                return self._go_back(refuted - 1)
             if stats.applied:
                 self._count(pending, stats)
             elif not self._handle_anomaly(stats):
@@ -295,90 +256,39 @@ class Trainer:
 
     def _handle_anomaly(self, stats: StepStats) -> bool:
         """Apply the policy; returns True if the run continues with the next batch, False if it rolled back."""
-        self._enter(Phase.REPORT)
+        self.context.enter(Phase.REPORT, self.progress.step)
         if self.integrity is not None and not self.integrity.confirms(stats, problem_of(stats, self.progress.watch)):
             return self._restore(self.integrity)
         what = self._anomalies.add(stats, self.progress.watch, self.train_step.plan.global_batch)
         if self.config.anomaly.policy == "skip":
             return True
-        self._await_saves()
-        checkpoint = self.checkpoints.find(in_memory=False)  # copies in memory may be of a step that led to this
-        if checkpoint is None:
+        self._pending.clear()  # steps that are undone
+        if not self.store.roll_back():
             raise NumericsError(f"{what}, and there is no checkpoint to roll back to; set anomaly.policy to skip")
-        self.resume(*checkpoint)
         self.progress.position = max(stats.position, self.progress.position)
         return False
 
-    # --- state
-
-    def resume(self, folder: StoragePath, manifest: CheckpointManifest, *, certify: bool = False) -> None:
-        """Continue from a checkpoint. `certify`: the steps after it, if they were done before, must repeat their losses."""
-        manifest = self.load(folder, manifest)
-        if certify:
-            group = self.train_step.group
-            losses = recorded_losses(self.context.run, self.config, manifest, group.world_size) if group.is_main else None
-            losses = group.broadcast_object(losses, Losses)
-            self._certificate = Certificate(losses, manifest.step, self.checkpoints.tier)
-        checkpoint = directory_of(manifest.step)
-        where = {"tier": self.checkpoints.tier, "world_size": self.train_step.group.world_size}
-        self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, **where)
-        self.report.start(self.progress.training_seconds)
-
-    def load(self, folder: StoragePath, manifest: CheckpointManifest, *, or_older: bool = True) -> CheckpointManifest:
-        """Load weights, optimizer and progress of a checkpoint, or of an older one if it is damaged; returns which."""
-        manifest = self.checkpoints.load(folder, manifest, self.state.tensors, or_older=or_older)
-        reshard_all(self.state.model)
-        self.state.progress = Progress.of(manifest)
-        self.train_step.detector.load(self.progress.watch)
-        if self.integrity is not None:
-            self.integrity.restored(self.progress.step)
-        return manifest
-
-    def save(self) -> None:
-        """Copy the state and start to save it in the background."""
-        self._store(self.checkpoints.save)
-
-    def _store(self, save: Callable[..., None]) -> None:
-        progress = self.progress
-        self._enter(Phase.CHECKPOINT)
-        progress.training_seconds = self.report.training_seconds
-        save(self.state.tensors, step=progress.step, position=progress.position, progress=progress.to_dict())
+    # --- the end
 
     def _leave(self) -> None:
         """Save unless this step is saved, and stop. Raises StopRequested."""
         assert not self._pending
         self._check()
-        if self.checkpoints.last_step != self.progress.step and not self._hand_over():
-            self.save()
-        self._close_checkpoints()
+        if not self.store.is_saved and not self.store.hand_over():
+            self.store.save()
+        self.store.close()
         self.report.event("stopped", step=self.progress.step)
         self.report.close(self.progress.step)
         raise StopRequested(f"saved step {self.progress.step}")
 
-    def _hand_over(self) -> bool:
-        """Leave the state to the next group by a copy in memory; returns False if it would not outlive the nodes that leave."""
-        memory, context = self.checkpoints.memory, self.context
-        if memory is None or context.line is None:
-            return False
-        leaving = memory.leaving_nodes(leaves=context.node_must_stop)
-        if not memory.outlives(leaving, least_nodes=context.run.resources(context.attempt).nodes.least):
-            return False
-        if memory.last_step != self.progress.step:
-            self._store(self.checkpoints.copy_to_memory)
-        if not memory.wait():
-            return False
-        if memory.memory.address not in leaving:
-            context.line.hand_over()
-        return True
-
     def _finish(self) -> dict[str, object]:
         """Validate, save and report; a run that had finished before returns its results again."""
         progress = self.progress
-        if not progress.finished or self.checkpoints.last_step != progress.step:
+        if not progress.finished or not self.store.is_saved:
             self._validate()
             progress.finished = True
-            self.save()
-        self._close_checkpoints()
+            self.store.save()
+        self.store.close()
         self.report.close(progress.step)
         return {
             "step": progress.step,
@@ -387,7 +297,3 @@ class Trainer:
             "tokens": progress.position * self.source.tokens_per_sample,
             "checkpoint": directory_of(progress.step),
         }
-
-    def _close_checkpoints(self) -> None:
-        self._enter(Phase.CHECKPOINT)
-        self.checkpoints.close()

@@ -263,7 +263,7 @@ def test_a_run_that_starts_from_anothers_checkpoint_has_validations_of_its_own(t
         progress=Progress.of(manifest),
         checkpoints=SimpleNamespace(last_step=300),
         report=SimpleNamespace(event=lambda *_, **__: None, start=lambda _: None),
-        load=lambda *_, **__: manifest,
+        store=SimpleNamespace(load=lambda *_, **__: manifest),
     )
     start = ModelStart(plan=Any, checkpoint=(StoragePath(str(tmp_path)), manifest), source_run=RunDir(tmp_path))
     start.load(trainer)

@@ -270,7 +270,8 @@ def test_after_a_run_that_has_succeeded_it_starts_at_once(slurm_lab: Lab, tick: 
     array = array_of(tick, 2, steps=2, profile=HELD)
     chained = tick(after=(first.run.id, array[1].run.id), steps=2)
     assert chained.state.reason == "Dependency"
-    subprocess.run(["scontrol", "release", job_id(array[0].run).partition("_")[0]], check=True)
+    subprocess.run(["scancel", job_id(array[0].run)], check=True)
+    subprocess.run(["scontrol", "release", job_id(array[1].run).partition("_")[0]], check=True)
     assert chained.finish().state is RunState.SUCCEEDED
     with pytest.raises(ConfigError, match="it has no job on this cluster"):
         tick(after=(tick(submit=False).run.id,))

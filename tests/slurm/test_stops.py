@@ -147,7 +147,7 @@ def test_preempted_more_often_than_slurm_requeues_a_job(make_lab: MakeLab, start
 
 
 def test_scancel_saves_and_ends_for_good(slurm_lab: Lab, tick: Start) -> None:
-    run = tick(resources={"nodes": 2}, steps=5000)
+    run = tick(steps=5000)
     run.reach(3)
     subprocess.run(["scancel", run.job], check=True)
     outcome = run.finish()

@@ -71,7 +71,12 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.training.loop.losses", "jobs.training.loop.tail"},
         {"jobs.training.loop.head"},
         {"jobs.training.loop.objective"},
-        {"jobs.training.loop.integrity_keys", "jobs.training.loop.model_keys", "jobs.training.loop.optim_keys"},
+        {
+            "jobs.training.loop.integrity_keys",
+            "jobs.training.loop.model_keys",
+            "jobs.training.loop.optim_keys",
+            "jobs.training.loop.validation_keys",
+        },
         {"jobs.training.loop.config"},
         {"jobs.training.loop.architecture", "jobs.training.loop.groups", "jobs.training.loop.update"},
         {"jobs.training.loop.chunks", "jobs.training.loop.report", "jobs.training.loop.weights"},

@@ -24,20 +24,16 @@ from ropewalk.jobs.training.align.methods import (
 )
 from ropewalk.jobs.training.loop.architecture.fit import check_model
 from ropewalk.jobs.training.loop.chat_data import check_preferences
-from ropewalk.jobs.training.loop.config import (
+from ropewalk.jobs.training.loop.config import USUAL, AnomalyConfig, TrainingConfig, check_keep_zeros, fill_defaults
+from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
+from ropewalk.jobs.training.loop.optim_keys import OptimConfig
+from ropewalk.jobs.training.loop.validation_keys import (
     LEAST_VALIDATED,
     MOST_VALIDATED,
     PATIENCE,
-    USUAL,
     VALIDATIONS,
     AdaptationValidationConfig,
-    AnomalyConfig,
-    TrainingConfig,
-    check_keep_zeros,
-    fill_defaults,
 )
-from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
-from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 
 if TYPE_CHECKING:
     MethodName = str

@@ -13,9 +13,10 @@ from ropewalk.datapipe.chat.config import ChatConfig
 from ropewalk.jobs.training.loop.architecture.divisible import check_divisible
 from ropewalk.jobs.training.loop.architecture.fit import check_model
 from ropewalk.jobs.training.loop.chat_data import check_conversations
-from ropewalk.jobs.training.loop.config import USUAL, AdaptationValidationConfig, NextTokenConfig, check_keep_zeros, fill_defaults
+from ropewalk.jobs.training.loop.config import USUAL, NextTokenConfig, check_keep_zeros, fill_defaults
 from ropewalk.jobs.training.loop.model_keys import GridConfig, LoraConfig, ModelConfig, parse_grid
 from ropewalk.jobs.training.loop.optim_keys import OptimConfig
+from ropewalk.jobs.training.loop.validation_keys import AdaptationValidationConfig
 
 LORA_LR = 2e-4
 

@@ -1,6 +1,5 @@
-"""Configuration of the training loop: validation, samples, anomalies, and the keys of all its jobs."""
+"""Configuration of the training loop: samples, anomalies, and the keys of all its jobs."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -11,13 +10,14 @@ from ropewalk.cluster.config import RUN_KEYS, ModelJobConfig
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.input_paths import PathView
 from ropewalk.cluster.run.node_memory import MEMORY_VARIABLE, SHARED_MEMORY
-from ropewalk.cluster.section import Section, default_text
+from ropewalk.cluster.section import Section
 from ropewalk.jobs.runs.models.find_model import check_model_run
 from ropewalk.jobs.training.loop.attention import Kernel, kernel_problem
 from ropewalk.jobs.training.loop.devices import DEVICES
 from ropewalk.jobs.training.loop.integrity_keys import IntegrityConfig
 from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.optim_keys import WARMUP_SHARE, WARMUP_STEPS, OptimConfig, warmup_problem
+from ropewalk.jobs.training.loop.validation_keys import MOST_VALIDATED, VALIDATIONS, ValidationConfig, validation_schedule
 from ropewalk.sharding.config import (
     FLOAT8_KEYS,
     FLOAT8_MULTIPLE,
@@ -29,10 +29,6 @@ from ropewalk.sharding.config import (
     check_mesh,
 )
 
-VALIDATIONS = 20  # per run of a job that adapts a model, unless configured
-PATIENCE = 3
-LEAST_VALIDATED, MOST_VALIDATED = 16, 256  # samples per validation
-TRAINED_PER_VALIDATED = 2  # training samples per validated sample, unless that gives fewer than LEAST_VALIDATED
 MOST_BF16_BETA = 0.99  # bf16 has 8 significant bits: a change below 1/512 of a moment is lost
 
 
@@ -55,7 +51,7 @@ def fill_defaults(
         batch = filled.get("batch")
         samples = _number(batch.get("global_batch")) if isinstance(batch, dict) else None
         every = _number(validation.get("every_steps"))
-        schedule = _validation_schedule(steps, samples or BatchConfig().global_batch, every, validations, most_validated)
+        schedule = validation_schedule(steps, samples or BatchConfig().global_batch, every, validations, most_validated)
         filled["validation"] = {**schedule, **validation}
     return filled
 
@@ -77,53 +73,10 @@ def check_keep_zeros(config: "TrainingConfig", lora: LoraConfig | None) -> None:
         )
 
 
-def _validation_schedule(steps: int, samples: int, every: int | None, validations: int, most: int) -> dict[str, int]:
-    """Choose the validation interval and size, so that a short run does not spend its time on validation."""
-    needed = math.ceil(TRAINED_PER_VALIDATED * LEAST_VALIDATED / samples)
-    every = every or max(1, steps // validations, min(needed, steps // 4))
-    return {"every_steps": every, "max_sequences": min(most, max(LEAST_VALIDATED, every * samples // TRAINED_PER_VALIDATED))}
-
-
 def _number(value: Any) -> int | None:
     """Parse a positive integer from a job file or command line; None if it is not one, which validation of the key reports."""
     word = str(value)
     return int(word) or None if word.isdecimal() else None
-
-
-class ValidationConfig(Section):
-    """Validation interval, size, and early stopping."""
-
-    every_steps: int = Field(default=100, ge=1, description="steps between two validations; the last step is always validated")
-    max_sequences: int = Field(default=256, ge=1, description="maximum sequences of the validation split to score")
-    patience: int | None = Field(default=None, ge=1, description="stop after this many validations without a lower loss")
-    keep_best: bool = Field(
-        default=False, description="save a checkpoint after the best validation so far, and keep it for export --best"
-    )
-
-
-class AdaptationValidationConfig(ValidationConfig):
-    """Validation of a job that adapts a trained model: it keeps the best checkpoint, and stops a run that overfits."""
-
-    every_steps: int = Field(
-        default=100,
-        ge=1,
-        description="steps between two validations; the last step is always validated",
-        json_schema_extra=default_text(f"for {VALIDATIONS} validations per run"),
-    )
-    max_sequences: int = Field(
-        default=MOST_VALIDATED,
-        ge=1,
-        description="maximum sequences of the validation split to score",
-        json_schema_extra=default_text(
-            f"half of the samples between two validations, {LEAST_VALIDATED} to {MOST_VALIDATED}",
-        ),
-    )
-    patience: int | None = Field(
-        default=PATIENCE, ge=1, description="stop after this many validations without a lower loss; null: no early stopping"
-    )
-    keep_best: bool = Field(
-        default=True, description="save a checkpoint after the best validation so far, and keep it for export --best"
-    )
 
 
 class SamplesConfig(Section):

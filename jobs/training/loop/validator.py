@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from ropewalk.jobs.training.loop.config import ValidationConfig
 from ropewalk.jobs.training.loop.objective import Objective
 from ropewalk.jobs.training.loop.report.report import Report
 from ropewalk.jobs.training.loop.report.samples import PromptSamples
 from ropewalk.jobs.training.loop.update.state import TrainState
 from ropewalk.jobs.training.loop.validation import Validation
+from ropewalk.jobs.training.loop.validation_keys import ValidationConfig
 
 
 @dataclass(frozen=True, kw_only=True)

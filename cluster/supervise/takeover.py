@@ -1,7 +1,5 @@
 """Attempts that go on when their supervisor dies with a node: the agents stay, and another supervisor takes over."""
 
-import math
-
 from ropewalk.cluster.fresh_reads import read_afresh
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import parse_lines
@@ -20,22 +18,19 @@ def agent_starts(run: RunDir, attempt: int) -> list[tuple[int, float]]:
     return [(int(agent["node"]), float(agent["started"])) for agent in agents]
 
 
-def surviving_nodes(run: RunDir, attempt: int) -> int:
-    """Return how many nodes can go on in an attempt whose supervisor died with one node; 0 if another attempt has to begin.
+def surviving_nodes(run: RunDir, attempt: int, alive: int) -> int:
+    """Return how many nodes go on in an attempt whose supervisor died with a node; 0 if another attempt has to begin.
 
-    Groups that formed since the last checkpoint count as restarts: a run whose nodes die again and again comes to an end.
+    `alive`: nodes that can do so; events do not tell, since a supervisor that is cut off takes the others for lost. Groups that
+    formed since the last checkpoint count as restarts: a run whose nodes die again and again comes to an end.
     """
-    if run.outcome(attempt) is not None or not outlives_nodes(run, attempt):
+    nodes = min(alive, len(dict(agent_starts(run, attempt))))
+    if run.outcome(attempt) is not None or not outlives_nodes(run, attempt) or nodes < run.resources(attempt).nodes.least:
         return 0
-    alive, restarts = dict(agent_starts(run, attempt)), 0
+    restarts = 0
     for event in run.read_events(afresh=True):
         if event["event"] == "checkpoint":
             restarts = 0
-        elif event.get("attempt") != attempt:
-            continue
-        elif event["event"] == "group_formed":
+        elif event["event"] == "group_formed" and event.get("attempt") == attempt:
             restarts += 1
-        elif event["event"] in ("node_lost", "node_left") and alive.get(event["node"], math.inf) < event["time"]:
-            del alive[event["node"]]
-    enough = len(alive) > run.resources(attempt).nodes.least and restarts <= run.retries.disturbances
-    return len(alive) - 1 if enough else 0
+    return nodes if restarts <= run.retries.disturbances else 0

@@ -38,7 +38,7 @@ def coordinate(run: RunDir, terms: LeaderTerms, term: LeaderTerm, listener: sock
     """Lead the run until it is over or this pod has to stop; return the exit code."""
     resources, last = run.resources(), terms.before(term)
     attempt = max(run.attempts(), default=0)
-    survivors = surviving_nodes(run, attempt) if last is not None else 0
+    survivors = surviving_nodes(run, attempt, num_alive(api, terms, last)) if last is not None else 0
     key = terms.key_of(term)
     members = Membership(
         listener, key, lambda pod, caller: verify_pod(pod, caller, term, api), attempt=attempt if survivors else 0
@@ -49,9 +49,8 @@ def coordinate(run: RunDir, terms: LeaderTerms, term: LeaderTerm, listener: sock
         replacer.declare_dead(last.pod, last.uid, resources.grace_seconds if terms.has_left(last) else 0.0)
     if last is not None and survivors:
         log.info("going on with %d nodes in attempt %d", survivors, attempt)
-        died = not terms.has_left(last)  # else its pod lives, with an agent
-        allocation.take_over(attempt, survivors + (not died))
-        if died:
+        allocation.take_over(attempt, survivors)
+        if not terms.has_left(last):  # else its pod may live, with an agent
             lost = {"node": allocation.node_of(last.index), "address": last.address, "signal": f"pod {last.pod} is gone"}
             run.event("node_lost", **lost, attempt=attempt)
     install_stop_handler(allocation.stop_requested.set)
@@ -69,6 +68,15 @@ def coordinate(run: RunDir, terms: LeaderTerms, term: LeaderTerm, listener: sock
             members.close()
         terms.leave(term)
     return code
+
+
+def num_alive(api: InClusterApi, terms: LeaderTerms, last: LeaderTerm) -> int:
+    """Return the number of live pods without the last leader's, unless only its coordinator has died; 0 if that is unknown."""
+    try:
+        return sum(is_alive(pod) and (terms.has_left(last) or pod["metadata"]["uid"] != last.uid) for pod in api.pods())
+    except ApiError as error:
+        log.warning("the pods of the run are unknown, so a new attempt begins: %s", error)
+        return 0
 
 
 def supervise(run: RunDir, term: LeaderTerm, allocation: PodAllocation) -> int:

@@ -17,7 +17,7 @@ from tests.datapipe.test_preprocess import context_of
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.fakes.near import planted
 
-KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
+KEYS: dict[str, Any] = {"unit_mib": 0.04, "shard_mib": 0.1}
 AWAY_SECONDS = 10.0
 
 

@@ -103,7 +103,7 @@ def test_completion_answers_while_one_types(tmp_path: Path, run: RunDir) -> None
     for line in ("ropewalk run pretrain optim.", "ropewalk show "):
         variables = {**os.environ, **environment(line, "bash"), "ROPEWALK_RUNS": str(tmp_path / "runs")}
         spent = imports = 0.0
-        for _ in range(3):  # in turn: what else runs changes within seconds, and with it what an import costs
+        for _ in range(2):  # in turn: what else runs changes within seconds, and with it what an import costs
             spent += cpu_seconds(["-m", "ropewalk.jobs.cli"], tmp_path, variables, says=True)
             imports += cpu_seconds(["-c", IMPORTS], tmp_path, variables, says=False)
         assert spent < TIMES_THE_IMPORTS * imports, line

@@ -39,7 +39,7 @@ def test_it_answers_and_says_where(run: Serving) -> None:
 
 
 def test_a_broken_version_gets_no_traffic_and_the_alias_goes_back(run: Serving) -> None:
-    with Load(run.address, WORDS, clients=3, pause=0.1) as load:
+    with Load(run.address, WORDS, clients=3, pause=0.3) as load:
         broken = run.promote("broken", load="bad weights")
         run.until(lambda: run.events("aliases_reverted"))
         run.until(lambda: broken not in run.state["versions"])
@@ -56,7 +56,7 @@ def test_a_broken_version_gets_no_traffic_and_the_alias_goes_back(run: Serving) 
 def test_updates_and_a_killed_controller_fail_no_request(run: Serving) -> None:
     (controller,) = run.processes("ropewalk.jobs.serving.serve.controller ")
     (engine,) = run.processes("fakes/engine.py /")[-1:]
-    with Load(run.address, WORDS, clients=3, pause=0.1) as load:
+    with Load(run.address, WORDS, clients=3, pause=0.3) as load:
         controller.kill()
         version = run.promote("two", words=WORDS, pause=0.02)
         run.serves(version)
@@ -71,7 +71,7 @@ def test_updates_and_a_killed_controller_fail_no_request(run: Serving) -> None:
 @pytest.mark.soak("Ray starts again; test_updates_and_a_killed_controller_fail_no_request kills a part of the server too")
 def test_requests_wait_while_a_killed_ray_is_started_again(run: Serving) -> None:
     (raylet, *_) = run.processes("raylet/raylet ")
-    with Load(run.address, WORDS, clients=3, pause=0.1) as load:
+    with Load(run.address, WORDS, clients=3, pause=0.3) as load:
         run.until(lambda: load.count > 3)
         raylet.kill()
         run.until(lambda: run.events("ray_restarted"))

@@ -76,8 +76,7 @@ class Trainer:
                 if not isinstance(error, NumericsError):
                     self._report_ended()
                 if not isinstance(error, StopRequested):
-                    # of a group that was ended from outside an event says when, and why
-                    self.report.lose(noticed=not self.context.group_is_over)
+                    self.report.lose()
                 self.report.flush()
             if self.context.stays and is_lost_peer(error):
                 self.checkpoints.abandon()

@@ -61,10 +61,10 @@ class Report:
         """Seconds of training that count, on rank 0."""
         return self._time.training_seconds if self._time is not None else 0.0
 
-    def lose(self, *, noticed: bool) -> None:
-        """Report that the group ends within a step, which is redone. `noticed`: by this rank, just now, and not by an agent."""
+    def lose(self) -> None:
+        """Report that the group ends within a phase. An agent's event says when, and whether it hung before."""
         if self._time is not None:
-            self._event(COUNTED, self._time.record(TimeClass.RECOVERING if noticed else None, until_now=noticed))
+            self._event(COUNTED, self._time.record(until_now=False))
 
     def event(self, kind: str, **fields: Any) -> None:
         self._log("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))

@@ -22,7 +22,7 @@ from ropewalk.cluster.engines.crashes import CRASHES, crashes_in_a_row, newest_c
 from ropewalk.cluster.engines.entry import write_error
 from ropewalk.cluster.errors import EXIT_FAILED
 from ropewalk.cluster.fresh_reads import read_afresh
-from ropewalk.cluster.membership.decisions import Decision, Failed, Record, Reserve, Tell
+from ropewalk.cluster.membership.decisions import Decision, Failed, RecordEvent, Reserve, Tell
 from ropewalk.cluster.membership.groups import Groups
 from ropewalk.cluster.membership.server import Event, Server
 from ropewalk.cluster.process.output import configure_logging, rank_log
@@ -114,7 +114,7 @@ class GroupServer:
             match decision:
                 case Tell():
                     self.server.send(decision.member, decision.message)
-                case Record():
+                case RecordEvent():
                     log.info("%s: %s", decision.kind, decision.fields)
                     self._disk.submit(self._run.event, decision.kind, **decision.fields, attempt=self._attempt)
                 case Reserve():

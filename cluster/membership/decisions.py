@@ -16,7 +16,7 @@ class Tell:
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordEvent:
     """Record an event of the run."""
 
     kind: str
@@ -38,4 +38,4 @@ class Failed:
     codes: Mapping[int, int]
 
 
-Decision = Tell | Record | Reserve | Failed
+Decision = Tell | RecordEvent | Reserve | Failed

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
-from ropewalk.cluster.membership.decisions import Decision, Failed, Record, Reserve, Tell
+from ropewalk.cluster.membership.decisions import Decision, Failed, RecordEvent, Reserve, Tell
 from ropewalk.cluster.membership.members import Died, Joined, Member, Received
 from ropewalk.cluster.membership.protocol import Message
 
@@ -149,7 +149,7 @@ class Groups:
             self._running.discard(node)
         failed = {rank: code for rank, code in codes.items() if code not in CLEAN}
         origin = {"group": self.number, "node": node.index}
-        decisions: list[Decision] = [Record("rank_lost", {**origin, "rank": r, "exit_code": c}) for r, c in failed.items()]
+        decisions: list[Decision] = [RecordEvent("rank_lost", {**origin, "rank": r, "exit_code": c}) for r, c in failed.items()]
         if EXIT_NEVER_RETRY in failed.values():
             return [*decisions, *self._be_over(EXIT_NEVER_RETRY)]
         if not failed or self.phase in (Phase.FORMING, Phase.JUDGING, Phase.OVER):
@@ -176,7 +176,7 @@ class Groups:
             self._drop(node)
         if node.group != self.number or not node.running:
             return []
-        lost: list[Decision] = [Record("node_silent", {"group": self.number, "node": node.index})] if silent else []
+        lost: list[Decision] = [RecordEvent("node_silent", {"group": self.number, "node": node.index})] if silent else []
         return [*lost, *self._end(now, 0.0)]
 
     def _drop(self, node: Node) -> None:
@@ -262,7 +262,7 @@ class Groups:
         self._ready -= self._running
         store = {"address": self._group[0].address, "port": self._group[0].port}
         spare = {"spare": len(self._ready)} if self._ready else {}  # nodes that have no place in it
-        decisions: list[Decision] = [Record("group_formed", {"group": self.number, "nodes": len(self._group), **spare})]
+        decisions: list[Decision] = [RecordEvent("group_formed", {"group": self.number, "nodes": len(self._group), **spare})]
         for rank, node in enumerate(self._group):
             node.group, node.running = self.number, self.ranks_per_node
             node.codes, node.votes, node.spare = {}, frozenset(), False

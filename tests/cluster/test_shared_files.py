@@ -104,7 +104,7 @@ def test_a_requeue_on_another_machine_goes_on_from_the_newest_attempt(two: tuple
     look_at(there)
     here.write_outcome(1, Outcome(state=RunState.PREEMPTED, exit_code=85, cause="preempted"))
     here.begin_attempt(opened_by="retry")
-    append_line(here.attempt_dir(2) / "agents.jsonl", {"node": 0})
+    append_line(here.attempt_dir(2) / "agents.jsonl", {"node": 0, "started": 0.0})
     assert open_attempt(there, "it died") == 3
     assert [there.outcome(number).cause for number in (1, 2)] == ["preempted", "it died"]  # type: ignore[union-attr]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
-from ropewalk.cluster.membership.decisions import Decision, Failed, Record, Reserve, Tell
+from ropewalk.cluster.membership.decisions import Decision, Failed, RecordEvent, Reserve, Tell
 from ropewalk.cluster.membership.groups import CAUSE_SECONDS, PATIENCE_SECONDS, SAVE_SECONDS, SETTLE_SECONDS, Groups, Phase
 from ropewalk.cluster.membership.members import Died, Joined, Member, Received
 
@@ -74,7 +74,7 @@ def nodes() -> Nodes:
 
 def test_a_killed_rank_ends_the_ranks_of_all_nodes_at_once_and_a_new_group_forms(nodes: Nodes) -> None:
     nodes.end(1, KILLED)
-    assert nodes.decisions[0] == Record("rank_lost", {"group": 1, "node": 1, "rank": 2, "exit_code": KILLED})
+    assert nodes.decisions[0] == RecordEvent("rank_lost", {"group": 1, "node": 1, "rank": 2, "exit_code": KILLED})
     assert {node: message["seconds"] for node, message in nodes.told("end").items()} == {0: 0.0, 1: 0.0}
     nodes.be_ready(0)
     assert nodes.decisions == []
@@ -89,17 +89,17 @@ def test_a_spare_node_takes_the_place_of_a_dead_one_at_once() -> None:
     nodes.be_ready(2, 0)
     assert nodes.decisions == [], "the third node is expected soon"
     nodes.be_ready(1)
-    assert Record("group_formed", {"group": 1, "nodes": 2, "spare": 1}) in nodes.decisions
+    assert RecordEvent("group_formed", {"group": 1, "nodes": 2, "spare": 1}) in nodes.decisions
     assert {node: message["node_rank"] for node, message in nodes.told("form").items()} == {0: 0, 1: 1}
     nodes.die(0)
     nodes.be_ready(1)
-    assert Record("group_formed", {"group": 2, "nodes": 2}) in nodes.decisions
+    assert RecordEvent("group_formed", {"group": 2, "nodes": 2}) in nodes.decisions
     assert {node: message["node_rank"] for node, message in nodes.told("form").items()} == {2: 0, 1: 1}
     nodes.be_ready(3)
     nodes.end(1, KILLED)
     nodes.be_ready(1, 2)
     nodes.judge(None)
-    assert Record("group_formed", {"group": 3, "nodes": 2, "spare": 1}) in nodes.decisions
+    assert RecordEvent("group_formed", {"group": 3, "nodes": 2, "spare": 1}) in nodes.decisions
     assert {node: message["node_rank"] for node, message in nodes.told("form").items()} == {2: 0, 1: 1}, "no process is replaced"
 
 
@@ -143,7 +143,7 @@ def test_a_group_that_has_saved_has_all_its_restarts_again() -> None:
 
 def test_a_dead_node_ends_the_group_and_the_others_form_one_if_they_are_enough(nodes: Nodes) -> None:
     nodes.die(0, silent=True)
-    assert nodes.decisions[0] == Record("node_silent", {"group": 1, "node": 0})
+    assert nodes.decisions[0] == RecordEvent("node_silent", {"group": 1, "node": 0})
     assert list(nodes.told("end")) == [1]
     nodes.be_ready(1)
     assert nodes.groups.phase is Phase.FORMING, "one is not enough"

@@ -11,7 +11,7 @@ from ropewalk.jobs.runs.show.events import EVENTS, format_event
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("cluster", "slurm", "k8s", "datapipe", "sharding", "jobs")
-RECORDS = {"event", "_event"}  # methods whose first argument is an event's name
+RECORDS = ("event", "_event", "RecordEvent")  # what has an event's name as its first argument: methods, and a class
 
 
 def recorded() -> Iterator[tuple[str, str]]:
@@ -23,13 +23,12 @@ def recorded() -> Iterator[tuple[str, str]]:
                 continue
             tree = ast.parse(text)
             for node in ast.walk(tree):
-                if (
-                    isinstance(node, ast.Call)
-                    and isinstance(node.func, ast.Attribute)
-                    and node.func.attr in RECORDS
-                    and node.args
-                ):
+                if isinstance(node, ast.Call) and node.args and _records(node.func):
                     yield f"{path.relative_to(ROOT)}:{node.lineno}", _name(node.args[0], path, tree)
+
+
+def _records(function: ast.expr) -> bool:
+    return function.attr in RECORDS if isinstance(function, ast.Attribute) else ast.unparse(function) == RECORDS[-1]
 
 
 def _name(word: ast.expr, path: Path, tree: ast.AST) -> str:

@@ -72,7 +72,9 @@ def planted(folder: Path, data: Path, kind: str, flips: int, every_steps: int, *
 
 def clean(folder: Path, data: Path, steps: int) -> dict[str, float]:
     """Count alarms of an undisturbed training."""
-    run = run_of(folder, data, steps=steps, integrity={"every_steps": 10}, checkpoint={"every_steps": 1000}, log_every=100)
+    run = run_of(
+        folder, data, steps=steps, integrity={"every_steps": 10}, checkpoint={"every_steps": 1000}, log_every=min(100, steps)
+    )
     train_with(run, 2, [])
     return {"steps": max(losses(run)), "alarms": len(events(run, "corruption"))}
 

@@ -118,9 +118,23 @@ class Simulated:
 some, few = st.floats(0.01, 50.0), st.floats(0.0, 0.3)
 
 
+HISTORIES = given(data=st.data(), keep_lines=st.sampled_from([1, 1, 3, 1000]))
+
+
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), keep_lines=st.sampled_from([1, 1, 3, 1000]))
+@HISTORIES
 def test_seconds_sum_to_the_span_and_equal_the_truth(data: st.DataObject, keep_lines: int) -> None:
+    account_for_a_history(data, keep_lines)
+
+
+@pytest.mark.soak("five times as many histories; make test runs test_seconds_sum_to_the_span_and_equal_the_truth")
+@settings(max_examples=300, deadline=None)
+@HISTORIES
+def test_seconds_of_many_histories(data: st.DataObject, keep_lines: int) -> None:
+    account_for_a_history(data, keep_lines)
+
+
+def account_for_a_history(data: st.DataObject, keep_lines: int) -> None:
     run = Simulated(keep_lines=keep_lines)
     draw = data.draw
     ways = draw(st.lists(st.sampled_from(["requeue", "retry", "resume"]), max_size=3))

@@ -121,9 +121,10 @@ def test_a_detectable_difference_is_found_four_times_of_five() -> None:
     assert stats.binomtest(results.count("first"), 150, 0.8).pvalue > 0.01, results.count("first")
 
 
-def test_no_winner_below_the_smallest_difference() -> None:
+@pytest.mark.parametrize("seeds", [20, pytest.param(60, marks=pytest.mark.soak("three times as many; make test runs 20"))])
+def test_no_winner_below_the_smallest_difference(seeds: int) -> None:
     random = np.random.default_rng(13)
-    for seed in range(20):
+    for seed in range(seeds):
         created = judge(list(random.normal(0.1, 1.0, size=100)), seed=seed)
         assert created.difference is not None
         assert created.smallest_difference is not None

@@ -30,7 +30,7 @@ def following(laptop: Laptop) -> Iterator[None]:
     assert process.returncode == 0, out + errors
 
 
-@pytest.mark.soak(f"{2 * RACES} jobs of Slurm; tests/jobs/runs/move/test_siblings.py has 100 races")
+@pytest.mark.soak(f"{2 * RACES} jobs of Slurm; tests/jobs/runs/move/test_siblings.py has 30 races")
 def test_exactly_one_run_of_each_submission_starts(slurm_lab: Lab, node: LoginNode, tmp_path: Path) -> None:
     node.write_config(node.port, shared=True)
     laptop = Laptop(tmp_path / "laptop", node)

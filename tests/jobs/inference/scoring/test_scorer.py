@@ -85,14 +85,25 @@ def decisions(answers: list[LogLikelihood], unit: list[Request]) -> tuple[int, i
     return by[0], by[1], by[2], [answer.greedy for answer in answers]
 
 
-def test_decisions_do_not_depend_on_what_is_computed_beside(opened: OpenModel) -> None:
-    units = [*questions(10, seed=1, longest=120), *behind(tuple(range(150)), questions(6, seed=2, longest=40))]
+@pytest.mark.parametrize(
+    ("alone", "together", "sizes"),
+    [
+        (10, 6, (1, 4, 32)),
+        pytest.param(16, 8, (1, 4, 16, 32), marks=pytest.mark.soak("more questions and orders; make test runs 16 in three")),
+    ],
+)
+def test_decisions_do_not_depend_on_what_is_computed_beside(
+    opened: OpenModel, alone: int, together: int, sizes: tuple[int, ...]
+) -> None:
+    units = [*questions(alone, seed=1, longest=120), *behind(tuple(range(150)), questions(together, seed=2, longest=40))]
     tie = units[7][0]
     units.append([tie, tie, Request(tie.context, tie.continuation[:-1], tie.lengths)])  # an exact tie: the first wins
     shuffled = list(np.random.default_rng(0).permutation(len(units)))
     plain = [[Scorer(opened).exact(request) for request in unit] for unit in units]
     expected = [decisions(answers, unit) for answers, unit in zip(plain, units, strict=True)]
-    for size, order in ((1, list(range(len(units)))), (4, shuffled), (32, shuffled[::-1])):
+    orders = {1: list(range(len(units))), 4: shuffled, 16: shuffled, 32: shuffled[::-1]}
+    for size in sizes:
+        order = orders[size]
         result = dict(Scorer(opened, batch_size=size, batch_tokens=4000).units([units[i] for i in order]))
         assert [decisions(result[order.index(i)], units[i]) for i in range(len(units))] == expected
     assert result[order.index(len(units) - 1)][0].exact

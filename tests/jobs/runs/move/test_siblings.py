@@ -22,7 +22,6 @@ from tests.cluster.test_attempt import Sleepers
 from tests.jobs.shell import Shell, pretrain
 
 CLUSTERS = ("east", "west")
-RACES = 30
 ROOT = Path(__file__).parents[4]
 
 
@@ -71,9 +70,10 @@ class Flaky(StartLocks):
                 continue
 
 
-def test_exactly_one_run_of_each_submission_starts(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start_lock, "POLL_SECONDS", 0.5)  # 60 threads
-    races = [submitted(shell, number) for number in range(RACES)]
+@pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.soak("200 threads; make test runs 30 races"))])
+def test_exactly_one_run_of_each_submission_starts(shell: Shell, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(start_lock, "POLL_SECONDS", 0.5)  # there are two threads a race
+    races = [submitted(shell, number) for number in range(count)]
     folder = shell.home / "state/ropewalk/siblings"
     runs = [run for race in races for run in race.values()]
     random.Random(0).shuffle(runs)

@@ -87,11 +87,12 @@ def test_the_better_side_of_a_loss_is_the_lower_one(tmp_path: Path) -> None:
     assert not judge((runs[1], runs[0]), None, {})["passed"]
 
 
+@pytest.mark.parametrize("seeds", [15, pytest.param(60, marks=pytest.mark.soak("four times as many; make test runs 15"))])
 @pytest.mark.parametrize("count", [2, 4, 12, 100])
-def test_the_p_value_of_one_side(count: int) -> None:
+def test_the_p_value_of_one_side(count: int, seeds: int) -> None:
     """The p-value is Student's t as in scipy, or the permutation's if there are enough pairs and it is larger."""
     random = np.random.default_rng(count)
-    for seed in range(15):
+    for seed in range(seeds):
         values = list(random.normal(size=count))
         result = judge_differences(values, seed=seed)
         first, second = result.p_of("first"), result.p_of("second")

@@ -28,11 +28,12 @@ from ropewalk.jobs.training.loop.config import USUAL, AnomalyConfig, TrainingCon
 from ropewalk.jobs.training.loop.model_keys import LoraConfig, ModelConfig
 from ropewalk.jobs.training.loop.optim_keys import OptimConfig
 from ropewalk.jobs.training.loop.validation_keys import (
-    LEAST_VALIDATED,
-    MOST_VALIDATED,
+    HALF,
     PATIENCE,
     VALIDATIONS,
     AdaptationValidationConfig,
+    interval,
+    size,
 )
 
 if TYPE_CHECKING:
@@ -66,20 +67,8 @@ class AlignOptimConfig(OptimConfig):
 class AlignValidationConfig(AdaptationValidationConfig):
     """Validation of an aligned model; with grpo it generates answers to held-out prompts, whose rewards are noisy."""
 
-    every_steps: int = Field(
-        default=100,
-        ge=1,
-        description="steps between two validations; the last step is always validated",
-        json_schema_extra=default_text(f"for {VALIDATIONS} validations per run, with grpo {GRPO_VALIDATIONS}"),
-    )
-    max_sequences: int = Field(
-        default=MOST_VALIDATED,
-        ge=1,
-        description="maximum samples of the validation split to score",
-        json_schema_extra=default_text(
-            f"half of the samples between two validations, {LEAST_VALIDATED} to {MOST_VALIDATED}, with grpo {GRPO_HELD_OUT}",
-        ),
-    )
+    every_steps: int = interval(f"for {VALIDATIONS} validations per run, with grpo {GRPO_VALIDATIONS}")
+    max_sequences: int = size(f"{HALF}, with grpo {GRPO_HELD_OUT}", scored="samples")
     patience: int | None = Field(
         default=PATIENCE,
         ge=1,

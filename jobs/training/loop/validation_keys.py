@@ -1,6 +1,7 @@
 """Configuration of validations: interval, size, early stopping."""
 
 import math
+from typing import Any
 
 from pydantic import Field
 
@@ -9,6 +10,7 @@ from ropewalk.cluster.section import Section, default_text
 VALIDATIONS = 20  # per run of a job that adapts a model, unless configured
 PATIENCE = 3
 LEAST_VALIDATED, MOST_VALIDATED = 16, 256  # samples per validation
+HALF = f"half of the samples between two validations, {LEAST_VALIDATED} to {MOST_VALIDATED}"
 TRAINED_PER_VALIDATED = 2  # training samples per validated sample, unless that gives fewer than LEAST_VALIDATED
 
 
@@ -19,11 +21,25 @@ def validation_schedule(steps: int, samples: int, every: int | None, validations
     return {"every_steps": every, "max_sequences": min(most, max(LEAST_VALIDATED, every * samples // TRAINED_PER_VALIDATED))}
 
 
+def interval(default: str | None = None) -> Any:
+    """Return the key for the steps between two validations. `default`: its default in words, if it depends on other keys."""
+    description = "steps between two validations; the last step is always validated"
+    return Field(default=100, ge=1, description=description, json_schema_extra=default_text(default) if default else None)
+
+
+def size(default: str | None = None, scored: str = "sequences") -> Any:
+    """Return the key for the size of a validation. `default`: its default in words, if it depends on other keys."""
+    description = f"maximum {scored} of the validation split to score"
+    return Field(
+        default=MOST_VALIDATED, ge=1, description=description, json_schema_extra=default_text(default) if default else None
+    )
+
+
 class ValidationConfig(Section):
     """Validation interval, size, and early stopping."""
 
-    every_steps: int = Field(default=100, ge=1, description="steps between two validations; the last step is always validated")
-    max_sequences: int = Field(default=256, ge=1, description="maximum sequences of the validation split to score")
+    every_steps: int = interval()
+    max_sequences: int = size()
     patience: int | None = Field(default=None, ge=1, description="stop after this many validations without a lower loss")
     keep_best: bool = Field(
         default=False, description="save a checkpoint after the best validation so far, and keep it for export --best"
@@ -33,20 +49,8 @@ class ValidationConfig(Section):
 class AdaptationValidationConfig(ValidationConfig):
     """Validation of a job that adapts a trained model: it keeps the best checkpoint, and stops a run that overfits."""
 
-    every_steps: int = Field(
-        default=100,
-        ge=1,
-        description="steps between two validations; the last step is always validated",
-        json_schema_extra=default_text(f"for {VALIDATIONS} validations per run"),
-    )
-    max_sequences: int = Field(
-        default=MOST_VALIDATED,
-        ge=1,
-        description="maximum sequences of the validation split to score",
-        json_schema_extra=default_text(
-            f"half of the samples between two validations, {LEAST_VALIDATED} to {MOST_VALIDATED}",
-        ),
-    )
+    every_steps: int = interval(f"for {VALIDATIONS} validations per run")
+    max_sequences: int = size(HALF)
     patience: int | None = Field(
         default=PATIENCE, ge=1, description="stop after this many validations without a lower loss; null: no early stopping"
     )

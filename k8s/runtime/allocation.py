@@ -224,15 +224,8 @@ class PodAllocation(Allocation):
         return self.is_superseded()
 
     def is_superseded(self) -> bool:
-        """Check whether another Job runs the run by now; required before an attempt is opened.
-
-        Ends this process if another pod leads the run: the agents go on under that one.
-        """
-        self._next_term_check = time.monotonic() + LEADER_POLL_SECONDS
-        if (later := self.terms.after(self.term)) is not None:
-            log.error("pod %s leads the run by now: this pod lost leadership because it was presumed dead", later.pod)
-            logging.shutdown()
-            os._exit(EXIT_REQUEUE)
+        """Return True if another Job runs the run by now, after `confirm`; required before an attempt is opened."""
+        self.confirm()
         if (name := submission_details(self.run).get("name")) != self.api.job_name:
             self._notice = f"Job {name} runs the run by now: it was submitted again"
             log.error("%s", self._notice)
@@ -240,7 +233,12 @@ class PodAllocation(Allocation):
         return self.stop_requested.is_set()
 
     def confirm(self) -> None:
-        self.is_superseded()
+        """End this process if another pod leads the run: the agents go on under that one."""
+        self._next_term_check = time.monotonic() + LEADER_POLL_SECONDS
+        if (later := self.terms.after(self.term)) is not None:
+            log.error("pod %s leads the run by now: this pod lost leadership because it was presumed dead", later.pod)
+            logging.shutdown()
+            os._exit(EXIT_REQUEUE)
 
     def stop_reason(self) -> str:
         """Return why the whole run has to stop: this pod, or any pod if all of them are needed, is about to be deleted."""

@@ -79,8 +79,9 @@ class EngineProcess:
 
     def healthy(self, seconds: float = ANSWER_SECONDS) -> bool:
         """Return True if the engine can answer requests now."""
-        try:  # by plain HTTP: to read the certificates would take longer than the answer
-            return httpx2.get(f"{self.url}/health", timeout=seconds, verify=False).status_code == 200
+        try:
+            with self._client(seconds) as client:
+                return client.get("/health").status_code == 200
         except httpx2.HTTPError:
             return False
 
@@ -98,14 +99,18 @@ class EngineProcess:
         """Request JSON: GET without a body, POST with one. Raises EngineError with the engine's error message."""
         try:
             method, content = ("GET", None) if body is None else ("POST", dict(body))
-            with httpx2.Client(headers=self.headers, timeout=seconds, verify=False) as client:
-                answer = client.request(method, f"{self.url}{path}", json=content)
+            with self._client(seconds) as client:
+                answer = client.request(method, path, json=content)
         except httpx2.HTTPError as error:
             raise EngineError(f"{self.url}{path}: {error or type(error).__name__}; end of its log: {self.cause()}") from None
         if answer.status_code != 200:
             raise EngineError(f"{self.url}{path} answers {answer.status_code}: {answer.text[:500]}")
         result: dict[str, Any] = answer.json()
         return result
+
+    def _client(self, seconds: float) -> httpx2.Client:
+        # plain HTTP needs no certificates, and reading them would take longer than the answer
+        return httpx2.Client(base_url=self.url, headers=self.headers, timeout=seconds, verify=False)
 
     def cause(self) -> str:
         """Return the most informative lines at the end of the log; of a traceback the last one."""

@@ -17,9 +17,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # of 25,000 modules pip would compile all, and programs compile the 5,000 that they import
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-# what the tests of the Slurm backend, of shared file systems and of the review page run on; without it they are skipped
-TEST_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck ch-run fusermount3 chromium chromedriver
-TEST_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server shellcheck charliecloud fuse3 chromium chromium-driver
+# what the tests of the Slurm backend, of ssh, of shared file systems and of the review page run on; without it they are skipped
+TEST_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck ch-run fusermount3 chromium chromedriver sshd
+TEST_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server shellcheck charliecloud fuse3 chromium chromium-driver openssh-server
 
 .PHONY: quickstart test soak lint docs bench benches clean test-packages
 

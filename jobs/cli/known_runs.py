@@ -37,6 +37,11 @@ def known_runs() -> list[str]:
     return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
+def known_clusters() -> list[str]:
+    """Return the clusters to which runs were submitted from this machine through ssh."""
+    return sorted({cluster for run in known_runs() for cluster in clusters_of(run)})
+
+
 def clusters_of(ref: str) -> set[str]:
     """Return the clusters of the known runs whose ids begin with `ref`."""
     folder = state_dir() / "runs"

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.bench_stragglers [--slow 40] [--even 20] [--computing 6] [--factor 1]
 
-1. 4 ranks whose steps sleep (data 10, forward and backward 160, reduce 20, update 10 ms). In each case one rank sleeps 12 to 60%
-   longer, in data, compute or reduce. `--factor` stretches all of it, for a busy machine. `rate_without` is compared with as many
-   steps of the same group that follow, in which that rank sleeps as the others. (The step less the planted time is no truth: a
-   slow rank computes while the others wait, so that it has a core of its own where there are fewer cores than ranks.)
+1. 4 ranks whose steps sleep (data 40, forward and backward 640, reduce 80, update 40 ms) and compute so little that they need not
+   share cores. In each case one rank sleeps 12 to 60% longer, in data, compute or reduce. `--factor` stretches the sleep.
+   `rate_without` is compared with the median seconds of a step over the median of the steps before and after the case, in which
+   that rank sleeps as the others.
 2. The same without a slow rank: how many are named?
 3. 2 ranks that compute, each on a core of its own: another process computes on the core of one, or it is stopped for 25 of each
    100 ms, as a CPU quota does.
@@ -44,7 +44,8 @@ from tests.fork_server import SERVER
 from tests.sharding.parallel_rank import model_of
 
 STEPS = 20
-BASE = {StepPhase.DATA: 0.01, StepPhase.FORWARD_BACKWARD: 0.16, StepPhase.REDUCE: 0.02, StepPhase.UPDATE: 0.01}
+EVEN_STEPS = 12  # before and after each case of ranks that sleep
+BASE = {StepPhase.DATA: 0.04, StepPhase.FORWARD_BACKWARD: 0.64, StepPhase.REDUCE: 0.08, StepPhase.UPDATE: 0.04}
 SLOW = (StepPhase.DATA, StepPhase.FORWARD_BACKWARD, StepPhase.REDUCE)
 SHARES = (0.12, 0.2, 0.35, 0.6)
 STOPPED, PERIOD = 0.025, 0.1  # seconds of each
@@ -107,7 +108,7 @@ def rank_main(rank: int, ranks: int, port: int, todo: dict[str, Any]) -> None:
         step, results = Step(group), []
         matrix, products = (None, 0) if todo["sleeps"] else _sized()
         idle = dict.fromkeys(StepPhase, 0.0)
-        for _ in range(EXCHANGE_STEPS):
+        for _ in range(EXCHANGE_STEPS - 1):  # an exchange has the steps before the one that makes it
             step.run(idle)
         for case in todo["cases"]:
             group.barrier()
@@ -115,23 +116,25 @@ def rank_main(rank: int, ranks: int, port: int, todo: dict[str, Any]) -> None:
             waits, mine = dict(even), case["rank"] == rank
             if mine and todo["sleeps"]:
                 waits[StepPhase[case["phase"]]] += case["share"] * sum(BASE.values()) * todo["factor"]
+            compare = todo["sleeps"] and case["rank"] is not None
+            without = _watch(step, even, ranks, EVEN_STEPS)["steps"] if compare else []
             with disturbed(case.get("by") if mine else None, rank):
-                result = _watch(step, waits, matrix, products, ranks) | case
-            if todo["sleeps"] and case["rank"] is not None:
-                result["without"] = _watch(step, even, matrix, products, ranks)["step"]
+                result = _watch(step, waits, ranks, STEPS, matrix, products) | case
+            if compare:
+                result["without"] = without + _watch(step, even, ranks, EVEN_STEPS)["steps"]
             results.append(result)
         if group.is_main:
             Path(todo["file"]).write_text(json.dumps(results))
 
 
-def _watch(step: Step, waits: dict[StepPhase, float], matrix: Any, products: int, ranks: int) -> dict[str, Any]:
-    """Take the steps of a case, and one exchange to forget it."""
+def _watch(step: Step, waits: dict[StepPhase, float], ranks: int, steps: int, *compute: Any) -> dict[str, Any]:
+    """Take steps; returns who was named, and the mean seconds of a step in each exchange."""
     watch, events, seconds = Stragglers([""] * ranks), [], []
-    for number in range(STEPS):
-        if rows := step.run(waits, matrix, products):
+    for number in range(steps):
+        if (rows := step.run(waits, *compute)) and number:  # not of the steps before
             events += [{"at": number + 1, **fields} for fields in watch.add(rows)[0]]
             seconds.append(statistics.fmean(row.step for row in rows))
-    return {"events": events, "step": statistics.fmean(seconds)}
+    return {"events": events, "steps": seconds}
 
 
 def _sized() -> tuple[torch.Tensor, int]:
@@ -200,8 +203,11 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
     summary["false"] = sum(bool(each["events"]) for each in even)
     summary["right phase"] = sum(event["phase"].upper() == each.get("phase", event["phase"].upper()) for each, event in last)
     summary["causes"] = [event["cause"] for each, event in last if "by" in each]
+    median = statistics.median
     errors = [
-        (event["rate_without"] - event["step_seconds"] / each["without"]) * 100 for each, event in last if "without" in each
+        (event["rate_without"] - median(each["steps"]) / median(each["without"])) * 100
+        for each, event in last
+        if "without" in each
     ]
     if errors:
         sizes = sorted(map(abs, errors))

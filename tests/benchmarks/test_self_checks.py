@@ -9,6 +9,7 @@ import pytest
 from tests.fakes.nfs import need_nfs
 from tests.patience import HANG_SECONDS
 from tests.slurm.conftest import need_slurm
+from tests.slurm.ssh.login_node import need_sshd
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +56,7 @@ SMALL = {
     "bench_sockets": ["--ranks", "3,4"],
     "bench_slurm": ["--rounds", "2", "--runs", "20"],
     "bench_slurm_recovery": ["1"],
+    "bench_ssh": ["--rounds", "1", "--runs", "3"],
     "bench_stragglers": ["--slow", "1", "--even", "1", "--computing", "0"],
     "bench_submit": ["--functions", "20", "--single", "2", "--rounds", "1"],
     "bench_start_memory": ["--ranks", "2", "--sizes", "78"],
@@ -75,7 +77,9 @@ def test_a_benchmark_in_small(name: str, tmp_path: Path) -> None:
         pytest.importorskip("litdata", reason="needs the peers: pip install '.[bench]', as make bench does")
     if name == "bench_packages":
         need_nfs()
-    if "slurm" in name or name in ("bench_submit", "bench_queue_order"):
+    if name == "bench_ssh":
+        need_sshd()
+    if "slurm" in name or name in ("bench_submit", "bench_queue_order", "bench_ssh"):
         need_slurm(accounting=name == "bench_queue_order")
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", *SMALL[name]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)

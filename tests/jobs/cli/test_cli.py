@@ -12,6 +12,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import Mount
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.cli.known_runs import STATE_VARIABLE, remember
 from ropewalk.jobs.runs.show.doctor import known_limitation
 from tests.jobs.shell import Shell, pretrain
 
@@ -171,6 +172,13 @@ def test_ps_asks_each_scheduler_once(shell: Shell, running: RunDir) -> None:
     assert (mine["state"], mine["step"], mine["steps"], mine["loss"]) == ("RUNNING", 3, 3, 2.0)
     assert {row["state"] for row in json.loads(shell("ps", "--all", "--json"))} == {"RUNNING", "SUCCEEDED"}
     assert running.id in shell("ps")
+
+
+def test_ps_names_the_clusters_behind_ssh(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STATE_VARIABLE, str(shell.home / "state"))
+    assert "--on" not in shell("ps")
+    remember("train-1", "big")
+    assert shell("ps").endswith("runs that were submitted from here: `ropewalk ps --on big`\n")
 
 
 def test_show(shell: Shell, running: RunDir) -> None:

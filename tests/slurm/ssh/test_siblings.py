@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.siblings import REQUESTED
 from ropewalk.cluster.spec import RunState
 from ropewalk.slurm.lab.cluster import Lab
-from tests.patience import Patience
+from tests.patience import Patience, until
 from tests.slurm.ssh.login_node import Laptop, LoginNode
 from tests.slurm.toy import finish, said
 
@@ -41,15 +42,19 @@ def test_exactly_one_run_of_each_submission_starts(slurm_lab: Lab, node: LoginNo
         f"import os\nopen('{tmp_path}/started', 'a').write(os.environ['ROPEWALK_RUN'] + '\\n')\n"
     )
     command = ("submit", "command", "launch=once", "retries.disturbances=0", "--on", "big,other")
-    races: list[list[RunDir]] = []
-    for number in range(RACES):
-        names = laptop(*command, f"seed={number}", "--", "python3", "train.py").split()
-        races.append([RunDir(roots[cluster] / name) for cluster, name in zip(roots, names, strict=True)])
-        assert all(run.last_outcome() is None for run in races[-1]), "nothing starts without an answer"
+
+    def race(seed: int) -> list[RunDir]:
+        names = laptop(*command, f"seed={seed}", "--", "python3", "train.py").split()
+        return [RunDir(roots[cluster] / name) for cluster, name in zip(roots, names, strict=True)]
+
+    races = [race(0)]
+    until(lambda: all(REQUESTED in [event["event"] for event in run.read_events()] for run in races[0]), Patience.CLUSTER)
+    assert all(run.last_outcome() is None for run in races[0]), "nothing starts without an answer"
     with following(laptop):
-        outcomes = [[finish(run, Patience.CLUSTER) for run in race] for race in races]
+        races += map(race, range(1, RACES))
+        outcomes = [[finish(run, Patience.CLUSTER) for run in each] for each in races]
     started = (tmp_path / "started").read_text().split()
-    for race, ended in zip(races, outcomes, strict=True):
-        assert sorted(outcome.state for outcome in ended) == [RunState.CANCELLED, RunState.SUCCEEDED], "".join(map(said, race))
-        assert sum(started.count(str(run.path)) for run in race) == 1
+    for runs, ended in zip(races, outcomes, strict=True):
+        assert sorted(outcome.state for outcome in ended) == [RunState.CANCELLED, RunState.SUCCEEDED], "".join(map(said, runs))
+        assert sum(started.count(str(run.path)) for run in runs) == 1
     assert len(started) == RACES

@@ -6,21 +6,25 @@ Simulates sweeps of up to 256 trials until they have cost 64 complete trials. Re
 far minus the table's best, averaged over budgets of 8, 16, 32 and 64 complete trials. Prints a JSON line for each search and
 scheduler: regret, paired difference to random, p after Holm's correction within the scheduler, and the median cost until a
 configuration among the table's best 1% leads. Then, for each model-based search, the regret of 8 trials that know 16 random ones
-of an earlier sweep (`warm_start`), and of 8 that do not. The last lines have bias and calibration of what the report says of the
-best trial and of more trials.
+of an earlier sweep (`warm_start`), and of 8 that do not. The last lines have calibration and bias of what the report says of more
+trials and of the best one.
 """
 
 import argparse
 import json
 import math
+import random
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.orchestration.sweep.keys import EarlierTrial
+from ropewalk.jobs.orchestration.sweep.records import TrialState
 from ropewalk.jobs.orchestration.sweep.report.outlook import expected_best
+from ropewalk.jobs.orchestration.sweep.report.results import SweepResults, TrialResult
 from ropewalk.jobs.orchestration.sweep.search.plan import MODELS
 from ropewalk.jobs.orchestration.sweep.simulate.against_random import compare, measure
 from ropewalk.jobs.orchestration.sweep.simulate.curve_table import CurveTable
@@ -89,34 +93,57 @@ def judge_warm_start(table: CurveTable, search: str, seeds: range, before: int =
     }
 
 
-def judge_expectations(table: CurveTable, search: str, seeds: range, trials: int = 24, more: int = 8) -> dict[str, Any]:
+def judge_bias(table: CurveTable, draws: range, trials: int = 12) -> dict[str, Any] | None:
     """Return the bias of the best trial's metric, observed and expected, in standard deviations of the seeds' noise.
 
-    True is the mean of the seeds that the simulation does not see; for the bias after `confirm`, that of the last one, and the
-    others are confirmed. `better` is how often 8 further trials found a better one, where a trial of the same configuration as
-    the best counts half, and `claimed` the probability that the report names.
+    A sweep is a draw of repeated configurations, trained with one seed; true is the mean of another one. The first seed of the
+    table takes no part: its luck decided which configurations are repeated. None if too few are.
+    """
+    repeated = {
+        point: [curve.values[-1] for curve in list(curves.values())[1:]]
+        for point, curves in table.curves.items()
+        if len(curves) > 2
+    }
+    if len(repeated) < trials:
+        return None
+    noise = statistics.fmean(map(statistics.variance, repeated.values())) ** 0.5
+    biases: dict[str, list[float]] = {"observed": [], "expected": []}
+    for draw in draws:
+        mine, other = (0, 1) if draw % 2 else (1, 0)
+        drawn = random.Random(draw).sample(list(repeated), trials)
+        results = _complete([(dict(zip(table.keys, point, strict=True)), repeated[point][mine]) for point in drawn])
+        best, estimate = results.best, expected_best(results)
+        assert best is not None
+        assert best.metric is not None
+        assert estimate is not None
+        true = repeated[tuple(best.parameters[key] for key in table.keys)][other]
+        biases["observed"].append((best.metric - true) / noise)
+        biases["expected"].append((estimate.metric - true) / noise)
+    means = {f"bias_{name}": statistics.fmean(values) for name, values in biases.items()}
+    return {"noise_of_seeds": noise, "repeated": len(repeated), "n": len(draws), **means}
+
+
+def _complete(values: list[tuple[dict[str, Any], float]]) -> SweepResults:
+    """Return a sweep of complete trials with these parameters and metrics."""
+    trials = [
+        TrialResult(trial=number, parameters=parameters, state=TrialState.SUCCEEDED, metric=metric)
+        for number, (parameters, metric) in enumerate(values)
+    ]
+    return SweepResults(run=RunDir(Path("drawn")), metric="loss", mode="min", wanted=len(trials), trials=trials)
+
+
+def judge_chance(table: CurveTable, search: str, seeds: range, trials: int = 24, more: int = 8) -> dict[str, Any]:
+    """Return how often further trials found a better one, and the probability that the report names.
+
+    A trial of the same configuration as the best counts half.
     """
     config = sweep_of(table).model_copy(update={"trials": trials + more, "search": search})
-    repeated = [[curve.values[-1] for curve in seeds.values()] for seeds in table.curves.values() if len(seeds) > 1]
-    noise = statistics.fmean(map(statistics.variance, repeated)) ** 0.5 if repeated else None
-    biases: dict[str, list[float]] = {"observed": [], "expected": [], "confirmed": []}
     better = []
     for seed in seeds:
-        results = simulate(config, table, seed=seed).results
-        first = replace(results, trials=results.trials[:trials])
-        best, estimate = first.best, expected_best(first)
-        assert best is not None
-        others = [curve.values[-1] for curve in list(table.curves[table.nearest(best.parameters, config.base)].values())[1:]]
-        rest = [trial.metric for trial in results.trials[trials:] if trial.metric is not None]
-        better.append(1.0 if min(rest) < best.metric else 0.5 if min(rest) == best.metric else 0.0)
-        if len(others) > 1 and noise and estimate is not None and best.metric is not None:
-            true = statistics.fmean(others)
-            biases["observed"].append((best.metric - true) / noise)
-            biases["expected"].append((estimate.metric - true) / noise)
-            biases["confirmed"].append((statistics.fmean(others[:-1]) - others[-1]) / noise)
-    means = {f"bias_{name}": statistics.fmean(values) if values else None for name, values in biases.items()}
-    claimed = {"better": statistics.fmean(better), "claimed": more / (more + trials)}
-    return {"search": search, "noise_of_seeds": noise, "n": len(biases["observed"]), **means, **claimed}
+        values = [math.inf if t.metric is None else t.metric for t in simulate(config, table, seed=seed).trials]
+        first, rest = min(values[:trials]), min(values[trials:])
+        better.append(1.0 if rest < first else 0.5 if rest == first else 0.0)
+    return {"search": search, "better": statistics.fmean(better), "claimed": more / (more + trials)}
 
 
 def main() -> None:
@@ -134,7 +161,8 @@ def main() -> None:
     for search in sorted(MODELS):
         print(json.dumps({"data": table.data, **judge_warm_start(table, search, range(arguments.seeds))}), flush=True)
     for search in ("random", "gp"):
-        print(json.dumps({"data": table.data, **judge_expectations(table, search, range(arguments.seeds))}), flush=True)
+        print(json.dumps({"data": table.data, **judge_chance(table, search, range(arguments.seeds))}), flush=True)
+    print(json.dumps({"data": table.data, "bias": judge_bias(table, range(arguments.seeds))}), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,21 @@ MIN_CHARACTERS = 200
 
 def make_data(folder: Path) -> None:
     """Make the two data sets: the quick start's sources, and the documentation strings in them."""
-    paths = sorted(path for pattern in corpus() for path in glob.glob(pattern, recursive=True))
-    with (folder / "prose.jsonl").open("w") as file:
-        for text in (text for path in paths for text in prose_of(Path(path))):
-            file.write(json.dumps({"text": text}) + "\n")
     for name, files in (("code", corpus()), ("prose", [str(folder / "prose.jsonl")])):
         if not (folder / name / "manifest.json").is_file():
+            if name == "prose":
+                write_prose(folder / "prose.jsonl")
             tokenizer = {"train": VOCABULARY, "sample_mib": 6}
             keys = {"validation_fraction": 0.04, "min_chars": MIN_CHARACTERS, "tokenizer": tokenizer}
             run_job("preprocess", {"input": files, "output": str(folder / name), **keys})
+
+
+def write_prose(file: Path) -> None:
+    """Write the documentation in the quick start's sources."""
+    paths = sorted(path for pattern in corpus() for path in glob.glob(pattern, recursive=True))
+    with file.open("w") as lines:
+        for text in (text for path in paths for text in prose_of(Path(path))):
+            lines.write(json.dumps({"text": text}) + "\n")
 
 
 def prose_of(path: Path) -> Iterator[str]:

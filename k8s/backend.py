@@ -1,19 +1,17 @@
 """The Kubernetes backend: submits each run as exactly one Job, and reads the states of many runs with one list call."""
 
 import logging
-import math
 import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 from ropewalk.cluster.backends.base import Backend, BackendState, Check, GpuSupply, NodeProgram, Profile, Waiting
-from ropewalk.cluster.backends.recovery import has_agents, record_missing_outcome, state_from_files
+from ropewalk.cluster.backends.recovery import record_missing_outcome, state_from_files
 from ropewalk.cluster.backends.submission import (
     dependencies_beside,
     next_attempt,
@@ -44,12 +42,13 @@ from ropewalk.k8s.status.observe import Observation, observe
 from ropewalk.k8s.status.pending_reasons import with_remedy
 from ropewalk.k8s.status.run_state import ended_unseen, handle_of, run_state
 from ropewalk.k8s.status.settle import settle_run
+from ropewalk.k8s.submission.cancel import cancel_submitted, cancel_unsubmitted
 from ropewalk.k8s.submission.hand_over import hand_over
 from ropewalk.k8s.submission.preflight import check_feasible, check_rights
 from ropewalk.k8s.submission.release_controller import HeldRuns, write_held
 from ropewalk.k8s.submission.secrets import SecretObject
 from ropewalk.k8s.submission.staging import stage
-from ropewalk.k8s.submission.submit import THREADS, Submission, create_all, withdraw
+from ropewalk.k8s.submission.submit import Submission, create_all, withdraw
 from ropewalk.k8s.volume.reader import Reader
 
 log = logging.getLogger(__name__)
@@ -58,9 +57,6 @@ CANNOT_WAIT = (
     "a run that waits for others is started by a pod, which needs a service account with the Role of k8s/manifests/rbac.yaml:"
     " apply that file, and set service_account: ropewalk in the cluster's profile"
 )
-
-
-UNSUBMITTED_SECONDS = 900.0  # a run without attempts that is older than this was never submitted
 
 
 class K8sBackend(Backend):
@@ -341,50 +337,11 @@ class K8sBackend(Backend):
     def cancel_many(self, runs: Sequence[RunDir]) -> None:
         """Cancel many runs concurrently. Records the outcome of those that are already over.
 
-        A run without attempts that is not being submitted was never submitted: it is cancelled without a request to the server,
-        which may be unreachable.
+        Needs no API server for runs that were never submitted.
         """
-        long_ago = time.time() - UNSUBMITTED_SECONDS
-        old = [run for run in runs if float(run.record.get("created") or math.inf) < long_ago and "parent" not in run.record]
-        unsubmitted = [run for run in old if not run.attempts()]
-        for run in unsubmitted:
-            run.request_cancel()  # in case a submission is just starting
-            run.begin_attempt()
-            record_missing_outcome(run, RunState.CANCELLED, "never submitted")
-        over = {run.id for run in unsubmitted}
-        if runs := [run for run in runs if run.id not in over]:
-            self._cancel_submitted(runs)
-
-    def _cancel_submitted(self, runs: Sequence[RunDir]) -> None:
-        self.settle(runs)
-        for run in runs:
-            run.request_cancel()
-
-        def remove(run: RunDir) -> None:
-            waiting = self._is_waiting(run)
-            try:
-                # foreground: the Job stays visible until its pods have saved and exited
-                self.kube.delete("Job", job_name_of(run), propagation="Foreground")
-            except ApiAwayError as error:
-                if not self.shares_files:
-                    raise
-                log.warning("%s; %s finds the request in its directory as soon as it runs", error, run.id)
-                return
-            if waiting and run.attempts() and run.last_outcome() is None and not has_agents(run):
-                record_missing_outcome(run, RunState.CANCELLED, "cancelled while waiting")
-
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(remove, runs))
-
-    def _is_waiting(self, run: RunDir) -> bool:
-        """Return True if no pod of the run has ever started, by its files or, if they are not visible here, by its Job."""
-        if self.shares_files:
-            return not has_agents(run)
-        try:
-            status = self.kube.get("Job", job_name_of(run)).get("status") or {}
-        except NotFoundError:
-            return False
-        return not status.get("active") and not status.get("failed")
+        if submitted := cancel_unsubmitted(runs):
+            self.settle(submitted)
+            cancel_submitted(self.kube, submitted, shares_files=self.shares_files)
 
     def checks(self) -> list[Check]:
         from ropewalk.k8s.status.doctor import checks  # noqa: PLC0415 - only doctor needs it

@@ -30,7 +30,8 @@ LATENCY, STEP_SECONDS, RETRY_SECONDS = 0.002, 0.15, 0.1
 STAYS, LEAVES = 0.8, 0.8  # shares of ranks whose process can stay for the next group, and of those that do so in time
 TERM_CHECK_SECONDS = 2.0  # between two looks of a coordinator at the newest term
 TICK_SECONDS = 0.05  # between two looks of a process at its clock
-QUIET_SECONDS = 30.0  # after the last fault: for all nodes to work in one group
+QUIET_SECONDS = 15.0  # after the last fault: for all nodes to work in one group
+LASTING_SECONDS = 11.0  # in which they go on: longer than each time limit of the protocol, but for a save
 Fence = tuple[int, int]
 
 
@@ -268,15 +269,17 @@ class Agent(Actor):
     wire: Wire | None
 
     def tick(self) -> None:
+        now = self.clock
         if self.wire is None:
-            if self.clock >= self._connect_at:
+            if now >= self._connect_at:
                 self._connect()
-        elif self.contact is not None and self.contact.silent_seconds(self.clock) > SILENCE_SECONDS:
+        elif self.contact is not None and self.contact.silent_seconds(now) > SILENCE_SECONDS:
             self.wire.close(self)
             self.closed(self.wire)
-        elif self.contact is not None:
-            self._send(self.contact.beat(self.clock))
-        self._act(self.ranks.tick(self.clock))
+        elif self.contact is not None and (beat := self.contact.beat(now)):
+            self._send(beat)
+        if actions := self.ranks.tick(now):
+            self._act(actions)
 
     def _connect(self) -> None:
         """Connect to the newest coordinator; a later term has other sessions."""
@@ -565,9 +568,10 @@ def run(seed: int, least_nodes: int, most_nodes: int) -> World:
         world.loss = world.delay = 0.0
         for actor in [*world.agents, *world.coordinators.values()]:
             actor.thaw()
-        world.run_until(duration + QUIET_SECONDS / 2)
+        while not works(world) and world.now < duration + QUIET_SECONDS:
+            world.run_until(world.now + 1.0)
         before = len(world.disk.steps)
-        world.run_until(duration + QUIET_SECONDS)
+        world.run_until(world.now + LASTING_SECONDS)
         check(world, before)
     except Exception as error:
         log = "\n".join(world.log)
@@ -576,14 +580,18 @@ def run(seed: int, least_nodes: int, most_nodes: int) -> World:
     return world
 
 
+def works(world: World) -> bool:
+    """Return True if all nodes work in one group."""
+    return len({agent.fence for agent in world.agents}) == 1 and all(agent.ranks.running for agent in world.agents)
+
+
 def check(world: World, steps_before: int) -> None:
-    """Raise ViolationError unless all nodes work in one group."""
-    fences = {agent.fence for agent in world.agents}
-    if len(fences) != 1 or not all(agent.ranks.running for agent in world.agents):
+    """Raise ViolationError unless all nodes work in one group, which makes steps."""
+    if not works(world):
         states = [(agent.node, agent.fence, agent.ranks.running, agent.dead) for agent in world.agents]
         raise ViolationError(f"no group of all {world.most} nodes: {states}")
     if len(world.disk.steps) <= steps_before:
-        raise ViolationError(f"the group {fences} makes no steps")
+        raise ViolationError(f"the group {world.agents[0].fence} makes no steps")
 
 
 def _run_one(arguments: tuple[int, int, int]) -> str:

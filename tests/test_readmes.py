@@ -32,10 +32,11 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_named_tests_exist() -> None:
-    """The promises of tests/README.md and the reasons of soak markers name tests."""
+    """The promises of tests/README.md, the kinds of faults of docs/failures.md and the reasons of soak markers name tests."""
     modules = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     defined = {name for text in modules.values() for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
-    texts = [(ROOT / "tests/README.md").read_text(), *(reason for text in modules.values() for reason in SOAK.findall(text))]
+    documents = [(ROOT / page).read_text() for page in ("tests/README.md", "docs/failures.md")]
+    texts = [*documents, *(reason for text in modules.values() for reason in SOAK.findall(text))]
     names = {name for text in texts for name in re.findall(r"\btest_\w+\b(?!\.py)", text)}
     assert sorted(names - defined) == []
     files = {name for text in texts for name in re.findall(r"\btest_\w+\.py", text)}

@@ -22,14 +22,17 @@ from tests.ranks import run_ranks
 
 WEIGHTS, OPTIMIZER, GRADIENT, COPY, PRODUCT, FAILURE = "weights", "optimizer", "gradient", "copy", "product", "failure"
 SPOILT_PRODUCTS = 10  # every one of so many
+STALE, DROPPED, DUPLICATED, REORDERED = "stale", "dropped", "duplicated", "reordered"  # faults of a whole gradient
+GRADIENTS = (GRADIENT, STALE, DROPPED, DUPLICATED, REORDERED)
 
 
 @dataclass(frozen=True)
 class Flip:
     """A bit of one rank that is flipped once: after `step` steps, or in the gradient of the next one.
 
-    With PRODUCT it is a bit in every tenth matrix product of a layer, from that step on until the run goes back. FAILURE ends a
-    group of one rank instead; the next one follows in the same process.
+    With PRODUCT it is a bit in every tenth matrix product of a layer, from that step on until the run goes back. STALE,
+    DROPPED, DUPLICATED and REORDERED replace its largest piece of the gradient by that of the step before, zeros, its double, or
+    its numbers in the opposite order. FAILURE ends a group of one rank instead; the next one follows in the same process.
     """
 
     where: str
@@ -72,11 +75,11 @@ def _rank(rank: int, size: int, port: int, path: Path, flips: list[Flip]) -> Non
 def plant(flips: list[Flip], memory: Path) -> None:
     """Flip bits in the steps of this process."""
     backward, update, forward = TrainStep.backward, TrainStep.update, nn.Linear.forward
-    steps, spoilt = [0], list[random.Random]()
+    steps, spoilt, earlier = [0], list[random.Random](), list[torch.Tensor]()
     products = itertools.count(1)
 
     def planting_backward(self: TrainStep, batch: Any, step: int) -> Any:
-        for flip in [each for each in flips if each.step == step and each.where != GRADIENT]:
+        for flip in [each for each in flips if each.step == step and each.where not in GRADIENTS]:
             flips.remove(flip)
             if flip.where == FAILURE:
                 raise PlantedError
@@ -102,9 +105,17 @@ def plant(flips: list[Flip], memory: Path) -> None:
         return output
 
     def planting_update(self: TrainStep, *arguments: Any) -> None:
-        for flip in [each for each in flips if each.step == self.state.progress.step and each.where == GRADIENT]:
+        gradients = self._gradients(self._parameters)
+        largest = max(gradients, key=torch.numel)
+        now = largest.clone()
+        for flip in [each for each in flips if each.step == self.state.progress.step and each.where in GRADIENTS]:
             flips.remove(flip)
-            flip_bit(self._gradients(self._parameters), flip.seed)
+            if flip.where == GRADIENT:
+                flip_bit(gradients, flip.seed)
+            else:
+                replaced = {STALE: earlier[0], DROPPED: torch.zeros(()), DUPLICATED: 2 * now, REORDERED: now.flip(0)}
+                largest.copy_(replaced[flip.where])
+        earlier[:] = [now]
         update(self, *arguments)
 
     nn.Linear.forward = planting_product  # type: ignore[method-assign]

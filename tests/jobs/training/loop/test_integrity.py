@@ -17,7 +17,20 @@ from ropewalk.jobs.training.loop.update.digests import digest, weighted_sum
 from tests.benchmarks.bench_growth import simulated
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, events, losses, make_run, pretrain_config, weights
-from tests.jobs.training.loop.flips import COPY, FAILURE, GRADIENT, OPTIMIZER, PRODUCT, WEIGHTS, Flip, train_with
+from tests.jobs.training.loop.flips import (
+    COPY,
+    DROPPED,
+    DUPLICATED,
+    FAILURE,
+    GRADIENT,
+    OPTIMIZER,
+    PRODUCT,
+    REORDERED,
+    STALE,
+    WEIGHTS,
+    Flip,
+    train_with,
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +125,19 @@ def test_corruption_in_two_copies_is_blamed_and_leaves_no_trace(data: Path, tmp_
     texts = [format_event(event) for event in run.read_events() if event["event"].startswith("corruption")]
     assert str(texts[1]).endswith("step 10: silent corruption: weights and optimizer state, of an unknown rank")
     assert "was that of rank 3 on " in str(texts[2])
+
+
+@pytest.mark.soak("test_corruption_in_two_copies_is_blamed_and_leaves_no_trace flips a bit of a gradient")
+def test_a_gradient_that_is_stale_dropped_doubled_or_reordered_is_found_and_leaves_no_trace(data: Path, tmp_path: Path) -> None:
+    keys = {"steps": 24, "parallel": {"replicate": 2}, "precision": {"deterministic": True}}
+    run, clean = run_with(data, tmp_path, **keys, integrity={"every_steps": 5}), run_with(data, tmp_path, **keys)
+    flips = [Flip(where, 1 + 6 * number, number, 0) for number, where in enumerate((STALE, DROPPED, DUPLICATED, REORDERED))]
+    train_with(run, 4, flips)
+    train_with(clean, 4, [])
+    assert [event["step"] for event in events(run, "corruption")] == [5, 10, 15, 20]
+    assert [(event["step"], event["rank"]) for event in events(run, "corruption_blamed")] == [(2, 0), (8, 1), (14, 2), (20, 3)]
+    assert losses(run) == losses(clean)
+    assert equal(weights(run), weights(clean))
 
 
 @pytest.mark.soak("make test finds a bit at rest beside others")

@@ -43,7 +43,7 @@ def test_the_process_engine_runs_one_process(toy: Start) -> None:
     assert toy("place", "process").finish().results == {"rank": 0, "world": 1, "attempt": 1}
 
 
-@pytest.mark.soak("make test runs Ray on two nodes of Slurm in slurm/test_ray.py, and secrets in ranks")
+@pytest.mark.soak("make test runs Ray in chaos/test_sweep.py, and secrets in ranks")
 def test_ray_spans_the_nodes_and_leaves_nothing(toy: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of Ray have the run's secrets, and no file has them."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -197,7 +197,7 @@ def test_a_ray_that_does_not_start_in_time_is_no_bug(
     assert isinstance(raised.value, NotReadyError) == (error is NotReadyError)
 
 
-@pytest.mark.soak("a second Ray; make test runs one on Slurm in slurm/test_ray.py")
+@pytest.mark.soak("a second Ray; make test runs the one of a sweep in chaos/test_sweep.py")
 def test_ray_that_was_killed_is_started_anew(toy: Start) -> None:
     run = toy("ray_sum", "ray", retries={"bugs": 2})
     until((run.run.attempt_dir(1) / "logs" / "ray-0.log").exists)

@@ -47,11 +47,12 @@ def oracle() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-def test_decisions_are_those_of_py3langid(oracle: Any) -> None:
+@pytest.mark.parametrize("drawn", [12, pytest.param(60, marks=pytest.mark.soak("ten seconds of the oracle; make test draws 12"))])
+def test_decisions_are_those_of_py3langid(oracle: Any, drawn: int) -> None:
     draw = random.Random(0)
     vocabulary = " ".join(TEXTS.values()).split()
     texts = [*TEXTS.values(), CODE, "", " ", "A", ENGLISH.upper(), "e\u0301te\u0301 " * 40, "\x00\x01", "🪢" * 50]
-    texts += [" ".join(draw.choices(vocabulary, k=draw.randint(1, 200))) for _ in range(60)]
+    texts += [" ".join(draw.choices(vocabulary, k=draw.randint(1, 200))) for _ in range(drawn)]
     languages = identify(TextBatch.of(texts))
     for index, text in enumerate(texts):
         label, confidence = oracle.classify(text)

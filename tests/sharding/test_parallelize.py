@@ -49,7 +49,16 @@ def test_copies_of_a_sharded_model_learn_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "replicate"),
-    [(1, 1), pytest.param(2, 1, marks=pytest.mark.soak("make test runs one rank, and two by two")), (4, 2)],
+    [
+        (1, 1),
+        *(
+            pytest.param(
+                *case,
+                marks=pytest.mark.soak("make test runs one rank, and two by two in test_copies_of_a_sharded_model_learn_alike"),
+            )
+            for case in ((2, 1), (4, 2))
+        ),
+    ],
 )
 def test_recomputed_activations_change_nothing(ranks: int, replicate: int, tmp_path: Path) -> None:
     results = results_at(ranks, tmp_path / "ranks", recomputing_main, replicate) if ranks > 1 else train_recomputing(replicate)

@@ -26,6 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PLAIN = ROOT / "jobs/configs/examples/plain.py"
 FAST = ROOT / "tests/fakes/training_program.py"
 
+pytestmark = pytest.mark.soak(
+    "14 seconds of CPU time; make test runs the same program on this machine in jobs/orchestration/command/test_command.py and in"
+    " pods in k8s/test_command.py, and toys on Slurm in test_stops.py and test_elastic.py"
+)
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -69,10 +74,7 @@ def reach(run: RunDir, step: int) -> None:
     until(reached, Patience.RUN)
 
 
-@pytest.mark.parametrize(
-    "node_dies",
-    [False, pytest.param(True, marks=pytest.mark.soak("make test kills a node in test_elastic.py"))],
-)
+@pytest.mark.parametrize("node_dies", [False, True])
 def test_a_training_program_goes_on_bit_by_bit(make_lab: MakeLab, project: Path, node_dies: bool) -> None:
     lab = make_lab(nodes=2)
     run = start(project, "train.py", "--steps", "40", "--pause", "0.1" if node_dies else "0.03")
@@ -89,7 +91,6 @@ def test_a_training_program_goes_on_bit_by_bit(make_lab: MakeLab, project: Path,
     assert [line["step"] for line in run.read_metrics()].count(stopped_at + 1) == 1, "an announced stop loses no step"
 
 
-@pytest.mark.soak("make test submits copies of a project above, and through ssh")
 def test_the_users_project_travels(slurm_lab: Lab, project: Path) -> None:
     shutil.copy(PLAIN, project)
     lines = [

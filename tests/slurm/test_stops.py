@@ -45,7 +45,7 @@ def how_it_ended(run: SlurmToy) -> tuple[str, str]:
     return details["JobState"], details["Restarts"]
 
 
-@pytest.mark.soak("make test requeues a program in test_command.py")
+@pytest.mark.soak("make test requeues elements of an array in test_arrays.py")
 def test_requeued_by_a_person(slurm_lab: Lab, start: Start) -> None:
     run = start(resources={"nodes": 2}, steps=120)
     run.reach(5)

@@ -50,9 +50,11 @@ def goes_on_after(run: RunDir, disturb: Callable[[], object]) -> None:
     until(lambda: len(events(run, "first_step")) > before, Patience.STEP, lambda: log_of(run))
 
 
-@pytest.mark.parametrize(
-    "kills", [(0,), pytest.param((1, 0), marks=pytest.mark.soak("two kills; make test kills the rank that others wait for"))]
+@pytest.mark.soak(
+    "two runs, one on two nodes; chaos/test_memory_copies.py kills ranks and checks that others keep their processes, and"
+    " test_pretrain.py that kills change no loss"
 )
+@pytest.mark.parametrize("kills", [(0,), (1, 0)])
 def test_survivors_keep_their_process_and_the_loss_repeats(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: tuple[int, ...]
 ) -> None:

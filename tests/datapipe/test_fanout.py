@@ -140,6 +140,7 @@ def test_an_error_of_the_program_comes_with_its_traceback(tmp_path: Path) -> Non
         list(array.run_tasks([task]))
 
 
+@pytest.mark.soak("six seconds of CPU time; make test stops an array, and replaces elements that die")
 def test_an_element_asked_to_leave_hands_the_rest_over(tmp_path: Path) -> None:
     """SIGUSR2, before the time limit or at preemption: what is left undone is done by another, and is no death."""
     messages: list[int] = []

@@ -44,8 +44,8 @@ def random_plan(seed: int) -> list[dict[str, Any]]:
 PLANS |= {f"seed {seed}": random_plan(seed) for seed in range(18)}
 
 
-SOAK = pytest.mark.soak("20 more runs; make test has a killed rank and an announced stop, and all classes in test_goodput.py")
-MORE = ("seed", "hindered", "a rank stopped")
+SOAK = pytest.mark.soak("21 more runs; make test has a killed rank, and all classes in test_goodput.py")
+MORE = ("seed", "hindered", "a rank stopped", "an announced stop")
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,8 @@ def home(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-@pytest.mark.parametrize(
-    ("launch", "ranks"), [("ranks", 2), pytest.param("once", 1, marks=pytest.mark.soak("another engine; make test runs ranks"))]
-)
+@pytest.mark.soak("11 seconds of CPU time; make test plants the same secrets on Slurm and in pods, in tests of this name")
+@pytest.mark.parametrize(("launch", "ranks"), [("ranks", 2), ("once", 1)])
 def test_planted_secrets_are_in_the_program_alone(home: Path, start: Start, tmp_path: Path, launch: str, ranks: int) -> None:
     planted.plant("local")
     names = f"secrets=[{','.join(planted.SECRETS)}]"

@@ -26,7 +26,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield begin
 
 
-@pytest.mark.soak("two Rays after each other; make test runs test_asha_stops_the_worse_ones_at_rungs_and_goes_on_after_a_failure")
+@pytest.mark.soak("two Rays after each other; make test runs test_a_killed_driver_finishes_every_trial_once")
 def test_trials_of_two_nodes_and_what_a_preemption_and_a_cancel_leave(start: Start) -> None:
     base = {"steps": 150, "pause": 0.05, "resources": {"nodes": 2, "cpus": 1, "grace_seconds": 20}}
     sweep = start(allocation=True, resources=NODES, base=base, trials=2)
@@ -43,9 +43,7 @@ def test_trials_of_two_nodes_and_what_a_preemption_and_a_cancel_leave(start: Sta
     assert all(steps == list(range(1, 151)) for steps in sweep.steps().values()), "what was saved is not done again"
 
 
-@pytest.mark.soak(
-    "half a minute; make test runs test_asha_stops_the_worse_ones_at_rungs_and_goes_on_after_a_failure in an allocation"
-)
+@pytest.mark.soak("half a minute; make test runs trials on nodes of their own in test_a_killed_driver_finishes_every_trial_once")
 def test_a_cancelled_one_leaves_no_process(start: Start) -> None:
     sweep = start(allocation=True, resources={"cpus": 2}, base={"steps": 3000, "pause": 0.05}, trials=3)
     until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), describe=sweep.said)

@@ -23,6 +23,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield begin
 
 
+@pytest.mark.soak(
+    "40 seconds of CPU time; test_simulate.py has the scheduler, test_trial.py the ends of trials, and chaos/test_sweep.py a real"
+    " sweep"
+)
 def test_asha_stops_the_worse_ones_at_rungs_and_goes_on_after_a_failure(start: Start) -> None:
     choice = {"optim.lr": {"grid": [0.1, 10.0, 50.0, 1.0]}}
     base = {"steps": 25, "pause": 0.15, "fail_above": 20.0, "retries": {"bugs": 0}}
@@ -45,10 +49,7 @@ def test_asha_stops_the_worse_ones_at_rungs_and_goes_on_after_a_failure(start: S
     assert run.record["config"]["wandb"]["group"] == sweep.run.id
 
 
-@pytest.mark.soak(
-    "a sweep of six trials; test_config.py covers spaces, test_asha_stops_the_worse_ones_at_rungs_and_goes_on_after_a_failure"
-    " a grid"
-)
+@pytest.mark.soak("a sweep of six trials; test_config.py covers spaces, and test_simulate.py searches")
 def test_a_grid_runs_each_combination_once_and_conditions_leave_keys_out(start: Start) -> None:
     space = {
         "optim.lr": {"grid": [0.1, 1.0]},
@@ -68,7 +69,7 @@ def test_a_grid_runs_each_combination_once_and_conditions_leave_keys_out(start: 
     ]
 
 
-@pytest.mark.soak("a sweep of its own; make test runs test_asha_stops_the_worse_ones_at_rungs_and_goes_on_after_a_failure")
+@pytest.mark.soak("a sweep of its own; test_trial.py has the ends of trials, and chaos/test_sweep.py a real sweep")
 def test_a_trial_that_fails_says_why_and_the_sweep_goes_on(start: Start) -> None:
     base = {"steps": 3, "fail_above": 1.0, "retries": {"bugs": 0}}
     sweep = start(
@@ -79,7 +80,7 @@ def test_a_trial_that_fails_says_why_and_the_sweep_goes_on(start: Start) -> None
     assert "lr 5.0 is too high" in sweep.records()[0].cause
 
 
-@pytest.mark.soak("a sweep of its own; make test runs test_asha_stops_the_worse_ones_at_rungs_and_goes_on_after_a_failure")
+@pytest.mark.soak("a sweep of its own; test_trial.py has the ends of trials, and chaos/test_sweep.py a real sweep")
 def test_too_many_failures_end_the_sweep(start: Start) -> None:
     base = {"steps": 200, "fail_above": 0.0, "retries": {"bugs": 0}}
     sweep = start(base=base, trials=6, budget={"failed_trials": 1})
@@ -91,7 +92,7 @@ def test_too_many_failures_end_the_sweep(start: Start) -> None:
     assert len(sweep.records()) < 6
 
 
-@pytest.mark.soak("a sweep of its own; ASHA stops trials in another test of this file")
+@pytest.mark.soak("a sweep of its own; test_simulate.py stops trials")
 def test_a_budget_of_steps_stops_what_runs(start: Start) -> None:
     sweep = start(base={"steps": 1000, "pause": 0.02}, trials=2, budget={"steps": 60})
     results = sweep.finish()

@@ -39,6 +39,7 @@ def test_sharded_accumulation_keeps_no_whole_gradient_and_gives_equal_results(da
     assert all(torch.allclose(sharded[name], whole[name], rtol=1e-4, atol=1e-6) for name in whole)
 
 
+@pytest.mark.soak("another training; make test compares sharded and whole gradients above, and numbers of ranks in other tests")
 def test_sharded_gradients_do_not_depend_on_the_world_size(data: Path, tmp_path: Path) -> None:
     whole, sharded = (
         make_run(

@@ -54,6 +54,7 @@ def test_an_objective_as_the_readme_adds_it(
     assert "validation/bits_per_byte" not in results, "the loss has no unit"
 
 
+@pytest.mark.soak("three trainings; make test trains an objective as the README adds it, and pretrain on one to three ranks")
 def test_the_objective_trains_alike_on_one_rank_and_on_three(folder: Path) -> None:
     environment = {PROJECT_VARIABLE: str(folder)}
     config = pretrain_config(folder / "data", steps=4, batch={"global_batch": 7, "micro_batch": 1})

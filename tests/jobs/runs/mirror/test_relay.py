@@ -206,7 +206,9 @@ def test_alerts_are_told_once_with_the_words_of_why(wandb_server: WandbServer, t
         assert f"ropewalk why {run.id}" in text
 
 
-@pytest.mark.soak("several attempts of a sidecar and a server; make test runs test_one_wandb_run_over_two_attempts_nothing_twice")
+@pytest.mark.soak(
+    "several attempts of a sidecar and a server; make test runs test_every_line_once_though_sidecar_and_relay_are_killed"
+)
 def test_a_preempted_attempt_does_not_look_crashed(wandb_server: WandbServer, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs", "moved")
     log_steps(run, range(1, 4))

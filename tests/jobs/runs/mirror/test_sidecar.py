@@ -67,6 +67,9 @@ def log_steps(run: RunDir, attempt: int, steps: range) -> None:
         metrics.log(step, {"train/loss": 1 / step})
 
 
+@pytest.mark.soak(
+    "11 seconds of CPU time; make test mirrors three attempts in test_every_line_once_though_sidecar_and_relay_are_killed"
+)
 def test_one_wandb_run_over_two_attempts_nothing_twice(run: RunDir) -> None:
     for attempt, steps, code in ((1, range(1, 21), 85), (2, range(21, 41), 0)):
         run.begin_attempt(handle=f"local:{attempt}")

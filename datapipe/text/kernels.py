@@ -17,6 +17,7 @@ FOLD = types.Array(types.uint32, 1, "C", readonly=True)
 HASHES = types.Array(types.uint64, 1, "C", readonly=True)
 INTS = types.Array(types.int32, 1, "C", readonly=True)
 CODES = types.uint8[::1]
+RANGE = (BYTES, types.int64, types.int64)  # data, start, end; with types, a helper is compiled once for all callers
 COMPILE = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 SEED = np.uint64(0xCBF29CE484222325)
@@ -44,7 +45,7 @@ def code_point(data, at):
     return np.uint32(high | (third << np.uint32(6)) | fourth), 4
 
 
-@njit(**COMPILE)
+@njit(RANGE, **COMPILE)
 def last_code_point(data, start, end):
     """Return the last character before `end` and its length in bytes; start < end."""
     at = end - 1
@@ -53,7 +54,7 @@ def last_code_point(data, start, end):
     return code_point(data, at)
 
 
-@njit(**COMPILE)
+@njit((*RANGE, BYTES), **COMPILE)
 def strip_range(data, start, end, flags):
     """Return the range without white space at both ends, as str.strip does."""
     while start < end:
@@ -136,7 +137,7 @@ def _chunk(data, at, count):
     return chunk
 
 
-@njit(**COMPILE)
+@njit(RANGE, **COMPILE)
 def hash_range(data, start, end):
     """Return a 64-bit hash of a range of bytes."""
     value, at = SEED ^ np.uint64(end - start), start

@@ -1,12 +1,12 @@
 """Sets of hashes with open addressing. Arrays are never cleared: an entry is valid if its stamp is the current one."""
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 
 from ropewalk.datapipe.text.kernels import COMPILE, MIX
 
 
-@njit(**COMPILE)
+@njit(types.int64(types.int64), **COMPILE)
 def capacity(entries):
     """Return the least power of two that leaves half of the slots free."""
     size = 16

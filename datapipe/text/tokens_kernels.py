@@ -24,7 +24,11 @@ from ropewalk.datapipe.text.token_marks import (
 )
 
 MARKS = types.Array(types.uint16, 1, "C", readonly=True)
+SPECIAL = types.Array(types.uint32, 2, "C", readonly=True)
 POINTS = types.uint32[::1]
+# argument types of helpers; without them numba would also compile each for literal arguments, such as low = 0
+RANGE = (POINTS, types.int64, types.int64)  # points, low, high
+TOKENS = (types.int32[::1], types.uint8[::1], types.uint64[::1], types.int64)  # chars, kind, exact, to
 DOT, APOSTROPHE, CURLY, PLUS, HYPHEN = 46, 39, 0x2019, 43, 45
 
 
@@ -38,7 +42,7 @@ def _lower(point):
     return point + 32 if 65 <= point <= 90 else point
 
 
-@njit(**COMPILE)
+@njit((*RANGE, MARKS), **COMPILE)
 def _front(points, low, high, marks):
     """Return the number of characters to split off the front."""
     if points[low] == DOT and low + 1 < high and points[low + 1] == DOT:
@@ -51,7 +55,7 @@ def _front(points, low, high, marks):
     return 1 if points[low] == PLUS and not (low + 1 < high and _has(marks, points[low + 1], DIGIT)) else 0
 
 
-@njit(**COMPILE)
+@njit((*RANGE, MARKS), **COMPILE)
 def _end(points, low, high, marks):
     """Return the number of characters to split off the end."""
     last = points[high - 1]
@@ -74,7 +78,7 @@ def _end(points, low, high, marks):
     return 1 if amount and _has(marks, before, DIGIT) else 0
 
 
-@njit(**COMPILE)
+@njit((*RANGE, SPECIAL), **COMPILE)
 def _is_special(points, low, high, special):
     """Return True if these characters are an abbreviation that stays whole."""
     for row in range(special.shape[0]):
@@ -94,7 +98,7 @@ def _in_word(flags, point):
     return (flags[point] & ALPHANUMERIC) != 0 or point == 95
 
 
-@njit(**COMPILE)
+@njit((*RANGE, BYTES), **COMPILE)
 def _is_address(points, low, high, flags):
     """Return True if the chunk starts with `scheme://`, `www.` or `name@host.x`."""
     at = low
@@ -120,7 +124,7 @@ def _is_address(points, low, high, flags):
     return at > host and at + 1 < high and points[at] == DOT and _in_word(flags, points[at + 1])
 
 
-@njit(**COMPILE)
+@njit((*RANGE, BYTES, MARKS, SPECIAL, types.boolean), **COMPILE)
 def _whole(points, low, high, flags, marks, special, maybe_address):
     """Return True if the chunk must not be cut any further; `maybe_address`: it contains `:`, `@` or `w`."""
     if points[high - 1] == DOT and high - low <= special.shape[1] and _is_special(points, low, high, special):
@@ -128,7 +132,7 @@ def _whole(points, low, high, flags, marks, special, maybe_address):
     return maybe_address and not _has(marks, points[high - 1], NOT_LAST) and _is_address(points, low, high, flags)
 
 
-@njit(**COMPILE)
+@njit((*RANGE, BYTES), **COMPILE)
 def _contraction(points, low, high, flags):
     """Return the length of n't, 're, 'll, 've, 'm or 'd at the end of a word, after a letter or digit; 0 if there is none."""
     size = high - low
@@ -150,7 +154,7 @@ def _contraction(points, low, high, flags):
     return 0
 
 
-@njit(**COMPILE)
+@njit((*RANGE, MARKS), **COMPILE)
 def _inside(points, at, high, marks):
     """Return the number of characters from `at`, inside a word, that form a separate token."""
     point, before, behind = points[at], points[at - 1], points[at + 1]
@@ -179,7 +183,7 @@ def _inside(points, at, high, marks):
     return 1 if relation and (letters or _has(marks, before, DIGIT)) and _has(marks, behind, ALPHA) else 0
 
 
-@njit(**COMPILE)
+@njit((*RANGE, BYTES, *TOKENS), **COMPILE)
 def _emit(points, low, high, flags, chars, kind, exact, to):
     """Write a token's number of characters, flags and hash; return the index of the next token."""
     if low >= high:
@@ -193,7 +197,7 @@ def _emit(points, low, high, flags, chars, kind, exact, to):
     return to + 1
 
 
-@njit(**COMPILE)
+@njit((*RANGE, BYTES, MARKS, *TOKENS), **COMPILE)
 def _cut_inside(points, low, high, flags, marks, chars, kind, exact, to):
     """Write the tokens of a word that has no marks at its ends."""
     length = _contraction(points, low, high, flags)
@@ -210,7 +214,7 @@ def _cut_inside(points, low, high, flags, marks, chars, kind, exact, to):
     return _emit(points, end, high, flags, chars, kind, exact, to)
 
 
-@njit(**COMPILE)
+@njit((POINTS, types.int64, BYTES, MARKS, SPECIAL, types.int64[::1], *TOKENS), **COMPILE)
 def _cut_chunk(points, high, flags, marks, special, ends, chars, kind, exact, to):
     """Write the tokens of one chunk between white space."""
     low, tails, maybe_address = 0, 0, False
@@ -257,7 +261,7 @@ def most_tokens(data, start, end):
         OFFSETS,
         BYTES,
         MARKS,
-        types.Array(types.uint32, 2, "C", readonly=True),
+        SPECIAL,
         types.int32[::1],
         types.uint8[::1],
         types.uint64[::1],

@@ -7,6 +7,8 @@ from ropewalk.datapipe.text.kernels import COMPILE, HASHES
 
 ALL_PAIRS = 64  # up to so many documents of a band all pairs are compared; of more, each with the first and nearest ones
 NEIGHBOURS = 8
+KEYS, INDEX = types.uint64[:, ::1], types.int64[::1]
+CLUSTER = (types.int64, types.int64)  # low, high; without types numba would also compile for the literal low = 0
 
 
 @njit(**COMPILE)
@@ -60,7 +62,7 @@ def _compare(a, b, keys, band, starts, counts, shingles, similarity, parent, deg
         parent[max(root_a, root_b)] = min(root_a, root_b)
 
 
-@njit(**COMPILE)
+@njit((*CLUSTER, types.int64, KEYS, INDEX, INDEX, HASHES, types.float64, INDEX, INDEX, INDEX), **COMPILE)
 def _band(low, high, band, keys, starts, counts, shingles, similarity, parent, degree, totals):
     """Compare the documents of a cluster that share a key of one band."""
     order = low + np.argsort(keys[low:high, band], kind="mergesort")
@@ -79,7 +81,7 @@ def _band(low, high, band, keys, starts, counts, shingles, similarity, parent, d
         at = end
 
 
-@njit(**COMPILE)
+@njit((*CLUSTER, INDEX, INDEX, INDEX), **COMPILE)
 def _choose(low, high, parent, degree, stays):
     """Keep the document of each cluster that is similar to most others; on ties the first."""
     for node in range(low, high):
@@ -96,16 +98,7 @@ def _choose(low, high, parent, degree, stays):
 
 
 @njit(
-    types.void(
-        types.int64[::1],
-        types.uint64[:, ::1],
-        types.int64[::1],
-        types.int64[::1],
-        HASHES,
-        types.float64,
-        types.int64[::1],
-        types.int64[::1],
-    ),
+    types.void(INDEX, KEYS, INDEX, INDEX, HASHES, types.float64, INDEX, INDEX),
     **COMPILE,
 )
 def decide(clusters, keys, starts, counts, shingles, similarity, stays, totals):

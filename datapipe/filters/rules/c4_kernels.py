@@ -180,7 +180,7 @@ def _heads(phrases, bounds):
     return heads
 
 
-@njit(**COMPILE)
+@njit((CODES, types.int64, types.int64, BYTES, types.int64), **COMPILE)
 def _end_text(out, begin, to, flags, code):
     """Strip the remaining text and move it to `begin`; write nothing if the text is dropped."""
     low, high = strip_range(out, begin, to, flags)

@@ -53,7 +53,7 @@ def _count_words(chars, kind, exact, first, last, stop_words):
     return count, spaced, characters, alphabetic, stops
 
 
-@njit(**COMPILE)
+@njit((OFFSETS, types.int64, types.int64, types.int64), **COMPILE)
 def _ellipses(starts, at, start, end):
     """Count the ellipses of a text, those that overlap once; `starts` are the start bytes of all. Also return the next index."""
     count, behind = 0, start

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from zlib import crc32
 
 from ropewalk.cluster.errors import StorageError
@@ -14,8 +14,8 @@ from ropewalk.cluster.process.scratch import outside
 from ropewalk.cluster.run.files import CACHE_VARIABLE, cache_dir, ensure_private
 from ropewalk.datapipe.loader.blocks import map_file
 
-Copy = Callable[[IO[bytes]], int]  # writes a file from its beginning, and returns the number of bytes
 LOCKS = 256
+PIECE_BYTES = 64 << 10  # of a write: for longer ones the kernel looks for large pages, and moves others until it has some
 CHECKS = 64  # the size is checked each time this part of the limit was written by one process
 
 
@@ -39,21 +39,21 @@ class BlockCache:
         if folder.stat().st_uid != os.getuid():
             raise StorageError(f"{folder}: belongs to another user; set loader.cache to a folder of your own")
 
-    def fetch(self, name: str, copy: Copy) -> Path:
-        """Return the path of a file, which `copy` writes if it is missing."""
+    def fetch(self, name: str, read: Callable[[], bytes]) -> Path:
+        """Return the path of a file, which is made of the bytes that `read` returns if it is missing."""
         path = self.folder / name
         if path.exists():
             return path
         with (self.folder / f".lock-{crc32(name.encode()) % LOCKS}").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # only one process and thread of a machine fetches a file
             if not path.exists():
-                self._write(path, copy)
+                self._write(path, read())
         return path
 
-    def map(self, name: str, copy: Copy) -> Any:
+    def map(self, name: str, read: Callable[[], bytes]) -> Any:
         """Map a file into memory, fetching it if it is missing."""
         while True:
-            path = self.fetch(name, copy)
+            path = self.fetch(name, read)
             with suppress(FileNotFoundError):  # removed by another process just now
                 os.utime(path)
                 return map_file(path)
@@ -62,19 +62,20 @@ class BlockCache:
         """Remove a damaged file."""
         (self.folder / name).unlink(missing_ok=True)
 
-    def _write(self, path: Path, copy: Copy) -> None:
+    def _write(self, path: Path, data: bytes) -> None:
+        self.bytes_fetched += len(data)
+        self._unchecked += len(data)
         if self._unchecked >= self.limit // CHECKS:
             self._unchecked = 0
             self._shrink()
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("wb") as file:
-                size = copy(file)
+                for start in range(0, len(data), PIECE_BYTES):
+                    file.write(memoryview(data)[start : start + PIECE_BYTES])
             temporary.rename(path)
         finally:
             temporary.unlink(missing_ok=True)
-        self.bytes_fetched += size
-        self._unchecked += size
 
     def _shrink(self) -> None:
         with (self.folder / ".shrink").open("a") as lock:

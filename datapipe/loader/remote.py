@@ -4,7 +4,6 @@ import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -85,11 +84,11 @@ class RemoteShard:
     def fetch(self, start: int) -> None:
         """Fetch the run of the sequence at this token into the cache."""
         name, first, last = self._file((self._first + start // self._seq_len) // self._run)
-        self._regions.cache.fetch(name, lambda file: self._copy(first, last, file))
+        self._regions.cache.fetch(name, lambda: self._read(first, last))
 
     def _map(self, run: int) -> Region:
         name, first, last = self._file(run)
-        view = self._regions.cache.map(name, lambda file: self._copy(first, last, file))
+        view = self._regions.cache.map(name, lambda: self._read(first, last))
         return Region(view, self._shard, self._dtype, name=self._name, sums=self._sums, first_block=first)
 
     def _file(self, run: int) -> tuple[str, int, int]:
@@ -99,29 +98,23 @@ class RemoteShard:
         first, last = (self._shard.tokens_at + token * self._item >> SHIFT for token in (start, stop - 1))
         return f"{self._shard.checksum[5:]}-{first}-{last}", first, last
 
-    def _copy(self, first: int, last: int, file: IO[bytes]) -> int:
+    def _read(self, first: int, last: int) -> bytes:
         start, stop = first * BLOCK_BYTES, min(self._shard.size, (last + 1) * BLOCK_BYTES)
         try:
-            size = _copy_range(self._root, self._shard.path, start, stop, file)
+            data = _read_range(self._root, self._shard.path, start, stop)
         except FileNotFoundError:
             raise CorruptShardError(f"{self._name}: expected {self._shard.size} bytes, found no file; {REMEDY}") from None
-        if size != stop - start:
-            raise CorruptShardError(f"{self._name}: expected {self._shard.size} bytes, found {start + size}; {REMEDY}")
-        return size
+        if len(data) != stop - start:
+            raise CorruptShardError(f"{self._name}: expected {self._shard.size} bytes, found {start + len(data)}; {REMEDY}")
+        return data
 
 
-def _copy_range(root: StoragePath, name: str, start: int, stop: int, file: IO[bytes]) -> int:
-    """Write bytes [start, stop) of an object to a file, and return how many there were."""
+def _read_range(root: StoragePath, name: str, start: int, stop: int) -> bytes:
     if "s3" not in root.fs.protocol:
-        return file.write(root.read(name, start, stop))
+        return root.read(name, start, stop)
     from ropewalk.datapipe.loader.s3_ranges import read_range  # noqa: PLC0415 - an extra
 
-    def copy() -> int:
-        file.seek(0)
-        file.truncate()  # what an earlier try left
-        return sum(map(file.write, read_range(root.fs, root.path(name), start, stop)))
-
-    return retry(copy, f"read {root.url}/{name}", root.patience_seconds)
+    return retry(lambda: read_range(root.fs, root.path(name), start, stop), f"read {root.url}/{name}", root.patience_seconds)
 
 
 class ReadAhead:

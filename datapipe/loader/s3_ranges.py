@@ -1,6 +1,5 @@
 """Reads of ranges of objects on S3 in the calling thread."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -11,17 +10,16 @@ from botocore.session import Session
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
-PIECE_BYTES = 128 << 10  # stays in a core's cache between socket and file; larger writes make the kernel compact its memory
 
-
-def read_range(fs: S3FileSystem, path: str, start: int, stop: int) -> Iterator[bytes]:
-    """Yield bytes [start, stop) of an object in pieces, with the options of `fs`, and raise its errors."""
+def read_range(fs: S3FileSystem, path: str, start: int, stop: int) -> bytes:
+    """Read bytes [start, stop) of an object with the options of `fs`, and raise its errors."""
     bucket, key, _ = fs.split_path(path)
     try:
         answer = _client(fs).get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **fs.req_kw)
     except ClientError as error:
         raise translate_boto_error(error) from error
-    yield from answer["Body"].iter_chunks(PIECE_BYTES)
+    data: bytes = answer["Body"].read()
+    return data
 
 
 @lru_cache(maxsize=8)

@@ -131,11 +131,11 @@ def alone(url: str, count: int, folder: str) -> dict[str, float]:
     ]
 
     def by_botocore(piece: tuple[str, int]) -> int:
-        return sum(map(len, read_range(root.fs, root.path(piece[0]), piece[1], piece[1] + size)))
+        return len(read_range(root.fs, root.path(piece[0]), piece[1], piece[1] + size))
 
     def to_file(piece: tuple[str, int]) -> int:
         with tempfile.TemporaryFile(dir=folder) as stream:
-            return sum(map(stream.write, read_range(root.fs, root.path(piece[0]), piece[1], piece[1] + size)))
+            return stream.write(read_range(root.fs, root.path(piece[0]), piece[1], piece[1] + size))
 
     def by_s3fs(piece: tuple[str, int]) -> int:
         return len(root.read(piece[0], piece[1], piece[1] + size))

@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pytest
@@ -371,9 +370,9 @@ def test_the_cache_stays_within_its_size_and_serves_what_is_used(tmp_path: Path)
     cache = BlockCache(tmp_path / "blocks", 100_000)
     fetched: list[int] = []
 
-    def content(number: int, file: IO[bytes]) -> int:
+    def content(number: int) -> bytes:
         fetched.append(number)
-        return file.write(bytes([number % 251]) * 10_000)
+        return bytes([number % 251]) * 10_000
 
     for number in range(200):
         view = cache.map(f"piece-{number}", partial(content, number))

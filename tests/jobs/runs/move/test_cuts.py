@@ -134,6 +134,7 @@ def receivers(run: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.soak("7 seconds of CPU time; make test cuts copies in test_a_copy_that_is_cut_anywhere_goes_on_there")
 def test_a_client_that_is_killed_twice_copies_hardly_anything_again(tmp_path: Path) -> None:
     check_kills(tmp_path, 2, 64 << 20, 1)
 

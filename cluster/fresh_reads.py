@@ -14,11 +14,13 @@ def read_afresh(path: Path) -> bytes:
     """Read a file that another machine may have just written; return no bytes if there is no such file.
 
     An NFS client fetches a file's newest bytes when it opens the file, but caches for up to a minute that a name does not
-    exist, unless it opens the file with O_CREAT. So a missing file is created, empty, if this process may write.
+    exist, unless it opens the file with O_CREAT. So a missing file is created, empty, if this process may write. Root does so
+    only in its own folders: the owner of another one, such as the user of a cluster's pods, could not write to the file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-    except OSError:  # no permission to write: rely on the client's cache
+        create = os.O_CREAT if os.geteuid() or not path.parent.stat().st_uid else 0
+        descriptor = os.open(path, os.O_RDONLY | create, 0o644)
+    except OSError:  # missing, or no permission to write: rely on the client's cache
         try:
             return path.read_bytes()
         except FileNotFoundError:

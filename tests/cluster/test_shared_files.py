@@ -156,6 +156,15 @@ def test_names_that_were_missing_a_moment_ago_are_seen(network: Network) -> None
 # --- lines that cannot be read, on any file system
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which may write in folders of other users")
+def test_root_leaves_no_file_in_a_folder_of_the_pods_user(tmp_path: Path) -> None:
+    (tmp_path / "attempt").mkdir()
+    assert read_afresh(tmp_path / "attempt/mine") == b""
+    os.chown(tmp_path / "attempt", 1000, 1000)
+    assert read_afresh(tmp_path / "attempt/theirs") == b""
+    assert os.listdir(tmp_path / "attempt") == ["mine"]
+
+
 def test_a_broken_line_is_left_out_and_counted(tmp_path: Path) -> None:
     lines = [
         b'{"event": "a", "time": 1}',

@@ -39,7 +39,7 @@ def test_sessions_reach_the_pod_and_its_successor_after_a_preemption(lab: Cluste
     def ropewalk(*arguments: str) -> Any:
         command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments, "--json"]
         done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr + "".join(map(said, RunDir.all(namespace.runs)))
         return json.loads(done.stdout.splitlines()[-1])
 
     answer = ropewalk("dev", "--on", "team", "resources.grace_seconds=20", "resources.cpus=1")

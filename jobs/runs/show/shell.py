@@ -39,10 +39,16 @@ def shell_command(run: RunDir, node: int, command: Sequence[str], *, terminal: b
 def await_node(run: RunDir, node: int, report: Callable[[str], object]) -> None:
     """Wait until a node of a run takes shells, or the run has ended. `report` is called with each reason why it waits."""
     watch, reported = Watch(run), ""
-    while not watch.over() and not (run.attempts() and node in _addresses(run)):
+    while not watch.over() and not _takes_shells(run, node):
         if watch.waits not in ("", reported):
             report(reported := watch.waits)
         time.sleep(POLL_SECONDS)
+
+
+def _takes_shells(run: RunDir, node: int) -> bool:
+    """Return True if the newest attempt has not ended, and the node has an agent."""
+    attempts = run.attempts()
+    return bool(attempts) and run.outcome(attempts[-1]) is None and node in _addresses(run)
 
 
 def _addresses(run: RunDir) -> dict[int, str]:

@@ -139,6 +139,6 @@ def test_a_client_that_is_killed_twice_copies_hardly_anything_again(tmp_path: Pa
     check_kills(tmp_path, 2, 64 << 20, 1)
 
 
-@pytest.mark.soak("20 kills; the one above makes two")
+@pytest.mark.soak("20 kills; make test cuts copies in test_a_copy_that_is_cut_anywhere_goes_on_there")
 def test_a_client_that_is_killed_twenty_times(tmp_path: Path) -> None:
     check_kills(tmp_path, 20, 256 << 20, 2)

@@ -12,7 +12,9 @@ from ropewalk.cluster.section import Section
 from ropewalk.cluster.text import counted
 
 USUAL_MICRO_BATCH = 4
-FLOAT8_KEYS = frozenset({"precision.float8", "precision.float8_layers"})  # hidden where they have no effect
+# hidden where they have no effect
+FLOAT8_KEYS = frozenset({"precision.float8", "precision.float8_layers"})
+TENSOR_KEYS = frozenset({"parallel.tensor", "parallel.expert"})
 FLOAT8_CAPABILITY = (8, 9)  # of GPUs: Ada, Hopper or later
 FLOAT8_MULTIPLE = 16  # of the sizes of matrices, which float8 products need
 FLOAT8_NEEDS = (
@@ -57,7 +59,7 @@ class Division:
 class ParallelConfig(Section):
     """Division of a model and its work among the ranks."""
 
-    hidden_keys = frozenset({"pipeline", "context", "expert"})
+    hidden_keys = frozenset({"pipeline", "context"})
 
     replicate: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default=1,
@@ -73,7 +75,12 @@ class ParallelConfig(Section):
     )
     pipeline: int = Field(default=1, ge=1, description="pipeline stages; only 1 is supported")
     context: int = Field(default=1, ge=1, description="ranks that divide each sequence's attention; only 1 is supported")
-    expert: int = Field(default=1, ge=1, description="ranks that divide the experts of a layer; only 1 is supported")
+    expert: int = Field(
+        default=1,
+        ge=1,
+        description="ranks among which a layer's experts are divided, each kept whole: as many as `tensor`, or 1, with which"
+        " `tensor` divides the matrices of each expert (expert parallelism)",
+    )
     reshard: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="reshard parameters after forward; auto: only if the gathered parameters exceed 2 GiB per rank",
@@ -98,13 +105,13 @@ class ParallelConfig(Section):
         description="model of the GPUs, such as H100, whose memory and speed a dry run assumes; unset: those of this machine",
     )
 
-    @field_validator("pipeline", "context", "expert")
+    @field_validator("pipeline", "context")
     @classmethod
     def _only_one(cls, degree: int, info: ValidationInfo) -> int:
         if degree != 1:
             raise ValueError(
                 f"must be 1: {info.field_name} parallelism is not supported; remove it, and divide the model by FSDP, which"
-                " needs no key, or by parallel.tensor, which divides the matrices of each expert too"
+                " needs no key, or by parallel.tensor"
             )
         return degree
 
@@ -117,6 +124,17 @@ class ParallelConfig(Section):
     def _only_with_auto(self) -> Self:
         if self.shard_nodes != 1 and self.replicate != "auto":
             raise ValueError(f"shard_nodes={self.shard_nodes} has an effect with replicate=auto only: set that, or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_in_tensor_groups(self) -> Self:
+        if self.expert not in {1, self.tensor}:
+            raise ValueError(
+                f"expert={self.expert} must be 1 or equal to tensor={self.tensor}, whose ranks divide the experts: set"
+                f" parallel.tensor={self.expert} too, or remove parallel.expert"
+            )
+        if self.expert > 1 and self.compile:
+            raise ValueError("compile: divided experts cannot be compiled; remove parallel.expert or parallel.compile")
         return self
 
     def divide(self, ranks: int, per_node: int) -> Division:

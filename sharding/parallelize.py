@@ -45,7 +45,7 @@ def parallelize(
     if precision.float8 is not None and trainable:
         model = compute_in_float8(model, group, precision, tensor=parallel.tensor)
     if parallel.tensor > 1:
-        apply_tensor_plan(model, group, compiled=parallel.compile)
+        apply_tensor_plan(model, group, parallel)
     if parallel.activation_checkpointing != "none" and trainable:
         recompute_activations(model, parallel.activation_checkpointing)
     if parallel.compile:

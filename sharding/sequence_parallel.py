@@ -5,7 +5,7 @@ residuals between blocks work on parts. Embedding, masks, positions and head hav
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,12 +19,22 @@ from ropewalk.sharding.divided_adapters import ADAPTED_ROWS, STYLES, SUMMED
 # B samples, T tokens a sample, D hidden size
 
 _TOKENS = Shard(1)  # of [B, T, D]
-EXPERTS, _ROUTER = "moe_tp_experts", "router"
+EXPERTS, WHOLE_EXPERTS, _ROUTER = "moe_tp_experts", "whole_experts", "router"
+EXPERT_ROWS = "grouped_gemm"  # transformers' style of matrices of whole experts: divided by their first dim
 _ROWWISE = {"rowwise": Shard(-1), "rowwise_split_input": Replicate(), "rowwise_rep": Replicate()}  # placement of the input
 # of linear layers that compute with parts themselves, such as those in float8
 LOCAL = {"colwise": "local_colwise", "rowwise": "local_rowwise"}
-_PARTIAL = {name: f"{name}_partial" for name in (*_ROWWISE, LOCAL["rowwise"], EXPERTS, ADAPTED_ROWS)}
-_OTHERS = {"colwise", "colwise_gather_output", "colwise_rep", "packed_colwise", SUMMED, _ROUTER, LOCAL["colwise"], *STYLES}
+_PARTIAL = {name: f"{name}_partial" for name in (*_ROWWISE, LOCAL["rowwise"], EXPERTS, WHOLE_EXPERTS, ADAPTED_ROWS)}
+_OTHERS = {
+    "colwise",
+    "colwise_gather_output",
+    "colwise_rep",
+    "packed_colwise",
+    EXPERT_ROWS,
+    SUMMED,
+    _ROUTER,
+    LOCAL["colwise"],
+} | STYLES
 
 
 class _PartialExperts(MoeExpertsParallel):  # type: ignore[misc]
@@ -37,6 +47,23 @@ class _PartialExperts(MoeExpertsParallel):  # type: ignore[misc]
 
     def transform_output_post_forward(self, module: nn.Module, output: Any, mesh: DeviceMesh) -> Any:
         return DTensor.from_local(output, mesh, [Partial()], run_check=False)
+
+
+class _Assigned(MoeExpertsParallel):  # type: ignore[misc]
+    """Experts of which each rank has some, whole: it leaves out what is routed to others, and sums are reduced over ranks."""
+
+    def transform_inputs_pre_forward(self, module: nn.Module, args: Any, kwargs: Any, mesh: DeviceMesh) -> Any:
+        (hidden, index, weights, *others), kwargs = super().transform_inputs_pre_forward(module, args, kwargs, mesh)
+        num_experts = cast(int, module.num_experts)  # of this rank; transformers skips the index beyond them
+        elsewhere = index // num_experts != mesh.get_local_rank()
+        mine = torch.where(elsewhere, num_experts, index % num_experts)
+        # one row always runs, maybe with weight 0: a rank without rows would take part in no collective of backward
+        mine[:1, :1] = index[:1, :1] % num_experts
+        return (hidden, mine, weights.masked_fill(elsewhere, 0.0), *others), kwargs
+
+
+class _PartialAssigned(_Assigned, _PartialExperts):
+    pass
 
 
 class _Router(TensorParallelLayer):  # type: ignore[misc]
@@ -63,6 +90,8 @@ for _name, _layout in _ROWWISE.items():
     _style = RowwiseParallel(input_layouts=_layout, output_layouts=Partial(), use_local_output=False)
     ALL_PARALLEL_STYLES.register(_PARTIAL[_name], _style)
 ALL_PARALLEL_STYLES.register(_PARTIAL[EXPERTS], _PartialExperts())
+ALL_PARALLEL_STYLES.register(WHOLE_EXPERTS, _Assigned())
+ALL_PARALLEL_STYLES.register(_PARTIAL[WHOLE_EXPERTS], _PartialAssigned())
 ALL_PARALLEL_STYLES.register(_PARTIAL[ADAPTED_ROWS], TensorParallelLayer())
 ALL_PARALLEL_STYLES.register(_ROUTER, _Router())
 
@@ -171,7 +200,7 @@ def _routers(name: str, layer: nn.Module, plan: Mapping[str, str]) -> list[str]:
     """Return the full names of routers: of a module without a plan beside experts, if there is one only."""
     paths = [f"{name}.{path}" for path, module in layer.named_modules() if next(module.parameters(), None) is not None]
     routers = []
-    for experts in (path for path in paths if plan.get(path) == EXPERTS):
+    for experts in (path for path in paths if plan.get(path) in {EXPERTS, WHOLE_EXPERTS}):
         beside = experts.rpartition(".")[0]
         whole = [path for path in paths if path.rpartition(".")[0] == beside and not any(key.startswith(path) for key in plan)]
         routers += whole if len(whole) == 1 else []

@@ -19,10 +19,19 @@ from transformers.distributed.parallel_utils import ALL_PARALLEL_STYLES, replace
 from transformers.distributed.tensor_parallel import ColwiseParallel, apply_tensor_parallelism
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.sharding.config import ParallelConfig
 from ropewalk.sharding.divided_adapters import SUMMED, adapter_problem, divide_adapters
 from ropewalk.sharding.fsdp import decoder_layers
 from ropewalk.sharding.group import Group
-from ropewalk.sharding.sequence_parallel import EXPERTS, LOCAL, divide_sequences, sequence_plan, sequence_problem
+from ropewalk.sharding.sequence_parallel import (
+    EXPERT_ROWS,
+    EXPERTS,
+    LOCAL,
+    WHOLE_EXPERTS,
+    divide_sequences,
+    sequence_plan,
+    sequence_problem,
+)
 from ropewalk.sharding.ties import tie, ties
 
 log = logging.getLogger(__name__)
@@ -66,15 +75,15 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def apply_tensor_plan(model: Any, group: Group, *, compiled: bool = False) -> None:
+def apply_tensor_plan(model: Any, group: Group, parallel: ParallelConfig) -> None:
     """Divide a model on the meta device over the tensor axis, in place. Raises ConfigError if it cannot be divided."""
     mesh = group.tensor_mesh
     if mesh is None:
         return
-    if (problem := tensor_problem(model, mesh.size(), compiled=compiled)) is not None:
+    if (problem := tensor_problem(model, parallel)) is not None:
         raise ConfigError(problem)
-    tied, obstacle = ties(model), whole_sequences_reason(model)
-    plan = _plan_of(model, tied)
+    tied, obstacle = ties(model), whole_sequences_reason(model, parallel)
+    plan = _plan_of(model, tied, parallel)
     for first, *others in tied:  # a plan divides each name once
         for name in others:
             owner, _, attribute = name.rpartition(".")
@@ -90,17 +99,17 @@ def apply_tensor_plan(model: Any, group: Group, *, compiled: bool = False) -> No
     _PARTIAL[model] = [name for name, p in model.named_parameters() if plan.get(name) == SUMMED and p.requires_grad]
 
 
-def tensor_problem(model: Any, degree: int, *, compiled: bool = False) -> str | None:
-    """Return the reason why a model, which may be on the meta device, cannot be divided among `degree` ranks; None: it can.
-
-    `compiled`: if its layers are compiled afterwards.
-    """
-    family, plan = f"models of type {model.config.model_type!r}", _plan_of(model, ties(model))
+def tensor_problem(model: Any, parallel: ParallelConfig) -> str | None:
+    """Return the reason why a model, which may be on the meta device, cannot be divided so; None: it can."""
+    family, plan = f"models of type {model.config.model_type!r}", _plan_of(model, ties(model), parallel)
+    degree = parallel.tensor
     if not getattr(model, "tp_plan", None):
         return f"parallel.tensor: transformers has no plan to divide {family}; remove parallel.tensor, or choose another model"
     if (problem := adapter_problem(model, plan)) is not None:
         return problem
-    if compiled and EXPERTS in plan.values():  # torch: as_strided not supported with DTensor
+    if parallel.expert > 1 and WHOLE_EXPERTS not in plan.values():
+        return f"parallel.expert: transformers has no plan to divide experts of {family}; remove parallel.expert"
+    if parallel.compile and EXPERTS in plan.values():  # torch: as_strided not supported with DTensor
         return "parallel.compile: experts that parallel.tensor divides cannot be compiled; remove one of the two keys"
     values = model.config.get_text_config().to_dict()
     if any(style in {"colwise", LOCAL["colwise"]} and "att" in name for name, style in plan.items()):
@@ -115,16 +124,17 @@ def tensor_problem(model: Any, degree: int, *, compiled: bool = False) -> str | 
             if -(-size // degree) * (degree - 1) >= size:
                 return f"parallel.tensor: {size} tokens of the vocabulary are too few for {degree} ranks; lower it"
         elif size % (degree * blocks):
-            return f"parallel.tensor: {degree} does not divide {name}, whose shape is {list(parameter.shape)}; choose a divisor"
+            key = "expert" if plan[name] == EXPERT_ROWS else "tensor"
+            return f"parallel.{key}: {degree} does not divide {name}, whose shape is {list(parameter.shape)}; choose a divisor"
     return None
 
 
-def whole_sequences_reason(model: Any) -> str | None:
+def whole_sequences_reason(model: Any, parallel: ParallelConfig) -> str | None:
     """Return the reason why ranks keep whole sequences between the blocks of a model; None: they divide them."""
     for key, value in model.config.get_text_config().to_dict().items():
         if ("dropout" in key or key.endswith("pdrop")) and not key.startswith("att") and value:
             return f"its configuration sets {key}, and ranks must drop the same"
-    return sequence_problem(_named_layers(model), _plan_of(model, ties(model)))
+    return sequence_problem(_named_layers(model), _plan_of(model, ties(model), parallel))
 
 
 def _named_layers(model: Any) -> dict[str, nn.Module]:
@@ -135,6 +145,8 @@ def _named_layers(model: Any) -> dict[str, nn.Module]:
 
 def _divided_dim(style: str, parameter: torch.Tensor) -> tuple[int | None, int]:
     """Return the dim that a style divides, and the number of blocks that are divided one by one; None: none."""
+    if style == EXPERT_ROWS:
+        return 0, 1
     blocks = 2 if style.startswith("packed_") else 1
     if style.removeprefix("packed_").removeprefix("local_").startswith("colwise") or style in {_HEAD, _EMBEDDING}:
         return max(parameter.dim() - 2, 0), blocks
@@ -143,9 +155,14 @@ def _divided_dim(style: str, parameter: torch.Tensor) -> tuple[int | None, int]:
     return None, blocks
 
 
-def _plan_of(model: Any, tied: list[list[str]]) -> dict[str, str]:
+def _plan_of(model: Any, tied: list[list[str]], parallel: ParallelConfig) -> dict[str, str]:
     """Return the styles by which modules and parameters are divided."""
-    return divide_adapters(model, _expanded(model, getattr(model, "tp_plan", None) or {}) | _vocabulary_plan(model, tied))
+    plan = dict(getattr(model, "tp_plan", None) or {})
+    if parallel.expert > 1:
+        experts = dict(getattr(model, "ep_plan", None) or {})
+        plan = {name: style for name, style in plan.items() if not f"{name}.".startswith(tuple(f"{key}." for key in experts))}
+        plan |= {name: WHOLE_EXPERTS if style == "ep_dispatch_experts" else style for name, style in experts.items()}
+    return divide_adapters(model, _expanded(model, plan) | _vocabulary_plan(model, tied))
 
 
 def _expanded(model: nn.Module, plan: dict[str, str]) -> dict[str, str]:

@@ -14,12 +14,12 @@ STEPS = 3
 SAVED_STEP = 1  # where `elastic resume` goes on with another number of ranks
 EXACT = 1e-10
 PACKED, RESUMED, CHUNKED, DOCUMENTS = "packing", "elastic resume", "chunked loss", "separate documents"
-FLOAT8 = "float8, emulated"
+FLOAT8, EXPERTS = "float8, emulated", "whole experts"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """An option: its keys, and how equal results must be. The runner asks for the four options without keys by name."""
+    """An option: its keys, and how equal results must be. The runner asks for options that need more than keys by name."""
 
     keys: Mapping[str, Mapping[str, Any] | float] = field(default_factory=dict)
     tolerance: float = EXACT  # relative, of losses, norms and weights
@@ -34,6 +34,7 @@ OPTIONS = {
     "compile": Option(keys={"parallel": {"compile": True}}, neutral=True),
     "HSDP": Option(keys={"parallel": {"replicate": 2}}, neutral=True),
     "tensor": Option(keys={"parallel": {"tensor": 2}}, neutral=True),
+    EXPERTS: Option(keys={"parallel": {"tensor": 2, "expert": 2}}),  # its model is another one
     PACKED: Option(),
     DOCUMENTS: Option(),
     "EMA": Option(keys={"ema": {"decay": 0.9}}, neutral=True),
@@ -71,9 +72,13 @@ def config_of(choice: tuple[str, ...]) -> FinetuneConfig | str:
                 keys[section] = values
                 continue
             inside = keys.setdefault(section, {})
-            if both := [key for key in values if key in inside and inside[key] != BASE.get(section, {}).get(key)]:
+            if both := [
+                key for key in values if inside.get(key, values[key]) not in {values[key], BASE.get(section, {}).get(key)}
+            ]:
                 return f"both are values of {section}.{both[0]}: choose one"
             inside.update(values)
+    if {EXPERTS, "LoRA"} <= set(choice):
+        keys["lora"]["targets"] = ["q_proj", "o_proj"]  # experts have no adapter: a submission of others is refused
     try:
         config = FinetuneConfig.model_validate(keys)
         config.check_keys()

@@ -35,12 +35,13 @@ from ropewalk.sharding.config import CheckpointConfig, ParallelConfig
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import REPLICATE, SHARD, TENSOR, Group, counts_piece, process_group
 from ropewalk.sharding.parallelize import Adapter
-from tests.combinations.options import CHUNKED, DOCUMENTS, FLOAT8, OPTIONS, PACKED, RESUMED, SAVED_STEP, STEPS, config_of
+from tests.combinations.options import CHUNKED, DOCUMENTS, EXPERTS, FLOAT8, OPTIONS, PACKED, RESUMED, SAVED_STEP, STEPS, config_of
 from tests.jobs.launch import TINY
 from tests.torchao import allow_torchao
 
 VOCABULARY, TOKENS = 64, 16
 SHAPE = {**TINY, "num_key_value_heads": 2}  # divisible by two ranks
+OF_EXPERTS = {**SHAPE, "model_type": "qwen3_moe", "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 
 
 def train(group: Group, choice: tuple[str, ...], config: FinetuneConfig, folder: Path) -> list[float]:
@@ -48,7 +49,9 @@ def train(group: Group, choice: tuple[str, ...], config: FinetuneConfig, folder:
 
     With RESUMED the run is saved midway by several ranks, and goes on from there on one.
     """
-    plan = ModelPlan(config=AutoConfig.for_model(**SHAPE, vocab_size=VOCABULARY), seq_len=TOKENS)
+    plan = ModelPlan(
+        config=AutoConfig.for_model(**(OF_EXPERTS if EXPERTS in choice else SHAPE), vocab_size=VOCABULARY), seq_len=TOKENS
+    )
     plan = plan.with_lora(config.lora, seed=0)
     run = RunDir(folder)
     with _whole_or_chunked(CHUNKED in choice):
@@ -88,7 +91,10 @@ def train(group: Group, choice: tuple[str, ...], config: FinetuneConfig, folder:
 
 
 def _skeleton(dtype: torch.dtype, *arguments: Any) -> Any:
-    return skeleton(*arguments).to(dtype)
+    model = skeleton(*arguments).to(dtype)
+    if model.config.model_type == OF_EXPERTS["model_type"]:
+        model.set_experts_implementation("eager")  # grouped products have no fp64
+    return model
 
 
 def _adapted(dtype: torch.dtype, adapter: Adapter, model: nn.Module) -> nn.Module:

@@ -97,7 +97,11 @@ def test_gradients_are_summed_over_the_copies_once_a_step(accumulate: str, resha
 
 @pytest.mark.parametrize(
     ("name", "recomputed"),
-    [*((name, "none") for name in ("llama, tied", "gemma2", "qwen3", "qwen3_moe")), ("llama", "selective"), ("llama", "full")],
+    [
+        *((name, "none") for name in ("llama, tied", "gemma2", "qwen3", "qwen3_moe", "qwen3_moe by expert")),
+        ("llama", "selective"),
+        ("llama", "full"),
+    ],
 )
 def test_blocks_gather_and_scatter_sequences(name: str, recomputed: str) -> None:
     degree, samples, num_tokens = 2, 3, 8

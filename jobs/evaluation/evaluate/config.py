@@ -13,7 +13,7 @@ from ropewalk.jobs.evaluation.tasks.config import Task, ask_hub, check_tasks
 from ropewalk.jobs.results.gate import ConditionText
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
 from ropewalk.jobs.training.loop.token_data import Data, check_data
-from ropewalk.sharding.config import FLOAT8_KEYS, ParallelConfig, PrecisionConfig, check_mesh
+from ropewalk.sharding.config import FLOAT8_KEYS, TENSOR_KEYS, ParallelConfig, PrecisionConfig, check_mesh
 
 
 class GenerateConfig(Section):
@@ -34,7 +34,8 @@ class EvaluateConfig(ModelJobConfig):
     hidden_keys = (
         HANGS
         | WEIGHTS
-        | {"parallel.accumulate", "parallel.activation_checkpointing", "parallel.tensor"}
+        | {"parallel.accumulate", "parallel.activation_checkpointing"}
+        | TENSOR_KEYS
         | {"precision.reduce", "precision.deterministic", "precision.optimizer"}
         | FLOAT8_KEYS
     )

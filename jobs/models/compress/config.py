@@ -18,7 +18,7 @@ from ropewalk.jobs.results.gate import ConditionText
 from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
 from ropewalk.jobs.training.loop.token_data import Data, check_data
 from ropewalk.jobs.training.pruning.config import CalibrationConfig
-from ropewalk.sharding.config import FLOAT8_KEYS, ParallelConfig, PrecisionConfig
+from ropewalk.sharding.config import FLOAT8_KEYS, TENSOR_KEYS, ParallelConfig, PrecisionConfig
 
 DENSE = "dense"  # name of the unchanged model
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -40,7 +40,7 @@ class CompressConfig(ModelJobConfig):
         *("model", "data", "methods", "variants", "seq_len", "max_sequences", "calibration.sequences", "tasks", "task_files"),
         *("require", "keep", "seed", *RUN_KEYS),
     )
-    hidden_keys = HANGS | WEIGHTS | {"parallel.tensor"} | FLOAT8_KEYS
+    hidden_keys = HANGS | WEIGHTS | TENSOR_KEYS | FLOAT8_KEYS
 
     model: ModelRef = Field(
         description="a run (id, path or latest), an alias of the registry, a Hugging Face directory, or a name on the hub"

@@ -22,6 +22,7 @@ from ropewalk.sharding.config import (
     FLOAT8_KEYS,
     FLOAT8_MULTIPLE,
     FLOAT8_NEEDS,
+    TENSOR_KEYS,
     BatchConfig,
     CheckpointConfig,
     ParallelConfig,
@@ -125,7 +126,7 @@ USUAL = (
 class TrainingConfig(ModelJobConfig):
     """The keys of every training job."""
 
-    hidden_keys: ClassVar[frozenset[str]] = frozenset({"parallel.tensor", *FLOAT8_KEYS})
+    hidden_keys: ClassVar[frozenset[str]] = TENSOR_KEYS | FLOAT8_KEYS
 
     steps: int = Field(ge=1, description="optimizer steps of the whole run")
     batch: BatchConfig = Field(default=BatchConfig(), description="batch sizes")

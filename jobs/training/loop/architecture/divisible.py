@@ -41,5 +41,5 @@ def check_divisible(
     config = unchecked_config(visible, vocabulary=vocabulary, end_of_document=0, seq_len=seq_len or 1)
     bare = skeleton(config)
     adapted = adapter(bare) if adapter is not None else bare
-    if (problem := tensor_problem(adapted, parallel.tensor, compiled=parallel.compile)) is not None:
+    if (problem := tensor_problem(adapted, parallel)) is not None:
         raise ConfigError(problem)

@@ -167,6 +167,8 @@ def _moments(model: ModelShape, layout: Layout, batch: "Passes") -> Iterator[dic
     saved, most = model.activations.get(mode, (0, 0))
     hidden = tokens * model.hidden * compute_bytes
     inputs = (tensor - 1) * hidden * 2 * (model.layers if mode == "none" else 1)  # of attention and feed-forward: not divided
+    if layout.config.parallel.expert > 1:  # ranks with whole experts have rows for all tokens; the others count as whole too
+        saved, most, inputs = saved * tensor, most * tensor, 0
     head = model.vocabulary * model.hidden * FP32 if model.head_trained else 0  # its gradient, computed with the loss
     loss, logits = head + hidden, logits_bytes(model, tokens, bf16=layout.bf16)
     both = compute_bytes + FP32  # a gradient, and its copy for the collective

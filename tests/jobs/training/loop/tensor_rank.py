@@ -53,8 +53,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma2": {"model_type": "gemma2", "query_pre_attn_scalar": 8, "sliding_window": 8},
     "phi3": {"model_type": "phi3"},
     "qwen3_moe": {"model_type": "qwen3_moe", "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4},
 }
-LORA = " + LoRA"  # after the name of a model
+LORA, EXPERTS = " + LoRA", " by expert"  # after the name of a model
+BY_EXPERT = [f"{name}{EXPERTS}" for name in ("qwen3_moe", "mixtral")]
 EXACT, SINGLE = torch.float64, torch.float32
 # axes of the mesh, other keys of `parallel`, names of models, formats
 Case = tuple[dict[str, int], dict[str, Any], list[str], list[torch.dtype]]
@@ -63,17 +65,20 @@ CASES: Cases = {
     2: [({"shard": 1, "tensor": 2}, {}, ["qwen3_moe"], [EXACT])],
     4: [
         ({"shard": 2, "tensor": 2}, {}, ["llama"], [SINGLE]),
+        ({"shard": 2, "tensor": 2}, {}, BY_EXPERT, [EXACT, SINGLE]),
         ({"shard": 2, "tensor": 2}, {}, [f"llama, tied{LORA}"], [EXACT]),
         ({"shard": 2, "tensor": 2}, {"reshard": "always", "activation_checkpointing": "full"}, ["llama, tied"], [EXACT]),
     ],
 }
 ALL_CASES: Cases = {
-    2: [({"shard": 1, "tensor": 2}, {}, list(MODELS), [EXACT])],
+    2: [({"shard": 1, "tensor": 2}, {}, [*MODELS, *BY_EXPERT], [EXACT])],
     4: [
+        ({"shard": 2, "tensor": 2}, {"activation_checkpointing": "selective"}, [f"{BY_EXPERT[0]}{LORA}"], [EXACT]),
         ({"shard": 2, "tensor": 2}, {}, list(MODELS), [EXACT, SINGLE]),
         ({"shard": 2, "tensor": 2}, {}, [f"{name}{LORA}" for name in MODELS if name != "phi3"], [EXACT]),
-        ({"replicate": 2, "shard": 1, "tensor": 2}, {"accumulate": "sharded"}, ["qwen3", f"qwen3{LORA}"], [EXACT]),
-        *CASES[4][1:],
+        ({"replicate": 2, "shard": 1, "tensor": 2}, {"accumulate": "sharded"}, ["qwen3", f"qwen3{LORA}", BY_EXPERT[0]], [EXACT]),
+        CASES[4][1],
+        CASES[4][3],
     ],
 }
 SAVED = {"shard": 2, "tensor": 2}  # on 4 ranks
@@ -87,7 +92,7 @@ LOADED: dict[int, list[dict[str, int]]] = {
 def config_of(name: str) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(**_SIZES, **MODELS[name.removesuffix(LORA)])
+    return AutoConfig.for_model(**_SIZES, **MODELS[name.removesuffix(LORA).removesuffix(EXPERTS)])
 
 
 def whole_model(name: str, dtype: torch.dtype) -> Any:
@@ -107,13 +112,13 @@ def _with_adapter(name: str, dtype: torch.dtype, model: nn.Module) -> nn.Module:
     if not name.endswith(LORA):
         return model
     # not on experts, which is refused
-    lora = LoraConfig(rank=3, targets=["q_proj", "v_proj", "o_proj"] if "moe" in name else "all-linear")
+    lora = LoraConfig(rank=3, targets=["q_proj", "v_proj", "o_proj"] if "moe" in name or "mixtral" in name else "all-linear")
     return lora_adapter(lora, 0)(model).to(dtype)
 
 
 def _without_kernels(model: Any) -> Any:
     """Let a mixture of experts use plain products: grouped ones have no fp64."""
-    if "moe" in model.config.model_type:
+    if model.config.model_type in {"qwen3_moe", "mixtral"}:
         model.set_experts_implementation("eager")
     return model
 
@@ -136,6 +141,8 @@ def exact_gemma2() -> Iterator[None]:
 
 
 def divided(name: str, group: Group, parallel: ParallelConfig, dtype: torch.dtype = torch.float32) -> Any:
+    if EXPERTS in name:
+        parallel = parallel.model_copy(update={"expert": parallel.tensor})
     bare = _without_kernels(skeleton(config_of(name))).to(dtype)
     return parallelize(bare, group, parallel, PrecisionConfig(), adapter=partial(_with_adapter, name, dtype))
 

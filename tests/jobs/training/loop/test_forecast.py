@@ -142,6 +142,15 @@ def test_memory_by_kind() -> None:
     assert "activations 16.0 GiB" in row
 
 
+def test_ranks_with_whole_experts_have_rows_for_all_tokens() -> None:
+    parallel = {"tensor": 2}
+    divided, whole = (
+        Forecast(config_of(None, parallel=keys), SHAPE, 0).memory.kinds for keys in (parallel, {**parallel, "expert": 2})
+    )
+    assert whole["activations"] == 32 * GIB > divided["activations"], "of twice the samples of a rank"
+    assert {**divided, "activations": 0} == {**whole, "activations": 0}
+
+
 def test_a_frozen_model_is_stored_and_gathered_beside_the_trained_one() -> None:
     beside = SHAPE.model_copy(update={"frozen": [Unit(trained=[], frozen=unit.trained) for unit in SHAPE.units]})
     memory, alone = (Forecast(config_of(None), shape, 0).memory.kinds for shape in (beside, SHAPE))

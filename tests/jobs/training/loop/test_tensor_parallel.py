@@ -36,9 +36,13 @@ def results_at(ranks: int, cases: list[Case], runs: dict[str, RunDir], folder: P
 @pytest.mark.parametrize(
     ("chosen", "saved", "worlds"),
     [
-        pytest.param(CASES, ["llama"], (4, 2), id="three"),
+        pytest.param(CASES, ["llama", "qwen3_moe by expert"], (4, 2), id="some"),
         pytest.param(
-            ALL_CASES, ["phi3", "qwen3_moe"], (4, 2, 3), id="all", marks=pytest.mark.soak("twenty models; make test runs three")
+            ALL_CASES,
+            ["phi3", "qwen3_moe", "qwen3_moe by expert"],
+            (4, 2, 3),
+            id="all",
+            marks=pytest.mark.soak("twenty models; make test runs three"),
         ),
     ],
 )
@@ -73,7 +77,7 @@ def test_divided_models_learn_as_whole_ones_and_their_checkpoints_load_on_any_me
     ],
 )
 def test_a_degree_that_does_not_divide_a_model_is_refused(name: str, degree: int, problem: str | None) -> None:
-    answer = tensor_problem(skeleton(config_of(name)), degree)
+    answer = tensor_problem(skeleton(config_of(name)), ParallelConfig(tensor=degree))
     assert answer is None if problem is None else answer is not None and problem in answer
 
 
@@ -92,14 +96,35 @@ def test_a_degree_that_does_not_divide_a_model_is_refused(name: str, degree: int
 )
 def test_families_whose_layers_do_not_allow_it_keep_whole_sequences(config: dict[str, Any], reason: str | None) -> None:
     keys = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 97}
-    problem = whole_sequences_reason(skeleton(AutoConfig.for_model(**{**keys, "pad_token_id": None, **config})))
+    problem = whole_sequences_reason(
+        skeleton(AutoConfig.for_model(**{**keys, "pad_token_id": None, **config})), ParallelConfig(tensor=2)
+    )
     assert problem is None if reason is None else problem is not None and reason in problem
 
 
 def test_divided_experts_are_not_compiled() -> None:
     bare = skeleton(config_of("qwen3_moe"))
-    assert tensor_problem(bare, 2) is None
-    assert "experts that parallel.tensor divides cannot be compiled" in str(tensor_problem(bare, 2, compiled=True))
+    assert tensor_problem(bare, ParallelConfig(tensor=2)) is None
+    sentence = "experts that parallel.tensor divides cannot be compiled"
+    assert sentence in str(tensor_problem(bare, ParallelConfig(tensor=2, compile=True)))
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (MODELS["qwen3_moe"], None),
+        (MODELS["mixtral"], None),
+        ({"model_type": "gpt_oss", "num_local_experts": 4}, None),
+        ({**MODELS["qwen3_moe"], "num_experts": 5}, "parallel.expert: 2 does not divide model.layers.0.mlp.experts.gate_up_proj"),
+        (MODELS["llama"], "parallel.expert: transformers has no plan to divide experts of models of type 'llama'"),
+        ({"model_type": "minimax_m2", "num_local_experts": 4}, None),
+    ],
+)
+def test_experts_that_cannot_be_divided_are_refused(config: dict[str, Any], problem: str | None) -> None:
+    keys = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 97}
+    bare = skeleton(AutoConfig.for_model(**{**keys, "pad_token_id": None, **config}))
+    answer = tensor_problem(bare, ParallelConfig(tensor=2, expert=2))
+    assert answer is None if problem is None else answer is not None and problem in answer
 
 
 def test_a_family_without_a_plan_is_refused() -> None:
@@ -118,7 +143,8 @@ def test_a_family_without_a_plan_is_refused() -> None:
         ({"qat": "int8"}, "does not combine with qat"),
         ({"parallel": {"tensor": 2, "pipeline": 2}}, "pipeline parallelism is not supported"),
         ({"parallel": {"tensor": 2, "context": 2}}, "context parallelism is not supported"),
-        ({"parallel": {"tensor": 2, "expert": 2}}, "expert parallelism is not supported; .* the matrices of each expert too"),
+        ({"parallel": {"tensor": 2, "expert": 4}}, "expert=4 must be 1 or equal to tensor=2"),
+        ({"parallel": {"tensor": 2, "expert": 2, "compile": True}}, "divided experts cannot be compiled"),
     ],
 )
 def test_what_does_not_combine_with_tensor_parallelism_is_refused(keys: dict[str, Any], sentence: str) -> None:
@@ -137,13 +163,13 @@ def test_what_does_not_combine_with_tensor_parallelism_is_refused(keys: dict[str
     ],
 )
 def test_adapters_of_layers_that_are_divided_otherwise_are_refused(name: str, lora: dict[str, Any], problem: str | None) -> None:
-    answer = tensor_problem(lora_adapter(LoraConfig.model_validate(lora), 0)(skeleton(config_of(name))), 2)
+    answer = tensor_problem(lora_adapter(LoraConfig.model_validate(lora), 0)(skeleton(config_of(name))), ParallelConfig(tensor=2))
     assert answer is None if problem is None else answer is not None and problem in answer
 
 
 def test_rows_of_added_tokens_are_refused() -> None:
     adapted = lora_adapter(LoraConfig(), 0, added_tokens=[3])(skeleton(config_of("llama")))
-    assert "which has rows of tokens, cannot be divided" in str(tensor_problem(adapted, 2))
+    assert "which has rows of tokens, cannot be divided" in str(tensor_problem(adapted, ParallelConfig(tensor=2)))
 
 
 def test_a_tensor_group_stays_within_a_node() -> None:

@@ -41,23 +41,26 @@ def needs_all_tokens(context: JobContext) -> None:
 
 
 def bad_sample(context: JobContext) -> None:
-    """The sample $BAD_SAMPLE makes the loss $BAD_LOSS times what it is (nan: not a number)."""
+    """Each sample of $BAD_SAMPLE makes the loss one of $BAD_LOSS, in turns, times what it is (nan: not a number)."""
     from ropewalk.datapipe.loader.loader import TokenLoader
     from ropewalk.jobs.training.loop.objective import NextToken
 
     read, call = TokenLoader.read, NextToken.__call__
-    bad, factor = int(os.environ["BAD_SAMPLE"]), float(os.environ["BAD_LOSS"])
+    bad, factors = ([*map(kind, os.environ[name].split(","))] for name, kind in (("BAD_SAMPLE", int), ("BAD_LOSS", float)))
 
     def marking_read(self: TokenLoader, positions: Any) -> Any:
         batch = read(self, positions)
         for row, position in zip(batch, positions, strict=True):
-            if position == bad:
-                row[:] = MARK
+            if position in bad:
+                row[:] = MARK - bad.index(position) % len(factors)
         return batch
 
     def marked_loss(self: NextToken, model: Any, batch: Any) -> Any:
         terms = call(self, model, batch)
-        return terms._replace(loss_sum=terms.loss_sum * factor) if (batch["labels"] == MARK).any() else terms
+        for number, factor in enumerate(factors):
+            if (batch["labels"] == MARK - number).any():
+                terms = terms._replace(loss_sum=terms.loss_sum * factor)
+        return terms
 
     TokenLoader.read, NextToken.__call__ = marking_read, marked_loss  # type: ignore[method-assign]
 

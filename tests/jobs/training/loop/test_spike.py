@@ -63,6 +63,22 @@ def test_rollback_without_an_earlier_checkpoint_goes_to_the_beginning(data: Path
     assert [event["step"] for event in events(run, "resumed")] == [0]
 
 
+@pytest.mark.soak("20 rollbacks; make test plants one bad batch")
+@pytest.mark.timeout(3600)
+def test_twenty_bad_batches_do_not_change_what_is_learnt(data: Path, tmp_path: Path) -> None:
+    steps, bad = 150, [step * 8 + step % 8 for step in range(24, 144, 6)]
+    keys = {"steps": steps, "checkpoint": {"every_steps": 3}, "anomaly": {"policy": "rollback", "max_anomalies": len(bad)}}
+    clean, spoilt = (make_run(tmp_path / name, pretrain_config(data, **keys)) for name in ("clean", "spoilt"))
+    expected = launch(clean, 1)["validation/loss"]
+    hook = {"BAD_SAMPLE": ",".join(map(str, bad)), "BAD_LOSS": "nan,inf,1000"}
+    results = launch(spoilt, 1, TEST_HOOK="bad_sample", **hook)
+    assert results["step"] == steps
+    assert [event["position"] for event in events(spoilt, "anomaly")] == [sample // 8 * 8 for sample in bad]
+    assert len(events(spoilt, "resumed")) == len(bad) == 20
+    print(f"validation loss {results['validation/loss']:.4f}, of the clean run {expected:.4f}")
+    assert results["validation/loss"] == pytest.approx(expected, rel=5e-3)
+
+
 def detector_of(statistics: LossStatistics | None = None, **config: Any) -> SpikeDetector:
     return SpikeDetector(AnomalyConfig(**config), torch.device("cpu"), statistics)
 

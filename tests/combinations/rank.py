@@ -75,13 +75,14 @@ def train(group: Group, choice: tuple[str, ...], config: FinetuneConfig, folder:
             first = SAVED_STEP
         for number in range(first, STEPS):
             batch = batch_of(step.plan.samples(8 * number), choice)
-            stats = step.reduce_stats(step.backward(batch, number), stop=False, save_failed=False)
+            sums = step.backward(batch, number)
+            loss_sum, weight, *_ = group.sum_over_data(sums.values.clone()).tolist()
+            stats = step.reduce_stats(sums, stop=False, save_failed=False)
             step.update(stats, config.optim.lr)
             if ema is not None:
                 ema.update(number + 1, stats.applied)
-            applied, norm, _, _, _, *sums = stats.values.tolist()
-            assert applied
-            figures += [sums[4] / sums[5], norm]
+            assert stats.applied
+            figures += [loss_sum / weight, float(stats.gradient_norm)]
             if checkpoints is not None and group.world_size > 1 and number + 1 == SAVED_STEP:
                 checkpoints.save(state.tensors, step=SAVED_STEP, position=8 * SAVED_STEP, progress={})
                 checkpoints.close()

@@ -143,11 +143,10 @@ def test_memory_by_kind() -> None:
 
 
 def test_ranks_with_whole_experts_have_rows_for_all_tokens() -> None:
-    parallel = {"tensor": 2}
-    divided, whole = (
-        Forecast(config_of(None, parallel=keys), SHAPE, 0).memory.kinds for keys in (parallel, {**parallel, "expert": 2})
-    )
-    assert whole["activations"] == 32 * GIB > divided["activations"], "of twice the samples of a rank"
+    keys = (ParallelConfig(tensor=2), ParallelConfig(tensor=2, expert=2))
+    configs = (config_of(None).model_copy(update={"parallel": parallel}) for parallel in keys)
+    divided, whole = (Forecast(config, SHAPE, 0).memory.kinds for config in configs)
+    assert whole["activations"] == 16 * GIB > divided["activations"]
     assert {**divided, "activations": 0} == {**whole, "activations": 0}
 
 

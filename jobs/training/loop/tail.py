@@ -1,14 +1,15 @@
 """The tail of a model: the part of its forward pass from the decoder's hidden states to the logits, for some tokens alone.
 
 At its first use a model is checked: unless the tail returns the model's own logits of a few tokens, whole logits are computed.
+The result also holds for the same model in a later group of ranks.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.documents import known_documents
 from ropewalk.sharding.fsdp import reshard_all
+from ropewalk.sharding.group import Group
 from ropewalk.sharding.tensor_parallel import divided_logits, whole
 
 # B samples, T tokens a sample, R tokens, D hidden size, V vocabulary
@@ -54,9 +56,7 @@ def run_tail(model: nn.Module, batch: Batch, use: Callable[[torch.Tensor, Tail],
             logits_BTV = model(**inputs, use_cache=False).logits
         return use(logits_BTV, Tail(logits_BTV.shape[-1], lambda logits_RV: logits_RV))
     checked = _CHECKED[model]
-    decoder = checked.decoder() if checked.decoder is not None else None
-    assert decoder is not None
-    return _run(model, decoder, checked.vocabulary, inputs, use)
+    return _run(model, model.get_submodule(checked.decoder), checked.vocabulary, inputs, use)
 
 
 def tail_parameters(model: nn.Module, tail: Tail, hidden_ND: torch.Tensor) -> list[torch.Tensor]:
@@ -86,16 +86,17 @@ def _leaves(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 @dataclass
-class _Checked:
-    """The result of a model's check."""
+class TailCheck:
+    """The result of a model's check, as plain values."""
 
     reason: str | None  # why whole logits are computed; None: they are not
-    decoder: ref[nn.Module] | None = None  # weak, since it may refer to the model, which is the key of this value
+    decoder: str = ""  # name of the module
     vocabulary: int = 0  # rows of the head, fillers included
     parameters: list[str] | None = None  # names of trained parameters of the tail; None: not determined yet
 
 
-_CHECKED: WeakKeyDictionary[nn.Module, _Checked] = WeakKeyDictionary()
+_CHECKED: WeakKeyDictionary[nn.Module, TailCheck] = WeakKeyDictionary()
+_OF_ATTEMPTS: dict[Hashable, TailCheck] = {}
 
 
 def whole_logits_reason(model: nn.Module) -> str | None:
@@ -110,22 +111,36 @@ def whole_logits_reason(model: nn.Module) -> str | None:
     return _CHECKED[model].reason
 
 
+def check_once(model: nn.Module, group: Group, attempt: Hashable) -> str | None:
+    """Return `whole_logits_reason` of the model that an attempt trains, which is compared in the attempt's first group alone.
+
+    In later groups, processes that stayed tell the others the result.
+    """
+    checks = [each for each in group.all_gather_object(_OF_ATTEMPTS.get(attempt), TailCheck | None) if each is not None]
+    if checks:
+        _CHECKED[model] = checks[0]
+    reason = whole_logits_reason(model)
+    _OF_ATTEMPTS[attempt] = _CHECKED[model]
+    return reason
+
+
 @torch.no_grad()
-def _check(model: Any) -> _Checked:
+def _check(model: Any) -> TailCheck:
     if not hasattr(model, "get_decoder"):
-        return _Checked("it is not a model of transformers")
+        return TailCheck("it is not a model of transformers")
     was_training = model.training
     model.eval()
     inputs = {"input_ids": torch.arange(_CHECK_TOKENS, device=next(model.parameters()).device)[None]}
     decoders: list[nn.Module] = []  # called by the model's forward, the outermost first
     with _observed(model.base_model, decoders), _observed(model.get_decoder(), decoders):
         own_NV = model(**inputs, use_cache=False).logits[0]
-    checked = _Checked("its forward calls no decoder")
+    checked = TailCheck("its forward calls no decoder")
     decoders = [decoder for decoder in decoders if decoder is not model]
     if decoders:
         vocabulary = own_NV.shape[-1]
         reason = _run(model, decoders[0], vocabulary, inputs, lambda hidden_BTD, tail: _difference(own_NV, hidden_BTD, tail))
-        checked = _Checked(reason, ref(decoders[0]), vocabulary)
+        decoder = next(name for name, module in model.named_modules() if module is decoders[0])
+        checked = TailCheck(reason, decoder, vocabulary)
     if isinstance(model, FSDPModule):
         differs = torch.tensor(float(checked.reason is not None), device=own_NV.device)
         dist.all_reduce(differs)

@@ -19,7 +19,7 @@ from ropewalk.jobs.training.loop.report.layers import LayerWatch
 from ropewalk.jobs.training.loop.report.report import Report
 from ropewalk.jobs.training.loop.source import Source, reader_for
 from ropewalk.jobs.training.loop.state_store import StateStore
-from ropewalk.jobs.training.loop.tail import whole_logits_reason
+from ropewalk.jobs.training.loop.tail import check_once
 from ropewalk.jobs.training.loop.update.copy_interval import CopyInterval
 from ropewalk.jobs.training.loop.update.garbage import collect_at, collected_by_step
 from ropewalk.jobs.training.loop.update.optimizer import learning_rate
@@ -96,8 +96,10 @@ class Trainer:
 
     def _check_head(self) -> None:
         """Report if the model cannot compute its logits in chunks; a reward model has none."""
-        outputs = getattr(self.state.model, "get_output_embeddings", lambda: None)()
-        if outputs is not None and (reason := whole_logits_reason(self.state.model)) is not None:
+        if getattr(self.state.model, "get_output_embeddings", lambda: None)() is None:
+            return
+        attempt = (self.context.run.path, self.context.attempt)
+        if (reason := check_once(self.state.model, self.train_step.group, attempt)) is not None:
             self.report.event("whole_logits", reason=reason)
 
     @property

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from ropewalk.jobs.training.loop.head import each_token, sum_over_tokens
 from ropewalk.jobs.training.loop.losses import cross_entropy
 from ropewalk.jobs.training.loop.model_keys import LoraConfig
 from ropewalk.jobs.training.loop.objective import NextToken, NextTokenZLoss
-from ropewalk.jobs.training.loop.tail import Tail, run_tail, whole_logits_reason
+from ropewalk.jobs.training.loop.tail import Tail, check_once, run_tail, whole_logits_reason
 from ropewalk.jobs.training.loop.weights.lora import lora_adapter
 
 V, T = 67, 24
@@ -112,6 +113,18 @@ def check(model: Any, ours: Callable[[], torch.Tensor], plain: Callable[[], torc
     assert max(sizes) <= 23, "no more numbers than the hidden states of 96 tokens"
     assert loss == pytest.approx(wanted, rel=1e-6)
     assert (gradient - wanted_gradient).norm() <= 1e-6 * wanted_gradient.norm()
+
+
+def test_a_later_group_of_an_attempt_takes_over_the_check() -> None:
+    """Also on a rank whose process is new: here rank 0, whose own result is not among those that ranks exchange."""
+    group: Any = SimpleNamespace(all_gather_object=lambda value, _: [None, value])
+    assert check_once(model_of("tied"), group, "an attempt") is None
+    model, calls = model_of("tied"), list[Any]()
+    with model.register_forward_pre_hook(lambda *_: calls.append(1)):
+        assert check_once(model, group, "an attempt") is None
+        assert not calls
+        assert check_once(model_of("tied"), group, "another attempt") is None
+    check(model, lambda: NextToken()(model, batch_of()).loss_sum, lambda: plain_next_token(model, batch_of()))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,6 @@
 """A step copies nothing to the host: figures are read one step late, and the device itself leaves out what is not normal."""
 
 import math
-import weakref
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -86,7 +85,7 @@ def test_a_step_reads_nothing_under_fake_tensors(monkeypatch: pytest.MonkeyPatch
         step = train_step_of(group, keys)
         model: Any = step.state.model
         # once a run, with the host
-        tail._CHECKED[model] = tail._Checked(None, weakref.ref(model.get_decoder()), model.config.vocab_size)
+        tail._CHECKED[model] = tail.TailCheck(None, "model", model.config.vocab_size)
         watch = LayerWatch(step.state, group, 1)
         for number in range(2):
             values, _ = finish(step, step.backward(batch_on(group.device), number), watch)

@@ -71,9 +71,9 @@ def wait_for_both_nodes(run: RunDir) -> None:
 
 
 def kill(run: RunDir, what: str) -> None:
-    """Kill the rank of the second node, or all processes of a node, or stop them."""
-    if what == "rank":
-        os.kill(writers_of(run.log_dir(1) / "rank-1.log")[0].pid, signal.SIGKILL)
+    """Kill or stop the rank of the second node, or all processes of a node."""
+    if what in ("rank", "stop"):
+        os.kill(writers_of(run.log_dir(1) / "rank-1.log")[0].pid, signal.SIGKILL if what == "rank" else signal.SIGSTOP)
     else:
         node = 0 if what == "first" else 1
         agents = [agent["pid"] for agent in read_lines(run.attempt_dir(1) / "agents.jsonl") if agent["node"] == node]

@@ -29,14 +29,7 @@ RAY = ("raylet", "gcs_server", "ray::", "ropewalk.cluster.engines.ray")
 
 Start = Callable[..., RunDir]
 
-pytestmark = [
-    pytest.mark.soak(
-        "Ray on two nodes; make test runs test_any_number_of_actors_gives_the_same_bytes and, where no Ray may be left,"
-        " test_a_killed_driver_finishes_every_trial_once"
-    ),
-    pytest.mark.slow,
-    pytest.mark.usefixtures("alone_with_ray"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone_with_ray")]
 
 
 @pytest.fixture
@@ -84,6 +77,7 @@ def committed(output: Path) -> int:
     return len(list((output / ".work/units").glob("*.json")))
 
 
+@pytest.mark.soak("make test runs test_any_number_of_actors_gives_the_same_bytes")
 def test_two_runs_on_the_same_nodes_give_the_same_bytes(start: Start, tmp_path: Path) -> None:
     before = rays()
     runs = [start("one"), start("two", actors=3)]
@@ -97,6 +91,7 @@ def test_two_runs_on_the_same_nodes_give_the_same_bytes(start: Start, tmp_path: 
     none_left(before)
 
 
+@pytest.mark.soak("make test stops a run under Ray")
 def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tmp_path: Path) -> None:
     run = start("out", {"RAY_OVERRIDE_RESOURCES": "plenty"}, retries={"bugs": 0})
     outcome = finish(run, Patience.RUN)
@@ -109,7 +104,7 @@ def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tm
     ("arguments", "to_the_end"),
     [
         pytest.param(["--batch", "--signal=USR2"], False, id="USR2"),
-        pytest.param(["--signal=TERM"], True, id="TERM to all"),
+        pytest.param(["--signal=TERM"], True, id="TERM to all", marks=pytest.mark.soak("make test stops it by SIGUSR2")),
     ],
 )
 def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(
@@ -132,6 +127,7 @@ def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(
     none_left(before)
 
 
+@pytest.mark.soak("make test checks that a stop leaves no Ray")
 def test_a_killed_agent_leaves_no_ray(start: Start, tmp_path: Path) -> None:
     before = rays()
     run = start("out", documents=4000, retries={"disturbances": 0})

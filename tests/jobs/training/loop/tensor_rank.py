@@ -124,9 +124,13 @@ def _without_kernels(model: Any) -> Any:
 
 
 @contextmanager
-def exact_gemma2() -> Iterator[None]:
-    """Let gemma2 compute norms and attention in fp64: it rounds them to fp32, which hides differences below 1e-7."""
+def exact_models() -> Iterator[None]:
+    """Let models compute in fp64 what they round to fp32, which hides differences below 1e-7.
+
+    That is norms and attention of gemma2, and the weights of mixtral's experts, whose gradients are summed over ranks.
+    """
     from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+    from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
     def norm(self: Any, x: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
@@ -134,8 +138,14 @@ def exact_gemma2() -> Iterator[None]:
     def softmax(x: torch.Tensor, dim: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         return x.softmax(dim)
 
+    def route(self: Any, hidden_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits_NE = nn.functional.linear(hidden_BTD.reshape(-1, self.hidden_dim), self.weight)
+        weights, experts = logits_NE.softmax(-1).topk(self.top_k, dim=-1)
+        return logits_NE, weights / weights.sum(dim=-1, keepdim=True), experts
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Gemma2RMSNorm, "forward", norm)
+        patch.setattr(MixtralTopKRouter, "forward", route)
         patch.setattr(nn.functional, "softmax", softmax)
         yield
 
@@ -249,7 +259,7 @@ def rank_main(rank: int, size: int, port: int, plan: tuple[list[Case], dict[str,
             group, parallel = with_axes(world, axes)
             for name in names:
                 for dtype in dtypes:
-                    with exact_gemma2():
+                    with exact_models():
                         values = errors(name, group, {**parallel.model_dump(), **keys}, dtype)
                     results[f"{axes}, {keys}, {name}, {dtype}"] = values
         for name, path in runs.items():

@@ -29,15 +29,15 @@ pytestmark = [
 
 @pytest.fixture
 def make_group() -> Iterator[Callable[[str], Path]]:
-    made: list[Path] = []
+    groups: list[Path] = []
 
     def make(name: str) -> Path:
-        made.append(CONTROLLER / f"ropewalk-test-{os.getpid()}-{name}")
-        made[-1].mkdir()
-        return made[-1]
+        groups.append(CONTROLLER / f"ropewalk-test-{os.getpid()}-{name}")
+        groups[-1].mkdir()
+        return groups[-1]
 
     yield make
-    for group in made:
+    for group in groups:
         until(lambda group=group: not (group / "cgroup.procs").read_text())  # type: ignore[misc]
         group.rmdir()
 

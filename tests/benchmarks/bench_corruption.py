@@ -41,15 +41,12 @@ def run_of(folder: Path, data: Path, *, steps: int, **changes: Any) -> RunDir:
 def plan(kinds: Sequence[str], flips: int, every_steps: int) -> list[Flip]:
     """So many flips of each kind in turn, one for every two intervals, so that each has its own finding."""
     draw = random.Random(f"{kinds} {flips}")
-    return [
-        Flip(
-            kinds[number % len(kinds)],
-            (2 * number + 1) * every_steps + draw.randrange(every_steps - 1) + 1,
-            draw.randrange(RANKS),
-            draw.randrange(2**30),
-        )
-        for number in range(flips * len(kinds))
-    ]
+    plan = []
+    for number in range(flips * len(kinds)):
+        kind, step = kinds[number % len(kinds)], (2 * number + 1) * every_steps + draw.randrange(every_steps - 1) + 1
+        # the last node has no copy in memory: the two ranks of a replica keep theirs, and the next node's
+        plan.append(Flip(kind, step, draw.randrange(RANKS - 1 if kind == COPY else RANKS), draw.randrange(2**30)))
+    return plan
 
 
 def planted(folder: Path, data: Path, kinds: Sequence[str], flips: int, every_steps: int, *, at_rest: bool) -> dict[str, Any]:

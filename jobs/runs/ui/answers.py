@@ -67,13 +67,15 @@ def _table(path: Path) -> dict[str, Any]:
 
 def curves_answer(runs: Sequence[RunDir], keys: Sequence[str]) -> list[dict[str, Any]]:
     """Return the curves of the runs that have these metrics, thinned."""
-    answers = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        of_runs = list(pool.map(lambda run: curves(run, keys), runs))
-    for run, of_run in zip(runs, of_runs, strict=True):
-        for key, (steps, values) in of_run.items():
-            few_steps, few_values = thinned(steps, values, CURVE_POINTS)
-            answers.append({"run": run.id, "key": key, "steps": few_steps, "values": few_values, "points": len(steps)})
+        return [curve for of_run in pool.map(lambda run: _curves(run, keys), runs) for curve in of_run]
+
+
+def _curves(run: RunDir, keys: Sequence[str]) -> list[dict[str, Any]]:
+    answers = []
+    for key, (steps, values) in curves(run, keys).items():
+        few_steps, few_values = thinned(steps, values, CURVE_POINTS)
+        answers.append({"run": run.id, "key": key, "steps": few_steps, "values": few_values, "points": len(steps)})
     return answers
 
 

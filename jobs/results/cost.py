@@ -56,9 +56,14 @@ class Cost:
         return {name: None if value is None else round(value, 6) for name, value in asdict(self).items()}
 
 
+def prices_path() -> Path:
+    """Return $ROPEWALK_PRICES, else ~/.config/ropewalk/prices.yaml."""
+    return Path(os.environ.get(PRICES_VARIABLE) or "~/.config/ropewalk/prices.yaml").expanduser()
+
+
 def read_prices() -> Mapping[str, Prices]:
-    """Return the prices by cluster from $ROPEWALK_PRICES, else ~/.config/ropewalk/prices.yaml; none without that file."""
-    path = Path(os.environ.get(PRICES_VARIABLE) or "~/.config/ropewalk/prices.yaml").expanduser()
+    """Return the prices by cluster; none without a file of prices."""
+    path = prices_path()
     if not path.is_file():
         return {}
     return {str(name): load_section(Prices, values, f"{path}: {name}") for name, values in read_yaml(path).items()}
@@ -112,6 +117,31 @@ def _priced(cost: Cost, prices: Prices) -> Cost:
     charged = [(amount, price) for amount, price in parts if price is not None]
     money = _sum(*(None if amount is None else amount * price for amount, price in charged)) if charged else None
     return replace(cost, co2_kg=co2, money=money)
+
+
+def why_unknown(amount: str, run: RunDir, cost: Cost, prices: Mapping[str, Prices]) -> str:
+    """Return why an amount of a run's cost is None, and what would make it known."""
+    cluster, path = str(run.record.get("cluster")), prices_path()
+    of_cluster, kwh = prices.get(cluster, Prices()), _sum(cost.gpu_kwh, cost.cpu_kwh)
+    match amount:
+        case "core_hours" | "cpu_kwh" if cost.core_hours is None:
+            return "the run has no `resources.cpus`, the number of cores of a node; set it for the next one"
+        case "cpu_kwh":
+            return (
+                "a node had no counters of its processors' energy (RAPL) that you may read; root opens those that a machine has: "
+                "chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
+            )
+        case "gpu_idle_hours":
+            return "NVML did not show the use of a node's GPUs, or showed GPUs of others too; ask for all GPUs of the machine"
+        case "gpu_kwh":
+            return "a node's GPUs have no counter of energy of their own; NVIDIA's have one if they are not divided (MIG)"
+        case "co2_kg" if kwh is None:
+            return "the energy is unknown"
+        case "co2_kg":
+            return f"{path} has no `co2_grams_per_kwh` of the cluster {cluster!r}"
+    if of_cluster.core_hour is of_cluster.gpu_hour is of_cluster.kwh is None:
+        return f"{path} has no prices of the cluster {cluster!r}, such as `{cluster}: {{core_hour: 0.01, gpu_hour: 2.0}}`"
+    return "an amount that has a price is unknown"
 
 
 def _starts(path: Path) -> dict[int, list[float]]:

@@ -145,6 +145,7 @@ class CostPage(Answer):
     currency: str = Field(description="of `money`; empty without prices")
     rows: list[CostRow]
     total: CostRow
+    unknown: dict[str, str] = Field(description="by amount that is null in the total: why, and what would make it known")
 
 
 class LogLine(Answer):

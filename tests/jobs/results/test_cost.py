@@ -9,6 +9,7 @@ import pytest
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import append_line, append_lines
 from ropewalk.jobs.results.cost import Cost, Prices, cost_of, total_of
+from ropewalk.jobs.runs.show.cost import cost_page
 from tests.jobs.conftest import shell  # noqa: F401
 from tests.jobs.shell import Shell
 
@@ -16,9 +17,9 @@ PRICES = {"big": Prices(core_hour=0.01, gpu_hour=2.0, kwh=0.3, co2_grams_per_kwh
 HOUR = 3600.0
 
 
-def make(root: Path, *, gpus: int = 2, attempts: int = 1, leave_out: str = "", **record: Any) -> RunDir:
+def make(root: Path, *, gpus: int = 2, cpus: int | None = 4, attempts: int = 1, leave_out: str = "", **record: Any) -> RunDir:
     """A run of two nodes whose agents each ran for an hour, a third of it with one idle GPU."""
-    resources = {"nodes": 2, "cpus": 4, "gpus": gpus}
+    resources = {"nodes": 2, "cpus": cpus, "gpus": gpus}
     run = RunDir.create("test", {"job": "command", "config": {}, "cluster": "big", "resources": resources, **record}, root)
     for _ in range(attempts):
         attempt = run.begin_attempt(resources=resources)
@@ -59,6 +60,32 @@ def test_what_was_not_measured_is_unknown(tmp_path: Path, leave_out: str, unknow
     assert {name for name, value in whole.plain().items() if value is None} == unknown
 
 
+@pytest.mark.parametrize(
+    ("amount", "words", "changes"),
+    [
+        ("core_hours", "`resources.cpus`", {"cpus": None}),
+        ("cpu_kwh", "`resources.cpus`", {"cpus": None, "leave_out": "energy_cpu_joules"}),
+        ("cpu_kwh", "chmod a+r /sys/class/powercap", {"leave_out": "energy_cpu_joules"}),
+        ("gpu_kwh", "MIG", {"leave_out": "energy_gpu_joules"}),
+        ("gpu_idle_hours", "GPUs of others", {"leave_out": "gpu0_percent", "gpus": 1}),
+        ("co2_kg", "the energy is unknown", {"leave_out": "energy_gpu_joules"}),
+        ("co2_kg", "`co2_grams_per_kwh` of the cluster 'small'", {"cluster": "small"}),
+        ("money", "`small: {core_hour: 0.01, gpu_hour: 2.0}`", {"cluster": "small"}),
+        ("money", "an amount that has a price", {"leave_out": "energy_gpu_joules"}),
+    ],
+)
+def test_what_is_unknown_has_a_reason_and_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amount: str, words: str, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("ropewalk.jobs.runs.show.cost.read_prices", lambda: PRICES)
+    make(tmp_path)
+    run = make(tmp_path, **changes)
+    page = cost_page([run], "run")
+    assert set(page["unknown"]) == {name for name, value in page["total"].items() if value is None}
+    assert page["unknown"][amount].startswith(f"{run.id}: ")
+    assert words in page["unknown"][amount]
+
+
 def test_an_agent_that_began_again_counts_on(tmp_path: Path) -> None:
     run = make(tmp_path, gpus=1)
     line = {"time": 1000.0 + HOUR, "node": 0, "gpu0_percent": 50.0, "energy_gpu_joules": 0.6e6, "energy_cpu_joules": 0.0}
@@ -80,6 +107,7 @@ def test_cost_groups_runs(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None
     assert [row["name"] for row in json.loads(shell("cost", "--by", "month", "--json"))["rows"]] == ["2023-11"]
     lines = shell("cost").splitlines()
     assert "USD" in lines[1]
-    assert "unknown" in lines[-2], "CO2 has no factor"
+    assert "unknown" in lines[-3], "CO2 has no factor"
+    assert lines[-1].startswith("co2 kg unknown: "), lines[-1]
     prices.write_text("big: {gpu_hours: 2.0}\n")
     assert "gpu_hours" in shell.mistake("cost")

@@ -1,6 +1,6 @@
 """Slow ranks planted into real groups over gloo: are they named within 20 steps, with the right phase and the right gain?
 
-    python -m tests.benchmarks.bench_stragglers [--slow 40] [--even 20] [--computing 6] [--factor 1]
+    python -m tests.benchmarks.bench_stragglers [--slow 40] [--even 20] [--computing 6] [--factor 1] [--part 1/1] [--results FILE]
 
 1. 4 ranks whose steps sleep (data 40, forward and backward 640, reduce 80, update 40 ms) and compute so little that they need not
    share cores. In each case one rank sleeps 12 to 60% longer, in data, compute or reduce. `--factor` stretches the sleep.
@@ -12,6 +12,9 @@
 
 Steps are those of the loop: FSDP's collectives, the reduction of figures, the update. The third part means nothing on a machine
 where anything else runs.
+
+The first two parts take 35 minutes. `--part 2/8` takes the second eighth of their cases, and `--results` collects the cases of
+several calls in a file; each call prints the sum of all in it.
 """
 
 import argparse
@@ -29,6 +32,7 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
+from ropewalk.cluster.run.files import append_lines, iterate_lines
 from ropewalk.jobs.training.loop.architecture.bare_model import skeleton
 from ropewalk.jobs.training.loop.objective import NextTokenZLoss
 from ropewalk.jobs.training.loop.report.stragglers import Stragglers
@@ -230,11 +234,15 @@ def main() -> None:
     parser.add_argument("--even", type=int, default=20)
     parser.add_argument("--computing", type=int, default=6)
     parser.add_argument("--factor", type=float, default=1.0)
-    parser.add_argument("--all", action="store_true", help="print each case of the first two parts")
+    parser.add_argument("--part", default="1/1", help="of the cases of the first two parts")
+    parser.add_argument("--results", type=Path, help="file of JSON lines, one per case of the first two parts")
     options = parser.parse_args()
-    sleeping = measure(4, cases(options.slow, options.even, 4), sleeps=True, factor=options.factor)
-    if options.all:
-        print(*map(json.dumps, sleeping), sep="\n")
+    planted, (part, parts) = cases(options.slow, options.even, 4), map(int, options.part.split("/"))
+    todo = planted[len(planted) * (part - 1) // parts : len(planted) * part // parts]
+    sleeping = measure(4, todo, sleeps=True, factor=options.factor)
+    if options.results:
+        append_lines(options.results, sleeping)
+        sleeping = list(iterate_lines(options.results))
     print(summarize(sleeping), flush=True)
     if options.computing:
         kinds = ("burner", "stopped")

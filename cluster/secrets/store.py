@@ -29,6 +29,8 @@ def check_name(name: str) -> str:
 def check_value(value: str) -> str:
     """Return a valid value without line ends after it. Raises ConfigError."""
     value = value.rstrip("\r\n")
+    if not value:
+        raise ConfigError("nothing was read, so no value is set; `ropewalk secret set NAME < FILE` reads it from a file")
     if len(value) < LEAST_LETTERS:
         raise ConfigError(f"the value has less than {LEAST_LETTERS} characters, so it could not be masked in the output of runs")
     if "\0" in value or len(value.encode()) > MOST_BYTES:

@@ -54,8 +54,9 @@ def merge_stacks(processes: Iterable[Mapping[str, Any]]) -> list[StackGroup]:
 
 
 def _below_entry(frames: tuple[FrameLine, ...]) -> tuple[FrameLine, ...]:
-    """Leave out the frames of a rank that started its job."""
-    return next((frames[:number] for number, frame in enumerate(frames) if frame[:2] == ENTRY), frames)
+    """Leave out the frames of a rank that started its job, and those of imports, as tracebacks do."""
+    below = next((frames[:number] for number, frame in enumerate(frames) if frame[:2] == ENTRY), frames)
+    return tuple(frame for frame in below if not frame[1].startswith("<frozen importlib")) or below
 
 
 def common_frames(groups: Sequence[StackGroup]) -> int:

@@ -50,4 +50,6 @@ def test_a_value_is_never_an_argument_nor_repeated(shell: Shell, home: Path, mon
         assert VALUE not in shell.mistake("secret", "set", *arguments)
     pipe(monkeypatch, "short")
     assert "less than 8 characters" in shell.mistake("secret", "set", "HF_TOKEN")
+    pipe(monkeypatch, "\n")
+    assert "nothing was read" in shell.mistake("secret", "set", "HF_TOKEN")
     assert not home.exists()

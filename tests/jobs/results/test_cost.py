@@ -61,7 +61,7 @@ def test_what_was_not_measured_is_unknown(tmp_path: Path, leave_out: str, unknow
 
 
 @pytest.mark.parametrize(
-    ("amount", "words", "changes"),
+    ("amount", "text", "changes"),
     [
         ("core_hours", "`resources.cpus`", {"cpus": None}),
         ("cpu_kwh", "`resources.cpus`", {"cpus": None, "leave_out": "energy_cpu_joules"}),
@@ -75,7 +75,7 @@ def test_what_was_not_measured_is_unknown(tmp_path: Path, leave_out: str, unknow
     ],
 )
 def test_what_is_unknown_has_a_reason_and_a_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amount: str, words: str, changes: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amount: str, text: str, changes: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("ropewalk.jobs.runs.show.cost.read_prices", lambda: PRICES)
     make(tmp_path)
@@ -83,7 +83,7 @@ def test_what_is_unknown_has_a_reason_and_a_remedy(
     page = cost_page([run], "run")
     assert set(page["unknown"]) == {name for name, value in page["total"].items() if value is None}
     assert page["unknown"][amount].startswith(f"{run.id}: ")
-    assert words in page["unknown"][amount]
+    assert text in page["unknown"][amount]
 
 
 def test_an_agent_that_began_again_counts_on(tmp_path: Path) -> None:

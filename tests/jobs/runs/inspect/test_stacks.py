@@ -56,6 +56,14 @@ def test_the_odd_one_comes_first_and_only_differences_are_repeated() -> None:
     assert "thread prefetch" in shown(groups, threads=True)
 
 
+def test_frames_of_imports_are_left_out() -> None:
+    machinery = ["_find_and_load", "<frozen importlib._bootstrap>", 1176]
+    (group,) = merge_stacks([process(0, [["<module>", "torch/__init__.py", 1], machinery, ["<module>", "train.py", 1]])])
+    assert [frame[1] for frame in group.frames] == ["torch/__init__.py", "train.py"]
+    (group,) = merge_stacks([process(0, [machinery])])
+    assert group.frames, "a stack of nothing else stays"
+
+
 def test_a_process_without_a_stack_says_why() -> None:
     groups = merge_stacks([process(0, WAITS), process(1, [], threads=[], text="no stack: py-spy: Permission denied")])
     assert groups[0].ranks == [1] or groups[1].ranks == [1]

@@ -17,6 +17,7 @@ _Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 # a key starts at a line that is not indented, not a list item and not empty; a key of the next level is indented by two spaces
 _SECTION = re.compile(r"\n(?![\s\-]|$)")
 _PART = re.compile(r"\n(?=  [^\s\-])")
+_PLAIN = re.compile(r"\s*(\w+): (?:([1-9]\d*)|([a-z]+-\d+-[\w-]+))\n?")  # an integer, or an id: what most runs differ in
 
 
 class _Dumper(_Base):  # type: ignore[misc]
@@ -99,16 +100,22 @@ def _read_parts(text: str) -> dict[str, Any]:
     """Parse a record by the parts that `dump_record` writes: the keys of the first two levels."""
     record: dict[str, Any] = {}
     for section in _SECTION.split(text):
-        key, _, body = section.partition(":\n")
-        if key.isidentifier() and body.startswith("  "):
-            record[key] = {name: value for part in _PART.split(body) for name, value in _parse(part).items()}
-        else:
-            record |= _parse(section)
+        record |= _parse_section(section)
     return record
+
+
+@lru_cache(maxsize=1024)  # the runs of a submission have most sections in common, and most parts of the others
+def _parse_section(section: str) -> dict[str, Any]:
+    key, _, body = section.partition(":\n")
+    if key.isidentifier() and body.startswith("  "):
+        return {key: {name: value for part in _PART.split(body) for name, value in _parse(part).items()}}
+    return _parse(section)
 
 
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> dict[str, Any]:
+    if match := _PLAIN.fullmatch(text):  # a tenth of the time that YAML takes
+        return {match[1]: int(match[2]) if match[2] else match[3]}
     values = yaml.load(text, Loader=_Loader)
     if not isinstance(values, dict):
         raise TypeError("not a mapping")

@@ -27,10 +27,11 @@ def write_mark(path: Path, number: int) -> None:
         os.close(descriptor)
 
 
-def read_mark(path: Path) -> int:
+def read_mark(path: Path | str) -> int:
     """Read a mark that was created together with its folder; 0: no successor yet, or no such file."""
     try:
-        return _number(path.read_bytes())
+        with open(path, "rb", buffering=0) as stream:
+            return _number(stream.read())
     except OSError:
         return 0
 

@@ -1,8 +1,8 @@
 """The `ropewalk` command. Only typer is imported at the top, so that --help is fast."""
 
 import contextlib
+import copy
 import errno
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -124,6 +124,9 @@ def options(
     ] = False,
 ) -> None:
     """Take the options of the command itself."""
+    from pydantic.plugin import _loader
+
+    _loader._plugins = {}  # of this process: a search for plug-ins of pydantic reads the entry points of all installed packages
     fetch.report_fetches()
     if sys.stdin.isatty() and sys.stderr.isatty():
         trust.confirm = lambda question: typer.confirm(question, err=True)
@@ -179,12 +182,11 @@ app.command("cluster-step", hidden=True, cls=ClusterCommand)(move.cluster_step)
 
 def main() -> None:
     """Run the command. A user's mistake is reported in one line with exit code 2, never as a traceback."""
-    gc.set_threshold(100_000)  # objects live as long as the command; garbage collection took a seventh of `ps`
     if COMPLETION in os.environ:  # looking for pydantic plug-ins takes longer than the completion itself
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     try:
         arguments, program = _split(sys.argv[1:])
-        code = app(arguments or ["--help"], prog_name="ropewalk", standalone_mode=False, obj=program)
+        code = _app_with(arguments)(arguments or ["--help"], prog_name="ropewalk", standalone_mode=False, obj=program)
         sys.stdout.flush()  # so that a write error can still be reported
     except KeyboardInterrupt:
         from ropewalk.cluster.errors import EXIT_INTERRUPTED
@@ -200,6 +202,16 @@ def main() -> None:
         code = _explain(error)
     _flush_or_discard()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _app_with(arguments: list[str]) -> typer.Typer:
+    """Return the application with the command that is called, or with all of them, which takes 50 ms to build."""
+    called = [command for command in app.registered_commands if [command.name] == arguments[:1] != ["help"]]
+    if not called:
+        return app
+    single = copy.copy(app)
+    single.registered_commands = called
+    return single
 
 
 def _flush_or_discard() -> None:

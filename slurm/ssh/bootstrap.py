@@ -3,21 +3,18 @@
 It is sent as text, runs on Python 3.6 and later, and imports nothing but the standard library. `slurm/ssh/frames.py` describes
 the frames.
 """
-# ruff: noqa: UP031, RUF005, SIM105, SIM115, S103, S606
+# ruff: noqa: UP031, RUF005, SIM105, SIM115, S103, S606, PLC0415
 
-import hashlib
-import io
 import json
 import os
-import shutil
 import struct
 import sys
-import tarfile
 import tempfile
 
 HEAD = struct.Struct(">cI")
 MAGIC = b"\0ropewalk frames\0"
-HELPER = """import sys
+HELPER = """import gc, sys
+gc.set_threshold(100000)  # as in jobs/cli/__main__.py
 if sys.version_info < (3, 11):
     sys.exit("%s is Python %d.%d; Ropewalk needs 3.11 or later" % (sys.executable, *sys.version_info[:2]))
 try:
@@ -51,6 +48,11 @@ def receive(expected: bytes) -> bytes:
 
 def install(target: str) -> None:
     """Ask for the program, and unpack it into a folder that appears at once."""
+    import hashlib  # here: each command starts this program, which installs once
+    import io
+    import shutil
+    import tarfile
+
     need = json.dumps({"program": True}).encode()
     os.write(1, HEAD.pack(b"N", len(need)) + need)
     payload = receive(b"P")

@@ -169,9 +169,11 @@ def _query(cluster: str, runs: Sequence[RunDir], *, settled: bool = False) -> Ma
 
 def summary(run: RunDir, state: BackendState, attempts: Sequence[int] | None = None) -> dict[str, Any]:
     """Return a row of `ps` as plain values. `attempts`: the run's attempts, if the caller has listed them."""
-    record, metrics = run.record, latest_metrics(run, {"step", "train/loss"})
+    record = run.record
     steps = (record.get("config") or {}).get("steps")
     attempts = run.attempts() if attempts is None else attempts
+    has_started = state.state is not RunState.PENDING or len(attempts) > 1
+    metrics = latest_metrics(run, {"step", "train/loss"}) if has_started else {}
     details = run.attempt_details(attempts[-1]) if attempts else {}
     progress = read_json(run.progress) or {}
     return {
@@ -191,7 +193,7 @@ def summary(run: RunDir, state: BackendState, attempts: Sequence[int] | None = N
         "result": _result_words(run) if state.state in {RunState.SUCCEEDED, RunState.REFUSED} else "",
         "progress": {key: progress.get(key) for key in ("stage", "done", "total", "unit", "words")} if progress else None,
         "directory": str(run.path),
-        "wandb": wandb_address(run),
+        "wandb": wandb_address(run) if has_started else None,
     }
 
 

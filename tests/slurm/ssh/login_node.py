@@ -22,7 +22,7 @@ from tests.patience import Patience, until
 # the command, which says at its end which modules it has imported that a client does without
 CLIENT = """
 import sys
-from ropewalk.jobs.cli import main as cli
+from ropewalk.jobs.cli import __main__ as cli
 heavy = {"torch", "ray", "transformers", "numpy", "pyarrow", "psutil", "numba", "spwd", "ropewalk.slurm.commands"}
 try:
     cli.main()

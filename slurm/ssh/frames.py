@@ -12,6 +12,7 @@ HEAD = struct.Struct(">cI")  # the same in bootstrap.py
 MAGIC = b"\0ropewalk frames\0"  # before the first frame, and on the standard error; login scripts may print something before
 CHUNK_BYTES = 1 << 18
 COMPRESSION = 3  # level of zlib: a login node's network is not slower
+SHORT_BYTES = 1 << 12  # of output that is not worth compressing
 
 
 class Kind(bytes, Enum):
@@ -28,6 +29,7 @@ class Kind(bytes, Enum):
     NEED = b"N"  # to the client: contents that are missing, or standard input, as JSON
     OUT = b"O"
     ERR = b"E"
+    PACKED = b"Z"  # to the client: compressed frame of the two above, for a long list over a slow network
     FILE = b"F"  # to the client: path and mode of a file that the command wrote, as JSON; its content follows
     EXIT = b"X"  # to the client: exit code and submitted runs, as JSON
 
@@ -56,6 +58,12 @@ class Frames:
         except OSError as error:
             raise ConnectionEndedError from error
 
+    def send_output(self, kind: Kind, content: bytes) -> None:
+        """Send output, compressed if it is long. Raises ConnectionEndedError."""
+        if len(content) > SHORT_BYTES:
+            kind, content = Kind.PACKED, zlib.compress(kind.value + content, COMPRESSION)
+        self.send(kind, content)
+
     def send_content(self, stream: IO[bytes]) -> None:
         """Send a file's content in compressed parts. Raises ConnectionEndedError."""
         press = zlib.compressobj(COMPRESSION)
@@ -75,7 +83,11 @@ class Frames:
     def receive(self) -> tuple[Kind, bytes]:
         """Wait for the next frame. Raises ConnectionEndedError."""
         kind, size = HEAD.unpack(self.read(HEAD.size))
-        return Kind(kind), self.read(size)
+        content = self.read(size)
+        if kind == Kind.PACKED:
+            content = zlib.decompress(content)
+            kind, content = content[:1], content[1:]
+        return Kind(kind), content
 
     def receive_json(self, expected: Kind) -> Any:
         """Wait for the next frame of a kind, and return its JSON; signs of life are skipped. Raises ConnectionEndedError."""

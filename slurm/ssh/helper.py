@@ -164,7 +164,7 @@ class _Command:
                         heard_at = time.monotonic()
                         self._take(*frames.receive())
                     elif content := _read(key.fd):
-                        frames.send(output[key.fd], content)
+                        frames.send_output(output[key.fd], content)
                     else:
                         selector.unregister(key.fd)
                         del output[key.fd]

@@ -90,6 +90,18 @@ def test_the_clients_commands_need_the_plain_dependencies_only(tmp_path: Path) -
     )
 
 
+def test_the_keys_of_every_job_are_read_without_the_other_packages() -> None:
+    """A laptop submits any job to a cluster behind ssh."""
+    code = """
+import sys
+from ropewalk.jobs.registry import JOBS, config_of
+for job in JOBS.values():
+    config_of(job)
+print(*sorted({"torch", "numpy", "ray", "pyarrow", "transformers"} & {*sys.modules}))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
 @pytest.mark.soak("builds the wheel and installs thirty packages")
 def test_a_plain_install_of_the_wheel_is_light(wheel: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "light")], check=True)

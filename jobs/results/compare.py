@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ropewalk.jobs.results.gate import no_spread
 from ropewalk.jobs.results.statistics import (
     LEVEL,
     bootstrap_interval,
@@ -20,7 +21,6 @@ from ropewalk.jobs.results.statistics import (
 FEW_GROUPS = 30  # with fewer groups a bootstrap interval is too narrow; Student's is used
 MOST_PAIRS = 100  # advice to collect more pairs than this would be useless
 FEW_PERMUTATIONS = 6  # with fewer groups no permutation is rare enough; Student's interval decides alone
-ROUNDING = 1e-9  # a standard error below this share of the mean is floating-point noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,6 @@ class Comparison:
     def plain(self) -> dict[str, Any]:
         """Return the comparison as stored in results and files."""
         return {**vars(self), "better": self.better}
-
-
-def no_spread(mean: float, standard_error: float | None) -> bool:
-    """Return True if a standard error is 0 up to rounding of the mean."""
-    return standard_error is not None and standard_error <= ROUNDING * abs(mean)
 
 
 def compare_pairs(

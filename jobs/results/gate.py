@@ -5,17 +5,19 @@ import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.results.compare import no_spread
-from ropewalk.jobs.results.score import Score
+
+if TYPE_CHECKING:  # it needs numpy, and the keys of jobs are read on laptops that lack it
+    from ropewalk.jobs.results.score import Score
 
 _CONDITION = re.compile(r"\s*(<=|>=|==|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:by\s+(\d+\.?\d*|\.\d+)\s*se)?\s*")
 _HOLDS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "==": operator.eq}
 NORMAL_95 = 1.96
+ROUNDING = 1e-9  # a standard error below this share of the mean is floating-point noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Condition:
             raise ValueError(f"{text!r}: a condition with == cannot have `by`; use <= or >=")
         return cls(relation=match[1], bound=float(match[2]), errors=float(match[3] or 0))
 
-    def holds(self, score: Score) -> bool:
+    def holds(self, score: "Score") -> bool:
         """Return True if the score meets the condition. NaN, or a missing standard error that `by` needs, fails it."""
         if not math.isfinite(score.value):
             return False
@@ -47,7 +49,12 @@ class Condition:
         return bool(_HOLDS[self.relation](interval[1 if self.relation.startswith("<") else 0], self.bound))
 
 
-def interval_of(score: Score, errors: float) -> tuple[float, float] | None:
+def no_spread(mean: float, standard_error: float | None) -> bool:
+    """Return True if a standard error is 0 up to rounding of the mean."""
+    return standard_error is not None and standard_error <= ROUNDING * abs(mean)
+
+
+def interval_of(score: "Score", errors: float) -> tuple[float, float] | None:
     """Return the interval of `errors` standard errors around a score, or None if the items do not determine one.
 
     Equal items have a standard error of 0, which does not mean certainty. If all are 0 or all are 1, the interval is Wilson's
@@ -111,7 +118,7 @@ class Gate:
         return "; ".join(condition.message for condition in self.failed)
 
 
-def gate(require: Mapping[str, str], scores: Mapping[str, Score]) -> Gate:
+def gate(require: Mapping[str, str], scores: Mapping[str, "Score"]) -> Gate:
     """Check scores against conditions; a condition on a missing score fails."""
     failed, figures = [], {}
     for name, text in require.items():
@@ -130,7 +137,7 @@ def check_names(require: Iterable[str], available: Iterable[str]) -> None:
             raise ConfigError(f"require: unknown score {name!r}; scores: {', '.join(names)}")
 
 
-def _failed(name: str, text: str, score: Score | None) -> Failed:
+def _failed(name: str, text: str, score: "Score | None") -> Failed:
     if score is None:
         message = f"{name}: score missing, must be {text}"
         return Failed(name=name, require=text, value=None, standard_error=None, interval=None, n=0, message=message)

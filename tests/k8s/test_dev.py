@@ -1,4 +1,4 @@
-"""`ropewalk dev` in a pod that is preempted, with what people use: ssh, sftp, ports."""
+"""`ropewalk dev` in a pod that is preempted, with what people use: ssh, sftp, ports, Jupyter."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import yaml
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
-from tests.dev_node import DevNode
+from tests.dev_node import DevNode, jupyter_packages
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.queueing import drop_queue, make_queue, urgent
 from tests.patience import Patience, until
@@ -45,6 +45,7 @@ def test_sessions_reach_the_pod_and_its_successor_after_a_preemption(lab: Cluste
     answer = ropewalk("dev", "--on", "team", "resources.grace_seconds=20", "resources.cpus=1")
     run, node = RunDir(namespace.runs / answer["run"]), DevNode(answer, environment)
     node.check_reached_until_killed(1, f"/runs/{run.id}", tmp_path)
+    node.check_jupyter(jupyter_packages())
     assert ropewalk("show", str(run.path))["state"] == "RUNNING"
     urgent(namespace, "urgent", cpus=4)
     until(lambda: run.outcome(1), Patience.RUN)

@@ -9,7 +9,7 @@ import pytest
 from ropewalk.cluster.errors import EXIT_INTERRUPTED
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
-from tests.dev_node import DevNode
+from tests.dev_node import DevNode, jupyter_packages
 from tests.slurm.ssh.login_node import Laptop
 from tests.slurm.toy import finish, said
 from tests.terminal import Terminal, check_end_with_client
@@ -37,6 +37,12 @@ def test_ssh_sftp_and_a_forwarded_port_reach_the_node_and_end_with_their_client(
     assert run.last_outcome() is None, "the allocation goes on"
     laptop("cancel", run.id)
     assert finish(run).state is RunState.CANCELLED, said(run)
+
+
+@pytest.mark.soak("installs Jupyter; the test above reaches another server")
+def test_a_jupyter_kernel_computes_on_the_node(held: tuple[DevNode, RunDir]) -> None:
+    node, _ = held
+    node.check_jupyter(jupyter_packages())
 
 
 def test_top_at_a_terminal_passes_through_ssh(laptop: Laptop) -> None:

@@ -1,10 +1,8 @@
 """Commands through ssh on a real login node of a real Slurm cluster."""
 
 import json
-import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from ropewalk.cluster.spec import RunState
 from tests.jobs.shell import Shell
 from tests.patience import Patience, until
 from tests.slurm.conftest import end_jobs
-from tests.slurm.ssh.login_node import ROOT, Laptop, LoginNode
+from tests.slurm.ssh.login_node import Laptop, LoginNode
 from tests.slurm.toy import finish, said
 
 PROGRAM = """import os, sys, time, settings
@@ -26,12 +24,6 @@ while os.path.exists(sys.argv[1]):
     if os.path.exists(os.environ["ROPEWALK_STOP_FLAG"]):
         sys.exit(85)
     time.sleep(0.1)
-"""
-
-MAKE_BASE = """import sys
-from pathlib import Path
-from tests.jobs.training.finetune.chats import make_base
-make_base(Path(sys.argv[1]), text="the rope is long " * 50)
 """
 
 
@@ -106,68 +98,6 @@ def test_a_run_from_submission_to_its_end(laptop: Laptop, there: Shell) -> None:
     assert not list(Path(laptop.folder).rglob("run.yaml")), "nothing of a run lies on the laptop"
 
 
-RUN, WAITS = "RUN", "WAITS"  # a run that runs on one or two nodes, and one that is held in the queue
-COMMANDS = """
-ps --json
-ps --all
-top --once
-top --json --once
-nodes --json
-models --json
-show RUN --json
-show RUN
-why RUN --json
-why WAITS
-logs RUN
-logs RUN --json
-stacks RUN
-stacks RUN --json
-profile RUN
-memory RUN
-cost RUN --json
-sync RUN
-sync --json
-checkpoints RUN
-best RUN
-export RUN model
-gc
-gc --json
-priority WAITS 5
-hold WAITS --json
-scale RUN 1 --json
-scale WAITS 2
-resume RUN
-rm RUN
-shell RUN -- echo x
-"""
-
-
-@pytest.mark.soak("32 commands twice; make test compares what `show` says of a run that has ended")
-def test_every_command_answers_as_on_the_login_node(laptop: Laptop) -> None:
-    laptop.gate.touch()
-    held = Laptop(laptop.folder / "held", laptop.node, sbatch={"hold": True})
-    (held.project / "train.py").write_text("print('hello')\n")
-    runs = {
-        RUN: submitted(laptop, "-c", "job.yaml", "launch=nodes", "resources.nodes=1..2"),
-        WAITS: submitted(held, "command", "--", "python3", "train.py"),
-    }
-    until(lambda: "hello" in log_of(runs[RUN]), Patience.STEP)
-    until((runs[RUN].attempt_dir(1) / "nodes/node-1.jsonl").exists, Patience.STEP)
-    for line in COMMANDS.split("\n")[1:-1]:
-        name, *arguments = (runs[word].id if word in runs else word for word in line.split())
-        command = [name, "--on", "big", *arguments]
-        here, error = masked(laptop(*command, code=None)), masked(laptop.err)
-        there = masked(laptop.there(*command, code=None))
-        assert (here, error, laptop.code) == (there, masked(laptop.err_there), laptop.code_there), command
-    assert runs[WAITS].id in laptop("release", "--on", "big", runs[WAITS].id)
-    laptop("cancel", "--on", "big", *(run.id for run in runs.values()))
-
-
-def masked(text: str) -> str:
-    """Return a text without what changes from one moment to the next: numbers, and the width of their columns."""
-    return re.sub(r" {2,}", "  ", re.sub(r"[0-9]+([.:][0-9]+)*", "0", text))
-
-
 @pytest.mark.soak("make test follows a run that is resumed, and returns exit codes of mistakes")
 def test_run_follows_to_the_end_and_returns_its_exit_code(laptop: Laptop) -> None:
     (laptop.project / "train.py").write_text("print('hello')\nraise SystemExit(3)\n")
@@ -194,16 +124,6 @@ def test_doctor_says_whether_the_login_node_answers(laptop: Laptop) -> None:
     (check,) = json.loads(laptop("doctor", "--on", "big", "--json", code=1))["checks"]
     assert not check["ok"]
     assert "Permission denied" in check["detail"]
-
-
-@pytest.mark.soak("loads two models; a secret's value is standard input too, and make test sends one")
-def test_the_standard_input_reaches_a_chat(laptop: Laptop) -> None:
-    model = laptop.node.folder / "base"
-    subprocess.run([sys.executable, "-c", MAKE_BASE, str(model)], check=True, cwd=ROOT)
-    command = ("chat", str(model), "--temperature", "0", "--max-new-tokens", "4", "--json")
-    answer = json.loads(laptop(*command, "--on", "big", text="the rope\n\n"))
-    assert answer["prompt"] == "the rope"
-    assert answer == json.loads(laptop.there(*command, text="the rope\n\n"))
 
 
 def test_mistakes_are_reported_as_on_the_login_node(laptop: Laptop) -> None:

@@ -1,13 +1,15 @@
 """Seconds of commands on the user's machine, whole process, for a Slurm cluster behind ssh with a round trip of 80 ms.
 
-    python -m tests.benchmarks.bench_ssh [--rounds 20] [--runs 1000]
+    python -m tests.benchmarks.bench_ssh [--rounds 20] [--runs 1000] [--loss 0.01]
 
 Prints one JSON object: medians of `ps` of many runs, and of `logs -f` until its first line, once through a connection of ssh that
 is open (ControlMaster) and once through a new one each time. The login node is a real sshd beside a Slurm lab; the relay before
-it delays every byte by 40 ms each way, and loses none. Goals, with an open connection: 1.5 s and 1 s.
+it delays every byte by 40 ms each way, and loses none. With --loss the user's machine is a network namespace at the end of a link
+that delays packets likewise, and loses this share of them. Goals, with an open connection: 1.5 s and 1 s.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +22,7 @@ from pathlib import Path
 from ropewalk.slurm.lab.cluster import Lab
 from ropewalk.slurm.lab.config import LabSettings
 from tests.slurm.ssh.login_node import Laptop, Relay, login_node
+from tests.slurm.ssh.lossy_link import THERE, lossy_link
 
 DELAY_SECONDS = 0.04  # each way
 PROGRAM = "import time\nprint('hello', flush=True)\ntime.sleep(100_000)\n"
@@ -56,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--loss", type=float)
     options = parser.parse_args()
     lab, folder = Lab(Path(tempfile.mkdtemp(prefix="s"))), Path(tempfile.mkdtemp(prefix="s"))
     figures: dict[str, dict[str, float]] = {}
@@ -67,15 +71,21 @@ def main() -> None:
             held = laptop_with_project(Laptop(folder / "held", node, sbatch={"hold": True}))
             run = laptop(*SUBMIT, "--", "python3", "train.py").split()[-1]
             held(*SUBMIT, "--each", f"seed=1..{options.runs}", "--", "python3", "train.py")
-            relay = Relay(node.port, DELAY_SECONDS)
-            for shared in (True, False):
-                node.write_config(relay.port, shared=shared)
-                assert laptop(*PS).count("train-") > options.runs, laptop.out
-                figures["open connection" if shared else "new connection"] = {
-                    f"ps of {options.runs}": median_seconds(lambda: laptop(*PS), options.rounds),
-                    "first line of logs -f": median_seconds(lambda: first_line(laptop, run), options.rounds),
-                }
-            relay.close()
+            with contextlib.ExitStack() as stack:
+                if options.loss is None:
+                    relay, address = Relay(node.port, DELAY_SECONDS), "127.0.0.1"
+                else:
+                    _, start_there = stack.enter_context(lossy_link(DELAY_SECONDS, options.loss))
+                    relay, address = Relay(node.port, address=THERE), THERE
+                    laptop.command = (*start_there, *laptop.command)
+                stack.callback(relay.close)
+                for shared in (True, False):
+                    node.write_config(relay.port, address=address, shared=shared)
+                    assert laptop(*PS).count("train-") > options.runs, laptop.out
+                    figures["open connection" if shared else "new connection"] = {
+                        f"ps of {options.runs}": median_seconds(lambda: laptop(*PS), options.rounds),
+                        "first line of logs -f": median_seconds(lambda: first_line(laptop, run), options.rounds),
+                    }
     finally:
         lab.down()
         for each in (lab.folder, folder):

@@ -126,11 +126,11 @@ class LoginNode:
             return True
         return False
 
-    def write_config(self, port: int, *, key: bool = True, shared: bool = False) -> None:
+    def write_config(self, port: int, *, address: str = "127.0.0.1", key: bool = True, shared: bool = False) -> None:
         """Write the user's ssh configuration: the host through a port, with or without a key, and a shared connection."""
         lines = [
             "Host login.big",
-            "HostName 127.0.0.1",
+            f"HostName {address}",
             f"Port {port}",
             f"User {getpass.getuser()}",
             "IdentitiesOnly yes",
@@ -174,7 +174,7 @@ class Laptop:
             "ROPEWALK_RUNS": str(node.runs),
         }
 
-    command = (sys.executable, "-c", CLIENT)
+    command: tuple[str, ...] = (sys.executable, "-c", CLIENT)
 
     def start(self, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
         """Start the command on the laptop."""
@@ -212,12 +212,12 @@ class Laptop:
 class Relay:
     """A port before a login node that delays every byte, and cuts a connection after a number of bytes."""
 
-    def __init__(self, port: int, delay_seconds: float = 0.0) -> None:
+    def __init__(self, port: int, delay_seconds: float = 0.0, address: str = "127.0.0.1") -> None:
         self.cut_after: int | None = None  # bytes of both directions together
         self.delay_seconds, self.turns, self.bytes = delay_seconds, 0, 0
         self.used_at = time.monotonic()
         self._target = port
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening = socket.create_server((address, 0))
         self.port = int(self._listening.getsockname()[1])
         self._last: object = None
         self._lock = threading.Lock()

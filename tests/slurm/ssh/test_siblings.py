@@ -16,7 +16,7 @@ from tests.patience import Patience, until
 from tests.slurm.ssh.login_node import Laptop, LoginNode
 from tests.slurm.toy import finish, said
 
-RACES = 10
+RACES = 100
 
 
 @contextlib.contextmanager
@@ -31,6 +31,7 @@ def following(laptop: Laptop) -> Iterator[None]:
     assert process.returncode == 0, out + errors
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.soak(f"{2 * RACES} jobs of Slurm; tests/jobs/runs/move/test_siblings.py has 30 races")
 def test_exactly_one_run_of_each_submission_starts(slurm_lab: Lab, node: LoginNode, tmp_path: Path) -> None:
     node.write_config(node.port, shared=True)

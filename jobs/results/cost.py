@@ -128,8 +128,8 @@ def why_unknown(amount: str, run: RunDir, cost: Cost, prices: Mapping[str, Price
             return "the run has no `resources.cpus`, the number of cores of a node; set it for the next one"
         case "cpu_kwh":
             return (
-                "a node had no counters of its processors' energy (RAPL) that you may read; root opens those that a machine has: "
-                "chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
+                "a node had no counters of its processors' energy that you may read; Linux shows those of RAPL to root alone,"
+                " since they tell what others compute (CVE-2020-8694); an administrator may open /sys/class/powercap/*/energy_uj"
             )
         case "gpu_idle_hours":
             return "NVML did not show the use of a node's GPUs, or showed GPUs of others too; ask for all GPUs of the machine"

@@ -65,7 +65,7 @@ def test_what_was_not_measured_is_unknown(tmp_path: Path, leave_out: str, unknow
     [
         ("core_hours", "`resources.cpus`", {"cpus": None}),
         ("cpu_kwh", "`resources.cpus`", {"cpus": None, "leave_out": "energy_cpu_joules"}),
-        ("cpu_kwh", "chmod a+r /sys/class/powercap", {"leave_out": "energy_cpu_joules"}),
+        ("cpu_kwh", "administrator may open /sys/class/powercap", {"leave_out": "energy_cpu_joules"}),
         ("gpu_kwh", "MIG", {"leave_out": "energy_gpu_joules"}),
         ("gpu_idle_hours", "GPUs of others", {"leave_out": "gpu0_percent", "gpus": 1}),
         ("co2_kg", "the energy is unknown", {"leave_out": "energy_gpu_joules"}),

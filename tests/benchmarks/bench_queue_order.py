@@ -130,7 +130,7 @@ def measure(jobs: int, nodes: int, cpus: int, history: float) -> dict[str, float
             lab.command("sacctmgr", "-i", "modify", "user", user, "set", f"fairshare={share}")
         if weight:
             make_history(lab, slurm)
-        full = submit(lab, "root", f"--nodes={nodes}", "--exclusive", "--time=2", "--nice=-1000", seconds=120 - SPARE_SECONDS)
+        full = submit(lab, "root", f"--nodes={nodes}", "--exclusive", "--time=4", "--nice=-1000", seconds=240 - SPARE_SECONDS)
         unit = "--nodes" if cpus == 1 else "--cpus-per-task"
         ids = [
             submit(lab, user, f"{unit}={size}", f"--time={minutes}", seconds=minutes * 60 - SPARE_SECONDS)

@@ -98,9 +98,9 @@ class Inspector:
 
 
 def _is_helper(process: psutil.Process, by_pid: Mapping[int, int]) -> bool:
-    """Return True for the server from which ranks are forked, and the tracker of its resources."""
-    is_server = any(child.pid in by_pid for child in process.children())
-    return is_server or any(RESOURCE_TRACKER in argument for argument in process.cmdline())
+    """Return True for the server from which ranks are forked, its spare processes, and the tracker of its resources."""
+    servers = [each for each in (process, process.parent()) if each and any(child.pid in by_pid for child in each.children())]
+    return bool(servers) or any(RESOURCE_TRACKER in argument for argument in process.cmdline())
 
 
 def _plain(stack: Stack) -> dict[str, Any]:

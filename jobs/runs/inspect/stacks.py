@@ -38,7 +38,8 @@ class StackGroup:
             more = f" and {len(self.ranks) - MOST_NAMES:,} more" if len(self.ranks) > MOST_NAMES else ""
             parts.append(f"rank{'s' if len(self.ranks) > 1 else ''} {', '.join(map(str, self.ranks[:MOST_NAMES]))}{more}")
         if others:
-            parts.append(f"{counted(len(others), 'process')[:-1] + 'es' if len(others) > 1 else 'process'} {others[0]['pid']}")
+            pid = others[0]["pid"]
+            parts.append(f"{len(others)} processes, one of them {pid}" if len(others) > 1 else f"process {pid}")
         return " and ".join(parts)
 
 

@@ -116,7 +116,9 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
         )
     progress = read_json(run.progress) or {}
     step = progress.get("done")
-    at = f": {progress['stage']} {progress['words']}" if progress.get("words") else f", at {step}" if step is not None else ""
+    of = f" of {progress['total']}" if progress.get("total") else ""
+    amount = progress.get("words") or ("" if step is None else f"{step}{of} {progress.get('unit') or ''}".rstrip())
+    at = f": {progress['stage']} {amount}" if amount else ""
     slow = _slow_ranks(run, attempt, step)
     if not slow and (ranks := stragglers(run)):
         remedy = f"`ropewalk profile {run.id}` shows what the ranks do; if it is the machine, leave its node out"

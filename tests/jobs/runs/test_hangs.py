@@ -44,9 +44,9 @@ def test_why_names_slow_ranks_until_the_next_step(tmp_path: Path) -> None:
     slow = {**rank(1, "read (user/data.py:7)", "data"), "activity": "computes"}
     run.event("ranks_slow", attempt=attempt, group=1, node=1, step=40, seconds=15.2, ranks=[slow], allowed_seconds=300.0)
     for done, suffix in ((40, ", but on node 1 rank 1 computes in read (user/data.py:7), data"), (41, "")):
-        write_json(run.progress, {"stage": "train", "done": done})
+        write_json(run.progress, {"stage": "train", "done": done, "total": 50, "unit": "steps"})
         result = diagnose(run, BackendState(state=RunState.RUNNING))
-        assert result.cause == f"It is running, at {done}{suffix}."
+        assert result.cause == f"It is running: train {done} of 50 steps{suffix}."
         assert result.evidence[0].split("  ", 1)[1] == (
             "no progress for 15 s at step 40, but on node 1 rank 1 computes in read (user/data.py:7), data;"
             " nothing is replaced before 300 s"

@@ -37,6 +37,8 @@ LABS = {
 LONG = ("tests/test_", "tests/chaos/", "tests/sharding/", "tests/cluster/", "tests/datapipe/")
 LONG += ("tests/jobs/training/", "tests/jobs/serving/", "tests/jobs/orchestration/")
 LAST = "tests/datapipe/test_process_pool.py"  # it stops the server from which a worker forks ranks
+# The tests of a folder that do not ask for its fixture run as all others do: a lab computes even while nobody uses it.
+CLUSTERS = {"tests/k8s/": "cluster"}
 TEARDOWN_SECONDS = 60.0
 POLL_SECONDS = 1.0
 
@@ -49,22 +51,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(not mark.args for mark in item.iter_markers("soak")):
             raise pytest.UsageError(f"{item.nodeid}: say why it is left to make soak: @pytest.mark.soak('reason')")
-    items.sort(key=lambda item: place(item.nodeid))
+    items.sort(key=place)
 
 
-def place(nodeid: str) -> int:
+def lab_of(item: pytest.Item) -> str | None:
+    """Return the lab whose worker runs a test."""
+    folder = next((folder for folder in LABS if item.nodeid.startswith(folder)), "")
+    idle = folder in CLUSTERS and CLUSTERS[folder] not in getattr(item, "fixturenames", ())
+    return None if idle else LABS.get(folder)
+
+
+def place(item: pytest.Item) -> int:
     """The place of a test among the groups that start one after the other."""
-    groups = (*LABS, *LONG)
-    return 100 if nodeid.startswith(LAST) else next((at for at, path in enumerate(groups) if nodeid.startswith(path)), 99)
+    first = 0 if lab_of(item) else len(LABS)
+    places = (at for at, folder in enumerate((*LABS, *LONG)) if at >= first and item.nodeid.startswith(folder))
+    return 100 if item.nodeid.startswith(LAST) else next(places, 99)
 
 
 def groups_of(items: list[pytest.Item]) -> Iterator[deque[int]]:
     """Yield the places of the tests that run on one worker: those of a lab, and those of a module."""
     groups: dict[str, deque[int]] = {}
     for at, item in enumerate(items):
-        module = item.nodeid.partition("::")[0]
-        name = next((lab for folder, lab in LABS.items() if module.startswith(folder)), module)
-        groups.setdefault(name, deque()).append(at)
+        groups.setdefault(lab_of(item) or item.nodeid.partition("::")[0], deque()).append(at)
     yield from groups.values()
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def attempt_folder(run: Path, number: int) -> Path:
     """Return the folder of an attempt, such as attempts/0001."""
-    return Path(f"{run}/{ATTEMPTS}/{number:04d}")
+    return run / ATTEMPTS / f"{number:04d}"
 
 
 def attempt_numbers(run: Path) -> list[int]:
@@ -28,7 +28,7 @@ def attempt_numbers(run: Path) -> list[int]:
         numbers = sorted(int(name) for name in os.listdir(run / ATTEMPTS) if name.isdigit())
     except FileNotFoundError:
         return []
-    while numbers and (newer := read_mark(f"{run}/{ATTEMPTS}/{numbers[-1]:04d}/{SUCCESSOR}")) > numbers[-1]:
+    while numbers and (newer := read_mark(attempt_folder(run, numbers[-1]) / SUCCESSOR)) > numbers[-1]:
         numbers += range(numbers[-1] + 1, newer + 1)
     return numbers
 

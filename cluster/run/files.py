@@ -131,8 +131,7 @@ def json_text(value: Any) -> str:
 def read_json(path: Path) -> Any | None:
     """Read a JSON file; return None if it is missing, or empty after a power cut. Raises DamagedFileError."""
     try:
-        with open(path, "rb", buffering=0) as stream:
-            raw = stream.read()
+        raw = path.read_bytes()
     except FileNotFoundError:
         return None
     return parse_json(raw, path)
@@ -221,7 +220,7 @@ def locked(path: Path) -> Iterator[int]:
 def read_tail(path: Path, size: int = TAIL_BYTES) -> bytes:
     """Return the whole lines among about the last `size` bytes of a file; no bytes if there is no such file."""
     try:
-        with open(path, "rb") as stream:
+        with path.open("rb") as stream:
             begin = max(0, stream.seek(0, os.SEEK_END) - size)
             stream.seek(begin)
             raw = stream.read()

@@ -27,11 +27,10 @@ def write_mark(path: Path, number: int) -> None:
         os.close(descriptor)
 
 
-def read_mark(path: Path | str) -> int:
+def read_mark(path: Path) -> int:
     """Read a mark that was created together with its folder; 0: no successor yet, or no such file."""
     try:
-        with open(path, "rb", buffering=0) as stream:
-            return _number(stream.read())
+        return _number(path.read_bytes())
     except OSError:
         return 0
 

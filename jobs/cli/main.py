@@ -124,9 +124,6 @@ def options(
     ] = False,
 ) -> None:
     """Take the options of the command itself."""
-    from pydantic.plugin import _loader
-
-    _loader._plugins = {}  # of this process: a search for plug-ins of pydantic reads the entry points of all installed packages
     fetch.report_fetches()
     if sys.stdin.isatty() and sys.stderr.isatty():
         trust.confirm = lambda question: typer.confirm(question, err=True)

@@ -16,7 +16,7 @@ from ropewalk.cluster.run.moves import MOVING_TO, departed_to
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.move.files import Files
-from ropewalk.jobs.runs.show.remote import Copy
+from ropewalk.jobs.runs.show.remote import Copy, write_to_original
 from ropewalk.jobs.runs.show.status import final_outcome, settle
 from ropewalk.jobs.runs.show.view import view_of
 from ropewalk.jobs.runs.submit.records import project_record, submission_record
@@ -109,7 +109,7 @@ def stop(run: RunDir, to: str) -> dict[str, Any]:
     """Ask a run for its final checkpoint, and wait until it has ended. Raises ConfigError if it ends otherwise."""
     backend = backend_of(run)
     if not departed_to(run):
-        run.requests.put(MOVING_TO, to)
+        _request(run, to)
         while not (state := settle(run)).state.final:
             if not run.cancel_requested:
                 backend.cancel(run)
@@ -120,9 +120,15 @@ def stop(run: RunDir, to: str) -> dict[str, Any]:
     return {"cause": outcome.cause if outcome is not None else ""}
 
 
+def _request(run: RunDir, to: str | None) -> None:
+    """Record where the run is to move, in its original too: the next command renews this machine's copy from that."""
+    run.requests.put(MOVING_TO, to)
+    write_to_original(run, run.requests.path.name)
+
+
 def stay(run: RunDir, overrides: Sequence[str]) -> dict[str, Any]:
     """Start the next attempt of a run here that was to move, and has not started elsewhere. Raises RopewalkError."""
-    run.requests.put(MOVING_TO, None)
+    _request(run, None)
     resume(run, overrides, moves_back=True)
     return {"attempt": run.attempts()[-1], "directory": str(run.path)}
 

@@ -17,6 +17,7 @@ from ropewalk.cluster.run.files import append_line, write_json
 from ropewalk.jobs.cli import moving
 from ropewalk.jobs.cli.move import Step, cluster_step
 from ropewalk.jobs.results.metrics import MetricLog
+from ropewalk.jobs.runs.move import source
 from ropewalk.jobs.runs.program.checkpoints import commit
 from ropewalk.jobs.runs.submit import records
 from ropewalk.jobs.runs.submit.resume import resume
@@ -157,6 +158,13 @@ def test_a_move_that_was_interrupted_is_finished_by_the_same_command(shell: Shel
     assert RunDir(run.path).attempts() == [1, 2]
     assert len(shell.asked("submit")) == 2
     assert len(shell.asked("cancel")) == 1
+
+
+def test_the_original_of_a_run_has_where_it_is_to_move(shell: Shell, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr(source, "write_to_original", lambda run, name: written.append(json.loads((run.path / name).read_text())))
+    shell("move", run.id, "--on", "west")
+    assert written[0]["moving_to"] == "west"
 
 
 def test_a_process_of_the_old_place_that_comes_back_writes_nothing(shell: Shell, run: RunDir) -> None:

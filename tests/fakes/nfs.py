@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -55,17 +56,25 @@ class Client:
         )
         until(lambda: os.path.ismount(path), Patience.START)
 
-    def stand_still(self) -> None:
-        """The server goes away: whoever asks it waits."""
+    @contextmanager
+    def away(self, most_seconds: float) -> Iterator[None]:
+        """The server is away: whoever asks it waits until the block ends, at the latest `most_seconds`."""
         self._process.send_signal(signal.SIGSTOP)
+        back = threading.Timer(most_seconds, self._go_on)
+        back.start()
+        try:
+            yield
+            assert back.is_alive(), f"something waited for the file server: it had to come back after {most_seconds} s"
+        finally:
+            back.cancel()
+            self._go_on()
 
-    def go_on(self) -> None:
-        """The server is back."""
+    def _go_on(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         """Unmount."""
-        self.go_on()
+        self._go_on()
         subprocess.run(["fusermount3", "-u", "-z", str(self.path)], check=False)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)

@@ -1,10 +1,12 @@
 """Stacks of many processes: equal ones once, the rare ones first, and what differs above what does not."""
 
+import gc
 import io
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,18 @@ def test_a_users_programs_are_shown_without_the_ranks_that_wait_for_them() -> No
     assert len(programs_only([process(0, WAITS)])) == 1, "it has not started yet"
 
 
+@pytest.fixture
+def collector_of_the_command() -> Iterator[None]:
+    """Python's collector as the command line sets it; what other tests left in this process is not scanned."""
+    threshold = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100_000)  # as the command does
+    yield
+    gc.set_threshold(*threshold)
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("collector_of_the_command")
 def test_ten_thousand_stacks_are_merged_in_two_seconds() -> None:
     deep = [[f"call_{depth}", f"module_{depth}.py", depth] for depth in range(40)]
     answers = [

@@ -32,7 +32,7 @@ LIMIT_CHECK_SECONDS = 30.0  # Slurm looks at time limits so often, and first so 
 SOON_SECONDS = 8.0
 
 pytestmark = [
-    pytest.mark.soak("six disturbances, two minutes; test_stops.py, test_elastic.py have one of each"),
+    pytest.mark.soak("six disturbances, two minutes; test_stops.py has a preemption, test_a_dead_node_with_a_spare a dead node"),
     pytest.mark.slow,
 ]
 

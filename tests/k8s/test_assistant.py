@@ -11,9 +11,7 @@ from tests.jobs.assistant import Assistant, check_equal, set_up, write_files
 from tests.k8s.cluster import Cluster, Namespace
 
 pytestmark = [
-    pytest.mark.soak(
-        "minutes, six runs; make test kills the same jobs on this machine, and test_command.py evicts a plain script"
-    ),
+    pytest.mark.soak("minutes, six runs; make test kills the same jobs on this machine, and test_kueue.py evicts pods"),
     pytest.mark.timeout(1800),
     pytest.mark.usefixtures("alone_with_ray"),
 ]

@@ -21,6 +21,10 @@ from tests.patience import Patience, until
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.soak(
+    "a minute of imports of torch in pods; test_a_training_program_is_bit_identical_after_a_kill_and_a_stop runs it on this"
+    " machine, test_preempted_again_and_again evicts pods, test_there_and_back sends a project"
+)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that end with a process
 def test_an_evicted_script_goes_on_bit_by_bit_from_its_own_checkpoint(
     namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,7 +20,9 @@ from tests.slurm.ssh.login_node import ROOT, need_sshd
 from tests.slurm.toy import finish, said
 
 
-@pytest.mark.soak("a preemption; test_shell.py has a shell in a pod, slurm/ssh/test_dev.py sessions, test_kueue.py preemptions")
+@pytest.mark.soak(
+    "a preemption; test_shell.py has a shell in a pod, test_sessions.py sessions at an sshd, test_kueue.py preemptions"
+)
 def test_sessions_reach_the_pod_and_its_successor_after_a_preemption(lab: Cluster, namespace: Namespace, tmp_path: Path) -> None:
     need_sshd()
     queue = {"queue": make_queue(namespace, 4), "queue_priority": f"{namespace.name}-low"}

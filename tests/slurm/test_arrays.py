@@ -57,6 +57,10 @@ def test_an_array_carries_each_run_a_few_at_a_time(slurm_lab: Lab, tick: Start) 
     assert first.ended <= second.started, "one at a time"
 
 
+@pytest.mark.soak(
+    "three long runs; test_an_array_carries_each_run_a_few_at_a_time has elements, test_preempted a requeue,"
+    " test_scancel_saves_and_ends_for_good a cancellation"
+)
 def test_elements_are_cancelled_and_requeued_by_themselves(slurm_lab: Lab, tick: Start) -> None:
     runs = array_of(tick, 3, at_once=2, steps=5000)
     runs[0].reach(2)

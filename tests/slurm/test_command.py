@@ -27,8 +27,8 @@ PLAIN = ROOT / "jobs/configs/examples/plain.py"
 FAST = ROOT / "tests/fakes/training_program.py"
 
 pytestmark = pytest.mark.soak(
-    "14 seconds of CPU time; make test runs the same program on this machine in jobs/orchestration/command/test_command.py and in"
-    " pods in k8s/test_command.py, and toys on Slurm in test_stops.py and test_elastic.py"
+    "14 seconds of CPU time; make test runs the same program on this machine in jobs/orchestration/command/test_command.py, and"
+    " toys on Slurm in test_stops.py"
 )
 
 

@@ -108,6 +108,9 @@ def mounts() -> list[str]:
     return list(dict.fromkeys(["/usr", str(ROOT), sys.prefix, sys.base_prefix, *packages]))
 
 
+@pytest.mark.soak(
+    "an image and two attempts; test_the_command_of_an_agent has the commands of every runtime, and test_stops.py real stops"
+)
 @pytest.mark.slow
 def test_ranks_run_in_the_image_and_the_job_script_outside(
     slurm_lab: Lab, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

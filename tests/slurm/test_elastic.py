@@ -27,6 +27,10 @@ def end(run: SlurmToy) -> None:
     until(lambda: not squeue(f"--name=ropewalk-more-{run.job}") and not squeue("-j", run.job), Patience.START)
 
 
+@pytest.mark.soak(
+    "a minute, a lab of its own; test_an_elastic_run_shrinks_and_grows_again has virtual nodes,"
+    " test_a_dead_node_with_a_spare kills a node of Kubernetes"
+)
 def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
     lab = make_lab(nodes=2, node_timeout_seconds=10)
     run = start(resources={"nodes": "1..2"}, steps=100000)
@@ -44,7 +48,7 @@ def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
     end(run)
 
 
-@pytest.mark.soak("make test runs it on virtual nodes, and kills a node of an elastic run here")
+@pytest.mark.soak("make test runs it on virtual nodes, and on Kubernetes in test_a_dead_node_with_a_spare")
 def test_a_spare_node_takes_the_place_of_a_dead_one(make_lab: MakeLab, start: Start) -> None:
     lab = make_lab(nodes=3, node_timeout_seconds=10)
     run = start(resources={"nodes": 2, "spare_nodes": 1}, steps=100000)
@@ -58,7 +62,7 @@ def test_a_spare_node_takes_the_place_of_a_dead_one(make_lab: MakeLab, start: St
     end(run)
 
 
-@pytest.mark.soak("make test kills another node, and runs test_the_coordinator_is_killed")
+@pytest.mark.soak("make test kills it on virtual nodes")
 def test_the_first_node_dies(make_lab: MakeLab, start: Start) -> None:
     lab = make_lab(nodes=2)
     run = start(resources={"nodes": "1..2"}, steps=100000)
@@ -86,7 +90,7 @@ def test_scaled_down_gives_the_nodes_back_and_up_asks_for_more(slurm_lab: Lab, s
     assert steps[first - 1 :] == list(range(first, steps[-1] + 1)), f"who joins or leaves costs no step\n{run.said()}"
 
 
-@pytest.mark.soak("test_a_node_dies_and_comes_back shrinks and grows")
+@pytest.mark.soak("test_an_elastic_run_shrinks_and_grows_again has virtual nodes")
 def test_it_starts_with_what_is_there_grows_and_lets_the_new_node_go(make_lab: MakeLab, start: Start) -> None:
     make_lab(nodes=2)
     command = ["sbatch", "--parsable", "--exclusive", "-N1", "-t5", "-o/dev/null", "--wrap=sleep 100"]

@@ -112,7 +112,7 @@ def test_preemption(make_lab: MakeLab, user_signal: bool, name: str) -> None:
     assert state(lab, job) in {"PENDING", "COMPLETING"}
 
 
-@pytest.mark.soak("make test kills a node of the lab in test_elastic.py, and of an ordinary user's below")
+@pytest.mark.soak("make test kills and starts a node in test_the_command")
 def test_a_node_dies_with_all_that_runs_on_it_and_comes_back(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=2)
     remaining, lost = lab.nodes  # the first has the batch script: all steps go with it
@@ -144,7 +144,7 @@ def test_a_controller_that_comes_back_knows_its_jobs(make_lab: MakeLab) -> None:
     assert state(lab, job) == "RUNNING"
 
 
-@pytest.mark.soak("a database that tests alone use; make test checks limits, states and estimates with it")
+@pytest.mark.soak("a database that tests alone use; make test checks limits and estimates with it")
 def test_accounting(make_lab: MakeLab, ordinary_user: OrdinaryUser) -> None:
     lab = make_lab(nodes=2, accounting=True)
     job = submit(lab, "true")
@@ -201,6 +201,9 @@ assert not sleepers(4006)
 """
 
 
+@pytest.mark.soak(
+    "a lab of its own; make test runs test_an_ordinary_user_submits_to_roots_cluster, and starts a lab in test_the_command"
+)
 def test_an_ordinary_users_cluster(ordinary_user: OrdinaryUser) -> None:
     need_slurm()
     done = ordinary_user.run(sys.executable, "-c", AS_ORDINARY_USER, str(ordinary_user.home / "lab"))

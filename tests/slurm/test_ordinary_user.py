@@ -34,7 +34,7 @@ def own_lab(ordinary_user: OrdinaryUser) -> Iterator[dict[str, str]]:
     ordinary_user.run(*command, "down", folder)
 
 
-@pytest.mark.soak("three runs in a lab of its own; make test runs test_an_ordinary_users_cluster")
+@pytest.mark.soak("three runs in a lab of its own; make test runs test_an_ordinary_user_submits_to_roots_cluster")
 def test_a_day_of_an_ordinary_user(own_lab: dict[str, str], ordinary_user: OrdinaryUser) -> None:
     home = ordinary_user.home
     (home / "clusters.yaml").write_text(yaml.safe_dump({"mine": {"backend": "slurm", "environment": {"PYTHONPATH": str(ROOT)}}}))

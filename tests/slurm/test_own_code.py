@@ -15,15 +15,15 @@ from tests.readme import Section, ropewalk
 from tests.slurm.toy import finish, said
 
 
+@pytest.mark.soak(
+    "a job, and a Ray; make test runs both on this machine in test_add_a_job.py and test_add_a_filter.py, and a user's project"
+    " on Slurm in test_a_run_from_submission_to_its_end"
+)
 @pytest.mark.parametrize(
     ("section", "command"),
     [
         (("jobs/README.md", "Add a job"), ("greet:SPEC", "recipient=world")),
-        pytest.param(
-            ("datapipe/README.md", "Add a filter"),
-            ("preprocess", "-c", "preprocess.yaml", "resources.nodes=2", "actors=2"),
-            marks=pytest.mark.soak("make test runs such a filter on this machine, and Ray on two nodes of Slurm in test_ray.py"),
-        ),
+        (("datapipe/README.md", "Add a filter"), ("preprocess", "-c", "preprocess.yaml", "resources.nodes=2", "actors=2")),
     ],
 )
 def test_they_reach_every_process(

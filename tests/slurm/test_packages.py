@@ -18,6 +18,10 @@ from tests.slurm.toy import finish, said
 __all__ = ["project"]
 
 
+@pytest.mark.soak(
+    "packs and unpacks another environment; test_eight_nodes_unpack_at_once_and_one_that_was_killed_begins_anew has nodes,"
+    " jobs/orchestration/command/test_packages.py the command"
+)
 def test_every_node_unpacks_the_environment_that_the_record_names(slurm_lab: Lab, project: Path, tmp_path: Path) -> None:
     folder = environment(tmp_path / "env")
     (project / "train.py").write_text("import os; print('in', os.environ['VIRTUAL_ENV'])")

@@ -24,6 +24,10 @@ def step(line: str, *needs: str) -> dict[str, object]:
     return {"job": "command", "needs": list(needs), "config": keys}
 
 
+@pytest.mark.soak(
+    "six jobs; test_a_failed_step_stops_what_needs_it_and_nothing_else resumes a pipeline,"
+    " test_dependants_of_a_run_without_success_are_cancelled_and_say_so has chains of Slurm"
+)
 def test_steps_follow_each_other_and_a_failed_one_is_resumed_with_all(
     slurm_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

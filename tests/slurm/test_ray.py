@@ -91,7 +91,7 @@ def test_two_runs_on_the_same_nodes_give_the_same_bytes(start: Start, tmp_path: 
     none_left(before)
 
 
-@pytest.mark.soak("make test stops a run under Ray")
+@pytest.mark.soak("make test runs test_a_ray_that_does_not_start_in_time_is_no_bug")
 def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tmp_path: Path) -> None:
     run = start("out", {"RAY_OVERRIDE_RESOURCES": "plenty"}, retries={"bugs": 0})
     outcome = finish(run, Patience.RUN)
@@ -100,11 +100,15 @@ def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tm
     assert "JSONDecodeError" in outcome.cause, "in its own words"
 
 
+@pytest.mark.soak(
+    "Ray on two nodes, while no other test starts one; test_any_number_of_actors_gives_the_same_bytes has actors,"
+    " test_a_stop_ends_the_array_and_keeps_what_is_committed a stop, chaos/test_sweep.py the Ray of a run"
+)
 @pytest.mark.parametrize(
     ("arguments", "to_the_end"),
     [
         pytest.param(["--batch", "--signal=USR2"], False, id="USR2"),
-        pytest.param(["--signal=TERM"], True, id="TERM to all", marks=pytest.mark.soak("make test stops it by SIGUSR2")),
+        pytest.param(["--signal=TERM"], True, id="TERM to all"),
     ],
 )
 def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(
@@ -127,7 +131,7 @@ def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(
     none_left(before)
 
 
-@pytest.mark.soak("make test checks that a stop leaves no Ray")
+@pytest.mark.soak("make test checks that a killed supervisor and agent leave nothing in cluster/test_scratch.py")
 def test_a_killed_agent_leaves_no_ray(start: Start, tmp_path: Path) -> None:
     before = rays()
     run = start("out", documents=4000, retries={"disturbances": 0})

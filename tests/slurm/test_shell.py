@@ -22,6 +22,10 @@ sys.exit(85)
 """
 
 
+@pytest.mark.soak(
+    "two nodes; test_a_shell_in_a_pod_ends_with_its_client has one of a cluster,"
+    " test_a_shell_has_the_folder_and_the_variables_of_its_run the command"
+)
 def test_a_shell_on_the_second_node_ends_with_its_client(slurm_lab: Lab, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "wait.py").write_text(WAIT)
     run = start(project, "wait.py", resources={"nodes": 2, "grace_seconds": 20})

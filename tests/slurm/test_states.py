@@ -144,6 +144,10 @@ def test_one_squeue_for_all(slurm_lab: Lab, tick: Start) -> None:
     assert {run.state.reason for run in [*runs, *array]} == {"cancelled while waiting"}
 
 
+@pytest.mark.soak(
+    "a lab with a database; test_limits_of_accounting has another, test_a_job_that_ended_a_moment_ago_may_still_say_how"
+    " answers of sacct"
+)
 def test_accounting_knows_what_the_controller_forgot(make_lab: MakeLab, tick: Start) -> None:
     lab = make_lab(nodes=1, accounting=True)
     run, array = tick(profile=HELD), [tick(profile=HELD, submit=False) for _ in range(2)]
@@ -184,6 +188,10 @@ def test_python_is_missing(slurm_lab: Lab, tick: Start, monkeypatch: pytest.Monk
     assert "/nowhere/python: No such file or directory" in message.reason
 
 
+@pytest.mark.soak(
+    "two attempts; test_agents_leave_when_their_supervisor_is_killed and test_a_killed_supervisor_and_agent_leave_nothing"
+    " have a run without one, test_preempted a requeue"
+)
 def test_the_coordinator_is_killed(slurm_lab: Lab, tick: Start) -> None:
     run = tick(steps=20)
     run.reach(3)

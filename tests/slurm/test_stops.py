@@ -45,7 +45,7 @@ def how_it_ended(run: SlurmToy) -> tuple[str, str]:
     return details["JobState"], details["Restarts"]
 
 
-@pytest.mark.soak("make test requeues elements of an array in test_arrays.py")
+@pytest.mark.soak("make test requeues a run by a preemption in test_preempted")
 def test_requeued_by_a_person(slurm_lab: Lab, start: Start) -> None:
     run = start(resources={"nodes": 2}, steps=120)
     run.reach(5)
@@ -160,7 +160,7 @@ def test_scancel_saves_and_ends_for_good(slurm_lab: Lab, tick: Start) -> None:
     assert run.finish().state is RunState.CANCELLED
 
 
-@pytest.mark.soak("make test retries a bug in place on Kubernetes and on this machine")
+@pytest.mark.soak("make test retries a bug within an attempt on this machine")
 def test_a_bug_is_retried_in_place_and_a_mistake_never(slurm_lab: Lab, start: Start) -> None:
     bug, mistake = start("fail", "process", retries={"bugs": 1}), start("refuse", resources={"ranks_per_node": 2})
     assert bug.finish().state is RunState.FAILED

@@ -109,9 +109,11 @@ backend.submit_many([RunDir(path) for path in sys.argv[1:]], Resources(grace_sec
 """
 
 
-@pytest.mark.parametrize(
-    "count", [1, pytest.param(2, marks=pytest.mark.soak("make test looks arrays up by their key after sbatch has timed out"))]
+@pytest.mark.soak(
+    "two clients; make test kills one in test_a_client_killed_before_sbatch, and finds jobs and arrays by their key in"
+    " test_a_job_that_was_made_though_sbatch_timed_out"
 )
+@pytest.mark.parametrize("count", [1, 2])
 def test_a_client_killed_before_it_could_write_the_handle(slurm_lab: Lab, tick: Start, count: int) -> None:
     runs = [tick(submit=False, steps=2) for _ in range(count)]
     command = [sys.executable, "-c", DYING, *(str(item.run.path) for item in runs)]
@@ -145,6 +147,10 @@ def test_a_client_killed_before_sbatch(slurm_lab: Lab, tick: Start, monkeypatch:
 # --- two jobs of one submission
 
 
+@pytest.mark.soak(
+    "a long run; test_an_owner_that_is_about_to_write_its_name_is_waited_for and"
+    " test_a_job_that_claimed_the_run_and_was_forgotten_is_succeeded have two jobs of a submission"
+)
 def test_the_second_of_two_jobs_leaves_without_touching_anything(slurm_lab: Lab, tick: Start) -> None:
     run = tick(profile=HELD, steps=5000)
     first, script = run.job, run.run.attempt_dir(1) / "job.sbatch"

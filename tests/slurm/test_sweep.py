@@ -61,8 +61,8 @@ def test_a_preempted_trial_resumes_and_changes_no_decision(start: Start) -> None
 
 
 @pytest.mark.soak(
-    "a minute of Ray; make test has Ray in a job in test_ray.py, a job that submits jobs in test_elastic.py, and a driver that is"
-    " killed in chaos/test_sweep.py"
+    "a minute of Ray; make test has jobs of a pipeline in pipeline/test_pipeline.py, and a driver that is killed in"
+    " chaos/test_sweep.py"
 )
 def test_the_driver_is_a_job_too_and_a_cancelled_sweep_leaves_none(start: Start) -> None:
     sweep = start(on="lab", base={"steps": 3000, "pause": 0.05}, trials=3, max_concurrent=1)

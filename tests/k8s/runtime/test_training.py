@@ -34,7 +34,7 @@ def namespace_of(process: psutil.Process) -> str:
     return os.readlink(f"/proc/{process.pid}/ns/pid")
 
 
-@pytest.mark.soak("make test evicts the pod of a program in test_command.py, and preempts two in test_kueue.py")
+@pytest.mark.soak("make test evicts two pods by a preemption in test_kueue.py")
 @pytest.mark.parametrize("times", [1, 5])
 def test_evicted_again_and_again(start: Start, namespace: Namespace, times: int) -> None:
     """The fifth restart is not slower than the first: Kubernetes by itself waits 10, 20, 40, 80, 160 s."""
@@ -47,6 +47,10 @@ def test_evicted_again_and_again(start: Start, namespace: Namespace, times: int)
     assert max(run.standstill(attempt) for attempt in range(2, times + 2)) < 20, "no pause has grown"
 
 
+@pytest.mark.soak(
+    "two runs; test_a_bug_is_retried_within_its_budget_and_explained and test_a_refused_run_says_so_everywhere have them on"
+    " this machine, test_a_refused_gate_has_a_state_of_its_own on Slurm"
+)
 def test_a_bug_is_retried_in_place_and_a_refused_gate_never(start: Start, namespace: Namespace) -> None:
     bug, refused = start("fail", retries={"bugs": 1}), start("gate")
     assert bug.finish().state is RunState.FAILED

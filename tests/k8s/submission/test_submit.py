@@ -175,6 +175,9 @@ def test_a_cancelled_run_is_resumed_under_another_name(namespace: Namespace, sta
 # --- cancelling
 
 
+@pytest.mark.soak(
+    "three runs; test_there_and_back cancels a run at work and one that waits, test_scancel_saves_and_ends_for_good saves"
+)
 def test_cancel_saves_and_removes_all_of_a_run_and_only_it(namespace: Namespace, start: Start) -> None:
     bystander = start(profile=NOWHERE, resources={"nodes": 2})
     namespace.kubectl("create", "configmap", "of-somebody-else")
@@ -207,7 +210,9 @@ def test_a_job_that_somebody_has_deleted(namespace: Namespace, start: Start) -> 
 # --- waiting for others
 
 
-@pytest.mark.soak("one gate lets all go: make test runs test_at_most_so_many_at_a_time and test_after_a_run_that_fails")
+@pytest.mark.soak(
+    "one gate lets all go: make test runs test_release_controller.py, and a run that waits in volume/test_remote.py"
+)
 def test_after_a_run_that_succeeds(namespace: Namespace, start: Start) -> None:
     first = start(steps=5)
     second = start(steps=2, submit=False)
@@ -218,7 +223,7 @@ def test_after_a_run_that_succeeds(namespace: Namespace, start: Start) -> None:
     assert second.run.read_metrics()[0]["time"] > first.run.read_metrics()[-1]["time"]
 
 
-@pytest.mark.soak("make test cancels what waits for a cancelled run in volume/test_remote.py, and runs one after another below")
+@pytest.mark.soak("make test cancels what waits for a cancelled run in volume/test_remote.py")
 def test_after_a_run_that_fails(namespace: Namespace, start: Start) -> None:
     first = start("refuse", "process")
     second = start(steps=2, submit=False)
@@ -234,6 +239,10 @@ def test_after_a_run_that_fails(namespace: Namespace, start: Start) -> None:
     until(lambda: not [pod for pod in namespace.pods() if pod["status"]["phase"] in {"Pending", "Running"}], Patience.START)
 
 
+@pytest.mark.soak(
+    "two runs after each other; test_release_controller.py lets held runs go without pods,"
+    " test_an_array_carries_each_run_a_few_at_a_time has them on Slurm"
+)
 def test_at_most_so_many_at_a_time(namespace: Namespace, start: Start) -> None:
     runs = [start(steps=5, submit=False) for _ in range(2)]
     head = runs[0]

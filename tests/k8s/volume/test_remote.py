@@ -95,7 +95,7 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         backend.cancel(run)
 
 
-@pytest.mark.soak("test_release_controller.py kills it without pods; make test runs a real one in test_at_most_so_many_at_a_time")
+@pytest.mark.soak("test_release_controller.py kills it without pods; make test holds a run in test_there_and_back")
 def test_held_runs_start_although_the_first_and_the_controller_are_deleted(namespace: Namespace, make: Make) -> None:
     backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
     with closing(backend.kube):

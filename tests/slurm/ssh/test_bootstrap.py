@@ -23,6 +23,10 @@ def test_it_is_written_for_python_3_6() -> None:
     ast.parse(BOOTSTRAP.read_text(), feature_version=OLDEST)
 
 
+@pytest.mark.soak(
+    "installs the program once more; test_it_is_written_for_python_3_6 checks the syntax, test_ssh.py starts helpers with"
+    " this Python"
+)
 def test_python_3_6_installs_the_program_and_starts_the_helper(tmp_path: Path) -> None:
     pythons = sorted(PYENV.glob("3.6.*/bin/python3.6"))
     if not pythons:

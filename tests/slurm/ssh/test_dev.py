@@ -26,6 +26,9 @@ def held(laptop: Laptop) -> Iterator[tuple[DevNode, RunDir]]:
         finish(run)
 
 
+@pytest.mark.soak(
+    "a minute over two hops; test_sessions.py has sessions at a real sshd, test_a_node_is_held_until_it_is_cancelled a held node"
+)
 def test_ssh_sftp_and_a_forwarded_port_reach_the_node_and_end_with_their_client(
     laptop: Laptop, held: tuple[DevNode, RunDir], tmp_path: Path
 ) -> None:
@@ -39,7 +42,7 @@ def test_ssh_sftp_and_a_forwarded_port_reach_the_node_and_end_with_their_client(
     assert finish(run).state is RunState.CANCELLED, said(run)
 
 
-@pytest.mark.soak("installs Jupyter; the test above reaches another server")
+@pytest.mark.soak("installs Jupyter; test_sessions.py has sessions at a real sshd")
 def test_a_jupyter_kernel_computes_on_the_node(held: tuple[DevNode, RunDir]) -> None:
     node, _ = held
     node.check_jupyter(jupyter_packages())
@@ -55,7 +58,7 @@ def test_top_at_a_terminal_passes_through_ssh(laptop: Laptop) -> None:
 
 
 @pytest.mark.soak(
-    "make test has top at a terminal through ssh, a shell of test_shell.py on a node, and sessions of dev through ssh"
+    "make test has top at a terminal through ssh, a shell in k8s/test_shell.py, and sessions at a real sshd in test_sessions.py"
 )
 def test_a_shell_at_a_terminal_passes_through_ssh(laptop: Laptop) -> None:
     run = RunDir(

@@ -43,6 +43,10 @@ def check_refusal(laptop: Laptop) -> None:
     assert laptop.err.count("\n") == 1
 
 
+@pytest.mark.soak(
+    "a login node of its own; test_a_second_command_takes_three_round_trips shares a connection, and"
+    " test_without_a_key_and_a_terminal_the_remedy_is_named is refused"
+)
 def test_a_code_is_typed_once(node: LoginNode, tmp_path: Path) -> None:
     laptop = Laptop(tmp_path / "laptop", node, sbatch={"hold": True})
     check_refusal(laptop)

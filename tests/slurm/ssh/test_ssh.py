@@ -115,6 +115,10 @@ def test_files_that_a_command_writes_arrive(laptop: Laptop) -> None:
     shutil.rmtree(run.path)
 
 
+@pytest.mark.soak(
+    "four interpreters; test_a_cluster_that_is_well has the checks, test_without_a_key_and_a_terminal_the_remedy_is_named a"
+    " refused login"
+)
 def test_doctor_says_whether_the_login_node_answers(laptop: Laptop) -> None:
     checks = {check["name"]: check for check in json.loads(laptop("doctor", "--on", "big", "--json", code=None))["checks"]}
     assert checks["ssh"]["ok"]
@@ -136,12 +140,17 @@ def test_mistakes_are_reported_as_on_the_login_node(laptop: Laptop) -> None:
     assert not laptop.node.runs.exists() or not [run for run in RunDir.all(laptop.node.runs) if not run.attempts()]
 
 
+@pytest.mark.soak(
+    "four interpreters; test_docs_commands.py dry-runs submissions, test_mistakes_are_reported_as_on_the_login_node asks"
+    " the login node"
+)
 def test_the_dry_run_says_what_the_login_node_would_say(laptop: Laptop) -> None:
     assert "#SBATCH" in laptop("submit", "-c", "job.yaml", "--on", "big", "--script")
     planned = json.loads(laptop("submit", "-c", "job.yaml", "--on", "big", "--dry-run", "--json"))
     assert planned["job"] == "command"
 
 
+@pytest.mark.soak("four interpreters; test_a_submission_that_is_cut_makes_one_job brings a changed file to what is there")
 def test_only_what_is_missing_travels(holding: Laptop) -> None:
     laptop = holding
     (laptop.project / "large.bin").write_bytes(bytes(range(256)) * 4096)

@@ -96,7 +96,6 @@ def test_documents_become_a_model_with_a_score_whoever_is_killed(start: Start, t
     assert {run.record["config"]["wandb"]["group"] for run in steps.values()} == {pipeline.id}
 
 
-@pytest.mark.soak("a pipeline of its own; make test lets a step fail in slurm/test_pipeline.py, and resumes all")
 def test_a_failed_step_stops_what_needs_it_and_nothing_else(start: Start, tmp_path: Path) -> None:
     pipeline = start(
         {

@@ -43,7 +43,7 @@ def test_trials_of_two_nodes_and_what_a_preemption_and_a_cancel_leave(start: Sta
     assert all(steps == list(range(1, 151)) for steps in sweep.steps().values()), "what was saved is not done again"
 
 
-@pytest.mark.soak("half a minute; make test runs Ray over an allocation in slurm/test_ray.py, trials in chaos/test_sweep.py")
+@pytest.mark.soak("half a minute; make test runs Ray and trials in chaos/test_sweep.py")
 def test_a_cancelled_one_leaves_no_process(start: Start) -> None:
     sweep = start(allocation=True, resources={"cpus": 2}, base={"steps": 3000, "pause": 0.05}, trials=3)
     until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), describe=sweep.said)

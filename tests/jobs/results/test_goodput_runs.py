@@ -44,13 +44,8 @@ def random_plan(seed: int) -> list[dict[str, Any]]:
 PLANS |= {f"seed {seed}": random_plan(seed) for seed in range(18)}
 
 
-SOAK = pytest.mark.soak("21 more runs; make test has a killed rank, and all classes in test_goodput.py")
-MORE = ("seed", "hindered", "a rank stopped", "an announced stop")
-
-
-@pytest.mark.parametrize(
-    "plan", [pytest.param(plan, id=name, marks=[SOAK] if name.startswith(MORE) else []) for name, plan in PLANS.items()]
-)
+@pytest.mark.soak("22 runs; make test has all classes in test_goodput.py")
+@pytest.mark.parametrize("plan", [pytest.param(plan, id=name) for name, plan in PLANS.items()])
 def test_classes_equal_what_was_planted(
     toy: Callable[..., ToyRun],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

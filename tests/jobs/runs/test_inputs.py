@@ -233,6 +233,10 @@ def test_a_killed_fetch_goes_on_where_it_was(shell: Shell, hub: FakeHub, kills: 
     assert again <= kills * 8 * MIB
 
 
+@pytest.mark.soak(
+    "two commands; test_a_model_and_conversations_of_the_hub_are_trained_without_a_network fetches,"
+    " test_s3_holds_the_same_data_set_as_a_disk reads S3"
+)
 @pytest.mark.s3
 def test_a_model_in_an_object_store_is_fetched(shell: Shell, s3_server: "S3Server", tmp_path: Path) -> None:
     import s3fs

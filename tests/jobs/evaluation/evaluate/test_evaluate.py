@@ -41,6 +41,10 @@ def evaluate(root: Path, ranks: int, **config: Any) -> dict[str, Any]:
     return run_here(run) if ranks == 1 else launch(run, ranks)
 
 
+@pytest.mark.soak(
+    "three ranks; test_tasks.py evaluates with one to three, among kills, and test_the_figures_are_what_transformers_gives"
+    " has the figures"
+)
 def test_scores_a_run_alike_at_any_world_size(trained: tuple[RunDir, Path]) -> None:
     run, data = trained
     config = {"model": run.id, "data": str(data), "max_sequences": 11, "micro_batch": 2}

@@ -176,19 +176,17 @@ def test_scores_have_their_evidence(plain: dict[str, Any]) -> None:
     assert ["choice", "acc", share, score["standard_error"], len(rights)] in table.rows
 
 
+@pytest.mark.soak(
+    "nine ranks; test_an_evaluation_that_is_killed_and_stopped_repeats_nothing has batches of one on one to three ranks"
+)
 @pytest.mark.parametrize(
     ("ranks", "keys"),
     [
         (2, {"shard": "always"}),
-        *(
-            pytest.param(*item, marks=pytest.mark.soak("make test has batches of one on one to three ranks, among kills"))
-            for item in (
-                (3, {"batch_size": 4}),
-                (1, {"batch_size": 32, "batch_tokens": 4000}),
-                (1, {"batch_size": 1}),
-                (2, {"batch_size": 16}),
-            )
-        ),
+        (3, {"batch_size": 4}),
+        (1, {"batch_size": 32, "batch_tokens": 4000}),
+        (1, {"batch_size": 1}),
+        (2, {"batch_size": 16}),
     ],
 )
 def test_decisions_do_not_depend_on_ranks_and_batches(

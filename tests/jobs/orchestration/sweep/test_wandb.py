@@ -38,6 +38,10 @@ def summary(run: RunDir) -> dict[str, Any]:
     return {key: value for record in records(run, "summary") for key, value in record["summary"].get("update", {}).items()}
 
 
+@pytest.mark.soak(
+    "two starts of W&B; test_every_line_once_though_sidecar_and_relay_are_killed kills a sidecar,"
+    " test_pictures_and_a_page_that_needs_nothing_else has what a sweep shows"
+)
 def test_the_summary_outlives_kill_9(
     wandb_server: WandbServer, sweep: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +75,7 @@ def test_the_summary_outlives_kill_9(
     assert output["best/parameters/optim.lr"] == pytest.approx(best.parameters["optim.lr"])
 
 
-@pytest.mark.soak("another sidecar; make test runs test_the_summary_outlives_kill_9")
+@pytest.mark.soak("another sidecar; make test runs test_every_line_once_though_sidecar_and_relay_are_killed")
 def test_the_end_of_a_sidecar_tells_the_last_state(sweep: RunDir) -> None:
     sidecar = start(sweep)
     until((sweep.wandb / "offline-told.json").exists, Patience.START)

@@ -89,6 +89,9 @@ def collector_of_the_command() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.mark.soak(
+    "seconds of CPU time, up to three times; test_the_odd_one_comes_first_and_only_differences_are_repeated merges few"
+)
 @pytest.mark.usefixtures("collector_of_the_command")
 def test_ten_thousand_stacks_are_merged_in_two_seconds() -> None:
     deep = [[f"call_{depth}", f"module_{depth}.py", depth] for depth in range(40)]

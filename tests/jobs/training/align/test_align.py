@@ -56,13 +56,12 @@ def test_no_number_of_ranks_and_no_micro_batch_changes_what_is_learnt(
     assert results[0]["validation/reward_accuracy"] > 0.6
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        pytest.param({}, id="dpo"),
-        pytest.param({"method": "kto", **LORA}, id="kto with lora", marks=pytest.mark.soak("make test runs dpo")),
-    ],
+@pytest.mark.soak(
+    "six ranks of the one training loop; test_stopped_and_resumed_is_bit_identical,"
+    " test_killed_and_resumed_is_bit_identical_and_saves_the_adapter_alone and"
+    " test_killed_at_any_moment_it_ends_bit_identical_and_no_rollout_is_used_twice resume it"
 )
+@pytest.mark.parametrize("keys", [pytest.param({}, id="dpo"), pytest.param({"method": "kto", **LORA}, id="kto with lora")])
 def test_killed_and_resumed_is_bit_identical(keys: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
     config = align_config(model, data, steps=5, checkpoint={"every_steps": 3}, **keys)
     whole, killed = (align_run(tmp_path, config) for _ in range(2))
@@ -130,6 +129,10 @@ def test_the_loss_and_the_kl_of_kto_are_the_papers(model: Path, data: Path, tmp_
     assert kl > 0
 
 
+@pytest.mark.soak(
+    "four ranks; test_cached_logits_are_computed_once_and_a_kill_changes_nothing verifies chunks,"
+    " test_a_reference_is_that_of_one_format computes a reference"
+)
 def test_a_reference_is_computed_once_and_verified(model: Path, tmp_path: Path) -> None:
     ours = write_pairs(tmp_path / "pairs.jsonl", pairs(20))
     config = align_config(model, ours, steps=2)
@@ -159,7 +162,7 @@ def test_a_reference_is_that_of_one_format(model: Path, tmp_path: Path) -> None:
         assert len({path.parent for path in tmp_path.glob("*.reference/*/*.arrow")}) == folders, compute
 
 
-@pytest.mark.soak("several kills; make test runs test_a_reference_is_computed_once_and_verified")
+@pytest.mark.soak("several kills; make test runs test_cached_logits_are_computed_once_and_a_kill_changes_nothing")
 def test_a_killed_computation_of_the_reference_goes_on(model: Path, tmp_path: Path) -> None:
     many = write_pairs(tmp_path / "pairs.jsonl", pairs(600))
     run = align_run(

@@ -44,6 +44,10 @@ def check_used_once(run: RunDir, steps: int, global_batch: int = 16, group: int 
     assert sorted(keys) == sorted(expected)
 
 
+@pytest.mark.soak(
+    "four ranks; test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced compares what is drawn, and"
+    " test_loss_does_not_depend_on_the_world_size the loop"
+)
 def test_no_number_of_ranks_and_no_micro_batch_changes_what_is_drawn_and_learnt(model: Path, data: Path, tmp_path: Path) -> None:
     config = grpo_config(model, data, steps=2, checkpoint={"every_steps": 9}, grpo={"kl": 0.001})
     runs = [grpo_run(tmp_path, {**config, "batch": {"global_batch": 16, "micro_batch": size}}) for size in (16, 5)]

@@ -119,6 +119,10 @@ def test_killed_and_resumed_is_bit_identical(teacher: Path, data: Path, whole: R
     assert whole.results()["table"] == killed.results()["table"]
 
 
+@pytest.mark.soak(
+    "30 steps; test_the_loss_of_a_run_is_the_formula_at_any_number_of_ranks and"
+    " test_cached_logits_are_computed_once_and_a_kill_changes_nothing open students"
+)
 def test_a_student_comes_nearer_to_its_teacher_and_leaves_as_a_model(trained: RunDir, data: Path, tmp_path: Path) -> None:
     keys = {"steps": 30, "checkpoint": {"every_steps": 30}}
     run = distill_run(tmp_path, distill_config(trained.path, data, **keys))

@@ -44,7 +44,11 @@ def copy_of(run: RunDir, root: Path, name: str) -> RunDir:
     return RunDir(target)
 
 
-@pytest.mark.parametrize("copies", [1, pytest.param(2, marks=pytest.mark.soak("the slow half; see sharding/test_elastic.py"))])
+@pytest.mark.soak(
+    "ten ranks; test_saved_at_4_ranks_and_2_by_2_loaded_at_1_2_3_and_4 has the weights,"
+    " test_resume_2_1_3_ranks_sees_every_sample_once the losses"
+)
+@pytest.mark.parametrize("copies", [1, 2])
 def test_saved_at_4_ranks_restored_at_1_2_and_3(data: Path, tmp_path: Path, copies: int) -> None:
     saved = make_run(tmp_path, pretrain_config(data, steps=4, parallel={"replicate": copies}))
     step = stop_at_once(saved, 4)

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, launch, losses, make_run, pretrain_config, weights
 
 
+@pytest.mark.soak("four ranks; test_corruption_in_two_copies_is_blamed_and_leaves_no_trace compares two deterministic runs")
 def test_deterministic_training_is_that_of_a_cpu(tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data")
     plain, deterministic = (

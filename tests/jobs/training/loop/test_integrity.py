@@ -157,6 +157,10 @@ def test_a_bit_that_changes_at_rest_is_found_without_copies(data: Path, tmp_path
     assert all(map(math.isfinite, losses(run).values()))
 
 
+@pytest.mark.soak(
+    "a run with a rollback to each tier; test_corruption_in_two_copies_is_blamed_and_leaves_no_trace has a damaged copy in"
+    " memory, and chaos/test_memory_copies.py goes on from one"
+)
 def test_a_copy_in_memory_after_which_losses_do_not_repeat_is_given_up(data: Path, tmp_path: Path) -> None:
     """The recorded loss of step 8 was computed with flipped bits here; the copy of step 6 was complete before."""
     checkpoint = {"every_steps": 5, "memory_every_steps": 3}

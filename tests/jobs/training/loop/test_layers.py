@@ -1,11 +1,12 @@
 """Norms and histograms by layer: as computed by hand, the same at any world size, and as W&B's histograms."""
 
 import json
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.runs.mirror.mirror import send_rest
 from ropewalk.jobs.training.loop.report.layers import BINS, EDGES, layer_of
 from tests.fakes.wandb_server import WandbServer
@@ -21,11 +22,22 @@ def test_a_parameter_belongs_to_a_layer() -> None:
     assert layer_of("weight") == "weight"
 
 
-def test_norms_are_those_of_the_whole_step_at_any_world_size(wandb_server: WandbServer, tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "data")
-    runs = [make_run(tmp_path / "runs", pretrain_config(data, steps=4, layers_every=2)) for _ in range(2)]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunDir]:
+    """One training, on one rank and on two."""
+    folder = tmp_path_factory.mktemp("layers")
+    data = make_dataset(folder / "data")
+    runs = [make_run(folder / "runs", pretrain_config(data, steps=4, layers_every=2)) for _ in range(2)]
     for ranks, run in enumerate(runs, 1):
         launch(run, ranks)
+    return runs
+
+
+def histograms(run: RunDir) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.path / "histograms.jsonl").read_text().splitlines()]
+
+
+def test_norms_are_those_of_the_whole_step_at_any_world_size(runs: list[RunDir]) -> None:
     lines = [[line for line in run.read_metrics() if "layers/layer-00/gradient_norm" in line] for run in runs]
     assert [line["step"] for line in lines[0]] == [2, 4]
     keys = [key for key in lines[0][0] if key.startswith("layers/")]
@@ -35,10 +47,15 @@ def test_norms_are_those_of_the_whole_step_at_any_world_size(wandb_server: Wandb
     total = next(line["train/gradient_norm"] for line in runs[0].read_metrics() if line["step"] == 4 and "train/loss" in line)
     squares = sum(lines[0][1][key] ** 2 for key in keys if key.endswith("gradient_norm"))
     assert squares**0.5 == pytest.approx(total, rel=1e-4)
-    (first, last) = [json.loads(line) for line in (runs[0].path / "histograms.jsonl").read_text().splitlines()]
+    first, last = histograms(runs[0])
     assert first["edges"] == EDGES
     size = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 64 + 2 * 32  # query, key and value, output, MLP, norms
     assert sum(last["counts"]["layer-00/weight"]) == sum(last["counts"]["layer-00/gradient"]) == size
+
+
+@pytest.mark.soak("starts W&B; make test runs test_tables_and_pictures_are_shown_and_weights_uploaded_where_that_is_wanted")
+def test_histograms_are_those_of_wandb(wandb_server: WandbServer, runs: list[RunDir]) -> None:
+    first, _ = histograms(runs[0])
     send_rest(runs[0])
     shown = [line for line in wandb_server.run(runs[0].id).history if "layers/layer-00/gradient" in line]
     assert [line["train/step"] for line in shown] == [2, 4]

@@ -152,6 +152,9 @@ def test_a_run_begins_where_an_adapted_run_ended(data: Path, base: Path, tmp_pat
     assert losses(third)[1] == pytest.approx(losses(second)[1], rel=1e-6), "all weights, from the merged model on"
 
 
+@pytest.mark.soak(
+    "four ranks; test_the_loss_of_a_run_is_the_papers has dpo with lora, whose reference is the adapter switched off"
+)
 def test_the_reference_is_the_adapter_switched_off(data: Path, base: Path, tmp_path: Path) -> None:
     """`reference` of recipes.py asserts on every rank that it equals the base, and that gradients do not notice."""
     config = {**lora_config(data, base, steps=4, optim={"lr": 1e-2, "warmup_steps": 0}), "lora": LORA}

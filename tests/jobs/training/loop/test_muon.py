@@ -43,9 +43,11 @@ def test_sharded_muon_is_torchs_bit_by_bit(ranks: int, parallel: dict[str, int],
     assert max(counts) <= STEPS * -(-14 // ranks)
 
 
-@pytest.mark.parametrize(
-    "moments", [pytest.param("fp32", marks=pytest.mark.soak("make test runs bf16, whose type could be lost")), "bf16"]
+@pytest.mark.soak(
+    "seven ranks; test_sharded_muon_is_torchs_bit_by_bit divides its state, test_stopped_and_resumed_is_bit_identical and"
+    " test_resume_2_1_3_ranks_sees_every_sample_once resume"
 )
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
 def test_state_keeps_its_type_and_resumes_at_any_number_of_ranks(moments: str, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data")
     optim = {"name": "muon", "lr": 3e-3, "warmup_steps": 2}

@@ -168,7 +168,7 @@ def test_distillation_from_itself(data: Path, tmp_path: Path) -> None:
     assert weights(run).keys() == weights(plain).keys(), "neither the teacher nor a moment of it is saved"
 
 
-@pytest.mark.soak("a training of its own; make test runs test_a_student_comes_nearer_to_its_teacher_and_leaves_as_a_model")
+@pytest.mark.soak("a training of its own; make test runs test_the_loss_of_a_run_is_the_formula_at_any_number_of_ranks")
 def test_a_student_learns_from_its_teacher(data: Path, tmp_path: Path) -> None:
     """Away from its teacher by Adam's noise, it does not drift further."""
     run = make_run(tmp_path, "distill", pretrain_config(data, steps=12, optim={"lr": 1e-2, "warmup_steps": 0}))

@@ -69,6 +69,10 @@ def test_more_groups_than_layers_are_refused() -> None:
         set_groups(make_model().config, 4)
 
 
+@pytest.mark.soak(
+    "three ranks; test_the_loss_of_a_run_is_the_formula_at_any_number_of_ranks trains shared layers, test_there_and_back"
+    " stores them"
+)
 def test_they_train_sharded_and_leave_as_a_plain_model(tmp_path: Path) -> None:
     """One rank and two learn the same; a checkpoint holds a group's weights once; an export has them in each layer."""
     data = make_dataset(tmp_path / "data")

@@ -27,6 +27,10 @@ NOT_KEYS = {"train.py", "wandb.init", "wandb.log", "code.diff", "model.json", "a
 TYPED = {page: {line for on, line in (*commands(), *mentions()) if on == page and line.startswith("ropewalk ")} for page in PAGES}
 
 
+@pytest.mark.soak(
+    "most of a minute of Sphinx, which `make docs` runs too; test_links_lead_somewhere and"
+    " test_keys_that_the_documents_name_exist check what pages name"
+)
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)

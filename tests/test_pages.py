@@ -46,6 +46,10 @@ PAGES = {  # with their subjects
     "drift": "now.jsonl against before.jsonl",
     "refresh": "assistant",
 }
+SLOW_PAGES = {  # to make, of the same style as the others
+    "sweep": "imports pictures and importances; make test runs test_pictures_and_a_page_that_needs_nothing_else",
+    "drift": "embeds and tests texts; make test runs test_the_command_tells_what_differs_and_writes_a_page",
+}
 BINS = [{"from": n / 10, "to": (n + 1) / 10, "confidence": n / 10 + 0.05, "accuracy": n / 11, "tokens": 9} for n in range(10)]
 SEEN = """return [
     document.documentElement.scrollWidth,
@@ -131,7 +135,10 @@ def brightness(browser: webdriver.Chrome) -> int:
     return sum(map(int, re.findall(r"\d+", color)[:3]))
 
 
-@pytest.mark.parametrize("kind", PAGES)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.soak(SLOW_PAGES[kind])) if kind in SLOW_PAGES else kind for kind in PAGES],
+)
 def test_every_page_has_the_style_its_subject_and_nothing_from_elsewhere(
     kind: str, tmp_path: Path, browser: webdriver.Chrome
 ) -> None:

@@ -80,6 +80,7 @@ def test_a_spare_node_takes_the_place_of_a_dead_one(toy: Start) -> None:
     assert sorted(set(run.steps())) == list(range(1, max(run.steps()) + 1))
 
 
+@pytest.mark.soak("make test runs test_a_group_goes_on_without_its_spare_rank_and_takes_it_in_for_a_lost_one")
 def test_a_spare_rank_ends_with_its_group(toy: Start) -> None:
     run = toy("count_in_pairs", "ranks", steps=10, resources={"nodes": "1..3"})
     outcome = run.finish()
@@ -338,6 +339,7 @@ def test_a_rank_whose_loader_computes_is_slow_and_not_hung(toy: Start) -> None:
     assert not messages(run, "ranks_hung")
 
 
+@pytest.mark.soak("a stop of seconds; make test runs test_a_group_without_heartbeats_never_hangs")
 def test_a_run_that_wants_no_watch_is_not_watched(toy: Start) -> None:
     settings = {"stuck": {"rank": 1, "step": 10, "how": "stop"}, "retries": {"hung_seconds": None}}
     run = toy("beat", "ranks", steps=20, resources={"nodes": 2}, **settings)

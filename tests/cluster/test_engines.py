@@ -28,6 +28,10 @@ from tests.patience import Patience, until
 Start = Callable[..., ToyRun]
 
 
+@pytest.mark.soak(
+    "a cold start of two nodes; test_a_stopped_rank_is_replaced_at_once and others have warm ones, test_preempted cold ones"
+    " on Slurm"
+)
 @pytest.mark.usefixtures("cold")
 def test_ranks_of_two_nodes_form_one_group(toy: Start) -> None:
     run = toy("count", "ranks", steps=3, resources={"nodes": 2})
@@ -81,7 +85,9 @@ def test_ranks_that_crash_in_every_group_have_a_bug(toy: Start) -> None:
     assert lost == [1, 2, 3, 4], "three in a row are a bug, which may be retried once"
 
 
-@pytest.mark.parametrize("settings", [{"signal": int(signal.SIGKILL)}, {}])
+@pytest.mark.parametrize(
+    "settings", [{"signal": int(signal.SIGKILL)}, pytest.param({}, marks=pytest.mark.soak("six groups; make test kills them"))]
+)
 def test_ranks_that_are_killed_or_lose_a_peer_in_every_group_have_no_bug(toy: Start, settings: dict[str, int]) -> None:
     """Without a signal NCCL says that it lost one: the network may be away for some minutes."""
     run = toy("crash", "ranks", retries={"bugs": 0, "disturbances": 5}, **settings)
@@ -105,6 +111,10 @@ def test_a_rank_whose_group_has_a_successor_leaves_without_a_trace(tmp_path: Pat
     assert not (run.attempt_dir(attempt) / FATAL).exists(), "it would end the group that has succeeded it"
 
 
+@pytest.mark.soak(
+    "two attempts; test_ranks_that_are_killed_or_lose_a_peer_in_every_group_have_no_bug has ranks,"
+    " test_a_program_that_knows_nothing_is_restarted_and_counted a program"
+)
 def test_a_process_that_is_killed_has_no_bug(toy: Start) -> None:
     run = toy("tick", "process", steps=40, retries={"bugs": 0})
     run.reach(3)
@@ -123,6 +133,7 @@ def test_what_another_attempt_cannot_mend_is_not_retried(toy: Start) -> None:
     assert "give one that exists" in outcome.cause
 
 
+@pytest.mark.soak("two runs; make test runs test_a_run_starts_after_another_failed_or_after_any_end")
 def test_a_run_waits_for_another(toy: Start) -> None:
     first = toy("place", "process")
     second = toy("place", "process", after=(first.run.id,))
@@ -130,6 +141,10 @@ def test_a_run_waits_for_another(toy: Start) -> None:
     assert second.run.outcome(1).started >= first.run.outcome(1).ended  # type: ignore[union-attr]
 
 
+@pytest.mark.soak(
+    "two runs; test_a_failed_step_stops_what_needs_it_and_nothing_else and"
+    " test_dependants_of_a_run_without_success_are_cancelled_and_say_so have dependants"
+)
 def test_a_dependant_of_a_failed_run_is_cancelled_and_says_so(toy: Start) -> None:
     first = toy("fail", "process", retries={"bugs": 0})
     second = toy("place", "process", after=(first.run.id,))

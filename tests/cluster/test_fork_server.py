@@ -32,6 +32,10 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     process.wait()
 
 
+@pytest.mark.soak(
+    "two runs, one from a cold start; test_what_is_forked_is_as_if_it_had_been_started has forks, and so do all tests of"
+    " local runs"
+)
 def test_a_supervisor_is_forked_and_outlives_its_template(toy: Start, fork_server: Popen[bytes]) -> None:
     run = toy("tick", "process", steps=30)
     assert run.supervisor().ppid() == fork_server.pid

@@ -90,6 +90,7 @@ def test_another_attempt_meets_the_mistake_once(toy: Start) -> None:
     assert run.run.attempts() == [1, 2]
 
 
+@pytest.mark.soak("two groups of two nodes; make test runs test_another_attempt_meets_the_mistake_once")
 def test_another_group_of_ranks_meets_the_mistake_once(toy: Start) -> None:
     run = toy("misspell", "ranks", retries={"bugs": 5}, resources={"nodes": 2})
     assert run.finish().state is RunState.FAILED
@@ -97,6 +98,10 @@ def test_another_group_of_ranks_meets_the_mistake_once(toy: Start) -> None:
     assert {error["group"] for error in run.run.read_errors(1)} == {1, 2}
 
 
+@pytest.mark.soak(
+    "three attempts; make test runs test_only_the_same_error_at_the_start_is_a_mistake and"
+    " test_another_attempt_meets_the_mistake_once"
+)
 def test_errors_that_differ_are_retried(toy: Start) -> None:
     run = toy("fail", "process", retries={"bugs": 2})
     assert run.finish().state is RunState.FAILED

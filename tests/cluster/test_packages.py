@@ -139,7 +139,7 @@ def disk_of_runs() -> Path:
     return Path(os.environ["TMPDIR"]) / f"ropewalk-packages-{os.getuid()}"
 
 
-@pytest.mark.parametrize("engine", ["process", "ranks"])
+@pytest.mark.parametrize("engine", [pytest.param("process", marks=pytest.mark.soak("make test runs it in ranks")), "ranks"])
 def test_a_job_runs_in_its_environment_as_a_whole(toy: Callable[..., ToyRun], tmp_path: Path, engine: str) -> None:
     packed = pack(environment(tmp_path / "env"), tmp_path / "runs" / FOLDER)
     names = {use.ENTERED_VARIABLE: "", "VIRTUAL_ENV": ""}

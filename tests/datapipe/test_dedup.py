@@ -111,6 +111,10 @@ def test_hashes_of_a_batch_are_those_of_the_normal_forms(texts: list[str]) -> No
     assert text_hashes(DocumentBatch.of_texts(texts)) == [xxhash.xxh3_128_digest(normal_form(text)) for text in texts]
 
 
+@pytest.mark.soak(
+    "two data sets of many units; test_repeats_are_those_seen_before, test_the_first_of_equal_texts_stays_across_files and"
+    " test_an_id_that_is_taken_is_renamed_by_its_text have few"
+)
 def test_how_many_parts_hashes_are_compared_in_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal texts, equal ids, documents without an id and one whose id is such a document's name, over many units."""
     records = some_documents(300, num_words=20)

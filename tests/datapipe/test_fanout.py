@@ -71,7 +71,7 @@ def test_an_array_gives_the_same_bytes_and_keeps_its_logs(tmp_path: Path, source
     assert processes_of(context.run.path) == []
 
 
-@pytest.mark.soak("make test runs test_a_task_that_kills_three_elements_is_named, and kills of Ray actors")
+@pytest.mark.soak("make test runs test_a_task_that_kills_three_elements_is_named")
 @pytest.mark.slow
 def test_killed_elements_are_replaced_and_a_killed_driver_leaves_nothing(tmp_path: Path, source: Path) -> None:  # noqa: F811
     make(source, tmp_path / "serial", **KEYS)
@@ -127,13 +127,16 @@ def test_a_task_that_kills_three_elements_is_named(tmp_path: Path) -> None:
     assert array.deaths == 3
 
 
-@pytest.mark.soak("make test raises the errors of a pool's tasks, and one of an array's program")
+@pytest.mark.soak("make test raises the errors of a pool's tasks")
 def test_an_error_of_a_task_is_raised_as_it_is(tmp_path: Path) -> None:
     task = Task(method="encode", label="shards/part-00000.arrow", arguments=(None, "tokenizers"))
     with fanout(tmp_path) as array, pytest.raises(DataError, match="its tokenizer is gone"):
         list(array.run_tasks([task]))
 
 
+@pytest.mark.soak(
+    "another array; make test runs test_a_task_that_kills_three_elements_is_named, and raises errors of a pool's tasks"
+)
 def test_an_error_of_the_program_comes_with_its_traceback(tmp_path: Path) -> None:
     task = Task(method="ingest", label="a.jsonl", arguments=())
     with fanout(tmp_path) as array, pytest.raises(RuntimeError, match=r"TypeError.*ingest"):

@@ -60,6 +60,7 @@ def test_decisions_are_those_of_py3langid(oracle: Any, drawn: int) -> None:
         assert languages.confidence[index] == pytest.approx(confidence, abs=1e-3)
 
 
+@pytest.mark.soak("eight seconds of CPU time about a constant; test_decisions_are_those_of_py3langid has the decisions")
 def test_a_state_depends_on_the_last_bytes_alone() -> None:
     """The number of bytes is the depth of the deepest state."""
     moves, rows, _ = _model()[0][0]
@@ -103,6 +104,7 @@ def test_a_long_text_is_told_by_a_piece_of_each_quarter(oracle: Any) -> None:
     assert after.confidence[0] == before.confidence[0]
 
 
+@pytest.mark.soak("eight seconds of CPU time; test_decisions_are_those_of_py3langid compares texts of all kinds")
 @given(texts=st.lists(st.text(max_size=300), min_size=1, max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_any_text_gets_the_decision_of_py3langid(oracle: Any, texts: list[str]) -> None:

@@ -13,6 +13,10 @@ from tests.fakes.token_files import write_dataset
 pytestmark = pytest.mark.s3
 
 
+@pytest.mark.soak(
+    "seconds of a store that is away; test_checkpoints_on_s3_outlive_an_outage has another,"
+    " test_s3_holds_the_same_data_set_as_a_disk reads S3"
+)
 def test_a_server_that_goes_away_is_waited_for(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 

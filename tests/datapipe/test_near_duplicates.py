@@ -197,7 +197,7 @@ def kill_and_finish(tmp_path: Path, source: Path, serial: Path, whens: Sequence[
     assert contents(output) == contents(serial)
 
 
-@pytest.mark.soak("a minute and a half; make test runs test_killed_drivers_and_actors_leave_no_trace")
+@pytest.mark.soak("a minute and a half; make test runs test_work_that_is_committed_is_not_done_again")
 def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path, data_set: Path) -> None:
     def when(count: int, kill_actor: bool) -> Any:
         def wait(driver: Driver, output: Path) -> None:

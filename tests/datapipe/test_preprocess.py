@@ -45,6 +45,10 @@ def touch_when(condition: Callable[[], bool], flag: Path) -> None:
     flag.touch()
 
 
+@pytest.mark.soak(
+    "an interpreter of its own; test_s3_holds_the_same_data_set_as_a_disk makes a complete one again,"
+    " test_ray_is_only_started_for_several_nodes says when Ray is"
+)
 def test_a_complete_data_set_needs_no_actors(tmp_path: Path, source: Path) -> None:
     manifest = make(source, tmp_path / "out", **KEYS)
     script = "import sys\nfrom tests.fakes.drive import drive\nprint(drive(sys.argv[1])['tokens'], 'ray' in sys.modules)"
@@ -77,6 +81,10 @@ def test_the_configuration_is_read_without_heavy_imports() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
 
 
+@pytest.mark.soak(
+    "two interpreters; test_a_full_disk_ends_the_attempt_on_all_ranks_and_may_be_retried has a full disk,"
+    " test_work_that_is_committed_is_not_done_again what goes on"
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mount namespaces")
 def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path: Path, source: Path) -> None:
     """The output is a file system of 200 KiB, in a mount namespace of its own; then it grows."""
@@ -180,6 +188,10 @@ def test_an_orphan_of_an_older_attempt_does_not_finish(tmp_path: Path, source: P
     assert not (tmp_path / "out/manifest.json").exists()
 
 
+@pytest.mark.soak(
+    "four imports in actors; test_any_number_of_actors_gives_the_same_bytes has actors, and"
+    " test_a_task_that_kills_three_elements_is_named and test_process_pool.py replace what dies"
+)
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_an_actor_that_dies_is_replaced_but_not_for_ever(tmp_path: Path) -> None:

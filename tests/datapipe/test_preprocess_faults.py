@@ -55,7 +55,7 @@ ALL_STAGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.soak("21 kills of the driver, an actor or all of Ray; make test runs test_killed_drivers_and_actors_leave_no_trace")
+@pytest.mark.soak("21 kills of the driver, an actor or all of Ray; make test runs test_work_that_is_committed_is_not_done_again")
 def test_random_kills_of_all_stages_leave_no_trace(tmp_path: Path) -> None:
     """Seven each of the driver, of an actor, and of all of Ray below the driver, after a random number of finished tasks."""
     chance = random.Random(18)

@@ -72,9 +72,7 @@ def trouble(server: S3Server) -> Iterator[None]:
 
 
 @pytest.mark.s3
-@pytest.mark.soak(
-    "every stage, slow answers and broken connections; make test runs test_a_server_that_is_away_for_ten_seconds_changes_nothing"
-)
+@pytest.mark.soak("every stage, slow answers and broken connections; make test runs test_s3_holds_the_same_data_set_as_a_disk")
 def test_all_stages_on_s3_give_the_same_as_on_a_disk(tmp_path: Path, s3_server: S3Server) -> None:
     """Every stage after reading, and an evaluation set in the bucket; the store is slow and breaks connections meanwhile."""
     bucket = s3_server.bucket()

@@ -40,11 +40,17 @@ def losses_at(ranks: int, folder: Path, **parallel: Any) -> list[float]:
     return losses
 
 
-def test_copies_of_a_sharded_model_learn_alike(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "parallel"),
+    [
+        pytest.param(4, {"replicate": 2}, id="hsdp"),
+        pytest.param(2, {"replicate": 2}, id="copies", marks=pytest.mark.soak("make test runs two by two")),
+        pytest.param(2, {}, id="sharded", marks=pytest.mark.soak("make test runs two by two")),
+    ],
+)
+def test_copies_of_a_sharded_model_learn_alike(ranks: int, parallel: dict[str, int], tmp_path: Path) -> None:
     alone = train(ParallelConfig(), PrecisionConfig())
-    assert losses_at(4, tmp_path / "hsdp", replicate=2) == pytest.approx(alone, rel=1e-6)
-    assert losses_at(2, tmp_path / "copies", replicate=2) == pytest.approx(alone, rel=1e-6)
-    assert losses_at(2, tmp_path / "sharded") == pytest.approx(alone, rel=1e-6)
+    assert losses_at(ranks, tmp_path / "ranks", **parallel) == pytest.approx(alone, rel=1e-6)
 
 
 @pytest.mark.parametrize(

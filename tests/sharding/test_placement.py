@@ -99,11 +99,15 @@ def check(seeds: range) -> None:
         check_reads(case, Case(case.shape, mesh, random_placement(rng, case.shape, mesh)))
 
 
+@pytest.mark.soak(
+    "seconds of CPU time; test_torch_divides_uneven_tensors_in_the_same_way and"
+    " test_saved_at_4_ranks_and_2_by_2_loaded_at_1_2_3_and_4 have meshes"
+)
 def test_pieces_make_up_the_tensor_in_600_random_meshes() -> None:
     check(range(600))
 
 
-@pytest.mark.soak("a minute; make test runs 600 of them")
+@pytest.mark.soak("a minute; make test runs test_torch_divides_uneven_tensors_in_the_same_way")
 def test_pieces_make_up_the_tensor_in_4000_random_meshes() -> None:
     check(range(600, 4600))
 

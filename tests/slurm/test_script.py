@@ -18,7 +18,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.slurm.batch.container import wrap
 from ropewalk.slurm.batch.script import fill, render_extra_node, render_job
 from ropewalk.slurm.profile import SlurmProfile
-from tests.patience import HANG_SECONDS
+from tests.patience import HANG_SECONDS, Patience, until
 
 GOLDEN = Path(__file__).parents[1] / "golden/slurm"
 REWRITE = "ROPEWALK_REWRITE_GOLDEN"
@@ -173,6 +173,24 @@ def test_the_small_job_of_a_requeued_one_leaves_once_nothing_is_to_be_done(tmp_p
     subprocess.run(["bash"], input=script, text=True, env=environment, check=False, timeout=HANG_SECONDS)
     assert (tmp_path / "asked").exists() == asks
     assert len((tmp_path / "looks").read_text()) == len(states.split())
+
+
+def test_a_stop_waits_until_the_coordinator_listens(tmp_path: Path) -> None:
+    """Else the signal kills it, which looks like a lost node, and a cancelled run is requeued."""
+    programs = {
+        "coordinator": f"touch {tmp_path}/begun; sleep 1; trap 'exit 0' USR2; while sleep 0.1; do :; done",
+        "scontrol": f"touch {tmp_path}/requeued",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = render(CASES["plain"]).replace(shlex.quote(sys.executable), f"{tmp_path}/coordinator")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    job = subprocess.Popen(["bash", "-c", script], env=environment, cwd=tmp_path)
+    until((tmp_path / "begun").exists, Patience.SIGNAL)
+    job.terminate()
+    assert job.wait(HANG_SECONDS) == 0
+    assert not (tmp_path / "requeued").exists()
 
 
 def test_a_name_without_a_value_is_an_error() -> None:

@@ -11,8 +11,7 @@ from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.text import counted, format_parameters
 from ropewalk.jobs.orchestration.sweep.records import SWEEP_CANCELLED, TrialState, path_of, read_records
 from ropewalk.jobs.orchestration.sweep.report.results import SweepReader, SweepResults, format_metric, read_sweep, with_run_states
-from ropewalk.jobs.orchestration.sweep.search.plan import MODELS
-from ropewalk.jobs.orchestration.sweep.search.searches import Search, parameters_of
+from ropewalk.jobs.orchestration.sweep.search.searches import SOBOL, Search, parameters_of
 from ropewalk.jobs.runs.show.view import RunView
 
 if TYPE_CHECKING:
@@ -55,7 +54,8 @@ class SweepView(RunView):
         count = min(config.num_trials, FIRST_TRIALS)
         first = f"search={config.search_name}, scheduler={config.scheduler}, {config.mode}imize {config.metric}"
         rows = [("trials", f"{config.num_trials} runs of {spec.name}; {first}")]
-        if config.search_name in MODELS or (config.search_name == "sobol" and find_spec("scipy") is None):  # a client may lack it
+        drawn = config.search_name != "optuna" and not config.warm_start  # gp draws, too, until it has learnt from some trials
+        if not drawn or (config.search_name in SOBOL and find_spec("scipy") is None):  # a client may lack it
             rows.append(("first trials", f"chosen by {config.search_name} while the sweep runs"))
         else:
             rows += [(f"trial {number}", format_parameters(values)) for number, values in enumerate(first_trials(config, count))]
@@ -155,7 +155,7 @@ class SweepView(RunView):
 
 
 def first_trials(config: "SweepConfig", count: int) -> list[dict[str, Any]]:
-    """Return the parameters of the first trials of a search that does not learn from results."""
+    """Return the parameters of the first trials of a search that has not learnt from results."""
     search = Search(config.search_plan)
     sampled = (search.suggest(number) for number in range(count))
     return [parameters_of(config.space, values) for values in sampled if values is not None]

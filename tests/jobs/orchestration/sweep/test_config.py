@@ -181,11 +181,12 @@ def test_only_submission_loads_the_base_with_every_extreme_value(monkeypatch: py
 @pytest.mark.parametrize(
     ("changes", "search"),
     [
-        ({}, "sobol"),
+        ({}, "gp"),
         ({"scheduler": "pbt"}, "random"),
-        ({"search": "gp"}, "gp"),
+        ({"space": {"optim.lr": {"grid": [1e-3, 1e-2]}}}, "sobol"),
+        ({"search": "optuna"}, "optuna"),
     ],
 )
-def test_an_unset_search_is_the_best_that_the_scheduler_allows(changes: dict[str, Any], search: str) -> None:
+def test_an_unset_search_is_the_best_that_scheduler_and_space_allow(changes: dict[str, Any], search: str) -> None:
     config = load(**changes)
     assert config.search_name == config.search_plan.search == search

@@ -16,7 +16,10 @@ def measure(path: Path, sizes: tuple[int, ...]) -> None:
     path.write_text(json.dumps(measure_all(sizes)))
 
 
-@pytest.mark.parametrize("sizes", [FEW, pytest.param(MANY, marks=pytest.mark.soak("4096 ranks; make test simulates 128"))])
+@pytest.mark.soak(
+    "up to 4096 ranks; test_of_a_thousand_pods_few_list_the_others_and_the_lowest_living_leads_on has a thousand pods"
+)
+@pytest.mark.parametrize("sizes", [FEW, MANY])
 def test_nothing_grows_faster_than_its_law(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     process = SERVER.Process(target=measure, args=(tmp_path / "rows.json", sizes))
     process.start()

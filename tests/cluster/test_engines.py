@@ -176,11 +176,15 @@ def torchrun(command: list[str]) -> None:
     main(command)
 
 
+@pytest.mark.soak(
+    "torchrun imports torch; make test starts ranks by Ropewalk itself, and a program of torchrun's variables in"
+    " test_a_training_program_is_bit_identical_after_a_kill_and_a_stop"
+)
 @pytest.mark.parametrize(
     ("entry", "results"),
     [
         ("place", {"rank": 0, "world": 2, "attempt": 1}),
-        pytest.param("count", {"step": 2, "world": 2}, marks=pytest.mark.soak("imports torch in each rank")),
+        ("count", {"step": 2, "world": 2}),
     ],
 )
 def test_torchrun_starts_the_same_entry(tmp_path: Path, entry: str, results: dict[str, int]) -> None:

@@ -31,6 +31,10 @@ def reports_at(ranks: int, folder: Path, *, preset: bool = False) -> list[dict[s
     return [json.loads((folder / f"{rank}-of-{ranks}.json").read_text()) for rank in range(ranks)]
 
 
+@pytest.mark.soak(
+    "imports torchao in a rank; test_layers_are_chosen_by_name_within_a_decoder_layer and"
+    " test_only_sizes_that_are_multiples_of_16_are_chosen say what is rounded"
+)
 @needs_torchao
 def test_products_are_those_of_rounded_rows(tmp_path: Path) -> None:
     (alone,) = reports_at(1, tmp_path)
@@ -41,7 +45,7 @@ def test_products_are_those_of_rounded_rows(tmp_path: Path) -> None:
 
 
 @needs_torchao
-@pytest.mark.soak("seconds of imports in five processes; make test rounds on one")
+@pytest.mark.soak("seconds of imports in five processes; make test chooses what is rounded")
 @pytest.mark.slow
 def test_float8_learns_as_bf16_and_on_four_ranks_as_on_one(tmp_path: Path) -> None:
     (alone,) = reports_at(1, tmp_path, preset=True)

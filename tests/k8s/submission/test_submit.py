@@ -64,7 +64,7 @@ def test_answers_that_are_lost(namespace: Namespace, start: Start, done: bool) -
     assert run.state.state is RunState.PENDING
 
 
-@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize("done", [True, pytest.param(False, marks=pytest.mark.soak("make test loses the answer alone"))])
 def test_a_lost_answer_about_its_service_takes_no_run_back(
     namespace: Namespace, start: Start, monkeypatch: pytest.MonkeyPatch, done: bool
 ) -> None:

@@ -27,6 +27,10 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.soak(
+    "two commands; make test runs test_its_traceback_is_shown_once_and_without_that_of_ropewalk, and follows a program in"
+    " test_a_run_from_submission_to_its_end"
+)
 def test_rank_0_is_shown_as_torchrun_does(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(PROGRAM)
     command = ("command", "resources.ranks_per_node=2", "--", "python", "train.py")

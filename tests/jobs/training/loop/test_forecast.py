@@ -70,7 +70,7 @@ def test_activations_are_those_of_a_pass_on_the_cpu() -> None:
     assert 2 * shape.activations["none"][0] == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("gpu", [pytest.param(False, marks=pytest.mark.soak("make test measures a GPU's")), True])
 def test_checkpointing_keeps_fewer_activations(gpu: bool) -> None:
     shape = measure_model(meta_model(), SEQ_LEN, MODES, bf16=gpu, gpu=gpu)
     assert not shape.problem

@@ -17,6 +17,7 @@ from tests.jobs.launch import launch, log_of, make_run, pretrain_config, start
 PROMPTS = ["the rope is ", "", "strands from"]
 
 
+@pytest.mark.soak("four ranks; test_it_answers_in_the_terminal compares samples with what the model answers")
 def test_samples_are_what_the_model_writes_and_training_is_the_same(tmp_path: Path) -> None:
     data, root = make_dataset(tmp_path / "data"), tmp_path / "runs"
     keys = {"steps": 4, "validation": {"every_steps": 2, "max_sequences": 4}}

@@ -226,6 +226,10 @@ def test_it_begins_with_the_weights_of_another_run_and_at_step_0(data: Path, und
         assert not is_pinned(StoragePath(source.checkpoints), step), "its checkpoint is not read again"
 
 
+@pytest.mark.soak(
+    "four ranks; test_it_goes_on_from_another_runs_checkpoint_with_other_hyperparameters pins a checkpoint and resumes from"
+    " its own"
+)
 def test_it_outlives_the_run_that_it_began_with(data: Path, tmp_path: Path) -> None:
     source = make_run(tmp_path, pretrain_config(data, steps=3))
     launch(source, 1)

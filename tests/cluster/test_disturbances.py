@@ -170,7 +170,7 @@ def test_a_preempted_run_saves_and_goes_on(toy: Start) -> None:
     assert run.steps() == list(range(1, 41)), "an announced stop loses no step and repeats none"
 
 
-@pytest.mark.soak("make test signals the supervisor alone, and every process")
+@pytest.mark.soak("make test signals the supervisor in test_a_preempted_run_saves_and_goes_on")
 def test_a_signal_to_one_agent_stops_all_at_one_step(toy: Start) -> None:
     run = toy("count", "ranks", steps=40, resources={"nodes": 2})
     run.reach(5)
@@ -181,6 +181,10 @@ def test_a_signal_to_one_agent_stops_all_at_one_step(toy: Start) -> None:
     assert run.steps() == list(range(1, 41))
 
 
+@pytest.mark.soak(
+    "make test signals the supervisor in test_a_preempted_run_saves_and_goes_on, and the job of a run in"
+    " test_scancel_saves_and_ends_for_good"
+)
 def test_a_signal_to_every_process_of_the_run_is_the_agents_alone(toy: Start) -> None:
     """Slurm signals a step in this way: ranks, their server and their children get the signal too, and must survive it."""
     run = toy("count", "ranks", steps=40, resources={"nodes": 2})

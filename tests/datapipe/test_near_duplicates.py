@@ -115,6 +115,7 @@ def test_the_most_central_document_stays_else_the_first(tmp_path: Path) -> None:
     assert near(tmp_path / "out") == {"left": "middle", "right": "middle", "second": "first"}
 
 
+@pytest.mark.soak("another data set; test_many_small_parts_decide_as_one_does cuts the search")
 def test_what_is_decided_does_not_depend_on_how_the_input_is_cut(tmp_path: Path, source: Path, data_set: Path) -> None:
     manifest = make(source, tmp_path / "out", **{**KEYS, "unit_mib": 0.05})
     assert near(tmp_path / "out") == near(data_set)

@@ -83,6 +83,7 @@ def test_units_change_no_bit() -> None:
     assert all(torch.equal(always[name], never[name]) for name in always)
 
 
+@pytest.mark.soak("ten seconds of imports of the compiler; test_units_change_no_bit runs the other options")
 def test_compiled_layers_are_kept_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ROPEWALK_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored after the test

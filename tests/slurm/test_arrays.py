@@ -150,7 +150,7 @@ def test_what_the_controller_cannot_hold_is_refused_before_sbatch(make_lab: Make
         backend.check_capacity(15)
 
 
-@pytest.mark.soak("a database; make test has limits of accounting in test_start_estimate.py")
+@pytest.mark.soak("a database; make test has refusals of Slurm in test_start_estimate.py")
 def test_limits_of_accounts_and_qos_are_checked_as_slurm_does(make_lab: MakeLab, tick: Start) -> None:
     """Every number that passes is accepted by sbatch, and one more is not."""
     lab = make_lab(accounting=True, nodes=1)

@@ -144,7 +144,9 @@ def test_a_controller_that_comes_back_knows_its_jobs(make_lab: MakeLab) -> None:
     assert state(lab, job) == "RUNNING"
 
 
-@pytest.mark.soak("a database that tests alone use; make test checks limits and estimates with it")
+@pytest.mark.soak(
+    "a database that tests alone use; make test has what Slurm answers of it in test_states.py and test_start_estimate.py"
+)
 def test_accounting(make_lab: MakeLab, ordinary_user: OrdinaryUser) -> None:
     lab = make_lab(nodes=2, accounting=True)
     job = submit(lab, "true")

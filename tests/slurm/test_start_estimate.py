@@ -188,6 +188,7 @@ def test_refusals(slurm_lab: Lab, resources: dict[str, Any], profile: dict[str, 
         backend.check_feasible(planned(), Resources.model_validate(resources))
 
 
+@pytest.mark.soak("a lab with a database; test_refusals has the limits of partitions, test_other_words what Slurm says of others")
 def test_limits_of_accounting(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=3, accounting=True)
     item = "Slurm would refuse it: QoS small allows at most 1 node; 1 node would start at once."

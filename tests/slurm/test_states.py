@@ -144,10 +144,7 @@ def test_one_squeue_for_all(slurm_lab: Lab, tick: Start) -> None:
     assert {run.state.reason for run in [*runs, *array]} == {"cancelled while waiting"}
 
 
-@pytest.mark.soak(
-    "a lab with a database; test_limits_of_accounting has another, test_a_job_that_ended_a_moment_ago_may_still_say_how"
-    " answers of sacct"
-)
+@pytest.mark.soak("a lab with a database; test_a_job_that_ended_a_moment_ago_may_still_say_how has answers of sacct")
 def test_accounting_knows_what_the_controller_forgot(make_lab: MakeLab, tick: Start) -> None:
     lab = make_lab(nodes=1, accounting=True)
     run, array = tick(profile=HELD), [tick(profile=HELD, submit=False) for _ in range(2)]

@@ -30,6 +30,7 @@ def test_each_rank_has_a_gpu_of_its_own_or_none_has_any(
     assert message in device_notice(gpus)
 
 
+@pytest.mark.soak("imports torch in another process; make test runs test_devices_are_counted_as_nvml_counts_them")
 def test_gpus_that_torch_cannot_use_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     machine_with(8, monkeypatch, CUDA_VISIBLE_DEVICES="")
     assert usable_gpus() == 0

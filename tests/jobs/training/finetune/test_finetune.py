@@ -252,6 +252,10 @@ def test_what_was_prepared_from_conversations_is_private(base: Path, data: Path,
     assert f"{shared} was open to other users and is private now" in log_of(run)
 
 
+@pytest.mark.soak(
+    "two runs; test_a_run_begins_with_another_runs_model_and_tokenizer opens both exports,"
+    " test_the_mean_of_the_weights_outlives_a_kill_and_is_the_formula has the mean"
+)
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # what peft 0.21 asks of v5
 def test_exports_open_as_a_whole_as_an_adapter_and_as_a_mean(base: Path, data: Path, root: Path, tmp_path: Path) -> None:
     import peft
@@ -340,6 +344,7 @@ def test_it_answers_in_the_terminal(base: Path, data: Path, root: Path, tmp_path
     assert printed == messages
 
 
+@pytest.mark.soak("dozens of steps and validations; test_validation_and_early_stop stops a run")
 def test_the_defaults_stop_a_run_that_learns_by_heart(root: Path, tmp_path: Path) -> None:
     """60 conversations whose answers follow from nothing, 30 epochs: there is nothing to learn but the words themselves."""
     draw, vocabulary = random.Random(5), WORDS.split()

@@ -178,6 +178,7 @@ def test_a_student_learns_from_its_teacher(data: Path, tmp_path: Path) -> None:
     assert results[-1] < max(results) < 1.0
 
 
+@pytest.mark.soak("five ranks; test_stop_ends_the_run_for_good and test_skip_leaves_the_batch_out have anomalies")
 def test_a_batch_without_a_label_is_an_anomaly(data: Path, tmp_path: Path) -> None:
     stopped = make_run(tmp_path, "masked", pretrain_config(data))
     assert start(stopped, 2).wait() == [42, 42]

@@ -1,6 +1,7 @@
 """Norms and histograms by layer: as computed by hand, the same at any world size, and as W&B's histograms."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +23,11 @@ def test_a_parameter_belongs_to_a_layer() -> None:
     assert layer_of("weight") == "weight"
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunDir]:
+@pytest.fixture
+def runs(tmp_path: Path) -> list[RunDir]:
     """One training, on one rank and on two."""
-    folder = tmp_path_factory.mktemp("layers")
-    data = make_dataset(folder / "data")
-    runs = [make_run(folder / "runs", pretrain_config(data, steps=4, layers_every=2)) for _ in range(2)]
+    data = make_dataset(tmp_path / "data")
+    runs = [make_run(tmp_path / "runs", pretrain_config(data, steps=4, layers_every=2)) for _ in range(2)]
     for ranks, run in enumerate(runs, 1):
         launch(run, ranks)
     return runs

@@ -199,6 +199,10 @@ def _help(context: typer.Context, job: str | None, every_key: bool) -> None:
 
     if job is not None:
         return print_job_help(context.info_name or "run", job, every_key)
+    if context.obj:
+        from ropewalk.cluster.errors import ConfigError
+
+        raise ConfigError(f"no job is named; write: {context.info_name} command -- {' '.join(context.obj[:3])}")
     typer.echo(context.get_help())
     return print_jobs()
 

@@ -34,6 +34,12 @@ def test_a_program_behind_two_dashes_keeps_its_words(shell: Shell) -> None:
     assert RunDir(shell.home / "runs" / run).record["config"]["command"] == arguments
 
 
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_a_program_without_its_job_is_a_mistake(shell: Shell, command: str) -> None:
+    shell(command, "--on", "slow", "--", "python", "train.py", expect=2)
+    assert shell.err == f"error: no job is named; write: {command} command -- python train.py\n"
+
+
 def test_a_place_that_cannot_be_is_one_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").touch()
     monkeypatch.setenv("ROPEWALK_RUNS", str(Path("file").resolve()))

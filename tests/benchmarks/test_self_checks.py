@@ -65,6 +65,7 @@ SMALL = {
     "bench_sweep": ["--trials", "2", "--steps", "8"],
     "bench_sweep_overhead": ["--trials", "2", "--steps", "4"],
     "bench_searchers": ["--seeds", "2", "--searches", "sobol", "--schedulers", "asha"],
+    "bench_search_peers": ["--seeds", "2", "--searches", "optuna-tpe"],
     "bench_trained_searches": ["--seeds", "1", "--trials", "2", "--searches", "sobol"],
     "bench_sweep_search": ["--seeds", "1", "--trials", "2", "--steps", "8"],
     "bench_training_loop": ["--steps", "2", "--rounds", "1"],

@@ -151,7 +151,7 @@ def simulate(config: SweepConfig, table: CurveTable, *, seed: int, budget: float
     """Simulate a sweep until all its trials have ended or `budget` operations are spent. Raises ConfigError."""
     table.check(config.space, config.base)
     config = config.model_copy(update={"seed": seed, "base": {**config.base, "steps": table.num_steps}})
-    simulation = _Simulation(config, table, seed)
+    simulation = Simulation(config, table, seed)
     simulation.run(budget)
     trials = simulation.trials
     return SimulatedSweep(
@@ -163,7 +163,7 @@ def simulate(config: SweepConfig, table: CurveTable, *, seed: int, budget: float
     )
 
 
-class _Simulation:
+class Simulation:
     """The state of a simulated sweep."""
 
     def __init__(self, config: SweepConfig, table: CurveTable, seed: int) -> None:

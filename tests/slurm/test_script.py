@@ -84,6 +84,12 @@ def render(case: Case) -> str:
     return render_job(run_of(case), resources, profile, case.attempt, case.runs)
 
 
+def write_programs(folder: Path, programs: Mapping[str, str]) -> None:
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+
+
 def compare(name: str, text: str) -> None:
     """With the golden file; this machine's Python is PYTHON there."""
     path, plain = GOLDEN / name, text.replace(shlex.quote(sys.executable), "PYTHON")
@@ -165,9 +171,7 @@ def test_the_small_job_of_a_requeued_one_leaves_once_nothing_is_to_be_done(tmp_p
         "squeue": f"echo 6 COMPLETED; head -n 1 {tmp_path}/states; sed -i 1d {tmp_path}/states; echo >> {tmp_path}/looks",
         "scontrol": f'echo "$@" > {tmp_path}/asked',
     }
-    for name, text in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
+    write_programs(tmp_path, programs)
     script = fill("skip_requeue_delay.sh", options="").partition("<<'SKIP_DELAY'\n")[2].partition("SKIP_DELAY")[0]
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NAME": "ropewalk-hurry-7"}
     subprocess.run(["bash"], input=script, text=True, env=environment, check=False, timeout=HANG_SECONDS)
@@ -181,9 +185,7 @@ def test_a_stop_waits_until_the_coordinator_listens(tmp_path: Path) -> None:
         "coordinator": f"touch {tmp_path}/begun; sleep 1; trap 'exit 0' USR2; while sleep 0.1; do :; done",
         "scontrol": f"touch {tmp_path}/requeued",
     }
-    for name, text in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
+    write_programs(tmp_path, programs)
     script = render(CASES["plain"]).replace(shlex.quote(sys.executable), f"{tmp_path}/coordinator")
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     job = subprocess.Popen(["bash", "-c", script], env=environment, cwd=tmp_path)

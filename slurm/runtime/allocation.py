@@ -62,7 +62,7 @@ class SlurmAllocation(Allocation):
     ) -> None:
         self.run, self.resources, self.profile, self.job, self.slurm = run, resources, profile, job, slurm
         self.slots = {index: Slot(host=host, job=job) for index, host in enumerate(hosts)}
-        self.stop_requested = SignalFlag()  # set by the coordinator's signal handler
+        self.stop_requested = SignalFlag()  # the coordinator replaces it by that of its signal handler
         self.ray_token = secrets.token_hex(32)  # never written to disk
         self.extra_node_jobs: set[str] = set()  # submitted, not yet running
         self.watchdog = Watchdog(run, profile, self._start_elsewhere, self.end)

@@ -14,7 +14,7 @@ from pathlib import Path
 from ropewalk.cluster.backends.submission import newest_submission
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
 from ropewalk.cluster.process.output import configure_logging
-from ropewalk.cluster.process.signals import install_stop_handler
+from ropewalk.cluster.process.signals import SignalFlag, install_stop_handler
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.exclusive import create_whole
 from ropewalk.cluster.run.files import write_atomically
@@ -37,8 +37,11 @@ DIED = "its coordinator died: the first node was lost, or Slurm took the job awa
 DEFAULT_MAX_REQUEUES = "5"  # Slurm's default of MaxBatchRequeue
 
 
-def coordinate(run: RunDir, slurm: Slurm) -> int:
-    """Run the attempts of a run on this job's nodes; return the exit code for the job script."""
+def coordinate(run: RunDir, slurm: Slurm, stop: SignalFlag) -> int:
+    """Run the attempts of a run on this job's nodes; return the exit code for the job script.
+
+    If `stop` is set before the first attempt begins, that attempt asks Slurm for the reason and ends, as any other would.
+    """
     job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     own_id = this_job(os.environ)
     if not take_ownership(run, own_id, slurm):
@@ -54,7 +57,7 @@ def coordinate(run: RunDir, slurm: Slurm) -> int:
     details = run.attempt_details(number)
     profile = SlurmProfile.model_validate(details.get("profile") or {})
     allocation = SlurmAllocation(run, run.resources(number), profile, slurm, job=job, hosts=hosts)
-    install_stop_handler(allocation.stop_requested.set)
+    allocation.stop_requested = stop
     try:
         code = Supervisor(run, allocation, python_of(profile)).supervise(number)
     finally:
@@ -162,8 +165,9 @@ def main() -> None:
     run = RunDir(parser.parse_args().run_dir)
     run.refresh_changes()
     configure_logging("coordinator")
-    install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # before the run is open there is nothing to save
-    sys.exit(coordinate(run, Slurm()))
+    stop = SignalFlag()
+    install_stop_handler(stop.set)
+    sys.exit(coordinate(run, Slurm(), stop))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -179,18 +180,25 @@ def test_the_small_job_of_a_requeued_one_leaves_once_nothing_is_to_be_done(tmp_p
     assert len((tmp_path / "looks").read_text()) == len(states.split())
 
 
+COORDINATOR = """#!{python}
+import pathlib, signal, sys, time
+pathlib.Path("begun").touch()
+time.sleep(1)  # it does not listen yet
+signal.signal(signal.SIGUSR2, lambda *_: sys.exit(0))
+time.sleep(600)
+"""
+
+
 def test_a_stop_waits_until_the_coordinator_listens(tmp_path: Path) -> None:
     """Else the signal kills it, which looks like a lost node, and a cancelled run is requeued."""
-    programs = {
-        "coordinator": f"touch {tmp_path}/begun; sleep 1; trap 'exit 0' USR2; while sleep 0.1; do :; done",
-        "scontrol": f"touch {tmp_path}/requeued",
-    }
-    write_programs(tmp_path, programs)
+    write_programs(tmp_path, {"scontrol": "touch requeued"})
+    (tmp_path / "coordinator").write_text(COORDINATOR.format(python=sys.executable))
+    (tmp_path / "coordinator").chmod(0o755)
     script = render(CASES["plain"]).replace(shlex.quote(sys.executable), f"{tmp_path}/coordinator")
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    job = subprocess.Popen(["bash", "-c", script], env=environment, cwd=tmp_path)
+    job = subprocess.Popen(["bash", "-c", script], env=environment, cwd=tmp_path, start_new_session=True)
     until((tmp_path / "begun").exists, Patience.SIGNAL)
-    job.terminate()
+    os.killpg(job.pid, signal.SIGTERM)  # as scancel, which signals every process of the script
     assert job.wait(HANG_SECONDS) == 0
     assert not (tmp_path / "requeued").exists()
 

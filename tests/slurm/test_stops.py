@@ -160,6 +160,16 @@ def test_scancel_saves_and_ends_for_good(slurm_lab: Lab, tick: Start) -> None:
     assert run.finish().state is RunState.CANCELLED
 
 
+@pytest.mark.parametrize("moment", [0.0, 0.1, 0.2, 0.4])
+def test_scancel_in_the_first_moments_ends_for_good(slurm_lab: Lab, tick: Start, moment: float) -> None:
+    """Before the coordinator listens, before it has read the run, and before its first attempt."""
+    run = tick(steps=5000)
+    until(lambda: Slurm().job_details(run.job)["JobState"] == "RUNNING", Patience.START)
+    time.sleep(moment)
+    subprocess.run(["scancel", run.job], check=True)
+    assert how_it_ended(run) == ("CANCELLED", "0")
+
+
 @pytest.mark.soak("make test retries a bug within an attempt on this machine")
 def test_a_bug_is_retried_in_place_and_a_mistake_never(slurm_lab: Lab, start: Start) -> None:
     bug, mistake = start("fail", "process", retries={"bugs": 1}), start("refuse", resources={"ranks_per_node": 2})

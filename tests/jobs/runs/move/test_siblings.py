@@ -41,9 +41,7 @@ def submitted(shell: Shell, number: int) -> dict[str, RunDir]:
     runs = {}
     for cluster in CLUSTERS:
         record = {"job": "command", "config": {}, "engine": "process", "cluster": cluster, "resources": {"nodes": 1}}
-        name = (
-            f"{cluster}-{number}"  # dozens of one name and second would have equal ids, on different clusters, in 1 of 40 tests
-        )
+        name = f"{cluster}-{number}"  # of 60 runs with one name, two would have equal ids in 1 of 40 tests
         runs[cluster] = RunDir.create(name, record | sibling_record(f"{number}:{','.join(CLUSTERS)}"), shell.home / cluster)
         runs[cluster].begin_attempt()
     (shell.home / "state/ropewalk/siblings").mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 RUNS_VARIABLE = "ROPEWALK_RUNS"
 # Ids contain the local time of the machine that submitted the run, in any time zone.
-DATED, DATE_FORMAT = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$"), "%Y%m%d-%H%M%S"
+DATED, DATE_FORMAT = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4,6}$"), "%Y%m%d-%H%M%S"
 RECENT_SECONDS = 2 * 86400.0
 CODE_FOLDER = ".code"  # under the runs' root: copies of code, each shared by all runs that were submitted with it
 

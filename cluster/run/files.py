@@ -196,7 +196,7 @@ def dated_label(name: str) -> str:
 def dated_folder(root: Path, name: str, inside: Sequence[str], make: Callable[[Path], None] = Path.mkdir) -> Path:
     """Make a folder with a unique name below `root`, and subfolders `inside` it. `make`: creates the folder."""
     while True:
-        folder = root / f"{dated_label(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        folder = root / f"{dated_label(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         try:
             make(folder)
         except FileExistsError:

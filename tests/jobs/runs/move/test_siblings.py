@@ -41,8 +41,9 @@ def submitted(shell: Shell, number: int) -> dict[str, RunDir]:
     runs = {}
     for cluster in CLUSTERS:
         record = {"job": "command", "config": {}, "engine": "process", "cluster": cluster, "resources": {"nodes": 1}}
-        name = f"{cluster}-{number}"  # of 60 runs with one name, two would have equal ids in 1 of 40 tests
-        runs[cluster] = RunDir.create(name, record | sibling_record(f"{number}:{','.join(CLUSTERS)}"), shell.home / cluster)
+        runs[cluster] = RunDir.create(
+            f"race-{number}", record | sibling_record(f"{number}:{','.join(CLUSTERS)}"), shell.home / cluster
+        )
         runs[cluster].begin_attempt()
     (shell.home / "state/ropewalk/siblings").mkdir(parents=True, exist_ok=True)
     answers = {cluster: {"run": run.id} for cluster, run in runs.items()}

@@ -93,7 +93,8 @@ def _refuse(run: RunDir, to: str) -> None:
 
 def _code(run: RunDir, config: JobConfig) -> dict[str, Any]:
     """Copy the code of a run that uses it in place, and return the changes of its record."""
-    if (run.record.get("code") or {}).get("snapshot") or not backend_of(run).shares_files:
+    copied = (run.record.get("code") or {}).get("snapshot") or "project" in run.record
+    if copied or not backend_of(run).shares_files:
         return {}
     root = run.path.parent
     directory = str(run.record.get("directory") or ".")

@@ -89,6 +89,7 @@ def shell(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
         runs = str(shell.home / name / "runs")
         clusters[name] = {**clusters["slow"], "saves": True, "runs": runs, "mounts": mounts}
     clusters["shut"] = {**clusters["west"], "refuse": "the queue is closed until Monday"}
+    clusters["shipping"] = {**clusters["east"], "ships_code": True}
     clusters["bare"] = {**clusters["east"], "runs": str(shell.home / "bare/runs"), "mounts": {}}
     (shell.home / "clusters.yaml").write_text(yaml.safe_dump(clusters))
     return shell
@@ -146,6 +147,17 @@ def test_a_run_goes_on_where_it_has_moved_to_and_not_where_it_was(shell: Shell, 
         Fence(there, 3, 1).check()
     with pytest.raises(StaleAttemptError):
         Fence(back, 1, 1).check()
+
+
+def test_the_copy_of_a_project_without_a_repository_moves(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "checkout", lambda: Checkout(None))
+    (shell.home / "train.py").write_text("print('submitted')\n")
+    shell("submit", "command", "--on", "shipping", "--json", "--", "python3", "train.py")
+    (run,) = RunDir.all(shell.home / "east/runs")
+    (shell.home / "train.py").unlink()
+    shell("move", run.id, "--on", "west")
+    project = moved(shell, run, "west").record["project"]
+    assert (shell.home / "west/runs/.code" / project["snapshot"] / "train.py").read_text() == "print('submitted')\n"
 
 
 @pytest.mark.parametrize("step", [step.value for step in Step if step not in (Step.DESCRIBE, Step.STAY, Step.START_LOCKS)])

@@ -29,6 +29,7 @@ for arguments in json.loads(sys.argv[1]):
         traceback.print_exc()
 """
 WORK = {  # by command: its exit code
+    "doctor": 0,
     "ps": 0,
     "show": 0,
     "logs": 0,
@@ -64,7 +65,7 @@ def check(python: list[str], home: Path, environment: dict[str, str]) -> None:
     run = RunDir.create("x", record, home / "runs")
     (home / "clusters.yaml").write_text(yaml.safe_dump({"big": {"backend": "slurm", "runs": str(home / "runs")}}))
     arguments = {name: [run.id] for name in WORK} | {"ps": ["--all", "--json"]}
-    arguments |= {"submit": ["command", "--on", "big", "--script", "--", "true"], "run": ["command", "--", "true"]}
+    arguments |= {"doctor": [], "submit": ["command", "--on", "big", "--script", "--", "true"], "run": ["command", "--", "true"]}
     environment = {**environment, "ROPEWALK_RUNS": str(home / "runs"), "ROPEWALK_CLUSTERS": str(home / "clusters.yaml")}
     commands = json.dumps([[name, *arguments[name]] for name in WORK])
     done = subprocess.run(

@@ -35,7 +35,10 @@ def dev(
     import sys
 
     from ropewalk.cluster.errors import EXIT_INTERRUPTED
+    from ropewalk.jobs.cli.known_runs import clusters_of
 
+    if run and on == "local":
+        on = next(iter(clusters_of(run)), on)
     started = run or _submit(overrides or [], config, on)
     try:
         node = connect(started, on, forward or [])

@@ -28,9 +28,8 @@ def move(
     if as_json:
         print_json(moved)
         return
-    share = f", {moved['bytes'] / moved['checkpoint_bytes']:.2f} times its checkpoint" if moved["checkpoint_bytes"] else ""
     print(f"{moved['run']} has moved from {moved['source']} to {on}: attempt {moved['attempt']} is submitted there")
-    print(f"{format_bytes(moved['bytes'])} were copied{share}; `ropewalk show {moved['run']}` follows it there")
+    print(f"{format_bytes(moved['bytes'])} were copied; `ropewalk show {moved['run']}` follows it there")
 
 
 class Step(StrEnum):

@@ -25,6 +25,7 @@ def step_command(run: RunDir, profile: SlurmProfile, job: str, program: NodeProg
         f"--nodelist={program.address}",
         "--mpi=none",
         "--quiet",
+        "--quit-on-interrupt",  # else the first Ctrl-C only asks for the state of its tasks
     ]
     srun.append("--pty" if program.terminal else "--unbuffered" if program.input else "--input=none")  # else whole lines only
     module = module_command(program.module, str(run.path), "--", *program.command, python=python_of(profile))

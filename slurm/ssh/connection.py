@@ -17,6 +17,8 @@ from ropewalk.slurm.ssh.frames import CHUNK_BYTES, MAGIC, ConnectionEndedError, 
 ALIVE_SECONDS = 15.0
 ENDING_SECONDS = 5.0
 MOST_MESSAGE_BYTES = 1 << 16  # that are kept for an error message
+# ssh ends after a minute without an answer, such as when the laptop has changed its network; else TCP takes a quarter of an hour
+NOTICE_ABSENCE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
 SSH_FAILED = 255  # exit code of ssh for errors of its own
 BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 # a login shell, so that a job is submitted with the environment that the user has on the login node
@@ -36,7 +38,8 @@ class Connection:
     def __init__(self, name: str, host: str, ssh: Sequence[str], *, terminal: bool) -> None:
         """Start ssh. `terminal`: somebody is there who can answer its questions."""
         self.name, self.host, self._terminal = name, host, terminal
-        options = ["-T", *([] if terminal else ["-o", "BatchMode=yes"])]
+        self._log_in = f"`{shlex.join([*ssh, host])}`"
+        options = ["-T", *NOTICE_ABSENCE, *([] if terminal else ["-o", "BatchMode=yes"])]
         command = [*ssh, *options, "--", host, remote_command()]
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ssh inherits it: Ctrl-C is for the command on the login node
         try:
@@ -71,24 +74,32 @@ class Connection:
         code = self._wait()
         self._reader.join(ENDING_SECONDS)
         lines = [line.strip() for line in self._messages.decode(errors="replace").splitlines()]
-        reason = next((line for line in reversed(lines) if line), "the connection was closed")
+        reason = next((line.rstrip(".") for line in reversed(lines) if line), "the connection was closed")
         return BackendError(f"cluster {self.name!r}: {self.host}: {reason}{self._remedy(code, ' '.join(lines))}")
 
     def _remedy(self, code: int, messages: str) -> str:
         if "ermission denied" in messages and not self._terminal and code == SSH_FAILED:
             return (
                 "; without a terminal ssh cannot ask for a password or code: use a key (ssh-add), or open a shared connection"
-                f" first (ControlMaster in the ssh configuration, then `ssh {self.host}`)"
+                f" first (ControlMaster in the ssh configuration, then {self._log_in})"
             )
+        if "IDENTIFICATION HAS CHANGED" in messages:
+            return f"; its key differs from the known one: if you trust the new one, remove the old one as {self._log_in} says"
         if "Host key verification failed" in messages:
-            return f"; run `ssh {self.host}` once at a terminal to accept its key"
-        if "PermissionError" in messages or "Read-only" in messages:
+            return f"; run {self._log_in} once at a terminal to accept its key"
+        if "No space left" in messages or "quota exceeded" in messages:
+            return "; make space there, or name another directory by `runs` in the profile"
+        if "[Errno " in messages:
             return "; `runs` in the profile must be a directory there in which you may write"
         if "python3" in messages and "not found" in messages:
             return "; put python3 on the PATH of login shells there"
         if "lacks what Ropewalk needs" in messages or "needs 3.11" in messages:
             return "; name a Python with Ropewalk's packages by `python` in the profile, or load one by `setup`"
-        return f"; does `ssh {self.host}` work?" if code == SSH_FAILED and not self.started.is_set() else ""
+        if "ropewalk: line " in messages:  # of the shell that runs the lines of `setup` and starts Python
+            return "; correct `setup` or `python` in the profile"
+        if self.started.is_set():
+            return ""
+        return f"; does {self._log_in} work?" if code == SSH_FAILED else "; do its login scripts, such as ~/.bash_profile, exit?"
 
     def close(self) -> None:
         """End the session, without waiting for ssh: it takes a round trip, or longer if other sessions share its connection.

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.backends.profiles import PROFILES_VARIABLE
-from ropewalk.cluster.errors import RopewalkError
+from ropewalk.cluster.errors import EXIT_INTERRUPTED, RopewalkError
 from ropewalk.cluster.run.content_tree import files_below
 from ropewalk.cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE
 from ropewalk.cluster.run.files import make_private, write_atomically
@@ -55,6 +55,8 @@ def main() -> None:
             frames.send(Kind.ERR, f"error: {error}\n".encode())
             frames.send(Kind.EXIT, {"code": 1, "runs": []})
             return
+        except OSError as error:  # such as a full disk
+            sys.exit(str(error))
         _Command(frames, root, folder, request).serve()
     except ConnectionEndedError:
         sys.exit(1)
@@ -120,9 +122,11 @@ class _Command:
             terminal, command_side = os.openpty()
             termios.tcsetwinsize(terminal, size)
             self._pipes |= {"in": (os.dup(command_side), os.dup(terminal)), "out": (terminal, command_side)}
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the child can take it
         self._child = os.fork()
         if not self._child:
             self._become_command()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.close(self._pipes["in"][0])
         for name in ("out", "err", "runs"):
             os.close(self._pipes[name][1])
@@ -232,9 +236,12 @@ class _Command:
             if origin := request.get("origin"):
                 set_origin(Origin(**origin), lambda run: os.write(runs, f"{run}\n".encode()))
             sys.argv[:] = ["ropewalk", *request["arguments"]]
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             runpy.run_module(COMMAND_MODULE, run_name="__main__", alter_sys=True)
         except SystemExit as leave:
             code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        except KeyboardInterrupt:  # before the command's own handling
+            code = EXIT_INTERRUPTED
         except BaseException:  # a bug: show it as the interpreter would
             sys.excepthook(*sys.exc_info())
             code = 1

@@ -19,7 +19,7 @@ from typing import Any
 
 from ropewalk.cluster.backends.base import Profile
 from ropewalk.cluster.config_reader import load_section
-from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.errors import EXIT_INTERRUPTED, BackendError
 from ropewalk.cluster.run.content_tree import LocalTree
 from ropewalk.jobs.cli.known_runs import remember
 from ropewalk.jobs.cli.ssh.request import Baggage, program_tree
@@ -68,6 +68,9 @@ def run_there(
             raise BackendError(f"{error}{again}")
         for run in exit_["runs"]:
             remember(run, cluster.name)
+        if exit_["code"] == EXIT_INTERRUPTED and arguments[0] == "submit" and exit_["runs"]:
+            submitted = " ".join(exit_["runs"])
+            sys.stderr.write(f"\nsubmitted before the interruption: {submitted}; `ropewalk cancel {submitted}` ends it\n")
         return int(exit_["code"])
     finally:
         connection.close()

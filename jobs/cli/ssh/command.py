@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +19,7 @@ SUBMITTING = frozenset({"run", "submit"})
 RESUMING = frozenset({"resume", "repro"})
 TAKING_FILES = frozenset({"run", "submit", "fetch"})
 READING_INPUT = frozenset({"chat", "cluster-step"})
-AT_A_TERMINAL = frozenset({"shell", "top"})  # commands that get a terminal there, unless one of these options is given
+AT_A_TERMINAL = frozenset({"shell", "top", "chat"})  # commands that get a terminal there, unless one of these options is given
 WITHOUT_TERMINAL = ("with_input", "once", "as_json")
 Elsewhere = Annotated[
     str | None,
@@ -118,12 +119,29 @@ def _run_there(ctx: Any, cluster: "Profile") -> int:
         value = value_of(values["action"], values["names"] or [])  # read here, where a prompt can hide it
         return run_there(cluster, arguments, reads_input=value is not None, given_input=value)
     if name not in SUBMITTING | RESUMING:
+        if baggage is None:
+            _check_outputs(name, [value for value in values.values() if isinstance(value, Path)], cluster)
         wants_terminal = name in AT_A_TERMINAL and not any(values.get(option) for option in WITHOUT_TERMINAL)
         terminal = wants_terminal and sys.stdin.isatty() and sys.stdout.isatty()
         reads_input = name in READING_INPUT or bool(values.get("with_input"))
         return run_there(cluster, arguments, baggage=baggage, reads_input=reads_input, terminal=terminal)
     with submission_id(cluster.name, arguments) as submission:
         return run_there(cluster, arguments, baggage=baggage, submission=submission)
+
+
+def _check_outputs(command: str, paths: list[Path], cluster: "Profile") -> None:
+    """Check paths of files that a command writes. Raises ConfigError for one that would not arrive here, or replace files."""
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.cluster.run.files import require_empty
+
+    host = cluster.options["host"]
+    for path in paths:
+        if ".." in path.parts:
+            raise ConfigError(f"{path}: files from {host} arrive below the current directory; name a path there")
+        if command == "export" and path.is_absolute():
+            sys.stderr.write(f"{path}: a directory on {host}; a relative path would arrive here\n")
+        elif command == "export":
+            require_empty(path)
 
 
 def _baggage(ctx: Any, values: dict[str, Any]) -> Any:

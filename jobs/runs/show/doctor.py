@@ -12,6 +12,7 @@ from ropewalk.cluster.backends.base import Backend, Check
 from ropewalk.cluster.backends.profiles import load_backend, profile_file
 from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.gpus import machine_devices
+from ropewalk.cluster.installed import REMEDY, is_light
 from ropewalk.cluster.packages.archive import FOLDER as PACKAGES_FOLDER
 from ropewalk.cluster.packages.build import hash_of, inputs_of
 from ropewalk.cluster.run.directory import RUNS_VARIABLE, runs_root
@@ -24,7 +25,7 @@ FREE_GIB = 2.0
 
 def checks(cluster: str) -> list[Check]:
     """Run the checks of this machine and of a cluster."""
-    results = [_python(), *_packages(), _runs(), _file_system(), *_node(), _profiles(), _git()]
+    results = [_python(), *_packages(cluster), _runs(), _file_system(), *_node(), _profiles(), _git()]
     try:
         backend = load_backend(cluster)
         return [*results, *backend.checks(), _secrets(backend), *_environment(backend)]
@@ -67,7 +68,10 @@ def _python() -> Check:
     return Check(name="python", ok=sys.version_info >= (3, 11), detail=f"{python} at {sys.executable}")
 
 
-def _packages() -> list[Check]:
+def _packages(cluster: str) -> list[Check]:
+    if is_light():
+        detail = f"those of jobs are not installed: {REMEDY}; not needed to use clusters whose profiles have a `host`"
+        return [Check(name="packages", ok=False, detail=detail, optional=cluster == "local")]
     missing, installed = [], []
     for name in NEEDED:
         try:

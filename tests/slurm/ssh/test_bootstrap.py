@@ -50,6 +50,19 @@ def test_python_3_6_installs_the_program_and_starts_the_helper(tmp_path: Path) -
         assert json.loads(frame[1]) == {"code": 0, "runs": []}
 
 
+def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    request = {"start": {"root": str(tmp_path / "file/runs"), "program": "x"}}
+    with (tmp_path / "input").open("wb+") as stream:
+        frames = Frames(-1, stream.fileno())
+        frames.send(Kind.REQUEST, request)
+        frames.send(Kind.PROGRAM, hashlib.sha256(b"").hexdigest().encode())
+        stream.seek(0)
+        command = [sys.executable, "-c", BOOTSTRAP.read_text()]
+        done = subprocess.run(command, stdin=stream, capture_output=True, check=False)
+    assert done.stderr == MAGIC + f"[Errno 20] Not a directory: '{tmp_path}/file/runs'\n".encode()
+
+
 def test_what_setup_prints_is_shown_even_if_it_arrives_before_the_answer(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     mark = "printf '\\0ropewalk frames\\0'"
     script = f"echo welcome >&2; {mark} >&2; printf 'loaded\nlate' >&2; sleep 0.2; {mark}; cat >/dev/null"

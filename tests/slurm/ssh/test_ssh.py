@@ -112,6 +112,8 @@ def test_files_that_a_command_writes_arrive(laptop: Laptop) -> None:
     assert laptop("show", "--on", "big", run.id, "plots/curves.png").strip() == "plots/curves.png"
     assert (laptop.project / "plots/curves.png").read_bytes().startswith(b"\x89PNG")
     assert not list((laptop.node.runs / ".from").glob("*/.output-*"))
+    laptop("export", "--on", "big", run.id, "../model", code=2)
+    assert "../model: files from login.big arrive below the current directory" in laptop.err
     shutil.rmtree(run.path)
 
 

@@ -2,14 +2,14 @@
 
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ropewalk
-from ropewalk.cluster.config import CodeConfig
+from ropewalk.cluster.config import CodeConfig, Packages
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.input_paths import relative_paths
 from ropewalk.cluster.run.content_tree import Entry, LocalTree, file_entry, files_below
@@ -73,6 +73,7 @@ def baggage_of(job: str, file: Path | None, overrides: Sequence[str], each: Sequ
         configs = configure_each(job, file, overrides, each)
         for config in configs:
             config.with_inputs(note)
+            inputs.update(dict.fromkeys(_package_files(config.packages, relative), "packages"))
     baggage = Baggage(files={str(path).lstrip("/"): path for path in _small_files(inputs)})
     if file is not None:
         baggage.files[os.path.abspath(file).lstrip("/")] = file
@@ -85,6 +86,18 @@ def code_baggage() -> Baggage:
     baggage = Baggage()
     _add_code(baggage, (os.getcwd(), CodeConfig()))
     return baggage
+
+
+def _package_files(packages: Packages | None, relative: Collection[str]) -> Iterator[str]:
+    """Yield the files of this machine that make a run's environment. Raises ConfigError for a folder, which is not sent."""
+    path = packages.uv or packages.path if packages is not None else None
+    if packages is None or path is None or path not in relative:
+        return
+    if os.path.isdir(path):
+        raise ConfigError(f"packages.path: {path}: a folder is not sent to a cluster; pack it, or name one there")
+    yield path
+    if packages.uv is not None:
+        yield str(Path(path).with_name("pyproject.toml"))
 
 
 def _small_files(inputs: Mapping[str, str]) -> Iterator[Path]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.cli.ssh.client import _archive
-from ropewalk.jobs.cli.ssh.request import program_tree
+from ropewalk.jobs.cli.ssh.request import baggage_of, program_tree
 from ropewalk.slurm.ssh.connection import BOOTSTRAP, Connection
 from ropewalk.slurm.ssh.frames import MAGIC, Frames, Kind
 
@@ -61,6 +62,17 @@ def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path: Path) -> No
         command = [sys.executable, "-c", BOOTSTRAP.read_text()]
         done = subprocess.run(command, stdin=stream, capture_output=True, check=False)
     assert done.stderr == MAGIC + f"[Errno 20] Not a directory: '{tmp_path}/file/runs'\n".encode()
+
+
+def test_the_files_of_an_environment_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("uv.lock", "pyproject.toml", "env.tar.gz"):
+        (tmp_path / name).touch()
+    for packages, names in (("uv: uv.lock", {"uv.lock", "pyproject.toml"}), ("path: env.tar.gz", {"env.tar.gz"})):
+        baggage = baggage_of("command", None, ["command=[x]", "code.ship=false", f"packages={{{packages}}}"], [])
+        assert {Path(f"/{file}") for file in baggage.files} == {tmp_path / name for name in names}
+    with pytest.raises(ConfigError, match="a folder is not sent"):
+        baggage_of("command", None, ["command=[x]", "packages={path: ../.}"], [])
 
 
 def test_what_setup_prints_is_shown_even_if_it_arrives_before_the_answer(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -24,7 +24,7 @@ def with_program(context: typer.Context, job: str, overrides: list[str] | None, 
     pairs, program = overrides or [], context.obj or []
     if program and job != "command":
         raise ConfigError(
-            f"-- {program[0]}: only the job `command` runs a program; write: {context.info_name} command ... --"
+            f"-- {program[0]}: only the job `command` runs a program; write: {context.info_name} command --"
             f" {' '.join(program[:3])}"
         )
     if job == "command" and not program and config is None and not any(pair.startswith("command=") for pair in pairs):

@@ -25,15 +25,15 @@ class _Shown:
 def report_fetches() -> None:
     """Report fetches on the standard error from now on."""
     progress.notify = _notify
-    progress.show = _show
+    progress.show = lambda label, present, total: show_progress(f"fetch {label}", present, total)
 
 
 def _notify(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-def _show(label: str, present_bytes: int, total_bytes: int) -> None:
-    """Write how much of a source is there: in place on a terminal, else a line every ten seconds."""
+def show_progress(label: str, present_bytes: int, total_bytes: int) -> None:
+    """Write how much of a transfer is done: in place on a terminal, else a line every ten seconds."""
     now, terminal = time.monotonic(), sys.stderr.isatty()
     is_new, is_done = label != _Shown.label, present_bytes >= total_bytes
     if is_new:
@@ -43,7 +43,7 @@ def _show(label: str, present_bytes: int, total_bytes: int) -> None:
     if is_done and (is_new or _Shown.first_bytes >= total_bytes):
         return  # nothing was to be fetched
     _Shown.label, _Shown.time = ("" if is_done else label), now
-    line = f"fetch {label}: {format_bytes(present_bytes)} of {format_bytes(total_bytes)}"
+    line = f"{label}: {format_bytes(present_bytes)} of {format_bytes(total_bytes)}"
     sys.stderr.write(f"\r\x1b[K{line}{chr(10) if is_done else ''}" if terminal else f"{line}\n")
     sys.stderr.flush()
 

@@ -24,7 +24,14 @@ def move(
     from ropewalk.cluster.text import format_bytes
     from ropewalk.jobs.cli.moving import Move
 
-    moved = Move.of(run_ref, on).execute(overrides or [])
+    moving = Move.of(run_ref, on)
+    try:
+        moved = moving.execute(overrides or [])
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            f"\nthe move is not finished: give the command again, or with --on {moving.source} to let the run stay\n"
+        )
+        raise
     if as_json:
         print_json(moved)
         return

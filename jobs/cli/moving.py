@@ -11,7 +11,7 @@ from typing import Any
 from ropewalk.cluster.errors import EXIT_USER_MISTAKE, BackendError, ConfigError, RopewalkError
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.moves import MOVED_FROM, departed_to
-from ropewalk.cluster.text import format_bytes
+from ropewalk.jobs.cli.fetch import show_progress
 from ropewalk.jobs.cli.known_runs import clusters_of, forget, remember, state_dir
 from ropewalk.jobs.cli.ssh.command import reached_through_ssh
 from ropewalk.jobs.runs.show.status import find_run
@@ -56,8 +56,6 @@ class Move:
         copied = Counter(self.run)
         missing = self._ask(self.target, "missing", attempt=left["attempt"], contents=contents)
         if missing["wanted"]:
-            size = sum(each["size"] - each["offset"] for each in missing["wanted"])
-            _say(f"{format_bytes(size)} are missing on {self.target}")
             self._copy(missing["wanted"], copied)
         _say(f"starting {self.run} on {self.target}")
         arrived = self._ask(self.target, "arrive", left=left, checked=checked, code=described["code"], source=self.source)
@@ -104,9 +102,13 @@ class Move:
             Step(self.run, self.source, "send", {"wanted": list(wanted)}) as sender,
             Step(self.run, self.target, "receive", {}, streams_in=True) as receiver,
         ):
+            total, sent = sum(each["size"] - each["offset"] for each in wanted), 0
             while chunk := sender.read():
                 copied.add(len(chunk))
                 receiver.write(chunk)
+                sent += len(chunk)
+                show_progress(f"copy {self.run}", min(sent, total - 1), total)  # frames come on top of the contents
+            show_progress(f"copy {self.run}", total, total)
             answer = json.loads(receiver.end())
             sender.end()
         if not answer["complete"]:

@@ -179,13 +179,26 @@ class _Answers:
                 self._restore.enter_context(_raw_terminal(self._frames))
             threading.Thread(target=_pass_input, args=[self._frames, self._given_input], daemon=True).start()
         if need.get("program"):
+            _note("installing this version of Ropewalk there ...")
             archive = _archive(program_tree())
             self._frames.send(Kind.PROGRAM, hashlib.sha256(archive).hexdigest().encode() + archive)
+            _note("")
         if digests := need.get("trees"):
             trees = {tree.digest: tree.entries for tree in (program_tree(), *self._baggage.trees)}
             self._frames.send(Kind.ENTRIES, {digest: trees[digest] for digest in digests})
-        for digest in need.get("contents", ()):
+        contents = need.get("contents", ())
+        for number, digest in enumerate(contents, 1):
+            _note(f"sending file {number} of {len(contents)} ...")
             self._frames.send_content(io.BytesIO(self._baggage.content(digest)))
+        if contents:
+            _note("")
+
+
+def _note(message: str) -> None:
+    """Write to a terminal what goes on, in place of the note before; an empty one removes it."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{message}\x1b[K\r")
+        sys.stderr.flush()
 
 
 def _archive(tree: LocalTree) -> bytes:

@@ -164,6 +164,7 @@ def test_the_copy_of_a_project_without_a_repository_moves(shell: Shell, monkeypa
 def test_a_move_that_was_interrupted_is_finished_by_the_same_command(shell: Shell, run: RunDir, step: str) -> None:
     HereStep.killed_before = step
     shell("move", run.id, "--on", "west", expect=130)
+    assert "give the command again, or with --on east to let the run stay" in shell.err
     HereStep.killed_before = None
     shell("move", run.id, "--on", "west")
     assert moved(shell, run, "west").attempts() == [1, 2, 3]

@@ -162,12 +162,17 @@ class _Answers:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.part")
         expand = zlib.decompressobj()
-        with temporary.open("wb") as stream:
-            while part := self._frames.receive_content():
-                stream.write(expand.decompress(part))
-            stream.write(expand.flush())
-        temporary.chmod(header["mode"])
-        temporary.replace(target)
+        _note(f"receiving {target} ...")
+        try:
+            with temporary.open("wb") as stream:
+                while part := self._frames.receive_content():
+                    stream.write(expand.decompress(part))
+                stream.write(expand.flush())
+            temporary.chmod(header["mode"])
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)  # what has arrived before the connection broke
+            _note("")
 
     def _interrupt(self) -> None:
         with contextlib.suppress(ConnectionEndedError):

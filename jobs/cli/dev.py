@@ -35,10 +35,10 @@ def dev(
     import sys
 
     from ropewalk.cluster.errors import EXIT_INTERRUPTED
-    from ropewalk.jobs.cli.known_runs import clusters_of
+    from ropewalk.jobs.cli.known_runs import cluster_of
 
     if run and on == "local":
-        on = next(iter(clusters_of(run)), on)
+        on = cluster_of(run) or on
     started = run or _submit(overrides or [], config, on)
     try:
         node = connect(started, on, forward or [])

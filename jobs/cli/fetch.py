@@ -1,25 +1,14 @@
 """The command `fetch`, and reports of requests to the hub and of fetches on the standard error."""
 
 import sys
-import time
 from typing import Annotated
 
 import typer
 
 from ropewalk.cluster.hub import progress
-from ropewalk.cluster.text import format_bytes
 from ropewalk.jobs.cli.complete import AsJson, Cluster, ConfigFile, JobName, Overrides
 from ropewalk.jobs.cli.json_output import print_json
-
-_SECONDS = 10.0  # between two lines where there is no terminal; there it is a hundredth
-
-
-class _Shown:
-    """The last report of a fetch."""
-
-    label = ""
-    time = 0.0
-    first_bytes = 0
+from ropewalk.jobs.cli.progress import show_progress
 
 
 def report_fetches() -> None:
@@ -30,22 +19,6 @@ def report_fetches() -> None:
 
 def _notify(message: str) -> None:
     sys.stderr.write(f"{message}\n")
-
-
-def show_progress(label: str, present_bytes: int, total_bytes: int) -> None:
-    """Write how much of a transfer is done: in place on a terminal, else a line every ten seconds."""
-    now, terminal = time.monotonic(), sys.stderr.isatty()
-    is_new, is_done = label != _Shown.label, present_bytes >= total_bytes
-    if is_new:
-        _Shown.first_bytes = present_bytes
-    elif not is_done and now - _Shown.time < _SECONDS / (100 if terminal else 1):
-        return
-    if is_done and (is_new or _Shown.first_bytes >= total_bytes):
-        return  # nothing was to be fetched
-    _Shown.label, _Shown.time = ("" if is_done else label), now
-    line = f"{label}: {format_bytes(present_bytes)} of {format_bytes(total_bytes)}"
-    sys.stderr.write(f"\r\x1b[K{line}{chr(10) if is_done else ''}" if terminal else f"{line}\n")
-    sys.stderr.flush()
 
 
 def fetch(

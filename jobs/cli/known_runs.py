@@ -11,6 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import IO
 
+from ropewalk.cluster.errors import ConfigError
+
 STATE_VARIABLE = "XDG_STATE_HOME"
 
 
@@ -39,17 +41,20 @@ def known_runs() -> list[str]:
 
 def known_clusters() -> list[str]:
     """Return the clusters to which runs were submitted from this machine through ssh."""
-    return sorted({cluster for run in known_runs() for cluster in clusters_of(run)})
+    return sorted({cluster for run in known_runs() if (cluster := cluster_of(run))})
 
 
-def clusters_of(ref: str) -> set[str]:
-    """Return the clusters of the known runs whose ids begin with `ref`."""
+def cluster_of(ref: str) -> str | None:
+    """Return the cluster of the known runs whose ids begin with `ref`; None if there are none. Raises ConfigError for several."""
     folder = state_dir() / "runs"
     if not ref or "/" in ref or not folder.is_dir():
-        return set()
+        return None
     if (folder / ref).is_file():
-        return {(folder / ref).read_text()}
-    return {(folder / name).read_text() for name in os.listdir(folder) if name.startswith(ref)}
+        return (folder / ref).read_text()
+    clusters = {(folder / name).read_text() for name in os.listdir(folder) if name.startswith(ref)}
+    if len(clusters) > 1:
+        raise ConfigError(f"run {ref!r} is ambiguous: on {' and '.join(sorted(clusters))}; use a longer prefix of its id")
+    return clusters.pop() if clusters else None
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from typing import Any
 from ropewalk.cluster.errors import EXIT_USER_MISTAKE, BackendError, ConfigError, RopewalkError
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.moves import MOVED_FROM, departed_to
-from ropewalk.jobs.cli.fetch import show_progress
-from ropewalk.jobs.cli.known_runs import clusters_of, forget, remember, state_dir
+from ropewalk.jobs.cli.known_runs import cluster_of, forget, remember, state_dir
+from ropewalk.jobs.cli.progress import show_progress
 from ropewalk.jobs.cli.ssh.command import reached_through_ssh
 from ropewalk.jobs.runs.show.status import find_run
 
@@ -30,12 +30,8 @@ class Move:
     @classmethod
     def of(cls, ref: str, target: str) -> "Move":
         """Find the run. Raises ConfigError."""
-        clusters = clusters_of(ref)
-        if len(clusters) > 1:
-            raise ConfigError(f"run {ref!r} is ambiguous: on {' and '.join(sorted(clusters))}; use a longer prefix")
-        if clusters:
-            run, source = ref, clusters.pop()
-        else:
+        run, source = ref, cluster_of(ref)
+        if source is None:
             here = find_run(ref)
             run, source = here.id, str(here.record.get("cluster", "local"))
             if departed_to(here) == source:  # its files have arrived, under the root that they have left; it has not started

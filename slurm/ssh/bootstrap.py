@@ -110,4 +110,4 @@ if __name__ == "__main__":
     try:
         main()
     except OSError as error:
-        sys.exit("%s" % error)
+        sys.exit(str(error))

@@ -91,15 +91,11 @@ def reached_through_ssh(on: str) -> "Profile | None":
 
 def _known_cluster(values: dict[str, Any]) -> str | None:
     """Return the cluster of the first run of a command that was submitted through ssh and is not on this machine."""
-    from ropewalk.jobs.cli.known_runs import clusters_of
+    from ropewalk.jobs.cli.known_runs import cluster_of
 
     for ref in [*(values.get(name) for name in RUN_PARAMETERS), *(values.get("run_refs") or ())]:
-        if ref and (clusters := clusters_of(ref)):
-            if len(clusters) == 1:
-                return clusters.pop()
-            from ropewalk.cluster.errors import ConfigError
-
-            raise ConfigError(f"run {ref!r} is ambiguous: on {' and '.join(sorted(clusters))}; use a longer prefix, or --on")
+        if ref and (cluster := cluster_of(ref)):
+            return cluster
     return None
 
 
@@ -136,10 +132,10 @@ def _check_outputs(command: str, paths: list[Path], cluster: "Profile") -> None:
 
     host = cluster.options["host"]
     for path in paths:
-        if ".." in path.parts:
+        if path.is_absolute():
+            sys.stderr.write(f"{path}: a path on {host}; what is written to a relative path arrives here\n")
+        elif ".." in path.parts:
             raise ConfigError(f"{path}: files from {host} arrive below the current directory; name a path there")
-        if command == "export" and path.is_absolute():
-            sys.stderr.write(f"{path}: a directory on {host}; a relative path would arrive here\n")
         elif command == "export":
             require_empty(path)
 

@@ -73,7 +73,8 @@ def baggage_of(job: str, file: Path | None, overrides: Sequence[str], each: Sequ
         configs = configure_each(job, file, overrides, each)
         for config in configs:
             config.with_inputs(note)
-            inputs.update(dict.fromkeys(_package_files(config.packages, relative), "packages"))
+            if config.packages is not None:
+                inputs.update(dict.fromkeys(_package_files(config.packages, relative), "packages"))
     baggage = Baggage(files={str(path).lstrip("/"): path for path in _small_files(inputs)})
     if file is not None:
         baggage.files[os.path.abspath(file).lstrip("/")] = file
@@ -88,10 +89,10 @@ def code_baggage() -> Baggage:
     return baggage
 
 
-def _package_files(packages: Packages | None, relative: Collection[str]) -> Iterator[str]:
+def _package_files(packages: Packages, relative: Collection[str]) -> Iterator[str]:
     """Yield the files of this machine that make a run's environment. Raises ConfigError for a folder, which is not sent."""
-    path = packages.uv or packages.path if packages is not None else None
-    if packages is None or path is None or path not in relative:
+    path = packages.uv or packages.path
+    if path is None or path not in relative:
         return
     if os.path.isdir(path):
         raise ConfigError(f"packages.path: {path}: a folder is not sent to a cluster; pack it, or name one there")

@@ -8,6 +8,7 @@ import pytest
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.cli.known_runs import remember
 from tests.jobs.orchestration.command.programs import ended
 from tests.jobs.shell import Shell
 from tests.slurm.ssh.login_node import need_sshd
@@ -34,3 +35,6 @@ def test_a_node_is_held_until_it_is_cancelled(
     shell("cancel", run.id)
     assert ended(run).state is RunState.CANCELLED
     assert "its key is not on this machine" in shell.mistake("dev", "--run", "another")
+    remember("twice-1", "east")
+    remember("twice-2", "west")
+    assert "ambiguous: on east and west" in shell.mistake("dev", "--run", "twice")

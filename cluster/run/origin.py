@@ -1,10 +1,10 @@
-"""Submissions that another machine requested: the description of its code, and the id that makes a repetition harmless."""
+"""Commands that came from another machine: its name for this one, its code, and the id that makes a repetition harmless."""
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,24 @@ class _Current:
 
     origin: Origin | None = None
     announce: Callable[[str], object] | None = None
+    login_node: "LoginNode | None" = None
+
+
+class LoginNode(NamedTuple):
+    """This machine, if its user has sent the command from another one: as that one names it, and its cluster."""
+
+    host: str
+    cluster: str
+
+
+def set_login_node(node: LoginNode) -> None:
+    """Say that the command comes from another machine."""
+    _Current.login_node = node
+
+
+def login_node() -> LoginNode | None:
+    """Return how the user's machine names this one, or None if the user is at this one."""
+    return _Current.login_node
 
 
 def set_origin(origin: Origin | None, announce: Callable[[str], object] | None = None) -> None:

@@ -31,6 +31,7 @@ def compare(
     from ropewalk.jobs.runs.models.comparison import compare as compare_sides
     from ropewalk.jobs.runs.models.evaluations import FOLDER, find_evaluations
     from ropewalk.jobs.runs.show.tables import console, table
+    from ropewalk.jobs.runs.show.view import user_path
 
     sides = find_evaluations(first), find_evaluations(second)
     comparison = compare_sides(*sides, names=(first, second), seeds=seeds)
@@ -47,7 +48,7 @@ def compare(
         console().print(comparison.describe(metric), markup=False, soft_wrap=True)
     if len(comparison.metrics) > 1:
         console().print(f"By chance, one in twenty of {len(comparison.metrics)} comparisons shows a difference.", style="dim")
-    console().print(f"report with examples: {page}", markup=False, soft_wrap=True)
+    console().print(f"report with examples: {user_path(page)}", markup=False, soft_wrap=True)
 
 
 def drift(

@@ -56,6 +56,7 @@ def run(
     from ropewalk.cluster.errors import ConfigError
     from ropewalk.jobs.cli.outcome import follow_to_end
     from ropewalk.jobs.runs.show.tables import console
+    from ropewalk.jobs.runs.show.view import user_path
     from ropewalk.jobs.runs.submit.resume import resume_as
     from ropewalk.jobs.runs.submit.submit import configure, submit
 
@@ -69,7 +70,7 @@ def run(
         return _print_dry_run(job, [configured], on, script=script, as_json=as_json)
     started = submit(job, configured, on, command=_command())
     _print_notices(started)
-    console(stderr=True).print(f"{started.id}: {started.path}", soft_wrap=True)
+    console(stderr=True).print(f"{started.id}: {user_path(started.path)}", soft_wrap=True)
     return follow_to_end(started, as_json)
 
 

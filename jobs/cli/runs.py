@@ -63,7 +63,9 @@ def show(
 
     run = freshen(find_run(run_ref))
     if plot or file:
-        print("\n".join(map(str, pages.pictures(run, file))))
+        from ropewalk.jobs.runs.show.view import user_path
+
+        print("\n".join(map(user_path, pages.pictures(run, file))))
     elif as_json:
         print_json(pages.plain(run))
     else:

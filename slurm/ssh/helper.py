@@ -26,7 +26,7 @@ from ropewalk.cluster.errors import EXIT_INTERRUPTED, RopewalkError
 from ropewalk.cluster.run.content_tree import files_below
 from ropewalk.cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE
 from ropewalk.cluster.run.files import make_private, write_atomically
-from ropewalk.cluster.run.origin import Origin, set_origin
+from ropewalk.cluster.run.origin import LoginNode, Origin, set_login_node, set_origin
 from ropewalk.cluster.run.project import PROJECT_VARIABLE
 from ropewalk.slurm.ssh.frames import CHUNK_BYTES, ConnectionEndedError, Frames, Kind
 from ropewalk.slurm.ssh.receive import receive_files, receive_trees
@@ -233,6 +233,7 @@ class _Command:
             threading.Thread(target=_hang_up_without, args=[os.getppid()], daemon=True).start()
             os.chdir(self._folder)
             self._set_environment()
+            set_login_node(LoginNode(request["host"], request["cluster"]))
             if origin := request.get("origin"):
                 set_origin(Origin(**origin), lambda run: os.write(runs, f"{run}\n".encode()))
             sys.argv[:] = ["ropewalk", *request["arguments"]]

@@ -91,6 +91,8 @@ def _request(
             "python": (profile.python if profile.container is None else None) or "python3",
         },
         "arguments": list(arguments),
+        "host": profile.host,
+        "cluster": cluster.name,
         "profiles": profiles,
         "profiles_name": name,
         "environment": colors,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.names import WANDB_OFFLINE
+from ropewalk.cluster.run.origin import login_node
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.status import details, wandb_address
-from ropewalk.jobs.runs.show.view import RunView, short_path, view_of
+from ropewalk.jobs.runs.show.view import RunView, short_path, user_path, view_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,13 +45,15 @@ def next_steps(view: RunView, state: RunState) -> "RenderableType":
     commands = _commands_after(view, state)
     if (view.run.path / WANDB_OFFLINE).exists() and wandb_address(view.run) is None:
         commands.append(
-            (f"ropewalk sync {view.run.id}", f"send its metrics to W&B; until then in {short_path(str(view.run.wandb))}")
+            (f"ropewalk sync {view.run.id}", f"send its metrics to W&B; until then in {short_path(user_path(view.run.wandb))}")
         )
+    if (node := login_node()) is not None:
+        commands = [(f"{command} --on {node.cluster}", meaning) for command, meaning in commands]
     return NextSteps(_outputs(view), commands)
 
 
 def _outputs(view: RunView) -> list[str]:
-    return [short_path(path) for path in view.outputs() if "://" in path or Path(path).exists()]
+    return [short_path(user_path(path)) for path in view.outputs() if "://" in path or Path(path).exists()]
 
 
 def _commands_after(view: RunView, state: RunState) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ropewalk.cluster.backends.submission import Dependency
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.origin import login_node
 from ropewalk.cluster.spec import Engine
 from ropewalk.cluster.text import counted
 from ropewalk.jobs.registry import view_class
@@ -169,6 +170,13 @@ def short_path(path: str) -> str:
     """Return a path relative to the working directory if it is below it, so that it can be typed."""
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_absolute() and Path(path).is_relative_to(here) else path
+
+
+def user_path(path: str | Path) -> str:
+    """Return a path as the user can type it: of a command from another machine HOST:PATH, which scp and rsync take."""
+    if (node := login_node()) is not None and Path(path).is_absolute():
+        return f"{node.host}:{path}"
+    return str(path)
 
 
 def view_of(run: RunDir) -> RunView:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.origin import LoginNode, _Current
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.registry import JOBS, view_class
 from ropewalk.jobs.runs.show.follow import follow
@@ -43,6 +44,20 @@ def test_show_and_the_end_have_its_words(shell: Shell, server: RunDir) -> None:
     assert ending[0].strip() == "served until SUCCEEDED"
     assert ending[1].splitlines()[:2] == ["next", f"  ropewalk logs {server.id}  output of every node and rank"]
     assert view_of(server).wandb_group() == "servers"
+
+
+def test_what_follows_can_be_typed_on_the_machine_of_the_user(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = shell.home / "prepared"
+    (data / "report").mkdir(parents=True)
+    for name in ("manifest.json", "report/report.html"):
+        (data / name).touch()
+    run = RunDir.create("data", {"job": "preprocess", "config": {"output": str(data)}, "resources": {}}, shell.home / "runs")
+    run.begin_attempt()
+    end(run, RunState.SUCCEEDED)
+    monkeypatch.setattr(_Current, "login_node", LoginNode("login.big", "big"))
+    next_steps = shell("show", run.id).split("next\n")[1].splitlines()
+    assert next_steps[:2] == [f"  login.big:{data}", f"  login.big:{data}/report/report.html"]
+    assert "ropewalk run pretrain data=prepared model.preset=tiny steps=300 --on big" in next_steps[2]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -33,7 +33,8 @@ def test_python_3_6_installs_the_program_and_starts_the_helper(tmp_path: Path) -
     if not pythons:
         pytest.skip("needs Python 3.6: pyenv install 3.6")
     profile = {"root": str(tmp_path), "program": program_tree().digest, "python": sys.executable, "setup": []}
-    request = {"start": profile, "arguments": ["--version"], "profiles": {}, "profiles_name": "x", "environment": {}}
+    request = {"start": profile, "arguments": ["--version"], "host": "login.big", "cluster": "big"}
+    request |= {"profiles": {}, "profiles_name": "x", "environment": {}}
     pipe = subprocess.PIPE
     with subprocess.Popen([str(pythons[-1]), "-c", BOOTSTRAP.read_text()], stdin=pipe, stdout=pipe) as process:
         assert process.stdin is not None

@@ -22,7 +22,7 @@ NO_ANSWER = (
 
 def await_start_lock(run: RunDir, number: int, allocation: Allocation) -> Outcome | None:
     """Ask for the start lock and wait for it. Return None when the attempt may start, or its outcome if it may not."""
-    if not run.record.get(SIBLINGS) or lock_holder(run) == run.record["cluster"]:
+    if not run.record.get(SIBLINGS) or ((holder := lock_holder(run)) and holder.cluster == run.record["cluster"]):
         return None
     started = time.time()
     run.event(REQUESTED, attempt=number)
@@ -40,8 +40,8 @@ def _wait(run: RunDir, allocation: Allocation) -> tuple[RunState, int, str]:
     while True:
         if timer.due():
             holder = lock_holder(run)
-            if holder not in ("", run.record["cluster"]):
-                return RunState.CANCELLED, EXIT_DONE, f"it has started on {holder} instead"
+            if holder and holder.cluster != run.record["cluster"]:
+                return RunState.CANCELLED, EXIT_DONE, f"{holder.run} has started on {holder.cluster} instead"
             if run.cancel_requested:
                 return RunState.CANCELLED, EXIT_DONE, "cancelled before it started"
             if holder:

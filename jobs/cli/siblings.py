@@ -163,17 +163,18 @@ class StartLocks:
 
     def _tell(self, submissions: Mapping[Path, Mapping[str, str]]) -> States:
         """Tell all runs who may start, as far as that is decided, and return their states; those of clusters that answer."""
-        clusters: dict[str, dict[str, str]] = {}
+        clusters: dict[str, dict[str, Sequence[str]]] = {}
         for path, runs in submissions.items():
+            holder = self._holder(path)
             for cluster, run in runs.items():
-                clusters.setdefault(cluster, {})[run] = self._holder(path)
+                clusters.setdefault(cluster, {})[run] = (holder, runs[holder]) if holder else ()
         if not clusters:
             return {}
         with ThreadPoolExecutor(len(clusters)) as pool:
             answers = pool.map(self._ask, clusters, clusters.values())
         return {run: state for answer in answers for run, state in answer.items()}
 
-    def _ask(self, cluster: str, holders: Mapping[str, str]) -> States:
+    def _ask(self, cluster: str, holders: Mapping[str, Sequence[str]]) -> States:
         """Do `start_locks` on a cluster; a failure is reported once, and tells nothing of its runs."""
         try:
             if reached_through_ssh(cluster) is None:

@@ -1,6 +1,6 @@
 """Start locks of sibling runs on one cluster: which runs ask for theirs, and who gets it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from ropewalk.cluster.backends.profiles import load_backend
@@ -11,11 +11,11 @@ from ropewalk.jobs.runs.show.cancel import cancel_runs
 from ropewalk.jobs.runs.show.status import find_run, states
 
 
-def start_locks(cluster: str, holders: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Tell runs of a cluster on which cluster a sibling may start, if that is decided, and return the state of each run.
+def start_locks(cluster: str, holders: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    """Tell runs of a cluster which sibling may start, if that is decided, and return the state of each run.
 
-    `holders`: by run; empty while that is open. States: `requested`, the time since which it has nodes and asks, or 0; `settled`,
-    it has started, has ended, or is gone. A repetition does no harm. Raises RopewalkError.
+    `holders`: by run, cluster and run that may start; empty while that is open. States: `requested`, the time since which it has
+    nodes and asks, or 0; `settled`, it has started, has ended, or is gone. A repetition does no harm. Raises RopewalkError.
     """
     backend, runs = load_backend(cluster), list[RunDir]()
     for ref in holders:
@@ -30,7 +30,7 @@ def start_locks(cluster: str, holders: Mapping[str, str]) -> dict[str, dict[str,
         run.requests.put(START_LOCK, holders[run.id])
         if not backend.shares_files:
             backend.sync(run, write={run.requests.path.name: run.requests.path.read_text()})
-    list(cancel_runs([run.id for run in waiting if holders[run.id] != cluster]))
+    list(cancel_runs([run.id for run in waiting if holders[run.id][0] != cluster]))
     return answers
 
 

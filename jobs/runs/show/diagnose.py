@@ -14,6 +14,7 @@ from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETR
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.run.moves import moved_to
+from ropewalk.cluster.run.siblings import sibling_elsewhere
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.results.metrics import broken_lines, broken_words, latest_metrics
 from ropewalk.jobs.runs.show.events import SIGNALS, format_event, without_cause
@@ -75,6 +76,12 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
         return Diagnosis(cause="It succeeded.", evidence=history)
     if outcome.state is RunState.CANCELLED and (cluster := moved_to(run)):
         return Diagnosis(cause=f"It has {outcome.cause}.", evidence=history, remedy=f"`ropewalk why {run.id} --on {cluster}`")
+    if outcome.state is RunState.CANCELLED and (sibling := sibling_elsewhere(run)):
+        cause, remedy = (
+            f"{sibling.run} has started on {sibling.cluster} instead.",
+            f"`ropewalk why {sibling.run} --on {sibling.cluster}`",
+        )
+        return Diagnosis(cause=cause, evidence=without_cause(history, outcome.cause), remedy=remedy)
     if outcome.state is RunState.CANCELLED:
         remedy = f"`ropewalk resume {run.id}` {view_of(run).resume_words()}"
         cause = f"It was {outcome.cause}." if outcome.cause.startswith("cancelled") else f"It was cancelled: {outcome.cause}."

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.moves import moved_to
 from ropewalk.cluster.run.names import WANDB_OFFLINE
 from ropewalk.cluster.run.origin import login_node
+from ropewalk.cluster.run.siblings import Sibling, sibling_elsewhere
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.runs.show.status import details, wandb_address
 from ropewalk.jobs.runs.show.view import RunView, short_path, user_path, view_of
@@ -48,7 +50,8 @@ def next_steps(view: RunView, state: RunState) -> "RenderableType":
             (f"ropewalk sync {view.run.id}", f"send its metrics to W&B; until then in {short_path(user_path(view.run.wandb))}")
         )
     if (node := login_node()) is not None:
-        commands = [(f"{command} --on {node.cluster}", meaning) for command, meaning in commands]
+        on = f" --on {node.cluster}"
+        commands = [(command if " --on " in command else f"{command}{on}", meaning) for command, meaning in commands]
     return NextSteps(_outputs(view), commands)
 
 
@@ -59,6 +62,9 @@ def _outputs(view: RunView) -> list[str]:
 def _commands_after(view: RunView, state: RunState) -> list[tuple[str, str]]:
     if state is RunState.SUCCEEDED:
         return view.next_commands()
+    cluster = moved_to(view.run)
+    if successor := Sibling(cluster, view.run.id) if cluster else sibling_elsewhere(view.run):
+        return [(f"ropewalk why {successor.run} --on {successor.cluster}", "the run that goes on in its place")]
     run = view.run.id
     why, logs = (
         (f"ropewalk why {run}", "cause, evidence and what to do"),

@@ -15,7 +15,7 @@ from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkEr
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.moves import moved_to
 from ropewalk.cluster.run.origin import current_origin
-from ropewalk.cluster.run.siblings import has_sibling_elsewhere
+from ropewalk.cluster.run.siblings import sibling_elsewhere
 from ropewalk.cluster.spec import RunState
 from ropewalk.jobs.registry import config_of, find_job
 from ropewalk.jobs.runs.show.remote import write_to_original
@@ -47,8 +47,10 @@ def resume(
         raise ConfigError(
             f"{run.id} has moved to {cluster}; {remedy}, or give that machine's command `move` again, if it was cut off"
         )
-    if cluster := has_sibling_elsewhere(run):
-        raise ConfigError(f"{run.id}: its sibling has started on {cluster}; to run this one too, submit it again")
+    if sibling := sibling_elsewhere(run):
+        raise ConfigError(
+            f"{run.id}: {sibling.run} has started on {sibling.cluster} instead; to run this one too, submit it again"
+        )
 
     def start(_: Sequence[RunDir]) -> None:
         _resume(run, overrides, after, new_code=new_code)

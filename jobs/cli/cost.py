@@ -8,6 +8,7 @@ import typer
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AsJson
 from ropewalk.jobs.cli.json_output import print_json
+from ropewalk.jobs.cli.known_runs import print_elsewhere
 
 
 class By(StrEnum):
@@ -38,3 +39,5 @@ def cost(
         print_json(page)
     else:
         console().print(cost_table(page))
+        if not run_refs:
+            print_elsewhere("cost")

@@ -44,6 +44,13 @@ def known_clusters() -> list[str]:
     return sorted({cluster for run in known_runs() if (cluster := cluster_of(run))})
 
 
+def print_elsewhere(command: str) -> None:
+    """Print which command lists the runs that were submitted to clusters through ssh, which are not on this machine."""
+    if clusters := known_clusters():
+        commands = ", ".join(f"`ropewalk {command} --on {cluster}`" for cluster in clusters)
+        print(f"runs that were submitted from here: {commands}")
+
+
 def cluster_of(ref: str) -> str | None:
     """Return the cluster of the known runs whose ids begin with `ref`; None if there are none. Raises ConfigError for several."""
     folder = state_dir() / "runs"

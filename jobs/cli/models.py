@@ -8,6 +8,7 @@ import typer
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AsJson, RunRef
 from ropewalk.jobs.cli.json_output import print_json
+from ropewalk.jobs.cli.known_runs import print_elsewhere
 
 if TYPE_CHECKING:
     from ropewalk.jobs.runs.models.model_versions import Move, RegisteredModel
@@ -53,6 +54,7 @@ def models(
         print_json([_plain(model) for model in matching])
     elif not matching:
         print("the registry is empty; `ropewalk promote RUN --to candidate` registers a model")
+        print_elsewhere("models")
     else:
         for model in matching:
             console().print(_versions_table(model))

@@ -10,7 +10,7 @@ import typer
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AsJson, RunRef
 from ropewalk.jobs.cli.json_output import print_json
-from ropewalk.jobs.cli.known_runs import known_clusters
+from ropewalk.jobs.cli.known_runs import print_elsewhere
 
 
 def ps(
@@ -46,8 +46,8 @@ def ps(
     else:
         roots = ", ".join(map(str, status.roots()))
         print(f"no runs under {roots}; see `ropewalk run --help`, or try `ropewalk quickstart`")
-    if not rows and not as_json and (elsewhere := known_clusters()):
-        print("runs that were submitted from here: " + ", ".join(f"`ropewalk ps --on {cluster}`" for cluster in elsewhere))
+    if not rows and not as_json:
+        print_elsewhere("ps")
 
 
 def show(

@@ -7,6 +7,7 @@ import typer
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AsJson
 from ropewalk.jobs.cli.json_output import print_json
+from ropewalk.jobs.cli.known_runs import print_elsewhere
 
 
 def rm(
@@ -71,6 +72,7 @@ def gc(
         return
     if not garbage:
         print("nothing to delete")
+        print_elsewhere("gc")
         return
     rows = table("KIND", ">SIZE", "PATH", "REASON")
     for item in garbage:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ropewalk.jobs.cli.known_runs import known_clusters
+
 if TYPE_CHECKING:
     from ropewalk.cluster.local_access import LocalAccess
 
@@ -22,6 +24,8 @@ def ui(
         from ropewalk.jobs.runs.ui.server import serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'ropewalk[ui]'") from error
+    if clusters := known_clusters():
+        print(f"Runs on {' and '.join(clusters)} are not shown: start `ropewalk ui` on the login node there.")
     asyncio.run(serve(port, print_link))
 
 

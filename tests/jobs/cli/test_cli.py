@@ -180,11 +180,12 @@ def test_ps_asks_each_scheduler_once(shell: Shell, running: RunDir) -> None:
     assert running.id in shell("ps")
 
 
-def test_ps_names_the_clusters_behind_ssh(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", ["ps", "cost", "gc", "models"])
+def test_lists_name_the_clusters_behind_ssh(shell: Shell, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv(STATE_VARIABLE, str(shell.home / "state"))
-    assert "--on" not in shell("ps")
+    assert "--on" not in shell(command)
     remember("train-1", "big")
-    assert shell("ps").endswith("runs that were submitted from here: `ropewalk ps --on big`\n")
+    assert shell(command).endswith(f"runs that were submitted from here: `ropewalk {command} --on big`\n")
 
 
 def test_show(shell: Shell, running: RunDir) -> None:

@@ -60,9 +60,9 @@ def with_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def with_option(*args: Any, on: str | None = None, **values: Any) -> Any:
         if on is not None:
-            from ropewalk.cluster.backends.profiles import load_profile
+            from ropewalk.cluster.backends.profiles import load_backend
 
-            load_profile(on)  # raises ConfigError for an unknown cluster
+            load_backend(on)  # raises ConfigError for an unknown cluster, and for a wrong key of its profile
         return command(*args, **values)
 
     option = inspect.Parameter("on", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Elsewhere)

@@ -188,6 +188,13 @@ def test_lists_name_the_clusters_behind_ssh(shell: Shell, monkeypatch: pytest.Mo
     assert shell(command).endswith(f"runs that were submitted from here: `ropewalk {command} --on big`\n")
 
 
+def test_a_wrong_key_of_a_profile_is_an_error_of_any_command(shell: Shell) -> None:
+    file = shell.home / "clusters.yaml"
+    file.write_text(file.read_text() + "big: {backend: slurm, hots: login.big, runs: /scratch}\n")
+    messages = {shell.mistake(*command, "--on", "big") for command in (("ps",), ("submit", *pretrain()))}
+    assert messages == {"error: cluster 'big': unknown key 'hots'; did you mean 'host'?\n"}
+
+
 def test_show(shell: Shell, running: RunDir) -> None:
     answer = json.loads(shell("show", running.id, "--json"))
     assert answer["metrics"]["train/loss"] == 2.0

@@ -1,6 +1,7 @@
 """A connection to a login node: the user's own ssh, which starts the helper there."""
 
 import base64
+import re
 import select
 import shlex
 import signal
@@ -32,6 +33,15 @@ def remote_command() -> str:
     return f"exec sh -c {shlex.quote(LOGIN)} {shlex.quote(program)}"
 
 
+def _notice_absence(configuration: Sequence[str]) -> Sequence[str]:
+    """Return options for a user whose configuration has none. `configuration`: the command that prints it."""
+    try:
+        printed = subprocess.run(configuration, capture_output=True, text=True, check=False).stdout
+    except OSError:  # the caller reports it
+        printed = ""
+    return () if re.search("^serveraliveinterval [1-9]", printed, re.MULTILINE) else NOTICE_ABSENCE
+
+
 class Connection:
     """An ssh process and the frames to its helper."""
 
@@ -39,7 +49,7 @@ class Connection:
         """Start ssh. `terminal`: somebody is there who can answer its questions."""
         self.name, self.host, self._terminal = name, host, terminal
         self._log_in = f"`{shlex.join([*ssh, host])}`"
-        options = ["-T", *NOTICE_ABSENCE, *([] if terminal else ["-o", "BatchMode=yes"])]
+        options = ["-T", *_notice_absence([*ssh, "-G", "--", host]), *([] if terminal else ["-o", "BatchMode=yes"])]
         command = [*ssh, *options, "--", host, remote_command()]
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ssh inherits it: Ctrl-C is for the command on the login node
         try:

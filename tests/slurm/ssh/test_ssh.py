@@ -12,10 +12,11 @@ import pytest
 from ropewalk.cluster.errors import EXIT_INTERRUPTED
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
+from ropewalk.slurm.ssh.connection import NOTICE_ABSENCE, _notice_absence
 from tests.jobs.shell import Shell
 from tests.patience import Patience, until
 from tests.slurm.conftest import end_jobs
-from tests.slurm.ssh.login_node import Laptop, LoginNode
+from tests.slurm.ssh.login_node import Laptop, LoginNode, need_sshd
 from tests.slurm.toy import finish, said
 
 PROGRAM = """import os, sys, time, settings
@@ -186,6 +187,14 @@ def test_without_a_key_and_a_terminal_the_remedy_is_named(laptop: Laptop) -> Non
     assert "Permission denied" in laptop.err
     assert "without a terminal ssh cannot ask for a password or code: use a key" in laptop.err
     assert laptop.err.count("\n") == 1
+
+
+def test_the_users_own_signs_of_life_win(tmp_path: Path) -> None:
+    need_sshd()
+    config = tmp_path / "config"
+    for lines, ours in (("", NOTICE_ABSENCE), ("Host login.*\n  ServerAliveInterval 240\n", ())):
+        config.write_text(lines)
+        assert _notice_absence(["ssh", "-F", str(config), "-G", "--", "login.big"]) == ours
 
 
 def test_a_python_without_the_packages_is_named(laptop: Laptop) -> None:

@@ -64,7 +64,7 @@ class Connection:
         self.frames = Frames(self._process.stdout.fileno(), self._process.stdin.fileno())
         self.started = threading.Event()  # the helper's side answered
         self._messages, self._messages_lock = b"", threading.Lock()
-        self._are_shown = False  # messages
+        self._are_shown, self._last_line = False, b""  # messages; the one that an error would contain
         self._reader = threading.Thread(target=self._read_messages, daemon=True)
         self._reader.start()
 
@@ -83,6 +83,7 @@ class Connection:
         """Return the error for a connection that has ended without an answer."""
         code = self._wait()
         self._reader.join(ENDING_SECONDS)
+        self._last_line = b""
         lines = [line.strip() for line in self._messages.decode(errors="replace").splitlines()]
         reason = next((line.rstrip(".") for line in reversed(lines) if line), "the connection was closed")
         return BackendError(f"cluster {self.name!r}: {self.host}: {reason}{self._remedy(code, ' '.join(lines))}")
@@ -111,12 +112,18 @@ class Connection:
             return ""
         return f"; does {self._log_in} work?" if code == SSH_FAILED else "; do its login scripts, such as ~/.bash_profile, exit?"
 
-    def close(self) -> None:
-        """End the session, without waiting for ssh: it takes a round trip, or longer if other sessions share its connection.
-
-        What has arrived on its standard error is shown before.
-        """
+    def show_messages(self) -> None:
+        """Show all that has arrived on the standard error: the connection has not failed of it."""
         self._take_messages()
+        with self._messages_lock:
+            if self._are_shown:
+                sys.stderr.buffer.write(self._last_line)
+                sys.stderr.flush()
+                self._last_line = self._messages = b""
+
+    def close(self) -> None:
+        """End the session, without waiting for ssh: it takes a round trip, or longer if other sessions share its connection."""
+        self.show_messages()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
@@ -149,7 +156,10 @@ class Connection:
                     before, mark, content = self._messages.partition(MAGIC)
                     self._are_shown, self._messages = bool(mark), before + content
                 if self._are_shown:
-                    sys.stderr.buffer.write(content)
+                    content = self._last_line + content
+                    end = content.rstrip().rfind(b"\n") + 1
+                    self._last_line = content[end:]
+                    sys.stderr.buffer.write(content[:end])
                     sys.stderr.flush()
         return True
 

@@ -61,7 +61,7 @@ def run_there(
         except ConnectionEndedError:
             raise connection.failure() from None
         connection.greet()
-        exit_ = _Answers(frames, baggage, given_input, write or _write, terminal=terminal).wait()
+        exit_ = _Answers(connection, baggage, given_input, write or _write, terminal=terminal).wait()
         if exit_ is None:
             error = connection.failure()
             again = "; give the command again: it submits nothing twice" if submission else ""
@@ -114,7 +114,7 @@ class _Answers:
 
     def __init__(
         self,
-        frames: Frames,
+        connection: Connection,
         baggage: Baggage | None,
         given_input: bytes | None,
         write: Callable[[Kind, bytes], None],
@@ -122,8 +122,8 @@ class _Answers:
         terminal: bool,
     ) -> None:
         self._terminal, self._restore = terminal, contextlib.ExitStack()
-        self._frames, self._baggage, self._given_input = frames, baggage or Baggage(), given_input
-        self._write_output = write
+        self._frames, self._baggage, self._given_input = connection.frames, baggage or Baggage(), given_input
+        self._show_messages, self._write_output = connection.show_messages, write
 
     def wait(self) -> dict[str, Any] | None:
         """Answer and pass on until the command has ended; return None if the connection ended before."""
@@ -140,6 +140,7 @@ class _Answers:
         try:
             while True:
                 kind, content = self._frames.receive()
+                self._show_messages()
                 if kind is Kind.EXIT:
                     return dict(json.loads(content))
                 if kind is Kind.NEED:

@@ -201,6 +201,8 @@ def test_a_python_without_the_packages_is_named(laptop: Laptop) -> None:
     file = laptop.folder / "clusters.yaml"
     file.write_text(file.read_text().replace(f"python: {sys.executable}", "python: /usr/bin/python3"))
     laptop("ps", "--on", "big", code=1)
+    assert laptop.err.startswith("error: ")  # it is not shown before as well
+    assert laptop.err.count("No module named") == 1
     assert "name a Python with Ropewalk's packages by `python`" in laptop.err
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.names import RECORD
 
 STATE_VARIABLE = "XDG_STATE_HOME"
 
@@ -52,16 +53,29 @@ def print_elsewhere(command: str) -> None:
 
 
 def cluster_of(ref: str) -> str | None:
-    """Return the cluster of the known runs whose ids begin with `ref`; None if there are none. Raises ConfigError for several."""
+    """Return the cluster of the known runs whose ids begin with `ref`; None if there are none. Raises ConfigError for several.
+
+    `latest` is the newest of them, unless a run on this machine is newer.
+    """
     folder = state_dir() / "runs"
     if not ref or "/" in ref or not folder.is_dir():
         return None
+    if ref == "latest" and (submissions := [*folder.iterdir()]):
+        from ropewalk.jobs.runs.show.status import newest_first
+
+        submitted = max(submissions, key=_changed)
+        here = next(newest_first(), None)
+        return submitted.read_text() if here is None or _changed(here.path / RECORD) < _changed(submitted) else None
     if (folder / ref).is_file():
         return (folder / ref).read_text()
     clusters = {(folder / name).read_text() for name in os.listdir(folder) if name.startswith(ref)}
     if len(clusters) > 1:
         raise ConfigError(f"run {ref!r} is ambiguous: on {' and '.join(sorted(clusters))}; use a longer prefix of its id")
     return clusters.pop() if clusters else None
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 @contextmanager

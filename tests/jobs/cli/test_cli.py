@@ -1,6 +1,7 @@
 """The command as a user types it: exit codes, one-line mistakes, JSON, over a cluster that is made up."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.file_systems import Mount
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.spec import Outcome, RunState
-from ropewalk.jobs.cli.known_runs import STATE_VARIABLE, remember
+from ropewalk.jobs.cli.known_runs import STATE_VARIABLE, cluster_of, forget, remember
 from ropewalk.jobs.runs.show.doctor import known_limitation
 from tests.jobs.shell import Shell, pretrain
 
@@ -186,6 +187,19 @@ def test_lists_name_the_clusters_behind_ssh(shell: Shell, monkeypatch: pytest.Mo
     assert "--on" not in shell(command)
     remember("train-1", "big")
     assert shell(command).endswith(f"runs that were submitted from here: `ropewalk {command} --on big`\n")
+
+
+def test_latest_is_the_newest_run_that_was_submitted_wherever_it_is(
+    shell: Shell, running: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STATE_VARIABLE, str(shell.home / "state"))
+    submitted = (running.path / "run.yaml").stat().st_mtime
+    for number, cluster in enumerate(["big", "team"]):
+        remember(f"train-{number}", cluster)
+        os.utime(shell.home / f"state/ropewalk/runs/train-{number}", (submitted + number,) * 2)
+    assert cluster_of("latest") == "team"
+    forget("train-1")
+    assert cluster_of("latest") is None
 
 
 def test_a_wrong_key_of_a_profile_is_an_error_of_any_command(shell: Shell) -> None:

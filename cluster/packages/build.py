@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.hub import progress
 from ropewalk.cluster.packages.archive import FOLDER, pack
 from ropewalk.cluster.run.files import locked, read_json, write_json
 
 PYTHON, VENV = "python", "venv"  # folders in an environment
-FORM = 1  # of an environment; a new number has all of them built anew
+FORM = 2  # of an environment; a new number has all of them built anew
 
 
 def inputs_of(lock: Path) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def build(lock: Path, root: Path) -> dict[str, Any]:
         built = read_json(description)
         if built is None or not (store / built["archive"]).is_file():
             with tempfile.TemporaryDirectory(prefix="packages-") as folder:
+                progress.notify(f"building the environment of {lock}, once: this may take minutes ...")
                 _build(_uv(), project, Path(folder) / "env")
                 built = {**wanted, "source": "uv", "hash": name, "archive": pack(Path(folder) / "env", store)}
             write_json(description, built)
@@ -62,7 +64,7 @@ def _uv() -> str:
     beside = Path(sys.executable).with_name("uv")
     uv = shutil.which("uv") or (str(beside) if beside.is_file() else None)
     if uv is None:
-        raise ConfigError("packages.uv: uv is not installed on this machine: `pip install uv`")
+        raise ConfigError(f"packages.uv: uv is not installed on {platform.node()}: `pip install uv`")
     return uv
 
 
@@ -73,6 +75,7 @@ def _build(uv: str, project: Path, folder: Path) -> None:
     venv = folder / VENV
     _run([uv, "venv", "--relocatable", "--no-project", "--python", str(python), str(venv)])
     options = ["--frozen", "--no-install-project", "--no-install-workspace", "--no-editable", "--no-dev", "--link-mode", "copy"]
+    options += ["--python", platform.python_version()]  # else uv would remove `venv` for a project that needs another one
     _run([uv, "sync", *options, "--compile-bytecode", "--project", str(project)], UV_PROJECT_ENVIRONMENT=str(venv))
     for link in sorted((venv / "bin").glob("python*")):
         if link.is_symlink() and os.readlink(link).startswith("/"):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,9 @@ def lock(tmp_path: Path) -> Path:
     return tmp_path / "uv.lock"
 
 
-def test_a_program_runs_with_its_own_interpreter_and_packages(lock: Path, start: Start, tmp_path: Path) -> None:
+def test_a_program_runs_with_its_own_interpreter_and_packages(
+    lock: Path, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     disk = Path(os.environ["TMPDIR"]) / f"ropewalk-packages-{os.getuid()}"
     runs = [start(["python", "-c", PROGRAM], f"packages.uv={lock}", "launch=once") for _ in range(2)]
     for run in runs:
@@ -74,6 +77,18 @@ def test_a_program_runs_with_its_own_interpreter_and_packages(lock: Path, start:
     assert runs[0].record["packages"] == runs[1].record["packages"]
     archives = [path.name for path in (tmp_path / "runs" / FOLDER).glob("*.tar.zst")]
     assert archives == [runs[0].record["packages"]["archive"]], "the environment of a lock is built once"
+    assert sum("building the environment" in line for line in caplog.messages) == 1
+
+
+def test_a_project_that_needs_another_python_is_refused(lock: Path, start: Start) -> None:
+    major, minor = sys.version_info[:2]
+    higher = f">={major}.{minor + 1}"
+    if subprocess.run(["uv", "python", "find", "--system", higher], capture_output=True, check=False).returncode:
+        pytest.skip(f"needs Python {higher} beside this one: without it uv fails anyway")
+    for file in (lock, lock.with_name("pyproject.toml")):
+        file.write_text(file.read_text().replace('requires-python = ">=3.11"', f'requires-python = "{higher}"'))
+    with pytest.raises(ConfigError, match="incompatible with the project's Python requirement"):
+        start(["true"], f"packages.uv={lock}")
 
 
 def test_what_is_missing_is_named(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

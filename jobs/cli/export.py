@@ -13,6 +13,7 @@ import typer
 from ropewalk.jobs.cli import complete
 from ropewalk.jobs.cli.complete import AsJson, RunRef
 from ropewalk.jobs.cli.json_output import print_json
+from ropewalk.jobs.cli.known_runs import print_elsewhere
 
 if TYPE_CHECKING:
     from ropewalk.cluster.run.directory import RunDir
@@ -163,6 +164,10 @@ def sync(
     unsent = [run for run in ([find_run(run_ref)] if run_ref else all_runs()) if run.attempts() and not is_complete(run)]
     if unsent and (away := unavailable_reason()):
         raise BackendError(f"{len(unsent)} runs have lines that W&B is missing, but {away}; run `ropewalk sync` again later")
+    if not unsent and not as_json:
+        print("nothing to send")
+        if not run_ref:
+            print_elsewhere("sync")
     for run in unsent:
         lines = send_rest(run)
         if as_json:

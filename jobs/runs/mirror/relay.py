@@ -81,7 +81,7 @@ class Relay:
             self._next_server = now + AWAY_SECONDS
             away = unavailable_reason()
             if away != self._away:
-                self._say(away or "W&B answers again")
+                self._say(f"nothing is sent to W&B: {away}" if away else "W&B answers again")
                 self._away = away
         return not self._away
 

@@ -181,7 +181,7 @@ def test_ps_asks_each_scheduler_once(shell: Shell, running: RunDir) -> None:
     assert running.id in shell("ps")
 
 
-@pytest.mark.parametrize("command", ["ps", "cost", "gc", "models"])
+@pytest.mark.parametrize("command", ["ps", "cost", "gc", "models", "sync"])
 def test_lists_name_the_clusters_behind_ssh(shell: Shell, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv(STATE_VARIABLE, str(shell.home / "state"))
     assert "--on" not in shell(command)

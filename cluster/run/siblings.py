@@ -27,3 +27,9 @@ def sibling_elsewhere(run: RunDir) -> Sibling | None:
     """Return the sibling that has started in place of this run; None if there is none."""
     holder = lock_holder(run) if run.record.get(SIBLINGS) else None
     return holder if holder and holder.cluster != run.record.get("cluster") else None
+
+
+def is_first_sibling(run: RunDir) -> bool:
+    """Return True for a run that has no siblings, or was submitted before them."""
+    siblings = run.record.get(SIBLINGS)
+    return not siblings or siblings["clusters"][0] == run.record["cluster"]

@@ -255,9 +255,11 @@ def _print_submitted(run: "RunDir") -> None:
 
 def _print_notices(started: "RunDir") -> None:
     from ropewalk.cluster.backends.profiles import backend_of
+    from ropewalk.cluster.run.siblings import is_first_sibling
     from ropewalk.jobs.runs.submit.snapshot import code_notice, project_notice
 
-    sys.stderr.write(code_notice(started.record["code"]) + project_notice(started.record.get("project")))
+    if is_first_sibling(started):  # the same code travels to each cluster
+        sys.stderr.write(code_notice(started.record["code"]) + project_notice(started.record.get("project")))
     resources_notice = backend_of(started).resources_notice(started.resources())
     for notice in filter(None, (started.record.get("gpus_notice"), resources_notice)):
         sys.stderr.write(f"resources: {notice}\n")

@@ -17,7 +17,9 @@ from ropewalk.cluster.supervise import start_lock
 from ropewalk.cluster.supervise.start_lock import NO_ANSWER, await_start_lock
 from ropewalk.cluster.supervise.supervisor import Supervisor
 from ropewalk.jobs.cli import siblings
+from ropewalk.jobs.cli.run import _print_notices
 from ropewalk.jobs.cli.siblings import StartLocks, sibling_record
+from ropewalk.jobs.runs.submit import snapshot
 from tests.cluster.test_attempt import Sleepers
 from tests.jobs.shell import Shell, pretrain
 
@@ -119,7 +121,7 @@ def _outcome(outcome: Outcome | None) -> tuple[RunState, str] | None:
     return None if outcome is None else (outcome.state, outcome.cause)
 
 
-def test_a_submission_to_two_clusters(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submission_to_two_clusters(shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{shell.home / 'plugin'}:{ROOT}")
     assert "names a cluster twice" in shell.mistake("submit", *pretrain("--on", "east,east"))
     assert "unknown cluster 'north'" in shell.mistake("submit", *pretrain("--on", "east,north"))
@@ -128,6 +130,11 @@ def test_a_submission_to_two_clusters(shell: Shell, monkeypatch: pytest.MonkeyPa
     east, west = (RunDir(shell.home / cluster / name) for cluster, name in zip(CLUSTERS, names, strict=True))
     assert east.record[SIBLINGS] == west.record[SIBLINGS] != {}
     assert [east.record["cluster"], west.record["cluster"]] == [*CLUSTERS]
+
+    monkeypatch.setattr(snapshot, "code_notice", lambda _: "code: x\n")
+    for run in (east, west):
+        _print_notices(run)
+    assert capsys.readouterr().err.count("code: ") == 1
 
     messages: list[str] = []
     locks = StartLocks(messages.append)

@@ -30,6 +30,7 @@ def rejected(folder: Path) -> dict[str, str]:
     return {line["id"]: line["reason"] for line in lines if line["id"] in TEXTS}
 
 
+@pytest.mark.soak("a process for each core and Ray; make test reports this filter's mistakes, and dry-runs it from a package")
 def test_a_filter_as_the_readme_adds_it(folder: Path) -> None:
     (command,) = SECTION.commands()
     ropewalk(folder, *command)

@@ -11,7 +11,9 @@ from tests.jobs.assistant import Assistant, check_equal, set_up, write_files
 from tests.k8s.cluster import Cluster, Namespace
 
 pytestmark = [
-    pytest.mark.soak("minutes, six runs; make test kills the same jobs on this machine, and test_kueue.py evicts pods"),
+    pytest.mark.soak(
+        "minutes, six runs; make test kills the same jobs on this machine, and stops and kills pods in test_training.py"
+    ),
     pytest.mark.timeout(1800),
     pytest.mark.usefixtures("alone_with_ray"),
 ]

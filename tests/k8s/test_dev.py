@@ -20,9 +20,7 @@ from tests.slurm.ssh.login_node import ROOT, need_sshd
 from tests.slurm.toy import finish, said
 
 
-@pytest.mark.soak(
-    "a preemption; test_shell.py has a shell in a pod, test_sessions.py sessions at an sshd, test_kueue.py preemptions"
-)
+@pytest.mark.soak("a preemption; make test has shells in test_shell.py of jobs/runs, and sessions at an sshd in test_sessions.py")
 def test_sessions_reach_the_pod_and_its_successor_after_a_preemption(lab: Cluster, namespace: Namespace, tmp_path: Path) -> None:
     need_sshd()
     queue = {"queue": make_queue(namespace, 4), "queue_priority": f"{namespace.name}-low"}

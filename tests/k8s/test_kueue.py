@@ -21,10 +21,10 @@ def queue(namespace: Namespace) -> Iterator[dict[str, str]]:
     drop_queue(namespace)
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.soak("three preemptions; make test runs one"))])
-def test_preempted_again_and_again(start: Start, namespace: Namespace, queue: dict[str, str], times: int) -> None:
-    run = start(steps=60 * times, profile=queue, resources={"nodes": 2})
-    for attempt in range(1, times + 1):
+@pytest.mark.soak("half a minute; make test preempts runs on this machine and on Slurm, and kills a node of pods")
+def test_preempted_again_and_again(start: Start, namespace: Namespace, queue: dict[str, str]) -> None:
+    run = start(steps=180, profile=queue, resources={"nodes": 2})
+    for attempt in range(1, 4):
         run.reach_attempt(attempt)
         urgent(namespace, f"urgent-{attempt}", cpus=3)
         until(lambda attempt=attempt: run.run.outcome(attempt), Patience.STEP)
@@ -35,11 +35,11 @@ def test_preempted_again_and_again(start: Start, namespace: Namespace, queue: di
         first = min(line["time"] for line in run.run.read_metrics() if line["attempt"] == attempt + 1)
         print(f"quota free -> next step {first - free:.1f} s")
     assert run.finish().state is RunState.SUCCEEDED, run.said()
-    assert run.outcomes() == [("PREEMPTED", 85)] * times + [("SUCCEEDED", 0)]
-    assert run.steps() == list(range(1, 60 * times + 1)), "a preemption loses no step and repeats none"
+    assert run.outcomes() == [("PREEMPTED", 85)] * 3 + [("SUCCEEDED", 0)]
+    assert run.steps() == list(range(1, 181)), "a preemption loses no step and repeats none"
 
 
-@pytest.mark.soak("make test runs preemption in a queue")
+@pytest.mark.soak("make test preempts runs on this machine and on Slurm, and kills a node of pods")
 def test_elastic_in_a_queue(start: Start, namespace: Namespace, queue: dict[str, str]) -> None:
     """Four pods are asked for, three are admitted; Kueue lets no such Job be resized, so one that is not wanted stays idle."""
     urgent(namespace, "other", cpus=1)

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that end with a process
+@pytest.mark.soak("make test plants secrets on this machine, on Slurm and through ssh")
 def test_planted_secrets_are_in_the_program_alone(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     profile = {"backend": "k8s", **namespace.options()}
     profile["environment"] |= {"WANDB_MODE": "disabled"}

@@ -11,6 +11,7 @@ from tests.k8s.toy import KubeToy
 from tests.terminal import Terminal, check_end_with_client
 
 
+@pytest.mark.soak("make test opens shells on this machine, and kills their clients in jobs/orchestration/dev/test_sessions.py")
 def test_a_shell_in_a_pod_ends_with_its_client(
     lab: Cluster, start: Callable[..., KubeToy], monkeypatch: pytest.MonkeyPatch
 ) -> None:

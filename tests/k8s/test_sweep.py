@@ -127,7 +127,7 @@ def outcomes(run: RunDir) -> list[tuple[str, int]]:
     return [(outcome.state.value, outcome.exit_code) for outcome in results if outcome is not None]
 
 
-@pytest.mark.soak("minutes of Ray in pods; make test runs test_pods_that_may_not_submit_say_so_at_once, and chaos/test_sweep.py")
+@pytest.mark.soak("minutes of Ray in pods; make test runs chaos/test_sweep.py")
 @pytest.mark.usefixtures("trusted")
 def test_a_preempted_trial_and_an_evicted_driver_change_no_decision(
     start: Start, namespace: Namespace, queue: Callable[[int], dict[str, str]]
@@ -156,7 +156,7 @@ def test_a_preempted_trial_and_an_evicted_driver_change_no_decision(
     until(lambda: not at_work(namespace), Patience.START, lambda: at_work(namespace))
 
 
-@pytest.mark.soak("minutes of Ray in pods; make test runs test_pods_that_may_not_submit_say_so_at_once, and chaos/test_sweep.py")
+@pytest.mark.soak("minutes of Ray in pods; make test runs chaos/test_sweep.py")
 @pytest.mark.usefixtures("trusted")
 def test_a_laptop_that_does_not_see_the_volume_shows_and_cancels_it(
     start: Start,
@@ -183,7 +183,7 @@ def test_a_laptop_that_does_not_see_the_volume_shows_and_cancels_it(
     until(lambda: not jobs_of_runs(namespace), Patience.STEP, lambda: jobs_of_runs(namespace))
 
 
-@pytest.mark.soak("make test runs test_pods_that_may_not_submit_say_so_at_once, and chaos/test_sweep.py")
+@pytest.mark.soak("make test runs chaos/test_sweep.py")
 def test_trials_in_the_sweeps_own_pods_go_on_with_the_next_head(start: Start, namespace: Namespace) -> None:
     """An Indexed Job of two pods, with one trial at a time over both. It submits nothing, and needs no right to do so."""
     nodes = {"nodes": 2, **SMALL}
@@ -201,6 +201,7 @@ def test_trials_in_the_sweeps_own_pods_go_on_with_the_next_head(start: Start, na
     until(lambda: not at_work(namespace), Patience.STEP, lambda: at_work(namespace))
 
 
+@pytest.mark.soak("Ray in pods; make test checks permissions in k8s/submission, and runs chaos/test_sweep.py")
 def test_pods_that_may_not_submit_say_so_at_once(start: Start, namespace: Namespace) -> None:
     sweep = start({}, trials=2, resources=SMALL)
     sweep.finish(RunState.FAILED)

@@ -16,7 +16,7 @@ from tests.slurm.toy import finish, said
 
 
 @pytest.mark.soak(
-    "a job, and a Ray; make test runs both on this machine in test_add_a_job.py and test_add_a_filter.py, and a user's project"
+    "a job, and a Ray; make test runs both on this machine in test_add_a_job.py, and a user's project"
     " on Slurm in test_a_run_from_submission_to_its_end"
 )
 @pytest.mark.parametrize(

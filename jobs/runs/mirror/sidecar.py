@@ -21,7 +21,6 @@ def main() -> None:
     parser.add_argument("--attempt", type=int, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s mirror %(message)s")
-    os.nice(5)  # training comes first
     # a run that is over before this process has started leaves the rest to `ropewalk sync`: wandb is slow to import
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     from ropewalk.cluster.run.directory import RunDir  # slow imports, not needed if W&B is disabled

@@ -103,7 +103,6 @@ def main() -> None:
     parser.add_argument("--attempt", type=int, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s trackers %(message)s")
-    os.nice(5)  # training comes first
     run, ended, parent = RunDir(arguments.run_dir), SignalFlag(), os.getppid()
     install_end_handler(ended.set)
     readers = [Reader(run, name) for name in (run.record.get("config") or {}).get("trackers") or ()]

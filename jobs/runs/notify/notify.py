@@ -32,7 +32,6 @@ def main() -> None:
     parser.add_argument("--attempt", type=int, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s notify %(message)s")
-    os.nice(5)  # training comes first
     run, ended, parent = RunDir(arguments.run_dir), SignalFlag(), os.getppid()
     install_end_handler(ended.set)
     try:

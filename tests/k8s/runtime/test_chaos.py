@@ -31,7 +31,7 @@ EVERY = 10
 
 # a process that submits ends soon, and closes its connection to the API server then
 unclosed = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-pytestmark = [pytest.mark.soak("two minutes; test_training.py, test_kueue.py have one of each"), pytest.mark.slow, unclosed]
+pytestmark = [pytest.mark.soak("two minutes; test_training.py has a stop and a dead node"), pytest.mark.slow, unclosed]
 
 
 @dataclass

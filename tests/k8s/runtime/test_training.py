@@ -34,7 +34,7 @@ def namespace_of(process: psutil.Process) -> str:
     return os.readlink(f"/proc/{process.pid}/ns/pid")
 
 
-@pytest.mark.soak("make test evicts two pods by a preemption in test_kueue.py")
+@pytest.mark.soak("make test stops pods in test_a_dead_node_with_a_spare")
 @pytest.mark.parametrize("times", [1, 5])
 def test_evicted_again_and_again(start: Start, namespace: Namespace, times: int) -> None:
     """The fifth restart is not slower than the first: Kubernetes by itself waits 10, 20, 40, 80, 160 s."""

@@ -93,6 +93,7 @@ def newest(root: Path, but: list[str]) -> RunDir | None:
     return next((run for run in RunDir.all(root) if run.id not in but), None)
 
 
+@pytest.mark.soak("restarts an API server; make test submits to one that does not answer, and ends a run by its directory alone")
 def test_a_run_runs_on_and_ps_says_what_it_cannot_see(lab: Cluster, namespace: Namespace, say: Say) -> None:
     name = say("submit", "searched", *MIDDLE, *SMALL, "--on", "near").end().split()[-1]
     run = RunDir(namespace.runs / name)
@@ -108,7 +109,9 @@ def test_a_run_runs_on_and_ps_says_what_it_cannot_see(lab: Cluster, namespace: N
     assert run.attempts() == [1]
 
 
-@pytest.mark.soak("half a minute without API server, eight commands; make test runs ps and a run")
+@pytest.mark.soak(
+    "half a minute without API server; make test submits to one that does not answer, and ends a run by its directory alone"
+)
 def test_nothing_is_lost_nothing_made_twice_and_all_say_what_they_cannot_see(
     lab: Cluster, namespace: Namespace, say: Say, tmp_path: Path
 ) -> None:

@@ -109,6 +109,7 @@ def test_a_hundred_submissions_that_are_cut_on_a_link_that_loses_packets(slurm_l
     assert 0.005 * link.num_packets < link.num_lost < 0.02 * link.num_packets
 
 
+@pytest.mark.soak("a figure; the test above cuts a submission")
 def test_a_second_command_takes_three_round_trips(laptop: Laptop, relay: Relay, node: LoginNode) -> None:
     node.write_config(relay.port, shared=True)
     submit(laptop, 0)

@@ -58,7 +58,7 @@ def test_top_at_a_terminal_passes_through_ssh(laptop: Laptop) -> None:
 
 
 @pytest.mark.soak(
-    "make test has top at a terminal through ssh, a shell in k8s/test_shell.py, and sessions at a real sshd in test_sessions.py"
+    "make test has top at a terminal through ssh, a shell in jobs/runs/test_shell.py, and sessions at an sshd in test_sessions.py"
 )
 def test_a_shell_at_a_terminal_passes_through_ssh(laptop: Laptop) -> None:
     run = RunDir(

@@ -121,6 +121,7 @@ def test_the_end_of_the_agent_is_the_end_of_the_sidecar(run: RunDir) -> None:
     assert len(history(run, "train/loss")) == 3
 
 
+@pytest.mark.soak("waits for timeouts; test_relay.py kills the sidecar, and says once that a key is missing")
 def test_a_server_that_is_down_holds_up_nobody(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")

@@ -1,16 +1,17 @@
-"""The search `gp` with ASHA against searches of Syne Tune and Optuna, on the recorded learning curves, with paired seeds.
+"""The search `gp`, the default, against searches of Syne Tune and Optuna, on the recorded learning curves, with paired seeds.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_search_peers [--data code] [--seeds 30] [--searches ...] [--peers DIR]
 
-All get the same table from the same simulator: four trials at a time under one virtual clock, the same costs, reports and rungs
-(first rung at the first report, factor 3), at most 256 trials, until they have cost 64 complete trials. A peer's suggestions
-and its own rule of stopping replace ours. Values of a key are ordered where they are numbers, the learning rate is a range on
-a logarithmic scale, and every suggestion is rounded to the nearest recorded configuration. Regret is as in `bench_searchers`.
+All get the same table from the same simulator: four trials at a time under one virtual clock, the same costs, reports and
+rungs (first rung at the first report, factor 3), at most 256 trials, until they have cost 64 complete trials. Ours stop no
+trial early, as a sweep by default, but for `gp-asha`. A peer's suggestions and its own rule of stopping replace ours. Values
+of a key are ordered where they are numbers, the learning rate is a range on a logarithmic scale, and every suggestion is
+rounded to the nearest recorded configuration. Regret is as in `bench_searchers`.
 
 - `syne-ASHA` (random), `syne-BOHB`, `syne-ASHABORE`, `syne-ASHACQR`: Syne Tune 0.16, in the environment DIR/syne-tune.
 - `syne-MOBSTER`, `syne-HyperTune`: Syne Tune 0.13, the last with them, in DIR/syne-tune-gp.
 - `optuna-tpe`, `optuna-gp`: Optuna's TPESampler, and its GPSampler, which learns from complete trials alone; both with
-  SuccessiveHalvingPruner.
+  SuccessiveHalvingPruner, and without a pruner as `optuna-tpe-full`, `optuna-gp-full`.
 
 Everything else is at its default. Prints a JSON line for each search, gp first: its regret, and gp's minus it over the paired
 seeds, positive if gp is worse; each with its standard error, also by budget. `regret_as_seen` is judged by the one seed of the
@@ -18,7 +19,7 @@ table that the searches see: it shows how well they optimize. The best configura
 regret is 0.104.
 
 BOHB runs with `--slow-seeds`. So do the searches that take a CPU minute a sweep, which run only if `--searches` names them:
-optuna-gp (46 s), and ASHABORE (75 s), ASHACQR (222 s), MOBSTER and HyperTune of Syne Tune.
+optuna-gp (46 s) and optuna-gp-full, and ASHABORE (75 s), ASHACQR (222 s), MOBSTER and HyperTune of Syne Tune.
 """
 
 import argparse
@@ -41,15 +42,15 @@ from ropewalk.jobs.results.statistics import mean_error
 from tests.benchmarks.bench_searchers import TRIALS
 from tests.benchmarks.record_curves import sweep_of
 
-OURS = ("gp", "random", "sobol")
+OURS = ("gp", "gp-asha", "random", "sobol")
 SYNE = dict.fromkeys(("ASHA", "BOHB", "ASHABORE", "ASHACQR"), "syne-tune")
 SYNE |= dict.fromkeys(("MOBSTER", "HyperTune"), "syne-tune-gp")
 PACKAGES = {  # by environment; 0.13 was released before numpy 2
     "syne-tune": "syne-tune==0.16.0 huggingface_hub",  # ASHACQR imports it
     "syne-tune-gp": "'syne-tune[gpsearchers]==0.13.0' pymoo 'numpy<2' 'scipy<1.14' 'pandas<2.3'",
 }
-OPTUNA = ("optuna-tpe", "optuna-gp")
-QUICK = ("random", "optuna-tpe", "syne-ASHA")  # at most 3 CPU seconds a sweep
+OPTUNA = ("optuna-tpe", "optuna-gp", "optuna-tpe-full", "optuna-gp-full")
+QUICK = ("gp-asha", "random", "optuna-tpe", "optuna-tpe-full", "syne-ASHA")  # at most 3 CPU seconds a sweep
 DEFAULT = (*QUICK, "syne-BOHB")
 REPORTS = 11  # of a complete trial, as its validations are not each at a multiple of the interval
 
@@ -77,8 +78,10 @@ class OptunaPeer:
             "optuna-tpe": lambda: optuna.samplers.TPESampler(seed=seed),
             "optuna-gp": lambda: optuna.samplers.GPSampler(seed=seed),
         }
-        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-        self.study = optuna.create_study(sampler=samplers[name](), pruner=pruner)
+        kind = name.removesuffix("-full")
+        halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+        pruner = halving if kind == name else optuna.pruners.NopPruner()
+        self.study = optuna.create_study(sampler=samplers[kind](), pruner=pruner)
         self.space, self.pruned = space, optuna.trial.TrialState.PRUNED
         self.trials: dict[int, optuna.Trial] = {}
 
@@ -180,12 +183,13 @@ def simulate(config: SweepConfig, table: CurveTable, seed: int, peer: Peer | Non
 
 def measure(name: str, table: CurveTable, seeds: range, environments: Path) -> list[dict[str, list[float]]]:
     """Return the regrets of a search by seed."""
-    config = sweep_of(table).model_copy(update={"scheduler": "asha", "trials": TRIALS})
+    config = sweep_of(table).model_copy(update={"trials": TRIALS})
     space = {key: {parameter.kind: getattr(parameter, parameter.kind)} for key, parameter in config.space.items()}
     if name in OURS:
-        config = config.model_copy(update={"search": name})
+        search, _, scheduler = name.partition("-")
+        config = config.model_copy(update={"search": search, "scheduler": scheduler or config.scheduler})
         return [simulate(config, table, seed, None) for seed in seeds]
-    config = config.model_copy(update={"search": "random"})  # takes no part
+    config = config.model_copy(update={"search": "random", "scheduler": "asha"})  # take no part but for the steps of reports
     if name in OPTUNA:
         return [simulate(config, table, seed, OptunaPeer(name, seed, space)) for seed in seeds]
     syne = SynePeer(name.removeprefix("syne-"), _python(name, environments))

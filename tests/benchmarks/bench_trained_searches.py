@@ -1,9 +1,10 @@
 """A search against random draws on trials that are really trained, not read from the table: paired seeds, the same scheduler.
 
-    python -m tests.benchmarks.bench_trained_searches [--data code] [--seeds 10] [--trials 24] [--searches sobol,gp]
+    python -m tests.benchmarks.bench_trained_searches [--data code] [--seeds 10] [--searches sobol,gp] [--scheduler fifo]
 
 The trials are those of the table of curves (`record_curves`), but each is trained with the values that the search proposes, and
-with the seed of its sweep. Compared is the final validation loss of the best complete trial of each sweep.
+with the seed of its sweep. As in a sweep by default, none is stopped early. Compared is the final validation loss of the best
+complete trial of each sweep.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--searches", default="sobol,gp")
-    parser.add_argument("--scheduler", default="asha")
+    parser.add_argument("--scheduler", default="fifo")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "ropewalk-curves", help="the data sets")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -109,9 +109,10 @@ def _posterior(squares: "np.ndarray[Any, Any]", values: "np.ndarray[Any, Any]", 
 
 
 def chance_of_better(results: SweepResults, more: int) -> float | None:
-    """Return the probability that `more` trials contain a better one than the best so far; None without trials.
+    """Return the least probability that `more` trials contain a better one than the best so far; None without trials.
 
-    Of trials drawn alike, each is as likely as any other to be the best of all.
+    Of trials drawn alike, each is as likely as any other to be the best of all. A search that learns finds a better one more
+    often: on recorded curves, 10 more trials of `gp` after 24 did in 39% to 84% of sweeps, where this says 29%.
     """
     num_trials = len(results.eligible)
     return more / (more + num_trials) if num_trials else None

@@ -58,7 +58,7 @@ def summary_rows(results: SweepResults) -> Iterator[tuple[str, str]]:
         expected = expected_best(results)
         if expected is not None:
             yield "new seeds", f"expect {expected.text}"
-        yield "more trials", f"{MORE} more find a better one with a probability of {chance_of_better(results, MORE):.0%}"
+        yield "more trials", f"{MORE} more find a better one with a probability of at least {chance_of_better(results, MORE):.0%}"
     planned = f" of {results.full:,} planned" if results.full else ""
     yield "spent", f"{results.spent:,}{planned} steps in {duration(results.seconds)} of trials"
     if results.saved:

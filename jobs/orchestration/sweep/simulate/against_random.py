@@ -43,14 +43,16 @@ class SearchResult:
         }
 
 
-def measure(config: SweepConfig, table: CurveTable, seeds: Sequence[int], report: Callable[[str], None]) -> SearchResult:
-    """Simulate the sweep with each seed until it has cost as much as the largest budget."""
+def measure(
+    config: SweepConfig, table: CurveTable, seeds: Sequence[int], report: Callable[[str], None], most: float = BUDGETS[-1]
+) -> SearchResult:
+    """Simulate the sweep with each seed until it has cost as much as `most` complete trials."""
     full = table.mean_flops
     values = sorted(map(table.true_value, table.curves), reverse=config.mode == "max")
     target = values[max(0, math.ceil(BEST_SHARE * len(values)) - 1)]
     sweeps: list[SimulatedSweep] = []
     for seed in seeds:
-        sweeps.append(simulate(config, table, seed=seed, budget=BUDGETS[-1] * full))
+        sweeps.append(simulate(config, table, seed=seed, budget=most * full))
         report(f"search={config.search_name}: {len(sweeps)} of {len(seeds)} sweeps")
     return SearchResult(
         search=config.search_name,

@@ -28,6 +28,8 @@ def start_locks(cluster: str, holders: Mapping[str, Sequence[str]]) -> dict[str,
     waiting = [run for run in runs if holders[run.id] and not answers[run.id]["settled"]]
     for run in waiting:
         run.requests.put(START_LOCK, holders[run.id])
+        if holders[run.id][0] != cluster:
+            run.request_cancel()  # in the same file: a volume's copy would replace a request that is only here
         if not backend.shares_files:
             backend.sync(run, write={run.requests.path.name: run.requests.path.read_text()})
     list(cancel_runs([run.id for run in waiting if holders[run.id][0] != cluster]))

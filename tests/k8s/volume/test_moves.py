@@ -14,6 +14,7 @@ from tests.slurm.conftest import slurm_lab
 __all__ = ["slurm_lab"]  # a fixture
 
 STEPS = 400
+KILLS = 10  # of each move
 
 
 @pytest.mark.soak("two labs; test_move.py moves made-up runs, tests/slurm/ssh/test_moves.py real ones")
@@ -28,10 +29,10 @@ def test_from_slurm_to_pods_and_back(slurm_lab: Lab, namespace: Namespace, tmp_p
     traveller = Traveller(tmp_path, clusters, [tmp_path / "corpus", namespace.runs / "corpus"], STEPS)
     stayed, run = traveller.submit("big"), traveller.submit("big")
     drawn = random.Random(0)
-    traveller.move(run, "team", 2, drawn)
+    traveller.move(run, "team", KILLS, drawn)
     assert RunDir(namespace.runs / run).record["config"]["data"] == "/runs/corpus/tokens"
     assert "moved to team" in traveller("show", str(tmp_path / "big" / run))
-    traveller.move(run, "big", 2, drawn)
+    traveller.move(run, "big", KILLS, drawn)
     traveller.finish(run)
     traveller.finish(stayed)
     check_same(RunDir(tmp_path / "big" / stayed), RunDir(tmp_path / "big" / run), STEPS)

@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,15 +40,19 @@ def select_code(tree: Path, not_code: Sequence[Path] = (), exclude: Sequence[str
         return SelectedCode(None, {}, ["git does not list the files of the checkout (try `git status` there)"])
     names = [name for name in listed if CACHE not in Path(name).parts and not any(fnmatch(name, pattern) for pattern in exclude)]
     if secret := [name for name in names if _holds_secrets(name)]:
-        log.warning(
-            "%s: copied with the run, and may hold secrets; add %s to .gitignore or, in a project, to code.exclude",
-            tree,
-            ", ".join(secret[:3]) + (f" and {len(secret) - 3} more" if len(secret) > 3 else ""),
-        )
+        _warn(tree, ", ".join(secret[:3]) + (f" and {len(secret) - 3} more" if len(secret) > 3 else ""))
     files, links, left_out = _choose(tree, names)
     if not has_git:
         left_out += [f"{name} (hidden, or may hold secrets)" for name in sorted({*_walk(tree, not_code)} - {*listed})]
     return SelectedCode(files, links, [as_text(os.fsencode(pattern)) for pattern in left_out])
+
+
+@cache
+def _warn(tree: Path, names: str) -> None:
+    """Warn of files that may hold secrets: once, though a tree may be both the code and the project of a run."""
+    log.warning(
+        "%s: copied with the run, and may hold secrets; add %s to .gitignore or, in a project, to code.exclude", tree, names
+    )
 
 
 def _names(tree: Path, not_code: Sequence[Path], *, has_git: bool) -> list[str] | None:

@@ -232,9 +232,10 @@ def test_files_that_may_hold_secrets_are_named_where_git_lists_them(
     copied(tree, tmp_path / "runs")
     assert caplog.messages == []
     (tree / ".env").write_text("KEY=1")
-    copy, _ = copied(tree, tmp_path / "runs")
+    for _ in range(2):  # as the code and as the project
+        copy, _ = copied(tree, tmp_path / "runs")
     assert ".env" in names(copy)
-    assert "copied with the run, and may hold secrets; add .env to .gitignore" in caplog.text
+    assert caplog.text.count("copied with the run, and may hold secrets; add .env to .gitignore") == 1
 
 
 def test_submit_says_what_travels_and_a_dry_run_takes_nothing(

@@ -30,6 +30,7 @@ def secret(
     """
     from ropewalk.cluster.backends.profiles import load_backend
     from ropewalk.cluster.errors import ConfigError
+    from ropewalk.jobs.runs.show.view import user_path
 
     name = _name(action, names or [])
     store = load_backend(on).secret_store()
@@ -40,9 +41,9 @@ def secret(
     if as_json:
         print_json({"cluster": on, "location": store.location, "secrets": list(store.names())})
     elif action is Action.LIST:
-        print("\n".join(store.names()) or f"none in {store.location}; `ropewalk secret set NAME` sets one")
+        print("\n".join(store.names()) or f"none in {user_path(store.location)}; `ropewalk secret set NAME` sets one")
     else:
-        print(f"{name} is {'set' if action is Action.SET else 'removed'} in {store.location}")
+        print(f"{name} is {'set' if action is Action.SET else 'removed'} in {user_path(store.location)}")
 
 
 def _name(action: Action, names: list[str]) -> str:

@@ -67,5 +67,5 @@ def test_a_day_of_an_ordinary_user(own_lab: dict[str, str], ordinary_user: Ordin
     assert sorted(set(steps_of(first))) == steps_of(first), "every step once"
     assert "SUCCEEDED" in ropewalk("wait", chained.id, "--json")
     assert "step" in ropewalk("logs", first.id)
-    assert ropewalk("ps").startswith("no run is live")
+    assert ropewalk("ps").startswith("no live runs")
     assert {path.owner() for path in Path(home / "runs").rglob("*")} == {ordinary_user.name}

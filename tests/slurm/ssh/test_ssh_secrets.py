@@ -19,6 +19,7 @@ def test_a_secret_travels_over_standard_input(laptop: Laptop) -> None:
     )
     assert done.returncode == 0, done.stderr
     stored = laptop.node.home / ".config/ropewalk/secrets/big" / planted.LINES_NAME
+    assert done.stdout == f"{planted.LINES_NAME} is set in login.big:{stored.parent}\n"
     assert stored.read_text() == value
     assert stored.stat().st_mode & 0o777 == 0o600
     assert laptop("secret", "list", "--on", "big") == f"{planted.LINES_NAME}\n"

@@ -29,6 +29,12 @@ def sibling_elsewhere(run: RunDir) -> Sibling | None:
     return holder if holder and holder.cluster != run.record.get("cluster") else None
 
 
+def awaits_start_lock(run: RunDir) -> bool:
+    """Return True if the run has nodes, and may not start yet."""
+    events = [event["event"] for event in run.read_events()] if run.record.get(SIBLINGS) else []
+    return REQUESTED in events and GRANTED not in events
+
+
 def is_first_sibling(run: RunDir) -> bool:
     """Return True for a run that has no siblings, or was submitted before them."""
     siblings = run.record.get(SIBLINGS)

@@ -14,7 +14,7 @@ from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETR
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.run.moves import moved_to
-from ropewalk.cluster.run.siblings import sibling_elsewhere
+from ropewalk.cluster.run.siblings import awaits_start_lock, sibling_elsewhere
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.jobs.results.metrics import broken_lines, broken_words, latest_metrics
 from ropewalk.jobs.runs.show.events import SIGNALS, format_event, without_cause
@@ -113,6 +113,9 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
         return Diagnosis(cause=cause, evidence=history, remedy=remedy, command=_resume(run), resumes=True)
     if state.state in {RunState.PENDING, RunState.REQUEUED}:
         return _waiting(run, state, history)
+    if awaits_start_lock(run):
+        cause = "It has nodes, and waits until `ropewalk sync --follow` lets it or a sibling start."
+        return Diagnosis(cause=cause, evidence=history)
     silent = silent_nodes(run, attempt)
     if silent:
         return Diagnosis(

@@ -22,6 +22,7 @@ from ropewalk.jobs.cli.siblings import StartLocks, sibling_record
 from ropewalk.jobs.runs.submit import snapshot
 from tests.cluster.test_attempt import Sleepers
 from tests.jobs.shell import Shell, pretrain
+from tests.patience import Patience, until
 
 CLUSTERS = ("east", "west")
 ROOT = Path(__file__).parents[4]
@@ -142,6 +143,8 @@ def test_a_submission_to_two_clusters(shell: Shell, monkeypatch: pytest.MonkeyPa
     assert not messages  # nobody asks
     with ThreadPoolExecutor() as pool:
         wait = pool.submit(await_start_lock, west, 1, Sleepers(1))
+        until(west.read_events, Patience.STEP)
+        assert "waits until `ropewalk sync --follow` lets it" in shell("why", west.id)
         while not messages:
             locks.look()
         assert wait.result() is None

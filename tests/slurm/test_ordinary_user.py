@@ -52,6 +52,7 @@ def test_a_day_of_an_ordinary_user(own_lab: dict[str, str], ordinary_user: Ordin
     def run_of(word: str) -> RunDir:
         return RunDir(home / "runs" / word)
 
+    ropewalk("trust")
     first = run_of(ropewalk("submit", *JOB, "steps=40", "resources.grace_seconds=20", "checkpoint.every_steps=10").split()[-1])
     chained = run_of(ropewalk("submit", *JOB, "steps=2", "--after", first.id).split()[-1])
     rows = {row["run"]: row for row in json.loads(ropewalk("ps", "--json"))}

@@ -7,8 +7,9 @@ far minus the table's best, averaged over budgets of 8, 16, 32 and 64 complete t
 scheduler: regret, paired difference to random, p after Holm's correction within the scheduler, and the median cost until a
 configuration among the table's best 1% leads. Then this cost for the default and for random draws, which may take 256 complete
 trials. Then, for each model-based search, the regret of 8 trials that know 16 random ones of an earlier sweep (`warm_start`), and
-of 8 that do not. The last lines have calibration and bias of what the report says of more trials and of the best one. Set
-OMP_NUM_THREADS=1: more threads take `gp` three times as long.
+of 8 that do not. The last lines have calibration and bias of what the report says of more trials and of the best one.
+
+Set OMP_NUM_THREADS=1: more threads take `gp` three times as long.
 """
 
 import argparse

@@ -77,10 +77,8 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
     if outcome.state is RunState.CANCELLED and (cluster := moved_to(run)):
         return Diagnosis(cause=f"It has {outcome.cause}.", evidence=history, remedy=f"`ropewalk why {run.id} --on {cluster}`")
     if outcome.state is RunState.CANCELLED and (sibling := sibling_elsewhere(run)):
-        cause, remedy = (
-            f"{sibling.run} has started on {sibling.cluster} instead.",
-            f"`ropewalk why {sibling.run} --on {sibling.cluster}`",
-        )
+        cause = f"{sibling.run} has started on {sibling.cluster} instead."
+        remedy = f"`ropewalk why {sibling.run} --on {sibling.cluster}`"
         return Diagnosis(cause=cause, evidence=without_cause(history, outcome.cause), remedy=remedy)
     if outcome.state is RunState.CANCELLED:
         remedy = f"`ropewalk resume {run.id}` {view_of(run).resume_words()}"

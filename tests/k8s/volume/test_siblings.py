@@ -1,10 +1,7 @@
 """Submissions to Slurm and to Kubernetes at once: on one of the two, and on one only, the run starts."""
 
-import contextlib
 import json
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ import pytest
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.slurm.lab.cluster import Lab
-from tests.jobs.runs.move.hops import Traveller
+from tests.jobs.runs.move.hops import Traveller, following
 from tests.k8s.cluster import Namespace
 from tests.patience import Patience, until
 from tests.slurm.conftest import slurm_lab
@@ -21,18 +18,6 @@ __all__ = ["slurm_lab"]  # a fixture
 
 RACE_SECONDS = 300.0
 SUBMIT = ("submit", "command", "launch=once", "retries.disturbances=0", "resources.cpus=1", "directory=/tmp", "code.ship=false")
-
-
-@contextlib.contextmanager
-def following(user: Traveller) -> Iterator[None]:
-    """Run `ropewalk sync --follow` during the block."""
-    process = user.start("sync", "--follow")
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        out, errors = process.communicate()
-    assert process.returncode == 0, out + errors
 
 
 @pytest.mark.timeout(3600)
@@ -44,7 +29,7 @@ def test_exactly_one_run_of_each_submission_starts(slurm_lab: Lab, namespace: Na
     clusters = {"big": {"backend": "slurm", "runs": str(roots["big"])}, "team": {"backend": "k8s", **options}}
     user = Traveller(tmp_path, clusters, [], 0)
     races: list[dict[str, RunDir]] = []
-    with following(user):
+    with following(user.start):
         deadline = time.monotonic() + RACE_SECONDS
         while time.monotonic() < deadline:
             order = [*roots] if len(races) % 2 else [*reversed(roots)]

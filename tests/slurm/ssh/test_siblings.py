@@ -1,8 +1,5 @@
 """Submissions to two clusters through ssh, between which `sync --follow` on the user's machine decides."""
 
-import contextlib
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,23 +9,12 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.siblings import REQUESTED
 from ropewalk.cluster.spec import RunState
 from ropewalk.slurm.lab.cluster import Lab
+from tests.jobs.runs.move.hops import following
 from tests.patience import Patience, until
 from tests.slurm.ssh.login_node import Laptop, LoginNode
 from tests.slurm.toy import finish, said
 
 RACES = 100
-
-
-@contextlib.contextmanager
-def following(laptop: Laptop) -> Iterator[None]:
-    """Run `ropewalk sync --follow` during the block."""
-    process = laptop.start("sync", "--follow")
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        out, errors = process.communicate()
-    assert process.returncode == 0, out + errors
 
 
 @pytest.mark.timeout(3600)
@@ -51,7 +37,7 @@ def test_exactly_one_run_of_each_submission_starts(slurm_lab: Lab, node: LoginNo
     races = [race(0)]
     until(lambda: all(REQUESTED in [event["event"] for event in run.read_events()] for run in races[0]), Patience.CLUSTER)
     assert all(run.last_outcome() is None for run in races[0]), "nothing starts without an answer"
-    with following(laptop):
+    with following(laptop.start):
         races += map(race, range(1, RACES))
         outcomes = [[finish(run, Patience.CLUSTER) for run in each] for each in races]
     started = (tmp_path / "started").read_text().split()

@@ -1,12 +1,14 @@
 """A training that moves from cluster to cluster, beside one that stays, and what both end with."""
 
+import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,18 @@ from tests.patience import Patience, until
 
 MIB = 1 << 20
 WIDE = {"hidden_size": 128, "intermediate_size": 512}
+
+
+@contextlib.contextmanager
+def following(start: Callable[..., "subprocess.Popen[str]"]) -> Iterator[None]:
+    """Run `ropewalk sync --follow`, by what starts a user's command, during the block."""
+    process = start("sync", "--follow")
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate()
+    assert process.returncode == 0, out + errors
 
 
 class Traveller:

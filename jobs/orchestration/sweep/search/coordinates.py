@@ -62,15 +62,22 @@ class Coordinates:
         return [float(index) for index in range(len(parameter.values))]
 
     def squares(self, first_ND: "Array", second_MD: "Array") -> "Array":
-        """Return the squared distances in each key, with shape (D, N, M): 1 between values without an order that differ."""
+        """Return the squared distances in each key, with shape (D, N, M): 1 between values without an order that differ.
+
+        A key that does not hold lies at equal distances from both ends of its range: these are distances in a plane, as a kernel
+        needs them.
+        """
         import numpy as np
 
         layers = []
         for k, parameter in enumerate(self.space.values()):
             a, b = first_ND[:, k, None], second_MD[None, :, k]
-            layer = (a - b) ** 2 if _has_order(parameter) else (a != b).astype(float)
+            if _has_order(parameter):
+                distances, away = (a - b) ** 2, 0.75 + (np.fmax(a, b) - 0.5) ** 2
+            else:
+                distances, away = (a != b).astype(float), 1.0
             lacking = np.isnan(a).astype(int) + np.isnan(b)
-            layers.append(np.where(lacking == 0, layer, lacking == 1))
+            layers.append(np.select([lacking == 0, lacking == 1], [distances, away], 0.0))
         return np.array(layers, dtype=float)
 
 

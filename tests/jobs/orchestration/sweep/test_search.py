@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -154,9 +154,8 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
-def test_the_gaussian_process_finds_the_optimum_of_mixed_and_conditional_keys(mode: str) -> None:
-    search, sign = Search(SearchPlan(space=MIXED, search="gp", mode=mode)), 1.0 if mode == "min" else -1.0
+def mixed_losses(name: Literal["gp", "random"], seed: int, mode: Literal["min", "max"]) -> list[float]:
+    search, sign = Search(SearchPlan(space=MIXED, search=name, seed=seed, mode=mode)), 1.0 if mode == "min" else -1.0
     losses = []
     for number in range(40):
         values = search.suggest(number)
@@ -166,8 +165,26 @@ def test_the_gaussian_process_finds_the_optimum_of_mixed_and_conditional_keys(mo
         losses.append(loss)
         search.report(number, 1, sign * loss)
         search.finish(number, complete=True, failed=values["rate"] > 0.3)
-    assert min(losses) < 0.34, "the optimum is 0.32"
-    assert median(losses[24:]) < median(losses[:8]) / 2
+    return losses
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_gaussian_process_finds_the_optimum_of_mixed_and_conditional_keys(mode: Literal["min", "max"]) -> None:
+    for seed in range(5):
+        learnt, drawn = mixed_losses("gp", seed, mode), mixed_losses("random", seed, mode)
+        assert min(learnt) < 0.34, "the optimum is 0.32"
+        assert min(drawn) > 0.34
+        assert median(learnt[8:]) < 0.6 * median(drawn[8:])
+
+
+def test_the_kernel_of_conditional_keys_is_positive_definite() -> None:
+    coordinates = Coordinates(MIXED)
+    points = coordinates.at(np.random.default_rng(0).random((60, len(MIXED))))
+    squares = coordinates.squares(points, points)
+    for length in (0.03, 0.3, 1.0, 3.0, 10.0):
+        kernel = Scales(logarithms=np.log([10.0, 10.0, length, 10.0, 10.0, 1e-5])).kernel(squares)
+        assert np.linalg.eigvalsh(kernel).min() > -1e-12
 
 
 def test_a_pending_trial_leaves_less_to_learn_near_it() -> None:
@@ -193,7 +210,7 @@ def test_coordinates_of_values_are_those_of_the_point_that_gives_them() -> None:
     squares = coordinates.squares(expected, expected)
     assert squares.max() <= 1.0
     assert np.diagonal(squares, axis1=1, axis2=2).max() == 0.0
-    assert squares[2][np.ix_(inactive, [not each for each in inactive])].min() == 1.0
+    assert squares[2][np.ix_(inactive, [not each for each in inactive])].min() >= 0.75
 
 
 def test_a_key_that_matters_gets_the_shorter_length() -> None:

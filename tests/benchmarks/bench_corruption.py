@@ -7,14 +7,13 @@ steps, ranks and bits: weights, optimizer state, gradient of one copy of the mod
 bit in every tenth product of a rank until it is found. A flip is found if an event names it within N steps, and blamed if only
 its rank is named. The rest, which left no trace, `vanished`: at the check the state was that of an undisturbed run again, bit
 for bit. `--compare-only` leaves out `integrity.at_rest`. Clean steps are those of the same training undisturbed, on two ranks.
-Cost is what checks at N = 50 add to the median step of a training on one rank; the best of three runs of each counts. Prints
-one JSON object for each part.
+Cost is what checks at N = 50 add to 50 steps of 2,048 tokens, one of which has a check, on one rank: the best 50 of three runs.
+A step of fewer tokens costs less, and hashing its state as much, so that the share grows. Prints one JSON object for each part.
 """
 
 import argparse
 import json
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,7 +28,9 @@ from tests.jobs.training.loop.flips import COPY, GRADIENT, OPTIMIZER, PRODUCT, W
 
 KINDS = (WEIGHTS, OPTIMIZER, GRADIENT, COPY, PRODUCT)
 RANKS, COST_EVERY_STEPS = 4, 50
-COST_MODEL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4}
+COST_MODEL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2, "num_attention_heads": 4}
+COST_BATCH = {"global_batch": 16, "micro_batch": 16}
+COST_SEQ_LEN = 128
 
 
 def run_of(folder: Path, data: Path, *, steps: int, **changes: Any) -> RunDir:
@@ -83,18 +84,20 @@ def clean(folder: Path, data: Path, steps: int) -> dict[str, float]:
 
 
 def cost(folder: Path, data: Path, steps: int, rounds: int = 3) -> dict[str, float]:
-    """Return the share of CPU time that checks take, by at_rest."""
+    """Return the share of time that checks take, by at_rest."""
     seconds: dict[str, list[float]] = {}
+    every = min(COST_EVERY_STEPS, steps // 2)
     for _ in range(rounds):
         for name, keys in (("off", None), ("compare", {"at_rest": False}), ("at rest", {"at_rest": True})):
-            integrity = None if keys is None else {"every_steps": COST_EVERY_STEPS, **keys}
+            integrity = None if keys is None else {"every_steps": every, **keys}
             model = {"config": {**pretrain_config(data)["model"]["config"], **COST_MODEL}}
-            run = run_of(folder, data, steps=steps, integrity=integrity, model=model, checkpoint={"every_steps": 10**6})
+            sizes = {"steps": steps, "seq_len": COST_SEQ_LEN, "batch": COST_BATCH, "log_every": every}
+            run = run_of(folder, data, **sizes, integrity=integrity, model=model, checkpoint={"every_steps": 10**6})
             train_with(run, 1, [])
             times = [line["time"] for line in run.read_metrics() if "train/loss" in line]
-            seconds.setdefault(name, []).append(statistics.median(end - begin for begin, end in pairwise(times)))
+            seconds.setdefault(name, []).extend(end - begin for begin, end in pairwise(times))
     best = {name: min(values) for name, values in seconds.items()}
-    return {name: best[name] / best["off"] - 1 for name in ("compare", "at rest")} | {"step seconds": best["off"]}
+    return {name: best[name] / best["off"] - 1 for name in ("compare", "at rest")} | {"step seconds": best["off"] / every}
 
 
 def main() -> None:

@@ -46,6 +46,7 @@ def test_it_runs_from_another_directory(command: Path, tmp_path: Path) -> None:
     dry = run(command, tmp_path, "submit", "preprocess", "input=[a.jsonl]", "output=out", "tokenizer={train: 300}", "--script")
     assert "ropewalk.cluster.agent" in dry.stdout, dry.stderr
     assert run(command, tmp_path, "run", "preprocess", "outptu=x").returncode == 2
+    assert run(command.parent / "python", tmp_path, "-m", "ropewalk", "ps", "--json").stdout.strip() == "[]"
 
 
 def test_it_is_the_wheel_that_runs(command: Path, tmp_path: Path) -> None:

@@ -72,10 +72,8 @@ class Coordinates:
         layers = []
         for k, parameter in enumerate(self.space.values()):
             a, b = first_ND[:, k, None], second_MD[None, :, k]
-            if _has_order(parameter):
-                distances, away = (a - b) ** 2, 0.75 + (np.fmax(a, b) - 0.5) ** 2
-            else:
-                distances, away = (a != b).astype(float), 1.0
+            distances = (a - b) ** 2 if _has_order(parameter) else (a != b).astype(float)
+            away = 0.75 + (np.fmax(a, b) - 0.5) ** 2 if _has_order(parameter) else np.ones_like(distances)
             lacking = np.isnan(a).astype(int) + np.isnan(b)
             layers.append(np.select([lacking == 0, lacking == 1], [distances, away], 0.0))
         return np.array(layers, dtype=float)

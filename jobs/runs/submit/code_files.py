@@ -75,7 +75,8 @@ def _walk(tree: Path, not_code: Sequence[Path]) -> Iterator[str]:
     for parent, folders, files in os.walk(tree):
         folder = Path(parent)
         folders[:] = [name for name in folders if not name.startswith(".") and (folder / name).resolve() not in not_code]
-        yield from (str((folder / name).relative_to(tree)) for name in files)
+        linked = [name for name in folders if (folder / name).is_symlink()]  # os.walk counts them as folders, but does not enter
+        yield from (str((folder / name).relative_to(tree)) for name in [*files, *linked])
 
 
 def _holds_secrets(name: str) -> bool:

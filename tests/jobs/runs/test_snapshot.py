@@ -207,8 +207,12 @@ def test_an_installed_program_takes_the_repository_where_the_user_stands(
 def test_a_repository_without_a_commit_and_a_place_without_git(tree: Path, tmp_path: Path) -> None:
     shutil.rmtree(tree / ".git")
     assert code_state(tree)["commit"] is None
-    without, _ = copied(tree, tmp_path / "runs")
-    assert names(without) == {"a.py", "run.sh", "pkg/b.py"}
+    (tree / "linked").symlink_to("pkg")
+    (tree / "data").symlink_to(tmp_path)
+    without, left_out = copied(tree, tmp_path / "runs")
+    assert names(without) == {"a.py", "run.sh", "pkg/b.py", "linked"}
+    assert (without / "linked/b.py").is_file()
+    assert [name for name in left_out if name.startswith("data ")] == [f"data (a link to {tmp_path}, which is not in the code)"]
     git(tree, "init", "-q")
     copy, _ = copied(tree, tmp_path / "runs")
     assert "a.py" in names(copy)

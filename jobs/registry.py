@@ -222,6 +222,7 @@ JOBS: dict[str, JobSpec] = {
             config="ropewalk.jobs.orchestration.dev.config:DevConfig",
             entry="ropewalk.jobs.orchestration.dev.job:main",
             engine=Engine.PROCESS,
+            view="ropewalk.jobs.orchestration.dev.view:DevView",
             files={"work": "copy of the submitted code, which sessions may change"},
         ),
         JobSpec(

@@ -253,7 +253,8 @@ class K8sBackend(Backend):
     def _state(self, run: RunDir, observation: Observation) -> BackendState:
         if not self.shares_files and ended_unseen(run, observation):
             volume = f"volume {self.profile.claim} of namespace {self.kube.namespace}"
-            return state_from_files(run, f"its Job has ended, and its outcome is on {volume}; `ropewalk show {run.id}` reads it")
+            remedy = f"without one, `ropewalk resume {run.id}` continues the run"
+            return state_from_files(run, f"its Job has ended; `ropewalk show {run.id}` reads its outcome on {volume}; {remedy}")
         return run_state(run, observation)
 
     def settle(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:

@@ -101,9 +101,13 @@ class Reader:
         """
         request = {**request_of(run.path, beside), "with": list(wanted), "write": write or {}}
         directory = f"{self.profile.claim_path}/{run.id}"
-        writer = SyncWriter(run.path, beside)
+        writer, attempts, is_cancelled = SyncWriter(run.path, beside), run.attempts(), run.cancel_requested
         command = module_command("ropewalk.k8s.volume.sync_server", directory, python=self.profile.python)
-        self._execute(run, command, json.dumps(request).encode(), writer)
+        try:
+            self._execute(run, command, json.dumps(request).encode(), writer)
+        finally:
+            if is_cancelled and not run.cancel_requested and run.attempts() == attempts:
+                run.request_cancel()  # it was made here alone, in a file that the volume's copy has replaced
         if writer.absent and (request["have"] or write):
             location = f"{directory} on volume {self.profile.claim} of namespace {self.kube.namespace}"
             raise BackendError(f"{location}: no such directory; was it deleted, or does the profile name another volume?")

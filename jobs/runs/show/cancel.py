@@ -41,8 +41,7 @@ def cancel_runs(refs: Sequence[str]) -> Iterator[Cancelled]:
         elif outcome is not None:
             yield Cancelled(run.id, "cancelled", outcome.state, f"{run.id} is {outcome.state.lower()}: {outcome.cause}")
         else:
-            ending = "closes its endpoint" if view_of(run).serves else "saves a checkpoint"
-            message = f"cancelling {run.id}: it {ending} and exits; `ropewalk wait {run.id}` returns when it has"
+            message = f"cancelling {run.id}: it {view_of(run).on_cancel} and exits; `ropewalk wait {run.id}` returns when it has"
             yield Cancelled(run.id, "cancelling", None, message)
 
 

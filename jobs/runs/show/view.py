@@ -25,6 +25,7 @@ class RunView:
     """
 
     serves = False  # the job's runs answer requests
+    on_cancel = "saves a checkpoint"  # what a run that is cancelled does before it exits
     shows_output = False  # rank 0's output is shown while the run is followed: it is a program of the user's
     trains = False  # its ranks take the steps of the training loop, so that they can be profiled
 

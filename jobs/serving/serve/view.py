@@ -27,6 +27,7 @@ class ServeView(RunView):
     """Shows address, versions and replicas of a run."""
 
     serves = True
+    on_cancel = "closes its endpoint"
 
     def __init__(self, run: RunDir) -> None:
         super().__init__(run)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -207,8 +208,35 @@ def test_an_end_that_cannot_be_read_is_not_guessed(run: RunDir, monkeypatch: pyt
     backend = K8sBackend(Profile(name="far", backend="k8s", options={}), cast("Kubernetes", Leaving(whole=False)))
     monkeypatch.setattr(module, "observe", lambda kube, runs: {each.id: Observation(details={"name": "job-1"}) for each in runs})
     run.request_cancel()  # and its Job is gone
-    for ask, item in ((backend.states, f"`ropewalk show {run.id}` reads it"), (backend.settle, "was interrupted")):
+    for ask, item in ((backend.states, f"`ropewalk show {run.id}` reads its outcome"), (backend.settle, "was interrupted")):
         state = ask([run])[run.id]
         assert (state.state, state.word) == (RunState.PENDING, "no answer")
         assert item in state.reason
         assert run.last_outcome() is None
+
+
+@pytest.mark.parametrize("resumed_elsewhere", [False, True])
+def test_a_request_to_cancel_that_no_pod_saw_is_kept(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed_elsewhere: bool
+) -> None:
+    """The pod was deleted before it wrote anything, so nothing on the volume says that the run was cancelled."""
+    original = RunDir(tmp_path / "volume" / run.id)
+    shutil.copytree(run.path, original.path)
+    original.requests.put("nodes", 2)
+    if resumed_elsewhere:
+        original.begin_attempt(name="job-2")
+
+    class Volume(Leaving):
+        def execute(self, pod: str, command: Sequence[str], stdin: Any, stdout: Any) -> None:
+            sent = io.BytesIO()
+            send(original.path, json.load(stdin), sent)
+            stdout.write(sent.getvalue())
+
+    backend = K8sBackend(Profile(name="far", backend="k8s", options={}), cast("Kubernetes", Volume(whole=True)))
+    monkeypatch.setattr(module, "observe", lambda kube, runs: {each.id: Observation(details={"name": "job-1"}) for each in runs})
+    run.request_cancel()
+    backend.sync(run)
+    assert run.cancel_requested is not resumed_elsewhere
+    assert run.wanted_nodes == 2
+    if not resumed_elsewhere:
+        assert backend.settle([run])[run.id].state is RunState.CANCELLED

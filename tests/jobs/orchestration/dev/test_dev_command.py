@@ -32,7 +32,7 @@ def test_a_node_is_held_until_it_is_cancelled(
     )
     assert done.stdout == f"{run.path}\n"
     assert (tmp_path / "state/ropewalk/dev" / run.id).stat().st_mode & 0o777 == 0o700
-    shell("cancel", run.id)
+    assert "it ends its sessions and exits" in shell("cancel", run.id)
     assert ended(run).state is RunState.CANCELLED
     assert "its key is not on this machine" in shell.mistake("dev", "--run", "another")
     remember("twice-1", "east")

@@ -20,7 +20,7 @@ from ropewalk.cluster.process.child_output import child_output
 from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
 from ropewalk.cluster.process.signals import stop_signals_blocked
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE, JobContext
-from ropewalk.cluster.run.group_line import Assignment, HandsOver, Left, Over, Trains
+from ropewalk.cluster.run.group_line import Assignment, HandsOver, Left, Over, Rehearsal, Trains
 from ropewalk.cluster.run.heartbeat import heart_file
 from ropewalk.cluster.secrets.variables import RunSecrets
 
@@ -81,6 +81,7 @@ class LocalRanks:
         self._spare: dict[int, _Process] = {}  # numbered
         # time to fork spare processes, when a group does not form just now; with secrets to mask they could not be used
         self._spare_at = math.inf if secrets.values else 0.0
+        self._rehearsal: Rehearsal | None = None  # of spare processes
 
     def start(self, start: Start, store_prefix: str) -> dict[int, RankProcess]:
         """Give the ranks of a group a process each, and return them by rank."""
@@ -121,9 +122,9 @@ class LocalRanks:
         ):
             return self._fork(output)
 
-    def _fork(self, output: Connection | None = None) -> _Process:
+    def _fork(self, output: Connection | None = None, rehearsal: Rehearsal | None = None) -> _Process:
         ours, theirs = multiprocessing.Pipe()
-        arguments = (self._context, os.getpid(), theirs, output)
+        arguments = (self._context, os.getpid(), theirs, output, rehearsal)
         process = multiprocessing.get_context("forkserver").Process(target=start_rank, args=arguments)
         process.start()
         theirs.close()
@@ -133,7 +134,7 @@ class LocalRanks:
         """Fork the spare processes, if it is time."""
         if now >= self._spare_at:
             self._spare_at = math.inf
-            self._spare = {each: self._spare.get(each) or self._fork() for each in range(self._count)}
+            self._spare = {each: self._spare.get(each) or self._fork(rehearsal=self._rehearsal) for each in range(self._count)}
 
     def _variables(self, start: Start, local_rank: int) -> dict[str, str]:
         """Return the variables that torchrun gives to a rank."""
@@ -168,7 +169,8 @@ class LocalRanks:
         for rank, each in list(self._working.items()):
             for message in each.received():
                 if isinstance(message, Trains):
-                    each.stays, self._spare_at = message.stays, min(self._spare_at, now + SPARE_SECONDS)
+                    each.stays, self._rehearsal = message.stays, message.rehearsal
+                    self._spare_at = min(self._spare_at, now + SPARE_SECONDS)
                 elif isinstance(message, HandsOver):
                     self.hand_over = True
                 else:

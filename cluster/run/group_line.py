@@ -2,9 +2,11 @@
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+
+Rehearsal = Callable[[], Generator[None, None, None]]  # yields where it can be abandoned for a place in a group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +26,13 @@ class Over:
 
 @dataclass(frozen=True)
 class Trains:
-    """The rank trains a model, so that a spare process is worth its memory. `stays`: it can leave a group without exiting."""
+    """The rank trains a model, so that a spare process is worth its memory.
+
+    `stays`: it can leave a group without exiting. `rehearsal`: what a spare process does before it waits.
+    """
 
     stays: bool
+    rehearsal: Rehearsal | None
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,16 @@ class GroupLine:
         """Wait until the agent gives this process a place."""
         return self._assignments.get()
 
-    def announce(self, *, stays: bool) -> None:
-        """Tell the agent that this rank trains, and whether it leaves a group that breaks without exiting."""
+    @property
+    def is_assigned(self) -> bool:
+        """True if `next_assignment` returns at once."""
+        return not self._assignments.empty()
+
+    def announce(self, *, stays: bool, rehearsal: Rehearsal | None) -> None:
+        """Tell the agent that this rank trains; see `Trains`."""
         self.stays = stays and self._may_stay
         if self._may_stay:
-            self._connection.send(Trains(stays))
+            self._connection.send(Trains(stays, rehearsal))
 
     def hand_over(self) -> None:
         """Tell the agent that the next group needs the memory of this node, even if the node has to stop."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.loop.config import TrainingConfig
+from ropewalk.jobs.training.loop.rehearsal import rehearse
 from ropewalk.sharding.group import Group, process_group
 
 
@@ -17,7 +18,8 @@ def training_group(context: JobContext, config: TrainingConfig) -> Iterator[Grou
     """
     with process_group(config.parallel) as group:
         if context.line is not None:
-            context.line.announce(stays=group.device.type == "cpu" and not config.parallel.compile)
+            on_cpu = group.device.type == "cpu"
+            context.line.announce(stays=on_cpu and not config.parallel.compile, rehearsal=rehearse if on_cpu else None)
         yield group
 
 

@@ -16,6 +16,7 @@ from ropewalk.cluster.errors import EXIT_REQUEUE
 from ropewalk.cluster.process.ports import free_port
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.group_line import Rehearsal
 from ropewalk.jobs.training.loop.trainer import Trainer
 from tests.fork_server import SERVER
 from tests.patience import Patience, until
@@ -30,7 +31,7 @@ class Line:
 
     stays = False
 
-    def announce(self, *, stays: bool) -> None:
+    def announce(self, *, stays: bool, rehearsal: Rehearsal | None) -> None:
         self.stays = stays
 
     def is_over(self, group: int) -> bool:

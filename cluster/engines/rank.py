@@ -45,6 +45,7 @@ def start_rank(
                 if line.is_assigned:
                     break
         gc.collect()
+    plain_torch_logging()
     assignment = line.next_assignment()
     if node.hung_seconds is not None and node.stop_flag is not None:
         allow_stack_dumps(agent_pid, stacks_file(node.stop_flag, int(assignment.variables["LOCAL_RANK"])))
@@ -80,7 +81,6 @@ def _take(assignment: Assignment, node: JobContext, line: GroupLine, output: Con
     path, is_shared = log_of(node, rank)
     redirect_output(output or path, rank_prefix(rank) if is_shared else "")
     configure_logging(f"rank {rank}")
-    plain_torch_logging()
     torch, threads = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS")
     if torch is not None and threads:
         torch.set_num_threads(int(threads))  # it was read when the fork server imported torch; set it again

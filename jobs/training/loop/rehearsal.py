@@ -13,10 +13,12 @@ from ropewalk.jobs.training.loop.architecture.model_config import model_config
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.model_keys import ModelConfig
 from ropewalk.jobs.training.loop.objective import NextToken
+from ropewalk.jobs.training.loop.tail import TailCheck
 from ropewalk.jobs.training.loop.update.optimizer import make_optimizer
 from ropewalk.jobs.training.loop.update.state import TrainState
 from ropewalk.jobs.training.loop.update.step import TrainStep
 from ropewalk.sharding.caches import forget_meshes
+from ropewalk.sharding.checkpoints.manifest import CheckpointManifest
 from ropewalk.sharding.config import BatchConfig
 from ropewalk.sharding.group import SHARD, Group
 from ropewalk.sharding.parallelize import parallelize
@@ -46,6 +48,9 @@ def _step(group: Group) -> Generator[None, None, None]:
     model = parallelize(skeleton(shape), group, config.parallel, config.precision).train()
     yield
     state = TrainState(model, make_optimizer(model, config.optim), trained_only=False)
+    yield
+    group.broadcast_object("", CheckpointManifest | str)  # makes the conversion, as the first exchange in a group would
+    group.broadcast_object(None, TailCheck | None)
     yield
     tokens = torch.zeros(1, _TOKENS, dtype=torch.int64)
     batch = {"input_ids": tokens, "labels": tokens}

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ropewalk.jobs.training.loop.rehearsal import rehearse
 from tests.fork_server import SERVER
 
-PARTS = 3  # places where it can be abandoned
+PARTS = 4  # places where it can be abandoned
 
 
 def rehearse_again_and_again(results: Path) -> None:

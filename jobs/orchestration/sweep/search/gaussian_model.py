@@ -11,12 +11,11 @@ from ropewalk.jobs.orchestration.sweep.search.space import encode
 if TYPE_CHECKING:
     from ropewalk.jobs.orchestration.sweep.search.gaussian_process import Array, Prediction, Scales
 
-STARTUP_TRIALS = 8  # trials with a value, before which the model is not used
+STARTUP_TRIALS = 5  # trials with a value, before which the model is not used
 REFIT_GROWTH = 1.25  # the scales are fitted again when there are so many times the trials
 ANYWHERE, NEAR_BEST, BEST = 300, 20, 5  # candidates drawn from the whole space, and near each of the best trials
 NEAR = 0.1  # standard deviation of a step from one of the best trials, as a share of the range
 MARGIN = 0.1  # smallest improvement worth a trial, in standard deviations of the values; less would repeat the best trial
-DRAWN_EVERY = 3  # of so many trials one is drawn evenly, as results at a scheduler's first rungs mislead the model
 FAR = 3.0  # values this many times the spread above the median are moved there, as diverged trials say nothing of the best
 
 
@@ -40,7 +39,7 @@ class GaussianModel:
         results = [(self._units[trial], None if value is None else self._sign * value) for trial, value in ended.items()]
         results = [*self._earlier, *results]
         metrics = [metric for _, metric in results if metric is not None]
-        if len(metrics) < STARTUP_TRIALS or number % DRAWN_EVERY == DRAWN_EVERY - 1:
+        if len(metrics) < STARTUP_TRIALS:
             return None
         generator = np.random.default_rng([self.plan.seed, number])
         units = np.array([unit for unit, _ in results])

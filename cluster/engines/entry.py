@@ -42,10 +42,10 @@ from ropewalk.cluster.secrets.variables import RunSecrets
 log = logging.getLogger("ropewalk.cluster.engines.entry")  # also as __main__
 
 
-def load_entry(name: str) -> Callable[[JobContext], dict[str, Any] | None]:
-    """Import the entry `module:attribute`."""
+def load_entry(name: str) -> Callable[..., Any]:
+    """Import the function `module:attribute`."""
     module, _, attribute = name.partition(":")
-    entry: Callable[[JobContext], dict[str, Any] | None] = getattr(import_module(module), attribute)
+    entry: Callable[..., Any] = getattr(import_module(module), attribute)
     return entry
 
 

@@ -20,7 +20,7 @@ from ropewalk.cluster.process.child_output import child_output
 from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
 from ropewalk.cluster.process.signals import stop_signals_blocked
 from ropewalk.cluster.run.context import STORE_PREFIX_VARIABLE, JobContext
-from ropewalk.cluster.run.group_line import Assignment, HandsOver, Left, Over, Rehearsal, Trains
+from ropewalk.cluster.run.group_line import Assignment, HandsOver, Left, Over, Trains
 from ropewalk.cluster.run.heartbeat import heart_file
 from ropewalk.cluster.secrets.variables import RunSecrets
 
@@ -81,7 +81,7 @@ class LocalRanks:
         self._spare: dict[int, _Process] = {}  # numbered
         # time to fork spare processes, when a group does not form just now; with secrets to mask they could not be used
         self._spare_at = math.inf if secrets.values else 0.0
-        self._rehearsal: Rehearsal | None = None  # of spare processes
+        self._rehearsal = ""  # of spare processes
 
     def start(self, start: Start, store_prefix: str) -> dict[int, RankProcess]:
         """Give the ranks of a group a process each, and return them by rank."""
@@ -122,7 +122,7 @@ class LocalRanks:
         ):
             return self._fork(output)
 
-    def _fork(self, output: Connection | None = None, rehearsal: Rehearsal | None = None) -> _Process:
+    def _fork(self, output: Connection | None = None, rehearsal: str = "") -> _Process:
         ours, theirs = multiprocessing.Pipe()
         arguments = (self._context, os.getpid(), theirs, output, rehearsal)
         process = multiprocessing.get_context("forkserver").Process(target=start_rank, args=arguments)

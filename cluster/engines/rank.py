@@ -12,12 +12,12 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ropewalk.cluster.engines.entry import die_with_parent, run_entry
+from ropewalk.cluster.engines.entry import die_with_parent, load_entry, run_entry
 from ropewalk.cluster.engines.stacks import allow_stack_dumps, stacks_file
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_REQUEUE
 from ropewalk.cluster.process.output import configure_logging, end_output, rank_prefix, redirect_output
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.cluster.run.group_line import Assignment, GroupLine, Rehearsal
+from ropewalk.cluster.run.group_line import Assignment, GroupLine
 from ropewalk.cluster.run.heartbeat import heart_file
 from ropewalk.cluster.run.project import add_project_path
 
@@ -28,19 +28,17 @@ def log_of(node: JobContext, rank: int) -> tuple[Path, bool]:
     return node.run.log_dir(node.attempt) / (shared_log or f"rank-{rank}.log"), bool(shared_log)
 
 
-def start_rank(
-    node: JobContext, agent_pid: int, connection: Connection, output: Connection | None, rehearsal: Rehearsal | None
-) -> None:
+def start_rank(node: JobContext, agent_pid: int, connection: Connection, output: Connection | None, rehearsal: str) -> None:
     """Be a spare process until the agent gives it a place, then run that rank, and exit.
 
     `output`: the pipe through which the agent writes the log of one rank; None: each rank writes its own. `rehearsal`:
-    what to do until then, which makes the process faster in its first group.
+    what to do until then, which makes the process faster in its first group; see `Trains`.
     """
     gc.freeze()  # collections then leave out what the fork server imported
     die_with_parent()
     line = GroupLine(connection, may_stay=output is None)
-    if rehearsal is not None:
-        with closing(rehearsal()) as parts:
+    if rehearsal:
+        with closing(load_entry(rehearsal)()) as parts:
             for _ in parts:
                 if line.is_assigned:
                     break

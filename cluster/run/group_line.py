@@ -28,11 +28,12 @@ class Over:
 class Trains:
     """The rank trains a model, so that a spare process is worth its memory.
 
-    `stays`: it can leave a group without exiting. `rehearsal`: what a spare process does before it waits.
+    `stays`: it can leave a group without exiting. `rehearsal`: what a spare process does before it waits, as `module:attribute`,
+    since the agent is not to import it; empty: nothing.
     """
 
     stays: bool
-    rehearsal: Rehearsal | None
+    rehearsal: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class GroupLine:
         """Tell the agent that this rank trains; see `Trains`."""
         self.stays = stays and self._may_stay
         if self._may_stay:
-            self._connection.send(Trains(stays, rehearsal))
+            name = f"{rehearsal.__module__}:{rehearsal.__qualname__}" if rehearsal is not None else ""
+            self._connection.send(Trains(stays, name))
 
     def hand_over(self) -> None:
         """Tell the agent that the next group needs the memory of this node, even if the node has to stop."""

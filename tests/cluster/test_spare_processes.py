@@ -1,7 +1,7 @@
 """Spare processes of a node: what they do before they wait for a place in a group."""
 
+import sys
 import time
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -11,31 +11,14 @@ from ropewalk.cluster.membership.node_agent import Start
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.secrets.variables import NO_SECRETS
-from tests.patience import HANG_SECONDS, Patience, until
+from tests.patience import Patience, until
 
-
-def rehearse_for_ever() -> Generator[None, None, None]:
-    """Begin, and never end by itself."""
-    Path("began").touch()
-    try:
-        while True:
-            time.sleep(0.01)
-            yield
-    finally:
-        Path("ended").touch()
-
-
-def train(context: JobContext) -> None:
-    """Be a rank that trains, until it is killed; a rank of a later group ends at once."""
-    assert context.line is not None
-    context.line.announce(stays=False, rehearsal=rehearse_for_ever)
-    if context.group == 1:
-        time.sleep(HANG_SECONDS)
+RANK = "tests.cluster.rehearsing"
 
 
 def test_a_spare_process_rehearses_until_it_gets_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = RunDir.create("r", {"job": "command", "config": {}, "resources": {}, "entry": f"{__name__}:train"}, tmp_path)
+    run = RunDir.create("r", {"job": "command", "config": {}, "resources": {}, "entry": f"{RANK}:train"}, tmp_path)
     attempt = run.begin_attempt()
     ranks = LocalRanks(1, NO_SECRETS, JobContext(run=run, attempt=attempt, stop_flag=tmp_path / "stop"))
     exits: dict[int, int] = {}
@@ -57,5 +40,6 @@ def test_a_spare_process_rehearses_until_it_gets_a_place(tmp_path: Path, monkeyp
         begin(2)
         until(lambda: look() == {0: 0}, Patience.SIGNAL)
         assert Path("ended").exists()
+        assert RANK not in sys.modules, "an agent imports nothing of a job: torch may take half a minute"
     finally:
         ranks.close()

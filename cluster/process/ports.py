@@ -1,6 +1,5 @@
 """Free ports, listening sockets, and the number of cores of a node."""
 
-import encodings.idna  # noqa: F401 - a new process would import it at its first connection
 import os
 import random
 import socket

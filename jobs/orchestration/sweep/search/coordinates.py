@@ -64,18 +64,20 @@ class Coordinates:
     def squares(self, first_ND: "Array", second_MD: "Array") -> "Array":
         """Return the squared distances in each key, with shape (D, N, M): 1 between values without an order that differ.
 
-        A key that does not hold lies at equal distances from both ends of its range: these are distances in a plane, as a kernel
-        needs them.
+        Where a key does not hold, it is a point beside its range, 1 from both ends: a kernel needs distances that points of a
+        plane can have.
         """
         import numpy as np
 
         layers = []
         for k, parameter in enumerate(self.space.values()):
             a, b = first_ND[:, k, None], second_MD[None, :, k]
-            distances = (a - b) ** 2 if _has_order(parameter) else (a != b).astype(float)
-            away = 0.75 + (np.fmax(a, b) - 0.5) ** 2 if _has_order(parameter) else np.ones_like(distances)
+            if _has_order(parameter):
+                within, beside = (a - b) ** 2, 0.75 + (np.fmax(a, b) - 0.5) ** 2
+            else:
+                within, beside = a != b, np.array(1.0)
             lacking = np.isnan(a).astype(int) + np.isnan(b)
-            layers.append(np.select([lacking == 0, lacking == 1], [distances, away], 0.0))
+            layers.append(np.choose(lacking, [within, beside, 0.0]))
         return np.array(layers, dtype=float)
 
 

@@ -35,6 +35,7 @@ AVOID_SECONDS = 600.0  # before a machine that was lost is taken again by a run 
 END_SECONDS = 10.0
 # srun's messages for a lost node; the last: the node came back while Slurm was still ending the job's earlier tasks there
 NODE_FAILURES = ("node failure", "communication", "requested node configuration is not available")
+JOB_ENDS = "expired or invalid job"  # srun's message while Slurm ends the job
 # ignore stop signals until the agent handles them: one that arrives while Python starts would kill it; the signal is repeated
 IGNORE_STOPS = ("sh", "-c", "trap '' USR2 TERM; exec \"$@\"", "agent")
 UP_STATES = ("alloc", "mix", "idle", "comp", "resv", "plnd")
@@ -143,6 +144,10 @@ class SlurmAllocation(Allocation):
         """
         last = (self._log_of(node).read_text(errors="replace").splitlines() or [""])[-3:] if self._log_of(node).exists() else []
         messages = [line.lower() for line in last if line.startswith("srun: ")]
+        if any(JOB_ENDS in message for message in messages):
+            if self.slots[node].job == self.job:
+                self.stop_requested.set()  # the signal may be on its way, as Slurm sends it once this process listens
+            return "Slurm ends its job"
         if any(failure in message for message in messages for failure in NODE_FAILURES):
             return "Slurm reports a node failure"
         if code < 0 or code > 128:

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from ropewalk.cluster.config import Resources
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.supervise.allocation import AgentSpec
+from ropewalk.cluster.supervise.attempt import Attempt
 from ropewalk.slurm.commands import Slurm
 from ropewalk.slurm.lab.cluster import Lab
 from ropewalk.slurm.profile import SlurmProfile
@@ -79,24 +80,41 @@ def test_a_refused_gate_has_a_state_of_its_own(slurm_lab: Lab, start: Start) -> 
     assert run.run.attempts() == [1]
 
 
-def test_srun_hears_a_stop_that_comes_as_it_starts(slurm_lab: Lab, tmp_path: Path) -> None:
-    """srun would die of the signal, and its node would seem lost."""
+@pytest.fixture
+def lane(slurm_lab: Lab, tmp_path: Path) -> Iterator[SlurmAllocation]:
+    """The allocation of a job that sleeps, and of a run that has not begun."""
     sbatch = ["sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 300"]
     job = subprocess.run(sbatch, check=True, capture_output=True, text=True).stdout.strip()
     try:
         host = until(lambda: Slurm().job_details(job).get("BatchHost"))
-        run = RunDir.create("x", {"config": {}, "engine": "process"}, tmp_path)
+        run = RunDir.create("x", {"config": {}, "engine": "process", "resources": {}}, tmp_path)
         lane = SlurmAllocation(run, Resources(), SlurmProfile(), Slurm(), job=job, hosts=[host])
-        nothing = AgentSpec(python="true", run_path="", attempt=1, node=0, nodes="1", address=host)
-        for milliseconds in range(8):
-            step = lane.start(0, nothing, tmp_path / "step.log")
-            time.sleep(milliseconds / 1000)
-            step.send_signal(signal.SIGUSR2)
-            assert ended(step) != -signal.SIGUSR2
+        yield lane
         lane.close()
     finally:
-        subprocess.run(["scancel", job], check=True)
-        until(lambda: Slurm().job_details(job)["JobState"] == "CANCELLED")
+        cancelled(job)
+
+
+def cancelled(job: str) -> None:
+    subprocess.run(["scancel", job], check=True)
+    until(lambda: Slurm().job_details(job)["JobState"] == "CANCELLED")
+
+
+def test_srun_hears_a_stop_that_comes_as_it_starts(lane: SlurmAllocation, tmp_path: Path) -> None:
+    """srun would die of the signal, and its node would seem lost."""
+    nothing = AgentSpec(python="true", run_path="", attempt=1, node=0, nodes="1", address=lane.address(0))
+    for milliseconds in range(8):
+        step = lane.start(0, nothing, tmp_path / "step.log")
+        time.sleep(milliseconds / 1000)
+        step.send_signal(signal.SIGUSR2)
+        assert ended(step) != -signal.SIGUSR2
+
+
+def test_an_agent_that_finds_its_job_cancelled_is_no_bug(lane: SlurmAllocation) -> None:
+    """scancel's signal may come after srun has failed; the run would be requeued, and run on."""
+    cancelled(lane.job)
+    outcome = Attempt(lane.run, lane.run.begin_attempt(), lane, retry_bugs=True).execute()
+    assert outcome.state is RunState.CANCELLED, outcome.cause
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
 """Flipped bits that are found and blamed, false alarms, and the cost of looking for them.
 
-    python -m tests.benchmarks.bench_corruption [--flips 50] [--every-steps 5] [--clean-steps 10000] [--cost-steps 200]
+    python -m tests.benchmarks.bench_corruption [--flips 50] [--every-steps 5] [--clean-steps 10000] [--cost-steps 100]
 
 50 flips of each kind are planted in turn in one training of 2 x 2 ranks, one in every second interval of N steps, at random
 steps, ranks and bits: weights, optimizer state, gradient of one copy of the model after the reduction, copy in memory, and a
 bit in every tenth product of a rank until it is found. A flip is found if an event names it within N steps, and blamed if only
 its rank is named. The rest, which left no trace, `vanished`: at the check the state was that of an undisturbed run again, bit
 for bit. `--compare-only` leaves out `integrity.at_rest`. Clean steps are those of the same training undisturbed, on two ranks.
-Cost is what checks at N = 50 add to 50 steps of 2,048 tokens, one of which has a check, on one rank: the best 50 of three runs.
-A step of fewer tokens costs less, and hashing its state as much, so that the share grows. Prints one JSON object for each part.
+Cost is what a check adds to the steps of 2,048 tokens around it, as a share of 50 of them, on one rank: medians of a run with a
+check every five steps. A step of fewer tokens costs less, and hashing its state as much, so that the share grows. Prints one
+JSON object for each part.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ropewalk.cluster.run.directory import RunDir
@@ -27,7 +29,8 @@ from tests.jobs.launch import events, losses, make_run, pretrain_config
 from tests.jobs.training.loop.flips import COPY, GRADIENT, OPTIMIZER, PRODUCT, WEIGHTS, Flip, train_with
 
 KINDS = (WEIGHTS, OPTIMIZER, GRADIENT, COPY, PRODUCT)
-RANKS, COST_EVERY_STEPS = 4, 50
+RANKS = 4
+COST_EVERY_STEPS, COST_CHECKED_EVERY, WARM_UP = 50, 5, 2
 COST_MODEL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2, "num_attention_heads": 4}
 COST_BATCH = {"global_batch": 16, "micro_batch": 16}
 COST_SEQ_LEN = 128
@@ -83,21 +86,21 @@ def clean(folder: Path, data: Path, steps: int) -> dict[str, float]:
     return {"steps": max(losses(run)), "alarms": len(events(run, "corruption")), "seconds": seconds}
 
 
-def cost(folder: Path, data: Path, steps: int, rounds: int = 3) -> dict[str, float]:
-    """Return the share of time that checks take, by at_rest."""
-    seconds: dict[str, list[float]] = {}
-    every = min(COST_EVERY_STEPS, steps // 2)
-    for _ in range(rounds):
-        for name, keys in (("off", None), ("compare", {"at_rest": False}), ("at rest", {"at_rest": True})):
-            integrity = None if keys is None else {"every_steps": every, **keys}
-            model = {"config": {**pretrain_config(data)["model"]["config"], **COST_MODEL}}
-            sizes = {"steps": steps, "seq_len": COST_SEQ_LEN, "batch": COST_BATCH, "log_every": every}
-            run = run_of(folder, data, **sizes, integrity=integrity, model=model, checkpoint={"every_steps": 10**6})
-            train_with(run, 1, [])
-            times = [line["time"] for line in run.read_metrics() if "train/loss" in line]
-            seconds.setdefault(name, []).extend(end - begin for begin, end in pairwise(times))
-    best = {name: min(values) for name, values in seconds.items()}
-    return {name: best[name] / best["off"] - 1 for name in ("compare", "at rest")} | {"step seconds": best["off"] / every}
+def cost(folder: Path, data: Path, steps: int) -> dict[str, float]:
+    """Return the share of time that checks at N = 50 take, by at_rest: what a check adds to the median steps around it."""
+    report: dict[str, float] = {}
+    for name, at_rest in (("compare", False), ("at rest", True)):
+        model = {"config": {**pretrain_config(data)["model"]["config"], **COST_MODEL}}
+        sizes = {"steps": steps, "seq_len": COST_SEQ_LEN, "batch": COST_BATCH, "log_every": 1}
+        keys = {"every_steps": COST_CHECKED_EVERY, "at_rest": at_rest}
+        run = run_of(folder, data, **sizes, integrity=keys, model=model, checkpoint={"every_steps": 10**6})
+        train_with(run, 1, [])
+        times = [line["time"] for line in run.read_metrics() if "train/loss" in line][WARM_UP:]
+        seconds = [end - begin for begin, end in pairwise(times)]
+        phases = [median(seconds[first::COST_CHECKED_EVERY]) for first in range(COST_CHECKED_EVERY)]
+        step = median(phases)  # of steps without a check, which delays one or two of the five
+        report[name] = (sum(phases) - COST_CHECKED_EVERY * step) / (COST_EVERY_STEPS * step)
+    return {**report, "step seconds": step}
 
 
 def main() -> None:
@@ -107,7 +110,7 @@ def main() -> None:
     parser.add_argument("--every-steps", type=int, default=5)
     parser.add_argument("--compare-only", action="store_true")
     parser.add_argument("--clean-steps", type=int, default=10000)
-    parser.add_argument("--cost-steps", type=int, default=200)
+    parser.add_argument("--cost-steps", type=int, default=100)
     parser.add_argument("--kinds", default=",".join(KINDS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

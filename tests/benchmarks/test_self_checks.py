@@ -24,7 +24,7 @@ SMALL = {
     "bench_compress": ["--tiny", "--sequences", "4", "--calibration", "2", "--seeds", "2"],
     "bench_speculative": ["--size", "tiny", "--layers", "1", "--steps", "2", "--seq-len", "32", "--most", "2", "--tokens", "8"],
     "bench_checkpoint": ["--size", "0", "--step-seconds", "0.02", "--saves", "1", "--ways", "none,ropewalk,dcp"],
-    "bench_corruption": ["--flips", "1", "--every-steps", "4", "--clean-steps", "10", "--cost-steps", "4"],
+    "bench_corruption": ["--flips", "1", "--every-steps", "4", "--clean-steps", "10", "--cost-steps", "8"],
     "bench_command": ["--rounds", "1", "--kills", "1", "--seconds", "1"],
     "bench_data_growth": ["--short", "1000,2000"],
     "bench_data_path": ["--megabytes", "1", "--items", "30", "--vocabulary", "1000"],

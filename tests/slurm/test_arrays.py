@@ -309,6 +309,6 @@ def test_a_thousand_runs_through_the_command(slurm_lab: Lab, tmp_path: Path) -> 
     assert len(ids) == 1000
     assert ropewalk("ps", "--json").count('"state": "PENDING"') == 1000
     assert ropewalk("cancel", *ids).count("is cancelled") == 1000
-    assert ropewalk("ps").startswith("no run is live")
+    assert ropewalk("ps").startswith("no live runs")
     name = f"ropewalk-{ids[0]}"
     assert {job.state for job in Slurm().jobs_named(name)} == {"CANCELLED"}

@@ -254,8 +254,8 @@ def become_a_worker(session: pytest.Session, folder: str) -> None:
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     capture.start_global_capturing()
+    log_to_stderr()
     capture.suspend_global_capture()  # until a test begins
-    log_to_stderr()  # whose number outlives a fork; that of a captured stream is closed there, and becomes a pipe's
     if server := sys.modules.get("tests.fork_server"):
         server.fork_server()
 
@@ -298,3 +298,5 @@ def log_to_stderr() -> None:
         for handler in getattr(logger, "handlers", ()):
             if type(handler) is logging.StreamHandler:
                 handler.stream = sys.stderr  # `setStream` would flush what is closed
+            elif isinstance(handler, logging.FileHandler):  # pytest's of /dev/null, whose number becomes that of a pipe in forks
+                handler.setLevel(logging.CRITICAL + 1)

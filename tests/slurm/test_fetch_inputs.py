@@ -30,7 +30,8 @@ def test_nodes_read_what_was_fetched_beforehand(slurm_lab: Lab, tmp_path: Path, 
     job = ("preprocess", "input=hf://datasets/org/docs", "output=out", "tokenizer.train=300", "--on", "lab")
     with serving(hub):
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
-        command = [sys.executable, "-P", "-m", "ropewalk.jobs.cli", "fetch", *job]  # huggingface_hub is imported in forks
+        # a fork, as the helper starts, has huggingface_hub imported with HF_HUB_OFFLINE
+        command = [sys.executable, "-P", "-m", "ropewalk.jobs.cli", "fetch", *job]
         subprocess.run(command, env={**os.environ, "ROPEWALK_RUNS": str(runs), "PYTHONPATH": ""}, cwd=home, check=True)
     out, said_here = ropewalk(home, "submit", *job, runs=runs)
     assert f"using version {COMMIT[:12]}, which is here" in said_here

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -93,9 +92,8 @@ class MatrixExchange:
         mesh = max((matrix.device_mesh for matrix in self.matrices if isinstance(matrix, DTensor)), key=lambda mesh: mesh.ndim)
         self._axes, self._mesh = mesh.mesh_dim_names or (), tuple(mesh.shape)
         self._ranks, self._rank = mesh.size(), dist.get_rank()
-        coordinate = mesh.get_coordinate()
-        assert coordinate is not None, "the mesh has all ranks"
-        assert np.ravel_multi_index(coordinate, self._mesh) == self._rank, "the mesh has its ranks row by row"
+        assert self._ranks == dist.get_world_size(), "the mesh has all ranks"
+        assert tuple(mesh.get_coordinate() or ()) == tuple(coordinates(self._mesh, self._rank)), "the mesh has them row by row"
 
     def rounds(self) -> Iterator[Sequence[nn.Parameter]]:
         for start in range(0, len(self.matrices), self._ranks):

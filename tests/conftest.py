@@ -45,6 +45,13 @@ WARM_SERVER = pytest.StashKey[str]()
 pytest_plugins = ["tests.workers"]
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Close the log of pytest if it is /dev/null: forks would close its number as they end, which is another file's there."""
+    handler = session.config.pluginmanager.getplugin("logging-plugin").log_file_handler
+    if handler.baseFilename == os.devnull:
+        handler.close()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     """Fork the servers of the tests once all is imported, and before pytest watches logs and warnings."""

@@ -21,6 +21,11 @@ def fork_server() -> None:
         multiprocessing.forkserver.ensure_running()
 
 
+def end_fork_server() -> None:
+    """End the server: the next one has the environment of now."""
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
 def _process(target: Callable[..., object], args: tuple[Any, ...] = (), **more: Any) -> Any:
     """Make a process; its server imports `PRELOAD`.
 

@@ -293,13 +293,8 @@ def end_session(item: pytest.Item) -> None:
 
 
 def log_to_stderr() -> None:
-    """Point what has been logging to a standard stream at that of this process: the one it had was of pytest, and is closed.
-
-    What pytest logs to a file (by default /dev/null) is left out: forked ranks close the file, and its number becomes a pipe's.
-    """
+    """Point what has been logging to a standard stream at that of this process: the one it had was of pytest, and is closed."""
     for logger in (logging.root, *logging.root.manager.loggerDict.values()):
         for handler in getattr(logger, "handlers", ()):
             if type(handler) is logging.StreamHandler:
                 handler.stream = sys.stderr  # `setStream` would flush what is closed
-            elif isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.CRITICAL + 1)

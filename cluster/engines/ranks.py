@@ -209,7 +209,7 @@ class _Engine:
                     self._watch = None
                     self.ranks.kill()
                 case Order.SAVE:
-                    log.info("a node joins: the ranks have to save")
+                    log.info("another node joins or leaves: the ranks have to save")
                     self.node.regroup_flag.touch()
                 case Order.RECORD if self._watch is not None:
                     self._watch.start_recording()

@@ -3,7 +3,7 @@
 A group has one number for ever: the fence of its ranks. It is reserved one ahead, so that no other coordinator has it, even one
 that was taken for dead. Messages of an agent: `ready` (it has no ranks and can start some), `ended` (ranks that ended by
 themselves), `votes` (on a hang), `recorded` (stacks of hung ranks, or of a stopped one) and `leave`. Of the coordinator: `form`
-(start the ranks of a group), `save` (the ranks have to save, since a node wants to join), `record` (record the stacks of hung
+(start the ranks of a group), `save` (the ranks have to save: a node joins or leaves), `record` (record the stacks of hung
 ranks), `end` (kill the ranks) and `over` (exit with a code).
 """
 
@@ -75,6 +75,7 @@ class Groups:
     _running: set[Node] = field(default_factory=set)  # those with ranks that run
     _votes: Counter[str] = field(default_factory=Counter)  # number of nodes by vote
     _deadline: float = math.inf  # of the phase
+    _asked: int = 0  # newest group whose ranks were asked to save
     _enough_since: float = math.inf  # time since which enough nodes are ready
     _restarts: int = 0
     _given: int = 0  # highest number known, also of groups of other coordinators
@@ -108,7 +109,7 @@ class Groups:
             decisions += self._form(now)
         if self.phase is Phase.WORKING and self._deadline == math.inf and len(self._group) < self.most and self._has_newcomer():
             self._deadline = now + SAVE_SECONDS
-            decisions += self._tell_group({"say": "save", "group": self.number})
+            decisions += self._save()
         return decisions
 
     # --- events
@@ -153,7 +154,8 @@ class Groups:
         if EXIT_NEVER_RETRY in failed.values():
             return [*decisions, *self._be_over(EXIT_NEVER_RETRY)]
         if not failed or self.phase in (Phase.FORMING, Phase.JUDGING, Phase.OVER):
-            return decisions
+            leaves = EXIT_REQUEUE in codes.values() and not node.spare
+            return [*decisions, *self._save()] if leaves else decisions  # ranks that exchange nothing do not notice it
         if node.spare and self.phase is not Phase.ENDING:
             self._drop(node)
             return [*decisions, Tell(node.member, {"say": "end", "group": self.number, "seconds": 0.0})]
@@ -187,6 +189,13 @@ class Groups:
         node.group, node.spare = 0, False
 
     # --- the end of a group
+
+    def _save(self) -> list[Decision]:
+        """Ask the ranks of the group to save, once."""
+        if self.phase is not Phase.WORKING or self._asked == self.number:
+            return []
+        self._asked = self.number
+        return self._tell_group({"say": "save", "group": self.number})
 
     def _end(self, now: float, grace_seconds: float, *, counts: bool = True) -> list[Decision]:
         """Have the ranks of the group killed after some seconds."""

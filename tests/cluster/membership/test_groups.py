@@ -151,8 +151,11 @@ def test_a_dead_node_ends_the_group_and_the_others_form_one_if_they_are_enough(n
     assert {message["group"] for message in nodes.told("form").values()} == {2}
 
 
-def test_a_node_that_has_saved_leaves_without_harm(nodes: Nodes) -> None:
-    nodes.end(0, EXIT_REQUEUE, EXIT_REQUEUE)
+def test_a_node_that_has_saved_leaves_without_harm_and_has_the_others_save(nodes: Nodes) -> None:
+    nodes.end(0, EXIT_REQUEUE)
+    assert 1 in nodes.told("save"), "its ranks may exchange nothing with those of node 0"
+    nodes.say(0, "ended", codes={"1": EXIT_REQUEUE})
+    assert nodes.decisions == [], "once is enough"
     nodes.say(0, "leave")
     assert nodes.decisions == []
     nodes.end(1, EXIT_REQUEUE, EXIT_REQUEUE)

@@ -188,7 +188,7 @@ def test_what_can_never_start(namespace: Namespace, start: Start) -> None:
     for run in runs:
         state = run.backend.settle([run.run])[run.run.id]
         outcome = run.run.last_outcome()
-        assert outcome is not None
+        assert outcome is not None, state
         assert (state.state, outcome.state, outcome.cause) == (RunState.FAILED, RunState.FAILED, state.reason)
     assert jobs(namespace) == []
 

@@ -15,14 +15,14 @@ from tests.jobs.launch import launch, make_run
 def test_a_biased_model_that_is_aligned_with_counterfactual_pairs_is_less_biased(tmp_path: Path) -> None:
     model, root = train(make_model(tmp_path / "model"), [pair["more"] for pair in PAIRS], steps=60), tmp_path / "runs"
     templates = [
-        {"template": f"the {{SLOT}} said {{WHO}} was {end}", "slot": GROUPS[:4], "swaps": [["he", "she"]]} for end in ENDS
+        {"template": f"the {{SLOT}} said {{WHO}} was {end}", "slot": GROUPS[:2], "swaps": [["he", "she"]]} for end in ENDS
     ]
-    suite = write_lines(tmp_path / "suite.jsonl", [pair for pair in PAIRS if pair["target"] in GROUPS[4:]])  # other people
+    suite = write_lines(tmp_path / "suite.jsonl", [pair for pair in PAIRS if pair["target"] in GROUPS[2:]])  # other people
     mitigation = {"counterfactual": {"templates": str(write_lines(tmp_path / "templates.jsonl", templates))}}
     first = make_audit(root, model=str(model), suites=[str(suite)], mitigation=mitigation)
     before = run_here(first)
     pairs = first.path / before["pairs"]
-    assert len(pairs.read_text().splitlines()) == len(ENDS) * 4
+    assert len(pairs.read_text().splitlines()) == len(ENDS) * 2
     config = {
         "model": {"path": str(model)},
         "data": str(pairs),
@@ -42,7 +42,7 @@ def test_a_biased_model_that_is_aligned_with_counterfactual_pairs_is_less_biased
     (row,) = report["tables"]["Before and after"]
     assert row["before"] == 1.0
     assert row["after"] < row["before"]
-    assert row["verdict"] == "fell"
+    assert row["verdict"] == "fell"  # six targets, which are compared as wholes, are the fewest that can show it
 
 
 @pytest.mark.soak("trains on fifty documents; make test plants two and leaves one out")

@@ -4,7 +4,7 @@
 
 Of ten faults six kill a rank, two stop one for ever, and two kill a node, in random order, one every `--seconds`. What a fault
 costs are the seconds until the next one, minus a usual step for each step that was completed for the first time. A usual step is
-that of the same run before the first fault. Prints one JSON object: the cost by kind, the share of the undisturbed steps that the
+that of the second half of these seconds. Prints one JSON object: the cost by kind, the share of the undisturbed steps that the
 run made, and the share that the same costs leave at one fault a minute.
 """
 
@@ -24,7 +24,6 @@ from tests.benchmarks.bench_recovery import config, event_after, kill, wait_for_
 from tests.jobs.corpus import make_dataset
 
 KINDS = ("rank",) * 6 + ("stop",) * 2 + ("node",) * 2
-UNDISTURBED_SECONDS = 20.0
 
 
 def completed(run: RunDir, moment: float) -> int:
@@ -32,26 +31,23 @@ def completed(run: RunDir, moment: float) -> int:
     return max(int(line["step"]) for line in run.read_metrics() if "train/loss" in line and line["time"] <= moment)
 
 
-def usual_step(run: RunDir) -> float:
-    """The mean seconds of a step, while nothing disturbs the run."""
-    wait_for_both_nodes(run)
-    began = time.time()
-    time.sleep(UNDISTURBED_SECONDS)
-    return UNDISTURBED_SECONDS / (completed(run, began + UNDISTURBED_SECONDS) - completed(run, began))
-
-
-def disturb(run: RunDir, faults: int, seconds: float, usual: float) -> list[dict[str, Any]]:
+def disturb(run: RunDir, faults: int, seconds: float) -> list[dict[str, Any]]:
     """Inject faults, and return what each cost."""
     draw, costs, kinds = random.Random(faults), [], list[str]()
+    wait_for_both_nodes(run)
     for _ in range(faults):
         kinds = kinds or draw.sample(KINDS, len(KINDS))
         kind, began = kinds.pop(), time.time()
         kill(run, kind)
-        time.sleep(seconds)
+        time.sleep(seconds / 2)
         wait_for_both_nodes(run)  # the next fault needs its victim
+        recovered = time.time()
+        time.sleep(seconds / 2)
         ended = time.time()
-        steps = completed(run, ended) - completed(run, began)
-        costs.append({"kind": kind, "seconds": ended - began, "lost": ended - began - usual * steps})
+        steps = completed(run, ended)
+        usual = (ended - recovered) / (steps - completed(run, recovered))
+        lost = ended - began - usual * (steps - completed(run, began))
+        costs.append({"kind": kind, "seconds": ended - began, "usual_step": usual, "lost": lost})
     return costs
 
 
@@ -67,13 +63,12 @@ def main() -> None:
         data = make_dataset(Path(scratch) / "data", num_documents=2000)
         run = submit("pretrain", config(data, arguments.memory_every, "1..2"))
         event_after(run, "first_step", 0.0)
-        usual = usual_step(run)
-        costs = disturb(run, arguments.faults, arguments.seconds, usual)
+        costs = disturb(run, arguments.faults, arguments.seconds)
         run.request_cancel()
         event_after(run, "attempt_ended", 0.0)
     lost = {kind: [each["lost"] for each in costs if each["kind"] == kind] for kind in dict.fromkeys(KINDS)}
     report = {
-        "usual_step": usual,
+        "usual_step": statistics.median(each["usual_step"] for each in costs),
         "faults": len(costs),
         "share_of_steps": 1 - sum(each["lost"] for each in costs) / sum(each["seconds"] for each in costs),
         "share_at_one_a_minute": 1 - statistics.mean(each["lost"] for each in costs) / 60,

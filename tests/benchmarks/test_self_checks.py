@@ -30,7 +30,7 @@ SMALL = {
     "bench_data_path": ["--megabytes", "1", "--items", "30", "--vocabulary", "1000"],
     "bench_data_size": ["--gb", "1", "--ranks", "2", "--shards", "1000", "--s3-gb", "0"],
     "bench_drift": ["--texts", "100", "--tries", "1", "--null", "2", "--series", "0"],
-    "bench_faults": ["--faults", "1", "--seconds", "1"],
+    "bench_faults": ["--faults", "1", "--seconds", "4"],
     "bench_false_alarms": ["--runs", "1", "--steps", "20"],
     "bench_forecast": ["--ranks", "2", "--layers", "2", "--modes", "none", "--no-goal"],
     "bench_growth": [],

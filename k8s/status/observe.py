@@ -68,7 +68,9 @@ def _has_pods(job: Object) -> bool:
 
 
 def _had_pods(job: Object) -> bool:
-    return _has_pods(job) or bool((job.get("status") or {}).get("failed"))
+    """Return True if pods of the Job run or have failed; Kubernetes counts those that have just failed as neither."""
+    status = job.get("status") or {}
+    return _has_pods(job) or bool(status.get("failed") or (status.get("uncountedTerminatedPods") or {}).get("failed"))
 
 
 def _list(kube: Kubernetes, kind: str, labels: str = "", fields: str = "") -> Sequence[Object]:

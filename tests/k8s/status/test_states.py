@@ -12,6 +12,7 @@ from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.k8s import backend as module
 from ropewalk.k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes
 from ropewalk.k8s.backend import K8sBackend
+from ropewalk.k8s.names import RUN_LABEL
 from ropewalk.k8s.status.observe import Observation, observe
 from ropewalk.k8s.status.run_state import run_state
 
@@ -128,3 +129,19 @@ def test_who_is_held_names_only_the_runs_that_it_still_waits_for(tmp_path: Path)
     assert why() == f"waits for {second.id}"
     second.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=1.0))
     assert why().startswith("its dependencies have ended")
+
+
+@pytest.mark.parametrize("status", [{"active": 1}, {"uncountedTerminatedPods": {"failed": ["uid"]}}, {"failed": 1}])
+def test_a_pod_that_cannot_run_is_seen_also_while_its_job_counts_it_nowhere(tmp_path: Path, status: dict[str, Any]) -> None:
+    run = RunDir.create("toy", {"job": "toy", "config": {}}, tmp_path)
+    run.begin_attempt(name=run.id, opened_by="submission")
+    listed = {
+        "Job": {**job(run), "status": status},
+        "Pod": {**POD, "metadata": {**POD["metadata"], "labels": {RUN_LABEL: run.id}}},
+    }
+
+    class Cluster:
+        def list(self, kind: str, *_: str, **__: str) -> list[Any]:
+            return [listed[kind]] if kind in listed else []
+
+    assert "not found" in run_state(run, observe(cast("Kubernetes", Cluster()), [run])[run.id]).reason

@@ -46,7 +46,7 @@ pytest_plugins = ["tests.workers"]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Close the log of pytest if it is /dev/null: forks would close its number as they end, which is another file's there."""
+    """Close the log of pytest if it is /dev/null: a fork that ends would close its number, which another file there may have."""
     handler = session.config.pluginmanager.getplugin("logging-plugin").log_file_handler
     if handler.baseFilename == os.devnull:
         handler.close()

@@ -21,7 +21,7 @@ from ropewalk.cluster.membership.protocol import Message
 SETTLE_SECONDS = 1.0  # before a coordinator's first group forms with fewer nodes than are expected
 PATIENCE_SECONDS = 10.0  # for agents to kill their ranks; the others then form a group without them
 CAUSE_SECONDS = 1.0  # for ranks to end by themselves after one has lost a peer: the peer's exit code is the cause
-SAVE_SECONDS = 120.0  # for ranks to save before they are killed, when a node wants to join
+SAVE_SECONDS = 120.0  # for ranks to save before they are killed, when a node wants to join; none when one leaves
 RECORD_SECONDS = 2.0  # for all agents to record the stacks of hung ranks
 
 CLEAN = (EXIT_DONE, EXIT_REQUEUE)
@@ -154,8 +154,8 @@ class Groups:
         if EXIT_NEVER_RETRY in failed.values():
             return [*decisions, *self._be_over(EXIT_NEVER_RETRY)]
         if not failed or self.phase in (Phase.FORMING, Phase.JUDGING, Phase.OVER):
-            leaves = EXIT_REQUEUE in codes.values() and not node.spare
-            return [*decisions, *self._save()] if leaves else decisions  # ranks that exchange nothing do not notice it
+            has_saved = EXIT_REQUEUE in codes.values() and not node.spare
+            return [*decisions, *self._save()] if has_saved else decisions  # others do not notice it if they exchange nothing
         if node.spare and self.phase is not Phase.ENDING:
             self._drop(node)
             return [*decisions, Tell(node.member, {"say": "end", "group": self.number, "seconds": 0.0})]

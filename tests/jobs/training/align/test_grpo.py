@@ -96,7 +96,7 @@ def test_killed_at_any_moment_it_ends_bit_identical_and_no_rollout_is_used_twice
         group = start(killed, 2, TEST_HOOK="stall_rollouts", TEST_STALL=stall)
         group.until((killed.path / "stalled").exists)
         (killed.path / "stalled").unlink()
-        if number % 2 or stall.startswith("use"):  # then rank 1 only waits until rank 0 has saved; an agent would end it
+        if number % 2 or stall.startswith("use"):  # rank 1 only waits for rank 0's save, until an agent ends it
             group.kill()
         else:  # one rank alone, of which the other learns by itself
             group.processes[int(stall[-1])].kill()

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -96,7 +97,14 @@ class Cluster:
         assert done.returncode == 0, done.stderr
 
     def kill_node(self, node: str) -> None:
-        """Power off: all of it dies at once."""
+        """Kill all of a node's processes, which closes their connections, then take it off the network.
+
+        `kill-node` alone does both at once: whether the others hear of the closing then is chance.
+        """
+        assert self.folder is not None, "only a cluster of the lab may be broken"
+        init = psutil.Process(int((self.folder / f"run/{node}.init").read_text()))  # PID 1 of the node: all others go with it
+        init.kill()
+        init.wait(Patience.STEP.value)
         self.lab("kill-node", node.removeprefix("node"))
         self.broken.add(("start-node", int(node.removeprefix("node"))))
 

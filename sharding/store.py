@@ -4,7 +4,7 @@ import errno
 import os
 from datetime import timedelta
 
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.process.ports import await_listener, listen_on

@@ -122,7 +122,7 @@ def _meet(checked: RingNode) -> Iterator[Finding]:
     limit = timedelta(seconds=MEET_SECONDS)
     # each node offers a store, and the first one's is taken: in an elastic run any node may be missing, node 0 too
     port = free_port(checked.address)
-    store = dist.TCPStore(checked.address, port, None, True, limit, wait_for_workers=False)  # type: ignore[attr-defined]
+    store = dist.TCPStore(checked.address, port, None, True, limit, wait_for_workers=False)
     offer = {"node": checked.node, "address": checked.address, "port": port}
     first = create_whole(meeting_file, json.dumps(offer))
     if not first:
@@ -133,7 +133,7 @@ def _meet(checked: RingNode) -> Iterator[Finding]:
                 return
             time.sleep(POLL_SECONDS)
         yield Finding("visibility", f"a file of node {meeting['node']} was seen after {time.monotonic() - began:.1f} s")
-        store = dist.TCPStore(meeting["address"], meeting["port"], None, False, limit)  # type: ignore[attr-defined]
+        store = dist.TCPStore(meeting["address"], meeting["port"], None, False, limit)
     store.set(f"here/{checked.node}", "1")
     members = _members(checked, store, decides=first)
     if first and len(members) < checked.least:
@@ -141,7 +141,7 @@ def _meet(checked: RingNode) -> Iterator[Finding]:
         remedy = "see the log of that node; firewalls must pass TCP to this one, and both must see the same directory of the runs"
         yield Finding("ring", f"node {missing} did not join", remedy)
     if len(members) > 1:
-        yield from _send_around(checked, members, dist.PrefixStore("ring", store))  # type: ignore[attr-defined]
+        yield from _send_around(checked, members, dist.PrefixStore("ring", store))
 
 
 def _members(checked: RingNode, store: Any, *, decides: bool) -> list[int]:

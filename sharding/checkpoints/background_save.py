@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from torch._C._distributed_c10d import Store
+from torch.distributed import Store
 
 from ropewalk.cluster.errors import RopewalkError, StaleAttemptError, StorageError
 from ropewalk.cluster.storage import StoragePath

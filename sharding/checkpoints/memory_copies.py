@@ -12,7 +12,7 @@ from shutil import disk_usage
 from typing import Any
 
 import torch
-from torch._C._distributed_c10d import PrefixStore
+from torch.distributed import PrefixStore
 
 from ropewalk.cluster.errors import CheckpointError, ConfigError, StorageError
 from ropewalk.cluster.memory.peer import MemoryPeer

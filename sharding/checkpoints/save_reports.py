@@ -6,8 +6,7 @@ They are sent by background threads, whose collectives would mix with those of t
 import json
 from datetime import timedelta
 
-from torch._C._distributed_c10d import Store
-from torch.distributed import DistNetworkError, DistStoreError
+from torch.distributed import DistNetworkError, DistStoreError, Store
 
 from ropewalk.cluster.errors import StaleAttemptError, StorageError
 from ropewalk.sharding.checkpoints.manifest import FileRecord

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch.distributed import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 
 from ropewalk.jobs.training.loop.architecture.bare_model import skeleton

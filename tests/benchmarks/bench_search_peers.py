@@ -20,6 +20,7 @@ regret is 0.104.
 
 BOHB runs with `--slow-seeds`. So do the searches that take a CPU minute a sweep, which run only if `--searches` names them:
 optuna-gp (46 s) and optuna-gp-full, and ASHABORE (75 s), ASHACQR (222 s), MOBSTER and HyperTune of Syne Tune.
+The last two fit all trials again for each suggestion: compare them with `--budgets 8,16`, which ends all sweeps earlier.
 """
 
 import argparse
@@ -164,51 +165,57 @@ class PeerInSimulator:
         self.on_trial_result(controller, trial, report, done=True)
 
 
-def simulate(config: SweepConfig, table: CurveTable, seed: int, peer: Peer | None) -> dict[str, list[float]]:
+def simulate(
+    config: SweepConfig, table: CurveTable, seed: int, peer: Peer | None, budgets: Sequence[int]
+) -> dict[str, list[float]]:
     """Return the regrets of a sweep after each budget, of ours without a peer: by all recorded seeds, and by the one it saw."""
     config = config.model_copy(update={"seed": seed, "base": {**config.base, "steps": table.num_steps}})
     simulation: Any = Simulation(config, table, seed)
     if peer is not None:
         simulation.search = simulation.scheduler = PeerInSimulator(peer, config)
-    simulation.run(BUDGETS[-1] * table.mean_flops)
+    simulation.run(budgets[-1] * table.mean_flops)
     trials = simulation.trials
     results = {"trials": [trial.result(config.mode) for trial in trials], "points": [trial.point for trial in trials]}
     first_seed = {point: {min(curves): curves[min(curves)]} for point, curves in table.curves.items()}
     regrets = {}
     for kind, judged in {"regret": table, "regret_as_seen": replace(table, curves=first_seed)}.items():
         sweep = SimulatedSweep(config=config, table=judged, events=simulation.events, **results)
-        regrets[kind] = [sweep.regret(budget * table.mean_flops) for budget in BUDGETS]
+        regrets[kind] = [sweep.regret(budget * table.mean_flops) for budget in budgets]
     return regrets
 
 
-def measure(name: str, table: CurveTable, seeds: range, environments: Path) -> list[dict[str, list[float]]]:
+def measure(
+    name: str, table: CurveTable, seeds: range, environments: Path, budgets: Sequence[int] = BUDGETS
+) -> list[dict[str, list[float]]]:
     """Return the regrets of a search by seed."""
     config = sweep_of(table).model_copy(update={"trials": TRIALS})
     space = {key: {parameter.kind: getattr(parameter, parameter.kind)} for key, parameter in config.space.items()}
     if name in OURS:
         search, _, scheduler = name.partition("-")
         config = config.model_copy(update={"search": search, "scheduler": scheduler or config.scheduler})
-        return [simulate(config, table, seed, None) for seed in seeds]
+        return [simulate(config, table, seed, None, budgets) for seed in seeds]
     config = config.model_copy(update={"search": "random", "scheduler": "asha"})  # take no part but for the steps of reports
     if name in OPTUNA:
-        return [simulate(config, table, seed, OptunaPeer(name, seed, space)) for seed in seeds]
+        return [simulate(config, table, seed, OptunaPeer(name, seed, space), budgets) for seed in seeds]
     syne = SynePeer(name.removeprefix("syne-"), _python(name, environments))
     with syne.process:
-        return [simulate(config, table, seed, syne.new(seed, space)) for seed in seeds]
+        return [simulate(config, table, seed, syne.new(seed, space), budgets) for seed in seeds]
 
 
 def _python(name: str, environments: Path) -> Path:
     return environments / SYNE[name.removeprefix("syne-")] / "bin/python"
 
 
-def summary(kind: str, regrets: Sequence[Sequence[float]], of_gp: Sequence[Sequence[float]]) -> dict[str, Any]:
+def summary(
+    kind: str, regrets: Sequence[Sequence[float]], of_gp: Sequence[Sequence[float]], budgets: Sequence[int]
+) -> dict[str, Any]:
     """Return the mean regret, and the mean of gp's minus it over the seeds, both also by budget, with standard errors."""
     rows = {f"{kind}": regrets, f"{kind}_of_gp_minus_this": [_minus(*pair) for pair in zip(of_gp, regrets, strict=True)]}
     result: dict[str, Any] = {}
     for name, values in rows.items():
         means = [statistics.fmean(each) for each in values]
-        budgets = dict(zip(BUDGETS, zip(*values, strict=True), strict=True))
-        by_budget = {budget: [_rounded(statistics.fmean(each)), _rounded(mean_error(each))] for budget, each in budgets.items()}
+        columns = zip(budgets, zip(*values, strict=True), strict=True)
+        by_budget = {budget: [_rounded(statistics.fmean(each)), _rounded(mean_error(each))] for budget, each in columns}
         result[name] = [_rounded(statistics.fmean(means)), _rounded(mean_error(means))]
         result[f"{name}_by_budget"] = by_budget
     return result
@@ -229,7 +236,9 @@ def main() -> None:
     parser.add_argument("--slow-seeds", type=int, default=10)
     parser.add_argument("--searches", default=",".join(DEFAULT), help="compared with gp")
     parser.add_argument("--peers", type=Path, default=Path("build/peers"), help="folder of environments")
+    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)), help="complete trials after which regret is read")
     arguments = parser.parse_args()
+    budgets = [int(budget) for budget in arguments.budgets.split(",")]
     table, gp = CurveTable.read(arguments.data), list[dict[str, list[float]]]()
     for name in ("gp", *arguments.searches.split(",")):
         row: dict[str, Any] = {"data": table.data, "search": name}
@@ -240,9 +249,9 @@ def main() -> None:
             continue
         began = time.monotonic()
         count = arguments.seeds if name == "gp" or name in QUICK else min(arguments.seeds, arguments.slow_seeds)
-        regrets, row["n"] = measure(name, table, range(count), arguments.peers), count
+        regrets, row["n"] = measure(name, table, range(count), arguments.peers, budgets), count
         for kind in ("regret", "regret_as_seen"):
-            row |= summary(kind, [each[kind] for each in regrets], [each[kind] for each in (gp or regrets)[:count]])
+            row |= summary(kind, [each[kind] for each in regrets], [each[kind] for each in (gp or regrets)[:count]], budgets)
         gp = gp or regrets
         print(json.dumps({**row, "seconds": round(time.monotonic() - began, 1)}), flush=True)
 

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,9 @@ def make_scheduler(config: SweepConfig, sample: JobConfig, context: SweepContext
     return FIFOScheduler()
 
 
+_WITHOUT_SEARCH = SimpleNamespace(search_alg=None)
+
+
 class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]
     """Population-based training that records each exploit step when it is decided."""
 
@@ -64,8 +68,12 @@ class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]
         self.context, self.interval_steps = context, context.every_steps
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Restore the time of the last decision on a trial that continues after a killed driver."""
-        super().on_trial_add(tune_controller, trial)
+        """Restore the time of the last decision on a trial that continues after a killed driver.
+
+        Tune refuses searches that learn from results, by the class in which it wraps any `Searcher`; that of a population draws
+        at random.
+        """
+        super().on_trial_add(_WITHOUT_SEARCH, trial)
         record = read_record(self.context.sweep, trial.config["trial"])
         if record is not None and record.runs:
             step = int(latest_metrics(self.context.run(record.runs[-1])).get("step") or 0)

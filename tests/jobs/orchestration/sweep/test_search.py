@@ -1,14 +1,19 @@
 """The searches, without a run: what they draw, what a model learns, how a search continues from what is recorded."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.tune.experiment import Trial
+from ray.tune.search import SearchGenerator
 
 from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.orchestration.sweep.checks import sample_config
 from ropewalk.jobs.orchestration.sweep.config import SweepConfig, SweepContext
 from ropewalk.jobs.orchestration.sweep.records import TrialState, read_record, read_records, write_record
 from ropewalk.jobs.orchestration.sweep.search.coordinates import Coordinates
@@ -17,6 +22,7 @@ from ropewalk.jobs.orchestration.sweep.search.plan import SearchPlan
 from ropewalk.jobs.orchestration.sweep.search.searches import Search
 from ropewalk.jobs.orchestration.sweep.search.space import Parameter, encode
 from ropewalk.jobs.orchestration.sweep.trials.report import OBJECTIVE
+from ropewalk.jobs.orchestration.sweep.trials.schedulers import make_scheduler
 from ropewalk.jobs.orchestration.sweep.trials.tune import RecordedSearch
 from tests.jobs.orchestration.sweep.test_config import load
 
@@ -71,6 +77,15 @@ def test_no_more_trials_are_open_than_may_run_at_once(tmp_path: Path) -> None:
     assert isinstance(search.suggest("c"), dict)
     search.on_trial_complete("b")
     assert search.suggest("d") == search.FINISHED
+
+
+def test_a_population_takes_the_trials_of_its_search(tmp_path: Path) -> None:
+    search = begin(RunDir.create("sweep", {}, root=tmp_path), load(scheduler="pbt", trials=2))
+    context = replace(search.context, every_steps=10)
+    scheduler = make_scheduler(context.config, sample_config(context.config), context)
+    trial = Trial("unused", config=search.suggest("a"), stub=True)
+    scheduler.on_trial_add(SimpleNamespace(search_alg=SearchGenerator(search)), trial)
+    assert scheduler._trial_state[trial].last_perturbation_time == 0
 
 
 def suggestions(search: str, seed: int, numbers: range) -> list[dict[str, Any] | None]:

@@ -65,8 +65,8 @@ class Checkpoints:
         self.root = folder_of(run, config)
         self.last_step: int | None = None  # of the checkpoint that was saved or loaded last by this process
         self.memory = MemoryCopies(memory, run, group, fence) if memory is not None else None
-        # both run on rank 0 in the background thread: make earlier records durable; note a commit as (position, step)
-        self.before_commit: Callable[[], None] = lambda: None
+        # both run on rank 0 in the background thread: make records up to a step durable; note a commit as (position, step)
+        self.before_commit: Callable[[int], None] = lambda step: None
         self.after_commit: Callable[[int, int], None] = lambda position, step: None
         self._messages = open_messages(group)
         self._staging = Staging(group.device)
@@ -157,7 +157,7 @@ class Checkpoints:
     def _commit(self, folder: StoragePath, manifest: CheckpointManifest, files: list[FileRecord]) -> None:
         """Commit the checkpoint. Called on rank 0, when the files of all ranks are durable."""
         complete = manifest.model_copy(update={"files": files})
-        self.before_commit()
+        self.before_commit(manifest.step)
         self.fence.check()
         with self.retention.steps(added=manifest.step):
             folder.write(MANIFEST_NAME, dump_manifest(complete))

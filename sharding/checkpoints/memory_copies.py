@@ -93,7 +93,7 @@ class MemoryCopies:
     complete: str = field(default="", init=False)  # the copy that was completed or loaded last
     last_step: int | None = field(default=None, init=False)  # of the copy that was started last
     _started: str = field(default="", init=False)
-    _failing: bool = field(default=False, init=False)
+    failing: bool = field(default=False, init=False)  # the last copy
     _damaged: set[str] = field(default_factory=set, init=False)  # files that were found to be damaged
     _peer: MemoryPeer | None = field(default=None, init=False)
 
@@ -126,7 +126,7 @@ class MemoryCopies:
         if problem := self.group.broadcast_object(problem):
             raise ConfigError(problem)
 
-    def save(self, manifest: CheckpointManifest, layout: FileLayout, state: State, before_commit: Callable[[], None]) -> None:
+    def save(self, manifest: CheckpointManifest, layout: FileLayout, state: State, before_commit: Callable[[int], None]) -> None:
         """Start to copy the state and return. At most one copy is in progress."""
         self.wait()
         number = next(self.group.saves)
@@ -190,10 +190,10 @@ class MemoryCopies:
             peer.close()
 
     def _commit(
-        self, copy: CopyName, manifest: CheckpointManifest, before_commit: Callable[[], None], files: list[FileRecord]
+        self, copy: CopyName, manifest: CheckpointManifest, before_commit: Callable[[int], None], files: list[FileRecord]
     ) -> None:
         """Commit the copy. Called on rank 0, when the files of all ranks are on two nodes."""
-        before_commit()
+        before_commit(manifest.step)
         self.fence.check()
         name, text = f"{copy}.{MANIFEST_NAME}", dump_manifest(manifest.model_copy(update={"files": files}))
         self._manifests.create(name, len(text), self.complete)[:] = text
@@ -217,16 +217,16 @@ class MemoryCopies:
         """
         pending, self.pending = self.pending, None
         if pending is None:
-            return not self._failing
+            return not self.failing
         try:
             pending.wait()
         except StorageError as error:
-            if self.group.is_main and not self._failing:  # the first in a row
+            if self.group.is_main and not self.failing:  # the first in a row
                 self.run.event("memory_copy_failed", problem=str(error), attempt=self.fence.attempt, group=self.fence.group)
-            self._failing = True
+            self.failing = True
         else:
-            self._failing, self.complete = False, self._started
-        return not self._failing
+            self.failing, self.complete = False, self._started
+        return not self.failing
 
     def abandon(self) -> None:
         """End the copy in progress after the group broke."""

@@ -69,7 +69,7 @@ def kill_node(run: RunDir, node: int) -> None:
     os.killpg(agent_pid(run, node, 1), signal.SIGKILL)
 
 
-def test_a_killed_rank_or_node_costs_one_step_at_most_a_leaving_one_none_and_nothing_is_read_from_storage(
+def test_a_killed_rank_or_node_and_a_leaving_one_cost_no_step_and_nothing_is_read_from_storage(
     start: Start, tmp_path: Path
 ) -> None:
     run = start(nodes="1..3")
@@ -81,9 +81,9 @@ def test_a_killed_rank_or_node_costs_one_step_at_most_a_leaving_one_none_and_not
     after_rank = resumed_after(run, lambda: kill_rank(run, 1), len(events(run, "resumed")) + 1)
     after_node = resumed_after(run, lambda: kill_node(run, 1), len(events(run, "resumed")) + 1)
     resumed = [scaled, after_rank, after_node]
-    assert [(event["tier"], event["world_size"]) for event in resumed] == [("memory", 2), ("memory", 2), ("memory", 1)]
-    assert scaled["redone"] == 0
-    assert max(after_rank["redone"], after_node["redone"]) <= 1
+    assert [event["tier"] for event in resumed] == ["memory", "memory", "memory"]
+    assert [event["world_size"] for event in resumed[:2]] == [2, 2]  # the node that had left may be back for the third
+    assert [event["redone"] for event in resumed] == [0, 0, 0]
     assert not events(run, "checkpoint")
     assert not events(run, "bad_checkpoint")
     assert [*cancel_runs([run.id])]

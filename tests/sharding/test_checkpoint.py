@@ -267,11 +267,11 @@ def test_what_another_machine_has_just_committed_is_found(group: Group, tmp_path
 
 def test_metrics_are_durable_before_a_checkpoint_counts(run: RunDir, group: Group) -> None:
     store, observed = checkpoints(run, group), list[list[Path]]()
-    store.before_commit = lambda: observed.append(list(run.checkpoints.rglob("manifest.json")))
+    store.before_commit = lambda step: observed.append(list(run.checkpoints.rglob("manifest.json")))
     save(store, group, 1)
     assert observed == [[]]
 
-    def full() -> None:
+    def full(step: int) -> None:
         raise OSError(28, "No space left on device")
 
     store.before_commit = full

@@ -163,7 +163,7 @@ def test_a_copy_that_was_not_committed_is_not_read(run: RunDir, group: Group, no
     copies = store(run, group, nodes)
     copy(copies, group, 1)
 
-    def disk_is_full() -> None:
+    def disk_is_full(step: int) -> None:
         raise OSError("the disk is full")
 
     copies.before_commit = disk_is_full

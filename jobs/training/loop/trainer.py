@@ -54,7 +54,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         # metrics of steps before a checkpoint are durable before it, since those steps are not repeated
-        self.checkpoints.before_commit = self.report.flush
+        self.checkpoints.before_commit = self._make_durable
+        self.report.holds = self._copies_each_step
         self.checkpoints.after_commit = self.source.committed
         self._anomalies = Anomalies(self.config.anomaly, self.report)
 
@@ -73,7 +74,9 @@ class Trainer:
             return self._finish()
         except BaseException as error:
             with suppress(Exception):  # this error, or a consequence of it
-                if not isinstance(error, NumericsError):
+                if isinstance(error, NumericsError):
+                    self.report.release()
+                else:
                     self._report_ended()
                 if not isinstance(error, StopRequested):
                     self.report.lose()
@@ -84,6 +87,14 @@ class Trainer:
         finally:
             self.context.heart.beat(Phase.LEAVING, self.progress.step)
             self.report.end()
+
+    def _make_durable(self, step: int) -> None:
+        self.report.release(step)
+        self.report.flush()
+
+    def _copies_each_step(self) -> bool:
+        memory = self.checkpoints.memory
+        return memory is not None and self.interval.each_step and not memory.failing
 
     def _report_ended(self) -> None:
         """Report the pending steps that have ended, before the run leaves because of an error."""

@@ -1,8 +1,11 @@
 """Reports of a training run: metrics, events, progress. Rank 0 alone reports, and writes to disk in a thread."""
 
 import logging
+import math
+import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ropewalk.cluster.run.background import BackgroundWriter
@@ -49,9 +52,14 @@ class Report:
         self._rates: dict[str, float] = {}
         self._time = TimeAccount(context) if group.is_main else None
         self._stragglers = Stragglers(hosts)
+        # True while each step is copied to memory: its metrics are written once the copy is complete, see `release`
+        self.holds: Callable[[], bool] = lambda: False
+        self._held: deque[dict[str, Any]] = deque()  # lines, in order
+        self._releasing = threading.Lock()
 
     def start(self, training_seconds: float | None) -> None:
         """Begin at a checkpoint, or go back to it. `training_seconds`: what counted when it was saved, None if unknown."""
+        self.release()
         if self._time is not None:
             self._time.go_back(training_seconds)
             self._event(COUNTED, self._time.record())
@@ -100,7 +108,7 @@ class Report:
                 **self._stragglers.metrics(),
             }
             values |= {**speed, **self._time.metrics()} if self._time is not None else speed
-            self._writer.put(self._metrics.write, self._metrics.line(stats.step, values, _wall_time(stats)))
+            self._put_line(self._metrics.line(stats.step, values, _wall_time(stats)))
         if (now := time.monotonic()) - self._reported > _PROGRESS_SECONDS:
             self._reported = now
             self._progress(stats.step)
@@ -122,22 +130,36 @@ class Report:
         """Report norms as metrics, and histograms in their own file."""
         if self._metrics is not None and self._writer is not None:
             when = _wall_time(step)
-            self._writer.put(self._metrics.write, self._metrics.line(step.step, stats.norms, when))
+            self._put_line(self._metrics.line(step.step, stats.norms, when))
             line = {"step": step.step, "attempt": self._context.attempt, "time": when, "edges": EDGES, "counts": stats.counts}
             self._writer.put(self._write_histograms, line)
 
     def validation(self, progress: Progress) -> None:
         if self._metrics is not None and self._writer is not None:
             self._log("step %d: %s", progress.step, ", ".join(f"{k} {v:.4f}" for k, v in progress.validation.items()))
-            self._writer.put(self._metrics.write, self._metrics.line(progress.step, progress.validation))
+            self._put_line(self._metrics.line(progress.step, progress.validation))
 
     def samples(self, rows: list[Row]) -> None:
         """Report generated samples, replacing those of the same step before a resume."""
         if self._writer is not None:
             self._writer.put(self._write_samples, rows)
 
+    def _put_line(self, line: dict[str, Any]) -> None:
+        self._held.append(line)
+        if not self.holds():
+            self.release()
+
+    def release(self, step: float = math.inf) -> None:
+        """Write the metrics that were held, up to a step: they are reported now, so that its state must not be lost."""
+        with self._releasing:
+            while self._held and self._held[0]["step"] <= step:
+                if self._writer is not None and self._metrics is not None:
+                    self._writer.put(self._metrics.write, self._held[0])
+                self._held.popleft()
+
     def close(self, step: int) -> None:
         """Report the last step, and wait until everything is on disk."""
+        self.release()
         if self._time is not None:
             self._progress(step)
             self._ranks()
@@ -145,7 +167,7 @@ class Report:
         self.flush()
 
     def flush(self) -> None:
-        """Wait until all reports are on disk. Raises the error of a failed write."""
+        """Wait until all reports are on disk but metrics that are held. Raises the error of a failed write."""
         if self._writer is not None and self._metrics is not None:
             self._writer.flush()
             self._metrics.sync()

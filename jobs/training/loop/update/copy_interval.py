@@ -39,6 +39,11 @@ class CopyInterval:
             return len(self._ends) < FIRST_STEPS + MEASURED_STEPS
         return self._every is not None and step % self._every == 0
 
+    @property
+    def each_step(self) -> bool:
+        """True if the state is copied after each step from now on."""
+        return self._every == 1
+
     def end_step(self, step: int) -> None:
         """Count a step. All ranks agree on the interval when enough are measured."""
         if not self._measures:

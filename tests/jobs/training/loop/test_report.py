@@ -65,6 +65,30 @@ def test_steps_go_on_while_the_file_server_is_away(network: Network) -> None:
     assert read_json(run.progress)["done"] == 999  # type: ignore[index]
 
 
+def test_a_step_whose_state_could_still_be_lost_is_not_reported(tmp_path: Path) -> None:
+    run = RunDir.create("copied", {"job": "toy", "config": {}}, tmp_path)
+    report = report_of(run)
+
+    def written() -> list[int]:
+        report.flush()
+        return [line["step"] for line in run.read_metrics()]
+
+    report.step(stats_of(1))
+    report.holds = lambda: True
+    report.step(stats_of(2))
+    report.step(stats_of(3))
+    assert written() == [1]
+    report.release(2)
+    assert written() == [1, 2]
+    report.holds = lambda: False  # copies fail
+    report.step(stats_of(4))
+    assert written() == [1, 2, 3, 4]
+    report.holds = lambda: True
+    report.step(stats_of(5))
+    report.close(5)
+    assert [line["step"] for line in run.read_metrics()] == [1, 2, 3, 4, 5]
+
+
 def test_an_old_group_stops_at_its_next_step(tmp_path: Path) -> None:
     run = RunDir.create("old", {"job": "toy", "config": {}}, tmp_path)
     report = report_of(run)

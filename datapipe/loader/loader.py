@@ -165,7 +165,8 @@ class TokenLoader:
         """Fetch the runs of these samples' windows, and those of the next window as far as the samples are in this one."""
         assert self._ahead is not None, "there is data on an object store"
         sources, offsets, epochs = self._locate(np.arange(number * PLAN, (number + 1) * PLAN, dtype=np.int64))
-        for source, epoch in np.unique(np.stack([sources, epochs]), axis=1).T.tolist():
+        for key in np.unique(epochs * len(self.datasets) + sources).tolist():
+            epoch, source = divmod(key, len(self.datasets))
             slots = offsets[(sources == source) & (epochs == epoch)] // run
             first, last = slots.min() // WINDOW_RUNS * WINDOW_RUNS, slots.max() + WINDOW_RUNS
             size = self._sizes[source]

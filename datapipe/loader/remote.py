@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 
 import numpy as np
@@ -20,24 +20,19 @@ REMEMBERED = 4096  # requests
 
 
 class Regions:
-    """Mapped pieces of shards. The least recently used ones are unmapped, since a removed file occupies the disk until then."""
+    """Mapped pieces of shards. The ones mapped first are unmapped, since a removed file occupies the disk until then."""
 
     def __init__(self, cache: BlockCache, most: int) -> None:
         self.cache, self.most = cache, most
-        self._regions: OrderedDict[Hashable, Region] = OrderedDict()
+        self._mapped: deque[tuple[dict[int, Region], int]] = deque()  # with their numbers
 
-    def get(self, key: Hashable) -> Region | None:
-        """Return a region that is mapped."""
-        region = self._regions.get(key)
-        if region is not None:
-            self._regions.move_to_end(key)
-        return region
-
-    def add(self, key: Hashable, region: Region) -> Region:
-        """Keep a region."""
-        self._regions[key] = region
-        if len(self._regions) > self.most:
-            self._regions.popitem(last=False)
+    def add(self, regions: dict[int, Region], number: int, region: Region) -> Region:
+        """Keep a region of a shard."""
+        regions[number] = region
+        self._mapped.append((regions, number))
+        if len(self._mapped) > self.most:
+            first, oldest = self._mapped.popleft()
+            first.pop(oldest, None)
         return region
 
 
@@ -59,17 +54,17 @@ class RemoteShard:
         self._root, self._shard, self._dtype, self._sums, self._regions = root, shard, dtype, sums, regions
         self._item, self._seq_len, self._run, self._first = np.dtype(dtype).itemsize, seq_len, run, first
         self._name = f"{root.url}/{shard.path}"
+        self._mapped: dict[int, Region] = {}  # by run
 
     def read(self, start: int, stop: int) -> Tokens:
         """Return tokens [start, stop) of one sequence. A damaged piece is fetched again once."""
         run = (self._first + start // self._seq_len) // self._run
-        key = (self._shard.path, run)
-        region = self._regions.get(key) or self._regions.add(key, self._map(run))
+        region = self._mapped.get(run) or self._regions.add(self._mapped, run, self._map(run))
         try:
             return region.read(start, stop)
         except CorruptShardError:
             self._regions.cache.drop(self._file(run)[0])
-        return self._regions.add(key, self._map(run)).read(start, stop)
+        return self._regions.add(self._mapped, run, self._map(run)).read(start, stop)
 
     def verify(self) -> None:
         """Verify all sequences. A damaged piece is fetched again once."""

@@ -36,6 +36,7 @@ from ropewalk.datapipe.loader.prefetch import tell_ahead
 from ropewalk.datapipe.loader.remote import THREADS
 from ropewalk.datapipe.manifest import Manifest, TokenizerRecord, checksum_of
 from ropewalk.datapipe.shard_table import BLOCK_BYTES, BLOCKS_NAME, SCHEMA, SUM, TABLE_NAME, write_table
+from ropewalk.jobs.training.loop.update.garbage import collected_by_step
 from tests.conftest import S3Server, lab_script
 
 SEQ_LEN, BATCH = 2048, 8
@@ -109,10 +110,11 @@ def rate(url: str, windows: int, cache_gib: float, cache: str) -> dict[str, floa
     window = RUN * WINDOW_RUNS
     marks = []
     plan = (range(first, first + BATCH) for first in range(0, (windows + 1) * window, BATCH))
-    for positions in tell_ahead(plan, loader.expect):
-        if positions.start in (window, (windows + 1) * window - BATCH):
-            marks.append((time.perf_counter(), time.process_time(), loader.bytes_read))
-        loader.read(positions)
+    with collected_by_step():
+        for positions in tell_ahead(plan, loader.expect):
+            if positions.start in (window, (windows + 1) * window - BATCH):
+                marks.append((time.perf_counter(), time.process_time(), loader.bytes_read))
+            loader.read(positions)
     (wall, cpu, size), tokens = (last - first for first, last in zip(*marks, strict=True)), windows * window * SEQ_LEN
     return {
         "tokens per CPU-second": round(tokens / cpu),

@@ -15,7 +15,7 @@ from ropewalk.cluster.run.files import CACHE_VARIABLE, cache_dir, ensure_private
 from ropewalk.datapipe.loader.blocks import map_file
 
 LOCKS = 256
-PIECE_BYTES = 64 << 10  # of a write: for longer ones the kernel looks for large pages, and moves others until it has some
+PIECE_BYTES = 256 << 10  # of a write: for longer ones the kernel looks for large pages, and moves others until it has some
 CHECKS = 64  # the size is checked each time this part of the limit was written by one process
 
 

@@ -13,19 +13,15 @@ from ropewalk.cluster.storage import StoragePath
 from ropewalk.sharding.checkpoints.file_layout import BLOCK_BYTES, FileLayout, RankFile
 from ropewalk.sharding.checkpoints.manifest import FileRecord, checksum
 
-_WRITE_BLOCKS = 64
-
 
 def write_rank_file(folder: StoragePath, name: str, layout: RankFile, data: Any) -> FileRecord:
     """Write the data of a rank, an array of bytes, with checksums of its blocks in front."""
     sums = np.zeros(layout.num_blocks, "<u8")
-    blocks = _blocks(layout, data)
     with folder.create(name) as stream:
         stream.seek(layout.data_start)
-        for first in range(0, len(blocks), _WRITE_BLOCKS):
-            for number, block in enumerate(blocks[first : first + _WRITE_BLOCKS], first):
-                sums[number] = xxhash.xxh3_64_intdigest(block)
-            stream.write(data[first * BLOCK_BYTES : (first + _WRITE_BLOCKS) * BLOCK_BYTES])
+        for number, block in enumerate(_blocks(layout, data)):
+            sums[number] = xxhash.xxh3_64_intdigest(block)
+            stream.write(block)  # no more at once: for longer writes the kernel looks for large pages, which may take long
         head = layout.header + sums.tobytes()
         stream.seek(0)
         stream.write(head)

@@ -54,8 +54,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         # metrics of steps before a checkpoint are durable before it, since those steps are not repeated
-        self.checkpoints.before_commit = self._make_durable
-        self.report.holds = self._copies_each_step
+        self.checkpoints.before_commit = self.report.make_durable
         self.checkpoints.after_commit = self.source.committed
         self._anomalies = Anomalies(self.config.anomaly, self.report)
 
@@ -87,14 +86,6 @@ class Trainer:
         finally:
             self.context.heart.beat(Phase.LEAVING, self.progress.step)
             self.report.end()
-
-    def _make_durable(self, step: int) -> None:
-        self.report.release(step)
-        self.report.flush()
-
-    def _copies_each_step(self) -> bool:
-        memory = self.checkpoints.memory
-        return memory is not None and self.interval.each_step and not memory.failing
 
     def _report_ended(self) -> None:
         """Report the pending steps that have ended, before the run leaves because of an error."""
@@ -260,6 +251,8 @@ class Trainer:
     def _count(self, pending: PendingStep, stats: StepStats) -> None:
         """Count a step that was applied, and report it."""
         self.progress.count(stats.loss, stats.watch)
+        memory = self.checkpoints.memory
+        self.report.holds = memory is not None and self.interval.each_step and not memory.failing
         if self.layers is not None and pending.layers is not None:
             self.report.layers(stats, self.layers.stats(pending.layers.read()))
         self.report.step(stats)

@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ropewalk.cluster.run.background import BackgroundWriter
@@ -52,8 +52,7 @@ class Report:
         self._rates: dict[str, float] = {}
         self._time = TimeAccount(context) if group.is_main else None
         self._stragglers = Stragglers(hosts)
-        # True while each step is copied to memory: its metrics are written once the copy is complete, see `release`
-        self.holds: Callable[[], bool] = lambda: False
+        self.holds = False  # True while each step is copied to memory: its metrics are written once the copy is complete
         self._held: deque[dict[str, Any]] = deque()  # lines, in order
         self._releasing = threading.Lock()
 
@@ -146,7 +145,7 @@ class Report:
 
     def _put_line(self, line: dict[str, Any]) -> None:
         self._held.append(line)
-        if not self.holds():
+        if not self.holds:
             self.release()
 
     def release(self, step: float = math.inf) -> None:
@@ -156,6 +155,11 @@ class Report:
                 if self._writer is not None and self._metrics is not None:
                     self._writer.put(self._metrics.write, self._held[0])
                 self._held.popleft()
+
+    def make_durable(self, step: int) -> None:
+        """Write the metrics up to a step, and wait until they are on disk."""
+        self.release(step)
+        self.flush()
 
     def close(self, step: int) -> None:
         """Report the last step, and wait until everything is on disk."""

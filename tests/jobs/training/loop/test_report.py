@@ -74,16 +74,16 @@ def test_a_step_whose_state_could_still_be_lost_is_not_reported(tmp_path: Path) 
         return [line["step"] for line in run.read_metrics()]
 
     report.step(stats_of(1))
-    report.holds = lambda: True
+    report.holds = True
     report.step(stats_of(2))
     report.step(stats_of(3))
     assert written() == [1]
     report.release(2)
     assert written() == [1, 2]
-    report.holds = lambda: False  # copies fail
+    report.holds = False  # copies fail
     report.step(stats_of(4))
     assert written() == [1, 2, 3, 4]
-    report.holds = lambda: True
+    report.holds = True
     report.step(stats_of(5))
     report.close(5)
     assert [line["step"] for line in run.read_metrics()] == [1, 2, 3, 4, 5]

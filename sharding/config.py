@@ -233,8 +233,8 @@ class CheckpointConfig(Section):
     memory_every_steps: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         default=None,
         description="steps between two copies of the state in the memory of the nodes, each on two of them: a lost rank or node"
-        " costs at most so many steps (with 1 none that was reported), and nothing is read from storage. auto: the fewest that"
-        " take at most 1% of the time; unset: no copies",
+        " costs at most so many steps (1: none with metrics), and nothing is read from storage. auto: the fewest that take at"
+        " most 1% of the time; unset: no copies",
     )
     patience_seconds: float = Field(
         default=120, gt=0, description="seconds that storage may be unavailable before the attempt fails"

@@ -24,15 +24,15 @@ class Regions:
 
     def __init__(self, cache: BlockCache, most: int) -> None:
         self.cache, self.most = cache, most
-        self._mapped: deque[tuple[dict[int, Region], int]] = deque()  # with their numbers
+        self._keys: deque[tuple[dict[int, Region], int]] = deque()  # the regions of a shard, and the run of one of them
 
-    def add(self, regions: dict[int, Region], number: int, region: Region) -> Region:
-        """Keep a region of a shard."""
-        regions[number] = region
-        self._mapped.append((regions, number))
-        if len(self._mapped) > self.most:
-            first, oldest = self._mapped.popleft()
-            first.pop(oldest, None)
+    def add(self, regions: dict[int, Region], run: int, region: Region) -> Region:
+        """Keep a region in those of its shard, by run."""
+        regions[run] = region
+        self._keys.append((regions, run))
+        if len(self._keys) > self.most:
+            others, oldest = self._keys.popleft()
+            others.pop(oldest, None)  # None: it was damaged and replaced, so that its key is here twice
         return region
 
 

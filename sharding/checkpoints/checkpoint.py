@@ -65,7 +65,7 @@ class Checkpoints:
         self.root = folder_of(run, config)
         self.last_step: int | None = None  # of the checkpoint that was saved or loaded last by this process
         self.memory = MemoryCopies(memory, run, group, fence) if memory is not None else None
-        # both run on rank 0 in the background thread: make records up to a step durable; note a commit as (position, step)
+        # both run on rank 0 in the background thread: make reports up to a step durable; note a commit as (position, step)
         self.before_commit: Callable[[int], None] = lambda step: None
         self.after_commit: Callable[[int, int], None] = lambda position, step: None
         self._messages = open_messages(group)

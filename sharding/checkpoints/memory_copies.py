@@ -93,7 +93,7 @@ class MemoryCopies:
     complete: str = field(default="", init=False)  # the copy that was completed or loaded last
     last_step: int | None = field(default=None, init=False)  # of the copy that was started last
     _started: str = field(default="", init=False)
-    failing: bool = field(default=False, init=False)  # the last copy
+    failing: bool = field(default=False, init=False)  # True if the last copy failed
     _damaged: set[str] = field(default_factory=set, init=False)  # files that were found to be damaged
     _peer: MemoryPeer | None = field(default=None, init=False)
 

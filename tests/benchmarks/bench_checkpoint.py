@@ -8,8 +8,8 @@ of half as many ranks, in a process of its own, to read the manifest and find th
 Standstill: two ranks train a Llama of so many million parameters, each step long enough, and save every tenth step: with
 Ropewalk, with `torch.distributed.checkpoint.save`, with `torch_checkpointing` (installed into build/ the first time; without
 pinned memory and without a description of how tensors are divided, both of which need a GPU), and not at all. Standstill is what
-the loop waits: in the call that saves, and before the update. All steps together are compared with as many of the median one,
-which no save disturbs: the machine is not equally fast for minutes.
+the loop waits: in the call that saves, and before the update. All steps together are compared with as many of the same way's
+median step, which no save disturbs, and not with the way that does not save: a machine is not equally fast for so long.
 """
 
 import argparse

@@ -82,7 +82,7 @@ def test_a_killed_rank_or_node_and_a_leaving_one_cost_no_step_and_nothing_is_rea
     after_node = resumed_after(run, lambda: kill_node(run, 1), len(events(run, "resumed")) + 1)
     resumed = [scaled, after_rank, after_node]
     assert [event["tier"] for event in resumed] == ["memory", "memory", "memory"]
-    assert [event["world_size"] for event in resumed[:2]] == [2, 2]  # the node that had left may be back for the third
+    assert [event["world_size"] for event in resumed] in ([2, 2, 1], [2, 2, 2]), "the node that had left may be back by then"
     assert [event["redone"] for event in resumed] == [0, 0, 0]
     assert not events(run, "checkpoint")
     assert not events(run, "bad_checkpoint")

@@ -53,8 +53,8 @@ class Report:
         self._time = TimeAccount(context) if group.is_main else None
         self._stragglers = Stragglers(hosts)
         self.holds = False  # True while each step is copied to memory: its metrics are written once the copy is complete
-        self._held: deque[dict[str, Any]] = deque()  # lines, in order
-        self._releasing = threading.Lock()
+        self._held: deque[dict[str, Any]] = deque()  # lines of metrics.jsonl, in order
+        self._releasing = threading.Lock()  # by the loop, or by the thread that commits a copy
 
     def start(self, training_seconds: float | None) -> None:
         """Begin at a checkpoint, or go back to it. `training_seconds`: what counted when it was saved, None if unknown."""
@@ -149,15 +149,16 @@ class Report:
             self.release()
 
     def release(self, step: float = math.inf) -> None:
-        """Write the metrics that were held, up to a step: they are reported now, so that its state must not be lost."""
+        """Write the metrics that are held, up to a step."""
+        if self._metrics is None or self._writer is None:
+            return
         with self._releasing:
             while self._held and self._held[0]["step"] <= step:
-                if self._writer is not None and self._metrics is not None:
-                    self._writer.put(self._metrics.write, self._held[0])
+                self._writer.put(self._metrics.write, self._held[0])
                 self._held.popleft()
 
     def make_durable(self, step: int) -> None:
-        """Write the metrics up to a step, and wait until they are on disk."""
+        """Write the metrics up to a step, and wait until all reports are on disk. Raises the error of a failed write."""
         self.release(step)
         self.flush()
 
@@ -171,7 +172,7 @@ class Report:
         self.flush()
 
     def flush(self) -> None:
-        """Wait until all reports are on disk but metrics that are held. Raises the error of a failed write."""
+        """Wait until all reports are on disk, except metrics that are held. Raises the error of a failed write."""
         if self._writer is not None and self._metrics is not None:
             self._writer.flush()
             self._metrics.sync()

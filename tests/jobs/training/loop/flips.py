@@ -48,10 +48,11 @@ class PlantedError(Exception):
 def train_with(run: RunDir, ranks: int, flips: Sequence[Flip]) -> None:
     """Train to the end on ranks that are a node each."""
     run.begin_attempt()
-    run_ranks(_rank, ranks, run.path, list(flips))
+    run_ranks(train_rank, ranks, run.path, list(flips))
 
 
-def _rank(rank: int, size: int, port: int, path: Path, flips: list[Flip]) -> None:
+def train_rank(rank: int, size: int, port: int, path: Path, flips: list[Flip]) -> None:
+    """Train as one of these ranks."""
     if size > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(OMP_NUM_THREADS="1", TORCHELASTIC_USE_AGENT_STORE="True", GLOO_SOCKET_IFNAME="lo")
